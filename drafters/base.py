@@ -1,0 +1,172 @@
+"""The protocols between the engine and the drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from drafters.sampling import Sampling
+from drafters.tree import DraftTree
+from drafters.verify import Verdict
+
+
+@dataclass
+class RequestState:
+    """What a drafter sees of a request; the engine owns it, a drafter only reads it.
+
+    tokens         prompt and committed output; the last one is the root of the next tree. The engine appends
+                   a step's emitted tokens *before* it calls `observe`
+    prompt_length  how many of `tokens` are the prompt
+    documents      token ids of the texts in play that may be copied from (passages, the whole document, …)
+    draft_prompt   the shortened prompt of the RAG drafter (retrieved passages and question); None: the
+                   drafter selects chunks of the prompt by itself
+    batch_size     sequences in the coming step, this one included; the engine keeps it current
+    """
+
+    request_id: str
+    tokens: list[int]
+    prompt_length: int
+    sampling: Sampling = field(default_factory=Sampling)
+    documents: Sequence[Sequence[int]] = ()
+    draft_prompt: Sequence[int] | None = None
+    batch_size: int = 1
+
+    @property
+    def next_position(self) -> int:
+        """The position of the token after the root: the key of the root's choice."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class TopSuccessors:
+    """The target's k most probable successors of each row of a step (row 0 = root, row i + 1 = node i).
+
+    ids int64 [n + 1, k], log_probs float32 [n + 1, k] (unwarped, natural log), both in descending
+    probability.
+    """
+
+    ids: np.ndarray
+    log_probs: np.ndarray
+
+
+class Drafter(Protocol):
+    """Guesses for one request; made per request by `registry.build`, sharing tables through `Resources`.
+
+    The engine calls `start` once after the prompt is known, then per step `propose` and `observe`, then
+    `finish` exactly once, also after an abort. A drafter that raises is dropped by the engine for that
+    request; the answer is exact all the same.
+    """
+
+    name: str
+    needs_topk: int
+    """How many top successors a row `observe` wants; 0: none (its `top` is then None)."""
+
+    def start(self, state: RequestState) -> None: ...
+
+    def propose(self, state: RequestState, budget: int) -> DraftTree:
+        """At most `budget` nodes below state.tokens[-1]; the empty tree is welcome."""
+
+    def observe(
+        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
+    ) -> None:
+        """Learn from a step. `tree` is what was verified (the engine may have trimmed it); `verdict.tokens`
+        may have been cut short by a stop or the token limit, and is already part of state.tokens."""
+
+    def finish(self, state: RequestState) -> None: ...
+
+
+class DraftSession(Protocol):
+    """One sequence of a draft model, with its own KV in the pool.
+
+    Committed tokens come first; below the last of them hangs a growing tree of speculative nodes. Nothing is
+    ever computed twice: each call states what it costs.
+    """
+
+    @property
+    def length(self) -> int:
+        """Committed tokens whose KV is written."""
+
+    def advance(self, token_ids: Sequence[int]) -> Tensor:
+        """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
+
+        Costs one forward of len(token_ids) rows (at least one token).
+        """
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Add speculative nodes and return their logits [len(tokens), V].
+
+        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
+        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
+        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
+        are not re-run.
+        """
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the KV of the nodes `path` (a chain from a child of the last committed token), drop the
+        others.
+
+        Costs a slot copy, no forward; `length` grows by len(path). An empty path is `rollback`.
+        """
+
+    def rollback(self) -> None:
+        """Drop all speculative nodes. Free."""
+
+    def close(self) -> None:
+        """Return the pages. The session is unusable afterwards; closing twice is allowed."""
+
+
+class DraftModel(Protocol):
+    """A model that drafts: another checkpoint, or the target itself over a shorter prompt."""
+
+    vocab_size: int
+
+    def open(self, token_ids: Sequence[int]) -> DraftSession:
+        """Prefill all of token_ids (at least one), sharing cached prefixes where the pool has them."""
+
+
+class SkipSession(Protocol):
+    """The target itself, drafting over a request's own KV with some layers skipped (SWIFT).
+
+    The request's committed KV is used as it is; the root's KV is not yet written, so the root is node 0 of
+    every tree (parent -1, position len(tokens) - 1).
+    """
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int], skipped: frozenset[int]) -> Tensor:
+        """As DraftSession.extend, running only the layers not in `skipped` (a skipped layer passes its input
+        on)."""
+
+    def rollback(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SkippableModel(Protocol):
+    """The engine's hook for self-speculation."""
+
+    num_layers: int
+    vocab_size: int
+
+    def attach(self, request_id: str) -> SkipSession:
+        """A session over the running request of that id."""
+
+
+@runtime_checkable
+class Datastore(Protocol):
+    """Continuations of a context suffix in a corpus (REST); retrieval's token store satisfies it."""
+
+    def continuations(self, suffix: Sequence[int], max_matches: int, length: int) -> Sequence[Sequence[int]]:
+        """Up to `max_matches` token sequences, each at most `length` long and ending at its document's end,
+        that follow an occurrence of `suffix` in the corpus; empty when it does not occur."""
+
+
+class TextCodec(Protocol):
+    """A tokenizer, as re-encoding between two vocabularies needs it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special tokens added."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...

@@ -1,0 +1,182 @@
+"""The target's choice of a token: y = argmax(log p + g), where g is noise keyed by (seed, position, token).
+
+The noise is a pure function of its key, so the token at a position does not depend on how the positions were
+grouped into forwards: plain and speculative decoding make the same choices (the Gumbel-max trick; the noise
+is shared by all ways of computing the same position). All functions work row by row: a row's result depends
+on that row alone, which lets one call serve a ragged batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drafters.errors import DrafterError
+
+_HEAD = 256  # logits sorted at first for top-p; rows whose nucleus is wider are sorted whole
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request samples. temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise DrafterError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k < 0:
+            raise DrafterError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise DrafterError(f"top_p must lie in (0, 1], not {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def warp(
+    logits: Tensor,
+    temperature: float | Tensor,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+) -> Tensor:
+    """Log-probabilities after temperature, then top-k, then top-p (each renormalised), the order of
+    transformers.
+
+    logits [N, V] of any float dtype; the parameters are scalars or [N]. Returns float64 [N, V], -inf outside
+    the kept set. Among equal logits at the border the lowest ids are kept. A row of temperature 0 gives all
+    mass to its argmax (the lowest id of equals).
+    """
+    rows, vocab = logits.shape
+    temperature = _per_row(temperature, rows, torch.float64, logits.device)
+    top_k = _per_row(top_k, rows, torch.int64, logits.device)
+    top_p = _per_row(top_p, rows, torch.float64, logits.device)
+
+    greedy = temperature == 0
+    scaled = logits.to(torch.float64) / torch.where(greedy, torch.ones_like(temperature), temperature)[:,
+    None] top_k = torch.where(greedy, torch.ones_like(top_k), top_k)
+    top_k = torch.where((top_k <= 0) | (top_k > vocab), torch.full_like(top_k, vocab), top_k)
+
+    cut = ((top_k < vocab) | (top_p < 1)).nonzero().flatten()
+    if len(cut):
+        scaled[cut] = _keep_nucleus(scaled[cut], top_k[cut], top_p[cut])
+    return torch.log_softmax(scaled, dim=-1)
+
+
+def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, device: torch.device | str | None = None) -> Tensor:
+    """Gumbel(0, 1) noise, float64 [N, vocab_size], for N (seed, position) keys; *position* is the chosen
+    token's."""
+    seeds, positions = seeds.to(device), positions.to(device)
+    tokens = torch.arange(vocab_size, device=seeds.device)
+    return noise(seeds[:, None], positions[:, None], tokens[None, :])
+
+
+def noise(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """The same noise for broadcastable int64 keys, one value a (seed, position, token).
+
+    A splitmix64 finaliser over int64 with wrap-around: the 52 random bits are the same on every device and
+    torch version; the two logarithms are the device's own (within an ulp of each other).
+    """
+    key = _mix(_mix(seeds + _signed(_GOLDEN)) ^ (positions * _signed(_GOLDEN)))
+    bits = _mix(key + (tokens + 1) * _signed(_GOLDEN))
+    # 52 bits and a half: the largest value is below 1 in float64, the smallest above 0, so g is finite
+    uniform = ((_shift(bits, 12)).to(torch.float64) + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform))
+
+
+def choose(
+    logits: Tensor,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """The target's token after each row: int64 [N] = argmax(log p + g), greedy rows argmax of the raw logits.
+
+    logits [N, V]; the parameters are scalars or [N]; seeds and positions int64 [N], a position being that of
+    the token chosen. Ties go to the lowest id.
+    """
+    chosen = torch.argmax(logits, dim=-1)
+    temperature = _per_row(temperature, len(logits), torch.float64, logits.device)
+    sampled = (temperature != 0).nonzero().flatten()
+    if not len(sampled):
+        return chosen
+    top_k = _per_row(top_k, len(logits), torch.int64, logits.device)
+    top_p = _per_row(top_p, len(logits), torch.float64, logits.device)
+    log_p = warp(logits[sampled], temperature[sampled], top_k[sampled], top_p[sampled])
+    scores = perturb(log_p, seeds[sampled], positions[sampled])
+    chosen[sampled] = torch.argmax(scores, dim=-1)
+    return chosen
+
+
+def perturb(log_p: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """log p + g, float64 [N, V]; noise is drawn for the tokens of non-zero probability only."""
+    rows, tokens = torch.isfinite(log_p).nonzero(as_tuple=True)
+    scores = log_p.clone()
+    scores[rows, tokens] += noise(seeds.to(rows.device)[rows], positions.to(rows.device)[rows], tokens)
+    return scores
+
+
+def _keep_nucleus(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Scaled logits with -inf outside each row's top-k and top-p set."""
+    vocab = scaled.shape[-1]
+    # the head's size depends on the row alone, so that a row's sums are the same in every batch
+    head = torch.where(top_k < vocab, top_k, torch.full_like(top_k, min(_HEAD, vocab)))
+    out = torch.empty_like(scaled)
+    for size in torch.unique(head).tolist():
+        rows = (head == size).nonzero().flatten()
+        part, complete = _nucleus_from_head(scaled[rows], top_k[rows], top_p[rows], int(size))
+        out[rows] = part
+        wide = rows[~complete]
+        if len(wide):
+            out[wide] = _nucleus_from_head(scaled[wide], top_k[wide], top_p[wide], vocab)[0]
+    return out
+
+
+def _nucleus_from_head(scaled: Tensor, top_k: Tensor, top_p: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cut by the `size` largest logits of each row; also says for which rows these were enough (bool [N])."""
+    vocab = scaled.shape[-1]
+    values = torch.topk(scaled, size, dim=-1).values
+    limited = top_k < vocab
+    total = torch.where(limited, torch.logsumexp(values, -1), torch.logsumexp(scaled, -1))
+    mass = torch.exp(values - total[:, None])
+    before = torch.cumsum(mass, -1) - mass
+    kept = (before < top_p[:, None]).sum(-1).clamp(min=1)
+    complete = limited | (kept < size) | (size == vocab)
+
+    threshold = values.gather(1, (kept - 1)[:, None])
+    above = scaled > threshold
+    equal = scaled == threshold
+    room = kept - above.sum(-1)
+    keep = above | (equal & (torch.cumsum(equal, -1) <= room[:, None]))
+    return scaled.masked_fill(~keep, float("-inf")), complete
+
+
+def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=dtype, device=device)
+    return tensor.expand(rows) if tensor.dim() == 0 else tensor
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own keeps the sign)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
