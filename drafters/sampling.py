@@ -62,8 +62,9 @@ def warp(
     top_p = _per_row(top_p, rows, torch.float64, logits.device)
 
     greedy = temperature == 0
-    scaled = logits.to(torch.float64) / torch.where(greedy, torch.ones_like(temperature), temperature)[:,
-    None] top_k = torch.where(greedy, torch.ones_like(top_k), top_k)
+    divisor = torch.where(greedy, torch.ones_like(temperature), temperature)
+    scaled = logits.to(torch.float64) / divisor[:, None]
+    top_k = torch.where(greedy, torch.ones_like(top_k), top_k)
     top_k = torch.where((top_k <= 0) | (top_k > vocab), torch.full_like(top_k, vocab), top_k)
 
     cut = ((top_k < vocab) | (top_p < 1)).nonzero().flatten()
@@ -72,9 +73,10 @@ def warp(
     return torch.log_softmax(scaled, dim=-1)
 
 
-def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, device: torch.device | str | None = None) -> Tensor:
-    """Gumbel(0, 1) noise, float64 [N, vocab_size], for N (seed, position) keys; *position* is the chosen
-    token's."""
+def gumbel(
+    seeds: Tensor, positions: Tensor, vocab_size: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Gumbel(0, 1) noise, float64 [N, vocab_size], for N (seed, position) keys."""
     seeds, positions = seeds.to(device), positions.to(device)
     tokens = torch.arange(vocab_size, device=seeds.device)
     return noise(seeds[:, None], positions[:, None], tokens[None, :])

@@ -55,7 +55,9 @@ class DraftTree:
         return tree
 
     @classmethod
-    def chain(cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = "") -> DraftTree:
+    def chain(
+        cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = ""
+    ) -> DraftTree:
         """One branch."""
         return cls.of(tokens, range(-1, len(tokens) - 1), scores, source)
 
@@ -145,8 +147,11 @@ EMPTY = DraftTree.of([], [])
 
 
 def fuse(trees: Iterable[DraftTree]) -> DraftTree:
-    """One tree by longest-prefix matching (RASD, arXiv 2503.03434, section 3.3): nodes whose paths spell the
-    same tokens become one. The best score survives, with the source that gave it. Drops q. Duplicates vanish."""
+    """One tree by longest-prefix matching (RASD, arXiv 2503.03434, section 3.3).
+
+    Nodes whose paths spell the same tokens become one; the best score survives, with the source that gave it.
+    Drops q. Duplicates vanish.
+    """
     tokens: list[int] = []
     parents: list[int] = []
     scores: list[float] = []
@@ -154,8 +159,9 @@ def fuse(trees: Iterable[DraftTree]) -> DraftTree:
     index: dict[tuple[int, int], int] = {}
     for tree in trees:
         place = [-1] * (len(tree) + 1)
-        rows = zip(tree.tokens.tolist(), tree.parents.tolist(), tree.scores.tolist(), tree.sources,
-        strict=True) for node, (token, parent, score, source) in enumerate(rows):
+        nodes = zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)
+        for node, (token, parent) in enumerate(nodes):
+            score, source = float(tree.scores[node]), tree.sources[node]
             key = (place[parent + 1], token)
             found = index.get(key)
             if found is None:
