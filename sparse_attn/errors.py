@@ -17,3 +17,7 @@ class PolicyError(SparseAttentionError):
 
 class PatternFileError(SparseAttentionError):
     """A file of head patterns that cannot be read or belongs to another model."""
+
+
+class UnsupportedModelFeature(SparseAttentionError):
+    """The model asks of attention something that the paged kernels do not compute; the message names it."""

@@ -1,0 +1,34 @@
+# `make demo` and `make test` work on a fresh clone; both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo serve test test-all lint gpu-check clean
+
+$(STAMP): pyproject.toml scripts/install.sh
+	PYTHON=$(PYTHON) bash scripts/install.sh $(VENV)
+	touch $(STAMP)
+
+demo: $(STAMP)  ## ingest the handbook, start the service, ask two questions, stop
+	$(BIN)/python -m service.demo
+
+serve: $(STAMP)  ## the same service, kept up
+	$(BIN)/python -m service.demo --serve
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## what CI runs
+	$(BIN)/python -m pytest
+
+test-all: lint  ## slow tests too
+	$(BIN)/python -m pytest -m "not gpu"
+
+gpu-check: $(STAMP)  ## kernel tests and benchmarks on a GPU; on a CPU the interpreter's part
+	$(BIN)/python -m eval.bench.gpu_check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,354 @@
+"""The synchronous engine: requests in, tokens out, one forward a step, deterministic.
+
+A step is
+
+    step     = scheduler.schedule()          which tokens run; pages reserved
+    drafting.propose(step)                   guesses below the pending tokens; may be empty
+    forward  = runner.run(step.slices)       one forward of the unmodified model
+    verdicts = verify(tree, choices)         pure
+    scheduler.commit(step, verdicts)         lengths move, pages return
+
+and an exception anywhere before commit is a rollback: no length has moved. The requests of that step then fail with an
+error each; the engine and the other requests go on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from drafters.tree import EMPTY
+from drafters.verify import Verdict, verify
+from service.engine.block_manager import BlockManager
+from service.engine.detokenizer import Detokenizer
+from service.engine.loading import DTYPES, LoadedModel, load_model
+from service.engine.model_runner import Forward, ModelRunner
+from service.engine.request import (
+    FinishReason,
+    Generation,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from service.engine.sampler import RowKeys, sample, token_logprobs
+from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.step import Step
+from service.errors import InvalidRequest, ModelError
+from sparse_attn.kv_pool import KVPool
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine is built.
+
+    Attributes:
+        dtype: of weights and KV: float64, float32, bfloat16 or float16.
+        device: cpu, cuda or cuda:N.
+        kv_memory: bytes for the pages of KV.
+        page_size: tokens a page.
+        max_model_len: tokens a request may hold; None for what the model was made for.
+        max_step_tokens: rows of one forward, hence the longest prefill chunk.
+        max_running, max_waiting: requests with pages, and in the queue.
+        prefix_cache: keep the pages of finished requests for prompts that begin alike.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    kv_memory: int = 2 << 30
+    page_size: int = 64
+    max_model_len: int | None = None
+    max_step_tokens: int = 2048
+    max_running: int = 64
+    max_waiting: int = 1024
+    prefix_cache: bool = True
+
+
+@dataclass
+class EngineTotals:
+    """Sums over the life of an engine."""
+
+    steps: int = 0
+    forward_s: float = 0.0
+    step_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+class Engine:
+    """Runs requests over one model. Not thread-safe: one thread owns it (see ``AsyncEngine``)."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
+        self.config = config = config or EngineConfig()
+        self.loaded = loaded
+        self.tokenizer = loaded.tokenizer
+        self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
+        num_pages = self._num_pages(config)
+        pool = KVPool(loaded.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
+        self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache)
+        limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
+        self.scheduler = Scheduler(limits, self.blocks)
+        self.runner = ModelRunner(loaded.model, pool)
+        self.totals = EngineTotals()
+        self.kernels: set[str] = set()
+        self._requests: dict[str, Request] = {}
+        self._detokenizers: dict[str, Detokenizer] = {}
+        self._outputs: list[TokenOutput] = []
+        self._ids = itertools.count(1)
+
+    @classmethod
+    def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
+        """Load a model (folder, hub id or ``embedded``) and build an engine; options are those of EngineConfig.
+
+        Raises:
+            ModelError: the model is not there, not readable or not supported.
+        """
+        config = EngineConfig(dtype=dtype, device=device, **options)
+        return cls(load_model(model, dtype, device, config.max_model_len), config)
+
+    def add_request(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        documents: Sequence[Sequence[int]] = (),
+    ) -> str:
+        """Queue a request; returns its id.
+
+        Args:
+            prompt_ids: token ids, at least one.
+            documents: token ids of texts that the answer is likely to repeat, for the drafters.
+
+        Raises:
+            InvalidRequest, PromptTooLong, Busy: refused at the door; nothing was queued.
+        """
+        params = params or SamplingParams()
+        request_id = request_id or f"r{next(self._ids)}"
+        if request_id in self._requests:
+            raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
+        self._check_ids(prompt_ids)
+        if params.stop and self.tokenizer is None:
+            raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
+        request = Request(request_id, prompt_ids, params, documents)
+        self.scheduler.add(request)
+        self._requests[request_id] = request
+        if self.tokenizer is not None:
+            self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
+        return request_id
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._outputs)
+
+    def step(self) -> list[TokenOutput]:
+        """Run one forward; returns what it brought to each request, and what was aborted since the last step."""
+        started = time.perf_counter()
+        outputs, self._outputs = self._outputs, []
+        step = self.scheduler.schedule()
+        if not step:
+            return outputs
+        try:
+            forward = self.runner.run(step.slices)
+            verdicts = self._verify(step, forward)
+        except Exception as error:  # whatever the model raises fails this step's requests, not the engine
+            self.scheduler.rollback(step)
+            log.exception("step failed", requests=[p.request.id for p in step.slices])
+            return outputs + [self._fail(p.request, error) for p in step.slices]
+        self.scheduler.commit(step, verdicts, self._is_stop)
+        outputs += self._collect(step, verdicts, forward)
+        self.totals.steps += 1
+        self.totals.step_s += time.perf_counter() - started
+        return outputs
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Generation]:
+        """Run prompts to their ends, batched; results in the order of the prompts.
+
+        Raises:
+            PromptTooLong, InvalidRequest: before anything ran.
+        """
+        shared = params or SamplingParams()
+        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
+        ids: list[str] = []
+        try:
+            for prompt, one in zip(prompts, each, strict=True):
+                ids.append(self.add_request(prompt, one))
+        except Exception:
+            for request_id in ids:
+                self.abort(request_id)
+            raise
+        parts: dict[str, list[TokenOutput]] = {request_id: [] for request_id in ids}
+        while any(not p or not p[-1].finished for p in parts.values()):
+            for output in self.step():
+                parts.setdefault(output.request_id, []).append(output)
+        return [_join(parts[request_id]) for request_id in ids]
+
+    def abort(self, request_id: str) -> None:
+        """End a request between steps; its pages are free when this returns. Unknown ids are ignored."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._outputs.append(self._finish(request, FinishReason.ABORT))
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the engine now and since it was made."""
+        blocks, totals = self.blocks, self.totals
+        return {
+            "model": self.loaded.name,
+            "requests_running": len(self.scheduler.running),
+            "requests_waiting": len(self.scheduler.waiting),
+            "kv_pages": blocks.num_pages,
+            "kv_pages_used": blocks.num_owned,
+            "kv_cache_usage": blocks.num_owned / blocks.num_pages,
+            "prefix_cache_queries": blocks.queries,
+            "prefix_cache_hits": blocks.hits,
+            "prefix_cache_evictions": blocks.evictions,
+            "preemptions": self.scheduler.num_preemptions,
+            "kernels": sorted(self.kernels),
+            **vars(totals),
+        }
+
+    def check_integrity(self) -> None:
+        """Assert that pages in use are those of the running requests (see BlockManager.check_integrity)."""
+        self.scheduler.check_integrity()
+
+    def _num_pages(self, config: EngineConfig) -> int:
+        per_page = self.loaded.kv_shape.bytes_per_token(DTYPES[config.dtype]) * config.page_size
+        num_pages = config.kv_memory // per_page
+        if num_pages < 1:
+            raise ModelError(
+                f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
+                hint="Raise it.",
+                param="kv_memory",
+            )
+        return num_pages
+
+    def _check_ids(self, prompt_ids: Sequence[int]) -> None:
+        if not prompt_ids:
+            raise InvalidRequest("The prompt is empty.", hint="Give at least one token.", param="prompt")
+        low, high = min(prompt_ids), max(prompt_ids)
+        if low < 0 or high >= self.loaded.vocab_size:
+            raise InvalidRequest(
+                f"The prompt holds token id {low if low < 0 else high}; the model knows 0 to "
+                f"{self.loaded.vocab_size - 1}.",
+                hint="Encode it with the model's own tokenizer.",
+                param="prompt",
+            )
+
+    def _is_stop(self, request: Request, token: int) -> bool:
+        params = request.params
+        return token in params.stop_token_ids or (not params.ignore_eos and token in self.loaded.eos_ids)
+
+    def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
+        """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
+        sampling = [(part, first) for part, first in zip(step.slices, forward.first_row, strict=True) if part.samples]
+        params: list[SamplingParams] = []
+        positions: list[int] = []
+        for part, _ in sampling:
+            depths = part.tree.depths.tolist() if part.tree is not None else [0]
+            params += [part.request.params] * len(depths)
+            positions += [part.start + len(part.token_ids) + depth for depth in depths]
+        choices = sample(forward.logits, RowKeys(params, positions)) if sampling else []
+        verdicts = {}
+        for part, first in sampling:
+            tree = part.tree if part.tree is not None else EMPTY
+            verdict = verify(tree, choices[first : first + len(tree) + 1])
+            verdicts[part.request.id] = verdict
+            if verdict.path:
+                self.runner.keep_path(part, verdict.path)
+        return verdicts
+
+    def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
+        now = time.perf_counter()
+        self.kernels |= forward.kernels
+        outputs = []
+        for part, first in zip(step.slices, forward.first_row, strict=True):
+            request = part.request
+            request.scheduled = request.scheduled or now
+            if not part.samples:
+                continue
+            verdict = verdicts[request.id]
+            before = part.start + len(part.token_ids)
+            new_ids = request.token_ids[before:]
+            request.last_token = now
+            request.first_token = request.first_token or now
+            text = self._text(request, new_ids, before)
+            new_ids = request.token_ids[before:]  # a stop string may have cut them
+            output = TokenOutput(request.id, new_ids, text)
+            if request.params.logprobs is not None:
+                rows = [0] + [node + 1 for node in verdict.path]
+                output.logprobs = self._logprobs(request, forward, first, rows, new_ids)
+            if request.finish_reason is not None:
+                done = self._finish(request, request.finish_reason)
+                output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
+            outputs.append(output)
+        return outputs
+
+    def _text(self, request: Request, new_ids: list[int], before: int) -> str:
+        """Decode the new tokens; a stop string ends the request at the token that completes it."""
+        detokenizer = self._detokenizers.get(request.id)
+        if detokenizer is None:
+            return ""
+        pieces = []
+        for i, token in enumerate(new_ids):
+            last = i + 1 == len(new_ids) and request.finish_reason is not None
+            pieces.append(detokenizer.push([token], last=last))
+            if detokenizer.stopped:
+                request.finish_reason = FinishReason.STOP
+                del request.token_ids[before + i + 1 :]
+                break
+        return "".join(pieces)
+
+    def _logprobs(
+        self, request: Request, forward: Forward, first: int, rows: list[int], token_ids: list[int]
+    ) -> list[TokenLogprobs]:
+        count = request.params.logprobs or 0
+        return [
+            token_logprobs(forward.logits[first + row], token, count)
+            for row, token in zip(rows, token_ids, strict=False)
+        ]
+
+    def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
+        self.scheduler.finish(request, reason)
+        self._requests.pop(request.id, None)
+        self._detokenizers.pop(request.id, None)
+        totals = self.totals
+        totals.finished += 1
+        totals.prompt_tokens += request.prompt_len
+        totals.cached_tokens += request.cached_tokens
+        totals.output_tokens += request.num_output
+        stats = {**request.stats(), "kernels": sorted(self.kernels)}
+        return TokenOutput(request.id, [], "", True, reason.value, stats)
+
+    def _fail(self, request: Request, error: Exception) -> TokenOutput:
+        self.totals.failed += 1
+        request.finish_reason = FinishReason.ERROR
+        output = self._finish(request, FinishReason.ERROR)
+        output.error = f"{type(error).__name__}: {error}"
+        return output
+
+
+def _join(parts: list[TokenOutput]) -> Generation:
+    last = parts[-1]
+    return Generation(
+        token_ids=[t for p in parts for t in p.token_ids],
+        text="".join(p.text for p in parts),
+        finish_reason=last.finish_reason or "",
+        stats=last.stats,
+        logprobs=[x for p in parts if p.logprobs for x in p.logprobs] or None,
+        sources=[s for p in parts for s in p.sources],
+    )

@@ -1,0 +1,174 @@
+"""From a folder, a hub id or the word `embedded` to a model that the engine can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from service.errors import ModelError
+from sparse_attn.backend import attach
+from sparse_attn.errors import UnsupportedModelFeature
+from sparse_attn.kv_pool import KVShape
+
+log = structlog.get_logger(__name__)
+
+EMBEDDED = "embedded"
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass
+class LoadedModel:
+    """A model with paged attention, and what the engine needs to know of it.
+
+    Attributes:
+        name: as the user gave it.
+        tokenizer: None where the checkpoint has none; then prompts are token ids and text is empty.
+        max_len: positions that the model was made for.
+        eos_ids: tokens that end a sequence.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    kv_shape: KVShape
+    max_len: int
+    eos_ids: frozenset[int]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+
+def load_model(name: str, dtype: str = "float32", device: str = "cpu", max_model_len: int | None = None) -> LoadedModel:
+    """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
+
+    Raises:
+        ModelError: it cannot be found or read, is not a decoder, or needs what the engine does not have;
+            the message names the model and the cause.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"Unknown dtype {dtype!r}.", hint=f"Choose one of {', '.join(DTYPES)}.", param="dtype")
+    path = name
+    if name == EMBEDDED:
+        from service.reader import MODEL_DIR, verify_model
+
+        verify_model()
+        path = str(MODEL_DIR)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        where = "in this folder" if Path(path).is_dir() else "as a folder or on the hub"
+        raise ModelError(
+            f"No model {name!r} {where}: {_first_line(error)}",
+            hint="Give a folder with config.json and safetensors, a hub id, or 'embedded'.",
+            param="model",
+        ) from error
+    _refuse_by_config(name, config)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], device_map=_device_map(device))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"The model {name!r} cannot be loaded: {_first_line(error)}", param="model") from error
+    return prepare(name, model.eval(), load_tokenizer(path), max_model_len)
+
+
+def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | None = None) -> LoadedModel:
+    """Attach paged attention to a model in memory.
+
+    Raises:
+        ModelError: as ``load_model``.
+    """
+    _refuse_by_config(name, model.config)
+    try:
+        shape = attach(model)
+    except UnsupportedModelFeature as error:
+        raise ModelError(f"The model {name!r} is not supported: {error}.", param="model") from error
+    text_config = model.config.get_text_config()
+    max_len = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 20)
+    max_len = min(max_len, max_model_len or max_len)
+    _pin_rope(name, model, max_len)
+    return LoadedModel(name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer))
+
+
+def load_tokenizer(path: str) -> Any:
+    """The checkpoint's tokenizer, or None where there is none (said in the log)."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("model has no tokenizer: token ids only", model=path, error=_first_line(error))
+        return None
+
+
+def _refuse_by_config(name: str, config: Any) -> None:
+    text_config = config.get_text_config()
+    if config.is_encoder_decoder:
+        raise ModelError(f"{name!r} is an encoder-decoder model; Folio runs decoder-only models.", param="model")
+    if not getattr(text_config, "is_causal", True) or getattr(text_config, "use_bidirectional_attention", False):
+        raise ModelError(f"{name!r} attends in both directions; Folio runs causal models.", param="model")
+    known = {"full_attention", "sliding_attention"}
+    kinds = sorted(set(getattr(text_config, "layer_types", None) or []) - known)
+    if kinds:
+        raise ModelError(
+            f"{name!r} has layers of type {', '.join(kinds)}, which paged KV does not cover.", param="model"
+        )
+    rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    if "dynamic" in _rope_types(rope):
+        raise ModelError(
+            f"{name!r} uses dynamic RoPE scaling, whose angles depend on the longest sequence of a batch.",
+            hint="Use a checkpoint with linear, yarn, llama3 or longrope scaling.",
+            param="model",
+        )
+
+
+def _rope_types(rope: Any) -> set[str]:
+    """Kinds of RoPE in a configuration, which may have one for all layers or one a layer type."""
+    if not isinstance(rope, dict):
+        return set()
+    own = {str(rope[key]) for key in ("rope_type", "type") if rope.get(key)}
+    return own.union(*(_rope_types(value) for value in rope.values()))
+
+
+def _pin_rope(name: str, model: Any, max_len: int) -> None:
+    """longrope switches its angles by the longest sequence of a batch: hold it to those of the model's full length.
+
+    A sequence must not change its numbers because a longer one joins the batch, so one regime serves all.
+    """
+    for module in model.modules():
+        original = getattr(module, "original_inv_freq", None)
+        if original is None or getattr(module, "rope_type", "") != "longrope":
+            continue
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        device = module.inv_freq.device
+        module.inv_freq, module.attention_scaling = ROPE_INIT_FUNCTIONS["longrope"](
+            module.config, device, seq_len=max_len
+        )
+        module.original_inv_freq = module.inv_freq
+        log.info("longrope pinned to its long regime", model=name, max_len=max_len)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    generation: GenerationConfig | None = getattr(model, "generation_config", None)
+    found: set[int] = set()
+    for holder in (generation, model.config, tokenizer):
+        value = getattr(holder, "eos_token_id", None)
+        if value is not None:
+            found |= set(value) if isinstance(value, list | tuple) else {int(value)}
+    return frozenset(found)
+
+
+def _device_map(device: str) -> Any:
+    return None if device == "cpu" else {"": device}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,203 @@
+"""A request: what a client asked for, how far it has come, and what it gets back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from drafters.sampling import Sampling
+from service.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is decoded.
+
+    Attributes:
+        max_tokens: at most this many new tokens; at least 1.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
+        seed: keys the Gumbel noise together with the position; the same seed gives the same tokens.
+        stop: strings that end the text; the text shown ends before them.
+        stop_token_ids: token ids that end the sequence, besides the model's own.
+        ignore_eos: go on after the model's end-of-sequence tokens.
+        logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
+        drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
+        attention: NAME[:key=value,…] of sparse_attn.policy; None for the engine's default.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    drafter: str | None = None
+    attention: str | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_tokens must be at least 1": self.max_tokens >= 1,
+            "temperature must be between 0 and 100": 0 <= self.temperature <= 100,
+            "top_k must be 0 (all tokens) or more": self.top_k >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "seed must fit 63 bits and not be negative": 0 <= self.seed < 2**63,
+            "logprobs must be between 0 and 20": self.logprobs is None or 0 <= self.logprobs <= 20,
+            "stop takes at most 16 strings of 1 to 1024 characters": len(self.stop) <= 16
+            and all(0 < len(s) <= 1024 for s in self.stop),
+        }
+        for message, fine in checks.items():
+            if not fine:
+                raise InvalidRequest(f"{message}.", param=message.split()[0])
+
+    @property
+    def sampling(self) -> Sampling:
+        """What decides the choice of a token, as the drafters know it."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+class FinishReason(StrEnum):
+    """Why a request ended: the OpenAI words, and two more."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass
+class TokenLogprobs:
+    """Log-probability of a chosen token and of the likeliest ones, of the model's own distribution."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass
+class TokenOutput:
+    """What one step brought to one request."""
+
+    request_id: str
+    token_ids: list[int]
+    text: str
+    finished: bool = False
+    finish_reason: str | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+    logprobs: list[TokenLogprobs] | None = None
+    sources: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class Generation:
+    """A finished request."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    stats: dict[str, Any]
+    logprobs: list[TokenLogprobs] | None = None
+    sources: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DraftCounts:
+    """What drafting did for one request."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_s: float = 0.0
+    accepted_by_source: dict[str, int] = field(default_factory=dict)
+    switched_off: str | None = None
+
+    def accept(self, sources: Sequence[str]) -> None:
+        self.accepted += len(sources)
+        for source in sources:
+            self.accepted_by_source[source] = self.accepted_by_source.get(source, 0) + 1
+
+
+class Request:
+    """The state of one request inside the engine.
+
+    Invariants, between steps: ``num_computed`` tokens have their KV in ``pages``; a decoding request has exactly one
+    token, the last, that has not. ``pages`` are owned by this request (shared pages by reference count).
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        documents: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.id = request_id
+        self.params = params
+        self.documents = documents
+        self.token_ids = list(prompt_ids)
+        self.prompt_len = len(self.token_ids)
+        self.pages: list[int] = []
+        self.num_computed = 0
+        self.num_published = 0
+        self.cached_tokens = 0
+        self.miss_reason: str | None = None
+        self.salt = ""
+        self.draft_budget = 0
+        self.preemptions = 0
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.sources: list[str] = []
+        self.draft = DraftCounts()
+        self.arrived = time.perf_counter()
+        self.scheduled: float | None = None
+        self.first_token: float | None = None
+        self.last_token: float | None = None
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.token_ids[self.prompt_len :]
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose KV is still to be computed; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def max_len(self) -> int:
+        """Tokens that the request can ever hold."""
+        return self.prompt_len + self.params.max_tokens
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the request so far; times in seconds from its arrival."""
+        ttft = self.first_token - self.arrived if self.first_token else None
+        rate = None
+        if self.first_token and self.last_token and self.num_output > 1 and self.last_token > self.first_token:
+            rate = (self.num_output - 1) / (self.last_token - self.first_token)
+        return {
+            "prompt_tokens": self.prompt_len,
+            "output_tokens": self.num_output,
+            "cached_tokens": self.cached_tokens,
+            "miss_reason": self.miss_reason,
+            "queue_s": self.scheduled - self.arrived if self.scheduled else None,
+            "ttft_s": ttft,
+            "decode_tokens_per_s": rate,
+            "preemptions": self.preemptions,
+            "decode_steps": self.draft.steps,
+            "drafted_tokens": self.draft.drafted,
+            "accepted_tokens": self.draft.accepted,
+            "accepted_by_source": dict(self.draft.accepted_by_source),
+            "draft_s": self.draft.draft_s,
+            "drafter_switched_off": self.draft.switched_off,
+        }

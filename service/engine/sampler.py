@@ -1,0 +1,47 @@
+"""From logits to tokens: one call for all rows of a step, keyed so that the grouping into steps does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drafters.sampling import choose
+from service.engine.request import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """Per row of logits: how its request samples, and the position of the token to be chosen."""
+
+    params: Sequence[SamplingParams]
+    positions: Sequence[int]
+
+
+def sample(logits: Tensor, keys: RowKeys) -> list[int]:
+    """The target's choice after each row; logits [R, V] → R token ids, with one synchronisation of the device."""
+    if all(p.temperature == 0 for p in keys.params):
+        return logits.argmax(-1).tolist()
+    device = logits.device
+
+    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return choose(
+        logits,
+        column([p.temperature for p in keys.params], torch.float64),
+        column([p.top_k for p in keys.params], torch.int64),
+        column([p.top_p for p in keys.params], torch.float64),
+        column([p.seed for p in keys.params], torch.int64),
+        column(list(keys.positions), torch.int64),
+    ).tolist()
+
+
+def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """Log-probabilities of the model's own distribution (before temperature and cuts); logits [V]."""
+    logp = torch.log_softmax(logits.double(), -1)
+    top = torch.topk(logp, min(count, len(logp)))
+    pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return TokenLogprobs(token_id, float(logp[token_id]), pairs)

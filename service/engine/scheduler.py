@@ -1,0 +1,271 @@
+"""Continuous batching: which tokens of which requests run in the next step.
+
+Decoding requests run first, one pending token and a draft each. What is left of the step's token budget goes to
+prompts in chunks: equal shares over all requests that are prefilling, so that a long prompt cannot starve a short one,
+in order of arrival. When pages run out the youngest request is preempted: its pages go back, its tokens stay, and it
+is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
+is admitted that the whole pool could not hold, so there is no deadlock.
+
+Lengths move and pages are freed in ``commit``, ``rollback`` and ``finish`` alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from drafters.verify import Verdict
+from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.request import FinishReason, Request
+from service.engine.step import Slice, Step
+from service.errors import Busy, PromptTooLong
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of one step.
+
+    Attributes:
+        max_model_len: tokens that a request may hold.
+        max_step_tokens: rows of one forward.
+        max_running: requests that may hold pages at once.
+        max_waiting: requests that may queue; one more is refused with 429.
+        max_draft: nodes of a draft tree.
+    """
+
+    max_model_len: int
+    max_step_tokens: int = 2048
+    max_running: int = 64
+    max_waiting: int = 1024
+    max_draft: int = 64
+
+
+class Scheduler:
+    """The queues and the decisions; no tensors, no model."""
+
+    def __init__(self, config: SchedulerConfig, blocks: BlockManager) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # in order of arrival
+        self.num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            PromptTooLong: the model or the pool can never hold it.
+            Busy: the queue is full.
+        """
+        limit = self.config.max_model_len
+        if request.max_len > limit:
+            raise PromptTooLong(
+                f"The prompt has {request.prompt_len} tokens and asks for {request.params.max_tokens} more; "
+                f"the model holds {limit} tokens in all.",
+                hint="Shorten the documents, lower max_tokens, or answer by retrieval.",
+                param="prompt",
+            )
+        worst = self.blocks.pages_for(request.max_len)  # a tree is kept within max_len
+        if worst > self.blocks.num_pages:
+            raise PromptTooLong(
+                f"The request needs {worst} pages of KV of {self.blocks.page_size} tokens; the pool has "
+                f"{self.blocks.num_pages}.",
+                hint="Raise FOLIO_KV_MEMORY, shorten the documents or lower max_tokens.",
+                param="prompt",
+            )
+        if len(self.waiting) >= self.config.max_waiting:
+            raise Busy(f"The queue is full: {len(self.waiting)} requests are waiting.", retry_after=5.0)
+        self.waiting.append(request)
+
+    def schedule(self) -> Step:
+        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included."""
+        step = Step()
+        budget = self.config.max_step_tokens
+        for request in list(self.running):
+            if request.num_pending == 1 and request in self.running:
+                budget -= self._schedule_decode(step, request)
+        self._admit(max(budget, 0))
+        self._schedule_prefill(step, budget)
+        return step
+
+    def commit(self, step: Step, verdicts: dict[str, Verdict], is_stop: Callable[[Request, int], bool]) -> None:
+        """Move lengths on, append the emitted tokens, return the pages that a rejected draft had reserved.
+
+        Args:
+            verdicts: by request id, for every slice that samples.
+            is_stop: does this token end the sequence of the request?
+        """
+        for part in step.slices:
+            request = part.request
+            if request.finish_reason is not None:  # aborted during the forward; its pages went back then
+                continue
+            if not part.samples:
+                request.num_computed = part.start + len(part.token_ids)
+                self._publish(request)
+                continue
+            verdict = verdicts[request.id]
+            kept = self._cut(request, verdict.tokens, is_stop)
+            request.token_ids.extend(kept)
+            # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
+            request.num_computed = part.start + len(part.token_ids) + len(kept) - 1
+            self._publish(request)
+            spare = request.pages[self.blocks.pages_for(request.num_computed) :]
+            del request.pages[len(request.pages) - len(spare) :]
+            self.blocks.release(spare)
+
+    def rollback(self, step: Step) -> None:
+        """Undo ``schedule``: the pages it took go back, no length has moved."""
+        for part in step.slices:
+            request = part.request
+            if part.new_pages and request.finish_reason is None:
+                taken = request.pages[-part.new_pages :]
+                del request.pages[-part.new_pages :]
+                self.blocks.release(taken)
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End a request wherever it is; its pages go back at once. Finishing twice is allowed."""
+        if request.finish_reason is None:
+            request.finish_reason = reason
+        self.blocks.release(request.pages)
+        request.pages = []
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def check_integrity(self) -> None:
+        """Pages in use are exactly those of the running requests."""
+        assert all(not r.pages for r in self.waiting), "a waiting request holds pages"
+        self.blocks.check_integrity([r.pages for r in self.running])
+
+    def _schedule_decode(self, step: Step, request: Request) -> int:
+        """Reserve and add the pending token of a decoding request; returns the rows that it may take."""
+        draft = max(0, min(request.draft_budget, self.config.max_draft, request.max_len - len(request.token_ids) - 1))
+        taken = self._reserve(step, request, request.num_computed + 1 + draft)
+        if taken is None:
+            return 0
+        step.slices.append(
+            Slice(
+                request,
+                request.num_computed,
+                [request.token_ids[-1]],
+                True,
+                new_pages=taken,
+                draft_budget=draft,
+            )
+        )
+        return 1 + draft
+
+    def _schedule_prefill(self, step: Step, budget: int) -> None:
+        scheduled = {part.request.id for part in step.slices}
+        prefilling = [r for r in self.running if r.id not in scheduled]
+        for i, request in enumerate(prefilling):
+            if budget <= 0:
+                return
+            if request not in self.running:  # preempted for an older one
+                continue
+            share = -(-budget // (len(prefilling) - i))
+            count = min(request.num_pending, self._whole_pages(request, max(share, self.blocks.page_size)))
+            start = request.num_computed
+            taken = self._reserve(step, request, start + count)
+            if taken is None:
+                continue
+            samples = count == request.num_pending
+            chunk = request.token_ids[start : start + count]
+            step.slices.append(Slice(request, start, chunk, samples, new_pages=taken))
+            budget -= count
+
+    def _whole_pages(self, request: Request, count: int) -> int:
+        """Round a chunk so that it ends on a page's border: later chunks then start aligned."""
+        end = (request.num_computed + count) // self.blocks.page_size * self.blocks.page_size
+        return max(end - request.num_computed, 1) if end > request.num_computed else count
+
+    def _admit(self, budget: int) -> None:
+        """Move waiting requests to the running ones while pages for their first chunk are there."""
+        for request in list(self.waiting):
+            if len(self.running) >= self.config.max_running or budget <= 0:
+                return
+            if self._prefix_under_way(request):
+                continue
+            match = self.blocks.match(request.token_ids, request.salt)
+            cached = len(match.pages) * self.blocks.page_size
+            chunk = min(len(request.token_ids) - cached, budget)
+            spare = len(self.running)  # a page for each running request, so that admission does not preempt at once
+            if self.running and self.blocks.pages_for(chunk) + spare > self.blocks.num_available:
+                self.blocks.release(match.pages)
+                return
+            self.waiting.remove(request)
+            request.pages = match.pages
+            request.num_computed = cached
+            request.num_published = len(match.pages)
+            if not request.preemptions:
+                request.cached_tokens, request.miss_reason = cached, match.miss_reason
+            self.running.append(request)
+            self.running.sort(key=lambda r: r.arrived)
+            budget -= chunk
+
+    def _prefix_under_way(self, request: Request) -> bool:
+        """Is another request just computing a prefix that this one could then read from the cache?"""
+        if not self.blocks.prefix_cache:
+            return False
+        size = self.blocks.page_size
+        for other in self.running:
+            if other.num_pending <= 1 or other.salt != request.salt:
+                continue
+            limit = min(len(other.token_ids), len(request.token_ids)) - 1
+            end = min(limit, other.num_computed + size)  # the page that the other one computes next
+            if end >= other.num_computed + size and request.token_ids[:end] == other.token_ids[:end]:
+                return True
+        return False
+
+    def _reserve(self, step: Step, request: Request, num_tokens: int) -> int | None:
+        """Give the request pages for ``num_tokens`` tokens, preempting younger requests if need be.
+
+        Returns how many pages it took, or None where the request itself was preempted.
+        """
+        wanted = self.blocks.pages_for(num_tokens) - len(request.pages)
+        if wanted <= 0:
+            return 0
+        while True:
+            try:
+                request.pages += (pages := self.blocks.allocate(wanted))
+                return len(pages)
+            except OutOfPages:
+                victim = self.running[-1]
+                self._preempt(step, victim)
+                if victim is request:
+                    return None
+
+    def _preempt(self, step: Step, victim: Request) -> None:
+        step.slices = [part for part in step.slices if part.request is not victim]
+        self.blocks.release(victim.pages)
+        victim.pages = []
+        victim.num_computed = victim.num_published = 0
+        victim.preemptions += 1
+        self.num_preemptions += 1
+        self.running.remove(victim)
+        self.waiting.appendleft(victim)
+        step.preempted.append(victim)
+
+    def _publish(self, request: Request) -> None:
+        computed = request.token_ids[: request.num_computed]
+        request.num_published = self.blocks.publish(computed, request.pages, request.num_published, request.salt)
+
+    @staticmethod
+    def _cut(request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> list[int]:
+        """The emitted tokens up to the first that ends the sequence, or up to max_tokens."""
+        kept: list[int] = []
+        for token in tokens:
+            kept.append(token)
+            if is_stop(request, token):
+                request.finish_reason = FinishReason.STOP
+                break
+            if request.num_output + len(kept) == request.params.max_tokens:
+                request.finish_reason = FinishReason.LENGTH
+                break
+        return kept

@@ -1,0 +1,50 @@
+"""One step of the engine, as plain data: which tokens of which requests run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from drafters.tree import DraftTree
+from service.engine.request import Request
+
+
+@dataclass
+class Slice:
+    """The part of one request that runs in this step.
+
+    Attributes:
+        start: position of the first token, which is also how many tokens lie in pages.
+        token_ids: a chunk of the prompt, or the one pending token of a decoding request.
+        samples: whether the last of them reaches the end of the sequence, so that logits are wanted.
+        tree: a draft below the pending token; None without one.
+        draft_budget: most nodes the tree may have; their pages are reserved.
+        new_pages: how many pages the scheduler took for this step, for the rollback.
+    """
+
+    request: Request
+    start: int
+    token_ids: list[int]
+    samples: bool
+    tree: DraftTree | None = None
+    new_pages: int = 0
+    draft_budget: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward: tokens and tree nodes."""
+        return len(self.token_ids) + (len(self.tree.tokens) if self.tree is not None else 0)
+
+
+@dataclass
+class Step:
+    """What the scheduler decided for one forward; ``commit`` or ``rollback`` ends it."""
+
+    slices: list[Slice] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(s.num_rows for s in self.slices)
+
+    def __bool__(self) -> bool:
+        return bool(self.slices)
