@@ -79,6 +79,35 @@ class Drafter(Protocol):
     def finish(self, state: RequestState) -> None: ...
 
 
+class SourceDrafter:
+    """A drafter whose guesses are a pure function of the request and some tokens after it.
+
+    `grow` may therefore be asked about a future that is itself guessed (`cascade`, `overlap`); it must not
+    change what later calls return.
+    """
+
+    name: str
+    needs_topk: int = 0
+
+    def start(self, state: RequestState) -> None:
+        pass
+
+    def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
+        """At most `budget` nodes below the last of state.tokens + extra."""
+        raise NotImplementedError
+
+    def propose(self, state: RequestState, budget: int) -> DraftTree:
+        return self.grow(state, (), budget)
+
+    def observe(
+        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
+    ) -> None:
+        pass
+
+    def finish(self, state: RequestState) -> None:
+        pass
+
+
 class DraftSession(Protocol):
     """One sequence of a draft model, with its own KV in the pool.
 
@@ -158,9 +187,9 @@ class SkippableModel(Protocol):
 class Datastore(Protocol):
     """Continuations of a context suffix in a corpus (REST); retrieval's token store satisfies it."""
 
-    def continuations(self, suffix: Sequence[int], max_matches: int, length: int) -> Sequence[Sequence[int]]:
-        """Up to `max_matches` token sequences, each at most `length` long and ending at its document's end,
-        that follow an occurrence of `suffix` in the corpus; empty when it does not occur."""
+    def continuations(self, suffix: Sequence[int], max_matches: int, length: int) -> np.ndarray:
+        """Integer ids [m, length], m <= max_matches: what follows occurrences of `suffix` in the corpus,
+        padded with -1 behind the document's end. m = 0 iff `suffix` does not occur."""
 
 
 class TextCodec(Protocol):

@@ -19,6 +19,7 @@ class DraftTree:
     parents  int64 [n], the index of a node's parent; -1 = child of the root
     scores   float64 [n], estimated probability that the node is accepted (in [0, 1], at most its parent's)
     sources  n names of the drafters that proposed the nodes
+    features int64 [n], the nodes' cells in `calibration.Calibration`; -1 = none
     q        float64 [n + 1, V], the distribution from which the children of the root (row 0) and of node i
              (row i + 1) were drawn without replacement, in order; only for `multi_round`. Pruning or fusing
              drops it.
@@ -30,15 +31,17 @@ class DraftTree:
     parents: np.ndarray
     scores: np.ndarray
     sources: tuple[str, ...]
+    features: np.ndarray
     q: Tensor | None = field(default=None, compare=False)
 
     @classmethod
     def of(
         cls,
-        tokens: Sequence[int],
-        parents: Sequence[int],
-        scores: Sequence[float] | None = None,
-        source: str | Sequence[str] = "",
+        tokens: Sequence[int] | np.ndarray,
+        parents: Sequence[int] | np.ndarray,
+        scores: Sequence[float] | np.ndarray | None = None,
+        source: str | Sequence[str] = "draft",
+        features: Sequence[int] | np.ndarray | None = None,
         q: Tensor | None = None,
     ) -> DraftTree:
         """Build and validate a tree; scores default to 1, one source name stands for all nodes."""
@@ -49,6 +52,7 @@ class DraftTree:
             parents=np.asarray(parents, dtype=np.int64),
             scores=np.ones(count) if scores is None else np.asarray(scores, dtype=np.float64),
             sources=names,
+            features=np.full(count, -1) if features is None else np.asarray(features, dtype=np.int64),
             q=q,
         )
         tree.validate()
@@ -56,7 +60,7 @@ class DraftTree:
 
     @classmethod
     def chain(
-        cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = ""
+        cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = "draft"
     ) -> DraftTree:
         """One branch."""
         return cls.of(tokens, range(-1, len(tokens) - 1), scores, source)
@@ -68,11 +72,9 @@ class DraftTree:
         """Raise DrafterError unless the arrays agree in length, parents precede children and ids are in
         range."""
         count = len(self.tokens)
-        if not len(self.parents) == len(self.scores) == len(self.sources) == count:
-            raise DrafterError(
-                f"a tree of {count} tokens has {len(self.parents)} parents, {len(self.scores)} scores "
-                f"and {len(self.sources)} sources; give one of each a node"
-            )
+        parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
+        if any(length != count for length in parts.values()):
+            raise DrafterError(f"a tree of {count} tokens needs {count} entries of each part, not {parts}")
         if not count:
             return
         if (self.parents < -1).any() or (self.parents >= np.arange(count)).any():
@@ -138,6 +140,7 @@ class DraftTree:
             parents=new_index[self.parents[kept] + 1],
             scores=self.scores[kept],
             sources=tuple(self.sources[node] for node in kept.tolist()),
+            features=self.features[kept],
         )
         tree.validate()
         return tree
@@ -156,21 +159,24 @@ def fuse(trees: Iterable[DraftTree]) -> DraftTree:
     parents: list[int] = []
     scores: list[float] = []
     sources: list[str] = []
+    features: list[int] = []
     index: dict[tuple[int, int], int] = {}
     for tree in trees:
         place = [-1] * (len(tree) + 1)
         nodes = zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)
         for node, (token, parent) in enumerate(nodes):
-            score, source = float(tree.scores[node]), tree.sources[node]
             key = (place[parent + 1], token)
             found = index.get(key)
             if found is None:
                 found = index[key] = len(tokens)
                 tokens.append(token)
                 parents.append(key[0])
-                scores.append(score)
-                sources.append(source)
-            elif score > scores[found]:
-                scores[found], sources[found] = score, source
+                scores.append(0.0)
+                sources.append("")
+                features.append(-1)
+            if tree.scores[node] > scores[found] or not sources[found]:
+                scores[found] = float(tree.scores[node])
+                sources[found] = tree.sources[node]
+                features[found] = int(tree.features[node])
             place[node + 1] = found
-    return DraftTree.of(tokens, parents, scores, sources)
+    return DraftTree.of(tokens, parents, scores, sources, features)

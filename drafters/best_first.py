@@ -1,0 +1,215 @@
+"""Best-first growth of a tree from a draft model (DySpec, arXiv 2410.11744; EAGLE-2, arXiv 2406.16858).
+
+One pool holds every node known so far with its path score, the product of calibrated conditional probabilities. Each
+round runs one draft forward over the best nodes not yet expanded and adds their children; at the end the best nodes
+of the pool are the tree. A helper may guess ahead for the draft model (`cascade`): its guesses ride in the same
+forward, and where the draft model agrees with them their expansion is already there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drafters.base import DraftSession, RequestState, SourceDrafter
+from drafters.calibration import Calibration
+from drafters.sampling import Sampling, perturb, warp
+from drafters.tree import DraftTree
+
+RANKS = 4  # ranks told apart by the calibration; later ones share the last cell
+CONFIDENCE = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)
+
+
+def prior_cells() -> np.ndarray:
+    """First estimates [rank, confidence class]: the draft model's own confidence, a little discounted."""
+    middle = np.array([0.02, 0.1, 0.22, 0.4, 0.6, 0.78, 0.9, 0.98])
+    return np.repeat(0.9 * middle[None, :], RANKS, axis=0)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A row's best children: ids [k] and the draft model's confidence in each [k], best first."""
+
+    ids: np.ndarray
+    confidence: np.ndarray
+
+
+def candidates(logits: Tensor, sampling: Sampling, positions: Sequence[int], k: int) -> list[Candidates]:
+    """Children of draft rows [n, V], ranked as the target's keyed choice would rank them if it had these logits.
+
+    positions [n] are those of the children. Greedy: the largest logits. Sampled: the largest log q + g with the
+    target's own noise, so that a draft distribution equal to the target's is accepted always.
+    """
+    if sampling.greedy:
+        scores = logits.to(torch.float32)
+    else:
+        log_q = warp(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        seeds = torch.full((len(logits),), sampling.seed, dtype=torch.int64, device=logits.device)
+        at = torch.as_tensor(positions, dtype=torch.int64, device=logits.device)
+        scores = perturb(log_q, seeds, at)
+    best = torch.topk(scores, min(k, scores.shape[-1]), dim=-1)
+    confidence = torch.exp(best.values - torch.logsumexp(scores, dim=-1, keepdim=True))
+    ids, values = best.indices.cpu().numpy(), confidence.to(torch.float64).cpu().numpy()
+    return [Candidates(i[v > 0], v[v > 0]) for i, v in zip(ids, values, strict=True)]
+
+
+@dataclass
+class Pool:
+    """Nodes known to a growing tree. `session_node` is a node's number in the draft session, -1 before its
+    forward has run."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    session_node: list[int] = field(default_factory=list)
+
+    def path(self, node: int) -> list[int]:
+        """Tokens from the root's child down to `node`."""
+        tokens = []
+        while node >= 0:
+            tokens.append(self.tokens[node])
+            node = self.parents[node]
+        return tokens[::-1]
+
+
+@dataclass
+class Growth:
+    """Limits of one tree.
+
+    depth      longest path
+    width      nodes expanded in one draft forward
+    branching  children considered of a node
+    min_score  path score below which a node is not worth a place
+    forwards   draft forwards at most
+    """
+
+    depth: int = 8
+    width: int = 1
+    branching: int = 4
+    min_score: float = 0.02
+    forwards: int = 16
+
+
+Stop = Callable[[float, float, float], bool]
+"""(best unexpanded path score, expected accepted tokens so far, seconds of the last draft forward) -> stop now?"""
+
+
+def never(best: float, expected: float, seconds: float) -> bool:
+    """Only the limits stop the growth."""
+    return False
+
+
+class BestFirst:
+    """Grows trees below the last token of a draft session and remembers what has been run there."""
+
+    def __init__(
+        self,
+        source: str,
+        calibration: Calibration,
+        growth: Growth,
+        stop: Stop = never,
+        helper: SourceDrafter | None = None,
+        helper_budget: int = 8,
+    ) -> None:
+        self._source = source
+        self._cells = calibration.cells
+        self._offset = calibration.block(f"{source}/model", prior_cells())
+        self._growth = growth
+        self._stop = stop
+        self._helper = helper
+        self._helper_budget = helper_budget
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the session's tree (it was rolled back, committed or advanced)."""
+        self.session_children: dict[tuple[int, int], int] = {}
+        self.known: list[Candidates] = []
+
+    def build(self, session: DraftSession, root: Candidates, state: RequestState, budget: int) -> DraftTree:
+        """A tree of at most `budget` nodes; the session keeps the nodes that were run."""
+        growth, pool = self._growth, Pool()
+        self._add_children(pool, -1, root)
+        expandable = min(growth.depth, budget) - 1
+        for _ in range(growth.forwards):
+            open_nodes = [
+                node
+                for node in range(len(pool.tokens))
+                if pool.session_node[node] < 0 and pool.depth[node] <= expandable
+            ]
+            open_nodes.sort(key=lambda node: -pool.scores[node])
+            chosen = open_nodes[: growth.width]
+            if not chosen:
+                break
+            began = time.perf_counter()
+            self._expand(session, pool, chosen, state)
+            seconds = time.perf_counter() - began
+            scores = sorted(pool.scores, reverse=True)[:budget]
+            if self._stop(_best_open(pool), 1.0 + sum(scores), seconds):
+                break
+        tree = DraftTree.of(pool.tokens, pool.parents, pool.scores, self._source, pool.cells)
+        return tree.trim(budget)
+
+    def _expand(self, session: DraftSession, pool: Pool, chosen: list[int], state: RequestState) -> None:
+        """One draft forward over the chosen pool nodes and the helper's guesses below them."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        first = len(self.known)
+        for node in chosen:
+            parent = pool.parents[node]
+            at = first + len(tokens)
+            tokens.append(pool.tokens[node])
+            parents.append(pool.session_node[parent] if parent >= 0 else -1)
+            depths.append(pool.depth[node])
+            if self._helper is not None:
+                ahead = self._helper.grow(state, pool.path(node), self._helper_budget)
+                tokens.extend(ahead.tokens.tolist())
+                parents.extend(at + 1 + parent if parent >= 0 else at for parent in ahead.parents.tolist())
+                depths.extend(pool.depth[node] + depth for depth in ahead.depths[1:].tolist())
+        logits = session.extend(tokens, parents)
+        # a node at depth d holds position next_position + d - 1; its children come one later
+        positions = [state.next_position + depth for depth in depths]
+        self.known.extend(candidates(logits, state.sampling, positions, self._growth.branching))
+        for i, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+            self.session_children[(parent, token)] = first + i
+        for node in chosen:
+            parent = pool.parents[node]
+            on = pool.session_node[parent] if parent >= 0 else -1
+            self._settle(pool, node, self.session_children[(on, pool.tokens[node])])
+
+    def _settle(self, pool: Pool, node: int, session_node: int) -> None:
+        """The node has been run: add its children."""
+        pool.session_node[node] = session_node
+        if pool.depth[node] < self._growth.depth:
+            self._add_children(pool, node, self.known[session_node])
+
+    def _add_children(self, pool: Pool, parent: int, children: Candidates) -> None:
+        score = pool.scores[parent] if parent >= 0 else 1.0
+        on = pool.session_node[parent] if parent >= 0 else -1
+        classes = np.digitize(children.confidence, CONFIDENCE)
+        for rank, (token, confidence) in enumerate(zip(children.ids.tolist(), classes.tolist(), strict=True)):
+            cell = self._offset + min(rank, RANKS - 1) * (len(CONFIDENCE) + 1) + confidence
+            value = score * self._cells[cell]
+            if value < self._growth.min_score:
+                continue
+            pool.tokens.append(token)
+            pool.parents.append(parent)
+            pool.scores.append(value)
+            pool.cells.append(cell)
+            pool.depth.append(pool.depth[parent] + 1 if parent >= 0 else 1)
+            pool.session_node.append(-1)
+            run = self.session_children.get((on, token))
+            if run is not None:
+                self._settle(pool, len(pool.tokens) - 1, run)
+
+
+def _best_open(pool: Pool) -> float:
+    scores = zip(pool.scores, pool.session_node, strict=True)
+    return max((score for score, node in scores if node < 0), default=0.0)
