@@ -133,25 +133,36 @@ class BlockIndex:
         *,
         block_q: int,
         block_k: int,
+        width: int | None = None,
     ) -> BlockIndex:
         """From ``mask`` bool [H, N, K]: does query block n visit key block k.
 
-        The query blocks are those that `query_blocks` cuts; blocks of the future are dropped.
+        The query blocks are those that `query_blocks` cuts; blocks of the future are dropped. ``width`` is M;
+        by default the largest count, which a GPU has to be waited for.
         """
         cu_rows, block_seq, last = query_blocks(query_lens, q_offset, block_q, mask.device)
         if mask.shape[1] != len(block_seq):
             raise BlockIndexError(f"the mask has {mask.shape[1]} query blocks, the batch {len(block_seq)}")
-        num_keys = mask.shape[2]
-        blocks = torch.arange(num_keys, dtype=torch.int32, device=mask.device)
-        visited = mask & (blocks <= (last // block_k)[:, None])
-        ranks = visited.cumsum(-1, dtype=torch.int32)
-        counts = ranks[..., -1] if num_keys else visited.sum(-1, dtype=torch.int32)
-        width = int(counts.max()) if counts.numel() else 0
-        ids = blocks.new_full((*mask.shape[:2], width + 1), PAD)
-        ids.scatter_(-1, torch.where(visited, ranks - 1, width).long(), blocks.expand(mask.shape))
-        ids = ids[..., :width].contiguous()
         offsets = torch.as_tensor(q_offset, dtype=torch.int32, device=mask.device)
+        counts, ids = _compact(mask, last // block_k, width)
         return cls(counts, ids, cu_rows, block_seq, offsets, torch.zeros_like(offsets), block_q, block_k)
+
+    @classmethod
+    def of_runs(
+        cls, mask: Tensor, run_lens: Sequence[int], q_offset: int, *, block_k: int, width: int | None = None
+    ) -> BlockIndex:
+        """One sequence whose rows are cut into runs of given lengths: mask bool [H, runs, K], as `from_mask`.
+
+        For decode, where the rows that share a page selection are a run.
+        """
+        sizes = torch.as_tensor(run_lens, dtype=torch.int32, device=mask.device)
+        if mask.shape[1] != len(sizes):
+            raise BlockIndexError(f"the mask has {mask.shape[1]} query blocks for {len(sizes)} runs of rows")
+        cu_rows = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+        counts, ids = _compact(mask, (q_offset + cu_rows[1:].long() - 1) // block_k, width)
+        offset = torch.tensor([q_offset], dtype=torch.int32, device=mask.device)
+        seq = torch.zeros_like(sizes)
+        return cls(counts, ids, cu_rows, seq, offset, torch.zeros_like(offset), max(run_lens, default=1), block_k)
 
     @classmethod
     def cat(cls, parts: Sequence[BlockIndex]) -> BlockIndex:
@@ -214,9 +225,7 @@ class BlockIndex:
         group = num_heads // self.num_heads
         if group == 1:
             return self
-        return replace(
-            self, counts=self.counts.repeat_interleave(group, 0), ids=self.ids.repeat_interleave(group, 0)
-        )
+        return replace(self, counts=self.counts.repeat_interleave(group, 0), ids=self.ids.repeat_interleave(group, 0))
 
     def refine(self, block_k: int) -> BlockIndex:
         """The same keys in smaller blocks, such as pages; blocks beyond the last row are dropped."""
@@ -318,6 +327,20 @@ def query_blocks(
         torch.tensor(block_seq, dtype=torch.int32, device=device),
         torch.tensor(last, dtype=torch.int64, device=device),
     )
+
+
+def _compact(mask: Tensor, last_block: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
+    """mask bool [H, N, K], last_block int64 [N] → counts int32 [H, N] and ids int32 [H, N, width]."""
+    blocks = torch.arange(mask.shape[2], dtype=torch.int32, device=mask.device)
+    visited = mask & (blocks <= last_block[:, None])
+    ranks = visited.cumsum(-1, dtype=torch.int32)
+    counts = ranks[..., -1].contiguous() if mask.shape[2] else visited.sum(-1, dtype=torch.int32)
+    if width is None:
+        width = int(counts.max()) if counts.numel() else 0
+    ids = blocks.new_full((*mask.shape[:2], width + 1), PAD)
+    # Column `width` takes what is not visited; it is cut off, and its value does not matter.
+    ids.scatter_(-1, torch.where(visited, ranks - 1, width).long(), blocks.expand(mask.shape))
+    return counts, ids[..., :width].contiguous()
 
 
 def _window(ids: Tensor, start: Tensor, count: Tensor) -> Tensor:

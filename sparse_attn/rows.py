@@ -1,0 +1,128 @@
+"""What a policy sees of one sequence in one layer: its new queries, and where its keys lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparse_attn.blocks import query_blocks
+
+if TYPE_CHECKING:
+    from sparse_attn.pages import PageStats
+
+
+@dataclass(frozen=True)
+class SequenceRows:
+    """n new rows of one sequence, after RoPE, and the pages that hold its ``context_len`` earlier keys.
+
+    Attributes:
+        q: [n, Hq, D]. k: [n, Hkv, D], unrepeated.
+        scale: factor of q·k.
+        context_len: tokens in pages; row i is token ``context_len + i`` in order of storage.
+        key_pages: [num_pages, Hkv, page_size, D] of this layer, or None where there is no context.
+        block_table: int [P], the sequence's pages in order.
+        window: sliding window of the layer in tokens, 0 for none.
+        positions: int64 [n] position of each row, or None for ``context_len + i`` (no tree).
+        tree_mask: bool [n, n] ancestor-or-self, or None where the rows are a run of text.
+        stats: bounds of the keys in each page, for page selection.
+        layer: number of the layer, to find its statistics and its state.
+    """
+
+    q: Tensor
+    k: Tensor
+    scale: float
+    context_len: int = 0
+    key_pages: Tensor | None = None
+    block_table: Tensor | None = None
+    window: int = 0
+    positions: Tensor | None = None
+    tree_mask: Tensor | None = None
+    stats: PageStats | None = None
+    layer: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence with the new rows."""
+        return self.context_len + self.num_rows
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """[Hkv, length, D]: every key, the context's gathered from its pages."""
+        new = self.k.transpose(0, 1)
+        if not self.context_len:
+            return new.contiguous()
+        assert self.key_pages is not None
+        assert self.block_table is not None
+        page_size = self.key_pages.shape[2]
+        pages = self.block_table[: -(-self.context_len // page_size)].long()
+        tiles = self.key_pages[pages].transpose(0, 1).flatten(1, 2)
+        return torch.cat([tiles[:, : self.context_len].to(new.dtype), new], dim=1)
+
+    @cached_property
+    def row_positions(self) -> Tensor:
+        """int64 [n]: position of each row."""
+        if self.positions is not None:
+            return self.positions
+        return torch.arange(self.context_len, self.length, device=self.q.device)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The query blocks of one sequence's new rows against its key blocks.
+
+    Attributes:
+        block_q, block_k: rows and keys a block.
+        context_len, num_rows: as in `SequenceRows`.
+    """
+
+    block_q: int
+    block_k: int
+    context_len: int
+    num_rows: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, rows: SequenceRows, block_q: int, block_k: int) -> Grid:
+        return cls(block_q, block_k, rows.context_len, rows.num_rows, rows.q.device)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """int64 [N]: position of each query block's last row."""
+        return query_blocks([self.num_rows], [self.context_len], self.block_q, self.device)[2]
+
+    @cached_property
+    def start(self) -> Tensor:
+        """int64 [N]: where each query block begins on the absolute grid, however the prompt is cut."""
+        return self.last // self.block_q * self.block_q
+
+    @property
+    def num_query_blocks(self) -> int:
+        return len(self.last)
+
+    @property
+    def num_key_blocks(self) -> int:
+        return -(-(self.context_len + self.num_rows) // self.block_k)
+
+    @cached_property
+    def key_blocks(self) -> Tensor:
+        """int64 [K]: 0 … K-1."""
+        return torch.arange(self.num_key_blocks, device=self.device)
+
+    @cached_property
+    def causal(self) -> Tensor:
+        """bool [N, K]: key blocks that begin at or before the query block's last row."""
+        return self.key_blocks <= (self.last // self.block_k)[:, None]
+
+    def keep(self, sink: int, local: int) -> Tensor:
+        """bool [N, K]: blocks with one of the first ``sink`` keys, or of the ``local`` keys up to any row."""
+        first_local = (self.start - local + 1).clamp(min=0) // self.block_k
+        sinks = self.key_blocks * self.block_k < sink
+        return self.causal & (sinks | (self.key_blocks >= first_local[:, None]))

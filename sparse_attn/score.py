@@ -1,0 +1,140 @@
+"""Estimates of how much attention each block of keys receives, at a fraction of attention's cost.
+
+All are softmax weights, not negative, in float32; rows are the new rows of one sequence in chunked prefill, keys
+are all its keys so far. ``heads`` are the query heads wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparse_attn.rows import Grid, SequenceRows
+
+SCORES_AT_ONCE = 1 << 25  # elements of an intermediate score matrix: bounds memory, not the result
+LAST_ROWS = 64  # rows that stand for all in vertical-slash estimates (MInference, arXiv 2407.02490, section 3.2)
+
+
+def antidiagonal(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[int]) -> Tensor:
+    """Block weights from sums of q·k along antidiagonals: XAttention, arXiv 2503.16428, section 2.1.
+
+    Every ``stride`` keys in order meet ``stride`` queries in reverse order; the sum over the pairs is one dot product
+    of stride*D numbers and stands for the whole stride x stride tile. block_q and block_k must be multiples of
+    ``stride``.
+
+    Returns:
+        float32 [len(heads), N, K]: mean over the block's rows of the softmax weight on each key block.
+    """
+    lead = grid.context_len % grid.block_q  # rows of the first query block that an earlier chunk has seen
+    begin = grid.context_len - lead
+    queries = F.pad(_queries(rows, heads), (0, 0, lead, -(lead + grid.num_rows) % grid.block_q))
+    queries = queries.unflatten(1, (-1, stride)).flip(2).flatten(2)  # [h, m, stride*D]
+    keys = F.pad(rows.keys, (0, 0, 0, -rows.length % grid.block_k))
+    keys = keys.unflatten(1, (-1, stride)).flatten(2)  # [Hkv, K*block_k/stride, stride*D]
+    kv_heads = _kv_heads(rows, heads)
+
+    tiles_q, tiles_k = grid.block_q // stride, grid.block_k // stride
+    weights = queries.new_zeros(len(heads), grid.num_query_blocks, grid.num_key_blocks, dtype=torch.float32)
+    blocks_at_once = max(1, SCORES_AT_ONCE // (len(heads) * tiles_q * keys.shape[1]))
+    for first in range(0, grid.num_query_blocks, blocks_at_once):
+        last = min(first + blocks_at_once, grid.num_query_blocks)
+        last_row = min(begin + last * grid.block_q, rows.length) - 1
+        seen = last_row // grid.block_k + 1  # key blocks visible to any of these query blocks
+        part = queries[:, first * tiles_q : last * tiles_q]
+        scores = _grouped_matmul(part, keys[:, : seen * tiles_k], kv_heads).float() * (rows.scale / stride)
+        row_tiles = begin // stride + torch.arange(first * tiles_q, last * tiles_q, device=scores.device)
+        future = torch.arange(seen * tiles_k, device=scores.device) > row_tiles[:, None]
+        probs = torch.softmax(scores.masked_fill_(future, -torch.inf), dim=-1)
+        absent = (row_tiles * stride + stride <= grid.context_len) | (row_tiles * stride >= rows.length)
+        probs.masked_fill_(absent[:, None], 0.0)
+        block_sums = probs.unflatten(2, (seen, tiles_k)).sum(-1).unflatten(1, (last - first, tiles_q)).sum(2)
+        present = (~absent).unflatten(0, (last - first, tiles_q)).sum(-1)
+        weights[:, first:last, :seen] = block_sums / present[:, None]
+    return weights
+
+
+def pooled(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
+    """Block weights from the mean query and the mean key of each block (MInference's block-sparse heads).
+
+    Returns:
+        float32 [len(heads), N, K], softmax over the causal blocks.
+    """
+    queries = _mean_queries(rows, grid, heads)
+    keys = _mean_keys(rows, grid)
+    kv_heads = _kv_heads(rows, heads)
+    scores = _grouped_matmul(queries, keys, kv_heads) * rows.scale
+    return torch.softmax(scores.masked_fill(~grid.causal, -torch.inf), dim=-1)
+
+
+def last_rows_attention(rows: SequenceRows, heads: Sequence[int], last: int = LAST_ROWS) -> Tensor:
+    """Exact attention weights of the last rows over every key: float32 [len(heads), min(last, n), length]."""
+    count = min(last, rows.num_rows)
+    kv_heads = _kv_heads(rows, heads)
+    queries = _queries(rows, heads)[:, -count:]
+    scores = _grouped_matmul(queries, rows.keys, kv_heads).float() * rows.scale
+    future = torch.ones(count, count, dtype=torch.bool, device=scores.device).triu(1)
+    scores[..., -count:].masked_fill_(future, -torch.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+def vertical_blocks(weights: Tensor, block_k: int) -> Tensor:
+    """weights [h, rows, length] → [h, K]: share of attention that each block of key columns receives."""
+    columns = weights.mean(1)
+    return F.pad(columns, (0, -columns.shape[1] % block_k)).unflatten(1, (-1, block_k)).sum(-1)
+
+
+def slash_blocks(weights: Tensor, block_k: int) -> Tensor:
+    """weights [h, rows, length] of the last rows → [h, K]: share of attention on each block diagonal.
+
+    Block diagonal e is the pairs of blocks (i, i - e). A diagonal at distance d = a*block_k + r crosses block diagonals
+    a and a + 1, in the proportion block_k - r to r.
+    """
+    count, length = weights.shape[1:]
+    reverse = F.pad(weights.flip(-1), (0, count)).contiguous()
+    # Row i holds distance d at column d + count - 1 - i: a view whose row stride is one short lines distances up.
+    strides = (reverse.stride(0), reverse.stride(1) - 1, 1)
+    lined_up = reverse.as_strided((len(weights), count, length), strides, count - 1)
+    slashes = F.pad(lined_up.mean(1), (0, -length % block_k)).unflatten(1, (-1, block_k))
+    share = torch.arange(block_k, device=weights.device) / block_k
+    near = (slashes * (1 - share)).sum(-1)
+    far = (slashes * share).sum(-1)
+    return near + F.pad(far, (1, 0))[:, :-1]
+
+
+def _mean_queries(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
+    """float32 [len(heads), N, D]."""
+    lead = grid.context_len % grid.block_q
+    tail = -(lead + grid.num_rows) % grid.block_q
+    queries = F.pad(_queries(rows, heads).float(), (0, 0, lead, tail))
+    present = (grid.last - grid.start + 1).clone()
+    present[0] -= lead
+    return queries.unflatten(1, (-1, grid.block_q)).sum(2) / present[:, None]
+
+
+def _mean_keys(rows: SequenceRows, grid: Grid) -> Tensor:
+    """float32 [Hkv, K, D]."""
+    keys = F.pad(rows.keys.float(), (0, 0, 0, -rows.length % grid.block_k))
+    filled = (rows.length - grid.key_blocks * grid.block_k).clamp(max=grid.block_k)
+    return keys.unflatten(1, (-1, grid.block_k)).sum(2) / filled[:, None]
+
+
+def _queries(rows: SequenceRows, heads: Sequence[int]) -> Tensor:
+    """[len(heads), n, D]."""
+    every = len(heads) == rows.q.shape[1]
+    return (rows.q if every else rows.q[:, list(heads)]).transpose(0, 1)
+
+
+def _kv_heads(rows: SequenceRows, heads: Sequence[int]) -> list[int]:
+    group = rows.q.shape[1] // rows.k.shape[1]
+    return [head // group for head in heads]
+
+
+def _grouped_matmul(queries: Tensor, keys: Tensor, kv_heads: Sequence[int]) -> Tensor:
+    """queries [h, m, X], keys [Hkv, n, X], kv_heads [h]: the KV head of each → [h, m, n]; keys are not repeated."""
+    out = queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
+    for i, kv_head in enumerate(kv_heads):
+        torch.matmul(queries[i], keys[kv_head].T, out=out[i])
+    return out
