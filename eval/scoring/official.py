@@ -29,7 +29,7 @@ def digits(prediction: str, label: Any) -> float:
 
 def kv_retrieval(prediction: str, label: Any) -> float:
     """The label is one of the words left after separators become spaces."""
-    return float(label in _spaced(prediction, '\n:"\'.,?!{}').split())
+    return float(label in _spaced(prediction, "\n:\"'.,?!{}").split())
 
 
 def code_run(prediction: str, label: Any) -> float:
@@ -96,7 +96,7 @@ def summary(prediction: str, label: Any) -> float:
 
 def dialogue_v1(prediction: str, label: Any) -> float:
     """The first alias, as it is written, equals one word of the upper-cased prediction."""
-    return float(label[0] in _spaced(prediction, '\n:"\'.,?!{}').upper().split())
+    return float(label[0] in _spaced(prediction, "\n:\"'.,?!{}").upper().split())
 
 
 def dialogue_v2(prediction: str, label: Any) -> float:

@@ -125,4 +125,3 @@ def _text(prediction: Any) -> str:
     if isinstance(prediction, int | float) and not isinstance(prediction, bool):
         return str(prediction)
     raise EvalError(f"a prediction cannot be of type {type(prediction).__name__}")
-

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 
 CJK_PUNCTUATION = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、"  # in the order of the official script
+    "〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
 _ENGLISH_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ALL_PUNCTUATION = str.maketrans("", "", string.punctuation + CJK_PUNCTUATION)

@@ -1,0 +1,1 @@
+"""What is asked: InfiniteBench's own examples, generated ones at any length, LongBench v2."""
