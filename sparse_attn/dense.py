@@ -1,7 +1,8 @@
 """Attention over pages and over the new rows in plain torch: the reference of every kernel.
 
 Clear before fast, on any device and in any floating dtype (half types are computed in float32).
-Both functions return, like every kernel of this package,
+`attention` is `paged_attention` and `ragged_attention` joined by `merge_states`. All return, like every
+kernel of this package,
 
     out [T, Hq, D] in the dtype of q      lse [T, Hq] natural log-sum-exp of the visible scores
 
@@ -13,11 +14,15 @@ K and V are never repeated: the Hq / Hkv query heads of a group read the one KV 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from sparse_attn.blocks import BlockIndex
+
+Attention = Callable[..., tuple[Tensor, Tensor]]
 
 ROW_BLOCK = 256  # rows scored at a time: bounds the score matrix, not the numbers
 
@@ -28,6 +33,41 @@ class KeyFilter(Protocol):
     def mask(self, sequence: int, rows: slice, num_keys: int) -> Tensor:
         """bool [H, rows, num_keys], H being Hkv or Hq; `rows` count from the sequence's first new row."""
         ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    positions: Tensor | None = None,
+    tree_masks: Sequence[Tensor | None] | None = None,
+    index: BlockIndex | None = None,
+    paged: Attention | None = None,
+    ragged: Attention | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend from the new rows to their context in pages and to one another.
+
+    The arguments are those of `paged_attention` and `ragged_attention`; `index` covers both parts
+    (`k_offset` 0). `paged` and `ragged` are the kernels to join, by default those of this file.
+    """
+    past_index, new_index = index.split() if index is not None else (None, None)
+    common: dict[str, Any] = {"scale": scale, "softcap": softcap, "window": window, "positions": positions}
+    new = (ragged or ragged_attention)(q, k, v, cu_seqlens, tree_masks=tree_masks, index=new_index, **common)
+    if not bool((context_lens > 0).any()):
+        return new
+    past = (paged or paged_attention)(
+        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens, index=past_index, **common
+    )
+    return merge_states(*past, *new)
 
 
 def paged_attention(
@@ -126,9 +166,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float
-) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
     """q [R, Hq, D], k and v [Hkv, N, D], mask bool [1 | Hkv | Hq, R, N] → out [R, Hq, D], lse [R, Hq]."""
     rows, q_heads, dim = q.shape
     kv_heads, num_keys = k.shape[:2]

@@ -1,0 +1,461 @@
+// Attention over pages and new rows for float32 on a CPU.
+//
+// The keys of a row are numbered 0, 1, 2, …: first its context in pages, then the new rows it sees, in order; for a
+// tree node these are its ancestors and itself. Keys are taken in tiles of TILE and chunks of CHUNK by that number.
+// Inside a chunk softmax runs online (FlashAttention-2, arXiv 2307.08691); chunks are joined in order
+// (Flash-Decoding). A row's bits therefore depend on its query and its keys alone: not on the rows, sequences or
+// threads beside it, on whether a key lies in a page or is new, on whether the row is a node of a tree, nor on how
+// a prompt was cut into prefill chunks.
+//
+// All query heads of a KV head, for all rows of a block, go over a tile together (GQA packing): K and V are read from
+// memory once. K is transposed in cache, so that scores and values are the same product: broadcast × rows of vectors.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "cpu_simd.h"
+
+using namespace folio;
+
+namespace {
+
+constexpr int TILE = 64;          // keys
+constexpr int CHUNK = 16 * TILE;  // keys joined before they meet the next chunk; never depends on the load
+constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequence are shared out to threads
+constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+}  // namespace
+
+// Mirrored by `_Call` in cpu.py. Strides are in floats.
+struct Call {
+  const float *q, *k_new, *v_new, *k_cache, *v_cache;
+  const int32_t *block_tables, *context_lens, *cu_rows;
+  const int64_t* positions;            // only where there are no new keys: for the window; or null
+  const uint8_t* const* tree_masks;    // [S], each bool [n, n] or null; or null
+  const int32_t *index_counts, *index_ids, *index_cu_rows;  // of a BlockIndex; or counts null
+  const int32_t *index_first, *index_k_offset;              // [S + 1] first query block of a sequence, [S]
+  float *out, *lse;
+  int64_t q_row, q_head, k_row, k_head, v_row, v_head, page_stride, table_stride;
+  int64_t index_blocks, index_width;
+  int32_t sequences, q_heads, kv_heads, dim, page_size, window, index_heads, index_block_k, threads;
+  float scale, softcap;
+};
+
+namespace {
+
+// Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
+// chunk0 … chunk1-1; `partial` is where the chunks' states go, or null where they are joined at once.
+struct Task {
+  int sequence, row0, row1, head0, heads, chunk0, chunk1;
+  float* partial;
+};
+
+// Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
+struct State {
+  float *m, *l, *o;
+  int width;  // floats a row of o
+  void clear(int rows) {
+    std::fill(m, m + rows, -INF);
+    std::fill(l, l + rows * LANES, 0.0f);
+    std::fill(o, o + rows * width, 0.0f);
+  }
+};
+
+// One finished chunk (or several, joined) of one row: m, l and o in `width + 2` floats.
+void join(float* total, const float* part, int width) {
+  if (part[0] == -INF) return;
+  if (total[0] == -INF) {
+    std::copy(part, part + width + 2, total);
+    return;
+  }
+  const float m = std::max(total[0], part[0]);
+  const float a = exp(splat(total[0] - m))[0], b = exp(splat(part[0] - m))[0];
+  total[0] = m;
+  total[1] = std::fma(b, part[1], a * total[1]);
+  for (int d = 0; d < width; d += LANES)
+    store(total + 2 + d, fma(splat(b), load(part + 2 + d), splat(a) * load(total + 2 + d)));
+}
+
+class Worker {
+ public:
+  explicit Worker(const Call& call)
+      : c(call), width((c.dim + LANES - 1) / LANES * LANES), padded(c.dim % LANES != 0) {}
+
+  void run(const Task& task) {
+    begin(task);
+    const int context = c.context_lens[t.sequence];
+    const bool tree = mask != nullptr;
+    // Keys that all rows number alike: all of them, but for a tree only the whole tiles of the context.
+    const int shared_keys = tree ? context / TILE * TILE : context + (c.k_new ? t.row1 : 0);
+    for (int chunk = t.chunk0; chunk < t.chunk1; ++chunk) {
+      state.clear(rows);
+      const int first = chunk * CHUNK;
+      for (int key = first; key < std::min(first + CHUNK, shared_keys); key += TILE)
+        shared_tile(key, std::min(TILE, shared_keys - key));
+      if (tree)
+        for (int i = t.row0; i < t.row1; ++i) path_tiles(i, std::max(first, shared_keys), first + CHUNK);
+      finish_chunk(chunk);
+    }
+    if (!t.partial) write();
+  }
+
+ private:
+  const Call& c;
+  const int width;
+  const bool padded;
+  Task t{};
+  const uint8_t* mask = nullptr;
+  int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
+  State state{};
+  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr;
+  const float *k_rows[TILE], *v_rows[TILE];
+  struct Visible { int low, high; uint64_t blocks; };  // keys of the row: low <= number < high, in `blocks` of tile
+  std::vector<Visible> visible;
+  std::vector<int> low, high, path, cursor, query_block;
+
+  void begin(const Task& task) {
+    t = task;
+    row_base = c.cu_rows[t.sequence];
+    new_rows = c.cu_rows[t.sequence + 1] - row_base;
+    rows = (t.row1 - t.row0) * t.heads;
+    kv_head = t.head0 / (c.q_heads / c.kv_heads);
+    mask = c.tree_masks && c.k_new ? c.tree_masks[t.sequence] : nullptr;
+    allocate();
+    for (int r = 0; r < rows; ++r) {
+      const int i = t.row0 + r / t.heads;
+      const float* source = c.q + (row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head;
+      for (int d = 0; d < c.dim; ++d) query[r * c.dim + d] = source[d] * c.scale;
+    }
+    for (int r = 0; r < rows; ++r) total[r * (width + 2)] = -INF;
+    const int context = c.context_lens[t.sequence];
+    low.assign(t.row1 - t.row0, 0);
+    high.assign(t.row1 - t.row0, context);
+    for (int i = t.row0; i < t.row1; ++i) {
+      int self = context + i;
+      if (mask) self = context + int(std::count(mask + i * new_rows, mask + (i + 1) * new_rows, 1)) - 1;
+      if (c.k_new) high[i - t.row0] = self + 1;
+      const int64_t position = c.positions ? c.positions[row_base + i] : self;
+      if (c.window > 0) low[i - t.row0] = int(std::max<int64_t>(0, position - c.window + 1));
+    }
+    if (c.index_counts) find_query_blocks();
+  }
+
+  void allocate() {
+    static thread_local std::vector<float> memory;
+    const size_t need = size_t(rows) * (c.dim + width + 2 + 1 + LANES + width) + size_t(c.dim + MAX_ROWS) * TILE +
+                        size_t(TILE) * width;
+    if (memory.size() < need) memory.resize(need);
+    float* at = memory.data();
+    auto take = [&](size_t n) { float* p = at; at += n; return p; };
+    columns = take(size_t(c.dim) * TILE);
+    copies = take(size_t(TILE) * width);
+    scores = take(MAX_ROWS * TILE);
+    state.width = width;
+    state.o = take(size_t(rows) * width);
+    state.l = take(size_t(rows) * LANES);
+    query = take(size_t(rows) * c.dim);
+    total = take(size_t(rows) * (width + 2));
+    state.m = take(rows);
+  }
+
+  // --- which keys ---------------------------------------------------------------------------------
+
+  void find_query_blocks() {
+    query_block.resize(t.row1 - t.row0);
+    int block = c.index_first[t.sequence];
+    for (int i = t.row0; i < t.row1; ++i) {
+      while (c.index_cu_rows[block + 1] <= row_base + i) ++block;
+      query_block[i - t.row0] = block;
+    }
+    cursor.assign(query_block.empty() ? 0 : query_block.back() - query_block.front() + 1, 0);
+    const int first = t.chunk0 * CHUNK + c.index_k_offset[t.sequence];
+    for (size_t b = 0; b < cursor.size(); ++b) {
+      const int32_t* ids = block_ids(query_block.front() + int(b));
+      const int count = block_count(query_block.front() + int(b));
+      cursor[b] = int(std::lower_bound(ids, ids + count, first / c.index_block_k) - ids);
+    }
+  }
+  int64_t block_row(int block) const {
+    const int head = c.index_heads == c.q_heads ? t.head0 : kv_head;
+    return head * c.index_blocks + block;
+  }
+  const int32_t* block_ids(int block) const { return c.index_ids + block_row(block) * c.index_width; }
+  int block_count(int block) const { return c.index_counts[block_row(block)]; }
+
+  // Which of the keys key … key+TILE-1 lie in blocks that the query block visits. Tiles must come in ascending order.
+  uint64_t visited(int block, int key) {
+    const int32_t* ids = block_ids(block);
+    const int count = block_count(block), size = c.index_block_k;
+    const int64_t start = int64_t(key) + c.index_k_offset[t.sequence];
+    int& at = cursor[block - query_block.front()];
+    while (at < count && int64_t(ids[at] + 1) * size <= start) ++at;
+    uint64_t bits = 0;
+    for (int i = at; i < count && int64_t(ids[i]) * size < start + TILE; ++i) {
+      const int from = int(std::max<int64_t>(0, int64_t(ids[i]) * size - start));
+      const int to = int(std::min<int64_t>(TILE, int64_t(ids[i] + 1) * size - start));
+      bits |= (to - from == TILE ? ~0ull : ((1ull << (to - from)) - 1)) << from;
+    }
+    return bits;
+  }
+  bool visits(int block, int key) const {
+    const int32_t* ids = block_ids(block);
+    return std::binary_search(ids, ids + block_count(block), (key + c.index_k_offset[t.sequence]) / c.index_block_k);
+  }
+
+  // Pointers to keys and values `key` … of the context and, beyond it, of the new rows in order of storage.
+  void point(int slot, int key, int count) {
+    const int context = c.context_lens[t.sequence];
+    const int32_t* table = c.block_tables + t.sequence * c.table_stride;
+    while (count > 0) {
+      int run = count;
+      const float *k, *v;
+      int64_t k_step = c.dim, v_step = c.dim;
+      if (key < context) {
+        const int offset = key % c.page_size;
+        run = std::min({count, c.page_size - offset, context - key});
+        const int64_t at = table[key / c.page_size] * c.page_stride + (int64_t(kv_head) * c.page_size + offset) * c.dim;
+        k = c.k_cache + at;
+        v = c.v_cache + at;
+      } else {
+        const int64_t row = row_base + key - context;
+        k = c.k_new + row * c.k_row + kv_head * c.k_head;
+        v = c.v_new + row * c.v_row + kv_head * c.v_head;
+        k_step = c.k_row;
+        v_step = c.v_row;
+      }
+      for (int i = 0; i < run; ++i, ++slot) {
+        k_rows[slot] = k + i * k_step;
+        v_rows[slot] = v + i * v_step;
+      }
+      key += run;
+      count -= run;
+    }
+  }
+
+  // --- tiles --------------------------------------------------------------------------------------
+
+  void shared_tile(int key, int count) {
+    visible.resize(t.row1 - t.row0);
+    bool any = false;
+    uint64_t bits = ~0ull;
+    int known = -1;
+    for (int i = 0; i < t.row1 - t.row0; ++i) {
+      if (c.index_counts && query_block[i] != known) bits = visited(known = query_block[i], key);
+      visible[i] = {std::max(low[i] - key, 0), std::min(high[i] - key, count), bits};
+      any |= bits != 0 && visible[i].low < visible[i].high;
+    }
+    if (!any) return;
+    point(0, key, count);
+    tile(count, 0, rows);
+  }
+
+  // The keys from number `from` up to `to` of one row of a tree, from its last whole tile of context on.
+  void path_tiles(int i, int from, int to) {
+    const int context = c.context_lens[t.sequence], tail = context / TILE * TILE;
+    path.clear();
+    for (int key = tail; key < context; ++key) path.push_back(key);
+    for (int j = 0; j < new_rows; ++j)
+      if (mask[i * new_rows + j]) path.push_back(context + j);
+    to = std::min(to, tail + int(path.size()));
+    visible.resize(t.row1 - t.row0);
+    for (int key = from; key < to; key += TILE) {
+      const int count = std::min(TILE, to - key);
+      uint64_t bits = 0;
+      for (int j = 0; j < count; ++j) {
+        const int stored = path[key - tail + j];
+        point(j, stored, 1);
+        if (!c.index_counts || visits(query_block[i - t.row0], stored)) bits |= 1ull << j;
+      }
+      visible[i - t.row0] = {std::max(low[i - t.row0] - key, 0), std::min(high[i - t.row0] - key, count), bits};
+      tile(count, (i - t.row0) * t.heads, (i - t.row0 + 1) * t.heads);
+    }
+  }
+
+  // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
+  void tile(int count, int from, int to) {
+    transpose(k_rows, count, c.dim, columns, TILE);
+    if (padded) {
+      for (int j = 0; j < count; ++j) {
+        std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
+        std::fill(copies + j * width + c.dim, copies + (j + 1) * width, 0.0f);
+        v_rows[j] = copies + j * width;
+      }
+    }
+    for_row_groups(to - from, [&](auto group, int r) { attend<decltype(group)::value>(count, from + r); });
+  }
+
+  template <int ROWS>
+  void attend(int count, int r0) {
+    uint64_t seen[ROWS], any = 0;
+    for (int r = 0; r < ROWS; ++r) any |= seen[r] = keys_seen(visible[(r0 + r) / t.heads]);
+    if (!any) return;
+    const int vectors = (count + LANES - 1) / LANES;
+    multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, [&](int d) { return columns + d * TILE; }, scores,
+                               TILE, vectors);
+    for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r], r0 + r);
+    multiply_wide<ROWS, true>(scores, TILE, count, [&](int j) { return v_rows[j]; }, state.o + r0 * width, width,
+                              width / LANES);
+  }
+
+  static uint64_t keys_seen(const Visible& row) {
+    if (row.low >= row.high) return 0;
+    const uint64_t below_high = row.high >= TILE ? ~0ull : (1ull << row.high) - 1;
+    return row.blocks & below_high & (~0ull << row.low);
+  }
+
+  // One row's scores → weights, its maximum and sum brought up to date.
+  void soften(float* s, int vectors, uint64_t seen, int row) {
+    vec x[TILE / LANES], top = splat(-INF);
+    for (int v = 0; v < vectors; ++v) {
+      x[v] = load(s + v * LANES);
+      if (c.softcap > 0) x[v] = cap(x[v]);
+      if (seen != ~0ull) x[v] = hide(x[v], uint32_t(seen >> (v * LANES)));
+      top = folio::max(top, x[v]);
+    }
+    const float m = std::max(state.m[row], max_lane(top));
+    if (m == -INF) {  // nothing seen yet
+      for (int v = 0; v < vectors; ++v) store(s + v * LANES, vec{});
+      return;
+    }
+    float* sums = state.l + row * LANES;
+    vec l = load(sums);
+    if (m != state.m[row]) {
+      const vec shrink = exp(splat(state.m[row] - m));
+      l *= shrink;
+      float* o = state.o + row * width;
+      for (int d = 0; d < width; d += LANES) store(o + d, load(o + d) * shrink);
+      state.m[row] = m;
+    }
+    for (int v = 0; v < vectors; ++v) {
+      x[v] = exp(x[v] - splat(m));
+      l += x[v];
+      store(s + v * LANES, x[v]);
+    }
+    store(sums, l);
+  }
+
+  vec cap(vec x) const {  // c·tanh(x/c) = c − 2c / (exp(2x/c) + 1)
+    const vec limit = splat(c.softcap), edge = splat(40.0f);
+    vec y = x * splat(2.0f / c.softcap);
+    y = folio::max(-edge, y < edge ? y : edge);
+    return limit - splat(2.0f * c.softcap) / (exp(y) + splat(1.0f));
+  }
+
+  static vec hide(vec x, uint32_t seen) {
+    ivec bit;
+    for (int i = 0; i < LANES; ++i) bit[i] = 1 << i;
+    return (int32_t(seen) & bit) != 0 ? x : splat(-INF);
+  }
+
+  // --- chunks -------------------------------------------------------------------------------------
+
+  void finish_chunk(int chunk) {
+    for (int r = 0; r < rows; ++r) {
+      float part[2 + 1024];
+      float* target = part;
+      if (t.partial) target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
+      target[0] = state.m[r];
+      target[1] = sum_lanes(load(state.l + r * LANES));
+      std::copy(state.o + r * width, state.o + (r + 1) * width, target + 2);
+      if (!t.partial) join(total + r * (width + 2), part, width);
+    }
+  }
+
+  void write() {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = row_base + t.row0 + r / t.heads, head = t.head0 + r % t.heads;
+      write_row(c, row, head, total + r * (width + 2));
+    }
+  }
+
+ public:
+  static void write_row(const Call& c, int64_t row, int64_t head, const float* done) {
+    float* out = c.out + (row * c.q_heads + head) * c.dim;
+    const bool empty = done[0] == -INF;
+    const float share = empty ? 0.0f : 1.0f / done[1];
+    for (int d = 0; d < c.dim; ++d) out[d] = empty ? 0.0f : done[2 + d] * share;
+    c.lse[row * c.q_heads + head] = empty ? -INF : done[0] + std::log(done[1]);
+  }
+};
+
+// Most keys a row of the sequence can have.
+int keys_of(const Call& c, int sequence) {
+  return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
+}
+
+// The end of the row block that begins at row0; blocks of an index stay whole.
+int block_end(const Call& c, int sequence, int row0, int new_rows, int tokens) {
+  const int end = std::min(new_rows, row0 + tokens);
+  if (!c.index_counts || end == new_rows) return end;
+  const int base = c.cu_rows[sequence];
+  const int32_t *first = c.index_cu_rows + c.index_first[sequence],
+                *last = c.index_cu_rows + c.index_first[sequence + 1];
+  const int32_t* cut = std::upper_bound(first, last + 1, base + end) - 1;
+  if (*cut - base > row0) return *cut - base;
+  return std::min(new_rows, *std::upper_bound(first, last, base + row0) - base);
+}
+
+}  // namespace
+
+extern "C" void folio_attention(const Call* call) {
+  const Call& c = *call;
+  const int group = c.q_heads / c.kv_heads;
+  const int heads = c.index_counts && c.index_heads == c.q_heads ? 1 : group;
+  const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS / heads);
+  const int width = (c.dim + LANES - 1) / LANES * LANES;
+
+  struct Split { Task whole; int chunks; int64_t partial; };
+  std::vector<Task> tasks;
+  std::vector<Split> splits;
+  int64_t floats = 0;
+  for (int s = 0; s < c.sequences; ++s) {
+    const int new_rows = c.cu_rows[s + 1] - c.cu_rows[s];
+    const int chunks = (keys_of(c, s) + CHUNK - 1) / CHUNK;
+    for (int row0 = 0, row1; row0 < new_rows; row0 = row1) {
+      row1 = block_end(c, s, row0, new_rows, tokens);
+      const int needed = c.k_new && !(c.tree_masks && c.tree_masks[s]) ? (c.context_lens[s] + row1 + CHUNK - 1) / CHUNK
+                                                                       : chunks;
+      for (int head = 0; head < c.q_heads; head += heads) {
+        Task task{s, row0, row1, head, heads, 0, needed, nullptr};
+        if (new_rows <= SPLIT_ROWS && needed > 1) {
+          splits.push_back({task, needed, floats});
+          floats += int64_t(needed) * (row1 - row0) * heads * (width + 2);
+        } else {
+          tasks.push_back(task);
+        }
+      }
+    }
+  }
+  static thread_local std::vector<float> partials;
+  if (int64_t(partials.size()) < floats) partials.resize(floats);
+  // The longest first: later row blocks of a prompt have more keys.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.chunk1 > b.chunk1; });
+  for (const Split& split : splits)
+    for (int chunk = 0; chunk < split.chunks; ++chunk) {
+      Task task = split.whole;
+      const int64_t rows = int64_t(task.row1 - task.row0) * heads;
+      task.chunk0 = chunk;
+      task.chunk1 = chunk + 1;
+      task.partial = partials.data() + split.partial + chunk * rows * (width + 2);
+      tasks.push_back(task);
+    }
+  float* parts = partials.data();
+
+#pragma omp parallel num_threads(c.threads)
+  {
+    Worker worker(c);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < tasks.size(); ++i) worker.run(tasks[i]);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < splits.size(); ++i) {
+      const Task& task = splits[i].whole;
+      const int64_t rows = int64_t(task.row1 - task.row0) * heads, step = rows * (width + 2);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* total = parts + splits[i].partial + r * (width + 2);
+        for (int chunk = 1; chunk < splits[i].chunks; ++chunk) join(total, total + chunk * step, width);
+        Worker::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
+      }
+    }
+  }
+}
