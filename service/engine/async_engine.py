@@ -161,9 +161,9 @@ class AsyncEngine:
             self._loop()
         except BaseException as error:  # outside a step nothing should raise: fail what is in flight, start again
             log.exception("engine thread died", in_flight=len(self._streams))
+            self.restarts += not self._stopping
             self._fail_all(error)
             if not self._stopping:
-                self.restarts += 1
                 self._start_thread()
 
     def _loop(self) -> None:
@@ -199,7 +199,7 @@ class AsyncEngine:
             self.engine.abort(request_id)
 
     def _fail_all(self, error: BaseException) -> None:
-        for request_id, stream in list(self._streams.items()):
+        self.engine.reset()
+        for stream in self._streams.values():
             stream.put(GenerationFailed(f"The engine failed: {type(error).__name__}: {error}"))
-            self._streams.pop(request_id, None)
-            self.engine.abort(request_id)
+        self._streams.clear()

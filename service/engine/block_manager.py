@@ -7,8 +7,8 @@ The manager holds no tensors. A page is in exactly one of three states:
     cached    reference count 0, content kept under its key, evictable, oldest use first
 
 A full page is *published* under the key (what came before it, its own tokens). "What came before" is the serial number
-of the parent's publication, never reused, or the salt for a first page; the dictionary compares the tokens themselves, so
-two prefixes can never be taken for one another. The salt names everything that changes KV: model, dtype, policy.
+of the parent's publication, never reused, or the salt for a first page. The dictionary compares the tokens themselves,
+so two prefixes can never be taken for one another. The salt names everything that changes KV: model, dtype, policy.
 """
 
 from __future__ import annotations

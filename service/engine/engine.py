@@ -204,6 +204,12 @@ class Engine:
         if request is not None:
             self._outputs.append(self._finish(request, FinishReason.ABORT))
 
+    def reset(self) -> None:
+        """Abort every request and forget the outputs that nobody has taken."""
+        for request_id in list(self._requests):
+            self.abort(request_id)
+        self._outputs.clear()
+
     def stats(self) -> dict[str, Any]:
         """Figures of the engine now and since it was made."""
         blocks, totals = self.blocks, self.totals

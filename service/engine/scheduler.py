@@ -186,17 +186,19 @@ class Scheduler:
         return max(end - request.num_computed, 1) if end > request.num_computed else count
 
     def _admit(self, budget: int) -> None:
-        """Move waiting requests to the running ones while pages for their first chunk are there."""
+        """Move waiting requests to the running ones while pages for their first chunks are there."""
+        if budget <= 0:
+            return
+        promised = len(self.running)  # a page for each, so that admission does not preempt at once
         for request in list(self.waiting):
-            if len(self.running) >= self.config.max_running or budget <= 0:
+            if len(self.running) >= self.config.max_running:
                 return
             if self._prefix_under_way(request):
                 continue
             match = self.blocks.match(request.token_ids, request.salt)
             cached = len(match.pages) * self.blocks.page_size
-            chunk = min(len(request.token_ids) - cached, budget)
-            spare = len(self.running)  # a page for each running request, so that admission does not preempt at once
-            if self.running and self.blocks.pages_for(chunk) + spare > self.blocks.num_available:
+            promised += self.blocks.pages_for(min(len(request.token_ids) - cached, budget))
+            if self.running and promised > self.blocks.num_available:
                 self.blocks.release(match.pages)
                 return
             self.waiting.remove(request)
@@ -207,7 +209,6 @@ class Scheduler:
                 request.cached_tokens, request.miss_reason = cached, match.miss_reason
             self.running.append(request)
             self.running.sort(key=lambda r: r.arrived)
-            budget -= chunk
 
     def _prefix_under_way(self, request: Request) -> bool:
         """Is another request just computing a prefix that this one could then read from the cache?"""

@@ -1,0 +1,256 @@
+"""Scheduler, block manager and prefix cache as one state machine; no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from drafters.tree import EMPTY, DraftTree
+from drafters.verify import Verdict, verify
+from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.request import FinishReason, Request, SamplingParams
+from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.errors import Busy, PromptTooLong
+
+PAGE = 4
+STOP = 9
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """A deterministic model: the token depends on everything before it."""
+    return (sum((i + 3) * t for i, t in enumerate(tokens)) + len(tokens)) % 9
+
+
+def is_stop(request: Request, token: int) -> bool:
+    return token == STOP
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Add, step, fail, abort in any order: no page leaks, no token is lost, what pages hold is what was computed."""
+
+    @initialize(pages=st.integers(6, 20), running=st.integers(1, 5), draft=st.integers(0, 3))
+    def setup(self, pages: int, running: int, draft: int) -> None:
+        self.blocks = BlockManager(pages, PAGE)
+        self.scheduler = Scheduler(
+            SchedulerConfig(max_model_len=1 << 20, max_step_tokens=10, max_running=running, max_waiting=8), self.blocks
+        )
+        self.draft = draft
+        self.count = 0
+        self.content: dict[int, list[int | None]] = {}  # what a page physically holds
+        self.live: list[Request] = []
+        self.finished: list[Request] = []
+
+    @rule(head=st.integers(0, 2), length=st.integers(1, 30), new=st.integers(1, 12))
+    def add(self, head: int, length: int, new: int) -> None:
+        """Prompts of the same head share a prefix of any length."""
+        prompt = [(head + i * i) % 7 for i in range(length)]
+        self.count += 1
+        request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new))
+        request.draft_budget = self.draft
+        try:
+            self.scheduler.add(request)
+        except PromptTooLong:
+            assert self.blocks.pages_for(request.max_len) > self.blocks.num_pages
+        except Busy:
+            assert len(self.scheduler.waiting) >= 8  # preempted ones come back to it
+        else:
+            self.live.append(request)
+
+    @rule(guess=st.integers(0, 2), fails=st.booleans())
+    def step(self, guess: int, fails: bool) -> None:
+        had_work = self.scheduler.has_work
+        before = {r.id: list(r.token_ids) for r in self.live}
+        step = self.scheduler.schedule()
+        assert step.num_rows <= 10 + self.draft * 5 + 5
+        if not had_work:
+            assert not step
+            return
+        assert step, "work, and nothing scheduled"
+        if fails:
+            self.scheduler.rollback(step)
+            assert {r.id: r.token_ids for r in self.live} == before
+            return
+        verdicts: dict[str, Verdict] = {}
+        for part in step.slices:
+            request = part.request
+            self.check_context(request)
+            if part.samples and part.draft_budget and guess:
+                part.tree = self.guess(request, min(part.draft_budget, guess), right=guess == 1)
+            ids = request.token_ids[: part.start] + part.token_ids
+            self.write(request, part.start, part.token_ids)
+            if not part.samples:
+                continue
+            tree = part.tree if part.tree is not None else EMPTY
+            choices = []
+            for row in range(len(tree) + 1):
+                path = tree.path_to(row - 1) if row else []
+                choices.append(next_token(ids + [int(tree.tokens[n]) for n in path]))
+            verdict = verdicts[request.id] = verify(tree, choices)
+            self.write(request, len(ids), [int(tree.tokens[n]) for n in verdict.path])
+        self.scheduler.commit(step, verdicts, is_stop)
+        for request in list(self.live):
+            if request.finish_reason is not None:
+                self.scheduler.finish(request, request.finish_reason)
+                self.live.remove(request)
+                self.finished.append(request)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.live))
+        self.live.remove(request)
+        self.scheduler.finish(request, FinishReason.ABORT)
+        assert not request.pages
+
+    @invariant()
+    def pages_are_accounted_for(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    @invariant()
+    def outputs_are_those_of_the_model(self) -> None:
+        for request in getattr(self, "live", []) + getattr(self, "finished", []):
+            tokens = request.token_ids[: request.prompt_len]
+            for token in request.output_ids:
+                assert token == next_token(tokens)
+                tokens = [*tokens, token]
+            assert request.num_output <= request.params.max_tokens
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(2000):  # no deadlock: everything ends
+            if not self.scheduler.has_work:
+                break
+            self.step(0, False)
+        assert not self.live
+        assert self.blocks.num_owned == 0
+
+    def guess(self, request: Request, size: int, right: bool) -> DraftTree:
+        tokens = list(request.token_ids)
+        for _ in range(size):
+            tokens.append(next_token(tokens) if right else 8)
+        return DraftTree.chain(tokens[len(request.token_ids) :])
+
+    def write(self, request: Request, start: int, tokens: Sequence[int]) -> None:
+        for position, token in enumerate(tokens, start):
+            page = self.content.setdefault(request.pages[position // PAGE], [None] * PAGE)
+            page[position % PAGE] = token
+
+    def check_context(self, request: Request) -> None:
+        """What the request would attend to is its own past, though it may lie in shared pages."""
+        held = [self.content[request.pages[p // PAGE]][p % PAGE] for p in range(request.num_computed)]
+        assert held == request.token_ids[: request.num_computed]
+
+
+TestEngineMachine = EngineMachine.TestCase
+TestEngineMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> list[list[str]]:
+    """Step to the end with the toy model; the ids scheduled in each step."""
+    order = []
+    for _ in range(limit):
+        step = scheduler.schedule()
+        if not step:
+            break
+        order.append([p.request.id for p in step.slices])
+        verdicts = {
+            p.request.id: verify(EMPTY, [next_token(p.request.token_ids)]) for p in step.slices if p.samples
+        }
+        scheduler.commit(step, verdicts, is_stop)
+        for request in requests:
+            if request.finish_reason and request in scheduler.running:
+                scheduler.finish(request, request.finish_reason)
+    return order
+
+
+def request(name: str, prompt: list[int], new: int = 4) -> Request:
+    return Request(name, prompt, SamplingParams(max_tokens=new))
+
+
+def scheduler(pages: int = 64, **options: int) -> Scheduler:
+    config = SchedulerConfig(**{"max_model_len": 4096, "max_step_tokens": 16, **options})
+    return Scheduler(config, BlockManager(pages, PAGE))
+
+
+def test_a_long_prompt_does_not_starve_a_short_one() -> None:
+    sched = scheduler(pages=200)
+    long, short = request("long", [i % 7 for i in range(400)]), request("short", [3, 1, 4, 1, 5, 9])
+    for r in (long, short):
+        sched.add(r)
+    order = drive(sched, [long, short])
+    assert any("short" in ids for ids in order[:2])
+
+
+def test_the_second_of_two_equal_prompts_waits_for_the_first_and_reads_its_pages() -> None:
+    sched = scheduler()
+    first, second = (request(n, list(range(7)) * 8) for n in ("first", "second"))
+    for r in (first, second):
+        sched.add(r)
+    drive(sched, [first, second])
+    assert first.cached_tokens == 0
+    assert second.cached_tokens == (len(second.token_ids[: second.prompt_len]) - 1) // PAGE * PAGE
+
+
+def test_an_unrelated_request_is_not_held_up_by_a_shared_prefix_under_way() -> None:
+    sched = scheduler()
+    first, second = (request(n, list(range(7)) * 8) for n in ("first", "second"))
+    other = request("other", [8, 8, 8])
+    for r in (first, second, other):
+        sched.add(r)
+    assert "other" in drive(sched, [first, second, other])[0]
+
+
+def test_requests_that_can_never_fit_are_refused_at_the_door() -> None:
+    sched = scheduler(pages=4)
+    with pytest.raises(PromptTooLong, match="pages"):
+        sched.add(request("big", [1] * 14, new=4))
+    with pytest.raises(PromptTooLong, match="model holds"):
+        scheduler(max_model_len=8).add(request("long", [1] * 6, new=4))
+    full = scheduler(max_waiting=1)
+    full.add(request("a", [1]))
+    with pytest.raises(Busy):
+        full.add(request("b", [1]))
+
+
+def test_a_miss_says_why() -> None:
+    blocks = BlockManager(4, PAGE)
+    tokens = list(range(12))
+    assert blocks.match(tokens[:3], "").miss_reason == f"prompt is shorter than a page of {PAGE} tokens"
+    assert blocks.match(tokens, "").miss_reason == "never seen at token 0"
+    pages = blocks.allocate(3)
+    blocks.publish(tokens, pages, 0, "")
+    blocks.release(pages)
+    hit = blocks.match(tokens + [1], "")
+    assert hit.pages == pages
+    assert hit.miss_reason is None
+    blocks.release(hit.pages)
+    differs = blocks.match(tokens[:4] + [7] * 8, "")
+    assert (differs.pages, differs.miss_reason) == (pages[:1], "differs at token 4")
+    blocks.release(differs.pages)
+    assert blocks.match(tokens, "another policy").miss_reason == "never seen at token 0"
+    blocks.release(blocks.allocate(4))  # evicts all
+    assert blocks.match(tokens, "").miss_reason == "evicted at token 0"
+
+
+def test_the_tail_of_a_prefix_is_evicted_first() -> None:
+    blocks = BlockManager(3, PAGE)
+    tokens = list(range(12))
+    pages = blocks.allocate(3)
+    blocks.publish(tokens, pages, 0, "")
+    blocks.release(pages)
+    blocks.allocate(1)
+    assert blocks.match(tokens + [0], "").pages == pages[:2]
+
+
+def test_allocation_is_all_or_nothing() -> None:
+    blocks = BlockManager(3, PAGE)
+    blocks.allocate(2)
+    with pytest.raises(OutOfPages):
+        blocks.allocate(2)
+    assert blocks.num_available == 1
