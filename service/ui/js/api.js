@@ -1,0 +1,120 @@
+/** The REST interface: one function a route, one error class for whatever goes wrong. */
+
+import { events } from "./sse.js";
+
+const KEY = "folio.key";
+let askForKey = async () => false;
+
+/** What the service, or the way to it, answered instead of a result. */
+export class ApiError extends Error {
+  constructor(title, detail = "", status = 0) {
+    super(detail || title);
+    this.title = title;
+    this.detail = detail;
+    this.status = status;
+  }
+}
+
+/** Whom to ask for a key after a 401: an async function of (reason) that returns whether there is a new one. */
+export function onUnauthorised(handler) {
+  askForKey = handler;
+}
+
+/** The key of this tab, or "". */
+export function key() {
+  return sessionStorage.getItem(KEY) ?? "";
+}
+
+/** Keep a key for this tab; "" forgets it. */
+export function setKey(value) {
+  if (value) sessionStorage.setItem(KEY, value);
+  else sessionStorage.removeItem(KEY);
+}
+
+/** Whether the service takes requests: {ready, detail, ...what it says of itself}. */
+export async function readiness() {
+  const response = await fetch("readyz", { cache: "no-store" });
+  const said = await response.json().catch(() => ({}));
+  return { ...said, ready: response.ok };
+}
+
+/** One page of documents, newest first. */
+export function listDocuments(cursor = null) {
+  const query = new URLSearchParams({ limit: "100" });
+  if (cursor) query.set("cursor", cursor);
+  return json(`v1/documents?${query}`);
+}
+
+export const getDocument = (id) => json(`v1/documents/${encodeURIComponent(id)}`);
+export const deleteDocument = (id) => send(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const getJob = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
+
+/** The stored text, exactly: a byte order mark is a character that offsets count. */
+export async function documentText(id) {
+  const response = await send(`v1/documents/${encodeURIComponent(id)}/text`);
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(await response.arrayBuffer());
+}
+
+/** Upload one file; `onProgress` gets the share sent, 0 to 1. Resolves to the service's answer. */
+export async function upload(file, onProgress) {
+  const attempt = () => new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest(); // fetch does not report the progress of an upload
+    const form = new FormData();
+    form.append("file", file, file.name);
+    request.open("POST", "v1/documents");
+    if (key()) request.setRequestHeader("Authorization", `Bearer ${key()}`);
+    request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
+    request.onload = () => resolve(new Response(request.responseText, { status: request.status }));
+    request.onerror = () => reject(unreachable());
+    request.send(form);
+  });
+  const response = await withKey(attempt);
+  return response.json();
+}
+
+/**
+ * Ask a question.
+ * @param {Object} question body of POST /v1/answer
+ * @param {AbortSignal} signal stops the answer; the service frees what it held
+ * @yields {{type: string, data: Object}}
+ */
+export async function* answer(question, signal) {
+  const response = await send("v1/answer", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+    body: JSON.stringify({ ...question, stream: true }),
+    signal,
+  });
+  for await (const { event, data } of events(response.body)) yield { type: event, data: JSON.parse(data) };
+}
+
+async function json(path) {
+  return (await send(path)).json();
+}
+
+async function send(path, options = {}) {
+  return withKey(async () => {
+    const headers = new Headers(options.headers);
+    if (key()) headers.set("Authorization", `Bearer ${key()}`);
+    try {
+      return await fetch(path, { cache: "no-store", ...options, headers });
+    } catch (error) {
+      throw error.name === "AbortError" ? error : unreachable();
+    }
+  });
+}
+
+/** Run an attempt; after a 401, ask for a key and try again for as long as one is given. */
+async function withKey(attempt) {
+  for (;;) {
+    const response = await attempt();
+    if (response.ok) return response;
+    const problem = await response.json().catch(() => ({}));
+    const error = new ApiError(problem.title ?? `Error ${response.status}`, problem.detail ?? "", response.status);
+    if (response.status !== 401 || !(await askForKey(key() ? error.detail : ""))) throw error;
+  }
+}
+
+function unreachable() {
+  return new ApiError("The service does not answer", "It may have stopped, or the connection is lost.");
+}

@@ -1,0 +1,31 @@
+/** The figures of an answer, at the foot of the page. */
+
+import { byId, el } from "./dom.js";
+
+const whole = (value) => Math.round(value).toLocaleString("en");
+const seconds = (value) => (value < 9.95 ? value.toFixed(2) : value.toFixed(1));
+
+/** Show the figures of one answer; null clears them. */
+export function showFigures(stats) {
+  const list = byId("figure-list");
+  if (!stats) {
+    list.replaceChildren(el("div", { class: "hint" }, "Figures of the answer will stand here."));
+    return;
+  }
+  const cached = stats.cached_tokens ? ` · ${whole(stats.cached_tokens)} cached` : "";
+  const figures = [
+    ["First token", stats.ttft_s, seconds, "s", "Time from the question to the first token, retrieval included"],
+    ["Speed", stats.decode_tokens_per_s, (v) => v.toFixed(v < 100 ? 1 : 0), "tokens/s", "Tokens a second after the first"],
+    ["Prompt", stats.prompt_tokens, whole, `tokens${cached}`, "Length of the prompt; cached tokens were read before"],
+    ["Answer", stats.output_tokens, whole, "tokens", "Length of the answer"],
+    ["Retrieval", stats.retrieval_ms, (v) => (v < 10 ? v.toFixed(1) : whole(v)), "ms", "Time to find the passages"],
+    ["Acceptance", stats.acceptance_rate, (v) => whole(v * 100), "%", "Drafted tokens that the model would have chosen itself"],
+    ["Accepted length", stats.accepted_length, (v) => v.toFixed(2), "tokens/step", "Tokens that one step brings, its own included"],
+  ];
+  list.replaceChildren(...figures.map(([name, value, format, unit, title]) => {
+    const known = value !== null && value !== undefined;
+    return el("div", { class: "figure", title },
+      el("dt", {}, name),
+      el("dd", {}, known ? format(value) : "–", known ? el("small", {}, unit === "%" ? " %" : ` ${unit}`) : null));
+  }));
+}

@@ -1,0 +1,77 @@
+/** The page: its parts made and joined. */
+
+import * as api from "./api.js";
+import { Composer } from "./composer.js";
+import { Conversation } from "./conversation.js";
+import { askForKey, showShortcuts, wireDialogs } from "./dialogs.js";
+import { Documents } from "./documents.js";
+import { byId } from "./dom.js";
+import { report } from "./notices.js";
+import { wireShortcuts } from "./shortcuts.js";
+import { Source } from "./source.js";
+import { showStarters } from "./starters.js";
+
+const READINESS_MS = 10_000;
+
+api.onUnauthorised(askForKey);
+wireDialogs();
+
+const composer = new Composer({ ask: (question, request) => { view("ask"); conversation.ask(question, request); }, stop: () => conversation.stop() });
+const conversation = new Conversation({ running: (on) => composer.running(on), open: (what) => { view("source"); source.open(what); } });
+const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
+const documents = new Documents({
+  open: (item) => { conversation.left(); view("source"); source.open({ document: item.id, name: item.name }); },
+  scope: (item) => { composer.choose(`document:${item.id}`); view("ask"); composer.focus(); },
+  change: (items) => { composer.offer(items); showStarters(items, (words) => composer.suggest(words)); },
+  remove: (id) => source.forget(id),
+});
+
+byId("open-help").addEventListener("click", showShortcuts);
+byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
+byId("colours").addEventListener("click", toggleColours);
+for (const tab of document.querySelectorAll(".tabs [data-show]")) tab.addEventListener("click", () => view(tab.dataset.show));
+
+wireShortcuts({
+  "/": () => { view("ask"); composer.focus(); },
+  "?": showShortcuts,
+  "]": () => conversation.step(1),
+  "[": () => conversation.step(-1),
+  u: () => byId("file").click(),
+  t: toggleColours,
+  Escape: () => { if (!conversation.stop()) { conversation.left(); source.close(); view("ask"); } },
+});
+
+load();
+watch();
+
+function load() {
+  documents.start().catch(report);
+}
+
+/** On a narrow screen one pane is seen at a time. */
+function view(name) {
+  document.body.dataset.view = name;
+  for (const tab of document.querySelectorAll(".tabs [data-show]")) {
+    if (tab.dataset.show === name) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+}
+
+function toggleColours() {
+  const button = byId("colours");
+  const on = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", String(on));
+  conversation.colour(on);
+}
+
+/** Say in the bar whether the service is there, for as long as the page is open. */
+async function watch() {
+  for (;;) {
+    const said = await api.readiness().catch(() => null);
+    const state = said === null ? "gone" : said.ready ? "ready" : "waiting";
+    const words = { gone: "No connection", ready: said?.model ? `Ready · ${said.model}` : "Ready", waiting: said?.detail ?? "Starting" };
+    byId("service").dataset.state = state;
+    if (byId("service").textContent !== words[state]) byId("service").textContent = words[state];
+    await new Promise((resume) => setTimeout(resume, READINESS_MS));
+  }
+}
