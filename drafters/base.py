@@ -24,6 +24,7 @@ class RequestState:
     documents      token ids of the texts in play that may be copied from (passages, the whole document, …)
     draft_prompt   the shortened prompt of the RAG drafter (retrieved passages and question); None: the
                    drafter selects chunks of the prompt by itself
+    max_tokens     output tokens at most
     batch_size     sequences in the coming step, this one included; the engine keeps it current
     """
 
@@ -33,6 +34,7 @@ class RequestState:
     sampling: Sampling = field(default_factory=Sampling)
     documents: Sequence[Sequence[int]] = ()
     draft_prompt: Sequence[int] | None = None
+    max_tokens: int = 1 << 30
     batch_size: int = 1
 
     @property
@@ -154,7 +156,7 @@ class DraftModel(Protocol):
     vocab_size: int
 
     def open(self, token_ids: Sequence[int]) -> DraftSession:
-        """Prefill all of token_ids (at least one), sharing cached prefixes where the pool has them."""
+        """Prefill all of token_ids (may be empty), sharing cached prefixes where the pool has them."""
 
 
 class SkipSession(Protocol):

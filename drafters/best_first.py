@@ -1,9 +1,10 @@
 """Best-first growth of a tree from a draft model (DySpec, arXiv 2410.11744; EAGLE-2, arXiv 2406.16858).
 
-One pool holds every node known so far with its path score, the product of calibrated conditional probabilities. Each
-round runs one draft forward over the best nodes not yet expanded and adds their children; at the end the best nodes
-of the pool are the tree. A helper may guess ahead for the draft model (`cascade`): its guesses ride in the same
-forward, and where the draft model agrees with them their expansion is already there.
+One pool holds every node known so far with its path score, the product of calibrated conditional
+probabilities. Each round runs one draft forward over the best nodes not yet expanded and adds their children;
+at the end the best nodes of the pool are the tree. A helper may guess ahead for the draft model (`cascade`):
+its guesses ride in the same forward, and where the draft model agrees with them their expansion is already
+there.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ class Candidates:
 
 
 def candidates(logits: Tensor, sampling: Sampling, positions: Sequence[int], k: int) -> list[Candidates]:
-    """Children of draft rows [n, V], ranked as the target's keyed choice would rank them if it had these logits.
+    """Children of draft rows [n, V], ranked as the target's keyed choice would rank them if it had these
+    logits.
 
-    positions [n] are those of the children. Greedy: the largest logits. Sampled: the largest log q + g with the
-    target's own noise, so that a draft distribution equal to the target's is accepted always.
+    positions [n] are those of the children. Greedy: the largest logits. Sampled: the largest log q + g with
+    the target's own noise, so that a draft distribution equal to the target's is accepted always.
     """
     if sampling.greedy:
         scores = logits.to(torch.float32)
@@ -60,8 +62,11 @@ def candidates(logits: Tensor, sampling: Sampling, positions: Sequence[int], k: 
 
 @dataclass
 class Pool:
-    """Nodes known to a growing tree. `session_node` is a node's number in the draft session, -1 before its
-    forward has run."""
+    """Nodes known to a growing tree.
+
+    session_node  a node's number in the draft session, -1 before its forward has run
+    root          the session's node that is the root; -1 = the last committed token
+    """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
@@ -69,6 +74,12 @@ class Pool:
     cells: list[int] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
     session_node: list[int] = field(default_factory=list)
+    root: int = -1
+
+    def on(self, node: int) -> int:
+        """The session's node that `node` hangs below."""
+        parent = self.parents[node]
+        return self.session_node[parent] if parent >= 0 else self.root
 
     def path(self, node: int) -> list[int]:
         """Tokens from the root's child down to `node`."""
@@ -86,6 +97,7 @@ class Growth:
     depth      longest path
     width      nodes expanded in one draft forward
     branching  children considered of a node
+    ranks      children remembered of a node (`fusion` prunes by them)
     min_score  path score below which a node is not worth a place
     forwards   draft forwards at most
     """
@@ -93,12 +105,14 @@ class Growth:
     depth: int = 8
     width: int = 1
     branching: int = 4
+    ranks: int = 10
     min_score: float = 0.02
     forwards: int = 16
 
 
 Stop = Callable[[float, float, float], bool]
-"""(best unexpanded path score, expected accepted tokens so far, seconds of the last draft forward) -> stop now?"""
+"""(best unexpanded path score, expected accepted tokens so far, seconds of the last draft forward) -> stop
+now?"""
 
 
 def never(best: float, expected: float, seconds: float) -> bool:
@@ -132,9 +146,37 @@ class BestFirst:
         self.session_children: dict[tuple[int, int], int] = {}
         self.known: list[Candidates] = []
 
-    def build(self, session: DraftSession, root: Candidates, state: RequestState, budget: int) -> DraftTree:
-        """A tree of at most `budget` nodes; the session keeps the nodes that were run."""
-        growth, pool = self._growth, Pool()
+    def follow(self, tokens: Sequence[int], node: int = -1) -> list[int]:
+        """The session's nodes that spell a prefix of `tokens`, below `node` (-1 = the last committed
+        token)."""
+        path: list[int] = []
+        for token in tokens:
+            follow = self.session_children.get((node, token))
+            if follow is None:
+                break
+            node = follow
+            path.append(node)
+        return path
+
+    def candidates(self, logits: Tensor, state: RequestState, positions: Sequence[int]) -> list[Candidates]:
+        """`candidates` of the request, as many as this growth remembers."""
+        return candidates(logits, state.sampling, positions, max(self._growth.ranks, self._growth.branching))
+
+    def build(
+        self,
+        session: DraftSession,
+        root: Candidates,
+        state: RequestState,
+        budget: int,
+        at: int = -1,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> DraftTree:
+        """A tree of at most `budget` nodes below the session's node `at`, whose children are `root`.
+
+        The session keeps the nodes that were run, and a later build goes on from them. `interrupted` is asked
+        between forwards.
+        """
+        growth, pool = self._growth, Pool(root=at)
         self._add_children(pool, -1, root)
         expandable = min(growth.depth, budget) - 1
         for _ in range(growth.forwards):
@@ -145,7 +187,7 @@ class BestFirst:
             ]
             open_nodes.sort(key=lambda node: -pool.scores[node])
             chosen = open_nodes[: growth.width]
-            if not chosen:
+            if not chosen or interrupted():
                 break
             began = time.perf_counter()
             self._expand(session, pool, chosen, state)
@@ -163,10 +205,9 @@ class BestFirst:
         depths: list[int] = []
         first = len(self.known)
         for node in chosen:
-            parent = pool.parents[node]
             at = first + len(tokens)
             tokens.append(pool.tokens[node])
-            parents.append(pool.session_node[parent] if parent >= 0 else -1)
+            parents.append(pool.on(node))
             depths.append(pool.depth[node])
             if self._helper is not None:
                 ahead = self._helper.grow(state, pool.path(node), self._helper_budget)
@@ -176,13 +217,11 @@ class BestFirst:
         logits = session.extend(tokens, parents)
         # a node at depth d holds position next_position + d - 1; its children come one later
         positions = [state.next_position + depth for depth in depths]
-        self.known.extend(candidates(logits, state.sampling, positions, self._growth.branching))
+        self.known.extend(self.candidates(logits, state, positions))
         for i, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
             self.session_children[(parent, token)] = first + i
         for node in chosen:
-            parent = pool.parents[node]
-            on = pool.session_node[parent] if parent >= 0 else -1
-            self._settle(pool, node, self.session_children[(on, pool.tokens[node])])
+            self._settle(pool, node, self.session_children[(pool.on(node), pool.tokens[node])])
 
     def _settle(self, pool: Pool, node: int, session_node: int) -> None:
         """The node has been run: add its children."""
@@ -192,9 +231,10 @@ class BestFirst:
 
     def _add_children(self, pool: Pool, parent: int, children: Candidates) -> None:
         score = pool.scores[parent] if parent >= 0 else 1.0
-        on = pool.session_node[parent] if parent >= 0 else -1
+        on = pool.session_node[parent] if parent >= 0 else pool.root
         classes = np.digitize(children.confidence, CONFIDENCE)
-        for rank, (token, confidence) in enumerate(zip(children.ids.tolist(), classes.tolist(), strict=True)):
+        ranked = list(zip(children.ids.tolist(), classes.tolist(), strict=True))[: self._growth.branching]
+        for rank, (token, confidence) in enumerate(ranked):
             cell = self._offset + min(rank, RANKS - 1) * (len(CONFIDENCE) + 1) + confidence
             value = score * self._cells[cell]
             if value < self._growth.min_score:

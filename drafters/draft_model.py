@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from drafters.base import DraftModel, DraftSession, RequestState, TopSuccessors
-from drafters.best_first import BestFirst, Candidates, candidates
-from drafters.tree import DraftTree
+from drafters.best_first import BestFirst, Candidates
+from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 
@@ -21,35 +21,41 @@ class ModelDrafter:
     needs_topk = 0
     keeps_nodes = True
 
-    def __init__(self, model: DraftModel, builder: BestFirst, branching: int) -> None:
+    def __init__(self, model: DraftModel | None, builder: BestFirst) -> None:
         self._model = model
         self._builder = builder
-        self._branching = branching
         self._session: DraftSession | None = None
-        self._synced = 0  # state.tokens[:_synced] have their KV in the session
-        self._root: Candidates | None = None
+        self._unread: list[int] = []  # tokens of the draft prompt without KV: its last, until the first round
+        self._synced = 0  # state.tokens[:_synced] are in the session or in _unread
+        self._at = -1  # the session's node that is the root; -1 = its last committed token
+        self._path: list[int] = []  # the session's nodes from its last committed token to _at
+        self.root: Candidates | None = None
+        """The draft model's view of the coming token, as of the last `propose`."""
 
     def prompt(self, state: RequestState) -> Sequence[int]:
         """What the draft model reads in place of the prompt; not empty."""
         return state.tokens[: state.prompt_length]
 
     def start(self, state: RequestState) -> None:
-        """Prefill the draft prompt but for its last token, which the first round needs the logits of."""
+        """Prefill the draft prompt but for its last token, whose logits the first round needs."""
+        if self._model is None:
+            raise RuntimeError(f"{self.name} has no model to open a session of")
         prompt = self.prompt(state)
+        self._session = self._model.open(prompt[:-1])
+        self._unread = [prompt[-1]]
         self._synced = state.prompt_length
-        if len(prompt) > 1:
-            self._session = self._model.open(prompt[:-1])
-        if self._session is None:
-            self._session = self._model.open(prompt)
-        else:
-            self._root = self._read(self._session, [prompt[-1]], state, state.prompt_length)
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
-        session = self._session
-        if session is None:
-            raise RuntimeError(f"{self.name}: propose before start")
+        session = self._open_session()
         root = self._follow(session, state)
-        return self._builder.build(session, root, state, budget)
+        if budget < 1:
+            return EMPTY
+        return self._builder.build(session, root, state, budget, self._at)
+
+    def ahead(self, state: RequestState, budget: int, interrupted: Callable[[], bool]) -> None:
+        """Draft on below what was proposed, for a next round that finds all of it accepted (`overlap`)."""
+        if self.root is not None and budget > 0:
+            self._builder.build(self._open_session(), self.root, state, budget, self._at, interrupted)
 
     def observe(
         self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
@@ -61,34 +67,29 @@ class ModelDrafter:
             self._session.close()
             self._session = None
 
-    def _follow(self, session: DraftSession, state: RequestState) -> Candidates:
-        """Bring the session up to the root: keep the nodes that were accepted, run the rest in one forward."""
-        pending = state.tokens[self._synced :]
-        path: list[int] = []
-        if self.keeps_nodes:
-            node = -1
-            for token in pending:
-                follow = self._builder.session_children.get((node, token))
-                if follow is None:
-                    break
-                node = follow
-                path.append(node)
-        if path:
-            self._root = self._builder.known[path[-1]]
-            session.commit(path)
-        elif self._builder.known:
-            session.rollback()
-        self._builder.reset()
-        rest = pending[len(path) :]
-        self._synced = len(state.tokens)
-        if rest:
-            self._root = self._read(session, rest, state, len(state.tokens))
-        if self._root is None:
-            raise RuntimeError(f"{self.name}: no token to draft from")
-        return self._root
+    def _open_session(self) -> DraftSession:
+        if self._session is None:
+            raise RuntimeError(f"{self.name}: used before start or after finish")
+        return self._session
 
-    def _read(
-        self, session: DraftSession, tokens: Sequence[int], state: RequestState, position: int
-    ) -> Candidates:
-        logits = session.advance(tokens)[-1:]
-        return candidates(logits, state.sampling, [position], self._branching)[0]
+    def _follow(self, session: DraftSession, state: RequestState) -> Candidates:
+        """Bring the session up to the root: keep the nodes that were accepted, run the rest in one forward.
+
+        Where even the root was drafted, nothing is run and nothing is committed: the tree goes on below it.
+        """
+        pending = self._unread + state.tokens[self._synced :]
+        if not pending and self.root is not None:
+            return self.root  # asked again after a step that was rolled back
+        self._unread, self._synced = [], len(state.tokens)
+        found = self._builder.follow(pending, self._at) if self.keeps_nodes else []
+        self._path += found
+        if len(found) == len(pending) and self._path:
+            self._at = self._path[-1]
+            self.root = self._builder.known[self._at]
+            return self.root
+        session.commit(self._path)
+        self._path, self._at = [], -1
+        self._builder.reset()
+        logits = session.advance(pending[len(found) :])[-1:]
+        self.root = self._builder.candidates(logits, state, [state.next_position])[0]
+        return self.root

@@ -1,0 +1,141 @@
+"""SmartSpec (arXiv 2406.14066): verify as many nodes as raise the tokens per second, none if none do.
+
+E[tokens] = 1 + the sum of the nodes' path scores; the time of a step comes from a machine profile fitted to
+the steps the engine has run. Because the profile is measured, the budget knows whether rows are nearly free
+(a GPU) or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from drafters.base import Drafter, RequestState, TopSuccessors
+from drafters.best_first import Stop
+from drafters.tree import EMPTY, DraftTree
+from drafters.verify import Verdict
+
+_SCALE = np.array([1.0, 8.0, 16384.0, 8 * 16384.0])
+_FORGET = 0.98
+_RIDGE = 1e-3
+
+
+class MachineProfile:
+    """Seconds of a forward = a + b·rows + c·Σ context + d·Σ rows·context, all >= 0, fitted as steps come in.
+
+    The terms are the fixed cost, the weights' work, the KV bytes read and the attention's work. Steps are
+    weighted by 1/seconds², so the relative error counts, and forgotten slowly, so the machine may change.
+    """
+
+    def __init__(self) -> None:
+        self._normal = np.zeros((4, 4))
+        self._moment = np.zeros(4)
+        self._steps = 0
+        self._fit: np.ndarray | None = None
+
+    def record(self, rows: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
+        """One forward: rows and context tokens of each sequence, and how long it took (decode steps only)."""
+        x = _terms(rows, contexts) / seconds
+        self._normal = _FORGET * self._normal + np.outer(x, x)
+        self._moment = _FORGET * self._moment + x
+        self._steps += 1
+        self._fit = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough steps were seen to predict anything."""
+        return self._steps >= 4
+
+    def seconds(self, rows: Sequence[int], contexts: Sequence[int]) -> float:
+        """The predicted time of a forward; 0 before any step was seen."""
+        return float(_terms(rows, contexts) @ self._coefficients())
+
+    def step_times(self, batch: int, context: int, most: int) -> np.ndarray:
+        """Predicted seconds [most + 1] of a step of `batch` such sequences with 0 … most nodes each."""
+        rows = batch * np.arange(1, most + 2, dtype=np.float64)
+        ones = np.ones(most + 1)
+        terms = np.stack([ones, rows, ones * batch * context, rows * context], axis=1) / _SCALE
+        return terms @ self._coefficients()
+
+    def _coefficients(self) -> np.ndarray:
+        if self._fit is None:
+            self._fit = _non_negative(self._normal, self._moment)
+        return self._fit
+
+
+def _terms(rows: Sequence[int], contexts: Sequence[int]) -> np.ndarray:
+    r, c = np.asarray(rows, dtype=np.float64), np.asarray(contexts, dtype=np.float64)
+    return np.array([1.0, r.sum(), c.sum(), (r * c).sum()]) / _SCALE
+
+
+def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Least squares with the most negative coefficient dropped until none is negative."""
+    active = list(range(len(moment)))
+    ridge = _RIDGE * max(np.trace(normal) / len(moment), 1e-12)
+    while active:
+        a = normal[np.ix_(active, active)] + ridge * np.eye(len(active))
+        solved = np.linalg.solve(a, moment[active])
+        if (solved >= 0).all():
+            fit = np.zeros(len(moment))
+            fit[active] = solved
+            return fit
+        active.pop(int(np.argmin(solved)))
+    return np.zeros(len(moment))
+
+
+def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0) -> tuple[int, float]:
+    """How many nodes to verify, and the tokens per second expected of it.
+
+    scores [n] path scores in descending order; times [>= n + 1] seconds of a step with 0, 1, … nodes.
+    """
+    expected = 1.0 + np.concatenate([[0.0], np.cumsum(scores)])
+    rate = expected / np.maximum(times[: len(expected)] + drafting, 1e-9)
+    best = int(np.argmax(rate))
+    return best, float(rate[best])
+
+
+class Goodput:
+    """The drafter `goodput`: another drafter's tree, cut to the size that pays now."""
+
+    name = "goodput"
+
+    def __init__(self, inner: Drafter, profile: MachineProfile) -> None:
+        self._inner = inner
+        self._profile = profile
+        self.needs_topk = inner.needs_topk
+
+    def start(self, state: RequestState) -> None:
+        self._inner.start(state)
+
+    def propose(self, state: RequestState, budget: int) -> DraftTree:
+        tree = self._inner.propose(state, budget)
+        if not len(tree) or not self._profile.ready:
+            return tree
+        times = self._profile.step_times(state.batch_size, len(state.tokens), len(tree))
+        nodes, _ = best_budget(np.sort(tree.scores)[::-1], times)
+        return tree.trim(nodes) if nodes else EMPTY
+
+    def observe(
+        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
+    ) -> None:
+        self._inner.observe(state, tree, verdict, top)
+
+    def finish(self, state: RequestState) -> None:
+        self._inner.finish(state)
+
+
+def not_worth_it(profile: MachineProfile, state: Callable[[], RequestState | None]) -> Stop:
+    """Stop drafting when the next draft forward would lower the tokens per second.
+
+    Its gain is at most the best open path's score; its price is the seconds that the last one took.
+    """
+
+    def stop(best: float, expected: float, seconds: float) -> bool:
+        request = state()
+        if request is None or not profile.ready:
+            return False
+        step = profile.step_times(request.batch_size, len(request.tokens), 1)[0]
+        return best / max(seconds, 1e-9) < expected / max(step, 1e-9)
+
+    return stop

@@ -1,0 +1,69 @@
+"""RAPID (arXiv 2502.20330): a model that reads only the retrieved chunks drafts for the one that reads
+everything.
+
+The draft prompt is the service's own (`RequestState.draft_prompt`: retrieved passages and question); where
+there is none, chunks of the prompt that share rare tokens with its end are put together here. `target_mix` >
+0 is the paper's knowledge transfer and changes the distribution (`target_mix.py`); without it the drafter is
+lossless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from drafters.base import DraftModel, RequestState
+from drafters.best_first import BestFirst
+from drafters.draft_model import ModelDrafter
+
+
+class Rag(ModelDrafter):
+    """The drafter `rag`; one request."""
+
+    name = "rag"
+
+    def __init__(
+        self,
+        model: DraftModel,
+        builder: BestFirst,
+        *,
+        chunk: int = 512,
+        context: int = 4096,
+        question: int = 256,
+        head: int = 64,
+    ) -> None:
+        super().__init__(model, builder)
+        self._chunk = chunk
+        self._context = context
+        self._question = question
+        self._head = head
+
+    def prompt(self, state: RequestState) -> Sequence[int]:
+        if state.draft_prompt is not None and len(state.draft_prompt):
+            return state.draft_prompt
+        prompt = state.tokens[: state.prompt_length]
+        return select_chunks(prompt, self._context, self._chunk, self._question, self._head)
+
+
+def select_chunks(
+    prompt: Sequence[int], context: int, chunk: int = 512, question: int = 256, head: int = 64
+) -> list[int]:
+    """A prompt of about `context` tokens: the first `head`, the chunks nearest to the last `question`, and
+    those.
+
+    A chunk's score is the inverse-document-frequency weight of the question's distinct tokens in it, the
+    documents being the chunks. Chunks keep their order. A prompt that fits is returned whole.
+    """
+    ids = np.asarray(prompt, dtype=np.int64)
+    if len(ids) <= context:
+        return ids.tolist()
+    middle = ids[head : len(ids) - question]
+    pieces = [middle[start : start + chunk] for start in range(0, len(middle), chunk)]
+    asked = np.unique(ids[len(ids) - question :])
+    present = np.array([np.isin(asked, piece) for piece in pieces])
+    weight = np.log1p(len(pieces) / (1 + present.sum(axis=0)))
+    order = np.argsort(-(present * weight).sum(axis=1), kind="stable")
+    kept = np.sort(order[: max(1, (context - head - question) // chunk)])
+    parts = [ids[:head], *(pieces[i] for i in kept), ids[len(ids) - question :]]
+    return np.concatenate(parts).tolist()

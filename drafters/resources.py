@@ -1,0 +1,49 @@
+"""What the drafters of one engine share, and what the engine lends them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from drafters.base import Datastore, DraftModel, SkippableModel, TextCodec
+from drafters.calibration import Calibration
+from drafters.goodput import MachineProfile
+from drafters.layer_search import LayerSearch
+from drafters.recycling import SuccessorTable
+from drafters.suffix import DocumentAutomata
+
+
+@dataclass
+class Resources:
+    """One per engine.
+
+    draft_model   another checkpoint; with `draft_codec` and `codec` its vocabulary may differ from the
+    target's self_model    the target itself over a shorter prompt (`rag`, `cascade`)
+    skippable     the target with layers skipped (`self_speculation`)
+    datastore     the corpus' continuations (`datastore`); its ids are the target's
+    calibration, profile, automata and the successor tables learn from every request
+    """
+
+    vocab_size: int
+    draft_model: DraftModel | None = None
+    self_model: DraftModel | None = None
+    skippable: SkippableModel | None = None
+    datastore: Datastore | None = None
+    codec: TextCodec | None = None
+    draft_codec: TextCodec | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    profile: MachineProfile = field(default_factory=MachineProfile)
+    automata: DocumentAutomata = field(default_factory=DocumentAutomata)
+    _successors: dict[int, SuccessorTable] = field(default_factory=dict)
+    _search: LayerSearch | None = None
+
+    def successors(self, ranks: int) -> SuccessorTable:
+        """The engine's Token Recycling matrix of that many ranks."""
+        if ranks not in self._successors:
+            self._successors[ranks] = SuccessorTable(self.vocab_size, ranks)
+        return self._successors[ranks]
+
+    def layer_search(self, num_layers: int, ratio: float, every: int) -> LayerSearch:
+        """The engine's search for the layers to skip; the first request's options hold."""
+        if self._search is None:
+            self._search = LayerSearch(num_layers, ratio, every)
+        return self._search

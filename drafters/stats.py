@@ -1,0 +1,92 @@
+"""What drafting did for a request, or for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from drafters.tree import DraftTree
+from drafters.verify import Verdict
+
+TARGET = "target"  # the source of a token that nobody guessed
+
+
+@dataclass
+class SourceCount:
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass
+class DraftingStats:
+    """Counts and seconds; `add` sums requests.
+
+    steps counts verified forwards, emitted the tokens they gave (bonus tokens included); failures counts
+    drafters that raised and were switched off.
+    """
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    drafting_seconds: float = 0.0
+    verifying_seconds: float = 0.0
+    failures: int = 0
+    by_source: dict[str, SourceCount] = field(default_factory=dict)
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens a step commits, the bonus token included; 0 before the first step."""
+        return self.emitted / self.steps if self.steps else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted of the drafted nodes; 0 where none was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def count(self, tree: DraftTree, verdict: Verdict) -> None:
+        """Add one step. A path cut short (stop, token limit) counts as far as it was emitted."""
+        accepted = verdict.path[: len(verdict.tokens)]
+        self.steps += 1
+        self.drafted += len(tree)
+        self.accepted += len(accepted)
+        self.emitted += len(verdict.tokens)
+        for source in tree.sources:
+            self.by_source.setdefault(source, SourceCount()).drafted += 1
+        for node in accepted:
+            self.by_source[tree.sources[node]].accepted += 1
+
+    def add(self, other: DraftingStats) -> None:
+        """Add another request's figures."""
+        for name in ("steps", "drafted", "accepted", "emitted", "failures"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.drafting_seconds += other.drafting_seconds
+        self.verifying_seconds += other.verifying_seconds
+        for source, count in other.by_source.items():
+            mine = self.by_source.setdefault(source, SourceCount())
+            mine.drafted += count.drafted
+            mine.accepted += count.accepted
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "steps": self.steps,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "emitted": self.emitted,
+            "accepted_length": self.accepted_length,
+            "acceptance_rate": self.acceptance_rate,
+            "drafting_seconds": self.drafting_seconds,
+            "verifying_seconds": self.verifying_seconds,
+            "failures": self.failures,
+            "by_source": {
+                source: {"drafted": count.drafted, "accepted": count.accepted}
+                for source, count in sorted(self.by_source.items())
+            },
+        }
+
+
+def token_sources(tree: DraftTree, verdict: Verdict) -> list[str]:
+    """Who supplied each emitted token: a source's name, or "target"."""
+    names = [tree.sources[node] for node in verdict.path] + [TARGET]
+    return names[: len(verdict.tokens)]

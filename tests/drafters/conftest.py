@@ -1,0 +1,234 @@
+"""Tiny models whose distributions are known exactly, and the engine's loop in a dozen lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from drafters.base import RequestState, TopSuccessors
+from drafters.resources import Resources
+from drafters.sampling import Sampling, choose
+from drafters.tracked import TrackedDrafter
+from drafters.tree import DraftTree
+from drafters.verify import verify
+
+
+@dataclass
+class TableModel:
+    """Next-token logits as a random function of the last `order` tokens; float64, deterministic.
+
+    `copying` adds weight to the token that followed the same last two tokens before, so that drafts from the text
+    are often right. `rows` counts the rows run, to hold drafters to their promised cost.
+    """
+
+    vocab_size: int
+    seed: int = 0
+    order: int = 2
+    copying: float = 0.0
+    sharpness: float = 2.0
+    rows: int = 0
+    forwards: int = 0
+    concurrent: bool = True
+    _cache: dict = field(default_factory=dict)
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        key = tuple(tokens[-self.order :])
+        if key not in self._cache:
+            generator = np.random.default_rng((self.seed, *key))
+            self._cache[key] = generator.normal(size=self.vocab_size) * self.sharpness
+        out = self._cache[key].copy()
+        if self.copying:
+            for i in range(len(tokens) - 2, 1, -1):
+                if tuple(tokens[i - 2 : i]) == tuple(tokens[-2:]):
+                    out[tokens[i]] += self.copying
+                    break
+        return torch.from_numpy(out)
+
+    def open(self, token_ids: Sequence[int]) -> TableSession:
+        return TableSession(self, list(token_ids))
+
+    def attach(self, request_id: str) -> TableSkipSession:
+        return TableSkipSession(self, self.requests[request_id])
+
+    requests: dict[str, RequestState] = field(default_factory=dict)
+    num_layers: int = 6
+
+
+class TableSession:
+    """A draft session by brute force: every row's logits from its whole path."""
+
+    def __init__(self, model: TableModel, tokens: list[int]) -> None:
+        self._model = model
+        self.tokens = tokens
+        self._paths: list[list[int]] = []
+        self.closed = False
+        model.rows += len(tokens)
+        self.trace: list[tuple[str, int]] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def advance(self, token_ids: Sequence[int]) -> torch.Tensor:
+        assert len(token_ids)
+        assert not self.closed
+        self._paths = []
+        rows = []
+        for token in token_ids:
+            self.tokens.append(int(token))
+            rows.append(self._model.logits(self.tokens))
+        self._model.rows += len(rows)
+        self._model.forwards += 1
+        return torch.stack(rows)
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
+        assert not self.closed
+        rows = []
+        for token, parent in zip(tokens, parents, strict=True):
+            before = self._paths[parent] if parent >= 0 else []
+            self._paths.append([*before, int(token)])
+            rows.append(self._model.logits(self.tokens + self._paths[-1]))
+        self._model.rows += len(rows)
+        self._model.forwards += 1
+        return torch.stack(rows)
+
+    def commit(self, path: Sequence[int]) -> None:
+        if path:
+            spelled = self._paths[path[-1]]
+            assert len(spelled) == len(path), "a path starts at a child of the last committed token"
+            self.tokens.extend(spelled)
+        self._paths = []
+
+    def rollback(self) -> None:
+        self._paths = []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class TableSkipSession:
+    """The target with layers skipped: here the same table, blurred by how many are skipped."""
+
+    def __init__(self, model: TableModel, state: RequestState) -> None:
+        self._model, self._state = model, state
+        self._paths: list[list[int]] = []
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int], skipped: frozenset[int]) -> torch.Tensor:
+        rows = []
+        for token, parent in zip(tokens, parents, strict=True):
+            if parent < 0:
+                assert token == self._state.tokens[-1], "node 0 is the root"
+                self._paths.append(list(self._state.tokens))
+            else:
+                self._paths.append([*self._paths[parent], int(token)])
+            rows.append(self._model.logits(self._paths[-1]) / (1 + 0.2 * len(skipped)))
+        return torch.stack(rows)
+
+    def rollback(self) -> None:
+        self._paths = []
+
+    def close(self) -> None:
+        pass
+
+
+def plain(model: TableModel, prompt: Sequence[int], sampling: Sampling, count: int) -> list[int]:
+    """Decoding one token a step."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(keyed(model.logits(tokens)[None], sampling, [len(tokens)])[0]))
+    return tokens[len(prompt) :]
+
+
+def keyed(logits: torch.Tensor, sampling: Sampling, positions: Sequence[int]) -> torch.Tensor:
+    return choose(
+        logits,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        torch.full((len(logits),), sampling.seed, dtype=torch.int64),
+        torch.as_tensor(positions, dtype=torch.int64),
+    )
+
+
+def tree_logits(model: TableModel, tokens: Sequence[int], tree: DraftTree) -> torch.Tensor:
+    """The target's logits [n + 1, V] after each row's path."""
+    rows = [model.logits(tokens)]
+    for node in range(len(tree)):
+        path = [int(tree.tokens[i]) for i in tree.path_to(node)]
+        rows.append(model.logits([*tokens, *path]))
+    return torch.stack(rows)
+
+
+def speculate(
+    drafter: TrackedDrafter, model: TableModel, state: RequestState, count: int, budget: int = 16
+) -> list[int]:
+    """The engine's loop: propose, forward, verify, observe."""
+    prompt = len(state.tokens)
+    model.requests[state.request_id] = state
+    drafter.start(state)
+    while len(state.tokens) < prompt + count:
+        tree = drafter.propose(state, budget)
+        assert len(tree) <= budget
+        logits = drafter.adjust(state, tree, tree_logits(model, state.tokens, tree))
+        positions = len(state.tokens) + tree.depths
+        choices = keyed(logits, state.sampling, positions.tolist())
+        verdict = verify(tree, choices.tolist())
+        top = top_successors(logits, drafter.needs_topk) if drafter.needs_topk else None
+        state.tokens.extend(verdict.tokens)
+        drafter.observe(state, tree, verdict, top)
+    drafter.finish(state)
+    return state.tokens[prompt : prompt + count]
+
+
+def top_successors(logits: torch.Tensor, k: int) -> TopSuccessors:
+    best = torch.topk(torch.log_softmax(logits, -1), min(k, logits.shape[-1]), dim=-1)
+    return TopSuccessors(best.indices.numpy(), best.values.to(torch.float32).numpy())
+
+
+class TableStore:
+    """A datastore by brute force."""
+
+    def __init__(self, documents: Sequence[Sequence[int]]) -> None:
+        self._documents = [list(document) for document in documents]
+
+    def continuations(self, suffix: Sequence[int], max_matches: int, length: int) -> np.ndarray:
+        found = []
+        suffix = list(suffix)
+        for document in self._documents:
+            for i in range(len(suffix), len(document) + 1):
+                if document[i - len(suffix) : i] == suffix:
+                    row = document[i : i + length]
+                    found.append(row + [-1] * (length - len(row)))
+        return np.array(found[:max_matches], dtype=np.int32).reshape(-1, length)
+
+
+def resources_around(model: TableModel, draft: TableModel | None = None, documents=()) -> Resources:
+    """Resources in which a table model is every model: draft, self and skippable."""
+    return Resources(
+        vocab_size=model.vocab_size,
+        draft_model=draft or model,
+        self_model=model,
+        skippable=model,
+        datastore=TableStore(documents) if documents else None,
+    )
+
+
+class Lab:
+    """The helpers above, handed out by a fixture: test folders are no packages to import from."""
+
+    Model, Store = TableModel, TableStore
+    plain = staticmethod(plain)
+    keyed = staticmethod(keyed)
+    speculate = staticmethod(speculate)
+    tree_logits = staticmethod(tree_logits)
+    top_successors = staticmethod(top_successors)
+    resources = staticmethod(resources_around)
+
+
+@pytest.fixture(scope="session")
+def lab() -> type[Lab]:
+    return Lab
