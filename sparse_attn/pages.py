@@ -71,7 +71,7 @@ class PageStats:
     def bounds(self, layer: int, q: Tensor, pages: Tensor) -> Tensor:
         """Upper bound of q·k over each page: q [R, Hq, D], pages int [P] → float32 [R, Hq, P]."""
         kmin, kmax = (t[layer][pages.long()].transpose(0, 1).flatten(1, 2) for t in (self.kmin, self.kmax))
-        num_rows, num_heads, head_dim = q.shape
+        num_rows, _, head_dim = q.shape
         kv_heads = kmin.shape[0]
         grouped = q.float().view(num_rows, kv_heads, -1, head_dim).transpose(0, 1).flatten(1, 2)  # [Hkv, R*G, D]
         scores = torch.bmm(grouped.clamp(min=0), kmax.mT) + torch.bmm(grouped.clamp(max=0), kmin.mT)

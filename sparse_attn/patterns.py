@@ -4,7 +4,8 @@ A pattern is a small frozen record of numbers. `visit` answers in blocks, bool [
 window included; the policy joins the heads, applies gates and windows and makes the `BlockIndex`. Lengths are in
 tokens and are rounded up to blocks, so that a pattern costs what its numbers say.
 
-`static` patterns depend on positions alone, so a prompt cut into chunks gives exactly the index of the whole.
+`static` patterns depend on positions alone, so a prompt cut into chunks gives exactly the index of the whole;
+`grouped` ones give all heads the same blocks.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Pattern(Protocol):
     """What a group of query heads visits in prefill."""
 
     static: ClassVar[bool]
+    grouped: ClassVar[bool]
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         """bool [len(heads), N, K]."""
@@ -40,6 +42,7 @@ class Dense:
     """Every key."""
 
     static: ClassVar[bool] = True
+    grouped: ClassVar[bool] = True
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         return grid.causal.expand(len(heads), -1, -1)
@@ -52,6 +55,7 @@ class AShape:
     sink: int = 128
     local: int = 4096
     static: ClassVar[bool] = True
+    grouped: ClassVar[bool] = True
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         return grid.keep(self.sink, self.local).expand(len(heads), -1, -1)
@@ -68,9 +72,10 @@ class TriShape:
     local: int = 512
     dense_from: int = 0
     static: ClassVar[bool] = True
+    grouped: ClassVar[bool] = True
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
-        full = grid.causal & (grid.last >= self.dense_from)[:, None]
+        full = grid.causal & (grid.start + grid.block_q > self.dense_from)[:, None]
         return (grid.keep(self.sink, self.local) | full).expand(len(heads), -1, -1)
 
 
@@ -84,6 +89,7 @@ class VerticalSlash:
     vertical: int = 1000
     slash: int = 6096
     static: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         weights = score.last_rows_attention(rows, heads)
@@ -108,6 +114,7 @@ class BlockTopK:
     sink: int = 64
     local: int = 64
     static: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         weights = score.pooled(rows, grid, heads).masked_fill(~grid.causal, -torch.inf)
@@ -128,6 +135,7 @@ class AntiDiagonal:
     local: int = 128
     share: bool = False
     static: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         weights = score.antidiagonal(rows, grid, self.stride, heads)
@@ -154,6 +162,7 @@ class Coverage:
     sink: int = 64
     local: int = 64
     static: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         weights = score.last_rows_attention(rows, heads)
