@@ -1,0 +1,82 @@
+"""What can go wrong in retrieval, each with a sentence a user can act on.
+
+Every error is a ``RetrievalError`` (a ``ValueError``); the service maps classes to exit codes and HTTP statuses.
+"""
+
+from __future__ import annotations
+
+
+class RetrievalError(ValueError):
+    """Root of every error a user of this package can meet; ``str(error)`` names the input and the remedy."""
+
+
+class InvalidRequest(RetrievalError):
+    """An argument that cannot be served: an empty query, k < 1, an unknown mode."""
+
+
+class NotFound(RetrievalError):
+    """A document, collection or job that does not exist, or belongs to somebody else."""
+
+
+class UnreadableFile(RetrievalError):
+    """Root of the errors of one file; ingestion records it for that file and goes on with the others."""
+
+
+class UnsupportedFile(UnreadableFile):
+    """No parser for this content."""
+
+
+class WronglyNamedFile(UnreadableFile):
+    """The name says one type and the content is another."""
+
+
+class EmptyFile(UnreadableFile):
+    """No bytes, or no text in them."""
+
+
+class EncryptedFile(UnreadableFile):
+    """A password is needed."""
+
+
+class DamagedFile(UnreadableFile):
+    """Truncated or otherwise malformed."""
+
+
+class OversizedFile(UnreadableFile):
+    """Over a limit: bytes, pages, entries of an archive, expansion, text."""
+
+
+class ParserLimit(UnreadableFile):
+    """The parser ran out of the memory or time that it is allowed for one file."""
+
+
+class StoreUnavailable(RetrievalError):
+    """The database cannot be opened or is of a newer version."""
+
+
+class StoreBusy(RetrievalError):
+    """Another process is writing."""
+
+
+class LeaseLost(RetrievalError):
+    """Another process took the write lease over while this one was at work; nothing was committed."""
+
+
+class IndexCorrupt(RetrievalError):
+    """A file of an index generation is missing, truncated or altered."""
+
+
+class EmbedderMismatch(RetrievalError):
+    """The library was embedded by another model than the one it was opened with."""
+
+
+class UnknownEmbedder(RetrievalError):
+    """The embedding model cannot be found or is not what it claims to be."""
+
+
+class ArchiveError(RetrievalError):
+    """An archive of a collection that cannot be imported."""
+
+
+class Cancelled(RetrievalError):
+    """The caller asked for the work to stop."""

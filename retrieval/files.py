@@ -1,0 +1,55 @@
+"""Files that are whole or absent, whatever happens: written aside, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+Sink = Callable[[bytes], object]
+
+
+def write_synced(path: Path, write: Callable[[Sink], object]) -> tuple[str, int]:
+    """Create ``path`` with what ``write`` sends to its sink, and sync it. Returns (sha256, bytes)."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("wb") as file:
+
+        def sink(data: bytes) -> None:
+            nonlocal size
+            digest.update(data)
+            size += len(data)
+            file.write(data)
+
+        write(sink)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest(), size
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_synced(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_synced(aside, lambda sink: sink(data))
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+    sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

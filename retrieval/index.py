@@ -1,0 +1,251 @@
+"""Journal → immutable generation → reader.
+
+SQL is the truth; the journal says in what order it changed. ``Index`` keeps a snapshot current: it takes the newest
+generation whose hashes match and replays the journal behind it, else falls back one, else serves everything from SQL
+until a generation is built. It never refuses to start.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+import structlog
+
+from retrieval.batching import Batcher
+from retrieval.errors import IndexCorrupt
+from retrieval.failpoints import failpoint
+from retrieval.generation import Generation, GenerationContent, load_generation, sweep, write_generation
+from retrieval.snapshot import Query, Scope, Segment, Snapshot
+from retrieval.sparse import SparseSegment, terms
+from retrieval.store.database import Database
+from retrieval.store.lease import WriterLease
+from retrieval.store.tables import chunks, embeddings, index_generations, journal, now
+from retrieval.types import IndexReport
+
+log = structlog.get_logger(__name__)
+
+KEPT_GENERATIONS = 2
+
+
+class Index:
+    """The index of one library in one process. Thread-safe."""
+
+    def __init__(
+        self, database: Database, folder: Path, lease: WriterLease, embedder_id: int, fingerprint: str
+    ) -> None:
+        self._database = database
+        self._folder = folder
+        self._lease = lease
+        self._embedder_id = embedder_id
+        self._fingerprint = fingerprint
+        self._refreshing = threading.RLock()
+        self._loading: threading.Thread | None = None
+        self._scan = Batcher(_scan_together)
+        self.notes: list[str] = []
+        """what went wrong with the generations that were passed over"""
+        self._snapshot = Snapshot.of(None, 0)
+        self._adopt(self._newest_valid())
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def search(self, query: Query, scope: Scope, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 chunk ids, float64 scores); see ``Snapshot.search``."""
+        return snapshot.search(query, scope, self._dense_search)
+
+    def refresh(self) -> Snapshot:
+        """Bring the snapshot up to the journal's end; load a newer generation of another process in the background."""
+        with self._database.read() as connection:
+            seq, newest = connection.execute(
+                sa.select(
+                    sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0)).scalar_subquery(),
+                    sa.select(sa.func.coalesce(sa.func.max(index_generations.c.id), 0))
+                    .where(index_generations.c.embedder_id == self._embedder_id)
+                    .scalar_subquery(),
+                )
+            ).one()
+        if seq > self._snapshot.seq:
+            with self._refreshing:
+                self._replay()
+        loaded = self._snapshot.generation.number if self._snapshot.generation else 0
+        if newest > max(loaded, self._passed_over):
+            self._load_in_background()
+        return self._snapshot
+
+    def build(self, force: bool = False) -> IndexReport:
+        """Write a generation of everything live, name it in SQL, and use it. Needs the write lease."""
+        started = time.perf_counter()
+        with self._lease.hold("building the index"):
+            snapshot = self.refresh()
+            if not force and snapshot.generation and not snapshot.pending and not snapshot.tombstones:
+                return self._report(snapshot.generation, started, built=False)
+            content = self._content()
+            if len(content.ids) == 0:
+                with self._refreshing:
+                    self._adopt(None)
+                return IndexReport(0, 0, 0, time.perf_counter() - started, built=False)
+            name, manifest_hash = write_generation(self._folder, content)
+            failpoint("generation.before_sql")
+            number = self._name_in_sql(name, manifest_hash, content)
+            failpoint("generation.after_sql")
+            generation = load_generation(self._folder / name, number, manifest_hash, checked=True)
+            with self._refreshing:
+                self._adopt(generation)
+            self._forget_old()
+            log.info("index generation built", generation=number, chunks=len(content.ids))
+            return self._report(generation, started, built=True)
+
+    def _report(self, generation: Generation, started: float, built: bool) -> IndexReport:
+        return IndexReport(
+            generation.number, len(generation.ids), len(generation.documents), time.perf_counter() - started, built
+        )
+
+    # -- reading
+
+    def _adopt(self, generation: Generation | None) -> None:
+        """Use this generation with the journal behind it. Searches under way keep the old snapshot."""
+        self._snapshot = self._replayed(Snapshot.of(generation, generation.seq if generation else 0))
+
+    def _replay(self) -> None:
+        self._snapshot = self._replayed(self._snapshot)
+
+    def _replayed(self, snapshot: Snapshot) -> Snapshot:
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(journal.c.seq, journal.c.op, journal.c.document_id, journal.c.version)
+                .where(journal.c.seq > snapshot.seq)
+                .order_by(journal.c.seq)
+            ).all()
+            if not rows:
+                return snapshot
+            last = {row.document_id: row for row in rows}
+            segments = [
+                segment
+                for row in last.values()
+                if row.op == "add" and (segment := self._read_segment(connection, row.document_id, row.version))
+            ]
+        return snapshot.after(rows[-1].seq, set(last), segments)
+
+    def _read_segment(self, connection: sa.Connection, document: str, version: int) -> Segment | None:
+        rows = connection.execute(
+            self._live_chunks().where(chunks.c.document_id == document, chunks.c.version == version)
+        ).all()
+        if not rows:
+            return None
+        return Segment(
+            (document, version),
+            np.array([row.id for row in rows], dtype=np.int64),
+            _vectors(rows),
+            SparseSegment([terms(row.text) for row in rows]),
+        )
+
+    def _live_chunks(self) -> sa.Select:  # type: ignore[type-arg]
+        """Every row of ``chunks`` is live: a delete or a new version removes rows in its own transaction."""
+        return (
+            sa.select(chunks.c.id, chunks.c.document_id, chunks.c.version, chunks.c.text, embeddings.c.vector)
+            .join(
+                embeddings, sa.and_(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == self._embedder_id)
+            )
+            .order_by(chunks.c.id)
+        )
+
+    def _newest_valid(self) -> Generation | None:
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(index_generations)
+                .where(index_generations.c.embedder_id == self._embedder_id)
+                .order_by(index_generations.c.id.desc())
+            ).all()
+        self._passed_over = max((row.id for row in rows), default=0)
+        for row in rows:
+            try:
+                return load_generation(self._folder / row.folder, row.id, row.manifest_sha256)
+            except IndexCorrupt as error:
+                self.notes.append(f"generation {row.id} was passed over: {error}")
+                log.warning("index generation passed over", generation=row.id, cause=str(error))
+        return None
+
+    def _load_in_background(self) -> None:
+        with self._refreshing:
+            if self._loading is not None and self._loading.is_alive():
+                return
+            self._loading = threading.Thread(target=self._load_newest, name="load-generation", daemon=True)
+            self._loading.start()
+
+    def _load_newest(self) -> None:
+        generation = self._newest_valid()
+        with self._refreshing:
+            current = self._snapshot.generation
+            if generation is not None and (current is None or generation.number > current.number):
+                self._adopt(generation)
+
+    def _dense_search(self, generation: Generation, vector: np.ndarray, depth: int) -> np.ndarray:
+        return self._scan((generation, vector, depth))
+
+    # -- writing
+
+    def _content(self) -> GenerationContent:
+        with self._database.read() as connection:
+            seq = connection.execute(sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0))).scalar_one()
+            rows = connection.execute(self._live_chunks()).all()
+        index_of: dict[tuple[str, int], int] = {}
+        for row in rows:
+            index_of.setdefault((row.document_id, row.version), len(index_of))
+        return GenerationContent(
+            seq=seq,
+            embedder=self._fingerprint,
+            ids=np.array([row.id for row in rows], dtype=np.int64),
+            document_of_row=np.array([index_of[row.document_id, row.version] for row in rows], dtype=np.int32),
+            documents=list(index_of),
+            vectors=_vectors(rows),
+            terms=[terms(row.text) for row in rows],
+        )
+
+    def _name_in_sql(self, name: str, manifest_hash: str, content: GenerationContent) -> int:
+        with self._database.write() as connection:
+            self._lease.confirm(connection)
+            return int(
+                connection.execute(
+                    sa.insert(index_generations)
+                    .values(
+                        folder=name,
+                        seq=content.seq,
+                        chunks=len(content.ids),
+                        embedder_id=self._embedder_id,
+                        manifest_sha256=manifest_hash,
+                        created_at=now(),
+                    )
+                    .returning(index_generations.c.id)
+                ).scalar_one()
+            )
+
+    def _forget_old(self) -> None:
+        """Keep the newest generations (one to fall back on); the rest is removed from SQL first, then from the disk."""
+        with self._database.write() as connection:
+            rows = connection.execute(sa.select(index_generations).order_by(index_generations.c.id.desc())).all()
+            kept = {row.folder for row in rows[:KEPT_GENERATIONS]}
+            connection.execute(sa.delete(index_generations).where(index_generations.c.folder.not_in(kept)))
+        failpoint("generation.before_sweep")
+        sweep(self._folder, kept)
+
+
+def _vectors(rows: Sequence[sa.Row]) -> np.ndarray:  # type: ignore[type-arg]
+    return np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4").reshape(len(rows), -1)
+
+
+def _scan_together(calls: Sequence[tuple[Generation, np.ndarray, int]]) -> list[np.ndarray]:
+    """One FAISS search for all concurrent queries of the same generation."""
+    results: list[np.ndarray | None] = [None] * len(calls)
+    for generation in {id(call[0]): call[0] for call in calls}.values():
+        members = [position for position, call in enumerate(calls) if call[0] is generation]
+        depth = max(calls[position][2] for position in members)
+        found = generation.dense.search(np.stack([calls[position][1] for position in members]), depth)
+        for position, ids in zip(members, found, strict=True):
+            results[position] = ids[: calls[position][2]]
+    return results  # type: ignore[return-value]

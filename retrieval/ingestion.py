@@ -1,0 +1,176 @@
+"""One file after another into the store: read, deduplicate, parse, chunk, embed, commit.
+
+A file is acknowledged when its one transaction is committed, and is then there whatever happens later. A file that
+cannot be read fails alone, with its cause.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import structlog
+
+from retrieval.chunking import ChunkingOptions, chunk
+from retrieval.embedding import Embedder
+from retrieval.errors import EmptyFile, UnreadableFile
+from retrieval.failpoints import failpoint
+from retrieval.parsing import Limits, ParsedDocument, check_size, parse
+from retrieval.progress import CancelCheck, ProgressMeter
+from retrieval.store import documents as store
+from retrieval.store.database import Database
+from retrieval.store.lease import WriterLease
+from retrieval.store.originals import Originals
+from retrieval.types import IngestResult, ProgressCallback, Upload
+
+log = structlog.get_logger(__name__)
+
+NAME_LENGTH = 255
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to ingest: its label, and where its bytes are."""
+
+    name: str
+    origin: Path | bytes
+
+    def read(self, limits: Limits) -> bytes:
+        """Error: UnreadableFile."""
+        if isinstance(self.origin, bytes):
+            check_size(self.name, len(self.origin), limits)
+            return self.origin
+        try:
+            if not self.origin.is_file():
+                what = "there is no such file" if not self.origin.exists() else "it is not a regular file"
+                raise UnreadableFile(f"{self.name}: {what} at {self.origin}")
+            check_size(self.name, self.origin.stat().st_size, limits)
+            return self.origin.read_bytes()
+        except OSError as error:
+            raise UnreadableFile(f"{self.name} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def sources(items: Iterable[str | os.PathLike[str] | Upload]) -> Iterator[Source]:
+    """Files as given; a folder stands for the files under it (hidden ones excepted), labelled by their path in it."""
+    for item in items:
+        if isinstance(item, Upload):
+            yield Source(clean_name(item.name), item.data)
+            continue
+        path = Path(item)
+        if not path.is_dir():
+            yield Source(clean_name(path.name), path)
+            continue
+        for file in sorted(path.rglob("*")):
+            inside = file.relative_to(path)
+            if file.is_file() and not any(part.startswith(".") for part in inside.parts):
+                yield Source(_printable("/".join((path.resolve().name, *inside.parts))), file)
+
+
+def clean_name(name: str) -> str:
+    """A label from a name that may be hostile: its last component, printable, of bounded length."""
+    return _printable(PurePosixPath(name.replace("\\", "/")).name)
+
+
+def _printable(name: str) -> str:
+    shown = "".join(
+        ch for ch in unicodedata.normalize("NFC", name) if unicodedata.category(ch) not in ("Cc", "Cf", "Cs")
+    )
+    shown = shown.strip() or "unnamed"
+    if len(shown) <= NAME_LENGTH:
+        return shown
+    stem, dot, suffix = shown.rpartition(".")
+    return f"{stem[: NAME_LENGTH - 17]}….{suffix}" if dot and len(suffix) < 16 else shown[:NAME_LENGTH]
+
+
+class Ingester:
+    """Ingests for one library. The caller holds the write lease."""
+
+    def __init__(
+        self,
+        database: Database,
+        originals: Originals,
+        lease: WriterLease,
+        embedder: Embedder,
+        embedder_id: int,
+        limits: Limits,
+        chunking: ChunkingOptions,
+    ) -> None:
+        self._database = database
+        self._originals = originals
+        self._lease = lease
+        self._embedder = embedder
+        self._embedder_id = embedder_id
+        self._limits = limits
+        self._chunking = chunking
+
+    def ingest(
+        self,
+        source: Source,
+        collection: str,
+        owner: str,
+        progress: ProgressCallback | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> IngestResult:
+        """Ingest one file. Never raises for what is wrong with the file; Cancelled and LeaseLost do pass."""
+        started = time.perf_counter()
+        meter = ProgressMeter(source.name, progress, cancelled)
+        data = b""
+        try:
+            meter("parse", 0, 1)
+            data = source.read(self._limits)
+            return self._ingest(source.name, data, collection, owner, meter, started)
+        except UnreadableFile as error:
+            return self._failed(source.name, data, collection, owner, error, started)
+
+    def _ingest(
+        self, name: str, data: bytes, collection: str, owner: str, meter: ProgressMeter, started: float
+    ) -> IngestResult:
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self._database.read() as connection:
+            same = store.find_same_content(connection, owner, collection, sha256)
+        if same is not None:
+            seconds = time.perf_counter() - started
+            return IngestResult(
+                same.id, same.name, same.status, same.pages, same.chunks, None, same.version, True, seconds
+            )
+        parsed = self._parse(data, name, meter)
+        pieces = chunk(parsed.text, parsed.pages, self._embedder.token_starts, self._chunking)
+        if not pieces:
+            raise EmptyFile(f"{name} has no words to index; nothing to ingest")
+        meter("embed", 0, len(pieces))
+        vectors = self._embedder.encode_documents(
+            [piece.text for piece in pieces], lambda done, total: meter("embed", done, total)
+        )
+        meter("store", 0, 1)
+        self._originals.add(sha256, data)
+        failpoint("ingest.original")
+        new = store.NewVersion(owner, collection, name, sha256, len(data), parsed, pieces, vectors, self._embedder_id)
+        with self._database.write() as connection:
+            self._lease.confirm(connection)
+            document, version = store.commit_version(connection, new)
+            self._originals.add(sha256, data)  # a delete of the same content may have removed it meanwhile
+            failpoint("ingest.before_commit")
+        failpoint("ingest.after_commit")
+        log.info("document stored", document=document, version=version, chunks=len(pieces), pages=len(parsed.pages))
+        seconds = time.perf_counter() - started
+        return IngestResult(document, name, store.READY, len(parsed.pages), len(pieces), None, version, False, seconds)
+
+    def _parse(self, data: bytes, name: str, meter: ProgressMeter) -> ParsedDocument:
+        return parse(data, name, self._limits, lambda done, total: meter("parse", done, total))
+
+    def _failed(
+        self, name: str, data: bytes, collection: str, owner: str, error: UnreadableFile, started: float
+    ) -> IngestResult:
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self._database.write() as connection:
+            document = store.record_failure(connection, owner, collection, name, sha256, len(data), str(error))
+        log.warning("file not ingested", name=name, kind=type(error).__name__, cause=str(error))
+        seconds = time.perf_counter() - started
+        return IngestResult(
+            document, name, store.FAILED, 0, 0, str(error), 0, False, seconds, error_kind=type(error).__name__
+        )

@@ -1,0 +1,360 @@
+"""The facade: documents in, evidence out.
+
+    with Library.open("~/.folio") as library:
+        for result in library.ingest(["book.txt", "paper.pdf"]):
+            print(result.name, result.status, result.error)
+        hits, generation = library.search("Who built the bridge?", k=5)
+
+Every method that touches documents takes ``owner`` and sees that owner's documents alone; what belongs to somebody
+else does not exist (NotFound). All methods are thread-safe. Any number of processes may read one library; one at a
+time ingests or builds the index (StoreBusy names the other); deletes need no turn. Whatever a method has returned is
+on the disk. Every error is a ``retrieval.errors.RetrievalError`` whose text can be shown to the user.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import structlog
+
+from retrieval.batching import Batcher
+from retrieval.chunking import ChunkingOptions
+from retrieval.embedding import Embedder, make_embedder
+from retrieval.errors import InvalidRequest, RetrievalError, StoreUnavailable
+from retrieval.index import Index
+from retrieval.ingestion import Ingester, sources
+from retrieval.parsing import Limits
+from retrieval.progress import CancelCheck
+from retrieval.snapshot import Query, Scope, Snapshot
+from retrieval.sparse import terms
+from retrieval.store import documents as store
+from retrieval.store import embedders as embedder_store
+from retrieval.store.database import Database
+from retrieval.store.lease import WriterLease
+from retrieval.store.originals import Originals
+from retrieval.types import (
+    Collection,
+    Document,
+    Hit,
+    IndexReport,
+    IngestResult,
+    LibraryStats,
+    Mode,
+    Page,
+    ProgressCallback,
+    SearchResult,
+    Upload,
+    VerifyReport,
+)
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_COLLECTION = "default"
+DEFAULT_OWNER = "local"
+MAX_K = 1000
+
+
+class Library:
+    """Documents, their text, and an index over them, in one home folder. Make one with ``Library.open``."""
+
+    def __init__(
+        self, home: Path, database: Database, embedder: Embedder, limits: Limits, chunking: ChunkingOptions
+    ) -> None:
+        self.home = home
+        self.database = database
+        self.embedder = embedder
+        self.limits = limits
+        self.chunking = chunking
+        self._lease = WriterLease(database, home)
+        self._originals = Originals(home / "files")
+        self._opening = threading.Lock()
+        self._index: Index | None = None
+        self._embed: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
+
+    @classmethod
+    def open(
+        cls,
+        home: str | os.PathLike[str],
+        database_url: str | None = None,
+        embedder: str | os.PathLike[str] | Embedder | None = None,
+        *,
+        limits: Limits | None = None,
+        chunking: ChunkingOptions | None = None,
+    ) -> Library:
+        """Open the library in the folder ``home``, which is made where absent.
+
+        Args:
+            database_url: SQLAlchemy's; None for the SQLite file ``folio.db`` in ``home``.
+            embedder: None or ``minilm`` for the packaged MiniLM, a folder, a hub id, or an ``Embedder``.
+
+        The model and the index are loaded when first needed; ``warm_up`` loads them now.
+        Errors: StoreUnavailable, UnknownEmbedder.
+        """
+        folder = Path(home).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(f"cannot make the data folder {folder}: {error.strerror}; choose another") from error
+        model = make_embedder(Path(embedder) if isinstance(embedder, os.PathLike) else embedder)
+        return cls(
+            folder, Database.open(folder, database_url), model, limits or Limits(), chunking or ChunkingOptions()
+        )
+
+    def warm_up(self) -> None:
+        """Load the index and the embedding model, so that the first search is not the slow one."""
+        self._ready_index().refresh()
+        self.embedder.encode_queries(["warm"])
+
+    def close(self) -> None:
+        self.database.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- documents in
+
+    def ingest(
+        self,
+        files: Iterable[str | os.PathLike[str] | Upload],
+        collection: str = DEFAULT_COLLECTION,
+        owner: str = DEFAULT_OWNER,
+        *,
+        progress: ProgressCallback | None = None,
+        cancelled: CancelCheck | None = None,
+        wait_s: float = 5.0,
+    ) -> list[IngestResult]:
+        """Ingest files (paths, folders, or ``Upload``s of bytes), one result each, in order.
+
+        Content that the collection has already is not stored twice (``deduplicated``); the same name with new
+        content is a new version of the same document. Each file is committed by itself, and can be searched from
+        then on. A file that cannot be read gives a result with ``status="failed"`` and ``error``, and the others
+        go on.
+
+        Args:
+            progress: called often, from this thread.
+            cancelled: asked often; once true, ``Cancelled`` is raised and what was committed stays.
+            wait_s: seconds to wait for another process that is writing.
+        Errors: StoreBusy, EmbedderMismatch, Cancelled, LeaseLost.
+        """
+        _check_label("collection", collection)
+        _check_label("owner", owner)
+        results = []
+        with self._lease.hold("ingesting", wait_s):
+            index = self._ready_index()
+            ingester = self._ingester()
+            for source in sources(files):
+                results.append(ingester.ingest(source, collection, owner, progress, cancelled))
+                self._lease.renew()
+            index.refresh()
+            self._build_if_due(index)
+        return results
+
+    # -- documents out
+
+    def documents(
+        self,
+        collection: str | None = None,
+        owner: str = DEFAULT_OWNER,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[Document]:
+        """Documents by id, failed ones included. ``after``: the last id of the page before (a cursor)."""
+        with self.database.read() as connection:
+            return store.listing(connection, owner, collection, limit, after)
+
+    def collections(self, owner: str = DEFAULT_OWNER) -> list[Collection]:
+        with self.database.read() as connection:
+            return store.list_collections(connection, owner)
+
+    def document(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
+        """Error: NotFound."""
+        with self.database.read() as connection:
+            return store.get(connection, owner, document)
+
+    def text(
+        self,
+        document: str,
+        start: int = 0,
+        end: int | None = None,
+        owner: str = DEFAULT_OWNER,
+        *,
+        version: int | None = None,
+    ) -> str:
+        """Characters ``start:end`` of the stored text, of the present version by default. Error: NotFound."""
+        if start < 0 or (end is not None and end < start):
+            raise InvalidRequest(f"a span needs 0 <= start <= end, not {start}:{end}")
+        with self.database.read() as connection:
+            return store.read_text(connection, owner, document, start, end, version)
+
+    def pages(self, document: str, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> list[Page]:
+        """The pages in order (one for a file without pages). Error: NotFound."""
+        with self.database.read() as connection:
+            return store.read_pages(connection, owner, document, version)
+
+    def page_of(self, document: str, offset: int, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> int:
+        """The number of the page on which the character at ``offset`` is. Error: NotFound."""
+        from retrieval.parsing import page_at
+
+        return page_at(self.pages(document, owner, version=version), offset)
+
+    def chunks(self, document: str, owner: str = DEFAULT_OWNER) -> list[Hit]:
+        """All chunks of a document in order, with score 0. Error: NotFound."""
+        with self.database.read() as connection:
+            return store.read_chunks(connection, owner, document)
+
+    def original(self, document: str, owner: str = DEFAULT_OWNER) -> bytes:
+        """The file as it was ingested. Error: NotFound."""
+        return self._originals.read(self.document(document, owner).sha256)
+
+    def delete(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
+        """Remove a document, all its versions, its vectors and its file; no search finds it from now on.
+
+        Returns what was deleted. Error: NotFound.
+        """
+        with self.database.write() as connection:
+            hashes = store.version_hashes(connection, document)
+            deleted = store.delete(connection, owner, document)
+        with self.database.write() as connection:
+            self._originals.sweep(connection, hashes)
+        log.info("document deleted", document=document, chunks=deleted.chunks)
+        return deleted
+
+    # -- search
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        collection: str | None = None,
+        documents: Sequence[str] | None = None,
+        owner: str = DEFAULT_OWNER,
+        mode: Mode = "hybrid",
+    ) -> SearchResult:
+        """The k best chunks by falling score, ties by rising chunk id, and the number of the index generation.
+
+        Args:
+            collection: search this one alone; documents: search these ids alone.
+            mode: ``dense`` (cosine of MiniLM), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale of 0 to 1).
+        Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
+        """
+        _check_query(query, k, mode)
+        index = self._ready_index()
+        vector = self._embed(query) if mode != "sparse" else None
+        request = Query(terms(query) if mode != "dense" else [], vector, mode, k)
+        while True:
+            snapshot = index.refresh()
+            scope = self._scope(snapshot, owner, collection, documents)
+            ids, scores = index.search(request, scope, snapshot)
+            with self.database.read() as connection:
+                hits = store.read_hits(connection, owner, dict(zip(ids.tolist(), scores.tolist(), strict=True)))
+            if len(hits) == len(ids) or index.refresh() is snapshot:
+                return SearchResult(hits, snapshot.generation.number if snapshot.generation else 0)
+
+    # -- index
+
+    def build_index(self) -> IndexReport:
+        """Write a new generation where anything changed since the last. Errors: StoreBusy, EmbedderMismatch."""
+        return self._ready_index().build()
+
+    def compact(self) -> IndexReport:
+        """Drop tombstones and files that nothing names any more. Errors: StoreBusy, EmbedderMismatch."""
+        report = self._ready_index().build()
+        with self.database.write() as connection:
+            self._originals.sweep(connection)
+        return report
+
+    def rebuild(self, progress: ProgressCallback | None = None) -> IndexReport:
+        """Build the index anew from SQL; after a change of embedder, embed everything anew first. Error: StoreBusy."""
+        raise NotImplementedError
+
+    def verify_index(self) -> VerifyReport:
+        """Check every hash of the index, and the index against SQL."""
+        raise NotImplementedError
+
+    def stats(self, owner: str | None = None) -> LibraryStats:
+        """Totals of one owner, or of all; the state of the index."""
+        snapshot = self._ready_index().refresh()
+        with self.database.read() as connection:
+            totals = store.totals(connection, owner)
+        return LibraryStats(
+            **totals,
+            generation=snapshot.generation.number if snapshot.generation else 0,
+            indexed_chunks=len(snapshot.generation.ids) if snapshot.generation else 0,
+            pending=snapshot.pending,
+            tombstones=snapshot.tombstones,
+            journal_seq=snapshot.seq,
+            embedder=self.embedder.fingerprint,
+            database=self.database.name,
+            notes=list(self._ready_index().notes),
+        )
+
+    # -- parts
+
+    def _ready_index(self) -> Index:
+        """The index, loaded. Error: EmbedderMismatch."""
+        with self._opening:
+            if self._index is None:
+                self._embedder_id = embedder_store.ensure_current(self.database, self.embedder)
+                self._index = Index(
+                    self.database, self.home / "index", self._lease, self._embedder_id, self.embedder.fingerprint
+                )
+            return self._index
+
+    def _ingester(self) -> Ingester:
+        return Ingester(
+            self.database,
+            self._originals,
+            self._lease,
+            self.embedder,
+            self._embedder_id,
+            self.limits,
+            self.chunking,
+        )
+
+    def _build_if_due(self, index: Index) -> None:
+        """A journal that has grown long against the generation is folded into a new one."""
+        snapshot = index.snapshot
+        behind = snapshot.pending + snapshot.tombstones
+        indexed = len(snapshot.generation.ids) if snapshot.generation else 0
+        if behind == 0 or behind < 0.2 * indexed:
+            return
+        try:
+            index.build()
+        except (OSError, RetrievalError) as error:
+            # The documents are committed and can be searched through the journal; only the folding failed.
+            index.notes.append(f"the index was not built after ingesting: {error}")
+            log.warning("index not built", cause=str(error))
+
+    def _scope(self, snapshot: Snapshot, owner: str, collection: str | None, wanted: Sequence[str] | None) -> Scope:
+        def ids() -> set[str]:
+            with self.database.read() as connection:
+                return store.ids_in_scope(connection, owner, collection, wanted)
+
+        return snapshot.scope((owner, collection, tuple(wanted) if wanted is not None else None), ids)
+
+
+def _check_query(query: str, k: int, mode: str) -> None:
+    if not query.strip():
+        raise InvalidRequest("the query is empty; ask something")
+    if not 1 <= k <= MAX_K:
+        raise InvalidRequest(f"k must be from 1 to {MAX_K}, not {k}")
+    if mode not in ("hybrid", "dense", "sparse"):
+        raise InvalidRequest(f"unknown search mode {mode!r}; use hybrid, dense or sparse")
+
+
+def _check_label(what: str, value: str) -> None:
+    limit = {"collection": 255, "owner": 64}[what]
+    if not value.strip() or len(value) > limit or not value.isprintable():
+        raise InvalidRequest(f"{what} must be 1 to {limit} printable characters, not {value!r}")

@@ -1,0 +1,45 @@
+"""A file's bytes to its text, with page spans, or one clear error."""
+
+from __future__ import annotations
+
+from retrieval.errors import OversizedFile, UnreadableFile
+from retrieval.parsing.document import PageProgress, ParsedDocument, page_at
+from retrieval.parsing.limits import Limits
+from retrieval.parsing.sniff import MEDIA_TYPES, sniff
+from retrieval.parsing.text import parse_text
+
+__all__ = ["Limits", "ParsedDocument", "check_size", "page_at", "parse", "sniff"]
+
+
+def check_size(name: str, size: int, limits: Limits) -> None:
+    """Refuse a file by its size alone, before it is read."""
+    if size > limits.file_bytes:
+        raise OversizedFile(
+            f"{name} has {size / 2**20:.0f} MiB and the limit is {limits.file_bytes / 2**20:.0f} MiB; split it"
+        )
+
+
+def parse(data: bytes, name: str, limits: Limits | None = None, progress: PageProgress | None = None) -> ParsedDocument:
+    """Parse in this process. Errors: UnreadableFile and its kinds, each naming the file and the remedy."""
+    limits = limits or Limits()
+    check_size(name, len(data), limits)
+    kind = sniff(data, name)
+    parsed = _parse_kind(kind, data, name, limits, progress)
+    if len(parsed.text) > limits.text_chars:
+        raise OversizedFile(f"{name} has {len(parsed.text)} characters and the limit is {limits.text_chars}; split it")
+    return parsed
+
+
+def _parse_kind(kind: str, data: bytes, name: str, limits: Limits, progress: PageProgress | None) -> ParsedDocument:
+    # Parsers of rarer kinds are imported when first used: a plain-text library should start in no time.
+    if kind in ("text", "markdown"):
+        return parse_text(data, name, MEDIA_TYPES[kind])
+    if kind == "html":
+        from retrieval.parsing.html import parse_html
+
+        return parse_html(data, name)
+    if kind == "pdf":
+        from retrieval.parsing.pdf import parse_pdf
+
+        return parse_pdf(data, name, limits, progress)
+    raise UnreadableFile(f"{name}: no parser for {kind}")

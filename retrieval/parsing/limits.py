@@ -1,0 +1,24 @@
+"""How much one file may ask of us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on one file; everything over them is refused with an error that names the limit."""
+
+    file_bytes: int = 256 * MIB
+    text_chars: int = 64_000_000
+    pdf_pages: int = 10_000
+    zip_entries: int = 10_000
+    zip_expanded_bytes: int = 512 * MIB
+    zip_ratio: int = 200
+    """expanded ÷ compressed bytes of the archive as a whole"""
+    parse_seconds: float = 60.0
+    """wall clock and CPU, for a file of up to ``pdf_pages_per_budget`` pages; longer PDFs get it once per so many"""
+    pdf_pages_per_budget: int = 500
+    parse_memory_bytes: int = 512 * MIB

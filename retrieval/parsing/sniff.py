@@ -1,0 +1,123 @@
+"""What a file is, told by its first bytes; its name has to agree."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from io import BytesIO
+from pathlib import PurePosixPath
+
+from retrieval.errors import DamagedFile, EmptyFile, EncryptedFile, UnsupportedFile, WronglyNamedFile
+
+TEXT_SUFFIXES = {"", ".txt", ".text", ".log", ".rst", ".tex", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".xml"} | {
+    ".ini", ".py", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".go", ".rs", ".sh", ".sql", ".srt", ".vtt", ".org"
+}  # fmt: skip
+KIND_OF_SUFFIX = {
+    ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html", ".xhtml": "html", ".pdf": "pdf",
+    ".docx": "docx", ".pptx": "pptx", ".xlsx": "xlsx", ".epub": "epub", ".csv": "csv", ".eml": "eml",
+} | dict.fromkeys(TEXT_SUFFIXES, "text")  # fmt: skip
+MEDIA_TYPES = {
+    "text": "text/plain",
+    "markdown": "text/markdown",
+    "html": "text/html",
+    "pdf": "application/pdf",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "epub": "application/epub+zip",
+    "csv": "text/csv",
+    "eml": "message/rfc822",
+}
+SUPPORTED = "text, Markdown, HTML, PDF, DOCX, PPTX, XLSX, EPUB, CSV and e-mail (.eml)"
+
+_MAGIC = [
+    (b"%PDF-", "pdf"),
+    (b"PK\x03\x04", "zip"),
+    (b"PK\x05\x06", "zip"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "ole"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\x7fELF", "a program"),
+    (b"{\\rtf", "an RTF document"),
+    (b"SQLite format 3\x00", "a database"),
+]
+_UTF_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_HTML_START = re.compile(rb"^\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S)
+
+
+def sniff(data: bytes, name: str) -> str:
+    """The kind of the file (a key of ``MEDIA_TYPES``).
+
+    Errors: EmptyFile, UnsupportedFile, WronglyNamedFile, EncryptedFile (an office file with a password),
+    DamagedFile (a zip whose directory cannot be read).
+    """
+    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    if not data:
+        raise EmptyFile(f"{name} is empty (0 bytes); nothing to ingest")
+    content = _content_kind(data, name)
+    named = KIND_OF_SUFFIX.get(suffix)
+    if content == "text-like":
+        if named is None:
+            raise UnsupportedFile(
+                f"{name}: files ending in {suffix!r} are not known; Folio reads {SUPPORTED}. "
+                "If it is plain text, give it the ending .txt"
+            )
+        if named in ("pdf", "docx", "pptx", "xlsx", "epub"):
+            raise WronglyNamedFile(
+                f"{name} is named as {named.upper()} but its content is text; rename it or export it again"
+            )
+        if named == "text" and suffix in ("", ".txt") and _HTML_START.match(data[:4096]):
+            return "html" if suffix == "" else "text"
+        return named
+    if named != content and not (suffix == "" and content in MEDIA_TYPES):
+        raise WronglyNamedFile(
+            f"{name} is named {suffix or 'without an ending'} but its content is {content.upper()}; "
+            f"rename it to end in .{content}"
+        )
+    return content
+
+
+def _content_kind(data: bytes, name: str) -> str:
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            if kind == "zip":
+                return _zip_kind(data, name)
+            if kind == "ole":
+                return _refuse_ole(data, name)
+            if kind == "pdf":
+                return kind
+            raise UnsupportedFile(f"{name} is {kind}, which has no text to read; Folio reads {SUPPORTED}")
+    if b"%PDF-" in data[:1024]:
+        return "pdf"
+    if b"\x00" in data[:65536] and not data.startswith(_UTF_MARKS):
+        raise UnsupportedFile(f"{name} is a binary file of an unknown kind; Folio reads {SUPPORTED}")
+    return "text-like"
+
+
+def _zip_kind(data: bytes, name: str) -> str:
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            entries = set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DamagedFile(
+            f"{name} is cut off or damaged: its zip directory cannot be read ({error}); get the file again"
+        ) from error
+    for entry, kind in (("word/document.xml", "docx"), ("ppt/presentation.xml", "pptx"), ("xl/workbook.xml", "xlsx")):
+        if entry in entries:
+            return kind
+    if "META-INF/container.xml" in entries:
+        return "epub"
+    raise UnsupportedFile(f"{name} is a zip archive; unpack it and ingest its files")
+
+
+def _refuse_ole(data: bytes, name: str) -> str:
+    if "EncryptedPackage".encode("utf-16-le") in data:
+        raise EncryptedFile(f"{name} is protected by a password; save a copy without one and ingest that")
+    raise UnsupportedFile(f"{name} is in the old Office format; save it as DOCX, XLSX or PPTX")

@@ -1,0 +1,55 @@
+"""Sentence and paragraph spans by rule. Every span is exact: ``text[start:end]`` is the sentence, trimmed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+Span = tuple[int, int]
+
+_PARAGRAPH_BREAK = re.compile(r"(?:\r\n|\n|\r(?!\n))[ \t]*(?:\r\n|\n|\r(?!\n))\s*")
+# A full stop, with closing quotes or brackets, then white space, then something that can start a sentence; or a
+# full stop of the scripts that put no space after it.
+_SENTENCE_BREAK = re.compile(
+    r"""[.!?…]["'”’»)\]*_]*(?P<gap>\s+)(?=["'“‘«(\[*_¿¡—–-]*[^\Wa-z_])|(?P<cjk>[。！？](?:[」』”’）])*)"""
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|Rev|Hon|St|Sr|Jr|Mt|Capt|Col|Gen|Lt|Sgt|Gov|Sen|Rep|Messrs|Mme|Mlle|vs|cf|viz|etc|al|"
+    r"No|Nos|Vol|Fig|Figs|Eq|Eqs|Sec|Ch|pp?|ed|eds|e\.g|i\.e|Inc|Ltd|Co|Corp|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|"
+    r"Dec|a\.m|p\.m|U\.S|U\.K)|(?:^|[\s(“\"'])(?:[A-Z]\.)*[A-Z])\.$"
+)
+
+
+def paragraphs(text: str) -> Iterator[Span]:
+    """Spans between blank lines, trimmed, in order; empty ones are left out."""
+    start = 0
+    for gap in _PARAGRAPH_BREAK.finditer(text):
+        yield from _trimmed(text, start, gap.start())
+        start = gap.end()
+    yield from _trimmed(text, start, len(text))
+
+
+def sentences(text: str, start: int = 0, end: int | None = None) -> Iterator[Span]:
+    """Sentences of ``text[start:end]``, trimmed, in order; no sentence crosses a paragraph's end."""
+    end = len(text) if end is None else end
+    for first, last in paragraphs(text[start:end]):
+        yield from _sentences_of_paragraph(text, start + first, start + last)
+
+
+def _sentences_of_paragraph(text: str, start: int, end: int) -> Iterator[Span]:
+    for stop in _SENTENCE_BREAK.finditer(text, start, end):
+        cut = stop.start("gap") if stop["gap"] else stop.end()
+        if stop["gap"] and _ABBREVIATION.search(text, max(start, stop.start() - 12), stop.start() + 1):
+            continue
+        yield from _trimmed(text, start, cut)
+        start = stop.end()
+    yield from _trimmed(text, start, end)
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    if start < end:
+        yield start, end

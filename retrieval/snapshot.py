@@ -1,0 +1,225 @@
+"""What a search sees: one generation, the documents of it that are gone, and those that came after it.
+
+A snapshot never changes. A change of the store makes a new one that shares everything but the difference, so a
+search in progress is never disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from retrieval.dense import cosines
+from retrieval.generation import DocumentKey, Generation
+from retrieval.hybrid import fuse, top
+from retrieval.sparse import SparseSegment, SparseStatistics
+from retrieval.types import Mode
+
+SCAN_UP_TO = 4096
+"""rows in scope up to which every one is scored rather than searched for"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One document's chunks that are in no generation yet."""
+
+    key: DocumentKey
+    ids: np.ndarray
+    """int64[m]"""
+    vectors: np.ndarray
+    """float32[m, d]"""
+    sparse: SparseSegment
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a search may return. ``rows`` bool[n] of the generation (None: all), and segments."""
+
+    rows: np.ndarray | None
+    count: int
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    text_terms: Sequence[str]
+    vector: np.ndarray | None
+    """float32[d]; None in sparse mode"""
+    mode: Mode
+    k: int
+
+
+DenseSearch = Callable[[Generation, np.ndarray, int], np.ndarray]
+"""(generation, float32[d], k) → int64[k] ids: a search over the whole generation, perhaps shared with other callers"""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    seq: int
+    """the journal up to here is in this snapshot"""
+    generation: Generation | None
+    alive: np.ndarray
+    """bool[documents of the generation]"""
+    segments: tuple[Segment, ...]
+    _scopes: dict[object, Scope] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, generation: Generation | None, seq: int) -> Snapshot:
+        return cls(seq, generation, np.ones(len(generation.documents) if generation else 0, dtype=bool), ())
+
+    @property
+    def pending(self) -> int:
+        return sum(len(segment.ids) for segment in self.segments)
+
+    @property
+    def tombstones(self) -> int:
+        if self.generation is None:
+            return 0
+        return int(np.count_nonzero(~self.alive[self.generation.document_of_row]))
+
+    def after(self, seq: int, gone: set[str], added: Sequence[Segment]) -> Snapshot:
+        """The snapshot once the documents ``gone`` are removed and then the segments ``added``."""
+        alive = self.alive.copy()
+        if self.generation is not None:
+            for document in gone:
+                index = self.generation.index_of_document.get(document)
+                if index is not None:
+                    alive[index] = False
+        kept = tuple(segment for segment in self.segments if segment.key[0] not in gone)
+        return replace(self, seq=seq, alive=alive, segments=kept + tuple(added), _scopes={})
+
+    def live_ids(self) -> np.ndarray:
+        """int64, rising: every chunk that a search can find."""
+        parts = [segment.ids for segment in self.segments]
+        if self.generation is not None:
+            parts.append(self.generation.ids[self.alive[self.generation.document_of_row]])
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+
+    def scope(self, name: object, documents: Callable[[], set[str]]) -> Scope:
+        """The scope of the given documents, remembered under ``name`` as long as the snapshot lasts."""
+        if name not in self._scopes:
+            self._scopes[name] = self._make_scope(documents())
+        return self._scopes[name]
+
+    def _make_scope(self, documents: set[str]) -> Scope:
+        segments = tuple(segment for segment in self.segments if segment.key[0] in documents)
+        if self.generation is None:
+            return Scope(None, 0, segments)
+        allowed = self.alive & np.fromiter(
+            (key[0] in documents for key in self.generation.documents), dtype=bool, count=len(self.alive)
+        )
+        if allowed.all():
+            return Scope(None, len(self.generation.ids), segments)
+        rows = allowed[self.generation.document_of_row]
+        return Scope(rows, int(np.count_nonzero(rows)), segments)
+
+    def search(self, query: Query, scope: Scope, dense_search: DenseSearch) -> tuple[np.ndarray, np.ndarray]:
+        """(int64[≤k] chunk ids, float64[≤k] scores) by (−score, id)."""
+        sparse_parts = [segment.sparse for segment in self.segments]
+        statistics = SparseStatistics(
+            query.text_terms, self.generation.sparse if self.generation else None, sparse_parts
+        )
+        ids, scores = self._search_generation(query, scope, statistics, dense_search)
+        found_ids, found_scores = [ids], [scores]
+        for segment in scope.segments:
+            cosine = _cosines(segment.vectors, query.vector)
+            bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)
+            found_ids.append(segment.ids)
+            found_scores.append(fuse(query.mode, cosine, bm25, statistics.ceiling))
+        ids, scores = np.concatenate(found_ids), np.concatenate(found_scores)
+        if query.mode == "sparse":  # a chunk without any of the terms is no answer
+            ids, scores = ids[scores > 0], scores[scores > 0]
+        best = top(scores, ids, query.k)
+        return ids[best], scores[best]
+
+    def _search_generation(
+        self, query: Query, scope: Scope, statistics: SparseStatistics, dense_search: DenseSearch
+    ) -> tuple[np.ndarray, np.ndarray]:
+        generation = self.generation
+        if generation is None or scope.count == 0:
+            return np.empty(0, dtype=np.int64), np.empty(0)
+        bm25 = generation.sparse.scores(query.text_terms) if query.mode != "dense" else None
+
+        def score(rows: np.ndarray) -> np.ndarray:
+            cosine = _cosines_of_rows(generation, rows, query.vector)
+            return fuse(
+                query.mode,
+                cosine,
+                bm25[rows] if bm25 is not None else np.zeros(len(rows), dtype=np.float32),
+                statistics.ceiling,
+            )
+
+        if scope.count <= max(SCAN_UP_TO, query.k):
+            rows = np.flatnonzero(scope.rows) if scope.rows is not None else np.arange(len(generation.ids))
+            return generation.ids[rows], score(rows)
+        rows = self._candidates(query, scope, bm25, statistics, score, dense_search)
+        return generation.ids[rows], score(rows)
+
+    def _candidates(
+        self,
+        query: Query,
+        scope: Scope,
+        bm25: np.ndarray | None,
+        statistics: SparseStatistics,
+        score: Callable[[np.ndarray], np.ndarray],
+        dense_search: DenseSearch,
+    ) -> np.ndarray:
+        """Rows that contain the k best. In hybrid mode the lists grow until what neither holds cannot be among them."""
+        assert self.generation is not None
+        depth = min(max(64, 4 * query.k), scope.count)
+        while True:
+            rows = np.empty(0, dtype=np.int64)
+            outside = {"cosine": 0.0, "bm25": 0.0}
+            if query.mode != "sparse":
+                dense_rows = self._dense_rows(query, scope, depth, dense_search)
+                last = _cosines_of_rows(self.generation, dense_rows[-1:], query.vector)
+                outside["cosine"] = float(last[0]) if len(last) else 0.0
+                rows = dense_rows
+            if bm25 is not None:
+                sparse_rows = self._sparse_rows(bm25, scope, depth)
+                outside["bm25"] = float(bm25[sparse_rows[-1]]) if len(sparse_rows) else 0.0
+                rows = np.union1d(rows, sparse_rows)
+            if query.mode != "hybrid" or depth >= scope.count or depth >= 4096:
+                return rows
+            found = score(rows)
+            bound = fuse("hybrid", np.array([outside["cosine"]]), np.array([outside["bm25"]]), statistics.ceiling)[0]
+            if len(found) >= query.k and np.partition(found, len(found) - query.k)[len(found) - query.k] >= bound:
+                return rows
+            depth = min(4 * depth, scope.count)
+
+    def _dense_rows(self, query: Query, scope: Scope, depth: int, dense_search: DenseSearch) -> np.ndarray:
+        """The ``depth`` nearest rows in scope, nearest first."""
+        generation = self.generation
+        assert generation is not None
+        assert query.vector is not None
+        if scope.rows is None or scope.count > len(generation.ids) // 2:
+            # most rows are in scope: search all (one scan, shared with concurrent callers) and drop the others
+            ids = dense_search(generation, query.vector, depth if scope.rows is None else 2 * depth)
+            rows = np.searchsorted(generation.ids, ids[ids >= 0])
+            if scope.rows is None:
+                return rows
+            rows = rows[scope.rows[rows]]
+            if len(rows) >= depth:
+                return rows[:depth]
+        allowed = generation.ids[scope.rows] if scope.rows is not None else generation.ids
+        ids = generation.dense.search(query.vector[None], depth, allowed)[0]
+        return np.searchsorted(generation.ids, ids[ids >= 0])
+
+    def _sparse_rows(self, bm25: np.ndarray, scope: Scope, depth: int) -> np.ndarray:
+        """The ``depth`` best rows in scope by BM25, best first; fewer where fewer have any of the terms."""
+        assert self.generation is not None
+        scores = bm25 if scope.rows is None else np.where(scope.rows, bm25, np.float32(0))
+        best = top(scores, self.generation.ids, depth)
+        return best[scores[best] > 0]
+
+
+def _cosines_of_rows(generation: Generation, rows: np.ndarray, query: np.ndarray | None) -> np.ndarray:
+    if query is None:
+        return np.zeros(len(rows), dtype=np.float32)
+    return _cosines(generation.dense.vectors(rows, generation.ids[rows]), query)
+
+
+def _cosines(vectors: np.ndarray, query: np.ndarray | None) -> np.ndarray:
+    return np.zeros(len(vectors), dtype=np.float32) if query is None else cosines(vectors, query)

@@ -1,0 +1,155 @@
+"""BM25 by bm25s: scores of every posting are computed once, when the index is built.
+
+The default variant is Lucene's, whose idf is never negative. ``atire`` with ``robertson`` idf is rank-bm25's
+``BM25Okapi`` with epsilon 0, to which the tests hold this file. Chunks newer than the index are scored by the same
+formula with the statistics of both (``SparseSegment``).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+K1 = 1.5
+B = 0.75
+METHOD = "lucene"
+
+# A character of a script that is written without spaces is a term of its own.
+_TERM = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+)
+
+
+def terms(text: str) -> list[str]:
+    """Lower-case words of ``text`` after compatibility normalisation."""
+    return _TERM.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+class SparseIndex:
+    """BM25 over n chunks, by row. Immutable and thread-safe once built."""
+
+    def __init__(self, model: bm25s.BM25, lengths: np.ndarray) -> None:
+        self._model = model
+        self.lengths = lengths
+        """int32[n] terms of each chunk"""
+
+    @classmethod
+    def build(cls, corpus: Sequence[Sequence[str]], method: str = METHOD, idf_method: str | None = None) -> SparseIndex:
+        """corpus: the terms of each chunk, in row order."""
+        model = bm25s.BM25(k1=K1, b=B, method=method, idf_method=idf_method)
+        vocabulary: dict[str, int] = {}
+        ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in document] for document in corpus]
+        model.index((ids, vocabulary), show_progress=False)
+        return cls(model, np.fromiter((len(document) for document in ids), dtype=np.int32, count=len(ids)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def total_length(self) -> int:
+        return int(self.lengths.sum())
+
+    def document_frequency(self, term: str) -> int:
+        row = self._model.vocab_dict.get(term)
+        if row is None:
+            return 0
+        indptr = self._model.scores["indptr"]
+        return int(indptr[row + 1] - indptr[row]) if row + 1 < len(indptr) else 0
+
+    def scores(self, query: Sequence[str]) -> np.ndarray:
+        """float32[n]: BM25 of every chunk; a term asked twice counts twice."""
+        ids = self._model.get_tokens_ids([term for term in query if self.document_frequency(term)])
+        if not ids:
+            return np.zeros(len(self), dtype=np.float32)
+        return self._model.get_scores_from_ids(ids)
+
+    def write(self, sink: Callable[[bytes], object]) -> None:
+        scores = self._model.scores
+        words = "\n".join(sorted(self._model.vocab_dict, key=self._model.vocab_dict.__getitem__)).encode("utf-8")
+        np.savez(
+            _Sink(sink),
+            data=scores["data"],
+            indices=scores["indices"].astype(np.int32),
+            indptr=scores["indptr"].astype(np.int64),
+            lengths=self.lengths,
+            vocabulary=np.frombuffer(words, dtype=np.uint8),
+            method=np.array([self._model.method, self._model.idf_method]),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> SparseIndex:
+        with np.load(path) as arrays:
+            method, idf_method = arrays["method"].tolist()
+            model = bm25s.BM25(k1=K1, b=B, method=method, idf_method=idf_method)
+            lengths = arrays["lengths"]
+            model.scores = {name: arrays[name] for name in ("data", "indices", "indptr")} | {"num_docs": len(lengths)}
+            words = arrays["vocabulary"].tobytes().decode("utf-8").split("\n")
+            model.vocab_dict = {word: row for row, word in enumerate(words)}
+            model.nonoccurrence_array = None
+            return cls(model, lengths)
+
+
+class SparseSegment:
+    """Postings of a few chunks that no index holds yet."""
+
+    def __init__(self, corpus: Sequence[Sequence[str]]) -> None:
+        self.lengths = np.array([len(document) for document in corpus], dtype=np.int32)
+        postings: dict[str, tuple[list[int], list[int]]] = {}
+        for row, document in enumerate(corpus):
+            for term, count in Counter(document).items():
+                rows, counts = postings.setdefault(term, ([], []))
+                rows.append(row)
+                counts.append(count)
+        self._postings = {term: (np.array(rows), np.array(counts)) for term, (rows, counts) in postings.items()}
+
+    def document_frequency(self, term: str) -> int:
+        return len(self._postings[term][0]) if term in self._postings else 0
+
+    def scores(self, query: Sequence[str], idf: dict[str, float], average_length: float) -> np.ndarray:
+        """float32[n] by Lucene's formula, with statistics that the caller gives."""
+        scores = np.zeros(len(self.lengths), dtype=np.float32)
+        norm = K1 * (1 - B + B * self.lengths / average_length)
+        for term in query:
+            if term in self._postings:
+                rows, counts = self._postings[term]
+                scores[rows] += (idf[term] * counts / (counts + norm[rows])).astype(np.float32)
+        return scores
+
+
+class SparseStatistics:
+    """Corpus statistics for one query over an index and the segments behind it."""
+
+    def __init__(self, query: Sequence[str], index: SparseIndex | None, segments: Sequence[SparseSegment]) -> None:
+        parts: list[SparseIndex | SparseSegment] = [*segments] if index is None else [index, *segments]
+        count = sum(len(part.lengths) for part in parts)
+        total = sum(int(part.lengths.sum()) for part in segments) + (index.total_length if index else 0)
+        self.average_length = max(total / count, 1.0) if count else 1.0
+        self.idf: dict[str, float] = {}
+        for term in set(query):
+            frequency = sum(part.document_frequency(term) for part in parts)
+            self.idf[term] = float(np.log1p((count - frequency + 0.5) / (frequency + 0.5))) if frequency else 0.0
+        self.ceiling = sum(self.idf[term] for term in query)
+        """no chunk can score more than this on the query: the fixed scale of hybrid search"""
+
+
+class _Sink:
+    """The least that ``np.savez`` asks of a file."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+
+    def write(self, data: bytes) -> int:
+        self._write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def read(self, *_: object) -> bytes:
+        raise OSError("not readable")

@@ -1,0 +1,1 @@
+"""SQL is the truth: tables, connections, migrations, and the operations on them."""

@@ -1,0 +1,138 @@
+"""Connections: SQLite by default, PostgreSQL through the same code.
+
+SQLite runs in WAL mode with synchronous=FULL (a commit that returned survives a power cut), a busy timeout, and
+BEGIN IMMEDIATE for writers (two writers queue; neither is told "database is locked" half-way). On PostgreSQL
+every writing transaction takes one advisory lock, so that journal numbers are committed in their order and a
+reader that has seen number n has seen all before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+
+from retrieval.errors import StoreBusy, StoreUnavailable
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_MS = 10_000
+WRITER_LOCK_KEY = 0x466F6C69  # "Foli"; PostgreSQL advisory locks are numbered
+
+
+class Database:
+    """An open database at its newest schema. Thread-safe; one per process and library."""
+
+    def __init__(self, url: str | URL) -> None:
+        self.url = make_url(url)
+        if self.url.drivername == "postgresql":
+            self.url = self.url.set(drivername="postgresql+psycopg")
+        if self.url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+            raise StoreUnavailable(
+                f"unknown kind of database {self.url.drivername!r}; use sqlite:///FILE or postgresql+psycopg://…"
+            )
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._write_lock = threading.Lock()
+        try:
+            self.engine = self._create_engine()
+            self._migrate()
+        except sa.exc.SQLAlchemyError as error:
+            raise StoreUnavailable(self._unavailable(error)) from error
+
+    @classmethod
+    def open(cls, home: Path, url: str | None = None) -> Database:
+        """The database at ``url``, or the SQLite file ``folio.db`` in ``home``."""
+        return cls(url or URL.create("sqlite", database=str(home / "folio.db")))
+
+    @property
+    def name(self) -> str:
+        """For people: no password in it."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent view of the data (SQLite in WAL mode; PostgreSQL in repeatable read)."""
+        with self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that no other writing transaction overlaps; committed when the block ends without error."""
+        with self._write_lock:
+            try:
+                with self.engine.connect() as connection:
+                    connection.execution_options(folio_write=True)
+                    with connection.begin():
+                        if not self.is_sqlite:
+                            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK_KEY)))
+                        yield connection
+            except sa.exc.OperationalError as error:
+                if "database is locked" in str(error):
+                    raise StoreBusy(
+                        f"another process has kept {self.name} locked for {BUSY_TIMEOUT_MS // 1000} s; "
+                        "wait for it to finish, or stop it"
+                    ) from error
+                raise
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _create_engine(self) -> sa.Engine:
+        if not self.is_sqlite:
+            return sa.create_engine(self.url, pool_size=16, max_overflow=16, pool_pre_ping=True)
+        engine = sa.create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, pool_size=32)
+        event.listen(engine, "connect", _on_sqlite_connect)
+        event.listen(engine, "begin", _on_sqlite_begin)
+        return engine
+
+    def _migrate(self) -> None:
+        head = sorted(path.stem for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))[-1].partition("_")[0]
+        with self.write() as connection:
+            current = _revision(connection)
+            if current == head:
+                return
+            if current is not None and current > head:
+                raise StoreUnavailable(
+                    f"{self.name} was written by a newer Folio (schema {current}, this one knows {head}); upgrade Folio"
+                )
+            from alembic import command
+            from alembic.config import Config
+
+            config = Config()
+            config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _unavailable(self, error: Exception) -> str:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        remedy = "check that the folder exists and is writable" if self.is_sqlite else "check that the server runs"
+        return f"cannot open the database {self.name}: {cause}; {remedy} and that the address is right"
+
+
+def _on_sqlite_connect(dbapi_connection, _record) -> None:  # type: ignore[no-untyped-def]
+    dbapi_connection.isolation_level = None  # we issue BEGIN ourselves
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA secure_delete=FAST")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get("folio_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()

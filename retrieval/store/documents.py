@@ -1,0 +1,371 @@
+"""Operations on documents. Every one filters by owner in SQL; what belongs to somebody else does not exist."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+
+from retrieval.chunking import Chunk
+from retrieval.errors import NotFound
+from retrieval.failpoints import failpoint
+from retrieval.parsing.document import ParsedDocument
+from retrieval.store.tables import chunks, collections, documents, embeddings, journal, now, pages, versions
+from retrieval.types import Collection, Document, Hit, Page
+
+READY = "ready"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """Everything that one commit writes of a document."""
+
+    owner: str
+    collection: str
+    name: str
+    sha256: str
+    size: int
+    parsed: ParsedDocument
+    chunks: Sequence[Chunk]
+    vectors: np.ndarray
+    """float32[len(chunks), d]"""
+    embedder_id: int
+
+
+def new_id() -> str:
+    return secrets.token_hex(6)
+
+
+def find_same_content(connection: sa.Connection, owner: str, collection: str, sha256: str) -> Document | None:
+    """A ready document of the collection with exactly these bytes."""
+    row = connection.execute(
+        _select_documents(owner)
+        .where(documents.c.sha256 == sha256, documents.c.status == READY, collections.c.name == collection)
+        .limit(1)
+    ).one_or_none()
+    return _document(row) if row else None
+
+
+def commit_version(connection: sa.Connection, new: NewVersion) -> tuple[str, int]:
+    """Write a document, or a new version of it, with its chunks, vectors and journal row. Returns (id, version)."""
+    collection_id = _ensure_collection(connection, new.owner, new.collection)
+    known = connection.execute(
+        sa.select(documents.c.id, documents.c.version).where(
+            documents.c.collection_id == collection_id, documents.c.name == new.name
+        )
+    ).one_or_none()
+    document, version = (known.id, known.version + 1) if known else (new_id(), 1)
+    values = {
+        "owner": new.owner,
+        "collection_id": collection_id,
+        "name": new.name,
+        "version": version,
+        "sha256": new.sha256,
+        "media_type": new.parsed.media_type,
+        "size": new.size,
+        "status": READY,
+        "pages": len(new.parsed.pages),
+        "chunks": len(new.chunks),
+        "chars": len(new.parsed.text),
+        "error": None,
+        "updated_at": now(),
+    }
+    if known:
+        _remove_chunks(connection, document)
+        connection.execute(sa.update(documents).where(documents.c.id == document).values(**values))
+    else:
+        connection.execute(sa.insert(documents).values(id=document, created_at=now(), **values))
+    failpoint("ingest.document")
+    _insert_text(connection, document, version, new)
+    failpoint("ingest.text")
+    _insert_chunks(connection, document, version, new)
+    failpoint("ingest.chunks")
+    _write_journal(connection, "add", document, version, new.owner, len(new.chunks))
+    failpoint("ingest.journal")
+    return document, version
+
+
+def record_failure(
+    connection: sa.Connection, owner: str, collection: str, name: str, sha256: str, size: int, error: str
+) -> str | None:
+    """Note a file that could not be read, unless a good version of it is there. Returns the document's id."""
+    collection_id = _ensure_collection(connection, owner, collection)
+    known = connection.execute(
+        sa.select(documents.c.id, documents.c.status).where(
+            documents.c.collection_id == collection_id, documents.c.name == name
+        )
+    ).one_or_none()
+    if known and known.status == READY:
+        return str(known.id)
+    values = {"sha256": sha256, "size": size, "error": error, "updated_at": now()}
+    if known:
+        connection.execute(sa.update(documents).where(documents.c.id == known.id).values(**values))
+        return str(known.id)
+    document = new_id()
+    connection.execute(
+        sa.insert(documents).values(
+            id=document,
+            owner=owner,
+            collection_id=collection_id,
+            name=name,
+            version=0,
+            media_type="application/octet-stream",
+            status=FAILED,
+            pages=0,
+            chunks=0,
+            chars=0,
+            created_at=now(),
+            **values,
+        )
+    )
+    return document
+
+
+def delete(connection: sa.Connection, owner: str, document: str) -> Document:
+    """Remove a document, all its versions, chunks and vectors. Error: NotFound."""
+    found = get(connection, owner, document)
+    _remove_chunks(connection, document)
+    failpoint("delete.chunks")
+    for table in (pages, versions):
+        connection.execute(sa.delete(table).where(table.c.document_id == document))
+    connection.execute(sa.delete(documents).where(documents.c.id == document))
+    failpoint("delete.document")
+    _write_journal(connection, "delete", document, found.version, owner, found.chunks)
+    failpoint("delete.journal")
+    return found
+
+
+def get(connection: sa.Connection, owner: str, document: str) -> Document:
+    """Error: NotFound."""
+    row = connection.execute(_select_documents(owner).where(documents.c.id == document)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no document {document!r}; list the documents to see what there is")
+    return _document(row)
+
+
+def listing(
+    connection: sa.Connection, owner: str, collection: str | None, limit: int | None, after: str | None
+) -> list[Document]:
+    """Documents by id (a stable cursor: ``after`` is the last id seen)."""
+    query = _select_documents(owner).order_by(documents.c.id)
+    if collection is not None:
+        query = query.where(collections.c.name == collection)
+    if after is not None:
+        query = query.where(documents.c.id > after)
+    if limit is not None:
+        query = query.limit(limit)
+    return [_document(row) for row in connection.execute(query)]
+
+
+def ids_in_scope(
+    connection: sa.Connection, owner: str, collection: str | None, wanted: Sequence[str] | None
+) -> set[str]:
+    """Ids of the ready documents of an owner, of a collection, among those wanted. Error: NotFound."""
+    query = sa.select(documents.c.id).where(documents.c.owner == owner, documents.c.status == READY)
+    if collection is not None:
+        query = query.where(documents.c.collection_id == _collection_id(connection, owner, collection))
+    found = set(connection.execute(query).scalars())
+    if wanted is None:
+        return found
+    for document in wanted:
+        if document not in found:
+            get(connection, owner, document)  # a foreign or unknown one is NotFound
+    return found & set(wanted)
+
+
+def read_text(
+    connection: sa.Connection, owner: str, document: str, start: int, end: int | None, version: int | None
+) -> str:
+    """Characters ``start:end`` of the stored text of a version (the present one by default). Error: NotFound."""
+    length = sa.func.length(versions.c.text) if end is None else max(end - start, 0)
+    text = connection.execute(
+        sa.select(sa.func.substr(versions.c.text, start + 1, length))
+        .join(documents, documents.c.id == versions.c.document_id)
+        .where(documents.c.owner == owner, documents.c.id == document)
+        .where(versions.c.version == (documents.c.version if version is None else version))
+    ).scalar_one_or_none()
+    if text is None:
+        known = get(connection, owner, document)
+        raise NotFound(
+            f"{known.name} has no text: {known.error}"
+            if known.status == FAILED
+            else f"{known.name} has no version {version}; the present one is {known.version}"
+        )
+    return str(text)
+
+
+def read_pages(connection: sa.Connection, owner: str, document: str, version: int | None) -> list[Page]:
+    """Error: NotFound."""
+    found = get(connection, owner, document)
+    rows = connection.execute(
+        sa.select(pages.c.number, pages.c.start, pages.c.end)
+        .where(pages.c.document_id == document, pages.c.version == (version or found.version))
+        .order_by(pages.c.number)
+    )
+    return [Page(row.number, row.start, row.end) for row in rows]
+
+
+def read_chunks(connection: sa.Connection, owner: str, document: str) -> list[Hit]:
+    """All chunks of a document in order, with score 0. Error: NotFound."""
+    get(connection, owner, document)
+    query = _select_hits(owner).where(chunks.c.document_id == document).order_by(chunks.c.ordinal)
+    return [_hit(row, 0.0) for row in connection.execute(query)]
+
+
+def read_hits(connection: sa.Connection, owner: str, scores: dict[int, float]) -> list[Hit]:
+    """The chunks of ``scores`` (id → score) that are live and the owner's, by (−score, id)."""
+    rows = connection.execute(_select_hits(owner).where(chunks.c.id.in_(list(scores))))
+    return sorted((_hit(row, scores[row.id]) for row in rows), key=lambda hit: (-hit.score, hit.chunk_id))
+
+
+def list_collections(connection: sa.Connection, owner: str) -> list[Collection]:
+    count = sa.func.count(documents.c.id)
+    rows = connection.execute(
+        sa.select(collections.c.name, collections.c.owner, collections.c.created_at, count.label("documents"))
+        .outerjoin(documents, documents.c.collection_id == collections.c.id)
+        .where(collections.c.owner == owner)
+        .group_by(collections.c.id, collections.c.name, collections.c.owner, collections.c.created_at)
+        .order_by(collections.c.name)
+    )
+    return [Collection(row.name, row.owner, row.documents, row.created_at) for row in rows]
+
+
+def _select_documents(owner: str) -> sa.Select:  # type: ignore[type-arg]
+    return (
+        sa.select(documents, collections.c.name.label("collection"))
+        .join(collections, collections.c.id == documents.c.collection_id)
+        .where(documents.c.owner == owner)
+    )
+
+
+def _select_hits(owner: str) -> sa.Select:  # type: ignore[type-arg]
+    return (
+        sa.select(chunks, documents.c.name)
+        .join(documents, sa.and_(documents.c.id == chunks.c.document_id, documents.c.version == chunks.c.version))
+        .where(documents.c.owner == owner, documents.c.status == READY)
+    )
+
+
+def _document(row: sa.Row) -> Document:  # type: ignore[type-arg]
+    fields = dict(row._mapping)
+    del fields["collection_id"]
+    return Document(**fields)
+
+
+def _hit(row: sa.Row, score: float) -> Hit:  # type: ignore[type-arg]
+    return Hit(
+        chunk_id=row.id,
+        document=row.document_id,
+        name=row.name,
+        start=row.start,
+        end=row.end,
+        page=row.page,
+        score=score,
+        text=row.text,
+        version=row.version,
+    )
+
+
+def _collection_id(connection: sa.Connection, owner: str, name: str) -> int:
+    found = connection.execute(
+        sa.select(collections.c.id).where(collections.c.owner == owner, collections.c.name == name)
+    ).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"there is no collection {name!r}")
+    return int(found)
+
+
+def _ensure_collection(connection: sa.Connection, owner: str, name: str) -> int:
+    try:
+        return _collection_id(connection, owner, name)
+    except NotFound:
+        row = sa.insert(collections).values(owner=owner, name=name, created_at=now())
+        return int(connection.execute(row.returning(collections.c.id)).scalar_one())
+
+
+def _remove_chunks(connection: sa.Connection, document: str) -> None:
+    theirs = sa.select(chunks.c.id).where(chunks.c.document_id == document)
+    connection.execute(sa.delete(embeddings).where(embeddings.c.chunk_id.in_(theirs)))
+    connection.execute(sa.delete(chunks).where(chunks.c.document_id == document))
+
+
+def _insert_text(connection: sa.Connection, document: str, version: int, new: NewVersion) -> None:
+    connection.execute(
+        sa.insert(versions).values(
+            document_id=document,
+            version=version,
+            sha256=new.sha256,
+            media_type=new.parsed.media_type,
+            size=new.size,
+            text=new.parsed.text,
+            created_at=now(),
+        )
+    )
+    connection.execute(
+        sa.insert(pages),
+        [
+            {"document_id": document, "version": version, "number": page.number, "start": page.start, "end": page.end}
+            for page in new.parsed.pages
+        ],
+    )
+
+
+def _insert_chunks(connection: sa.Connection, document: str, version: int, new: NewVersion) -> None:
+    connection.execute(
+        sa.insert(chunks),
+        [
+            {
+                "document_id": document,
+                "version": version,
+                "owner": new.owner,
+                "ordinal": ordinal,
+                "start": chunk.start,
+                "end": chunk.end,
+                "page": chunk.page,
+                "tokens": chunk.tokens,
+                "text": chunk.text,
+            }
+            for ordinal, chunk in enumerate(new.chunks)
+        ],
+    )
+    ids = connection.execute(
+        sa.select(chunks.c.id)
+        .where(chunks.c.document_id == document, chunks.c.version == version)
+        .order_by(chunks.c.ordinal)
+    ).scalars()
+    vectors = np.ascontiguousarray(new.vectors, dtype="<f4")
+    connection.execute(
+        sa.insert(embeddings),
+        [
+            {"chunk_id": chunk_id, "embedder_id": new.embedder_id, "vector": vector.tobytes()}
+            for chunk_id, vector in zip(ids, vectors, strict=True)
+        ],
+    )
+
+
+def _write_journal(connection: sa.Connection, op: str, document: str, version: int, owner: str, count: int) -> None:
+    connection.execute(
+        sa.insert(journal).values(op=op, document_id=document, version=version, owner=owner, chunks=count, at=now())
+    )
+
+
+def version_hashes(connection: sa.Connection, document: str) -> set[str]:
+    """SHA-256 of the file of every version."""
+    return set(connection.execute(sa.select(versions.c.sha256).where(versions.c.document_id == document)).scalars())
+
+
+def totals(connection: sa.Connection, owner: str | None) -> dict[str, int]:
+    """Ready documents, their chunks, characters and bytes, of one owner or of all."""
+    query = sa.select(
+        sa.func.count(documents.c.id).label("documents"),
+        sa.func.coalesce(sa.func.sum(documents.c.chunks), 0).label("chunks"),
+        sa.func.coalesce(sa.func.sum(documents.c.chars), 0).label("chars"),
+        sa.func.coalesce(sa.func.sum(documents.c.size), 0).label("bytes"),
+    ).where(documents.c.status == READY)
+    if owner is not None:
+        query = query.where(documents.c.owner == owner)
+    return {name: int(value) for name, value in connection.execute(query).one()._mapping.items()}

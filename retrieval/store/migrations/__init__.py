@@ -1,0 +1,1 @@
+"""Alembic migrations, run by ``retrieval.store.database`` when a library is opened."""

@@ -1,0 +1,47 @@
+"""The files themselves, named by their content, so that a page of a PDF can be shown beside its text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from retrieval.errors import NotFound
+from retrieval.files import replace_synced
+from retrieval.store.tables import versions
+
+
+class Originals:
+    """``files/ab/abcd…`` for each SHA-256. A file is there before SQL names it and goes after SQL forgets it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, sha256: str) -> Path:
+        return self._folder / sha256[:2] / sha256
+
+    def add(self, sha256: str, data: bytes) -> None:
+        path = self.path(sha256)
+        if path.is_file() and path.stat().st_size == len(data):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_synced(path, data)
+
+    def read(self, sha256: str) -> bytes:
+        """Error: NotFound."""
+        try:
+            return self.path(sha256).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound("the original file is no longer there; its text is") from error
+
+    def sweep(self, connection: sa.Connection, only: set[str] | None = None) -> int:
+        """Remove files that no version names (only those of ``only``, where given). Returns how many."""
+        named = set(connection.execute(sa.select(versions.c.sha256).distinct()).scalars())
+        unnamed = [
+            path
+            for path in self._folder.glob("??/*")
+            if path.name not in named and (only is None or path.name in only) and not path.name.endswith(".tmp")
+        ]
+        for path in unnamed:
+            path.unlink(missing_ok=True)
+        return len(unnamed)

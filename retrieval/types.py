@@ -1,0 +1,184 @@
+"""The plain data that the library takes and gives."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Mode = Literal["hybrid", "dense", "sparse"]
+Phase = Literal["parse", "embed", "store", "index"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as it is now. ``status`` is ``ready`` or ``failed``; ``error`` says why it failed."""
+
+    id: str
+    owner: str
+    collection: str
+    name: str
+    version: int
+    sha256: str
+    media_type: str
+    size: int
+    """bytes of the file"""
+    status: str
+    pages: int
+    chunks: int
+    chars: int
+    """characters (code points) of the stored text"""
+    error: str | None
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a document: characters ``start`` to ``end`` (exclusive) of the stored text; numbers from 1."""
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Collection:
+    name: str
+    owner: str
+    documents: int
+    created_at: dt.datetime
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk that answers a query. ``text`` is the stored text's slice ``start:end``, exactly."""
+
+    chunk_id: int
+    document: str
+    name: str
+    start: int
+    end: int
+    page: int
+    score: float
+    text: str
+    version: int = 1
+
+
+class SearchResult(NamedTuple):
+    """Hits by falling score, ties by rising chunk id; ``generation`` is the number of the index used, 0 for none."""
+
+    hits: list[Hit]
+    generation: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an ingest is: ``done`` of ``total`` units (pages in parse, chunks in embed) of the file ``name``."""
+
+    name: str
+    phase: Phase
+    done: int
+    total: int
+    eta_s: float | None = None
+    """seconds left in this phase at the present rate; None while unknown"""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What became of one file. ``status``: ready or failed; ``deduplicated``: the content was there already."""
+
+    id: str | None
+    name: str
+    status: str
+    pages: int
+    chunks: int
+    error: str | None
+    version: int = 0
+    deduplicated: bool = False
+    seconds: float = 0.0
+    error_kind: str | None = None
+    """class name of the error, for callers that map kinds to statuses"""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file given as bytes, as an upload is. The name is a label, never a path."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A background job. ``status``: queued, running, done, failed or cancelled."""
+
+    id: str
+    owner: str
+    kind: str
+    status: str
+    attempts: int
+    progress: dict[str, object]
+    results: list[IngestResult]
+    error: str | None
+    cancel_requested: bool
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What ``build_index``, ``compact`` or ``rebuild`` did."""
+
+    generation: int
+    chunks: int
+    documents: int
+    seconds: float
+    built: bool
+    """False when the newest generation was up to date already"""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The state of the index and the store; ``ok`` is true when nothing in ``problems``."""
+
+    generation: int
+    live_chunks: int
+    """chunks that SQL says are live"""
+    indexed_chunks: int
+    """chunks of the newest generation"""
+    tombstones: int
+    """chunks of the generation that are no longer live"""
+    pending: int
+    """live chunks served from the journal, not yet in a generation"""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def stale(self) -> bool:
+        """Searches are right either way; a stale index is only slower."""
+        return bool(self.pending or self.tombstones)
+
+
+@dataclass(frozen=True)
+class LibraryStats:
+    documents: int
+    chunks: int
+    chars: int
+    bytes: int
+    generation: int
+    indexed_chunks: int
+    pending: int
+    tombstones: int
+    journal_seq: int
+    embedder: str
+    database: str
+    notes: list[str] = field(default_factory=list)
+    """things worth an operator's attention, such as a generation that was skipped"""
