@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, EarlierNodes
 from sparse_attn.dense import merge_states
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels import Kernels, select_kernels
@@ -95,8 +95,11 @@ def _attend(
         "window": window,
         "positions": attn.positions,
     }
-    out, lse = kernels.ragged_attention(q, k, v, attn.cu_seqlens_q, tree_masks=attn.tree_masks, **common)
     attn.kernels.add(kernels.name)
+    if attn.earlier is not None:
+        out, lse = _attend_tree(kernels, attn, attn.earlier, layer, q, k, v, **common)
+    else:
+        out, lse = kernels.ragged_attention(q, k, v, attn.cu_seqlens_q, tree_masks=attn.tree_masks, **common)
     if not bool((attn.context_lens > 0).any()):
         return out
     pool = attn.pool
@@ -110,6 +113,44 @@ def _attend(
         **common,
     )
     return merge_states(context_out, context_lse, out, lse)[0]
+
+
+def _attend_tree(
+    kernels: Kernels,
+    attn: AttnBatch,
+    earlier: EarlierNodes,
+    layer: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    positions: torch.Tensor,
+    **common: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """New tree nodes over the earlier ones, whose keys are read from their slots, and over one another.
+
+    The earlier nodes get queries of zero, whose results are dropped: with a few dozen nodes that is cheaper than a
+    kernel of its own.
+    """
+    pool, (new, known) = attn.pool, earlier.visible.shape
+    old_k, old_v = pool.read(layer, earlier.slots)
+    mask = torch.ones(known + new, known + new, dtype=torch.bool, device=q.device).tril()
+    mask[known:, :known] = earlier.visible
+    mask[known:, known:] = (
+        attn.tree_masks[0] if attn.tree_masks and attn.tree_masks[0] is not None else mask[:new, :new]
+    )
+    padded = torch.cat([q.new_zeros(known, *q.shape[1:]), q])
+    bounds = torch.tensor([0, known + new], dtype=torch.int32, device=q.device)
+    out, lse = kernels.ragged_attention(
+        padded,
+        torch.cat([old_k, k]),
+        torch.cat([old_v, v]),
+        bounds,
+        tree_masks=[mask],
+        positions=torch.cat([earlier.positions, positions]),
+        **common,
+    )
+    return out[known:], lse[known:]
 
 
 def _refuse_unknown(other: dict[str, Any], attention_mask: torch.Tensor | None, dropout: float) -> None:

@@ -13,6 +13,21 @@ if TYPE_CHECKING:
     from sparse_attn.policy import PolicyState
 
 
+@dataclass(frozen=True)
+class EarlierNodes:
+    """Nodes of a growing draft tree that lie in pages behind the context and that only some new rows may see.
+
+    Attributes:
+        slots: int64 [m], where their K and V lie.
+        positions: int64 [m].
+        visible: bool [n, m], by new row.
+    """
+
+    slots: torch.Tensor
+    positions: torch.Tensor
+    visible: torch.Tensor
+
+
 @dataclass
 class AttnBatch:
     """A ragged batch: S sequences, T new tokens in all, one paged context each.
@@ -32,6 +47,7 @@ class AttnBatch:
             the whole field is None where no sequence carries a tree.
         policies: per sequence the state of its sparse policy, or None for dense; the whole field is None where
             every sequence is dense.
+        earlier: for a batch of one sequence, the nodes of its tree that an earlier forward has run.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
     """
 
@@ -43,6 +59,7 @@ class AttnBatch:
     positions: torch.Tensor
     tree_masks: Sequence[torch.Tensor | None] | None = None
     policies: Sequence[PolicyState | None] | None = None
+    earlier: EarlierNodes | None = None
     kernels: set[str] = field(default_factory=set)
 
     @property

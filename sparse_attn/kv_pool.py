@@ -65,14 +65,14 @@ class KVPool:
         self.keys[layer][pages, :, offsets] = k
         self.values[layer][pages, :, offsets] = v
 
+    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [T, num_kv_heads, head_dim] of int64 slots [T]."""
+        pages, offsets = slots // self.page_size, slots % self.page_size
+        return self.keys[layer][pages, :, offsets], self.values[layer][pages, :, offsets]
+
     def copy_slots(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Move tokens between slots (int64 [n] each) in every layer; sources are read before targets are written."""
         source_page, source_offset = source // self.page_size, source % self.page_size
         target_page, target_offset = target // self.page_size, target % self.page_size
         for tensor in (*self.keys, *self.values):
             tensor[target_page, :, target_offset] = tensor[source_page, :, source_offset]
-
-    def copy_page(self, source: int, target: int) -> None:
-        """Copy a whole page in every layer (copy on write of a shared page)."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target] = tensor[source]

@@ -69,6 +69,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         documents: Sequence[Sequence[int]] = (),
+        draft_prompt: Sequence[int] | None = None,
     ) -> AsyncIterator[TokenOutput]:
         """Outputs of one request as they come, the last one finished.
 
@@ -87,7 +88,7 @@ class AsyncEngine:
 
         def add() -> None:
             try:
-                self.engine.add_request(prompt_ids, params, request_id, documents)
+                self.engine.add_request(prompt_ids, params, request_id, documents, draft_prompt)
                 self._streams[request_id] = stream
             except Exception as error:
                 stream.put(error)

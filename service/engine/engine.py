@@ -22,10 +22,13 @@ from typing import Any
 
 import structlog
 
+from drafters.resources import Resources
 from drafters.tree import EMPTY
 from drafters.verify import Verdict, verify
 from service.engine.block_manager import BlockManager
 from service.engine.detokenizer import Detokenizer
+from service.engine.draft_sessions import DraftPages, PagedDraftModel, SkippingModel
+from service.engine.drafting import Drafting
 from service.engine.loading import DTYPES, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.request import (
@@ -39,7 +42,7 @@ from service.engine.request import (
 from service.engine.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
-from service.errors import InvalidRequest, ModelError
+from service.errors import FolioError, InvalidRequest, ModelError
 from sparse_attn.kv_pool import KVPool
 
 log = structlog.get_logger(__name__)
@@ -58,6 +61,8 @@ class EngineConfig:
         max_step_tokens: rows of one forward, hence the longest prefill chunk.
         max_running, max_waiting: requests with pages, and in the queue.
         prefix_cache: keep the pages of finished requests for prompts that begin alike.
+        drafter: of requests that name none.
+        draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
     """
 
     dtype: str = "float32"
@@ -69,6 +74,8 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 1024
     prefix_cache: bool = True
+    drafter: str = "auto"
+    draft_model: str | None = None
 
 
 @dataclass
@@ -83,8 +90,6 @@ class EngineTotals:
     output_tokens: int = 0
     finished: int = 0
     failed: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
 
 
 class Engine:
@@ -98,8 +103,9 @@ class Engine:
         num_pages = self._num_pages(config)
         pool = KVPool(loaded.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
         self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache)
+        self.lent = DraftPages(self.blocks)
         limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
-        self.scheduler = Scheduler(limits, self.blocks)
+        self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = ModelRunner(loaded.model, pool)
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
@@ -107,6 +113,7 @@ class Engine:
         self._detokenizers: dict[str, Detokenizer] = {}
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
+        self.drafting = Drafting(self._resources(), config.drafter)
 
     @classmethod
     def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
@@ -124,12 +131,14 @@ class Engine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         documents: Sequence[Sequence[int]] = (),
+        draft_prompt: Sequence[int] | None = None,
     ) -> str:
         """Queue a request; returns its id.
 
         Args:
             prompt_ids: token ids, at least one.
             documents: token ids of texts that the answer is likely to repeat, for the drafters.
+            draft_prompt: a shortened prompt (retrieved passages and question) for the RAG drafter.
 
         Raises:
             InvalidRequest, PromptTooLong, Busy: refused at the door; nothing was queued.
@@ -141,12 +150,23 @@ class Engine:
         self._check_ids(prompt_ids)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
-        request = Request(request_id, prompt_ids, params, documents)
-        self.scheduler.add(request)
+        request = Request(request_id, prompt_ids, params, documents, draft_prompt)
+        request.salt = self.salt
+        self.drafting.open(request)
+        try:
+            self.scheduler.add(request)
+        except FolioError:
+            self.drafting.close(request)
+            raise
         self._requests[request_id] = request
         if self.tokenizer is not None:
             self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
         return request_id
+
+    @property
+    def salt(self) -> str:
+        """What else than the tokens decides the KV of a dense sequence: model and dtype."""
+        return f"{self.loaded.name}/{self.config.dtype}"
 
     @property
     def has_work(self) -> bool:
@@ -160,15 +180,20 @@ class Engine:
         if not step:
             return outputs
         try:
+            self.drafting.propose(step)
+            forwarded = time.perf_counter()
             forward = self.runner.run(step.slices)
             verdicts = self._verify(step, forward)
+            forward_s = time.perf_counter() - forwarded
         except Exception as error:  # whatever the model raises fails this step's requests, not the engine
             self.scheduler.rollback(step)
             log.exception("step failed", requests=[p.request.id for p in step.slices])
             return outputs + [self._fail(p.request, error) for p in step.slices]
         self.scheduler.commit(step, verdicts, self._is_stop)
         outputs += self._collect(step, verdicts, forward)
+        self.drafting.record(step, forward_s)
         self.totals.steps += 1
+        self.totals.forward_s += forward_s
         self.totals.step_s += time.perf_counter() - started
         return outputs
 
@@ -225,12 +250,32 @@ class Engine:
             "prefix_cache_evictions": blocks.evictions,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
+            "drafting": self.drafting.totals.as_dict(),
+            "draft_sessions_reclaimed": self.lent.reclaimed,
             **vars(totals),
         }
 
     def check_integrity(self) -> None:
         """Assert that pages in use are those of the running requests (see BlockManager.check_integrity)."""
-        self.scheduler.check_integrity()
+        self.scheduler.check_integrity(self.lent.owners())
+
+    def _resources(self) -> Resources:
+        """What this engine lends its drafters."""
+        config, loaded = self.config, self.loaded
+        resources = Resources(vocab_size=loaded.vocab_size, codec=_codec(loaded.tokenizer))
+        resources.self_model = PagedDraftModel(
+            self.runner, self.lent, loaded.vocab_size, self.salt, config.max_step_tokens
+        )
+        resources.skippable = SkippingModel(self.runner, self._requests, loaded.vocab_size)
+        if config.draft_model is not None:
+            draft = load_model(config.draft_model, config.dtype, config.device)
+            pool = KVPool(draft.kv_shape, self.blocks.num_pages, config.page_size, DTYPES[config.dtype], config.device)
+            lent = DraftPages(BlockManager(self.blocks.num_pages, config.page_size, config.prefix_cache))
+            runner = ModelRunner(draft.model, pool)
+            resources.draft_model = PagedDraftModel(runner, lent, draft.vocab_size, draft.name, config.max_step_tokens)
+            if not _same_vocabulary(loaded.tokenizer, draft.tokenizer):
+                resources.draft_codec = _codec(draft.tokenizer)
+        return resources
 
     def _num_pages(self, config: EngineConfig) -> int:
         per_page = self.loaded.kv_shape.bytes_per_token(DTYPES[config.dtype]) * config.page_size
@@ -268,6 +313,10 @@ class Engine:
             depths = part.tree.depths.tolist() if part.tree is not None else [0]
             params += [part.request.params] * len(depths)
             positions += [part.start + len(part.token_ids) + depth for depth in depths]
+        for part, first in sampling:
+            if self.drafting.is_lossy(part.request):
+                rows = slice(first, first + part.num_rows - len(part.token_ids) + 1)
+                forward.logits[rows] = self.drafting.adjust(part, forward.logits[rows])
         choices = sample(forward.logits, RowKeys(params, positions)) if sampling else []
         verdicts = {}
         for part, first in sampling:
@@ -275,7 +324,7 @@ class Engine:
             verdict = verify(tree, choices[first : first + len(tree) + 1])
             verdicts[part.request.id] = verdict
             if verdict.path:
-                self.runner.keep_path(part, verdict.path)
+                self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)
         return verdicts
 
     def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
@@ -294,10 +343,12 @@ class Engine:
             request.first_token = request.first_token or now
             text = self._text(request, new_ids, before)
             new_ids = request.token_ids[before:]  # a stop string may have cut them
-            output = TokenOutput(request.id, new_ids, text)
+            request.steps += 1
+            rows = slice(first, first + part.num_rows - len(part.token_ids) + 1)
+            sources = self.drafting.observe(part, verdict, new_ids, forward.logits[rows])
+            output = TokenOutput(request.id, new_ids, text, sources=sources)
             if request.params.logprobs is not None:
-                rows = [0] + [node + 1 for node in verdict.path]
-                output.logprobs = self._logprobs(request, forward, first, rows, new_ids)
+                output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
             if request.finish_reason is not None:
                 done = self._finish(request, request.finish_reason)
                 output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
@@ -320,13 +371,11 @@ class Engine:
         return "".join(pieces)
 
     def _logprobs(
-        self, request: Request, forward: Forward, first: int, rows: list[int], token_ids: list[int]
+        self, request: Request, forward: Forward, first: int, verdict: Verdict, token_ids: list[int]
     ) -> list[TokenLogprobs]:
         count = request.params.logprobs or 0
-        return [
-            token_logprobs(forward.logits[first + row], token, count)
-            for row, token in zip(rows, token_ids, strict=False)
-        ]
+        rows = [first, *(first + node + 1 for node in verdict.path)]
+        return [token_logprobs(forward.logits[row], token, count) for row, token in zip(rows, token_ids, strict=False)]
 
     def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
         self.scheduler.finish(request, reason)
@@ -337,7 +386,7 @@ class Engine:
         totals.prompt_tokens += request.prompt_len
         totals.cached_tokens += request.cached_tokens
         totals.output_tokens += request.num_output
-        stats = {**request.stats(), "kernels": sorted(self.kernels)}
+        stats = {**request.stats(), "kernels": sorted(self.kernels), **self.drafting.close(request)}
         return TokenOutput(request.id, [], "", True, reason.value, stats)
 
     def _fail(self, request: Request, error: Exception) -> TokenOutput:
@@ -346,6 +395,30 @@ class Engine:
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
         return output
+
+
+class _Codec:
+    """A tokenizer as re-encoding between vocabularies needs it (``drafters.base.TextCodec``)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _codec(tokenizer: Any) -> _Codec | None:
+    return _Codec(tokenizer) if tokenizer is not None else None
+
+
+def _same_vocabulary(one: Any, other: Any) -> bool:
+    """Do two tokenizers give the same ids? Without tokenizers the sizes alone can tell, which the drafter checks."""
+    if one is None or other is None:
+        return True
+    return one.get_vocab() == other.get_vocab()
 
 
 def _join(parts: list[TokenOutput]) -> Generation:

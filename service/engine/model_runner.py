@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drafters.tree import DraftTree
 from service.engine.step import Slice
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, EarlierNodes
 from sparse_attn.kv_pool import KVPool
 
 
@@ -19,7 +20,8 @@ class Forward:
     """What a forward gave.
 
     Attributes:
-        logits: [R, V], for each sampling slice the row of its last token and then one per tree node.
+        logits: [R, V], for each sampling slice the row of its last token (of all its tokens where it asks for
+            that) and then one per tree node.
         first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
         kernels: names of the attention kernels that served it.
     """
@@ -40,6 +42,46 @@ class ModelRunner:
     def run(self, slices: Sequence[Slice]) -> Forward:
         """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
         batch, token_ids, wanted, first_row = self._build(slices)
+        logits = self._forward(batch, token_ids, wanted)
+        return Forward(logits, first_row, batch.kernels)
+
+    @torch.inference_mode()
+    def run_nodes(self, pages: Sequence[int], length: int, tree: DraftTree, known: int) -> Tensor:
+        """Run the nodes ``known:`` of a tree that grows behind ``length`` tokens in pages; the earlier ones lie there.
+
+        Node i is kept at order ``length + i``; a parent of -1 is the last of the tokens in pages.
+
+        Returns:
+            Logits [len(tree) - known, V].
+        """
+        device, count = self.pool.device, len(tree) - known
+        place = torch.from_numpy(length - 1 + tree.depths[1:]).to(device)
+        slots = self._slots(pages, np.arange(length, length + len(tree)))
+        mask = torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]).to(device)
+        table = torch.tensor([list(pages)], dtype=torch.int32, device=device)
+        batch = AttnBatch(
+            pool=self.pool,
+            cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32, device=device),
+            context_lens=torch.tensor([length], dtype=torch.int32, device=device),
+            block_tables=table,
+            slot_mapping=slots[known:],
+            positions=place[known:],
+            tree_masks=[mask[:, known:]],
+            earlier=EarlierNodes(slots[:known], place[:known], mask[:, :known]) if known else None,
+        )
+        token_ids = torch.from_numpy(tree.tokens[known:]).to(device)
+        return self._forward(batch, token_ids, list(range(count)))
+
+    @torch.inference_mode()
+    def keep_nodes(self, pages: Sequence[int], length: int, path: Sequence[int]) -> None:
+        """Copy K and V of the nodes ``path`` (kept from order ``length`` on) to where the sequence goes on."""
+        source = [length + node for node in path]
+        target = list(range(length, length + len(path)))
+        if source != target:
+            slots = self._slots(pages, np.array([source, target]))
+            self.pool.copy_slots(slots[0], slots[1])
+
+    def _forward(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
         out = self.model(
             input_ids=token_ids[None],
             position_ids=batch.positions[None],
@@ -47,17 +89,7 @@ class ModelRunner:
             attn=batch,
             logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=self.pool.device),
         )
-        return Forward(out.logits[0], first_row, batch.kernels)
-
-    @torch.inference_mode()
-    def keep_path(self, part: Slice, path: Sequence[int]) -> None:
-        """Copy K and V of the accepted nodes behind the pending token, where the sequence goes on."""
-        root = part.start + len(part.token_ids) - 1
-        source = [root + 1 + node for node in path]
-        target = list(range(root + 1, root + 1 + len(path)))
-        if source != target:
-            slots = self._slots(part.request.pages, np.array([source, target]))
-            self.pool.copy_slots(slots[0], slots[1])
+        return out.logits[0]
 
     def _build(self, slices: Sequence[Slice]) -> tuple[AttnBatch, Tensor, list[int], list[int]]:
         device = self.pool.device
@@ -84,7 +116,7 @@ class ModelRunner:
             end = cu_seqlens[-1] + part.num_rows
             first_row.append(len(wanted) if part.samples else -1)
             if part.samples:
-                wanted += range(cu_seqlens[-1] + count - 1, end)
+                wanted += range(cu_seqlens[-1] + (0 if part.all_logits else count - 1), end)
             cu_seqlens.append(end)
         batch = AttnBatch(
             pool=self.pool,

@@ -108,23 +108,6 @@ class Generation:
     sources: list[str] = field(default_factory=list)
 
 
-@dataclass
-class DraftCounts:
-    """What drafting did for one request."""
-
-    steps: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    draft_s: float = 0.0
-    accepted_by_source: dict[str, int] = field(default_factory=dict)
-    switched_off: str | None = None
-
-    def accept(self, sources: Sequence[str]) -> None:
-        self.accepted += len(sources)
-        for source in sources:
-            self.accepted_by_source[source] = self.accepted_by_source.get(source, 0) + 1
-
-
 class Request:
     """The state of one request inside the engine.
 
@@ -138,10 +121,12 @@ class Request:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         documents: Sequence[Sequence[int]] = (),
+        draft_prompt: Sequence[int] | None = None,
     ) -> None:
         self.id = request_id
         self.params = params
         self.documents = documents
+        self.draft_prompt = draft_prompt
         self.token_ids = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.pages: list[int] = []
@@ -154,8 +139,7 @@ class Request:
         self.preemptions = 0
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
-        self.sources: list[str] = []
-        self.draft = DraftCounts()
+        self.steps = 0
         self.arrived = time.perf_counter()
         self.scheduled: float | None = None
         self.first_token: float | None = None
@@ -194,10 +178,5 @@ class Request:
             "ttft_s": ttft,
             "decode_tokens_per_s": rate,
             "preemptions": self.preemptions,
-            "decode_steps": self.draft.steps,
-            "drafted_tokens": self.draft.drafted,
-            "accepted_tokens": self.draft.accepted,
-            "accepted_by_source": dict(self.draft.accepted_by_source),
-            "draft_s": self.draft.draft_s,
-            "drafter_switched_off": self.draft.switched_off,
+            "decode_steps": self.steps,
         }

@@ -44,9 +44,12 @@ class SchedulerConfig:
 class Scheduler:
     """The queues and the decisions; no tensors, no model."""
 
-    def __init__(self, config: SchedulerConfig, blocks: BlockManager) -> None:
+    def __init__(
+        self, config: SchedulerConfig, blocks: BlockManager, reclaim: Callable[[], bool] = lambda: False
+    ) -> None:
         self.config = config
         self.blocks = blocks
+        self._reclaim = reclaim  # frees pages that are lent to others; False where none are
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of arrival
         self.num_preemptions = 0
@@ -138,10 +141,10 @@ class Scheduler:
         elif request in self.waiting:
             self.waiting.remove(request)
 
-    def check_integrity(self) -> None:
-        """Pages in use are exactly those of the running requests."""
+    def check_integrity(self, lent: Sequence[Sequence[int]] = ()) -> None:
+        """Pages in use are exactly those of the running requests and those ``lent`` to others."""
         assert all(not r.pages for r in self.waiting), "a waiting request holds pages"
-        self.blocks.check_integrity([r.pages for r in self.running])
+        self.blocks.check_integrity([*(r.pages for r in self.running), *lent])
 
     def _schedule_decode(self, step: Step, request: Request) -> int:
         """Reserve and add the pending token of a decoding request; returns the rows that it may take."""
@@ -237,6 +240,8 @@ class Scheduler:
                 request.pages += (pages := self.blocks.allocate(wanted))
                 return len(pages)
             except OutOfPages:
+                if self._reclaim():
+                    continue
                 victim = self.running[-1]
                 self._preempt(step, victim)
                 if victim is request:

@@ -18,6 +18,7 @@ class Slice:
         samples: whether the last of them reaches the end of the sequence, so that logits are wanted.
         tree: a draft below the pending token; None without one.
         draft_budget: most nodes the tree may have; their pages are reserved.
+        all_logits: logits of every token, not of the last alone.
         new_pages: how many pages the scheduler took for this step, for the rollback.
     """
 
@@ -28,6 +29,7 @@ class Slice:
     tree: DraftTree | None = None
     new_pages: int = 0
     draft_budget: int = 0
+    all_logits: bool = False
 
     @property
     def num_rows(self) -> int:

@@ -1,0 +1,122 @@
+"""Between the engine and the drafters: one drafter a request, proposals before a forward, lessons after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drafters import registry
+from drafters.base import RequestState, TopSuccessors
+from drafters.errors import DrafterError
+from drafters.resources import Resources
+from drafters.stats import DraftingStats, token_sources
+from drafters.tracked import TrackedDrafter
+from drafters.tree import EMPTY
+from drafters.verify import Verdict
+from service.engine.request import Request
+from service.engine.step import Slice, Step
+from service.errors import InvalidRequest
+
+
+@dataclass
+class _Drafted:
+    drafter: TrackedDrafter
+    state: RequestState
+    started: bool = False
+
+
+class Drafting:
+    """The drafters of the running requests, and what they share."""
+
+    def __init__(self, resources: Resources, default: str) -> None:
+        self.resources = resources
+        self.default = default
+        self.totals = DraftingStats()
+        self._requests: dict[str, _Drafted] = {}
+
+    def open(self, request: Request) -> None:
+        """Give a request the drafter that it asks for.
+
+        Raises:
+            InvalidRequest: there is no such drafter or option, or the engine lacks what it needs.
+        """
+        name = request.params.drafter or self.default
+        try:
+            spec = registry.parse(name)
+            drafter = registry.build(spec, self.resources)
+        except DrafterError as error:
+            raise InvalidRequest(f"{error}.", param="drafter") from error
+        request.draft_budget = 0 if spec.name == "none" else spec.options.budget
+        state = RequestState(
+            request_id=request.id,
+            tokens=request.token_ids,
+            prompt_length=request.prompt_len,
+            sampling=request.params.sampling,
+            documents=request.documents,
+            draft_prompt=request.draft_prompt,
+            max_tokens=request.params.max_tokens,
+        )
+        self._requests[request.id] = _Drafted(drafter, state)
+
+    def propose(self, step: Step) -> None:
+        """Hang a tree below the pending token of every decoding slice that has room for one."""
+        batch_size = sum(part.samples for part in step.slices)
+        for part in step.slices:
+            if not (part.samples and part.draft_budget):
+                continue
+            drafted = self._requests[part.request.id]
+            drafted.state.batch_size = batch_size
+            if not drafted.started:
+                drafted.started = True
+                drafted.drafter.start(drafted.state)
+            tree = drafted.drafter.propose(drafted.state, part.draft_budget)
+            part.tree = tree if len(tree) else None
+
+    def adjust(self, part: Slice, logits: Tensor) -> Tensor:
+        """The logits that the request's choices are made from; only a lossy drafter changes them."""
+        drafted = self._requests[part.request.id]
+        if not drafted.started or not drafted.drafter.lossy:
+            return logits
+        return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
+
+    def is_lossy(self, request: Request) -> bool:
+        return self._requests[request.id].drafter.lossy
+
+    def observe(self, part: Slice, verdict: Verdict, emitted: Sequence[int], logits: Tensor) -> list[str]:
+        """Tell the drafter what came of the step; returns the source of each emitted token."""
+        drafted = self._requests[part.request.id]
+        tree = part.tree or EMPTY
+        cut = Verdict(verdict.path, tuple(emitted))
+        if drafted.started:
+            top = _top_successors(logits, drafted.drafter.needs_topk)
+            drafted.drafter.observe(drafted.state, tree, cut, top)
+        return token_sources(tree, cut)
+
+    def record(self, step: Step, seconds: float) -> None:
+        """Teach the machine profile the time of a step that decoded only."""
+        if all(len(part.token_ids) == 1 for part in step.slices):
+            rows = [part.num_rows for part in step.slices]
+            self.resources.profile.record(rows, [part.start for part in step.slices], seconds)
+
+    def close(self, request: Request) -> dict[str, Any]:
+        """End the drafter of a request, wherever it is; returns its figures."""
+        drafted = self._requests.pop(request.id, None)
+        if drafted is None:
+            return {}
+        if drafted.started:
+            drafted.drafter.finish(drafted.state)
+        stats = drafted.drafter.stats
+        self.totals.add(stats)
+        return {"drafter": drafted.drafter.name, "drafting": stats.as_dict()}
+
+
+def _top_successors(logits: Tensor, count: int) -> TopSuccessors | None:
+    if not count:
+        return None
+    values, ids = torch.topk(logits.float(), count, dim=-1)
+    log_probs = values - torch.logsumexp(logits.float(), dim=-1, keepdim=True)
+    return TopSuccessors(ids.cpu().numpy(), log_probs.cpu().numpy())
