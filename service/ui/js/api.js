@@ -45,13 +45,12 @@ export function listDocuments(cursor = null) {
   return json(`v1/documents?${query}`);
 }
 
-export const getDocument = (id) => json(`v1/documents/${encodeURIComponent(id)}`);
 export const deleteDocument = (id) => send(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const getJob = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
 
-/** The stored text, exactly: a byte order mark is a character that offsets count. */
-export async function documentText(id) {
-  const response = await send(`v1/documents/${encodeURIComponent(id)}/text`);
+/** Characters start to end of the stored text, exactly: a byte order mark is a character that offsets count. */
+export async function documentText(id, start, end) {
+  const response = await send(`v1/documents/${encodeURIComponent(id)}/text?start=${start}&end=${end}`);
   return new TextDecoder("utf-8", { ignoreBOM: true }).decode(await response.arrayBuffer());
 }
 

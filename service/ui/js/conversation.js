@@ -10,7 +10,7 @@ const TURNS = "folio.turns";
 const KEPT = 20;
 
 export class Conversation {
-  /** @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane */
+  /** @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane, `pageOf(passage)` */
   constructor(on) {
     this.on = on;
     this.coloured = false;
@@ -68,6 +68,10 @@ export class Conversation {
 
   colour(on) {
     this.coloured = on;
+    this.redraw();
+  }
+
+  redraw() {
     for (const turn of this.turns) this.#show(turn);
   }
 
@@ -96,6 +100,7 @@ export class Conversation {
     const box = byId("turns");
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
     const how = {
+      pageOf: this.on.pageOf,
       coloured: this.coloured,
       openCitation: (...which) => this.open(...which),
       openResult: (result) => { this.left(); this.on.open(result); },
@@ -118,7 +123,7 @@ export class Conversation {
   #foot() {
     const last = this.turns.at(-1);
     showFigures(last?.stats ?? null);
-    byId("colours").hidden = !last?.tokens.length || !(draftSources(last).length || this.coloured);
+    byId("colours").hidden = !last?.runs.length || !(draftSources(last).length || this.coloured);
   }
 
   #scrollTo(turn) {

@@ -66,7 +66,7 @@ export class Documents {
         this.#arrive(row, file.name, "Uploading", 0);
         const job = await api.upload(file, (share) => this.#arrive(row, file.name, "Uploading", share));
         this.#arrived(row);
-        this.#follow(job.job?.id ?? job.job_id ?? job.id, file.name).catch(report);
+        this.#follow(job.id, file.name).catch(report);
       } catch (error) {
         this.#arrived(row);
         error.title = `${file.name}: ${error.title ?? "not uploaded"}`;
@@ -101,10 +101,10 @@ export class Documents {
   }
 
   #tell(job, name) {
-    const failed = job.results?.find((result) => result.status === "failed");
-    const cause = failed?.error ?? job.error;
-    if (cause || job.status !== "done") report({ title: `${name} was not added`, detail: cause ?? job.status });
-    else announce(`${name} is ready.`);
+    const [result] = job.documents;
+    const cause = result?.error ?? job.error;
+    if (cause || job.status !== "done") report({ title: `${name} was not added`, detail: cause ?? `The job was ${job.status}.` });
+    else announce(result?.deduplicated ? `${name} was there already.` : `${name} is ready.`);
   }
 
   async #remove(document) {

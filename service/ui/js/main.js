@@ -17,14 +17,14 @@ api.onUnauthorised(askForKey);
 wireDialogs();
 
 const composer = new Composer({ ask: (question, request) => { view("ask"); conversation.ask(question, request); }, stop: () => conversation.stop() });
-const conversation = new Conversation({ running: (on) => composer.running(on), open: (what) => { view("source"); source.open(what); } });
-const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
 const documents = new Documents({
   open: (item) => { conversation.left(); view("source"); source.open({ document: item.id, name: item.name }); },
   scope: (item) => { composer.choose(`document:${item.id}`); view("ask"); composer.focus(); },
   change: (items) => { composer.offer(items); showStarters(items, (words) => composer.suggest(words)); },
   remove: (id) => source.forget(id),
 });
+const conversation = new Conversation({ running: (on) => composer.running(on), open: (what) => { view("source"); source.open(what); }, pageOf });
+const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id), pageOf });
 
 byId("open-help").addEventListener("click", showShortcuts);
 byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
@@ -45,7 +45,12 @@ load();
 watch();
 
 function load() {
-  documents.start().catch(report);
+  documents.start().then(() => conversation.redraw()).catch(report); // pages are shown by what the documents say
+}
+
+/** The page of a passage, where its document is known to have several. */
+function pageOf({ document: id, page }) {
+  return page && documents.find(id)?.pages > 1 ? page : null;
 }
 
 /** On a narrow screen one pane is seen at a time. */

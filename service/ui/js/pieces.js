@@ -26,11 +26,11 @@ export function numbered(citations) {
 
 /**
  * Cut an answer.
- * @param {Object} answer {text, citations, unsupported, tokens: [{text, source}]}; offsets in code points
+ * @param {Object} answer {text, citations, unsupported, runs: [{text, source}]}; offsets in code points
  * @returns {{text: string, source: string|null, unsupported: boolean, chips: number[]}[]} in order; chips follow
  *   the text of their piece
  */
-export function pieces({ text, citations = [], unsupported = [], tokens = [] }) {
+export function pieces({ text, citations = [], unsupported = [], runs = [] }) {
   const index = unitIndex(text);
   const { numberOf } = numbered(citations);
   const cites = citations.map((citation) => ({
@@ -41,16 +41,16 @@ export function pieces({ text, citations = [], unsupported = [], tokens = [] }) 
   }));
   const hidden = markers(text, cites);
   const doubts = unsupported.map(({ start, end }) => [index(start), index(end)]);
-  const runs = tokenRuns(tokens, text);
+  const colours = placed(runs, text);
   const shown = flowed(text);
   const cuts = new Set([0, text.length]);
   for (const { end } of cites) cuts.add(end);
-  for (const [start, end] of [...hidden, ...doubts, ...runs]) cuts.add(start).add(end);
+  for (const [start, end] of [...hidden, ...doubts, ...colours]) cuts.add(start).add(end);
   const edges = [...cuts].sort((a, b) => a - b);
   const within = (ranges, at) => ranges.find(([start, end]) => start <= at && at < end);
   const found = edges.slice(0, -1).map((start, i) => ({
     text: within(hidden, start) ? "" : shown.slice(start, edges[i + 1]),
-    source: within(runs, start)?.[2] ?? null,
+    source: within(colours, start)?.[2] ?? null,
     unsupported: Boolean(within(doubts, start)),
     chips: [...new Set(cites.filter((cite) => cite.end === edges[i + 1]).map((cite) => cite.number))],
   }));
@@ -70,18 +70,19 @@ function markers(text, cites) {
   return ranges;
 }
 
-/** [start, end, source] of the runs of tokens with one source, where the tokens' texts make up the answer. */
-function tokenRuns(tokens, text) {
-  const whole = tokens.map((token) => token.text).join("");
-  let at = text.indexOf(whole.trim()) - (whole.length - whole.trimStart().length);
-  if (!whole.trim() || !text.includes(whole.trim())) return [];
-  const runs = [];
-  for (const token of tokens) {
+/** [start, end, source] of the runs, where their texts make up the answer; adjacent ones of one source are joined. */
+function placed(runs, text) {
+  const whole = runs.map((run) => run.text).join("");
+  const words = whole.trim();
+  if (!words || !text.includes(words)) return [];
+  let at = text.indexOf(words) - whole.indexOf(words);
+  const ranges = [];
+  for (const run of runs) {
     const start = Math.max(0, at);
-    at += token.text.length;
-    const last = runs.at(-1);
-    if (last && last[2] === token.source) last[1] = Math.min(at, text.length);
-    else if (at > start) runs.push([start, Math.min(at, text.length), token.source]);
+    at += run.text.length;
+    const last = ranges.at(-1);
+    if (last && last[2] === run.source) last[1] = Math.min(at, text.length);
+    else if (at > start) ranges.push([start, Math.min(at, text.length), run.source]);
   }
-  return runs;
+  return ranges;
 }

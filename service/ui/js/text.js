@@ -12,19 +12,15 @@ export function unitIndex(text) {
   return (offset) => starts[Math.max(0, Math.min(offset, starts.length - 1))];
 }
 
-/** [start, end) of the paragraphs of `text` between two indices; each holds the blank lines that follow it. */
-export function paragraphs(text, from = 0, to = text.length) {
+/** [start, end) of the paragraphs of a text; each holds the blank lines that follow it. */
+export function paragraphs(text) {
   const found = [];
-  const blank = /\n[ \t\r]*\n\s*/g;
-  blank.lastIndex = from;
-  let start = from;
-  for (let gap = blank.exec(text); gap && gap.index < to; gap = blank.exec(text)) {
-    const end = Math.min(to, gap.index + gap[0].length);
-    found.push([start, end]);
-    start = end;
-    blank.lastIndex = Math.max(end, blank.lastIndex);
+  let start = 0;
+  for (const gap of text.matchAll(/\n[ \t\r]*\n\s*/g)) {
+    found.push([start, gap.index + gap[0].length]);
+    start = gap.index + gap[0].length;
   }
-  if (start < to) found.push([start, to]);
+  if (start < text.length) found.push([start, text.length]);
   return found;
 }
 

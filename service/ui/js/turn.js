@@ -14,7 +14,7 @@ const ENDS = {
 /** What is known of a turn before its first event; plain data, so that a reload can bring it back. */
 export function newTurn(question, request) {
   return {
-    question, request, state: "running", mode: "", reason: "", results: [], text: "", tokens: [], citations: [],
+    question, request, state: "running", mode: "", reason: "", results: [], text: "", runs: [], citations: [],
     unsupported: [], note: null, stats: null, error: null, finish: null,
   };
 }
@@ -41,7 +41,7 @@ function take(turn, type, data) {
     Object.assign(turn, { mode: data.mode, reason: data.mode_reason ?? "", results: data.results ?? [] });
   } else if (type === "message") {
     turn.text += data.text;
-    turn.tokens.push(...(data.tokens ?? []));
+    turn.runs.push(...runsOf(data.text, data.sources ?? []));
   } else if (type === "citation") {
     turn.citations.push(data);
   } else if (type === "stats") {
@@ -64,15 +64,31 @@ function fail(turn, title, detail) {
   turn.error = { title, detail };
 }
 
-/** Sources of the answer's tokens, in order of first use; the target's own choices are none. */
+/**
+ * The text of one step by who chose it. A step's tokens come without their own texts, so colours go by whole words:
+ * the last word is the model's own where the last token is, the others are those of the draft.
+ * @param {string} text
+ * @param {string[]} sources one a token
+ * @returns {{text: string, source: string}[]}
+ */
+function runsOf(text, sources) {
+  const drafted = sources.find((source) => source !== TARGET);
+  if (!drafted) return [{ text, source: TARGET }];
+  const last = sources.at(-1) === TARGET ? /\s*\S+\s*$/.exec(text) : null;
+  if (!last || last.index === 0) return [{ text, source: drafted }];
+  return [{ text: text.slice(0, last.index), source: drafted }, { text: last[0], source: TARGET }];
+}
+
+/** Sources of the answer's words, in order of first use; the target's own choices are none. */
 export function draftSources(turn) {
-  return [...new Set(turn.tokens.map((token) => token.source))].filter((source) => source && source !== TARGET);
+  return [...new Set(turn.runs.map((run) => run.source))].filter((source) => source && source !== TARGET);
 }
 
 /**
  * The turn as it stands.
  * @param {Object} turn
- * @param {{coloured: boolean, openCitation: Function, openResult: Function}} how
+ * @param {{coloured: boolean, openCitation: Function, openResult: Function, pageOf: Function}} how `pageOf` gives the
+ *   page of a passage, or null where its document has no pages to speak of
  */
 export function render(turn, how) {
   const running = turn.state === "running";
@@ -83,7 +99,7 @@ export function render(turn, how) {
     howLine(turn),
     el("div", { class: running ? "answer running" : "answer", "aria-busy": running }, ...answerNodes(turn, how, open)),
     how.coloured ? legend(turn) : null,
-    list.length ? citationList(list, open) : null,
+    list.length ? citationList(list, open, how.pageOf) : null,
     ...notes(turn),
     turn.results.length && !running ? readPassages(turn, how) : null,
   ].filter(Boolean);
@@ -117,12 +133,12 @@ function chip(number, verified, open) {
   return el("button", { type: "button", class: "chip", "data-number": number, "data-verified": verified, "aria-label": label, title: label, on: { click: () => open(number) } }, `${number}`);
 }
 
-function citationList(list, open) {
+function citationList(list, open, pageOf) {
   return el("ol", { class: "citations", "aria-label": "Citations" }, ...list.map((citation, i) =>
     el("li", {},
       el("button", { type: "button", class: "citation", "data-number": i + 1, on: { click: () => open(i + 1) } },
         el("span", { class: "number" }, `${i + 1}`),
-        el("span", { class: "where" }, citation.name || citation.document, citation.page ? el("small", {}, ` · page ${citation.page}`) : null),
+        el("span", { class: "where" }, citation.name || citation.document, pageOf(citation) ? el("small", {}, ` · page ${citation.page}`) : null),
         badge(citation.verified),
         el("span", { class: "quote" }, citation.cited_text.replace(/\s+/g, " "))))));
 }
@@ -154,7 +170,7 @@ function readPassages(turn, how) {
     el("summary", {}, `Read ${count(turn.results.length, "passage")}`),
     el("ol", {}, ...turn.results.map((result) => el("li", {},
       el("button", { type: "button", class: "quiet", on: { click: () => how.openResult(result) } },
-        `${result.name}${result.page ? ` · page ${result.page}` : ""}`)))));
+        `${result.name}${how.pageOf(result) ? ` · page ${result.page}` : ""}`)))));
 }
 
 function legend(turn) {
