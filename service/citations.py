@@ -18,7 +18,14 @@ from service.passages import Passage, Span
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 DOUBLE_QUOTES = '"\u201c\u201d\u201e\u00ab\u00bb'
 SINGLE_QUOTES = "'\u2018\u2019\u201a\u0060\u00b4"
-LIGATURES = {"ffi": "\ufb03", "ffl": "\ufb04", "ff": "\ufb00", "fi": "\ufb01", "fl": "\ufb02", "st": "\ufb06"}
+LIGATURES = {
+    "ffi": "\ufb03",
+    "ffl": "\ufb04",
+    "ff": "\ufb00",
+    "fi": "\ufb01",
+    "fl": "\ufb02",
+    "st": "\ufb06",
+}
 UNLIGATURE = {ligature: letters for letters, ligature in LIGATURES.items()} | {"\ufb05": "st"}
 
 BREAK = rf"(?:\u00ad|\u200b|[{DASHES[:3]}][ \t]*\r?\n\s*)?"
@@ -34,11 +41,12 @@ SENTENCE_END = re.compile(
     r"|\n\s*\n|\n(?=\s*[-*\u2022\d])"
 )
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
-COMMON = frozenset(  # noqa: SIM905
+COMMON_WORDS = (
     "a an and are as at be been but by can did do does for from had has have he her his how i if in into is "
     "it its not of on one or our she so such than that the their them then there these they this to was we "
-    "were what when where which who why will with would you your document documents".split()
+    "were what when where which who why will with would you your document documents"
 )
+COMMON = frozenset(COMMON_WORDS.split())
 SHORTEST_UNMARKED = 3
 """Words that a quotation without a marker needs to count as a citation and not as a manner of speaking."""
 SUPPORT = 0.6
@@ -106,7 +114,9 @@ def spans_in_answer(answer: str, passages: Sequence[Passage]) -> list[Span]:
     return spans
 
 
-def unsupported(answer: str, supported: Sequence[Span], passages: Sequence[Passage]) -> list[tuple[int, int]]:
+def unsupported(
+    answer: str, supported: Sequence[Span], passages: Sequence[Passage]
+) -> list[tuple[int, int]]:
     """Sentences of the answer, as offsets, that neither cite (`supported`) nor repeat the evidence."""
     bare = []
     for start, end in sentences(answer):

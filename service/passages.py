@@ -33,7 +33,7 @@ class Span:
         cited_text: what the answer claims stands there. A layout proposes a span; whether the stored slice
             equals `cited_text` is checked afterwards against the store.
         quoted: the answer repeats the cited words; False when it only refers to their passage.
-        answer_start, answer_end: the citing characters of the shown answer: quotation, or marker such as ``[2]``.
+        answer_start, answer_end: the citing characters of the shown answer: a quotation or a ``[2]``.
         label: the passage's number as the answer writes it (1-based place in `Prompt.passages`).
     """
 

@@ -13,6 +13,8 @@ Two properties hold for every layout here:
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -109,6 +111,37 @@ class PromptLayout(Protocol):
         ...
 
 
+class Encoder:
+    """Text to ids, from any thread.
+
+    A tokenizer changes its own state when special tokens are switched on or off, and must not do so while another
+    thread (the engine's, decoding) uses it: this class works on copies of its own, one a manner of encoding.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self._data_tokenizer = copy.deepcopy(tokenizer)
+        self._lock = threading.Lock()
+        self.data = lru_cache(maxsize=32)(self._data)
+
+    def template(self, text: str) -> list[int]:
+        """Ids of text of our own, special tokens recognised, none added."""
+        with self._lock:
+            return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def plain(self, text: str) -> list[int]:
+        """Ids of text as the tokenizer's own call gives them: special tokens recognised and added."""
+        with self._lock:
+            return list(self.tokenizer(text).input_ids)
+
+    def _data(self, text: str) -> tuple[int, ...]:
+        """Ids of somebody else's text: what looks like a special token is text."""
+        with self._lock:
+            return tuple(
+                self._data_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            )
+
+
 class ChatLayout:
     """Documents and question as one user turn of the tokenizer's chat template."""
 
@@ -118,8 +151,7 @@ class ChatLayout:
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise InvalidRequest("This model's tokenizer has no chat template.", param="model")
-        self.tokenizer = tokenizer
-        self._data_ids = lru_cache(maxsize=32)(self._encode_data)
+        self.encoder = Encoder(tokenizer)
 
     def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
         """Ids of system turn, earlier turns, and one user turn: documents first, then the question."""
@@ -153,11 +185,11 @@ class ChatLayout:
                 raise InvalidRequest(
                     f"The model's chat template refuses this conversation: {again}", param="messages"
                 ) from again
-        ids = self._encode_template(pieces[0])
+        ids = self.encoder.template(pieces[0])
         for (_, contents), piece in zip(turns, pieces[1:], strict=True):
             for content in contents:
-                ids += self._data_ids(content)
-            ids += self._encode_template(piece)
+                ids += self.encoder.data(content)
+            ids += self.encoder.template(piece)
         return ids
 
     def visible(self, answer_text: str) -> str:
@@ -176,7 +208,9 @@ class ChatLayout:
         holders = [f"\u2402{i}\u2403" for i in range(len(turns))]
         roles = [role for role, _ in turns]
         messages = [{"role": role, "content": at} for role, at in zip(roles, holders, strict=True)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.encoder.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         pieces = []
         for holder in holders:
             before, found, text = text.partition(holder)
@@ -184,12 +218,6 @@ class ChatLayout:
                 raise ValueError("it leaves out a message")
             pieces.append(before)
         return [*pieces, text]
-
-    def _encode_template(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
-
-    def _encode_data(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 class PlainLayout:
@@ -199,10 +227,9 @@ class PlainLayout:
     limits: ReadingLimits | None = None
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.encoder = Encoder(tokenizer)
         first = list(tokenizer.encode("", add_special_tokens=True))[:1]
         self._start = first if first == [tokenizer.bos_token_id] else []
-        self._data_ids = lru_cache(maxsize=32)(self._encode_data)
 
     def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
         """Ids of the running text; earlier turns stand between documents and question."""
@@ -212,15 +239,15 @@ class PlainLayout:
         parts = [INSTRUCTIONS + "\n\n", *document_blocks(ordered), *turns, asked]
         ids = list(self._start)
         for part in parts:
-            ids += self._data_ids(part)
+            ids += self.encoder.data(part)
         return Prompt(ids, question, tuple(ordered))
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a plain conversation, ending where the assistant speaks next."""
         ids = list(self._start)
         for message in messages:
-            ids += self._data_ids(f"{message['role'].capitalize()}: {message['content']}\n")
-        return ids + list(self._data_ids("Assistant:"))
+            ids += self.encoder.data(f"{message['role'].capitalize()}: {message['content']}\n")
+        return [*ids, *self.encoder.data("Assistant:")]
 
     def visible(self, answer_text: str) -> str:
         """The answer up to where a base model starts to invent the next question."""
@@ -233,15 +260,14 @@ class PlainLayout:
         shown = self.visible(answer_text).strip()
         return shown, spans_in_answer(shown, prompt.passages)
 
-    def _encode_data(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-
 
 def choose_layout(tokenizer: Any) -> ChatLayout | PlainLayout:
     """The chat template's layout where there is one, else the plain one; the log says which."""
     if getattr(tokenizer, "chat_template", None):
         return ChatLayout(tokenizer)
-    log.warning("no chat template: documents and question are given as running text", layout=PlainLayout.name)
+    log.warning(
+        "no chat template: documents and question are given as running text", layout=PlainLayout.name
+    )
     return PlainLayout(tokenizer)
 
 
@@ -259,7 +285,7 @@ def document_blocks(passages: Sequence[Passage]) -> list[str]:
 
 
 def _system_into_user(turns: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, Sequence[str]]] | None:
-    """The same turns with the system's words in front of the first user turn, for templates without a system."""
+    """The same turns, the system's words in front of the first user turn, for templates without a system."""
     if len(turns) < 2 or turns[0][0] != "system" or turns[1][0] != "user":
         return None
     system, user = turns[0][1], turns[1][1]

@@ -1,0 +1,234 @@
+"""Question → mode → evidence → prompt → streamed generation → citations, each checked against the store.
+
+An answer is a stream of typed events; front ends render them as they like (`service.api.answer` as server-sent
+events, `folio ask` on the terminal) and `collect` folds them into one object.
+
+How evidence is found is `service.evidence`'s subject. A mode that alternates between retrieval and generation
+takes the place of `Answerer._respond`, and yields the same events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from service.citations import Citation, unsupported
+from service.engine.request import SamplingParams
+from service.errors import FolioError, InvalidRequest
+from service.evidence import Evidence, EvidenceFinder, Question
+from service.generation import Generator
+from service.prompting import PromptLayout
+
+__all__ = ["Answer", "Answerer", "Event", "Question", "collect"]
+
+log = structlog.get_logger(__name__)
+
+NOTHING_FOUND = "There is nothing in the documents to answer this from."
+NO_SUPPORT = "No passage of the documents was found that supports this answer."
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of an answer under way.
+
+    `type` is one of search_results, message, citation, stats, error, done; `data` is its JSON.
+    """
+
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """A whole answer, as `POST /v1/answer` and `folio ask --json` give it."""
+
+    answer: str = ""
+    mode: str = ""
+    mode_reason: str = ""
+    citations: list[dict[str, Any]] = field(default_factory=list)
+    unsupported: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    note: str | None = None
+    finish_reason: str | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+class Answerer:
+    """Answers questions over the documents of one library with one model."""
+
+    def __init__(self, finder: EvidenceFinder, generator: Generator, layout: PromptLayout) -> None:
+        self.finder = finder
+        self.generator = generator
+        self.layout = layout
+
+    async def answer(self, question: Question, params: SamplingParams) -> AsyncGenerator[Event, None]:
+        """The events of the answer: search_results, messages, citations, stats, and `done` last.
+
+        Raises FolioError before the first event for a question that cannot be answered as asked (unknown
+        document or mode; too long; queue full). Later failures are an `error` event, then `done`.
+        """
+        began = time.monotonic()
+        if not question.text.strip():
+            raise InvalidRequest("The question is empty.", param="question")
+        self.generator.admit()
+        evidence = await self.finder.find(question, params.max_tokens)
+        if evidence.prompt is not None:
+            self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
+        yield Event(
+            "search_results",
+            {
+                "mode": evidence.mode,
+                "mode_reason": evidence.reason,
+                "results": evidence.results,
+                "generation": evidence.generation,
+                "retrieval_ms": evidence.retrieval_ms,
+            },
+        )
+        try:
+            async with aclosing(self._respond(evidence, params, began)) as events:
+                async for event in events:
+                    yield event
+        except FolioError as error:
+            yield Event("error", error_data(error))
+            yield Event("done", {"finish_reason": "error"})
+
+    async def _respond(
+        self, evidence: Evidence, params: SamplingParams, began: float
+    ) -> AsyncGenerator[Event, None]:
+        """Generate from the evidence: messages as they come, then citations and statistics."""
+        if evidence.prompt is None:
+            yield Event("message", {"text": NOTHING_FOUND})
+            yield Event("stats", answer_stats({}, evidence.retrieval_ms, None, self.layout.name))
+            yield _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND)
+            return
+        ids: list[int] = []
+        text = shown = ""
+        ttft: float | None = None
+        stats: Mapping[str, Any] = {}
+        finish = None
+        async with aclosing(self.generator.stream(evidence.prompt.ids, params)) as outputs:
+            async for output in outputs:
+                if ttft is None and output.token_ids:
+                    ttft = time.monotonic() - began
+                ids += output.token_ids
+                text += output.text
+                visible = self.layout.visible(text)
+                if len(visible) > len(shown):
+                    yield Event("message", {"text": visible[len(shown) :], "sources": output.sources})
+                    shown = visible
+                stats, finish = output.stats, output.finish_reason
+        answer, spans = self.layout.citations(evidence.prompt, ids, text)
+        citations = await self.finder.checked(spans, evidence.owner)
+        for citation in citations:
+            yield Event("citation", citation_data(citation, evidence.names))
+        supported = [citation.span for citation in citations if citation.verified]
+        bare = unsupported(answer, supported, evidence.prompt.passages)
+        yield Event("stats", answer_stats(stats, evidence.retrieval_ms, ttft, self.layout.name))
+        yield _done(evidence, answer, finish, None if supported else NO_SUPPORT, bare)
+
+
+def _done(
+    evidence: Evidence,
+    answer: str,
+    finish_reason: str | None,
+    note: str | None,
+    bare: Sequence[tuple[int, int]] = (),
+) -> Event:
+    """The last event: the answer as it stands, and what is to be said about it."""
+    return Event(
+        "done",
+        {
+            "finish_reason": finish_reason,
+            "answer": answer,
+            "mode": evidence.mode,
+            "mode_reason": evidence.reason,
+            "unsupported": [{"start": start, "end": end, "text": answer[start:end]} for start, end in bare],
+            "note": note,
+        },
+    )
+
+
+def answer_stats(
+    engine: Mapping[str, Any], retrieval_ms: float, ttft_s: float | None, layout: str
+) -> dict[str, Any]:
+    """The statistics of one answer: the engine's own, with times as the asker sees them.
+
+    `ttft_s` counts from the question, retrieval included; the engine's own is `engine_ttft_s`.
+    """
+    stats = {"prompt_tokens": 0, "output_tokens": 0, "decode_tokens_per_s": None, **engine}
+    stats["engine_ttft_s"] = engine.get("ttft_s")
+    stats["ttft_s"] = ttft_s
+    stats["retrieval_ms"] = retrieval_ms
+    stats["layout"] = layout
+    drafting = stats.get("drafting") or {}
+    stats["drafted_tokens"] = drafting.get("drafted", 0)
+    stats["accepted_tokens"] = drafting.get("accepted", 0)
+    stats["acceptance_rate"] = drafting.get("acceptance_rate")
+    stats["accepted_length"] = drafting.get("accepted_length")
+    return stats
+
+
+def citation_data(citation: Citation, names: Mapping[str, str]) -> dict[str, Any]:
+    """A citation as JSON."""
+    span = citation.span
+    return {
+        "document": span.document,
+        "name": names.get(span.document, ""),
+        "start": span.start,
+        "end": span.end,
+        "page": citation.page,
+        "cited_text": span.cited_text,
+        "verified": citation.verified,
+        "quoted": span.quoted,
+        "label": span.label,
+        "answer_start": span.answer_start,
+        "answer_end": span.answer_end,
+    }
+
+
+def error_data(error: FolioError) -> dict[str, Any]:
+    """An error as the data of an `error` event: the fields of problem+json."""
+    return {
+        "type": f"urn:folio:problem:{error.problem}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
+
+
+class AnswerFailed(FolioError):
+    """An answer that broke off after it had begun, as an `error` event tells it."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        super().__init__(data["detail"])
+        self.status = data["status"]  # type: ignore[misc]
+        self.title = data["title"]  # type: ignore[misc]
+        self.problem = data["type"].rpartition(":")[2]  # type: ignore[misc]
+
+
+async def collect(events: AsyncGenerator[Event, None]) -> Answer:
+    """Fold a stream of events into one answer; an `error` event becomes AnswerFailed."""
+    answer = Answer()
+    async with aclosing(events):
+        async for event in events:
+            data = event.data
+            if event.type == "search_results":
+                answer.mode, answer.mode_reason = data["mode"], data["mode_reason"]
+                answer.results = data["results"]
+            elif event.type == "citation":
+                answer.citations.append(data)
+            elif event.type == "stats":
+                answer.stats = data
+            elif event.type == "error":
+                raise AnswerFailed(data)
+            elif event.type == "done":
+                answer.answer = data["answer"]
+                answer.finish_reason = data["finish_reason"]
+                answer.unsupported = data["unsupported"]
+                answer.note = data["note"]
+    return answer

@@ -1,0 +1,176 @@
+"""`/v1/documents`: upload, list, show, read, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import datetime as dt
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Header, Path, Query, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from retrieval.types import Document, Upload
+from service.api.auth import Reader, Writer
+from service.api.errors import problems
+from service.api.health import Parts
+from service.api.jobs import JobModel, job_data
+from service.errors import InvalidRequest, TooLarge
+from service.keys import Principal
+from service.runtime import Runtime
+
+router = APIRouter(tags=["documents"])
+
+DocumentPath = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+MAX_PAGE = 100
+
+
+class DocumentModel(BaseModel):
+    """A document as it is now."""
+
+    id: str
+    name: str
+    collection: str
+    version: int
+    sha256: str
+    media_type: str
+    size: int
+    status: str
+    pages: int
+    chunks: int
+    chars: int
+    error: str | None
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+class DocumentPage(BaseModel):
+    """Some documents; `next_cursor` is for the rest, None at the end."""
+
+    documents: list[DocumentModel]
+    next_cursor: str | None
+
+
+@router.post("/v1/documents", status_code=202, response_model=JobModel, responses=problems(409))
+async def upload(
+    request: Request,
+    runtime: Parts,
+    principal: Writer,
+    file: Annotated[UploadFile, File(description="The file; its name is a label, never a path.")],
+    collection: Annotated[str, Form(min_length=1, max_length=255)] = "default",
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> Response:
+    """Take a file to be ingested: 202 and the job to watch. The same content is never stored twice."""
+    data = await file.read()
+    limit = int(runtime.settings.max_upload_mb * 2**20)
+    if len(data) > limit:
+        raise TooLarge(
+            f"The file has {len(data) / 2**20:.1f} MiB and the limit is {limit / 2**20:.1f} MiB."
+        )
+    await _check_storage(runtime, principal.owner, principal.limits, len(data))
+    item = Upload(file.filename or "upload", data)
+    idempotency = request.app.state.idempotency
+    if idempotency_key is None:
+        body = await asyncio.to_thread(_submit, runtime, principal, item, collection)
+        return JSONResponse(body, 202, {"Location": f"/v1/jobs/{body['id']}"})
+    content = (b"upload", collection.encode(), item.name.encode(), data)
+    earlier = idempotency.begin(principal.owner, idempotency_key, *content)
+    if earlier is not None:
+        return JSONResponse(earlier[1], earlier[0], {"Location": f"/v1/jobs/{earlier[1]['id']}"})
+    with idempotency.attempt(principal.owner, idempotency_key) as finish:
+        body = await asyncio.to_thread(_submit, runtime, principal, item, collection)
+        finish(202, body)
+    return JSONResponse(body, 202, {"Location": f"/v1/jobs/{body['id']}"})
+
+
+@router.get("/v1/documents", response_model=DocumentPage, responses=problems())
+def list_documents(
+    runtime: Parts,
+    principal: Reader,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    collection: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
+) -> dict[str, Any]:
+    """The caller's documents, a page at a time."""
+    after = _decode(cursor) if cursor else None
+    found = runtime.library.documents(collection, principal.owner, limit=limit + 1, after=after)
+    more = len(found) > limit
+    return {
+        "documents": [document_data(document) for document in found[:limit]],
+        "next_cursor": _encode(found[limit - 1].id) if more else None,
+    }
+
+
+@router.get("/v1/documents/{document}", response_model=DocumentModel, responses=problems(404))
+def show_document(document: DocumentPath, runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """One document."""
+    return document_data(runtime.library.document(document, principal.owner))
+
+
+@router.get(
+    "/v1/documents/{document}/text",
+    response_class=Response,
+    responses={**problems(404), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def read_text(
+    document: DocumentPath,
+    runtime: Parts,
+    principal: Reader,
+    start: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+    end: Annotated[int | None, Query(ge=0, lt=2**53)] = None,
+) -> Response:
+    """Characters `start:end` of the stored text, exactly; all of it by default."""
+    if end is not None and end < start:
+        raise InvalidRequest("A span needs start <= end.", param="end")
+    text = runtime.library.text(document, start, end, principal.owner)
+    return Response(text.encode(), media_type="text/plain; charset=utf-8")
+
+
+@router.delete("/v1/documents/{document}", status_code=204, responses=problems(404))
+def delete_document(document: DocumentPath, runtime: Parts, principal: Writer) -> Response:
+    """Delete a document with its text, vectors and file; no search finds it from now on."""
+    runtime.library.delete(document, principal.owner)
+    if runtime.keys is not None:
+        runtime.keys.record(principal.owner, principal.key_id, "document.delete", document)
+    return Response(status_code=204)
+
+
+def document_data(document: Document) -> dict[str, Any]:
+    """A document as JSON."""
+    names = DocumentModel.model_fields
+    return {name: getattr(document, name) for name in names}
+
+
+async def _check_storage(runtime: Runtime, owner: str, limits: Mapping[str, float], size: int) -> None:
+    """Refuse an upload for which the key has no room left."""
+    if "storage_bytes" not in limits or runtime.keys is None:
+        return
+    used = await asyncio.to_thread(runtime.keys.stored_bytes, owner)
+    if used + size > limits["storage_bytes"]:
+        raise TooLarge(
+            f"This key may store {limits['storage_bytes'] / 2**20:.0f} MiB and has {used / 2**20:.1f} MiB.",
+            hint="Delete documents, or ask the operator for more.",
+        )
+
+
+def _submit(runtime: Runtime, principal: Principal, item: Upload, collection: str) -> dict[str, Any]:
+    job = runtime.jobs.submit([item], collection, principal.owner)
+    if runtime.keys is not None:
+        runtime.keys.record(
+            principal.owner, principal.key_id, "document.upload", job.id, {"name": item.name[:255]}
+        )
+    return job_data(job)
+
+
+def _encode(document: str) -> str:
+    return base64.urlsafe_b64encode(document.encode()).decode()
+
+
+def _decode(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError) as error:
+        raise InvalidRequest("This cursor is not one that a listing gave.", param="cursor") from error

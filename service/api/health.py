@@ -1,0 +1,47 @@
+"""`/healthz`: the process is alive. `/readyz`: it takes requests."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
+
+from service.api.errors import problems
+from service.runtime import Runtime, State
+
+router = APIRouter(tags=["operation"])
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The parts of the service that this app runs."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+Parts = Annotated[Runtime, Depends(runtime_of)]
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: str
+    model: str
+    detail: str | None = None
+
+
+@router.get("/healthz", response_model=Health)
+def healthz(runtime: Parts) -> Health:
+    """200 as long as the process answers."""
+    return Health(status="alive", model=runtime.model_name)
+
+
+@router.get("/readyz", response_model=Health, responses={**problems(), 503: {"model": Health}})
+def readyz(runtime: Parts, response: Response) -> Health:
+    """200 when requests are taken; 503 while loading or draining, or when the model failed."""
+    state = runtime.state
+    if state is not State.READY:
+        response.status_code = 503
+        response.headers["Retry-After"] = "5"
+    detail = runtime.failure.message if runtime.failure else None
+    return Health(status=str(state), model=runtime.model_name, detail=detail)

@@ -1,0 +1,48 @@
+"""`POST /v1/embeddings`: the library's own embedding model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+
+from service.api.auth import Reader
+from service.api.health import Parts
+from service.api.openai.schemas import EmbeddingRequest
+from service.errors import InvalidRequest, NotFound
+
+router = APIRouter(tags=["openai"])
+
+
+@router.post("/v1/embeddings")
+async def embeddings(body: EmbeddingRequest, runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """Embeddings of one or several texts, each of norm 1."""
+    served = runtime.settings.embedder
+    if body.model != served:
+        raise NotFound(
+            f"The embedding model {body.model[:100]!r} does not exist here.",
+            hint=f"This service has {served!r}.",
+            param="model",
+        )
+    embedder = runtime.library.embedder
+    if body.dimensions not in (None, embedder.dim):
+        raise InvalidRequest(f"{served!r} has {embedder.dim} dimensions.", param="dimensions")
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    vectors = await asyncio.to_thread(embedder.encode_documents, texts)
+    tokens = await asyncio.to_thread(lambda: sum(len(embedder.token_starts(text)) for text in texts))
+    data = [
+        {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
+        for i, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": served, "usage": usage}
+
+
+def _encoded(vector: np.ndarray, encoding: str) -> Any:
+    """A vector as numbers, or as base64 of little-endian float32."""
+    if encoding == "float":
+        return [float(x) for x in vector]
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()

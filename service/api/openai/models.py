@@ -1,0 +1,40 @@
+"""`GET /v1/models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from service.api.auth import Reader
+from service.api.health import Parts
+from service.api.openai.common import check_model
+from service.runtime import Runtime
+
+router = APIRouter(tags=["openai"])
+MADE = 1735689600
+"""`created` of a model: OpenAI's clients want a number; nothing is known of the real one."""
+
+
+@router.get("/v1/models")
+def list_models(runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """The model that is served, and the one that embeds."""
+    return {"object": "list", "data": [_chat_model(runtime), _model(runtime.settings.embedder)]}
+
+
+@router.get("/v1/models/{name:path}")
+def get_model(name: str, runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """One model."""
+    if name == runtime.settings.embedder:
+        return _model(name)
+    check_model(runtime, name)
+    return _chat_model(runtime)
+
+
+def _chat_model(runtime: Runtime) -> dict[str, Any]:
+    generator = runtime.loaded
+    return _model(runtime.model_name) | {"max_model_len": generator.window if generator else None}
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": MADE, "owned_by": "folio"}

@@ -1,0 +1,181 @@
+"""Requests of the OpenAI routes.
+
+A parameter that is unknown, or known and not supported, is refused by name; one whose value changes nothing
+(``user``, a penalty of 0) is accepted.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.engine.request import SamplingParams
+
+MAX_MESSAGES = 1000
+MAX_CHOICES = 16
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+
+
+class Strict(BaseModel):
+    """Refuses fields that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class FolioOptions(Strict):
+    """What Folio adds: the documents to answer from, and how."""
+
+    collection: str | None = Field(None, max_length=255)
+    documents: list[Annotated[str, Field(max_length=64)]] = Field([], max_length=100)
+    mode: Literal["auto", "long", "retrieval"] = "auto"
+    passages: int | None = Field(None, ge=1, le=100)
+
+
+class TextPart(Strict):
+    """A part of a message; images and sound are not supported."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = Field(None, max_length=255)
+    refusal: None = None
+    tool_calls: None = Field(None, description="Not supported.")
+
+    def turn(self) -> dict[str, str]:
+        """Role and text, as chat templates take them."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Strict):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    continuous_usage_stats: Literal[False] = False
+
+
+class Sampled(Strict):
+    """What chat and plain completions have in common."""
+
+    model: str = Field(max_length=255)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=2**31, description="Extension, as vLLM's.")
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] = Field([], max_length=64, description="Extension, as vLLM's.")
+    ignore_eos: bool = Field(False, description="Extension, as vLLM's.")
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    drafter: str | None = Field(None, max_length=255, description="Extension: NAME[:key=value,…].")
+    attention: str | None = Field(None, max_length=255, description="Extension: NAME[:key=value,…].")
+    # Accepted, without effect here.
+    user: str | None = Field(None, max_length=1024)
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # Supported at the value that changes nothing.
+    frequency_penalty: Literal[0, None] = Field(None, description="Not supported; 0 is accepted.")
+    presence_penalty: Literal[0, None] = Field(None, description="Not supported; 0 is accepted.")
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(
+        None, description="Not supported; empty is accepted."
+    )
+
+    @model_validator(mode="after")
+    def _stream_options_with_stream(self) -> Sampled:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    def sampling(self, choice: int, max_tokens: int, logprobs: int | None, greedy: bool) -> SamplingParams:
+        """Sampling of one choice; `greedy` where the request names no temperature.
+
+        Raises InvalidRequest naming the parameter.
+        """
+        temperature = self.temperature if self.temperature is not None else (0.0 if greedy else 1.0)
+        seed = self.seed if self.seed is not None else secrets.randbits(62)
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=max(0, self.top_k),
+            top_p=self.top_p if self.top_p is not None else 1.0,
+            seed=(seed + choice) % 2**63,
+            stop=tuple(stops),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            drafter=self.drafter,
+            attention=self.attention,
+        )
+
+
+class ChatRequest(Sampled):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    parallel_tool_calls: bool | None = None
+    folio: FolioOptions | None = None
+
+    @model_validator(mode="after")
+    def _top_logprobs_with_logprobs(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
+
+
+class ResponseFormat(Strict):
+    """Only text; constrained output is not supported."""
+
+    type: Literal["text"]
+
+
+class CompletionRequest(Sampled):
+    """Body of `POST /v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: Literal[1, None] = None
+    echo: Literal[False, None] = None
+    suffix: None = None
+
+
+class EmbeddingRequest(Strict):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str = Field(max_length=255)
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, lt=2**31)
+    user: str | None = Field(None, max_length=1024)
+
+
+ChatRequest.model_rebuild()

@@ -1,0 +1,65 @@
+"""`POST /v1/search`: the passages that answer a query."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.auth import Reader
+from service.api.errors import problems
+from service.api.health import Parts
+from service.evidence import hit_data
+
+router = APIRouter(tags=["search"])
+
+DocumentId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class SearchRequest(BaseModel):
+    """What to look for, and where."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(min_length=1, max_length=20_000)
+    limit: int = Field(10, ge=1, le=100)
+    mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
+    documents: list[DocumentId] = Field([], max_length=100)
+    collection: str | None = Field(None, min_length=1, max_length=255)
+
+
+class Passage(BaseModel):
+    """A chunk of a document; `text` is the stored text's slice `start:end`."""
+
+    chunk_id: int | None = None
+    document: str
+    name: str
+    start: int
+    end: int
+    page: int | None
+    score: float | None = None
+    text: str | None = None
+
+
+class SearchResponse(BaseModel):
+    """Passages by falling score, and the number of the index generation that gave them."""
+
+    results: list[Passage]
+    generation: int
+
+
+@router.post("/v1/search", response_model=SearchResponse, responses=problems(404))
+async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """Find passages in the caller's documents."""
+    found = await asyncio.to_thread(
+        runtime.library.search,
+        body.query,
+        k=body.limit,
+        mode=body.mode,
+        owner=principal.owner,
+        collection=body.collection,
+        documents=body.documents or None,
+    )
+    return {"results": [hit_data(hit) for hit in found.hits], "generation": found.generation}

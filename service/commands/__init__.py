@@ -1,0 +1,1 @@
+"""The subcommands of `folio`, one file a subject. Heavy imports happen inside the commands, so that help is quick."""

@@ -1,0 +1,129 @@
+"""`folio ask`: one question, answered on the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.commands.context import (
+    LOCAL_OWNER,
+    Attention,
+    Collection,
+    DeviceName,
+    Drafter,
+    Dtype,
+    JsonFlag,
+    ModelName,
+    settings_of,
+)
+from service.commands.output import emit_json, emit_text, note, working
+
+if TYPE_CHECKING:
+    from service.answering import Answer, Question
+    from service.engine.request import SamplingParams
+    from service.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("ask")(ask)
+
+
+def ask(
+    context: typer.Context,
+    question: Annotated[str, typer.Argument(help="The question.", metavar="QUESTION")],
+    document: Annotated[
+        list[str] | None,
+        typer.Option("--document", "-d", help="Answer from this id alone; may be repeated."),
+    ] = None,
+    collection: Collection = None,
+    mode: Annotated[str, typer.Option(help="auto, long (read whole) or retrieval.")] = "auto",
+    passages: Annotated[int | None, typer.Option(min=1, max=100, help="Passages to retrieve.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+    model: ModelName = None,
+    dtype: Dtype = None,
+    device: DeviceName = None,
+    drafter: Drafter = None,
+    attention: Attention = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Answer a question over the documents, with citations that are checked against their text."""
+    settings = settings_of(
+        context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention
+    )
+    from service.engine.request import SamplingParams
+    from service.evidence import Question
+
+    params = SamplingParams(
+        max_tokens=max_tokens or settings.answer_tokens,
+        temperature=temperature,
+        seed=seed,
+        drafter=settings.drafter or None,
+        attention=settings.attention or None,
+    )
+    asked = Question(question, mode, tuple(document or ()), collection, LOCAL_OWNER, passages)
+    answer = asyncio.run(_answer(settings, asked, params, show=not as_json))
+    if as_json:
+        emit_json({key: value for key, value in asdict(answer).items() if key != "results"})
+    else:
+        _print_sources(answer)
+
+
+async def _answer(settings: Settings, question: Question, params: SamplingParams, show: bool) -> Answer:
+    """Run one question through the same parts that the service runs."""
+    from service.answering import collect
+    from service.runtime import Runtime
+
+    runtime = Runtime(settings)
+    await runtime.start()
+    try:
+        with working(f"Loading {settings.model} …"):
+            await runtime.ended.wait()
+        events = runtime.answerer.answer(question, params)
+        return await collect(_shown(events) if show else events)
+    finally:
+        await runtime.stop()
+
+
+async def _shown(events: Any) -> Any:
+    """The same events; messages are also written to the terminal as they come."""
+    async with aclosing(events):
+        async for event in events:
+            if event.type == "search_results":
+                note(f"{event.data['mode']}: {event.data['mode_reason']}")
+            elif event.type == "message":
+                emit_text(event.data["text"])
+            yield event
+
+
+def _print_sources(answer: Answer) -> None:
+    emit_text("\n")
+    for citation in answer.citations:
+        mark = "verified" if citation["verified"] else "NOT in the text"
+        place = f"{citation['name']}, page {citation['page']}, {citation['document']}:{citation['start']}"
+        typer.echo(f"\n[{citation['label']}] {place}-{citation['end']} ({mark})")
+        typer.echo(f"    {' '.join(citation['cited_text'].split())}")
+    if answer.note and answer.note != answer.answer:
+        note(f"\n{answer.note}")
+    for sentence in answer.unsupported:
+        note(f"Without support: {sentence['text']}")
+    note(f"\n{_figures(answer.stats)}")
+
+
+def _figures(stats: dict[str, Any]) -> str:
+    """The statistics of an answer on one line."""
+    parts = [f"{stats['prompt_tokens']} prompt tokens, {stats['output_tokens']} new"]
+    if stats.get("ttft_s") is not None:
+        parts.append(f"first after {stats['ttft_s']:.2f} s")
+    if stats.get("decode_tokens_per_s"):
+        parts.append(f"{stats['decode_tokens_per_s']:.1f} tokens/s")
+    if stats.get("accepted_length"):
+        parts.append(f"{stats['accepted_length']:.2f} tokens a step")
+    parts.append(f"retrieval {stats['retrieval_ms']:.0f} ms")
+    return "; ".join(parts)

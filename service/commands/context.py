@@ -1,0 +1,48 @@
+"""What commands share: settings from the global flags, and the library they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from retrieval.library import Library
+
+LOCAL_OWNER = "local"
+"""Owner of what the command line stores; also of what the service stores while no API key exists."""
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Collection = Annotated[str | None, typer.Option("--collection", "-c", help="Name of a collection.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")
+]
+DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float64, bfloat16 or float16.")]
+Drafter = Annotated[
+    str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")
+]
+Attention = Annotated[
+    str | None, typer.Option("--attention", help="Sparse attention policy, NAME[:key=value,…].")
+]
+
+
+def settings_of(context: typer.Context, **flags: Any) -> Settings:
+    """Settings from the global flags and the command's own (None: not given)."""
+    return load_settings(**{**(context.find_root().obj or {}), **flags})
+
+
+@contextmanager
+def library_of(settings: Settings) -> Iterator[Library]:
+    """The library of the data folder, open for the length of a block."""
+    from service.libraries import open_library
+
+    library = open_library(settings)
+    try:
+        yield library
+    finally:
+        library.close()

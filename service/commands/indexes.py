@@ -1,0 +1,129 @@
+"""`folio index`: build, verify, stats, compact, rebuild; and `folio search`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.commands.context import LOCAL_OWNER, Collection, JsonFlag, library_of, settings_of
+from service.commands.output import emit_json, emit_table, error_line, note, working
+from service.errors import Exit
+
+if TYPE_CHECKING:
+    from retrieval.types import IndexReport
+
+
+class SearchMode(StrEnum):
+    """What a search goes by: words (BM25), meaning (embeddings), or both."""
+
+    HYBRID = "hybrid"
+    DENSE = "dense"
+    SPARSE = "sparse"
+
+
+index = typer.Typer(help="Build, check and measure the index.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.add_typer(index, name="index")
+    app.command("search")(search)
+
+
+@index.command("build")
+def build(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Write a new generation of the index where anything changed since the last."""
+    with library_of(settings_of(context)) as library, working("Building the index …"):
+        report = library.build_index()
+    _show(report, as_json)
+
+
+@index.command("compact")
+def compact(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Drop what deleted documents left behind."""
+    with library_of(settings_of(context)) as library, working("Compacting the index …"):
+        report = library.compact()
+    _show(report, as_json)
+
+
+@index.command("rebuild")
+def rebuild(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Build the index anew from the database; after a change of embedder, embed everything anew."""
+    with library_of(settings_of(context)) as library, working("Rebuilding the index …"):
+        report = library.rebuild()
+    _show(report, as_json)
+
+
+@index.command("verify")
+def verify(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Check the index against its hashes and against the database; exit code 4 when it does not match."""
+    with library_of(settings_of(context)) as library, working("Verifying the index …"):
+        report = library.verify_index()
+    if as_json:
+        emit_json(asdict(report) | {"ok": report.ok, "stale": report.stale})
+    else:
+        emit_table(["field", "value"], [[k, v] for k, v in asdict(report).items() if k != "problems"])
+    for problem in report.problems:
+        error_line(problem)
+    if report.ok and report.stale:
+        note("Some changes are served from the journal; `folio index build` folds them in.")
+    if not report.ok:
+        raise typer.Exit(Exit.STALE)
+
+
+@index.command("stats")
+def stats(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Count documents, chunks and what the index holds of them."""
+    with library_of(settings_of(context)) as library:
+        found = asdict(library.stats())
+    if as_json:
+        emit_json(found)
+    else:
+        emit_table(["field", "value"], [[key, value] for key, value in found.items()])
+
+
+def search(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="Most results.")] = 10,
+    mode: Annotated[SearchMode, typer.Option(help="What to search with.")] = SearchMode.HYBRID,
+    collection: Collection = None,
+    document: Annotated[
+        list[str] | None, typer.Option("--document", "-d", help="Search this id alone; may be repeated.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find passages."""
+    from service.evidence import hit_data
+
+    with library_of(settings_of(context)) as library:
+        found = library.search(
+            query,
+            limit,
+            collection=collection,
+            documents=document or None,
+            owner=LOCAL_OWNER,
+            mode=mode.value,
+        )
+    if as_json:
+        emit_json({"results": [hit_data(hit) for hit in found.hits], "generation": found.generation})
+        return
+    for hit in found.hits:
+        typer.echo(f"{hit.score:.3f}  {hit.name}, page {hit.page}, {hit.document}:{hit.start}-{hit.end}")
+        typer.echo(f"       {' '.join(hit.text.split())[:300]}\n")
+    if not found.hits:
+        note("Nothing found.")
+
+
+def _show(report: IndexReport, as_json: bool) -> None:
+    if as_json:
+        emit_json(asdict(report))
+    else:
+        state = "built" if report.built else "up to date"
+        typer.echo(
+            f"Generation {report.generation} {state}: {report.documents} documents, {report.chunks} chunks, "
+            f"{report.seconds:.1f} s"
+        )

@@ -1,0 +1,61 @@
+"""How commands talk: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+"""For people: progress, warnings, errors."""
+
+
+def emit_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def emit_text(text: str) -> None:
+    """Text on stdout exactly as it is: no markup, no line-ending translation, no newline added."""
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        sys.stdout.write(text)
+    else:
+        buffer.write(text.encode("utf-8"))
+        buffer.flush()
+
+
+def emit_table(columns: list[str], rows: list[list[Any]]) -> None:
+    """A plain table on stdout."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(highlight=False, markup=False).print(table)
+
+
+def error_line(message: str) -> None:
+    """One clear sentence on stderr."""
+    console.print(f"folio: {message}", style="red", markup=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Something worth knowing, on stderr."""
+    console.print(message, style="dim", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """A spinner on stderr while something slow happens; nothing where stderr is no terminal."""
+    if console.is_terminal:
+        with console.status(message):
+            yield
+    else:
+        yield

@@ -1,0 +1,163 @@
+"""`folio serve` and `folio generate`: the model, with and without a service around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.commands.context import Attention, DeviceName, Drafter, Dtype, JsonFlag, ModelName, settings_of
+from service.commands.output import emit_json, emit_text, working
+from service.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+    from service.engine.request import SamplingParams
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("serve")(serve)
+    app.command("generate")(generate)
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[
+        str | None, typer.Option(help="Address; another than loopback needs an API key.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one.")] = None,
+    model: ModelName = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
+    drafter: Drafter = None,
+    attention: Attention = None,
+) -> None:
+    """Serve the page, the REST interface and the OpenAI routes until told to stop."""
+    from service.api.server import run_server
+
+    settings = settings_of(
+        context,
+        host=host,
+        port=port,
+        model=model,
+        device=device,
+        dtype=dtype,
+        drafter=drafter,
+        attention=attention,
+    )
+    raise typer.Exit(run_server(settings))
+
+
+def generate(
+    context: typer.Context,
+    model: ModelName = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", help="UTF-8 text, tokenised as it is.")
+    ] = None,
+    prompt_ids: Annotated[
+        Path | None, typer.Option("--prompt-ids", help="JSON file: a list of token ids.")
+    ] = None,
+    max_new: Annotated[int, typer.Option("--max-new", help="Most new tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the likeliest tokens that reach this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same tokens.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
+    dtype: Dtype = None,
+    device: DeviceName = None,
+    drafter: Drafter = None,
+    attention: Attention = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run the engine alone on one prompt."""
+    if (prompt_file is None) == (prompt_ids is None):
+        raise InvalidRequest("Give either --prompt-file or --prompt-ids.", param="prompt-file")
+    ids = _read_ids(prompt_ids) if prompt_ids is not None else None
+    text = _read_text(prompt_file) if prompt_file is not None else ""
+    settings = settings_of(
+        context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention
+    )
+    from service.engine.request import SamplingParams
+    from service.models import load_engine
+
+    params = SamplingParams(
+        max_tokens=max_new,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        drafter=settings.drafter or None,
+        attention=settings.attention or None,
+    )
+    with working(f"Loading {settings.model} …"):
+        engine = load_engine(settings)
+    if ids is None:
+        if engine.tokenizer is None:
+            raise InvalidRequest(
+                f"The model {settings.model!r} has no tokenizer.",
+                hint="Use --prompt-ids.",
+                param="prompt-file",
+            )
+        ids = list(engine.tokenizer(text).input_ids)
+    result = _run(engine, ids, params, show=not as_json)
+    if as_json:
+        emit_json(result)
+
+
+def _run(engine: Engine, ids: list[int], params: SamplingParams, show: bool) -> dict[str, Any]:
+    """Generate to the end; with `show` the text goes to stdout as it comes."""
+    from service.errors import GenerationFailed
+
+    engine.add_request(ids, params)
+    token_ids: list[int] = []
+    text = ""
+    stats: dict[str, Any] = {}
+    finish_reason = None
+    while engine.has_work:
+        for output in engine.step():
+            if output.error:
+                raise GenerationFailed(f"Generation failed: {output.error}.")
+            token_ids += output.token_ids
+            text += output.text
+            if show:
+                emit_text(output.text)
+            stats, finish_reason = output.stats or stats, output.finish_reason
+    if show:
+        emit_text("\n")
+    return {"token_ids": token_ids, "text": text, "finish_reason": finish_reason, "stats": stats}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InvalidRequest(
+            f"{path} cannot be read: {error.strerror or error}.", param="prompt-file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{path} is not UTF-8 text (byte {error.start}).", param="prompt-file"
+        ) from error
+
+
+def _read_ids(path: Path) -> list[int]:
+    text = _read_text(path)
+    try:
+        ids = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"{path} is not JSON: {error}.", param="prompt-ids") from error
+    if isinstance(ids, dict):
+        ids = ids.get("prompt_ids", ids.get("token_ids"))
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise InvalidRequest(f"{path} holds no list of token ids, such as [1, 15043].", param="prompt-ids")
+    return ids

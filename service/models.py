@@ -1,0 +1,65 @@
+"""From the settings to an engine that runs, and the prompt layout of its model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.prompting import ChatLayout, PlainLayout, PromptLayout, choose_layout
+from service.settings import EMBEDDED, Settings
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load the model that the settings name; takes seconds to minutes.
+
+    Raises:
+        ModelError: it cannot be found, read or run; the message names it and the remedy.
+    """
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from service.engine.engine import Engine
+
+    disable_progress_bar()  # of the weights: it would mix with our own, and with --json on a terminal
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return Engine.from_pretrained(
+        settings.model,
+        dtype=dtype,
+        device=device,
+        kv_memory=settings.kv_memory_mb << 20,
+        max_model_len=settings.max_model_len,
+        max_step_tokens=settings.step_tokens,
+        max_running=settings.max_running,
+        max_waiting=settings.queue_limit + settings.max_running,
+    )
+
+
+def layout_for(model: str, tokenizer: Any) -> PromptLayout:
+    """How the model is asked about documents."""
+    if model == EMBEDDED:
+        from service.reader.layout import ReaderLayout
+
+        return ReaderLayout(copy.deepcopy(tokenizer))  # the engine's thread decodes with the original
+    return choose_layout(tokenizer)
+
+
+def chat_layout_for(tokenizer: Any) -> ChatLayout | PlainLayout:
+    """How the model holds a plain conversation."""
+    return choose_layout(tokenizer)
+
+
+def shown_name(model: str) -> str:
+    """The name under which the API lists a model: the folder's own name, never a path of this machine."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model

@@ -1,0 +1,173 @@
+"""The parts of a running service and their order of life: library, engine, answers.
+
+The library opens first, so that documents can be listed and searched while the model still loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from retrieval.jobs import JobQueue
+from retrieval.library import Library
+from service.answering import Answerer
+from service.errors import FolioError, Unavailable
+from service.evidence import EvidenceFinder
+from service.generation import Generator, Observer
+from service.keys import KeyStore
+from service.libraries import open_library
+from service.models import chat_layout_for, layout_for, load_engine, shown_name
+from service.prompting import ChatLayout, PlainLayout, PromptLayout
+from service.settings import Settings
+from service.translation import translate
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+
+class State(StrEnum):
+    """Where a service is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Runtime:
+    """One library, one engine, and what answers with them."""
+
+    def __init__(
+        self, settings: Settings, library: Library | None = None, engine: Engine | None = None
+    ) -> None:
+        self.settings = settings
+        self.model_name = shown_name(settings.model)
+        self.failure: FolioError | None = None
+        self.observers: list[Observer] = []
+        """Called with every output of the engine; to be filled before `start`."""
+        self.ended = asyncio.Event()
+        """Set when loading has ended, well or not."""
+        self._library = library
+        self._owns_library = library is None
+        self._engine = engine
+        self._keys: KeyStore | None = None
+        self._generator: Generator | None = None
+        self._answerer: Answerer | None = None
+        self._layout: PromptLayout | None = None
+        self._chat: ChatLayout | PlainLayout | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._draining = False
+
+    async def start(self) -> None:
+        """Open the library; begin to load the model in the background.
+
+        Raises StoreUnavailable and the like when the library cannot be opened.
+        """
+        if self._library is None:
+            self._library = await asyncio.to_thread(open_library, self.settings)
+        self._keys = KeyStore(self._library.database, self.settings)
+        self._loading = asyncio.create_task(self._load())
+
+    async def stop(self) -> None:
+        """Drain, abort what is left, close everything."""
+        await self.drain()
+        if self._loading is not None:
+            self._loading.cancel()
+        if self._generator is not None:
+            await self._generator.async_engine.stop()
+        if self._library is not None and self._owns_library:
+            await asyncio.to_thread(self._library.close)
+
+    async def drain(self) -> None:
+        """Take nothing more; wait for what is in flight as long as the settings allow."""
+        self._draining = True
+        if self._generator is not None and not await self._generator.drain(self.settings.drain_timeout_s):
+            log.warning("aborting requests in flight", requests=self._generator.in_flight)
+
+    @property
+    def state(self) -> State:
+        if self._draining:
+            return State.DRAINING
+        if self.failure is not None:
+            return State.FAILED
+        ready = self._generator is not None and self._generator.async_engine.ready
+        return State.READY if ready else State.LOADING
+
+    @property
+    def library(self) -> Library:
+        if self._library is None:
+            raise Unavailable("The service is still starting.")
+        return self._library
+
+    @property
+    def jobs(self) -> JobQueue:
+        return self.library.jobs
+
+    @property
+    def keys(self) -> KeyStore | None:
+        """None until the library is open."""
+        return self._keys
+
+    @property
+    def generator(self) -> Generator:
+        if self._generator is None:
+            raise self.failure or Unavailable("The model is still loading.", retry_after=5)
+        return self._generator
+
+    @property
+    def loaded(self) -> Generator | None:
+        """The generator once there is one; for figures, which may be asked for at any time."""
+        return self._generator
+
+    @property
+    def answerer(self) -> Answerer:
+        self.generator  # noqa: B018 - raises while there is none
+        assert self._answerer is not None
+        return self._answerer
+
+    @property
+    def chat(self) -> ChatLayout | PlainLayout:
+        """How the model holds a plain conversation."""
+        self.generator  # noqa: B018 - raises while there is none
+        assert self._chat is not None
+        return self._chat
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, for decoding only: other threads decode with it too."""
+        return self.generator.async_engine.engine.tokenizer
+
+    async def _load(self) -> None:
+        try:
+            if self._engine is None:
+                self._engine = await asyncio.to_thread(load_engine, self.settings)
+            await self._assemble(self._engine)
+        except Exception as error:
+            known = translate(error)
+            if known is None:
+                log.exception("the model cannot be loaded", model=self.model_name)
+            else:
+                log.error("the model cannot be loaded", model=self.model_name, reason=known.detail)
+            self.failure = Unavailable(
+                known.detail if known else "The model cannot be loaded; the log says why."
+            )
+        finally:
+            self.ended.set()
+
+    async def _assemble(self, engine: Engine) -> None:
+        from service.engine.async_engine import AsyncEngine
+
+        running = AsyncEngine(engine)
+        await running.start()
+        self._layout = layout_for(self.settings.model, engine.tokenizer)
+        self._chat = chat_layout_for(engine.tokenizer)
+        generator = Generator(running, self.settings, self.observers)
+        finder = EvidenceFinder(self.library, self._layout, generator.window, self.settings)
+        self._answerer = Answerer(finder, generator, self._layout)
+        self._generator = generator
+        log.info("ready", model=self.model_name, window=generator.window)

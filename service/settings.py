@@ -1,0 +1,174 @@
+"""The settings of Folio, in one place.
+
+A value comes from, in this order: a flag of the command line, the environment (``FOLIO_PORT``), a TOML file
+(``FOLIO_CONFIG``, or ``folio.toml`` in the data folder), the default below. An unknown key in the file is an
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from service.errors import InvalidRequest
+
+EMBEDDED = "embedded"
+"""The model that ships with the package."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FILE_NAME = "folio.toml"
+
+
+class Settings(BaseSettings):
+    """Every setting, its meaning and its default. Made by `load_settings`, so that errors read well."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FOLIO_", extra="forbid", frozen=True, validate_default=True
+    )
+
+    # Data
+    home: Path = Field(
+        Path("~/.folio"), description="Data folder: database, index generations, models' KV."
+    )
+    database_url: str = Field(
+        "",
+        description="SQLAlchemy URL, as postgresql+psycopg://…; empty for SQLite in the data folder.",
+    )
+    embedder: str = Field(
+        "minilm", description="Embedding model: minilm (packaged), a folder, or a hub id."
+    )
+
+    # Model
+    model: str = Field(
+        EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id."
+    )
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
+        "auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
+    max_model_len: int | None = Field(
+        None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
+    )
+    kv_memory_mb: int = Field(1024, ge=1, description="Memory for the KV pool, in MiB.")
+    max_running: int = Field(16, ge=1, le=1024, description="Sequences decoded at once.")
+    step_tokens: int = Field(
+        2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
+    )
+    drafter: str = Field("", description="Drafter, NAME[:key=value,…]; empty for the engine's default.")
+    attention: str = Field("", description="Sparse attention policy, NAME[:key=value,…]; empty for dense.")
+
+    # Answering
+    answer_tokens: int = Field(
+        256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."
+    )
+    passages: int = Field(8, ge=1, le=100, description="Passages retrieved for an answer.")
+
+    # Service
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; another than loopback needs an API key."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
+    api_key: SecretStr | None = Field(
+        None, description="One key with all scopes, besides those of `folio keys`."
+    )
+    queue_limit: int = Field(64, ge=1, description="Requests that may wait for the engine; more get 429.")
+    max_upload_mb: float = Field(256, gt=0, description="Largest upload, in MiB.")
+    max_body_mb: float = Field(16, gt=0, description="Largest JSON body, in MiB.")
+    long_tokens: int | None = Field(
+        None, ge=16, description="Longest prompt that mode auto reads whole; default: whatever fits."
+    )
+    first_token_timeout_s: float = Field(300, gt=0, description="Longest wait for the first token.")
+    total_timeout_s: float = Field(1800, gt=0, description="Longest time for a whole answer.")
+    drain_timeout_s: float = Field(
+        30, ge=0, description="Time for requests in flight to end after SIGTERM."
+    )
+    ping_s: float = Field(15, gt=0, description="Pause after which an event stream sends a ping.")
+    key_requests_per_minute: int = Field(
+        600, ge=1, description="Rate limit of one key, where it has none of its own."
+    )
+    key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
+    key_storage_mb: float = Field(10240, gt=0, description="Stored text of one key, in MiB.")
+
+    # Log
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "warning", description="Least level logged."
+    )
+    log_json: bool = Field(False, description="Log JSON lines instead of text.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the service can be reached from this machine only."""
+        return self.host in LOOPBACK
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then the file."""
+        file = TomlConfigSettingsSource(settings_cls, _config_file(init_settings()))
+        return init_settings, env_settings, file
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (None: not given), environment and file.
+
+    Raises InvalidRequest naming the setting that is wrong, and where it may be set.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise InvalidRequest(_first_problem(error)) from error
+    except (OSError, ValueError) as error:  # unreadable or malformed TOML
+        raise InvalidRequest(f"The settings file {_config_file(given)} cannot be read: {error}.") from error
+
+
+def stray_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """``FOLIO_*`` variables that name no setting: typing errors, most likely."""
+    known = {f"FOLIO_{name.upper()}" for name in Settings.model_fields} | {"FOLIO_CONFIG"}
+    return sorted(name for name in environment if re.match("FOLIO_", name) and name not in known)
+
+
+def _config_file(flags: Mapping[str, Any]) -> Path | None:
+    """The settings file: the one that is named, else the data folder's own, else none."""
+    named = os.environ.get("FOLIO_CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise InvalidRequest(f"FOLIO_CONFIG names {named!r}, which is no file.", param="FOLIO_CONFIG")
+        return path
+    home = flags.get("home") or os.environ.get("FOLIO_HOME") or Settings.model_fields["home"].default
+    path = Path(home).expanduser() / FILE_NAME
+    return path if path.is_file() else None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"There is no setting {name!r}."
+    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    shown = "" if name == "api_key" else f" = {problem['input']!r}"
+    return f"Setting {name!r}{shown} is not valid: {reason}. (Flag, FOLIO_{name.upper()}, or {FILE_NAME}.)"
