@@ -21,7 +21,12 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
     library.build_index() / compact() / rebuild(progress=None)           -> IndexReport
     library.verify_index()                   -> VerifyReport
     library.stats(owner=None)                -> LibraryStats
+    library.export_collection(path, collection, owner) -> int;  library.import_collection(path, collection, owner)
     library.close()                          # also a context manager
+
+    library.jobs.submit([Upload(name, data), …], collection, owner) -> Job   # stored and queued when it returns
+    library.jobs.get(job, owner) / listing(owner, limit) / cancel(job, owner) / retry(job, owner)
+    library.jobs.start_worker() / stop_worker()   # one thread of this process works the queue off
 
 An ``IngestResult`` has ``status`` ``ready`` or ``failed`` and never an exception: a bad file fails alone.
 Sentence spans: ``retrieval.sentences.sentences(text)``. Tables for keys and audit: ``retrieval.store.tables``, through

@@ -17,14 +17,14 @@ import sqlalchemy as sa
 import structlog
 
 from retrieval.batching import Batcher
-from retrieval.errors import IndexCorrupt
+from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.failpoints import failpoint
 from retrieval.generation import Generation, GenerationContent, load_generation, sweep, write_generation
 from retrieval.snapshot import Query, Scope, Segment, Snapshot
 from retrieval.sparse import SparseSegment, terms
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
-from retrieval.store.tables import chunks, embeddings, index_generations, journal, now
+from retrieval.store.tables import chunks, embedders, embeddings, index_generations, journal, now
 from retrieval.types import IndexReport
 
 log = structlog.get_logger(__name__)
@@ -36,13 +36,22 @@ class Index:
     """The index of one library in one process. Thread-safe."""
 
     def __init__(
-        self, database: Database, folder: Path, lease: WriterLease, embedder_id: int, fingerprint: str
+        self,
+        database: Database,
+        folder: Path,
+        lease: WriterLease,
+        embedder_id: int,
+        fingerprint: str,
+        beside: bool = False,
     ) -> None:
+        """beside: of an embedder to which the library is yet to be switched."""
         self._database = database
         self._folder = folder
         self._lease = lease
         self._embedder_id = embedder_id
         self._fingerprint = fingerprint
+        self._beside = beside
+        self._corrupt: set[int] = set()
         self._refreshing = threading.RLock()
         self._loading: threading.Thread | None = None
         self._scan = Batcher(_scan_together)
@@ -62,14 +71,19 @@ class Index:
     def refresh(self) -> Snapshot:
         """Bring the snapshot up to the journal's end; load a newer generation of another process in the background."""
         with self._database.read() as connection:
-            seq, newest = connection.execute(
+            embedder_id, seq, newest = connection.execute(
                 sa.select(
+                    sa.select(embedders.c.id).where(embedders.c.current).scalar_subquery(),
                     sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0)).scalar_subquery(),
                     sa.select(sa.func.coalesce(sa.func.max(index_generations.c.id), 0))
                     .where(index_generations.c.embedder_id == self._embedder_id)
                     .scalar_subquery(),
                 )
             ).one()
+        if embedder_id not in (self._embedder_id, None) and not self._beside:
+            raise EmbedderMismatch(
+                "another process has embedded this library anew with another model; open it again with that one"
+            )
         if seq > self._snapshot.seq:
             with self._refreshing:
                 self._replay()
@@ -167,6 +181,7 @@ class Index:
             try:
                 return load_generation(self._folder / row.folder, row.id, row.manifest_sha256)
             except IndexCorrupt as error:
+                self._corrupt.add(row.id)
                 self.notes.append(f"generation {row.id} was passed over: {error}")
                 log.warning("index generation passed over", generation=row.id, cause=str(error))
         return None
@@ -229,7 +244,8 @@ class Index:
         """Keep the newest generations (one to fall back on); the rest is removed from SQL first, then from the disk."""
         with self._database.write() as connection:
             rows = connection.execute(sa.select(index_generations).order_by(index_generations.c.id.desc())).all()
-            kept = {row.folder for row in rows[:KEPT_GENERATIONS]}
+            sound = [row for row in rows if row.id not in self._corrupt]
+            kept = {row.folder for row in sound[:KEPT_GENERATIONS]}
             connection.execute(sa.delete(index_generations).where(index_generations.c.folder.not_in(kept)))
         failpoint("generation.before_sweep")
         sweep(self._folder, kept)

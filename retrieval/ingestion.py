@@ -118,7 +118,7 @@ class Ingester:
     ) -> IngestResult:
         """Ingest one file. Never raises for what is wrong with the file; Cancelled and LeaseLost do pass."""
         started = time.perf_counter()
-        meter = ProgressMeter(source.name, progress, cancelled)
+        meter = ProgressMeter(source.name, progress, cancelled, self._lease.keep_alive)
         data = b""
         try:
             meter("parse", 0, 1)
@@ -131,13 +131,9 @@ class Ingester:
         self, name: str, data: bytes, collection: str, owner: str, meter: ProgressMeter, started: float
     ) -> IngestResult:
         sha256 = hashlib.sha256(data).hexdigest()
-        with self._database.read() as connection:
-            same = store.find_same_content(connection, owner, collection, sha256)
+        same = self._same_content(owner, collection, sha256, started)
         if same is not None:
-            seconds = time.perf_counter() - started
-            return IngestResult(
-                same.id, same.name, same.status, same.pages, same.chunks, None, same.version, True, seconds
-            )
+            return same
         parsed = self._parse(data, name, meter)
         pieces = chunk(parsed.text, parsed.pages, self._embedder.token_starts, self._chunking)
         if not pieces:
@@ -147,18 +143,36 @@ class Ingester:
             [piece.text for piece in pieces], lambda done, total: meter("embed", done, total)
         )
         meter("store", 0, 1)
-        self._originals.add(sha256, data)
-        failpoint("ingest.original")
         new = store.NewVersion(owner, collection, name, sha256, len(data), parsed, pieces, vectors, self._embedder_id)
+        return self._commit(new, data, started)
+
+    def commit(self, new: store.NewVersion, data: bytes) -> IngestResult:
+        """Store a document that is parsed and embedded already, unless its content is there."""
+        started = time.perf_counter()
+        same = self._same_content(new.owner, new.collection, new.sha256, started)
+        return same or self._commit(new, data, started)
+
+    def _same_content(self, owner: str, collection: str, sha256: str, started: float) -> IngestResult | None:
+        with self._database.read() as connection:
+            same = store.find_same_content(connection, owner, collection, sha256)
+        if same is None:
+            return None
+        seconds = time.perf_counter() - started
+        return IngestResult(same.id, same.name, same.status, same.pages, same.chunks, None, same.version, True, seconds)
+
+    def _commit(self, new: store.NewVersion, data: bytes, started: float) -> IngestResult:
+        self._originals.add(new.sha256, data)
+        failpoint("ingest.original")
         with self._database.write() as connection:
             self._lease.confirm(connection)
             document, version = store.commit_version(connection, new)
-            self._originals.add(sha256, data)  # a delete of the same content may have removed it meanwhile
+            self._originals.add(new.sha256, data)  # a delete of the same content may have removed it meanwhile
             failpoint("ingest.before_commit")
         failpoint("ingest.after_commit")
-        log.info("document stored", document=document, version=version, chunks=len(pieces), pages=len(parsed.pages))
+        pages, count = len(new.parsed.pages), len(new.chunks)
+        log.info("document stored", document=document, version=version, chunks=count, pages=pages)
         seconds = time.perf_counter() - started
-        return IngestResult(document, name, store.READY, len(parsed.pages), len(pieces), None, version, False, seconds)
+        return IngestResult(document, new.name, store.READY, pages, count, None, version, False, seconds)
 
     def _parse(self, data: bytes, name: str, meter: ProgressMeter) -> ParsedDocument:
         return parse(data, name, self._limits, lambda done, total: meter("parse", done, total))

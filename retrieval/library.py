@@ -22,14 +22,17 @@ from types import TracebackType
 import numpy as np
 import structlog
 
+from retrieval import archive, maintenance
 from retrieval.batching import Batcher
+from retrieval.checks import check_label, check_query, check_span
 from retrieval.chunking import ChunkingOptions
 from retrieval.embedding import Embedder, make_embedder
-from retrieval.errors import InvalidRequest, RetrievalError, StoreUnavailable
+from retrieval.errors import RetrievalError, StoreUnavailable
 from retrieval.index import Index
-from retrieval.ingestion import Ingester, sources
-from retrieval.parsing import Limits
-from retrieval.progress import CancelCheck
+from retrieval.ingestion import Ingester, Source, sources
+from retrieval.jobs import JobQueue
+from retrieval.parsing import Limits, page_at
+from retrieval.progress import CancelCheck, ProgressMeter
 from retrieval.snapshot import Query, Scope, Snapshot
 from retrieval.sparse import terms
 from retrieval.store import documents as store
@@ -56,7 +59,6 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_COLLECTION = "default"
 DEFAULT_OWNER = "local"
-MAX_K = 1000
 
 
 class Library:
@@ -72,7 +74,9 @@ class Library:
         self.chunking = chunking
         self._lease = WriterLease(database, home)
         self._originals = Originals(home / "files")
-        self._opening = threading.Lock()
+        self.jobs = JobQueue(database, home / "uploads", self._ingest_one)
+        """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
+        self._opening = threading.RLock()
         self._index: Index | None = None
         self._embed: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
 
@@ -111,6 +115,8 @@ class Library:
         self.embedder.encode_queries(["warm"])
 
     def close(self) -> None:
+        """Stop the worker, if any, and let go of the database."""
+        self.jobs.stop_worker()
         self.database.close()
 
     def __enter__(self) -> Library:
@@ -146,16 +152,54 @@ class Library:
             wait_s: seconds to wait for another process that is writing.
         Errors: StoreBusy, EmbedderMismatch, Cancelled, LeaseLost.
         """
-        _check_label("collection", collection)
-        _check_label("owner", owner)
+        check_label("collection", collection)
+        check_label("owner", owner)
         results = []
         with self._lease.hold("ingesting", wait_s):
             index = self._ready_index()
             ingester = self._ingester()
-            for source in sources(files):
-                results.append(ingester.ingest(source, collection, owner, progress, cancelled))
-                self._lease.renew()
-            index.refresh()
+            try:
+                for source in sources(files):
+                    results.append(ingester.ingest(source, collection, owner, progress, cancelled))
+            finally:
+                index.refresh()
+            self._build_if_due(index)
+        return results
+
+    def export_collection(
+        self, path: str | os.PathLike[str], collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER
+    ) -> int:
+        """Write a collection to one archive file. Returns how many documents. Errors: NotFound, EmbedderMismatch."""
+        self._ready_index()
+        fingerprint = self.embedder.fingerprint
+        with self.database.read() as connection:
+            return archive.export_collection(
+                connection, self._originals, owner, collection, self._embedder_id, fingerprint, Path(path)
+            )
+
+    def import_collection(
+        self,
+        path: str | os.PathLike[str],
+        collection: str | None = None,
+        owner: str = DEFAULT_OWNER,
+        *,
+        wait_s: float = 5.0,
+    ) -> list[IngestResult]:
+        """Ingest what ``export_collection`` wrote, under its own collection's name unless another is given.
+
+        Content already there is not stored twice. Errors: ArchiveError (what was imported before it stays),
+        StoreBusy, EmbedderMismatch.
+        """
+        check_label("owner", owner)
+        with self._lease.hold("importing", wait_s):
+            index = self._ready_index()
+            try:
+                with archive.CollectionArchive(Path(path), self.embedder) as opened:
+                    target = collection or opened.collection
+                    check_label("collection", target)
+                    results = [self._ingester().commit(*item) for item in opened.read(owner, target, self._embedder_id)]
+            finally:
+                index.refresh()
             self._build_if_due(index)
         return results
 
@@ -192,8 +236,7 @@ class Library:
         version: int | None = None,
     ) -> str:
         """Characters ``start:end`` of the stored text, of the present version by default. Error: NotFound."""
-        if start < 0 or (end is not None and end < start):
-            raise InvalidRequest(f"a span needs 0 <= start <= end, not {start}:{end}")
+        check_span(start, end)
         with self.database.read() as connection:
             return store.read_text(connection, owner, document, start, end, version)
 
@@ -204,8 +247,6 @@ class Library:
 
     def page_of(self, document: str, offset: int, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> int:
         """The number of the page on which the character at ``offset`` is. Error: NotFound."""
-        from retrieval.parsing import page_at
-
         return page_at(self.pages(document, owner, version=version), offset)
 
     def chunks(self, document: str, owner: str = DEFAULT_OWNER) -> list[Hit]:
@@ -249,7 +290,7 @@ class Library:
             mode: ``dense`` (cosine of MiniLM), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale of 0 to 1).
         Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
         """
-        _check_query(query, k, mode)
+        check_query(query, k, mode)
         index = self._ready_index()
         vector = self._embed(query) if mode != "sparse" else None
         request = Query(terms(query) if mode != "dense" else [], vector, mode, k)
@@ -273,15 +314,33 @@ class Library:
         report = self._ready_index().build()
         with self.database.write() as connection:
             self._originals.sweep(connection)
+        self.jobs.sweep()
         return report
 
     def rebuild(self, progress: ProgressCallback | None = None) -> IndexReport:
-        """Build the index anew from SQL; after a change of embedder, embed everything anew first. Error: StoreBusy."""
-        raise NotImplementedError
+        """Build the index anew from SQL; after a change of embedder, embed everything anew first.
+
+        The new vectors and the new generation are made beside the old ones, which serve other processes until all
+        is ready. Interrupted, it goes on where it was when called again. Error: StoreBusy.
+        """
+        with self._lease.hold("rebuilding the index"), self._opening:
+            with self.database.write() as connection:
+                self._embedder_id = embedder_store.known(connection, self.embedder)
+            meter = ProgressMeter("index", progress, keep_alive=self._lease.keep_alive)
+            maintenance.embed_missing(self.database, self._lease, self.embedder, self._embedder_id, meter)
+            index = self._new_index(beside=True)
+            report = index.build(force=True)
+            maintenance.switch_embedder(self.database, self._lease, self.embedder)
+            self._index = self._new_index()
+        return report
 
     def verify_index(self) -> VerifyReport:
-        """Check every hash of the index, and the index against SQL."""
-        raise NotImplementedError
+        """Check every hash of the index and of the files, every chunk against its text, and the index against SQL.
+
+        Error: EmbedderMismatch.
+        """
+        snapshot = self._ready_index().refresh()
+        return maintenance.verify(self.database, self.home / "index", self._originals, snapshot, self._embedder_id)
 
     def stats(self, owner: str | None = None) -> LibraryStats:
         """Totals of one owner, or of all; the state of the index."""
@@ -307,10 +366,29 @@ class Library:
         with self._opening:
             if self._index is None:
                 self._embedder_id = embedder_store.ensure_current(self.database, self.embedder)
-                self._index = Index(
-                    self.database, self.home / "index", self._lease, self._embedder_id, self.embedder.fingerprint
-                )
+                self._index = self._new_index()
+                if self._index.notes:  # a generation was unsound: fold the journal into a sound one
+                    self._build_if_due(self._index)
             return self._index
+
+    def _new_index(self, beside: bool = False) -> Index:
+        folder, fingerprint = self.home / "index", self.embedder.fingerprint
+        return Index(self.database, folder, self._lease, self._embedder_id, fingerprint, beside)
+
+    def _ingest_one(
+        self,
+        source: Source,
+        collection: str,
+        owner: str,
+        progress: ProgressCallback | None,
+        cancelled: CancelCheck | None,
+    ) -> IngestResult:
+        with self._lease.hold("ingesting"):
+            index = self._ready_index()
+            result = self._ingester().ingest(source, collection, owner, progress, cancelled)
+            index.refresh()
+            self._build_if_due(index)
+        return result
 
     def _ingester(self) -> Ingester:
         return Ingester(
@@ -343,18 +421,3 @@ class Library:
                 return store.ids_in_scope(connection, owner, collection, wanted)
 
         return snapshot.scope((owner, collection, tuple(wanted) if wanted is not None else None), ids)
-
-
-def _check_query(query: str, k: int, mode: str) -> None:
-    if not query.strip():
-        raise InvalidRequest("the query is empty; ask something")
-    if not 1 <= k <= MAX_K:
-        raise InvalidRequest(f"k must be from 1 to {MAX_K}, not {k}")
-    if mode not in ("hybrid", "dense", "sparse"):
-        raise InvalidRequest(f"unknown search mode {mode!r}; use hybrid, dense or sparse")
-
-
-def _check_label(what: str, value: str) -> None:
-    limit = {"collection": 255, "owner": 64}[what]
-    if not value.strip() or len(value) > limit or not value.isprintable():
-        raise InvalidRequest(f"{what} must be 1 to {limit} printable characters, not {value!r}")

@@ -14,10 +14,17 @@ CancelCheck = Callable[[], bool]
 class ProgressMeter:
     """Tells a caller how far one file is, and stops the work when the caller wants it stopped."""
 
-    def __init__(self, name: str, report: ProgressCallback | None, cancelled: CancelCheck | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        report: ProgressCallback | None = None,
+        cancelled: CancelCheck | None = None,
+        keep_alive: Callable[[], None] | None = None,
+    ) -> None:
         self._name = name
         self._report = report
         self._cancelled = cancelled
+        self._keep_alive = keep_alive
         self._phase: Phase | None = None
         self._started = 0.0
 
@@ -25,6 +32,8 @@ class ProgressMeter:
         """Error: Cancelled."""
         if self._cancelled is not None and self._cancelled():
             raise Cancelled(f"{self._name}: cancelled before it was stored; nothing of it was kept")
+        if self._keep_alive is not None:
+            self._keep_alive()
         if phase != self._phase:
             self._phase, self._started = phase, time.monotonic()
         if self._report is not None:

@@ -29,7 +29,7 @@ LIFETIME = dt.timedelta(seconds=60)
 
 
 class WriterLease:
-    """The right to ingest and to build the index. Re-entrant within a thread; threads of a process take turns."""
+    """The right to ingest and to build the index. Re-entrant within a thread; another thread is another writer."""
 
     def __init__(self, database: Database, home: Path) -> None:
         self._database = database
@@ -38,13 +38,17 @@ class WriterLease:
         self._turn = threading.RLock()
         self._depth = 0
         self._holder = ""
+        self._renewed = 0.0
 
     @contextlib.contextmanager
     def hold(self, purpose: str, wait_s: float = 0.0) -> Iterator[None]:
-        """Hold the lease for the block. Error: StoreBusy when another process holds it for ``wait_s`` more seconds."""
-        with self._turn:
+        """Hold the lease for the block. Error: StoreBusy when another writer holds it for ``wait_s`` more seconds."""
+        if not self._turn.acquire(timeout=wait_s):
+            raise StoreBusy("this process is writing to the library already; wait for it to finish, and try again")
+        try:
             if self._depth == 0:
                 self._acquire(purpose, wait_s)
+                self._renewed = time.monotonic()
             self._depth += 1
             try:
                 yield
@@ -52,16 +56,21 @@ class WriterLease:
                 self._depth -= 1
                 if self._depth == 0:
                     self._release()
+        finally:
+            self._turn.release()
 
     def confirm(self, connection: sa.Connection) -> None:
         """Inside the transaction that commits: prolong the lease, or raise LeaseLost."""
         mine = leases.c.name == WRITER, leases.c.holder == self._holder
         if connection.execute(sa.update(leases).where(*mine).values(expires_at=now() + LIFETIME)).rowcount != 1:
             raise LeaseLost("another process took over the right to write (this one slept too long); run it again")
+        self._renewed = time.monotonic()
 
-    def renew(self) -> None:
-        with self._database.write() as connection:
-            self.confirm(connection)
+    def keep_alive(self) -> None:
+        """Prolong the lease when a quarter of it has passed; cheap to call often. Error: LeaseLost."""
+        if time.monotonic() - self._renewed > LIFETIME.total_seconds() / 4:
+            with self._database.write() as connection:
+                self.confirm(connection)
 
     def _acquire(self, purpose: str, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

@@ -1,0 +1,181 @@
+"""The queue of background jobs. Every change of state is one transaction; a job is claimed under a lease.
+
+A worker that dies leaves a job ``running`` with a lease that runs out (at once, where the worker was a process of
+this machine that is gone); another worker then takes it up after the files that were already done.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import secrets
+import socket
+from typing import Any
+
+import sqlalchemy as sa
+
+from retrieval.errors import InvalidRequest, NotFound
+from retrieval.store.tables import jobs, now
+from retrieval.types import IngestResult, Job
+
+LEASE = dt.timedelta(seconds=120)
+MAX_ATTEMPTS = 3
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+FINISHED = (DONE, FAILED, CANCELLED)
+
+
+# A container starts again as the same process number; the token tells the two apart.
+_TOKEN = secrets.token_hex(4)
+
+
+def holder() -> str:
+    return f"{_host()}:{os.getpid()}:{_TOKEN}"
+
+
+def _host() -> str:
+    return socket.gethostname()[:40]
+
+
+def insert(connection: sa.Connection, job: str, owner: str, kind: str, payload: dict[str, Any]) -> None:
+    connection.execute(
+        sa.insert(jobs).values(
+            id=job,
+            owner=owner,
+            kind=kind,
+            payload=payload,
+            status=QUEUED,
+            attempts=0,
+            max_attempts=MAX_ATTEMPTS,
+            run_after=now(),
+            cancel_requested=False,
+            progress={},
+            results=[],
+            created_at=now(),
+            updated_at=now(),
+        )
+    )
+
+
+def get(connection: sa.Connection, owner: str, job: str) -> Job:
+    """Error: NotFound."""
+    row = connection.execute(sa.select(jobs).where(jobs.c.id == job, jobs.c.owner == owner)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job!r}")
+    return _job(row)
+
+
+def listing(connection: sa.Connection, owner: str, limit: int) -> list[Job]:
+    """Newest first."""
+    query = sa.select(jobs).where(jobs.c.owner == owner).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
+    return [_job(row) for row in connection.execute(query)]
+
+
+def request_cancel(connection: sa.Connection, owner: str, job: str) -> Job:
+    """A queued job is cancelled at once, a running one by its worker. Error: NotFound."""
+    found = get(connection, owner, job)
+    if found.status == QUEUED:
+        _update(connection, job, status=CANCELLED, cancel_requested=True)
+    elif found.status == RUNNING:
+        _update(connection, job, cancel_requested=True)
+    return get(connection, owner, job)
+
+
+def retry(connection: sa.Connection, owner: str, job: str) -> Job:
+    """Queue a failed job again; files already stored are recognised. Errors: NotFound, InvalidRequest."""
+    found = get(connection, owner, job)
+    if found.status != FAILED:
+        raise InvalidRequest(f"job {job} is {found.status}; only a failed job can be tried again")
+    _update(connection, job, status=QUEUED, attempts=0, run_after=now(), error=None, results=[])
+    return get(connection, owner, job)
+
+
+def claim(connection: sa.Connection, me: str) -> sa.Row | None:  # type: ignore[type-arg]
+    """The next job that is due, now ``running`` and ours; None where there is none."""
+    _release_orphans(connection)
+    row = connection.execute(
+        sa.select(jobs)
+        .where(jobs.c.status == QUEUED, jobs.c.run_after <= now())
+        .order_by(jobs.c.created_at, jobs.c.id)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    _update(connection, row.id, status=RUNNING, holder=me, expires_at=now() + LEASE, attempts=row.attempts + 1)
+    return connection.execute(sa.select(jobs).where(jobs.c.id == row.id)).one()
+
+
+def heartbeat(connection: sa.Connection, job: str, me: str, progress: dict[str, Any]) -> bool:
+    """Prolong our lease. False when the job should stop: it was cancelled, or is no longer ours."""
+    row = connection.execute(sa.select(jobs.c.cancel_requested, jobs.c.holder).where(jobs.c.id == job)).one_or_none()
+    if row is None or row.cancel_requested or row.holder != me:
+        return False
+    _update(connection, job, expires_at=now() + LEASE, progress=progress)
+    return True
+
+
+def add_result(connection: sa.Connection, job: str, result: IngestResult) -> None:
+    results = connection.execute(sa.select(jobs.c.results).where(jobs.c.id == job)).scalar_one()
+    _update(connection, job, results=[*results, result.__dict__])
+
+
+def finish(connection: sa.Connection, job: str, status: str, error: str | None = None) -> None:
+    _update(connection, job, status=status, error=error, holder=None, expires_at=None, progress={})
+
+
+def requeue(connection: sa.Connection, job: str, delay_s: float, attempts: int, error: str | None) -> None:
+    after = now() + dt.timedelta(seconds=delay_s)
+    _update(
+        connection, job, status=QUEUED, run_after=after, attempts=attempts, error=error, holder=None, expires_at=None
+    )
+
+
+def unfinished(connection: sa.Connection) -> set[str]:
+    return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.status.not_in(FINISHED))).scalars())
+
+
+def _release_orphans(connection: sa.Connection) -> None:
+    for row in connection.execute(sa.select(jobs).where(jobs.c.status == RUNNING)).all():
+        if row.expires_at > now() and not _is_dead(row.holder):
+            continue
+        if row.cancel_requested:
+            finish(connection, row.id, CANCELLED)
+        elif row.attempts >= row.max_attempts:
+            finish(connection, row.id, FAILED, f"given up after {row.attempts} attempts: the worker died each time")
+        else:
+            requeue(connection, row.id, 0.0, row.attempts, None)
+
+
+def _is_dead(who: str) -> bool:
+    """Whether this is a process of this machine that is gone."""
+    host, pid, token = who.rsplit(":", 2)
+    if host != _host():
+        return False
+    if int(pid) == os.getpid():
+        return token != _TOKEN
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _update(connection: sa.Connection, job: str, **values: Any) -> None:
+    connection.execute(sa.update(jobs).where(jobs.c.id == job).values(updated_at=now(), **values))
+
+
+def _job(row: sa.Row) -> Job:  # type: ignore[type-arg]
+    return Job(
+        id=row.id,
+        owner=row.owner,
+        kind=row.kind,
+        status=row.status,
+        attempts=row.attempts,
+        progress=row.progress,
+        results=[IngestResult(**result) for result in row.results],
+        error=row.error,
+        cancel_requested=row.cancel_requested,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
