@@ -1,0 +1,56 @@
+"""How the Triton kernels are launched: tuned on a GPU, with one fixed configuration under the interpreter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+
+
+class _Fixed:
+    """A kernel with the first of its configurations: the interpreter has nothing to time."""
+
+    def __init__(self, kernel: Any, config: triton.Config) -> None:
+        self.kernel, self.config = kernel, config
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        launch = self.kernel[grid]
+        return lambda *args, **kwargs: launch(*args, **kwargs, **self.config.kwargs)
+
+
+def tuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any], Any]:
+    """Decorate a ``triton.jit`` kernel: choose among configs by timing, once for each value of ``key``.
+
+    Timing happens at the first launch with a new key, so run each shape once before capturing a CUDA graph.
+    """
+
+    def wrap(kernel: Any) -> Any:
+        if INTERPRETED:
+            return _Fixed(kernel, configs[0])
+        return triton.autotune(configs=list(configs), key=list(key))(kernel)
+
+    return wrap
+
+
+def query_tiles(cu_seqlens: Tensor, num_rows: int, block_q: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut the rows of a ragged batch into tiles without waiting for the device.
+
+    cu_seqlens int32 [S + 1], num_rows T → for ``T // block_q + S`` tiles (some empty): first row, number of rows and
+    sequence, int32 each.
+    """
+    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+    ends = torch.cumsum((lengths + block_q - 1) // block_q, 0, dtype=torch.int32)
+    tiles = torch.arange(num_rows // block_q + len(lengths), dtype=torch.int32, device=cu_seqlens.device)
+    seq = torch.searchsorted(ends, tiles, right=True).clamp(max=len(lengths) - 1)
+    within = tiles - (ends - (lengths + block_q - 1) // block_q)[seq]
+    first = cu_seqlens[seq] + within * block_q
+    count = (lengths[seq] - within * block_q).clamp(0, block_q)
+    return first.int(), count.int(), seq.int()
