@@ -61,23 +61,31 @@ class Runtime:
         self._layout: PromptLayout | None = None
         self._chat: ChatLayout | PlainLayout | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
         self._draining = False
 
-    async def start(self) -> None:
+    async def start(self, serving: bool = False) -> None:
         """Open the library; begin to load the model in the background.
+
+        With `serving`, uploads are worked off from here on, and search is warmed up.
 
         Raises StoreUnavailable and the like when the library cannot be opened.
         """
         if self._library is None:
             self._library = await asyncio.to_thread(open_library, self.settings)
         self._keys = KeyStore(self._library.database, self.settings)
+        if serving:
+            self._library.jobs.start_worker()
+            self._warming = asyncio.create_task(asyncio.to_thread(self._warm_up, self._library))
         self._loading = asyncio.create_task(self._load())
 
     async def stop(self) -> None:
         """Drain, abort what is left, close everything."""
         await self.drain()
-        if self._loading is not None:
-            self._loading.cancel()
+        for task in (self._loading, self._warming):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._generator is not None:
             await self._generator.async_engine.stop()
         if self._library is not None and self._owns_library:
@@ -141,6 +149,13 @@ class Runtime:
     def tokenizer(self) -> Any:
         """The model's tokenizer, for decoding only: other threads decode with it too."""
         return self.generator.async_engine.engine.tokenizer
+
+    @staticmethod
+    def _warm_up(library: Library) -> None:
+        try:
+            library.warm_up()
+        except Exception:
+            log.exception("search cannot be warmed up")
 
     async def _load(self) -> None:
         try:

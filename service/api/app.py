@@ -34,7 +34,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if own:
-            await parts.start()
+            await parts.start(serving=True)
         try:
             yield
         finally:

@@ -70,7 +70,7 @@ def run_server(settings: Settings) -> int:
 async def _serve(
     config: uvicorn.Config, runtime: Runtime, listening: socket.socket, settings: Settings
 ) -> int:
-    await runtime.start()
+    await runtime.start(serving=True)
     server = DrainingServer(config, runtime)
     watching = asyncio.create_task(_watch(server, runtime))
     host, port = listening.getsockname()[:2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,7 +90,7 @@ def home(tmp_path: Path, files: list[Path]) -> Path:
 @pytest.fixture
 def folio(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: `folio(home, "ls", …)` gives exit code, stdout and stderr."""
     from service.cli import main
 
@@ -100,4 +100,4 @@ def folio(
         said = capsys.readouterr()
         return int(code), said.out, said.err
 
-    yield run
+    return run
