@@ -13,10 +13,12 @@ import torch
 from transformers import AttentionInterface
 
 from sparse_attn.batch import AttnBatch, EarlierNodes
+from sparse_attn.blocks import BlockIndex
 from sparse_attn.dense import merge_states
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels import Kernels, select_kernels
 from sparse_attn.kv_pool import KVShape
+from sparse_attn.rows import SequenceRows
 
 NAME = "folio_paged"
 _PROBE = "folio_probe"
@@ -63,16 +65,23 @@ def paged_attention_forward(
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    window, cap = sliding_window or 0, softcap or 0.0
+    window = sliding_window or 0
     kernels = select_kernels(q.device, q.dtype)
+    attn.kernels.add(kernels.name)
 
-    if attn.policies is None:
-        out = _attend(kernels, attn, layer, q, k, v, scale, cap, window)
+    common = {"scale": scale, "softcap": softcap or 0.0, "window": window}
+    if attn.earlier is not None:
+        out = _attend_tree(kernels, attn, attn.earlier, layer, q, k, v, common)
+    elif attn.policies is None:
+        out = _attend(kernels, attn, layer, q, k, v, None, common)
     else:
         out = torch.empty_like(q)
-        for s in range(attn.num_sequences):
-            rows = attn.rows(s)
-            out[rows] = _attend(kernels, attn.select(s), layer, q[rows], k[rows], v[rows], scale, cap, window)
+        for s, policy in enumerate(attn.policies):
+            rows, one = attn.rows(s), attn.select(s)
+            index = None
+            if policy is not None:
+                index = policy.plan(_sequence_rows(one, layer, q[rows], k[rows], scale, window))
+            out[rows] = _attend(kernels, one, layer, q[rows], k[rows], v[rows], index, common)
     attn.pool.write(layer, attn.slot_mapping, k, v)
     return out.unsqueeze(0), None
 
@@ -84,35 +93,44 @@ def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    scale: float,
-    softcap: float,
-    window: int,
+    index: BlockIndex | None,
+    common: dict[str, Any],
 ) -> torch.Tensor:
     """New tokens over the paged context and over one another; q [T,Hq,D], k, v [T,Hkv,D] → [T,Hq,D]."""
-    common: dict[str, Any] = {
-        "scale": scale,
-        "softcap": softcap,
-        "window": window,
-        "positions": attn.positions,
-    }
-    attn.kernels.add(kernels.name)
-    if attn.earlier is not None:
-        out, lse = _attend_tree(kernels, attn, attn.earlier, layer, q, k, v, **common)
-    else:
-        out, lse = kernels.ragged_attention(q, k, v, attn.cu_seqlens_q, tree_masks=attn.tree_masks, **common)
-    if not bool((attn.context_lens > 0).any()):
-        return out
-    pool = attn.pool
-    context_out, context_lse = kernels.paged_attention(
+    return kernels.attention(
         q,
-        pool.keys[layer],
-        pool.values[layer],
+        k,
+        v,
+        attn.pool.keys[layer],
+        attn.pool.values[layer],
         attn.block_tables,
         attn.context_lens,
         attn.cu_seqlens_q,
+        positions=attn.positions,
+        tree_masks=attn.tree_masks,
+        index=index,
         **common,
+    )[0]
+
+
+def _sequence_rows(
+    one: AttnBatch, layer: int, q: torch.Tensor, k: torch.Tensor, scale: float, window: int
+) -> SequenceRows:
+    """What a policy sees of the only sequence of a batch."""
+    tree_mask = one.tree_masks[0] if one.tree_masks is not None else None
+    return SequenceRows(
+        q,
+        k,
+        scale,
+        context_len=int(one.context_lens[0]),
+        key_pages=one.pool.keys[layer],
+        block_table=one.block_tables[0],
+        window=window,
+        positions=one.positions,
+        tree_mask=tree_mask,
+        stats=one.pool.stats,
+        layer=layer,
     )
-    return merge_states(context_out, context_lse, out, lse)[0]
 
 
 def _attend_tree(
@@ -123,10 +141,8 @@ def _attend_tree(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    *,
-    positions: torch.Tensor,
-    **common: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    common: dict[str, Any],
+) -> torch.Tensor:
     """New tree nodes over the earlier ones, whose keys are read from their slots, and over one another.
 
     The earlier nodes get queries of zero, whose results are dropped: with a few dozen nodes that is cheaper than a
@@ -141,16 +157,26 @@ def _attend_tree(
     )
     padded = torch.cat([q.new_zeros(known, *q.shape[1:]), q])
     bounds = torch.tensor([0, known + new], dtype=torch.int32, device=q.device)
-    out, lse = kernels.ragged_attention(
+    new_part = kernels.ragged_attention(
         padded,
         torch.cat([old_k, k]),
         torch.cat([old_v, v]),
         bounds,
         tree_masks=[mask],
-        positions=torch.cat([earlier.positions, positions]),
+        positions=torch.cat([earlier.positions, attn.positions]),
         **common,
     )
-    return out[known:], lse[known:]
+    context = kernels.paged_attention(
+        q,
+        pool.keys[layer],
+        pool.values[layer],
+        attn.block_tables,
+        attn.context_lens,
+        attn.cu_seqlens_q,
+        positions=attn.positions,
+        **common,
+    )
+    return merge_states(*context, *(part[known:] for part in new_part))[0]
 
 
 def _refuse_unknown(other: dict[str, Any], attention_mask: torch.Tensor | None, dropout: float) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sparse_attn.pages import PageStats
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -44,6 +46,7 @@ class KVPool:
         self.num_pages = num_pages
         self.page_size = page_size
         self.dtype = dtype
+        self.stats: PageStats | None = None
         tile = (num_pages + 1, shape.num_kv_heads, page_size, shape.head_dim)
         try:
             self.keys = [torch.zeros(tile, dtype=dtype, device=device) for _ in range(shape.num_layers)]
@@ -55,6 +58,17 @@ class KVPool:
                 "lower kv_memory or max_model_len"
             ) from error
 
+    def keep_stats(self) -> None:
+        """Keep the bounds of every page's keys from now on, for policies that rank pages; idempotent."""
+        if self.stats is not None:
+            return
+        shape = self.shape
+        self.stats = PageStats(
+            shape.num_layers, self.num_pages + 1, shape.num_kv_heads, self.page_size, shape.head_dim, device=self.device
+        )
+        for layer, keys in enumerate(self.keys):
+            self.stats.rebuild(layer, keys)
+
     @property
     def device(self) -> torch.device:
         return self.keys[0].device
@@ -64,6 +78,8 @@ class KVPool:
         pages, offsets = slots // self.page_size, slots % self.page_size
         self.keys[layer][pages, :, offsets] = k
         self.values[layer][pages, :, offsets] = v
+        if self.stats is not None:
+            self.stats.update(layer, self.keys[layer], slots)
 
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V [T, num_kv_heads, head_dim] of int64 slots [T]."""
@@ -76,3 +92,6 @@ class KVPool:
         target_page, target_offset = target // self.page_size, target % self.page_size
         for tensor in (*self.keys, *self.values):
             tensor[target_page, :, target_offset] = tensor[source_page, :, source_offset]
+        if self.stats is not None:
+            for layer, keys in enumerate(self.keys):
+                self.stats.update(layer, keys, target)

@@ -29,7 +29,7 @@ from service.engine.block_manager import BlockManager
 from service.engine.detokenizer import Detokenizer
 from service.engine.draft_sessions import DraftPages, PagedDraftModel, SkippingModel
 from service.engine.drafting import Drafting
-from service.engine.loading import DTYPES, LoadedModel, load_model
+from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.request import (
     FinishReason,
@@ -43,7 +43,10 @@ from service.engine.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
 from service.errors import FolioError, InvalidRequest, ModelError
+from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv_pool import KVPool
+from sparse_attn.policies import parse_policy
+from sparse_attn.policy import ModelShape, PolicyState
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +64,7 @@ class EngineConfig:
         max_step_tokens: rows of one forward, hence the longest prefill chunk.
         max_running, max_waiting: requests with pages, and in the queue.
         prefix_cache: keep the pages of finished requests for prompts that begin alike.
+        attention: policy of requests that name none.
         drafter: of requests that name none.
         draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
     """
@@ -74,6 +78,7 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 1024
     prefix_cache: bool = True
+    attention: str = "auto"
     drafter: str = "auto"
     draft_model: str | None = None
 
@@ -107,6 +112,12 @@ class Engine:
         limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = ModelRunner(loaded.model, pool)
+        self.shape = ModelShape.of_config(
+            loaded.model.config.get_text_config(),
+            config.page_size,
+            self.max_model_len,
+            fingerprint=loaded.name if loaded.name == EMBEDDED else "",
+        )
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
@@ -151,7 +162,7 @@ class Engine:
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         request = Request(request_id, prompt_ids, params, documents, draft_prompt)
-        request.salt = self.salt
+        self._set_policy(request)
         self.drafting.open(request)
         try:
             self.scheduler.add(request)
@@ -277,6 +288,30 @@ class Engine:
                 resources.draft_codec = _codec(draft.tokenizer)
         return resources
 
+    def _set_policy(self, request: Request) -> None:
+        """Put the attention policy in force; pages of a prefix are shared under equal policies only.
+
+        Raises:
+            InvalidRequest: there is no such policy, or the model and its pages do not allow it.
+        """
+        name = request.params.attention or self.config.attention
+        try:
+            policy = parse_policy(name)
+            policy.check(self.shape)
+        except SparseAttentionError as error:
+            raise InvalidRequest(f"{error}.", param="attention") from error
+        policy = policy.resolve(request.prompt_len)
+        request.salt = self.salt
+        if policy.is_dense(self.shape):
+            return
+        if policy.needs_page_stats(self.shape):
+            self.runner.pool.keep_stats()
+        request.policy = PolicyState(policy, self.shape, request.prompt_len)
+        patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
+        if not all(pattern.static for pattern in patterns):
+            request.prefill_grid = self.config.max_step_tokens
+        request.salt = f"{self.salt}/{policy.cache_key()}"
+
     def _num_pages(self, config: EngineConfig) -> int:
         per_page = self.loaded.kv_shape.bytes_per_token(DTYPES[config.dtype]) * config.page_size
         num_pages = config.kv_memory // per_page
@@ -325,6 +360,11 @@ class Engine:
             verdicts[part.request.id] = verdict
             if verdict.path:
                 self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)
+        for part in step.slices:
+            if part.request.policy is not None:
+                count = len(part.token_ids)
+                path = verdicts[part.request.id].path if part.samples else ()
+                part.request.policy.commit([*range(count), *(count + node for node in path)])
         return verdicts
 
     def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:

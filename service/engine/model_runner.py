@@ -118,6 +118,7 @@ class ModelRunner:
             if part.samples:
                 wanted += range(cu_seqlens[-1] + (0 if part.all_logits else count - 1), end)
             cu_seqlens.append(end)
+        policies = [part.request.policy for part in slices]
         batch = AttnBatch(
             pool=self.pool,
             cu_seqlens_q=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
@@ -126,6 +127,7 @@ class ModelRunner:
             slot_mapping=torch.cat(slots),
             positions=torch.from_numpy(np.concatenate(positions)).to(device),
             tree_masks=masks if any(m is not None for m in masks) else None,
+            policies=policies if any(p is not None for p in policies) else None,
         )
         return batch, torch.tensor(token_ids, dtype=torch.int64, device=device), wanted, first_row
 

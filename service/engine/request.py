@@ -10,6 +10,7 @@ from typing import Any
 
 from drafters.sampling import Sampling
 from service.errors import InvalidRequest
+from sparse_attn.policy import PolicyState
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class Request:
         self.cached_tokens = 0
         self.miss_reason: str | None = None
         self.salt = ""
+        self.policy: PolicyState | None = None  # None: dense
+        self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0
         self.preemptions = 0
         self.finish_reason: FinishReason | None = None
@@ -179,4 +182,16 @@ class Request:
             "decode_tokens_per_s": rate,
             "preemptions": self.preemptions,
             "decode_steps": self.steps,
+            **self._attention_stats(),
+        }
+
+    def _attention_stats(self) -> dict[str, Any]:
+        if self.policy is None:
+            return {"attention": "dense"}
+        prefill, decode = self.policy.prefill_stats, self.policy.decode_stats
+        return {
+            "attention": self.policy.policy.cache_key(),
+            "prefill_density": prefill.density,
+            "decode_density": decode.density,
+            "index_s": prefill.index_seconds + decode.index_seconds,
         }

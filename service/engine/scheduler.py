@@ -148,7 +148,11 @@ class Scheduler:
 
     def _schedule_decode(self, step: Step, request: Request) -> int:
         """Reserve and add the pending token of a decoding request; returns the rows that it may take."""
-        draft = max(0, min(request.draft_budget, self.config.max_draft, request.max_len - len(request.token_ids) - 1))
+        room = request.max_len - len(request.token_ids) - 1
+        draft = max(0, min(request.draft_budget, self.config.max_draft, room))
+        limit = _row_limit(request)
+        if limit is not None:
+            draft = min(draft, limit - 1)
         taken = self._reserve(step, request, request.num_computed + 1 + draft)
         if taken is None:
             return 0
@@ -173,7 +177,8 @@ class Scheduler:
             if request not in self.running:  # preempted for an older one
                 continue
             share = -(-budget // (len(prefilling) - i))
-            count = min(request.num_pending, self._whole_pages(request, max(share, self.blocks.page_size)))
+            count = min(request.num_pending, self._chunk(request, max(share, self.blocks.page_size)))
+            count = min(count, _row_limit(request) or count)
             start = request.num_computed
             taken = self._reserve(step, request, start + count)
             if taken is None:
@@ -183,8 +188,10 @@ class Scheduler:
             step.slices.append(Slice(request, start, chunk, samples, new_pages=taken))
             budget -= count
 
-    def _whole_pages(self, request: Request, count: int) -> int:
-        """Round a chunk so that it ends on a page's border: later chunks then start aligned."""
+    def _chunk(self, request: Request, count: int) -> int:
+        """Round a chunk so that it ends on a page's border, or on the request's own grid, whatever the load."""
+        if request.prefill_grid:
+            return request.prefill_grid - request.num_computed % request.prefill_grid
         end = (request.num_computed + count) // self.blocks.page_size * self.blocks.page_size
         return max(end - request.num_computed, 1) if end > request.num_computed else count
 
@@ -198,7 +205,7 @@ class Scheduler:
                 return
             if self._prefix_under_way(request):
                 continue
-            match = self.blocks.match(request.token_ids, request.salt)
+            match = self.blocks.match(_reusable(request), request.salt)
             cached = len(match.pages) * self.blocks.page_size
             promised += self.blocks.pages_for(min(len(request.token_ids) - cached, budget))
             if self.running and promised > self.blocks.num_available:
@@ -275,3 +282,21 @@ class Scheduler:
                 request.finish_reason = FinishReason.LENGTH
                 break
         return kept
+
+
+def _row_limit(request: Request) -> int | None:
+    """Most rows that the request's attention policy plans in one forward from where it stands."""
+    return request.policy.max_rows(request.num_computed) if request.policy is not None else None
+
+
+def _reusable(request: Request) -> list[int]:
+    """The tokens whose pages may come from the cache.
+
+    A policy's page selections are made while decoding and are not cached: a preempted request decodes its output again.
+    """
+    if request.policy is None:
+        return request.token_ids
+    length = request.prompt_len
+    if request.prefill_grid:
+        length = length // request.prefill_grid * request.prefill_grid
+    return request.token_ids[: length + 1]

@@ -38,7 +38,12 @@ def repetitive_model(seed: int = 0) -> Any:
 
 
 def drafting_engine(tmp_path: Any = None, **options: Any) -> Engine:
-    config: dict[str, Any] = {"dtype": "float64", "page_size": 16, "max_step_tokens": 64, "kv_memory": 8 << 20}
+    config: dict[str, Any] = {
+        "dtype": "float64",
+        "page_size": 16,
+        "max_step_tokens": 64,
+        "kv_memory": 8 << 20,
+    }
     if tmp_path is not None:
         draft = make_model(seed=0, num_hidden_layers=3)
         draft.save_pretrained(tmp_path / "draft")
@@ -114,9 +119,7 @@ class Adversary:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(2))
-def test_random_trees_on_ragged_batches_change_nothing(
-    family: str, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_trees_on_ragged_batches_change_nothing(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [prompt(1), prompt(2)[:17], prompt(3)[:5]]
     plain = [SamplingParams(max_tokens=20, temperature=0.7 * (i % 2), seed=i, drafter="none") for i in range(3)]
     truth = [r.token_ids for r in make_engine(family).generate(prompts, plain)]
@@ -203,7 +206,9 @@ def test_bad_drafters_are_refused_before_any_work(drafter: str, words: str) -> N
     assert not engine.has_work
 
 
-def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     expected = make_engine().generate([prompt()], SamplingParams(max_tokens=12, drafter="none"))[0]
     monkeypatch.setattr("drafters.suffix.Suffix.propose", lambda *a: 1 / 0)
     result = make_engine().generate([prompt()], SamplingParams(max_tokens=12, drafter="suffix"))[0]
@@ -214,10 +219,14 @@ def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(monkeypat
 def test_target_mix_samples_the_declared_distribution_wherever_blocks_end() -> None:
     """η > 0 is lossy, but its tokens must not depend on how many were drafted at a time."""
     runs = [
-        make_engine().generate(
+        make_engine()
+        .generate(
             [prompt()],
-            SamplingParams(max_tokens=16, temperature=1.0, seed=3, drafter=f"rag:target_mix=5,depth={depth},context=64"),
-        )[0].token_ids
+            SamplingParams(
+                max_tokens=16, temperature=1.0, seed=3, drafter=f"rag:target_mix=5,depth={depth},context=64"
+            ),
+        )[0]
+        .token_ids
         for depth in (1, 5)
     ]
     assert runs[0] == runs[1]

@@ -21,7 +21,9 @@ def shared_prefix_prompts(count: int = 8) -> list[list[int]]:
 
 
 def params(i: int, **changes: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": 12, "temperature": [0.0, 0.9][i % 2], "seed": i, "ignore_eos": True, **changes})
+    return SamplingParams(
+        **{"max_tokens": 12, "temperature": [0.0, 0.9][i % 2], "seed": i, "ignore_eos": True, **changes}
+    )
 
 
 def alone(prompts: list[list[int]]) -> list[list[int]]:
@@ -132,7 +134,9 @@ def test_stop_token_ids_end_the_sequence_with_that_token(engine: Engine) -> None
         ([3], {"stop": ("x",)}, "tokenizer"),
     ],
 )
-def test_bad_prompts_are_refused_in_words(engine: Engine, prompt: list[int], changes: dict[str, Any], words: str) -> None:
+def test_bad_prompts_are_refused_in_words(
+    engine: Engine, prompt: list[int], changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InvalidRequest, match=words):
         engine.add_request(prompt, params(0, **changes))
     assert not engine.has_work

@@ -109,7 +109,11 @@ def test_longrope_keeps_its_numbers_whatever_runs_beside() -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic RoPE"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "dynamic RoPE",
+        ),
         ("gemma3", {"use_bidirectional_attention": True}, "both directions"),
     ],
 )
@@ -136,6 +140,10 @@ def test_attention_sinks_and_linear_layers_are_refused_by_name() -> None:
 
 def test_pool_pages_are_sized_from_the_keys_the_model_makes() -> None:
     loaded = prepare("qwen3", make_model("qwen3"))
-    assert (loaded.kv_shape.num_layers, loaded.kv_shape.num_kv_heads, loaded.kv_shape.head_dim) == (3, 2, 16)
+    assert (loaded.kv_shape.num_layers, loaded.kv_shape.num_kv_heads, loaded.kv_shape.head_dim) == (
+        3,
+        2,
+        16,
+    )
     pool = KVPool(loaded.kv_shape, num_pages=4, page_size=16)
     assert pool.keys[0].shape == (5, 2, 16, 16)

@@ -36,7 +36,8 @@ class EngineMachine(RuleBasedStateMachine):
     def setup(self, pages: int, running: int, draft: int) -> None:
         self.blocks = BlockManager(pages, PAGE)
         self.scheduler = Scheduler(
-            SchedulerConfig(max_model_len=1 << 20, max_step_tokens=10, max_running=running, max_waiting=8), self.blocks
+            SchedulerConfig(max_model_len=1 << 20, max_step_tokens=10, max_running=running, max_waiting=8),
+            self.blocks,
         )
         self.draft = draft
         self.count = 0
@@ -159,9 +160,7 @@ def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> l
         if not step:
             break
         order.append([p.request.id for p in step.slices])
-        verdicts = {
-            p.request.id: verify(EMPTY, [next_token(p.request.token_ids)]) for p in step.slices if p.samples
-        }
+        verdicts = {p.request.id: verify(EMPTY, [next_token(p.request.token_ids)]) for p in step.slices if p.samples}
         scheduler.commit(step, verdicts, is_stop)
         for request in requests:
             if request.finish_reason and request in scheduler.running:

@@ -1,0 +1,97 @@
+"""Sparse policies in the engine: with everything else it does, and lossless under speculation."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from service.engine.engine import Engine
+from service.engine.request import SamplingParams
+from service.errors import InvalidRequest
+
+from .conftest import make_engine
+
+SPARSE = [
+    "streaming:sink=16,local=32,gate=0,block=16",
+    "lserve:budget=96,sink=16,recent=16,local=16,prefill_local=32,streaming=0,block=16",
+    "quest:budget=96,sink=16,recent=16,dense_layers=0,interval=4",
+    "xattention:gate=0,p=0.5,block=16,stride=4,sink=16,local=16",
+    "trianglemix:gate=0,local=16,last=16,block=16",
+    "flexprefill:gate=0,minimum=16,gamma=0.2,block=16",
+]
+
+
+def prompts(count: int = 3) -> list[list[int]]:
+    rng = random.Random(11)
+    return [[rng.randrange(3, 97) for _ in range(n)] for n in [210, 150, 90][:count]]
+
+
+def run(engine: Engine, attention: str, **changes: Any) -> list[Any]:
+    params = SamplingParams(
+        **{"max_tokens": 20, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
+    )
+    return engine.generate(prompts(), params)
+
+
+def ids(results: list[Any]) -> list[list[int]]:
+    return [r.token_ids for r in results]
+
+
+def test_a_budget_of_the_whole_length_is_dense() -> None:
+    dense = ids(run(make_engine(), "dense"))
+    assert ids(run(make_engine(), "lserve:budget=512,streaming=0,block=64")) == dense
+    assert ids(run(make_engine(), "quest:budget=512,dense_layers=0,block=64")) == dense
+
+
+@pytest.mark.parametrize("attention", SPARSE)
+def test_a_policy_is_sparse_and_its_density_is_told(attention: str) -> None:
+    stats = run(make_engine(), attention)[0].stats
+    assert min(stats["prefill_density"], stats["decode_density"]) < 0.95
+    assert stats["attention"].startswith(attention.partition(":")[0])
+
+
+@pytest.mark.parametrize("attention", SPARSE)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_speculation_is_lossless_under_a_policy(attention: str, family: str) -> None:
+    plain = ids(run(make_engine(family), attention))
+    drafted = run(make_engine(family), attention, drafter="recycling:budget=6")
+    assert ids(drafted) == plain
+    sampled = {"temperature": 0.8, "seed": 3}
+    assert ids(run(make_engine(family), attention, drafter="suffix", **sampled)) == ids(
+        run(make_engine(family), attention, **sampled)
+    )
+
+
+@pytest.mark.parametrize("attention", SPARSE)
+def test_preemption_and_the_prefix_cache_change_nothing_under_a_policy(attention: str) -> None:
+    expected = [ids(run(make_engine(prefix_cache=False), attention))[i] for i in range(3)]
+    tight = make_engine(pages=17)
+    assert ids(run(tight, attention)) == expected
+    assert tight.scheduler.num_preemptions > 0
+    warm = make_engine()
+    run(warm, attention)
+    again = run(warm, attention)
+    assert ids(again) == expected
+    assert again[0].stats["cached_tokens"] > 0
+
+
+def test_pages_of_one_policy_are_not_read_under_another() -> None:
+    engine = make_engine()
+    run(engine, "streaming:sink=16,local=32,gate=0,block=16")
+    assert run(engine, "dense")[0].stats["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ("nonsense", "unknown attention policy"),
+        ("quest:budget=1", "budget=1"),
+        ("lserve:colour=red", "unknown option"),
+        ("lserve", "folio calibrate"),
+    ],
+)
+def test_bad_policies_are_refused_by_name(attention: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        make_engine().add_request([3], SamplingParams(attention=attention))
