@@ -68,7 +68,7 @@ def _parse(raw: bytes, number: int, problems: list[Problem]) -> dict[str, Any] |
 
 
 class JsonlAppender:
-    """Appends records, each flushed to the disk before `append` returns.
+    """Appends records, each handed to the system before `append` returns, and synced to the disk at the end.
 
     A partial line, as a kill in mid-write leaves, is cut off when the file is opened, and a write that
     fails (a full disk) is undone, so that the file goes on from whole records only.
@@ -91,7 +91,6 @@ class JsonlAppender:
             rest = memoryview(line)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-            os.fsync(self._descriptor)
         except OSError as error:
             os.ftruncate(self._descriptor, self._size)
             raise EvalError(
@@ -101,6 +100,7 @@ class JsonlAppender:
         self._size += len(line)
 
     def close(self) -> None:
+        os.fsync(self._descriptor)
         os.close(self._descriptor)
 
     def __enter__(self) -> JsonlAppender:

@@ -39,7 +39,7 @@ class ModelInput:
         ids: token ids, for engines in this process.
         text: the prompt as running text, for endpoints that complete.
         messages: the prompt as a conversation, for endpoints that chat; () for completion style.
-        documents: token ids of the documents, for drafters that copy from them.
+        documents: token ids of texts that the prompt lacks and the answer may repeat, for drafters.
         cut_tokens: how many tokens the truncation took out of the middle.
         read: turns generated ids and text into the prediction.
     """
@@ -100,7 +100,7 @@ class OfficialPrompter:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
             special = False
         ids = tuple(self.tokenizer.encode(text, add_special_tokens=special))
-        return ModelInput(ids, text, messages, (ids,), cut)
+        return ModelInput(ids, text, messages, (), cut)
 
     def _messages(self, example: Example, text: str) -> tuple[Message, ...]:
         if self.name != "gpt4":
@@ -119,7 +119,7 @@ class OfficialPrompter:
 
 
 class LayoutPrompter:
-    """The service's own layout: the context is a document, the answer is what the layout shows of it."""
+    """The service's own layout: the context is a document, the prediction is what the layout shows of the answer."""
 
     def __init__(self, tokenizer: Any, layout: PromptLayout) -> None:
         self.name = f"layout:{layout.name}"
@@ -140,15 +140,11 @@ class LayoutPrompter:
                 raise EvalError(f"{limit} tokens leave no room for the prompt", hint="Raise --length.")
             context = cut_middle_lines(context, keep)
             prompt = self._prompt(example, context)
-        documents = tuple(
-            tuple(self.tokenizer.encode(passage.text, add_special_tokens=False)) for passage in prompt.passages
-        )
 
         def read(ids: Sequence[int], text: str) -> str:
             return self.layout.citations(prompt, ids, text)[0]
 
-        text = self.tokenizer.decode(prompt.ids)
-        return ModelInput(tuple(prompt.ids), text, (), documents, whole - len(prompt.ids), read)
+        return ModelInput(tuple(prompt.ids), self.tokenizer.decode(prompt.ids), (), (), whole - len(prompt.ids), read)
 
     def _prompt(self, example: Example, context: str) -> LayoutPrompt:
         passage = Passage("context", "context", 0, len(context), None, context)

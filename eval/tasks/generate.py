@@ -44,18 +44,12 @@ _RULER_NEW_TOKENS = {"vt": 30, "cwe": 120, "fwe": 50}
 _STEPS = {"math_find-style": len(infinitebench.MATH_FIND_KINDS), "code_run-style": len(infinitebench.CODE_RUN_CALLS)}
 
 
-def max_new_tokens(task: str, length: int | None = None) -> int:
-    """Tokens that an answer of a generated task may have.
-
-    math_calc's budget of 30,000 would leave no room at shorter lengths: it is held to half of the length.
-    """
+def max_new_tokens(task: str) -> int:
+    """Tokens that an answer of a generated task may have: InfiniteBench's, RULER's, or a long sentence's."""
     base = task.removesuffix("-style")
     if task == "quote":
         return 96
-    if base in infinitebench.MAX_NEW_TOKENS:
-        budget = infinitebench.MAX_NEW_TOKENS[base]
-        return min(budget, length // 2) if length else budget
-    return _RULER_NEW_TOKENS.get(base, 128)
+    return infinitebench.MAX_NEW_TOKENS.get(base) or _RULER_NEW_TOKENS.get(base, 128)
 
 
 def depth_of(task: str, index: int) -> float:

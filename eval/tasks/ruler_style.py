@@ -71,10 +71,12 @@ def vt(rng: random.Random, size: int, depth: float) -> Example:
 
 
 def cwe(rng: random.Random, size: int, depth: float) -> Example:
-    """Ten words thirty times each among words three times each; the ten are asked for."""
-    common, repeats = 10, (30, 3) if size >= 60 else (6, 1)
-    words = _distinct(lambda: _pseudoword(rng), common + max(1, size))
-    listed = words[:common] * repeats[0] + words[common:] * repeats[1]
+    """A list of `size` words: ten of them thirty times each among words three times each (in short lists three
+    times among once); the ten are asked for."""
+    common, often = 10, min(30, max(3, size // 20))
+    seldom = max(1, often // 10)
+    words = _distinct(lambda: _pseudoword(rng), common + max(1, (size - common * often) // seldom))
+    listed = words[:common] * often + words[common:] * seldom
     rng.shuffle(listed)
     context = " ".join(f"{number}. {word}" for number, word in enumerate(listed, start=1))
     asked = (

@@ -1,0 +1,139 @@
+"""``folio eval run|score|compare|report``. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Measure answers: InfiniteBench, generated tasks, comparisons, reports.")
+
+
+@app.command()
+def run(
+    tasks: Annotated[str | None, typer.Option(help="Tasks or groups, separated by commas.")] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What answers: dense, auto, lserve, fusion, rapid, lserve+fusion, retrieval, openai:URL:MODEL."
+        ),
+    ] = None,
+    length: Annotated[str | None, typer.Option(help="Tokens of prompt and answer, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of results; a run there is resumed.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with any of these options; flags override it.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of official JSONL, hub, or LongBench v2's JSON.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Folder of text for the task quote.")] = None,
+    model: Annotated[str | None, typer.Option(help="embedded, a folder, or a hub id.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer for endpoints: folder or hub id.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="layout, official, gpt4 or yarn.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the generated tasks.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="Most new tokens, for every task.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Precision of the model.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    kv_memory_mb: Annotated[int | None, typer.Option(min=1, help="Memory for KV, in MiB.")] = None,
+    window: Annotated[int | None, typer.Option(min=16, help="Longest prompt and answer of an endpoint.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Answer tasks with one or more engines; resumes what an earlier run of the same arguments left."""
+    flags = dict(locals())
+    from eval.configuration import RunOptions, build_plan
+    from eval.progress import TextProgress
+    from eval.results import command_line
+    from eval.run import run as run_plan
+
+    del flags["config"], flags["as_json"]
+    options = RunOptions.load(config, flags)
+    plan = build_plan(options, command_line())
+    summary = run_plan(plan, TextProgress())
+    for problem in plan.problems[:20]:
+        typer.echo(f"line {problem.line}: {problem.message}", err=True)
+    if as_json:
+        typer.echo(json.dumps(summary, ensure_ascii=False))
+    else:
+        _print_cells(summary["cells"])
+        typer.echo(f"results in {options.output}", err=True)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="Predictions, one JSON object a line.")],
+    task: Annotated[str, typer.Option(help="The task that the file belongs to.")],
+    scorer: Annotated[str, typer.Option(help="official_v1, official_v2 or fixed.")] = "official_v1",
+    model_name: Annotated[
+        str | None, typer.Option(help="As the official script names it (gpt4 matters); default: the file's folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score any file of predictions; broken lines are named on stderr and counted."""
+    from eval.scoring import score_file
+
+    scored = score_file(file, task, scorer, model_name=model_name)
+    for problem in scored.problems:
+        typer.echo(f"{file}, line {problem.line}: {problem.message}", err=True)
+    if as_json:
+        typer.echo(json.dumps(scored.as_json(), ensure_ascii=False))
+    else:
+        typer.echo(f"{task} {scorer}: {scored.score:.4f} % of {scored.n} ({len(scored.problems)} problems)")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of one engine, DIR/ENGINE.")],
+    b: Annotated[Path, typer.Argument(help="Folder of the other.")],
+    lossless: Annotated[
+        bool | None,
+        typer.Option("--lossless/--lossy", help="Whether ids must agree; default: by the engines' descriptions."),
+    ] = None,
+    scorer: Annotated[str, typer.Option(help="Scorer of the printed table.")] = "official_v1",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare two engines paired by example; fails where a lossless pair differs in a token."""
+    from eval.compare import compare as compare_folders
+
+    found = compare_folders(a, b, lossless=lossless)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_comparison(found, scorer)
+    if found["lossless"] and found["divergences"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval run`.")]) -> None:
+    """Write the scoreboard: report.md, report.csv, pictures, and report.html."""
+    from eval.report import report as write_report
+
+    for path in write_report(folder):
+        typer.echo(str(path))
+
+
+def _print_cells(cells: list[dict[str, Any]]) -> None:
+    from eval.report import HEADS, cells_of, row_of
+    from service.commands.output import emit_table
+
+    rows = [row_of(cell) for cell in cells]
+    emit_table(["task", *HEADS], [[row["task"], *cells_of(row)] for row in rows])
+
+
+def _print_comparison(found: dict[str, Any], scorer: str) -> None:
+    kind = "lossless" if found["lossless"] else "lossy"
+    typer.echo(f"{found['a']} against {found['b']} ({kind}): {found['identical']} of {found['pairs']} pairs identical")
+    for divergence in found["divergences"][:5]:
+        prompt = "" if divergence["same_prompt"] else ", prompts differ"
+        typer.echo(
+            f"  {divergence['file']} id {divergence['id']}: token {divergence['at']}: "
+            f"{divergence['a']} against {divergence['b']}{prompt}"
+        )
+    if len(found["divergences"]) > 5:
+        typer.echo(f"  and {len(found['divergences']) - 5} more")
+    for task, figures in [*found["tasks"].items(), ("all", found["all"])]:
+        one, test = figures[scorer], figures[scorer]["mcnemar"]
+        typer.echo(
+            f"  {task}: {one['a']:.2f} → {one['b']:.2f}, {one['delta']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}], "
+            f"only a right {test['only_a']}, only b right {test['only_b']}, p {test['p']:.3f}"
+        )

@@ -1,0 +1,141 @@
+"""Tasks by the names that the command line knows: where their examples come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from eval.errors import EvalError
+from eval.jsonl import Problem
+from eval.prompting import Prompter
+from eval.run import Source
+from eval.tasks import generate, infinitebench, longbench
+from eval.tasks.example import Example
+from eval.tasks.quoting import QuoteMaker, read_folder
+
+GENERATED_VERSION = "1"
+"""Raised when the same arguments would generate other examples."""
+
+GROUPS = {
+    "infinitebench-style": ["passkey", "number_string", "kv_retrieval", "math_find", "math_calc", "code_run"],
+    "ruler-style": ["niah_single_1", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe"],
+    "infinitebench": list(infinitebench.MAX_NEW_TOKENS),
+}
+
+
+@dataclass
+class OfficialSource:
+    """One InfiniteBench task from a folder or the hub, streamed."""
+
+    name: str
+    data: str
+    new_tokens: int
+    version: str = infinitebench.VERSION
+
+    def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
+        """The official rows in their order."""
+        return infinitebench.load(self.name, self.data, problems)
+
+
+@dataclass
+class LongBenchSource:
+    """LongBench v2 from its data.json."""
+
+    path: Path
+    name: str = "longbench_v2"
+    version: str = "2"
+    new_tokens: int = longbench.MAX_NEW_TOKENS
+
+    def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
+        """The rows in their order."""
+        return longbench.load(self.path, problems)
+
+
+@dataclass
+class GeneratedSource:
+    """One generated task; the examples made for one engine serve the others that are asked alike."""
+
+    name: str
+    maker: generate.Maker
+    count: int
+    seed: int
+    new_tokens: int
+    version: str = GENERATED_VERSION
+    _made: dict[tuple[str, int], list[Example]] = field(default_factory=dict)
+    _making: dict[tuple[str, int], Iterator[Example]] = field(default_factory=dict)
+
+    def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
+        """`count` examples at `length`, made as they are asked for.
+
+        Raises:
+            EvalError: no length, or one that the task cannot be made at.
+        """
+        if length is None:
+            raise EvalError(f"the generated task {self.name} needs a length", hint="Give --length.", param="length")
+        key = (prompter.name, length)
+        if key not in self._made:
+            tokens = min(self.new_tokens, length // 2)
+            self._made[key] = []
+            self._making[key] = generate.generate(
+                self.name, self.maker, prompter, length=length, new_tokens=tokens, count=self.count, seed=self.seed
+            )
+        made = self._made[key]
+        for index in range(self.count):
+            if index == len(made):
+                made.extend(islice(self._making[key], 1))
+            yield made[index]
+
+
+def sources(
+    names: Sequence[str],
+    *,
+    data: str | None,
+    text: Path | None,
+    count: int | None,
+    seed: int,
+    new_tokens: int | None = None,
+    least_new_tokens: int = 0,
+) -> list[Source]:
+    """The sources of named tasks and groups.
+
+    Args:
+        names: tasks or groups. An InfiniteBench task is the original with `data`, else made in its style; a
+            name that ends in "-style" is always generated.
+        data: a folder of official files, ``hub``, or LongBench v2's data.json.
+        text: the folder that `quote` asks about.
+        count: examples of generated tasks (100 by default).
+        new_tokens, least_new_tokens: budget of new tokens, in place of the tasks' own or at least.
+
+    Raises:
+        EvalError: an unknown name, or one that lacks its data.
+    """
+    wanted = [task for name in names for task in GROUPS.get(name, [name])]
+    found = [_source(task, data, text, count or 100, seed) for task in dict.fromkeys(wanted)]
+    for source in found:
+        source.new_tokens = new_tokens or max(source.new_tokens, least_new_tokens)
+    return list(found)
+
+
+def _source(
+    task: str, data: str | None, text: Path | None, count: int, seed: int
+) -> OfficialSource | LongBenchSource | GeneratedSource:
+    if task in infinitebench.MAX_NEW_TOKENS and data is not None:
+        return OfficialSource(task, data, infinitebench.MAX_NEW_TOKENS[task])
+    if task == "longbench_v2":
+        if data is None:
+            raise EvalError("longbench_v2 needs its data.json", hint="Give the file with --data.", param="data")
+        return LongBenchSource(Path(data))
+    name = task if task == "quote" else task.removesuffix("-style") + "-style"
+    tokens = generate.max_new_tokens(name)
+    if task == "quote":
+        if text is None:
+            raise EvalError("quote needs a folder of text", hint="Give it with --text.", param="text")
+        return GeneratedSource(name, QuoteMaker(read_folder(text)), count, seed, tokens)
+    if name in generate.MAKERS:
+        return GeneratedSource(name, generate.MAKERS[name], count, seed, tokens)
+    if task in infinitebench.MAX_NEW_TOKENS:
+        raise EvalError(f"{task} cannot be generated", hint="Give its official file with --data.", param="data")
+    known = ", ".join([*GROUPS, *infinitebench.MAX_NEW_TOKENS, *generate.MAKERS, "quote", "longbench_v2"])
+    raise EvalError(f"unknown task {task!r}", hint=f"Choose from {known}.", param="tasks")

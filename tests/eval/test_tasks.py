@@ -1,0 +1,165 @@
+"""Generated tasks: their answers are right, their lengths are what was asked for, their seeds decide."""
+
+import json
+import random
+import re
+
+import pytest
+
+from eval.errors import EvalError
+from eval.prompting import OfficialPrompter
+from eval.scoring import score_one
+from eval.tasks import infinitebench, infinitebench_style, longbench
+from eval.tasks.generate import MAKERS, generate, max_new_tokens
+from eval.tasks.quoting import QuoteMaker, read_folder
+from eval.tasks.sources import sources
+
+
+@pytest.fixture
+def makers(text_folder):
+    return MAKERS | {"quote": QuoteMaker(read_folder(text_folder))}
+
+
+def made(task, makers, prompter, length, count, seed=0):
+    tokens = min(max_new_tokens(task), length // 2)
+    return list(
+        generate(task, makers[task], prompter, length=length, new_tokens=tokens, count=count, seed=seed)
+    ), tokens
+
+
+@pytest.mark.parametrize("task", [*MAKERS, "quote"])
+def test_length_is_used_up_and_never_exceeded(task, makers, tokenizer):
+    prompter = OfficialPrompter(tokenizer, "yarn")
+    length = 6000
+    examples, tokens = made(task, makers, prompter, length, 5)
+    for example in examples:
+        used = prompter.count(example) + tokens
+        assert used <= length
+        assert used > 0.9 * length
+    assert [example.id for example in examples] == list(range(5))
+
+
+@pytest.mark.parametrize("task", [*MAKERS, "quote"])
+def test_right_answer_scores_one_and_silence_zero(task, makers, tokenizer):
+    examples, _ = made(task, makers, OfficialPrompter(tokenizer, "yarn"), 6000, 7)
+    for example in examples:
+        right = example.answer
+        right = ", ".join(map(str, right)) if isinstance(right, list) else str(right)
+        for scorer in ("official_v1", "official_v2", "fixed"):
+            assert score_one(example.task, scorer, right, example.answer) == 1
+            assert score_one(example.task, scorer, "", example.answer) == 0
+
+
+@pytest.mark.parametrize("task", [*MAKERS, "quote"])
+def test_seed_decides_and_examples_do_not_depend_on_those_before(task, makers, tokenizer):
+    prompter = OfficialPrompter(tokenizer, "yarn")
+    first, _ = made(task, makers, prompter, 3000, 4)
+    again, _ = made(task, makers, prompter, 3000, 2)
+    other, _ = made(task, makers, prompter, 3000, 4, seed=1)
+    assert first[:2] == again
+    assert [e.context for e in first] != [e.context for e in other]
+
+
+def test_needle_stands_at_its_depth():
+    for depth in (0.0, 0.5, 1.0):
+        context = infinitebench_style.passkey(random.Random(1), 1000, depth).context
+        assert context.index("The pass key is") / len(context) == pytest.approx(depth, abs=0.01)
+
+
+def test_math_find_asks_for_distinct_values():
+    for seed in range(200):
+        rng = random.Random(seed)
+        example = infinitebench_style.math_find(rng, 40, rng.random())
+        numbers = json.loads(example.context)
+        distinct, kind = sorted(set(numbers)), example.groups["kind"]
+        expected = {
+            "largest number": distinct[-1],
+            "second largest number": distinct[-2],
+            "third largest number": distinct[-3],
+            "smallest number": distinct[0],
+            "second smallest number": distinct[1],
+            "third smallest number": distinct[2],
+            "median": (sorted(numbers)[19] + sorted(numbers)[20]) / 2,
+        }
+        assert example.answer == expected[kind]
+
+
+def test_math_calc_is_right_and_stays_in_range():
+    for seed in range(50):
+        example = infinitebench_style.math_calc(random.Random(seed), 60, 0)
+        terms = example.context.split()
+        total, totals = int(terms[0]), []
+        for sign, term in zip(terms[1::2], terms[2::2], strict=True):
+            total += int(term) if sign == "+" else -int(term)
+            totals.append(total)
+        assert totals == example.answer
+        assert all(0 <= total <= 99 for total in totals)
+
+
+def test_code_run_is_what_python_says():
+    for seed in range(30):
+        rng = random.Random(seed)
+        example = infinitebench_style.code_run(rng, 60, rng.random())
+        call = re.search(r"func_\d+\(-?\d+\)", example.input).group()
+        namespace: dict = {}
+        exec(example.context.split("\n\n", 1)[1], namespace)
+        assert eval(call, namespace) == example.answer
+
+
+def test_quotes_come_from_held_out_documents_only(text_folder, tokenizer):
+    documents = read_folder(text_folder)
+    assert 1 <= len(documents) < 3
+    held = {sentence for document in documents for sentence in document.sentences}
+    for index in range(20):
+        example = QuoteMaker(documents)(random.Random(index), 30, 0.5)
+        assert example.answer in held
+        assert example.context.count(example.answer) == 1
+
+
+def test_official_files_load_as_a_stream_with_their_broken_lines_named(tmp_path):
+    rows = [
+        {"id": 0, "context": "x", "input": "?", "answer": ["b"], "options": ["a", "b", "c", "d"]},
+        {"id": 1, "context": "x", "input": "?", "answer": "e", "options": ["a", "b", "c", "d"]},
+        {"id": 2, "context": "x", "input": "?", "answer": ["d", "D"], "options": ["a", "b", "c", "d"]},
+        {"id": 3, "context": 7, "input": "?", "answer": "a", "options": ["a", "b", "c", "d"]},
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "longbook_choice_eng.jsonl").write_text("\n".join([*lines, '{"id": 4, "cont']))
+    problems: list = []
+    examples = list(infinitebench.load("longbook_choice_eng", str(tmp_path), problems))
+    assert [(e.id, e.answer) for e in examples] == [(0, ["b", "B"]), (2, ["d", "D"])]
+    assert [problem.line for problem in problems] == [2, 4, 5]
+
+
+def test_missing_official_file_is_named(tmp_path):
+    with pytest.raises(EvalError, match=r"passkey\.jsonl"):
+        list(infinitebench.load("passkey", str(tmp_path), []))
+
+
+def test_unknown_task_is_named_with_the_known_ones():
+    with pytest.raises(EvalError, match="paskey") as error:
+        sources(["paskey"], data=None, text=None, count=1, seed=0)
+    assert "passkey" in error.value.detail
+
+
+def test_a_task_that_cannot_be_generated_asks_for_its_data():
+    with pytest.raises(EvalError, match="longbook_qa_eng") as error:
+        sources(["longbook_qa_eng"], data=None, text=None, count=1, seed=0)
+    assert "--data" in error.value.detail
+
+
+def test_longbench_reads_its_list_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(longbench, "CHUNK", 16)
+    row = {"question": "Q", "choice_A": "1", "choice_B": "2", "choice_C": "3", "choice_D": "4", "answer": "B"}
+    rows = [{"_id": str(i), "context": "…" * 50, "difficulty": "hard", **row} for i in range(5)]
+    rows.insert(2, {"_id": "broken"})
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    problems: list = []
+    examples = list(longbench.load(path, problems))
+    assert [example.id for example in examples] == ["0", "1", "2", "3", "4"]
+    assert examples[0].options == ("1", "2", "3", "4")
+    assert [problem.line for problem in problems] == [3]
+    path.write_text(path.read_text(encoding="utf-8")[:-200], encoding="utf-8")
+    with pytest.raises(EvalError, match="middle of a row"):
+        list(longbench.load(path, []))
