@@ -16,6 +16,7 @@ from drafters.draft_model import ModelDrafter
 from drafters.errors import DrafterError
 from drafters.fusion import Fusion
 from drafters.goodput import Goodput
+from drafters.multi_round import RULES, MultiRound
 from drafters.overlap import Overlap
 from drafters.prompt_lookup import PromptLookup
 from drafters.rag import Rag
@@ -91,6 +92,15 @@ class AdaptiveOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class MultiRoundOptions(Options):
+    rule: str = option(
+        "rsd", f"how children are judged: {', '.join(RULES)}; the distribution is kept, not the tokens"
+    )
+    depth: int = option(4, "longest path", 1, 64)
+    branching: int = option(2, "draws at a row", 1, 64)
+
+
+@dataclass(frozen=True)
 class RagOptions(ModelOptions):
     depth: int = option(10, "longest path", 1, 64)
     context: int = option(4096, "tokens of the prompt that the drafter puts together itself", 64)
@@ -139,6 +149,11 @@ class DrafterSpec:
     def lossy(self) -> bool:
         """Whether the output distribution differs from the target's own."""
         return getattr(self.options, "target_mix", 0.0) > 0
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the tokens are those of plain decoding, rather than others of the same distribution."""
+        return self.name != "multi_round"
 
 
 Make = Callable[[Any, Resources], Drafter]
@@ -300,6 +315,21 @@ def _same_vocabulary(options: ModelOptions, resources: Resources, name: str = "d
     return ModelDrafter(resources.draft_model, builder)
 
 
+def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:
+    if options.rule not in RULES:
+        raise DrafterError(
+            f"drafter multi_round: rule must be one of {', '.join(RULES)}, not {options.rule!r}"
+        )
+    model: DraftModel = _needs(resources.draft_model, "multi_round", "a draft model (set draft_model)")
+    if model.vocab_size != resources.vocab_size:
+        raise DrafterError(
+            f"drafter multi_round: the draft model has {model.vocab_size} token ids, the target "
+            f"{resources.vocab_size}; its distribution cannot be re-encoded, use draft_model"
+        )
+    builder = BestFirst("multi_round", resources.calibration, Growth())
+    return MultiRound(model, builder, rule=options.rule, depth=options.depth, branching=options.branching)
+
+
 def _self_model(resources: Resources, drafter: str) -> DraftModel:
     return _needs(resources.self_model, drafter, "an engine that lends its model for a second sequence")
 
@@ -384,6 +414,7 @@ _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
     "datastore": (DatastoreOptions, _datastore),
     "draft_model": (ModelOptions, _draft_model),
     "adaptive": (AdaptiveOptions, _draft_model),
+    "multi_round": (MultiRoundOptions, _multi_round),
     "rag": (RagOptions, _rag),
     "cascade": (CascadeOptions, _cascade),
     "fusion": (FusionOptions, _fusion),

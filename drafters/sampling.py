@@ -85,14 +85,19 @@ def gumbel(
 def noise(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     """The same noise for broadcastable int64 keys, one value a (seed, position, token).
 
-    A splitmix64 finaliser over int64 with wrap-around: the 52 random bits are the same on every device and
-    torch version; the two logarithms are the device's own (within an ulp of each other).
+    The random bits are the same on every device; the two logarithms are the device's own (within an ulp of
+    each other).
     """
+    return -torch.log(-torch.log(uniform(seeds, positions, tokens)))
+
+
+def uniform(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """Uniform float64 inside (0, 1) for broadcastable int64 keys: a splitmix64 finaliser, wrapping in
+    int64."""
     key = _mix(_mix(seeds + _signed(_GOLDEN)) ^ (positions * _signed(_GOLDEN)))
     bits = _mix(key + (tokens + 1) * _signed(_GOLDEN))
-    # 52 bits and a half: the largest value is below 1 in float64, the smallest above 0, so g is finite
-    uniform = ((_shift(bits, 12)).to(torch.float64) + 0.5) * 2.0**-52
-    return -torch.log(-torch.log(uniform))
+    # 52 bits and a half: the largest value is below 1 in float64, the smallest above 0
+    return (_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
 def choose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from drafters.calibration import Calibration
 from drafters.errors import DrafterError
 from drafters.stats import DraftingStats, token_sources
 from drafters.tree import EMPTY, DraftTree
-from drafters.verify import Verdict
+from drafters.verify import Verdict, verify
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class TrackedDrafter:
     declared distribution cannot be sampled.
 
     lossy          the target's logits must go through `adjust` before `choose`
+    judges         `verify` wants logits: the drafter has a rule of its own in place of the keyed walk
     stats          of this request
     token_sources  a name for each emitted token
     """
@@ -38,6 +40,7 @@ class TrackedDrafter:
         self.name = inner.name
         self.needs_topk = inner.needs_topk
         self.lossy = bool(getattr(inner, "lossy", False))
+        self.judges = hasattr(inner, "accept")
         self.stats = DraftingStats()
         self.token_sources: list[str] = []
 
@@ -70,6 +73,15 @@ class TrackedDrafter:
         if not self.lossy or self._inner is None:
             return logits
         return self._inner.adjust(state, tree, logits)  # type: ignore[attr-defined]
+
+    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, choices: Sequence[int]) -> Verdict:
+        """The verdict on `tree`: the keyed walk along `choices`, or the drafter's own rule (`multi_round`).
+
+        logits [n + 1, V] are the target's, unwarped; they are only read where the drafter has a rule of its
+        own.
+        """
+        accept = getattr(self._inner, "accept", None)
+        return verify(tree, choices) if accept is None else accept(state, tree, logits)
 
     def observe(
         self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None

@@ -21,8 +21,8 @@ from drafters.verify import verify
 class TableModel:
     """Next-token logits as a random function of the last `order` tokens; float64, deterministic.
 
-    `copying` adds weight to the token that followed the same last two tokens before, so that drafts from the text
-    are often right. `rows` counts the rows run, to hold drafters to their promised cost.
+    `copying` adds weight to the token that followed the same last two tokens before, so that drafts from the
+    text are often right. `rows` counts the rows run, to hold drafters to their promised cost.
     """
 
     vocab_size: int
