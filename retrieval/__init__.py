@@ -15,6 +15,7 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
     library.page_of(id, offset, owner)       -> int
     library.chunks(id, owner)                -> [Hit]       # the whole document, in order, score 0
     library.original(id, owner)              -> bytes       # the file as it was ingested
+    library.boxes(id, start, end, owner)     -> [Box]       # where a span is printed on the pages of a PDF
     library.delete(id, owner)                -> Document    # at once
     library.search(query, k=10, collection=None, documents=None, owner=…, mode="hybrid|dense|sparse")
                                              -> SearchResult(hits: [Hit], generation: int)
@@ -29,6 +30,7 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
     library.jobs.start_worker() / stop_worker()   # one thread of this process works the queue off
 
 An ``IngestResult`` has ``status`` ``ready`` or ``failed`` and never an exception: a bad file fails alone.
+A quotation's exact span: ``retrieval.align.AlignableText(text).align(quote, near=None) -> (start, end) | None``.
 Sentence spans: ``retrieval.sentences.sentences(text)``. Tables for keys and audit: ``retrieval.store.tables``, through
 ``library.database.read()`` and ``.write()``.
 """

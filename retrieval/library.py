@@ -24,6 +24,7 @@ import structlog
 
 from retrieval import archive, maintenance
 from retrieval.batching import Batcher
+from retrieval.boxes import Box, boxes
 from retrieval.checks import check_label, check_query, check_span
 from retrieval.chunking import ChunkingOptions
 from retrieval.embedding import Embedder, make_embedder
@@ -31,7 +32,7 @@ from retrieval.errors import RetrievalError, StoreUnavailable
 from retrieval.index import Index
 from retrieval.ingestion import Ingester, Source, sources
 from retrieval.jobs import JobQueue
-from retrieval.parsing import Limits, page_at
+from retrieval.parsing import MEDIA_TYPES, Limits, page_at
 from retrieval.progress import CancelCheck, ProgressMeter
 from retrieval.snapshot import Query, Scope, Snapshot
 from retrieval.sparse import terms
@@ -257,6 +258,15 @@ class Library:
     def original(self, document: str, owner: str = DEFAULT_OWNER) -> bytes:
         """The file as it was ingested. Error: NotFound."""
         return self._originals.read(self.document(document, owner).sha256)
+
+    def boxes(self, document: str, start: int, end: int, owner: str = DEFAULT_OWNER) -> list[Box]:
+        """Where the characters ``start:end`` stand on the pages of a PDF; nothing for other files. Error: NotFound."""
+        check_span(start, end)
+        found = self.document(document, owner)
+        if found.media_type != MEDIA_TYPES["pdf"]:
+            return []
+        text, pages = self.text(document, owner=owner), self.pages(document, owner)
+        return boxes(self.original(document, owner), found.name, pages, text, start, end)
 
     def delete(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
         """Remove a document, all its versions, its vectors and its file; no search finds it from now on.

@@ -8,7 +8,7 @@ from retrieval.parsing.limits import Limits
 from retrieval.parsing.sniff import MEDIA_TYPES, sniff
 from retrieval.parsing.text import parse_text
 
-__all__ = ["Limits", "ParsedDocument", "check_size", "page_at", "parse", "sniff"]
+__all__ = ["MEDIA_TYPES", "Limits", "ParsedDocument", "check_size", "page_at", "parse", "sniff"]
 
 
 def check_size(name: str, size: int, limits: Limits) -> None:

@@ -141,6 +141,9 @@ def test_jobs_of_others_do_not_exist(library: Library) -> None:
 
 def test_two_writers_at_once_get_one_clear_sentence(tmp_path: Path, embedder) -> None:
     with Library.open(tmp_path, embedder=embedder) as one, Library.open(tmp_path, embedder=embedder) as two:
-        with one._lease.hold("ingesting"), pytest.raises(StoreBusy, match=r"process \d+ on .* \(ingesting\) is writing"):
+        with (
+            one._lease.hold("ingesting"),
+            pytest.raises(StoreBusy, match=r"process \d+ on .* \(ingesting\) is writing"),
+        ):
             two.ingest([Upload("a.txt", b"x y z")], wait_s=0)
         assert two.ingest([Upload("a.txt", b"x y z")], wait_s=0)[0].status == "ready"

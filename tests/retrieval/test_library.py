@@ -26,7 +26,9 @@ def test_plain_text_is_stored_unchanged_and_found(library: Library) -> None:
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "sparse"])
 def test_delete_and_reingest_take_effect_at_once(library: Library, mode: str) -> None:
-    first, second = library.ingest([Upload("a.txt", b"A heron stood in the reeds."), Upload("b.txt", b"A kettle sang.")])
+    first, second = library.ingest(
+        [Upload("a.txt", b"A heron stood in the reeds."), Upload("b.txt", b"A kettle sang.")]
+    )
     library.delete(first.id)
     assert [hit.document for hit in library.search("heron kettle", mode=mode).hits] == [second.id]
     with pytest.raises(NotFound, match="there is no document"):
