@@ -43,27 +43,32 @@ class PageStats:
         self.kmin = [torch.zeros(shape, device=device) for _ in range(num_layers)]
         self.kmax = [torch.zeros(shape, device=device) for _ in range(num_layers)]
 
-    def update(self, layer: int, key_pages: Tensor, slots: Tensor) -> None:
+    def update(self, layer: int, key_pages: Tensor, slots: Tensor, key_scales: Tensor | None = None) -> None:
         """Bring the bounds up to date after keys were written to ``slots`` int64 [T] (-1: nowhere).
 
         ``key_pages`` [num_pages, Hkv, page_size, D] is the pool's tensor after the write. Pages fill in order, so a
         logical page holds tokens up to its last written slot; what lies beyond is of an earlier owner.
+        ``key_scales`` float32 [num_pages, Hkv, page_size] come with int8 pages.
         """
         slots = slots[slots >= 0]
         tiles, which = torch.unique(slots // self.logical, return_inverse=True)
         filled = torch.zeros_like(tiles).scatter_reduce_(0, which, slots % self.logical, "amax") + 1
-        self._recompute(layer, key_pages, tiles, filled)
+        self._recompute(layer, key_pages, tiles, filled, key_scales)
 
-    def rebuild(self, layer: int, key_pages: Tensor) -> None:
+    def rebuild(self, layer: int, key_pages: Tensor, key_scales: Tensor | None = None) -> None:
         """Recompute every page of a layer, as when the first request asks for page selection."""
         every = torch.arange(self.kmin[layer].shape[0] * self.kmin[layer].shape[2], device=key_pages.device)
         for tiles in every.split(4096):
-            self._recompute(layer, key_pages, tiles, torch.full_like(tiles, self.logical))
+            self._recompute(layer, key_pages, tiles, torch.full_like(tiles, self.logical), key_scales)
 
-    def _recompute(self, layer: int, key_pages: Tensor, tiles: Tensor, filled: Tensor) -> None:
+    def _recompute(
+        self, layer: int, key_pages: Tensor, tiles: Tensor, filled: Tensor, key_scales: Tensor | None
+    ) -> None:
         parts = self.page_size // self.logical
         page, part = tiles // parts, tiles % parts
         keys = key_pages.unflatten(2, (parts, self.logical))[page, :, part].float()  # [n, Hkv, logical, D]
+        if key_scales is not None:
+            keys = keys * key_scales.unflatten(2, (parts, self.logical))[page, :, part][..., None]
         absent = (torch.arange(self.logical, device=keys.device) >= filled[:, None])[:, None, :, None]
         self.kmin[layer][page, :, part] = keys.masked_fill(absent, torch.inf).amin(2)
         self.kmax[layer][page, :, part] = keys.masked_fill(absent, -torch.inf).amax(2)

@@ -125,6 +125,7 @@ class BlockTopK:
 class AntiDiagonal:
     """The fewest blocks that hold a share ``p`` of the attention, by antidiagonal sums (XAttention).
 
+    ``means``: score tiles by the product of their means instead, for a fraction of the cost (`score.tile_means`).
     ``share``: one choice for the query heads of a KV head, from the sum of their weights, so that a kernel reads
     each block once for the whole group.
     """
@@ -134,11 +135,13 @@ class AntiDiagonal:
     sink: int = 128
     local: int = 128
     share: bool = False
+    means: bool = False
     static: ClassVar[bool] = False
     grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
-        weights = score.antidiagonal(rows, grid, self.stride, heads)
+        estimate = score.tile_means if self.means else score.antidiagonal
+        weights = estimate(rows, grid, self.stride, heads)
         keep = grid.keep(self.sink, self.local)
         group = rows.q.shape[1] // rows.k.shape[1]
         if self.share and len(heads) == rows.q.shape[1]:

@@ -78,7 +78,10 @@ class MInference(Policy):
 
 @dataclass(frozen=True)
 class XAttention(Policy):
-    """Blocks by antidiagonal sums, as few as hold a share ``p`` of the attention (arXiv 2503.16428)."""
+    """Blocks by antidiagonal sums, as few as hold a share ``p`` of the attention (arXiv 2503.16428).
+
+    ``share`` makes one choice for a GQA group; ``means`` scores tiles by their means, which is cheaper.
+    """
 
     gate: int = 8192
     stride: int = 16
@@ -86,6 +89,7 @@ class XAttention(Policy):
     sink: int = 128
     local: int = 128
     share: bool = False
+    means: bool = False
 
     name: ClassVar[str] = "xattention"
 
@@ -96,7 +100,7 @@ class XAttention(Policy):
             raise PolicyError(f"xattention: stride={self.stride} must divide block={self.block}")
 
     def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
-        return (AntiDiagonal(self.stride, self.p, self.sink, self.local, self.share),)
+        return (AntiDiagonal(self.stride, self.p, self.sink, self.local, self.share, self.means),)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from sparse_attn.blocks import query_blocks
+from sparse_attn.quant import dequantize
 
 if TYPE_CHECKING:
     from sparse_attn.pages import PageStats
+
+
+KEYS_MULTIPLE = 512
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class SequenceRows:
         scale: factor of q·k.
         context_len: tokens in pages; row i is token ``context_len + i`` in order of storage.
         key_pages: [num_pages, Hkv, page_size, D] of this layer, or None where there is no context.
+        key_scales: float32 [num_pages, Hkv, page_size] where the pages are int8 (see `sparse_attn.quant`).
         block_table: int [P], the sequence's pages in order.
         window: sliding window of the layer in tokens, 0 for none.
         positions: int64 [n] position of each row, or None for ``context_len + i`` (no tree).
@@ -43,6 +48,7 @@ class SequenceRows:
     tree_mask: Tensor | None = None
     stats: PageStats | None = None
     layer: int = 0
+    key_scales: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -53,18 +59,37 @@ class SequenceRows:
         """Tokens of the sequence with the new rows."""
         return self.context_len + self.num_rows
 
-    @cached_property
+    @property
     def keys(self) -> Tensor:
         """[Hkv, length, D]: every key, the context's gathered from its pages."""
-        new = self.k.transpose(0, 1)
-        if not self.context_len:
-            return new.contiguous()
+        return self.padded_keys[:, : self.length]
+
+    @cached_property
+    def padded_keys(self) -> Tensor:
+        """`keys` with zeros behind, up to a multiple of KEYS_MULTIPLE keys."""
+        num_heads, head_dim = self.k.shape[1:]
+        room = -(-self.length // KEYS_MULTIPLE) * KEYS_MULTIPLE
+        keys = self.k.new_empty(num_heads, room, head_dim)
+        if self.context_len:
+            self._gather_context(keys)
+        keys[:, self.context_len : self.length] = self.k.transpose(0, 1)
+        keys[:, self.length :] = 0
+        return keys
+
+    def _gather_context(self, keys: Tensor) -> None:
+        """Fill the first keys from pages; what the last page holds beyond the context is overwritten later."""
         assert self.key_pages is not None
         assert self.block_table is not None
         page_size = self.key_pages.shape[2]
-        pages = self.block_table[: -(-self.context_len // page_size)].long()
-        tiles = self.key_pages[pages].transpose(0, 1).flatten(1, 2)
-        return torch.cat([tiles[:, : self.context_len].to(new.dtype), new], dim=1)
+        count = -(-self.context_len // page_size)
+        pages = self.block_table[:count].long()
+        if self.key_scales is not None:
+            tiles = dequantize(self.key_pages[pages], self.key_scales[pages], keys.dtype)
+            keys[:, : count * page_size] = tiles.transpose(0, 1).flatten(1, 2)
+            return
+        for head in range(keys.shape[0]):  # one head at a time, so that each key is copied once
+            out = keys[head, : count * page_size].view(count, page_size, -1)
+            torch.index_select(self.key_pages[:, head], 0, pages, out=out)
 
     @cached_property
     def row_positions(self) -> Tensor:

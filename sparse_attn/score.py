@@ -21,39 +21,37 @@ LAST_ROWS = 64  # rows that stand for all in vertical-slash estimates (MInferenc
 def antidiagonal(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[int]) -> Tensor:
     """Block weights from sums of q·k along antidiagonals: XAttention, arXiv 2503.16428, section 2.1.
 
-    Every ``stride`` keys in order meet ``stride`` queries in reverse order; the sum over the pairs is one dot product
-    of stride*D numbers and stands for the whole stride x stride tile. block_q and block_k must be multiples of
-    ``stride``.
+    Every ``stride`` keys in order meet ``stride`` queries in reverse order; the sum over the pairs is one dot
+    product of stride*D numbers and stands for the whole stride x stride tile. block_q and block_k must be
+    multiples of ``stride``.
 
     Returns:
         float32 [len(heads), N, K]: mean over the block's rows of the softmax weight on each key block.
     """
-    lead = grid.context_len % grid.block_q  # rows of the first query block that an earlier chunk has seen
-    begin = grid.context_len - lead
-    queries = F.pad(_queries(rows, heads), (0, 0, lead, -(lead + grid.num_rows) % grid.block_q))
-    queries = queries.unflatten(1, (-1, stride)).flip(2).flatten(2)  # [h, m, stride*D]
-    keys = F.pad(rows.keys, (0, 0, 0, -rows.length % grid.block_k))
-    keys = keys.unflatten(1, (-1, stride)).flatten(2)  # [Hkv, K*block_k/stride, stride*D]
-    kv_heads = _kv_heads(rows, heads)
+    queries = _query_tiles(rows, grid, stride, heads).flip(2).flatten(2)  # [h, m, stride*D]
+    keys = _padded_keys(rows, grid).unflatten(1, (-1, stride)).flatten(2)  # [Hkv, K*block_k/stride, stride*D]
+    return _tile_weights(queries, keys, rows, grid, stride, heads, rows.scale / stride)
 
-    tiles_q, tiles_k = grid.block_q // stride, grid.block_k // stride
-    weights = queries.new_zeros(len(heads), grid.num_query_blocks, grid.num_key_blocks, dtype=torch.float32)
-    blocks_at_once = max(1, SCORES_AT_ONCE // (len(heads) * tiles_q * keys.shape[1]))
-    for first in range(0, grid.num_query_blocks, blocks_at_once):
-        last = min(first + blocks_at_once, grid.num_query_blocks)
-        last_row = min(begin + last * grid.block_q, rows.length) - 1
-        seen = last_row // grid.block_k + 1  # key blocks visible to any of these query blocks
-        part = queries[:, first * tiles_q : last * tiles_q]
-        scores = _grouped_matmul(part, keys[:, : seen * tiles_k], kv_heads).float() * (rows.scale / stride)
-        row_tiles = begin // stride + torch.arange(first * tiles_q, last * tiles_q, device=scores.device)
-        future = torch.arange(seen * tiles_k, device=scores.device) > row_tiles[:, None]
-        probs = torch.softmax(scores.masked_fill_(future, -torch.inf), dim=-1)
-        absent = (row_tiles * stride + stride <= grid.context_len) | (row_tiles * stride >= rows.length)
-        probs.masked_fill_(absent[:, None], 0.0)
-        block_sums = probs.unflatten(2, (seen, tiles_k)).sum(-1).unflatten(1, (last - first, tiles_q)).sum(2)
-        present = (~absent).unflatten(0, (last - first, tiles_q)).sum(-1)
-        weights[:, first:last, :seen] = block_sums / present[:, None]
-    return weights
+
+def tile_means(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[int]) -> Tensor:
+    """Block weights from the mean query and the mean key of every stride x stride tile.
+
+    The product of the means is the mean of all stride**2 products of the tile, where `antidiagonal` takes stride of
+    them: a column or a diagonal weighs the same in both, noise weighs less here, and it costs 1/stride as much.
+
+    Returns:
+        As `antidiagonal`.
+    """
+    tiles = _query_tiles(rows, grid, stride, heads)
+    start = rows.context_len // grid.block_q * grid.block_q
+    first = torch.arange(tiles.shape[1], device=tiles.device) * stride + start
+    present = (first + stride).clamp(max=rows.length) - first.clamp(min=rows.context_len)
+    queries = tiles.sum(2) / present.clamp(min=1)[:, None].to(tiles.dtype)
+    keys = _padded_keys(rows, grid).unflatten(1, (-1, stride)).mean(2)
+    rest = rows.length % stride
+    if rest:
+        keys[:, rows.length // stride] *= stride / rest
+    return _tile_weights(queries, keys, rows, grid, stride, heads, rows.scale)
 
 
 def pooled(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
@@ -116,9 +114,56 @@ def _mean_queries(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tenso
 
 def _mean_keys(rows: SequenceRows, grid: Grid) -> Tensor:
     """float32 [Hkv, K, D]."""
-    keys = F.pad(rows.keys.float(), (0, 0, 0, -rows.length % grid.block_k))
+    keys = _padded_keys(rows, grid).float()
     filled = (rows.length - grid.key_blocks * grid.block_k).clamp(max=grid.block_k)
     return keys.unflatten(1, (-1, grid.block_k)).sum(2) / filled[:, None]
+
+
+def _tile_weights(
+    queries: Tensor,
+    keys: Tensor,
+    rows: SequenceRows,
+    grid: Grid,
+    stride: int,
+    heads: Sequence[int],
+    factor: float,
+) -> Tensor:
+    """queries [h, m, X] and keys [Hkv, n, X] of tiles of ``stride`` → float32 [h, N, K], as `antidiagonal`."""
+    kv_heads = _kv_heads(rows, heads)
+    start = rows.context_len // grid.block_q * grid.block_q
+    tiles_q, tiles_k = grid.block_q // stride, grid.block_k // stride
+    weights = queries.new_zeros(len(heads), grid.num_query_blocks, grid.num_key_blocks, dtype=torch.float32)
+    blocks_at_once = max(1, SCORES_AT_ONCE // (len(heads) * tiles_q * keys.shape[1]))
+    for first in range(0, grid.num_query_blocks, blocks_at_once):
+        last = min(first + blocks_at_once, grid.num_query_blocks)
+        last_row = min(start + last * grid.block_q, rows.length) - 1
+        seen = last_row // grid.block_k + 1  # key blocks visible to any of these query blocks
+        part = queries[:, first * tiles_q : last * tiles_q]
+        scores = _grouped_matmul(part, keys[:, : seen * tiles_k], kv_heads).float().mul_(factor)
+        row_tiles = start // stride + torch.arange(first * tiles_q, last * tiles_q, device=scores.device)
+        past = start // stride + first * tiles_q  # tiles that all of these rows see
+        recent = torch.arange(past, seen * tiles_k, device=scores.device)
+        scores[..., past:].masked_fill_(recent > row_tiles[:, None], -torch.inf)
+        probs = torch.softmax(scores, dim=-1).view(len(heads), last - first, tiles_q, seen, tiles_k)
+        present = (row_tiles * stride + stride > rows.context_len) & (row_tiles * stride < rows.length)
+        present = present.view(last - first, tiles_q)
+        share = present / present.sum(-1, keepdim=True)  # rows of an earlier chunk or beyond the end count nothing
+        # Sum key tiles first: the sum over the query tiles is then a small product.
+        weights[:, first:last, :seen] = torch.einsum("hbtk,bt->hbk", probs.sum(-1), share)
+    return weights
+
+
+def _query_tiles(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[int]) -> Tensor:
+    """[len(heads), m, stride, D]: the rows on the absolute grid, zero where this chunk has none."""
+    lead = grid.context_len % grid.block_q  # rows of the first query block that an earlier chunk has seen
+    padded = F.pad(_queries(rows, heads), (0, 0, lead, -(lead + grid.num_rows) % grid.block_q))
+    return padded.unflatten(1, (-1, stride))
+
+
+def _padded_keys(rows: SequenceRows, grid: Grid) -> Tensor:
+    """[Hkv, K*block_k, D], zero beyond the last key."""
+    keys, wanted = rows.padded_keys, grid.num_key_blocks * grid.block_k
+    return keys[:, :wanted] if wanted <= keys.shape[1] else F.pad(keys, (0, 0, 0, wanted - keys.shape[1]))
 
 
 def _queries(rows: SequenceRows, heads: Sequence[int]) -> Tensor:

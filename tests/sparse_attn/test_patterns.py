@@ -15,6 +15,7 @@ SPARSE = [
     BlockTopK(4, 16, 40),
     AntiDiagonal(8, 0.5, 16, 40),
     AntiDiagonal(8, 0.5, 16, 40, share=True),
+    AntiDiagonal(4, 0.5, 16, 40, means=True),
     Coverage(0.5, 0.1, 32, 16, 40),
     Coverage(0.5, 0.9, 32, 16, 40),
 ]
@@ -82,7 +83,12 @@ def test_liked_keys_are_found(make_sequence):
     seq = make_sequence(512, seed=5)
     seq.k[:, :, 0] = 0
     seq.k[100, :, 0] = 9
-    for pattern in (VerticalSlash(64, 32), AntiDiagonal(8, 0.8), Coverage(0.8, 0.1, 32)):
+    for pattern in (
+        VerticalSlash(64, 32),
+        AntiDiagonal(8, 0.8),
+        AntiDiagonal(8, 0.8, means=True),
+        Coverage(0.8, 0.1, 32),
+    ):
         visited, _ = visit(seq, pattern, 0, 512)
         assert visited[:, 4:, 100 // 32].all(), pattern
     seq.k[96:128, :, 0] = 9  # means of blocks cannot see one key, but they see a block of them

@@ -1,9 +1,12 @@
 """Block scores against their definitions, written out in loops; chunks against the whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sparse_attn import score
+from sparse_attn.quant import dequantize, quantize
 from sparse_attn.rows import Grid
 
 HEADS = range(4)
@@ -32,29 +35,66 @@ def test_antidiagonal_is_its_definition(make_sequence):
     torch.testing.assert_close(got.sum(-1), torch.ones(4, 7))
 
 
+@pytest.mark.parametrize("first", [0, 37, 48])
+def test_tile_means_are_their_definition(make_sequence, first):
+    seq, stride, block = make_sequence(101), 4, 16
+    seq.store(0, first)
+    rows = seq.rows(first, 101)
+    got = score.tile_means(rows, Grid.of(rows, block, block), stride, HEADS)
+    torch.testing.assert_close(got.sum(-1), torch.ones(got.shape[:2]))
+    row_tile, keys = 80 // stride, -(-101 // stride)  # the second last query block holds rows 80 to 95
+    probs = torch.zeros(4, keys, dtype=torch.float64)
+    for h in HEADS:
+        means = torch.stack([seq.k[j * stride : (j + 1) * stride, h // 2].mean(0) for j in range(keys)])
+        for i in range(row_tile, row_tile + 4):
+            logits = means @ seq.q[i * stride : (i + 1) * stride, h].mean(0) * seq.scale
+            logits[i + 1 :] = -torch.inf
+            probs[h] += logits.softmax(0) / 4
+    expected = torch.nn.functional.pad(probs, (0, 2)).unflatten(1, (7, 4)).sum(-1)
+    torch.testing.assert_close(got[:, -2].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimate", [score.antidiagonal, score.tile_means])
 @pytest.mark.parametrize("cut", [32, 48, 50])
-def test_antidiagonal_of_a_chunk_is_that_of_the_whole_where_blocks_are_whole(make_sequence, cut):
+def test_scores_of_a_chunk_are_those_of_the_whole_where_blocks_are_whole(make_sequence, estimate, cut):
     seq = make_sequence(128)
     seq.store(0, 128)
-    whole = score.antidiagonal(seq.rows(0, 128), Grid.of(seq.rows(0, 128), 16, 16), 8, HEADS)
-    chunk = score.antidiagonal(seq.rows(cut, 128), Grid.of(seq.rows(cut, 128), 16, 16), 8, HEADS)
+    whole = estimate(seq.rows(0, 128), Grid.of(seq.rows(0, 128), 16, 16), 8, HEADS)
+    chunk = estimate(seq.rows(cut, 128), Grid.of(seq.rows(cut, 128), 16, 16), 8, HEADS)
     aligned = -(-cut // 16)
     torch.testing.assert_close(chunk[:, aligned - cut // 16 :], whole[:, aligned:])
     torch.testing.assert_close(chunk.sum(-1), torch.ones(chunk.shape[:2]))
 
 
-def test_antidiagonal_in_slices_is_that_of_one_piece(make_sequence, monkeypatch):
+def test_scores_in_slices_are_those_of_one_piece(make_sequence, monkeypatch):
     rows = make_sequence(256).rows(0, 256)
     whole = score.antidiagonal(rows, Grid.of(rows, 16, 16), 8, HEADS)
     monkeypatch.setattr(score, "SCORES_AT_ONCE", 300)
     torch.testing.assert_close(score.antidiagonal(rows, Grid.of(rows, 16, 16), 8, HEADS), whole)
 
 
+def test_int8_pages_score_as_what_they_hold(make_sequence):
+    seq = make_sequence(100, dtype=torch.float32)
+    seq.key_pages.zero_()
+    seq.store(0, 64)
+    packed, scales = quantize(seq.key_pages)
+    rows = replace(seq.rows(64, 100), key_pages=packed, key_scales=scales)
+    held = replace(rows, key_pages=dequantize(packed, scales), key_scales=None)
+    torch.testing.assert_close(rows.keys, held.keys)
+    seq.stats.update(0, packed, seq.slots[:64], scales)
+    low = dequantize(packed, scales)[seq.table[:4].long()].amin(2)
+    torch.testing.assert_close(seq.stats.kmin[0][seq.table[:4].long()][:, :, 0], low)
+
+
 def test_some_heads_score_as_they_do_among_all(make_sequence):
     seq = make_sequence(96)
     rows = seq.rows(0, 96)
     grid = Grid.of(rows, 16, 16)
-    for function in (lambda h: score.antidiagonal(rows, grid, 8, h), lambda h: score.pooled(rows, grid, h)):
+    for function in (
+        lambda h: score.antidiagonal(rows, grid, 8, h),
+        lambda h: score.tile_means(rows, grid, 8, h),
+        lambda h: score.pooled(rows, grid, h),
+    ):
         torch.testing.assert_close(function([1, 2]), function(HEADS)[1:3])
 
 
