@@ -82,9 +82,7 @@ def _append(tokens, table, keys, head, after, symbol, target, link, length, coun
                 head[clone] = -1
                 edge = head[follow]
                 while edge != -1:
-                    _add_edge(
-                        table, keys, head, after, symbol, target, sizes, clone, symbol[edge], target[edge]
-                    )
+                    _add_edge(table, keys, head, after, symbol, target, sizes, clone, symbol[edge], target[edge])
                     edge = after[edge]
                 while state != -1:
                     i = _slot(table, keys, state, token)
@@ -318,9 +316,7 @@ class SuffixAutomaton:
         if not len(tokens):
             return match
         new = np.asarray(tokens, dtype=np.int64)
-        state, matched = _walk(
-            new, match[0], match[1], self._table, self._keys, self._target, self._link, self._length
-        )
+        state, matched = _walk(new, match[0], match[1], self._table, self._keys, self._target, self._link, self._length)
         return int(state), int(matched)
 
     def shorter(self, match: tuple[int, int], minimum: int, most: int) -> list[tuple[int, int]]:

@@ -72,9 +72,7 @@ class Drafter(Protocol):
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most `budget` nodes below state.tokens[-1]; the empty tree is welcome."""
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         """Learn from a step. `tree` is what was verified (the engine may have trimmed it); `verdict.tokens`
         may have been cut short by a stop or the token limit, and is already part of state.tokens."""
 
@@ -101,9 +99,7 @@ class SourceDrafter:
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         return self.grow(state, (), budget)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         pass
 
     def finish(self, state: RequestState) -> None:

@@ -51,9 +51,7 @@ class Calibration:
         """Count the nodes whose parent was reached: right if accepted, wrong if not."""
         reached = {-1, *verdict.path}
         accepted = set(verdict.path)
-        for node, (parent, cell) in enumerate(
-            zip(tree.parents.tolist(), tree.features.tolist(), strict=True)
-        ):
+        for node, (parent, cell) in enumerate(zip(tree.parents.tolist(), tree.features.tolist(), strict=True)):
             if cell >= 0 and parent in reached:
                 self._count(cell, node in accepted)
 
@@ -63,6 +61,4 @@ class Calibration:
         if self._tries[cell] >= _MEMORY:
             self._tries[cell] *= 0.5
             self._hits[cell] *= 0.5
-        self.cells[cell] = (self._hits[cell] + _PRIOR_WEIGHT * self._prior[cell]) / (
-            self._tries[cell] + _PRIOR_WEIGHT
-        )
+        self.cells[cell] = (self._hits[cell] + _PRIOR_WEIGHT * self._prior[cell]) / (self._tries[cell] + _PRIOR_WEIGHT)

@@ -34,9 +34,7 @@ class Together(SourceDrafter):
             return trees[0] if trees else EMPTY
         return fuse(trees).trim(budget)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         for source in self.sources:
             source.observe(state, tree, verdict, top)
 
@@ -59,9 +57,7 @@ class Cascade(Rag):
         super().start(state)
         self._helper.start(state)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._helper.observe(state, tree, verdict, top)
 
     def finish(self, state: RequestState) -> None:

@@ -57,9 +57,7 @@ class ModelDrafter:
         if self.root is not None and budget > 0:
             self._builder.build(self._open_session(), self.root, state, budget, self._at, interrupted)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         """Nothing: the next round reads what was emitted from state.tokens."""
 
     def finish(self, state: RequestState) -> None:

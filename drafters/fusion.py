@@ -63,9 +63,7 @@ class Fusion:
         self._gain = _mean(self._gain, max(0.0, float(tree.scores.sum() - retrieved.scores.sum())))
         return tree
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._retrieval.observe(state, tree, verdict, top)
         if self._model is not None:
             self._model.observe(state, tree, verdict, top)
@@ -99,9 +97,7 @@ class Fusion:
             return retrieved
         allowed = set(root.ids[: self._prune].tolist())
         keep = np.zeros(len(retrieved), dtype=bool)
-        for node, (token, parent) in enumerate(
-            zip(retrieved.tokens.tolist(), retrieved.parents.tolist(), strict=True)
-        ):
+        for node, (token, parent) in enumerate(zip(retrieved.tokens.tolist(), retrieved.parents.tolist(), strict=True)):
             keep[node] = token in allowed if parent < 0 else keep[parent]
         return retrieved.select(np.flatnonzero(keep)) if keep.any() else EMPTY
 

@@ -116,9 +116,7 @@ class Goodput:
         nodes, _ = best_budget(np.sort(tree.scores)[::-1], times)
         return tree.trim(nodes) if nodes else EMPTY
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._inner.observe(state, tree, verdict, top)
 
     def finish(self, state: RequestState) -> None:

@@ -124,9 +124,7 @@ class MultiRound(ModelDrafter):
 
     name = "multi_round"
 
-    def __init__(
-        self, model: DraftModel, builder: BestFirst, *, rule: str, depth: int, branching: int
-    ) -> None:
+    def __init__(self, model: DraftModel, builder: BestFirst, *, rule: str, depth: int, branching: int) -> None:
         super().__init__(model, builder)
         self._rule = RULES[rule]
         self._replace = rule in WITH_REPLACEMENT

@@ -44,9 +44,7 @@ class Overlap:
         self._work = self._worker.submit(self._inner.ahead, frozen, 2 * budget, self._stop.is_set)
         return tree
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._join()
         self._inner.observe(state, tree, verdict, top)
 

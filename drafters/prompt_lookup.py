@@ -74,8 +74,6 @@ class PromptLookup(SourceDrafter):
     def _sync(self, state: RequestState) -> None:
         new = state.tokens[self._size :]
         if self._size + len(new) > len(self._text):
-            self._text = np.concatenate(
-                [self._text[: self._size], np.empty(len(self._text) + len(new), np.int64)]
-            )
+            self._text = np.concatenate([self._text[: self._size], np.empty(len(self._text) + len(new), np.int64)])
         self._text[self._size : self._size + len(new)] = new
         self._size += len(new)

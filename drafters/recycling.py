@@ -123,9 +123,7 @@ class Recycling(SourceDrafter):
         )
         return DraftTree.of(tokens, parents, scores, self.name, features)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         if top is None:
             return
         root = state.tokens[-1 - len(verdict.tokens)]

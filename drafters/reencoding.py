@@ -69,9 +69,7 @@ class ReencodingDrafter:
         features = np.full(len(tokens), self._offset)
         return DraftTree.of(tokens, np.arange(-1, len(tokens) - 1), scores, self.name, features)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         pass
 
     def finish(self, state: RequestState) -> None:

@@ -51,8 +51,8 @@ class PromptLookupOptions(Options):
 
 @dataclass(frozen=True)
 class SuffixOptions(Options):
-    factor: float = option(4.0, "depth at most this many times the match", 0.1, 100)
-    min_match: int = option(2, "shortest match used", 1, 64)
+    factor: float = option(8.0, "depth at most this many times the match", 0.1, 100)
+    min_match: int = option(1, "shortest match used", 1, 64)
     min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
     branching: int = option(4, "continuations considered of a node", 1, 64)
 
@@ -93,9 +93,7 @@ class AdaptiveOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class MultiRoundOptions(Options):
-    rule: str = option(
-        "rsd", f"how children are judged: {', '.join(RULES)}; the distribution is kept, not the tokens"
-    )
+    rule: str = option("rsd", f"how children are judged: {', '.join(RULES)}; the distribution is kept, not the tokens")
     depth: int = option(4, "longest path", 1, 64)
     branching: int = option(2, "draws at a row", 1, 64)
 
@@ -299,9 +297,7 @@ def _draft_model(options: ModelOptions, resources: Resources) -> Drafter:
     model: DraftModel = _needs(resources.draft_model, "draft_model", "a draft model (set draft_model)")
     if resources.draft_codec is not None:
         codec = _needs(resources.codec, "draft_model", "the target's tokenizer, to re-encode")
-        return ReencodingDrafter(
-            model, resources.calibration, codec, resources.draft_codec, length=options.depth
-        )
+        return ReencodingDrafter(model, resources.calibration, codec, resources.draft_codec, length=options.depth)
     if model.vocab_size != resources.vocab_size:
         raise DrafterError(
             f"the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: use a draft "
@@ -317,9 +313,7 @@ def _same_vocabulary(options: ModelOptions, resources: Resources, name: str = "d
 
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:
     if options.rule not in RULES:
-        raise DrafterError(
-            f"drafter multi_round: rule must be one of {', '.join(RULES)}, not {options.rule!r}"
-        )
+        raise DrafterError(f"drafter multi_round: rule must be one of {', '.join(RULES)}, not {options.rule!r}")
     model: DraftModel = _needs(resources.draft_model, "multi_round", "a draft model (set draft_model)")
     if model.vocab_size != resources.vocab_size:
         raise DrafterError(
@@ -364,9 +358,7 @@ def _fusion(options: FusionOptions, resources: Resources) -> Fusion:
     if options.target_mix > 0:
         raise DrafterError("drafter fusion is lossless only; use rag for target_mix")
     if options.model not in ("auto", "none", "rag", "draft_model"):
-        raise DrafterError(
-            f"drafter fusion: model must be auto, none, rag or draft_model, not {options.model!r}"
-        )
+        raise DrafterError(f"drafter fusion: model must be auto, none, rag or draft_model, not {options.model!r}")
     model: ModelDrafter | None = None
     same = resources.draft_model is not None and resources.draft_model.vocab_size == resources.vocab_size
     if options.model == "draft_model" or (options.model == "auto" and same):

@@ -73,9 +73,7 @@ def warp(
     return torch.log_softmax(scaled, dim=-1)
 
 
-def gumbel(
-    seeds: Tensor, positions: Tensor, vocab_size: int, device: torch.device | str | None = None
-) -> Tensor:
+def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, device: torch.device | str | None = None) -> Tensor:
     """Gumbel(0, 1) noise, float64 [N, vocab_size], for N (seed, position) keys."""
     seeds, positions = seeds.to(device), positions.to(device)
     tokens = torch.arange(vocab_size, device=seeds.device)

@@ -69,8 +69,6 @@ class SelfSpeculation(ModelDrafter):
         self._began = time.perf_counter()
         return super().propose(state, budget)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         """Judge the skipped set by the wall clock from the start of drafting to the end of verifying."""
         self._search.observe(len(verdict.tokens), time.perf_counter() - self._began)

@@ -21,16 +21,17 @@ class SourceCount:
 class DraftingStats:
     """Counts and seconds; `add` sums requests.
 
-    steps counts verified forwards, emitted the tokens they gave (bonus tokens included); failures counts
-    drafters that raised and were switched off.
+    starting_seconds is what `start` took: an index built, a draft prompt prefilled. steps counts verified
+    forwards, emitted the tokens they gave (bonus tokens included); failures counts drafters that raised and were
+    switched off.
     """
 
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
+    starting_seconds: float = 0.0
     drafting_seconds: float = 0.0
-    verifying_seconds: float = 0.0
     failures: int = 0
     by_source: dict[str, SourceCount] = field(default_factory=dict)
 
@@ -60,8 +61,8 @@ class DraftingStats:
         """Add another request's figures."""
         for name in ("steps", "drafted", "accepted", "emitted", "failures"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.starting_seconds += other.starting_seconds
         self.drafting_seconds += other.drafting_seconds
-        self.verifying_seconds += other.verifying_seconds
         for source, count in other.by_source.items():
             mine = self.by_source.setdefault(source, SourceCount())
             mine.drafted += count.drafted
@@ -76,8 +77,8 @@ class DraftingStats:
             "emitted": self.emitted,
             "accepted_length": self.accepted_length,
             "acceptance_rate": self.acceptance_rate,
+            "starting_seconds": self.starting_seconds,
             "drafting_seconds": self.drafting_seconds,
-            "verifying_seconds": self.verifying_seconds,
             "failures": self.failures,
             "by_source": {
                 source: {"drafted": count.drafted, "accepted": count.accepted}

@@ -47,10 +47,13 @@ class TrackedDrafter:
     def start(self, state: RequestState) -> None:
         if self._inner is None:
             return
+        began = time.perf_counter()
         try:
             self._inner.start(state)
         except Exception as error:
             self._fail("start", state, error)
+        finally:
+            self.stats.starting_seconds += time.perf_counter() - began
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most min(budget, the drafter's own limit) nodes; the empty tree after a failure."""
@@ -83,9 +86,7 @@ class TrackedDrafter:
         accept = getattr(self._inner, "accept", None)
         return verify(tree, choices) if accept is None else accept(state, tree, logits)
 
-    def observe(
-        self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None
-    ) -> None:
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         began = time.perf_counter()
         self.stats.count(tree, verdict)
         self.token_sources.extend(token_sources(tree, verdict))

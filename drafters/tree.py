@@ -59,9 +59,7 @@ class DraftTree:
         return tree
 
     @classmethod
-    def chain(
-        cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = "draft"
-    ) -> DraftTree:
+    def chain(cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = "draft") -> DraftTree:
         """One branch."""
         return cls.of(tokens, range(-1, len(tokens) - 1), scores, source)
 

@@ -241,9 +241,7 @@ def test_rest_rule_is_caught():
 def mixed_model(seed: int, eta: float) -> Distribution:
     @cache
     def p_hat(prefix):
-        return torch.softmax(
-            mix(raw_logits(seed, prefix)[None], raw_logits(seed + 100, prefix)[None], 1.0, eta)[0], -1
-        )
+        return torch.softmax(mix(raw_logits(seed, prefix)[None], raw_logits(seed + 100, prefix)[None], 1.0, eta)[0], -1)
 
     return p_hat
 
