@@ -76,7 +76,8 @@ class Answerer:
         if not question.text.strip():
             raise InvalidRequest("The question is empty.", param="question")
         self.generator.admit()
-        evidence = await self.finder.find(question, params.max_tokens)
+        self.generator.check_options(params)
+        evidence = await self.finder.find(question, params.max_tokens, params.drafter)
         if evidence.prompt is not None:
             self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
         yield Event(
@@ -111,7 +112,9 @@ class Answerer:
         ttft: float | None = None
         stats: Mapping[str, Any] = {}
         finish = None
-        async with aclosing(self.generator.stream(evidence.prompt.ids, params)) as outputs:
+        async with aclosing(
+            self.generator.stream(evidence.prompt.ids, params, evidence.draft_ids)
+        ) as outputs:
             async for output in outputs:
                 if ttft is None and output.token_ids:
                     ttft = time.monotonic() - began

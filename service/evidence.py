@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.library import Library
 from retrieval.types import Document, Hit
 from service.citations import Citation, check
-from service.errors import InvalidRequest, PromptTooLong
+from service.errors import InvalidRequest, NotFound, PromptTooLong
 from service.prompting import Message, Passage, Prompt, PromptLayout, Span
 from service.settings import Settings
 
 MODES = ("auto", "long", "retrieval")
+DRAFTS_FROM_RETRIEVAL = ("rag", "fusion", "overlap")
+"""Drafters (of `drafters.registry`) whose model reads the retrieved passages instead of the whole documents."""
+
 CHARS_PER_TOKEN_MAX = 12
 """No tokenizer in use averages more characters a token over running text: beyond it, counting is not needed."""
 
@@ -62,6 +65,8 @@ class Evidence:
     owner: str = "local"
     retrieval_ms: float = 0.0
     generation: int = 0
+    draft_ids: list[int] | None = None
+    """A prompt over retrieved passages alone, for drafters that read less than the model does."""
 
 
 class EvidenceFinder:
@@ -76,14 +81,25 @@ class EvidenceFinder:
         self.window = window
         self.settings = settings
 
-    async def find(self, question: Question, answer_tokens: int) -> Evidence:
+    async def find(self, question: Question, answer_tokens: int, drafter: str | None = None) -> Evidence:
         """Evidence for a question, leaving room for an answer of `answer_tokens`.
+
+        For a drafter that reads a shorter prompt, mode long also makes that one, by retrieval.
 
         Raises:
             InvalidRequest: unknown mode. NotFound: unknown document or collection.
             PromptTooLong: mode long was asked for and the documents do not fit.
         """
-        return await asyncio.to_thread(self._find, question, answer_tokens)
+        evidence = await asyncio.to_thread(self._find, question, answer_tokens)
+        if (
+            evidence.mode != "long"
+            or (drafter or self.settings.drafter).partition(":")[0] not in DRAFTS_FROM_RETRIEVAL
+        ):
+            return evidence
+        retrieved = await asyncio.to_thread(self._retrieve, question, self.window - answer_tokens, "")
+        if retrieved.prompt is None:
+            return evidence
+        return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
 
     async def checked(self, spans: Sequence[Span], owner: str) -> list[Citation]:
         """Each span compared with the characters that the store holds now."""
@@ -125,6 +141,10 @@ class EvidenceFinder:
         found = self.library.documents(
             owner=question.owner, collection=question.collection, limit=self.WHOLE_DOCUMENTS + 1
         )
+        if question.collection is not None and not found:
+            known = {collection.name for collection in self.library.collections(question.owner)}
+            if question.collection not in known:
+                raise NotFound(f"There is no collection {question.collection[:100]!r}.")
         readable = [document for document in found if document.status == "ready"]
         return readable if len(found) <= self.WHOLE_DOCUMENTS else None
 

@@ -52,6 +52,23 @@ class Generator:
                 param=param,
             )
 
+    @staticmethod
+    def check_options(params: SamplingParams) -> None:
+        """Refuse a drafter or an attention policy that does not exist. Raises InvalidRequest."""
+        from drafters.errors import DrafterError
+        from drafters.registry import parse as parse_drafter
+        from sparse_attn.errors import SparseAttentionError
+        from sparse_attn.policies import parse_policy
+
+        try:
+            parse_drafter(params.drafter or "none")
+        except DrafterError as error:
+            raise InvalidRequest(f"{error}.", param="drafter") from error
+        try:
+            parse_policy(params.attention or "dense")
+        except SparseAttentionError as error:
+            raise InvalidRequest(f"{error}.", param="attention") from error
+
     def admit(self, requests: int = 1) -> None:
         """Refuse when draining, dead, or when the queue has no room for that many more requests.
 
@@ -68,9 +85,12 @@ class Generator:
             )
 
     async def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        draft_prompt: Sequence[int] | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
-        """Outputs of the engine until the request is finished.
+        """Outputs of the engine until the request is finished; `draft_prompt` is a shorter one for drafters.
 
         Raises:
             PromptTooLong, InvalidRequest: it can never run.
@@ -82,7 +102,7 @@ class Generator:
         self.admit()
         self.in_flight += 1
         try:
-            async with aclosing(self._timed(prompt_ids, params)) as outputs:
+            async with aclosing(self._timed(prompt_ids, params, draft_prompt)) as outputs:
                 async for output in outputs:
                     yield output
         finally:
@@ -97,13 +117,14 @@ class Generator:
         return self.in_flight == 0
 
     async def _timed(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self, prompt_ids: Sequence[int], params: SamplingParams, draft_prompt: Sequence[int] | None
     ) -> AsyncGenerator[TokenOutput, None]:
         """The engine's outputs under the two time limits."""
         limits = self.settings
         began = last = time.monotonic()
         first = True
-        running = cast("AsyncGenerator[TokenOutput, None]", self.async_engine.generate(prompt_ids, params))
+        generated = self.async_engine.generate(prompt_ids, params, draft_prompt=draft_prompt)
+        running = cast("AsyncGenerator[TokenOutput, None]", generated)
         async with aclosing(running) as outputs:
             while True:
                 left = limits.total_timeout_s - (time.monotonic() - began)

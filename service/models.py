@@ -37,11 +37,14 @@ def load_engine(settings: Settings) -> Engine:
         settings.model,
         dtype=dtype,
         device=device,
-        kv_memory=settings.kv_memory_mb << 20,
+        kv_memory=int(settings.kv_memory),
         max_model_len=settings.max_model_len,
         max_step_tokens=settings.step_tokens,
         max_running=settings.max_running,
         max_waiting=settings.queue_limit + settings.max_running,
+        attention=settings.attention,
+        drafter=settings.drafter,
+        draft_model=settings.draft_model,
     )
 
 

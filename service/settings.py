@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -61,13 +61,18 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
     )
-    kv_memory_mb: int = Field(1024, ge=1, description="Memory for the KV pool, in MiB.")
+    kv_memory: ByteSize = Field(
+        ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes."
+    )
     max_running: int = Field(16, ge=1, le=1024, description="Sequences decoded at once.")
     step_tokens: int = Field(
         2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
     )
-    drafter: str = Field("", description="Drafter, NAME[:key=value,…]; empty for the engine's default.")
-    attention: str = Field("", description="Sparse attention policy, NAME[:key=value,…]; empty for dense.")
+    drafter: str = Field("auto", description="Drafter of requests that name none, NAME[:key=value,…].")
+    draft_model: str | None = Field(
+        None, description="Checkpoint for drafters that want a model of their own."
+    )
+    attention: str = Field("auto", description="Sparse attention policy of requests that name none.")
 
     # Answering
     answer_tokens: int = Field(

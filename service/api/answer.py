@@ -54,8 +54,8 @@ class AnswerRequest(BaseModel):
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
-            drafter=self.drafter or settings.drafter or None,
-            attention=self.attention or settings.attention or None,
+            drafter=self.drafter,
+            attention=self.attention,
         )
 
 

@@ -64,8 +64,6 @@ def ask(
         max_tokens=max_tokens or settings.answer_tokens,
         temperature=temperature,
         seed=seed,
-        drafter=settings.drafter or None,
-        attention=settings.attention or None,
     )
     asked = Question(question, mode, tuple(document or ()), collection, LOCAL_OWNER, passages)
     answer = asyncio.run(_answer(settings, asked, params, show=not as_json))

@@ -96,8 +96,6 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
-        drafter=settings.drafter or None,
-        attention=settings.attention or None,
     )
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)

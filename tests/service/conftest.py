@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -88,9 +92,7 @@ def home(tmp_path: Path, files: list[Path]) -> Path:
 
 
 @pytest.fixture
-def folio(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def folio(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: `folio(home, "ls", …)` gives exit code, stdout and stderr."""
     from service.cli import main
 
@@ -101,3 +103,109 @@ def folio(
         return int(code), said.out, said.err
 
     return run
+
+
+class ScriptedEngine:
+    """Stands in for the engine where a test needs an answer that makes sense: the reply is a function of the prompt.
+
+    It has what AsyncEngine and Generator use of an Engine, and gives a few tokens a step, `pause_s` apart.
+    """
+
+    def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
+        self.tokenizer = tokenizer
+        self.reply = reply
+        self.pause_s = pause_s
+        self.max_model_len = 8192
+        self.blocks = SimpleNamespace(num_pages=128, num_owned=0)
+        self.config = SimpleNamespace(page_size=64)
+        self.running: dict[str, list[int]] = {}
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.failure: Exception | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running)
+
+    def add_request(self, prompt_ids: list[int], params: Any, request_id: str, *_: Any) -> str:
+        ids = self.tokenizer.encode(self.reply(self.tokenizer.decode(prompt_ids)), add_special_tokens=False)
+        self.running[request_id] = ids[: params.max_tokens]
+        self.counts[request_id] = (len(prompt_ids), len(self.running[request_id]))
+        return request_id
+
+    def abort(self, request_id: str) -> None:
+        self.running.pop(request_id, None)
+
+    def step(self) -> list[Any]:
+        from service.engine.request import TokenOutput
+
+        if self.running:
+            time.sleep(self.pause_s)
+        outputs = []
+        for request_id, ids in list(self.running.items()):
+            now, self.running[request_id] = ids[:4], ids[4:]
+            if self.failure is not None:
+                del self.running[request_id]
+                outputs.append(TokenOutput(request_id, [], "", True, "error", error=str(self.failure)))
+                continue
+            done = not self.running[request_id]
+            prompt, output = self.counts[request_id]
+            stats = {
+                "prompt_tokens": prompt,
+                "output_tokens": output,
+                "decode_tokens_per_s": 1.0,
+                "ttft_s": 0.1,
+            }
+            outputs.append(
+                TokenOutput(
+                    request_id, now, self.tokenizer.decode(now), done, "stop" if done else None, stats
+                )
+            )
+            if done:
+                del self.running[request_id]
+        return outputs
+
+    def stats(self) -> dict[str, Any]:
+        zero = (
+            "prefix_cache_queries",
+            "prefix_cache_hits",
+            "preemptions",
+            "prompt_tokens",
+            "output_tokens",
+        )
+        more = ("drafted_tokens", "accepted_tokens", "failed", "kv_pages_used", "requests_waiting")
+        return dict.fromkeys((*zero, *more), 0) | {
+            "requests_running": len(self.running),
+            "kv_cache_usage": 0.0,
+        }
+
+
+def quote_first_sentence(prompt: str) -> str:
+    """A reply that quotes the first sentence of the first document of the prompt."""
+    document = re.search(r'<document number="1"[^>]*>\n(.*?)\n</document>', prompt, re.DOTALL)
+    if document is None:
+        return "The documents do not say."
+    sentence = re.split(r"(?<=\.)\s", document.group(1).strip())[0]
+    return f'It says "{" ".join(sentence.split())}" [1]. Nobody else knows of any unicorns.'
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def scripted(tokenizer: Any) -> ScriptedEngine:
+    """An engine that quotes the first sentence it is given."""
+    return ScriptedEngine(tokenizer, quote_first_sentence)
+
+
+@pytest.fixture(scope="session")
+def make_scripted(tokenizer: Any) -> Callable[..., ScriptedEngine]:
+    """Scripted engines with another reply or pace."""
+
+    def make(reply: Callable[[str], str] = quote_first_sentence, pause_s: float = 0.0) -> ScriptedEngine:
+        return ScriptedEngine(tokenizer, reply, pause_s)
+
+    return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +74,11 @@ class _Thread(threading.Thread):
         await self.runtime.start(serving=True)
         await self.runtime.ended.wait()
         config = uvicorn.Config(
-            create_app(self.settings, self.runtime), port=0, log_config=None, lifespan="off", access_log=False
+            create_app(self.settings, self.runtime),
+            port=0,
+            log_config=None,
+            lifespan="off",
+            access_log=False,
         )
         self.server = uvicorn.Server(config)
         self.server.capture_signals = _no_signals  # type: ignore[method-assign]
@@ -86,7 +91,7 @@ class _Thread(threading.Thread):
         await self.runtime.stop()
 
 
-class _no_signals:  # noqa: N801 - stands in for a method
+class _no_signals:
     """Signals belong to the main thread, which is the tests'."""
 
     def __enter__(self) -> None: ...
@@ -112,7 +117,8 @@ def start_service(
     def start(**flags: Any) -> Service:
         flags.setdefault("drain_timeout_s", 1)
         home = flags.pop("home", None) or tmp_path_factory.mktemp("home")
-        thread = _Thread(load_settings(home=home, model=str(tiny_model), **flags), flags.pop("engine", engine))
+        model = flags.pop("engine", engine)
+        thread = _Thread(load_settings(home=home, model=str(tiny_model), **flags), model)
         thread.start()
         assert thread.started.wait(60)
         if thread.failure is not None:
@@ -134,16 +140,19 @@ def service(start_service: Callable[..., Service]) -> Service:
     return start_service()
 
 
-def events(response: httpx.Response) -> list[tuple[str, Any]]:
-    """Name and data of each server-sent event of a streamed response."""
-    import json
+@pytest.fixture(scope="session")
+def read_events() -> Callable[[httpx.Response], list[tuple[str, Any]]]:
+    """Name and data of each server-sent event of a streamed response; None for ``[DONE]``."""
 
-    found = []
-    name = "message"
-    for line in response.iter_lines():
-        if line.startswith("event: "):
-            name = line[7:]
-        elif line.startswith("data: "):
-            found.append((name, json.loads(line[6:]) if line != "data: [DONE]" else None))
-            name = "message"
-    return found
+    def read(response: httpx.Response) -> list[tuple[str, Any]]:
+        found = []
+        name = "message"
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                found.append((name, None if line == "data: [DONE]" else json.loads(line[6:])))
+                name = "message"
+        return found
+
+    return read

@@ -120,7 +120,9 @@ def test_an_oversized_upload_is_refused_by_its_declared_length(start_service: Ca
             yield b"x" * 1000
         yield b'"}'
 
-    chunked = service.client.post("/v1/search", content=undeclared(), headers={"content-type": "application/json"})
+    chunked = service.client.post(
+        "/v1/search", content=undeclared(), headers={"content-type": "application/json"}
+    )
     assert (chunked.status_code, chunked.headers["content-type"]) == (413, PROBLEM)
 
 
@@ -173,7 +175,9 @@ def test_bad_searches_name_the_field(service: Any, body: dict[str, Any], param: 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[1", b"", b'"text"', b"NaN"])
 def test_malformed_json_is_4xx(service: Any, content: bytes) -> None:
-    answer = service.client.post("/v1/search", content=content, headers={"content-type": "application/json"})
+    answer = service.client.post(
+        "/v1/search", content=content, headers={"content-type": "application/json"}
+    )
     assert 400 <= answer.status_code < 500
     assert answer.headers["content-type"] == PROBLEM
 
