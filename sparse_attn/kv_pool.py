@@ -86,6 +86,20 @@ class KVPool:
         pages, offsets = slots // self.page_size, slots % self.page_size
         return self.keys[layer][pages, :, offsets], self.values[layer][pages, :, offsets]
 
+    def get_page(self, page: int) -> torch.Tensor:
+        """A copy of one page: [2, num_layers, num_kv_heads, page_size, head_dim], keys first."""
+        return torch.stack([torch.stack([tensor[page] for tensor in side]) for side in (self.keys, self.values)])
+
+    def put_page(self, page: int, content: torch.Tensor) -> None:
+        """Fill a page with what ``get_page`` gave."""
+        for side, tensors in zip(content, (self.keys, self.values), strict=True):
+            for layer, tensor in zip(side, tensors, strict=True):
+                tensor[page] = layer
+        if self.stats is not None:
+            slots = torch.arange(page * self.page_size, (page + 1) * self.page_size, device=self.device)
+            for number, keys in enumerate(self.keys):
+                self.stats.update(number, keys, slots)
+
     def copy_slots(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Move tokens between slots (int64 [n] each) in every layer; sources are read before targets are written."""
         source_page, source_offset = source // self.page_size, source % self.page_size

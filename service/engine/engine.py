@@ -18,6 +18,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -31,6 +32,7 @@ from service.engine.draft_sessions import DraftPages, PagedDraftModel, SkippingM
 from service.engine.drafting import Drafting
 from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
+from service.engine.page_tiers import HostTier, Tiers, WarmTier
 from service.engine.request import (
     FinishReason,
     Generation,
@@ -42,7 +44,7 @@ from service.engine.request import (
 from service.engine.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
-from service.errors import FolioError, InvalidRequest, ModelError
+from service.errors import FolioError, InvalidRequest, ModelError, PromptTooLong
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv_pool import KVPool
 from sparse_attn.policies import parse_policy
@@ -64,6 +66,8 @@ class EngineConfig:
         max_step_tokens: rows of one forward, hence the longest prefill chunk.
         max_running, max_waiting: requests with pages, and in the queue.
         prefix_cache: keep the pages of finished requests for prompts that begin alike.
+        host_memory: bytes of host memory for pages that the prefix cache evicts; 0 for none.
+        warm_folder: where ``warm`` keeps the pages of documents across restarts; None for nowhere.
         attention: policy of requests that name none.
         drafter: of requests that name none.
         draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
@@ -78,6 +82,8 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 1024
     prefix_cache: bool = True
+    host_memory: int = 0
+    warm_folder: Path | None = None
     attention: str = "auto"
     drafter: str = "auto"
     draft_model: str | None = None
@@ -107,7 +113,10 @@ class Engine:
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
         num_pages = self._num_pages(config)
         pool = KVPool(loaded.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
-        self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache)
+        self.warmed = WarmTier(pool, config.warm_folder) if config.warm_folder is not None else None
+        host = [HostTier(pool, config.host_memory)] if config.host_memory else []
+        lower = Tiers([*host, *([self.warmed] if self.warmed is not None else [])])
+        self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache, lower)
         self.lent = DraftPages(self.blocks)
         limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
@@ -177,7 +186,7 @@ class Engine:
     @property
     def salt(self) -> str:
         """What else than the tokens decides the KV of a dense sequence: model and dtype."""
-        return f"{self.loaded.name}/{self.config.dtype}"
+        return f"{self.loaded.fingerprint}/{self.config.dtype}"
 
     @property
     def has_work(self) -> bool:
@@ -240,6 +249,35 @@ class Engine:
         if request is not None:
             self._outputs.append(self._finish(request, FinishReason.ABORT))
 
+    def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
+        """Compute the KV of a prefix and keep its whole pages on disk, so that prompts that begin so start at once.
+
+        Args:
+            name: of the file; a document's id.
+            token_ids: the prefix; its last, partial page is not kept.
+            attention: the policy that will be asked for; pages of one policy are of no use to another.
+
+        Raises:
+            ModelError: no folder was configured.
+            PromptTooLong: the prefix does not fit, or is shorter than a page.
+        """
+        if self.warmed is None:
+            raise ModelError("There is no folder for warmed documents.", hint="Give the engine warm_folder.")
+        size = self.config.page_size
+        if len(token_ids) < size:
+            raise PromptTooLong(f"{len(token_ids)} tokens do not fill a page of {size}: nothing to warm.")
+        params = SamplingParams(max_tokens=1, attention=attention, drafter="none")
+        request_id = self.add_request([*token_ids, 0], params)
+        request = self._requests[request_id]
+        while not any(output.request_id == request_id and output.finished for output in self.step()):
+            pass
+        match = self.blocks.match([*token_ids, 0], request.salt)
+        try:
+            digests = self.blocks.digests(token_ids, request.salt)[: len(match.pages)]
+            return self.warmed.write(name, digests, match.pages, {"salt": request.salt})
+        finally:
+            self.blocks.release(match.pages)
+
     def reset(self) -> None:
         """Abort every request and forget the outputs that nobody has taken."""
         for request_id in list(self._requests):
@@ -259,6 +297,7 @@ class Engine:
             "prefix_cache_queries": blocks.queries,
             "prefix_cache_hits": blocks.hits,
             "prefix_cache_evictions": blocks.evictions,
+            "prefix_cache_restored_pages": blocks.restored,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
             "drafting": self.drafting.totals.as_dict(),

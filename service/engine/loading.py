@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class LoadedModel:
         tokenizer: None where the checkpoint has none; then prompts are token ids and text is empty.
         max_len: positions that the model was made for.
         eos_ids: tokens that end a sequence.
+        fingerprint: names configuration and weights, so that KV of other weights is never taken for this model's.
     """
 
     name: str
@@ -43,6 +46,7 @@ class LoadedModel:
     kv_shape: KVShape
     max_len: int
     eos_ids: frozenset[int]
+    fingerprint: str
 
     @property
     def vocab_size(self) -> int:
@@ -96,7 +100,7 @@ def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | N
     max_len = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 20)
     max_len = min(max_len, max_model_len or max_len)
     _pin_rope(name, model, max_len)
-    return LoadedModel(name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer))
+    return LoadedModel(name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer), _fingerprint(model))
 
 
 def load_tokenizer(path: str) -> Any:
@@ -164,6 +168,18 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         if value is not None:
             found |= set(value) if isinstance(value, list | tuple) else {int(value)}
     return frozenset(found)
+
+
+def _fingerprint(model: Any) -> str:
+    """A hash of the configuration and of a sample of every weight."""
+    digest = hashlib.blake2b(digest_size=8)
+    settings = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].double().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _device_map(device: str) -> Any:
