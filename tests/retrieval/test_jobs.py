@@ -139,8 +139,8 @@ def test_jobs_of_others_do_not_exist(library: Library) -> None:
     assert [found.id for found in library.jobs.listing("ann", 10)] == [job.id]
 
 
-def test_two_writers_at_once_get_one_clear_sentence(tmp_path: Path, embedder) -> None:
-    with Library.open(tmp_path, embedder=embedder) as one, Library.open(tmp_path, embedder=embedder) as two:
+def test_two_writers_at_once_get_one_clear_sentence(tmp_path: Path, embedder, open_library) -> None:
+    with open_library(tmp_path, embedder) as one, open_library(tmp_path, embedder) as two:
         with (
             one._lease.hold("ingesting"),
             pytest.raises(StoreBusy, match=r"process \d+ on .* \(ingesting\) is writing"),

@@ -91,17 +91,17 @@ def test_owners_and_collections_are_apart(library: Library) -> None:
     assert library.search("password", owner="bob", collection="c").hits[0].document == other.id
 
 
-def test_a_reopened_library_finds_the_same(tmp_path: Path, embedder) -> None:
-    with Library.open(tmp_path, embedder=embedder) as library:
+def test_a_reopened_library_finds_the_same(tmp_path: Path, embedder, open_library) -> None:
+    with open_library(tmp_path, embedder) as library:
         library.ingest([Upload(f"{n}.txt", f"Station {n} keeps lamp {n * 7}.".encode()) for n in range(20)])
         before = library.search("station 3 lamp", k=20)
-    with Library.open(tmp_path, embedder=embedder) as library:
+    with open_library(tmp_path, embedder) as library:
         assert library.search("station 3 lamp", k=20) == before
         assert library.verify_index().ok
 
 
-def test_another_process_sees_changes_and_new_generations(tmp_path: Path, embedder) -> None:
-    with Library.open(tmp_path, embedder=embedder) as writer, Library.open(tmp_path, embedder=embedder) as reader:
+def test_another_process_sees_changes_and_new_generations(tmp_path: Path, embedder, open_library) -> None:
+    with open_library(tmp_path, embedder) as writer, open_library(tmp_path, embedder) as reader:
         [first] = writer.ingest([Upload("a.txt", b"An otter swam.")])
         assert reader.search("otter").hits[0].document == first.id
         writer.delete(first.id)
@@ -111,11 +111,11 @@ def test_another_process_sees_changes_and_new_generations(tmp_path: Path, embedd
         assert reader.search("otter").hits[0].name == "b.txt"
 
 
-def test_another_embedder_is_refused_until_rebuilt(tmp_path: Path, embedder) -> None:
+def test_another_embedder_is_refused_until_rebuilt(tmp_path: Path, embedder, open_library) -> None:
     other = type(embedder)(dim=32, name="other")
-    with Library.open(tmp_path, embedder=embedder) as library:
+    with open_library(tmp_path, embedder) as library:
         library.ingest([Upload("a.txt", b"The lighthouse is white.")])
-    with Library.open(tmp_path, embedder=other) as changed, Library.open(tmp_path, embedder=embedder) as old:
+    with open_library(tmp_path, other) as changed, open_library(tmp_path, embedder) as old:
         with pytest.raises(EmbedderMismatch, match="folio index rebuild"):
             changed.search("lighthouse")
         with pytest.raises(EmbedderMismatch):
@@ -129,13 +129,13 @@ def test_another_embedder_is_refused_until_rebuilt(tmp_path: Path, embedder) -> 
             old.search("lighthouse")
 
 
-def test_export_and_import(tmp_path: Path, embedder, library: Library) -> None:
+def test_export_and_import(tmp_path: Path, embedder, open_library, library: Library) -> None:
     library.ingest([Upload("a.txt", TEXT.encode()), Upload("b.md", b"# Moss\n\nMoss grows slowly.")], collection="c")
     archive = tmp_path / "c.zip"
     assert library.export_collection(archive, "c") == 2
     other = type(embedder)(dim=32, name="other")
     for model in (embedder, other):
-        with Library.open(tmp_path / model.fingerprint, embedder=model) as copy:
+        with open_library(tmp_path / model.fingerprint, model) as copy:
             assert [result.status for result in copy.import_collection(archive, owner="ann")] == ["ready"] * 2
             assert copy.text(copy.documents(owner="ann", collection="c")[0].id, owner="ann") in (
                 TEXT,
