@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     kv_memory: ByteSize = Field(
         ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes."
     )
+    prefix_cache: bool = Field(
+        True, description="Keep the KV of finished requests for prompts that begin alike."
+    )
+    host_memory: ByteSize = Field(
+        ByteSize(0), description="Host memory for KV that the prefix cache evicts; 0 for none."
+    )
     max_running: int = Field(16, ge=1, le=1024, description="Sequences decoded at once.")
     step_tokens: int = Field(
         2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
