@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -255,6 +255,7 @@ class PolicyState:
     decode_stats: PlanStats = field(default_factory=PlanStats)
     _selected: dict[int, _Selection] = field(default_factory=dict)
     _pending: dict[int, dict[int, _Selection]] = field(default_factory=dict)
+    _tile_means: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.policy = self.policy.resolve(self.prompt_len)
@@ -301,10 +302,13 @@ class PolicyState:
     def plan_prefill(self, rows: SequenceRows) -> BlockIndex | None:
         """As `plan`, for rows of the prompt."""
         began = time.perf_counter()
+        rows = replace(rows, tile_means=self._tile_means)
         patterns = self.policy.prefill(rows.layer, self.model, self.prompt_len)
         grid = Grid.of(rows, self.policy.block, self.policy.block)
         dense = rows.length <= self._prefill_gate or all(isinstance(p, Dense) for p in patterns)
         index = None if dense else self._prefill_index(rows, grid, patterns)
+        if rows.length == self.prompt_len:  # the last chunk: what served the next ones is worthless now
+            self._tile_means = {at: means for at, means in self._tile_means.items() if at[0] != rows.layer}
         self._count(self.prefill_stats, index, grid, began)
         return index
 

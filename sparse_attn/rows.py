@@ -35,6 +35,7 @@ class SequenceRows:
         tree_mask: bool [n, n] ancestor-or-self, or None where the rows are a run of text.
         stats: bounds of the keys in each page, for page selection.
         layer: number of the layer, to find its statistics and its state.
+        tile_means: where `key_tile_means` keeps its answers between the chunks of a prompt, by (layer, stride).
     """
 
     q: Tensor
@@ -49,6 +50,7 @@ class SequenceRows:
     stats: PageStats | None = None
     layer: int = 0
     key_scales: Tensor | None = None
+    tile_means: dict[tuple[int, int], Tensor] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -76,20 +78,56 @@ class SequenceRows:
         keys[:, self.length :] = 0
         return keys
 
+    def key_tile_means(self, stride: int) -> Tensor:
+        """[Hkv, ceil(length / stride), D]: mean of every ``stride`` keys; the last of what there is."""
+        complete = self.length // stride
+        known = self.tile_means.get((self.layer, stride)) if self.tile_means is not None else None
+        if known is None or known.shape[1] < complete:
+            have = 0 if known is None else known.shape[1]
+            fresh = self._key_range(have * stride, complete * stride).unflatten(1, (-1, stride)).mean(2)
+            known = fresh if known is None else torch.cat([known, fresh], dim=1)
+            if self.tile_means is not None:
+                self.tile_means[self.layer, stride] = known
+        known = known[:, :complete]
+        if self.length % stride == 0:
+            return known
+        rest = self._key_range(complete * stride, self.length).mean(1, keepdim=True)
+        return torch.cat([known, rest], dim=1)
+
+    def _key_range(self, first: int, end: int) -> Tensor:
+        """[Hkv, end - first, D]."""
+        new = self.k[max(first - self.context_len, 0) : max(end - self.context_len, 0)].transpose(0, 1)
+        if first >= self.context_len:
+            return new
+        assert self.key_pages is not None
+        page_size = self.key_pages.shape[2]
+        old = self._gather_pages(first // page_size, -(-min(end, self.context_len) // page_size))
+        skip = first % page_size
+        return torch.cat([old[:, skip : skip + min(end, self.context_len) - first], new], dim=1)
+
     def _gather_context(self, keys: Tensor) -> None:
         """Fill the first keys from pages; what the last page holds beyond the context is overwritten later."""
         assert self.key_pages is not None
+        count = -(-self.context_len // self.key_pages.shape[2])
+        self._gather_pages(0, count, out=keys)
+
+    def _gather_pages(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
+        """Keys of pages first … end-1 of the sequence as [Hkv, tokens, D]; into the beginning of ``out`` if given."""
+        assert self.key_pages is not None
         assert self.block_table is not None
-        page_size = self.key_pages.shape[2]
-        count = -(-self.context_len // page_size)
-        pages = self.block_table[:count].long()
+        _, num_heads, page_size, head_dim = self.key_pages.shape
+        pages = self.block_table[first:end].long()
+        tokens = len(pages) * page_size
+        if out is None:
+            out = self.k.new_empty(num_heads, tokens, head_dim)
         if self.key_scales is not None:
-            tiles = dequantize(self.key_pages[pages], self.key_scales[pages], keys.dtype)
-            keys[:, : count * page_size] = tiles.transpose(0, 1).flatten(1, 2)
-            return
-        for head in range(keys.shape[0]):  # one head at a time, so that each key is copied once
-            out = keys[head, : count * page_size].view(count, page_size, -1)
-            torch.index_select(self.key_pages[:, head], 0, pages, out=out)
+            tiles = dequantize(self.key_pages[pages], self.key_scales[pages], out.dtype)
+            out[:, :tokens] = tiles.transpose(0, 1).flatten(1, 2)
+            return out
+        for head in range(num_heads):  # one head at a time, so that each key is copied once
+            target = out[head, :tokens].view(len(pages), page_size, head_dim)
+            torch.index_select(self.key_pages[:, head], 0, pages, out=target)
+        return out
 
     @cached_property
     def row_positions(self) -> Tensor:

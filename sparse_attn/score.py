@@ -47,10 +47,8 @@ def tile_means(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[int]
     first = torch.arange(tiles.shape[1], device=tiles.device) * stride + start
     present = (first + stride).clamp(max=rows.length) - first.clamp(min=rows.context_len)
     queries = tiles.sum(2) / present.clamp(min=1)[:, None].to(tiles.dtype)
-    keys = _padded_keys(rows, grid).unflatten(1, (-1, stride)).mean(2)
-    rest = rows.length % stride
-    if rest:
-        keys[:, rows.length // stride] *= stride / rest
+    keys = rows.key_tile_means(stride)
+    keys = F.pad(keys, (0, 0, 0, grid.num_key_blocks * (grid.block_k // stride) - keys.shape[1]))
     return _tile_weights(queries, keys, rows, grid, stride, heads, rows.scale)
 
 

@@ -185,6 +185,19 @@ def test_a_sliding_window_is_cut_out_of_the_index(make_sequence, window):
     torch.testing.assert_close(seq.attend(0, 300, index, window), seq.attend(0, 300, None, window))
 
 
+@pytest.mark.parametrize("cuts", [[0, 64, 192, 300], [0, 37, 39, 150, 299, 300]])
+def test_means_of_keys_are_kept_between_chunks_and_dropped_after(make_sequence, cuts):
+    seq = make_sequence(300)
+    text = "xattention:gate=0,block=32,p=0.5,stride=8,means=true,sink=16,local=16"
+    state = state_of(text, 300)
+    for first, end in itertools.pairwise(cuts):
+        index = state.plan(seq.rows(first, end))
+        alone = state_of(text, 300).plan(seq.rows(first, end))  # gathers every key anew
+        assert torch.equal(index.to_mask(), alone.to_mask())
+        assert bool(state._tile_means) == (end < 300)
+        seq.store(first, end)
+
+
 def test_minference_gives_each_head_its_own(make_sequence, tmp_path):
     write_minference(
         tmp_path / "p.json", [[AShape(16, 32), VerticalSlash(32, 160), AShape(16, 64), AShape(16, 32)]] * 2
