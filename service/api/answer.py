@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.answering import Event, Question, collect, error_data
 from service.api.auth import Reader
 from service.api.errors import problems
+from service.api.fields import CollectionName, DocumentId, Text
 from service.api.health import Parts
-from service.api.search import DocumentId, Passage
+from service.api.search import Passage
 from service.api.sse import EventStream, event, first_item, unless_gone
 from service.engine.request import SamplingParams
 from service.errors import FolioError
@@ -32,12 +33,12 @@ class AnswerRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    question: str = Field(min_length=1, max_length=20_000)
+    question: Text = Field(min_length=1, max_length=20_000)
     mode: Literal["auto", "long", "retrieval"] = "auto"
     documents: list[DocumentId] = Field(
         [], max_length=100, description="Ids; none for the whole collection."
     )
-    collection: str | None = Field(None, min_length=1, max_length=255)
+    collection: CollectionName | None = None
     passages: int | None = Field(None, ge=1, le=100, description="Passages to retrieve.")
     stream: bool = False
     max_tokens: int | None = Field(None, ge=1, le=65536)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.auth import Reader
 from service.api.errors import problems
+from service.api.fields import CollectionName, DocumentId, Text
 from service.api.health import Parts
 from service.evidence import hit_data
 
 router = APIRouter(tags=["search"])
-
-DocumentId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class SearchRequest(BaseModel):
@@ -23,11 +22,11 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query: str = Field(min_length=1, max_length=20_000)
+    query: Text = Field(min_length=1, max_length=20_000)
     limit: int = Field(10, ge=1, le=100)
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     documents: list[DocumentId] = Field([], max_length=100)
-    collection: str | None = Field(None, min_length=1, max_length=255)
+    collection: CollectionName | None = None
 
 
 class Passage(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,24 +72,30 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    """Two small documents."""
-    book, trees = tmp_path / "bridge.txt", tmp_path / "trees.md"
-    book.write_bytes(BOOK.encode())
-    trees.write_bytes(TREES.encode())
-    return [book, trees]
-
-
-@pytest.fixture
-def home(tmp_path: Path, files: list[Path]) -> Path:
-    """A data folder with the two documents."""
+@pytest.fixture(scope="session")
+def home_with_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with two small documents; tests get a copy of it."""
     from retrieval.library import Library
 
-    folder = tmp_path / "home"
-    with Library.open(folder) as library:
-        library.ingest(files)
+    folder = tmp_path_factory.mktemp("library")
+    book, trees = folder / "bridge.txt", folder / "trees.md"
+    book.write_bytes(BOOK.encode())
+    trees.write_bytes(TREES.encode())
+    with Library.open(folder / "home") as library:
+        library.ingest([book, trees])
     return folder
+
+
+@pytest.fixture
+def files(home_with_documents: Path, tmp_path: Path) -> list[Path]:
+    """Two small documents."""
+    return [Path(shutil.copy(home_with_documents / name, tmp_path)) for name in ("bridge.txt", "trees.md")]
+
+
+@pytest.fixture
+def home(home_with_documents: Path, tmp_path: Path) -> Path:
+    """A data folder with the two documents."""
+    return Path(shutil.copytree(home_with_documents / "home", tmp_path / "home"))
 
 
 @pytest.fixture

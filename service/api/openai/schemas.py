@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.api.fields import CollectionName, DocumentId, Text
 from service.engine.request import SamplingParams
 
 MAX_MESSAGES = 1000
@@ -28,8 +29,8 @@ class Strict(BaseModel):
 class FolioOptions(Strict):
     """What Folio adds: the documents to answer from, and how."""
 
-    collection: str | None = Field(None, max_length=255)
-    documents: list[Annotated[str, Field(max_length=64)]] = Field([], max_length=100)
+    collection: CollectionName | None = None
+    documents: list[DocumentId] = Field([], max_length=100)
     mode: Literal["auto", "long", "retrieval"] = "auto"
     passages: int | None = Field(None, ge=1, le=100)
 
@@ -38,14 +39,14 @@ class TextPart(Strict):
     """A part of a message; images and sound are not supported."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: Text | list[TextPart] | None = None
     name: str | None = Field(None, max_length=255)
     refusal: None = None
     tool_calls: None = Field(None, description="Not supported.")
@@ -74,7 +75,7 @@ class Sampled(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31, description="Extension, as vLLM's.")
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     stop_token_ids: list[TokenId] = Field([], max_length=64, description="Extension, as vLLM's.")
     ignore_eos: bool = Field(False, description="Extension, as vLLM's.")
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -154,9 +155,9 @@ class CompletionRequest(Sampled):
     """Body of `POST /v1/completions`."""
 
     prompt: (
-        str
+        Text
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | Annotated[list[Text], Field(min_length=1, max_length=64)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -170,8 +171,8 @@ class EmbeddingRequest(Strict):
 
     model: str = Field(max_length=255)
     input: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+        Annotated[Text, Field(min_length=1)]
+        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, lt=2**31)
