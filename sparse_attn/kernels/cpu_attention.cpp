@@ -109,10 +109,11 @@ class Worker {
   int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
   State state{};
   float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr;
-  const float *k_rows[TILE], *v_rows[TILE];
-  struct Visible { int low, high; uint64_t blocks; };  // keys of the row: low <= number < high, in `blocks` of tile
-  std::vector<Visible> visible;
-  std::vector<int> low, high, path, cursor, query_block;
+  const float *k_rows[TILE], *v_rows[TILE], *next_k = nullptr;
+  std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
+  int highest_low = 0, lowest_high = 0;
+  std::vector<uint64_t> seen;  // of each packed row: which keys of the tile at hand it sees
+  std::vector<int> path, cursor, query_block;
 
   void begin(const Task& task) {
     t = task;
@@ -138,6 +139,9 @@ class Worker {
       const int64_t position = c.positions ? c.positions[row_base + i] : self;
       if (c.window > 0) low[i - t.row0] = int(std::max<int64_t>(0, position - c.window + 1));
     }
+    highest_low = *std::max_element(low.begin(), low.end());
+    lowest_high = *std::min_element(high.begin(), high.end());
+    seen.resize(rows);
     if (c.index_counts) find_query_blocks();
   }
 
@@ -203,10 +207,14 @@ class Worker {
     return std::binary_search(ids, ids + block_count(block), (key + c.index_k_offset[t.sequence]) / c.index_block_k);
   }
 
+  int64_t context_row(int key) const {
+    const int64_t page = c.block_tables[t.sequence * c.table_stride + key / c.page_size];
+    return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
+  }
+
   // Pointers to keys and values `key` … of the context and, beyond it, of the new rows in order of storage.
   void point(int slot, int key, int count) {
     const int context = c.context_lens[t.sequence];
-    const int32_t* table = c.block_tables + t.sequence * c.table_stride;
     while (count > 0) {
       int run = count;
       const float *k, *v;
@@ -214,7 +222,7 @@ class Worker {
       if (key < context) {
         const int offset = key % c.page_size;
         run = std::min({count, c.page_size - offset, context - key});
-        const int64_t at = table[key / c.page_size] * c.page_stride + (int64_t(kv_head) * c.page_size + offset) * c.dim;
+        const int64_t at = context_row(key);
         k = c.k_cache + at;
         v = c.v_cache + at;
       } else {
@@ -236,18 +244,33 @@ class Worker {
   // --- tiles --------------------------------------------------------------------------------------
 
   void shared_tile(int key, int count) {
-    visible.resize(t.row1 - t.row0);
-    bool any = false;
-    uint64_t bits = ~0ull;
-    int known = -1;
-    for (int i = 0; i < t.row1 - t.row0; ++i) {
-      if (c.index_counts && query_block[i] != known) bits = visited(known = query_block[i], key);
-      visible[i] = {std::max(low[i] - key, 0), std::min(high[i] - key, count), bits};
-      any |= bits != 0 && visible[i].low < visible[i].high;
+    if (!c.index_counts && key >= highest_low && key + TILE <= lowest_high) {
+      std::fill(seen.begin(), seen.end(), ~0ull);
+    } else {
+      uint64_t bits = ~0ull, any = 0;
+      int known = -1;
+      for (int i = 0; i < t.row1 - t.row0; ++i) {
+        if (c.index_counts && query_block[i] != known) bits = visited(known = query_block[i], key);
+        any |= see(i, key, count, bits);
+      }
+      if (!any) return;
     }
-    if (!any) return;
     point(0, key, count);
+    const int after = key + TILE;
+    next_k = after < c.context_lens[t.sequence] ? context_row(after) + c.k_cache : nullptr;
     tile(count, 0, rows);
+    next_k = nullptr;
+  }
+
+  // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
+  uint64_t see(int i, int key, int count, uint64_t bits) {
+    const int from = std::max(low[i] - key, 0), to = std::min(high[i] - key, count);
+    if (from >= to)
+      bits = 0;
+    else
+      bits &= (to == TILE ? ~0ull : (1ull << to) - 1) & (~0ull << from);
+    std::fill_n(seen.begin() + i * t.heads, t.heads, bits);
+    return bits;
   }
 
   // The keys from number `from` up to `to` of one row of a tree, from its last whole tile of context on.
@@ -258,7 +281,6 @@ class Worker {
     for (int j = 0; j < new_rows; ++j)
       if (mask[i * new_rows + j]) path.push_back(context + j);
     to = std::min(to, tail + int(path.size()));
-    visible.resize(t.row1 - t.row0);
     for (int key = from; key < to; key += TILE) {
       const int count = std::min(TILE, to - key);
       uint64_t bits = 0;
@@ -267,13 +289,13 @@ class Worker {
         point(j, stored, 1);
         if (!c.index_counts || visits(query_block[i - t.row0], stored)) bits |= 1ull << j;
       }
-      visible[i - t.row0] = {std::max(low[i - t.row0] - key, 0), std::min(high[i - t.row0] - key, count), bits};
-      tile(count, (i - t.row0) * t.heads, (i - t.row0 + 1) * t.heads);
+      if (see(i - t.row0, key, count, bits)) tile(count, (i - t.row0) * t.heads, (i - t.row0 + 1) * t.heads);
     }
   }
 
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
+    for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
     transpose(k_rows, count, c.dim, columns, TILE);
     if (padded) {
       for (int j = 0; j < count; ++j) {
@@ -287,30 +309,33 @@ class Worker {
 
   template <int ROWS>
   void attend(int count, int r0) {
-    uint64_t seen[ROWS], any = 0;
-    for (int r = 0; r < ROWS; ++r) any |= seen[r] = keys_seen(visible[(r0 + r) / t.heads]);
+    uint64_t any = 0;
+    for (int r = 0; r < ROWS; ++r) any |= seen[r0 + r];
     if (!any) return;
     const int vectors = (count + LANES - 1) / LANES;
     multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, [&](int d) { return columns + d * TILE; }, scores,
                                TILE, vectors);
-    for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r], r0 + r);
-    multiply_wide<ROWS, true>(scores, TILE, count, [&](int j) { return v_rows[j]; }, state.o + r0 * width, width,
-                              width / LANES);
-  }
-
-  static uint64_t keys_seen(const Visible& row) {
-    if (row.low >= row.high) return 0;
-    const uint64_t below_high = row.high >= TILE ? ~0ull : (1ull << row.high) - 1;
-    return row.blocks & below_high & (~0ull << row.low);
+    for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
+    float* o = state.o + r0 * width;
+    if (next_k) {  // the first rows to use this tile's values bring in the next tile's keys
+      auto row = [&](int j) {
+        for (int d = 0; d < c.dim; d += 16) prefetch(next_k + j * c.dim + d);
+        return v_rows[j];
+      };
+      multiply_wide<ROWS, true>(scores, TILE, count, row, o, width, width / LANES);
+      next_k = nullptr;
+    } else {
+      multiply_wide<ROWS, true>(scores, TILE, count, [&](int j) { return v_rows[j]; }, o, width, width / LANES);
+    }
   }
 
   // One row's scores → weights, its maximum and sum brought up to date.
-  void soften(float* s, int vectors, uint64_t seen, int row) {
+  void soften(float* s, int vectors, uint64_t visible, int row) {
     vec x[TILE / LANES], top = splat(-INF);
     for (int v = 0; v < vectors; ++v) {
       x[v] = load(s + v * LANES);
       if (c.softcap > 0) x[v] = cap(x[v]);
-      if (seen != ~0ull) x[v] = hide(x[v], uint32_t(seen >> (v * LANES)));
+      if (visible != ~0ull) x[v] = hide(x[v], uint32_t(visible >> (v * LANES)));
       top = folio::max(top, x[v]);
     }
     const float m = std::max(state.m[row], max_lane(top));

@@ -33,8 +33,8 @@ extern "C" void folio_linear(const Linear* call) {
     const float* sources[PANEL];
     for (int64_t k0 = 0; k0 < c.inner; k0 += DEPTH) {
       const int depth = int(std::min<int64_t>(DEPTH, c.inner - k0));
-      for (int j = 0; j < columns; ++j) sources[j] = c.w + (n0 + j) * c.w_row + k0;
-      transpose(sources, columns, depth, panel, PANEL);
+      for (int j = 0; j < PANEL; ++j) sources[j] = c.w + (n0 + std::min(j, columns - 1)) * c.w_row + k0;
+      transpose(sources, PANEL, depth, panel, PANEL);
       const float* x = c.x + row0 * c.x_row + k0;
       auto row = [&](int k) { return panel + k * PANEL; };
       for_row_groups(rows, [&](auto group, int r) {

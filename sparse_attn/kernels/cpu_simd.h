@@ -44,7 +44,9 @@ inline vec fma(vec a, vec b, vec c) {
 
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
-// Interleave the low or the high halves of two vectors: LOG2(LANES) rounds of it over LANES rows transpose them.
+inline void prefetch(const float* p) { __builtin_prefetch(p); }
+
+// Interleave the low or the high halves of two vectors.
 template <int HIGH>
 inline vec interleave(vec a, vec b) {
   constexpr int H = HIGH * LANES / 2, L = LANES;
@@ -55,6 +57,44 @@ inline vec interleave(vec a, vec b) {
   return __builtin_shufflevector(a, b, H, L + H, H + 1, L + H + 1, H + 2, L + H + 2, H + 3, L + H + 3);
 #else
   return __builtin_shufflevector(a, b, H, L + H, H + 1, L + H + 1);
+#endif
+}
+
+// The LANES × LANES square that begins at rows[i] + offset, transposed: column[i] is its column i.
+inline void transpose_square(const float* const* rows, int offset, vec* column) {
+#if defined(__AVX512F__)
+  // Quarters of four rows are gathered while loading, which spares the one shuffle port half of the work.
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    __m512 a[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      a[i] = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + offset + 4 * q));
+      a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(rows[i + 4] + offset + 4 * q), 1);
+      a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(rows[i + 8] + offset + 4 * q), 2);
+      a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(rows[i + 12] + offset + 4 * q), 3);
+    }
+    const __m512d low = (__m512d)_mm512_unpacklo_ps(a[0], a[1]), low2 = (__m512d)_mm512_unpacklo_ps(a[2], a[3]);
+    const __m512d high = (__m512d)_mm512_unpackhi_ps(a[0], a[1]), high2 = (__m512d)_mm512_unpackhi_ps(a[2], a[3]);
+    column[4 * q] = (vec)_mm512_unpacklo_pd(low, low2);
+    column[4 * q + 1] = (vec)_mm512_unpackhi_pd(low, low2);
+    column[4 * q + 2] = (vec)_mm512_unpacklo_pd(high, high2);
+    column[4 * q + 3] = (vec)_mm512_unpackhi_pd(high, high2);
+  }
+#else
+  vec next[LANES];
+#pragma GCC unroll 8
+  for (int i = 0; i < LANES; ++i) column[i] = load(rows[i] + offset);
+#pragma GCC unroll 3
+  for (int round = 1; round < LANES; round *= 2) {  // a perfect shuffle of rows, LOG2(LANES) times
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES / 2; ++i) {
+      next[2 * i] = interleave<0>(column[i], column[i + LANES / 2]);
+      next[2 * i + 1] = interleave<1>(column[i], column[i + LANES / 2]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES; ++i) column[i] = next[i];
+  }
 #endif
 }
 
@@ -76,55 +116,42 @@ inline float max_lane(vec v) {
 }
 inline float sum_lanes(vec v) { return reduce(v, [](float a, float b) { return a + b; }); }
 
-// exp, within 2 ulp; exactly 0 below the smallest normal number, so that -inf gives 0.
+// exp, within 2e-7 relative; exactly 0 below the smallest normal number and for -inf. For x < 80.
 inline vec exp(vec x) {
-  const vec low = splat(-87.336f);
   const vec rounder = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  vec clamped = max(x, low);
-  vec shifted = fma(clamped, splat(1.44269504f), rounder);
-  vec n = shifted - rounder;
-  vec r = fma(n, splat(-0.693145752f), clamped);
-  r = fma(n, splat(-1.42860677e-6f), r);
-  vec p = splat(1.9875691500e-4f);  // Cephes' expf
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + splat(1.0f);
+  const vec shifted = fma(x, splat(1.44269504f), rounder);
+  const vec n = shifted - rounder;
+  const vec r = fma(n, splat(-0.693147182f), x);
+  vec p = fma(r, splat(8.3125014894e-3f), splat(4.1890332335e-2f));  // least largest relative error, fitted
+  p = fma(p, r, splat(1.6667115389e-1f));
+  p = fma(p, r, splat(4.9999230304e-1f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.336f), _CMP_GE_OQ), (__m512)p,
+                                     (__m512)n);
+#else
   ivec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  ivec scale = (bits + 127) << 23;
+  const ivec scale = (bits + 127) << 23;
   vec power;
   std::memcpy(&power, &scale, sizeof power);
-  return x < low ? vec{} : p * power;
+  return x < splat(-87.336f) ? vec{} : p * power;
+#endif
 }
 
-// Rows [r][0:depth] of `count` row pointers → columns: out[d * stride + r], rows beyond count being 0.
-// count is rounded up to whole vectors of LANES columns.
+// Rows [r][0:depth] of row pointers, whole vectors of LANES of them → columns: out[d * stride + r].
 inline void transpose(const float* const* rows, int count, int depth, float* out, int stride) {
   for (int r0 = 0; r0 < count; r0 += LANES) {
-    const int used = count - r0 < LANES ? count - r0 : LANES;
     int d = 0;
     for (; d + LANES <= depth; d += LANES) {
-      vec a[LANES], b[LANES];
+      vec column[LANES];
+      transpose_square(rows + r0, d, column);
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; ++i) a[i] = i < used ? load(rows[r0 + i] + d) : vec{};
-#pragma GCC unroll 4
-      for (int round = 1; round < LANES; round *= 2) {
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES / 2; ++i) {
-          b[2 * i] = interleave<0>(a[i], a[i + LANES / 2]);
-          b[2 * i + 1] = interleave<1>(a[i], a[i + LANES / 2]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) a[i] = b[i];
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < LANES; ++i) store(out + (d + i) * stride + r0, a[i]);
+      for (int i = 0; i < LANES; ++i) store(out + (d + i) * stride + r0, column[i]);
     }
     for (; d < depth; ++d)
-      for (int i = 0; i < LANES; ++i) out[d * stride + r0 + i] = i < used ? rows[r0 + i][d] : 0.0f;
+      for (int i = 0; i < LANES; ++i) out[d * stride + r0 + i] = rows[r0 + i][d];
   }
 }
 
