@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 
-_SPEC = os.environ.get("FOLIO_FAILPOINT", "")
-_name, _, _count = _SPEC.partition(":")
-_left = int(_count) if _count else 1
-
 EXIT_CODE = 86
+
+_name = ""
+_left = 0
+
+
+def arm(spec: str) -> None:
+    """Set the failpoint of this process, as the variable does at its start."""
+    global _name, _left
+    _name, _, count = spec.partition(":")
+    _left = int(count or 1)
 
 
 def failpoint(name: str) -> None:
@@ -23,3 +29,6 @@ def failpoint(name: str) -> None:
     _left -= 1
     if _left == 0:
         os._exit(EXIT_CODE)
+
+
+arm(os.environ.get("FOLIO_FAILPOINT", ""))

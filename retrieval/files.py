@@ -5,8 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from retrieval.errors import StoreUnavailable
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """A full or failing disk as StoreUnavailable, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise StoreUnavailable(
+            f"cannot write{where}: {error.strerror}; free some space or mend it, and try again"
+        ) from error
+
 
 Sink = Callable[[bytes], object]
 

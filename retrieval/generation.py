@@ -22,7 +22,7 @@ import numpy as np
 from retrieval.dense import DenseIndex, factory_string
 from retrieval.errors import IndexCorrupt
 from retrieval.failpoints import failpoint
-from retrieval.files import sha256_of, sync_folder, write_synced
+from retrieval.files import in_words, sha256_of, sync_folder, write_synced
 from retrieval.sparse import SparseIndex
 
 FORMAT = 1
@@ -85,12 +85,13 @@ class Generation:
 
 def write_generation(index_folder: Path, content: GenerationContent) -> tuple[str, str]:
     """Write and check a generation. Returns (name of its folder, sha256 of its manifest); SQL does not know it yet."""
-    index_folder.mkdir(parents=True, exist_ok=True)
     suffix = secrets.token_hex(4)
     aside = index_folder / f"tmp-{suffix}"
-    aside.mkdir()
+    with in_words():
+        aside.mkdir(parents=True)
     try:
-        manifest_hash = _write_files(aside, content)
+        with in_words():
+            manifest_hash = _write_files(aside, content)
         failpoint("generation.written")
         check_files(aside, manifest_hash)
         load_generation(aside, 0, manifest_hash, checked=True)

@@ -97,7 +97,8 @@ class Index:
         started = time.perf_counter()
         with self._lease.hold("building the index"):
             snapshot = self.refresh()
-            if not force and snapshot.generation and not snapshot.pending and not snapshot.tombstones:
+            changed = snapshot.pending or snapshot.tombstones or self._corrupt
+            if snapshot.generation and not changed and not force:
                 return self._report(snapshot.generation, started, built=False)
             content = self._content()
             if len(content.ids) == 0:
@@ -247,6 +248,7 @@ class Index:
             sound = [row for row in rows if row.id not in self._corrupt]
             kept = {row.folder for row in sound[:KEPT_GENERATIONS]}
             connection.execute(sa.delete(index_generations).where(index_generations.c.folder.not_in(kept)))
+        self._corrupt.clear()
         failpoint("generation.before_sweep")
         sweep(self._folder, kept)
 

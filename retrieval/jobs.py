@@ -17,7 +17,7 @@ import structlog
 
 from retrieval.errors import Cancelled, LeaseLost, StoreBusy
 from retrieval.failpoints import failpoint
-from retrieval.files import sync_folder, write_synced
+from retrieval.files import in_words, sync_folder, write_synced
 from retrieval.ingestion import Source, clean_name
 from retrieval.store import jobs as store
 from retrieval.store.database import Database
@@ -51,13 +51,14 @@ class JobQueue:
         """Store the uploads and queue their ingest; both are on the disk when this returns."""
         job = new_id()
         folder = self._folder / job
-        folder.mkdir(parents=True)
         stored = []
-        for number, upload in enumerate(files):
-            write_synced(folder / str(number), lambda sink, data=upload.data: sink(data))  # type: ignore[misc]
-            stored.append({"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)})
-        sync_folder(folder)
-        sync_folder(self._folder)
+        with in_words():
+            folder.mkdir(parents=True)
+            for number, upload in enumerate(files):
+                write_synced(folder / str(number), lambda sink, data=upload.data: sink(data))  # type: ignore[misc]
+                stored.append({"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)})
+            sync_folder(folder)
+            sync_folder(self._folder)
         failpoint("job.uploaded")
         with self._database.write() as connection:
             store.insert(connection, job, owner, "ingest", {"collection": collection, "files": stored})

@@ -29,6 +29,7 @@ from retrieval.checks import check_label, check_query, check_span
 from retrieval.chunking import ChunkingOptions
 from retrieval.embedding import Embedder, make_embedder
 from retrieval.errors import RetrievalError, StoreUnavailable
+from retrieval.failpoints import failpoint
 from retrieval.index import Index
 from retrieval.ingestion import Ingester, Source, sources
 from retrieval.jobs import JobQueue
@@ -276,6 +277,7 @@ class Library:
         with self.database.write() as connection:
             hashes = store.version_hashes(connection, document)
             deleted = store.delete(connection, owner, document)
+        failpoint("delete.committed")
         with self.database.write() as connection:
             self._originals.sweep(connection, hashes)
         log.info("document deleted", document=document, chunks=deleted.chunks)
@@ -378,7 +380,7 @@ class Library:
                 self._embedder_id = embedder_store.ensure_current(self.database, self.embedder)
                 self._index = self._new_index()
                 if self._index.notes:  # a generation was unsound: fold the journal into a sound one
-                    self._build_if_due(self._index)
+                    self._try_build(self._index)
             return self._index
 
     def _new_index(self, beside: bool = False) -> Index:
@@ -416,11 +418,14 @@ class Library:
         snapshot = index.snapshot
         behind = snapshot.pending + snapshot.tombstones
         indexed = len(snapshot.generation.ids) if snapshot.generation else 0
-        if behind == 0 or behind < 0.2 * indexed:
-            return
+        if behind and behind >= 0.2 * indexed:
+            self._try_build(index)
+
+    @staticmethod
+    def _try_build(index: Index) -> None:
         try:
             index.build()
-        except (OSError, RetrievalError) as error:
+        except RetrievalError as error:
             # The documents are committed and can be searched through the journal; only the folding failed.
             index.notes.append(f"the index was not built after ingesting: {error}")
             log.warning("index not built", cause=str(error))

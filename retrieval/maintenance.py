@@ -101,6 +101,7 @@ def switch_embedder(database: Database, lease: WriterLease, embedder: Embedder) 
         embedder_id = embedder_store.make_current(connection, embedder)
         connection.execute(sa.delete(index_generations).where(index_generations.c.embedder_id != embedder_id))
         connection.execute(sa.delete(embeddings).where(embeddings.c.embedder_id != embedder_id))
+        failpoint("switch.before_commit")
     log.info("embedder switched", embedder=embedder.fingerprint)
 
 

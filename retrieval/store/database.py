@@ -56,7 +56,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent view of the data (SQLite in WAL mode; PostgreSQL in repeatable read)."""
-        with self.engine.connect() as connection:
+        with self._in_words(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
@@ -65,21 +65,32 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that no other writing transaction overlaps; committed when the block ends without error."""
-        with self._write_lock:
-            try:
-                with self.engine.connect() as connection:
-                    connection.execution_options(folio_write=True)
-                    with connection.begin():
-                        if not self.is_sqlite:
-                            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK_KEY)))
-                        yield connection
-            except sa.exc.OperationalError as error:
-                if "database is locked" in str(error):
-                    raise StoreBusy(
-                        f"another process has kept {self.name} locked for {BUSY_TIMEOUT_MS // 1000} s; "
-                        "wait for it to finish, or stop it"
-                    ) from error
-                raise
+        with self._write_lock, self._in_words(), self.engine.connect() as connection:
+            connection.execution_options(folio_write=True)
+            with connection.begin():
+                if not self.is_sqlite:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK_KEY)))
+                yield connection
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Failures of the database itself, rather than of what was asked of it, as our own errors."""
+        try:
+            yield
+        except sa.exc.DatabaseError as error:
+            cause = str(error.orig)
+            if "database is locked" in cause:
+                raise StoreBusy(
+                    f"another process has kept {self.name} locked for {BUSY_TIMEOUT_MS // 1000} s; "
+                    "wait for it to finish, or stop it"
+                ) from error
+            if "disk is full" in cause or "No space left" in cause:
+                raise StoreUnavailable(f"the disk of {self.name} is full; free some space and try again") from error
+            if "malformed" in cause or "not a database" in cause or "disk I/O error" in cause:
+                raise StoreUnavailable(f"{self.name} is damaged ({cause}); restore it from a backup") from error
+            if isinstance(error, sa.exc.OperationalError) and error.connection_invalidated:
+                raise StoreUnavailable(self._unavailable(error)) from error
+            raise
 
     def close(self) -> None:
         self.engine.dispose()

@@ -7,7 +7,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from retrieval.errors import NotFound
-from retrieval.files import replace_synced
+from retrieval.files import in_words, replace_synced
 from retrieval.store.tables import versions
 
 
@@ -24,8 +24,9 @@ class Originals:
         path = self.path(sha256)
         if path.is_file() and path.stat().st_size == len(data):
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_synced(path, data)
+        with in_words():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_synced(path, data)
 
     def read(self, sha256: str) -> bytes:
         """Error: NotFound."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 
 from retrieval.library import Library
+
+# Helpers here are imported by name, also in processes that the tests start.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class WordEmbedder:

@@ -38,6 +38,7 @@ def test_a_worker_does_the_job_and_notes_each_file(library: Library) -> None:
     ]  # fmt: skip
     assert "b.pdf" in str(done.error)
     assert {hit.name for hit in library.search("swan crow").hits} == {"a.txt", "c.txt"}
+    library.jobs.stop_worker()
     assert not (library.home / "uploads" / job.id).exists()
 
 
