@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands import answers, doctor, documents, indexes, keys, serving
+from service.commands import answers, doctor, documents, indexes, keys, serving, warming
 from service.commands.output import error_line, note
 from service.errors import Exit, FolioError
 from service.logs import configure_logging
@@ -30,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 documents.register(app)
+warming.register(documents.docs)
 indexes.register(app)
 answers.register(app)
 serving.register(app)
@@ -122,3 +123,7 @@ def _known(error: Exception) -> FolioError | None:
     from service.translation import translate
 
     return translate(error)
+
+
+if __name__ == "__main__":
+    run()
