@@ -19,6 +19,7 @@ export class Conversation {
     this.turns = restore();
     this.nodes = new Map();
     this.awaited = 0;
+    addEventListener("beforeunload", () => this.stop());
     addEventListener("pagehide", () => keep(this.turns));
     this.#showAll();
   }

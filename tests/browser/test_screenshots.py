@@ -1,0 +1,67 @@
+"""The pictures of the documentation, taken from the real page. With FOLIO_SCREENSHOTS=docs/images they are kept."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = ["01-what-long-context-costs.md", "02-paged-kv.md", "05-speculative-decoding.md", "07-retrieval.md"]
+QUESTION = "How many tokens does a page of KV hold?"
+LIMIT = 200_000
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Any:
+    """Stores a picture of a page under a name; it must not be blank, nor large."""
+    folder = Path(os.environ.get("FOLIO_SCREENSHOTS", tmp_path))
+
+    def store(page: Any, name: str) -> None:
+        page.evaluate("document.fonts.ready")
+        page.wait_for_timeout(250)
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        assert len(set(picture.resize((80, 60)).getdata())) > 16
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name, optimize=True)
+        assert (folder / name).stat().st_size < LIMIT
+
+    return store
+
+
+def test_pictures_of_the_page(service: Any, visit: Any, keep: Any) -> None:
+    service.delete_all()
+    folio = visit(service)
+    page = folio.page
+    for name in CHAPTERS:
+        folio.upload(name, (ROOT / "docs" / "handbook" / name).read_bytes())
+    expect(page.locator("#suggestions button").first).to_be_visible()
+    keep(page, "start.png")
+    page.check("#modes [value=retrieval]")
+    folio.ask(QUESTION)
+    page.locator(".chip").first.click()
+    assert folio.highlighted()
+    keep(page, "answer.png")
+    if page.locator("#colours").is_visible():
+        page.click("#colours")
+        keep(page, "draft-sources.png")
+        page.click("#colours")
+    page.emulate_media(color_scheme="dark")
+    keep(page, "dark.png")
+    page.emulate_media(color_scheme="light")
+    page.keyboard.press("?")
+    keep(page, "shortcuts.png")
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.click(".tabs [data-show=ask]")
+    keep(page, "narrow-ask.png")
+    page.click(".tabs [data-show=source]")
+    page.locator("#source-text mark").first.scroll_into_view_if_needed()
+    keep(page, "narrow-source.png")
