@@ -21,7 +21,7 @@ LIMIT = 200_000
 
 @pytest.fixture
 def keep(tmp_path: Path) -> Any:
-    """Stores a picture of a page under a name; it must not be blank, nor large."""
+    """Stores a picture of a page under a name, reduced to 256 colours; it must not be blank, nor large."""
     folder = Path(os.environ.get("FOLIO_SCREENSHOTS", tmp_path))
 
     def store(page: Any, name: str) -> None:
@@ -30,7 +30,7 @@ def keep(tmp_path: Path) -> Any:
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         assert len(set(picture.resize((80, 60)).getdata())) > 16
         folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / name, optimize=True)
+        picture.quantize(256, kmeans=4, dither=Image.Dither.NONE).save(folder / name, optimize=True)
         assert (folder / name).stat().st_size < LIMIT
 
     return store
