@@ -16,7 +16,8 @@ from typing import Any
 from sparse_attn.errors import PatternFileError
 from sparse_attn.patterns import AShape, BlockTopK, Dense, Pattern, VerticalSlash
 
-MINFERENCE_BLOCKS = 100  # what MInference's block-sparse kernel takes, whatever its file says
+# MInference's search writes (8, 1) for a block-sparse head, but its kernel takes 100 blocks whatever the file says.
+MINFERENCE_PLACEHOLDER, MINFERENCE_BLOCKS = (8, 1), 100
 HeadPatterns = tuple[tuple[Pattern, ...], ...]
 HeadScores = tuple[tuple[float, ...], ...]
 
@@ -109,7 +110,7 @@ def _pattern(entry: Any, where: str) -> Pattern:
         case "stream_llm":
             return AShape(first, second)
         case "block_sparse":
-            return BlockTopK(MINFERENCE_BLOCKS)
+            return BlockTopK(MINFERENCE_BLOCKS if (first, second) == MINFERENCE_PLACEHOLDER else first)
         case "dense":
             return Dense()
         case _:
@@ -122,8 +123,8 @@ def _entry(pattern: Pattern, layer: int, head: int) -> tuple[str, int, int]:
             return "vertical_and_slash", vertical, slash
         case AShape(sink, local):
             return "stream_llm", sink, local
-        case BlockTopK(blocks) if blocks == MINFERENCE_BLOCKS:
-            return "block_sparse", blocks, 1
+        case BlockTopK(blocks):
+            return "block_sparse", blocks, 0
         case Dense():
             return "dense", 0, 0
         case _:

@@ -50,6 +50,11 @@ class PageStats:
         logical page holds tokens up to its last written slot; what lies beyond is of an earlier owner.
         ``key_scales`` float32 [num_pages, Hkv, page_size] come with int8 pages.
         """
+        if key_pages.is_cuda and key_scales is None:
+            from sparse_attn.kernels.triton_score import update_page_stats
+
+            update_page_stats(self.kmin[layer], self.kmax[layer], key_pages, slots)
+            return
         slots = slots[slots >= 0]
         tiles, which = torch.unique(slots // self.logical, return_inverse=True)
         filled = torch.zeros_like(tiles).scatter_reduce_(0, which, slots % self.logical, "amax") + 1

@@ -28,6 +28,20 @@ def antidiagonal(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[in
     Returns:
         float32 [len(heads), N, K]: mean over the block's rows of the softmax weight on each key block.
     """
+    if rows.q.is_cuda and rows.key_scales is None and len(heads) == rows.q.shape[1]:
+        from sparse_attn.kernels import triton_score
+
+        return triton_score.antidiagonal(
+            rows.q,
+            rows.k,
+            rows.key_pages,
+            rows.block_table,
+            context_len=rows.context_len,
+            scale=rows.scale,
+            stride=stride,
+            block_q=grid.block_q,
+            block_k=grid.block_k,
+        )
     queries = _query_tiles(rows, grid, stride, heads).flip(2).flatten(2)  # [h, m, stride*D]
     keys = _padded_keys(rows, grid).unflatten(1, (-1, stride)).flatten(2)  # [Hkv, K*block_k/stride, stride*D]
     return _tile_weights(queries, keys, rows, grid, stride, heads, rows.scale / stride)

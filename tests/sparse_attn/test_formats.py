@@ -26,7 +26,7 @@ def test_minference_is_read_as_published(tmp_path):
 
 
 def test_minference_round_trip(tmp_path):
-    table = ((VerticalSlash(5, 6), Dense()), (BlockTopK(100), AShape(1, 2)))
+    table = ((VerticalSlash(5, 6), Dense()), (BlockTopK(8), AShape(1, 2)))
     write_minference(tmp_path / "p.json", table, [[0.5, 1.0], [0.25, 0.125]])
     assert read_minference(tmp_path / "p.json") == table
     assert json.loads((tmp_path / "p.json").read_text())[0]["0"] == ["vertical_and_slash", 5, 6, 0.5]
