@@ -122,7 +122,7 @@ class Maker:
 
     def __post_init__(self) -> None:
         self.counts = Counter(s for document in self.documents for text in document for s in self.stems(text))
-        self._names = [
+        self.names = [
             s.capitalize() for s, n in self.counts.items() if 2 <= n <= 60 and len(s) >= 4 and s.isalpha()
         ] or ["Folio"]
 
@@ -135,7 +135,7 @@ class Maker:
 
     def example(self, rng: random.Random, tokens: int, questions: int) -> Example:
         """One context of about `tokens` tokens with about `questions` questions."""
-        sentences = self._context(rng, tokens)
+        sentences = self.context(rng, tokens)
         planted: list[_Made] = []
         for make, likely in ((self._facts, 0.45), (self._keys, 0.25), (self._pairs, 0.12)):
             if rng.random() < likely:
@@ -156,7 +156,7 @@ class Maker:
         rng.shuffle(asked)
         return Example(sentences, asked)
 
-    def _context(self, rng: random.Random, tokens: int) -> list[str]:
+    def context(self, rng: random.Random, tokens: int) -> list[str]:
         """Runs of consecutive sentences of a few documents: neighbours are the hardest negatives."""
         sentences: list[str] = []
         seen: set[str] = set()
@@ -250,8 +250,8 @@ class Maker:
         return f"{asks} {text[0].lower() + text[1:]}?" if text else None
 
     def _name(self, rng: random.Random) -> str:
-        name = rng.choice(self._names)
-        return f"{name} {rng.choice(self._names)}" if rng.random() < 0.4 else name
+        name = rng.choice(self.names)
+        return f"{name} {rng.choice(self.names)}" if rng.random() < 0.4 else name
 
     def _facts(self, rng: random.Random, sentences: list[str], room: int) -> list[_Made]:
         """Facts that share their attribute or their entity with one another, and questions for some."""

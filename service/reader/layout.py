@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
@@ -95,15 +95,16 @@ class ReaderLayout:
         spans: list[Span] = []
         cursor = 0
         for token, copied in self._segments(answer_ids):
-            begin = shown.find(copied, cursor)
-            if not copied or begin < 0:
+            printed = self.visible(copied)  # evidence may hold the text of a special token
+            begin = shown.find(printed, cursor)
+            if not printed or begin < 0:
                 continue
-            cursor = begin + len(copied)
+            cursor = begin + len(printed)
             if token == self._none:
                 continue
             span = self._locate(prompt, token, copied, begin)
             if span is not None and span not in spans:
-                spans.append(span)
+                spans.append(replace(span, answer_end=min(span.answer_end, cursor)))
         return shown, spans
 
     def _read(self, text: str) -> list[tuple[Sentence, list[int]]]:

@@ -132,7 +132,7 @@ class Packer:
         is_reference: list[bool] = []
         for number, question in enumerate(example.questions, start=1):
             asked = [self.question, *self._encode_question(question.text), self.answer]
-            said = self._answer(example, references, question.answer)
+            said = self.answer_ids(example, references, question.answer)
             kept = len(said) if rng.random() < WHOLE else min(len(said), COPIED)
             rows += range(len(ids) + len(asked) - 1, len(ids) + len(asked) + kept - 1)
             targets += said[:kept]
@@ -146,7 +146,8 @@ class Packer:
     def _encode_question(self, text: str) -> list[int]:
         return self.tokenizer(" " + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _answer(self, example: Example, references: Sequence[int], answer: int) -> list[int]:
+    def answer_ids(self, example: Example, references: Sequence[int], answer: int) -> list[int]:
+        """What the reader should say: reference, words, end."""
         if answer == NOWHERE:
             return [self.none, *self.encode(NOT_STATED), self.end]
         return [references[answer], *self.encode(example.sentences[answer]), self.end]
@@ -274,16 +275,25 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
     write_manifest(folder)
 
 
-def prepare(recipe: Recipe, folder: Path) -> tuple[Any, Any, list[list[str]]]:
-    """Model, tokenizer and training documents; tokenizer and initial model are kept in `folder`."""
-    texts = documents(map(Path, recipe.text), seed=recipe.seed) if recipe.text else []
-    texts += documents(default_folders(), most_per_file=60, limit=40_000, seed=recipe.seed)
-    random.Random(recipe.seed).shuffle(texts)
+def prepare(recipe: Recipe, folder: Path, *, resume: bool = False) -> tuple[Any, Any, list[list[str]]]:
+    """Model, tokenizer and training documents; text and tokenizer are kept in `folder` for a resumed run."""
+    kept = folder / "texts.json"
+    if resume:
+        from transformers import AutoTokenizer
+
+        texts = json.loads(kept.read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    else:
+        texts = documents(map(Path, recipe.text), seed=recipe.seed) if recipe.text else []
+        texts += documents(default_folders(), most_per_file=60, limit=40_000, seed=recipe.seed)
+        random.Random(recipe.seed).shuffle(texts)
+        kept.write_text(json.dumps(texts), encoding="utf-8")
+        flat = (" " + sentence for document in texts for sentence in document)
+        raw = train_tokenizer([*flat, *[" " + " ".join(common_words())] * 60])
+        tokenizer = save_tokenizer(raw, folder, MAX_POSITIONS)
     log.info("text: %d documents, %d sentences", len(texts), sum(map(len, texts)))
-    flat = [sentence for document in texts for sentence in document]
-    raw = train_tokenizer([*(" " + s for s in flat), *[" " + " ".join(common_words())] * 60])
-    tokenizer = save_tokenizer(raw, folder, MAX_POSITIONS)
-    return build(tokenizer, flat, recipe.seed), tokenizer, texts[recipe.held_out :]
+    model = build(tokenizer, (sentence for document in texts for sentence in document), recipe.seed)
+    return model, tokenizer, texts[recipe.held_out :]
 
 
 def run(trainer: Trainer, folder: Path, minutes: float, every: int = 50) -> Iterator[dict[str, float]]:
@@ -318,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(seed=options.seed, rate=options.rate, steps=options.steps, text=options.text)
-    model, tokenizer, texts = prepare(recipe, options.out)
+    model, tokenizer, texts = prepare(recipe, options.out, resume=options.resume)
     trainer = Trainer(model, tokenizer, texts, recipe)
     if options.resume:
         trainer.load(options.out)

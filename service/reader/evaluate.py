@@ -1,0 +1,176 @@
+"""Measure the reader on text it has never seen: ``python -m service.reader.evaluate DIR --text FILE --json OUT``.
+
+Runs the model with plain transformers. Contexts are consecutive sentences of the text, references are dealt
+in order as the layout deals them, the context is read once and each question continues from its cache; answers
+are decoded greedily. A question counts as *right* if the reference is that of the sentence it was made from
+(or of one with the same words), as *quoted* if the whole sentence also follows, word for word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from service.reader.data import FRAMES, NOWHERE, UNSEEN_FRAMES, Example, Maker, Question
+from service.reader.sentences import split
+from service.reader.tokenizer import REFERENCES
+from service.reader.train import Packer
+
+LONGEST_ANSWER = 120
+"""Tokens after which an answer is cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the reader said: right reference, and the right words behind it."""
+
+    question: Question
+    right: bool
+    quoted: bool
+
+
+def load(folder: str) -> tuple[Any, Packer]:
+    """The model in float32 and its packer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, Packer(AutoTokenizer.from_pretrained(folder))
+
+
+@torch.no_grad()
+def answers(model: Any, packer: Packer, example: Example) -> list[Answer]:
+    """The reader's answers to the questions of one context, read once."""
+    references = [packer.references[i % REFERENCES] for i in range(len(example.sentences))]
+    ids = packer.context(example.sentences, references)
+    cache = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1).past_key_values
+    found = []
+    for question in example.questions:
+        asked = [packer.question, *packer.encode(question.text), packer.answer]
+        said = _say(model, cache, len(ids), asked, packer.end)
+        truth = packer.answer_ids(example, references, question.answer)
+        same = said[:1] == truth[:1] or _same_words(example, references, question.answer, said)
+        found.append(Answer(question, same, same and said[1:] == truth[1:]))
+    return found
+
+
+def _say(model: Any, cache: Any, length: int, asked: list[int], end: int) -> list[int]:
+    """Greedy continuation of a cached context; the cache is left as it was."""
+    said: list[int] = []
+    new, read = asked, 0
+    while len(said) < LONGEST_ANSWER and end not in said:
+        positions = torch.arange(length + read, length + read + len(new))[None]
+        output = model(torch.tensor([new]), past_key_values=cache, position_ids=positions, logits_to_keep=1)
+        read += len(new)
+        new = [int(output.logits[0, -1].argmax())]
+        said += new
+    cache.crop(-read)
+    return said
+
+
+def _same_words(example: Example, references: Sequence[int], answer: int, said: list[int]) -> bool:
+    if answer == NOWHERE or said[:1] == [] or said[0] not in references:
+        return False
+    return example.sentences[references.index(said[0])] == example.sentences[answer]
+
+
+def passkeys(maker: Maker, rng: random.Random, tokens: int, count: int) -> Example:
+    """A context with `count` pass keys at even depths, each of a name of its own, and a question for each."""
+    sentences = maker.context(rng, tokens)
+    names = rng.sample(sorted(maker.names), count)
+    stated = [f"The pass key of {name} is {rng.randrange(10_000, 100_000)}." for name in names]
+    for i, statement in enumerate(stated):
+        sentences.insert(int((i + 0.5) / count * len(sentences)), statement)
+    asked = [
+        Question(f"What is the pass key of {name}?", sentences.index(statement), "passkey")
+        for name, statement in zip(names, stated, strict=True)
+    ]
+    return Example(sentences, asked)
+
+
+def measure(
+    model: Any, packer: Packer, maker: Maker, *, tokens: int, contexts: int, questions: int, seed: int
+) -> dict[str, Any]:
+    """Share of right and of quoted answers by kind of question, over contexts of about `tokens` tokens."""
+    rng = random.Random(f"{seed}:{tokens}")
+    tally: dict[str, list[Answer]] = defaultdict(list)
+    for _ in range(contexts):
+        for answer in answers(model, packer, maker.example(rng, tokens, questions)):
+            tally[answer.question.kind].append(answer)
+    stated = [a for kind, given in tally.items() for a in given if a.question.answer != NOWHERE]
+    made = [a for a in stated if a.question.kind in ("keywords", "phrase", "gap")]
+    return {
+        "tokens": tokens,
+        "contexts": contexts,
+        "quote": _share(made),
+        "all stated": _share(stated),
+        "by kind": {kind: _share(given) for kind, given in sorted(tally.items())},
+    }
+
+
+def _share(given: Sequence[Answer]) -> dict[str, float | int]:
+    count = max(1, len(given))
+    return {
+        "questions": len(given),
+        "right": round(sum(a.right for a in given) / count, 4),
+        "quoted": round(sum(a.quoted for a in given) / count, 4),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m service.reader.evaluate", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--text", type=Path, required=True, help="a text the model was not trained on")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096, 16_384])
+    parser.add_argument("--passkey-lengths", type=int, nargs="*", default=[1024, 4096, 16_384, 32_768])
+    parser.add_argument("--contexts", type=int, default=8, help="contexts at 1K; fewer at greater lengths")
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    model, packer = load(options.model)
+    sentences = [s.words for s in split(options.text.read_text(encoding="utf-8"))]
+    maker = Maker([sentences], packer.length, frames=(*FRAMES, *UNSEEN_FRAMES))
+    report: dict[str, Any] = {
+        "command": "python -m service.reader.evaluate service/reader/model --text "
+        f"{options.text.name} --contexts {options.contexts} --questions {options.questions} --seed {options.seed}",
+        "text": options.text.name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "quotes": [],
+        "passkey": [],
+    }
+    started = time.perf_counter()
+    for tokens in options.lengths:
+        contexts = max(2, options.contexts * 1024 // tokens)
+        asked = options.questions * options.contexts // contexts if tokens > 1024 else options.questions
+        result = measure(
+            model, packer, maker, tokens=tokens, contexts=contexts, questions=min(asked, 48), seed=options.seed
+        )
+        report["quotes"].append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+    for tokens in options.passkey_lengths:
+        example = passkeys(maker, random.Random(f"{options.seed}:pass:{tokens}"), tokens, 10)
+        result = {"tokens": tokens, **_share(answers(model, packer, example))}
+        report["passkey"].append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
