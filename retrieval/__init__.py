@@ -20,6 +20,8 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
     library.search(query, k=10, collection=None, documents=None, owner=…, mode="hybrid|dense|sparse")
                                              -> SearchResult(hits: [Hit], generation: int)
     library.build_index() / compact() / rebuild(progress=None)           -> IndexReport
+    library.set_tokenizer(CorpusTokenizer(fingerprint, encode))          # the next build makes a token store
+    library.token_store(owner)               -> TokenStore | None        # .continuations(…) for drafters
     library.verify_index()                   -> VerifyReport
     library.stats(owner=None)                -> LibraryStats
     library.export_collection(path, collection, owner) -> int;  library.import_collection(path, collection, owner)

@@ -1,7 +1,8 @@
 """An index generation: an immutable folder with everything a search needs, and a hash of every file in it.
 
 Layout of ``index/gen-NNNNNNNN-XXXXXXXX``: ``dense.faiss``, ``sparse.npz``, ``rows.npz`` (chunk ids and the document
-of each), ``documents.json``, and ``manifest.json``, written last.
+of each), ``documents.json``, the token store (``tokens.npy``, ``suffixes.npy``, ``offsets.npy``) where a tokenizer was
+given, and ``manifest.json``, written last.
 It is written under a temporary name, synced, read again and compared, renamed, and only then named in SQL.
 """
 
@@ -12,8 +13,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ import numpy as np
 from retrieval.dense import DenseIndex, factory_string
 from retrieval.errors import IndexCorrupt
 from retrieval.failpoints import failpoint
-from retrieval.files import in_words, sha256_of, sync_folder, write_synced
+from retrieval.files import Sink, in_words, sha256_of, sync_folder, write_synced
 from retrieval.sparse import SparseIndex
+from retrieval.token_store import TokenStore, save_array
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -45,6 +48,8 @@ class GenerationContent:
     vectors: np.ndarray
     """float32[n, d]"""
     terms: Sequence[Sequence[str]]
+    tokens: TokenStore | None = None
+    """of the documents in the order of ``documents``"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Manifest:
     chunks: int
     embedder: str
     dense: str
+    tokenizer: str | None
     files: dict[str, dict[str, Any]]
     """name → {"sha256", "bytes"}"""
 
@@ -77,6 +83,7 @@ class Generation:
         self.index_of_document = {key[0]: index for index, key in enumerate(documents)}
         self.dense: DenseIndex
         self.sparse: SparseIndex
+        self.tokens: TokenStore | None = None
 
     @property
     def seq(self) -> int:
@@ -109,12 +116,14 @@ def write_generation(index_folder: Path, content: GenerationContent) -> tuple[st
 def _write_files(folder: Path, content: GenerationContent) -> str:
     dense = DenseIndex.build(content.ids, content.vectors)
     sparse = SparseIndex.build(content.terms)
-    parts = {
+    parts: dict[str, Callable[[Sink], object]] = {
         "dense.faiss": dense.write,
         "sparse.npz": sparse.write,
         "rows.npz": lambda sink: _save_arrays(sink, ids=content.ids, document_of_row=content.document_of_row),
         "documents.json": lambda sink: sink(json.dumps(content.documents).encode()),
     }
+    for name, array in content.tokens.arrays().items() if content.tokens is not None else ():
+        parts[name] = partial(save_array, array=array)
     files: dict[str, dict[str, Any]] = {}
     for name, write in parts.items():
         sha256, size = write_synced(folder / name, write)
@@ -126,6 +135,7 @@ def _write_files(folder: Path, content: GenerationContent) -> str:
         chunks=len(content.ids),
         embedder=content.embedder,
         dense=factory_string(len(content.ids)),
+        tokenizer=content.tokens.tokenizer if content.tokens is not None else None,
         files=files,
     )
     data = json.dumps(asdict(manifest), indent=1).encode()
@@ -179,6 +189,8 @@ def load_generation(folder: Path, number: int, manifest_sha256: str, checked: bo
             generation = Generation(number, manifest, rows["ids"], rows["document_of_row"], documents)
         generation.dense = DenseIndex.read(folder / "dense.faiss")
         generation.sparse = SparseIndex.read(folder / "sparse.npz")
+        if manifest.tokenizer is not None:
+            generation.tokens = TokenStore.read(folder, manifest.tokenizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise IndexCorrupt(f"{folder} cannot be loaded: {error}") from error
     if not np.array_equal(generation.dense.ids, generation.ids) or len(generation.sparse) != len(generation.ids):

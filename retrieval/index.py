@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,13 @@ import structlog
 from retrieval.batching import Batcher
 from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.failpoints import failpoint
-from retrieval.generation import Generation, GenerationContent, load_generation, sweep, write_generation
+from retrieval.generation import DocumentKey, Generation, GenerationContent, load_generation, sweep, write_generation
 from retrieval.snapshot import Query, Scope, Segment, Snapshot
 from retrieval.sparse import SparseSegment, terms
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
-from retrieval.store.tables import chunks, embedders, embeddings, index_generations, journal, now
+from retrieval.store.tables import chunks, embedders, embeddings, index_generations, journal, now, versions
+from retrieval.token_store import CorpusTokenizer, TokenStore
 from retrieval.types import IndexReport
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,8 @@ class Index:
         self._refreshing = threading.RLock()
         self._loading: threading.Thread | None = None
         self._scan = Batcher(_scan_together)
+        self.tokenizer: CorpusTokenizer | None = None
+        """of which a generation gets a token store"""
         self.notes: list[str] = []
         """what went wrong with the generations that were passed over"""
         self._snapshot = Snapshot.of(None, 0)
@@ -97,7 +100,7 @@ class Index:
         started = time.perf_counter()
         with self._lease.hold("building the index"):
             snapshot = self.refresh()
-            changed = snapshot.pending or snapshot.tombstones or self._corrupt
+            changed = snapshot.pending or snapshot.tombstones or self._corrupt or self._lacks_tokens(snapshot)
             if snapshot.generation and not changed and not force:
                 return self._report(snapshot.generation, started, built=False)
             content = self._content()
@@ -115,6 +118,11 @@ class Index:
             self._forget_old()
             log.info("index generation built", generation=number, chunks=len(content.ids))
             return self._report(generation, started, built=True)
+
+    def _lacks_tokens(self, snapshot: Snapshot) -> bool:
+        if self.tokenizer is None or snapshot.generation is None:
+            return False
+        return snapshot.generation.manifest.tokenizer != self.tokenizer.fingerprint
 
     def _report(self, generation: Generation, started: float, built: bool) -> IndexReport:
         return IndexReport(
@@ -210,9 +218,10 @@ class Index:
         with self._database.read() as connection:
             seq = connection.execute(sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0))).scalar_one()
             rows = connection.execute(self._live_chunks()).all()
-        index_of: dict[tuple[str, int], int] = {}
-        for row in rows:
-            index_of.setdefault((row.document_id, row.version), len(index_of))
+            index_of: dict[DocumentKey, int] = {}
+            for row in rows:
+                index_of.setdefault((row.document_id, row.version), len(index_of))
+            tokens = self._tokens(connection, index_of) if self.tokenizer else None
         return GenerationContent(
             seq=seq,
             embedder=self._fingerprint,
@@ -221,7 +230,18 @@ class Index:
             documents=list(index_of),
             vectors=_vectors(rows),
             terms=[terms(row.text) for row in rows],
+            tokens=tokens,
         )
+
+    def _tokens(self, connection: sa.Connection, documents: Iterable[DocumentKey]) -> TokenStore:
+        assert self.tokenizer is not None
+        encode = self.tokenizer.encode
+
+        def text(key: DocumentKey) -> str:
+            where = versions.c.document_id == key[0], versions.c.version == key[1]
+            return str(connection.execute(sa.select(versions.c.text).where(*where)).scalar_one())
+
+        return TokenStore.build((encode(text(key)) for key in documents), self.tokenizer.fingerprint)
 
     def _name_in_sql(self, name: str, manifest_hash: str, content: GenerationContent) -> int:
         with self._database.write() as connection:

@@ -42,6 +42,7 @@ from retrieval.store import embedders as embedder_store
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
+from retrieval.token_store import CorpusTokenizer, TokenStore
 from retrieval.types import (
     Collection,
     Document,
@@ -80,6 +81,7 @@ class Library:
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._opening = threading.RLock()
         self._index: Index | None = None
+        self._tokenizer: CorpusTokenizer | None = None
         self._embed: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
 
     @classmethod
@@ -354,6 +356,26 @@ class Library:
         snapshot = self._ready_index().refresh()
         return maintenance.verify(self.database, self.home / "index", self._originals, snapshot, self._embedder_id)
 
+    def set_tokenizer(self, tokenizer: CorpusTokenizer) -> None:
+        """From the next generation on, keep a token store of the corpus for this tokenizer."""
+        self._tokenizer = tokenizer
+        self._ready_index().tokenizer = tokenizer
+
+    def token_store(self, owner: str = DEFAULT_OWNER) -> TokenStore | None:
+        """The token store over the owner's live documents; None where the present generation has none of the
+        tokenizer that was set."""
+        snapshot = self._ready_index().refresh()
+        generation = snapshot.generation
+        if generation is None or generation.tokens is None or self._tokenizer is None:
+            return None
+        if generation.tokens.tokenizer != self._tokenizer.fingerprint:
+            return None
+        with self.database.read() as connection:
+            mine = store.ids_in_scope(connection, owner, None, None)
+        return generation.tokens.restricted(
+            snapshot.alive & np.array([key[0] in mine for key in generation.documents], dtype=bool)
+        )
+
     def stats(self, owner: str | None = None) -> LibraryStats:
         """Totals of one owner, or of all; the state of the index."""
         snapshot = self._ready_index().refresh()
@@ -385,7 +407,9 @@ class Library:
 
     def _new_index(self, beside: bool = False) -> Index:
         folder, fingerprint = self.home / "index", self.embedder.fingerprint
-        return Index(self.database, folder, self._lease, self._embedder_id, fingerprint, beside)
+        index = Index(self.database, folder, self._lease, self._embedder_id, fingerprint, beside)
+        index.tokenizer = self._tokenizer
+        return index
 
     def _ingest_one(
         self,

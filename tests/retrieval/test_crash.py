@@ -1,4 +1,4 @@
-"""Kill the process anywhere: what was acknowledged is there, what was deleted is not; recovering twice changes nothing."""
+"""Kill the process anywhere: what was acknowledged is there, what was deleted is not, and recovery can be repeated."""
 
 from __future__ import annotations
 

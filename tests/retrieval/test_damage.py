@@ -15,9 +15,10 @@ from sqlalchemy import event
 from retrieval import files, generation
 from retrieval.errors import StoreUnavailable
 from retrieval.library import Library
+from retrieval.token_store import CorpusTokenizer
 from retrieval.types import Upload
 
-KINDS = ["dense.faiss", "sparse.npz", "rows.npz", "documents.json", "manifest.json"]
+KINDS = ["dense.faiss", "sparse.npz", "rows.npz", "documents.json", "tokens.npy", "suffixes.npy", "manifest.json"]
 
 
 def truncate(path: Path) -> None:
@@ -37,6 +38,7 @@ def remove(path: Path) -> None:
 def filled(home: Path, open_library: Callable[..., Library]) -> list[str]:
     """A home with two generations; returns the names of its documents."""
     with open_library(home) as library:
+        library.set_tokenizer(CorpusTokenizer("bytes", lambda text: list(text.encode())))
         for seed, name in enumerate(["a.txt", "b.txt", "c.txt"]):
             library.ingest([Upload(name, crash_child.content(name, seed).encode())])
         library.delete(library.documents()[0].id)
@@ -47,6 +49,7 @@ def newest(home: Path) -> Path:
     return max((home / "index").glob("gen-*"), key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_of_the_newest_generation(kind: str, damage, tmp_path: Path, open_library) -> None:
