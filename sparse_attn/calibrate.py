@@ -156,7 +156,7 @@ def train_gates(
             with torch.no_grad():
                 gates.clamp_(0, 1)
             if progress is not None:
-                progress(step, float(loss))
+                progress(step, float(loss.detach()))
     finally:
         model.set_attn_implementation(before)
         for parameter, wanted in zip(model.parameters(), frozen, strict=True):
