@@ -47,6 +47,12 @@ class Calibration:
         self.cells[offset : self._used] = flat
         return offset
 
+    def forget(self) -> None:
+        """Go back to the prior estimates."""
+        self._hits[:] = 0
+        self._tries[:] = 0
+        self.cells[:] = self._prior
+
     def observe(self, tree: DraftTree, verdict: Verdict) -> None:
         """Count the nodes whose parent was reached: right if accepted, wrong if not."""
         reached = {-1, *verdict.path}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from drafters.base import DraftModel, DraftSession, RequestState, TopSuccessors
 from drafters.best_first import BestFirst, Candidates
 from drafters.tree import EMPTY, DraftTree
@@ -29,6 +31,7 @@ class ModelDrafter:
         self._synced = 0  # state.tokens[:_synced] are in the session or in _unread
         self._at = -1  # the session's node that is the root; -1 = its last committed token
         self._path: list[int] = []  # the session's nodes from its last committed token to _at
+        self._row: Tensor | None = None
         self.root: Candidates | None = None
         """The draft model's view of the coming token, as of the last `propose`."""
 
@@ -91,3 +94,20 @@ class ModelDrafter:
         logits = session.advance(pending[len(found) :])[-1:]
         self.root = self._builder.candidates(logits, state, [state.next_position])[0]
         return self.root
+
+    def _root_logits(self, session: DraftSession, state: RequestState) -> Tensor:
+        """Bring the session up to the root and always run the root itself; its logits [1, V].
+
+        For drafters that need the distribution there, not only its best tokens.
+        """
+        pending = self._unread + state.tokens[self._synced :]
+        self._unread, self._synced = [], len(state.tokens)
+        if not pending and self._row is not None:
+            session.rollback()  # asked again after a step that was rolled back
+            self._builder.reset()
+            return self._row
+        path = self._builder.follow(pending[:-1])
+        session.commit(path)
+        self._builder.reset()
+        self._row = session.advance(pending[len(path) :])[-1:]
+        return self._row

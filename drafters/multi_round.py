@@ -133,12 +133,7 @@ class MultiRound(ModelDrafter):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         session = self._open_session()
-        pending = self._unread + state.tokens[self._synced :]
-        self._unread, self._synced = [], len(state.tokens)
-        path = self._builder.follow(pending[:-1])
-        session.commit(path)
-        self._builder.reset()
-        logits = session.advance(pending[len(path) :])[-1:]
+        logits = self._root_logits(session, state)
         q = torch.zeros(budget + 1, logits.shape[-1], dtype=torch.float64)
         tokens: list[int] = []
         parents: list[int] = []

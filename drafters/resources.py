@@ -47,3 +47,11 @@ class Resources:
         if self._search is None:
             self._search = LayerSearch(num_layers, ratio, every)
         return self._search
+
+    def forget(self) -> None:
+        """Unlearn what requests taught about texts; what was measured of the machine stays. For benchmarks: no
+        running request may be using these resources."""
+        self.calibration.forget()
+        self.automata = DocumentAutomata()
+        self._successors.clear()
+        self._search = None

@@ -48,13 +48,8 @@ class MixedRag(Rag):
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """A chain; the draft logits of the root and of all its nodes are kept for `adjust`."""
         session = self._open_session()
-        pending = self._unread + state.tokens[self._synced :]
-        self._unread, self._synced = [], len(state.tokens)
-        # the root is always run anew: its draft logits are part of the declared distribution
-        path = self._builder.follow(pending[:-1])
-        session.commit(path)
-        self._builder.reset()
-        self._rows = [session.advance(pending[len(path) :])[-1:]]
+        # the root is always run: its draft logits are part of the declared distribution
+        self._rows = [self._root_logits(session, state)]
         tokens: list[int] = []
         for depth in range(min(self._length, budget)):
             best = self._best(state.sampling, state, depth)

@@ -29,8 +29,8 @@ from eval.tasks.quoting import QuoteMaker, read_folder
 from service.engine.engine import Engine
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice
+from service.models import layout_for
 from service.passages import Passage
-from service.prompting import choose_layout
 
 WORKLOADS = ("quoting", "spec_bench", "nothing")
 DRAFTERS = (
@@ -96,7 +96,7 @@ def run(
         if context + max_tokens > engine.max_model_len:
             raise EvalError(f"{model} reads {engine.max_model_len} tokens, {context} were asked for")
         for workload in workloads:
-            asked = make_prompts(engine, workload, context, prompts, text, spec_bench)
+            warm, *asked = make_prompts(engine, workload, context, prompts + 1, text, spec_bench)
             stop_freely = workload == "quoting"
             for temperature in temperatures:
                 params = SamplingParams(
@@ -109,7 +109,7 @@ def run(
                         "temperature": temperature,
                         "batch": batch,
                     }
-                    measured = cell(engine, asked, params, drafters, batch)
+                    measured = cell(engine, warm, asked, params, drafters, batch)
                     cells += [place | figures for figures in measured]
             if peer:
                 peers.append(
@@ -129,14 +129,24 @@ def run(
 
 
 def cell(
-    engine: Engine, asked: Sequence[list[int]], params: SamplingParams, drafters: Sequence[str], batch: int
+    engine: Engine,
+    warm: list[int],
+    asked: Sequence[list[int]],
+    params: SamplingParams,
+    drafters: Sequence[str],
+    batch: int,
 ) -> list[dict[str, Any]]:
-    """Plain decoding before, between and after the drafters; a drafter is held to the median of them."""
-    timed(engine, asked[:1], params, PLAIN, batch)  # the prompts' KV, and the kernels' first use
+    """Plain decoding before, between and after the drafters; a drafter is held to the median of them.
+
+    Every drafter starts without what earlier ones learned of the texts, and reads one prompt, `warm`, before its
+    time is taken: its answer is none of those asked for.
+    """
+    timed(engine, [warm, *asked], params, PLAIN, 1)  # the prompts' KV, and the kernels' first use
     plain = [timed(engine, asked, params, PLAIN, batch)]
     guessed: list[tuple[str, Timing]] = []
     for i, drafter in enumerate(drafters):
-        timed(engine, asked[:1], params, drafter, 1)  # compile, and let the calibration see the workload
+        engine.drafting.resources.forget()
+        timed(engine, [warm], params, drafter, 1)
         guessed.append((drafter, timed(engine, asked, params, drafter, batch)))
         if i % 4 == 3 or i + 1 == len(drafters):
             plain.append(timed(engine, asked, params, PLAIN, batch))
@@ -333,7 +343,7 @@ def transformers_prompt_lookup(
 
 
 def _quoting(engine: Engine, context: int, count: int, text: Path) -> list[list[int]]:
-    layout = choose_layout(engine.tokenizer)
+    layout = layout_for(engine.loaded.name, engine.tokenizer)
     maker = QuoteMaker(read_folder(text))
 
     def prompt(size: int, depth: float) -> list[int]:

@@ -1,0 +1,109 @@
+"""Budgets from measured times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from drafters.base import RequestState
+from drafters.goodput import Goodput, MachineProfile, best_budget
+from drafters.layer_search import LayerSearch
+from drafters.registry import build
+from drafters.tree import DraftTree
+
+
+def taught(seconds, contexts=(1000, 16000)) -> MachineProfile:
+    profile = MachineProfile()
+    for _ in range(4):
+        for context in contexts:
+            for batch in (1, 4):
+                for rows in (1, 5, 17):
+                    profile.record([rows] * batch, [context] * batch, seconds(batch, rows, context))
+    return profile
+
+
+def test_the_profile_recovers_a_machine():
+    def seconds(batch, rows, context):
+        return 2e-3 + 1e-4 * batch * rows + 2e-7 * batch * context + 3e-8 * batch * rows * context
+
+    profile = taught(seconds)
+    for batch, rows, context in ((1, 9, 8000), (2, 1, 4000), (8, 3, 12000)):
+        predicted = profile.seconds([rows] * batch, [context] * batch)
+        assert predicted == pytest.approx(seconds(batch, rows, context), rel=0.05)
+    times = profile.step_times(2, 4000, 8)
+    assert len(times) == 9
+    assert times[3] == pytest.approx(profile.seconds([4, 4], [4000, 4000]))
+    assert (np.diff(times) >= 0).all()
+
+
+def test_the_profile_never_predicts_that_more_rows_are_faster():
+    generator = np.random.default_rng(0)
+    profile = MachineProfile()
+    for _ in range(50):
+        rows = int(generator.integers(1, 32))
+        profile.record([rows], [int(generator.integers(100, 30000))], float(generator.uniform(0.01, 0.02)))
+        assert (np.diff(profile.step_times(1, 8000, 32)) >= 0).all()
+
+
+def test_best_budget_by_enumeration():
+    scores = np.array([0.9, 0.8, 0.3, 0.1])
+    times = np.array([1.0, 1.1, 1.2, 1.9, 2.5])
+    rates = [(1 + scores[:n].sum()) / times[n] for n in range(5)]
+    assert best_budget(scores, times) == (int(np.argmax(rates)), pytest.approx(max(rates)))
+    assert best_budget(np.array([0.05]), np.array([1.0, 2.0]))[0] == 0
+
+
+class Fixed:
+    name, needs_topk = "fixed", 0
+
+    def propose(self, state, budget):
+        return DraftTree.of(range(8), range(-1, 7), 0.8 ** np.arange(1, 9))
+
+
+def test_nothing_is_drafted_where_rows_cost_as_much_as_steps():
+    """Compute-bound: every row costs a step. Memory-bound: rows are free."""
+    state = RequestState("r", [1] * 8000, 8000)
+    bound = Goodput(Fixed(), taught(lambda batch, rows, context: 1e-2 * batch * rows))
+    assert len(bound.propose(state, 8)) == 0
+    free = Goodput(Fixed(), taught(lambda batch, rows, context: 1e-2))
+    assert len(free.propose(state, 8)) == 8
+
+
+def test_large_batches_draft_less():
+    """Rows are free while few; the more sequences, the sooner compute is what counts."""
+    profile = taught(lambda batch, rows, context: 1e-2 + 4e-4 * batch * rows)
+    sizes = []
+    for batch in (1, 4, 16, 64):
+        state = RequestState("r", [1] * 8000, 8000, batch_size=batch)
+        sizes.append(len(Goodput(Fixed(), profile).propose(state, 8)))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+def test_fusion_asks_its_model_only_where_it_pays(lab):
+    """A model whose forwards take far longer than the target's step is left alone after the first try."""
+    target = lab.Model(vocab_size=12, seed=1, copying=9.0)
+    resources = lab.resources(target)
+    for _ in range(30):
+        for rows in (1, 4, 16):
+            resources.profile.record([rows], [200], 1e-7)
+    drafter = build("fusion:model=draft_model", resources)
+    state = RequestState("r", list(range(12)) * 10, 120)
+    lab.speculate(drafter, target, state, 60)
+    forwards = resources.draft_model.forwards
+    always = lab.resources(target)
+    lab.speculate(build("fusion:always=true", always), target, RequestState("r", list(range(12)) * 10, 120), 60)
+    assert forwards < 0.5 * always.draft_model.forwards + 20
+
+
+def test_layer_search_keeps_what_is_faster():
+    """Skipping layer 3 costs accuracy, the others nothing: the search learns to run it."""
+    search = LayerSearch(num_layers=8, ratio=0.5, every=10)
+    assert 0 not in search.best
+    assert 7 not in search.best
+    for _ in range(3000):
+        skipped = search.current
+        emitted = 2 if 3 in skipped else 6
+        search.observe(emitted, 1.0 - 0.05 * len(skipped))
+    assert 3 not in search.best
+    assert len(search.best) >= 4

@@ -1,0 +1,127 @@
+"""Warping, keyed noise and keyed choices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drafters.errors import DrafterError
+from drafters.sampling import Sampling, choose, gumbel, noise, perturb, uniform, warp
+
+
+def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """Temperature, top-k, top-p, each a loop over one sorted row."""
+    if temperature == 0:
+        out = np.zeros_like(logits)
+        out[np.argmax(logits)] = 1
+        return out
+    z = logits / temperature
+    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
+    kept = order[:top_k] if top_k else order
+    p = np.exp(z[kept] - z[kept].max())
+    p /= p.sum()
+    mass, final = 0.0, []
+    for token, weight in zip(kept, p, strict=True):
+        if mass >= top_p and final:
+            break
+        final.append(token)
+        mass += weight
+    out = np.zeros_like(logits)
+    out[final] = np.exp(z[final] - z[final].max())
+    return out / out.sum()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    vocab=st.integers(1, 600),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 3, 50, 1000]),
+    top_p=st.sampled_from([0.01, 0.5, 0.9, 1.0]),
+    ties=st.booleans(),
+)
+def test_warp_is_its_definition(seed, vocab, temperature, top_k, top_p, ties):
+    logits = np.random.default_rng(seed).normal(size=vocab) * 3
+    if ties:
+        logits = logits.round()
+    got = warp(torch.from_numpy(logits)[None], temperature, top_k, top_p)[0].exp().numpy()
+    np.testing.assert_allclose(got, by_definition(logits, temperature, top_k, top_p), atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 9))
+def test_a_row_does_not_depend_on_its_batch(seed, rows):
+    generator = np.random.default_rng(seed)
+    logits = torch.from_numpy(generator.normal(size=(rows, 700)).astype(np.float32))
+    temperature = torch.from_numpy(generator.choice([0.0, 0.4, 1.0], rows))
+    top_k = torch.from_numpy(generator.choice([0, 5, 300], rows))
+    top_p = torch.from_numpy(generator.choice([1.0, 0.8], rows))
+    seeds = torch.from_numpy(generator.integers(0, 2**62, rows))
+    positions = torch.from_numpy(generator.integers(0, 10**6, rows))
+    together = choose(logits, temperature, top_k, top_p, seeds, positions)
+    for i in range(rows):
+        one = slice(i, i + 1)
+        alone = choose(logits[one], temperature[one], top_k[one], top_p[one], seeds[one], positions[one])
+        assert alone[0] == together[i]
+
+
+def test_noise_is_pinned():
+    """The keys' bits are part of the contract: another value would change every sampled answer."""
+    seeds, positions, tokens = torch.tensor([0, 1, -1]), torch.tensor([0, 5, 2**40]), torch.tensor([0, 7, 150_000])
+    expected = [0.33805245419550556, 0.6976653006556696, 0.7302511504622792]
+    assert uniform(seeds, positions, tokens).tolist() == expected
+
+
+def test_noise_is_gumbel_and_independent():
+    g = gumbel(torch.arange(40), torch.arange(40), 5000)
+    assert g.dtype == torch.float64
+    assert g.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert g.var().item() == pytest.approx(np.pi**2 / 6, abs=0.03)
+    flat = g.flatten()
+    assert abs(np.corrcoef(flat[:-1], flat[1:])[0, 1]) < 0.01
+    neighbours = gumbel(torch.tensor([3, 3]), torch.tensor([8, 9]), 5000)
+    assert abs(np.corrcoef(neighbours)[0, 1]) < 0.05
+    assert torch.equal(g[:, 17], noise(torch.arange(40), torch.arange(40), torch.tensor(17)))
+
+
+def test_choices_follow_the_distribution():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    count = 20_000
+    chosen = choose(logits.expand(count, -1), 1.0, 0, 1.0, torch.full((count,), 9), torch.arange(count))
+    share = np.bincount(chosen.numpy(), minlength=4) / count
+    np.testing.assert_allclose(share, [0.5, 0.3, 0.15, 0.05], atol=0.012)
+
+
+def test_ties_and_greedy():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0]])
+    zero = torch.zeros(1, dtype=torch.int64)
+    assert choose(logits, 0.0, 0, 1.0, zero, zero).tolist() == [1]
+    assert choose(logits, 1.0, 1, 1.0, zero, zero).tolist() == [1]
+    assert torch.isfinite(perturb(warp(logits, 1.0, 2), zero, zero)).tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+    ],
+)
+def test_bad_parameters_are_named(options, word):
+    with pytest.raises(DrafterError, match=word):
+        Sampling(**options)
+
+
+@pytest.mark.gpu
+def test_noise_bits_are_the_same_on_a_gpu():
+    seeds, positions, tokens = torch.arange(64), torch.arange(64) * 7, torch.arange(64) * 31
+    here = uniform(seeds, positions, tokens)
+    there = uniform(seeds.cuda(), positions.cuda(), tokens.cuda()).cpu()
+    assert torch.equal(here, there)
+    g = noise(seeds.cuda(), positions.cuda(), tokens.cuda()).cpu()
+    assert torch.allclose(g, noise(seeds, positions, tokens), rtol=1e-14, atol=1e-14)

@@ -1,0 +1,178 @@
+"""What each source guesses, against brute force."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drafters.automaton import SEPARATOR, SuffixAutomaton
+from drafters.base import RequestState, TopSuccessors
+from drafters.calibration import Calibration
+from drafters.datastore import DatastoreDrafter, count_prefixes
+from drafters.prompt_lookup import PromptLookup
+from drafters.rag import select_chunks
+from drafters.recycling import Recycling, SuccessorTable
+from drafters.suffix import DocumentAutomata, Suffix
+from drafters.tree import DraftTree
+from drafters.verify import Verdict
+
+texts = st.lists(st.integers(0, 3), min_size=1, max_size=50)
+
+
+def state_of(tokens: list[int], **more) -> RequestState:
+    return RequestState("r", list(tokens), len(tokens), **more)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts)
+def test_automaton_knows_every_substring_and_its_count(text):
+    automaton = SuffixAutomaton(2)  # grows on the way
+    for token in text:
+        automaton.append([token])
+    count = Counter(tuple(text[i:j]) for i in range(len(text)) for j in range(i + 1, len(text) + 1))
+    for substring, places in count.items():
+        state, matched = automaton.walk(substring)
+        assert matched == len(substring)
+        assert automaton._count[state] == places
+    longest = max(n for n in range(len(text)) if n == 0 or count[tuple(text[len(text) - n :])] > 1)
+    assert automaton.repeated()[1] == longest
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, texts)
+def test_automaton_walk_keeps_the_longest_match(text, read):
+    automaton = SuffixAutomaton()
+    automaton.append(text)
+    joined = {tuple(text[i:j]) for i in range(len(text)) for j in range(i, len(text) + 1)}
+    match = (0, 0)
+    for i, token in enumerate(read):
+        match = automaton.walk([token], match)
+        longest = max(n for n in range(i + 2) if tuple(read[i + 1 - n : i + 1]) in joined)
+        assert match[1] == longest
+    assert automaton.walk(read) == match
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, st.integers(1, 12))
+def test_suffix_guesses_are_continuations_in_the_text(text, budget):
+    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    state = state_of(text)
+    drafter.start(state)
+    tree = drafter.propose(state, budget)
+    assert len(tree) <= budget
+    whole = tuple(text)
+    for node in range(len(tree)):
+        path = tuple(int(tree.tokens[i]) for i in tree.path_to(node))
+        copied = (whole[-1], *path)
+        assert any(whole[i : i + len(copied)] == copied for i in range(len(whole))), (whole, path)
+
+
+def test_suffix_copies_a_long_match_deeper_than_a_short_one():
+    drafter = Suffix(Calibration(), DocumentAutomata(), factor=1.0, min_score=0.0)
+    state = state_of([*range(40), 90, 91, 3])
+    drafter.start(state)
+    assert max(drafter.propose(state, 32).depths) == 1
+    state.tokens.extend([4, 5, 6])
+    assert max(drafter.propose(state, 32).depths) == 4
+
+
+def test_suffix_reads_documents_and_never_crosses_them():
+    calibration, automata = Calibration(), DocumentAutomata()
+    documents = [[1, 2, 3, 4], [9, 8, 7]]
+    drafter = Suffix(calibration, automata, min_score=0.0)
+    state = state_of([50, 2, 3], documents=documents)
+    drafter.start(state)
+    tree = drafter.propose(state, 16)
+    assert [int(tree.tokens[node]) for node in range(len(tree))] == [4]
+    assert SEPARATOR not in tree.tokens
+    assert automata.over(documents) is automata.over([list(d) for d in documents])
+
+
+def test_suffix_prefers_what_was_seen_more_often():
+    drafter = Suffix(Calibration(), DocumentAutomata())
+    state = state_of([5, 6, 7, 1, 5, 6, 7, 2, 5, 6, 8, 3, 5, 6])
+    drafter.start(state)
+    tree = drafter.propose(state, 8)
+    first = {int(tree.tokens[n]): tree.scores[n] for n in range(len(tree)) if tree.parents[n] == -1}
+    assert first[7] > first[8]
+
+
+def test_growing_after_guessed_tokens_changes_nothing():
+    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    state = state_of([1, 2, 3, 4, 1, 2])
+    drafter.start(state)
+    before = drafter.propose(state, 8)
+    ahead = drafter.grow(state, [3], 8)
+    assert int(ahead.tokens[0]) == 4
+    assert drafter.propose(state, 8).tokens.tolist() == before.tokens.tolist()
+
+
+def test_prompt_lookup_takes_the_longest_and_latest():
+    drafter = PromptLookup(Calibration(), ngram=3, length=3)
+    state = state_of([1, 2, 3, 10, 11, 2, 3, 20, 21, 22, 1, 2, 3])
+    drafter.start(state)
+    assert drafter.propose(state, 8).tokens.tolist() == [10, 11, 2]
+    state.tokens.append(20)
+    assert drafter.propose(state, 8).tokens.tolist() == [21, 22, 1]
+    assert drafter.propose(state, 1).tokens.tolist() == [21]
+    state.tokens.append(99)
+    assert len(drafter.propose(state, 8)) == 0
+
+
+def test_recycling_grows_from_the_last_successors():
+    table = SuccessorTable(10, 2)
+    drafter = Recycling(Calibration(), table, min_score=0.0, depth=2)
+    state = state_of([0, 1, 2])
+    assert len(drafter.propose(state, 8)) == 0, "nothing seen yet"
+    top = TopSuccessors(np.array([[3, 4], [5, 6]]), np.log(np.array([[0.9, 0.05], [0.6, 0.3]], np.float32)))
+    state.tokens.extend([7])
+    # the root was 2 and one drafted token 3 was verified and rejected: both rows teach
+    drafter.observe(state, DraftTree.chain([3]), Verdict((), (7,)), top)
+    state.tokens.append(2)
+    tree = drafter.propose(state, 8)
+    paths = {tuple(int(tree.tokens[i]) for i in tree.path_to(node)) for node in range(len(tree))}
+    assert paths == {(3,), (4,), (3, 5), (3, 6)}
+    assert tree.tokens[0] == 3
+
+
+def test_datastore_takes_the_longest_suffix_and_counts(lab):
+    store = lab.Store([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5], [7, 2, 3, 6, 6]])
+    drafter = DatastoreDrafter(Calibration(), store, min_score=0.0)
+    tree = drafter.propose(state_of([9, 1, 2, 3]), 8)
+    first = {int(tree.tokens[n]): tree.scores[n] for n in range(len(tree)) if tree.parents[n] == -1}
+    assert set(first) == {4, 5}, "6 follows a shorter suffix only"
+    assert first[4] > first[5]
+    assert len(drafter.propose(state_of([8, 8]), 8)) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=12))
+def test_prefix_counts(continuations):
+    rows = np.full((len(continuations), 4), -1)
+    for row, continuation in zip(rows, continuations, strict=True):
+        row[: len(continuation)] = continuation
+    tokens, parents, shares = count_prefixes(rows)
+    expected = Counter(tuple(c[:n]) for c in continuations for n in range(len(c) + 1))
+    assert len(tokens) == len(expected) - 1
+    tree = DraftTree.of(tokens, parents)
+    for node in range(len(tree)):
+        path = tuple(int(tokens[i]) for i in tree.path_to(node))
+        assert shares[node] == pytest.approx(expected[path] / expected[path[:-1]])
+
+
+def test_chunks_that_answer_are_selected():
+    generator = np.random.default_rng(0)
+    prompt = generator.integers(100, 200, 4000).tolist()
+    question = [7, 8, 9, *generator.integers(100, 200, 20).tolist()]
+    prompt[2000:2003] = [7, 8, 9]
+    prompt += question
+    chosen = select_chunks(prompt, 600, chunk=128, question=len(question), head=16)
+    assert len(chosen) <= 600
+    assert chosen[:16] == prompt[:16]
+    assert chosen[-len(question) :] == question
+    assert chosen[: -len(question)].count(7) == 1
+    assert select_chunks(prompt[:500], 600) == prompt[:500]

@@ -1,0 +1,131 @@
+"""Trees: depths, masks, fusing, trimming, refusals, and the walk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drafters.calibration import Calibration
+from drafters.errors import DrafterError
+from drafters.stats import DraftingStats, token_sources
+from drafters.tree import EMPTY, DraftTree, fuse
+from drafters.verify import Verdict, verify
+
+
+@st.composite
+def trees(draw, vocab: int = 4, most: int = 12) -> DraftTree:
+    count = draw(st.integers(0, most))
+    parents = [draw(st.integers(-1, i - 1)) for i in range(count)]
+    tokens = [draw(st.integers(0, vocab - 1)) for _ in range(count)]
+    scores = [draw(st.floats(0.01, 1.0)) for _ in range(count)]
+    return DraftTree.of(tokens, parents, scores, "x")
+
+
+def spelled(tree: DraftTree) -> set[tuple[int, ...]]:
+    return {tuple(int(tree.tokens[i]) for i in tree.path_to(node)) for node in range(len(tree))}
+
+
+@given(trees())
+def test_mask_and_depths(tree):
+    mask, depths = tree.ancestor_mask, tree.depths
+    assert mask.shape == (len(tree) + 1, len(tree) + 1)
+    assert (mask.sum(axis=1) == depths + 1).all()
+    for node in range(len(tree)):
+        rows = {0, *(i + 1 for i in tree.path_to(node))}
+        assert set(np.flatnonzero(mask[node + 1])) == rows
+
+
+@given(trees(), trees())
+def test_fusing_keeps_every_path_once(one, other):
+    fused = fuse([one, other])
+    assert spelled(fused) == spelled(one) | spelled(other)
+    assert len(fused) == len(spelled(fused))
+    assert spelled(fuse([fused, EMPTY])) == spelled(fused)
+
+
+@given(trees(), st.integers(0, 12))
+def test_trimming_keeps_the_best_closed_under_ancestors(tree, budget):
+    trimmed = tree.trim(budget)
+    assert len(trimmed) == min(budget, len(tree))
+    assert spelled(trimmed) <= spelled(tree)
+    trimmed.validate()
+    capped = [min(tree.scores[tree.path_to(node)]) for node in range(len(tree))]
+    if len(trimmed):
+        kept = [min(trimmed.scores[trimmed.path_to(node)]) for node in range(len(trimmed))]
+        np.testing.assert_allclose(sorted(kept, reverse=True), sorted(capped, reverse=True)[: len(kept)])
+
+
+@settings(max_examples=200)
+@given(trees(vocab=3), st.lists(st.integers(0, 2), min_size=13, max_size=13))
+def test_the_walk_follows_the_choices(tree, choices):
+    """By its definition: the emitted tokens are the choices read along the path, and the walk stops only where no
+    child agrees."""
+    verdict = verify(tree, choices)
+    row = 0
+    for node, token in zip(verdict.path, verdict.tokens, strict=False):
+        assert tree.parents[node] == row - 1
+        assert token == choices[row] == tree.tokens[node]
+        row = node + 1
+    assert verdict.tokens[-1] == choices[row]
+    assert len(verdict.tokens) == len(verdict.path) + 1
+    children = [int(tree.tokens[node]) for node in range(len(tree)) if tree.parents[node] == row - 1]
+    assert verdict.tokens[-1] not in children
+
+
+def test_changed_trees_lose_their_distribution():
+    tree = DraftTree.of([1, 2], [-1, -1], q=torch.ones(3, 4))
+    assert tree.q is not None
+    assert tree.trim(2).q is not None, "nothing was cut"
+    assert tree.trim(1).q is None
+    assert fuse([tree]).q is None
+    assert tree.select([0, 1]).q is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parents", "word"),
+    [([1], [0], "precede"), ([1, 2], [-1, 1], "precede"), ([1], [-2], "precede"), ([-1], [-1], "vocabulary")],
+)
+def test_bad_trees_are_refused(tokens, parents, word):
+    with pytest.raises(DrafterError, match=word):
+        DraftTree.of(tokens, parents)
+
+
+def test_lengths_and_vocabulary_are_checked():
+    with pytest.raises(DrafterError, match="parents"):
+        DraftTree.of([1, 2], [-1])
+    with pytest.raises(DrafterError, match="vocabulary"):
+        DraftTree.of([5], [-1]).validate(vocab_size=5)
+
+
+def test_statistics_count_sources_and_cuts():
+    tree = DraftTree.of([1, 2, 3], [-1, 0, -1], source=["suffix", "rag", "suffix"])
+    stats = DraftingStats()
+    stats.count(tree, Verdict((0, 1), (1, 2, 9)))
+    stats.count(tree, Verdict((0, 1), (1,)))  # a stop cut the path
+    assert (stats.drafted, stats.accepted, stats.emitted, stats.steps) == (6, 3, 4, 2)
+    assert stats.by_source["suffix"].accepted == 2
+    assert stats.accepted_length == 2.0
+    assert token_sources(tree, Verdict((0, 1), (1, 2, 9))) == ["suffix", "rag", "target"]
+    assert token_sources(tree, Verdict((0, 1), (1,))) == ["suffix"]
+    total = DraftingStats()
+    total.add(stats)
+    total.add(stats)
+    assert total.as_dict()["by_source"]["rag"] == {"drafted": 4, "accepted": 2}
+
+
+def test_calibration_learns_conditional_acceptance():
+    calibration = Calibration()
+    offset = calibration.block("x", np.array([0.5, 0.5]))
+    tree = DraftTree.of([1, 2], [-1, 0], features=[offset, offset + 1])
+    for _ in range(200):
+        calibration.observe(tree, Verdict((0,), (1, 7)))
+        calibration.observe(tree, Verdict((), (7,)))  # the second node was not reached: it teaches nothing
+    assert calibration.cells[offset] == pytest.approx(0.5, abs=0.01)
+    assert calibration.cells[offset + 1] < 0.02
+    calibration.forget()
+    assert calibration.cells[offset + 1] == 0.5
+    with pytest.raises(DrafterError, match="cells"):
+        calibration.block("x", np.array([0.5]))
