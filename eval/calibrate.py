@@ -232,3 +232,7 @@ def _short(choice: HeadChoice) -> str:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+app = typer.Typer(add_completion=False)
+app.callback(invoke_without_command=True)(command)
