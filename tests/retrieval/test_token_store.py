@@ -26,6 +26,19 @@ def test_suffixes_are_sorted(documents: list[list[int]]) -> None:
     assert [tokens[i : i + 64] for i in found] == sorted(tokens[i : i + 64] for i in range(len(tokens)))
 
 
+def test_long_repeats_are_sorted_to_their_depth() -> None:
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 50, 400)
+    store = TokenStore.build([np.concatenate([text, text, rng.integers(0, 2, 300), np.zeros(200)])], "t")
+    tokens = store.tokens.tolist()
+    order = suffix_array(store.tokens)
+    assert sorted(order.tolist()) == list(range(len(tokens)))
+    windows = [tokens[i : i + 64] for i in order]
+    assert windows == sorted(windows)
+    with pytest.raises(InvalidRequest, match="below"):
+        suffix_array(np.array([1 << 22], dtype=np.uint32))
+
+
 def brute_force(documents: list[list[int]], context: list[int], max_match: int, min_match: int, length: int):
     for match in range(min(max_match, len(context)), min_match - 1, -1):
         pattern = context[len(context) - match :]
