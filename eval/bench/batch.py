@@ -1,0 +1,122 @@
+"""Offline throughput: many prompts at once through the engine, against transformers' own continuous batching.
+
+Also tells what share of a decode step at batch 16 goes to the scheduler and the other bookkeeping.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from eval.results import report_result
+
+
+def trace(requests: int, shortest: int, longest: int, vocabulary: int, seed: int) -> list[list[int]]:
+    """Prompts of uniformly drawn lengths."""
+    rng = random.Random(seed)
+    return [[rng.randrange(3, vocabulary) for _ in range(rng.randint(shortest, longest))] for _ in range(requests)]
+
+
+def random_llama(seed: int = 0) -> Any:
+    """A random Llama of 27 M parameters: 8 layers, 512 wide, 8 query and 4 KV heads of 64."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=1 << 17,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def run(
+    requests: int = 32, shortest: int = 64, longest: int = 1024, new_tokens: int = 64, runs: int = 3, seed: int = 0
+) -> dict[str, Any]:
+    """Both on the same weights and trace, alternating, medians of ``runs``; fp32, greedy, no end of sequence."""
+    from service.engine.engine import Engine, EngineConfig
+    from service.engine.loading import prepare
+    from service.engine.request import SamplingParams
+
+    prompts = trace(requests, shortest, longest, 8192, seed)
+    params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, drafter="none", attention="dense")
+    config = EngineConfig(kv_memory=3 << 30, prefix_cache=False, max_running=16)
+    ours, theirs, shares = [], [], []
+    same = True
+    for _ in range(runs):
+        engine = Engine(prepare("random-llama-27m", random_llama()), config)
+        began = time.perf_counter()
+        results = engine.generate(prompts, params)
+        ours.append(requests * new_tokens / (time.perf_counter() - began))
+        shares.append(bookkeeping_share(engine))
+        rate, outputs = _generate_batch(prompts, new_tokens)
+        theirs.append(rate)
+        same = same and outputs == [result.token_ids for result in results]
+    return {
+        "requests": requests,
+        "prompt_tokens": sum(map(len, prompts)),
+        "new_tokens": new_tokens,
+        "folio_tokens_per_s": median(ours),
+        "transformers_generate_batch_tokens_per_s": median(theirs),
+        "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
+        "same_tokens": same,
+        "bookkeeping_share_of_decode_step_at_16": median(shares),
+    }
+
+
+def bookkeeping_share(engine: Any, batch: int = 16, context: int = 2048, steps: int = 40) -> float:
+    """Share of a decode step that is not the forward and the choice of tokens, at a full batch."""
+    from service.engine.request import SamplingParams
+
+    params = SamplingParams(max_tokens=steps + 8, ignore_eos=True, drafter="none", attention="dense")
+    for prompt in trace(batch, context, context, 8192, seed=1):
+        engine.add_request(prompt, params)
+    while any(request.num_pending > 1 for request in engine.scheduler.running) or engine.scheduler.waiting:
+        engine.step()
+    before = (engine.totals.step_s, engine.totals.forward_s)
+    for _ in range(steps):
+        engine.step()
+    step_s, forward_s = engine.totals.step_s - before[0], engine.totals.forward_s - before[1]
+    engine.reset()
+    return (step_s - forward_s) / step_s
+
+
+def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+    """Tokens a second of transformers' continuous batching, and what it generated."""
+    from transformers import GenerationConfig
+
+    model = random_llama()
+    model.set_attn_implementation("sdpa")
+    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    began = time.perf_counter()
+    outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    seconds = time.perf_counter() - began
+    by_number = sorted(outputs.values(), key=lambda output: int("".join(filter(str.isdigit, output.request_id)) or 0))
+    generated = [list(output.generated_tokens) for output in by_number]
+    return len(prompts) * new_tokens / seconds, generated
+
+
+def command(
+    requests: Annotated[int, typer.Option(min=1, help="Prompts.")] = 32,
+    longest: Annotated[int, typer.Option(min=64, help="Longest prompt, in tokens.")] = 1024,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 64,
+    runs: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Throughput of many prompts at once, against transformers' continuous batching."""
+    figures = run(requests=requests, longest=longest, new_tokens=new_tokens, runs=runs)
+    report_result("batch", figures, as_json=as_json, output=output)
