@@ -17,6 +17,9 @@ from retrieval.parsing.document import page_at
 from retrieval.sentences import Span, paragraphs, sentences
 from retrieval.types import Page
 
+CHARS_PER_TOKEN = 32
+"""characters that count as one token whatever the tokenizer says"""
+
 TokenStarts = Callable[[str], np.ndarray]
 """text → int64[n] rising offsets of the first character of each of its tokens"""
 
@@ -56,8 +59,9 @@ def chunk(
     starts = np.asarray(token_starts(text), dtype=np.int64)
 
     def count(start: int, end: int) -> int:
+        """Tokens, or what so many characters amount to at least: some tokenizers make one of an endless word."""
         first, last = np.searchsorted(starts, (start, end))
-        return int(last - first)
+        return max(int(last - first), (end - start) // CHARS_PER_TOKEN)
 
     return [
         Chunk(start, end, page_at(pages, start), count(start, end), text[start:end])
@@ -86,7 +90,9 @@ def _split(
 ) -> Iterator[Span]:
     """Cut a sentence of more than ``max_tokens`` at white space where there is some, else at a token."""
     while count(start, end) > max_tokens:
-        limit = int(starts[np.searchsorted(starts, start) + max_tokens])
+        beyond = np.searchsorted(starts, start) + max_tokens
+        limit = int(starts[beyond]) if beyond < len(starts) else end
+        limit = min(limit, start + CHARS_PER_TOKEN * max_tokens)
         if limit <= start:  # a tokenizer that gives several tokens one character
             limit = start + 1
         space = max(text.rfind(" ", start + 1, limit), text.rfind("\n", start + 1, limit))

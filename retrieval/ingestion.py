@@ -20,7 +20,8 @@ from retrieval.chunking import ChunkingOptions, chunk
 from retrieval.embedding import Embedder
 from retrieval.errors import EmptyFile, UnreadableFile
 from retrieval.failpoints import failpoint
-from retrieval.parsing import Limits, ParsedDocument, check_size, parse
+from retrieval.parsing import Limits, ParsedDocument, check_size
+from retrieval.parsing.sandbox import Sandbox
 from retrieval.progress import CancelCheck, ProgressMeter
 from retrieval.store import documents as store
 from retrieval.store.database import Database
@@ -98,6 +99,7 @@ class Ingester:
         embedder: Embedder,
         embedder_id: int,
         limits: Limits,
+        sandbox: Sandbox,
         chunking: ChunkingOptions,
     ) -> None:
         self._database = database
@@ -106,6 +108,7 @@ class Ingester:
         self._embedder = embedder
         self._embedder_id = embedder_id
         self._limits = limits
+        self._sandbox = sandbox
         self._chunking = chunking
 
     def ingest(
@@ -175,7 +178,7 @@ class Ingester:
         return IngestResult(document, new.name, store.READY, pages, count, None, version, False, seconds)
 
     def _parse(self, data: bytes, name: str, meter: ProgressMeter) -> ParsedDocument:
-        return parse(data, name, self._limits, lambda done, total: meter("parse", done, total))
+        return self._sandbox.parse(data, name, lambda done, total: meter("parse", done, total))
 
     def _failed(
         self, name: str, data: bytes, collection: str, owner: str, error: UnreadableFile, started: float

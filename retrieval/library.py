@@ -34,6 +34,7 @@ from retrieval.index import Index
 from retrieval.ingestion import Ingester, Source, sources
 from retrieval.jobs import JobQueue
 from retrieval.parsing import MEDIA_TYPES, Limits, page_at
+from retrieval.parsing.sandbox import Sandbox
 from retrieval.progress import CancelCheck, ProgressMeter
 from retrieval.snapshot import Query, Scope, Snapshot
 from retrieval.sparse import terms
@@ -76,6 +77,7 @@ class Library:
         self.limits = limits
         self.chunking = chunking
         self._lease = WriterLease(database, home)
+        self._sandbox = Sandbox(limits)
         self._originals = Originals(home / "files")
         self.jobs = JobQueue(database, home / "uploads", self._ingest_one)
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
@@ -119,8 +121,9 @@ class Library:
         self.embedder.encode_queries(["warm"])
 
     def close(self) -> None:
-        """Stop the worker, if any, and let go of the database."""
+        """Stop the worker and the parser, if any, and let go of the database."""
         self.jobs.stop_worker()
+        self._sandbox.close()
         self.database.close()
 
     def __enter__(self) -> Library:
@@ -434,6 +437,7 @@ class Library:
             self.embedder,
             self._embedder_id,
             self.limits,
+            self._sandbox,
             self.chunking,
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from retrieval.errors import OversizedFile, UnreadableFile
+from retrieval.errors import OversizedFile
 from retrieval.parsing.document import PageProgress, ParsedDocument, page_at
 from retrieval.parsing.limits import Limits
-from retrieval.parsing.sniff import MEDIA_TYPES, sniff
+from retrieval.parsing.sniff import MEDIA_TYPES, is_plain, sniff
 from retrieval.parsing.text import parse_text
 
-__all__ = ["MEDIA_TYPES", "Limits", "ParsedDocument", "check_size", "page_at", "parse", "sniff"]
+__all__ = ["MEDIA_TYPES", "Limits", "ParsedDocument", "check_size", "is_plain", "page_at", "parse", "sniff"]
 
 
 def check_size(name: str, size: int, limits: Limits) -> None:
@@ -42,4 +42,6 @@ def _parse_kind(kind: str, data: bytes, name: str, limits: Limits, progress: Pag
         from retrieval.parsing.pdf import parse_pdf
 
         return parse_pdf(data, name, limits, progress)
-    raise UnreadableFile(f"{name}: no parser for {kind}")
+    from retrieval.parsing.office import parse_email, parse_office
+
+    return parse_email(data, name) if kind == "eml" else parse_office(kind, data, name, limits)

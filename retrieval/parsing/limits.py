@@ -19,6 +19,5 @@ class Limits:
     zip_ratio: int = 200
     """expanded ÷ compressed bytes of the archive as a whole"""
     parse_seconds: float = 60.0
-    """wall clock and CPU, for a file of up to ``pdf_pages_per_budget`` pages; longer PDFs get it once per so many"""
-    pdf_pages_per_budget: int = 500
+    """wall clock and CPU for one file (a page of a PDF takes some milliseconds)"""
     parse_memory_bytes: int = 512 * MIB

@@ -84,6 +84,13 @@ def sniff(data: bytes, name: str) -> str:
     return content
 
 
+def is_plain(data: bytes, name: str) -> bool:
+    """Whether this is text that needs decoding alone: nothing about it can hurt a parser."""
+    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    known = KIND_OF_SUFFIX.get(suffix, "text") in ("text", "markdown")
+    return known and not any(data.startswith(magic) for magic, _ in _MAGIC) and b"%PDF-" not in data[:1024]
+
+
 def _content_kind(data: bytes, name: str) -> str:
     for magic, kind in _MAGIC:
         if data.startswith(magic):

@@ -37,8 +37,13 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
         pass
     from charset_normalizer import from_bytes
 
-    guess = from_bytes(data[: 1 << 18]).best()
-    for encoding in ([guess.encoding] if guess else []) + ["cp1252"]:
+    guesses = from_bytes(data[: 1 << 18])
+    best = guesses.best()
+    likely = [] if best is None else [best.encoding]
+    # Western text fits several neighbours of cp1252 as well; the common one goes first among equals.
+    if best is not None and any(guess.encoding == "cp1252" and guess.chaos <= best.chaos for guess in guesses):
+        likely.insert(0, "cp1252")
+    for encoding in [*likely, "cp1252"]:
         try:
             return data.decode(encoding), encoding
         except UnicodeDecodeError:

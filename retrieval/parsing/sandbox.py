@@ -1,0 +1,156 @@
+"""Parsing in a child process that cannot take the service down with it.
+
+One warm process (``retrieval.parsing.worker``) waits for files and forks a child for each, with limits on memory, CPU,
+output, open files and time, without network, and without this process' environment (which may hold passwords). What
+a hostile file can do is make its own parse fail. Plain text and Markdown, which need decoding alone, are parsed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from retrieval import errors
+from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
+from retrieval.parsing import check_size, is_plain, parse
+from retrieval.parsing.document import PageProgress, ParsedDocument
+from retrieval.parsing.limits import Limits
+from retrieval.types import Page
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 10.0
+"""past its time limit the worker itself is taken for stuck"""
+
+
+class Sandbox:
+    """Parses files, one at a time. Thread-safe; ``close`` ends the worker."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def parse(self, data: bytes, name: str, progress: PageProgress | None = None) -> ParsedDocument:
+        """Errors: UnreadableFile and its kinds; whatever ``progress`` raises (the parse is then given up)."""
+        check_size(name, len(data), self._limits)
+        if is_plain(data, name):
+            return parse(data, name, self._limits)
+        with self._turn, self._workplace() as folder:
+            (folder / "in").write_bytes(data)
+            request = {"name": name, "folder": str(folder), "limits": asdict(self._limits)}
+            try:
+                ending = self._ask(request, name, progress)
+            except BaseException:
+                self._kill()
+                raise
+            return self._result(folder, name, ending)
+
+    def close(self) -> None:
+        with self._turn:
+            self._kill()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _workplace() -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="folio-parse-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _ask(self, request: dict[str, Any], name: str, progress: PageProgress | None) -> dict[str, Any]:
+        """How the child ended: {"exit", "signal", "timed_out"}."""
+        process = self._running()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + self._limits.parse_seconds + GRACE_S
+        for line in self._lines(process, deadline):
+            message = json.loads(line)
+            if "progress" not in message:
+                return dict(message)
+            if progress is not None:
+                progress(*message["progress"])
+        raise ParserLimit(f"{name}: the parser stopped answering and was ended")
+
+    def _lines(self, process: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]:
+        assert process.stdout is not None
+        buffer = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while selector.select(max(0.0, deadline - time.monotonic())):
+                received = os.read(process.stdout.fileno(), 1 << 16)
+                if not received:
+                    return
+                *lines, buffer = (buffer + received).split(b"\n")
+                yield from lines
+
+    def _result(self, folder: Path, name: str, ending: dict[str, Any]) -> ParsedDocument:
+        if ending["timed_out"] or ending["signal"] == signal.SIGXCPU:
+            raise ParserLimit(f"{name} took longer than {self._limits.parse_seconds:.0f} s to parse; split it")
+        if ending["signal"] == signal.SIGXFSZ:
+            raise OversizedFile(f"{name} has more than {self._limits.text_chars} characters of text; split it")
+        try:
+            header, _, text = (folder / "out").read_bytes().partition(b"\n")
+            result = json.loads(header)
+        except (OSError, ValueError):
+            limit = self._limits.parse_memory_bytes >> 20
+            raise DamagedFile(
+                f"{name} broke its parser (signal {ending['signal']}, status {ending['exit']}): "
+                f"it is damaged, or needs more than {limit} MiB to read"
+            ) from None
+        if "error" in result:
+            kind = getattr(errors, result["error"], UnreadableFile)
+            raise kind(result["message"])
+        pages = [Page(*page) for page in result["pages"]]
+        return ParsedDocument(text.decode("utf-8"), pages, result["media_type"], result["notes"])
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            root = str(Path(__file__).resolve().parents[2])
+            environment = {
+                "PATH": os.environ.get("PATH", ""),
+                "PYTHONPATH": root,
+                "PYTHONIOENCODING": "utf-8",
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+            }
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "retrieval.parsing.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+            log.debug("parser started", pid=self._process.pid)
+        return self._process
+
+    def _kill(self) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process = None

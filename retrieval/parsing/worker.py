@@ -1,0 +1,123 @@
+"""The process behind ``retrieval.parsing.sandbox``: for every line of its input, one file, parsed in a forked child.
+
+It has no threads, so that it may fork; it ends when its input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from retrieval.errors import UnreadableFile
+from retrieval.parsing import parse
+from retrieval.parsing.limits import Limits
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_POLL_S = 0.002
+
+
+def main() -> None:
+    with contextlib.suppress(ImportError):
+        import retrieval.parsing.pdf  # noqa: F401  (imported before the fork: children start with it)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    gc.freeze()
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        limits = Limits(**request["limits"])
+        _preload(request["name"])
+        child = os.fork()
+        if child == 0:
+            _run_child(request["name"], Path(request["folder"]), limits)
+        _tell(_wait(child, limits.parse_seconds))
+
+
+def _preload(name: str) -> None:
+    """The office parsers are slow to import; once the first such file has come, every child has them."""
+    if name.lower().endswith((".docx", ".pptx", ".xlsx", ".epub", ".csv")):
+        with contextlib.suppress(ImportError):
+            import retrieval.parsing.office  # noqa: F401
+
+
+def _wait(child: int, seconds: float) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    timed_out = False
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return {"exit": max(code, 0), "signal": max(-code, 0), "timed_out": timed_out}
+        if time.monotonic() > deadline and not timed_out:
+            timed_out = True
+            os.kill(child, signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def _run_child(name: str, folder: Path, limits: Limits) -> None:
+    """Never returns."""
+    try:
+        _confine(limits)
+        data = (folder / "in").read_bytes()
+        header: dict[str, Any]
+        text = ""
+        try:
+            parsed = parse(data, name, limits, lambda done, total: _tell({"progress": [done, total]}))
+            text = parsed.text
+            pages = [[page.number, page.start, page.end] for page in parsed.pages]
+            header = {"pages": pages, "media_type": parsed.media_type, "notes": parsed.notes}
+        except UnreadableFile as error:
+            header = {"error": type(error).__name__, "message": str(error)}
+        except MemoryError:
+            limit = limits.parse_memory_bytes >> 20
+            header = {"error": "ParserLimit", "message": f"{name} needs more than {limit} MiB to read; split it"}
+        except RecursionError:
+            header = {"error": "DamagedFile", "message": f"{name} is nested too deeply to be read; save it anew"}
+        except Exception as error:
+            cause = f"{type(error).__name__}: {str(error)[:200]}"
+            header = {"error": "DamagedFile", "message": f"{name} cannot be read ({cause}); save it anew"}
+        (folder / "out").write_bytes(json.dumps(header).encode() + b"\n" + text.encode("utf-8"))
+    finally:
+        os._exit(0)
+
+
+def _confine(limits: Limits) -> None:
+    seconds = int(limits.parse_seconds) + 1
+    output = 4 * limits.text_chars + (1 << 20)
+    for what, limit in (
+        (resource.RLIMIT_DATA, limits.parse_memory_bytes),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, output),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    # No network where the kernel lets an ordinary process give it up; no parser of ours opens a connection anyway.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET) != 0:
+        libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _tell(message: dict[str, Any]) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
