@@ -229,6 +229,15 @@ class Lab:
     resources = staticmethod(resources_around)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Rows of a dozen logits gain nothing from threads, and lose much where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def lab() -> type[Lab]:
     return Lab

@@ -1,0 +1,1 @@
+"""Making a draft model that agrees with a target."""
