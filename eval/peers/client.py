@@ -1,0 +1,133 @@
+"""Starts a worker and talks to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from eval.errors import EvalError
+from eval.peers.setup import python_of
+from eval.results import ROOT
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine under comparison.
+
+    Attributes:
+        name: in tables. worker: the program. environment: of `setup.ENVIRONMENTS`, None for the running one.
+        option: what the worker is asked for besides its default.
+    """
+
+    name: str
+    worker: str
+    environment: str | None = None
+    option: str = ""
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("folio", "folio", option="dense"),
+        Peer("folio-auto", "folio", option="auto"),
+        Peer("folio-suffix", "folio", option="suffix"),
+        Peer("transformers", "transformers"),
+        Peer("transformers-lookup", "transformers", option="prompt_lookup"),
+        Peer("openvino", "openvino", "openvino"),
+        Peer("openvino-xattention", "openvino", "openvino", "xattention"),
+        Peer("llama.cpp", "llama_cpp", "llama_cpp"),
+        Peer("ctranslate2", "ctranslate2", "ctranslate2"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a worker reports of one generation; memory is the process's peak so far, in MiB."""
+
+    ids: tuple[int, ...]
+    ttft_s: float
+    total_s: float
+    rss_mb: float
+
+    @property
+    def decode_s(self) -> float | None:
+        """Seconds a token after the first."""
+        return (self.total_s - self.ttft_s) / (len(self.ids) - 1) if len(self.ids) > 1 else None
+
+
+class Worker:
+    """A running worker process; closes with the ``with`` block."""
+
+    def __init__(self, peer: Peer, *, timeout_s: float = 1200) -> None:
+        python = str(python_of(peer.environment)) if peer.environment else sys.executable
+        program = Path(__file__).parent / "workers" / f"{peer.worker}_worker.py"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)} if peer.environment is None else None
+        self.peer = peer
+        self._timeout_s = timeout_s
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
+        self._process = subprocess.Popen(
+            [python, str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+        )
+
+    def load(self, model: Path, *, threads: int, context: int) -> None:
+        """Load a model in the peer's own format."""
+        self._ask(
+            {"op": "load", "model": str(model), "threads": threads, "context": context, "option": self.peer.option}
+        )
+
+    def generate(self, ids: list[int], new_tokens: int) -> Timing:
+        """Generate greedily; exactly `new_tokens` tokens.
+
+        Raises:
+            EvalError: the engine failed, died, or took longer than the time-out.
+        """
+        reply = self._ask({"op": "generate", "ids": ids, "new_tokens": new_tokens})
+        return Timing(tuple(reply["ids"]), reply["ttft_s"], reply["total_s"], reply["rss_mb"])
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise EvalError(f"{self.peer.name} died: {self._last_words()}") from error
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(self._timeout_s):
+                raise EvalError(f"{self.peer.name} did not answer within {self._timeout_s:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise EvalError(f"{self.peer.name} died: {self._last_words()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise EvalError(f"{self.peer.name}: {reply['error']}")
+        return reply
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-600:].strip()

@@ -1,0 +1,111 @@
+"""Builds the environment of one peer: ``python -m eval.peers.setup NAME`` (or ``all``).
+
+Environments lie under the user's cache, ``~/.cache/folio/peers/NAME`` (XDG_CACHE_HOME is honoured). Those that
+need torch or transformers only to convert weights borrow torch from the environment that runs this script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.errors import EvalError
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What pip installs.
+
+    Attributes:
+        packages: with their dependencies.
+        bare: without theirs, which would pull in gigabytes.
+        borrow: torch and what else is missing comes from the running environment.
+    """
+
+    packages: tuple[str, ...]
+    bare: tuple[str, ...] = ()
+    borrow: bool = False
+
+
+ENVIRONMENTS = {
+    "openvino": Environment(("openvino-genai>=2026.0", "numpy>=2.0")),
+    "openvino-export": Environment(
+        (
+            "huggingface-hub<1.22",
+            "nncf>=3.3",
+            "openvino>=2026.0",
+            "openvino-tokenizers>=2026.0",
+            "tokenizers<0.23.1",
+            "datasets<5",
+            "requests",
+        ),
+        bare=("optimum-intel>=2.2,<2.3", "optimum>=2.3,<2.4", "transformers>=5.5,<5.6"),
+        borrow=True,
+    ),
+    "llama_cpp": Environment(("xllamacpp", "gguf", "safetensors", "numpy>=2.0")),
+    "ctranslate2": Environment(("ctranslate2>=4.7", "transformers<5", "numpy>=2.0"), borrow=True),
+}
+
+
+def home() -> Path:
+    """The folder of all environments and converted weights."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "folio" / "peers"
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of an environment.
+
+    Raises:
+        EvalError: it has not been built.
+    """
+    python = home() / name / "bin" / "python"
+    if not (home() / name / "complete").exists():
+        raise EvalError(f"the environment {name} is not built", hint=f"Run python -m eval.peers.setup {name}.")
+    return python
+
+
+def build(name: str) -> Path:
+    """Create the environment if it is not there; returns its interpreter.
+
+    Raises:
+        EvalError: an unknown name, or pip failed (its last lines are in the message).
+    """
+    if name not in ENVIRONMENTS:
+        raise EvalError(f"unknown environment {name!r}", hint=f"There are {', '.join(ENVIRONMENTS)}.")
+    folder = home() / name
+    if (folder / "complete").exists():
+        return python_of(name)
+    wanted = ENVIRONMENTS[name]
+    venv.create(folder, with_pip=True, clear=True)
+    python = folder / "bin" / "python"
+    if wanted.bare:
+        _pip(python, "--no-deps", *wanted.bare)
+    _pip(python, *wanted.packages)
+    if wanted.borrow:
+        site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        (site / "zz_borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    (folder / "complete").touch()
+    return python
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        tail = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise EvalError(f"pip could not install {' '.join(arguments)}:\n{tail}", hint="Is there a network?")
+
+
+def main(names: list[str]) -> None:
+    """Build the named environments."""
+    for name in ENVIRONMENTS if names in ([], ["all"]) else names:
+        print(f"{name}: {build(name)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,56 @@
+"""Lines of JSON between `eval.peers.client` and a worker; standard library only, as it runs in foreign environments.
+
+    {"op": "load", "model": FOLDER, "threads": N, "context": TOKENS, "option": TEXT} → {"ok": true}
+    {"op": "generate", "ids": [...], "new_tokens": N} → {"ids": [...], "ttft_s": S, "total_s": S, "rss_mb": M}
+
+A failure is {"error": TEXT}. Decoding is greedy and never stops before `new_tokens`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def serve(load: Callable[[dict[str, Any]], Any], stream: Callable[[Any, list[int], int], Iterator[int]]) -> None:
+    """Answer requests until stdin ends.
+
+    Args:
+        load: makes the engine from a load request.
+        stream: yields the generated ids as they come.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # engines that print must not print between our lines
+    engine = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["op"] == "load":
+                engine = load(request)
+                reply: dict[str, Any] = {"ok": True}
+            else:
+                reply = _generate(stream, engine, request)
+        except Exception as error:  # the other side shows it and goes on with the next engine
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        out.write(json.dumps(reply) + "\n")
+        out.flush()
+
+
+def _generate(stream: Callable[[Any, list[int], int], Iterator[int]], engine: Any, request: dict[str, Any]) -> dict:
+    began = time.perf_counter()
+    first, ids = None, []
+    for token in stream(engine, request["ids"], request["new_tokens"]):
+        first = first or time.perf_counter()
+        ids.append(int(token))
+    ended = time.perf_counter()
+    return {"ids": ids, "ttft_s": (first or ended) - began, "total_s": ended - began, "rss_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
