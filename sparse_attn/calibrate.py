@@ -70,7 +70,12 @@ def search_patterns(captured: Captured, budget: int, block: int = 64) -> list[He
     truth = _DenseRows(captured, grid, sampled)
     causal = grid.causal[sampled].sum(-1)
     allowed = float(causal.clamp(max=-(-budget // block)).sum()) * 1.02
-    tried = [_within_cost(candidate, rows, grid, sampled, allowed, truth) for candidate in candidates(budget, block)]
+    num_heads = captured.q.shape[1]
+    weights = {kind: kind.weigh(rows, grid, range(num_heads)) for kind in (VerticalSlash, BlockTopK)}
+    tried = [
+        _within_cost(candidate, weights, grid, num_heads, sampled, allowed, truth)
+        for candidate in candidates(budget, block)
+    ]
     choices = []
     for per_head in zip(*tried, strict=True):
         best = min(per_head, key=lambda choice: choice.error)
@@ -233,12 +238,11 @@ def _sampled_blocks(grid: Grid) -> Tensor:
 
 
 def _within_cost(
-    pattern: Pattern, rows: SequenceRows, grid: Grid, sampled: Tensor, allowed: float, truth: _DenseRows
+    pattern: Pattern, weights: Any, grid: Grid, num_heads: int, sampled: Tensor, allowed: float, truth: _DenseRows
 ) -> list[HeadChoice]:
     """Per head, the pattern at the largest scale that visits at most ``allowed`` blocks (else at the smallest)."""
-    num_heads = rows.q.shape[1]
     variants = [_scaled(pattern, scale) for scale in SCALES]
-    visited = torch.stack([v.visit(rows, grid, range(num_heads))[:, sampled] for v in variants])  # [scales, Hq, …]
+    visited = torch.stack([_visited(v, weights, grid, num_heads)[:, sampled] for v in variants])  # [scales, Hq, …]
     costs = visited.sum((2, 3))
     fits = (costs <= allowed) * torch.arange(1, len(SCALES) + 1, device=costs.device)[:, None]
     chosen = (fits.amax(0) - 1).clamp(min=0).tolist()
@@ -249,6 +253,16 @@ def _within_cost(
         HeadChoice(variants[scale], float(error[h]), float(recall[h]), float(density[h]), {})
         for h, scale in enumerate(chosen)
     ]
+
+
+def _visited(pattern: Pattern, weights: Any, grid: Grid, num_heads: int) -> Tensor:
+    match pattern:
+        case AShape(sink, local):
+            return grid.keep(sink, local).expand(num_heads, -1, -1)
+        case VerticalSlash() | BlockTopK():
+            return pattern.choose(weights[type(pattern)], grid)
+        case _:
+            raise TypeError(f"{pattern} is no candidate")
 
 
 def _scaled(pattern: Pattern, factor: float) -> Pattern:

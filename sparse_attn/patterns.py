@@ -92,17 +92,19 @@ class VerticalSlash:
     grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
+        return self.choose(self.weigh(rows, grid, heads), grid)
+
+    @staticmethod
+    def weigh(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Share of attention on each block of columns and each block diagonal, [h, K] each."""
         weights = score.last_rows_attention(rows, heads)
-        columns = top_k(
-            score.vertical_blocks(weights, grid.block_k),
-            -(-self.vertical // grid.block_k),
-            forced=grid.key_blocks * grid.block_k < SINK_COLUMNS,
-        )
-        diagonals = top_k(
-            score.slash_blocks(weights, grid.block_k),
-            -(-self.slash // grid.block_k),
-            forced=_recent_diagonals(grid),
-        )
+        return score.vertical_blocks(weights, grid.block_k), score.slash_blocks(weights, grid.block_k)
+
+    def choose(self, weights: tuple[Tensor, Tensor], grid: Grid) -> Tensor:
+        """What `weigh` found → bool [h, N, K]."""
+        sinks = grid.key_blocks * grid.block_k < SINK_COLUMNS
+        columns = top_k(weights[0], -(-self.vertical // grid.block_k), forced=sinks)
+        diagonals = top_k(weights[1], -(-self.slash // grid.block_k), forced=_recent_diagonals(grid))
         return _columns_and_diagonals(columns, diagonals, grid)
 
 
@@ -117,7 +119,16 @@ class BlockTopK:
     grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
-        weights = score.pooled(rows, grid, heads).masked_fill(~grid.causal, -torch.inf)
+        return self.choose(self.weigh(rows, grid, heads), grid)
+
+    @staticmethod
+    def weigh(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
+        """Pooled attention [h, N, K]."""
+        return score.pooled(rows, grid, heads)
+
+    def choose(self, weights: Tensor, grid: Grid) -> Tensor:
+        """What `weigh` found → bool [h, N, K]."""
+        weights = weights.masked_fill(~grid.causal, -torch.inf)
         return top_k(weights, self.blocks, forced=grid.keep(self.sink, self.local))
 
 
