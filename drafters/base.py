@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,7 @@ class RequestState:
     documents      token ids of the texts in play that may be copied from (passages, the whole document, …)
     draft_prompt   the shortened prompt of the RAG drafter (retrieved passages and question); None: the
                    drafter selects chunks of the prompt by itself
+    datastore      the corpus as this request may see it; None: `Resources.datastore`
     max_tokens     output tokens at most
     batch_size     sequences in the coming step, this one included; the engine keeps it current
     """
@@ -34,6 +35,7 @@ class RequestState:
     sampling: Sampling = field(default_factory=Sampling)
     documents: Sequence[Sequence[int]] = ()
     draft_prompt: Sequence[int] | None = None
+    datastore: Datastore | None = None
     max_tokens: int = 1 << 30
     batch_size: int = 1
 
@@ -181,13 +183,20 @@ class SkippableModel(Protocol):
         """A session over the running request of that id."""
 
 
-@runtime_checkable
 class Datastore(Protocol):
     """Continuations of a context suffix in a corpus (REST); retrieval's token store satisfies it."""
 
-    def continuations(self, suffix: Sequence[int], max_matches: int, length: int) -> np.ndarray:
-        """Integer ids [m, length], m <= max_matches: what follows occurrences of `suffix` in the corpus,
-        padded with -1 behind the document's end. m = 0 iff `suffix` does not occur."""
+    tokenizer: str
+    """Names the tokenizer whose ids these are; `Resources.tokenizer` must be the same."""
+
+    def continuations(
+        self, context: Sequence[int], max_match: int, min_match: int, max_occurrences: int, length: int
+    ) -> tuple[int, np.ndarray]:
+        """What follows the longest suffix of `context` (min_match to max_match tokens) that the corpus holds.
+
+        Returns the suffix' length and ids [n, length], n <= max_occurrences, negative behind a document's end;
+        (0, an empty array) where no such suffix occurs.
+        """
 
 
 class TextCodec(Protocol):

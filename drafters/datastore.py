@@ -47,9 +47,14 @@ class DatastoreDrafter(SourceDrafter):
         self._length = length
         self._min_score = min_score
 
+    def start(self, state: RequestState) -> None:
+        self._store = state.datastore or self._store
+
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
-        tail = [*state.tokens[-self._max_suffix :], *extra][-self._max_suffix :]
-        matched, found = self._longest(tail)
+        context = [*state.tokens[-self._max_suffix :], *extra]
+        matched, found = self._store.continuations(
+            context, self._max_suffix, self._min_suffix, self._matches, self._length
+        )
         if not matched or budget < 1:
             return EMPTY
         tokens, parents, shares = count_prefixes(found)
@@ -60,22 +65,9 @@ class DatastoreDrafter(SourceDrafter):
         tree = DraftTree.of(tokens, parents, scores, self.name, features)
         return tree.select(np.flatnonzero(tree.scores >= self._min_score)).trim(budget)
 
-    def _longest(self, tail: list[int]) -> tuple[int, np.ndarray]:
-        """Length and continuations of the longest suffix in the store (occurrence is monotone: bisection)."""
-        low, high = self._min_suffix - 1, len(tail)
-        best = np.empty((0, self._length), dtype=np.int64)
-        while low < high:
-            middle = (low + high + 1) // 2
-            found = np.asarray(self._store.continuations(tail[-middle:], self._matches, self._length))
-            if len(found):
-                low, best = middle, found
-            else:
-                high = middle - 1
-        return (low, best) if len(best) else (0, best)
-
 
 def count_prefixes(continuations: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The trie of rows [m, L] padded with -1: tokens, parents, and each node's share of its parent's rows."""
+    """The trie of rows [m, L], negative behind their ends: tokens, parents, each node's share of its parent's rows."""
     rows = continuations[np.lexsort(continuations.T[::-1])]
     tokens: list[int] = []
     parents: list[int] = []

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from drafters.adaptive import rejection_likely
 from drafters.auto import Auto
-from drafters.base import Drafter, DraftModel, SourceDrafter
+from drafters.base import Datastore, Drafter, DraftModel, SourceDrafter
 from drafters.best_first import BestFirst, Growth, Stop, never
 from drafters.cascade import Cascade, Together
 from drafters.datastore import DatastoreDrafter
@@ -66,8 +66,8 @@ class RecyclingOptions(Options):
 
 @dataclass(frozen=True)
 class DatastoreOptions(Options):
-    max_suffix: int = option(16, "longest suffix looked up", 1, 256)
-    min_suffix: int = option(2, "shortest suffix used", 1, 256)
+    max_suffix: int = option(16, "longest suffix looked up", 1, 64)
+    min_suffix: int = option(2, "shortest suffix used", 1, 64)
     matches: int = option(512, "continuations read", 1, 100_000)
     length: int = option(10, "tokens of a continuation", 1, 256)
     min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
@@ -271,6 +271,11 @@ def _recycling(options: RecyclingOptions, resources: Resources) -> Recycling:
 
 def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDrafter:
     store = _needs(resources.datastore, "datastore", "a library with a token store in the target's tokens")
+    if not _same_tokenizer(store, resources):
+        raise DrafterError(
+            f"the datastore was built with the tokenizer {store.tokenizer}, the model has {resources.tokenizer}: "
+            "build the index again for this model"
+        )
     return DatastoreDrafter(
         resources.calibration,
         store,
@@ -282,13 +287,17 @@ def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDraf
     )
 
 
+def _same_tokenizer(store: Datastore, resources: Resources) -> bool:
+    return resources.tokenizer is None or store.tokenizer == resources.tokenizer
+
+
 def _free(resources: Resources) -> Together:
     """Every source that costs no forward."""
     sources: list[SourceDrafter] = [
         _suffix(SuffixOptions(), resources),
         _recycling(RecyclingOptions(), resources),
     ]
-    if resources.datastore is not None:
+    if resources.datastore is not None and _same_tokenizer(resources.datastore, resources):
         sources.append(_datastore(DatastoreOptions(), resources))
     return Together(sources)
 

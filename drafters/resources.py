@@ -16,10 +16,11 @@ from drafters.suffix import DocumentAutomata
 class Resources:
     """One per engine.
 
+    tokenizer     names the target's tokenizer, as a datastore names its own; None: not known
     draft_model   another checkpoint; with `draft_codec` and `codec` its vocabulary may differ from the
     target's self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
-    datastore     the corpus' continuations (`datastore`); its ids are the target's
+    datastore     the corpus' continuations (`datastore`), in the ids of `tokenizer`
     calibration, profile, automata and the successor tables learn from every request
     """
 
@@ -28,6 +29,7 @@ class Resources:
     self_model: DraftModel | None = None
     skippable: SkippableModel | None = None
     datastore: Datastore | None = None
+    tokenizer: str | None = None
     codec: TextCodec | None = None
     draft_codec: TextCodec | None = None
     calibration: Calibration = field(default_factory=Calibration)

@@ -195,15 +195,22 @@ class TableStore:
     def __init__(self, documents: Sequence[Sequence[int]]) -> None:
         self._documents = [list(document) for document in documents]
 
-    def continuations(self, suffix: Sequence[int], max_matches: int, length: int) -> np.ndarray:
-        found = []
-        suffix = list(suffix)
-        for document in self._documents:
-            for i in range(len(suffix), len(document) + 1):
-                if document[i - len(suffix) : i] == suffix:
-                    row = document[i : i + length]
-                    found.append(row + [-1] * (length - len(row)))
-        return np.array(found[:max_matches], dtype=np.int32).reshape(-1, length)
+    tokenizer = "table"
+
+    def continuations(
+        self, context: Sequence[int], max_match: int, min_match: int, max_occurrences: int, length: int
+    ) -> tuple[int, np.ndarray]:
+        for matched in range(min(max_match, len(context)), min_match - 1, -1):
+            suffix = list(context[-matched:])
+            found = []
+            for document in self._documents:
+                for i in range(matched, len(document)):
+                    if document[i - matched : i] == suffix:
+                        row = document[i : i + length]
+                        found.append(row + [-1] * (length - len(row)))
+            if found:
+                return matched, np.array(found[:max_occurrences])
+        return 0, np.empty((0, length), dtype=np.int64)
 
 
 def resources_around(model: TableModel, draft: TableModel | None = None, documents=()) -> Resources:

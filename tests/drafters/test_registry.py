@@ -74,6 +74,16 @@ def test_another_vocabulary_needs_both_tokenizers(lab):
         build("fusion:model=draft_model", resources)
 
 
+def test_a_datastore_of_another_tokenizer_is_refused(lab):
+    resources = lab.resources(lab.Model(vocab_size=9), documents=[[1, 2, 3]])
+    resources.tokenizer = "another"
+    with pytest.raises(DrafterError, match="tokenizer table, the model has another"):
+        build("datastore", resources)
+    build("auto", resources)  # goes without it
+    resources.tokenizer = "table"
+    build("datastore", resources)
+
+
 def test_every_option_is_described():
     described = describe()
     assert set(described) == set(names())
