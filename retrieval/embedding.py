@@ -108,7 +108,7 @@ class SentenceEmbedder:
         self._encode(["warm"])
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
-        return self._model.encode(
+        return self.model_in_memory.encode(
             list(texts),
             batch_size=self._BATCH,
             normalize_embeddings=True,
@@ -131,7 +131,8 @@ class SentenceEmbedder:
         return tokenizer
 
     @property
-    def _model(self) -> Any:
+    def model_in_memory(self) -> Any:
+        """The ``SentenceTransformer``, loaded."""
         with self._lock:
             if not hasattr(self, "_loaded"):
                 self._loaded = _load_quietly(self._folder, self.device)
