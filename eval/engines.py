@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -167,7 +167,7 @@ class LocalEngine:
             ttft_s=(first or ended) - began,
             total_s=ended - began,
             decode_tokens_per_s=_rate(len(ids), first, ended),
-            stats={key: value for key, value in output.stats.items() if isinstance(value, int | float | str)},
+            stats=_figures(output.stats),
         )
 
     def _outputs(self, request_id: str) -> Iterator[TokenOutput]:
@@ -267,6 +267,15 @@ class OpenAIEngine:
 def folder_name(engine: str) -> str:
     """An engine's name as the name of its folder of results."""
     return re.sub(r"[^\w.+=,-]+", "_", engine).strip("_") or "engine"
+
+
+def _figures(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rows keep of the engine's statistics: plain values, and the counts of drafting."""
+    kept = {key: value for key, value in stats.items() if isinstance(value, int | float | str)}
+    drafting = stats.get("drafting")
+    if drafting:
+        kept |= {"drafted_tokens": drafting["drafted"], "accepted_tokens": drafting["accepted"]}
+    return kept
 
 
 def _rate(tokens: int, first: float | None, ended: float) -> float | None:

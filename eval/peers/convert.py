@@ -26,14 +26,14 @@ def converted(model: Path, peer: str) -> Path:
     if peer not in CONVERTERS:
         return model
     environment, script = CONVERTERS[peer]
-    target = home() / "models" / f"{_fingerprint(model)}-{peer}"
+    program = Path(__file__).parent / "exporters" / script
+    target = home() / "models" / f"{_fingerprint(model, program)}-{peer}"
     if target.exists():
         return target
     python = python_of(environment)
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    program = Path(__file__).parent / "exporters" / script
     done = subprocess.run([str(python), str(program), str(model), str(aside)], capture_output=True, text=True)
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
@@ -42,8 +42,8 @@ def converted(model: Path, peer: str) -> Path:
     return target
 
 
-def _fingerprint(model: Path) -> str:
+def _fingerprint(model: Path, program: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted([model / "config.json", *model.glob("*.safetensors")]):
+    for path in [program, model / "config.json", *sorted(model.glob("*.safetensors"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

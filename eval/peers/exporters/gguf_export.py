@@ -1,4 +1,4 @@
-"""Llama checkpoint → GGUF in fp32, without a tokenizer. Run as: python gguf_export.py MODEL TARGET.
+"""Llama checkpoint → GGUF in fp32. Run as: python gguf_export.py MODEL TARGET.
 
 llama.cpp's rotary embedding pairs neighbouring dimensions where transformers pairs halves, so the rows of the
 query and key projections are interleaved.
@@ -62,7 +62,15 @@ def main(model: Path, target: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("no_vocab")
+    vocab_size = config["vocab_size"]
+    # llama.cpp's server asserts a vocabulary even where prompts are ids: the ids, written as text.
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"<{token}>" for token in range(vocab_size)])
+    writer.add_token_scores([0.0] * vocab_size)
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocab_size)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
     for file in sorted(model.glob("*.safetensors")):
         for name, weight in load_file(file).items():
             weight = weight.astype(np.float32)

@@ -40,6 +40,7 @@ def stream(engine: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
     pipeline, numbers = engine
     config = genai.GenerationConfig()
     config.max_new_tokens = new_tokens
+    config.set_eos_token_id(0)  # the model has none, which GenAI cannot say; it is ignored
     config.ignore_eos = True
     config.do_sample = False
     handle = pipeline.add_request(next(numbers), openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config)
