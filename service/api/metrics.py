@@ -108,6 +108,8 @@ class EngineCollector(Collector):
         if generator is None:
             return
         stats = generator.async_engine.engine.stats()
+        drafting = stats["drafting"]
+        stats |= {"drafted_tokens": drafting["drafted"], "accepted_tokens": drafting["accepted"]}
         for name, (key, text) in GAUGES.items():
             gauge = GaugeMetricFamily(f"folio:{name}", text, labels=["model_name"])
             gauge.add_metric([self.runtime.model_name], float(stats[key]))

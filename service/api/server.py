@@ -117,6 +117,7 @@ def _bind(settings: Settings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen(2048)  # now, so that nobody is refused while the rest is starting
     except OSError as error:
         listening.close()
         raise Unavailable(

@@ -125,6 +125,7 @@ class ScriptedEngine:
         self.max_model_len = 8192
         self.blocks = SimpleNamespace(num_pages=128, num_owned=0)
         self.config = SimpleNamespace(page_size=64)
+        self.loaded = SimpleNamespace(tokenizer_fingerprint="scripted")
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.failure: Exception | None = None
@@ -172,17 +173,18 @@ class ScriptedEngine:
         return outputs
 
     def stats(self) -> dict[str, Any]:
-        zero = (
+        names = (
             "prefix_cache_queries",
             "prefix_cache_hits",
             "preemptions",
             "prompt_tokens",
             "output_tokens",
         )
-        more = ("drafted_tokens", "accepted_tokens", "failed", "kv_pages_used", "requests_waiting")
-        return dict.fromkeys((*zero, *more), 0) | {
+        more = ("failed", "kv_pages_used", "requests_waiting", "kv_cache_usage")
+        drafting = {"drafted": 0, "accepted": 0}
+        return dict.fromkeys((*names, *more), 0) | {
             "requests_running": len(self.running),
-            "kv_cache_usage": 0.0,
+            "drafting": drafting,
         }
 
 

@@ -100,16 +100,18 @@ class _no_signals:
 
 
 @pytest.fixture(scope="session")
-def engine(tiny_model: Path) -> Any:
-    """The tiny model in an engine; services use it one after another."""
-    from service.engine.engine import Engine
+def make_engine(tiny_model: Path) -> Callable[[], Any]:
+    """Engines over the tiny model, which is loaded once; each service has one of its own."""
+    from service.engine.engine import Engine, EngineConfig
+    from service.engine.loading import load_model
 
-    return Engine.from_pretrained(str(tiny_model), kv_memory=64 << 20)
+    loaded = load_model(str(tiny_model))
+    return lambda: Engine(loaded, EngineConfig(kv_memory=64 << 20))
 
 
 @pytest.fixture(scope="module")
 def start_service(
-    engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    make_engine: Callable[[], Any], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Service]]:
     """Start a service with these settings; all of them end with the module."""
     running: list[_Thread] = []
@@ -117,8 +119,8 @@ def start_service(
     def start(**flags: Any) -> Service:
         flags.setdefault("drain_timeout_s", 1)
         home = flags.pop("home", None) or tmp_path_factory.mktemp("home")
-        model = flags.pop("engine", engine)
-        thread = _Thread(load_settings(home=home, model=str(tiny_model), **flags), model)
+        engine = flags.pop("engine", None) or make_engine()
+        thread = _Thread(load_settings(home=home, model=str(tiny_model), **flags), engine)
         thread.start()
         assert thread.started.wait(60)
         if thread.failure is not None:

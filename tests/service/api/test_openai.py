@@ -47,7 +47,7 @@ def test_chat(client: openai.OpenAI, model: str) -> None:
 
 
 def test_chat_is_the_engine_on_the_template(
-    client: openai.OpenAI, model: str, engine: Any, tokenizer: Any
+    client: openai.OpenAI, model: str, make_engine: Any, tokenizer: Any
 ) -> None:
     from service.engine.request import SamplingParams
 
@@ -60,9 +60,7 @@ def test_chat_is_the_engine_on_the_template(
         logprobs=True,
         extra_body={"ignore_eos": True},
     )
-    from service.engine.engine import Engine
-
-    alone = Engine(engine.loaded).generate([ids], SamplingParams(max_tokens=12, ignore_eos=True))[0]
+    alone = make_engine().generate([ids], SamplingParams(max_tokens=12, ignore_eos=True))[0]
     assert answer.choices[0].message.content == alone.text
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(ids)
