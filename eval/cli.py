@@ -113,11 +113,16 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval ru
 
 
 def _print_cells(cells: list[dict[str, Any]]) -> None:
-    from eval.report import HEADS, cells_of, row_of
-    from service.commands.output import emit_table
+    """One line a cell: what failed, the running scorer's mean, and the medians of the times."""
+    from eval.report import row_of
+    from eval.run import SHOWN
 
-    rows = [row_of(cell) for cell in cells]
-    emit_table(["task", *HEADS], [[row["task"], *cells_of(row)] for row in rows])
+    for row in map(row_of, cells):
+        where = f"{row['engine']} {row['task']} {row['length'] or 'whole'}"
+        score = f"{row[SHOWN]:6.2f} ± {row[f'{SHOWN}_stderr']:5.2f}"
+        times = [("TTFT", row["ttft_s"], "s"), ("decode", row["decode_tokens_per_s"], "tokens/s")]
+        said = ", ".join(f"{name} {value:.2f} {unit}" for name, value, unit in times if value is not None)
+        typer.echo(f"{where:44} {score} of {row['n']} ({row['failed']} failed)  {said}")
 
 
 def _print_comparison(found: dict[str, Any], scorer: str) -> None:

@@ -25,7 +25,7 @@ from drafters.registry import parse as parse_drafter
 from eval.errors import EvalError
 from eval.prompting import ModelInput
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams, TokenOutput
+from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from sparse_attn.errors import PolicyError
 from sparse_attn.policies import POLICIES, parse_policy
 
@@ -149,7 +149,8 @@ class LocalEngine:
     def answer(self, prompt: ModelInput, new_tokens: int) -> Reply:
         params = SamplingParams(max_tokens=new_tokens, attention=self.point.attention, drafter=self.point.drafter)
         began = time.perf_counter()
-        request_id = self._engine.add_request(prompt.ids, params, documents=prompt.documents)
+        sources = DraftSources(documents=prompt.documents)
+        request_id = self._engine.add_request(prompt.ids, params, draft_sources=sources)
         ids: list[int] = []
         text, first = "", None
         for output in self._outputs(request_id):
