@@ -9,6 +9,7 @@ takes the place of `Answerer._respond`, and yields the same events.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -18,7 +19,7 @@ from typing import Any
 import structlog
 
 from service.citations import Citation, unsupported
-from service.engine.request import SamplingParams
+from service.engine.request import DraftSources, SamplingParams
 from service.errors import FolioError, InvalidRequest
 from service.evidence import Evidence, EvidenceFinder, Question
 from service.generation import Generator
@@ -107,13 +108,15 @@ class Answerer:
             yield Event("stats", answer_stats({}, evidence.retrieval_ms, None, self.layout.name))
             yield _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND)
             return
+        store = await asyncio.to_thread(self.finder.library.token_store, evidence.owner)
+        sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
         ids: list[int] = []
         text = shown = ""
         ttft: float | None = None
         stats: Mapping[str, Any] = {}
         finish = None
         async with aclosing(
-            self.generator.stream(evidence.prompt.ids, params, evidence.draft_ids)
+            self.generator.stream(evidence.prompt.ids, params, sources)
         ) as outputs:
             async for output in outputs:
                 if ttft is None and output.token_ids:
@@ -133,7 +136,6 @@ class Answerer:
         bare = unsupported(answer, supported, evidence.prompt.passages)
         yield Event("stats", answer_stats(stats, evidence.retrieval_ms, ttft, self.layout.name))
         yield _done(evidence, answer, finish, None if supported else NO_SUPPORT, bare)
-
 
 def _done(
     evidence: Evidence,

@@ -19,7 +19,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
-    from service.engine.request import SamplingParams, TokenOutput
+    from service.engine.request import DraftSources, SamplingParams, TokenOutput
 
 log = structlog.get_logger(__name__)
 
@@ -88,9 +88,9 @@ class Generator:
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        draft_prompt: Sequence[int] | None = None,
+        draft_sources: DraftSources | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
-        """Outputs of the engine until the request is finished; `draft_prompt` is a shorter one for drafters.
+        """Outputs of the engine until the request is finished; `draft_sources` is what its drafter may draw on.
 
         Raises:
             PromptTooLong, InvalidRequest: it can never run.
@@ -102,7 +102,7 @@ class Generator:
         self.admit()
         self.in_flight += 1
         try:
-            async with aclosing(self._timed(prompt_ids, params, draft_prompt)) as outputs:
+            async with aclosing(self._timed(prompt_ids, params, draft_sources)) as outputs:
                 async for output in outputs:
                     yield output
         finally:
@@ -117,13 +117,13 @@ class Generator:
         return self.in_flight == 0
 
     async def _timed(
-        self, prompt_ids: Sequence[int], params: SamplingParams, draft_prompt: Sequence[int] | None
+        self, prompt_ids: Sequence[int], params: SamplingParams, draft_sources: DraftSources | None
     ) -> AsyncGenerator[TokenOutput, None]:
         """The engine's outputs under the two time limits."""
         limits = self.settings
         began = last = time.monotonic()
         first = True
-        generated = self.async_engine.generate(prompt_ids, params, draft_prompt=draft_prompt)
+        generated = self.async_engine.generate(prompt_ids, params, draft_sources=draft_sources)
         running = cast("AsyncGenerator[TokenOutput, None]", generated)
         async with aclosing(running) as outputs:
             while True:

@@ -6,6 +6,7 @@ The library opens first, so that documents can be listed and searched while the 
 from __future__ import annotations
 
 import asyncio
+import copy
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import structlog
 
 from retrieval.jobs import JobQueue
 from retrieval.library import Library
+from retrieval.token_store import CorpusTokenizer
 from service.answering import Answerer
 from service.errors import FolioError, Unavailable
 from service.evidence import EvidenceFinder
@@ -177,6 +179,12 @@ class Runtime:
     async def _assemble(self, engine: Engine) -> None:
         from service.engine.async_engine import AsyncEngine
 
+        if engine.tokenizer is not None:
+            encode = copy.deepcopy(engine.tokenizer)  # the engine's thread has the original
+            fingerprint = engine.loaded.tokenizer_fingerprint or ""
+            self.library.set_tokenizer(
+                CorpusTokenizer(fingerprint, lambda text: encode.encode(text, add_special_tokens=False))
+            )
         running = AsyncEngine(engine)
         await running.start()
         self._layout = layout_for(self.settings.model, engine.tokenizer)

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams, TokenOutput
+from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import GenerationFailed, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -68,8 +68,7 @@ class AsyncEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams | None = None,
         request_id: str | None = None,
-        documents: Sequence[Sequence[int]] = (),
-        draft_prompt: Sequence[int] | None = None,
+        draft_sources: DraftSources | None = None,
     ) -> AsyncIterator[TokenOutput]:
         """Outputs of one request as they come, the last one finished.
 
@@ -88,7 +87,7 @@ class AsyncEngine:
 
         def add() -> None:
             try:
-                self.engine.add_request(prompt_ids, params, request_id, documents, draft_prompt)
+                self.engine.add_request(prompt_ids, params, request_id, draft_sources)
                 self._streams[request_id] = stream
             except Exception as error:
                 stream.put(error)

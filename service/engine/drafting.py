@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,9 +45,12 @@ class Drafting:
             InvalidRequest: there is no such drafter or option, or the engine lacks what it needs.
         """
         name = request.params.drafter or self.default
+        sources, resources = request.draft_sources, self.resources
+        if sources.datastore is not None:
+            resources = replace(resources, datastore=sources.datastore)
         try:
             spec = registry.parse(name)
-            drafter = registry.build(spec, self.resources)
+            drafter = registry.build(spec, resources)
         except DrafterError as error:
             raise InvalidRequest(f"{error}.", param="drafter") from error
         request.draft_budget = 0 if spec.name == "none" else spec.options.budget
@@ -56,8 +59,8 @@ class Drafting:
             tokens=request.token_ids,
             prompt_length=request.prompt_len,
             sampling=request.params.sampling,
-            documents=request.documents,
-            draft_prompt=request.draft_prompt,
+            documents=sources.documents,
+            draft_prompt=sources.prompt,
             max_tokens=request.params.max_tokens,
         )
         self._requests[request.id] = _Drafted(drafter, state)

@@ -34,6 +34,7 @@ from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.page_tiers import HostTier, Tiers, WarmTier
 from service.engine.request import (
+    DraftSources,
     FinishReason,
     Generation,
     Request,
@@ -150,15 +151,13 @@ class Engine:
         prompt_ids: Sequence[int],
         params: SamplingParams | None = None,
         request_id: str | None = None,
-        documents: Sequence[Sequence[int]] = (),
-        draft_prompt: Sequence[int] | None = None,
+        draft_sources: DraftSources | None = None,
     ) -> str:
         """Queue a request; returns its id.
 
         Args:
             prompt_ids: token ids, at least one.
-            documents: token ids of texts that the answer is likely to repeat, for the drafters.
-            draft_prompt: a shortened prompt (retrieved passages and question) for the RAG drafter.
+            draft_sources: what its drafter may draw on besides the prompt.
 
         Raises:
             InvalidRequest, PromptTooLong, Busy: refused at the door; nothing was queued.
@@ -170,7 +169,7 @@ class Engine:
         self._check_ids(prompt_ids)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
-        request = Request(request_id, prompt_ids, params, documents, draft_prompt)
+        request = Request(request_id, prompt_ids, params, draft_sources)
         self._set_policy(request)
         self.drafting.open(request)
         try:
@@ -312,7 +311,9 @@ class Engine:
     def _resources(self) -> Resources:
         """What this engine lends its drafters."""
         config, loaded = self.config, self.loaded
-        resources = Resources(vocab_size=loaded.vocab_size, codec=_codec(loaded.tokenizer))
+        resources = Resources(
+            vocab_size=loaded.vocab_size, tokenizer=loaded.tokenizer_fingerprint, codec=_codec(loaded.tokenizer)
+        )
         resources.self_model = PagedDraftModel(
             self.runner, self.lent, loaded.vocab_size, self.salt, config.max_step_tokens
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ class LoadedModel:
     max_len: int
     eos_ids: frozenset[int]
     fingerprint: str
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Names the vocabulary, so that token ids kept on disk are never read with another; None without tokenizer."""
+        if self.tokenizer is None:
+            return None
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.blake2b(vocabulary.encode(), digest_size=8).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from drafters.base import Datastore
 from drafters.sampling import Sampling
 from service.errors import InvalidRequest
 from sparse_attn.policy import PolicyState
@@ -62,6 +63,21 @@ class SamplingParams:
     def sampling(self) -> Sampling:
         """What decides the choice of a token, as the drafters know it."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+@dataclass(frozen=True)
+class DraftSources:
+    """What a request's drafter may draw on besides the prompt; none of it changes the answer.
+
+    Attributes:
+        documents: token ids of texts that the answer is likely to repeat.
+        prompt: a shortened prompt (retrieved passages and question) for the RAG drafter.
+        datastore: continuations in the corpus, as far as the asker may see it.
+    """
+
+    documents: Sequence[Sequence[int]] = ()
+    prompt: Sequence[int] | None = None
+    datastore: Datastore | None = None
 
 
 class FinishReason(StrEnum):
@@ -121,13 +137,11 @@ class Request:
         request_id: str,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        documents: Sequence[Sequence[int]] = (),
-        draft_prompt: Sequence[int] | None = None,
+        draft_sources: DraftSources | None = None,
     ) -> None:
         self.id = request_id
         self.params = params
-        self.documents = documents
-        self.draft_prompt = draft_prompt
+        self.draft_sources = draft_sources or DraftSources()
         self.token_ids = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.pages: list[int] = []
