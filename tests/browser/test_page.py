@@ -60,6 +60,13 @@ def test_the_answer_shows_mode_reason_and_figures(folio: Any, chapter: bytes) ->
     expect(figures.filter(has_text="First token")).to_contain_text("s")
 
 
+def test_the_modes_offered_are_those_that_the_service_knows(folio: Any) -> None:
+    schema = folio.service.json("/openapi.json")["components"]["schemas"]["AnswerRequest"]["properties"]["mode"]
+    offered = folio.page.locator("#modes label:visible input")
+    expect(offered).to_have_count(len(schema["enum"]))
+    assert offered.evaluate_all("inputs => inputs.map(input => input.value)") == schema["enum"]
+
+
 def test_stop_ends_the_answer_and_frees_the_engine(folio: Any) -> None:
     folio.upload("minutes.txt", (FILLER * 400).encode())
     folio.page.check("#modes [value=long]")
@@ -233,7 +240,7 @@ def test_text_is_readable_in_both_schemes(folio: Any, chapter: bytes, scheme: st
 
 def test_a_key_is_asked_for_once_and_kept_in_the_tab(serve: Any, visit: Any) -> None:
     folio = visit(serve(until="/healthz", FOLIO_API_KEY="open-sesame-7391"), ready=False)
-    folio.expected = ("401",)
+    folio.expected = ("401", "503")  # the model still loads
     dialog = folio.page.locator("#key-dialog")
     expect(dialog).to_be_visible()
     folio.page.fill("#key", "wrong")

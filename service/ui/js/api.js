@@ -38,7 +38,13 @@ export async function readiness() {
   return { ...said, ready: response.ok };
 }
 
-/** One page of documents, newest first. */
+/** The modes of answering that this service knows. */
+export async function modes() {
+  const description = await json("openapi.json");
+  return description.components.schemas.AnswerRequest.properties.mode.enum;
+}
+
+/** One page of documents. */
 export function listDocuments(cursor = null) {
   const query = new URLSearchParams({ limit: "100" });
   if (cursor) query.set("cursor", cursor);

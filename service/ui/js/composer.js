@@ -35,6 +35,12 @@ export class Composer {
     this.choose(chosen);
   }
 
+  /** Offer these modes of answering and no others. */
+  offerModes(known) {
+    for (const input of document.querySelectorAll("#modes input")) input.closest("label").hidden = !known.includes(input.value);
+    if (document.querySelector("#modes input:checked").closest("label").hidden) document.querySelector("#modes input").checked = true;
+  }
+
   /** Choose a scope: "", "collection:NAME" or "document:ID". */
   choose(value) {
     this.scope.value = value;

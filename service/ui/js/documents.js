@@ -18,7 +18,7 @@ export class Documents {
     this.on = on;
     this.documents = [];
     this.cursor = null;
-    this.arriving = new Map(); // key → {name, label, share}
+    this.arriving = new Map(); // key → {name, label, share, left}
     this.openId = null;
     byId("file").addEventListener("change", (event) => {
       this.upload([...event.target.files]);
@@ -87,8 +87,8 @@ export class Documents {
           this.#tell(job, name);
           return;
         }
-        const { phase, done, total } = job.progress ?? {};
-        this.#arrive(id, name, PHASES[phase] ?? PHASES.queued, total ? done / total : null);
+        const { phase, done, total, eta_s: left } = job.progress;
+        this.#arrive(id, name, PHASES[phase] ?? PHASES.queued, total ? done / total : null, left);
         await new Promise((resume) => setTimeout(resume, POLL_MS));
       }
     } catch (error) {
@@ -120,8 +120,8 @@ export class Documents {
     byId("file").focus();
   }
 
-  #arrive(key, name, label, share) {
-    this.arriving.set(key, { name, label, share });
+  #arrive(key, name, label, share, left = null) {
+    this.arriving.set(key, { name, label, share, left });
     this.#show();
   }
 
@@ -157,12 +157,13 @@ export class Documents {
   }
 }
 
-function arrivingRow(key, { name, label, share }) {
+function arrivingRow(key, { name, label, share, left }) {
+  const wait = left > 2 ? ` · ${left < 90 ? `${Math.round(left)} s` : `${Math.round(left / 60)} min`} left` : "";
   return el("li", { class: "document", "data-id": key, "data-kind": "arriving" },
     el("span", { class: "document-open" },
       icon("document"),
       el("span", { class: "document-name" }, name),
-      el("span", { class: "document-facts" }, share === null ? `${label}…` : `${label} ${Math.round(share * 100)}%`)),
+      el("span", { class: "document-facts" }, share === null ? `${label}…` : `${label} ${Math.round(share * 100)}%${wait}`)),
     el("progress", { max: 1, value: share, "aria-label": `${label} ${name}` }));
 }
 

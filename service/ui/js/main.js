@@ -42,6 +42,7 @@ wireShortcuts({
 });
 
 load();
+api.modes().then((known) => composer.offerModes(known)).catch(report);
 watch();
 
 function load() {
