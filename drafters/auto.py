@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from drafters.base import RequestState, TopSuccessors
 from drafters.cascade import Together
 from drafters.goodput import Goodput, MachineProfile
+from drafters.tree import EMPTY, DraftTree
+from drafters.verify import Verdict
+
+_WEIGHT = 0.1  # of the newest step in the running mean of accepted tokens
+_FUTILE = 0.05  # accepted tokens a step below which guessing rests
+_REST = 8  # of a resting drafter's steps, one is tried
 
 
 class Auto(Goodput):
-    """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context."""
+    """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
+
+    Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
+    been accepted for a while it is spared in most steps, until a try succeeds.
+    """
 
     name = "auto"
 
     def __init__(self, retrieval: Together, profile: MachineProfile) -> None:
         super().__init__(retrieval, profile)
+        self._accepted = 1.0
+        self._step = 0
+
+    @property
+    def needs_topk(self) -> int:  # type: ignore[override]
+        return 0 if self._resting else self._inner.needs_topk
+
+    @property
+    def _resting(self) -> bool:
+        return self._accepted < _FUTILE and self._step % _REST != 0
+
+    def propose(self, state: RequestState, budget: int) -> DraftTree:
+        self._step += 1
+        return EMPTY if self._resting else super().propose(state, budget)
+
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
+        super().observe(state, tree, verdict, top)
+        self._accepted += _WEIGHT * (len(verdict.path) - self._accepted)

@@ -66,8 +66,10 @@ class Drafter(Protocol):
     """
 
     name: str
-    needs_topk: int
-    """How many top successors a row `observe` wants; 0: none (its `top` is then None)."""
+
+    @property
+    def needs_topk(self) -> int:
+        """How many top successors a row the coming `observe` wants; 0: none (its `top` is then None)."""
 
     def start(self, state: RequestState) -> None: ...
 

@@ -48,7 +48,8 @@ class DatastoreDrafter(SourceDrafter):
         self._min_score = min_score
 
     def start(self, state: RequestState) -> None:
-        self._store = state.datastore or self._store
+        if state.datastore is not None:
+            self._store = state.datastore
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
         context = [*state.tokens[-self._max_suffix :], *extra]

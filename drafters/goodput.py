@@ -7,12 +7,11 @@ the steps the engine has run. Because the profile is measured, the budget knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from drafters.base import Drafter, RequestState, TopSuccessors
-from drafters.best_first import Stop
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
@@ -103,7 +102,10 @@ class Goodput:
     def __init__(self, inner: Drafter, profile: MachineProfile) -> None:
         self._inner = inner
         self._profile = profile
-        self.needs_topk = inner.needs_topk
+
+    @property
+    def needs_topk(self) -> int:
+        return self._inner.needs_topk
 
     def start(self, state: RequestState) -> None:
         self._inner.start(state)
@@ -121,19 +123,3 @@ class Goodput:
 
     def finish(self, state: RequestState) -> None:
         self._inner.finish(state)
-
-
-def not_worth_it(profile: MachineProfile, state: Callable[[], RequestState | None]) -> Stop:
-    """Stop drafting when the next draft forward would lower the tokens per second.
-
-    Its gain is at most the best open path's score; its price is the seconds that the last one took.
-    """
-
-    def stop(best: float, expected: float, seconds: float) -> bool:
-        request = state()
-        if request is None or not profile.ready:
-            return False
-        step = profile.step_times(request.batch_size, len(request.tokens), 1)[0]
-        return best / max(seconds, 1e-9) < expected / max(step, 1e-9)
-
-    return stop

@@ -17,6 +17,10 @@ from drafters.base import DraftModel, RequestState
 from drafters.best_first import BestFirst
 from drafters.draft_model import ModelDrafter
 
+# tokens of a draft prompt put together here: a sixteenth of the prompt within these bounds (the paper: 4096 tokens or
+# a 24th; on a CPU the drafter's own prefill counts)
+_SHORTEST, _LONGEST, _SHARE = 1024, 4096, 16
+
 
 class Rag(ModelDrafter):
     """The drafter `rag`; one request."""
@@ -29,7 +33,7 @@ class Rag(ModelDrafter):
         builder: BestFirst,
         *,
         chunk: int = 512,
-        context: int = 4096,
+        context: int = 0,
         question: int = 256,
         head: int = 64,
     ) -> None:
@@ -43,7 +47,8 @@ class Rag(ModelDrafter):
         if state.draft_prompt is not None and len(state.draft_prompt):
             return state.draft_prompt
         prompt = state.tokens[: state.prompt_length]
-        return select_chunks(prompt, self._context, self._chunk, self._question, self._head)
+        context = self._context or min(_LONGEST, max(_SHORTEST, len(prompt) // _SHARE))
+        return select_chunks(prompt, context, self._chunk, self._question, self._head)
 
 
 def select_chunks(

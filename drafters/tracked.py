@@ -38,11 +38,14 @@ class TrackedDrafter:
         self._vocab_size = vocab_size
         self._budget = budget
         self.name = inner.name
-        self.needs_topk = inner.needs_topk
         self.lossy = bool(getattr(inner, "lossy", False))
         self.judges = hasattr(inner, "accept")
         self.stats = DraftingStats()
         self.token_sources: list[str] = []
+
+    @property
+    def needs_topk(self) -> int:
+        return 0 if self._inner is None else self._inner.needs_topk
 
     def start(self, state: RequestState) -> None:
         if self._inner is None:
@@ -109,7 +112,6 @@ class TrackedDrafter:
     def _fail(self, stage: str, state: RequestState, error: Exception) -> None:
         inner, self._inner = self._inner, None
         self.stats.failures += 1
-        self.needs_topk = 0
         log.exception("drafter %s failed in %s of request %s", self.name, stage, state.request_id)
         if inner is not None and stage != "finish":
             try:
