@@ -26,7 +26,7 @@ from eval.errors import EvalError
 from eval.prompting import ModelInput
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
-from sparse_attn.errors import PolicyError
+from sparse_attn.errors import PolicyError, SparseAttentionError
 from sparse_attn.policies import POLICIES, parse_policy
 
 RETRIEVAL = "retrieval"
@@ -124,9 +124,17 @@ class Point:
 
 
 class LocalEngine:
-    """One point of a loaded engine; several points share its weights, not its cached prefixes."""
+    """One point of a loaded engine; several points share its weights, not its cached prefixes.
+
+    Raises:
+        EvalError: the model does not allow the point's attention policy.
+    """
 
     def __init__(self, engine: Engine, point: Point) -> None:
+        try:
+            parse_policy(point.attention).check(engine.shape)
+        except SparseAttentionError as error:
+            raise EvalError(f"the engine {point.name!r}: {error}", param="engine") from error
         self.name = point.name
         self.point = point
         self.window = engine.max_model_len

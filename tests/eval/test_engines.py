@@ -93,6 +93,11 @@ def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engin
     assert [cells[name, 8192]["failed"] for name in ("dense", "suffix")] == [2, 2]
 
 
+def test_a_policy_that_the_model_does_not_allow_is_refused_before_anything_runs(engine):
+    with pytest.raises(EvalError, match=r"the engine 'lserve'.*head file"):
+        LocalEngine(engine, Point.parse("lserve"))
+
+
 class Endpoint(BaseHTTPRequestHandler):
     """Streams "The key is 12345." as an OpenAI server would; refuses max_tokens of 13."""
 
