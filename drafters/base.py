@@ -24,7 +24,6 @@ class RequestState:
     documents      token ids of the texts in play that may be copied from (passages, the whole document, …)
     draft_prompt   the shortened prompt of the RAG drafter (retrieved passages and question); None: the
                    drafter selects chunks of the prompt by itself
-    datastore      the corpus as this request may see it; None: `Resources.datastore`
     max_tokens     output tokens at most
     batch_size     sequences in the coming step, this one included; the engine keeps it current
     """
@@ -35,7 +34,6 @@ class RequestState:
     sampling: Sampling = field(default_factory=Sampling)
     documents: Sequence[Sequence[int]] = ()
     draft_prompt: Sequence[int] | None = None
-    datastore: Datastore | None = None
     max_tokens: int = 1 << 30
     batch_size: int = 1
 

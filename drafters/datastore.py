@@ -47,10 +47,6 @@ class DatastoreDrafter(SourceDrafter):
         self._length = length
         self._min_score = min_score
 
-    def start(self, state: RequestState) -> None:
-        if state.datastore is not None:
-            self._store = state.datastore
-
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
         context = [*state.tokens[-self._max_suffix :], *extra]
         matched, found = self._store.continuations(

@@ -14,13 +14,13 @@ from drafters.suffix import DocumentAutomata
 
 @dataclass
 class Resources:
-    """One per engine.
+    """One per engine; a copy with another datastore (`dataclasses.replace`) shares all that is learned.
 
     tokenizer     names the target's tokenizer, as a datastore names its own; None: not known
-    draft_model   another checkpoint; with `draft_codec` and `codec` its vocabulary may differ from the
-    target's self_model    the target itself over a shorter prompt (`rag`, `cascade`)
+    draft_model   another checkpoint; with `draft_codec` and `codec` its vocabulary may be another
+    self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
-    datastore     the corpus' continuations (`datastore`), in the ids of `tokenizer`
+    datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
     calibration, profile, automata and the successor tables learn from every request
     """
 
@@ -36,7 +36,7 @@ class Resources:
     profile: MachineProfile = field(default_factory=MachineProfile)
     automata: DocumentAutomata = field(default_factory=DocumentAutomata)
     _successors: dict[int, SuccessorTable] = field(default_factory=dict)
-    _search: LayerSearch | None = None
+    _searches: dict[int, LayerSearch] = field(default_factory=dict)
 
     def successors(self, ranks: int) -> SuccessorTable:
         """The engine's Token Recycling matrix of that many ranks."""
@@ -46,14 +46,14 @@ class Resources:
 
     def layer_search(self, num_layers: int, ratio: float, every: int) -> LayerSearch:
         """The engine's search for the layers to skip; the first request's options hold."""
-        if self._search is None:
-            self._search = LayerSearch(num_layers, ratio, every)
-        return self._search
+        if num_layers not in self._searches:
+            self._searches[num_layers] = LayerSearch(num_layers, ratio, every)
+        return self._searches[num_layers]
 
     def forget(self) -> None:
         """Unlearn what requests taught about texts; what was measured of the machine stays. For benchmarks: no
         running request may be using these resources."""
         self.calibration.forget()
-        self.automata = DocumentAutomata()
+        self.automata.forget()
         self._successors.clear()
-        self._search = None
+        self._searches.clear()
