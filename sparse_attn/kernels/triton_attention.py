@@ -12,6 +12,7 @@ launches can be captured in a CUDA graph once every shape has run (see `triton_l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_attn import dense
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import BlockIndexError
 from sparse_attn.kernels.triton_launch import query_tiles, tuned
@@ -311,50 +311,11 @@ def paged_attention(
     Raises:
         BlockIndexError: the index has blocks that are no pages.
     """
-    num_rows, num_heads, head_dim = q.shape
-    kv_heads, page_size = k_cache.shape[1:3]
-    if index is not None and index.block_k != page_size:
-        raise BlockIndexError(f"the index has blocks of {index.block_k} keys, the pages hold {page_size}: refine()")
-    shared = index is None or index.num_heads == kv_heads
-    starts, counts, seqs, block_q = _query_blocks(index, cu_seqlens_q, num_rows, num_heads // kv_heads)
-    group = num_heads // kv_heads if shared and block_q * (num_heads // kv_heads) <= PACKED_ROWS else 1
-    tile_rows = min(ROWS_PER_TILE, max(16, triton.next_power_of_2(block_q * group)))
-    tiles = triton.cdiv(block_q * group, tile_rows)
-
-    programs = len(starts) * tiles * (num_heads // group)
-    most_pages = block_tables.shape[1] if index is None else max(index.ids.shape[-1], 1)
-    splits = _splits(programs, most_pages * page_size)
-    out = q.new_empty(splits, num_rows, num_heads, head_dim, dtype=torch.float32 if splits > 1 else q.dtype)
-    lse = q.new_full((splits, num_rows, num_heads), -torch.inf, dtype=torch.float32)
-    if programs:
-        _paged_kernel[(len(starts) * tiles, num_heads // group, splits)](
-            *(q, k_cache, v_cache, k_scale, v_scale, out, lse),
-            *(starts, counts, seqs, positions, cu_seqlens_q, context_lens, block_tables),
-            *((index.counts, index.ids) if index is not None else (None, None)),
-            *(float(scale), float(softcap), int(window)),
-            *(q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(1), block_tables.stride(0)),
-            *(index.ids.shape[-1] if index is not None else 0, num_rows, num_heads, len(starts)),
-            *(num_heads // index.num_heads if index is not None else 1, num_heads // kv_heads),
-            HEAD_DIM=head_dim,
-            BLOCK_D=_block_d(head_dim),
-            PAGE=page_size,
-            BLOCK_M=tile_rows,
-            GROUP=group,
-            TILES=tiles,
-            SPLITS=splits,
-            HAS_INDEX=index is not None,
-            HAS_POSITIONS=positions is not None,
-            WINDOW=window > 0,
-            CAP=softcap > 0,
-            QUANT=k_scale is not None,
-        )
-    if splits == 1:
-        return out[0], lse[0]
-    joined, joined_lse = torch.empty_like(q), torch.empty_like(lse[0])
-    _join_kernel[(num_rows * num_heads,)](
-        out, lse, joined, joined_lse, num_rows * num_heads, head_dim, _block_d(head_dim), splits
-    )
-    return joined, joined_lse
+    launch = _Launch(q, k_cache.shape[1], cu_seqlens_q, _Scoring(scale, softcap, window, positions), index)
+    splits = launch.splits(block_tables.shape[1], k_cache.shape[2])
+    out, lse = launch.buffers(splits, torch.float32 if splits > 1 else q.dtype)
+    launch.paged(out, lse, splits, k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
+    return (out[0], lse[0]) if splits == 1 else _join(out, lse, q)
 
 
 def ragged_attention(
@@ -371,42 +332,161 @@ def ragged_attention(
     index: BlockIndex | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `sparse_attn.dense.ragged_attention`."""
-    num_rows, num_heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    shared = index is None or index.num_heads == kv_heads
-    starts, counts, seqs, block_q = _query_blocks(index, cu_seqlens, num_rows, num_heads // kv_heads)
-    group = num_heads // kv_heads if shared and block_q * (num_heads // kv_heads) <= PACKED_ROWS else 1
-    tile_rows = min(ROWS_PER_TILE, max(16, triton.next_power_of_2(block_q * group)))
-    tiles = triton.cdiv(block_q * group, tile_rows)
-    trees, tree_offsets = _pack_trees(tree_masks, q.device)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_full((num_rows, num_heads), -torch.inf, dtype=torch.float32)
-    if len(starts):
-        _ragged_kernel[(len(starts) * tiles, num_heads // group)](
-            *(q, k, v, out, lse, starts, counts, seqs, positions, cu_seqlens),
-            *((index.k_offset, index.counts, index.ids) if index is not None else (None, None, None)),
-            *(trees, tree_offsets, float(scale), float(softcap), int(window)),
-            *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
-            *(index.ids.shape[-1] if index is not None else 0, num_heads, len(starts)),
-            *(num_heads // index.num_heads if index is not None else 1, num_heads // kv_heads),
-            HEAD_DIM=head_dim,
-            BLOCK_D=_block_d(head_dim),
-            BLOCK_M=tile_rows,
-            BLOCK_N=index.block_k if index is not None else 64,
-            GROUP=group,
-            TILES=tiles,
-            HAS_INDEX=index is not None,
-            HAS_POSITIONS=positions is not None,
-            TREE=trees is not None,
-            WINDOW=window > 0,
-            CAP=softcap > 0,
+    launch = _Launch(q, k.shape[1], cu_seqlens, _Scoring(scale, softcap, window, positions), index)
+    out, lse = launch.buffers(1, q.dtype)
+    launch.ragged(out[0], lse[0], k, v, tree_masks)
+    return out[0], lse[0]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    positions: Tensor | None = None,
+    tree_masks: Sequence[Tensor | None] | None = None,
+    index: BlockIndex | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `sparse_attn.dense.attention`: the splits over the context and the new rows are joined in one go."""
+    past_index, new_index = index.split() if index is not None else (None, None)
+    scoring = _Scoring(scale, softcap, window, positions)
+    past = _Launch(q, k.shape[1], cu_seqlens, scoring, past_index)
+    new = _Launch(q, k.shape[1], cu_seqlens, scoring, new_index)
+    splits = past.splits(block_tables.shape[1], k_cache.shape[2])
+    out, lse = past.buffers(splits + 1, torch.float32)
+    past.paged(out, lse, splits, k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
+    new.ragged(out[splits], lse[splits], k, v, tree_masks)
+    return _join(out, lse, q)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    scale: float
+    softcap: float
+    window: int
+    positions: Tensor | None
+
+
+class _Launch:
+    """How a batch of rows is cut into programs, and the launches themselves."""
+
+    def __init__(
+        self, q: Tensor, kv_heads: int, cu_seqlens: Tensor, scoring: _Scoring, index: BlockIndex | None
+    ) -> None:
+        self.q, self.kv_heads, self.cu_seqlens, self.scoring, self.index = q, kv_heads, cu_seqlens, scoring, index
+        self.num_rows, self.num_heads, self.head_dim = q.shape
+        group = self.num_heads // kv_heads
+        self.starts, self.counts, self.seqs, block_q = _query_blocks(index, cu_seqlens, self.num_rows, group)
+        shared = index is None or index.num_heads == kv_heads
+        self.group = group if shared and block_q * group <= PACKED_ROWS else 1
+        packed = block_q * self.group
+        self.tile_rows = min(ROWS_PER_TILE, max(16, triton.next_power_of_2(packed)))
+        self.tiles = triton.cdiv(packed, self.tile_rows)
+        self.grid = (len(self.starts) * self.tiles, self.num_heads // self.group)
+
+    def splits(self, table_width: int, page_size: int) -> int:
+        """Into how many parts to cut the keys, so that the GPU is full and no part is tiny; a power of two."""
+        most_pages = table_width if self.index is None else self.index.ids.shape[-1]
+        programs = max(1, self.grid[0] * self.grid[1])
+        wanted = min(SPLIT_PROGRAMS // programs, most_pages * page_size // SPLIT_KEYS, 64)
+        return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1
+
+    def buffers(self, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """out [parts, T, Hq, D] and lse float32 [parts, T, Hq]; rows in no query block see nothing."""
+        shape = (parts, self.num_rows, self.num_heads)
+        covered = self.index is None  # every row is in a tile, and each tile writes its rows
+        out = self.q.new_empty(*shape, self.head_dim, dtype=dtype)
+        lse = self.q.new_empty(shape, dtype=torch.float32)
+        return (out, lse) if covered else (out.zero_(), lse.fill_(-torch.inf))
+
+    def paged(
+        self,
+        out: Tensor,
+        lse: Tensor,
+        splits: int,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> None:
+        """Rows over pages, into the first ``splits`` parts of out and lse."""
+        index, scoring, page_size = self.index, self.scoring, k_cache.shape[2]
+        if index is not None and index.block_k != page_size:
+            raise BlockIndexError(f"the index has blocks of {index.block_k} keys, the pages hold {page_size}: refine()")
+        if not self.grid[0]:
+            return
+        _paged_kernel[(*self.grid, splits)](
+            *(self.q, k_cache, v_cache, k_scale, v_scale, out, lse, self.starts, self.counts, self.seqs),
+            *(scoring.positions, self.cu_seqlens, context_lens, block_tables),
+            *((index.counts, index.ids) if index is not None else (None, None)),
+            *(float(scoring.scale), float(scoring.softcap), int(scoring.window)),
+            *(self.q.stride(0), self.q.stride(1), k_cache.stride(0), k_cache.stride(1), block_tables.stride(0)),
+            *(index.ids.shape[-1] if index is not None else 0, self.num_rows, self.num_heads),
+            *(len(self.starts), self._index_group(), self.num_heads // self.kv_heads),
+            PAGE=page_size,
+            SPLITS=splits,
+            QUANT=k_scale is not None,
+            **self._constants(),
         )
+
+    def ragged(
+        self, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, tree_masks: Sequence[Tensor | None] | None
+    ) -> None:
+        """Rows over the new rows of their sequence, into out [T, Hq, D] and lse [T, Hq]."""
+        if not self.grid[0]:
+            return
+        index, scoring = self.index, self.scoring
+        trees, tree_offsets = _pack_trees(tree_masks, self.q.device)
+        _ragged_kernel[self.grid](
+            *(self.q, k, v, out, lse, self.starts, self.counts, self.seqs, scoring.positions, self.cu_seqlens),
+            *((index.k_offset, index.counts, index.ids) if index is not None else (None, None, None)),
+            *(trees, tree_offsets, float(scoring.scale), float(scoring.softcap), int(scoring.window)),
+            *(self.q.stride(0), self.q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+            *(index.ids.shape[-1] if index is not None else 0, self.num_heads, len(self.starts)),
+            *(self._index_group(), self.num_heads // self.kv_heads),
+            BLOCK_N=index.block_k if index is not None else 64,
+            TREE=trees is not None,
+            **self._constants(),
+        )
+
+    def _index_group(self) -> int:
+        return self.num_heads // self.index.num_heads if self.index is not None else 1
+
+    def _constants(self) -> dict[str, Any]:
+        return {
+            "HEAD_DIM": self.head_dim,
+            "BLOCK_D": _block_d(self.head_dim),
+            "BLOCK_M": self.tile_rows,
+            "GROUP": self.group,
+            "TILES": self.tiles,
+            "HAS_INDEX": self.index is not None,
+            "HAS_POSITIONS": self.scoring.positions is not None,
+            "WINDOW": self.scoring.window > 0,
+            "CAP": self.scoring.softcap > 0,
+        }
+
+
+def _join(parts: Tensor, lses: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """parts float32 [n, T, Hq, D], lses [n, T, Hq] → out [T, Hq, D] in the dtype of q, lse [T, Hq]."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty_like(lses[0])
+    pairs = lse.numel()
+    if pairs:
+        dim = q.shape[2]
+        _join_kernel[(pairs,)](parts, lses, out, lse, pairs, HEAD_DIM=dim, BLOCK_D=_block_d(dim), SPLITS=len(parts))
     return out, lse
-
-
-def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """As `sparse_attn.dense.attention`, by the kernels of this file."""
-    return dense.attention(*args, paged=paged_attention, ragged=ragged_attention, **kwargs)
 
 
 def _query_blocks(
@@ -420,12 +500,6 @@ def _query_blocks(
     rows_each = triton.next_power_of_2(triton.cdiv(num_rows, max(sequences, 1)))
     block_q = rows_each if rows_each * group <= PACKED_ROWS else ROWS_PER_TILE
     return *query_tiles(cu_seqlens, num_rows, block_q), block_q
-
-
-def _splits(programs: int, most_keys: int) -> int:
-    """Into how many parts to cut the keys so that the GPU is full and no part is tiny; a power of two."""
-    wanted = min(SPLIT_PROGRAMS // max(programs, 1), most_keys // SPLIT_KEYS, 64)
-    return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1
 
 
 def _block_d(head_dim: int) -> int:

@@ -174,22 +174,22 @@ def test_trees_beside_plain_rows(window):
 def test_few_rows_over_long_contexts_are_split_and_joined(monkeypatch):
     monkeypatch.setattr(triton_attention, "SPLIT_KEYS", 32)
     batch = Batch([1, 2], [150, 9], 4, 2, 32)
-    assert triton_attention._splits(4, 160) == 4
+    launch = triton_attention._Launch(batch.q, 2, batch.cu, triton_attention._Scoring(1.0, 0.0, 0, None), None)
+    assert launch.splits(10, PAGE) == 4
     batch.check_paged()
     batch.check_paged(batch.random_index(True, 1).split()[0])
     batch.check_paged(window=20)
 
 
-def test_parts_join_to_the_whole():
-    batch = Batch([5, 1], [37, 16], 4, 2, 32)
-    positions = torch.cat([37 + torch.arange(5), torch.tensor([16])])
-    past = batch.paged(triton_attention.paged_attention, positions=positions)
-    new = batch.ragged(triton_attention.ragged_attention, positions=positions)
-    joined = dense.merge_states(*past, *new)
-    whole = dense.merge_states(
-        *batch.paged(dense.paged_attention, exact=True), *batch.ragged(dense.ragged_attention, exact=True)
-    )
-    torch.testing.assert_close(joined[0].cpu().double(), whole[0], atol=2e-6, rtol=2e-6)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_context_and_new_rows_in_one_call(sparse):
+    batch = Batch([5, 1, 17], [37, 16, 0], 4, 2, 32)
+    index = batch.random_index(True, 16) if sparse else None
+    tensors = (batch.q, batch.k, batch.v, batch.k_cache, batch.v_cache, batch.tables, batch.context_lens, batch.cu)
+    on_device = index.to(DEVICE) if index is not None else None
+    got = triton_attention.attention(*(t.to(DEVICE) for t in tensors), scale=batch.scale, index=on_device)
+    exact = (t.double() if t.is_floating_point() else t for t in tensors)
+    batch._compare(got, dense.attention(*exact, scale=batch.scale, index=index))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
