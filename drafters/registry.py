@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from drafters.adaptive import rejection_likely
 from drafters.auto import Auto
-from drafters.base import Datastore, Drafter, DraftModel, SourceDrafter
+from drafters.base import Datastore, Drafter, DraftModel, RequestState, SourceDrafter
 from drafters.best_first import BestFirst, Growth, Stop, never
 from drafters.cascade import Cascade, Together
 from drafters.datastore import DatastoreDrafter
@@ -423,3 +423,13 @@ _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
     "goodput": (GoodputOptions, _goodput),
     "overlap": (OverlapOptions, _overlap),
 }
+
+
+def warm_up() -> None:
+    """Compile what the free drafters compile, so that the first request does not wait for it (seconds after an
+    installation, half a second later on, when the compiled code is found on disk)."""
+    for name in ("prompt_lookup", "suffix", "recycling"):
+        drafter = build(name, Resources(vocab_size=4))
+        state = RequestState("warm-up", [1, 2, 3, 1, 2], 5, documents=[[1, 2, 3]])
+        drafter.start(state)
+        drafter.propose(state, 4)

@@ -1,0 +1,82 @@
+"""The drafters' benchmark, on a model small enough to run in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eval.bench.drafters import make_prompts, perturbed_gap, run
+from eval.errors import EvalError
+from service.engine.engine import Engine
+from service.engine.request import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_cells_hold_every_drafter_to_plain_decoding(checkpoint):
+    figures = run(
+        model=str(checkpoint),
+        contexts=(192,),
+        workloads=("nothing",),
+        drafters=("auto", "suffix"),
+        temperatures=(0.0, 0.8),
+        batches=(1, 3),
+        prompts=2,
+        max_tokens=12,
+        kv_memory=1 << 24,
+    )
+    assert len(figures["cells"]) == 2 * 2 * 3
+    for cell in figures["cells"]:
+        assert cell["tokens_per_s"] > 0
+        if cell["drafter"] != "none":
+            assert cell["identical"], cell
+            assert cell["divergences"] == []
+            assert cell["failures"] == 0
+            assert cell["accepted_length"] >= 1.0
+    rows = figures["forwards"][0]["rows"]
+    assert [row["nodes"] for row in rows] == [0, 8, 32]
+    assert all(row["seconds"] > 0 and row["limit_s"] > 0 for row in rows)
+
+
+def test_gap_is_that_of_the_perturbed_scores(checkpoint):
+    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24)
+    prompt = list(range(3, 40))
+    greedy = SamplingParams(max_tokens=1, ignore_eos=True, drafter="none")
+    best = engine.generate([prompt], greedy)[0].token_ids[0]
+    other = (best + 1) % 64
+    gap = perturbed_gap(engine, prompt, best, other, greedy, 0)
+    assert gap is None or gap > 0
+    for seed in range(5):
+        sampled = SamplingParams(max_tokens=1, temperature=0.8, seed=seed, ignore_eos=True, drafter="none")
+        chosen = engine.generate([prompt], sampled)[0].token_ids[0]
+        gap = perturbed_gap(engine, prompt, chosen, other, sampled, seed)
+        assert chosen == other or gap is None or gap > 0
+
+
+def test_unknown_workloads_and_missing_files_are_named(checkpoint, tmp_path):
+    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24)
+    with pytest.raises(EvalError, match="unknown workload"):
+        make_prompts(engine, "other", 128, 2, tmp_path, tmp_path)
+    with pytest.raises(EvalError, match="there is no"):
+        make_prompts(engine, "spec_bench", 128, 2, tmp_path, tmp_path / "none.jsonl")
