@@ -23,12 +23,12 @@ from typing import Any
 
 import structlog
 
-from drafters.resources import Resources
 from drafters.tree import EMPTY
 from drafters.verify import Verdict, verify
 from service.engine.block_manager import BlockManager
 from service.engine.detokenizer import Detokenizer
-from service.engine.draft_sessions import DraftPages, PagedDraftModel, SkippingModel
+from service.engine.draft_resources import draft_resources
+from service.engine.draft_sessions import DraftPages
 from service.engine.drafting import Drafting
 from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
@@ -45,7 +45,7 @@ from service.engine.request import (
 from service.engine.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
-from service.errors import FolioError, InvalidRequest, ModelError, PromptTooLong
+from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv_pool import KVPool
 from sparse_attn.policies import parse_policy
@@ -134,7 +134,8 @@ class Engine:
         self._detokenizers: dict[str, Detokenizer] = {}
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
-        self.drafting = Drafting(self._resources(), config.drafter)
+        resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
+        self.drafting = Drafting(resources, config.drafter)
 
     @classmethod
     def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
@@ -257,11 +258,13 @@ class Engine:
             attention: the policy that will be asked for; pages of one policy are of no use to another.
 
         Raises:
-            ModelError: no folder was configured.
+            ModelError: no folder was configured. Busy: requests are running.
             PromptTooLong: the prefix does not fit, or is shorter than a page.
         """
         if self.warmed is None:
             raise ModelError("There is no folder for warmed documents.", hint="Give the engine warm_folder.")
+        if self.has_work:
+            raise Busy("A document can be warmed only while no request is running.")
         size = self.config.page_size
         if len(token_ids) < size:
             raise PromptTooLong(f"{len(token_ids)} tokens do not fill a page of {size}: nothing to warm.")
@@ -307,26 +310,6 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert that pages in use are those of the running requests (see BlockManager.check_integrity)."""
         self.scheduler.check_integrity(self.lent.owners())
-
-    def _resources(self) -> Resources:
-        """What this engine lends its drafters."""
-        config, loaded = self.config, self.loaded
-        resources = Resources(
-            vocab_size=loaded.vocab_size, tokenizer=loaded.tokenizer_fingerprint, codec=_codec(loaded.tokenizer)
-        )
-        resources.self_model = PagedDraftModel(
-            self.runner, self.lent, loaded.vocab_size, self.salt, config.max_step_tokens
-        )
-        resources.skippable = SkippingModel(self.runner, self._requests, loaded.vocab_size)
-        if config.draft_model is not None:
-            draft = load_model(config.draft_model, config.dtype, config.device)
-            pool = KVPool(draft.kv_shape, self.blocks.num_pages, config.page_size, DTYPES[config.dtype], config.device)
-            lent = DraftPages(BlockManager(self.blocks.num_pages, config.page_size, config.prefix_cache))
-            runner = ModelRunner(draft.model, pool)
-            resources.draft_model = PagedDraftModel(runner, lent, draft.vocab_size, draft.name, config.max_step_tokens)
-            if not _same_vocabulary(loaded.tokenizer, draft.tokenizer):
-                resources.draft_codec = _codec(draft.tokenizer)
-        return resources
 
     def _set_policy(self, request: Request) -> None:
         """Put the attention policy in force; pages of a prefix are shared under equal policies only.
@@ -475,30 +458,6 @@ class Engine:
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
         return output
-
-
-class _Codec:
-    """A tokenizer as re-encoding between vocabularies needs it (``drafters.base.TextCodec``)."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-
-
-def _codec(tokenizer: Any) -> _Codec | None:
-    return _Codec(tokenizer) if tokenizer is not None else None
-
-
-def _same_vocabulary(one: Any, other: Any) -> bool:
-    """Do two tokenizers give the same ids? Without tokenizers the sizes alone can tell, which the drafter checks."""
-    if one is None or other is None:
-        return True
-    return one.get_vocab() == other.get_vocab()
 
 
 def _join(parts: list[TokenOutput]) -> Generation:

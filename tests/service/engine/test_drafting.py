@@ -251,3 +251,27 @@ def test_kv_after_drafting_is_that_of_a_fresh_prefill() -> None:
             engine.runner.pool.read(layer, slots), fresh.runner.pool.read(layer, want), strict=True
         ):
             assert torch.allclose(got, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_rows_are_independent_in_float32_too(temperature: float) -> None:
+    """The logits behind every emitted token are the same bits, drafted or not: near ties cannot fall otherwise."""
+    from sparse_attn.kernels import select_kernels
+
+    if not select_kernels(torch.device("cpu"), torch.float32).row_invariant:
+        pytest.skip("the C++ kernels cannot be built here")
+    wide = {"hidden_size": 64, "intermediate_size": 128}
+
+    def run(drafter: str) -> list[Any]:
+        model = make_model(dtype=torch.float32, **wide)
+        engine = Engine(prepare("llama", model), EngineConfig(kv_memory=8 << 20, page_size=16))
+        params = SamplingParams(
+            max_tokens=40, temperature=temperature, seed=1, drafter=drafter, logprobs=0, ignore_eos=True
+        )
+        return engine.generate([prompt(i) for i in range(3)], params)
+
+    plain, drafted = run("none"), run("recycling")
+    assert sum(r.stats["drafting"]["drafted"] for r in drafted) > 40
+    for one, other in zip(plain, drafted, strict=True):
+        assert one.token_ids == other.token_ids
+        assert [x.logprob for x in one.logprobs] == [x.logprob for x in other.logprobs]
