@@ -22,6 +22,7 @@ namespace {
 constexpr int TILE = 64;          // keys
 constexpr int CHUNK = 16 * TILE;  // keys joined before they meet the next chunk; never depends on the load
 constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequence are shared out to threads
+constexpr int THREAD_SCORES = 8192;  // least work for one more thread
 constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
 constexpr float INF = std::numeric_limits<float>::infinity();
 
@@ -296,7 +297,7 @@ class Worker {
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
     for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
-    transpose(k_rows, count, c.dim, columns, TILE);
+    transpose(k_rows, count, c.dim, columns, TILE, c.dim);
     if (padded) {
       for (int j = 0; j < count; ++j) {
         std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
@@ -433,7 +434,7 @@ extern "C" void folio_attention(const Call* call) {
   struct Split { Task whole; int chunks; int64_t partial; };
   std::vector<Task> tasks;
   std::vector<Split> splits;
-  int64_t floats = 0;
+  int64_t floats = 0, products = 0;
   for (int s = 0; s < c.sequences; ++s) {
     const int new_rows = c.cu_rows[s + 1] - c.cu_rows[s];
     const int chunks = (keys_of(c, s) + CHUNK - 1) / CHUNK;
@@ -443,6 +444,7 @@ extern "C" void folio_attention(const Call* call) {
                                                                        : chunks;
       for (int head = 0; head < c.q_heads; head += heads) {
         Task task{s, row0, row1, head, heads, 0, needed, nullptr};
+        products += int64_t(row1 - row0) * heads * needed * CHUNK;
         if (new_rows <= SPLIT_ROWS && needed > 1) {
           splits.push_back({task, needed, floats});
           floats += int64_t(needed) * (row1 - row0) * heads * (width + 2);
@@ -467,7 +469,9 @@ extern "C" void folio_attention(const Call* call) {
     }
   float* parts = partials.data();
 
-#pragma omp parallel num_threads(c.threads)
+  // A thread costs some microseconds to wake: worth it from a few thousand scores on.
+  const int threads = int(std::clamp<int64_t>(products / THREAD_SCORES, 1, c.threads));
+#pragma omp parallel num_threads(threads)
   {
     Worker worker(c);
 #pragma omp for schedule(dynamic, 1)

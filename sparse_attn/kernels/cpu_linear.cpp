@@ -1,6 +1,7 @@
 // y = x · wᵀ + bias for float32 on a CPU, each row of y the same bits however many rows run together.
 //
-// Every element is one chain of fused multiply-adds over k. Panels of w are transposed in cache, as K is for attention.
+// An element is LANES chains of fused multiply-adds along k, one a lane, whose ends are added by a fixed tree. A panel
+// of LANES rows of w serves all rows of x, so that w is read from memory once and needs no packing.
 #include <algorithm>
 #include <vector>
 
@@ -16,38 +17,101 @@ struct Linear {
   int32_t threads;
 };
 
+namespace {
+
+constexpr int DEPTH = 512;  // of k at a time, so that a panel stays in cache
+constexpr int BLOCK = 128;   // rows of x that go over a panel together
+constexpr int THREAD_PRODUCTS = 1 << 15;  // least work for one more thread
+constexpr int PANELS = 4;    // panels a task
+
+// The lanes of LANES vectors added up: element i of the result is the sum of the lanes of a[i].
+vec sum_each(const vec* a) {
+  vec s[LANES];
+  for (int i = 0; i < LANES; ++i) {  // the tree below delivers in bit-reversed order
+    int from = 0;
+    for (int bit = 1; bit < LANES; bit *= 2) from = 2 * from + ((i & bit) != 0);
+    s[i] = a[from];
+  }
+  for (int left = LANES / 2; left > 0; left /= 2)
+    for (int i = 0; i < left; ++i) s[i] = interleave<0>(s[2 * i], s[2 * i + 1]) + interleave<1>(s[2 * i], s[2 * i + 1]);
+  return s[0];
+}
+
+vec load_some(const float* p, int count) {
+  float lanes[LANES] = {};
+  std::memcpy(lanes, p, count * sizeof(float));
+  return load(lanes);
+}
+
+// sums[r * LANES + j] += lanes of x[r] · w[j] over `depth`, for ROWS rows of x and all LANES rows of w.
+// The sums begin at 0 where `fresh`.
+template <int ROWS>
+void dot(const float* x, int64_t x_row, const float* const* w, int depth, bool fresh, vec* sums) {
+  constexpr int COLUMNS = ROWS >= 4 ? 4 : LANES / ROWS;
+  for (int j0 = 0; j0 < LANES; j0 += COLUMNS) {
+    vec acc[ROWS][COLUMNS];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+      for (int j = 0; j < COLUMNS; ++j) acc[r][j] = fresh ? vec{} : sums[r * LANES + j0 + j];
+    auto step = [&](auto get, int k) {
+      vec a[ROWS];
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) a[r] = get(x + r * x_row + k);
+#pragma GCC unroll 16
+      for (int j = 0; j < COLUMNS; ++j) {
+        const vec b = get(w[j0 + j] + k);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) acc[r][j] = fma(a[r], b, acc[r][j]);
+      }
+    };
+    int k = 0;
+    for (; k + LANES <= depth; k += LANES) step([](const float* p) { return load(p); }, k);
+    if (k < depth) step([&](const float* p) { return load_some(p, depth - k); }, k);
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+      for (int j = 0; j < COLUMNS; ++j) sums[r * LANES + j0 + j] = acc[r][j];
+  }
+}
+
+// Columns n0 … n0+LANES-1 of rows row0 … row0+rows-1.
+void panel(const Linear& c, int64_t n0, int64_t row0, int rows, vec* sums) {
+  const int columns = int(std::min<int64_t>(LANES, c.outer - n0));
+  for (int64_t k0 = 0; k0 < c.inner; k0 += DEPTH) {
+    const int depth = int(std::min<int64_t>(DEPTH, c.inner - k0));
+    const float* w[LANES];
+    for (int j = 0; j < LANES; ++j) w[j] = c.w + (n0 + std::min(j, columns - 1)) * c.w_row + k0;
+    const float* x = c.x + row0 * c.x_row + k0;
+    int r = 0;
+    const auto go = [&](auto group) {
+      constexpr int N = decltype(group)::value;
+      for (; r + N <= rows; r += N) dot<N>(x + r * c.x_row, c.x_row, w, depth, k0 == 0, sums + r * LANES);
+    };
+    if constexpr (LANES >= 8) go(Rows<4>{});
+    go(Rows<2>{});
+    go(Rows<1>{});
+  }
+  for (int r = 0; r < rows; ++r) {
+    float y[LANES];
+    store(y, sum_each(sums + r * LANES));
+    float* out = c.y + (row0 + r) * c.outer + n0;
+    for (int j = 0; j < columns; ++j) out[j] = y[j] + (c.bias ? c.bias[n0 + j] : 0.0f);
+  }
+}
+
+}  // namespace
+
 extern "C" void folio_linear(const Linear* call) {
   const Linear& c = *call;
-  constexpr int PANEL = MAX_VECTORS * LANES;  // columns of y a panel
-  constexpr int DEPTH = 512;                  // of x that is transposed at a time
-  constexpr int64_t ROWS = 192;               // of x that go over a panel together
-  const int64_t panels = (c.outer + PANEL - 1) / PANEL;
-  const int64_t blocks = (c.rows + ROWS - 1) / ROWS;
-#pragma omp parallel for num_threads(c.threads) schedule(dynamic, 4)
-  for (int64_t task = 0; task < panels * blocks; ++task) {
-    const int64_t n0 = task % panels * PANEL, row0 = task / panels * ROWS;
-    const int columns = int(std::min<int64_t>(PANEL, c.outer - n0));
-    const int rows = int(std::min(ROWS, c.rows - row0));
-    static thread_local std::vector<float> memory(DEPTH * PANEL + ROWS * PANEL);
-    float *panel = memory.data(), *sums = panel + DEPTH * PANEL;
-    const float* sources[PANEL];
-    for (int64_t k0 = 0; k0 < c.inner; k0 += DEPTH) {
-      const int depth = int(std::min<int64_t>(DEPTH, c.inner - k0));
-      for (int j = 0; j < PANEL; ++j) sources[j] = c.w + (n0 + std::min(j, columns - 1)) * c.w_row + k0;
-      transpose(sources, PANEL, depth, panel, PANEL);
-      const float* x = c.x + row0 * c.x_row + k0;
-      auto row = [&](int k) { return panel + k * PANEL; };
-      for_row_groups(rows, [&](auto group, int r) {
-        constexpr int N = decltype(group)::value;
-        float* out = sums + r * PANEL;
-        if (k0 == 0)
-          multiply<N, MAX_VECTORS, false>(x + r * c.x_row, c.x_row, depth, row, out, PANEL);
-        else
-          multiply<N, MAX_VECTORS, true>(x + r * c.x_row, c.x_row, depth, row, out, PANEL);
-      });
-    }
-    for (int r = 0; r < rows; ++r)
-      for (int j = 0; j < columns; ++j)
-        c.y[(row0 + r) * c.outer + n0 + j] = sums[r * PANEL + j] + (c.bias ? c.bias[n0 + j] : 0.0f);
+  const int64_t width = PANELS * LANES, across = (c.outer + width - 1) / width;
+  const int64_t blocks = (c.rows + BLOCK - 1) / BLOCK;
+  const int threads = int(std::clamp<int64_t>(c.rows * c.outer * c.inner / THREAD_PRODUCTS, 1, c.threads));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t task = 0; task < across * blocks; ++task) {
+    static thread_local std::vector<vec> sums(BLOCK * LANES);
+    const int64_t row0 = task / across * BLOCK, first = task % across * width;
+    const int rows = int(std::min<int64_t>(BLOCK, c.rows - row0));
+    for (int64_t n0 = first; n0 < std::min(first + width, c.outer); n0 += LANES) panel(c, n0, row0, rows, sums.data());
   }
 }
