@@ -80,13 +80,27 @@ class PageStats:
 
     def bounds(self, layer: int, q: Tensor, pages: Tensor) -> Tensor:
         """Upper bound of q·k over each page: q [R, Hq, D], pages int [P] → float32 [R, Hq, P]."""
-        kmin, kmax = (t[layer][pages.long()].transpose(0, 1).flatten(1, 2) for t in (self.kmin, self.kmax))
-        num_rows, _, head_dim = q.shape
-        kv_heads = kmin.shape[0]
-        grouped = q.float().view(num_rows, kv_heads, -1, head_dim).transpose(0, 1).flatten(1, 2)  # [Hkv, R*G, D]
-        scores = torch.bmm(grouped.clamp(min=0), kmax.mT) + torch.bmm(grouped.clamp(max=0), kmin.mT)
-        best = scores.unflatten(2, (len(pages), -1)).amax(-1)  # [Hkv, R*G, P]
-        return best.unflatten(1, (num_rows, -1)).transpose(0, 1).flatten(1, 2)
+        kmin, kmax = self.kmin[layer], self.kmax[layer]
+        if q.device.type == "cpu":
+            from sparse_attn.kernels import cpu_pages
+
+            return cpu_pages.page_bounds(q.float(), kmin, kmax, pages)
+        if q.is_cuda:
+            from sparse_attn.kernels import triton_score
+
+            count = torch.full((len(q),), len(pages), dtype=torch.int32, device=q.device)
+            return triton_score.page_bounds(q, kmin, kmax, pages.int().expand(len(q), -1).contiguous(), count)
+        return page_bounds(q, kmin, kmax, pages)
+
+
+def page_bounds(q: Tensor, kmin: Tensor, kmax: Tensor, pages: Tensor) -> Tensor:
+    """`PageStats.bounds` in plain torch: kmin, kmax [num_pages, Hkv, parts, D]; the reference of the kernels."""
+    low, high = (t[pages.long()].transpose(0, 1).flatten(1, 2) for t in (kmin, kmax))
+    num_rows, _, head_dim = q.shape
+    grouped = q.float().view(num_rows, len(low), -1, head_dim).transpose(0, 1).flatten(1, 2)  # [Hkv, R*G, D]
+    scores = torch.bmm(grouped.clamp(min=0), high.mT) + torch.bmm(grouped.clamp(max=0), low.mT)
+    best = scores.unflatten(2, (len(pages), -1)).amax(-1)  # [Hkv, R*G, P]
+    return best.unflatten(1, (num_rows, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def page_weights(bounds: Tensor, scale: float, num_kv_heads: int, first: int, end: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sparse_attn.blocks import PAD
 from sparse_attn.errors import PolicyError
-from sparse_attn.pages import PageStats, best_pages, page_weights
+from sparse_attn.pages import PageStats, best_pages, page_bounds, page_weights
 
 PAGE, LOGICAL, DIM, HEADS = 8, 4, 5, 2
 
@@ -82,6 +82,18 @@ def test_a_bound_is_never_below_a_score_of_its_page(make_sequence, num_heads):
     assert (bounds >= scores.unflatten(2, (-1, 32)).amax(-1) - 1e-4).all()
     tight = torch.einsum("qhd,khd->qhk", seq.q.abs(), seq.k.abs().repeat_interleave(num_heads // 2, 1))
     assert (bounds <= tight.amax(-1, keepdim=True) * 16).all()
+
+
+@pytest.mark.parametrize("num_heads", [2, 14])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bounds_read_in_place_are_their_definition(make_sequence, num_heads, dtype):
+    seq = make_sequence(160, num_heads=num_heads, dim=24, page_size=32, dtype=torch.float32)
+    seq.store(0, 160)
+    q, pages = seq.q[3:6].to(dtype), seq.table[:4]
+    got = seq.stats.bounds(0, q, pages)
+    assert got.shape == (3, num_heads, 4)
+    torch.testing.assert_close(got, page_bounds(q, seq.stats.kmin[0], seq.stats.kmax[0], pages))
+    assert seq.stats.bounds(0, q, pages[:0]).shape == (3, num_heads, 0)
 
 
 def test_a_page_of_one_key_has_an_exact_bound(make_sequence):
