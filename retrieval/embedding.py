@@ -154,7 +154,10 @@ def _load_quietly(folder: Path, device: str) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return SentenceTransformer(str(folder), device=device, local_files_only=True)
+        model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        # The first call sets the tokenizer's padding and truncation; from then on threads may share it.
+        model.encode(["warm"], show_progress_bar=False)
+        return model
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -104,9 +104,7 @@ class Index:
             if snapshot.generation and not changed and not force:
                 return self._report(snapshot.generation, started, built=False)
             content = self._content()
-            if len(content.ids) == 0:
-                with self._refreshing:
-                    self._adopt(None)
+            if content is None:
                 return IndexReport(0, 0, 0, time.perf_counter() - started, built=False)
             name, manifest_hash = write_generation(self._folder, content)
             failpoint("generation.before_sql")
@@ -214,10 +212,13 @@ class Index:
 
     # -- writing
 
-    def _content(self) -> GenerationContent:
+    def _content(self) -> GenerationContent | None:
+        """Everything live, or None where nothing is."""
         with self._database.read() as connection:
             seq = connection.execute(sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0))).scalar_one()
             rows = connection.execute(self._live_chunks()).all()
+            if not rows:
+                return None
             index_of: dict[DocumentKey, int] = {}
             for row in rows:
                 index_of.setdefault((row.document_id, row.version), len(index_of))

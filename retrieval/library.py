@@ -284,7 +284,7 @@ class Library:
             deleted = store.delete(connection, owner, document)
         failpoint("delete.committed")
         with self.database.write() as connection:
-            self._originals.sweep(connection, hashes)
+            self._originals.forget(connection, hashes)
         log.info("document deleted", document=document, chunks=deleted.chunks)
         return deleted
 
@@ -340,15 +340,16 @@ class Library:
         The new vectors and the new generation are made beside the old ones, which serve other processes until all
         is ready. Interrupted, it goes on where it was when called again. Error: StoreBusy.
         """
-        with self._lease.hold("rebuilding the index"), self._opening:
+        with self._lease.hold("rebuilding the index"):
             with self.database.write() as connection:
-                self._embedder_id = embedder_store.known(connection, self.embedder)
+                embedder_id = embedder_store.known(connection, self.embedder)
             meter = ProgressMeter("index", progress, keep_alive=self._lease.keep_alive)
-            maintenance.embed_missing(self.database, self._lease, self.embedder, self._embedder_id, meter)
-            index = self._new_index(beside=True)
-            report = index.build(force=True)
+            maintenance.embed_missing(self.database, self._lease, self.embedder, embedder_id, meter)
+            report = self._new_index(embedder_id, beside=True).build(force=True)
             maintenance.switch_embedder(self.database, self._lease, self.embedder)
-            self._index = self._new_index()
+            with self._opening:
+                self._embedder_id = embedder_id
+                self._index = self._new_index(embedder_id)
         return report
 
     def verify_index(self) -> VerifyReport:
@@ -403,14 +404,14 @@ class Library:
         with self._opening:
             if self._index is None:
                 self._embedder_id = embedder_store.ensure_current(self.database, self.embedder)
-                self._index = self._new_index()
+                self._index = self._new_index(self._embedder_id)
                 if self._index.notes:  # a generation was unsound: fold the journal into a sound one
                     self._try_build(self._index)
             return self._index
 
-    def _new_index(self, beside: bool = False) -> Index:
+    def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
         folder, fingerprint = self.home / "index", self.embedder.fingerprint
-        index = Index(self.database, folder, self._lease, self._embedder_id, fingerprint, beside)
+        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, beside)
         index.tokenizer = self._tokenizer
         return index
 

@@ -17,6 +17,7 @@ from retrieval.hybrid import fuse, top
 from retrieval.sparse import SparseSegment, SparseStatistics
 from retrieval.types import Mode
 
+REMEMBERED_SCOPES = 256
 SCAN_UP_TO = 4096
 """rows in scope up to which every one is scored rather than searched for"""
 
@@ -99,9 +100,13 @@ class Snapshot:
 
     def scope(self, name: object, documents: Callable[[], set[str]]) -> Scope:
         """The scope of the given documents, remembered under ``name`` as long as the snapshot lasts."""
-        if name not in self._scopes:
-            self._scopes[name] = self._make_scope(documents())
-        return self._scopes[name]
+        scope = self._scopes.get(name)
+        if scope is None:
+            scope = self._make_scope(documents())
+            if len(self._scopes) >= REMEMBERED_SCOPES:
+                self._scopes.clear()
+            self._scopes[name] = scope
+        return scope
 
     def _make_scope(self, documents: set[str]) -> Scope:
         segments = tuple(segment for segment in self.segments if segment.key[0] in documents)

@@ -10,6 +10,8 @@ from retrieval.errors import NotFound
 from retrieval.files import in_words, replace_synced
 from retrieval.store.tables import versions
 
+SWEEP_BATCH = 1000
+
 
 class Originals:
     """``files/ab/abcd…`` for each SHA-256. A file is there before SQL names it and goes after SQL forgets it."""
@@ -35,14 +37,14 @@ class Originals:
         except FileNotFoundError as error:
             raise NotFound("the original file is no longer there; its text is") from error
 
-    def sweep(self, connection: sa.Connection, only: set[str] | None = None) -> int:
-        """Remove files that no version names (only those of ``only``, where given). Returns how many."""
-        named = set(connection.execute(sa.select(versions.c.sha256).distinct()).scalars())
-        unnamed = [
-            path
-            for path in self._folder.glob("??/*")
-            if path.name not in named and (only is None or path.name in only) and not path.name.endswith(".tmp")
-        ]
-        for path in unnamed:
-            path.unlink(missing_ok=True)
-        return len(unnamed)
+    def forget(self, connection: sa.Connection, hashes: set[str]) -> None:
+        """Remove those of the files that no version names. Within a writing transaction."""
+        named = connection.execute(sa.select(versions.c.sha256).where(versions.c.sha256.in_(hashes))).scalars()
+        for sha256 in hashes - set(named):
+            self.path(sha256).unlink(missing_ok=True)
+
+    def sweep(self, connection: sa.Connection) -> None:
+        """Remove every file that no version names: left-overs of a crash. Within a writing transaction."""
+        stored = [path.name for path in self._folder.glob("??/*") if not path.name.startswith(".")]
+        for at in range(0, len(stored), SWEEP_BATCH):
+            self.forget(connection, set(stored[at : at + SWEEP_BATCH]))
