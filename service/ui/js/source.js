@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { byId, el, icon } from "./dom.js";
 import { announce, report } from "./notices.js";
-import { mayFlow, paragraphs, unitIndex } from "./text.js";
+import { paragraphs, softBreaks, unitIndex } from "./text.js";
 import { badge } from "./turn.js";
 
 const WINDOW = 40_000; // characters fetched on either side of the passage, and at each "Show more"
@@ -142,11 +142,26 @@ function blank() {
 
 /** A paragraph with its cited part marked; the blank lines after it are the margin's work. */
 function paragraph(text, start, end, cited) {
-  const lines = mayFlow(text.slice(start, end)) ? "flow" : "kept";
-  const last = start + text.slice(start, end).trimEnd().length;
-  if (!cited || cited[1] <= start || cited[0] >= end) return el("p", { class: "paragraph", "data-lines": lines }, text.slice(start, last));
-  const first = Math.max(start, cited[0]);
-  const stop = Math.min(end, cited[1]);
-  return el("p", { class: "paragraph", "data-lines": lines },
-    text.slice(start, first), el("mark", {}, text.slice(first, stop)), text.slice(stop, Math.max(last, stop)));
+  const own = text.slice(start, end);
+  const last = own.trimEnd().length;
+  const first = cited ? Math.max(0, cited[0] - start) : end;
+  const stop = cited ? Math.min(own.length, cited[1] - start) : 0;
+  const breaks = softBreaks(own);
+  if (first >= stop) return el("p", { class: "paragraph" }, ...lines(own, 0, last, breaks));
+  return el("p", { class: "paragraph" },
+    ...lines(own, 0, first, breaks),
+    el("mark", {}, ...lines(own, first, stop, breaks)),
+    ...lines(own, stop, Math.max(last, stop), breaks));
+}
+
+/** Characters start to end, unchanged, but soft line breaks are shown as spaces. */
+function lines(text, start, end, breaks) {
+  const nodes = [];
+  let at = start;
+  for (const [from, to] of breaks) {
+    if (from < start || to > end) continue;
+    nodes.push(text.slice(at, from), el("span", { class: "soft" }, text.slice(from, to)));
+    at = to;
+  }
+  return [...nodes, text.slice(at, end)];
 }

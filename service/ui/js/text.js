@@ -1,7 +1,7 @@
 /** Text measured as the service measures it: in code points, where JavaScript counts UTF-16 units. */
 
 const ASTRAL = /[\ud800-\udbff][\udc00-\udfff]/;
-const HARD_WRAP = 45;
+const SOFT = /(?<=[^\n]{45})\r?\n(?=[^\s*#|>\-])/g;
 
 /** A function from offsets in code points to indices into `text`; offsets beyond its end give its length. */
 export function unitIndex(text) {
@@ -24,13 +24,12 @@ export function paragraphs(text) {
   return found;
 }
 
-/** The text with the line breaks that only filled a page's width turned into spaces; offsets stay as they are. */
-export function flowed(text) {
-  return text.replace(/([^\n]+)(\r?)\n(?=[^\s*#|>\-])/g, (match, line, carriage) => (line.length < HARD_WRAP ? match : `${line}${carriage && "\u200b"} `));
+/** [start, end) of the line breaks that only fill a page's width: the line before is long, the next no list item. */
+export function softBreaks(text) {
+  return [...text.matchAll(SOFT)].map((found) => [found.index, found.index + found[0].length]);
 }
 
-/** Whether the line breaks of a paragraph only filled a page's width, so that it may flow again. */
-export function mayFlow(paragraph) {
-  const lines = paragraph.trim().split(/\r?\n/);
-  return lines.length > 1 && lines.slice(0, -1).every((line) => line.length >= HARD_WRAP && !/^[ \t]{4}|\|/.test(line));
+/** The text with such line breaks turned into spaces; offsets stay as they are. */
+export function flowed(text) {
+  return text.replace(SOFT, (found) => (found.length === 2 ? "\u200b " : " "));
 }
