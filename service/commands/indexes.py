@@ -59,18 +59,21 @@ def rebuild(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 @index.command("verify")
 def verify(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """Check the index against its hashes and against the database; exit code 4 when it does not match."""
+    """Check the index against its hashes and against the database; exit code 4 when it does not match.
+
+    What opening the library found wrong and mended is told too, and is also a 4: the next check is clean."""
     with library_of(settings_of(context)) as library, working("Verifying the index …"):
         report = library.verify_index()
+        mended = library.stats().notes
     if as_json:
-        emit_json(asdict(report) | {"ok": report.ok, "stale": report.stale})
+        emit_json(asdict(report) | {"ok": report.ok, "stale": report.stale, "mended": mended})
     else:
         emit_table(["field", "value"], [[k, v] for k, v in asdict(report).items() if k != "problems"])
-    for problem in report.problems:
+    for problem in [*report.problems, *mended]:
         error_line(problem)
     if report.ok and report.stale:
         note("Some changes are served from the journal; `folio index build` folds them in.")
-    if not report.ok:
+    if mended or not report.ok:
         raise typer.Exit(Exit.STALE)
 
 
