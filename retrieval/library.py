@@ -24,8 +24,7 @@ import structlog
 
 from retrieval import archive, maintenance
 from retrieval.batching import Batcher
-from retrieval.boxes import Box, boxes
-from retrieval.checks import check_label, check_query, check_span
+from retrieval.checks import check_label, check_query
 from retrieval.chunking import ChunkingOptions
 from retrieval.embedding import Embedder, make_embedder
 from retrieval.errors import RetrievalError, StoreUnavailable
@@ -33,9 +32,10 @@ from retrieval.failpoints import failpoint
 from retrieval.index import Index
 from retrieval.ingestion import Ingester, Source, sources
 from retrieval.jobs import JobQueue
-from retrieval.parsing import MEDIA_TYPES, Limits, page_at
+from retrieval.parsing import Limits
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.progress import CancelCheck, ProgressMeter
+from retrieval.shelf import DEFAULT_OWNER, Shelf
 from retrieval.snapshot import Query, Scope, Snapshot
 from retrieval.sparse import terms
 from retrieval.store import documents as store
@@ -45,14 +45,11 @@ from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.token_store import CorpusTokenizer, TokenStore
 from retrieval.types import (
-    Collection,
     Document,
-    Hit,
     IndexReport,
     IngestResult,
     LibraryStats,
     Mode,
-    Page,
     ProgressCallback,
     SearchResult,
     Upload,
@@ -62,23 +59,21 @@ from retrieval.types import (
 log = structlog.get_logger(__name__)
 
 DEFAULT_COLLECTION = "default"
-DEFAULT_OWNER = "local"
 
 
-class Library:
+class Library(Shelf):
     """Documents, their text, and an index over them, in one home folder. Make one with ``Library.open``."""
 
     def __init__(
         self, home: Path, database: Database, embedder: Embedder, limits: Limits, chunking: ChunkingOptions
     ) -> None:
+        super().__init__(database, Originals(home / "files"))
         self.home = home
-        self.database = database
         self.embedder = embedder
         self.limits = limits
         self.chunking = chunking
         self._lease = WriterLease(database, home)
         self._sandbox = Sandbox(limits)
-        self._originals = Originals(home / "files")
         self.jobs = JobQueue(database, home / "uploads", self._ingest_one)
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._opening = threading.RLock()
@@ -209,70 +204,6 @@ class Library:
                 index.refresh()
             self._build_if_due(index)
         return results
-
-    # -- documents out
-
-    def documents(
-        self,
-        collection: str | None = None,
-        owner: str = DEFAULT_OWNER,
-        *,
-        limit: int | None = None,
-        after: str | None = None,
-    ) -> list[Document]:
-        """Documents by id, failed ones included. ``after``: the last id of the page before (a cursor)."""
-        with self.database.read() as connection:
-            return store.listing(connection, owner, collection, limit, after)
-
-    def collections(self, owner: str = DEFAULT_OWNER) -> list[Collection]:
-        with self.database.read() as connection:
-            return store.list_collections(connection, owner)
-
-    def document(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
-        """Error: NotFound."""
-        with self.database.read() as connection:
-            return store.get(connection, owner, document)
-
-    def text(
-        self,
-        document: str,
-        start: int = 0,
-        end: int | None = None,
-        owner: str = DEFAULT_OWNER,
-        *,
-        version: int | None = None,
-    ) -> str:
-        """Characters ``start:end`` of the stored text, of the present version by default. Error: NotFound."""
-        check_span(start, end)
-        with self.database.read() as connection:
-            return store.read_text(connection, owner, document, start, end, version)
-
-    def pages(self, document: str, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> list[Page]:
-        """The pages in order (one for a file without pages). Error: NotFound."""
-        with self.database.read() as connection:
-            return store.read_pages(connection, owner, document, version)
-
-    def page_of(self, document: str, offset: int, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> int:
-        """The number of the page on which the character at ``offset`` is. Error: NotFound."""
-        return page_at(self.pages(document, owner, version=version), offset)
-
-    def chunks(self, document: str, owner: str = DEFAULT_OWNER) -> list[Hit]:
-        """All chunks of a document in order, with score 0. Error: NotFound."""
-        with self.database.read() as connection:
-            return store.read_chunks(connection, owner, document)
-
-    def original(self, document: str, owner: str = DEFAULT_OWNER) -> bytes:
-        """The file as it was ingested. Error: NotFound."""
-        return self._originals.read(self.document(document, owner).sha256)
-
-    def boxes(self, document: str, start: int, end: int, owner: str = DEFAULT_OWNER) -> list[Box]:
-        """Where the characters ``start:end`` stand on the pages of a PDF; nothing for other files. Error: NotFound."""
-        check_span(start, end)
-        found = self.document(document, owner)
-        if found.media_type != MEDIA_TYPES["pdf"]:
-            return []
-        text, pages = self.text(document, owner=owner), self.pages(document, owner)
-        return boxes(self.original(document, owner), found.name, pages, text, start, end)
 
     def delete(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
         """Remove a document, all its versions, its vectors and its file; no search finds it from now on.
