@@ -1,0 +1,50 @@
+"""Time to the first token of a long prompt, dense: the engine beside transformers (sdpa), in turn, on one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eval.bench._beside_transformers import compare, describe
+from eval.results import report_result
+
+TARGET_SPEEDUP = 0.95
+
+
+def run(contexts: list[int], repeats: int = 2, threads: int = 2) -> dict[str, Any]:
+    """Seconds to the first token at batch 1, float32, dense attention, for each prompt length.
+
+    Returns, a length: both systems' times and `speedup` = theirs ÷ ours (medians of the repeats).
+    """
+    rows = []
+    for context in contexts:
+        theirs, ours = compare(context, 2, repeats, threads)
+        rows.append(
+            {
+                "context": context,
+                "transformers": describe(theirs),
+                "folio": describe(ours),
+                "speedup": theirs.median_first_s / ours.median_first_s,
+                "same_first_id": ours.tokens[0] == theirs.tokens[0],
+            }
+        )
+    return {
+        "model": "random Llama, 27 M parameters, 8 layers, 8/4 heads of 64, float32",
+        "threads": threads,
+        "repeats": repeats,
+        "target_speedup": TARGET_SPEEDUP,
+        "rows": rows,
+    }
+
+
+def command(
+    contexts: Annotated[list[int] | None, typer.Option("--context", help="prompt length; may be repeated")] = None,
+    repeats: Annotated[int, typer.Option(help="runs of each system", min=1)] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+    output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
+) -> None:
+    """Prefill a long prompt, beside transformers."""
+    report_result("bench_prefill", run(contexts or [4096, 16384], repeats, threads), as_json=as_json, output=output)
