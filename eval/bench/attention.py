@@ -1,0 +1,276 @@
+"""The CPU attention kernels against torch and against what memory and arithmetic allow, all timed in turn in one run.
+
+Parts: dense prefill by length; paged decode by length, with the other ways of doing it; draft trees; sparse prefill by
+density; page selection in decode; linear layers by rows. Times are the best of many rounds (see `_machine`).
+Keys and values are random: the time of these kernels does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional
+
+from eval.bench._machine import Marks, best_times
+from eval.bench._paged_candidates import FlexDecode, NumbaDecode
+from eval.results import report_result
+from sparse_attn import dense
+from sparse_attn.blocks import BlockIndex, query_blocks
+from sparse_attn.kernels import select_kernels
+
+HEADS, KV_HEADS, DIM, PAGE = 8, 4, 64, 64
+GROUP = HEADS // KV_HEADS
+SCALE = DIM**-0.5
+QUERY_BLOCK = 128
+
+Kernel = Callable[[], object]
+
+
+class Paged:
+    """One layer's pages at a time, of several layers, so that no call finds its keys in the cache."""
+
+    def __init__(self, context: int, layers: int) -> None:
+        pages = context // PAGE
+        self.context, self.layers, self.at = context, layers, 0
+        self.keys = [torch.randn(pages, KV_HEADS, PAGE, DIM) for _ in range(layers)]
+        self.values = [torch.randn(pages, KV_HEADS, PAGE, DIM) for _ in range(layers)]
+        order = torch.randperm(pages, generator=torch.Generator().manual_seed(0))
+        self.table = order.int().view(1, -1)
+        self.lengths = torch.tensor([context], dtype=torch.int32)
+
+    def layer(self) -> tuple[Tensor, Tensor]:
+        self.at = (self.at + 1) % self.layers
+        return self.keys[self.at], self.values[self.at]
+
+    @property
+    def bytes(self) -> int:
+        return self.context * KV_HEADS * DIM * 2 * 4
+
+    def attend(self, rows: int, tree: Tensor | None = None, index: BlockIndex | None = None) -> Kernel:
+        """Our kernel over `rows` new rows of this sequence."""
+        attention = select_kernels(torch.device("cpu"), torch.float32).attention
+        q, k, v = random_rows(rows)
+        bounds = torch.tensor([0, rows], dtype=torch.int32)
+        masks = None if tree is None else [tree]
+        return lambda: attention(
+            q, k, v, *self.layer(), self.table, self.lengths, bounds, scale=SCALE, tree_masks=masks, index=index
+        )
+
+
+def random_rows(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(rows, HEADS, DIM), torch.randn(rows, KV_HEADS, DIM), torch.randn(rows, KV_HEADS, DIM)
+
+
+def random_tree(nodes: int) -> Tensor:
+    """bool [nodes, nodes]; node 0 is the root, the parent of each other node is random."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.eye(nodes, dtype=torch.bool)
+    for i in range(1, nodes):
+        mask[i] |= mask[int(torch.randint(0, i, (1,), generator=generator))]
+    return mask
+
+
+def prefill(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Dense causal attention of a whole prompt, beside torch's."""
+    rows = []
+    ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
+    for n in lengths:
+        q, k, v = random_rows(n)
+        bounds = torch.tensor([0, n], dtype=torch.int32)
+        query, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
+        times = best_times(
+            {
+                **Marks().functions(),
+                "ours": partial(ragged, q, k, v, bounds, scale=SCALE),
+                "sdpa": partial(
+                    functional.scaled_dot_product_attention, query, keys, values, is_causal=True, enable_gqa=True
+                ),
+            },
+            rounds if n <= 2048 else max(rounds // 10, 3),
+        )
+        limit = 2 * n * n * HEADS * DIM / Marks.flops_per_s(times)
+        rows.append(
+            {
+                "length": n,
+                "ours_ms": 1e3 * times["ours"],
+                "sdpa_ms": 1e3 * times["sdpa"],
+                "sdpa_over_ours": times["sdpa"] / times["ours"],
+                "over_limit": times["ours"] / limit,
+            }
+        )
+    return rows
+
+
+def decode(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
+    """One row over a paged context: ours, and what else could be done."""
+    return [_decode(Paged(n, layers=max(2, 65536 // n)), rounds) for n in lengths]
+
+
+def _decode(paged: Paged, rounds: int) -> dict[str, Any]:
+    q = random_rows(1)[0]
+    bounds = torch.tensor([0, 1], dtype=torch.int32)
+    ways: dict[str, Kernel] = {
+        "ours": paged.attend(1),
+        "torch_gather": lambda: dense.paged_attention(
+            q, *paged.layer(), paged.table, paged.lengths, bounds, scale=SCALE
+        ),
+        "numba": NumbaDecode(paged.table, paged.context, SCALE).bind(q, paged.layer),
+    }
+    if flex := FlexDecode.build(HEADS, SCALE):
+        ways["flex_attention_contiguous"] = flex.bind(q, paged.layer)
+    times = best_times({**Marks().functions(), **ways}, rounds)
+    limit = paged.bytes / Marks.bytes_per_s(times)
+    return {
+        "context": paged.context,
+        "read_gb_per_s": Marks.bytes_per_s(times) / 1e9,
+        "limit_ms": 1e3 * limit,
+        **{f"{name}_ms": 1e3 * times[name] for name in ways},
+        **{f"{name}_over_limit": times[name] / limit for name in ways},
+    }
+
+
+def trees(context: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+    """A root and a draft tree below it, in one forward; the limit is the larger of reading and multiplying."""
+    rows = []
+    paged = Paged(context, layers=max(2, 65536 // context))
+    for nodes in sizes:
+        count = nodes + 1
+        times = best_times({**Marks().functions(), "tree": paged.attend(count, random_tree(count))}, rounds)
+        reading = paged.bytes / Marks.bytes_per_s(times)
+        multiplying = 4 * count * HEADS * DIM * context / Marks.flops_per_s(times)
+        rows.append(
+            {
+                "context": context,
+                "nodes": nodes,
+                "ms": 1e3 * times["tree"],
+                "reading_ms": 1e3 * reading,
+                "multiplying_ms": 1e3 * multiplying,
+                "over_limit": times["tree"] / max(reading, multiplying),
+            }
+        )
+    return rows
+
+
+def sparse_prefill(length: int, densities: list[float], rounds: int) -> list[dict[str, Any]]:
+    """A random block index of each density; `of_limit` is dense time × density ÷ time."""
+    ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
+    q, k, v = random_rows(length)
+    bounds = torch.tensor([0, length], dtype=torch.int32)
+    functions: dict[str, Kernel] = {"dense": lambda: ragged(q, k, v, bounds, scale=SCALE)}
+    indices = {}
+    for wanted in densities:
+        index = random_index(length, wanted)
+        indices[f"{wanted}"] = index
+        functions[f"{wanted}"] = partial(ragged, q, k, v, bounds, scale=SCALE, index=index)
+    times = best_times(functions, max(rounds // 10, 3))
+    return [
+        {
+            "length": length,
+            "density": index.density(),
+            "ms": 1e3 * times[name],
+            "dense_ms": 1e3 * times["dense"],
+            "of_limit": times["dense"] * index.density() / times[name],
+        }
+        for name, index in indices.items()
+    ]
+
+
+def random_index(length: int, density: float) -> BlockIndex:
+    """Random blocks, the first and the diagonal one always among them."""
+    generator = torch.Generator().manual_seed(0)
+    bounds, _, last = query_blocks([length], [0], QUERY_BLOCK)
+    mask = torch.rand(KV_HEADS, len(bounds) - 1, -(-length // PAGE), generator=generator) < density
+    mask[..., 0] = True
+    mask[:, torch.arange(len(last)), last // PAGE] = True
+    return BlockIndex.from_mask(mask, [length], [0], block_q=QUERY_BLOCK, block_k=PAGE)
+
+
+def page_selection(lengths: list[int], budget: int, rounds: int) -> list[dict[str, Any]]:
+    """One row over the newest and a random choice of pages, `budget` tokens in all, beside all pages."""
+    rows = []
+    for n in lengths:
+        paged = Paged(n, layers=max(2, 65536 // n))
+        pages = n // PAGE
+        kept = torch.zeros(KV_HEADS, 1, pages + 1, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(0)
+        for head in range(KV_HEADS):
+            kept[head, 0, torch.randperm(pages, generator=generator)[: budget // PAGE]] = True
+        kept[..., -2:] = True
+        index = BlockIndex.from_mask(kept, [1], [n], block_q=1, block_k=PAGE)
+        times = best_times({"dense": paged.attend(1), "selected": paged.attend(1, index=index)}, rounds)
+        rows.append(
+            {
+                "context": n,
+                "budget": budget,
+                "density": index.density(),
+                "dense_ms": 1e3 * times["dense"],
+                "selected_ms": 1e3 * times["selected"],
+                "speedup": times["dense"] / times["selected"],
+            }
+        )
+    return rows
+
+
+def linear(counts: list[int], rounds: int) -> list[dict[str, Any]]:
+    """The row-invariant product beside the library's, over weights that come from memory."""
+    from sparse_attn.kernels import cpu
+
+    weights, at = [torch.randn(1024, 512) for _ in range(40)], [0]
+
+    def weight() -> Tensor:
+        at[0] = (at[0] + 1) % len(weights)
+        return weights[at[0]]
+
+    def product(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Kernel:
+        return lambda: multiply(x, weight())
+
+    rows = []
+    for count in counts:
+        x = torch.randn(count, 512)
+        times = best_times(
+            {"ours": product(cpu.linear, x), "library": product(functional.linear, x)},
+            rounds,
+        )
+        rows.append(
+            {
+                "rows": count,
+                "ours_us": 1e6 * times["ours"],
+                "library_us": 1e6 * times["library"],
+                "ours_over_library": times["ours"] / times["library"],
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def run(rounds: int = 40, threads: int = 2) -> dict[str, Any]:
+    """Every part; see the functions of this module for what their rows mean."""
+    torch.set_num_threads(threads)
+    return {
+        "kernel": select_kernels(torch.device("cpu"), torch.float32).name,
+        "shape": {"heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM, "page": PAGE, "dtype": "float32"},
+        "threads": threads,
+        "rounds": rounds,
+        "prefill": prefill([512, 2048, 8192], rounds),
+        "decode": decode([4096, 16384, 65536], rounds),
+        "trees": trees(16384, [8, 32], rounds),
+        "sparse_prefill": sparse_prefill(8192, [0.1, 0.25, 0.5], rounds),
+        "page_selection": page_selection([4096, 8192, 16384, 65536], 4096, rounds),
+        "linear": linear([1, 9, 33, 64, 256], rounds),
+    }
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="calls of each kernel; the best counts", min=1)] = 40,
+    threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+    output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
+) -> None:
+    """Time the CPU attention kernels against torch and the machine's limits."""
+    report_result("bench_attention", run(rounds, threads), as_json=as_json, output=output)
