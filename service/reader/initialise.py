@@ -6,15 +6,16 @@ training starts from there. The algorithm, layer by layer:
 
 The residual stream is seven blocks of 64: sixty dimensions of code and four of flags.
 ``ID`` the token's own code; ``STEM`` the code of its word stem, longer for rarer words and zero inside words;
-``PREV`` the code of the token before; ``BAG`` the mean code of the last few; ``JOIN`` the code of the token
-before, inside words only;
+``PREV`` the code of the token before; ``PREV3`` of the one three back; ``JOIN`` in its second half
+the code of the token before, inside words only, in its first half that of the token before the last;
 ``REF`` the code of the reference token of the sentence; ``VOTE`` votes for sentences. A code is six chunks of
 ten dimensions of equal length, so any union of chunks is a shorter code.
 
 Layer 0 (rotary) looks around:
-  head "one back": constant query and key whose rotary planes agree at one distance; writes ``PREV``;
-  head "around": the same keys, weights falling off over some five tokens; writes their mean code, ``BAG``;
-  head "inside the word": the same, asked only by tokens that continue a word; writes ``JOIN``;
+  heads "one back", "three back": constant queries and keys whose rotary planes agree at one distance; they
+    write ``PREV`` and ``PREV3``;
+  head "inside the word": like "one back", asked only by tokens that continue a word; writes half of ``JOIN``;
+  head "two back" writes the other half;
   head "answered": attends to ``<|answer|>`` where there is one and sets the flag `ANSWERED`;
   head "my reference": keys only at reference tokens, score falling with the logarithm of the distance (fitted
     by least squares on the rotary planes); writes the code of the nearest reference before into ``REF``.
@@ -26,10 +27,10 @@ Layer 1 (no positions) votes. A token asks for tokens of the same stem (head "wo
 Layer 2 (no positions) gathers: ``<|answer|>`` averages the ``VOTE`` of the question.
 Layer 3 (no positions) speaks, into ``ID``, which the tied head reads (the final norm passes nothing else):
   head "winner": ``<|answer|>`` attends to the reference tokens whose code got most votes;
-  heads "copy": a token of the answer attends to tokens of the same ``REF`` whose ``PREV`` is its own code (and,
-    in the third, whose ``BAG`` is most like its own, for words that a sentence repeats): what followed there
-    follows here. Tokens of question and answer are barred as keys. ``<|end|>`` closes a sentence and is copied
-    like any other token.
+  heads "copy": a token of the answer attends to tokens of the same ``REF`` whose ``PREV`` is its own code and,
+    for words that a sentence repeats, which also stood behind the same token (two heads) or
+    behind the same token but one (one head): what followed there follows here. Tokens of question and answer are barred
+    as keys. ``<|end|>`` closes a sentence and is copied like any other token.
 All other weights are small and random, the MLPs silent at first (their last matrix is zero).
 """
 
@@ -37,7 +38,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ from service.reader.tokenizer import ANSWER, BOS, END, NONE, QUESTION, REFERENCE
 HEAD = 64
 CODE = 60
 CHUNK = 10
-BLOCKS = ("ID", "STEM", "PREV", "BAG", "JOIN", "REF", "VOTE")
+BLOCKS = ("ID", "STEM", "PREV", "PREV3", "JOIN", "REF", "VOTE")
 HIDDEN = HEAD * len(BLOCKS)
 LAYERS, HEADS, KV_HEADS, MLP = 4, 8, 4, 384
 THETA = 100_000.0
@@ -59,13 +60,14 @@ IN_QUESTION, IS_NONE, IS_ANSWER = (CODE + i for i in range(3))
 """Flags in the tail of ``ID``; the first two travel on with the code of a reference."""
 CONTENT, JOINED, IS_REFERENCE, IS_BOS = (HEAD + CODE + i for i in range(4))
 """Flags in the tail of ``STEM``."""
-IS_CITABLE = 2 * HEAD + CODE
+IS_CITABLE = 2 * HEAD + CODE + 3
 ANSWERED = 4 * HEAD + CODE
 """Set by layer 0 from ``<|answer|>`` on."""
 BALLAST = 3 * HEAD + CODE
 """Read by nobody: gives tokens that carry little else about the length of the others, lest norms differ."""
 
 _COMMON = (
+    "document documents learn passage passages speak speaks "
     "a about above after again all also an and any are as asked at be been before being both but by can "
     "could     describe described did do does done each explain find for from get give given had has have "
     "he her here him     his how i if in into is it its know let made may me mention mentioned might more "
@@ -150,9 +152,9 @@ def embeddings(tokenizer: Any, texts: Iterable[str], rng: np.random.Generator) -
         weight = 0.0
         if len(bare) > 1 and bare.lower() not in STOP_WORDS:
             information = -np.log((counts[key] + 1) / total)
-            weight = float(np.clip((information - 4.5) / 3.0, 0.3, 1.0))
+            weight = float(np.clip((information - 2.0) / 3.0, 0.8, 1.0))
         own = codes(1, rng)[0]
-        table[i, HEAD : HEAD + CODE] = weight * (np.sqrt(0.85) * stems[key] + np.sqrt(0.15) * own)
+        table[i, HEAD : HEAD + CODE] = weight * (np.sqrt(0.98) * stems[key] + np.sqrt(0.02) * own)
         table[i, CONTENT] = weight
         table[i, BALLAST] = np.sqrt(2.0 * (1.0 - weight**2))
     for i in cited:
@@ -189,32 +191,20 @@ def back(distance: int) -> tuple[np.ndarray, np.ndarray]:
     return key, np.concatenate([amplitude * np.cos(phase), -amplitude * np.sin(phase)])
 
 
-def _fit(top: float, slope: float, knee: float) -> tuple[np.ndarray, np.ndarray]:
-    """Amplitudes of cos and sin by plane whose sum is about top − slope·ln(1 + distance / knee)."""
+def nearest(top: float = 90.0, slope: float = 40.0, knee: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
+    """Key and query [HEAD] whose rotary score is about top − slope·ln(1 + distance / knee)."""
     distance = np.unique(np.round(np.concatenate([np.arange(400), np.geomspace(400, MAX_POSITIONS, 600)])))
     angles = distance[:, None] * frequencies()
     target = np.maximum(top - slope * np.log1p(distance / knee), top - 210.0)
     weight = (1.0 / (1.0 + distance / 50.0))[:, None]
     basis = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
     ridge = 1e-3 * np.eye(HEAD)
-    cosine, sine = np.split(np.linalg.solve(basis.T @ (weight * basis) + ridge, basis.T @ (weight[:, 0] * target)), 2)
-    return cosine, sine
-
-
-def nearest(top: float = 90.0, slope: float = 40.0, knee: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
-    """Key and query [HEAD] whose rotary score falls with the logarithm of the distance, from `top`."""
-    cosine, sine = _fit(top, slope, knee)
+    fitted = np.linalg.solve(basis.T @ (weight * basis) + ridge, basis.T @ (weight[:, 0] * target))
+    cosine, sine = np.split(fitted, 2)
     size = np.sqrt(np.hypot(cosine, sine) * np.sqrt(HEAD)) + 1e-9
     key = np.concatenate([size, np.zeros(HEAD // 2)])
     pull = np.sqrt(HEAD) / size
     return key, np.concatenate([cosine * pull, -sine * pull])
-
-
-def around(slope: float = 45.0, knee: float = 60.0) -> np.ndarray:
-    """Query [HEAD] that, on the keys of `back`, weighs the last half a dozen tokens or so."""
-    cosine, sine = _fit(90.0, slope, knee)
-    pull = np.sqrt(HEAD) / back(0)[0][: HEAD // 2]
-    return np.concatenate([cosine * pull, -sine * pull])
 
 
 class _Writer:
@@ -281,14 +271,14 @@ def _tensor(values: np.ndarray) -> Tensor:
 def _look_around(layer: Any) -> None:
     w = _Writer(layer, square=3.0)
     attn = w.attn
-    _clear(attn, (0, 1, 2, 4, 6), (0, 1, 2, 3))
+    _clear(attn, (0, 1, 2, 3, 4, 6), (0, 1, 2, 3))
     slow = HEAD // 2 - 1
     silent = 25.0 * np.sqrt(HEAD)
     for kv in (0, 1):
         attn.k_proj.bias[kv * HEAD : (kv + 1) * HEAD] = _tensor(back(0)[0])
         w.key(kv, slow, IS_BOS, 1.0)
         w.read(kv, "ID")
-    for head, query in ((0, back(1)[1]), (1, around())):
+    for head, query in ((0, back(1)[1]), (1, back(3)[1]), (3, back(2)[1])):
         attn.q_proj.bias[head * HEAD : (head + 1) * HEAD] = _tensor(query)
     for dim, value in enumerate(back(1)[1]):
         w.query(2, dim, JOINED, value)
@@ -305,7 +295,12 @@ def _look_around(layer: Any) -> None:
     for head, block in ((0, "PREV"), (2, "JOIN"), (4, "REF")):
         w.write(head, block)
     attn.o_proj.weight[ANSWERED, 6 * HEAD + IS_ANSWER] = 1.0
-    w.write(1, "BAG", gain=2.0)
+    w.write(1, "PREV3")
+    half = CODE // 2
+    w.write(3, "JOIN")
+    for head, dims in ((2, range(half)), (3, range(half, HEAD))):
+        for i in dims:
+            attn.o_proj.weight[at("JOIN") + i, head * HEAD + i] = 0.0
 
 
 def _vote(layer: Any, word: float = 44.0, piece: float = 36.0) -> None:
@@ -337,39 +332,39 @@ def _gather(layer: Any) -> None:
     _clear(w.attn, (0,), (0,))
     scale = np.sqrt(HEAD)
     w.key(0, 0, at("REF") + IN_QUESTION, 1.0)
-    w.query(0, 0, IS_ANSWER, 50.0 * scale)
+    w.query(0, 0, IS_ANSWER, 14.0 * scale)
     w.key(0, 1, CONTENT, 1.0)
-    w.key(0, 1, JOINED, 0.7)
-    w.query(0, 1, IS_ANSWER, 3.0 * scale)
+    w.key(0, 1, JOINED, 1.0)
+    w.query(0, 1, IS_ANSWER, 2.0 * scale)
     w.key(0, 2, IS_BOS, 1.0)
-    w.query_bias(0, 2, 25.0 * scale)
+    w.query_bias(0, 2, 12.0 * scale)
+    w.query(0, 2, IS_ANSWER, -12.0 * scale)
     w.read(0, "VOTE")
     w.write(0, "STEM", gain=2.0)
 
 
-def _speak(layer: Any, same: float = 80.0, after: float = 50.0, loud: float = 10.0) -> None:
+def _speak(layer: Any, same: float = 120.0, after: float = 110.0, before: float = 75.0) -> None:
     w = _Writer(layer, square=6.0)
     _clear(w.attn, (0, 2, 4, 6), (0, 1, 2, 3))
     scale = np.sqrt(HEAD)
     w.match(0, 0, range(CODE), at("STEM"), at("ID"), 100.0)
-    w.query(0, CODE, at("STEM") + IS_NONE, -60.0 * scale)
+    w.query(0, CODE, at("STEM") + IS_NONE, -45.0 * scale)
     w.key(0, CODE, IS_NONE, 1.0)
     w.query(0, CODE + 1, IS_ANSWER, 30.0 * scale)
     w.key(0, CODE + 1, IS_CITABLE, 1.0)
-    half = CODE // 2
-    w.match(2, 1, range(half), at("REF"), at("REF"), same)
-    w.match(2, 1, range(half, CODE), at("ID"), at("PREV"), after)
-    w.match(4, 2, range(half), at("REF") + half, at("REF") + half, same)
-    w.match(4, 2, range(half, CODE), at("ID") + half, at("PREV") + half, after)
     third = CODE // 3
-    w.match(6, 3, range(third), at("REF") + third, at("REF") + third, 1.2 * same)
-    w.match(6, 3, range(third, 2 * third), at("ID"), at("PREV"), 1.5 * after)
-    w.match(6, 3, range(2 * third, CODE), at("BAG") + 2 * third, at("BAG") + 2 * third, 2.0 * after)
-    for kv, head, silent, gain in ((0, 0, 90.0, 2.0), (1, 2, 25.0, 0.4), (2, 4, 25.0, 0.4), (3, 6, 25.0, 2.2)):
+    for turn, (head, kv) in enumerate(((2, 1), (4, 2), (6, 3))):
+        first, second = third * turn, third * ((turn + 1) % 3)
+        w.match(head, kv, range(third), at("REF") + first, at("REF") + first, same)
+        w.match(head, kv, range(third, 2 * third), at("ID") + second, at("PREV") + second, after)
+    for head, kv, first in ((2, 1, 0), (6, 3, third // 2)):
+        w.match(head, kv, range(2 * third, CODE), at("PREV") + first, at("JOIN") + first, before)
+    w.match(4, 2, range(2 * third, CODE), at("JOIN"), at("PREV3"), before)
+    for kv, head, silent, gain in ((0, 0, 90.0, 20.0), (1, 2, 25.0, 10.0), (2, 4, 25.0, 10.0), (3, 6, 25.0, 10.0)):
         w.key(kv, CODE + 2, IS_BOS, 1.0)
         w.query_bias(head, CODE + 2, silent * scale)
         w.read(kv, "ID")
-        w.write(head, "ID", gain=gain * loud)
+        w.write(head, "ID", gain=gain)
     w.query(0, CODE + 2, IS_ANSWER, -90.0 * scale)
     for kv, head in ((1, 2), (2, 4), (3, 6)):
         w.key(kv, CODE + 3, ANSWERED, 1.0)
@@ -389,7 +384,7 @@ def build(tokenizer: Any, texts: Iterable[str], seed: int = 0) -> Any:
     _bare(model, torch.Generator().manual_seed(seed))
     table = embeddings(tokenizer, texts, np.random.default_rng(seed))
     model.model.embed_tokens.weight.copy_(_tensor(table))
-    steps = (_look_around, _vote, _gather, _speak)
+    steps: tuple[Callable[[Any], None], ...] = (_look_around, _vote, _gather, _speak)
     for layer, step in zip(model.model.layers, steps, strict=True):
         step(layer)
     final: nn.Parameter = model.model.norm.weight

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from service.reader import write_manifest
 from service.reader.corpus import common_words, default_folders, documents
 from service.reader.data import NOWHERE, Example, Maker
-from service.reader.initialise import CODE, HEAD, MAX_POSITIONS, build
+from service.reader.initialise import CODE, HEAD, MAX_POSITIONS, at, build
 from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 from service.reader.tokenizer import save as save_tokenizer
 from service.reader.tokenizer import train as train_tokenizer
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 STAGES = (300, 600, 1200, 2400, 4800)
 """Tokens of a context, by stage."""
-MASTERED = 0.85
+MASTERED = 0.9
 QUESTIONS = 16
 """Questions asked of one context at a time, each in a branch of its own that sees the context only."""
 COPIED = 4
@@ -47,8 +47,8 @@ class Recipe:
     """Everything a run depends on besides its text."""
 
     seed: int = 0
-    rate: float = 3e-4
-    steps: int = 1500
+    rate: float = 2e-3
+    steps: int = 900
     warmup: int = 20
     held_out: int = 250
     stages: tuple[int, ...] = STAGES
@@ -88,6 +88,11 @@ class Batch:
         causal = order[None, :] <= order[:, None]
         apart = (self.branch[None, :] == 0) | (self.branch[None, :] == self.branch[:, None])
         return (causal & apart)[None, None]
+
+
+CIRCUIT = 0.1
+"""Initial weights of greater magnitude belong to the circuit; the random ones are smaller."""
+STEM_SIZE, MLP_SIZE = 0.2, 0.01
 
 
 class Packer:
@@ -203,18 +208,16 @@ class Trainer:
         self.model, self.recipe, self.progress = model, recipe, Progress()
         self.packer = Packer(tokenizer)
         self.maker = Maker(texts, self.packer.length)
-        model.requires_grad_(True)
-        model.model.layers[0].requires_grad_(False)
-        model.model.norm.requires_grad_(False)
-        model.model.embed_tokens.weight.register_hook(_keep_codes)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, recipe.rate, (0.9, 0.98), weight_decay=0.0)
+        self.trained = _open(model)
+        self.optimiser = torch.optim.AdamW(
+            [parameter for parameter, _ in self.trained], recipe.rate, (0.9, 0.98), weight_decay=0.0
+        )
 
     def batch(self, step: int) -> tuple[Batch, bool]:
         """The batch of a step, and whether its context is of the newest stage."""
         rng = random.Random(f"{self.recipe.seed}:{step}")
         newest = self.progress.stage
-        stage = newest if rng.random() < 0.6 else rng.randint(0, newest)
+        stage = newest if rng.random() < 0.4 else rng.randint(0, newest)
         example = self.maker.example(rng, self.recipe.stages[stage], QUESTIONS)
         return self.packer.pack(example, rng), stage == newest
 
@@ -226,8 +229,7 @@ class Trainer:
             group["lr"] = rate_at(p.step, self.recipe)
         loss, chosen, copied = loss_of(self.model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self._move()
         self.optimiser.zero_grad(set_to_none=True)
         p.step += 1
         p.tokens += len(batch.ids)
@@ -236,6 +238,14 @@ class Trainer:
             if p.mastery > MASTERED and p.stage + 1 < len(self.recipe.stages):
                 p.stage, p.mastery = p.stage + 1, 0.5
         return float(loss.detach()), chosen, copied
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """One step of Adam, each weight's part of it scaled by its size."""
+        before = [parameter.clone() for parameter, _ in self.trained]
+        self.optimiser.step()
+        for (parameter, size), old in zip(self.trained, before, strict=True):
+            parameter.sub_(old).mul_(size).add_(old)
 
     def save(self, folder: Path) -> None:
         """A checkpoint to resume from."""
@@ -255,10 +265,30 @@ class Trainer:
         self.progress = Progress(**state["progress"])
 
 
-def _keep_codes(gradient: Tensor) -> Tensor:
-    """Token codes stay as drawn, so that tokens never seen in training are matched and copied as well."""
-    gradient[:, :HEAD] = 0.0
-    return gradient
+def _open(model: Any) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters that learn, each with the sizes of its weights: what a step of the learning rate one moves.
+
+    Adam moves every weight it is given by about the learning rate, however small its gradient; given all, it
+    drowned the circuit in small changes (from 51% of references right to 26% in 300 steps). So the weights that
+    the circuit is made of behind layer 0 move in proportion to their initial size, the stems and their flags
+    in the embeddings and the MLPs by small steps, and all others not at all. Token codes stay as drawn, so
+    that tokens never seen in training are matched and copied as well.
+    """
+    model.requires_grad_(False)
+    table = model.model.embed_tokens.weight
+    stems = torch.zeros(model.config.hidden_size)
+    stems[at("STEM") : at("STEM") + HEAD] = STEM_SIZE
+    trained = [(table, stems.expand_as(table))]
+    for layer in model.model.layers[1:]:
+        for name, parameter in layer.named_parameters():
+            if "self_attn" in name:
+                size = parameter.detach().abs()
+                trained.append((parameter, torch.where(size > CIRCUIT, size, 0.0)))
+            elif "mlp" in name:
+                trained.append((parameter, torch.full_like(parameter, MLP_SIZE)))
+    for parameter, _ in trained:
+        parameter.requires_grad_(True)
+    return trained
 
 
 def export(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -289,7 +319,7 @@ def prepare(recipe: Recipe, folder: Path, *, resume: bool = False) -> tuple[Any,
         random.Random(recipe.seed).shuffle(texts)
         kept.write_text(json.dumps(texts), encoding="utf-8")
         flat = (" " + sentence for document in texts for sentence in document)
-        raw = train_tokenizer([*flat, *[" " + " ".join(common_words())] * 60])
+        raw = train_tokenizer([*flat, *common_words()])
         tokenizer = save_tokenizer(raw, folder, MAX_POSITIONS)
     log.info("text: %d documents, %d sentences", len(texts), sum(map(len, texts)))
     model = build(tokenizer, (sentence for document in texts for sentence in document), recipe.seed)
@@ -322,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=Recipe.rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="go on from the text and checkpoint in --out")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
@@ -330,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = Recipe(seed=options.seed, rate=options.rate, steps=options.steps, text=options.text)
     model, tokenizer, texts = prepare(recipe, options.out, resume=options.resume)
     trainer = Trainer(model, tokenizer, texts, recipe)
-    if options.resume:
+    if options.resume and (options.out / "checkpoint.pt").exists():
         trainer.load(options.out)
     for report in run(trainer, options.out, options.minutes):
         log.info(" ".join(f"{key}={value:.4g}" for key, value in report.items()))

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.reader import MODEL_DIR
+from service.reader.initialise import build
 from service.reader.train import Packer
 
 
@@ -26,3 +27,20 @@ def reader_model() -> Any:
 def packer(reader_tokenizer: Any) -> Packer:
     """The shipped tokenizer's packer."""
     return Packer(reader_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """A small context."""
+    return [
+        "The harbour of Lisbon was rebuilt after the great earthquake.",
+        "A young engineer measured the temperature of the boiler twice.",
+        "Cotton and silver were traded for horses near the old bridge.",
+        "The museum keeps seven portraits of the forgotten emperor.",
+    ]
+
+
+@pytest.fixture(scope="session")
+def untrained(reader_tokenizer: Any, sentences: list[str]) -> Any:
+    """A model as initialised; tests that train it take a copy."""
+    return build(reader_tokenizer, sentences, seed=3)

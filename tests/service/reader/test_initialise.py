@@ -10,19 +10,6 @@ from service.reader import initialise
 from service.reader.initialise import CODE, HEAD, at, build
 from service.reader.train import Packer
 
-SENTENCES = [
-    "The harbour of Lisbon was rebuilt after the great earthquake.",
-    "A young engineer measured the temperature of the boiler twice.",
-    "Cotton and silver were traded for horses near the old bridge.",
-    "The museum keeps seven portraits of the forgotten emperor.",
-]
-
-
-@pytest.fixture(scope="module")
-def untrained(reader_tokenizer: Any) -> Any:
-    return build(reader_tokenizer, SENTENCES, seed=3)
-
-
 def score(key: np.ndarray, query: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Rotary attention scores of a constant key and query at `distance`, as the model computes them."""
     k = key[: HEAD // 2] + 1j * key[HEAD // 2 :]
@@ -46,15 +33,15 @@ def test_the_nearest_reference_wins_over_the_one_before_it() -> None:
     assert near.min() - far.max() > 30
 
 
-def test_the_same_seed_gives_the_same_weights(untrained: Any, reader_tokenizer: Any) -> None:
-    again = build(reader_tokenizer, SENTENCES, seed=3).state_dict()
+def test_the_same_seed_gives_the_same_weights(untrained: Any, reader_tokenizer: Any, sentences: list[str]) -> None:
+    again = build(reader_tokenizer, sentences, seed=3).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in untrained.state_dict().items())
 
 
 @torch.no_grad()
-def test_every_token_knows_its_predecessor_and_its_reference(untrained: Any, packer: Packer) -> None:
+def test_every_token_knows_its_predecessor_and_its_reference(untrained: Any, packer: Packer, sentences: list[str]) -> None:
     references = packer.references[5:9]
-    ids = packer.context(SENTENCES, references)
+    ids = packer.context(sentences, references)
     states = untrained(torch.tensor([ids]), output_hidden_states=True).hidden_states
     codes, seen = states[0][0][:, :CODE], states[1][0]
     own = [max(i for i in range(at_ + 1) if i == 1 or ids[i] in references) for at_ in range(1, len(ids))]
@@ -65,9 +52,9 @@ def test_every_token_knows_its_predecessor_and_its_reference(untrained: Any, pac
 
 @torch.no_grad()
 @pytest.mark.parametrize("target", range(4))
-def test_it_selects_by_shared_words_and_copies(untrained: Any, packer: Packer, target: int) -> None:
+def test_it_selects_by_shared_words_and_copies(untrained: Any, packer: Packer, sentences: list[str], target: int) -> None:
     words = ["Lisbon earthquake", "engineer boiler", "silver horses", "emperor portraits"][target]
     references = packer.references[100:104]
-    ids = [*packer.context(SENTENCES, references), packer.question, *packer.encode(f"{words}?"), packer.answer]
+    ids = [*packer.context(sentences, references), packer.question, *packer.encode(f"{words}?"), packer.answer]
     said = untrained.generate(torch.tensor([ids]), max_new_tokens=60, do_sample=False)[0, len(ids) :].tolist()
-    assert said == [references[target], *packer.encode(SENTENCES[target]), packer.end]
+    assert said == [references[target], *packer.encode(sentences[target]), packer.end]

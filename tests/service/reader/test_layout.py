@@ -1,5 +1,6 @@
 """What the layout cites is an exact slice of the evidence, whatever the reader says."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ def test_garbage_never_breaks_it_and_never_cites_what_is_not_there(layout: Reade
 def test_what_is_shown_only_grows(layout: ReaderLayout) -> None:
     ids = answer(layout, 2, "A lamp burns on the northern one!")
     texts = [layout.visible(layout.tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
 
 
 def test_what_it_cannot_do_is_refused(layout: ReaderLayout) -> None:

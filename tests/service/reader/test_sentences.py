@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from service.reader.sentences import LONGEST, split
 
 TEXTS = st.lists(
-    st.sampled_from(["Dr. Who", "left", " ", "  ", "\n", "\n\n", ".", "?", '"', "!", "A", "b", "é", "漢", "1.", "- x", ", "])
+    st.sampled_from(["Dr. Who", "left", " ", "  ", "\n", "\n\n", ".", "?", '"', "!", "A", "b", "é", "1.", "- x", ", "])
     | st.text(max_size=6)
 ).map("".join)
 
