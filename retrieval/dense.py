@@ -16,6 +16,9 @@ import numpy as np
 
 faiss: Any = _faiss  # its stubs know too little of it
 
+# FAISS scans row by row below 20 queries, although one matrix product is faster from a few concurrent queries on.
+faiss.cvar.distance_compute_blas_threshold = 4
+
 FLAT_UP_TO = 200_000
 """rows up to which an exact scan is fast enough on a laptop; above, inverted lists"""
 

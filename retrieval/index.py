@@ -32,6 +32,15 @@ log = structlog.get_logger(__name__)
 
 KEPT_GENERATIONS = 2
 
+# Asked at every search, so put together once: the embedder in use, the journal's end, the newest generation.
+_STATE = sa.select(
+    sa.select(embedders.c.id).where(embedders.c.current).scalar_subquery(),
+    sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0)).scalar_subquery(),
+    sa.select(sa.func.coalesce(sa.func.max(index_generations.c.id), 0))
+    .where(index_generations.c.embedder_id == sa.bindparam("embedder"))
+    .scalar_subquery(),
+)
+
 
 class Index:
     """The index of one library in one process. Thread-safe."""
@@ -74,15 +83,7 @@ class Index:
     def refresh(self) -> Snapshot:
         """Bring the snapshot up to the journal's end; load a newer generation of another process in the background."""
         with self._database.read() as connection:
-            embedder_id, seq, newest = connection.execute(
-                sa.select(
-                    sa.select(embedders.c.id).where(embedders.c.current).scalar_subquery(),
-                    sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0)).scalar_subquery(),
-                    sa.select(sa.func.coalesce(sa.func.max(index_generations.c.id), 0))
-                    .where(index_generations.c.embedder_id == self._embedder_id)
-                    .scalar_subquery(),
-                )
-            ).one()
+            embedder_id, seq, newest = connection.execute(_STATE, {"embedder": self._embedder_id}).one()
         if embedder_id not in (self._embedder_id, None) and not self._beside:
             raise EmbedderMismatch(
                 "another process has embedded this library anew with another model; open it again with that one"

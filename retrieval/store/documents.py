@@ -20,6 +20,15 @@ READY = "ready"
 FAILED = "failed"
 
 
+# Part of every search, so put together once.
+_LIVE_CHUNKS = (
+    sa.select(chunks, documents.c.name)
+    .join(documents, sa.and_(documents.c.id == chunks.c.document_id, documents.c.version == chunks.c.version))
+    .where(documents.c.owner == sa.bindparam("owner"), documents.c.status == READY)
+)
+_HITS = _LIVE_CHUNKS.where(chunks.c.id.in_(sa.bindparam("ids", expanding=True)))
+
+
 @dataclass(frozen=True)
 class NewVersion:
     """Everything that one commit writes of a document."""
@@ -212,13 +221,13 @@ def read_pages(connection: sa.Connection, owner: str, document: str, version: in
 def read_chunks(connection: sa.Connection, owner: str, document: str) -> list[Hit]:
     """All chunks of a document in order, with score 0. Error: NotFound."""
     get(connection, owner, document)
-    query = _select_hits(owner).where(chunks.c.document_id == document).order_by(chunks.c.ordinal)
-    return [_hit(row, 0.0) for row in connection.execute(query)]
+    query = _LIVE_CHUNKS.where(chunks.c.document_id == document).order_by(chunks.c.ordinal)
+    return [_hit(row, 0.0) for row in connection.execute(query, {"owner": owner})]
 
 
 def read_hits(connection: sa.Connection, owner: str, scores: dict[int, float]) -> list[Hit]:
     """The chunks of ``scores`` (id → score) that are live and the owner's, by (−score, id)."""
-    rows = connection.execute(_select_hits(owner).where(chunks.c.id.in_(list(scores))))
+    rows = connection.execute(_HITS, {"owner": owner, "ids": list(scores)})
     return sorted((_hit(row, scores[row.id]) for row in rows), key=lambda hit: (-hit.score, hit.chunk_id))
 
 
@@ -239,14 +248,6 @@ def _select_documents(owner: str) -> sa.Select:  # type: ignore[type-arg]
         sa.select(documents, collections.c.name.label("collection"))
         .join(collections, collections.c.id == documents.c.collection_id)
         .where(documents.c.owner == owner)
-    )
-
-
-def _select_hits(owner: str) -> sa.Select:  # type: ignore[type-arg]
-    return (
-        sa.select(chunks, documents.c.name)
-        .join(documents, sa.and_(documents.c.id == chunks.c.document_id, documents.c.version == chunks.c.version))
-        .where(documents.c.owner == owner, documents.c.status == READY)
     )
 
 
