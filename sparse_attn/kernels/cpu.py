@@ -20,8 +20,8 @@ class _Call(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in (
-            "q", "k_new", "v_new", "k_cache", "v_cache", "block_tables", "context_lens", "cu_rows", "positions",
-            "tree_masks", "index_counts", "index_ids", "index_cu_rows", "index_first", "index_k_offset", "out", "lse",
+            "q", "k_new", "v_new", "k_cache", "v_cache", "k_scale", "v_scale", "block_tables", "context_lens",
+            "cu_rows", "positions", "tree_masks", "index_counts", "index_ids", "index_cu_rows", "index_first", "index_k_offset", "out", "lse",
         )),
         *((name, c_int64) for name in (
             "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "page_stride", "table_stride", "index_blocks",
@@ -81,9 +81,22 @@ class _Arguments:
         self.call.k_row, self.call.k_head = self.rows("k_new", k)
         self.call.v_row, self.call.v_head = self.rows("v_new", v)
 
-    def pages(self, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
+    def pages(
+        self,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> None:
         if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
             raise ValueError("the pages of keys and values must be contiguous")
+        if (k_cache.dtype == torch.int8) != (k_scale is not None and v_scale is not None):
+            raise ValueError("int8 pages need k_scale and v_scale, others must have none")
+        if k_scale is not None and v_scale is not None:
+            self.point("k_scale", k_scale.contiguous())
+            self.point("v_scale", v_scale.contiguous())
         self.point("k_cache", k_cache)
         self.point("v_cache", v_cache)
         self.call.page_size, self.call.page_stride = k_cache.shape[2], k_cache.stride(0)
@@ -133,14 +146,16 @@ def attention(
     positions: Tensor | None = None,
     tree_masks: Sequence[Tensor | None] | None = None,
     index: BlockIndex | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`sparse_attn.dense.attention` in one pass over pages and new rows.
+    """`sparse_attn.dense.attention` in one pass over pages and new rows; int8 pages as for `paged_attention`.
 
     The numbers of a row depend on its query and its keys in their order alone; see cpu_attention.cpp.
     """
     arguments = _Arguments(q, k.shape[1], cu_seqlens)
     arguments.new_rows(k, v)
-    arguments.pages(k_cache, v_cache, block_tables, context_lens)
+    arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
     arguments.trees(tree_masks)
     arguments.index(index)
     return arguments.run(scale, softcap, window)
@@ -159,10 +174,15 @@ def paged_attention(
     window: int = 0,
     positions: Tensor | None = None,
     index: BlockIndex | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`sparse_attn.dense.paged_attention`, reading the pages in place."""
+    """`sparse_attn.dense.paged_attention`, reading the pages in place.
+
+    The pages may be int8 with the scales of `sparse_attn.quant`: k_scale, v_scale float32 [pages, Hkv, page_size].
+    """
     arguments = _Arguments(q, k_cache.shape[1], cu_seqlens_q)
-    arguments.pages(k_cache, v_cache, block_tables, context_lens)
+    arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
     arguments.index(index)
     if positions is not None:
         arguments.integers("positions", positions, torch.int64)

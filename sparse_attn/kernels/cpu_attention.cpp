@@ -28,9 +28,11 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-// Mirrored by `_Call` in cpu.py. Strides are in floats.
+// Mirrored by `_Call` in cpu.py. Strides are in elements.
 struct Call {
-  const float *q, *k_new, *v_new, *k_cache, *v_cache;
+  const float *q, *k_new, *v_new;
+  const void *k_cache, *v_cache;     // float, or int8 where there are scales
+  const float *k_scale, *v_scale;    // [pages, kv_heads, page_size] or null
   const int32_t *block_tables, *context_lens, *cu_rows;
   const int64_t* positions;            // only where there are no new keys: for the window; or null
   const uint8_t* const* tree_masks;    // [S], each bool [n, n] or null; or null
@@ -109,7 +111,8 @@ class Worker {
   const uint8_t* mask = nullptr;
   int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
   State state{};
-  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr;
+  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr,
+        *k_wide = nullptr, *v_wide = nullptr;  // tiles of int8 keys and values as floats
   const float *k_rows[TILE], *v_rows[TILE], *next_k = nullptr;
   std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
   int highest_low = 0, lowest_high = 0;
@@ -149,12 +152,14 @@ class Worker {
   void allocate() {
     static thread_local std::vector<float> memory;
     const size_t need = size_t(rows) * (c.dim + width + 2 + 1 + LANES + width) + size_t(c.dim + MAX_ROWS) * TILE +
-                        size_t(TILE) * width;
+                        size_t(TILE) * width * 3;
     if (memory.size() < need) memory.resize(need);
     float* at = memory.data();
     auto take = [&](size_t n) { float* p = at; at += n; return p; };
     columns = take(size_t(c.dim) * TILE);
     copies = take(size_t(TILE) * width);
+    k_wide = take(size_t(TILE) * width);
+    v_wide = take(size_t(TILE) * width);
     scores = take(MAX_ROWS * TILE);
     state.width = width;
     state.o = take(size_t(rows) * width);
@@ -213,6 +218,16 @@ class Worker {
     return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
   }
 
+  // `count` int8 rows from element `at` of the cache on, as floats.
+  const float* widen(const void* cache, const float* scales, int64_t at, int count, float* out) const {
+    const int8_t* source = static_cast<const int8_t*>(cache) + at;
+    for (int i = 0; i < count; ++i) {
+      const float scale = scales[at / c.dim + i];
+      for (int d = 0; d < c.dim; ++d) out[i * c.dim + d] = float(source[i * c.dim + d]) * scale;
+    }
+    return out;
+  }
+
   // Pointers to keys and values `key` … of the context and, beyond it, of the new rows in order of storage.
   void point(int slot, int key, int count) {
     const int context = c.context_lens[t.sequence];
@@ -224,8 +239,13 @@ class Worker {
         const int offset = key % c.page_size;
         run = std::min({count, c.page_size - offset, context - key});
         const int64_t at = context_row(key);
-        k = c.k_cache + at;
-        v = c.v_cache + at;
+        if (c.k_scale) {
+          k = widen(c.k_cache, c.k_scale, at, run, k_wide + slot * c.dim);
+          v = widen(c.v_cache, c.v_scale, at, run, v_wide + slot * c.dim);
+        } else {
+          k = static_cast<const float*>(c.k_cache) + at;
+          v = static_cast<const float*>(c.v_cache) + at;
+        }
       } else {
         const int64_t row = row_base + key - context;
         k = c.k_new + row * c.k_row + kv_head * c.k_head;
@@ -258,7 +278,8 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    next_k = after < c.context_lens[t.sequence] ? context_row(after) + c.k_cache : nullptr;
+    if (!c.k_scale && after < c.context_lens[t.sequence])
+      next_k = static_cast<const float*>(c.k_cache) + context_row(after);
     tile(count, 0, rows);
     next_k = nullptr;
   }

@@ -11,6 +11,7 @@ from sparse_attn import dense
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import TORCH, select_kernels
 from sparse_attn.kernels.cpu_build import BuildError, library
+from sparse_attn.quant import dequantize, quantize
 
 try:
     library()
@@ -239,6 +240,20 @@ def test_prefill_in_chunks_is_prefill_at_once(chunk):
         at = torch.arange(new.start, new.stop)
         for cache, x in zip(caches, (case.k, case.v), strict=True):
             cache[at // 64, :, at % 64] = x[new]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_pages_equal_their_dequantised_selves_to_the_bit(shape):
+    case = Case.random(shape, [1, 9, 33], [1100, 64, 30], 64, seed=6)
+    q, k, v, k_cache, v_cache, *rest = case.arguments(torch.float32)
+    tree = [None, None, random_tree(33, torch.Generator().manual_seed(7))]
+    (k8, k_scale), (v8, v_scale) = quantize(k_cache), quantize(v_cache)
+    wide = (dequantize(k8, k_scale), dequantize(v8, v_scale))
+    expected = cpu.attention(q, k, v, *wide, *rest, scale=0.2, tree_masks=tree)
+    actual = cpu.attention(q, k, v, k8, v8, *rest, scale=0.2, tree_masks=tree, k_scale=k_scale, v_scale=v_scale)
+    assert torch.equal(actual[0], expected[0])
+    with pytest.raises(ValueError, match="int8 pages need"):
+        cpu.attention(q, k, v, k8, v8, *rest, scale=0.2)
 
 
 def test_strided_inputs_are_read_in_place():
