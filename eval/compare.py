@@ -44,7 +44,7 @@ def compare(a: Path, b: Path, *, lossless: bool | None = None) -> dict[str, Any]
 
     Args:
         lossless: whether the pair must be token-identical; None to tell from the engines' descriptions: same
-            attention policy, same way of reading, no drafter that calls itself lossy.
+            attention policy, same way of reading, drafters that keep the tokens of plain decoding.
 
     Raises:
         EvalError: a folder is not one of results, or they share no example.
@@ -133,7 +133,7 @@ def _lossless(a: Path, b: Path) -> bool:
         return False
     keys = ("model", "attention", "retrieval", "dtype", "device")
     same = all(one.get(key) == other.get(key) for key in keys) and one["kind"] == other["kind"] == "folio"
-    return same and not one["lossy"] and not other["lossy"]
+    return same and one["same_tokens"] and other["same_tokens"]
 
 
 def _description(folder: Path) -> dict[str, Any] | None:

@@ -80,14 +80,14 @@ class Point:
     """A point of the service's configuration, as parsed from its name.
 
     Attributes:
-        lossy: the drafter changes the distribution by its own declaration.
+        same_tokens: the drafter, by its own declaration, leaves the tokens those of plain decoding.
     """
 
     name: str
     attention: str
     drafter: str
     retrieval: bool
-    lossy: bool
+    same_tokens: bool
 
     @classmethod
     def parse(cls, name: str) -> Point:
@@ -117,10 +117,10 @@ class Point:
         attention = "+".join(policies) or "dense"
         try:
             parse_policy(attention)
-            lossy = parse_drafter(drafter).lossy
+            spec = parse_drafter(drafter)
         except (PolicyError, DrafterError) as error:
             raise EvalError(f"the engine {name!r}: {error}", param="engine") from error
-        return cls(name, attention, drafter, retrieval, lossy)
+        return cls(name, attention, drafter, retrieval, spec.keyed and not spec.lossy)
 
 
 class LocalEngine:
@@ -148,7 +148,7 @@ class LocalEngine:
             "attention": self.point.attention,
             "drafter": self.point.drafter,
             "retrieval": self.point.retrieval,
-            "lossy": self.point.lossy,
+            "same_tokens": self.point.same_tokens,
             "dtype": config.dtype,
             "device": config.device,
             "window": self.window,

@@ -13,7 +13,7 @@ resumed leaves the same bytes as one that was not. A row is in `preds` only afte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,15 +72,12 @@ class Rows:
 
     def _align(self) -> list[Any]:
         """Ids of the rows that all three files hold; what goes beyond them is cut off."""
-        kept = {kind: _lines(path) for kind, path in self.paths.items()}
-        count = min(len(lines) for lines in kept.values())
-        ids = []
+        lines = {kind: _whole_lines(path) for kind, path in self.paths.items()}
+        count = min(map(len, lines.values()))
         for kind, path in self.paths.items():
-            ids = [json.loads(line)["id"] for line in kept[kind][:count]]
             if path.exists():
-                with path.open("rb+") as file:
-                    file.truncate(sum(len(line) for line in kept[kind][:count]))
-        return ids
+                os.truncate(path, sum(map(len, lines[kind][:count])))
+        return [json.loads(line)["id"] for line in lines["preds"][:count]]
 
 
 def paths_of(folder: Path, cell: Cell) -> dict[str, Path]:
@@ -143,16 +140,12 @@ def cell_key(cell: dict[str, Any]) -> tuple[str, str, int | None]:
     return cell["engine"], cell["task"], cell["length"]
 
 
-def _lines(path: Path) -> list[bytes]:
-    """The whole lines of a file; a last line without its newline is none."""
-    return list(_whole_lines(path)) if path.exists() else []
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file, without a last one that lacks its newline; none where there is no file."""
+    if not path.exists():
+        return []
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield line
+        return [line for line in file if line.endswith(b"\n")]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

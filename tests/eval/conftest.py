@@ -43,7 +43,7 @@ class FakeEngine:
             "attention": "dense",
             "drafter": self._drafter,
             "retrieval": False,
-            "lossy": False,
+            "same_tokens": True,
             "dtype": "float32",
             "device": "cpu",
         }

@@ -32,11 +32,12 @@ from service.engine.loading import prepare
 )
 def test_points_are_read_from_their_names(name, attention, drafter, retrieval):
     point = Point.parse(name)
-    assert (point.attention, point.drafter, point.retrieval, point.lossy) == (attention, drafter, retrieval, False)
+    assert (point.attention, point.drafter, point.retrieval, point.same_tokens) == (attention, drafter, retrieval, True)
 
 
-def test_a_drafter_that_calls_itself_lossy_is_one():
-    assert Point.parse("rapid:target_mix=0.5").lossy
+@pytest.mark.parametrize("name", ["rapid:target_mix=0.5", "multi_round"])
+def test_a_drafter_that_gives_other_tokens_is_known_to(name):
+    assert not Point.parse(name).same_tokens
 
 
 @pytest.mark.parametrize("name", ["densest", "suffix+recycling", "lserve:budget=x", "fusion:nodes=3", ""])
