@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drafters.errors import DrafterError
+from drafters.perturbed import largest_perturbed
 
 _HEAD = 256  # logits sorted at first for top-p; rows whose nucleus is wider are sorted whole
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -118,10 +120,73 @@ def choose(
         return chosen
     top_k = _per_row(top_k, len(logits), torch.int64, logits.device)
     top_p = _per_row(top_p, len(logits), torch.float64, logits.device)
-    log_p = warp(logits[sampled], temperature[sampled], top_k[sampled], top_p[sampled])
-    scores = perturb(log_p, seeds[sampled], positions[sampled])
-    chosen[sampled] = torch.argmax(scores, dim=-1)
+    temperature, top_k, top_p = temperature[sampled], top_k[sampled], top_p[sampled]
+    logits, seeds, positions = logits[sampled], seeds[sampled], positions[sampled]
+    cut = ((top_k > 0) & (top_k < logits.shape[-1])) | (top_p < 1)
+    picked = torch.empty(len(sampled), dtype=torch.int64, device=logits.device)
+    for rows, pick in ((~cut).nonzero().flatten(), _pick_from_all), (cut.nonzero().flatten(), _pick_from_head):
+        if len(rows):
+            parameters = temperature[rows], top_k[rows], top_p[rows]
+            picked[rows] = pick(logits[rows], *parameters, seeds[rows], positions[rows])
+    chosen[sampled] = picked
     return chosen
+
+
+def _pick_by_definition(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    return torch.argmax(perturb(warp(logits, temperature, top_k, top_p), seeds, positions), dim=-1)
+
+
+def _pick_from_all(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """Rows that keep every token. On a CPU noise is drawn only for tokens that it could make the largest."""
+    if logits.device.type != "cpu":
+        return _pick_by_definition(logits, temperature, top_k, top_p, seeds, positions)
+    # bfloat16 and float16 have no NumPy type or are slow there; float32 holds them exactly
+    exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    picked = largest_perturbed(
+        exact.contiguous().numpy(),
+        temperature.contiguous().numpy(),
+        seeds.contiguous().numpy().view(np.uint64),
+        positions.contiguous().numpy().view(np.uint64),
+    )
+    return torch.from_numpy(picked)
+
+
+def _pick_from_head(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """Rows cut by top-k or top-p: noise for the kept head alone. Rows whose kept set does not end inside the head, or
+    ends between equals, go by the definition."""
+    vocab = logits.shape[-1]
+    size = min(_HEAD, vocab)
+    scaled = logits.to(torch.float64) / temperature[:, None]
+    values, ids = torch.topk(scaled, size, dim=-1)
+    limited = (top_k > 0) & (top_k < size)
+    inside = (
+        torch.arange(size, device=logits.device) < torch.where(limited, top_k, torch.full_like(top_k, size))[:, None]
+    )
+    head = values.masked_fill(~inside, float("-inf"))
+    total = torch.where(limited, torch.logsumexp(head, -1), torch.logsumexp(scaled, -1))
+    mass = torch.exp(head - total[:, None])
+    kept = ((torch.cumsum(mass, -1) - mass < top_p[:, None]) & inside).sum(-1).clamp(min=1)
+
+    border = values.gather(1, (kept - 1)[:, None]) == values.gather(1, kept.clamp(max=size - 1)[:, None])
+    plain = (kept < size) & ~border[:, 0]
+    # top-k beyond the head, without limiting the mass, is not what `total` counts
+    plain &= limited | (top_k <= 0) | (top_k >= vocab)
+    ranks = torch.arange(size, device=logits.device)
+    scores = values + noise(seeds[:, None], positions[:, None], ids)
+    scores = scores.masked_fill(ranks >= kept[:, None], float("-inf"))
+    picked = ids.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
+    rest = (~plain).nonzero().flatten()
+    if len(rest):
+        picked[rest] = _pick_by_definition(
+            logits[rest], temperature[rest], top_k[rest], top_p[rest], seeds[rest], positions[rest]
+        )
+    return picked
 
 
 def perturb(log_p: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

@@ -68,6 +68,34 @@ def test_a_row_does_not_depend_on_its_batch(seed, rows):
         assert alone[0] == together[i]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    vocab=st.integers(1, 900),
+    sharpness=st.sampled_from([0.1, 1.0, 5.0, 40.0]),
+    temperature=st.sampled_from([0.2, 0.8, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 7, 256, 257, 500]),
+    top_p=st.sampled_from([0.3, 0.9, 0.999, 1.0]),
+    ties=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_short_cuts_choose_by_the_definition(seed, vocab, sharpness, temperature, top_k, top_p, ties, dtype):
+    """Noise for every token of the kept set, and the largest sum: whatever `choose` leaves out changes nothing."""
+    generator = np.random.default_rng(seed)
+    logits = torch.from_numpy(generator.normal(size=(6, vocab)) * sharpness)
+    logits = (logits.round() if ties else logits).to(dtype)
+    seeds = torch.from_numpy(generator.integers(-(2**62), 2**62, 6))
+    positions = torch.from_numpy(generator.integers(0, 10**6, 6))
+    scores = warp(logits, temperature, top_k, top_p) + gumbel(seeds, positions, vocab)
+    assert choose(logits, temperature, top_k, top_p, seeds, positions).tolist() == scores.argmax(-1).tolist()
+
+
+def test_hidden_tokens_are_never_chosen():
+    logits = torch.full((50, 40), -torch.inf)
+    logits[:, 7] = 0.0
+    assert set(choose(logits, 1.0, 0, 1.0, torch.arange(50), torch.arange(50)).tolist()) == {7}
+
+
 def test_noise_is_pinned():
     """The keys' bits are part of the contract: another value would change every sampled answer."""
     seeds, positions, tokens = torch.tensor([0, 1, -1]), torch.tensor([0, 5, 2**40]), torch.tensor([0, 7, 150_000])
