@@ -14,8 +14,13 @@ from playwright.sync_api import expect
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
-CHAPTERS = ["01-what-long-context-costs.md", "02-paged-kv.md", "05-speculative-decoding.md", "07-retrieval.md"]
-QUESTION = "How many tokens does a page of KV hold?"
+CHAPTERS = [
+    "01-what-long-context-costs.md",
+    "02-paged-kv.md",
+    "03-sparse-prefill.md",
+    "04-streaming-heads-and-page-selection.md",
+]
+QUESTION = "What is a page of KV?"
 LIMIT = 200_000
 
 

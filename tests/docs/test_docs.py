@@ -99,6 +99,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in headings((page.parent / path) if path else page), target
 
 
+@pytest.mark.parametrize("name", ["docs/architecture.md", "SECURITY.md", "README.md", "CONTRIBUTING.md"])
+def test_files_named_exist(name: str) -> None:
+    folders = "sparse_attn|drafters|retrieval|service|eval|tests|docs"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", (ROOT / name).read_text()):
+        assert (ROOT / path).exists(), path
+
+
 def headings(page: Path) -> set[str]:
     """The anchors of a page."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)

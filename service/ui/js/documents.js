@@ -134,7 +134,7 @@ export class Documents {
     const focused = document.activeElement?.closest?.(".document")?.dataset.id;
     const rows = [
       ...[...this.arriving].map(([key, row]) => arrivingRow(key, row)),
-      ...this.documents.map((document) => this.#row(document)),
+      ...[...this.documents].sort(byName).map((document) => this.#row(document)),
     ];
     byId("document-list").replaceChildren(...rows);
     if (focused) rows.find((row) => row.dataset.id === focused)?.querySelector("button")?.focus();
@@ -155,6 +155,11 @@ export class Documents {
         failed ? null : el("button", { type: "button", class: "quiet", title: "Ask only this document", "aria-label": `Ask only ${item.name}`, on: { click: () => this.on.scope(item) } }, icon("focus")),
         el("button", { type: "button", class: "quiet", title: "Delete", "aria-label": `Delete ${item.name}`, on: { click: () => this.#remove(item) } }, icon("delete"))));
   }
+}
+
+/** Order of documents: by name, 2 before 10. */
+export function byName(one, other) {
+  return one.name.localeCompare(other.name, undefined, { numeric: true });
 }
 
 function arrivingRow(key, { name, label, share, left }) {

@@ -4,9 +4,9 @@ import { byId, el } from "./dom.js";
 
 /** The handbook's chapters answer these; they are offered only where it is among the documents. */
 const HANDBOOK = {
-  "02-paged-kv.md": "How many tokens does a page of KV hold?",
-  "01-what-long-context-costs.md": "Why is decode limited by memory?",
-  "07-retrieval.md": "What does hybrid search do?",
+  "02-paged-kv.md": "What is a page of KV?",
+  "03-sparse-prefill.md": "What is a length gate?",
+  "04-streaming-heads-and-page-selection.md": "What is a streaming head?",
 };
 const STEPS = ["Add documents: text, Markdown, HTML, PDF or office files.", "Ask in your own words.", "Open a citation to check it in the text."];
 
