@@ -21,7 +21,8 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in (
             "q", "k_new", "v_new", "k_cache", "v_cache", "k_scale", "v_scale", "block_tables", "context_lens",
-            "cu_rows", "positions", "tree_masks", "index_counts", "index_ids", "index_cu_rows", "index_first", "index_k_offset", "out", "lse",
+            "cu_rows", "positions", "tree_masks", "index_counts", "index_ids", "index_cu_rows", "index_first",
+            "index_k_offset", "out", "lse",
         )),
         *((name, c_int64) for name in (
             "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "page_stride", "table_stride", "index_blocks",
