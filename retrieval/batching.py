@@ -1,7 +1,8 @@
 """Concurrent calls gathered into one.
 
 Whoever calls while a batch is under way waits and is part of the next: no timer, no delay for a caller that is
-alone, and a matrix read once for ten queries instead of ten times.
+alone, and a matrix read once for ten queries instead of ten times. One thread runs all batches, because every thread
+that multiplies matrices gets worker threads of its own, and ten such crews fight for two cores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+IDLE_S = 30.0
+"""the thread ends after so long without a call; the next call starts another"""
+
 
 class Batcher(Generic[Item, Result]):
     """``run(items) -> results`` in the same order, called with everything that was asked meanwhile."""
@@ -21,26 +25,31 @@ class Batcher(Generic[Item, Result]):
         self._run = run
         self._changed = threading.Condition()
         self._waiting: list[_Call[Item, Result]] = []
-        self._busy = False
+        self._working = False
 
     def __call__(self, item: Item) -> Result:
         call: _Call[Item, Result] = _Call(item)
         with self._changed:
             self._waiting.append(call)
-            self._changed.wait_for(lambda: call.done or not self._busy)
-            if call.done:
-                return call.result()
-            self._busy = True
-            batch, self._waiting = self._waiting, []
-        try:
-            self._finish(batch)
-        finally:
-            with self._changed:
-                for member in batch:
-                    member.done = True
-                self._busy = False
-                self._changed.notify_all()
+            if not self._working:
+                self._working = True
+                threading.Thread(target=self._work, name="batcher", daemon=True).start()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: call.done)
         return call.result()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: bool(self._waiting), IDLE_S):
+                    self._working = False
+                    return
+                batch, self._waiting = self._waiting, []
+            self._finish(batch)
+            with self._changed:
+                for call in batch:
+                    call.done = True
+                self._changed.notify_all()
 
     def _finish(self, batch: list[_Call[Item, Result]]) -> None:
         try:

@@ -16,9 +16,6 @@ import numpy as np
 
 faiss: Any = _faiss  # its stubs know too little of it
 
-# FAISS scans row by row below 20 queries, although one matrix product is faster from a few concurrent queries on.
-faiss.cvar.distance_compute_blas_threshold = 4
-
 FLAT_UP_TO = 200_000
 """rows up to which an exact scan is fast enough on a laptop; above, inverted lists"""
 
@@ -60,6 +57,14 @@ class DenseIndex:
     def ids(self) -> np.ndarray:
         """int64[n] in the order of addition."""
         return faiss.vector_to_array(self._index.id_map)
+
+    def scores(self, queries: np.ndarray) -> np.ndarray:
+        """float32[b, n]: the product of float32[b, d] with every row of an exact index, in one pass over its memory."""
+        import torch  # only a search needs it; listing documents should not wait for its import
+
+        assert self._flat is not None
+        with torch.inference_mode():
+            return (torch.from_numpy(queries) @ torch.from_numpy(self._flat).T).numpy()
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Ids int64[b, k] nearest to each of float32[b, d], −1 where there are fewer.

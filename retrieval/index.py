@@ -78,7 +78,7 @@ class Index:
 
     def search(self, query: Query, scope: Scope, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
         """(int64 chunk ids, float64 scores); see ``Snapshot.search``."""
-        return snapshot.search(query, scope, self._dense_search)
+        return snapshot.search(query, scope, self._dense_scores)
 
     def refresh(self) -> Snapshot:
         """Bring the snapshot up to the journal's end; load a newer generation of another process in the background."""
@@ -208,8 +208,8 @@ class Index:
             if generation is not None and (current is None or generation.number > current.number):
                 self._adopt(generation)
 
-    def _dense_search(self, generation: Generation, vector: np.ndarray, depth: int) -> np.ndarray:
-        return self._scan((generation, vector, depth))
+    def _dense_scores(self, generation: Generation, vector: np.ndarray) -> np.ndarray:
+        return self._scan((generation, vector))
 
     # -- writing
 
@@ -279,13 +279,11 @@ def _vectors(rows: Sequence[sa.Row]) -> np.ndarray:  # type: ignore[type-arg]
     return np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4").reshape(len(rows), -1)
 
 
-def _scan_together(calls: Sequence[tuple[Generation, np.ndarray, int]]) -> list[np.ndarray]:
-    """One FAISS search for all concurrent queries of the same generation."""
-    results: list[np.ndarray | None] = [None] * len(calls)
+def _scan_together(calls: Sequence[tuple[Generation, np.ndarray]]) -> list[np.ndarray]:
+    """One matrix product for all concurrent queries of the same generation."""
+    results: dict[int, np.ndarray] = {}
     for generation in {id(call[0]): call[0] for call in calls}.values():
         members = [position for position, call in enumerate(calls) if call[0] is generation]
-        depth = max(calls[position][2] for position in members)
-        found = generation.dense.search(np.stack([calls[position][1] for position in members]), depth)
-        for position, ids in zip(members, found, strict=True):
-            results[position] = ids[: calls[position][2]]
-    return results  # type: ignore[return-value]
+        scores = generation.dense.scores(np.stack([calls[position][1] for position in members]))
+        results.update(zip(members, scores, strict=True))
+    return [results[position] for position in range(len(calls))]

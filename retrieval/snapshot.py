@@ -13,13 +13,18 @@ import numpy as np
 
 from retrieval.dense import cosines
 from retrieval.generation import DocumentKey, Generation
-from retrieval.hybrid import fuse, top
+from retrieval.hybrid import fuse, select, top, weights
 from retrieval.sparse import SparseSegment, SparseStatistics
 from retrieval.types import Mode
 
+MARGIN = 1e-4
+"""more than the rounding error of a matrix product of unit vectors; rows so near to the k-th are scored again"""
 REMEMBERED_SCOPES = 256
 SCAN_UP_TO = 4096
 """rows in scope up to which every one is scored rather than searched for"""
+
+
+_NONE = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Query:
     k: int
 
 
-DenseSearch = Callable[[Generation, np.ndarray, int], np.ndarray]
-"""(generation, float32[d], k) → int64[k] ids: a search over the whole generation, perhaps shared with other callers"""
+DenseScores = Callable[[Generation, np.ndarray], np.ndarray]
+"""(generation, float32[d]) → float32[n]: the cosine of every row, to about MARGIN; perhaps shared with other callers"""
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,13 @@ class Snapshot:
         rows = allowed[self.generation.document_of_row]
         return Scope(rows, int(np.count_nonzero(rows)), segments)
 
-    def search(self, query: Query, scope: Scope, dense_search: DenseSearch) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, query: Query, scope: Scope, dense_scores: DenseScores) -> tuple[np.ndarray, np.ndarray]:
         """(int64[≤k] chunk ids, float64[≤k] scores) by (−score, id)."""
         sparse_parts = [segment.sparse for segment in self.segments]
         statistics = SparseStatistics(
             query.text_terms, self.generation.sparse if self.generation else None, sparse_parts
         )
-        ids, scores = self._search_generation(query, scope, statistics, dense_search)
+        ids, scores = self._search_generation(query, scope, statistics, dense_scores)
         found_ids, found_scores = [ids], [scores]
         for segment in scope.segments:
             cosine = _cosines(segment.vectors, query.vector)
@@ -140,84 +145,52 @@ class Snapshot:
         return ids[best], scores[best]
 
     def _search_generation(
-        self, query: Query, scope: Scope, statistics: SparseStatistics, dense_search: DenseSearch
+        self, query: Query, scope: Scope, statistics: SparseStatistics, dense_scores: DenseScores
     ) -> tuple[np.ndarray, np.ndarray]:
         generation = self.generation
         if generation is None or scope.count == 0:
             return np.empty(0, dtype=np.int64), np.empty(0)
-        bm25 = generation.sparse.scores(query.text_terms) if query.mode != "dense" else None
+        bm25 = generation.sparse.scores(query.text_terms) if query.mode != "dense" else _NONE
 
         def score(rows: np.ndarray) -> np.ndarray:
             cosine = _cosines_of_rows(generation, rows, query.vector)
-            return fuse(
-                query.mode,
-                cosine,
-                bm25[rows] if bm25 is not None else np.zeros(len(rows), dtype=np.float32),
-                statistics.ceiling,
-            )
+            return fuse(query.mode, cosine, bm25[rows] if len(bm25) else cosine, statistics.ceiling)
 
         if scope.count <= max(SCAN_UP_TO, query.k):
             rows = np.flatnonzero(scope.rows) if scope.rows is not None else np.arange(len(generation.ids))
             return generation.ids[rows], score(rows)
-        rows = self._candidates(query, scope, bm25, statistics, score, dense_search)
+        rows = self._candidates(query, scope, bm25, statistics, dense_scores)
         return generation.ids[rows], score(rows)
 
     def _candidates(
-        self,
-        query: Query,
-        scope: Scope,
-        bm25: np.ndarray | None,
-        statistics: SparseStatistics,
-        score: Callable[[np.ndarray], np.ndarray],
-        dense_search: DenseSearch,
+        self, query: Query, scope: Scope, bm25: np.ndarray, statistics: SparseStatistics, dense_scores: DenseScores
     ) -> np.ndarray:
-        """Rows that contain the k best. In hybrid mode the lists grow until what neither holds cannot be among them."""
+        """Rows that contain the k best of the scope; where the dense index is approximate, those it knows of."""
         assert self.generation is not None
-        depth = min(max(64, 4 * query.k), scope.count)
-        while True:
-            rows = np.empty(0, dtype=np.int64)
-            outside = {"cosine": 0.0, "bm25": 0.0}
-            if query.mode != "sparse":
-                dense_rows = self._dense_rows(query, scope, depth, dense_search)
-                last = _cosines_of_rows(self.generation, dense_rows[-1:], query.vector)
-                outside["cosine"] = float(last[0]) if len(last) else 0.0
-                rows = dense_rows
-            if bm25 is not None:
-                sparse_rows = self._sparse_rows(bm25, scope, depth)
-                outside["bm25"] = float(bm25[sparse_rows[-1]]) if len(sparse_rows) else 0.0
-                rows = np.union1d(rows, sparse_rows)
-            if query.mode != "hybrid" or depth >= scope.count or depth >= 4096:
-                return rows
-            found = score(rows)
-            bound = fuse("hybrid", np.array([outside["cosine"]]), np.array([outside["bm25"]]), statistics.ceiling)[0]
-            if len(found) >= query.k and np.partition(found, len(found) - query.k)[len(found) - query.k] >= bound:
-                return rows
-            depth = min(4 * depth, scope.count)
+        if query.mode != "sparse" and not self.generation.dense.exact:
+            return self._approximate(query, scope, bm25)
+        cosine = _NONE if query.vector is None else dense_scores(self.generation, query.vector)
+        floor = 0.0 if query.mode == "sparse" else -np.inf
+        margin = 0.0 if query.mode == "sparse" else MARGIN
+        by_weight = weights(query.mode, statistics.ceiling)
+        return select(cosine, bm25, _allowed(scope), *by_weight, floor, query.k, margin)
 
-    def _dense_rows(self, query: Query, scope: Scope, depth: int, dense_search: DenseSearch) -> np.ndarray:
-        """The ``depth`` nearest rows in scope, nearest first."""
+    def _approximate(self, query: Query, scope: Scope, bm25: np.ndarray) -> np.ndarray:
+        """The best by each of the two scores, several times more than are wanted."""
         generation = self.generation
         assert generation is not None
         assert query.vector is not None
-        if scope.rows is None or scope.count > len(generation.ids) // 2:
-            # most rows are in scope: search all (one scan, shared with concurrent callers) and drop the others
-            ids = dense_search(generation, query.vector, depth if scope.rows is None else 2 * depth)
-            rows = np.searchsorted(generation.ids, ids[ids >= 0])
-            if scope.rows is None:
-                return rows
-            rows = rows[scope.rows[rows]]
-            if len(rows) >= depth:
-                return rows[:depth]
-        allowed = generation.ids[scope.rows] if scope.rows is not None else generation.ids
-        ids = generation.dense.search(query.vector[None], depth, allowed)[0]
-        return np.searchsorted(generation.ids, ids[ids >= 0])
+        depth = min(max(64, 4 * query.k), scope.count)
+        within = generation.ids[scope.rows] if scope.rows is not None else None
+        ids = generation.dense.search(query.vector[None], depth, within)[0]
+        rows = np.searchsorted(generation.ids, ids[ids >= 0])
+        if query.mode == "hybrid":
+            rows = np.union1d(rows, select(_NONE, bm25, _allowed(scope), 0.0, 1.0, 0.0, depth, 0.0))
+        return rows
 
-    def _sparse_rows(self, bm25: np.ndarray, scope: Scope, depth: int) -> np.ndarray:
-        """The ``depth`` best rows in scope by BM25, best first; fewer where fewer have any of the terms."""
-        assert self.generation is not None
-        scores = bm25 if scope.rows is None else np.where(scope.rows, bm25, np.float32(0))
-        best = top(scores, self.generation.ids, depth)
-        return best[scores[best] > 0]
+
+def _allowed(scope: Scope) -> np.ndarray:
+    return np.empty(0, dtype=bool) if scope.rows is None else scope.rows
 
 
 def _cosines_of_rows(generation: Generation, rows: np.ndarray, query: np.ndarray | None) -> np.ndarray:

@@ -1,7 +1,8 @@
 """A library of many chunks: search latency with concurrent clients, delete, restart.
 
 The chunks are sentences drawn at random from a text and get random unit vectors (embedding 100,000 chunks would take
-an hour and change nothing that is measured here); the questions are embedded by the real model, in the measured time.
+an hour and change nothing that is measured here); the questions, of eight words, are embedded by the real model within
+the measured time.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _measure(
     library: Library, known: list[str], mode: str, clients: int, queries: int, k: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """Every client asks its next question as soon as the last is answered; no question is asked twice."""
-    words = [" ".join(known[i].split()[:12]) for i in rng.choice(len(known), size=queries, replace=False)]
+    words = [" ".join(known[i].split()[:8]) for i in rng.choice(len(known), size=queries, replace=False)]
     latencies: list[float] = []
 
     def client(mine: list[str]) -> None:

@@ -191,9 +191,7 @@ def test_search_is_exact(seed: int, mode: str, k: int, allowed: set[str], scan_u
     scope = snapshot.scope("x", lambda: allowed)
     before, snapshot_module.SCAN_UP_TO = snapshot_module.SCAN_UP_TO, scan_up_to
     try:
-        ids, scores = snapshot.search(
-            query, scope, lambda generation, q, depth: generation.dense.search(q[None], depth)[0]
-        )
+        ids, scores = snapshot.search(query, scope, lambda generation, q: generation.dense.scores(q[None])[0])
     finally:
         snapshot_module.SCAN_UP_TO = before
     expected = by_hand(snapshot, query, allowed)
