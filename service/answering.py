@@ -128,12 +128,13 @@ class Answerer:
                     yield Event("message", {"text": visible[len(shown) :], "sources": output.sources})
                     shown = visible
                 stats, finish = output.stats, output.finish_reason
-        answer, spans = self.layout.citations(evidence.prompt, ids, text)
+        # Whole documents are gone through here: not in the event loop, which serves others meanwhile.
+        answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, ids, text)
         citations = await self.finder.checked(spans, evidence.owner)
         for citation in citations:
             yield Event("citation", citation_data(citation, evidence.names))
         supported = [citation.span for citation in citations if citation.verified]
-        bare = unsupported(answer, supported, evidence.prompt.passages)
+        bare = await asyncio.to_thread(unsupported, answer, supported, evidence.prompt.passages)
         yield Event("stats", answer_stats(stats, evidence.retrieval_ms, ttft, self.layout.name))
         yield _done(evidence, answer, finish, None if supported else NO_SUPPORT, bare)
 
