@@ -292,7 +292,8 @@ class Joined(Policy):
 class Auto(Policy):
     """What was measured to be fastest without loss at the prompt's length, from a table of crossovers.
 
-    ``table`` is a path, or "shipped": ``crossovers.json`` of this package, which ``folio bench crossovers`` writes.
+    ``table`` is a path, or "shipped": ``crossovers.json`` of this package, which
+    ``folio bench crossovers --table`` updates.
     """
 
     table: str = SHIPPED

@@ -1,0 +1,278 @@
+"""``folio bench crossovers``: from which position on each policy beats dense attention, and what it changes.
+
+On Q, K and V captured from a model on a text, chunk by chunk as the engine would run them: the last chunk of a prompt
+of each length (prefill) and one row after it (decode), dense against each candidate, index included. The fastest
+candidate whose output stays within ``--max-error`` of dense attention, gated at the length from which on it is faster
+at every longer one, goes into the table that the policy ``auto`` reads. Error is relative L2 distance of the
+outputs, averaged over layers; what it means for answers is measured by ``folio eval``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eval.errors import EvalError
+from eval.results import report_result, write_atomically
+
+if TYPE_CHECKING:
+    from sparse_attn.capture import Captured
+    from sparse_attn.policy import ModelShape, PolicyState
+
+PREFILL = ("xattention", "xattention:means=true", "xattention:means=true,p=0.95", "flexprefill", "trianglemix")
+DECODE = ("quest:interval=4,dense_layers=0", "quest:interval=4,dense_layers=0,budget=2048")
+FASTER = 0.97  # a candidate must take at most this share of dense time to be worth its error
+
+
+def command(
+    model: Annotated[str, typer.Option(help="embedded, a folder, or a hub id.")] = "embedded",
+    text: Annotated[Path | None, typer.Option(help="Text, repeated to the longest length; default: made text.")] = None,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "2048,4096,8192,16384,32768",
+    chunk: Annotated[int, typer.Option(min=64, help="Rows of a prefill chunk.")] = 2048,
+    prefill: Annotated[str, typer.Option(help="Candidates for prefill, separated by semicolons.")] = ";".join(PREFILL),
+    decode: Annotated[str, typer.Option(help="Candidates for decode, separated by semicolons.")] = ";".join(DECODE),
+    max_error: Annotated[float, typer.Option(min=0, help="Largest error of a policy in the table.")] = 0.05,
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of each, of which the median counts.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    table: Annotated[Path | None, typer.Option(help="Table of `auto` to update for this device.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
+) -> None:
+    """Measure from which length on each sparse policy beats dense attention; update the table of `auto`."""
+    import torch
+
+    from service.engine.loading import load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_model(model)
+    numbers = sorted(int(n) for n in lengths.split(","))
+    figures = run(
+        loaded,
+        numbers,
+        text=text.read_text(encoding="utf-8") if text is not None else None,
+        chunk=chunk,
+        prefill=[p for p in prefill.split(";") if p],
+        decode=[p for p in decode.split(";") if p],
+        max_error=max_error,
+        repeats=repeats,
+    )
+    if table is not None:
+        known = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+        known[figures["device"]] = figures["table"]
+        write_atomically(table, json.dumps(known, indent=2) + "\n")
+    report_result("crossovers", figures, as_json=as_json, output=output)
+
+
+def run(
+    loaded: Any,
+    lengths: Sequence[int],
+    *,
+    text: str | None = None,
+    chunk: int = 2048,
+    prefill: Sequence[str] = PREFILL,
+    decode: Sequence[str] = DECODE,
+    max_error: float = 0.05,
+    repeats: int = 3,
+) -> dict[str, Any]:
+    """Rows of time, density and error for each length and candidate, and the table made of them.
+
+    Raises:
+        EvalError: the model is shorter than the longest length, or has no tokenizer.
+    """
+    from sparse_attn.capture import capture
+    from sparse_attn.policy import ModelShape
+
+    if lengths[-1] + 1 > loaded.max_len:
+        raise EvalError(f"The model holds {loaded.max_len} tokens; ask for lengths below that.")
+    captured = capture(loaded.model, _token_ids(loaded, text, lengths[-1] + 1))
+    shape = ModelShape.of_config(loaded.model.config.get_text_config())
+    bench = _Bench(captured, shape, chunk, repeats)
+    rows: list[dict[str, Any]] = []
+    for length in lengths:
+        for phase, candidates in (("prefill", prefill), ("decode", decode)):
+            rows += bench.rows(phase, length, candidates)
+    table = make_table(rows, max_error)
+    return {
+        "device": captured[0].q.device.type,
+        "model": loaded.name,
+        "chunk": chunk,
+        "max_error": max_error,
+        "rows": rows,
+        "table": table,
+    }
+
+
+def make_table(rows: Sequence[dict[str, Any]], max_error: float) -> list[dict[str, Any]]:
+    """What `auto` reads: dense at first, then the best prefill and decode policies from where they begin to pay."""
+    chosen: dict[str, tuple[int, str]] = {}
+    for phase in ("prefill", "decode"):
+        best = [
+            c
+            for policy in dict.fromkeys(r["policy"] for r in rows)
+            if (c := _crossover(rows, phase, policy, max_error))
+        ]
+        if best:
+            chosen[phase] = min(best, key=lambda c: c[2])[:2]
+    starts = sorted({start for start, _ in chosen.values()})
+    table: list[dict[str, Any]] = [{"min_length": 0, "policy": "dense"}]
+    for start in starts:
+        parts = [chosen[p][1] if p in chosen and chosen[p][0] <= start else "dense" for p in ("prefill", "decode")]
+        table.append({"min_length": start, "policy": "+".join(parts)})
+    return table
+
+
+def _crossover(
+    rows: Sequence[dict[str, Any]], phase: str, policy: str, max_error: float
+) -> tuple[int, str, float] | None:
+    """(first position from which on the policy is always faster and near enough, gated policy, its longest time)."""
+    own = sorted((r for r in rows if r["phase"] == phase and r["policy"] == policy), key=lambda r: r["length"])
+    start = None
+    for row in reversed(own):
+        if row["ms"] > FASTER * row["dense_ms"] or row["error"] > max_error:
+            break
+        start = row["length"]
+    if start is None:
+        return None
+    gated = f"{policy}{',' if ':' in policy else ':'}gate={start}"
+    return start, gated, own[-1]["ms"]
+
+
+class _Bench:
+    """Timings of one chunk or row in every layer, by the kernels that serve the device."""
+
+    def __init__(self, captured: Sequence[Captured], shape: ModelShape, chunk: int, repeats: int) -> None:
+        from sparse_attn.kernels import select_kernels
+
+        self.captured, self.shape, self.chunk, self.repeats = captured, shape, chunk, repeats
+        self.kernels = select_kernels(captured[0].q.device, captured[0].q.dtype)
+
+    def rows(self, phase: str, length: int, candidates: Sequence[str]) -> list[dict[str, Any]]:
+        """A row a candidate: milliseconds over all layers, of which index; density; error."""
+        first, end = (max(0, length - self.chunk), length) if phase == "prefill" else (length, length + 1)
+        layers = [_PagedLayer(c, first, end, self.shape.page_size) for c in self.captured]
+        dense = self._seconds(lambda: [layer.attend(self.kernels, None) for layer in layers])
+        truth = [layer.attend(self.kernels, None) for layer in layers]
+        rows = []
+        for text in candidates:
+            state = self._state(text, first, end, phase)
+            indices = [state.plan(layer.rows) for layer in layers]
+            planning = self._planning(text, layers, first, end, phase)
+            reading = self._seconds(
+                lambda own=indices: [layer.attend(self.kernels, i) for layer, i in zip(layers, own, strict=True)]
+            )
+            got = [layer.attend(self.kernels, i) for layer, i in zip(layers, indices, strict=True)]
+            errors = [float((a - b).norm() / b.norm()) for a, b in zip(got, truth, strict=True)]
+            stats = state.prefill_stats if phase == "prefill" else state.decode_stats
+            rows.append(
+                {
+                    "phase": phase,
+                    "length": length,
+                    "policy": text,
+                    "dense_ms": dense * 1e3,
+                    "index_ms": planning * 1e3,
+                    "kernel_ms": reading * 1e3,
+                    "ms": (planning + reading) * 1e3,
+                    "density": stats.density,
+                    "error": statistics.mean(errors),
+                }
+            )
+        return rows
+
+    def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
+        from sparse_attn.policies import parse_policy
+        from sparse_attn.policy import PolicyState
+
+        policy = parse_policy(text)
+        policy.check(self.shape)
+        prompt_len = end if phase == "prefill" else first
+        return PolicyState(replace(policy, gate=0), self.shape, prompt_len)
+
+    def _planning(self, text: str, layers: Sequence[_PagedLayer], first: int, end: int, phase: str) -> float:
+        """Time to plan as the engine does: after the earlier chunks; a selection serves its whole interval."""
+        if phase == "decode":
+            state = self._state(text, first, end, phase)
+            rule = state.policy.decode(self.shape.num_layers - 1, self.shape)
+            return self._seconds(lambda: [state.plan(layer.rows) for layer in layers]) / (rule.interval if rule else 1)
+        times = []
+        for _ in range(self.repeats):
+            state = self._state(text, first, end + 1, phase)  # not the last chunk: nothing is dropped
+            for layer in layers:
+                if first:
+                    state.plan(layer.earlier)
+            began = time.perf_counter()
+            for layer in layers:
+                state.plan(layer.rows)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(self.repeats):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+
+class _PagedLayer:
+    """One captured layer, its tokens before ``first`` in pages, the rows ``first:end`` new."""
+
+    def __init__(self, captured: Captured, first: int, end: int, page_size: int) -> None:
+        import torch
+        import torch.nn.functional as F
+
+        from sparse_attn.pages import PageStats
+        from sparse_attn.rows import SequenceRows
+
+        def pages(x: torch.Tensor) -> torch.Tensor:
+            padded = F.pad(x[:first], (0, 0, 0, 0, 0, -first % page_size + page_size))
+            return padded.unflatten(0, (-1, page_size)).transpose(1, 2).contiguous()
+
+        self.window, device = captured.window, captured.q.device
+        self.k_pages, self.v_pages = pages(captured.k), pages(captured.v)
+        self.table = torch.arange(len(self.k_pages), dtype=torch.int32, device=device)
+        self.q, self.k, self.v = (x[first:end].contiguous() for x in (captured.q, captured.k, captured.v))
+        self.context = torch.tensor([first], dtype=torch.int32, device=device)
+        self.bounds = torch.tensor([0, end - first], dtype=torch.int32, device=device)
+        stats = PageStats(
+            captured.layer + 1, len(self.k_pages), self.k.shape[1], page_size, self.k.shape[2], device=device
+        )
+        stats.rebuild(captured.layer, self.k_pages)
+        self.rows = SequenceRows(
+            self.q,
+            self.k,
+            captured.scale,
+            first,
+            self.k_pages,
+            self.table,
+            window=captured.window,
+            stats=stats,
+            layer=captured.layer,
+        )
+        self.earlier = SequenceRows(captured.q[:first], captured.k[:first], captured.scale, layer=captured.layer)
+
+    def attend(self, kernels: Any, index: Any) -> Any:
+        """out [n, Hq, D]."""
+        tensors = (self.q, self.k, self.v, self.k_pages, self.v_pages, self.table[None], self.context, self.bounds)
+        return kernels.attention(*tensors, scale=self.rows.scale, window=self.window, index=index)[0]
+
+
+def _token_ids(loaded: Any, text: str | None, length: int) -> list[int]:
+    from sparse_attn.calibrate import retrieval_text
+
+    if loaded.tokenizer is None:
+        raise EvalError(f"The model {loaded.name!r} has no tokenizer, so there is no text to measure on.")
+
+    def encode(words: str) -> list[int]:
+        return list(loaded.tokenizer.encode(words, add_special_tokens=False))
+
+    ids = encode(text) if text is not None else retrieval_text(encode, length + 64)
+    return (ids * (length // max(1, len(ids)) + 1))[:length]

@@ -1,0 +1,76 @@
+"""``folio bench crossovers``: what it measures is complete, and the table follows from it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eval.bench.crossovers import make_table, run
+from eval.errors import EvalError
+from sparse_attn.policies import parse_policy
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+    )
+    tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: [min(ord(c), 255) for c in text])
+    return SimpleNamespace(name="tiny", model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer, max_len=1024)
+
+
+def test_every_candidate_is_measured_at_every_length(loaded):
+    prefill = ["xattention:p=0.5,means=true", "dense"]
+    decode = ["quest:budget=512,recent=64,sink=64,dense_layers=0"]
+    figures = run(loaded, [512, 768], chunk=256, prefill=prefill, decode=decode, repeats=1)
+    assert [(r["phase"], r["length"], r["policy"]) for r in figures["rows"]] == [
+        (phase, length, policy)
+        for length in (512, 768)
+        for phase, policies in (("prefill", prefill), ("decode", decode))
+        for policy in policies
+    ]
+    by_policy = {(r["policy"], r["length"]): r for r in figures["rows"]}
+    assert 0 < by_policy[prefill[0], 768]["density"] < 1
+    assert by_policy[prefill[0], 768]["error"] > 0
+    assert by_policy["dense", 768]["density"] == 1
+    assert by_policy["dense", 768]["error"] == 0
+    assert by_policy[decode[0], 768]["density"] < 1
+    assert all(r["ms"] == pytest.approx(r["index_ms"] + r["kernel_ms"]) for r in figures["rows"])
+    for row in figures["table"]:
+        parse_policy(row["policy"])
+
+
+def row(phase, length, policy, ms, error=0.01, dense=10.0):
+    return {"phase": phase, "length": length, "policy": policy, "ms": ms, "dense_ms": dense, "error": error}
+
+
+def test_the_table_takes_the_fastest_that_is_near_enough_from_where_it_stays_faster():
+    rows = [
+        row("prefill", 1000, "xattention", 8.0),  # faster here by chance, slower at 2000
+        row("prefill", 2000, "xattention", 11.0),
+        row("prefill", 4000, "xattention", 7.0),
+        row("prefill", 8000, "xattention", 5.0),
+        row("prefill", 8000, "flexprefill", 1.0, error=0.5),
+        row("prefill", 8000, "trianglemix", 6.0),
+        row("decode", 4000, "quest:budget=512", 9.9),
+        row("decode", 8000, "quest:budget=512", 2.0),
+    ]
+    assert make_table(rows, max_error=0.05) == [
+        {"min_length": 0, "policy": "dense"},
+        {"min_length": 4000, "policy": "xattention:gate=4000+dense"},
+        {"min_length": 8000, "policy": "xattention:gate=4000+quest:budget=512,gate=8000"},
+    ]
+    assert make_table(rows[:2], max_error=0.05) == [{"min_length": 0, "policy": "dense"}]
+
+
+def test_lengths_that_the_model_does_not_hold_are_refused(loaded):
+    with pytest.raises(EvalError, match="holds 1024 tokens"):
+        run(loaded, [4096])
