@@ -2,7 +2,7 @@
 
 Runs the model with plain transformers. Contexts are consecutive sentences of the text, references are dealt
 in order as the layout deals them, the context is read once and each question continues from its cache; answers
-are decoded greedily. A question counts as *right* if the reference is that of the sentence it was made from
+are greedy. A question counts as *right* if the reference is that of the sentence it was made from
 (or of one with the same words), as *quoted* if the whole sentence also follows, word for word.
 """
 
@@ -27,9 +27,6 @@ from service.reader.sentences import split
 from service.reader.tokenizer import REFERENCES
 from service.reader.train import Packer
 
-LONGEST_ANSWER = 120
-"""Tokens after which an answer is cut off."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,38 +47,41 @@ def load(folder: str) -> tuple[Any, Packer]:
 
 @torch.no_grad()
 def answers(model: Any, packer: Packer, example: Example) -> list[Answer]:
-    """The reader's answers to the questions of one context, read once."""
+    """The reader's answers to the questions of one context, read once.
+
+    A greedy answer equals the expected one exactly if each of its tokens is the most likely one behind the
+    tokens before it, so one forward over the expected answer tells.
+    """
     references = [packer.references[i % REFERENCES] for i in range(len(example.sentences))]
     ids = packer.context(example.sentences, references)
     cache = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1).past_key_values
     found = []
     for question in example.questions:
         asked = [packer.question, *packer.encode(question.text), packer.answer]
-        said = _say(model, cache, len(ids), asked, packer.end)
         truth = packer.answer_ids(example, references, question.answer)
-        same = said[:1] == truth[:1] or _same_words(example, references, question.answer, said)
-        found.append(Answer(question, same, same and said[1:] == truth[1:]))
+        said = _likeliest(model, cache, len(ids), asked, truth)
+        if said[0] != truth[0] and _same_words(example, references, question.answer, said[0]):
+            truth = [said[0], *truth[1:]]
+            said = _likeliest(model, cache, len(ids), asked, truth)
+        found.append(Answer(question, said[0] == truth[0], said == truth))
     return found
 
 
-def _say(model: Any, cache: Any, length: int, asked: list[int], end: int) -> list[int]:
-    """Greedy continuation of a cached context; the cache is left as it was."""
-    said: list[int] = []
-    new, read = asked, 0
-    while len(said) < LONGEST_ANSWER and end not in said:
-        positions = torch.arange(length + read, length + read + len(new))[None]
-        output = model(torch.tensor([new]), past_key_values=cache, position_ids=positions, logits_to_keep=1)
-        read += len(new)
-        new = [int(output.logits[0, -1].argmax())]
-        said += new
-    cache.crop(-read)
-    return said
+def _likeliest(model: Any, cache: Any, length: int, asked: list[int], answer: list[int]) -> list[int]:
+    """The likeliest token at each place of `answer`, given those before it; the cache is left as it was."""
+    new = asked + answer[:-1]
+    positions = torch.arange(length, length + len(new))[None]
+    logits = model(
+        torch.tensor([new]), past_key_values=cache, position_ids=positions, logits_to_keep=len(answer)
+    ).logits[0]
+    cache.crop(-len(new))
+    return logits.argmax(-1).tolist()
 
 
-def _same_words(example: Example, references: Sequence[int], answer: int, said: list[int]) -> bool:
-    if answer == NOWHERE or said[:1] == [] or said[0] not in references:
+def _same_words(example: Example, references: Sequence[int], answer: int, token: int) -> bool:
+    if answer == NOWHERE or token not in references:
         return False
-    return example.sentences[references.index(said[0])] == example.sentences[answer]
+    return example.sentences[references.index(token)] == example.sentences[answer]
 
 
 def passkeys(maker: Maker, rng: random.Random, tokens: int, count: int) -> Example:

@@ -10,6 +10,7 @@ from service.reader import initialise
 from service.reader.initialise import CODE, HEAD, at, build
 from service.reader.train import Packer
 
+
 def score(key: np.ndarray, query: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Rotary attention scores of a constant key and query at `distance`, as the model computes them."""
     k = key[: HEAD // 2] + 1j * key[HEAD // 2 :]
@@ -39,7 +40,9 @@ def test_the_same_seed_gives_the_same_weights(untrained: Any, reader_tokenizer: 
 
 
 @torch.no_grad()
-def test_every_token_knows_its_predecessor_and_its_reference(untrained: Any, packer: Packer, sentences: list[str]) -> None:
+def test_every_token_knows_its_predecessor_and_its_reference(
+    untrained: Any, packer: Packer, sentences: list[str]
+) -> None:
     references = packer.references[5:9]
     ids = packer.context(sentences, references)
     states = untrained(torch.tensor([ids]), output_hidden_states=True).hidden_states
@@ -52,7 +55,9 @@ def test_every_token_knows_its_predecessor_and_its_reference(untrained: Any, pac
 
 @torch.no_grad()
 @pytest.mark.parametrize("target", range(4))
-def test_it_selects_by_shared_words_and_copies(untrained: Any, packer: Packer, sentences: list[str], target: int) -> None:
+def test_it_selects_by_shared_words_and_copies(
+    untrained: Any, packer: Packer, sentences: list[str], target: int
+) -> None:
     words = ["Lisbon earthquake", "engineer boiler", "silver horses", "emperor portraits"][target]
     references = packer.references[100:104]
     ids = [*packer.context(sentences, references), packer.question, *packer.encode(f"{words}?"), packer.answer]
