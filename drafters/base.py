@@ -24,6 +24,7 @@ class RequestState:
     documents      token ids of the texts in play that may be copied from (passages, the whole document, …)
     draft_prompt   the shortened prompt of the RAG drafter (retrieved passages and question); None: the
                    drafter selects chunks of the prompt by itself
+    stops          tokens that end the output; nothing below one is worth a node
     max_tokens     output tokens at most
     batch_size     sequences in the coming step, this one included; the engine keeps it current
     """
@@ -34,6 +35,7 @@ class RequestState:
     sampling: Sampling = field(default_factory=Sampling)
     documents: Sequence[Sequence[int]] = ()
     draft_prompt: Sequence[int] | None = None
+    stops: frozenset[int] = frozenset()
     max_tokens: int = 1 << 30
     batch_size: int = 1
 

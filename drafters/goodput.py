@@ -18,6 +18,7 @@ from drafters.verify import Verdict
 _SCALE = np.array([1.0, 8.0, 16384.0, 8 * 16384.0])
 _FORGET = 0.98
 _RIDGE = 1e-3
+_UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
 
 class MachineProfile:
@@ -111,9 +112,11 @@ class Goodput:
         self._inner.start(state)
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
-        tree = self._inner.propose(state, budget)
-        if not len(tree) or not self._profile.ready:
+        tree = self._inner.propose(state, budget).ended_by(state.stops)
+        if not len(tree):
             return tree
+        if not self._profile.ready:
+            return tree.trim(_UNMEASURED)
         times = self._profile.step_times(state.batch_size, len(state.tokens), len(tree))
         nodes, _ = best_budget(np.sort(tree.scores)[::-1], times)
         return tree.trim(nodes) if nodes else EMPTY

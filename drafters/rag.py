@@ -32,9 +32,9 @@ class Rag(ModelDrafter):
         model: DraftModel,
         builder: BestFirst,
         *,
-        chunk: int = 512,
+        chunk: int = 256,
         context: int = 0,
-        question: int = 256,
+        question: int = 64,
         head: int = 64,
     ) -> None:
         super().__init__(model, builder)
@@ -52,22 +52,24 @@ class Rag(ModelDrafter):
 
 
 def select_chunks(
-    prompt: Sequence[int], context: int, chunk: int = 512, question: int = 256, head: int = 64
+    prompt: Sequence[int], context: int, chunk: int = 256, question: int = 64, head: int = 64
 ) -> list[int]:
     """A prompt of about `context` tokens: the first `head`, the chunks nearest to the last `question`, and
     those.
 
-    A chunk's score is the inverse-document-frequency weight of the question's distinct tokens in it, the
-    documents being the chunks. Chunks keep their order. A prompt that fits is returned whole.
+    A chunk's score is the weight of the question's distinct tokens in it: the square of the inverse document
+    frequency (the documents being the chunks), less for tokens far from the prompt's end. Chunks keep their
+    order. A prompt that fits is returned whole.
     """
     ids = np.asarray(prompt, dtype=np.int64)
     if len(ids) <= context:
         return ids.tolist()
     middle = ids[head : len(ids) - question]
     pieces = [middle[start : start + chunk] for start in range(0, len(middle), chunk)]
-    asked = np.unique(ids[len(ids) - question :])
+    # the last place of each token, counted from the end
+    asked, distance = np.unique(ids[: len(ids) - question - 1 : -1], return_index=True)
     present = np.array([np.isin(asked, piece) for piece in pieces])
-    weight = np.log1p(len(pieces) / (1 + present.sum(axis=0)))
+    weight = np.log1p(len(pieces) / (1 + present.sum(axis=0))) ** 2 / (1 + distance / 16)
     order = np.argsort(-(present * weight).sum(axis=1), kind="stable")
     kept = np.sort(order[: max(1, (context - head - question) // chunk)])
     parts = [ids[:head], *(pieces[i] for i in kept), ids[len(ids) - question :]]

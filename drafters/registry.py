@@ -100,10 +100,10 @@ class MultiRoundOptions(Options):
 
 @dataclass(frozen=True)
 class RagOptions(ModelOptions):
-    depth: int = option(10, "longest path", 1, 64)
+    depth: int = option(16, "longest path", 1, 64)
     context: int = option(0, "tokens of the prompt that the drafter puts together itself; 0: a 16th of the whole", 0)
-    chunk: int = option(512, "tokens of a chunk", 16)
-    question: int = option(256, "last tokens of the prompt: the question", 1)
+    chunk: int = option(256, "tokens of a chunk", 16)
+    question: int = option(64, "last tokens of the prompt: the question", 1)
     target_mix: float = option(0.0, "RAPID's eta; above 0 the output distribution changes (lossy)", 0, 1000)
 
 

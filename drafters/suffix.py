@@ -28,7 +28,7 @@ def prior_cells() -> np.ndarray:
     trusted."""
     length = np.array([1, 2, 3, 4, 6, 12, 24, 48, 96])[:, None]
     share = np.array([0.05, 0.17, 0.35, 0.6, 0.85, 1.0])[None, :]
-    return share * length / (length + 1.5)
+    return share * length / (length + 0.7)
 
 
 class DocumentAutomata:

@@ -67,7 +67,8 @@ class TrackedDrafter:
         try:
             tree = self._inner.propose(state, budget)
             tree.validate(self._vocab_size)
-            return tree if len(tree) <= budget else tree.trim(budget)
+            # a tree that brings its own q must stay as it was drawn
+            return (tree if tree.q is not None else tree.ended_by(state.stops)).trim(budget)
         except Exception as error:
             self._fail("propose", state, error)
             return EMPTY

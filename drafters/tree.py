@@ -113,6 +113,16 @@ class DraftTree:
             node = int(self.parents[node])
         return path[::-1]
 
+    def ended_by(self, stops: frozenset[int]) -> DraftTree:
+        """Without the nodes below a token of `stops`: nothing is emitted after it. Drops q if any goes."""
+        if not stops or not len(self):
+            return self
+        ended = np.isin(self.tokens, list(stops))
+        useless = np.zeros(len(self), dtype=bool)
+        for node, parent in enumerate(self.parents.tolist()):
+            useless[node] = parent >= 0 and (ended[parent] or useless[parent])
+        return self.select(np.flatnonzero(~useless)) if useless.any() else self
+
     def trim(self, budget: int) -> DraftTree:
         """The `budget` nodes of the highest scores, ancestors included; the order of nodes is kept.
 

@@ -292,7 +292,7 @@ def tree_forwards(engine: Engine, prompt: list[int]) -> dict[str, Any]:
 
 def machine_limits(device: str) -> tuple[float, float]:
     """Bytes per second read and float32 FLOPs per second multiplied, both measured now."""
-    big = torch.ones(1 << 25, device=device)
+    big = torch.ones(1 << 26, device=device)
     read = big.numel() * 4 / min(_seconds(lambda: big.sum()) for _ in range(5))
     a = torch.randn(1536, 1536, device=device)
     multiply = 2 * 1536**3 / min(_seconds(lambda: a @ a) for _ in range(5))

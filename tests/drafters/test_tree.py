@@ -75,6 +75,13 @@ def test_the_walk_follows_the_choices(tree, choices):
     assert verdict.tokens[-1] not in children
 
 
+@given(trees(), st.frozensets(st.integers(0, 3)))
+def test_nothing_is_kept_below_an_end(tree, stops):
+    cut = tree.ended_by(stops)
+    expected = {path for path in spelled(tree) if not stops & set(path[:-1])}
+    assert spelled(cut) == expected
+
+
 def test_changed_trees_lose_their_distribution():
     tree = DraftTree.of([1, 2], [-1, -1], q=torch.ones(3, 4))
     assert tree.q is not None
