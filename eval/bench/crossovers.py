@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,17 +159,15 @@ class _Bench:
         """A row a candidate: milliseconds over all layers, of which index; density; error."""
         first, end = (max(0, length - self.chunk), length) if phase == "prefill" else (length, length + 1)
         layers = [_PagedLayer(c, first, end, self.shape.page_size) for c in self.captured]
-        dense = self._seconds(lambda: [layer.attend(self.kernels, None) for layer in layers])
-        truth = [layer.attend(self.kernels, None) for layer in layers]
+        read = partial(self._attend, layers, [None] * len(layers))
+        dense, truth = self._seconds(read), read()
         rows = []
         for text in candidates:
             state = self._state(text, first, end, phase)
             indices = [state.plan(layer.rows) for layer in layers]
             planning = self._planning(text, layers, first, end, phase)
-            reading = self._seconds(
-                lambda own=indices: [layer.attend(self.kernels, i) for layer, i in zip(layers, own, strict=True)]
-            )
-            got = [layer.attend(self.kernels, i) for layer, i in zip(layers, indices, strict=True)]
+            read = partial(self._attend, layers, indices)
+            reading, got = self._seconds(read), read()
             errors = [float((a - b).norm() / b.norm()) for a, b in zip(got, truth, strict=True)]
             stats = state.prefill_stats if phase == "prefill" else state.decode_stats
             rows.append(
@@ -185,6 +184,9 @@ class _Bench:
                 }
             )
         return rows
+
+    def _attend(self, layers: Sequence[_PagedLayer], indices: Sequence[Any]) -> list[Any]:
+        return [layer.attend(self.kernels, index) for layer, index in zip(layers, indices, strict=True)]
 
     def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
         from sparse_attn.policies import parse_policy
