@@ -342,6 +342,41 @@ def transformers_prompt_lookup(
     return {"transformers_tokens_per_s": figures}
 
 
+def chart(figures: dict[str, Any], path: Path) -> None:
+    """Draw speed-up and accepted length of every drafter, a bar a context, over the batch-1 cells of each workload."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cells = [cell for cell in figures["cells"] if cell["batch"] == 1 and cell["drafter"] != PLAIN]
+    groups = list(dict.fromkeys((cell["workload"], cell["temperature"]) for cell in cells))
+    contexts = sorted({cell["context"] for cell in cells})
+    names = list(dict.fromkeys(cell["drafter"] for cell in cells))
+    shown = (("speedup", "speed-up over plain"), ("accepted_length", "accepted length"))
+    size = (5 * len(shown), 1 + 0.4 * len(names) * len(groups))
+    figure, axes = pyplot.subplots(len(groups), len(shown), figsize=size, squeeze=False, sharey=True)
+    for row, group in zip(axes, groups, strict=True):
+        for axis, (key, label) in zip(row, shown, strict=True):
+            for i, context in enumerate(contexts):
+                found = {
+                    cell["drafter"]: cell[key]
+                    for cell in cells
+                    if (cell["workload"], cell["temperature"]) == group and cell["context"] == context
+                }
+                at = [n + (i - (len(contexts) - 1) / 2) * 0.8 / len(contexts) for n in range(len(names))]
+                axis.barh(at, [found.get(n, 0) for n in names], 0.8 / len(contexts), label=f"{context} tokens")
+            axis.axvline(1.0, color="black", linewidth=0.6)
+            axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.set_xlabel(label, fontsize=8)
+            axis.set_title(f"{group[0]}, temperature {group[1]:g}", fontsize=9)
+        row[0].invert_yaxis()
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def _quoting(engine: Engine, context: int, count: int, text: Path) -> list[list[int]]:
     layout = layout_for(engine.loaded.name, engine.tokenizer)
     maker = QuoteMaker(read_folder(text))
@@ -428,6 +463,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     peer: Annotated[bool, typer.Option(help="Also time transformers' prompt lookup.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="File for a chart.")] = None,
     name: Annotated[str, typer.Option(help="Of the file in eval/results.")] = "drafters",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
     output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
@@ -448,4 +484,6 @@ def command(
         device=device,
         peer=peer,
     )
+    if picture is not None:
+        chart(figures, picture)
     report_result(name, figures, as_json=as_json, output=output)
