@@ -370,7 +370,7 @@ def chart(figures: dict[str, Any], path: Path) -> None:
             axis.set_yticks(range(len(names)), names, fontsize=8)
             axis.set_xlabel(label, fontsize=8)
             axis.set_title(f"{group[0]}, temperature {group[1]:g}", fontsize=9)
-        row[0].invert_yaxis()
+    axes[0][0].invert_yaxis()  # shared by all
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
