@@ -56,6 +56,7 @@ def _heat_maps(cells: Sequence[Cell], task: str, folder: Path) -> list[Picture]:
 def _score_against_speed(cells: Sequence[Cell], folder: Path) -> list[Picture]:
     """A point an engine and length: mean score over the tasks, mean of the median end-to-end times."""
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     points: dict[str, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -74,6 +75,9 @@ def _score_against_speed(cells: Sequence[Cell], folder: Path) -> list[Picture]:
     axis.set(
         xlabel="end to end, s (median, mean of the tasks)", ylabel=f"{SHOWN} score, %", xscale="log", ylim=(-5, 105)
     )
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.minorticks_off()
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     return [_save(figure, folder / "score_speed.png", "Score against end-to-end time, by engine and length")]
