@@ -12,16 +12,19 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service.api.sse import ClientLeft
 from service.errors import Busy, FolioError, Unavailable
 from service.translation import translate
 
 log = structlog.get_logger(__name__)
 
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left: nobody reads it, but the metrics count it apart from errors of ours."""
 PROBLEM_TYPE = "application/problem+json"
 OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings")
 
@@ -94,6 +97,10 @@ def install(app: FastAPI) -> None:
     async def _any(request: Request, error: Exception) -> JSONResponse:
         known = translate(error)
         return response_for(request.url.path, known) if known else unforeseen(request.url.path, error)
+
+    @app.exception_handler(ClientLeft)
+    async def _left(request: Request, error: ClientLeft) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(FolioError)
     async def _folio(request: Request, error: FolioError) -> JSONResponse:

@@ -79,6 +79,9 @@ def test_leaving_before_a_json_answer_stops_the_generation(service: Any) -> None
     with pytest.raises(httpx.ReadTimeout):
         service.client.post("/v1/answer", json={**ASK, "max_tokens": 6000}, timeout=0.5)
     assert service.idle()
+    figures = service.client.get("/metrics").text
+    assert 'route="/v1/answer",status="499"' in figures
+    assert 'route="/v1/answer",status="500"' not in figures
 
 
 def test_idempotency_of_an_answer(scripted_service: Any) -> None:
