@@ -70,12 +70,8 @@ def test_paged_attention_is_a_softmax_over_the_context(shape, sequences, window,
     rows, lengths = [r for r, _ in sequences], [c for _, c in sequences]
     pages_needed = max(-(-max(lengths) // page_size), 1)
     total = pages_needed * len(sequences) + 3
-    tables = (
-        torch.randperm(total, generator=g)[: pages_needed * len(sequences)].view(len(sequences), -1).int()
-    )
-    k_cache, v_cache = (
-        torch.randn(total, kv_heads, page_size, dim, generator=g, dtype=torch.float64) for _ in "kv"
-    )
+    tables = torch.randperm(total, generator=g)[: pages_needed * len(sequences)].view(len(sequences), -1).int()
+    k_cache, v_cache = (torch.randn(total, kv_heads, page_size, dim, generator=g, dtype=torch.float64) for _ in "kv")
     cu = torch.tensor([0, *torch.tensor(rows).cumsum(0).tolist()], dtype=torch.int32)
     q = torch.randn(sum(rows), heads, dim, generator=g, dtype=torch.float64)
     index_heads = {"none": 0, "kv": kv_heads, "query": heads}[filtered]
