@@ -10,6 +10,7 @@ from drafters.verify import Verdict
 
 _WEIGHT = 0.1  # of the newest step in the running mean of accepted tokens
 _FUTILE = 0.05  # accepted tokens a step below which guessing rests
+_COPYING = 4.0  # accepted tokens a step from which on the target's successors are not asked for
 _REST = 8  # of a resting drafter's steps, one is tried
 
 
@@ -17,7 +18,8 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, until a try succeeds.
+    been accepted for a while it is spared in most steps, until a try succeeds; while copying goes well, only the
+    successors are.
     """
 
     name = "auto"
@@ -29,7 +31,8 @@ class Auto(Goodput):
 
     @property
     def needs_topk(self) -> int:  # type: ignore[override]
-        return 0 if self._resting else self._inner.needs_topk
+        spared = self._resting or self._accepted > _COPYING
+        return 0 if spared else self._inner.needs_topk
 
     @property
     def _resting(self) -> bool:
