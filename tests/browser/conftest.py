@@ -97,9 +97,9 @@ def service(serve: Callable[..., Service]) -> Service:
     return serve()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The system's headless Chromium."""
+    """The system's headless Chromium; no longer than a module, for Playwright's loop runs in this very thread."""
     found = shutil.which("chromium")
     if found is None:
         pytest.skip("needs Chromium: apt-get install chromium")
