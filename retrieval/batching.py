@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,3 +72,16 @@ class _Call(Generic[Item, Result]):
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]
+
+
+Task = tuple[Callable[[Sequence[Any]], Sequence[Any]], Any]
+"""(a function of many items, one item)"""
+
+
+def run_tasks(tasks: Sequence[Task]) -> list[Any]:
+    """Call each function once with all of its items: different kinds of work on one thread."""
+    results: dict[int, Any] = {}
+    for function in {id(task[0]): task[0] for task in tasks}.values():
+        members = [position for position, task in enumerate(tasks) if task[0] is function]
+        results.update(zip(members, function([tasks[position][1] for position in members]), strict=True))
+    return [results[position] for position in range(len(tasks))]

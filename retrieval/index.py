@@ -16,7 +16,7 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from retrieval.batching import Batcher
+from retrieval.batching import Batcher, Task
 from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.failpoints import failpoint
 from retrieval.generation import DocumentKey, Generation, GenerationContent, load_generation, sweep, write_generation
@@ -52,6 +52,7 @@ class Index:
         lease: WriterLease,
         embedder_id: int,
         fingerprint: str,
+        compute: Batcher[Task, np.ndarray],
         beside: bool = False,
     ) -> None:
         """beside: of an embedder to which the library is yet to be switched."""
@@ -64,7 +65,7 @@ class Index:
         self._corrupt: set[int] = set()
         self._refreshing = threading.RLock()
         self._loading: threading.Thread | None = None
-        self._scan = Batcher(_scan_together)
+        self._compute = compute
         self.tokenizer: CorpusTokenizer | None = None
         """of which a generation gets a token store"""
         self.notes: list[str] = []
@@ -209,7 +210,7 @@ class Index:
                 self._adopt(generation)
 
     def _dense_scores(self, generation: Generation, vector: np.ndarray) -> np.ndarray:
-        return self._scan((generation, vector))
+        return self._compute((_scan_together, (generation, vector)))
 
     # -- writing
 

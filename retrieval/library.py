@@ -23,7 +23,7 @@ import numpy as np
 import structlog
 
 from retrieval import archive, maintenance
-from retrieval.batching import Batcher
+from retrieval.batching import Batcher, Task, run_tasks
 from retrieval.checks import check_label, check_query
 from retrieval.chunking import ChunkingOptions
 from retrieval.embedding import Embedder, make_embedder
@@ -79,7 +79,8 @@ class Library(Shelf):
         self._opening = threading.RLock()
         self._index: Index | None = None
         self._tokenizer: CorpusTokenizer | None = None
-        self._embed: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
+        self._encode = lambda texts: list(embedder.encode_queries(texts))
+        self._compute: Batcher[Task, np.ndarray] = Batcher(run_tasks)
 
     @classmethod
     def open(
@@ -240,7 +241,7 @@ class Library(Shelf):
         """
         check_query(query, k, mode)
         index = self._ready_index()
-        vector = self._embed(query) if mode != "sparse" else None
+        vector = self._compute((self._encode, query)) if mode != "sparse" else None
         request = Query(terms(query) if mode != "dense" else [], vector, mode, k)
         while True:
             snapshot = index.refresh()
@@ -342,7 +343,7 @@ class Library(Shelf):
 
     def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
         folder, fingerprint = self.home / "index", self.embedder.fingerprint
-        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, beside)
+        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, self._compute, beside)
         index.tokenizer = self._tokenizer
         return index
 
