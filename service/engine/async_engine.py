@@ -161,10 +161,13 @@ class AsyncEngine:
             self._loop()
         except BaseException as error:  # outside a step nothing should raise: fail what is in flight, start again
             log.exception("engine thread died", in_flight=len(self._streams))
-            self.restarts += not self._stopping
-            self._fail_all(error)
-            if not self._stopping:
+            lost, self._streams = self._streams, {}
+            self.engine.reset()
+            if not self._stopping:  # before the news is out, so that whoever hears it can ask again
+                self.restarts += 1
                 self._start_thread()
+            for stream in lost.values():
+                stream.put(GenerationFailed(f"The engine failed: {type(error).__name__}: {error}"))
 
     def _loop(self) -> None:
         while True:
@@ -197,9 +200,3 @@ class AsyncEngine:
     def _abort_all(self) -> None:
         for request_id in list(self._streams):
             self.engine.abort(request_id)
-
-    def _fail_all(self, error: BaseException) -> None:
-        self.engine.reset()
-        for stream in self._streams.values():
-            stream.put(GenerationFailed(f"The engine failed: {type(error).__name__}: {error}"))
-        self._streams.clear()

@@ -40,7 +40,19 @@ def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     """The fastest back end for tensors of this dtype on this device."""
     if device.type == "cpu" and dtype == torch.float32:
         return _cpu_kernels()
+    if device.type == "cuda":
+        return _triton_kernels()
     return TORCH
+
+
+@functools.cache
+def _triton_kernels() -> Kernels:
+    try:
+        from sparse_attn.kernels import triton_attention as triton
+    except ImportError as error:
+        logger.warning("attention falls back to plain torch, which is many times slower: %s", error)
+        return TORCH
+    return Kernels("triton", triton.attention, triton.paged_attention, triton.ragged_attention)
 
 
 @functools.cache

@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
-TEXT = " ".join(f"The keeper of gate number {n} is called Brother Aldous of the {n}th hour." for n in range(60))
+TEXT = " ".join(
+    f"The keeper of gate number {n} is called Brother Aldous of the {n}th hour." for n in range(60)
+)
 
 
 def folio(home: Path, *arguments: str) -> Any:
-    command = [sys.executable, "-c", "from service.cli import main; raise SystemExit(main())", "--home", str(home)]
+    command = [
+        sys.executable,
+        "-c",
+        "from service.cli import main; raise SystemExit(main())",
+        "--home",
+        str(home),
+    ]
     done = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

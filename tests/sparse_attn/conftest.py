@@ -1,13 +1,9 @@
 """Sequences of random or planted q, k, v with the context in shuffled pages."""
 
-import os
 from dataclasses import dataclass
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # read by Triton when a kernel's module is imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from sparse_attn import dense
 from sparse_attn.pages import PageStats
