@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from drafters.registry import warm_up
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import GenerationFailed, Unavailable
@@ -60,6 +61,7 @@ class AsyncEngine:
 
     async def start(self) -> None:
         """Start the engine's thread."""
+        await asyncio.to_thread(warm_up)
         self._stopping = self._draining = False
         self._start_thread()
 

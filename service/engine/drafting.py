@@ -16,7 +16,7 @@ from drafters.resources import Resources
 from drafters.stats import DraftingStats, token_sources
 from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY
-from drafters.verify import Verdict
+from drafters.verify import Verdict, verify
 from service.engine.request import Request
 from service.engine.step import Slice, Step
 from service.errors import InvalidRequest
@@ -38,8 +38,8 @@ class Drafting:
         self.totals = DraftingStats()
         self._requests: dict[str, _Drafted] = {}
 
-    def open(self, request: Request) -> None:
-        """Give a request the drafter that it asks for.
+    def open(self, request: Request, stops: frozenset[int]) -> None:
+        """Give a request the drafter that it asks for; ``stops`` are the tokens that end its output.
 
         Raises:
             InvalidRequest: there is no such drafter or option, or the engine lacks what it needs.
@@ -62,6 +62,7 @@ class Drafting:
             documents=sources.documents,
             draft_prompt=sources.prompt,
             max_tokens=request.params.max_tokens,
+            stops=stops,
         )
         self._requests[request.id] = _Drafted(drafter, state)
 
@@ -85,6 +86,14 @@ class Drafting:
         if not drafted.started or not drafted.drafter.lossy:
             return logits
         return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
+
+    def verify(self, part: Slice, logits: Tensor, choices: Sequence[int]) -> Verdict:
+        """Walk the slice's tree along the target's choices, or by the rule of a drafter that has its own."""
+        drafted = self._requests[part.request.id]
+        tree = part.tree or EMPTY
+        if drafted.started and drafted.drafter.judges:
+            return drafted.drafter.verify(drafted.state, tree, logits, choices)
+        return verify(tree, choices)
 
     def is_lossy(self, request: Request) -> bool:
         return self._requests[request.id].drafter.lossy

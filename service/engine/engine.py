@@ -23,8 +23,7 @@ from typing import Any
 
 import structlog
 
-from drafters.tree import EMPTY
-from drafters.verify import Verdict, verify
+from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
 from service.engine.detokenizer import Detokenizer
 from service.engine.draft_resources import draft_resources
@@ -172,7 +171,7 @@ class Engine:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         request = Request(request_id, prompt_ids, params, draft_sources)
         self._set_policy(request)
-        self.drafting.open(request)
+        self.drafting.open(request, self._stop_ids(params))
         try:
             self.scheduler.add(request)
         except FolioError:
@@ -359,8 +358,11 @@ class Engine:
             )
 
     def _is_stop(self, request: Request, token: int) -> bool:
-        params = request.params
-        return token in params.stop_token_ids or (not params.ignore_eos and token in self.loaded.eos_ids)
+        return token in self._stop_ids(request.params)
+
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        own = frozenset(params.stop_token_ids)
+        return own if params.ignore_eos else own | self.loaded.eos_ids
 
     def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
         """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
@@ -378,8 +380,8 @@ class Engine:
         choices = sample(forward.logits, RowKeys(params, positions)) if sampling else []
         verdicts = {}
         for part, first in sampling:
-            tree = part.tree if part.tree is not None else EMPTY
-            verdict = verify(tree, choices[first : first + len(tree) + 1])
+            rows = slice(first, first + part.num_rows - len(part.token_ids) + 1)
+            verdict = self.drafting.verify(part, forward.logits[rows], choices[rows])
             verdicts[part.request.id] = verdict
             if verdict.path:
                 self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)

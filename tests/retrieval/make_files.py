@@ -107,7 +107,8 @@ def pptx(slides: Sequence[str]) -> bytes:
 
 def epub(chapters: Sequence[str]) -> bytes:
     container = (
-        '<?xml version="1.0"?><container version="1.0" xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+        '<?xml version="1.0"?><container version="1.0" xmlns="urn:oasis:names:tc:opendocument:xmlns:container">'
+        "<rootfiles>"
         '<rootfile full-path="content.opf" media-type="application/oebps-package+xml"/></rootfiles></container>'
     )
     items = "".join(

@@ -54,6 +54,8 @@ def drafting_engine(tmp_path: Any = None, **options: Any) -> Engine:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("drafter", HERE)
 def test_every_drafter_gives_the_tokens_of_plain_decoding(drafter: str, temperature: float, tmp_path: Any) -> None:
+    if drafter == "multi_round" and temperature:
+        pytest.skip("rejection keeps the distribution, not the tokens: see tests/drafters/test_exact.py")
     engine = drafting_engine(tmp_path)
     prompts = [prompt(i) for i in range(3)]
 
