@@ -21,7 +21,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## what CI runs
+test: lint  ## what CI runs; browser tests: .venv/bin/python -m pytest -m browser
 	$(BIN)/python -m pytest
 
 test-all: lint  ## slow tests too
