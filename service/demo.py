@@ -35,8 +35,8 @@ class Asked:
 
 
 QUESTIONS = (
-    Asked("What does FOLIO_MODEL name?"),
-    Asked("When is a citation verified?", document="09-answers-and-citations.md"),
+    Asked("When is a journal row written, and in the same transaction as what change?"),
+    Asked("What is a page of KV?", document="02-paged-kv.md"),
 )
 
 
