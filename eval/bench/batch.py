@@ -13,34 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
+from eval.bench._beside_transformers import VOCABULARY, random_llama
 from eval.results import report_result
+
+MAX_LENGTH = 1 << 17
 
 
 def trace(requests: int, shortest: int, longest: int, vocabulary: int, seed: int) -> list[list[int]]:
     """Prompts of uniformly drawn lengths."""
     rng = random.Random(seed)
     return [[rng.randrange(3, vocabulary) for _ in range(rng.randint(shortest, longest))] for _ in range(requests)]
-
-
-def random_llama(seed: int = 0) -> Any:
-    """A random Llama of 27 M parameters: 8 layers, 512 wide, 8 query and 4 KV heads of 64."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=1 << 17,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def run(
@@ -51,13 +33,13 @@ def run(
     from service.engine.loading import prepare
     from service.engine.request import SamplingParams
 
-    prompts = trace(requests, shortest, longest, 8192, seed)
+    prompts = trace(requests, shortest, longest, VOCABULARY, seed)
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, drafter="none", attention="dense")
     config = EngineConfig(kv_memory=3 << 30, prefix_cache=False, max_running=16)
     ours, theirs, shares = [], [], []
     same = True
     for _ in range(runs):
-        engine = Engine(prepare("random-llama-27m", random_llama()), config)
+        engine = Engine(prepare("random-llama-27m", random_llama(MAX_LENGTH)), config)
         began = time.perf_counter()
         results = engine.generate(prompts, params)
         ours.append(requests * new_tokens / (time.perf_counter() - began))
@@ -82,7 +64,7 @@ def bookkeeping_share(engine: Any, batch: int = 16, context: int = 2048, steps: 
     from service.engine.request import SamplingParams
 
     params = SamplingParams(max_tokens=steps + 8, ignore_eos=True, drafter="none", attention="dense")
-    for prompt in trace(batch, context, context, 8192, seed=1):
+    for prompt in trace(batch, context, context, VOCABULARY, seed=1):
         engine.add_request(prompt, params)
     while any(request.num_pending > 1 for request in engine.scheduler.running) or engine.scheduler.waiting:
         engine.step()
@@ -98,7 +80,7 @@ def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[float, l
     """Tokens a second of transformers' continuous batching, and what it generated."""
     from transformers import GenerationConfig
 
-    model = random_llama()
+    model = random_llama(MAX_LENGTH)
     model.set_attn_implementation("sdpa")
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
     began = time.perf_counter()
