@@ -64,6 +64,8 @@ class Hit:
     score: float
     text: str
     version: int = 1
+    sha256: str = ""
+    """of the document's file"""
 
 
 class SearchResult(NamedTuple):

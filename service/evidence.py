@@ -151,12 +151,15 @@ class EvidenceFinder:
     def _read_whole(self, question: Question, scope: Sequence[Document], room: int) -> Evidence:
         """Mode long; for auto, retrieval instead where the documents are too long to be read whole."""
         limit, why = self._whole_limit(room, question.mode)
+        scope = sorted(scope, key=lambda document: (document.sha256, document.name))  # as the prompt has them
         chars = sum(document.chars for document in scope)
         tokens: int | None = None
         prompt = None
         if chars <= limit * CHARS_PER_TOKEN_MAX:
             passages = [
-                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=question.owner))
+                Passage(
+                    d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=question.owner), d.sha256
+                )
                 for d in scope
             ]
             prompt = self.layout.build(question.text, passages, question.history)
@@ -229,7 +232,7 @@ class EvidenceFinder:
         )
 
     def _build(self, question: Question, hits: Sequence[Hit]) -> Prompt | None:
-        passages = [Passage(h.document, h.name, h.start, h.end, h.page, h.text) for h in hits]
+        passages = [Passage(h.document, h.name, h.start, h.end, h.page, h.text, h.sha256) for h in hits]
         return self.layout.build(question.text, passages, question.history) if passages else None
 
     def _check(self, span: Span, owner: str) -> Citation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,7 @@ class Passage:
         name: its name, for people.
         start, end: character offsets into the stored text; `text` is exactly that slice.
         page: 1-based page of `start`, or None for documents without pages.
+        content: SHA-256 of the document's file; orders documents alike on every machine, as random ids cannot.
     """
 
     document: str
@@ -23,6 +24,7 @@ class Passage:
     end: int
     page: int | None
     text: str
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,18 @@ class Span:
 
 
 def canonical(passages: Iterable[Passage]) -> list[Passage]:
-    """Passages by document and offset, overlapping or touching ones joined.
+    """Passages by their document's content and offset, overlapping or touching ones joined.
 
-    The order does not depend on the question, so prompts over the same evidence share a prefix, and with it
-    the KV pages of that prefix.
+    The order depends neither on the question nor on the ids that documents got when they were ingested: prompts
+    over the same evidence share a prefix, and with it the KV pages of that prefix, and a library of the same
+    files gives the same answers on every machine.
     """
     joined: list[Passage] = []
-    for passage in sorted(passages, key=lambda p: (p.document, p.start, p.end)):
+    for passage in sorted(passages, key=lambda p: (p.content, p.name, p.document, p.start, p.end)):
         last = joined[-1] if joined else None
         if last is None or last.document != passage.document or passage.start > last.end:
             joined.append(passage)
         elif passage.end > last.end:
             text = last.text + passage.text[last.end - passage.start :]
-            joined[-1] = Passage(last.document, last.name, last.start, passage.end, last.page, text)
+            joined[-1] = replace(last, end=passage.end, text=text)
     return joined

@@ -22,7 +22,7 @@ FAILED = "failed"
 
 # Part of every search, so put together once.
 _LIVE_CHUNKS = (
-    sa.select(chunks, documents.c.name)
+    sa.select(chunks, documents.c.name, documents.c.sha256)
     .join(documents, sa.and_(documents.c.id == chunks.c.document_id, documents.c.version == chunks.c.version))
     .where(documents.c.owner == sa.bindparam("owner"), documents.c.status == READY)
 )
@@ -268,6 +268,7 @@ def _hit(row: sa.Row, score: float) -> Hit:  # type: ignore[type-arg]
         score=score,
         text=row.text,
         version=row.version,
+        sha256=row.sha256,
     )
 
 

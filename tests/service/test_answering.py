@@ -83,6 +83,23 @@ def test_auto_reads_whole_what_fits_and_retrieves_what_does_not(ask: Ask) -> Non
     assert "FOLIO_LONG_TOKENS" in small.mode_reason
 
 
+@pytest.mark.parametrize("mode", ["long", "retrieval"])
+def test_the_same_files_make_the_same_prompt_whatever_their_ids(
+    ask: Ask, make_scripted: Any, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    prompts: list[str] = []
+    listed: list[list[str]] = []
+    for ids in (["a" * 12, "b" * 12], ["b" * 12, "a" * 12]):
+        monkeypatch.setattr("retrieval.store.documents.new_id", iter(ids).__next__)
+        with Library.open(tmp_path / ids[0]) as library:
+            assert {result.id for result in library.ingest(files)} == set(ids)
+        engine = make_scripted(lambda prompt: prompts.append(prompt) or "Seven.")
+        answer = ask("How many arches has the bridge?", mode=mode, engine=engine, flags={"home": tmp_path / ids[0]})
+        listed.append([result["name"] for result in answer.results])
+    assert prompts[0] == prompts[1]
+    assert listed[0] == listed[1]
+
+
 def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
     engine.max_model_len = 500
