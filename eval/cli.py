@@ -36,6 +36,10 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     kv_memory_mb: Annotated[int | None, typer.Option(min=1, help="Memory for KV, in MiB.")] = None,
     window: Annotated[int | None, typer.Option(min=16, help="Longest prompt and answer of an endpoint.")] = None,
+    together: Annotated[
+        bool | None,
+        typer.Option("--together", help="Ask all engines an example before the next; they share its cached prefix."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Answer tasks with one or more engines; resumes what an earlier run of the same arguments left."""

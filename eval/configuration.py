@@ -49,6 +49,7 @@ class RunOptions:
     threads: int | None = None
     kv_memory_mb: int | None = None
     window: int = 131_072
+    together: bool = False
 
     @classmethod
     def load(cls, config: Path | None, flags: Mapping[str, Any]) -> RunOptions:
@@ -96,6 +97,7 @@ def build_plan(options: RunOptions, command: str) -> Plan:
         new_tokens=options.new_tokens,
         output=options.output,
         arguments=_arguments(options),
+        together=options.together,
         command=command,
     )
 
@@ -118,7 +120,7 @@ def _engines(options: RunOptions) -> list[tuple[AnswerEngine, Prompter]]:
 
 
 def _load(options: RunOptions) -> Engine:
-    """One engine for all points, without a prefix cache: a prompt must cost every point the same."""
+    """One engine for all points; a prompt costs every point the same, unless they are asked together."""
     import torch
 
     if options.threads:
@@ -129,9 +131,10 @@ def _load(options: RunOptions) -> Engine:
     if loaded.tokenizer is None:
         raise EvalError(f"the model {options.model!r} has no tokenizer", hint="Evaluations need text.", param="model")
     longest = min(max(options.length, default=loaded.max_len), loaded.max_len)
-    enough = (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[dtype])
+    prompts = 2 if options.together else 1
+    enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[dtype])
     kv_memory = options.kv_memory_mb << 20 if options.kv_memory_mb else max(enough, LEAST_KV_MEMORY)
-    return Engine(loaded, EngineConfig(dtype, device, kv_memory, prefix_cache=False))
+    return Engine(loaded, EngineConfig(dtype, device, kv_memory, prefix_cache=options.together))
 
 
 def _prompter(options: RunOptions, tokenizer: Any, *, retrieval: bool) -> Prompter:
@@ -177,6 +180,7 @@ def _arguments(options: RunOptions) -> dict[str, Any]:
         "seed": options.seed,
         "new_tokens": options.new_tokens,
         "dtype": options.dtype,
+        "together": options.together,
     }
 
 
@@ -201,7 +205,7 @@ def _convert(key: str, value: Any) -> Any:
             return tuple(_tokens(item) if "int" in kind else str(item) for item in items if item != "")
         if "Path" in kind:
             return Path(value).expanduser()
-        return int(value) if "int" in kind else str(value)
+        return bool(value) if "bool" in kind else int(value) if "int" in kind else str(value)
     except (TypeError, ValueError) as error:
         raise EvalError(f"the option {key} cannot be {value!r}", param=key) from error
 

@@ -17,15 +17,18 @@ class TextProgress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._cell: Cell | None = None
-        self._total: int | None = None
-        self._before = 0
-        self._scores: list[float] = []
-        self._began = self._shown = 0.0
 
-    def begin(self, cell: Cell, total: int | None, scores: Sequence[float]) -> None:
+    def begin(self, cell: Cell, total: int | None, scores: Sequence[float]) -> TextLine:
         """A cell begins; `scores` are those of rows that an earlier run left."""
+        return TextLine(self._stream, cell, total, scores)
+
+
+class TextLine:
+    """The line of one cell."""
+
+    def __init__(self, stream: TextIO, cell: Cell, total: int | None, scores: Sequence[float]) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
         self._cell, self._total, self._before = cell, total, len(scores)
         self._scores = list(scores)
         self._began = self._shown = time.monotonic()
@@ -45,8 +48,7 @@ class TextProgress:
         done = len(self._scores)
         score = f"{100 * sum(self._scores) / done:.2f}" if done else "–"
         of = f"{done}/{self._total}" if self._total else str(done)
-        title = self._cell.title if self._cell else ""
-        return f"{title}: {of}, score {score}{self._time_left()}"
+        return f"{self._cell.title}: {of}, score {score}{self._time_left()}"
 
     def _time_left(self) -> str:
         new, elapsed = len(self._scores) - self._before, time.monotonic() - self._began

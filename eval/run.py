@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -51,11 +51,15 @@ class Source(Protocol):
 
 
 class Progress(Protocol):
-    """Told of every row; shows the running score and the time left."""
+    """Shows how far each cell is."""
 
-    def begin(self, cell: Cell, total: int | None, scores: Sequence[float]) -> None:
+    def begin(self, cell: Cell, total: int | None, scores: Sequence[float]) -> CellProgress:
         """A cell begins, some rows of which an earlier run may have left."""
         ...
+
+
+class CellProgress(Protocol):
+    """Told of every row of a cell; shows the running score and the time left."""
 
     def row(self, score: float) -> None: ...
 
@@ -71,6 +75,7 @@ class Plan:
         lengths: most tokens of prompt and answer together; None for as much as the engine's window holds.
         limit: examples of each task, None for all.
         new_tokens: overrides the tasks' own budgets of new tokens.
+        together: ask every engine an example before the next example, so that they find its prefix cached.
         arguments: what all rows share and a resumed run must repeat.
         problems: receives what was wrong with lines of the data.
     """
@@ -82,6 +87,7 @@ class Plan:
     new_tokens: int | None
     output: Path
     arguments: dict[str, Any]
+    together: bool = False
     command: str = ""
     problems: list[Problem] = field(default_factory=list)
 
@@ -117,30 +123,46 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
             written before are kept, and the same plan goes on after them.
     """
     claim(plan.output, plan.arguments)
-    cells = []
+    cells: list[dict[str, Any]] = []
     for source in plan.sources:
         for length in plan.lengths:
-            for engine, prompter in plan.engines:
-                cells.append(_run_cell(plan, engine, prompter, source, length, progress))
+            found = [_run_cell(plan, engine, prompter, source, length, progress) for engine, prompter in plan.engines]
+            for group in [found] if plan.together else [[cell] for cell in found]:
+                cells += _in_turn(group)
                 save_summary(plan.output, _summary(plan, cells))
     return _summary(plan, cells)
 
 
+def _in_turn(cells: Sequence[Generator[None, None, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Advance the cells by one row each until all have ended; returns their figures in the same order."""
+    figures: dict[int, dict[str, Any]] = {}
+    while len(figures) < len(cells):
+        for index, cell in enumerate(cells):
+            if index not in figures:
+                try:
+                    next(cell)
+                except StopIteration as ended:
+                    figures[index] = ended.value
+    return [figures[index] for index in range(len(cells))]
+
+
 def _run_cell(
     plan: Plan, engine: AnswerEngine, prompter: Prompter, source: Source, length: int | None, progress: Progress
-) -> dict[str, Any]:
+) -> Generator[None, None, dict[str, Any]]:
+    """Yields after every row; returns the cell's figures."""
     cell = Cell(engine.name, source.name, length)
     budget = Budget(engine.window, length, plan.new_tokens or source.new_tokens)
     with Rows(plan.output, cell) as rows:
-        progress.begin(cell, plan.limit, [sample["scores"][SHOWN] for sample in rows.samples()])
+        shown = progress.begin(cell, plan.limit, [sample["scores"][SHOWN] for sample in rows.samples()])
         began = time.perf_counter()
         for example in islice(_left(source, prompter, length, plan, rows.done), _less(plan.limit, rows.done)):
             prompt, reply, error = _attempt(engine, prompter, example, budget)
             sample = _sample(example, prompt, reply, error, model_name=prompter.name)
             rows.append(_speed(sample, reply, time.perf_counter() - began), sample, _prediction(example, sample))
-            progress.row(sample["scores"][SHOWN])
+            shown.row(sample["scores"][SHOWN])
+            yield
             began = time.perf_counter()
-        progress.end()
+        shown.end()
     figures = summarise(read_rows(rows.paths["samples"]), read_rows(rows.paths["speed"]))
     return {
         "engine": cell.engine,

@@ -46,10 +46,15 @@ def groups(samples: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def speeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rows that have the figure, and the harness's share of the time."""
+    """Medians over the rows that have the figure, and the harness's share of the time.
+
+    The times of a row whose prompt was found in the prefix cache say nothing of its engine's prefill and are left out.
+    """
     figures: dict[str, Any] = {}
+    whole = [row for row in rows if not row.get("stats", {}).get("cached_tokens")]
     for name in ("ttft_s", "total_s", "decode_tokens_per_s", "prompt_tokens", "output_tokens"):
-        values = [row[name] for row in rows if row.get(name) is not None]
+        timed = whole if name in ("ttft_s", "total_s") else rows
+        values = [row[name] for row in timed if row.get(name) is not None]
         figures[f"{name}_median"] = statistics.median(values) if values else None
     for name in ("drafted_tokens", "accepted_tokens"):
         values = [row["stats"][name] for row in rows if name in row.get("stats", {})]

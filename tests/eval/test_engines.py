@@ -79,7 +79,8 @@ def test_the_engine_in_this_process_answers_with_its_figures(engine, tokenizer):
 
 def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engine, tokenizer, tmp_path):
     class Silent:
-        def begin(self, cell, total, scores): ...
+        def begin(self, cell, total, scores):
+            return self
 
         def row(self, score): ...
 

@@ -18,13 +18,15 @@ from eval.prompting import OfficialPrompter
 from eval.run import Plan, run
 from eval.scoring import score_file
 from eval.store import load_summary
+from eval.summary import speeds
 from eval.tasks.sources import sources
 
 ARGUMENTS = {"model": "fake", "seed": 0}
 
 
 class Silent:
-    def begin(self, cell, total, scores): ...
+    def begin(self, cell, total, scores):
+        return self
 
     def row(self, score): ...
 
@@ -72,6 +74,35 @@ def test_limit_may_grow(tmp_path, tokenizer, fake_engine):
     run(plan(tmp_path / "a", [fake_engine()], tokenizer, limit=8), Silent())
     run(plan(tmp_path / "b", [fake_engine()], tokenizer, limit=8), Silent())
     assert files(tmp_path / "a", "preds", "samples") == files(tmp_path / "b", "preds", "samples")
+
+
+def test_engines_asked_together_leave_the_same_files_in_another_order(tmp_path, tokenizer, fake_engine):
+    asked = []
+
+    class Noting(fake_engine):
+        def answer(self, prompt, new_tokens):
+            asked.append(self.name)
+            return super().answer(prompt, new_tokens)
+
+    def engines():
+        return [Noting(name="dense"), Noting(name="fusion")]
+
+    apart = run(plan(tmp_path / "apart", engines(), tokenizer, tasks=["passkey"], limit=3), Silent())
+    assert asked == ["dense"] * 3 + ["fusion"] * 3
+    asked.clear()
+    together = run(plan(tmp_path / "together", engines(), tokenizer, tasks=["passkey"], limit=3, together=True), Silent())
+    assert asked == ["dense", "fusion"] * 3
+    assert files(tmp_path / "apart", "preds", "samples") == files(tmp_path / "together", "preds", "samples")
+    assert [cell["engine"] for cell in together["cells"]] == [cell["engine"] for cell in apart["cells"]]
+
+
+def test_times_of_cached_prompts_are_left_out():
+    rows = [
+        {"ttft_s": ttft, "total_s": ttft + 1, "harness_s": 0.0, "stats": {"cached_tokens": cached}}
+        for ttft, cached in ((4.0, 0), (0.1, 64), (6.0, 0))
+    ]
+    assert speeds(rows)["ttft_s_median"] == 5.0
+    assert speeds(rows)["total_s_median"] == 6.0
 
 
 @pytest.mark.parametrize("cut", [("preds", 1), ("samples", 40), ("speed", 300)])
@@ -209,12 +240,11 @@ def test_data_that_changed_under_a_run_is_noticed(tmp_path, tokenizer, fake_engi
 def test_progress_tells_score_and_time_left(capsys):
     from eval.store import Cell
 
-    progress = TextProgress(sys.stderr)
-    progress.begin(Cell("dense", "passkey-style", 4096), 4, [1.0])
-    progress.row(0.0)
-    assert "dense passkey-style 4096: 2/4, score 50.00" in progress.line()
-    assert "s left" in progress.line()
-    progress.end()
+    shown = TextProgress(sys.stderr).begin(Cell("dense", "passkey-style", 4096), 4, [1.0])
+    shown.row(0.0)
+    assert "dense passkey-style 4096: 2/4, score 50.00" in shown.line()
+    assert "s left" in shown.line()
+    shown.end()
     assert "2/4" in capsys.readouterr().err
 
 
