@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands import answers, doctor, documents, indexes, keys, serving, warming
+from service.commands import answers, cluster, doctor, documents, indexes, keys, serving, warming
 from service.commands.output import error_line, note
 from service.errors import Exit, FolioError
 from service.logs import configure_logging
@@ -34,6 +34,7 @@ warming.register(documents.docs)
 indexes.register(app)
 answers.register(app)
 serving.register(app)
+cluster.register(app)
 keys.register(app)
 doctor.register(app)
 

@@ -190,6 +190,13 @@ class StoreUnavailable(Unavailable):
     title = "Store unavailable"
 
 
+class ReplicaLost(Unavailable):
+    """The replica that was answering a request has ended."""
+
+    problem = "replica-lost"
+    title = "Replica lost"
+
+
 class TimedOut(FolioError):
     """No first token, or no end, within the time allowed."""
 

@@ -52,7 +52,7 @@ def run_server(settings: Settings) -> int:
     Raises InvalidRequest when another address than loopback is asked for without a key, or the port is taken.
     """
     configure_logging(settings.log_level, settings.log_json)
-    _refuse_open_bind(settings)
+    refuse_open_bind(settings)
     listening = _bind(settings)
     runtime = Runtime(settings)
     config = uvicorn.Config(
@@ -96,7 +96,8 @@ async def _watch(server: DrainingServer, runtime: Runtime) -> None:
         note(f"Ready: {runtime.model_name}, {runtime.generator.window} tokens")
 
 
-def _refuse_open_bind(settings: Settings) -> None:
+def refuse_open_bind(settings: Settings) -> None:
+    """Raises InvalidRequest for an address beyond loopback while there is no API key."""
     if settings.loopback or settings.api_key is not None:
         return
     library = open_library(settings)

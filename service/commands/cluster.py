@@ -1,0 +1,85 @@
+"""`folio cluster`: serve and ingest on Ray."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from service.commands.context import Attention, DeviceName, Drafter, Dtype, ModelName, settings_of
+from service.commands.output import note, working
+
+cluster = typer.Typer(
+    help="Serve and ingest on several processes or machines, by Ray.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join, as auto or HOST:PORT; default: one on this machine alone.")
+]
+Cpus = Annotated[int, typer.Option(min=1, help="Cores, and threads, of each.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.add_typer(cluster, name="cluster")
+
+
+@cluster.command("serve")
+def serve(
+    context: typer.Context,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines at the start, and the fewest.")] = 2,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Most engines; default: no autoscaling.")
+    ] = None,
+    cpus: Cpus = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each engine.")] = 0.0,
+    pin: Annotated[bool, typer.Option("--pin", help="Bind each engine to cores of its own.")] = False,
+    address: Address = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address; another than loopback needs an API key.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one.")] = None,
+    model: ModelName = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
+    drafter: Drafter = None,
+    attention: Attention = None,
+) -> None:
+    """Serve as `folio serve` does, with several engines; a question goes to the one that has its document's pages."""
+    from service.api.server import refuse_open_bind
+    from service.cluster import deployment
+
+    options = deployment.ClusterOptions(replicas, max_replicas, cpus, gpus, pin)
+    settings = settings_of(
+        context, host=host, port=port, model=model, device=device, dtype=dtype, drafter=drafter, attention=attention
+    )
+    deployment.import_ray()
+    refuse_open_bind(settings)
+    if settings.port == 0:
+        settings = settings.model_copy(update={"port": deployment.free_port(settings.host)})
+    stop = _stop_signals()
+    with working("Starting Ray …"):
+        deployment.start_ray(address, cpus=(max_replicas or replicas) * cpus)
+    try:
+        with working(f"Loading {settings.model} on {replicas} replicas …"):
+            deployment.serve_application(settings, options)
+        note(f"Folio is at http://{settings.host}:{settings.port} ({replicas} replicas; stop with Ctrl-C)")
+        stop.wait()
+    finally:
+        deployment.stop_serving()
+
+
+def _stop_signals() -> threading.Event:
+    """An event that the first SIGINT or SIGTERM sets, to drain; the second ends at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+    return stop
