@@ -90,7 +90,8 @@ def test_engines_asked_together_leave_the_same_files_in_another_order(tmp_path, 
     apart = run(plan(tmp_path / "apart", engines(), tokenizer, tasks=["passkey"], limit=3), Silent())
     assert asked == ["dense"] * 3 + ["fusion"] * 3
     asked.clear()
-    together = run(plan(tmp_path / "together", engines(), tokenizer, tasks=["passkey"], limit=3, together=True), Silent())
+    made = plan(tmp_path / "together", engines(), tokenizer, tasks=["passkey"], limit=3, together=True)
+    together = run(made, Silent())
     assert asked == ["dense", "fusion"] * 3
     assert files(tmp_path / "apart", "preds", "samples") == files(tmp_path / "together", "preds", "samples")
     assert [cell["engine"] for cell in together["cells"]] == [cell["engine"] for cell in apart["cells"]]
