@@ -1,4 +1,4 @@
-"""Offline throughput: many prompts at once through the engine, against transformers' own continuous batching.
+"""Offline throughput: many prompts at once through the engine, transformers' continuous batching and OpenVINO GenAI's.
 
 Also tells what share of a decode step at batch 16 goes to the scheduler and the other bookkeeping.
 """
@@ -6,7 +6,9 @@ Also tells what share of a decode step at batch 16 goes to the scheduler and the
 from __future__ import annotations
 
 import random
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -14,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from eval.bench._beside_transformers import VOCABULARY, random_llama
+from eval.peers.client import PEERS, Worker
+from eval.peers.convert import converted
 from eval.results import report_result
 
 MAX_LENGTH = 1 << 17
@@ -28,7 +32,13 @@ def trace(requests: int, shortest: int, longest: int, vocabulary: int, seed: int
 def run(
     requests: int = 32, shortest: int = 64, longest: int = 1024, new_tokens: int = 64, runs: int = 3, seed: int = 0
 ) -> dict[str, Any]:
-    """Both on the same weights and trace, alternating, medians of ``runs``; fp32, greedy, no end of sequence."""
+    """All on the same weights and trace, alternating, medians of ``runs``; fp32, greedy, no end of sequence.
+
+    Raises:
+        EvalError: OpenVINO GenAI is not set up, or failed.
+    """
+    import torch
+
     from service.engine.engine import Engine, EngineConfig
     from service.engine.loading import prepare
     from service.engine.request import SamplingParams
@@ -36,25 +46,35 @@ def run(
     prompts = trace(requests, shortest, longest, VOCABULARY, seed)
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, drafter="none", attention="dense")
     config = EngineConfig(kv_memory=3 << 30, prefix_cache=False, max_running=16)
-    ours, theirs, shares = [], [], []
-    same = True
-    for _ in range(runs):
-        engine = Engine(prepare("random-llama-27m", random_llama(MAX_LENGTH)), config)
-        began = time.perf_counter()
-        results = engine.generate(prompts, params)
-        ours.append(requests * new_tokens / (time.perf_counter() - began))
-        shares.append(bookkeeping_share(engine))
-        rate, outputs = _generate_batch(prompts, new_tokens)
-        theirs.append(rate)
-        same = same and outputs == [result.token_ids for result in results]
+    seconds: dict[str, list[float]] = {"folio": [], "transformers": [], "openvino": []}
+    differing = {"transformers": 0, "openvino": 0}
+    shares = []
+    with ExitStack() as stack:
+        openvino = _openvino(stack, torch.get_num_threads(), longest + new_tokens)
+        for _ in range(runs):
+            engine = Engine(prepare("random-llama-27m", random_llama(MAX_LENGTH)), config)
+            began = time.perf_counter()
+            results = [result.token_ids for result in engine.generate(prompts, params)]
+            seconds["folio"].append(time.perf_counter() - began)
+            shares.append(bookkeeping_share(engine))
+            peers = {
+                "transformers": _generate_batch(prompts, new_tokens),
+                "openvino": openvino.batch(prompts, new_tokens),
+            }
+            for name, (outputs, taken) in peers.items():
+                seconds[name].append(taken)
+                differing[name] = sum(a != b for a, b in zip(outputs, results, strict=True))
+    tokens = requests * new_tokens
     return {
         "requests": requests,
         "prompt_tokens": sum(map(len, prompts)),
         "new_tokens": new_tokens,
-        "folio_tokens_per_s": median(ours),
-        "transformers_generate_batch_tokens_per_s": median(theirs),
-        "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
-        "same_tokens": same,
+        "runs": runs,
+        "tokens_per_s": {name: tokens / median(taken) for name, taken in seconds.items()},
+        "over": {
+            name: median(b / a for a, b in zip(seconds["folio"], seconds[name], strict=True)) for name in differing
+        },
+        "requests_with_other_tokens": differing,
         "bookkeeping_share_of_decode_step_at_16": median(shares),
     }
 
@@ -76,8 +96,18 @@ def bookkeeping_share(engine: Any, batch: int = 16, context: int = 2048, steps: 
     return (step_s - forward_s) / step_s
 
 
-def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
-    """Tokens a second of transformers' continuous batching, and what it generated."""
+def _openvino(stack: ExitStack, threads: int, context: int) -> Worker:
+    """OpenVINO GenAI's continuous batching with the same weights loaded."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    random_llama(MAX_LENGTH).save_pretrained(folder)
+    peer = PEERS["openvino"]
+    worker = stack.enter_context(Worker(peer))
+    worker.load(converted(folder, peer.worker), threads=threads, context=context)
+    return worker
+
+
+def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float]:
+    """What transformers' continuous batching generated, and the seconds it took."""
     from transformers import GenerationConfig
 
     model = random_llama(MAX_LENGTH)
@@ -87,8 +117,7 @@ def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[float, l
     outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
     seconds = time.perf_counter() - began
     by_number = sorted(outputs.values(), key=lambda output: int("".join(filter(str.isdigit, output.request_id)) or 0))
-    generated = [list(output.generated_tokens) for output in by_number]
-    return len(prompts) * new_tokens / seconds, generated
+    return [list(output.generated_tokens) for output in by_number], seconds
 
 
 def command(
@@ -99,6 +128,6 @@ def command(
     output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Throughput of many prompts at once, against transformers' continuous batching."""
+    """Throughput of many prompts at once, against transformers' continuous batching and OpenVINO GenAI's."""
     figures = run(requests=requests, longest=longest, new_tokens=new_tokens, runs=runs)
     report_result("batch", figures, as_json=as_json, output=output)

@@ -98,6 +98,15 @@ class Worker:
         reply = self._ask({"op": "generate", "ids": ids, "new_tokens": new_tokens})
         return Timing(tuple(reply["ids"]), reply["ttft_s"], reply["total_s"], reply["rss_mb"])
 
+    def batch(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float]:
+        """Generate greedily for all prompts at once; their tokens, exactly `new_tokens` each, and the seconds taken.
+
+        Raises:
+            EvalError: as `generate`, or the worker takes one prompt at a time.
+        """
+        reply = self._ask({"op": "batch", "prompts": prompts, "new_tokens": new_tokens})
+        return reply["ids"], reply["total_s"]
+
     def __enter__(self) -> Worker:
         return self
 

@@ -33,6 +33,25 @@ def load(request: dict[str, Any]) -> Any:
 
 
 def stream(engine: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
+    pipeline, _ = engine
+    handle = _add(engine, ids, new_tokens)
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        yield from _read(handle)
+
+
+def batch(engine: Any, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+    pipeline, _ = engine
+    handles = [_add(engine, ids, new_tokens) for ids in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        for ids, handle in zip(generated, handles, strict=True):
+            ids += _read(handle)
+    return generated
+
+
+def _add(engine: Any, ids: list[int], new_tokens: int) -> Any:
     import numpy
     import openvino
     import openvino_genai as genai
@@ -43,13 +62,16 @@ def stream(engine: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
     config.set_eos_token_id(0)  # the model has none, which GenAI cannot say; it is ignored
     config.ignore_eos = True
     config.do_sample = False
-    handle = pipeline.add_request(next(numbers), openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config)
-    while pipeline.has_non_finished_requests():
-        pipeline.step()
-        while handle.can_read():
-            for output in handle.read().values():
-                yield from output.generated_ids
+    return pipeline.add_request(next(numbers), openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config)
+
+
+def _read(handle: Any) -> list[int]:
+    ids: list[int] = []
+    while handle.can_read():
+        for output in handle.read().values():
+            ids += output.generated_ids
+    return ids
 
 
 if __name__ == "__main__":
-    serve(load, stream)
+    serve(load, stream, batch)

@@ -2,6 +2,7 @@
 
     {"op": "load", "model": FOLDER, "threads": N, "context": TOKENS, "option": TEXT} → {"ok": true}
     {"op": "generate", "ids": [...], "new_tokens": N} → {"ids": [...], "ttft_s": S, "total_s": S, "rss_mb": M}
+    {"op": "batch", "prompts": [[...], ...], "new_tokens": N} → {"ids": [[...], ...], "total_s": S, "rss_mb": M}
 
 A failure is {"error": TEXT}. Decoding is greedy and never stops before `new_tokens`.
 """
@@ -16,12 +17,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
-def serve(load: Callable[[dict[str, Any]], Any], stream: Callable[[Any, list[int], int], Iterator[int]]) -> None:
+def serve(
+    load: Callable[[dict[str, Any]], Any],
+    stream: Callable[[Any, list[int], int], Iterator[int]],
+    batch: Callable[[Any, list[list[int]], int], list[list[int]]] | None = None,
+) -> None:
     """Answer requests until stdin ends.
 
     Args:
         load: makes the engine from a load request.
         stream: yields the generated ids as they come.
+        batch: generates for many prompts at once, in their order; None where the engine cannot.
     """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # engines that print must not print between our lines
@@ -32,6 +38,10 @@ def serve(load: Callable[[dict[str, Any]], Any], stream: Callable[[Any, list[int
             if request["op"] == "load":
                 engine = load(request)
                 reply: dict[str, Any] = {"ok": True}
+            elif request["op"] == "batch":
+                if batch is None:
+                    raise NotImplementedError("this worker takes one prompt at a time")
+                reply = _batch(batch, engine, request)
             else:
                 reply = _generate(stream, engine, request)
         except Exception as error:  # the other side shows it and goes on with the next engine
@@ -48,6 +58,12 @@ def _generate(stream: Callable[[Any, list[int], int], Iterator[int]], engine: An
         ids.append(int(token))
     ended = time.perf_counter()
     return {"ids": ids, "ttft_s": (first or ended) - began, "total_s": ended - began, "rss_mb": peak_mb()}
+
+
+def _batch(batch: Callable[[Any, list[list[int]], int], list[list[int]]], engine: Any, request: dict[str, Any]) -> dict:
+    began = time.perf_counter()
+    ids = batch(engine, request["prompts"], request["new_tokens"])
+    return {"ids": ids, "total_s": time.perf_counter() - began, "rss_mb": peak_mb()}
 
 
 def peak_mb() -> float:
