@@ -101,6 +101,24 @@ class PagedSession:
         self.rollback()
         return self._run(list(token_ids), samples=True)
 
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Drop the nodes, append tokens whose logits nobody wants."""
+        self.rollback()
+        self._run(list(token_ids), samples=False)
+
+    def truncate(self, length: int) -> None:
+        """Drop the nodes, and all tokens but the first ``length``; pages that then hold nothing are free.
+
+        A page of the prefix cache is never written again: it must lie whole within ``length``.
+        """
+        self._check_open()
+        if not self._published * self._blocks.page_size <= length <= self.length:
+            raise ValueError(f"a session of {self.length} tokens cannot be cut to {length}")
+        self.rollback()
+        kept = self._blocks.pages_for(length)
+        self._blocks.release(self.pages[kept:])
+        del self.pages[kept:], self.tokens[length:]
+
     def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         """Add nodes; their logits [len(tokens), V]."""
         self._check_open()
