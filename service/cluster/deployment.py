@@ -268,7 +268,7 @@ def _in_words(error: Exception) -> Exception:
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
     if isinstance(error, RayActorError | TaskCancelledError):
-        return ReplicaLost(LOST, hint="Send it again; another replica takes it.")
+        return ReplicaLost(LOST)
     if isinstance(error, BackPressureError):
         return Busy("Every replica's queue is full.", hint="Try again later.")
     if isinstance(error, DeploymentUnavailableError):

@@ -88,14 +88,11 @@ class Gateway:
             try:
                 await self._exchange(scope, body, reply)
                 return
-            except ReplicaLost as error:
+            except ReplicaLost:
                 log.warning("replica lost", path=scope["path"], again=left > 0 and not reply.started)
                 if left == 0 or reply.started:
-                    await reply.fail(error)
+                    await reply.fail(ReplicaLost(LOST, hint=_after_loss(scope)))
                     return
-            except FolioError as error:
-                await reply.fail(error)
-                return
             except Exception as error:
                 await reply.fail(error)
                 return
@@ -110,7 +107,7 @@ class Gateway:
                 for message in messages:
                     await self._pass_on(message, reply)
         if not reply.finished:
-            raise ReplicaLost(LOST, hint=_after_loss(scope))
+            raise ReplicaLost(LOST)
 
     async def _pass_on(self, message: Message, reply: Reply) -> None:
         if message["type"] == ACCEPTED:
