@@ -5,129 +5,32 @@ Ray is imported when something here is called, so that Folio runs without it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-import structlog
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
-from service.api.limits import BodyLimitMiddleware
-from service.api.security import SecurityMiddleware
-from service.cluster.gateway import LOST, Gateway
-from service.cluster.replica import EngineReplica
-from service.errors import Busy, FolioError, InvalidRequest, ReplicaLost, Unavailable
-from service.logs import configure_logging
+from service.cluster.handle import gateway_application
+from service.cluster.options import ClusterOptions
+from service.errors import InvalidRequest, Unavailable
 from service.settings import Settings
 
-log = structlog.get_logger(__name__)
-
 APP = "folio"
-ACCEPT_TIMEOUT_S = 30.0
-"""Longest wait for a replica that takes a request: longer than a restart of Ray's router, shorter than patience."""
-FIGURES_TIMEOUT_S = 5.0
 CHEAP_REQUESTS = 64
 """Requests beyond the engine's slots and queue that a replica takes at once: listings, uploads, searches."""
 OBJECT_STORE_BYTES = 128 << 20
 """Of a Ray started here. Only large uploads and Ray Data's blocks pass through it; what does not fit goes to disk."""
 
 
-@dataclass(frozen=True)
-class ClusterOptions:
-    """How many replicas, and what each of them gets.
-
-    Attributes:
-        replicas: replicas at the start, and the fewest.
-        max_replicas: most replicas; None for no autoscaling.
-        cpus, gpus: reserved for each replica; also its threads, unless the settings say otherwise.
-        pin: bind each replica of a machine to its own cores.
-        routing: affinity, or random, which is what affinity is measured against.
-        downscale_delay_s: quiet time before a replica, and its KV pages with it, is given up.
-    """
-
-    replicas: int = 1
-    max_replicas: int | None = None
-    cpus: int = 1
-    gpus: float = 0.0
-    pin: bool = False
-    routing: Literal["affinity", "random"] = "affinity"
-    downscale_delay_s: float = 600.0
-
-    def __post_init__(self) -> None:
-        if self.replicas < 1 or (self.max_replicas or self.replicas) < self.replicas:
-            raise InvalidRequest(
-                f"A cluster has 1 or more replicas, and at most no fewer: not {self.replicas} to {self.max_replicas}.",
-                param="replicas",
-            )
-
-
-class Engine(EngineReplica):
-    """An `EngineReplica` as Ray Serve makes it: its name and its cores come from Ray."""
-
-    async def __init__(self, values: Mapping[str, Any], options: ClusterOptions) -> None:  # type: ignore[misc]
-        from ray import serve
-
-        context = serve.get_replica_context()
-        settings = Settings(**values)
-        configure_logging(settings.log_level, settings.log_json)
-        if options.pin:
-            _pin(context.rank.local_rank, options.cpus)
-        super().__init__(settings, context.replica_id.unique_id)
-        await self.start()
-
-    async def __del__(self) -> None:  # Ray awaits it once the replica is drained
-        await self.close()
-
-
-class ServeReplicas:
-    """The engines behind a gateway, by a handle of Ray Serve."""
-
-    def __init__(self, handle: Any) -> None:
-        self._http = handle.options(method_name="http", stream=True)
-        self._handle = handle
-
-    async def send(self, scope: Scope, body: bytes, key: str | None) -> AsyncGenerator[Sequence[Message], None]:
-        """See `gateway.Replicas`."""
-        response = self._http.remote(scope, body, key=key)
-        ended = False
-        try:
-            try:
-                async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                    yield await anext(response)
-            except TimeoutError:
-                raise Unavailable(
-                    f"No replica took this request within {ACCEPT_TIMEOUT_S:.0f} s: all are starting, full or gone.",
-                    hint="Try again later.",
-                    retry_after=10,
-                ) from None
-            async for messages in response:
-                yield messages
-            ended = True
-        except FolioError:
-            raise
-        except Exception as error:
-            ended = True
-            raise _in_words(error) from error
-        finally:
-            if not ended:
-                response.cancel()
-
-    async def figures(self) -> dict[str, str]:
-        """See `gateway.Replicas`. Replicas that do not answer in time are left out."""
-        found = await self._handle.broadcast("figures").results_async(
-            timeout_s=FIGURES_TIMEOUT_S, return_exceptions=True
-        )
-        return dict(one for one in found if isinstance(one, tuple))
-
-
 def application(settings: Settings, options: ClusterOptions) -> Any:
     """The Serve application of these settings, for `serve.run` or a KubeRay manifest."""
     serve = import_ray().serve
     from ray.serve.config import RequestRouterConfig
+
+    from service.cluster.engine import Engine
 
     values = _plain(settings, options)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
@@ -157,11 +60,7 @@ def application(settings: Settings, options: ClusterOptions) -> Any:
     )
 
     def gateway() -> ASGIApp:
-        from ray import serve
-
-        configure_logging(settings.log_level, settings.log_json)
-        replicas = ServeReplicas(serve.get_deployment_handle("Engine", app_name=APP))
-        return SecurityMiddleware(BodyLimitMiddleware(Gateway(replicas), settings), settings)
+        return gateway_application(settings, APP, "Engine")
 
     ingress = serve.deployment(serve.ingress(gateway)()).options(
         name="Gateway", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
@@ -183,6 +82,9 @@ def start_ray(address: str | None, cpus: float) -> None:
     """
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own default, 15, is for batch work
+    if address is None:  # despite its name, this is what makes Ray listen on loopback alone; read at its import
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray = import_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
     try:
@@ -194,7 +96,6 @@ def start_ray(address: str | None, cpus: float) -> None:
                 num_cpus=cpus,
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 **quiet,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -219,7 +120,7 @@ def serve_application(settings: Settings, options: ClusterOptions) -> None:
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         serve.run(application(settings, options), name=APP, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise Unavailable(f"The cluster did not start: {_cause(str(error))}") from error
 
 
@@ -253,27 +154,6 @@ def _plain(settings: Settings, options: ClusterOptions) -> dict[str, Any]:
     values = settings.model_dump()
     values["threads"] = settings.threads or options.cpus
     return values
-
-
-def _pin(number: int, cpus: int) -> None:
-    """Bind this process to its share of the cores it may run on."""
-    cores = sorted(os.sched_getaffinity(0))
-    mine = [cores[(number * cpus + i) % len(cores)] for i in range(cpus)]
-    os.sched_setaffinity(0, mine)
-
-
-def _in_words(error: Exception) -> Exception:
-    """Ray's errors as ours; one that the application raised stays as it is."""
-    from ray.exceptions import RayActorError, TaskCancelledError
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-
-    if isinstance(error, RayActorError | TaskCancelledError):
-        return ReplicaLost(LOST)
-    if isinstance(error, BackPressureError):
-        return Busy("Every replica's queue is full.", hint="Try again later.")
-    if isinstance(error, DeploymentUnavailableError):
-        return Unavailable("No replica is running: all of them failed to start.", hint="The log says why.")
-    return error
 
 
 def _first_line(error: Exception) -> str:

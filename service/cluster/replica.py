@@ -30,8 +30,13 @@ class EngineReplica:
         if self.runtime.failure is not None:
             raise self.runtime.failure
 
-    async def http(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """The application's ASGI messages for one request, as many at once as there are; see `exchange`."""
+    async def http(
+        self, scope: Scope, body: bytes, key: str | None = None
+    ) -> AsyncGenerator[list[Message], None]:
+        """The application's ASGI messages for one request, as many at once as there are; see `exchange`.
+
+        `key` has done its work when the request is here: the router read it.
+        """
         yield [{"type": ACCEPTED, "replica": self.name}]
         # The application that Starlette builds must not share a scope with anybody else's.
         async for messages in exchange(self.app, {**scope, "state": {}}, body):

@@ -50,18 +50,18 @@ def serve(
     """Serve as `folio serve` does, with several engines; a question goes to the one that has its document's pages."""
     from service.api.server import refuse_open_bind
     from service.cluster import deployment
+    from service.cluster.options import ClusterOptions
 
-    options = deployment.ClusterOptions(replicas, max_replicas, cpus, gpus, pin)
+    options = ClusterOptions(replicas, max_replicas, cpus, gpus, pin)
     settings = settings_of(
         context, host=host, port=port, model=model, device=device, dtype=dtype, drafter=drafter, attention=attention
     )
-    deployment.import_ray()
     refuse_open_bind(settings)
     if settings.port == 0:
         settings = settings.model_copy(update={"port": deployment.free_port(settings.host)})
-    stop = _stop_signals()
     with working("Starting Ray …"):
         deployment.start_ray(address, cpus=(max_replicas or replicas) * cpus)
+    stop = _stop_signals()  # after Ray, which sets handlers of its own
     try:
         with working(f"Loading {settings.model} on {replicas} replicas …"):
             deployment.serve_application(settings, options)
