@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.errors import ModelError
 from service.prompting import ChatLayout, PlainLayout, PromptLayout, choose_layout
 from service.settings import EMBEDDED, Settings
 
@@ -27,12 +28,17 @@ def load_engine(settings: Settings) -> Engine:
     disable_progress_bar()  # of the weights: it would mix with our own, and with --json on a terminal
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(settings)
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
+    shared = settings.tensor_parallel > 1
+    if shared and settings.host_memory:
+        raise ModelError(
+            "FOLIO_HOST_MEMORY keeps the pages of one process; with --tp they lie in several.",
+            hint="Set it to 0.",
+            param="host_memory",
+        )
     return Engine.from_pretrained(
         settings.model,
         dtype=dtype,
@@ -41,14 +47,36 @@ def load_engine(settings: Settings) -> Engine:
         max_model_len=settings.max_model_len,
         prefix_cache=settings.prefix_cache,
         host_memory=int(settings.host_memory),
-        warm_folder=settings.home.expanduser() / "kv",
+        warm_folder=None if shared else settings.home.expanduser() / "kv",
         max_step_tokens=settings.step_tokens,
         max_running=settings.max_running,
         max_waiting=settings.queue_limit + settings.max_running,
         attention=settings.attention,
         drafter=settings.drafter,
         draft_model=settings.draft_model,
+        tensor_parallel=settings.tensor_parallel,
     )
+
+
+def device_of(settings: Settings) -> str:
+    """The device that the settings name; auto is a GPU where there is one."""
+    import torch
+
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_shares_of(settings: Settings) -> None:
+    """Refuse a model whose heads ``tensor_parallel`` ranks cannot share, before any of them starts.
+
+    Raises:
+        ModelError: as `load_engine`, of a model that is not there or cannot be shared.
+    """
+    from service.engine.loading import check_device, check_shares, read_config
+
+    check_device(device_of(settings))
+    check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)
 
 
 def layout_for(model: str, tokenizer: Any) -> PromptLayout:

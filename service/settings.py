@@ -57,6 +57,9 @@ class Settings(BaseSettings):
         "auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
     )
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
     max_model_len: int | None = Field(
         None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."

@@ -22,6 +22,9 @@ ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")
 ]
 DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+TensorParallel = Annotated[
+    int | None, typer.Option("--tp", min=1, max=64, help="Processes that share the model, a GPU each.")
+]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float64, bfloat16 or float16.")]
 Drafter = Annotated[
     str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")

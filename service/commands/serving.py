@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.commands.context import Attention, DeviceName, Drafter, Dtype, JsonFlag, ModelName, settings_of
+from service.commands.context import (
+    Attention,
+    DeviceName,
+    Drafter,
+    Dtype,
+    JsonFlag,
+    ModelName,
+    TensorParallel,
+    settings_of,
+)
 from service.commands.output import emit_json, emit_text, working
-from service.errors import InvalidRequest
+from service.errors import Exit, InvalidRequest
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
     from service.engine.request import SamplingParams
+    from service.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +45,7 @@ def serve(
     dtype: Dtype = None,
     drafter: Drafter = None,
     attention: Attention = None,
+    tp: TensorParallel = None,
 ) -> None:
     """Serve the page, the REST interface and the OpenAI routes until told to stop."""
     from service.api.server import run_server
@@ -47,8 +59,9 @@ def serve(
         dtype=dtype,
         drafter=drafter,
         attention=attention,
+        tensor_parallel=tp,
     )
-    raise typer.Exit(run_server(settings))
+    raise typer.Exit(_on_ranks(settings, lambda: run_server(settings)))
 
 
 def generate(
@@ -75,6 +88,7 @@ def generate(
     device: DeviceName = None,
     drafter: Drafter = None,
     attention: Attention = None,
+    tp: TensorParallel = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the engine alone on one prompt."""
@@ -83,10 +97,9 @@ def generate(
     ids = _read_ids(prompt_ids) if prompt_ids is not None else None
     text = _read_text(prompt_file) if prompt_file is not None else ""
     settings = settings_of(
-        context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention
+        context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention, tensor_parallel=tp
     )
     from service.engine.request import SamplingParams
-    from service.models import load_engine
 
     params = SamplingParams(
         max_tokens=max_new,
@@ -97,6 +110,34 @@ def generate(
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
     )
+
+    def lead() -> int:
+        result = _generate(settings, ids, text, params, show=not as_json)
+        if as_json:
+            emit_json(result)
+        return Exit.OK
+
+    raise typer.Exit(_on_ranks(settings, lead))
+
+
+def _on_ranks(settings: Settings, lead: Callable[[], int]) -> int:
+    """Run ``lead`` here, with the other ranks of the model if it is shared; the exit code of this process."""
+    if settings.tensor_parallel == 1:
+        return lead()
+    from service.engine.ranks import run_ranks
+    from service.engine.tensor_parallel import follow
+    from service.models import check_shares_of, device_of
+
+    check_shares_of(settings)
+    return run_ranks(settings.tensor_parallel, device_of(settings), lead, follow)
+
+
+def _generate(
+    settings: Settings, ids: list[int] | None, text: str, params: SamplingParams, show: bool
+) -> dict[str, Any]:
+    """Load the model and run one prompt, of token ids or of text."""
+    from service.models import load_engine
+
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
     if ids is None:
@@ -107,9 +148,7 @@ def generate(
                 param="prompt-file",
             )
         ids = list(engine.tokenizer(text).input_ids)
-    result = _run(engine, ids, params, show=not as_json)
-    if as_json:
-        emit_json(result)
+    return _run(engine, ids, params, show)
 
 
 def _run(engine: Engine, ids: list[int], params: SamplingParams, show: bool) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def draft_resources(
         tokenizer=loaded.tokenizer_fingerprint,
         codec=_codec(loaded.tokenizer),
         self_model=PagedDraftModel(runner, lent, loaded.vocab_size, salt, config.max_step_tokens),
-        skippable=SkippingModel(runner, requests, loaded.vocab_size),
+        # Other ranks would have to skip the same layers.
+        skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
     if config.draft_model is not None:
         draft = load_model(config.draft_model, config.dtype, config.device)

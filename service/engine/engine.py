@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from service.engine.detokenizer import Detokenizer
 from service.engine.draft_resources import draft_resources
 from service.engine.draft_sessions import DraftPages
 from service.engine.drafting import Drafting
-from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
+from service.engine.host_allocator import keep_freed_memory
+from service.engine.kv_layout import checked_policy, head_layout, kv_dtype
+from service.engine.loading import EMBEDDED, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.page_tiers import HostTier, Tiers, WarmTier
+from service.engine.ranks import leading
 from service.engine.request import (
     DraftSources,
     FinishReason,
@@ -44,11 +47,12 @@ from service.engine.request import (
 from service.engine.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
+from service.engine.tensor_parallel import LeadingRunner, Load
 from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
-from sparse_attn.errors import SparseAttentionError
-from sparse_attn.kv_pool import KVPool
-from sparse_attn.policies import parse_policy
-from sparse_attn.policy import ModelShape, PolicyState
+from sparse_attn.head_layout import HeadLayout
+from sparse_attn.kv_pool import KVPool, bytes_per_page
+from sparse_attn.lifetimes import PageLifetimes
+from sparse_attn.policy import ModelShape
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +65,9 @@ class EngineConfig:
         dtype: of weights and KV: float64, float32, bfloat16 or float16.
         device: cpu, cuda or cuda:N.
         kv_memory: bytes for the pages of KV.
+        kv_dtype: of the pages: auto for the model's, or int8 with a scale a token and head.
+        kv_groups: whose streaming heads get pages of their own, which they free: a policy, auto for those of
+            ``attention``, or none.
         page_size: tokens a page.
         max_model_len: tokens a request may hold; None for what the model was made for.
         max_step_tokens: rows of one forward, hence the longest prefill chunk.
@@ -71,11 +78,14 @@ class EngineConfig:
         attention: policy of requests that name none.
         drafter: of requests that name none.
         draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
+        tensor_parallel: ranks that share the model's heads (`service.engine.ranks`); kv_memory is each rank's.
     """
 
     dtype: str = "float32"
     device: str = "cpu"
     kv_memory: int = 2 << 30
+    kv_dtype: str = "auto"
+    kv_groups: str = "auto"
     page_size: int = 64
     max_model_len: int | None = None
     max_step_tokens: int = 2048
@@ -87,6 +97,7 @@ class EngineConfig:
     attention: str = "auto"
     drafter: str = "auto"
     draft_model: str | None = None
+    tensor_parallel: int = 1
 
 
 @dataclass
@@ -111,22 +122,25 @@ class Engine:
         self.loaded = loaded
         self.tokenizer = loaded.tokenizer
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
-        num_pages = self._num_pages(config)
-        pool = KVPool(loaded.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
-        self.warmed = WarmTier(pool, config.warm_folder) if config.warm_folder is not None else None
-        host = [HostTier(pool, config.host_memory)] if config.host_memory else []
-        lower = Tiers([*host, *([self.warmed] if self.warmed is not None else [])])
-        self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache, lower)
-        self.lent = DraftPages(self.blocks)
-        limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
-        self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
-        self.runner = ModelRunner(loaded.model, pool)
+        if config.device == "cpu":
+            keep_freed_memory()
         self.shape = ModelShape.of_config(
             loaded.model.config.get_text_config(),
             config.page_size,
             self.max_model_len,
             fingerprint=loaded.name if loaded.name == EMBEDDED else "",
         )
+        pool = make_pool(loaded, config, head_layout(config, self.shape) if loaded.ranks is None else None)
+        num_pages = pool.num_pages
+        self.warmed = WarmTier(pool, config.warm_folder) if config.warm_folder is not None else None
+        host = [HostTier(pool, config.host_memory)] if config.host_memory else []
+        lower = Tiers([*host, *([self.warmed] if self.warmed is not None else [])])
+        groups = pool.layout.num_groups
+        self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache, lower, groups)
+        self.lent = DraftPages(self.blocks)
+        limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
+        self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
+        self.runner = make_runner(loaded, pool)
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
@@ -144,7 +158,11 @@ class Engine:
             ModelError: the model is not there, not readable or not supported.
         """
         config = EngineConfig(dtype=dtype, device=device, **options)
-        return cls(load_model(model, dtype, device, config.max_model_len), config)
+        ranks = leading(config.tensor_parallel)
+        if ranks is not None:
+            config = replace(config, device=ranks.device)
+            ranks.tell(Load(model, config))
+        return cls(load_model(model, dtype, config.device, config.max_model_len, ranks), config)
 
     def add_request(
         self,
@@ -184,8 +202,9 @@ class Engine:
 
     @property
     def salt(self) -> str:
-        """What else than the tokens decides the KV of a dense sequence: model and dtype."""
-        return f"{self.loaded.fingerprint}/{self.config.dtype}"
+        """What else than the tokens decides the KV of a dense sequence: model, dtypes, and which heads share a page."""
+        layout = self.runner.pool.layout.name()
+        return f"{self.loaded.fingerprint}/{self.config.dtype}/{self.config.kv_dtype}" + (f"/{layout}" if layout else "")
 
     @property
     def has_work(self) -> bool:
@@ -272,10 +291,10 @@ class Engine:
         request = self._requests[request_id]
         while not any(output.request_id == request_id and output.finished for output in self.step()):
             pass
-        match = self.blocks.match([*token_ids, 0], request.salt)
+        match = self.blocks.match([*token_ids, 0], request.salt, request.gone)
         try:
-            digests = self.blocks.digests(token_ids, request.salt)[: len(match.pages)]
-            return self.warmed.write(name, digests, match.pages, {"salt": request.salt})
+            digests = self.blocks.digests(token_ids, request.salt, match.pages)
+            return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
         finally:
             self.blocks.release(match.pages)
 
@@ -287,13 +306,16 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Figures of the engine now and since it was made."""
-        blocks, totals = self.blocks, self.totals
+        blocks, totals, pool = self.blocks, self.totals, self.runner.pool
+        page_bytes = pool.page_bytes + pool.stats_bytes
         return {
             "model": self.loaded.name,
             "requests_running": len(self.scheduler.running),
             "requests_waiting": len(self.scheduler.waiting),
             "kv_pages": blocks.num_pages,
             "kv_pages_used": blocks.num_owned,
+            "kv_bytes": blocks.num_pages * page_bytes,
+            "kv_bytes_used": blocks.num_owned * page_bytes,
             "kv_cache_usage": blocks.num_owned / blocks.num_pages,
             "prefix_cache_queries": blocks.queries,
             "prefix_cache_hits": blocks.hits,
@@ -316,34 +338,19 @@ class Engine:
         Raises:
             InvalidRequest: there is no such policy, or the model and its pages do not allow it.
         """
-        name = request.params.attention or self.config.attention
-        try:
-            policy = parse_policy(name)
-            policy.check(self.shape)
-        except SparseAttentionError as error:
-            raise InvalidRequest(f"{error}.", param="attention") from error
+        policy = checked_policy(request.params.attention or self.config.attention, self.shape)
         policy = policy.resolve(request.prompt_len)
         request.salt = self.salt
         if policy.is_dense(self.shape):
             return
         if policy.needs_page_stats(self.shape):
-            self.runner.pool.keep_stats()
-        request.policy = PolicyState(policy, self.shape, request.prompt_len)
+            self.runner.keep_stats()
+        request.policy = self.runner.policy_state(policy, self.shape, request.prompt_len)
+        request.lifetimes = PageLifetimes.of(self.runner.pool.layout, policy, self.shape, request.prompt_len)
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
             request.prefill_grid = self.config.max_step_tokens
         request.salt = f"{self.salt}/{policy.cache_key()}"
-
-    def _num_pages(self, config: EngineConfig) -> int:
-        per_page = self.loaded.kv_shape.bytes_per_token(DTYPES[config.dtype]) * config.page_size
-        num_pages = config.kv_memory // per_page
-        if num_pages < 1:
-            raise ModelError(
-                f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
-                hint="Raise it.",
-                param="kv_memory",
-            )
-        return num_pages
 
     def _check_ids(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
@@ -460,6 +467,34 @@ class Engine:
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
         return output
+
+
+def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | None = None) -> KVPool:
+    """The pages that ``kv_memory`` holds, of all heads together or in the groups of ``layout``.
+
+    Raises:
+        ModelError: it does not hold one, or the device does not have it.
+    """
+    dtype = kv_dtype(config)
+    per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
+    num_pages = config.kv_memory // per_page
+    if num_pages < 1:
+        raise ModelError(
+            f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
+            hint="Raise it.",
+            param="kv_memory",
+        )
+    try:
+        return KVPool(loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout)
+    except MemoryError as error:
+        raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error
+
+
+def make_runner(loaded: LoadedModel, pool: KVPool) -> ModelRunner:
+    """What runs the forwards: this process alone, or with the ranks that share the model."""
+    if loaded.ranks is not None:
+        return LeadingRunner(loaded.model, pool, loaded.ranks)
+    return ModelRunner(loaded.model, pool)
 
 
 def _join(parts: list[TokenOutput]) -> Generation:

@@ -13,6 +13,7 @@ import structlog
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from service.engine.ranks import Ranks
 from service.engine.row_invariance import make_row_invariant
 from service.errors import ModelError
 from sparse_attn.backend import attach
@@ -40,6 +41,7 @@ class LoadedModel:
         max_len: positions that the model was made for.
         eos_ids: tokens that end a sequence.
         fingerprint: names configuration and weights, so that KV of other weights is never taken for this model's.
+        ranks: the processes that have a share of the heads each; None for this one alone.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LoadedModel:
     max_len: int
     eos_ids: frozenset[int]
     fingerprint: str
+    ranks: Ranks | None = None
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -63,8 +66,16 @@ class LoadedModel:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
 
-def load_model(name: str, dtype: str = "float32", device: str = "cpu", max_model_len: int | None = None) -> LoadedModel:
+def load_model(
+    name: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    max_model_len: int | None = None,
+    ranks: Ranks | None = None,
+) -> LoadedModel:
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
+
+    With ``ranks``, all of which must be in this call, each loads its share by transformers' tensor-parallel plan.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, or needs what the engine does not have;
@@ -72,14 +83,36 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", max_model
     """
     if dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}.", hint=f"Choose one of {', '.join(DTYPES)}.", param="dtype")
-    path = name
-    if name == EMBEDDED:
-        from service.reader import MODEL_DIR, verify_model
-
-        verify_model()
-        path = str(MODEL_DIR)
+    path, config = _path(name), read_config(name)
+    _refuse_by_config(name, config)
+    check_device(device)
+    if ranks is not None:
+        check_shares(name, config, ranks.size)
+    placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
     try:
-        config = AutoConfig.from_pretrained(path)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placed)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"The model {name!r} does not fit into the memory of {device}.",
+            hint="Take a smaller model or --dtype bfloat16, or share it over several GPUs with --tp.",
+            param="model",
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"The model {name!r} cannot be loaded: {_first_line(error)}", param="model") from error
+    loaded = prepare(name, model.eval(), load_tokenizer(path), max_model_len)
+    loaded.ranks = ranks
+    return loaded
+
+
+def read_config(name: str) -> Any:
+    """The transformers configuration of a model, without its weights.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = _path(name)
+    try:
+        return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         where = "in this folder" if Path(path).is_dir() else "as a folder or on the hub"
         raise ModelError(
@@ -87,12 +120,70 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", max_model
             hint="Give a folder with config.json and safetensors, a hub id, or 'embedded'.",
             param="model",
         ) from error
-    _refuse_by_config(name, config)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], device_map=_device_map(device))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"The model {name!r} cannot be loaded: {_first_line(error)}", param="model") from error
-    return prepare(name, model.eval(), load_tokenizer(path), max_model_len)
+
+
+def _path(name: str) -> str:
+    if name != EMBEDDED:
+        return name
+    from service.reader import MODEL_DIR, verify_model
+
+    verify_model()
+    return str(MODEL_DIR)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ModelError: says whether the GPU, the driver or the build of torch is what is missing.
+    """
+    if not device.startswith("cuda"):
+        return
+    if torch.version.cuda is None:
+        raise ModelError(
+            f"{device} was asked for, and torch {torch.__version__} is a build without CUDA.",
+            hint="Install torch's CUDA wheel, or use --device cpu.",
+            param="device",
+        )
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ModelError(
+            f"{device} was asked for, and torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU.",
+            hint="Look at `nvidia-smi`: the driver may be missing or too old for this wheel; or use --device cpu.",
+            param="device",
+        )
+    number = int(device.partition(":")[2] or 0)
+    if number >= count:
+        raise ModelError(f"{device} was asked for; this machine has {count} GPU(s), from cuda:0 on.", param="device")
+
+
+def check_shares(name: str, config: Any, size: int) -> None:
+    """Refuse a model that cannot be dealt out to ``size`` ranks.
+
+    Raises:
+        ModelError: its heads do not divide, or transformers has no plan for it.
+    """
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if heads % size or kv_heads % size:
+        raise ModelError(
+            f"The model {name!r} has {heads} query and {kv_heads} KV heads, which {size} ranks cannot share evenly.",
+            hint="Choose a --tp that divides both.",
+            param="tensor_parallel",
+        )
+    if not getattr(text, "base_model_tp_plan", None):
+        raise ModelError(
+            f"transformers has no tensor-parallel plan for the model {name!r} ({text.model_type}).",
+            hint="Use --tp 1.",
+            param="tensor_parallel",
+        )
+
+
+def _shared(ranks: Ranks) -> Any:
+    from transformers.distributed import DistributedConfig
+
+    return DistributedConfig(tp_size=ranks.size)
 
 
 def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | None = None) -> LoadedModel:
@@ -187,10 +278,15 @@ def _fingerprint(model: Any) -> str:
     settings = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
-        flat = weight.detach().flatten()
+        flat = _local(weight.detach()).flatten()
         sample = flat[:: max(1, len(flat) // 64)].double().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _local(weight: Any) -> Any:
+    """This rank's share of a weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 def _device_map(device: str) -> Any:

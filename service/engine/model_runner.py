@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from drafters.tree import DraftTree
+from service.engine.block_manager import GONE, Place
 from service.engine.step import Slice
-from sparse_attn.batch import AttnBatch, EarlierNodes
+from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
 from sparse_attn.kv_pool import KVPool
+from sparse_attn.policy import ModelShape, Policy, PolicyState
 
 
 @dataclass
@@ -45,8 +47,16 @@ class ModelRunner:
         logits = self._forward(batch, token_ids, wanted)
         return Forward(logits, first_row, batch.kernels)
 
+    def keep_stats(self) -> None:
+        """Keep the bounds of every page's keys from now on (`KVPool.keep_stats`)."""
+        self.pool.keep_stats()
+
+    def policy_state(self, policy: Policy, model: ModelShape, prompt_len: int) -> PolicyState:
+        """The state of a policy with one sequence, over the heads that this runner has."""
+        return PolicyState(policy, model, prompt_len)
+
     @torch.inference_mode()
-    def run_nodes(self, pages: Sequence[int], length: int, tree: DraftTree, known: int) -> Tensor:
+    def run_nodes(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int) -> Tensor:
         """Run the nodes ``known:`` of a tree that grows behind ``length`` tokens in pages; the earlier ones lie there.
 
         Node i is kept at order ``length + i``; a parent of -1 is the last of the tokens in pages.
@@ -56,30 +66,36 @@ class ModelRunner:
         """
         device, count = self.pool.device, len(tree) - known
         place = torch.from_numpy(length - 1 + tree.depths[1:]).to(device)
-        slots = self._slots(pages, np.arange(length, length + len(tree)))
+        tables = []
+        for group in range(self.pool.layout.num_groups):
+            slots = self._slots(pages, np.arange(length, length + len(tree)), group)
+            tables.append(GroupTables(self._table([pages], group), slots[known:], slots[:known]))
+        first = tables[0]
+        assert first.earlier_slots is not None
         mask = torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]).to(device)
-        table = torch.tensor([list(pages)], dtype=torch.int32, device=device)
         batch = AttnBatch(
             pool=self.pool,
             cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32, device=device),
             context_lens=torch.tensor([length], dtype=torch.int32, device=device),
-            block_tables=table,
-            slot_mapping=slots[known:],
+            block_tables=first.block_tables,
+            slot_mapping=first.slot_mapping,
             positions=place[known:],
             tree_masks=[mask[:, known:]],
-            earlier=EarlierNodes(slots[:known], place[:known], mask[:, :known]) if known else None,
+            earlier=EarlierNodes(first.earlier_slots, place[:known], mask[:, :known]) if known else None,
+            other_groups=tables[1:],
         )
         token_ids = torch.from_numpy(tree.tokens[known:]).to(device)
         return self._forward(batch, token_ids, list(range(count)))
 
     @torch.inference_mode()
-    def keep_nodes(self, pages: Sequence[int], length: int, path: Sequence[int]) -> None:
+    def keep_nodes(self, pages: Sequence[Place], length: int, path: Sequence[int]) -> None:
         """Copy K and V of the nodes ``path`` (kept from order ``length`` on) to where the sequence goes on."""
         source = [length + node for node in path]
         target = list(range(length, length + len(path)))
         if source != target:
-            slots = self._slots(pages, np.array([source, target]))
-            self.pool.copy_slots(slots[0], slots[1])
+            for group in range(self.pool.layout.num_groups):
+                slots = self._slots(pages, np.array([source, target]), group)
+                self.pool.copy_slots(slots[0], slots[1])
 
     def _forward(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
         out = self.model(
@@ -95,7 +111,7 @@ class ModelRunner:
         device = self.pool.device
         token_ids: list[int] = []
         positions: list[np.ndarray] = []
-        slots: list[Tensor] = []
+        orders: list[np.ndarray] = []
         masks: list[Tensor | None] = []
         wanted: list[int] = []
         first_row: list[int] = []
@@ -112,37 +128,45 @@ class ModelRunner:
             else:
                 masks.append(None)
             positions.append(place)
-            slots.append(self._slots(part.request.pages, order))
+            orders.append(order)
             end = cu_seqlens[-1] + part.num_rows
             first_row.append(len(wanted) if part.samples else -1)
             if part.samples:
                 wanted += range(cu_seqlens[-1] + (0 if part.all_logits else count - 1), end)
             cu_seqlens.append(end)
         policies = [part.request.policy for part in slices]
+        sequences = [part.request.pages for part in slices]
+        tables = []
+        for group in range(self.pool.layout.num_groups):
+            slots = [self._slots(pages, order, group) for pages, order in zip(sequences, orders, strict=True)]
+            tables.append(GroupTables(self._table(sequences, group), torch.cat(slots)))
         batch = AttnBatch(
             pool=self.pool,
             cu_seqlens_q=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
             context_lens=torch.tensor([p.start for p in slices], dtype=torch.int32, device=device),
-            block_tables=self._tables(slices),
-            slot_mapping=torch.cat(slots),
+            block_tables=tables[0].block_tables,
+            slot_mapping=tables[0].slot_mapping,
             positions=torch.from_numpy(np.concatenate(positions)).to(device),
             tree_masks=masks if any(m is not None for m in masks) else None,
             policies=policies if any(p is not None for p in policies) else None,
+            other_groups=tables[1:],
         )
         return batch, torch.tensor(token_ids, dtype=torch.int64, device=device), wanted, first_row
 
-    def _tables(self, slices: Sequence[Slice]) -> Tensor:
-        width = max(len(part.request.pages) for part in slices)
-        tables = np.zeros((len(slices), width), dtype=np.int32)
-        for row, part in zip(tables, slices, strict=True):
-            row[: len(part.request.pages)] = part.request.pages
-        return torch.from_numpy(tables).to(self.pool.device)
+    def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
+        """Block table int32 [S, P] of one head group; a page that was dropped is nobody's, the pool's last."""
+        table = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int32)
+        for row, pages in zip(table, sequences, strict=True):
+            row[: len(pages)] = [place[group] for place in pages]
+        table[table == GONE] = self.pool.num_pages
+        return torch.from_numpy(table).to(self.pool.device)
 
-    def _slots(self, pages: Sequence[int], order: np.ndarray) -> Tensor:
-        """Slots of the ``order``-th tokens of a sequence, int64, same shape."""
+    def _slots(self, pages: Sequence[Place], order: np.ndarray, group: int = 0) -> Tensor:
+        """Slots of the ``order``-th tokens of a sequence in one head group, int64, same shape."""
         size = self.pool.page_size
-        table = np.asarray(pages, dtype=np.int64)
-        return torch.from_numpy(table[order // size] * size + order % size).to(self.pool.device)
+        first = int(order.min()) // size if order.size else 0
+        table = np.array([place[group] for place in pages[first:]], dtype=np.int64)
+        return torch.from_numpy(table[order // size - first] * size + order % size).to(self.pool.device)
 
 
 def _tree_mask(count: int, ancestors: np.ndarray) -> np.ndarray:

@@ -54,7 +54,9 @@ def make_row_invariant(model: nn.Module, max_rows: int | None = MAX_ROWS) -> int
 
 def _is_plain(module: nn.Module) -> bool:
     """A linear layer that nothing else (an adapter, a quantiser) has taken over."""
-    return type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+    if type(module) is not nn.Linear or hasattr(module.weight, "to_local"):  # the latter is a share of several ranks
+        return False
+    return module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
 
 
 def _forward(layer: nn.Linear, max_rows: int | None, x: Tensor) -> Tensor:

@@ -1,0 +1,18 @@
+"""``python -m service.engine.follower SIZE DEVICE``: a rank that `service.engine.ranks` starts beside rank 0."""
+
+from __future__ import annotations
+
+import sys
+
+from service.engine.ranks import run_ranks
+from service.engine.tensor_parallel import follow
+
+
+def main() -> int:
+    """Follow rank 0 to its end."""
+    size, device = int(sys.argv[1]), sys.argv[2]
+    return run_ranks(size, device, lambda: 2, follow)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
