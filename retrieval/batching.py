@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,24 +20,30 @@ IDLE_S = 30.0
 
 
 class Batcher(Generic[Item, Result]):
-    """``run(items) -> results`` in the same order, called with everything that was asked meanwhile."""
+    """``run(items) -> results`` in the same order, called with everything that was asked meanwhile.
 
-    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
+    A result that is an exception is raised to its caller alone; one that ``run`` raises, to every caller of the batch.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result | Exception]]) -> None:
         self._run = run
         self._changed = threading.Condition()
-        self._waiting: list[_Call[Item, Result]] = []
+        self._waiting: list[tuple[Item, Future[Result]]] = []
         self._working = False
 
     def __call__(self, item: Item) -> Result:
-        call: _Call[Item, Result] = _Call(item)
+        return self.submit(item).result()
+
+    def submit(self, item: Item) -> Future[Result]:
+        """The result to come; one that is cancelled before its batch begins takes no part in it."""
+        future: Future[Result] = Future()
         with self._changed:
-            self._waiting.append(call)
+            self._waiting.append((item, future))
             if not self._working:
                 self._working = True
                 threading.Thread(target=self._work, name="batcher", daemon=True).start()
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: call.done)
-        return call.result()
+            self._changed.notify()
+        return future
 
     def _work(self) -> None:
         while True:
@@ -45,43 +52,17 @@ class Batcher(Generic[Item, Result]):
                     self._working = False
                     return
                 batch, self._waiting = self._waiting, []
-            self._finish(batch)
-            with self._changed:
-                for call in batch:
-                    call.done = True
-                self._changed.notify_all()
+            self._finish([call for call in batch if call[1].set_running_or_notify_cancel()])
 
-    def _finish(self, batch: list[_Call[Item, Result]]) -> None:
+    def _finish(self, batch: Sequence[tuple[Item, Future[Result]]]) -> None:
+        if not batch:
+            return
         try:
-            results = self._run([call.item for call in batch])
-            for call, result in zip(batch, results, strict=True):
-                call.value = result
-        except Exception as error:  # every caller of the batch is told
-            for call in batch:
-                call.error = error
-
-
-class _Call(Generic[Item, Result]):
-    def __init__(self, item: Item) -> None:
-        self.item = item
-        self.done = False
-        self.value: Result | None = None
-        self.error: Exception | None = None
-
-    def result(self) -> Result:
-        if self.error is not None:
-            raise self.error
-        return self.value  # type: ignore[return-value]
-
-
-Task = tuple[Callable[[Sequence[Any]], Sequence[Any]], Any]
-"""(a function of many items, one item)"""
-
-
-def run_tasks(tasks: Sequence[Task]) -> list[Any]:
-    """Call each function once with all of its items: different kinds of work on one thread."""
-    results: dict[int, Any] = {}
-    for function in {id(task[0]): task[0] for task in tasks}.values():
-        members = [position for position, task in enumerate(tasks) if task[0] is function]
-        results.update(zip(members, function([tasks[position][1] for position in members]), strict=True))
-    return [results[position] for position in range(len(tasks))]
+            results: Sequence[Result | Exception] = self._run([item for item, _ in batch])
+        except Exception as error:
+            results = [error] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -1,4 +1,6 @@
-"""Text to vectors: all-MiniLM-L6-v2 through sentence-transformers, or any model it can load.
+"""Text to vectors: all-MiniLM-L6-v2, or any model that sentence-transformers can load.
+
+A BERT with mean pooling, as MiniLM is, runs in ``bert.py``; every other model runs in sentence-transformers.
 
 An embedder has a *fingerprint*, everything that changes its vectors: weights, pooling, normalisation, prefix and
 length. A library remembers the fingerprint of its vectors and refuses another one in words.
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from retrieval.bert import Bert, is_plain_bert
 from retrieval.errors import UnknownEmbedder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -47,7 +50,7 @@ class Embedder(Protocol):
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model. It is loaded when first used: listing documents must not load torch.
+    """A sentence-transformers model's folder. It is loaded when first used: listing documents must not load torch.
 
     Args:
         model: ``minilm`` (the packaged weights of all-MiniLM-L6-v2), a folder, or a hub id.
@@ -108,6 +111,9 @@ class SentenceEmbedder:
         self._encode(["warm"])
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        if self._plain_bert:
+            encodings = self._cutting_tokenizer.encode_batch(list(texts))
+            return self._bert.encode([encoding.ids for encoding in encodings])
         return self.model_in_memory.encode(
             list(texts),
             batch_size=self._BATCH,
@@ -115,6 +121,27 @@ class SentenceEmbedder:
             convert_to_numpy=True,
             show_progress_bar=False,
         ).astype(np.float32, copy=False)
+
+    @cached_property
+    def _plain_bert(self) -> bool:
+        return is_plain_bert(self._folder)
+
+    @property
+    def _bert(self) -> Bert:
+        with self._lock:
+            if not hasattr(self, "_loaded_bert"):
+                self._loaded_bert = Bert(self._folder, self.device)
+            return self._loaded_bert
+
+    @cached_property
+    def _cutting_tokenizer(self) -> Any:
+        """With the special tokens, cut at the model's length."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+        tokenizer.enable_truncation(self.max_tokens)
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -132,7 +159,7 @@ class SentenceEmbedder:
 
     @property
     def model_in_memory(self) -> Any:
-        """The ``SentenceTransformer``, loaded."""
+        """The ``SentenceTransformer``, loaded; what runs where ``bert.py`` does not, and what that is compared with."""
         with self._lock:
             if not hasattr(self, "_loaded"):
                 self._loaded = _load_quietly(self._folder, self.device)

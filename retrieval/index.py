@@ -16,11 +16,10 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from retrieval.batching import Batcher, Task
 from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.failpoints import failpoint
 from retrieval.generation import DocumentKey, Generation, GenerationContent, load_generation, sweep, write_generation
-from retrieval.snapshot import Query, Scope, Segment, Snapshot
+from retrieval.snapshot import Segment, Snapshot
 from retrieval.sparse import SparseSegment, terms
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
@@ -52,7 +51,6 @@ class Index:
         lease: WriterLease,
         embedder_id: int,
         fingerprint: str,
-        compute: Batcher[Task, np.ndarray],
         beside: bool = False,
     ) -> None:
         """beside: of an embedder to which the library is yet to be switched."""
@@ -65,7 +63,6 @@ class Index:
         self._corrupt: set[int] = set()
         self._refreshing = threading.RLock()
         self._loading: threading.Thread | None = None
-        self._compute = compute
         self.tokenizer: CorpusTokenizer | None = None
         """of which a generation gets a token store"""
         self.notes: list[str] = []
@@ -76,10 +73,6 @@ class Index:
     @property
     def snapshot(self) -> Snapshot:
         return self._snapshot
-
-    def search(self, query: Query, scope: Scope, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 chunk ids, float64 scores); see ``Snapshot.search``."""
-        return snapshot.search(query, scope, self._dense_scores)
 
     def refresh(self) -> Snapshot:
         """Bring the snapshot up to the journal's end; load a newer generation of another process in the background."""
@@ -209,9 +202,6 @@ class Index:
             if generation is not None and (current is None or generation.number > current.number):
                 self._adopt(generation)
 
-    def _dense_scores(self, generation: Generation, vector: np.ndarray) -> np.ndarray:
-        return self._compute((_scan_together, (generation, vector)))
-
     # -- writing
 
     def _content(self) -> GenerationContent | None:
@@ -278,13 +268,3 @@ class Index:
 
 def _vectors(rows: Sequence[sa.Row]) -> np.ndarray:  # type: ignore[type-arg]
     return np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4").reshape(len(rows), -1)
-
-
-def _scan_together(calls: Sequence[tuple[Generation, np.ndarray]]) -> list[np.ndarray]:
-    """One matrix product for all concurrent queries of the same generation."""
-    results: dict[int, np.ndarray] = {}
-    for generation in {id(call[0]): call[0] for call in calls}.values():
-        members = [position for position, call in enumerate(calls) if call[0] is generation]
-        scores = generation.dense.scores(np.stack([calls[position][1] for position in members]))
-        results.update(zip(members, scores, strict=True))
-    return [results[position] for position in range(len(calls))]

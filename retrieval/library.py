@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +24,7 @@ import numpy as np
 import structlog
 
 from retrieval import archive, maintenance
-from retrieval.batching import Batcher, Task, run_tasks
+from retrieval.batching import Batcher
 from retrieval.checks import check_label, check_query
 from retrieval.chunking import ChunkingOptions
 from retrieval.embedding import Embedder, make_embedder
@@ -35,9 +36,9 @@ from retrieval.jobs import JobQueue
 from retrieval.parsing import Limits
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.progress import CancelCheck, ProgressMeter
+from retrieval.retrievers import SnapshotRetriever
+from retrieval.searching import Searcher, SearchRequest
 from retrieval.shelf import DEFAULT_OWNER, Shelf
-from retrieval.snapshot import Query, Scope, Snapshot
-from retrieval.sparse import terms
 from retrieval.store import documents as store
 from retrieval.store import embedders as embedder_store
 from retrieval.store.database import Database
@@ -79,8 +80,9 @@ class Library(Shelf):
         self._opening = threading.RLock()
         self._index: Index | None = None
         self._tokenizer: CorpusTokenizer | None = None
-        self._encode = lambda texts: list(embedder.encode_queries(texts))
-        self._compute: Batcher[Task, np.ndarray] = Batcher(run_tasks)
+        self._searcher = Searcher(database, embedder, self._ready_index)
+        self._searches = Batcher(self._searcher)
+        self._queries: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
 
     @classmethod
     def open(
@@ -240,17 +242,40 @@ class Library(Shelf):
         Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
         """
         check_query(query, k, mode)
-        index = self._ready_index()
-        vector = self._compute((self._encode, query)) if mode != "sparse" else None
-        request = Query(terms(query) if mode != "dense" else [], vector, mode, k)
-        while True:
-            snapshot = index.refresh()
-            scope = self._scope(snapshot, owner, collection, documents)
-            ids, scores = index.search(request, scope, snapshot)
-            with self.database.read() as connection:
-                hits = store.read_hits(connection, owner, dict(zip(ids.tolist(), scores.tolist(), strict=True)))
-            if len(hits) == len(ids) or index.refresh() is snapshot:
-                return SearchResult(hits, snapshot.generation.number if snapshot.generation else 0)
+        return self.submit_search(query, k, collection=collection, documents=documents, owner=owner, mode=mode).result()
+
+    def submit_search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        collection: str | None = None,
+        documents: Sequence[str] | None = None,
+        owner: str = DEFAULT_OWNER,
+        mode: Mode = "hybrid",
+    ) -> Future[SearchResult]:
+        """``search`` without waiting: searches that are submitted meanwhile run together. Error: InvalidRequest."""
+        check_query(query, k, mode)
+        wanted = tuple(documents) if documents is not None else None
+        return self._searches.submit(SearchRequest(query, k, mode, owner, collection, wanted))
+
+    def retriever(
+        self,
+        *,
+        collection: str | None = None,
+        documents: Sequence[str] | None = None,
+        owner: str = DEFAULT_OWNER,
+        mode: Mode = "hybrid",
+    ) -> SnapshotRetriever:
+        """The search of this moment, for a loop that retrieves while it writes (``speculation``): what is ingested,
+        deleted or built later does not change what it finds. ``hits`` reads the chunks' text.
+
+        Errors: NotFound (collection or document), EmbedderMismatch.
+        """
+        wanted = tuple(documents) if documents is not None else None
+        snapshot = self._ready_index().refresh()
+        scope = self._searcher.scope(snapshot, SearchRequest("", 1, mode, owner, collection, wanted))
+        return SnapshotRetriever(snapshot, scope, mode, lambda texts: np.stack([self._queries(text) for text in texts]))
 
     # -- index
 
@@ -343,7 +368,7 @@ class Library(Shelf):
 
     def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
         folder, fingerprint = self.home / "index", self.embedder.fingerprint
-        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, self._compute, beside)
+        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, beside)
         index.tokenizer = self._tokenizer
         return index
 
@@ -390,10 +415,3 @@ class Library(Shelf):
             # The documents are committed and can be searched through the journal; only the folding failed.
             index.notes.append(f"the index was not built after ingesting: {error}")
             log.warning("index not built", cause=str(error))
-
-    def _scope(self, snapshot: Snapshot, owner: str, collection: str | None, wanted: Sequence[str] | None) -> Scope:
-        def ids() -> set[str]:
-            with self.database.read() as connection:
-                return store.ids_in_scope(connection, owner, collection, wanted)
-
-        return snapshot.scope((owner, collection, tuple(wanted) if wanted is not None else None), ids)

@@ -17,8 +17,8 @@ from retrieval.hybrid import fuse, select, top, weights
 from retrieval.sparse import SparseSegment, SparseStatistics
 from retrieval.types import Mode
 
-MARGIN = 1e-4
-"""more than the rounding error of a matrix product of unit vectors; rows so near to the k-th are scored again"""
+ROUNDING = 1e-5
+"""more than what float32 loses when two scores are weighted and added"""
 REMEMBERED_SCOPES = 256
 SCAN_UP_TO = 4096
 """rows in scope up to which every one is scored rather than searched for"""
@@ -58,7 +58,7 @@ class Query:
 
 
 DenseScores = Callable[[Generation, np.ndarray], np.ndarray]
-"""(generation, float32[d]) → float32[n]: the cosine of every row, to about MARGIN; perhaps shared with other callers"""
+"""(generation, float32[d]) → float32[n]: the cosine of every row, to ``DenseIndex.error``"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,18 @@ class Snapshot:
         rows = allowed[self.generation.document_of_row]
         return Scope(rows, int(np.count_nonzero(rows)), segments)
 
+    def scans(self, query: Query, scope: Scope) -> bool:
+        """Whether ``search`` asks for the cosine of every row of the generation."""
+        return query.vector is not None and self._is_large(query, scope) and self._is_exact
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.generation is not None and self.generation.dense.exact
+
+    @staticmethod
+    def _is_large(query: Query, scope: Scope) -> bool:
+        return scope.count > max(SCAN_UP_TO, query.k)
+
     def search(self, query: Query, scope: Scope, dense_scores: DenseScores) -> tuple[np.ndarray, np.ndarray]:
         """(int64[≤k] chunk ids, float64[≤k] scores) by (−score, id)."""
         sparse_parts = [segment.sparse for segment in self.segments]
@@ -144,6 +156,26 @@ class Snapshot:
         best = top(scores, ids, query.k)
         return ids[best], scores[best]
 
+    def score(self, query: Query, ids: np.ndarray) -> np.ndarray:
+        """float64[n]: the scores by which ``search`` ranks the chunks ``ids``, which some search of this snapshot found.
+
+        −inf for one that shares no term with a query in sparse mode.
+        """
+        parts = [segment.sparse for segment in self.segments]
+        statistics = SparseStatistics(query.text_terms, self.generation.sparse if self.generation else None, parts)
+        scores = np.full(len(ids), -np.inf)
+        if self.generation is not None:
+            rows, places = _places(self.generation.ids, ids)
+            cosine = _cosines_of_rows(self.generation, rows, query.vector)
+            bm25 = self.generation.sparse.scores_of(query.text_terms, rows) if query.mode != "dense" else cosine
+            scores[places] = fuse(query.mode, cosine, bm25, statistics.ceiling)
+        for segment in self.segments:
+            rows, places = _places(segment.ids, ids)
+            if len(rows):
+                bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)[rows]
+                scores[places] = fuse(query.mode, _cosines(segment.vectors[rows], query.vector), bm25, statistics.ceiling)
+        return np.where(scores > 0, scores, -np.inf) if query.mode == "sparse" else scores
+
     def _search_generation(
         self, query: Query, scope: Scope, statistics: SparseStatistics, dense_scores: DenseScores
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +188,7 @@ class Snapshot:
             cosine = _cosines_of_rows(generation, rows, query.vector)
             return fuse(query.mode, cosine, bm25[rows] if len(bm25) else cosine, statistics.ceiling)
 
-        if scope.count <= max(SCAN_UP_TO, query.k):
+        if not self._is_large(query, scope):
             rows = np.flatnonzero(scope.rows) if scope.rows is not None else np.arange(len(generation.ids))
             return generation.ids[rows], score(rows)
         rows = self._candidates(query, scope, bm25, statistics, dense_scores)
@@ -167,13 +199,15 @@ class Snapshot:
     ) -> np.ndarray:
         """Rows that contain the k best of the scope; where the dense index is approximate, those it knows of."""
         assert self.generation is not None
-        if query.mode != "sparse" and not self.generation.dense.exact:
-            return self._approximate(query, scope, bm25)
-        cosine = _NONE if query.vector is None else dense_scores(self.generation, query.vector)
-        floor = 0.0 if query.mode == "sparse" else -np.inf
-        margin = 0.0 if query.mode == "sparse" else MARGIN
         by_weight = weights(query.mode, statistics.ceiling)
-        return select(cosine, bm25, _allowed(scope), *by_weight, floor, query.k, margin)
+        if query.vector is None:
+            return select(_NONE, bm25, _allowed(scope), *by_weight, 0.0, query.k, 0.0)
+        if not self._is_exact:
+            return self._approximate(query, scope, bm25)
+        cosine = dense_scores(self.generation, query.vector)
+        # the k-th best may be scored too high, and one better than it too low
+        margin = 2 * by_weight[0] * self.generation.dense.error + ROUNDING
+        return select(cosine, bm25, _allowed(scope), *by_weight, -np.inf, query.k, margin)
 
     def _approximate(self, query: Query, scope: Scope, bm25: np.ndarray) -> np.ndarray:
         """The best by each of the two scores, several times more than are wanted."""
@@ -187,6 +221,14 @@ class Snapshot:
         if query.mode == "hybrid":
             rows = np.union1d(rows, select(_NONE, bm25, _allowed(scope), 0.0, 1.0, 0.0, depth, 0.0))
         return rows
+
+
+def _places(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows in ``known``, which rises, of those ``ids`` that are in it; their places in ``ids``), int64."""
+    rows = np.searchsorted(known, ids)
+    found = rows < len(known)
+    found[found] = known[rows[found]] == ids[found]
+    return rows[found], np.flatnonzero(found)
 
 
 def _allowed(scope: Scope) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 Mode = Literal["hybrid", "dense", "sparse"]
@@ -66,6 +66,10 @@ class Hit:
     version: int = 1
     sha256: str = ""
     """of the document's file"""
+
+    def scored(self, score: float) -> Hit:
+        """The same chunk as the answer to another query."""
+        return replace(self, score=score)
 
 
 class SearchResult(NamedTuple):

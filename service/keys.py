@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from service.settings import Settings
 SCOPES = ("read", "write", "admin")
 LOCAL = "local"
 """Owner of everything where no keys are in use."""
+NO_KEY_S = 1.0
 LIMITS = ("rate_per_minute", "concurrency", "storage_bytes")
 
 
@@ -73,14 +75,26 @@ class KeyStore:
         self.database = database
         self.settings = settings
         self._in_use = settings.api_key is not None
+        self._asked = -math.inf
         self._touched: dict[str, float] = {}
 
     def in_use(self) -> bool:
         """Whether requests need a key: one is set, or one was ever made (revoking the last one opens nothing)."""
         if not self._in_use:
+            asked = time.monotonic()
             with self.database.read() as connection:
                 self._in_use = connection.execute(sa.select(api_keys.c.id).limit(1)).first() is not None
+            self._asked = asked
         return self._in_use
+
+    def remembered_in_use(self) -> bool | None:
+        """What `in_use` would say, or None where the database has to be asked.
+
+        "No" is believed for a second: so long after another process has made the first key, requests need it.
+        """
+        if self._in_use:
+            return True
+        return False if time.monotonic() - self._asked < NO_KEY_S else None
 
     def create(
         self,

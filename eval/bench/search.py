@@ -1,22 +1,25 @@
-"""A library of many chunks: search latency with concurrent clients, delete, restart.
+"""A library of many chunks: search latency over HTTP with concurrent clients, delete, restart.
 
 The chunks are sentences drawn at random from a text and get random unit vectors (embedding 100,000 chunks would take
 an hour and change nothing that is measured here); the questions, of eight words, are embedded by the real model within
-the measured time.
+the measured time, and no question is asked twice. ``folio serve`` and the clients are two processes on one machine.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
+import httpx
 import numpy as np
 import typer
 
+from eval.bench.serve import serving
 from eval.results import report_result
 from retrieval.chunking import Chunk
 from retrieval.embedding import SentenceEmbedder
@@ -27,14 +30,19 @@ from retrieval.store import documents as store
 from retrieval.types import Mode, Page
 
 CHUNKS_PER_DOCUMENT = 1000
+# A client that costs next to nothing: it shares the machine with what it measures.
+_HEAD = (
+    b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
+
 TARGETS = {"search_p95_ms": 50.0, "delete_s": 1.0, "restart_s": 3.0}
 
 
 def run(file: Path, chunks: int = 100_000, clients: int = 10, queries: int = 1000, k: int = 10) -> dict[str, Any]:
     """Fill a library with ``chunks`` chunks made from ``file`` and measure it.
 
-    Returns latencies in milliseconds per mode (p50, p95, p99, from call to hits with text), queries per second,
-    seconds to build the index, to delete a document of 1,000 chunks, and to reopen until the index is ready.
+    Returns latencies in milliseconds per mode (p50, p95, p99, from the request to the hits with their text), queries
+    per second, and seconds to build the index, to delete a document of 1,000 chunks, and to reopen until it is ready.
     """
     rng = np.random.default_rng(0)
     text = parse(file.read_bytes(), file.name).text
@@ -49,9 +57,14 @@ def run(file: Path, chunks: int = 100_000, clients: int = 10, queries: int = 100
         for _ in range(3):
             with Library.open(home, embedder=embedder) as library:
                 restart_s.append(_seconds(library.stats))
+        questions = {mode: _questions(known, queries, rng) for mode in get_args(Mode)}
+        with serving(HOME=home) as server:
+            port = httpx.URL(server.endpoint.url).port or 80
+            for mode in get_args(Mode):
+                asyncio.run(_measure(port, mode, _questions(known, 3 * clients, rng), clients, k))  # compiled, cached
+            modes = {mode: asyncio.run(_measure(port, mode, asked, clients, k)) for mode, asked in questions.items()}
         with Library.open(home, embedder=embedder) as library:
             library.warm_up()
-            modes = {mode: _measure(library, known, mode, clients, queries, k, rng) for mode in get_args(Mode)}
             deletes = [_seconds(lambda: library.delete(library.documents(limit=1)[0].id)) for _ in range(3)]
     return {
         "chunks": chunks,
@@ -94,30 +107,40 @@ def _document(number: int, known: list[str], dim: int, embedder_id: int, rng: np
     )
 
 
-def _measure(
-    library: Library, known: list[str], mode: str, clients: int, queries: int, k: int, rng: np.random.Generator
-) -> dict[str, float]:
-    """Every client asks its next question as soon as the last is answered; no question is asked twice."""
-    words = [" ".join(known[i].split()[:8]) for i in rng.choice(len(known), size=queries, replace=False)]
+def _questions(known: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Eight words each, no two alike."""
+    starts = list(dict.fromkeys(" ".join(sentence.split()[:8]) for sentence in known))
+    return [starts[i] for i in rng.choice(len(starts), size=count, replace=False)]
+
+
+async def _measure(port: int, mode: str, questions: list[str], clients: int, k: int) -> dict[str, float]:
+    """Every client asks its next question as soon as the last is answered, on a connection of its own."""
     latencies: list[float] = []
 
-    def client(mine: list[str]) -> None:
+    async def client(mine: list[str]) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for question in mine:
+            body = json.dumps({"query": question, "limit": k, "mode": mode}).encode()
             started = time.perf_counter()
-            hits = library.search(question, k, mode=cast(Mode, mode)).hits
+            writer.write(_HEAD % (port, len(body)) + body)
+            found = await _body(reader)
             latencies.append(time.perf_counter() - started)
-            if len(hits) != k:
-                raise ValueError(f"{len(hits)} hits for {question!r}")
+            if len(json.loads(found)["results"]) != k:
+                raise ValueError(f"not {k} hits for {question!r}: {found[:200]!r}")
+        writer.close()
 
-    threads = [threading.Thread(target=client, args=(words[number::clients],)) for number in range(clients)]
     started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    await asyncio.gather(*(client(questions[number::clients]) for number in range(clients)))
     seconds = time.perf_counter() - started
     p50, p95, p99 = 1000 * np.percentile(latencies, [50, 95, 99])
     return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "queries_per_s": len(latencies) / seconds}
+
+
+async def _body(reader: asyncio.StreamReader) -> bytes:
+    """Of one response with a length."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return await reader.readexactly(int(length.partition(b":")[2]))
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -71,6 +72,25 @@ class Database:
                 if not self.is_sqlite:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK_KEY)))
                 yield connection
+
+    @contextlib.contextmanager
+    def write_aside(self) -> Iterator[sa.Connection]:
+        """A transaction on rows that the journal does not speak of.
+
+        On PostgreSQL it takes no turn among the writers of documents, and has to lock its rows itself.
+        """
+        if self.is_sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        with self._in_words(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def insert_if_absent(self, table: sa.Table) -> Any:
+        """INSERT that leaves a row with the same primary key as it is (its rowcount is then 0)."""
+        from sqlalchemy.dialects import postgresql, sqlite
+
+        return (sqlite if self.is_sqlite else postgresql).insert(table).on_conflict_do_nothing()
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:

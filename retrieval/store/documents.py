@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,20 +13,38 @@ from retrieval.chunking import Chunk
 from retrieval.errors import NotFound
 from retrieval.failpoints import failpoint
 from retrieval.parsing.document import ParsedDocument
-from retrieval.store.tables import chunks, collections, documents, embeddings, journal, now, pages, versions
+from retrieval.store.tables import (
+    chunks,
+    collections,
+    documents,
+    embeddings,
+    idempotency,
+    journal,
+    now,
+    pages,
+    versions,
+)
 from retrieval.types import Collection, Document, Hit, Page
 
 READY = "ready"
 FAILED = "failed"
 
 
-# Part of every search, so put together once.
+# Part of every search, so put together once. Two statements that look up primary keys, because a planner that is given
+# their join and fifty ids may rather go through all chunks of the owner.
+_CHUNKS_BY_ID = sa.select(chunks).where(
+    chunks.c.id.in_(sa.bindparam("ids", expanding=True)), chunks.c.owner == sa.bindparam("owner")
+)
+_LIVE_BY_ID = sa.select(documents.c.id, documents.c.version, documents.c.name, documents.c.sha256).where(
+    documents.c.id.in_(sa.bindparam("ids", expanding=True)),
+    documents.c.owner == sa.bindparam("owner"),
+    documents.c.status == READY,
+)
 _LIVE_CHUNKS = (
     sa.select(chunks, documents.c.name, documents.c.sha256)
     .join(documents, sa.and_(documents.c.id == chunks.c.document_id, documents.c.version == chunks.c.version))
     .where(documents.c.owner == sa.bindparam("owner"), documents.c.status == READY)
 )
-_HITS = _LIVE_CHUNKS.where(chunks.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 @dataclass(frozen=True)
@@ -144,6 +162,9 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     connection.execute(sa.delete(documents).where(documents.c.id == document))
     failpoint("delete.document")
     _write_journal(connection, "delete", document, found.version, owner, found.chunks)
+    # answers that are kept for repeated requests may quote it
+    quoting = idempotency.c.owner == owner, idempotency.c.route == "answer", idempotency.c.status.is_not(None)
+    connection.execute(sa.delete(idempotency).where(*quoting))
     failpoint("delete.journal")
     return found
 
@@ -222,13 +243,19 @@ def read_chunks(connection: sa.Connection, owner: str, document: str) -> list[Hi
     """All chunks of a document in order, with score 0. Error: NotFound."""
     get(connection, owner, document)
     query = _LIVE_CHUNKS.where(chunks.c.document_id == document).order_by(chunks.c.ordinal)
-    return [_hit(row, 0.0) for row in connection.execute(query, {"owner": owner})]
+    return [_hit(row, row, 0.0) for row in connection.execute(query, {"owner": owner})]
 
 
-def read_hits(connection: sa.Connection, owner: str, scores: dict[int, float]) -> list[Hit]:
-    """The chunks of ``scores`` (id → score) that are live and the owner's, by (−score, id)."""
-    rows = connection.execute(_HITS, {"owner": owner, "ids": list(scores)})
-    return sorted((_hit(row, scores[row.id]) for row in rows), key=lambda hit: (-hit.score, hit.chunk_id))
+def read_hits(connection: sa.Connection, owner: str, ids: Iterable[int]) -> dict[int, Hit]:
+    """By id, those of the chunks ``ids`` that are live and the owner's, with score 0."""
+    rows = connection.execute(_CHUNKS_BY_ID, {"owner": owner, "ids": list(ids)}).all()
+    theirs = {row.document_id for row in rows}
+    live = {row.id: row for row in connection.execute(_LIVE_BY_ID, {"owner": owner, "ids": list(theirs)})}
+    return {
+        row.id: _hit(row, document, 0.0)
+        for row in rows
+        if (document := live.get(row.document_id)) is not None and document.version == row.version
+    }
 
 
 def list_collections(connection: sa.Connection, owner: str) -> list[Collection]:
@@ -257,18 +284,19 @@ def _document(row: sa.Row) -> Document:  # type: ignore[type-arg]
     return Document(**fields)
 
 
-def _hit(row: sa.Row, score: float) -> Hit:  # type: ignore[type-arg]
+def _hit(row: sa.Row, document: sa.Row, score: float) -> Hit:  # type: ignore[type-arg]
+    """Of a row of chunks and one of its document."""
     return Hit(
         chunk_id=row.id,
         document=row.document_id,
-        name=row.name,
+        name=document.name,
         start=row.start,
         end=row.end,
         page=row.page,
         score=score,
         text=row.text,
         version=row.version,
-        sha256=row.sha256,
+        sha256=document.sha256,
     )
 
 

@@ -209,6 +209,28 @@ api_keys = sa.Table(
     sa.Column("revoked_at", Time),
 )
 
+# What several processes that serve one database must agree on.
+rate_buckets = sa.Table(
+    "rate_buckets",
+    metadata,
+    sa.Column("key_id", sa.String(16), primary_key=True),
+    sa.Column("tokens", sa.Float, nullable=False),
+    sa.Column("filled_at", sa.Float, nullable=False),  # seconds since 1970
+)
+
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("route", sa.String(16), nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("status", sa.Integer),  # of the response; null while the request is in flight
+    sa.Column("body", sa.JSON),
+    sa.Column("begun_at", Time, nullable=False),
+    sa.Index(None, "begun_at"),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

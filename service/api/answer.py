@@ -22,6 +22,7 @@ from service.api.search import Passage
 from service.api.sse import EventStream, event, first_item, unless_gone
 from service.engine.request import SamplingParams
 from service.errors import FolioError
+from service.idempotency import Idempotency
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -121,18 +122,17 @@ async def answer(
     events = runtime.answerer.answer(question, body.params(runtime.settings))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream(_encoded(await first_item(events)), runtime.settings.ping_s)
+
+    async def whole() -> tuple[int, dict[str, Any]]:
+        return 200, asdict(await unless_gone(request, collect(events)))
+
     if idempotency_key is None:
-        return JSONResponse(asdict(await unless_gone(request, collect(events))))
-    idempotency = request.app.state.idempotency
-    content = json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()
-    earlier = idempotency.begin(principal.owner, idempotency_key, b"answer", content)
-    if earlier is not None:
-        await events.aclose()
-        return JSONResponse(earlier[1], earlier[0])
-    with idempotency.attempt(principal.owner, idempotency_key) as finish:
-        whole = asdict(await unless_gone(request, collect(events)))
-        finish(200, whole)
-    return JSONResponse(whole)
+        status, content = await whole()
+    else:
+        idempotency: Idempotency = request.app.state.idempotency
+        asked = json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()
+        status, content = await idempotency.once(principal.owner, idempotency_key, "answer", asked, whole)
+    return JSONResponse(content, status)
 
 
 async def _encoded(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:

@@ -12,9 +12,10 @@ from fastapi.staticfiles import StaticFiles
 
 from service.api import answer, docs, documents, errors, health, jobs, metrics, search
 from service.api.auth import AuthMiddleware
-from service.api.limits import BodyLimitMiddleware, Idempotency
+from service.api.limits import BodyLimitMiddleware
 from service.api.openai import chat, completions, embeddings, models
 from service.api.security import SecurityMiddleware
+from service.idempotency import Idempotency
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -53,7 +54,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     figures = metrics.Metrics(parts)
     app.state.runtime = parts
     app.state.metrics = figures
-    app.state.idempotency = Idempotency()
+    app.state.idempotency = Idempotency(lambda: parts.library.database)
     parts.observers.append(figures.observe)
     for module in (
         health,

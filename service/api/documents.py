@@ -19,6 +19,7 @@ from service.api.errors import problems
 from service.api.health import Parts
 from service.api.jobs import JobModel, job_data
 from service.errors import InvalidRequest, TooLarge
+from service.idempotency import Idempotency
 from service.keys import Principal
 from service.runtime import Runtime
 
@@ -72,18 +73,17 @@ async def upload(
         )
     await _check_storage(runtime, principal.owner, principal.limits, len(data))
     item = Upload(file.filename or "upload", data)
-    idempotency = request.app.state.idempotency
+
+    async def submit() -> tuple[int, dict[str, Any]]:
+        return 202, await asyncio.to_thread(_submit, runtime, principal, item, collection)
+
     if idempotency_key is None:
-        body = await asyncio.to_thread(_submit, runtime, principal, item, collection)
-        return JSONResponse(body, 202, {"Location": f"/v1/jobs/{body['id']}"})
-    content = (b"upload", collection.encode(), item.name.encode(), data)
-    earlier = idempotency.begin(principal.owner, idempotency_key, *content)
-    if earlier is not None:
-        return JSONResponse(earlier[1], earlier[0], {"Location": f"/v1/jobs/{earlier[1]['id']}"})
-    with idempotency.attempt(principal.owner, idempotency_key) as finish:
-        body = await asyncio.to_thread(_submit, runtime, principal, item, collection)
-        finish(202, body)
-    return JSONResponse(body, 202, {"Location": f"/v1/jobs/{body['id']}"})
+        status, body = await submit()
+    else:
+        idempotency: Idempotency = request.app.state.idempotency
+        content = b"\0".join([collection.encode(), item.name.encode(), data])
+        status, body = await idempotency.once(principal.owner, idempotency_key, "upload", content, submit)
+    return JSONResponse(body, status, {"Location": f"/v1/jobs/{body['id']}"})
 
 
 @router.get("/v1/documents", response_model=DocumentPage, responses=problems())

@@ -13,7 +13,7 @@ from service.runtime import Runtime, State
 router = APIRouter(tags=["operation"])
 
 
-def runtime_of(request: Request) -> Runtime:
+async def runtime_of(request: Request) -> Runtime:
     """The parts of the service that this app runs."""
     runtime: Runtime = request.app.state.runtime
     return runtime

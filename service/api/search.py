@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.auth import Reader
@@ -50,10 +51,9 @@ class SearchResponse(BaseModel):
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=problems(404))
-async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> dict[str, Any]:
+async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Response:
     """Find passages in the caller's documents."""
-    found = await asyncio.to_thread(
-        runtime.library.search,
+    searching = runtime.library.submit_search(
         body.query,
         k=body.limit,
         mode=body.mode,
@@ -61,4 +61,6 @@ async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> dict
         collection=body.collection,
         documents=body.documents or None,
     )
-    return {"results": [hit_data(hit) for hit in found.hits], "generation": found.generation}
+    found = await asyncio.wrap_future(searching)
+    # A response of its own is sent as it is; FastAPI would build and check a model of every passage first.
+    return JSONResponse({"results": [hit_data(hit) for hit in found.hits], "generation": found.generation})

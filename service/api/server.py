@@ -64,7 +64,8 @@ def run_server(settings: Settings) -> int:
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    return asyncio.run(_serve(config, runtime, listening, settings))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        return runner.run(_serve(config, runtime, listening, settings))
 
 
 async def _serve(

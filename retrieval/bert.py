@@ -1,0 +1,172 @@
+"""BERT sentence encoders without padding: all tokens of a batch in one matrix, whatever the texts' lengths.
+
+sentence-transformers pads every text of a batch to the longest, and for ten questions of ten words spends as long in
+Python as in arithmetic. Here the rows of a batch are its real tokens alone (as in "unpadded BERT", Zeng et al. 2022,
+arXiv 2208.08124); only attention, a small part of the work, sees them as a rectangle. The numbers are the model's own
+in float32: tests hold them to sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOKENS_AT_ONCE = 4096
+"""rows of one pass: more is no faster, and takes memory"""
+
+
+def is_plain_bert(folder: Path) -> bool:
+    """Whether the model in ``folder`` is a BERT with mean pooling and normalisation, and nothing else."""
+    config, pooling = _json(folder / "config.json"), _json(folder / "1_Pooling" / "config.json")
+    modules = _json(folder / "modules.json") or []
+    steps = [str(module["type"]).rpartition(".")[2] for module in modules]
+    prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    pooled = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True}
+    return (
+        config.get("model_type") == "bert"
+        and config.get("hidden_act") == "gelu"
+        and config.get("position_embedding_type", "absolute") == "absolute"
+        and steps == ["Transformer", "Pooling", "Normalize"]
+        and pooled == {"pooling_mode_mean_tokens"}
+        and not any(prompts.values())
+        and (folder / "tokenizer.json").is_file()
+        and (folder / "model.safetensors").is_file()
+    )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of one layer; query, key and value as one matrix."""
+
+    qkv: tuple[Any, Any]
+    out: tuple[Any, Any]
+    out_norm: tuple[Any, Any]
+    up: tuple[Any, Any]
+    down: tuple[Any, Any]
+    down_norm: tuple[Any, Any]
+
+
+class Bert:
+    """The encoder of a folder for which ``is_plain_bert`` holds. Thread-safe."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from safetensors.torch import load_file
+
+        config = _json(folder / "config.json")
+        self.heads = int(config["num_attention_heads"])
+        self.epsilon = float(config["layer_norm_eps"])
+        weights = {
+            name.removeprefix("bert."): tensor.float()
+            for name, tensor in load_file(folder / "model.safetensors", device).items()
+        }
+        embedding = "embeddings."
+        # one sentence a text: the type embedding is the same for every token
+        self._positions = (
+            weights[f"{embedding}position_embeddings.weight"] + weights[f"{embedding}token_type_embeddings.weight"][0]
+        )
+        self._words = weights[f"{embedding}word_embeddings.weight"]
+        self._norm = _pair(weights, f"{embedding}LayerNorm")
+        self._layers = [_layer(weights, f"encoder.layer.{n}.") for n in range(int(config["num_hidden_layers"]))]
+
+    def encode(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """float32[len(sequences), d]: the mean over each sequence's tokens, of norm 1. Special tokens are given."""
+        import torch
+
+        vectors = np.empty((len(sequences), self._words.shape[1]), dtype=np.float32)
+        with torch.inference_mode():
+            for rows in _passes([len(sequence) for sequence in sequences]):
+                vectors[rows] = self._encode([sequences[row] for row in rows]).cpu().numpy()
+        return vectors
+
+    def _encode(self, sequences: Sequence[Sequence[int]]) -> Any:
+        import torch
+        import torch.nn.functional as F
+
+        device = self._words.device
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        longest = int(lengths.max())
+        places = torch.arange(longest).expand(len(sequences), longest)
+        real = places < lengths[:, None]
+        rectangle = _Rectangle(real.to(device), len(sequences), longest, bool(real.all()))
+        ids = torch.tensor([token for sequence in sequences for token in sequence]).to(device)
+        hidden = F.embedding(ids, self._words) + self._positions[places[real].to(device)]
+        hidden = self._normed(hidden, self._norm)
+        for layer in self._layers:
+            hidden = self._normed(
+                hidden + F.linear(self._attention(hidden, layer, rectangle), *layer.out), layer.out_norm
+            )
+            hidden = self._normed(hidden + F.linear(F.gelu(F.linear(hidden, *layer.up)), *layer.down), layer.down_norm)
+        sums = rectangle.padded(hidden).view(len(sequences), longest, -1).sum(1)
+        return F.normalize(sums / lengths[:, None].to(device), dim=1)
+
+    def _attention(self, hidden: Any, layer: _Layer, rectangle: _Rectangle) -> Any:
+        import torch.nn.functional as F
+
+        projected = rectangle.padded(F.linear(hidden, *layer.qkv))
+        queries, keys, values = projected.view(rectangle.texts, rectangle.longest, 3, self.heads, -1).permute(
+            2, 0, 3, 1, 4
+        )
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rectangle.mask)
+        return rectangle.packed(mixed.transpose(1, 2).reshape(rectangle.texts * rectangle.longest, -1))
+
+    def _normed(self, hidden: Any, norm: tuple[Any, Any]) -> Any:
+        import torch.nn.functional as F
+
+        return F.layer_norm(hidden, norm[0].shape, *norm, self.epsilon)
+
+
+class _Rectangle:
+    """Between rows of real tokens and texts × the longest one's places."""
+
+    def __init__(self, real: Any, texts: int, longest: int, full: bool) -> None:
+        self.texts = texts
+        self.longest = longest
+        self.mask = None if full else real[:, None, None, :]
+        self._rows = None if full else real.view(-1).nonzero().view(-1)
+
+    def padded(self, rows: Any) -> Any:
+        if self._rows is None:
+            return rows
+        return rows.new_zeros(self.texts * self.longest, rows.shape[1]).index_copy_(0, self._rows, rows)
+
+    def packed(self, places: Any) -> Any:
+        return places if self._rows is None else places.index_select(0, self._rows)
+
+
+def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Texts of like length together, so many that no pass is over ``TOKENS_AT_ONCE``."""
+    rows: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if rows and (len(rows) + 1) * lengths[row] > TOKENS_AT_ONCE:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+def _layer(weights: dict[str, Any], prefix: str) -> _Layer:
+    import torch
+
+    attention = [_pair(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")]
+    return _Layer(
+        qkv=(torch.cat([weight for weight, _ in attention]), torch.cat([bias for _, bias in attention])),
+        out=_pair(weights, f"{prefix}attention.output.dense"),
+        out_norm=_pair(weights, f"{prefix}attention.output.LayerNorm"),
+        up=_pair(weights, f"{prefix}intermediate.dense"),
+        down=_pair(weights, f"{prefix}output.dense"),
+        down_norm=_pair(weights, f"{prefix}output.LayerNorm"),
+    )
+
+
+def _pair(weights: dict[str, Any], name: str) -> tuple[Any, Any]:
+    return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
