@@ -34,6 +34,8 @@ def run(
 ) -> dict[str, Any]:
     """All on the same weights and trace, alternating, medians of ``runs``; fp32, greedy, no end of sequence.
 
+    Each is warmed by one prompt.
+
     Raises:
         EvalError: OpenVINO GenAI is not set up, or failed.
     """
@@ -51,8 +53,10 @@ def run(
     shares = []
     with ExitStack() as stack:
         openvino = _openvino(stack, torch.get_num_threads(), longest + new_tokens)
+        openvino.batch(prompts[:1], 2)
         for _ in range(runs):
             engine = Engine(prepare("random-llama-27m", random_llama(MAX_LENGTH)), config)
+            engine.generate(prompts[:1], SamplingParams(max_tokens=2, ignore_eos=True))
             began = time.perf_counter()
             results = [result.token_ids for result in engine.generate(prompts, params)]
             seconds["folio"].append(time.perf_counter() - began)
@@ -113,6 +117,7 @@ def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[list[lis
     model = random_llama(MAX_LENGTH)
     model.set_attn_implementation("sdpa")
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    model.generate_batch(inputs=prompts[:1], generation_config=config, progress_bar=False)
     began = time.perf_counter()
     outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
     seconds = time.perf_counter() - began
