@@ -65,6 +65,17 @@ struct State {
   }
 };
 
+// Prefetches rows `at`, `at + step`, … of keys or values, each when the loop that it rides on comes to that number.
+struct Fetch {
+  const float* from;  // row 0, or null for none
+  int dim, at, step;
+  void operator()(int row) {
+    if (!from || row != at) return;
+    for (int d = 0; d < dim; d += 16) prefetch(from + int64_t(row) * dim + d);
+    at += step;
+  }
+};
+
 // One finished chunk (or several, joined) of one row: m, l and o in `width + 2` floats.
 void join(float* total, const float* part, int width) {
   if (part[0] == -INF) return;
@@ -113,7 +124,7 @@ class Worker {
   State state{};
   float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr,
         *k_wide = nullptr, *v_wide = nullptr;  // tiles of int8 keys and values as floats
-  const float *k_rows[TILE], *v_rows[TILE], *next_k = nullptr;
+  const float *k_rows[TILE], *v_rows[TILE], *next_k = nullptr, *next_v = nullptr;
   std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
   int highest_low = 0, lowest_high = 0;
   std::vector<uint64_t> seen;  // of each packed row: which keys of the tile at hand it sees
@@ -278,10 +289,12 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    if (!c.k_scale && after < c.context_lens[t.sequence])
+    if (!c.k_scale && after < c.context_lens[t.sequence]) {
       next_k = static_cast<const float*>(c.k_cache) + context_row(after);
+      next_v = static_cast<const float*>(c.v_cache) + context_row(after);
+    }
     tile(count, 0, rows);
-    next_k = nullptr;
+    next_k = next_v = nullptr;
   }
 
   // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
@@ -318,7 +331,7 @@ class Worker {
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
     for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
-    transpose(k_rows, count, c.dim, columns, TILE, c.dim);
+    transpose(k_rows, count, c.dim, columns, TILE);
     if (padded) {
       for (int j = 0; j < count; ++j) {
         std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
@@ -326,29 +339,71 @@ class Worker {
         v_rows[j] = copies + j * width;
       }
     }
-    for_row_groups(to - from, [&](auto group, int r) { attend<decltype(group)::value>(count, from + r); });
+    const int groups = (to - from + MAX_ROWS - 1) / MAX_ROWS;
+    for_row_groups(to - from,
+                   [&](auto size, int r) { attend<decltype(size)::value>(count, from + r, r / MAX_ROWS, groups); });
   }
 
   template <int ROWS>
-  void attend(int count, int r0) {
+  void attend(int count, int r0, int group, int groups) {
     uint64_t any = 0;
     for (int r = 0; r < ROWS; ++r) any |= seen[r0 + r];
     if (!any) return;
     const int vectors = (count + LANES - 1) / LANES;
-    multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, [&](int d) { return columns + d * TILE; }, scores,
-                               TILE, vectors);
-    for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
-    float* o = state.o + r0 * width;
-    if (next_k) {  // the first rows to use this tile's values bring in the next tile's keys
-      auto row = [&](int j) {
-        for (int d = 0; d < c.dim; d += 16) prefetch(next_k + j * c.dim + d);
-        return v_rows[j];
-      };
-      multiply_wide<ROWS, true>(scores, TILE, count, row, o, width, width / LANES);
-      next_k = nullptr;
-    } else {
-      multiply_wide<ROWS, true>(scores, TILE, count, [&](int j) { return v_rows[j]; }, o, width, width / LANES);
+    // Every group of rows brings in its share of the next tile: keys while it takes scores, values while it takes values.
+    Fetch keys{next_k, c.dim, group, groups}, values{next_v, c.dim, group, groups};
+    auto column = [&](int d) {
+      keys(d);
+      return columns + d * TILE;
+    };
+    multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, column, scores, TILE, vectors);
+    if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
+      soften_whole<ROWS>(r0);
+    else
+      for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
+    auto value = [&](int j) {
+      values(j);
+      return v_rows[j];
+    };
+    multiply_wide<ROWS, true>(scores, TILE, count, value, state.o + r0 * width, width, width / LANES);
+  }
+
+  // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
+  template <int ROWS>
+  void soften_whole(int r0) {
+    constexpr int VECTORS = TILE / LANES;
+    float m[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      vec top = load(scores + r * TILE);
+#pragma GCC unroll 16
+      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(scores + r * TILE + v * LANES));
+      m[r] = std::max(state.m[r0 + r], max_lane(top));
     }
+    for (int r = 0; r < ROWS; ++r)
+      if (m[r] != state.m[r0 + r]) raise(r0 + r, m[r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const vec highest = splat(m[r]);
+      vec l = load(state.l + (r0 + r) * LANES);
+#pragma GCC unroll 16
+      for (int v = 0; v < VECTORS; ++v) {
+        float* s = scores + r * TILE + v * LANES;
+        const vec x = exp(load(s) - highest);
+        l += x;
+        store(s, x);
+      }
+      store(state.l + (r0 + r) * LANES, l);
+    }
+  }
+
+  // Brings what a row has summed up to a larger maximum.
+  void raise(int row, float m) {
+    const vec shrink = exp(splat(state.m[row] - m));
+    float *sums = state.l + row * LANES, *o = state.o + row * width;
+    store(sums, load(sums) * shrink);
+    for (int d = 0; d < width; d += LANES) store(o + d, load(o + d) * shrink);
+    state.m[row] = m;
   }
 
   // One row's scores → weights, its maximum and sum brought up to date.
@@ -365,15 +420,9 @@ class Worker {
       for (int v = 0; v < vectors; ++v) store(s + v * LANES, vec{});
       return;
     }
+    if (m != state.m[row]) raise(row, m);
     float* sums = state.l + row * LANES;
     vec l = load(sums);
-    if (m != state.m[row]) {
-      const vec shrink = exp(splat(state.m[row] - m));
-      l *= shrink;
-      float* o = state.o + row * width;
-      for (int d = 0; d < width; d += LANES) store(o + d, load(o + d) * shrink);
-      state.m[row] = m;
-    }
     for (int v = 0; v < vectors; ++v) {
       x[v] = exp(x[v] - splat(m));
       l += x[v];

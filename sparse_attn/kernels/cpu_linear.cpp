@@ -43,41 +43,40 @@ vec load_some(const float* p, int count) {
   return load(lanes);
 }
 
-// sums[r * LANES + j] += lanes of x[r] · w[j] over `depth`, for ROWS rows of x and all LANES rows of w.
-// The sums begin at 0 where `fresh`.
-template <int ROWS>
-void dot(const float* x, int64_t x_row, const float* const* w, int depth, bool fresh, vec* sums) {
-  constexpr int COLUMNS = ROWS >= 4 ? 4 : LANES / ROWS;
-  for (int j0 = 0; j0 < LANES; j0 += COLUMNS) {
-    vec acc[ROWS][COLUMNS];
+// sums[r * LANES + j] += lanes of x[r] · w[j] over `depth`, for ROWS rows of x and COLUMNS rows of w.
+// The sums begin at 0 where `fresh`. FETCH: bring in what lies `ahead` of w meanwhile.
+template <int ROWS, int COLUMNS, bool FETCH>
+void dot(const float* x, int64_t x_row, const float* const* w, int64_t ahead, int depth, bool fresh, vec* sums) {
+  vec acc[ROWS][COLUMNS];
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r)
+  for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-      for (int j = 0; j < COLUMNS; ++j) acc[r][j] = fresh ? vec{} : sums[r * LANES + j0 + j];
-    auto step = [&](auto get, int k) {
-      vec a[ROWS];
+    for (int j = 0; j < COLUMNS; ++j) acc[r][j] = fresh ? vec{} : sums[r * LANES + j];
+  auto step = [&](auto get, int k) {
+    vec a[ROWS];
 #pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) a[r] = get(x + r * x_row + k);
+    for (int r = 0; r < ROWS; ++r) a[r] = get(x + r * x_row + k);
 #pragma GCC unroll 16
-      for (int j = 0; j < COLUMNS; ++j) {
-        const vec b = get(w[j0 + j] + k);
+    for (int j = 0; j < COLUMNS; ++j) {
+      if (FETCH) prefetch(w[j] + k + ahead);
+      const vec b = get(w[j] + k);
 #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) acc[r][j] = fma(a[r], b, acc[r][j]);
-      }
-    };
-    int k = 0;
-    for (; k + LANES <= depth; k += LANES) step([](const float* p) { return load(p); }, k);
-    if (k < depth) step([&](const float* p) { return load_some(p, depth - k); }, k);
+      for (int r = 0; r < ROWS; ++r) acc[r][j] = fma(a[r], b, acc[r][j]);
+    }
+  };
+  int k = 0;
+  for (; k + LANES <= depth; k += LANES) step([](const float* p) { return load(p); }, k);
+  if (k < depth) step([&](const float* p) { return load_some(p, depth - k); }, k);
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r)
+  for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-      for (int j = 0; j < COLUMNS; ++j) sums[r * LANES + j0 + j] = acc[r][j];
-  }
+    for (int j = 0; j < COLUMNS; ++j) sums[r * LANES + j] = acc[r][j];
 }
 
-// Columns n0 … n0+LANES-1 of rows row0 … row0+rows-1.
-void panel(const Linear& c, int64_t n0, int64_t row0, int rows, vec* sums) {
-  const int columns = int(std::min<int64_t>(LANES, c.outer - n0));
+// Columns n0 … n0+LANES-1 of rows row0 … row0+rows-1. The groups of rows share out what they bring in of the next panel,
+// if one follows: the first, for which this panel's weights may still be on their way, would wait for it alone.
+void panel(const Linear& c, int64_t n0, int64_t row0, int rows, bool more, vec* sums) {
+  const int columns = int(std::min<int64_t>(LANES, c.outer - n0)), groups = rows / 4;
   for (int64_t k0 = 0; k0 < c.inner; k0 += DEPTH) {
     const int depth = int(std::min<int64_t>(DEPTH, c.inner - k0));
     const float* w[LANES];
@@ -85,8 +84,13 @@ void panel(const Linear& c, int64_t n0, int64_t row0, int rows, vec* sums) {
     const float* x = c.x + row0 * c.x_row + k0;
     int r = 0;
     const auto go = [&](auto group) {
-      constexpr int N = decltype(group)::value;
-      for (; r + N <= rows; r += N) dot<N>(x + r * c.x_row, c.x_row, w, depth, k0 == 0, sums + r * LANES);
+      constexpr int N = decltype(group)::value, COLUMNS = N >= 4 ? 4 : LANES / N;
+      for (; r + N <= rows; r += N)
+        for (int j = 0; j < LANES; j += COLUMNS) {
+          const bool fetch = more && N == 4 && j / COLUMNS % groups == r / N % groups;
+          const auto run = fetch ? dot<N, COLUMNS, N == 4> : dot<N, COLUMNS, false>;
+          run(x + r * c.x_row, c.x_row, w + j, LANES * c.w_row, depth, k0 == 0, sums + r * LANES + j);
+        }
     };
     if constexpr (LANES >= 8) go(Rows<4>{});
     go(Rows<2>{});
@@ -112,6 +116,7 @@ extern "C" void folio_linear(const Linear* call) {
     static thread_local std::vector<vec> sums(BLOCK * LANES);
     const int64_t row0 = task / across * BLOCK, first = task % across * width;
     const int rows = int(std::min<int64_t>(BLOCK, c.rows - row0));
-    for (int64_t n0 = first; n0 < std::min(first + width, c.outer); n0 += LANES) panel(c, n0, row0, rows, sums.data());
+    const int64_t end = std::min(first + width, c.outer);
+    for (int64_t n0 = first; n0 < end; n0 += LANES) panel(c, n0, row0, rows, n0 + LANES < end, sums.data());
   }
 }

@@ -141,19 +141,10 @@ inline vec exp(vec x) {
 }
 
 // Rows [r][0:depth] of row pointers, whole vectors of LANES of them → columns: out[d * stride + r].
-// Meanwhile the next LANES rows, `step` floats on each, come into the cache, in the order in which they lie.
-inline void transpose(const float* const* rows, int count, int depth, float* out, int stride, int64_t step) {
+inline void transpose(const float* const* rows, int count, int depth, float* out, int stride) {
   for (int r0 = 0; r0 < count; r0 += LANES) {
-    const float* next = rows[r0] + LANES * step;
-    int d = 0, at = 0;
+    int d = 0;
     for (; d + LANES <= depth; d += LANES) {
-      for (int i = 0; i < LANES * LANES / 16; ++i) {
-        prefetch(next + at);
-        if ((at += 16) >= depth) {
-          at = 0;
-          next += step;
-        }
-      }
       vec column[LANES];
       transpose_square(rows + r0, d, column);
 #pragma GCC unroll 16
