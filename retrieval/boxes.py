@@ -1,17 +1,31 @@
-"""Where on the pages of a PDF a span of its stored text is printed."""
+"""Where on the pages of a PDF a span of its stored text is printed, and the pages as images.
+
+Both open the file, which may be hostile: the library calls them in the parser's sandbox alone.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
+import pypdfium2 as pdfium
+
+from retrieval.errors import NotFound
 from retrieval.parsing.pdf import open_pdf, page_text
 from retrieval.types import Page
+
+HIGHEST_IMAGE = 4000
+"""pixels"""
+_FINE = 64
+"""steps a point: PDFium maps to whole numbers"""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle around a part of one line, in PDF points from the page's lower left corner, page size included."""
+    """A rectangle around a part of one line, in PDF points from the lower left corner of the page as it is displayed
+    (turned and cropped), page size included."""
 
     page: int
     left: float
@@ -52,14 +66,47 @@ def _boxes_of_page(document, page: Page, text: str, start: int, end: int) -> Ite
             for offset in range(start, end)
             if not text[offset].isspace()
         )
-        for left, bottom, right, top in _lines(characters):
-            yield Box(page.number, left, bottom, right, top, width, height)
+        for line in _lines(characters):
+            yield Box(page.number, *_displayed(pdf_page, line, width, height), width, height)
     finally:
         text_page.close()
         pdf_page.close()
 
 
 Rectangle = tuple[float, float, float, float]
+"""left, bottom, right, top"""
+
+
+def _displayed(page, rectangle: Rectangle, width: float, height: float) -> Rectangle:  # type: ignore[no-untyped-def]
+    """From the page's own coordinates, which know nothing of its rotation and crop box."""
+    corners = []
+    for x, y in (rectangle[:2], rectangle[2:]):
+        across, down = ctypes.c_int(), ctypes.c_int()
+        pdfium.raw.FPDF_PageToDevice(
+            page, 0, 0, round(width * _FINE), round(height * _FINE), 0, x, y, ctypes.byref(across), ctypes.byref(down)
+        )
+        corners.append((across.value / _FINE, height - down.value / _FINE))
+    (x1, y1), (x2, y2) = corners
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def page_image(data: bytes, name: str, number: int, width: int) -> bytes:
+    """PNG of a page, ``width`` pixels wide, less where it would be higher than ``HIGHEST_IMAGE``.
+
+    Errors: NotFound (no such page), UnreadableFile and its kinds.
+    """
+    document = open_pdf(data, name)
+    try:
+        if not 1 <= number <= len(document):
+            raise NotFound(f"{name} has no page {number}; it has {len(document)}")
+        page = document[number - 1]
+        page_width, page_height = page.get_size()
+        image = page.render(scale=min(width / page_width, HIGHEST_IMAGE / page_height)).to_pil()
+    finally:
+        document.close()
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _lines(characters: Iterator[Rectangle]) -> Iterator[Rectangle]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval.bert import Bert, is_plain_bert
-from retrieval.errors import UnknownEmbedder
+from retrieval.errors import InvalidRequest, UnknownEmbedder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -164,6 +164,37 @@ class SentenceEmbedder:
             if not hasattr(self, "_loaded"):
                 self._loaded = _load_quietly(self._folder, self.device)
             return self._loaded
+
+
+SPECIAL_TOKENS = 2
+"""that an encoder adds to a text: at its start and its end"""
+
+
+def check_query_length(tokens: int, embedder: Embedder) -> None:
+    """Refuse queries of more tokens than the embedder reads. Error: InvalidRequest."""
+    limit = _readable_tokens(embedder)
+    if limit is not None and tokens > limit:
+        raise InvalidRequest(
+            f"queries of {tokens} tokens are longer than the embedding model reads ({limit}); ask for shorter ones"
+        )
+
+
+def newest_tokens(text: str, embedder: Embedder) -> tuple[str, int]:
+    """The end of a text that the embedder reads whole, and how many tokens come before it.
+
+    An encoder cuts what is too long at its end, which of a text under way is the part that matters.
+    """
+    limit = _readable_tokens(embedder)
+    if limit is None or len(text) <= limit:  # a token is at least a character
+        return text, 0
+    starts = embedder.token_starts(text)
+    cut = max(0, len(starts) - limit)
+    return (text[starts[cut] :], cut) if cut else (text, 0)
+
+
+def _readable_tokens(embedder: Embedder) -> int | None:
+    """Tokens of a text that the embedder reads, None where it sets no limit."""
+    return embedder.max_tokens - SPECIAL_TOKENS if isinstance(embedder, SentenceEmbedder) else None
 
 
 def make_embedder(embedder: str | Path | Embedder | None) -> Embedder:

@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +28,7 @@ from retrieval import archive, maintenance
 from retrieval.batching import Batcher
 from retrieval.checks import check_label, check_query
 from retrieval.chunking import ChunkingOptions
-from retrieval.embedding import Embedder, make_embedder
+from retrieval.embedding import Embedder, check_query_length, make_embedder, newest_tokens
 from retrieval.errors import RetrievalError, StoreUnavailable
 from retrieval.failpoints import failpoint
 from retrieval.index import Index
@@ -60,6 +61,8 @@ from retrieval.types import (
 log = structlog.get_logger(__name__)
 
 DEFAULT_COLLECTION = "default"
+VIEW_S = 10.0
+"""longest time to draw a page of a PDF, or to find a passage on it"""
 
 
 class Library(Shelf):
@@ -68,7 +71,7 @@ class Library(Shelf):
     def __init__(
         self, home: Path, database: Database, embedder: Embedder, limits: Limits, chunking: ChunkingOptions
     ) -> None:
-        super().__init__(database, Originals(home / "files"))
+        super().__init__(database, Originals(home / "files"), Sandbox(replace(limits, parse_seconds=VIEW_S)))
         self.home = home
         self.embedder = embedder
         self.limits = limits
@@ -122,6 +125,7 @@ class Library(Shelf):
         """Stop the worker and the parser, if any, and let go of the database."""
         self.jobs.stop_worker()
         self._sandbox.close()
+        self._viewer.close()
         self.database.close()
 
     def __enter__(self) -> Library:
@@ -266,16 +270,26 @@ class Library(Shelf):
         documents: Sequence[str] | None = None,
         owner: str = DEFAULT_OWNER,
         mode: Mode = "hybrid",
+        longest_query: int = 0,
     ) -> SnapshotRetriever:
         """The search of this moment, for a loop that retrieves while it writes (``speculation``): what is ingested,
         deleted or built later does not change what it finds. ``hits`` reads the chunks' text.
 
-        Errors: NotFound (collection or document), EmbedderMismatch.
+        longest_query: tokens that the queries are going to have.
+        Errors: NotFound (collection or document), EmbedderMismatch, InvalidRequest (the embedder reads fewer tokens).
         """
+        if mode != "sparse":
+            check_query_length(longest_query, self.embedder)
         wanted = tuple(documents) if documents is not None else None
         snapshot = self._ready_index().refresh()
         scope = self._searcher.scope(snapshot, SearchRequest("", 1, mode, owner, collection, wanted))
-        return SnapshotRetriever(snapshot, scope, mode, lambda texts: np.stack([self._queries(text) for text in texts]))
+        return SnapshotRetriever(
+            snapshot,
+            scope,
+            mode,
+            lambda texts: np.stack([self._queries(text) for text in texts]),
+            lambda text: newest_tokens(text, self.embedder),
+        )
 
     # -- index
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from retrieval.boxes import Box, boxes
+from collections.abc import Sequence
+
+from retrieval.boxes import Box
 from retrieval.checks import check_span
+from retrieval.errors import NotFound
 from retrieval.parsing import MEDIA_TYPES, page_at
+from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
 from retrieval.store.database import Database
 from retrieval.store.originals import Originals
@@ -16,9 +20,11 @@ DEFAULT_OWNER = "local"
 class Shelf:
     """The documents of a library, to an owner who may see their own alone."""
 
-    def __init__(self, database: Database, originals: Originals) -> None:
+    def __init__(self, database: Database, originals: Originals, viewer: Sandbox) -> None:
+        """viewer: apart from the ingester's, so that nobody waits for a book to be parsed before a page is shown."""
         self.database = database
         self._originals = originals
+        self._viewer = viewer
 
     def documents(
         self,
@@ -69,6 +75,12 @@ class Shelf:
         with self.database.read() as connection:
             return store.read_chunks(connection, owner, document)
 
+    def hits(self, ids: Sequence[int], owner: str = DEFAULT_OWNER) -> list[Hit]:
+        """The chunks of these ids with score 0, in their order; those that are gone, or another's, are left out."""
+        with self.database.read() as connection:
+            found = store.read_hits(connection, owner, ids)
+        return [found[chunk] for chunk in ids if chunk in found]
+
     def original(self, document: str, owner: str = DEFAULT_OWNER) -> bytes:
         """The file as it was ingested. Error: NotFound."""
         return self._originals.read(self.document(document, owner).sha256)
@@ -79,5 +91,18 @@ class Shelf:
         found = self.document(document, owner)
         if found.media_type != MEDIA_TYPES["pdf"]:
             return []
-        text, pages = self.text(document, owner=owner), self.pages(document, owner)
-        return boxes(self.original(document, owner), found.name, pages, text, start, end)
+        pages = [page for page in self.pages(document, owner) if page.start < end and start < page.end]
+        if not pages:
+            return []
+        first = pages[0].start
+        text = self.text(document, first, pages[-1].end, owner)
+        moved = [Page(page.number, page.start - first, page.end - first) for page in pages]
+        data = self.original(document, owner)
+        return self._viewer.boxes(data, found.name, moved, text, start - first, end - first)
+
+    def page_image(self, document: str, number: int, owner: str = DEFAULT_OWNER, *, width: int = 1000) -> bytes:
+        """PNG of a page of a PDF, ``width`` pixels wide. Error: NotFound (other files have no images)."""
+        found = self.document(document, owner)
+        if found.media_type != MEDIA_TYPES["pdf"]:
+            raise NotFound(f"{found.name} is no PDF: it has text, but no pages to show")
+        return self._viewer.page_image(self.original(document, owner), found.name, number, width)

@@ -272,6 +272,8 @@ class Citation:
     span: Span
     page: int | None
     verified: bool
+    boxes: tuple[dict[str, float], ...] = ()
+    """where it is printed, for a PDF: see `retrieval.boxes.Box`"""
 
 
 def check(span: Span, stored: str | None, page: int | None) -> Citation:

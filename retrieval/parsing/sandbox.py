@@ -1,8 +1,9 @@
-"""Parsing in a child process that cannot take the service down with it.
+"""Opening files in a child process that cannot take the service down with it.
 
 One warm process (``retrieval.parsing.worker``) waits for files and forks a child for each, with limits on memory, CPU,
 output, open files and time, without network, and without this process' environment (which may hold passwords). What
-a hostile file can do is make its own parse fail. Plain text and Markdown, which need decoding alone, are parsed here.
+a hostile file can do is make its own parse fail. Pages of a PDF are drawn there too. Plain text and Markdown, which
+need decoding alone, are parsed here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import structlog
 
 from retrieval import errors
+from retrieval.boxes import Box
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
 from retrieval.parsing import check_size, is_plain, parse
 from retrieval.parsing.document import PageProgress, ParsedDocument
@@ -51,9 +53,33 @@ class Sandbox:
         check_size(name, len(data), self._limits)
         if is_plain(data, name):
             return parse(data, name, self._limits)
+        header, text = self._perform("parse", data, name, {}, progress)
+        pages = [Page(*page) for page in header["pages"]]
+        return ParsedDocument(text.decode("utf-8"), pages, header["media_type"], header["notes"])
+
+    def boxes(self, data: bytes, name: str, pages: Sequence[Page], text: str, start: int, end: int) -> list[Box]:
+        """``retrieval.boxes.boxes``. Errors: UnreadableFile and its kinds."""
+        spans = [[page.number, page.start, page.end] for page in pages]
+        header, _ = self._perform("boxes", data, name, {"pages": spans, "text": text, "start": start, "end": end})
+        return [Box(*box) for box in header["boxes"]]
+
+    def page_image(self, data: bytes, name: str, number: int, width: int) -> bytes:
+        """``retrieval.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
+        return self._perform("page_image", data, name, {"number": number, "width": width})[1]
+
+    def _perform(
+        self, task: str, data: bytes, name: str, arguments: dict[str, Any], progress: PageProgress | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        """One of the worker's tasks: its header and payload."""
         with self._turn, self._workplace() as folder:
             (folder / "in").write_bytes(data)
-            request = {"name": name, "folder": str(folder), "limits": asdict(self._limits)}
+            request = {
+                "task": task,
+                "arguments": arguments,
+                "name": name,
+                "folder": str(folder),
+                "limits": asdict(self._limits),
+            }
             try:
                 ending = self._ask(request, name, progress)
             except BaseException:
@@ -101,13 +127,13 @@ class Sandbox:
                 *lines, buffer = (buffer + received).split(b"\n")
                 yield from lines
 
-    def _result(self, folder: Path, name: str, ending: dict[str, Any]) -> ParsedDocument:
+    def _result(self, folder: Path, name: str, ending: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         if ending["timed_out"] or ending["signal"] == signal.SIGXCPU:
             raise ParserLimit(f"{name} took longer than {self._limits.parse_seconds:.0f} s to parse; split it")
         if ending["signal"] == signal.SIGXFSZ:
             raise OversizedFile(f"{name} has more than {self._limits.text_chars} characters of text; split it")
         try:
-            header, _, text = (folder / "out").read_bytes().partition(b"\n")
+            header, _, payload = (folder / "out").read_bytes().partition(b"\n")
             result = json.loads(header)
         except (OSError, ValueError):
             limit = self._limits.parse_memory_bytes >> 20
@@ -118,8 +144,7 @@ class Sandbox:
         if "error" in result:
             kind = getattr(errors, result["error"], UnreadableFile)
             raise kind(result["message"])
-        pages = [Page(*page) for page in result["pages"]]
-        return ParsedDocument(text.decode("utf-8"), pages, result["media_type"], result["notes"])
+        return result, payload
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:

@@ -1,4 +1,4 @@
-"""The process behind ``retrieval.parsing.sandbox``: for every line of its input, one file, parsed in a forked child.
+"""The process behind ``retrieval.parsing.sandbox``: for every line of its input, one file, opened in a forked child.
 
 It has no threads, so that it may fork; it ends when its input does.
 """
@@ -14,12 +14,15 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from retrieval.errors import UnreadableFile
+from retrieval.errors import NotFound, UnreadableFile
 from retrieval.parsing import parse
 from retrieval.parsing.limits import Limits
+from retrieval.types import Page
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -30,7 +33,7 @@ _POLL_S = 0.002
 
 def main() -> None:
     with contextlib.suppress(ImportError):
-        import retrieval.parsing.pdf  # noqa: F401  (imported before the fork: children start with it)
+        import retrieval.boxes  # noqa: F401  (imported before the fork: children start with it)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()
     for line in sys.stdin.buffer:
@@ -39,7 +42,7 @@ def main() -> None:
         _preload(request["name"])
         child = os.fork()
         if child == 0:
-            _run_child(request["name"], Path(request["folder"]), limits)
+            _run_child(request, Path(request["folder"]), limits)
         _tell(_wait(child, limits.parse_seconds))
 
 
@@ -64,19 +67,46 @@ def _wait(child: int, seconds: float) -> dict[str, Any]:
         time.sleep(_POLL_S)
 
 
-def _run_child(name: str, folder: Path, limits: Limits) -> None:
+def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    parsed = parse(data, name, limits, lambda done, total: _tell({"progress": [done, total]}))
+    pages = [[page.number, page.start, page.end] for page in parsed.pages]
+    return {"pages": pages, "media_type": parsed.media_type, "notes": parsed.notes}, parsed.text.encode("utf-8")
+
+
+def _boxes(
+    data: bytes, name: str, limits: Limits, pages: list[list[int]], text: str, start: int, end: int
+) -> tuple[dict[str, Any], bytes]:
+    from retrieval.boxes import boxes
+
+    found = boxes(data, name, [Page(*page) for page in pages], text, start, end)
+    return {"boxes": [list(asdict(box).values()) for box in found]}, b""
+
+
+def _page_image(data: bytes, name: str, limits: Limits, number: int, width: int) -> tuple[dict[str, Any], bytes]:
+    from retrieval.boxes import page_image
+
+    return {}, page_image(data, name, number, width)
+
+
+TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {
+    "parse": _parse,
+    "boxes": _boxes,
+    "page_image": _page_image,
+}
+"""What a child does: (file, its name, limits, arguments of the request) → (header, payload)."""
+
+
+def _run_child(request: dict[str, Any], folder: Path, limits: Limits) -> None:
     """Never returns."""
+    name = request["name"]
     try:
         _confine(limits)
         data = (folder / "in").read_bytes()
         header: dict[str, Any]
-        text = ""
+        payload = b""
         try:
-            parsed = parse(data, name, limits, lambda done, total: _tell({"progress": [done, total]}))
-            text = parsed.text
-            pages = [[page.number, page.start, page.end] for page in parsed.pages]
-            header = {"pages": pages, "media_type": parsed.media_type, "notes": parsed.notes}
-        except UnreadableFile as error:
+            header, payload = TASKS[request["task"]](data, name, limits, **request["arguments"])
+        except (UnreadableFile, NotFound) as error:
             header = {"error": type(error).__name__, "message": str(error)}
         except MemoryError:
             limit = limits.parse_memory_bytes >> 20
@@ -86,7 +116,7 @@ def _run_child(name: str, folder: Path, limits: Limits) -> None:
         except Exception as error:
             cause = f"{type(error).__name__}: {str(error)[:200]}"
             header = {"error": "DamagedFile", "message": f"{name} cannot be read ({cause}); save it anew"}
-        (folder / "out").write_bytes(json.dumps(header).encode() + b"\n" + text.encode("utf-8"))
+        (folder / "out").write_bytes(json.dumps(header).encode() + b"\n" + payload)
     finally:
         os._exit(0)
 

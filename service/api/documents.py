@@ -7,6 +7,7 @@ import base64
 import binascii
 import datetime as dt
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Header, Path, Query, Request, Response, UploadFile
@@ -27,6 +28,7 @@ router = APIRouter(tags=["documents"])
 
 DocumentPath = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 MAX_PAGE = 100
+MAX_BOXED = 100_000
 
 
 class DocumentModel(BaseModel):
@@ -53,6 +55,24 @@ class DocumentPage(BaseModel):
 
     documents: list[DocumentModel]
     next_cursor: str | None
+
+
+class BoxModel(BaseModel):
+    """A part of one printed line, in PDF points from the lower left corner of the page as it is displayed."""
+
+    page: int
+    left: float
+    bottom: float
+    right: float
+    top: float
+    page_width: float
+    page_height: float
+
+
+class BoxList(BaseModel):
+    """One box a line, in reading order."""
+
+    boxes: list[BoxModel]
 
 
 @router.post("/v1/documents", status_code=202, response_model=JobModel, responses=problems(409))
@@ -127,6 +147,39 @@ def read_text(
         raise InvalidRequest("A span needs start <= end.", param="end")
     text = runtime.library.text(document, start, end, principal.owner)
     return Response(text.encode(), media_type="text/plain; charset=utf-8")
+
+
+@router.get(
+    "/v1/documents/{document}/pages/{number}/image",
+    response_class=Response,
+    responses={**problems(404, 415), 200: {"content": {"image/png": {"schema": {"type": "string"}}}}},
+)
+def page_image(
+    document: DocumentPath,
+    number: Annotated[int, Path(ge=1, lt=2**31)],
+    runtime: Parts,
+    principal: Reader,
+    width: Annotated[int, Query(ge=100, le=2000, description="In pixels.")] = 1000,
+) -> Response:
+    """A page of a PDF as an image."""
+    image = runtime.library.page_image(document, number, principal.owner, width=width)
+    return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+
+
+@router.get("/v1/documents/{document}/boxes", response_model=BoxList, responses=problems(404, 415))
+def read_boxes(
+    document: DocumentPath,
+    runtime: Parts,
+    principal: Reader,
+    start: Annotated[int, Query(ge=0, lt=2**53)],
+    end: Annotated[int, Query(ge=0, lt=2**53)],
+) -> dict[str, Any]:
+    """Where the characters `start:end` of the stored text stand on the pages of a PDF; nothing for other files."""
+    if end < start:
+        raise InvalidRequest("A span needs start <= end.", param="end")
+    if end - start > MAX_BOXED:
+        raise InvalidRequest(f"Boxes are given for at most {MAX_BOXED} characters at a time.", param="end")
+    return {"boxes": [asdict(box) for box in runtime.library.boxes(document, start, end, principal.owner)]}
 
 
 @router.delete("/v1/documents/{document}", status_code=204, responses=problems(404))

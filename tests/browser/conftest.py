@@ -21,6 +21,7 @@ import pytest
 playwright_api = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "retrieval"))  # make_files
 HANDBOOK = ROOT / "docs" / "handbook"
 START_S = 120
 MODEL = os.environ.get("FOLIO_MODEL", "embedded")

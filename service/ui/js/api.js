@@ -60,6 +60,11 @@ export async function documentText(id, start, end) {
   return new TextDecoder("utf-8", { ignoreBOM: true }).decode(await response.arrayBuffer());
 }
 
+/** A page of a PDF as a blob. */
+export async function pageImage(id, number, width) {
+  return (await send(`v1/documents/${encodeURIComponent(id)}/pages/${number}/image?width=${width}`)).blob();
+}
+
 /** Upload one file; `onProgress` gets the share sent, 0 to 1. Resolves to the service's answer. */
 export async function upload(file, onProgress) {
   const attempt = () => new Promise((resolve, reject) => {

@@ -1,8 +1,9 @@
-/** The source pane: a document's stored text around the cited passage, which is marked. */
+/** The source pane: the cited passage marked in a document's stored text, or on the pages of a PDF. */
 
 import * as api from "./api.js";
 import { byId, el, icon } from "./dom.js";
 import { announce, report } from "./notices.js";
+import { sheets } from "./sheet.js";
 import { paragraphs, softBreaks, unitIndex } from "./text.js";
 import { badge } from "./turn.js";
 
@@ -23,8 +24,9 @@ export class Source {
 
   /**
    * Show a document.
-   * @param {Object} what {document: id, name, start, end, page, cited_text, verified, number}; offsets in code
-   *   points. Without them the text is shown from its beginning; without `verified`, no badge.
+   * @param {Object} what {document: id, name, start, end, page, cited_text, verified, number, boxes}; offsets in code
+   *   points. Without them the text is shown from its beginning; without `verified`, no badge; with `boxes`, the
+   *   pages of a PDF before the text.
    */
   async open(what) {
     this.shown = what;
@@ -38,9 +40,9 @@ export class Source {
       const part = await fetchPart(what.document, from, (what.end ?? 0) + WINDOW);
       if (this.shown !== what) return; // another one was opened meanwhile
       this.part = part;
-      this.#check(what);
-      this.#render();
-      this.#aim();
+      const same = this.#check(what);
+      await this.#view(same && what.boxes?.length ? "page" : "text");
+      if (this.shown !== what) return;
       const page = this.on.pageOf(what) ? `, page ${what.page}` : "";
       const truth = what.verified === undefined ? "" : what.verified ? ", verified" : ", not verified";
       announce(`Source: ${what.name}${page}${truth}`);
@@ -76,15 +78,39 @@ export class Source {
         what.number ? el("span", {}, `Citation ${what.number}`) : null,
         this.on.pageOf(what) ? el("span", {}, `Page ${what.page}`) : null,
         verified === undefined ? null : badge(verified),
+        verified && what.boxes?.length ? el("span", { class: "views" }, this.#choice("page", "Page"), this.#choice("text", "Text")) : null,
         what.number ? el("span", { class: "step" }, step(-1, "Previous citation", "[", "‹"), step(1, "Next citation", "]", "›")) : null));
   }
 
-  /** A new version of the document may have taken the place of the one that was cited. */
+  #choice(name, label) {
+    return el("button", { type: "button", class: "quiet", "data-view": name, "aria-pressed": false, on: { click: () => this.#view(name).catch(report) } }, label);
+  }
+
+  /** Show the passage on its "page" or in the "text". */
+  async #view(name) {
+    const { shown } = this;
+    for (const button of byId("source-facts").querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", String(button.dataset.view === name));
+    if (name === "page") {
+      const pages = await sheets(shown);
+      if (this.shown !== shown) return;
+      byId("source-text").replaceChildren(...pages);
+    } else {
+      this.#render();
+    }
+    this.#aim();
+  }
+
+  /**
+   * Whether the cited words stand there: a new version of the document may have taken the place of the one that was
+   * cited.
+   */
   #check(what) {
     const { from, text } = this.part;
     const index = unitIndex(text);
     const now = text.slice(index(what.start - from), index(what.end - from));
-    if (what.verified && what.cited_text !== undefined && now !== what.cited_text) this.#facts(what, false);
+    const same = what.cited_text === undefined || now === what.cited_text;
+    if (what.verified && !same) this.#facts(what, false);
+    return same;
   }
 
   #render() {
@@ -117,7 +143,7 @@ export class Source {
   /** Scroll to the mark. Paragraphs out of sight have estimated heights until they come near: aim twice. */
   #aim() {
     const box = byId("source-text");
-    const mark = box.querySelector("mark");
+    const mark = box.querySelector("mark, .box");
     box.scrollTop = 0;
     mark?.scrollIntoView({ block: "center" });
     requestAnimationFrame(() => mark?.scrollIntoView({ block: "center" }));

@@ -1,0 +1,77 @@
+"""Citations of a PDF open its page as an image, with the cited lines marked."""
+
+from __future__ import annotations
+
+import io
+import urllib.parse
+from typing import Any
+
+import pytest
+from make_files import pdf
+from PIL import Image
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+LINES = [
+    "The lighthouse at Penmarch was built in 1897.",
+    "Its lamp can be seen from thirty miles away.",
+    "The keeper of the lighthouse is Madeleine Le Goff.",
+    "She paints the gallery white every second spring.",
+]
+PAGES = ["The harbour of Kerity lies to the south.\nFishing boats leave it at dawn.", "\n".join(LINES)]
+QUESTION = "Who is the keeper of the lighthouse?"
+
+
+def test_a_citation_of_a_pdf_opens_its_page_with_the_lines_marked(folio: Any) -> None:
+    document = folio.upload("lighthouse.pdf", pdf(PAGES), "application/pdf")
+    folio.ask(QUESTION)
+    page = folio.page
+    expect(page.locator(".chip").first).to_have_attribute("data-verified", "true")
+    page.locator(".chip").first.click()
+    sheet = page.locator(".sheet")
+    expect(sheet).to_have_attribute("data-page", "2")
+    expect(sheet.locator("figcaption")).to_have_text("Page 2")
+    citation = folio.turns[-1]["citations"][0]
+    span = urllib.parse.urlencode({"start": citation["start"], "end": citation["end"]})
+    boxes = folio.service.json(f"/v1/documents/{document}/boxes?{span}")["boxes"]
+    assert boxes == citation["boxes"]
+    image = sheet.locator("img").bounding_box()
+    marks = [mark.bounding_box() for mark in sheet.locator(".box").all()]
+    assert len(marks) == len(boxes) > 0
+    for mark, box in zip(marks, boxes, strict=True):
+        scale = image["width"] / box["page_width"]
+        assert mark["x"] - image["x"] == pytest.approx(box["left"] * scale, abs=3)
+        assert mark["y"] - image["y"] == pytest.approx((box["page_height"] - box["top"]) * scale, abs=3)
+        assert mark["width"] == pytest.approx((box["right"] - box["left"]) * scale, abs=3)
+    expect(sheet.locator(".box").first).to_be_in_viewport()
+    # the mark lies on ink, and nothing is printed in a strip of the same size further down the page
+    drawn = Image.open(io.BytesIO(folio.service.get(f"/v1/documents/{document}/pages/2/image?width=1224"))).convert("L")
+    assert drawn.width == 1224
+    box = boxes[0]
+    corners = [2 * box["left"], 2 * (792 - box["top"]), 2 * box["right"], 2 * (792 - box["bottom"])]
+    assert min(drawn.crop(corners).getdata()) < 100
+    assert min(drawn.crop([corners[0], corners[1] + 800, corners[2], corners[3] + 800]).getdata()) == 255
+
+
+def test_the_page_and_the_text_say_the_same(folio: Any) -> None:
+    folio.upload("lighthouse.pdf", pdf(PAGES), "application/pdf")
+    folio.ask(QUESTION)
+    folio.page.locator(".chip").first.click()
+    expect(folio.page.locator(".sheet .box").first).to_be_visible()
+    folio.page.get_by_role("button", name="Text", exact=True).click()
+    assert folio.highlighted() == folio.turns[-1]["citations"][0]["cited_text"]
+    folio.page.get_by_role("button", name="Page", exact=True).click()
+    expect(folio.page.locator(".sheet .box").first).to_be_visible()
+
+
+def test_a_new_version_is_not_marked_with_the_boxes_of_the_old(folio: Any) -> None:
+    folio.upload("lighthouse.pdf", pdf(PAGES), "application/pdf")
+    folio.ask(QUESTION)
+    folio.page.set_input_files(
+        "#file", {"name": "lighthouse.pdf", "mimeType": "application/pdf", "buffer": pdf([PAGES[0], "Nobody."])}
+    )
+    expect(folio.page.locator(".document[data-kind='ready'] .document-facts")).to_contain_text("version 2", timeout=60_000)
+    folio.page.locator(".chip").first.click()
+    expect(folio.page.locator("#source-facts .badge")).to_have_text("not verified")
+    expect(folio.page.locator(".sheet")).to_have_count(0)
