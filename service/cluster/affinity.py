@@ -12,6 +12,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import count
 from typing import Protocol
 
@@ -60,6 +61,7 @@ def ranking(key: str, replicas: Iterable[str]) -> list[str]:
     return sorted(replicas, key=lambda replica: (_weight(key, replica), replica), reverse=True)
 
 
+@lru_cache(maxsize=1 << 16)
 def _weight(key: str, replica: str) -> int:
     digest = hashlib.blake2b(f"{key}\0{replica}".encode(errors="surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest())

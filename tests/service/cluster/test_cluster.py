@@ -35,10 +35,17 @@ class Cluster:
     settings: Settings
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=120)
+        answer = httpx.post(self.url + path, json=body, timeout=120)
+        assert answer.status_code in (200, 404), answer.text
+        return answer
 
     def complete(self, prompt: str, tokens: int = 4) -> httpx.Response:
-        return self.post("/v1/completions", completion(prompt, tokens))
+        return self.post("/v1/completions", self.completion(prompt, tokens))
+
+    def completion(self, prompt: str, tokens: int, stream: bool = False) -> dict[str, Any]:
+        """The body of a request that gives exactly so many tokens."""
+        body = {"model": self.settings.model, "prompt": prompt, "max_tokens": tokens, "drafter": "none"}
+        return body | {"temperature": 0, "ignore_eos": True} | ({"stream": True} if stream else {})
 
     def replicas(self) -> set[str]:
         """Names of the replicas that are ready."""
@@ -60,11 +67,6 @@ class Cluster:
         import ray
 
         ray.kill(ray.get_actor(f"SERVE_REPLICA::folio#Engine#{replica}", namespace="serve"))
-
-
-def completion(prompt: str, tokens: int, stream: bool = False) -> dict[str, Any]:
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    return body | ({"stream": True} if stream else {})
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def test_tokens_are_those_of_one_process(cluster: Cluster) -> None:
 
 
 def test_a_client_that_leaves_gives_its_pages_back(cluster: Cluster) -> None:
-    body = completion("A long one", 4000, stream=True)
+    body = cluster.completion("A long one", 4000, stream=True)
     with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=60) as response:
         for _ in zip(range(6), response.iter_lines(), strict=False):
             pass
@@ -153,7 +155,7 @@ def test_a_killed_replica_loses_its_requests_in_flight_and_comes_back(cluster: C
     killed: list[str] = []
 
     async def ask(client: httpx.AsyncClient, number: int) -> tuple[str, list[dict[str, Any]]]:
-        body = completion(f"Text number {number}. " * 20, 1500, stream=True)
+        body = cluster.completion(f"Text number {number}. " * 20, 1500, stream=True)
         found: list[dict[str, Any]] = []
         async with client.stream("POST", "/v1/completions", json=body) as response:
             name = response.headers.get("x-folio-replica", "")
@@ -186,7 +188,7 @@ def test_scaling_down_drains(cluster: Cluster) -> None:
     """Answers under way on a replica that goes are finished."""
 
     async def ask(client: httpx.AsyncClient, number: int) -> str:
-        body = completion(f"Passage number {number}. " * 20, 600, stream=True)
+        body = cluster.completion(f"Passage number {number}. " * 20, 600, stream=True)
         last = ""
         async with client.stream("POST", "/v1/completions", json=body) as response:
             async for line in response.aiter_lines():
