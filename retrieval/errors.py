@@ -66,12 +66,20 @@ class IndexCorrupt(RetrievalError):
     """A file of an index generation is missing, truncated or altered."""
 
 
+class DatastoreMismatch(RetrievalError):
+    """A datastore of another model, tokenizer or state of the documents than the one it is asked to serve."""
+
+
 class EmbedderMismatch(RetrievalError):
     """The library was embedded by another model than the one it was opened with."""
 
 
 class UnknownEmbedder(RetrievalError):
     """The embedding model cannot be found or is not what it claims to be."""
+
+
+class RetrieverFailed(RetrievalError):
+    """A search that failed or took too long, and did so again."""
 
 
 class ArchiveError(RetrievalError):

@@ -1,0 +1,122 @@
+"""Folio's indexes as the loops of ``speculation.py`` use them: search in batches, score single chunks, same bits.
+
+A score depends on the query and the chunk alone, never on what else is asked or ranked, so that a chunk in a cache and
+the same chunk in a search have equal scores, and the best of a cache is the best of the index where it is in the cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from retrieval.dense import DenseIndex, cosines
+from retrieval.hybrid import select, top
+from retrieval.searching import search_together
+from retrieval.snapshot import Query, Scope, Snapshot
+from retrieval.sparse import SparseIndex, terms
+from retrieval.types import Mode
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""n texts → float32[n, d] of norm 1"""
+
+Fit = Callable[[str], tuple[str, int]]
+"""a text → its end that the encoder reads whole, and how many tokens that leaves out"""
+
+SPARE = 8
+"""candidates beyond k that FAISS is asked for: it rounds a batch otherwise than single queries, and near the k-th place
+that may decide who is returned"""
+
+
+class DenseRetriever:
+    """Any FAISS index by FAISS' own search: Flat, IVF, HNSW. Chunk ids are those of the index."""
+
+    def __init__(self, index: DenseIndex, encode: Encode) -> None:
+        self._index = index
+        self._encode = encode
+        self._ids = index.ids
+        self._order = np.argsort(self._ids)
+
+    def query(self, text: str) -> np.ndarray:
+        """float32[d]."""
+        return self._encode([text])[0]
+
+    def search(self, queries: Sequence[np.ndarray], k: int) -> list[np.ndarray]:
+        """See ``speculation.Retriever``."""
+        found = self._index.search(np.stack(queries), k + SPARE)
+        return [self._best(query, ids[ids >= 0], k) for query, ids in zip(queries, found, strict=True)]
+
+    def score(self, query: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """See ``speculation.Retriever``."""
+        rows = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
+        return cosines(self._index.vectors(rows, ids), query).astype(np.float64)
+
+    def _best(self, query: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
+        return ids[top(self.score(query, ids), ids, k)]
+
+
+class SparseRetriever:
+    """BM25 over one index; a chunk's id is its row. Chunks without any term of the query are never returned."""
+
+    def __init__(self, index: SparseIndex) -> None:
+        self._index = index
+        self._rows = np.arange(len(index), dtype=np.int64)
+
+    def query(self, text: str) -> list[str]:
+        """Its terms."""
+        return terms(text)
+
+    def search(self, queries: Sequence[list[str]], k: int) -> list[np.ndarray]:
+        """See ``speculation.Retriever``; the queries of a batch are spread over the cores."""
+        return list(_pool().map(lambda query: self._search(query, k), queries))
+
+    def score(self, query: list[str], ids: np.ndarray) -> np.ndarray:
+        """See ``speculation.Retriever``."""
+        scores = self._index.scores_of(query, ids).astype(np.float64)
+        return np.where(scores > 0, scores, -np.inf)
+
+    def _search(self, query: list[str], k: int) -> np.ndarray:
+        none = np.empty(0, dtype=np.float32)
+        scores = self._index.scores(query)
+        rows = select(none, scores, np.empty(0, dtype=bool), 0.0, 1.0, 0.0, k, 0.0)
+        return rows[top(scores[rows].astype(np.float64), rows, k)]
+
+
+class SnapshotRetriever:
+    """A library's own search in one snapshot and scope: what changes in the library meanwhile changes nothing here."""
+
+    def __init__(self, snapshot: Snapshot, scope: Scope, mode: Mode, encode: Encode, fit: Fit) -> None:
+        self.snapshot = snapshot
+        self.tokens_cut = 0
+        """most that a query was longer than the encoder, whose last tokens were then encoded alone"""
+        self._scope = scope
+        self._mode = mode
+        self._encode = encode
+        self._fit = fit
+
+    def query(self, text: str) -> Query:
+        """Terms and vector, as the mode needs them."""
+        vector = None
+        if self._mode != "sparse":
+            newest, cut = self._fit(text)
+            self.tokens_cut = max(self.tokens_cut, cut)
+            vector = self._encode([newest])[0]
+        return Query(terms(text) if self._mode != "dense" else [], vector, self._mode, 1)
+
+    def search(self, queries: Sequence[Query], k: int) -> list[np.ndarray]:
+        """See ``speculation.Retriever``; one pass over the vectors for all queries."""
+        found = search_together(self.snapshot, [(replace(query, k=k), self._scope) for query in queries])
+        return [ids for ids, _ in found]
+
+    def score(self, query: Query, ids: np.ndarray) -> np.ndarray:
+        """See ``speculation.Retriever``."""
+        return self.snapshot.score(query, ids)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="bm25")

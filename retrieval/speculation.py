@@ -1,0 +1,426 @@
+"""RaLMSpec: retrieval every few tokens, guessed from a cache and verified in batches (arXiv 2401.14021).
+
+A text is written in *strides* of a few tokens. Before each, the last tokens are the query, and the best chunk replaces
+the one before it in the prompt. ``IterativeRetrieval.sequential`` does just that. ``speculative`` guesses the best
+chunk from those that earlier searches brought, under the retriever's own metric; one batched search then verifies a
+window of guesses, and the first wrong one and what was written behind it are written again. Both give the same tokens,
+because the query, and so the true chunk, depends on the verified tokens alone.
+
+The loops know no model and no index: ``write`` continues a text given a chunk, a ``Retriever`` searches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+
+from retrieval.errors import InvalidRequest, RetrieverFailed
+
+log = structlog.get_logger(__name__)
+
+WINDOWS = 5
+"""windows over which the acceptance rate is estimated (section 4 of the paper)"""
+
+
+class Retriever(Protocol):
+    """What the loops need of an index; every method may be called from any thread."""
+
+    def query(self, text: str) -> Any:
+        """The query for a text, encoded once for both of the methods below."""
+
+    def search(self, queries: Sequence[Any], k: int) -> list[np.ndarray]:
+        """For each query the ids int64[≤k] of the best chunks by (−score, id), the same as if it were asked alone."""
+
+    def score(self, query: Any, ids: np.ndarray) -> np.ndarray:
+        """float64[n] scores of the chunks ``ids``, those that ``search`` ranks by, to the last bit; −inf where
+        ``search`` would never return the chunk."""
+
+
+@dataclass(frozen=True)
+class Stride:
+    """Some tokens written behind a chunk.
+
+    Attributes:
+        finish: why the text ends with them; None where it goes on.
+    """
+
+    chunk: int
+    tokens: list[int]
+    finish: str | None = None
+
+
+Write = Callable[[int, Sequence[int]], Awaitable[Stride]]
+"""(chunk id, the tokens so far) → the next stride; the same arguments always give the same tokens"""
+
+
+@dataclass(frozen=True)
+class SpeculationOptions:
+    """How the speculative loop runs; nothing here changes the tokens.
+
+    Attributes:
+        stride: guesses in a window; None lets OS³ choose.
+        longest: most guesses in a window that OS³ may choose.
+        prefetch: chunks that each search puts into the cache. The sequential loop searches as deep: an approximate
+            index may answer otherwise at another depth.
+        overlap: go on writing while a window is verified.
+        timeout_s: longest time of one search, or of encoding one query.
+    """
+
+    stride: int | None = None
+    longest: int = 16
+    prefetch: int = 16
+    overlap: bool = True
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "longest", "prefetch", "timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InvalidRequest(f"{name} must be above 0, not {value}; leave it out for the default")
+
+
+def expected_rate(stride: int, a: float, b: float, gamma: float, overlap: bool) -> float:
+    """Strides verified per unit of time in windows of ``stride`` guesses (section 4, with and without overlap).
+
+    a: one guess, query and writing; b: one verification; gamma: the probability that a guess is right.
+    """
+    strides = sum(gamma**i for i in range(stride))  # (1 − γ^s) / (1 − γ), and its limit at γ = 1
+    whole = stride * a + b
+    if overlap:
+        right = gamma**stride
+        whole = right * ((stride - 1) * a + max(a, b)) + (1 - right) * whole
+    return strides / whole if whole > 0 else float(strides)
+
+
+def best_stride(a: float, b: float, gamma: float, overlap: bool, longest: int) -> int:
+    """The window with the highest expected rate, the shortest of equals."""
+    return max(range(1, longest + 1), key=lambda s: (expected_rate(s, a, b, gamma, overlap), -s))
+
+
+def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: bool) -> bool:
+    """Whether windows of ``stride`` guesses are faster than asking first.
+
+    The objective of the paper leaves out that a wrong guess is written a second time; here it counts.
+    """
+    rate = expected_rate(stride, a, b, gamma, overlap)
+    strides = sum(gamma**i for i in range(stride))
+    return strides / (strides / rate + (1 - gamma**stride) * a) > 1 / (a + b) if a > 0 and rate > 0 else True
+
+
+class StrideScheduler:
+    """OS³: how many strides to guess before the next verification; 0 to search first.
+
+    γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler caps
+    it at 0.6, this one lets a window be at most twice as long as the last, since few observations make γ 0 or 1.
+    """
+
+    def __init__(self, options: SpeculationOptions) -> None:
+        self._options = options
+        self._windows: deque[tuple[int, int]] = deque(maxlen=WINDOWS)
+        self._last = 0
+        self.a = 0.0
+        """seconds of one guess, lately"""
+        self.b = 0.0
+        """seconds of one verification, lately"""
+
+    @property
+    def gamma(self) -> float | None:
+        """The estimated acceptance rate; None before the first verified guess."""
+        matched = sum(m for m, _ in self._windows)
+        missed = sum(m < s for m, s in self._windows)
+        return matched / (matched + missed) if self._windows else None
+
+    def next(self) -> int:
+        """Guesses of the next window."""
+        if self._options.stride is not None:
+            return self._options.stride
+        if self.gamma is None:
+            self._last = 1
+            return 1
+        overlap = self._options.overlap
+        stride = best_stride(self.a, self.b, self.gamma, overlap, min(2 * max(self._last, 1), self._options.longest))
+        self._last = stride
+        return stride if speculation_pays(stride, self.a, self.b, self.gamma, overlap) else 0
+
+    def record(self, matched: int, guessed: int) -> None:
+        """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
+        self._windows.append((matched, guessed))
+
+
+class RetrievalCache:
+    """The chunks that this answer's searches have brought, ranked as the retriever ranks them."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self._ids = np.empty(0, dtype=np.int64)
+
+    def insert(self, ids: np.ndarray) -> None:
+        self._ids = np.union1d(self._ids, ids)
+
+    def best(self, query: Any) -> int | None:
+        """The cached chunk that ``search`` would rank first among them; None where it would return none."""
+        scores = self._retriever.score(query, self._ids)
+        if not len(scores) or scores.max() == -np.inf:
+            return None
+        return int(self._ids[np.argmax(scores)])  # ids rise, and argmax takes the first of equals
+
+
+@dataclass
+class SpeculationStats:
+    """What one answer did."""
+
+    strides: int = 0
+    """verified"""
+    guesses: int = 0
+    """that were verified, right or wrong"""
+    accepted: int = 0
+    windows: list[int] = field(default_factory=list)
+    """guesses in each; 0 where the search came first"""
+    searches: int = 0
+    queries: int = 0
+    retries: int = 0
+    search_s: float = 0.0
+    """in searches, also in those that ran beside the writing"""
+    single_search_s: float = 0.0
+    """of the last search for one query"""
+    written: int = 0
+    """strides written, wrong ones included"""
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Guess:
+    query: Any
+    chunk: int
+    start: int
+    """tokens before it"""
+    stride: Stride
+    seconds: float
+
+
+class IterativeRetrieval:
+    """One text written with retrieval at every stride. ``begin`` first, then one of the two loops.
+
+    Errors: RetrieverFailed where the retriever failed or timed out twice in a row; whatever ``write`` raises.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        write: Write,
+        query_text: Callable[[Sequence[int]], str],
+        options: SpeculationOptions | None = None,
+    ) -> None:
+        self.options = options or SpeculationOptions()
+        self.stats = SpeculationStats()
+        self.scheduler = StrideScheduler(self.options)
+        self.tokens: list[int] = []
+        """verified, and while a window is open those of its guesses"""
+        self._retriever = retriever
+        self._write = write
+        self._query_text = query_text
+        self._cache = RetrievalCache(retriever)
+        self._chunk = -1  # of the last verified stride
+        self._began = time.perf_counter()
+
+    async def begin(self) -> np.ndarray:
+        """Search for the first query; time counts from here. Returns the ids found, best first; where there are none, no loop can run."""
+        self._began = time.perf_counter()
+        found = await self._search([await self._query()])
+        if len(found[0]):
+            self._chunk = int(found[0][0])
+        return found[0]
+
+    async def sequential(self) -> AsyncGenerator[Stride, None]:
+        """The strides of the text, each written behind the chunk that was searched for it."""
+        stride = await self._written(self._chunk)
+        while True:
+            self._keep(stride)
+            self.stats.total_s = time.perf_counter() - self._began
+            yield stride
+            if stride.finish:
+                return
+            stride = await self._search_and_write()
+
+    async def speculative(self) -> AsyncGenerator[Stride, None]:
+        """The same strides, each given once it is verified."""
+        stride = await self._written(self._chunk)
+        self._keep(stride)
+        self.stats.total_s = time.perf_counter() - self._began
+        yield stride
+        ahead: list[_Guess] = []
+        while not stride.finish:
+            size = self.scheduler.next()
+            if size == 0 and not ahead:
+                verified = [await self._search_and_write(judge=True)]
+                self._keep(verified[0])
+            else:
+                verified, ahead = await self._window(ahead, size)
+            self.stats.total_s = time.perf_counter() - self._began
+            for stride in verified:
+                yield stride
+
+    def figures(self) -> dict[str, Any]:
+        """What to tell of the text so far.
+
+        ``retrieval_share`` is the share of searching in the sequential loop's time (measured there, else estimated from
+        one search and one stride), and ``amdahl_ceiling`` the speed-up of a loop that would never wait for a search.
+        """
+        stats, scheduler = self.stats, self.scheduler
+        if stats.guesses:
+            share = stats.single_search_s / (stats.single_search_s + scheduler.a)
+        else:
+            share = stats.search_s / stats.total_s if stats.total_s else 0.0
+        return {
+            "strides": stats.strides,
+            "strides_written": stats.written,
+            "guesses": stats.guesses,
+            "accepted": stats.accepted,
+            "acceptance": stats.accepted / stats.guesses if stats.guesses else None,
+            "a_ms": 1000 * scheduler.a,
+            "b_ms": 1000 * scheduler.b,
+            "gamma": scheduler.gamma,
+            "stride": stats.windows[-1] if stats.windows else None,
+            "mean_stride": sum(stats.windows) / len(stats.windows) if stats.windows else None,
+            "searches": stats.searches,
+            "search_ms": 1000 * stats.search_s,
+            "total_ms": 1000 * stats.total_s,
+            "retrieval_share": share,
+            "amdahl_ceiling": 1 / (1 - share),
+            "retries": stats.retries,
+        }
+
+    async def _search_and_write(self, judge: bool = False) -> Stride:
+        """One stride the sequential way; with ``judge`` the scheduler learns whether a guess had been right."""
+        began = time.perf_counter()
+        query = await self._query()
+        guess = self._guessed_chunk(query) if judge else None
+        encoded = time.perf_counter()
+        found = await self._search([query])
+        searched = time.perf_counter()
+        self._chunk = _first(found[0], self._chunk)
+        stride = await self._written(self._chunk)
+        if judge:
+            self.scheduler.record(int(guess == self._chunk), 1)
+            self.scheduler.a = encoded - began + time.perf_counter() - searched
+            self.scheduler.b = searched - encoded
+            self.stats.windows.append(0)
+        return stride
+
+    async def _window(self, ahead: list[_Guess], size: int) -> tuple[list[Stride], list[_Guess]]:
+        """Guess, verify, and write the first wrong one again.
+
+        ahead: the guess that was made while the last window was verified, if any.
+        Returns (verified strides, the guess made while this one was).
+        """
+        window = list(ahead)
+        while len(window) < size and not (window and window[-1].stride.finish):
+            window.append(self._append(await self._guess()))
+        self.scheduler.a = sum(guess.seconds for guess in window) / len(window)
+        beside = None
+        if self.options.overlap and not window[-1].stride.finish:
+            beside = asyncio.create_task(self._guess())
+        try:
+            began = time.perf_counter()
+            found = await self._search([guess.query for guess in window])
+            self.scheduler.b = time.perf_counter() - began
+            matched = self._matched(window, found)
+            self._count(matched, len(window))
+            verified = [guess.stride for guess in window[:matched]]
+            if matched == len(window):
+                return verified, [self._append(await beside)] if beside is not None else []
+        finally:
+            if beside is not None:
+                await _drop(beside)
+        del self.tokens[window[matched].start :]
+        stride = await self._written(self._chunk)
+        self._keep(stride)
+        return [*verified, stride], []
+
+    def _matched(self, window: Sequence[_Guess], found: Sequence[np.ndarray]) -> int:
+        """How many leading guesses were right; the chunk in force becomes that of the last verified or first wrong."""
+        for number, (guess, ids) in enumerate(zip(window, found, strict=True)):
+            self._chunk = _first(ids, self._chunk)
+            if guess.chunk != self._chunk:
+                return number
+        return len(window)
+
+    def _count(self, matched: int, guessed: int) -> None:
+        self.scheduler.record(matched, guessed)
+        self.stats.windows.append(guessed)
+        self.stats.guesses += min(matched + 1, guessed)
+        self.stats.accepted += matched
+        self.stats.strides += matched
+
+    async def _guess(self) -> _Guess:
+        began = time.perf_counter()
+        query = await self._query()
+        chunk = self._guessed_chunk(query)
+        stride = await self._written(chunk)
+        return _Guess(query, chunk, len(self.tokens), stride, time.perf_counter() - began)
+
+    def _guessed_chunk(self, query: Any) -> int:
+        best = self._cache.best(query)
+        return self._chunk if best is None else best
+
+    def _append(self, guess: _Guess) -> _Guess:
+        self.tokens += guess.stride.tokens
+        return guess
+
+    def _keep(self, stride: Stride) -> None:
+        self.tokens += stride.tokens
+        self.stats.strides += 1
+
+    async def _written(self, chunk: int) -> Stride:
+        self.stats.written += 1
+        return await self._write(chunk, list(self.tokens))
+
+    async def _query(self) -> Any:
+        return await self._ask(self._retriever.query, self._query_text(self.tokens))
+
+    async def _search(self, queries: list[Any]) -> list[np.ndarray]:
+        """Batched; what is found goes into the cache."""
+        began = time.perf_counter()
+        found = await self._ask(self._retriever.search, queries, self.options.prefetch)
+        seconds = time.perf_counter() - began
+        self.stats.searches += 1
+        self.stats.queries += len(queries)
+        self.stats.search_s += seconds
+        if len(queries) == 1:
+            self.stats.single_search_s = seconds
+        self._cache.insert(np.concatenate(found))
+        return found
+
+    async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the retriever in a thread; once more where it fails or takes too long."""
+        for last in (False, True):
+            try:
+                return await asyncio.wait_for(asyncio.to_thread(call, *arguments), self.options.timeout_s)
+            except Exception as error:
+                late = isinstance(error, TimeoutError)
+                why = f"no answer within {self.options.timeout_s:g} s" if late else f"{type(error).__name__}: {error}"
+                if last:
+                    raise RetrieverFailed(f"the retriever failed twice ({why}); what was written before stands") from error
+                self.stats.retries += 1
+                log.warning("retriever failed, trying once more", cause=why)
+        raise AssertionError("unreachable")
+
+
+async def _drop(task: asyncio.Task[Any]) -> None:
+    """End a task whose result, or failure, nobody wants any longer."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
+
+
+def _first(ids: np.ndarray, otherwise: int) -> int:
+    """The best chunk; the one before it where nothing was found."""
+    return int(ids[0]) if len(ids) else otherwise

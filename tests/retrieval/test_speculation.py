@@ -1,0 +1,287 @@
+"""RaLMSpec: the speculative loop writes what the sequential loop writes, whatever is guessed, and OS³ chooses well."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval.dense import DenseIndex
+from retrieval.errors import InvalidRequest, RetrieverFailed
+from retrieval.library import Library
+from retrieval.retrievers import DenseRetriever, SnapshotRetriever, SparseRetriever
+from retrieval.sparse import SparseIndex
+from retrieval.speculation import (
+    IterativeRetrieval,
+    Retriever,
+    SpeculationOptions,
+    Stride,
+    StrideScheduler,
+    best_stride,
+    expected_rate,
+    speculation_pays,
+)
+
+DIM, CHUNKS, WORDS, K = 16, 300, 60, 4
+WORD_VECTORS = np.random.default_rng(1).standard_normal((WORDS, DIM)).astype(np.float32)
+
+
+def encode(texts: Sequence[str]) -> np.ndarray:
+    """The mean of the words' vectors: queries that share most words are near."""
+    sums = np.stack([WORD_VECTORS[[int(word) for word in text.split()]].sum(0) for text in texts])
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+
+
+def chunk_texts(duplicates: bool = True) -> list[str]:
+    rng = np.random.default_rng(2)
+    texts = [" ".join(map(str, rng.integers(WORDS, size=12))) for _ in range(CHUNKS)]
+    return texts[: CHUNKS - 20] + texts[:20] if duplicates else texts  # equal scores: ties go to the lower id
+
+
+def dense(factory: str) -> Retriever:
+    ids = np.arange(CHUNKS, dtype=np.int64) * 3 + 7
+    return DenseRetriever(DenseIndex.build(ids, encode(chunk_texts()), factory), encode)
+
+
+RETRIEVERS: dict[str, Callable[[], Retriever]] = {
+    "flat": lambda: dense("IDMap2,Flat"),
+    "hnsw": lambda: dense("IDMap2,HNSW8"),
+    "ivf": lambda: dense("IDMap2,IVF32,Flat"),
+    "bm25": lambda: SparseRetriever(SparseIndex.build([text.split() for text in chunk_texts()])),
+}
+
+
+@pytest.fixture(scope="module", params=list(RETRIEVERS))
+def retriever(request: pytest.FixtureRequest) -> Retriever:
+    return RETRIEVERS[request.param]()
+
+
+class Text:
+    """A language model that is a hash: the next words depend on the chunk and on all words before."""
+
+    def __init__(self, seed: int, most: int, ends: bool = True, drift: int = 6) -> None:
+        self.seed, self.most, self.ends, self.drift = seed, most, ends, drift
+        self.written = 0
+
+    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
+        await asyncio.sleep(0)
+        self.written += 1
+        words, ended = list(tokens), False
+        while len(words) < min(len(tokens) + K, self.most) and not ended:
+            digest = hashlib.blake2b(f"{self.seed} {chunk} {words}".encode(), digest_size=8).digest()
+            words.append(digest[0] % self.drift if digest[1] % 3 else digest[0] % WORDS)  # mostly a few words
+            ended = self.ends and digest[2] % 40 == 0
+        finish = "stop" if ended else "length" if len(words) == self.most else None
+        return Stride(chunk, words[len(tokens) :], finish)
+
+
+def query_text(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, [3, 1, 4, 1, 5, 9, 2, 6, *tokens][-8:]))
+
+
+async def written(retriever: Retriever, text: Text, options: SpeculationOptions, speculate: bool) -> IterativeRetrieval:
+    """A finished text; what was yielded is what was kept."""
+    loop = IterativeRetrieval(retriever, text.write, query_text, options)
+    assert len(await loop.begin())
+    strides = [stride async for stride in (loop.speculative() if speculate else loop.sequential())]
+    assert [token for stride in strides for token in stride.tokens] == loop.tokens
+    assert [bool(stride.finish) for stride in strides] == [False] * (len(strides) - 1) + [True]
+    assert loop.stats.strides == len(strides)
+    return loop
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    most=st.integers(1, 90),
+    stride=st.sampled_from([None, 1, 2, 3, 7]),
+    prefetch=st.sampled_from([1, 2, 20]),
+    overlap=st.booleans(),
+)
+def test_speculation_gives_the_tokens_of_the_sequential_loop(
+    retriever: Retriever, seed: int, most: int, stride: int | None, prefetch: int, overlap: bool
+) -> None:
+    options = SpeculationOptions(stride=stride, prefetch=prefetch, overlap=overlap)
+
+    async def both() -> None:
+        one = await written(retriever, Text(seed, most), options, speculate=False)
+        other = await written(retriever, Text(seed, most), options, speculate=True)
+        assert one.tokens == other.tokens
+        assert other.stats.accepted <= other.stats.guesses
+
+    asyncio.run(both())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 60), k=st.integers(1, 20))
+def test_a_cache_ranks_as_the_retriever_does(retriever: Retriever, seed: int, count: int, k: int) -> None:
+    """Among chunks that hold the true best, the cache's best is that one; a batch finds what single queries find."""
+    rng = np.random.default_rng(seed)
+    queries = [retriever.query(" ".join(map(str, rng.integers(WORDS, size=8)))) for _ in range(4)]
+    found = retriever.search(queries, k)
+    for query, ids in zip(queries, found, strict=True):
+        (alone,) = retriever.search([query], k)
+        assert ids.tolist() == alone.tolist()
+        others = rng.choice(retriever.search([query], CHUNKS)[0], size=count)
+        cached = np.union1d(ids, others)
+        scores = retriever.score(query, cached)
+        assert cached[np.lexsort((cached, -scores))][0] == ids[0]
+        assert retriever.score(query, cached[:1])[0] == scores[0]
+
+
+def test_wrong_guesses_are_written_again() -> None:
+    """The corpus is such that the cache is wrong at times; without that the property above would say little."""
+    loops = [
+        asyncio.run(written(RETRIEVERS["flat"](), Text(seed, 80, ends=False), SpeculationOptions(stride=3), True))
+        for seed in range(5)
+    ]
+    assert any(loop.stats.accepted < loop.stats.guesses for loop in loops)
+    assert any(loop.stats.accepted > 0 for loop in loops)
+    assert all(loop.stats.written > loop.stats.strides for loop in loops if loop.stats.accepted < loop.stats.guesses)
+
+
+@given(
+    a=st.floats(1e-4, 1), b=st.floats(1e-4, 1), gamma=st.floats(0, 1), overlap=st.booleans(), longest=st.integers(1, 24)
+)
+def test_the_stride_is_the_best_of_all(a: float, b: float, gamma: float, overlap: bool, longest: int) -> None:
+    def rate(s: int) -> float:
+        """Section 4 of the paper, term by term."""
+        verified = s if gamma == 1 else (1 - gamma**s) / (1 - gamma)
+        if not overlap:
+            return verified / (s * a + b)
+        return verified / (gamma**s * ((s - 1) * a + max(a, b)) + (1 - gamma**s) * (s * a + b))
+
+    chosen = best_stride(a, b, gamma, overlap, longest)
+    assert rate(chosen) == pytest.approx(max(rate(s) for s in range(1, longest + 1)), rel=1e-6)
+    assert expected_rate(chosen, a, b, gamma, overlap) == pytest.approx(rate(chosen), rel=1e-6)
+
+
+def test_the_scheduler_follows_what_it_sees() -> None:
+    scheduler = StrideScheduler(SpeculationOptions(overlap=False))
+    scheduler.a, scheduler.b = 0.01, 0.1
+    assert scheduler.next() == 1
+    sizes = []
+    for _ in range(6):
+        scheduler.record(matched=4, guessed=4)
+        sizes.append(scheduler.next())
+    assert sizes == [2, 4, 8, 16, 16, 16]  # all right: doubling up to the longest
+    for _ in range(5):
+        scheduler.record(matched=0, guessed=4)
+    assert scheduler.gamma == 0
+    assert scheduler.next() == 0  # never right: search first
+    scheduler.record(matched=3, guessed=4)
+    assert scheduler.gamma == pytest.approx(3 / 8)
+
+
+def test_speculation_pays_where_verifying_costs_more_than_writing_twice() -> None:
+    assert speculation_pays(8, a=0.01, b=0.1, gamma=0.9, overlap=False)
+    assert not speculation_pays(1, a=0.1, b=0.001, gamma=0.5, overlap=False)
+
+
+class Slow:
+    """A retriever whose searches take ``search_s``, without Python's lock, and fail ``failures`` times."""
+
+    def __init__(self, search_s: float = 0.0, failures: int = 0) -> None:
+        self.inner = RETRIEVERS["flat"]()
+        self.search_s, self.failures, self.searches = search_s, failures, 0
+
+    def query(self, text: str) -> Any:
+        return self.inner.query(text)
+
+    def search(self, queries: Sequence[Any], k: int) -> list[np.ndarray]:
+        self.searches += 1
+        if self.searches > 2 and self.failures:
+            self.failures -= 1
+            raise OSError("the disk is gone")
+        time.sleep(self.search_s)
+        return self.inner.search(queries, k)
+
+    def score(self, query: Any, ids: np.ndarray) -> np.ndarray:
+        return self.inner.score(query, ids)
+
+
+class SlowText(Text):
+    """Writes one word for ever, so that every guess is right, and takes its time."""
+
+    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
+        await asyncio.sleep(0.02)
+        return Stride(chunk, [5] * K, "length" if len(tokens) + K >= self.most else None)
+
+
+def test_verification_overlaps_with_writing() -> None:
+    """By the clock: twelve windows of a stride and a search of 20 ms each, one after the other or side by side."""
+
+    def seconds(overlap: bool) -> float:
+        options = SpeculationOptions(stride=1, overlap=overlap)
+        began = time.perf_counter()
+        loop = asyncio.run(written(Slow(search_s=0.02), SlowText(0, 13 * K), options, True))
+        assert loop.stats.accepted >= 10
+        return time.perf_counter() - began
+
+    assert min(seconds(True) for _ in range(3)) < 0.75 * min(seconds(False) for _ in range(3))
+
+
+def test_a_failed_search_is_tried_once_more() -> None:
+    plain = asyncio.run(written(Slow(), Text(4, 60, ends=False), SpeculationOptions(), speculate=True))
+    loop = asyncio.run(written(Slow(failures=1), Text(4, 60, ends=False), SpeculationOptions(), speculate=True))
+    assert loop.tokens == plain.tokens
+    assert (loop.stats.retries, plain.stats.retries) == (1, 0)
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(Slow(failures=9), "the disk is gone"), (Slow(search_s=0.2), "within 0.05 s")]
+)
+def test_a_retriever_that_stays_broken_ends_the_text(speculate: bool, broken: Slow, reason: str) -> None:
+    """What was yielded before is the beginning of the whole text."""
+    options = SpeculationOptions(timeout_s=0.05 if broken.search_s else 30)
+    whole = asyncio.run(written(Slow(), Text(4, 60, ends=False), SpeculationOptions(), speculate=False)).tokens
+    got: list[int] = []
+
+    async def go() -> None:
+        loop = IterativeRetrieval(broken, Text(4, 60, ends=False).write, query_text, options)
+        await loop.begin()
+        async for stride in loop.speculative() if speculate else loop.sequential():
+            got.extend(stride.tokens)
+
+    with pytest.raises(RetrieverFailed, match=reason):
+        asyncio.run(go())
+    assert got == whole[: len(got)]
+
+
+@pytest.mark.parametrize("option", ["stride", "prefetch", "longest", "timeout_s"])
+def test_options_above_zero(option: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{option} must be above 0, not 0"):
+        replace(SpeculationOptions(), **{option: 0})
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "dense", "sparse"])
+def test_a_library_is_a_retriever(library: Library, tmp_path: Path, mode: Any) -> None:
+    """Chunks of the index and of the journal, by the library's own ranking, and by that of the moment it began."""
+    from conftest import sentences_about
+
+    (tmp_path / "a.txt").write_text(sentences_about("harbour", 200))
+    library.ingest([tmp_path / "a.txt"])
+    library.build_index()
+    (tmp_path / "b.txt").write_text(sentences_about("meadow", 30))
+    library.ingest([tmp_path / "b.txt"])
+    retriever: SnapshotRetriever = library.retriever(mode=mode)
+    question = "which lantern stands at the meadow and which at the harbour"
+    query = retriever.query(question)
+    ids = retriever.search([query, retriever.query("another violin")], 8)[0]
+    hits = library.search(question, 8, mode=mode).hits
+    assert ids.tolist() == [hit.chunk_id for hit in hits]
+    assert retriever.score(query, ids).tolist() == [hit.score for hit in hits]
+    (tmp_path / "c.txt").write_text(question)
+    library.ingest([tmp_path / "c.txt"])
+    assert library.search(question, 8, mode=mode).hits[0].name == "c.txt"
+    assert retriever.search([query], 8)[0].tolist() == ids.tolist()
