@@ -1,11 +1,12 @@
 """A collection as one file: a zip of originals, texts, page spans, chunks and vectors, each with its hash.
 
-Import into a library of the same embedder costs no embedding; into another, the chunks are embedded anew. The present
-version of every ready document is exported.
+Import into a library of the same embedder costs no embedding; into another, the chunks are embedded anew. Every ready
+document is exported with all its versions; those before the present one have no chunks.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
@@ -27,7 +28,9 @@ from retrieval.store.originals import Originals
 from retrieval.store.tables import chunks, embeddings
 from retrieval.types import Document, Page
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""format 1 knew the present versions alone"""
 MANIFEST = "manifest.json"
 
 
@@ -66,20 +69,33 @@ def _export_document(
         .order_by(chunks.c.ordinal)
     ).all()
     pages = store.read_pages(connection, found.owner, found.id, None)
-    parts = {
-        "original": originals.read(found.sha256),
-        "text": store.read_text(connection, found.owner, found.id, 0, None, None).encode("utf-8"),
-        "vectors": b"".join(row.vector for row in rows),
-    }
-    for part, data in parts.items():
-        archive.writestr(f"{found.id}/{part}", data)
+    text = store.read_text(connection, found.owner, found.id, 0, None, None)
+    parsed = ParsedDocument(text, pages, found.media_type)
+    vectors = b"".join(row.vector for row in rows)
     return {
-        "id": found.id,
-        "name": found.name,
-        "media_type": found.media_type,
-        "sha256": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()},
-        "pages": [[page.number, page.start, page.end] for page in pages],
+        **_write_version(archive, found.id, found.name, originals.read(found.sha256), parsed, vectors=vectors),
         "chunks": [[row.start, row.end, row.page, row.tokens] for row in rows],
+        "history": [
+            _write_version(archive, f"{found.id}/{number}", found.name, originals.read(old.sha256), old.parsed)
+            | {"created_at": old.created_at.isoformat()}
+            for number, old in store.older_versions(connection, found.id, found.version)
+        ],
+    }
+
+
+def _write_version(
+    archive: zipfile.ZipFile, place: str, name: str, original: bytes, parsed: ParsedDocument, **more: bytes
+) -> dict[str, Any]:
+    """Its file, its text and ``more`` under ``place``; returns what the manifest says of them."""
+    parts = {"original": original, "text": parsed.text.encode("utf-8"), **more}
+    for part, data in parts.items():
+        archive.writestr(f"{place}/{part}", data)
+    return {
+        "id": place,
+        "name": name,
+        "media_type": parsed.media_type,
+        "sha256": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()},
+        "pages": [[page.number, page.start, page.end] for page in parsed.pages],
     }
 
 
@@ -95,8 +111,9 @@ class CollectionArchive:
             self.collection = str(self._manifest["collection"])
         except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
             raise ArchiveError(f"{path} is not an archive of a collection, or is damaged: {error}") from error
-        if self._manifest["format"] != FORMAT:
-            raise ArchiveError(f"{path} has format {self._manifest['format']} and this Folio reads {FORMAT}")
+        if self._manifest["format"] not in READABLE:
+            found = self._manifest["format"]
+            raise ArchiveError(f"{path} has format {found} and this Folio reads up to {READABLE[-1]}")
 
     def __enter__(self) -> CollectionArchive:
         return self
@@ -109,21 +126,25 @@ class CollectionArchive:
         for entry in self._manifest["documents"]:
             try:
                 yield self._read_document(entry, owner, collection, embedder_id)
-            except (OSError, zipfile.BadZipFile, KeyError, TypeError, UnicodeDecodeError) as error:
+            except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
                 raise ArchiveError(f"{self._path} is damaged: {error}") from error
 
     def _read_document(
         self, entry: dict[str, Any], owner: str, collection: str, embedder_id: int
     ) -> tuple[store.NewVersion, bytes]:
-        original = _part(self._archive, entry, "original")
-        text = _part(self._archive, entry, "text").decode("utf-8")
+        original, parsed = self._read_version(entry)
+        text = parsed.text
         pieces = [Chunk(start, end, page, tokens, text[start:end]) for start, end, page, tokens in entry["chunks"]]
         if self._manifest["embedder"] == self._embedder.fingerprint:
             data = _part(self._archive, entry, "vectors")
             vectors = np.frombuffer(data, dtype="<f4").reshape(len(pieces), self._embedder.dim)
         else:
             vectors = self._embedder.encode_documents([piece.text for piece in pieces])
-        parsed = ParsedDocument(text, [Page(*page) for page in entry["pages"]], entry["media_type"])
+        history = []
+        for old in entry.get("history", []):
+            data, old_parsed = self._read_version(old)
+            created_at = dt.datetime.fromisoformat(old["created_at"])
+            history.append(store.OldVersion(old["sha256"]["original"], len(data), old_parsed, created_at, data))
         new = store.NewVersion(
             owner,
             collection,
@@ -134,8 +155,15 @@ class CollectionArchive:
             pieces,
             vectors,
             embedder_id,
+            history,
         )
         return new, original
+
+    def _read_version(self, entry: dict[str, Any]) -> tuple[bytes, ParsedDocument]:
+        """Its file, and what was read from it."""
+        text = _part(self._archive, entry, "text").decode("utf-8")
+        parsed = ParsedDocument(text, [Page(*page) for page in entry["pages"]], entry["media_type"])
+        return _part(self._archive, entry, "original"), parsed
 
 
 def _part(archive: zipfile.ZipFile, entry: dict[str, Any], part: str) -> bytes:

@@ -161,7 +161,7 @@ def check_files(folder: Path, manifest_sha256: str) -> Manifest:
         raise IndexCorrupt(f"{path} cannot be read: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != manifest_sha256:
         raise IndexCorrupt(f"{path} was altered or cut off (its sha256 differs)")
-    manifest = Manifest(**json.loads(data))
+    manifest = _manifest(path, data)
     if manifest.format != FORMAT:
         raise IndexCorrupt(f"{folder} has format {manifest.format} and this Folio reads {FORMAT}")
     for name, expected in manifest.files.items():
@@ -175,10 +175,18 @@ def check_files(folder: Path, manifest_sha256: str) -> Manifest:
     return manifest
 
 
+def _manifest(path: Path, data: bytes) -> Manifest:
+    """Error: IndexCorrupt, also for one of another Folio, which has other fields."""
+    try:
+        return Manifest(**json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise IndexCorrupt(f"{path} is not the manifest that this Folio writes: {error}") from error
+
+
 def load_generation(folder: Path, number: int, manifest_sha256: str, checked: bool = False) -> Generation:
     """Load, after checking every hash. Error: IndexCorrupt."""
     if checked:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_bytes()))
+        manifest = _manifest(folder / MANIFEST, (folder / MANIFEST).read_bytes())
     else:
         manifest = check_files(folder, manifest_sha256)
     try:

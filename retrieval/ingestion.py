@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import structlog
 
-from retrieval.chunking import ChunkingOptions, chunk
+from retrieval.chunking import Chunk, ChunkingOptions, chunk
 from retrieval.embedding import Embedder
 from retrieval.errors import EmptyFile, UnreadableFile
 from retrieval.failpoints import failpoint
@@ -88,6 +89,51 @@ def _printable(name: str) -> str:
     return f"{stem[: NAME_LENGTH - 17]}….{suffix}" if dot and len(suffix) < 16 else shown[:NAME_LENGTH]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A file that is parsed, chunked and embedded, and not yet stored."""
+
+    name: str
+    data: bytes
+    sha256: str
+    parsed: ParsedDocument
+    pieces: list[Chunk]
+    vectors: np.ndarray
+    """float32[len(pieces), dim]"""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that cannot be prepared, and why."""
+
+    name: str
+    data: bytes
+    error: UnreadableFile
+
+
+def prepare(
+    name: str, data: bytes, sandbox: Sandbox, embedder: Embedder, chunking: ChunkingOptions, meter: ProgressMeter
+) -> Prepared:
+    """Parse, chunk and embed. Needs no store, so that it can be done by anybody, anywhere. Error: UnreadableFile."""
+    parsed, pieces = parse_and_chunk(name, data, sandbox, embedder, chunking, meter)
+    meter("embed", 0, len(pieces))
+    vectors = embedder.encode_documents(
+        [piece.text for piece in pieces], lambda done, total: meter("embed", done, total)
+    )
+    return Prepared(name, data, hashlib.sha256(data).hexdigest(), parsed, pieces, vectors)
+
+
+def parse_and_chunk(
+    name: str, data: bytes, sandbox: Sandbox, embedder: Embedder, chunking: ChunkingOptions, meter: ProgressMeter
+) -> tuple[ParsedDocument, list[Chunk]]:
+    """The part of `prepare` that needs the embedder's tokenizer alone. Error: UnreadableFile."""
+    parsed = sandbox.parse(data, name, lambda done, total: meter("parse", done, total))
+    pieces = chunk(parsed.text, parsed.pages, embedder.token_starts, chunking)
+    if not pieces:
+        raise EmptyFile(f"{name} has no words to index; nothing to ingest")
+    return parsed, pieces
+
+
 class Ingester:
     """Ingests for one library. The caller holds the write lease."""
 
@@ -137,17 +183,24 @@ class Ingester:
         same = self._same_content(owner, collection, sha256, started)
         if same is not None:
             return same
-        parsed = self._parse(data, name, meter)
-        pieces = chunk(parsed.text, parsed.pages, self._embedder.token_starts, self._chunking)
-        if not pieces:
-            raise EmptyFile(f"{name} has no words to index; nothing to ingest")
-        meter("embed", 0, len(pieces))
-        vectors = self._embedder.encode_documents(
-            [piece.text for piece in pieces], lambda done, total: meter("embed", done, total)
-        )
+        prepared = prepare(name, data, self._sandbox, self._embedder, self._chunking, meter)
         meter("store", 0, 1)
-        new = store.NewVersion(owner, collection, name, sha256, len(data), parsed, pieces, vectors, self._embedder_id)
-        return self._commit(new, data, started)
+        return self._commit(self._version(prepared, collection, owner), data, started)
+
+    def store(self, item: Prepared | Refused | Source, collection: str, owner: str) -> IngestResult:
+        """Commit what was prepared elsewhere, with the same result as `ingest` of the file itself."""
+        if isinstance(item, Source):
+            return self.ingest(item, collection, owner)
+        started = time.perf_counter()
+        if isinstance(item, Prepared):
+            return self.commit(self._version(item, collection, owner), item.data)
+        return self._failed(item.name, item.data, collection, owner, item.error, started)
+
+    def _version(self, item: Prepared, collection: str, owner: str) -> store.NewVersion:
+        size, parsed = len(item.data), item.parsed
+        return store.NewVersion(
+            owner, collection, item.name, item.sha256, size, parsed, item.pieces, item.vectors, self._embedder_id
+        )
 
     def commit(self, new: store.NewVersion, data: bytes) -> IngestResult:
         """Store a document that is parsed and embedded already, unless its content is there."""
@@ -164,12 +217,12 @@ class Ingester:
         return IngestResult(same.id, same.name, same.status, same.pages, same.chunks, None, same.version, True, seconds)
 
     def _commit(self, new: store.NewVersion, data: bytes, started: float) -> IngestResult:
-        self._originals.add(new.sha256, data)
+        self._add_files(new, data)
         failpoint("ingest.original")
         with self._database.write() as connection:
             self._lease.confirm(connection)
             document, version = store.commit_version(connection, new)
-            self._originals.add(new.sha256, data)  # a delete of the same content may have removed it meanwhile
+            self._add_files(new, data)  # a delete of the same content may have removed it meanwhile
             failpoint("ingest.before_commit")
         failpoint("ingest.after_commit")
         pages, count = len(new.parsed.pages), len(new.chunks)
@@ -177,8 +230,9 @@ class Ingester:
         seconds = time.perf_counter() - started
         return IngestResult(document, new.name, store.READY, pages, count, None, version, False, seconds)
 
-    def _parse(self, data: bytes, name: str, meter: ProgressMeter) -> ParsedDocument:
-        return self._sandbox.parse(data, name, lambda done, total: meter("parse", done, total))
+    def _add_files(self, new: store.NewVersion, data: bytes) -> None:
+        for sha256, file in [(new.sha256, data), *((old.sha256, old.data) for old in new.history)]:
+            self._originals.add(sha256, file)
 
     def _failed(
         self, name: str, data: bytes, collection: str, owner: str, error: UnreadableFile, started: float

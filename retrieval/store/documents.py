@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,20 @@ class NewVersion:
     vectors: np.ndarray
     """float32[len(chunks), d]"""
     embedder_id: int
+    history: Sequence[OldVersion] = ()
+    """versions before this one, oldest first; what was there already is older still"""
+
+
+@dataclass(frozen=True)
+class OldVersion:
+    """A version that is kept to be read, and is not searched."""
+
+    sha256: str
+    size: int
+    parsed: ParsedDocument
+    created_at: dt.datetime
+    data: bytes = b""
+    """its file, where that is yet to be stored"""
 
 
 def new_id() -> str:
@@ -85,7 +100,8 @@ def commit_version(connection: sa.Connection, new: NewVersion) -> tuple[str, int
             documents.c.collection_id == collection_id, documents.c.name == new.name
         )
     ).one_or_none()
-    document, version = (known.id, known.version + 1) if known else (new_id(), 1)
+    document, older = (known.id, known.version) if known else (new_id(), 0)
+    version = older + len(new.history) + 1
     values = {
         "owner": new.owner,
         "collection_id": collection_id,
@@ -107,7 +123,9 @@ def commit_version(connection: sa.Connection, new: NewVersion) -> tuple[str, int
     else:
         connection.execute(sa.insert(documents).values(id=document, created_at=now(), **values))
     failpoint("ingest.document")
-    _insert_text(connection, document, version, new)
+    for number, old in enumerate(new.history, older + 1):
+        _insert_text(connection, document, number, old)
+    _insert_text(connection, document, version, OldVersion(new.sha256, new.size, new.parsed, now()))
     failpoint("ingest.text")
     _insert_chunks(connection, document, version, new)
     failpoint("ingest.chunks")
@@ -231,9 +249,13 @@ def read_text(
 def read_pages(connection: sa.Connection, owner: str, document: str, version: int | None) -> list[Page]:
     """Error: NotFound."""
     found = get(connection, owner, document)
+    return _pages(connection, document, version or found.version)
+
+
+def _pages(connection: sa.Connection, document: str, version: int) -> list[Page]:
     rows = connection.execute(
         sa.select(pages.c.number, pages.c.start, pages.c.end)
-        .where(pages.c.document_id == document, pages.c.version == (version or found.version))
+        .where(pages.c.document_id == document, pages.c.version == version)
         .order_by(pages.c.number)
     )
     return [Page(row.number, row.start, row.end) for row in rows]
@@ -323,7 +345,7 @@ def _remove_chunks(connection: sa.Connection, document: str) -> None:
     connection.execute(sa.delete(chunks).where(chunks.c.document_id == document))
 
 
-def _insert_text(connection: sa.Connection, document: str, version: int, new: NewVersion) -> None:
+def _insert_text(connection: sa.Connection, document: str, version: int, new: OldVersion) -> None:
     connection.execute(
         sa.insert(versions).values(
             document_id=document,
@@ -332,7 +354,7 @@ def _insert_text(connection: sa.Connection, document: str, version: int, new: Ne
             media_type=new.parsed.media_type,
             size=new.size,
             text=new.parsed.text,
-            created_at=now(),
+            created_at=new.created_at,
         )
     )
     connection.execute(
@@ -381,6 +403,27 @@ def _write_journal(connection: sa.Connection, op: str, document: str, version: i
     connection.execute(
         sa.insert(journal).values(op=op, document_id=document, version=version, owner=owner, chunks=count, at=now())
     )
+
+
+def older_versions(connection: sa.Connection, document: str, before: int) -> list[tuple[int, OldVersion]]:
+    """(number, version) of those before a version, oldest first."""
+    rows = connection.execute(
+        sa.select(versions)
+        .where(versions.c.document_id == document, versions.c.version < before)
+        .order_by(versions.c.version)
+    ).all()
+    return [
+        (
+            row.version,
+            OldVersion(
+                row.sha256,
+                row.size,
+                ParsedDocument(row.text, _pages(connection, document, row.version), row.media_type),
+                row.created_at,
+            ),
+        )
+        for row in rows
+    ]
 
 
 def version_hashes(connection: sa.Connection, document: str) -> set[str]:

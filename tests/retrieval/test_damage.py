@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +50,24 @@ def filled(home: Path, open_library: Callable[..., Library]) -> list[str]:
 
 def newest(home: Path) -> Path:
     return max((home / "index").glob("gen-*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_manifest_of_an_older_folio(tmp_path: Path, open_library) -> None:
+    """It has other fields, and is what SQL says it is: the generation is passed over and another one built."""
+    names = filled(tmp_path, open_library)
+    manifest = newest(tmp_path) / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    del fields["tokenizer"]
+    manifest.write_text(json.dumps(fields))
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    with sqlite3.connect(tmp_path / "folio.db") as database:
+        latest = "(SELECT max(id) FROM index_generations)"
+        database.execute(f"UPDATE index_generations SET manifest_sha256 = ? WHERE id = {latest}", [digest])
+    with open_library(tmp_path) as library:
+        assert any("not the manifest that this Folio writes" in note for note in library.stats().notes)
+        assert {found.name for found in library.documents()} == set(names)
+        assert library.verify_index().problems == []
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -146,6 +146,24 @@ def test_export_and_import(tmp_path: Path, embedder, open_library, library: Libr
             assert all(result.deduplicated for result in copy.import_collection(archive, owner="ann"))
 
 
+def test_an_archive_holds_every_version(tmp_path: Path, open_library, library: Library) -> None:
+    [old] = library.ingest([Upload("a.txt", b"The first wording of it.")])
+    [new] = library.ingest([Upload("a.txt", b"The second wording of it.")])
+    library.export_collection(tmp_path / "c.zip")
+    with open_library(tmp_path / "copy") as copy:
+        for _ in range(2):
+            [result] = copy.import_collection(tmp_path / "c.zip")
+            assert result.version == new.version == 2
+        assert copy.text(str(result.id), version=1) == "The first wording of it."
+        assert copy.text(str(result.id)) == "The second wording of it."
+        assert [page.end for page in copy.pages(str(result.id), version=1)] == [len("The first wording of it.")]
+        assert [hit.text for hit in copy.search("wording").hits] == ["The second wording of it."]
+        assert copy.verify_index().problems == []
+        copy.delete(str(result.id))
+        assert not list((tmp_path / "copy" / "files").glob("??/*"))
+    assert old.id == new.id
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(("", 3), "empty"), (("x", 0), "k must"), (("x", 5000), "k must")],
