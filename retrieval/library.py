@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from retrieval.embedding import Embedder, check_query_length, make_embedder, new
 from retrieval.errors import RetrievalError, StoreUnavailable
 from retrieval.failpoints import failpoint
 from retrieval.index import Index
-from retrieval.ingestion import Ingester, Source, sources
+from retrieval.ingestion import Ingester, Prepared, Refused, Source, sources
 from retrieval.jobs import JobQueue
 from retrieval.parsing import Limits
 from retrieval.parsing.sandbox import Sandbox
@@ -174,6 +174,44 @@ class Library(Shelf):
                 index.refresh()
             self._build_if_due(index)
         return results
+
+    def ingest_prepared(
+        self,
+        items: Iterable[Prepared | Refused | Source],
+        collection: str = DEFAULT_COLLECTION,
+        owner: str = DEFAULT_OWNER,
+        *,
+        progress: Callable[[IngestResult], None] | None = None,
+        wait_s: float = 5.0,
+    ) -> list[IngestResult]:
+        """Store what others have parsed and embedded, in order; see ``ingest``, whose results these are.
+
+        The right to write is kept while an item is long in coming.
+
+        Args:
+            progress: called with each result.
+        Errors: StoreBusy, EmbedderMismatch, LeaseLost.
+        """
+        check_label("collection", collection)
+        check_label("owner", owner)
+        results = []
+        with self._lease.hold("ingesting", wait_s), self._lease.kept_alive():
+            index = self._ready_index()
+            ingester = self._ingester()
+            try:
+                for item in items:
+                    results.append(ingester.store(item, collection, owner))
+                    if progress is not None:
+                        progress(results[-1])
+            finally:
+                index.refresh()
+            self._build_if_due(index)
+        return results
+
+    def known_content(self, collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER) -> frozenset[str]:
+        """SHA-256 of the files that need not be read again."""
+        found = self.documents(collection, owner)
+        return frozenset(document.sha256 for document in found if document.status == store.READY)
 
     def export_collection(
         self, path: str | os.PathLike[str], collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER

@@ -13,6 +13,10 @@ def open_library(settings: Settings) -> Library:
 
     Raises retrieval's StoreUnavailable or UnknownEmbedder, which name what is wrong.
     """
+    return Library.open(settings.home, settings.database_url or None, embedder_of(settings))
+
+
+def embedder_of(settings: Settings) -> str | Path:
+    """The embedding model as `Library.open` takes it: a folder where there is one of that name."""
     folder = Path(settings.embedder).expanduser()
-    embedder = folder if folder.is_dir() else settings.embedder
-    return Library.open(settings.home, settings.database_url or None, embedder)
+    return folder if folder.is_dir() else settings.embedder

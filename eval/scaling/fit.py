@@ -76,7 +76,8 @@ def fit(measurements: Sequence[Measurement], name: str = "this CPU") -> Machine:
 
     Four unknowns, so the active set is found by trying every one. Raises ValueError when a rate is not determined.
     """
-    columns = np.array([[m.work.bytes, m.work.linear_flops, m.work.attention_flops, m.work.steps] for m in measurements])
+    works = [one.work for one in measurements]
+    columns = np.array([[work.bytes, work.linear_flops, work.attention_flops, work.steps] for work in works])
     seconds = np.array([m.seconds for m in measurements])
     scaled = columns / seconds[:, None]
     units = scaled.max(axis=0)

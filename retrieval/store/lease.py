@@ -20,7 +20,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from retrieval.errors import LeaseLost, StoreBusy
+from retrieval.errors import LeaseLost, StoreBusy, StoreUnavailable
 from retrieval.store.database import Database
 from retrieval.store.tables import leases, now
 
@@ -71,6 +71,26 @@ class WriterLease:
         if time.monotonic() - self._renewed > LIFETIME.total_seconds() / 4:
             with self._database.write() as connection:
                 self.confirm(connection)
+
+    @contextlib.contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """Prolong the lease throughout the block, from a thread: for a holder that waits for others."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(LIFETIME.total_seconds() / 8):
+                try:
+                    self.keep_alive()
+                except (LeaseLost, StoreUnavailable, StoreBusy):  # the next commit says so
+                    continue
+
+        beating = threading.Thread(target=beat, name="lease", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beating.join()
 
     def _acquire(self, purpose: str, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

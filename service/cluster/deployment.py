@@ -129,7 +129,12 @@ def stop_serving() -> None:
     ray = import_ray()
     if ray.is_initialized():
         ray.serve.shutdown()
-        ray.shutdown()
+    leave_ray()
+
+
+def leave_ray() -> None:
+    """Leave the Ray that `start_ray` joined, or end the one that it started."""
+    import_ray().shutdown()
 
 
 def import_ray() -> Any:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.commands.context import Attention, DeviceName, Drafter, Dtype, ModelName, settings_of
+from service.commands.context import (
+    LOCAL_OWNER,
+    Attention,
+    DeviceName,
+    Drafter,
+    Dtype,
+    JsonFlag,
+    ModelName,
+    library_of,
+    settings_of,
+)
+from service.commands.documents import report_ingest
 from service.commands.output import note, working
 
 cluster = typer.Typer(
@@ -69,6 +81,35 @@ def serve(
         stop.wait()
     finally:
         deployment.stop_serving()
+
+
+@cluster.command("ingest")
+def ingest(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders to go through.", metavar="PATH…")],
+    collection: Annotated[
+        str, typer.Option("--collection", "-c", help="Name of the collection.")
+    ] = "default",
+    workers: Annotated[int, typer.Option(min=1, help="Parsers, and as many embedders, at most.")] = 1,
+    address: Address = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read files into the library as `folio ingest` does, with parsers and embedders in processes of their own.
+
+    Every machine of the cluster must see the files under the same paths."""
+    from service.cluster import deployment
+    from service.cluster.ingest import ingest as ingest_by_ray
+    from service.libraries import embedder_of
+
+    settings = settings_of(context)
+    with working("Starting Ray …"):
+        deployment.start_ray(address, cpus=2 * workers + 1)
+    try:
+        with library_of(settings) as library, working("Ingesting …"):
+            results = ingest_by_ray(library, embedder_of(settings), paths, collection, LOCAL_OWNER, workers)
+    finally:
+        deployment.leave_ray()
+    report_ingest(paths, results, as_json)
 
 
 def _stop_signals() -> threading.Event:

@@ -61,6 +61,11 @@ def ingest(
                 "interrupted; documents that were finished are stored. The same command goes on from here."
             )
             raise typer.Exit(Exit.INTERRUPTED) from None
+    report_ingest(paths, results, as_json)
+
+
+def report_ingest(paths: list[Path], results: list[IngestResult], as_json: bool) -> None:
+    """Print the results; exit code 1 when all files failed, 3 when some did."""
     if as_json:
         emit_json({"documents": [_result(result) for result in results]})
     else:
