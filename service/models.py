@@ -24,6 +24,8 @@ def load_engine(settings: Settings) -> Engine:
     from transformers.utils.logging import disable_progress_bar
 
     from service.engine.engine import Engine
+    from service.engine.loading import DTYPES
+    from sparse_attn.kernels import select_kernels
 
     disable_progress_bar()  # of the weights: it would mix with our own, and with --json on a terminal
     if settings.threads:
@@ -32,6 +34,7 @@ def load_engine(settings: Settings) -> Engine:
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
+    select_kernels(torch.device(device), DTYPES[dtype], settings.attention_backend)  # refuses what is not here
     shared = settings.tensor_parallel > 1
     if shared and settings.host_memory:
         raise ModelError(
@@ -44,6 +47,8 @@ def load_engine(settings: Settings) -> Engine:
         dtype=dtype,
         device=device,
         kv_memory=int(settings.kv_memory),
+        kv_dtype=settings.kv_dtype,
+        kv_groups=settings.kv_groups,
         max_model_len=settings.max_model_len,
         prefix_cache=settings.prefix_cache,
         host_memory=int(settings.host_memory),
@@ -55,6 +60,8 @@ def load_engine(settings: Settings) -> Engine:
         drafter=settings.drafter,
         draft_model=settings.draft_model,
         tensor_parallel=settings.tensor_parallel,
+        cuda_graphs=settings.cuda_graphs,
+        attention_backend=settings.attention_backend,
     )
 
 

@@ -60,12 +60,25 @@ class Settings(BaseSettings):
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
     )
+    attention_backend: Literal["auto", "own", "flash-attn", "sdpa", "flex"] = Field(
+        "auto", description="Kernels for long dense runs of rows (--backend); own: Folio's alone."
+    )
+    cuda_graphs: bool = Field(
+        True, description="On a GPU, replay decode steps from graphs that are captured at the start."
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
     max_model_len: int | None = Field(
         None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
     )
     kv_memory: ByteSize = Field(
         ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes."
+    )
+    kv_dtype: Literal["auto", "int8"] = Field(
+        "auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
+    )
+    kv_groups: str = Field(
+        "auto",
+        description="Policy whose streaming heads get pages that they free; auto: that of ATTENTION; or none.",
     )
     prefix_cache: bool = Field(
         True, description="Keep the KV of finished requests for prompts that begin alike."

@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from sparse_attn.blocks import PAD, BlockIndex
 from sparse_attn.errors import PolicyError
+from sparse_attn.lifetimes import HeadGroups
 from sparse_attn.pages import best_pages, page_weights
 from sparse_attn.patterns import Dense, Pattern
 from sparse_attn.rows import Grid, SequenceRows
@@ -64,46 +66,6 @@ class ModelShape:
             max_length,
             fingerprint,
         )
-
-
-@dataclass(frozen=True)
-class HeadGroups:
-    """The KV heads of each layer whose pages need not grow: they see sinks and a recent window only.
-
-    A pool may keep these heads' pages apart, with a page table of their own, and free what `freeable` names.
-
-    Attributes:
-        streaming: per layer, KV heads in ascending order.
-        sink: first tokens that stay. local: last tokens that stay, in decode. prefill_local: the same in prefill.
-        keep_all_below: a sequence no longer than this is dense, so nothing is freed before.
-        slack: positions by which a row's window may begin earlier, for selections that are reused.
-    """
-
-    streaming: tuple[tuple[int, ...], ...]
-    sink: int
-    local: int
-    prefill_local: int
-    keep_all_below: int
-    slack: int
-
-    def retrieval(self, layer: int, num_kv_heads: int) -> tuple[int, ...]:
-        """The other KV heads of a layer."""
-        return tuple(h for h in range(num_kv_heads) if h not in self.streaming[layer])
-
-    def freeable(self, next_position: int, prompt_len: int, page_size: int, block: int) -> range:
-        """Pages, counted in the sequence, that no row from ``next_position`` on will read in a streaming head.
-
-        ``block`` is the policy's rows a query block: a prefill row sees its block's window.
-        """
-        if next_position - self.slack < self.keep_all_below:
-            return range(0)
-        unit = block if next_position < prompt_len else page_size
-        if next_position < prompt_len:
-            first_kept = next_position // block * block - self.prefill_local + 1
-        else:
-            first_kept = next_position - self.slack - self.local + 1
-        pages = unit // page_size
-        return range(-(-self.sink // unit) * pages, max(first_kept, 0) // unit * pages)
 
 
 @dataclass(frozen=True)
@@ -275,6 +237,14 @@ class PolicyState:
         rules = (self.policy.decode(layer, self.model) for layer in range(self.model.num_layers))
         return min((r.selection.recent for r in rules if r is not None and r.selection is not None), default=None)
 
+    @cached_property
+    def _rules(self) -> list[DecodeRule | None]:
+        return [self.policy.decode(layer, self.model) for layer in range(self.model.num_layers)]
+
+    def decodes_densely(self, length: int) -> bool:
+        """Whether decode rows of a sequence that has ``length`` tokens with them are dense in every layer."""
+        return length <= self.policy.decode_gate or all(rule is None for rule in self._rules)
+
     def plan(self, rows: SequenceRows) -> BlockIndex | None:
         """The index of a layer's new rows over all keys up to them, or None for dense; pass it through `split`.
 
@@ -408,17 +378,15 @@ class PolicyState:
 
     def _choose_pages(self, rows: SequenceRows, choice: PageSelection, row: int, end: int) -> Tensor:
         """int32 [Hkv, k]: the best pages between the sinks and the recent window, which begins at page ``end``."""
-        if rows.stats is None:
-            raise PolicyError(f"{self.policy.name} ranks pages, but the KV pool keeps no page statistics")
         if end * self.model.page_size > rows.context_len:
             raise PolicyError(
                 f"{self.policy.name}: recent={choice.recent} is shorter than the draft of {rows.num_rows} rows"
             )
-        assert rows.block_table is not None
-        q, pages = rows.q[row : row + 1], rows.block_table[:end]
-        bounds = rows.stats.bounds(rows.layer, q, pages)
+        bounds = rows.page_bounds(row, end)
+        if bounds is None:
+            raise PolicyError(f"{self.policy.name} ranks pages, but the KV pool keeps no page statistics")
         first = -(-choice.sink // self.model.page_size)
-        ends = torch.tensor([end], device=q.device)
+        ends = torch.tensor([end], device=bounds.device)
         weights = page_weights(bounds, rows.scale, rows.k.shape[1], first, ends)
         return best_pages(weights, choice.middle_pages(self.model.page_size), choice.top_p)[0]
 

@@ -1,6 +1,8 @@
 """Compile the Triton kernels for a Hopper GPU on any machine: proof that they build, and what they take.
 
-Triton carries the assembler, so no GPU and no CUDA is needed. What cannot be known this way is their speed.
+Triton carries the assembler, so no GPU and no CUDA is needed. The real launchers run on small CPU tensors of the real
+models' shapes, and every launch compiles instead: so the types, the alignments and the constants are those of
+production, whatever the launchers make of them. What cannot be known this way is the kernels' speed.
 """
 
 from __future__ import annotations
@@ -8,101 +10,186 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TARGET = ("cuda", 90, 32)
-_POINTERS = {
-    "K_SCALE": "*fp32", "V_SCALE": "*fp32", "LSE": "*fp32", "ROW_START": "*i32", "ROW_COUNT": "*i32",
-    "BLOCK_SEQ": "*i32", "POSITIONS": "*i64", "CU_SEQLENS": "*i32", "CONTEXT_LENS": "*i32", "TABLES": "*i32",
-    "TABLE": "*i32", "COUNTS": "*i32", "IDS": "*i32", "K_OFFSET": "*i32", "TREES": "*u8", "TREE_OFFSETS": "*i64",
-    "KMIN": "*fp32", "KMAX": "*fp32", "NUM_PAGES": "*i32", "SLOTS": "*i64", "PART_OUT": "*fp32", "PART_LSE": "*fp32",
-}  # fmt: skip
-_FLOATS = {"qk_scale", "softcap", "scale"}
-_PREFILL = {"HEAD_DIM": 128, "BLOCK_D": 128, "PAGE": 64, "BLOCK_M": 128, "GROUP": 1, "TILES": 1, "SPLITS": 1}
-_DECODE = {**_PREFILL, "BLOCK_M": 16, "GROUP": 4, "SPLITS": 16}
-_PLAIN = {"HAS_POSITIONS": True, "WINDOW": False, "CAP": False}
-_NO_SCALES = {"K_SCALE": None, "V_SCALE": None, "QUANT": False}
-_NO_INDEX = {"COUNTS": None, "IDS": None, "HAS_INDEX": False}
+SHARED_LIMIT = 232448  # bytes of shared memory that one program may have on Hopper
+PAGE = 64
 
 
-def compile_all() -> list[dict[str, Any]]:
-    """Compile each kernel in the shapes of an 8B model; a row each with registers, spills and shared memory.
+@dataclass(frozen=True)
+class Heads:
+    """One layer's attention."""
+
+    model: str
+    query: int
+    kv: int
+    dim: int
+
+
+MODELS = (
+    Heads("Llama-3.1-8B", 32, 8, 128),
+    Heads("Qwen2.5-7B", 28, 4, 128),
+    Heads("Qwen3-0.6B", 16, 8, 128),
+    Heads("reader", 8, 4, 64),
+)
+
+
+def compile_all(models: tuple[Heads, ...] = MODELS[:1], every_config: bool = False) -> list[dict[str, Any]]:
+    """Compile what each mode of the engine launches; a row each with registers, spills and shared memory.
+
+    Args:
+        models: whose shapes.
+        every_config: every configuration that tuning may choose, not the first alone.
 
     Raises:
-        RuntimeError: Triton runs as an interpreter in this process; start another without TRITON_INTERPRET.
+        RuntimeError: Triton runs as an interpreter in this process (start another without TRITON_INTERPRET), or a
+            kernel does not compile.
     """
-    from sparse_attn.kernels import triton_attention, triton_launch, triton_score
+    import torch
+
+    from sparse_attn.kernels import triton_launch
 
     if triton_launch.INTERPRETED:
         raise RuntimeError("the kernels were imported for Triton's interpreter; compile in a process of its own")
-    paged, ragged = triton_attention._paged_kernel, triton_attention._ragged_kernel
-    ragged_prefill = {
-        **{k: v for k, v in _PREFILL.items() if k not in ("PAGE", "SPLITS")},
-        "BLOCK_N": 64,
-        **_PLAIN,
-        "K_OFFSET": None,
-        **_NO_INDEX,
-    }
-    no_tree = {"TREE": False, "TREES": None, "TREE_OFFSETS": None}
-    page = {"HEAD_DIM": 128, "BLOCK_D": 128}
-    return [
-        _compile("sparse prefill over pages", paged, {**_PREFILL, **_PLAIN, **_NO_SCALES, "HAS_INDEX": True}, warps=8),
-        _compile("dense prefill over new rows", ragged, {**ragged_prefill, **no_tree}, warps=8),
-        _compile("split decode", paged, {**_DECODE, **_PLAIN, **_NO_SCALES, **_NO_INDEX}, {"OUT": "*fp32"}),
-        _compile("split decode of chosen pages", paged, {**_DECODE, **_PLAIN, **_NO_SCALES, "HAS_INDEX": True},
-                 {"OUT": "*fp32"}),
-        _compile("split decode of int8 pages", paged, {**_DECODE, **_PLAIN, **_NO_INDEX, "QUANT": True},
-                 {"OUT": "*fp32", "K": "*i8", "V": "*i8"}),
-        _compile("tree over pages", paged, {**_DECODE, "BLOCK_M": 128, "TILES": 2, **_PLAIN, **_NO_SCALES, **_NO_INDEX},
-                 {"OUT": "*fp32"}, warps=8),
-        _compile("tree over its nodes", ragged,
-                 {**ragged_prefill, "GROUP": 4, "TILES": 2, "TREE": True}, warps=8),
-        _compile("join of splits", triton_attention._join_kernel, {**page, "SPLITS": 16}),
-        _compile("page bounds", triton_score._bounds_kernel,
-                 {**page, "GROUP": 4, "BLOCK_G": 16, "PAGES": 64, "PARTS": 4}),
-        _compile("page statistics", triton_score._page_stats_kernel, {**page, "LOGICAL": 16, "PARTS": 4}),
-        _compile("antidiagonal scores", triton_score._antidiagonal_kernel,
-                 {**page, "STRIDE": 16, "PAGE": 64, "BLOCK_M": 64, "BLOCK_N": 64, "PER_BLOCK": 8},
-                 {"OUT": "*fp32"}, warps=8),
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    with compiling(every_config) as built:
+        for heads in models:
+            for dtype in (torch.bfloat16, torch.float16) if heads is models[0] else (torch.bfloat16,):
+                for mode, launch in _modes(heads, dtype).items():
+                    launch()
+                    about = {"mode": mode, "model": heads.model, "dtype": str(dtype).removeprefix("torch.")}
+                    rows += [{**about, **row} for row in built]
+                    built.clear()
+    return rows
 
 
-def _compile(
-    name: str, kernel: Any, constants: dict[str, Any], types: dict[str, str] | None = None, warps: int = 4
-) -> dict[str, Any]:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@contextmanager
+def compiling(every_config: bool) -> Iterator[list[dict[str, Any]]]:
+    """Turn kernel launches into compilations for Hopper; gives the list that they are added to."""
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    function = kernel if isinstance(kernel, JITFunction) else kernel.fn  # an autotuner holds the function
-    names = function.arg_names
-    signature = {n: "constexpr" if n in constants else {**_POINTERS, **(types or {})}.get(n) or _type(n) for n in names}
-    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n.startswith("stride_")]
-    source = ASTSource(
-        function,
-        signature=signature,
-        constexprs={(names.index(n),): value for n, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    built = triton.compile(source, target=GPUTarget(*TARGET), options={"num_warps": warps, "num_stages": 3})
-    ptx = built.asm["ptx"]
+    built: list[dict[str, Any]] = []
+    run_kernel, run_tuned = JITFunction.run, Autotuner.run
+
+    def compile_kernel(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run_kernel(self, *args, grid=grid, warmup=True, **kwargs)
+        built.append({"kernel": self.fn.__name__, **_figures(kernel)})
+        return kernel
+
+    def compile_tuned(self: Any, *args: Any, **kwargs: Any) -> None:
+        for config in self.configs if every_config else self.configs[:1]:
+            self.fn.run(*args, **kwargs, **config.all_kwargs())
+
+    driver.set_active(_Absent())
+    JITFunction.run, Autotuner.run = compile_kernel, compile_tuned
+    try:
+        yield built
+    finally:
+        JITFunction.run, Autotuner.run = run_kernel, run_tuned
+        driver.reset_active()
+
+
+class _Absent:
+    """What Triton asks of a driver before it compiles, for a GPU that is not here."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(*TARGET)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """A launch for each mode of the engine."""
+    import torch
+
+    from sparse_attn.blocks import BlockIndex
+    from sparse_attn.kernels import triton_attention, triton_score
+    from sparse_attn.tree_masks import TreeMasks
+
+    def rows(count: int, heads: int) -> Tensor:
+        return torch.zeros(count, heads, h.dim, dtype=dtype)
+
+    def ints(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    pages = 256
+    caches = [torch.zeros(pages, h.kv, PAGE, h.dim, dtype=dtype) for _ in range(2)]
+    codes = [torch.zeros(pages, h.kv, PAGE, h.dim, dtype=torch.int8) for _ in range(2)]
+    scales = {name: torch.zeros(pages, h.kv, PAGE) for name in ("k_scale", "v_scale")}
+    table = torch.zeros(1, pages, dtype=torch.int32)
+    common: dict[str, Any] = {"scale": h.dim**-0.5}
+
+    def attend(count: int, per_head: bool | None = None, quant: bool = False, **options: Any) -> Callable[[], Any]:
+        context = (pages - 8) * PAGE
+        index = None
+        if per_head is not None:
+            heads, block = h.query if per_head else h.kv, 128 if count > 64 else count
+            index = BlockIndex.full([count], [context], num_heads=heads, block_q=block, block_k=PAGE)
+        held = codes if quant else caches
+        arguments: tuple[Any, ...] = (rows(count, h.query), rows(count, h.kv), rows(count, h.kv), *held, table)
+        positions = torch.arange(context, context + count)
+        return lambda: triton_attention.attention(
+            *arguments, ints(context), ints(0, count), positions=positions, index=index,
+            **common, **options, **(scales if quant else {}),
+        )  # fmt: skip
+
+    low, high = (torch.zeros(pages, h.kv, PAGE // 16, h.dim) for _ in range(2))
+    trees = TreeMasks.pack([torch.ones(64, 64, dtype=torch.bool).tril()], torch.device("cpu"))
     return {
-        "kernel": name,
-        "warps": warps,
-        "shared_bytes": built.metadata.shared,
-        **_resources(built.asm["cubin"]),
+        "dense prefill": attend(512),
+        "sparse prefill, index a KV head": attend(512, per_head=False),
+        "sparse prefill, index a query head": attend(512, per_head=True),
+        "prefill over int8 pages": attend(512, quant=True),
+        "prefill with a window": attend(512, window=4096),
+        "prefill with a soft cap": attend(512, softcap=50.0),
+        "decode": attend(1),
+        "decode of chosen pages": attend(1, per_head=False),
+        "decode over int8 pages": attend(1, quant=True),
+        "decode of chosen int8 pages": attend(1, per_head=False, quant=True),
+        "decode with a window": attend(1, window=4096),
+        "tree of 64 nodes": attend(64, tree_masks=trees),
+        "page statistics": lambda: triton_score.update_page_stats(low, high, caches[0], torch.arange(80)),
+        "page statistics of int8": lambda: triton_score.update_page_stats(
+            low, high, codes[0], torch.arange(80), scales["k_scale"]
+        ),
+        "page bounds": lambda: triton_score.page_bounds(
+            rows(4, h.query), low, high, table.expand(4, -1), ints(9, 9, 9, 9)
+        ),
+        "antidiagonal scores": lambda: triton_score.antidiagonal(
+            rows(1024, h.query), rows(1024, h.kv), caches[0], table[0],
+            context_len=4096, scale=h.dim**-0.5, stride=16, block_q=128, block_k=128,
+        ),
+    }  # fmt: skip
+
+
+def _figures(kernel: Any) -> dict[str, Any]:
+    ptx = kernel.asm["ptx"]
+    return {
+        "warps": kernel.metadata.num_warps,
+        "stages": kernel.metadata.num_stages,
+        "shared_bytes": kernel.metadata.shared,
+        **_resources(kernel.asm["cubin"]),
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
         "asynchronous_copies": ptx.count("cp.async."),
     }
-
-
-def _type(name: str) -> str:
-    if name in _FLOATS:
-        return "fp32"
-    return "*bf16" if name.isupper() else "i32"
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -119,6 +206,10 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    import argparse
     import json
 
-    print(json.dumps(compile_all()))
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels for Hopper; a JSON row for each.")
+    parser.add_argument("--all", action="store_true", help="every model's shape and every configuration of tuning")
+    everything = parser.parse_args().all
+    print(json.dumps(compile_all(MODELS if everything else MODELS[:1], every_config=everything)))

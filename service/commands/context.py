@@ -22,12 +22,18 @@ ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")
 ]
 DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", help="Dense attention: auto, own, flash-attn, sdpa or flex.")
+]
 TensorParallel = Annotated[
     int | None, typer.Option("--tp", min=1, max=64, help="Processes that share the model, a GPU each.")
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float64, bfloat16 or float16.")]
 Drafter = Annotated[
     str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")
+]
+KVDtype = Annotated[
+    str | None, typer.Option("--kv-dtype", help="Of the pages of KV: auto for the model's, or int8.")
 ]
 Attention = Annotated[
     str | None, typer.Option("--attention", help="Sparse attention policy, NAME[:key=value,…].")

@@ -11,10 +11,12 @@ import typer
 
 from service.commands.context import (
     Attention,
+    Backend,
     DeviceName,
     Drafter,
     Dtype,
     JsonFlag,
+    KVDtype,
     ModelName,
     TensorParallel,
     settings_of,
@@ -45,6 +47,8 @@ def serve(
     dtype: Dtype = None,
     drafter: Drafter = None,
     attention: Attention = None,
+    kv_dtype: KVDtype = None,
+    backend: Backend = None,
     tp: TensorParallel = None,
 ) -> None:
     """Serve the page, the REST interface and the OpenAI routes until told to stop."""
@@ -59,6 +63,8 @@ def serve(
         dtype=dtype,
         drafter=drafter,
         attention=attention,
+        kv_dtype=kv_dtype,
+        attention_backend=backend,
         tensor_parallel=tp,
     )
     raise typer.Exit(_on_ranks(settings, lambda: run_server(settings)))
@@ -88,6 +94,8 @@ def generate(
     device: DeviceName = None,
     drafter: Drafter = None,
     attention: Attention = None,
+    kv_dtype: KVDtype = None,
+    backend: Backend = None,
     tp: TensorParallel = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -97,7 +105,15 @@ def generate(
     ids = _read_ids(prompt_ids) if prompt_ids is not None else None
     text = _read_text(prompt_file) if prompt_file is not None else ""
     settings = settings_of(
-        context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention, tensor_parallel=tp
+        context,
+        model=model,
+        dtype=dtype,
+        device=device,
+        drafter=drafter,
+        attention=attention,
+        kv_dtype=kv_dtype,
+        attention_backend=backend,
+        tensor_parallel=tp,
     )
     from service.engine.request import SamplingParams
 

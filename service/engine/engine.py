@@ -25,6 +25,7 @@ import structlog
 
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
+from service.engine.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
 from service.engine.detokenizer import Detokenizer
 from service.engine.draft_resources import draft_resources
 from service.engine.draft_sessions import DraftPages
@@ -79,6 +80,8 @@ class EngineConfig:
         drafter: of requests that name none.
         draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
         tensor_parallel: ranks that share the model's heads (`service.engine.ranks`); kv_memory is each rank's.
+        attention_backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
+        cuda_graphs: on a GPU, replay decode steps from graphs captured at the start (`service.engine.cuda_graphs`).
     """
 
     dtype: str = "float32"
@@ -98,6 +101,8 @@ class EngineConfig:
     drafter: str = "auto"
     draft_model: str | None = None
     tensor_parallel: int = 1
+    cuda_graphs: bool = True
+    attention_backend: str = "auto"
 
 
 @dataclass
@@ -140,7 +145,7 @@ class Engine:
         self.lent = DraftPages(self.blocks)
         limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
-        self.runner = make_runner(loaded, pool)
+        self.runner = make_runner(loaded, pool, config)
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
@@ -203,8 +208,8 @@ class Engine:
     @property
     def salt(self) -> str:
         """What else than the tokens decides the KV of a dense sequence: model, dtypes, and which heads share a page."""
-        layout = self.runner.pool.layout.name()
-        return f"{self.loaded.fingerprint}/{self.config.dtype}/{self.config.kv_dtype}" + (f"/{layout}" if layout else "")
+        kinds = (self.config.dtype, self.config.kv_dtype, self.runner.pool.layout.name())
+        return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
     def has_work(self) -> bool:
@@ -325,6 +330,7 @@ class Engine:
             "kernels": sorted(self.kernels),
             "drafting": self.drafting.totals.as_dict(),
             "draft_sessions_reclaimed": self.lent.reclaimed,
+            **self.runner.figures(),
             **vars(totals),
         }
 
@@ -490,11 +496,16 @@ def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | No
         raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error
 
 
-def make_runner(loaded: LoadedModel, pool: KVPool) -> ModelRunner:
+def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> ModelRunner:
     """What runs the forwards: this process alone, or with the ranks that share the model."""
     if loaded.ranks is not None:
-        return LeadingRunner(loaded.model, pool, loaded.ranks)
-    return ModelRunner(loaded.model, pool)
+        return LeadingRunner(loaded.model, pool, loaded.ranks, config.attention_backend)
+    if config.cuda_graphs and pool.device.type == "cuda":
+        longest = min(loaded.max_len, config.max_model_len or loaded.max_len)
+        pages = min(-(-longest // config.page_size), pool.num_pages)
+        buckets = make_buckets(config.max_running)
+        return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
+    return ModelRunner(loaded.model, pool, config.attention_backend)
 
 
 def _join(parts: list[TokenOutput]) -> Generation:

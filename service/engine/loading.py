@@ -259,6 +259,7 @@ def _pin_rope(name: str, model: Any, max_len: int) -> None:
             module.config, device, seq_len=max_len
         )
         module.original_inv_freq = module.inv_freq
+        module.rope_type = "default"  # else each forward asks the device for its largest position
         log.info("longrope pinned to its long regime", model=name, max_len=max_len)
 
 

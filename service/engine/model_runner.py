@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,10 @@ from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
+from sparse_attn.host_values import on_device, to_device
 from sparse_attn.kv_pool import KVPool
 from sparse_attn.policy import ModelShape, Policy, PolicyState
+from sparse_attn.tree_masks import TreeMasks
 
 
 @dataclass
@@ -34,18 +38,27 @@ class Forward:
 
 
 class ModelRunner:
-    """Owns the model and the pages; turns slices into tensors and back."""
+    """Owns the model and the pages; turns slices into tensors and back.
 
-    def __init__(self, model: torch.nn.Module, pool: KVPool) -> None:
+    ``backend``: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
+    """
+
+    def __init__(self, model: torch.nn.Module, pool: KVPool, backend: str = "auto") -> None:
         self.model = model
         self.pool = pool
+        self.backend = backend
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
         """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
-        batch, token_ids, wanted, first_row = self._build(slices)
-        logits = self._forward(batch, token_ids, wanted)
+        with self._on_its_device():
+            batch, token_ids, wanted, first_row = self._build(slices)
+            logits = self._forward(batch, token_ids, wanted)
         return Forward(logits, first_row, batch.kernels)
+
+    def figures(self) -> dict[str, Any]:
+        """How the forwards ran, for the statistics of the engine."""
+        return {}
 
     def keep_stats(self) -> None:
         """Keep the bounds of every page's keys from now on (`KVPool.keep_stats`)."""
@@ -65,37 +78,46 @@ class ModelRunner:
             Logits [len(tree) - known, V].
         """
         device, count = self.pool.device, len(tree) - known
-        place = torch.from_numpy(length - 1 + tree.depths[1:]).to(device)
+        place = to_device(torch.from_numpy(length - 1 + tree.depths[1:]), device)
         tables = []
         for group in range(self.pool.layout.num_groups):
             slots = self._slots(pages, np.arange(length, length + len(tree)), group)
             tables.append(GroupTables(self._table([pages], group), slots[known:], slots[:known]))
         first = tables[0]
         assert first.earlier_slots is not None
-        mask = torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]).to(device)
+        mask = to_device(torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]), device)
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32, device=device),
-            context_lens=torch.tensor([length], dtype=torch.int32, device=device),
+            cu_seqlens_q=on_device([0, count], torch.int32, device),
+            context_lens=on_device([length], torch.int32, device),
             block_tables=first.block_tables,
             slot_mapping=first.slot_mapping,
             positions=place[known:],
             tree_masks=[mask[:, known:]],
             earlier=EarlierNodes(first.earlier_slots, place[:known], mask[:, :known]) if known else None,
             other_groups=tables[1:],
+            backend=self.backend,
         )
-        token_ids = torch.from_numpy(tree.tokens[known:]).to(device)
-        return self._forward(batch, token_ids, list(range(count)))
+        token_ids = to_device(torch.from_numpy(tree.tokens[known:]), device)
+        with self._on_its_device():
+            return self._forward(batch, token_ids, list(range(count)))
 
     @torch.inference_mode()
     def keep_nodes(self, pages: Sequence[Place], length: int, path: Sequence[int]) -> None:
         """Copy K and V of the nodes ``path`` (kept from order ``length`` on) to where the sequence goes on."""
         source = [length + node for node in path]
         target = list(range(length, length + len(path)))
-        if source != target:
+        if source == target:
+            return
+        with self._on_its_device():
             for group in range(self.pool.layout.num_groups):
                 slots = self._slots(pages, np.array([source, target]), group)
                 self.pool.copy_slots(slots[0], slots[1])
+
+    def _on_its_device(self) -> AbstractContextManager[Any]:
+        """Kernels are launched on a thread's current device, and this thread's may be another."""
+        device = self.pool.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _forward(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
         out = self.model(
@@ -103,7 +125,7 @@ class ModelRunner:
             position_ids=batch.positions[None],
             use_cache=False,
             attn=batch,
-            logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=self.pool.device),
+            logits_to_keep=on_device(wanted, torch.int64, self.pool.device),
         )
         return out.logits[0]
 
@@ -112,7 +134,7 @@ class ModelRunner:
         token_ids: list[int] = []
         positions: list[np.ndarray] = []
         orders: list[np.ndarray] = []
-        masks: list[Tensor | None] = []
+        masks: list[np.ndarray | None] = []
         wanted: list[int] = []
         first_row: list[int] = []
         cu_seqlens = [0]
@@ -124,7 +146,7 @@ class ModelRunner:
             if part.tree is not None and len(part.tree):
                 token_ids += part.tree.tokens.tolist()
                 place[count:] = part.start + count - 1 + part.tree.depths[1:]
-                masks.append(torch.from_numpy(_tree_mask(count, part.tree.ancestor_mask)).to(device))
+                masks.append(tree_mask(count, part.tree.ancestor_mask))
             else:
                 masks.append(None)
             positions.append(place)
@@ -142,16 +164,17 @@ class ModelRunner:
             tables.append(GroupTables(self._table(sequences, group), torch.cat(slots)))
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
-            context_lens=torch.tensor([p.start for p in slices], dtype=torch.int32, device=device),
+            cu_seqlens_q=on_device(cu_seqlens, torch.int32, device),
+            context_lens=on_device([p.start for p in slices], torch.int32, device),
             block_tables=tables[0].block_tables,
             slot_mapping=tables[0].slot_mapping,
-            positions=torch.from_numpy(np.concatenate(positions)).to(device),
-            tree_masks=masks if any(m is not None for m in masks) else None,
+            positions=to_device(torch.from_numpy(np.concatenate(positions)), device),
+            tree_masks=_on_device(masks, device),
             policies=policies if any(p is not None for p in policies) else None,
             other_groups=tables[1:],
+            backend=self.backend,
         )
-        return batch, torch.tensor(token_ids, dtype=torch.int64, device=device), wanted, first_row
+        return batch, on_device(token_ids, torch.int64, device), wanted, first_row
 
     def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
         """Block table int32 [S, P] of one head group; a page that was dropped is nobody's, the pool's last."""
@@ -159,17 +182,26 @@ class ModelRunner:
         for row, pages in zip(table, sequences, strict=True):
             row[: len(pages)] = [place[group] for place in pages]
         table[table == GONE] = self.pool.num_pages
-        return torch.from_numpy(table).to(self.pool.device)
+        return to_device(torch.from_numpy(table), self.pool.device)
 
     def _slots(self, pages: Sequence[Place], order: np.ndarray, group: int = 0) -> Tensor:
         """Slots of the ``order``-th tokens of a sequence in one head group, int64, same shape."""
         size = self.pool.page_size
         first = int(order.min()) // size if order.size else 0
         table = np.array([place[group] for place in pages[first:]], dtype=np.int64)
-        return torch.from_numpy(table[order // size - first] * size + order % size).to(self.pool.device)
+        return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
 
 
-def _tree_mask(count: int, ancestors: np.ndarray) -> np.ndarray:
+def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:
+    """`AttnBatch.tree_masks`: packed in one tensor for the kernels of a GPU."""
+    if device.type == "cuda":
+        return TreeMasks.pack(masks, device)
+    if all(mask is None for mask in masks):
+        return None
+    return [None if mask is None else torch.from_numpy(mask) for mask in masks]
+
+
+def tree_mask(count: int, ancestors: np.ndarray) -> np.ndarray:
     """bool [n, n] over ``count`` tokens and a tree below the last: causal before, ancestor-or-self within."""
     extra = len(ancestors) - 1
     mask = np.tri(count + extra, dtype=bool)

@@ -94,8 +94,8 @@ class LeadingPolicyState(PolicyState):
 class LeadingRunner(ModelRunner):
     """`ModelRunner` of rank 0: tells the other ranks what it is about to do, then does it with them."""
 
-    def __init__(self, model: Any, pool: KVPool, ranks: Ranks) -> None:
-        super().__init__(model, pool)
+    def __init__(self, model: Any, pool: KVPool, ranks: Ranks, backend: str = "auto") -> None:
+        super().__init__(model, pool, backend)
         self.ranks = ranks
         self._count = 0
         self._policies: list[tuple[int, Policy, ModelShape, int]] = []
@@ -209,4 +209,5 @@ def _load(message: Load, ranks: Ranks) -> FollowingRunner:
 
     config = replace(message.config, device=ranks.device)
     loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks)
-    return FollowingRunner(ModelRunner(loaded.model, make_pool(loaded, config)), ranks)
+    runner = ModelRunner(loaded.model, make_pool(loaded, config), config.attention_backend)
+    return FollowingRunner(runner, ranks)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from sparse_attn import dense
 from sparse_attn.dense import Attention
+from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Kernels:
     Attributes:
         name: what the statistics call it.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
+        whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
     """
 
     name: str
@@ -31,13 +33,34 @@ class Kernels:
     paged_attention: Attention
     ragged_attention: Attention
     row_invariant: bool = False
+    whole: Whole | None = None
 
+
+BACKENDS = ("auto", "own", *WHOLE)
+"""Names of back ends that may be asked for: ``own`` are this package's kernels alone."""
 
 TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention)
 
 
-def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The fastest back end for tensors of this dtype on this device."""
+def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Kernels:
+    """The kernels for tensors of this dtype on this device; ``backend`` says who attends long dense runs of rows.
+
+    Raises:
+        UnsupportedModelFeature: the back end that was asked for is not here.
+    """
+    own = _own_kernels(device, dtype)
+    name = best_whole(device, dtype) if backend == "auto" else backend
+    if name is None or name == "own":
+        return own
+    return _with_whole(own, name, device, dtype)
+
+
+@functools.cache
+def _with_whole(own: Kernels, name: str, device: torch.device, dtype: torch.dtype) -> Kernels:
+    return replace(own, name=f"{own.name}+{name}", whole=find_whole(name, device, dtype), row_invariant=False)
+
+
+def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     if device.type == "cpu" and dtype == torch.float32:
         return _cpu_kernels()
     if device.type == "cuda":

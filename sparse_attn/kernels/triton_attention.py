@@ -23,6 +23,7 @@ from torch import Tensor
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import BlockIndexError
 from sparse_attn.kernels.triton_launch import query_tiles, tuned
+from sparse_attn.tree_masks import TreeMasks
 
 ROWS_PER_TILE = 128  # queries a program in prefill
 PACKED_ROWS = 256  # rows times heads of a group up to which a query block takes the whole group along
@@ -99,7 +100,8 @@ def _paged_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     row = first_row + offs_m // GROUP
     head = head0 + offs_m % GROUP
-    wanted = offs_m // GROUP < tl.load(ROW_COUNT + block)
+    row_count = tl.load(ROW_COUNT + block)
+    wanted = offs_m // GROUP < row_count
     in_head = offs_d < HEAD_DIM
     q_rows = row.to(tl.int64) * stride_qt + head * stride_qh
     q = tl.load(Q + q_rows[:, None] + offs_d[None, :], mask=wanted[:, None] & in_head[None, :], other=0.0)
@@ -118,6 +120,7 @@ def _paged_kernel(
             first_page = tl.maximum(tl.min(position, 0) - window + 1, 0) // PAGE
             first_page = tl.minimum(first_page, count).to(tl.int32)
             count = count - first_page
+    count = tl.where(row_count > tile * BLOCK_M // GROUP, count, 0)  # an empty tile reads nothing
     share = (count + SPLITS - 1) // SPLITS
     begin = split * share
     end = tl.minimum(begin + share, count)
@@ -510,12 +513,9 @@ def _pack_trees(
     tree_masks: Sequence[Tensor | None] | None, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """Per sequence a bool [n, n] or None → all of them flat as uint8, and where each begins (-1: causal)."""
-    if tree_masks is None or all(mask is None for mask in tree_masks):
+    if tree_masks is None:
         return None, None
-    offsets, parts, end = [], [], 0
-    for mask in tree_masks:
-        offsets.append(-1 if mask is None else end)
-        if mask is not None:
-            parts.append(mask.to(device=device, dtype=torch.uint8).flatten())
-            end += mask.numel()
-    return torch.cat(parts), torch.tensor(offsets, dtype=torch.int64, device=device)
+    if not isinstance(tree_masks, TreeMasks):
+        packed = TreeMasks.pack(tree_masks, device)
+        return (packed.flat, packed.offsets) if packed is not None else (None, None)
+    return tree_masks.flat, tree_masks.offsets

@@ -43,14 +43,24 @@ def tuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any
 def query_tiles(cu_seqlens: Tensor, num_rows: int, block_q: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut the rows of a ragged batch into tiles without waiting for the device.
 
-    cu_seqlens int32 [S + 1], num_rows T → for ``T // block_q + S`` tiles (some empty): first row, number of rows and
-    sequence, int32 each.
+    cu_seqlens int32 [S + 1], num_rows T → for ``min(T, T // block_q + S)`` tiles (the last ones may be empty): first
+    row, number of rows and sequence, int32 each. They are kept with the tensor, for all layers of a forward cut the
+    same rows; so it must not change afterwards.
     """
+    kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = cu_seqlens.__dict__.setdefault("_folio_tiles", {})
+    at = (num_rows, block_q)
+    if at not in kept:
+        kept[at] = _cut(cu_seqlens, num_rows, block_q)
+    return kept[at]
+
+
+def _cut(cu_seqlens: Tensor, num_rows: int, block_q: int) -> tuple[Tensor, Tensor, Tensor]:
     lengths = cu_seqlens[1:] - cu_seqlens[:-1]
     ends = torch.cumsum((lengths + block_q - 1) // block_q, 0, dtype=torch.int32)
-    tiles = torch.arange(num_rows // block_q + len(lengths), dtype=torch.int32, device=cu_seqlens.device)
+    count = min(num_rows, num_rows // block_q + len(lengths))  # a tile that is not empty has a row
+    tiles = torch.arange(count, dtype=torch.int32, device=cu_seqlens.device)
     seq = torch.searchsorted(ends, tiles, right=True).clamp(max=len(lengths) - 1)
     within = tiles - (ends - (lengths + block_q - 1) // block_q)[seq]
     first = cu_seqlens[seq] + within * block_q
-    count = (lengths[seq] - within * block_q).clamp(0, block_q)
-    return first.int(), count.int(), seq.int()
+    rows = (lengths[seq] - within * block_q).clamp(0, block_q)
+    return first.int(), rows.int(), seq.int()

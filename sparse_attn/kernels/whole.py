@@ -1,0 +1,173 @@
+"""Dense attention of long runs of rows by other people's kernels: flash-attn, torch's SDPA and FlexAttention.
+
+They know no pages, so a sequence's context is gathered first: for hundreds of rows that costs a hundredth of the
+attention itself, and the best dense kernels of a GPU are theirs. Short runs (decode, draft trees) and everything sparse
+stay with the kernels that read pages in place.
+
+All have one contract, `Whole`: q [n, Hq, D] are the last n rows of a causal sequence, k and v [m, Hkv, D] all its keys
+and values → [n, Hq, D].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparse_attn.errors import UnsupportedModelFeature
+from sparse_attn.host_values import host_list
+from sparse_attn.quant import dequantize
+
+if TYPE_CHECKING:
+    from sparse_attn.kv_pool import GroupPages
+
+Whole = Callable[[Tensor, Tensor, Tensor, float, float, int], Tensor]
+"""(q, k, v, scale, soft cap or 0, window or 0) → out."""
+
+LEAST_ROWS = 64  # fewer new rows are decode or a draft
+
+
+def flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
+    """flash-attn (arXiv 2307.08691): float16 and bfloat16 on a GPU."""
+    from flash_attn import flash_attn_func
+
+    limits = (window - 1, 0) if window else (-1, -1)
+    out: Tensor = flash_attn_func(
+        q[None], k[None], v[None], softmax_scale=scale, causal=True, window_size=limits, softcap=softcap
+    )
+    return out[0]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, which picks cuDNN's, its own flash or another kernel."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    if softcap or window:
+        return flex(q, k, v, scale, softcap, window)
+    rows, keys = len(q), len(k)
+    queries, all_keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
+    causal: dict[str, Any] = {"is_causal": True} if rows == keys else {"attn_mask": causal_lower_right(rows, keys)}
+    out = torch.nn.functional.scaled_dot_product_attention(
+        queries, all_keys, values, scale=scale, enable_gqa=True, **causal
+    )
+    return out[0].transpose(0, 1)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
+    """FlexAttention (torch), compiled on a GPU: soft caps and windows of any size."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, keys = len(q), len(k)
+    first_row = keys - rows
+
+    def visible(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        position = row + first_row
+        seen = key <= position
+        return seen & (key > position - window) if window else seen
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    attend = _compiled_flex(q.device.type)
+    mask = create_block_mask(visible, None, None, rows, keys, device=q.device.type)
+    out = attend(
+        *(x.transpose(0, 1)[None].contiguous() for x in (q, k, v)),
+        score_mod=capped if softcap else None,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1)
+
+
+@functools.cache
+def _compiled_flex(device: str) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend: Any = flex_attention
+    return torch.compile(attend, dynamic=True) if device == "cuda" else attend
+
+
+WHOLE: dict[str, Whole] = {"flash-attn": flash_attn, "sdpa": sdpa, "flex": flex}
+
+
+def find_whole(name: str, device: torch.device, dtype: torch.dtype) -> Whole:
+    """The back end of that name.
+
+    Raises:
+        UnsupportedModelFeature: it is not installed, or does not know the device or dtype; says what would help.
+    """
+    if name == "flash-attn":
+        if find_spec("flash_attn") is None:
+            raise UnsupportedModelFeature(
+                "the attention back end flash-attn is not installed (pip install 'folio-serve[gpu]')"
+            )
+        if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+            raise UnsupportedModelFeature(
+                f"flash-attn computes bfloat16 and float16 on a GPU, not {str(dtype).removeprefix('torch.')} on "
+                f"{device.type}; choose sdpa or flex"
+            )
+    return WHOLE[name]
+
+
+@functools.cache
+def best_whole(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The back end that is best for long dense runs here; None where our own kernels are, or nothing is known."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return "flash-attn" if find_spec("flash_attn") is not None else "sdpa"
+
+
+def attend_whole(
+    whole: Whole,
+    group: GroupPages,
+    layer: int,
+    rows: tuple[Tensor, Tensor, Tensor],
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> Tensor | None:
+    """Every sequence's new rows over its pages and themselves: rows are q [T, Hq, D], k, v [T, Hkv, D] → [T, Hq, D].
+
+    None where a sequence has too few rows for it to pay.
+    """
+    q, k, v = rows
+    bounds, lengths = host_list(cu_seqlens), host_list(context_lens)
+    if any(end - begin < LEAST_ROWS for begin, end in pairwise(bounds)):
+        return None
+    out = torch.empty_like(q)
+    for s, length in enumerate(lengths):
+        own = slice(bounds[s], bounds[s + 1])
+        keys, values = _with_context(group, layer, block_tables[s], length, k[own], v[own])
+        out[own] = whole(q[own], keys, values, scale, softcap, window)
+    return out
+
+
+def _with_context(
+    group: GroupPages, layer: int, table: Tensor, length: int, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All keys and values [length + n, Hkv, D] of a sequence."""
+    if not length:
+        return k, v
+    page_size = group.keys[layer].shape[2]
+    pages = table[: -(-length // page_size)].long()
+    sides = (
+        (group.keys[layer], group.key_scales(layer), k),
+        (group.values[layer], group.value_scales(layer), v),
+    )
+    both = []
+    for tiles, scales, new in sides:
+        held = tiles[pages]  # [P, Hkv, page_size, D]
+        if scales is not None:
+            held = dequantize(held, scales[pages], new.dtype)
+        both.append(torch.cat([held.transpose(1, 2).flatten(0, 1)[:length], new]))
+    return both[0], both[1]
