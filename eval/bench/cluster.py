@@ -45,12 +45,13 @@ class Cluster:
         self.settings = settings
         self.url = f"http://127.0.0.1:{settings.port}"
         self.endpoint = Endpoint(self.url, settings.model)
+        self._deployed = False
 
     def deploy(self, options: ClusterOptions, **changed: Any) -> None:
         """These options, on replicas that have seen nothing yet."""
-        import ray
-
-        ray.serve.delete(deployment.APP)
+        if self._deployed:
+            deployment.withdraw()
+        self._deployed = True
         deployment.serve_application(self.settings.model_copy(update=changed), options)
         self.wait_for(options.replicas)
 

@@ -108,7 +108,8 @@ class Database:
                 raise StoreUnavailable(f"the disk of {self.name} is full; free some space and try again") from error
             if "malformed" in cause or "not a database" in cause or "disk I/O error" in cause:
                 raise StoreUnavailable(f"{self.name} is damaged ({cause}); restore it from a backup") from error
-            if isinstance(error, sa.exc.OperationalError) and error.connection_invalidated:
+            unreachable = error.connection_invalidated or error.statement is None  # lost, or never there
+            if isinstance(error, sa.exc.OperationalError) and unreachable:
                 raise StoreUnavailable(self._unavailable(error)) from error
             raise
 

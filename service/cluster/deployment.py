@@ -124,6 +124,11 @@ def serve_application(settings: Settings, options: ClusterOptions) -> None:
         raise Unavailable(f"The cluster did not start: {_cause(str(error))}") from error
 
 
+def withdraw() -> None:
+    """Drain the replicas and end them; Serve itself stays."""
+    import_ray().serve.delete(APP)
+
+
 def stop_serving() -> None:
     """Drain the replicas and end them, then leave Ray, or end the one that was started here."""
     ray = import_ray()

