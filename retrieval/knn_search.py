@@ -1,0 +1,433 @@
+"""Nearest entries of a datastore by squared Euclidean distance: over all of them, or over some inverted lists.
+
+A query finds the same entries, at the same distances to the last bit, alone and in a batch. Products of matrices
+round by their shape, so they only choose candidates, with more room than their rounding needs; the distances of the
+candidates are then computed by one loop, and equal distances are ordered by entry.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numba import njit
+
+from retrieval.errors import InvalidRequest
+from retrieval.files import write_synced
+from retrieval.knn_store import Datastore, blocks, squared_norms, unpacked
+
+MAX_K = 4096
+_BATCH = 32
+_SCAN_ROWS = 1 << 16
+_RUN_ROWS = 1 << 14
+_STRETCH = 64
+_TRAINED_ON = 64
+"""sampled keys per list from which the centroids are learnt"""
+_TRAINING_ROUNDS = 10
+
+
+Found = tuple[np.ndarray, np.ndarray]
+"""(int64[≤k] entries, float32[≤k] squared distances), nearest first"""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What was found for b queries, nearest first, equal distances by entry.
+
+    Attributes:
+        entries: int64[b, k], −1 where there are fewer.
+        distances: float32[b, k], squared; infinite where there are fewer.
+    """
+
+    entries: np.ndarray
+    distances: np.ndarray
+
+
+class Search(Protocol):
+    """Finds the k nearest entries; ``ExactSearch`` and ``ListSearch``."""
+
+    store: Datastore
+
+    def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
+        """queries float32[b, d]. Error: InvalidRequest for k outside 1 … MAX_K."""
+
+
+class ExactSearch:
+    """Looks at every entry, reading the keys once for a batch. One search at a time: each takes all cores."""
+
+    def __init__(self, store: Datastore) -> None:
+        self.store = store
+        self._largest = float(np.sqrt(store.norms.max()))
+        self._turn = threading.Lock()
+
+    def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
+        check_k(k)
+        with self._turn:
+            return joined([self._search(part, k) for part in _batches(queries)], k)
+
+    def _search(self, queries: np.ndarray, k: int) -> list[Found]:
+        store = self.store
+        scan = Scan(store, queries, k, self._largest)
+        for start in range(0, len(store), _SCAN_ROWS):
+            scan.look_at(store.keys[start : start + _SCAN_ROWS], store.norms[start : start + _SCAN_ROWS], start)
+        return [
+            best(rows, distances_to(store.keys, rows, store.identity.key_type, query), k)
+            for rows, query in zip(scan.candidates(), queries, strict=True)
+        ]
+
+
+class ListSearch:
+    """Looks at the entries of the ``probes`` lists whose centroids are nearest; a batch reads each list once.
+
+    Entries keep their key a second time beside the others of their list.
+    """
+
+    def __init__(self, store: Datastore, probes: int) -> None:
+        if not store.lists:
+            raise InvalidRequest("this datastore has no lists for approximate search; build it with lists")
+        if probes < 1:
+            raise InvalidRequest(f"at least 1 list must be looked at, not {probes}")
+        self.store = store
+        self.probes = min(probes, store.lists)
+        entries, dim = len(store), store.identity.dim
+        self._centroids = store.array("list_centroids.bin", "float32", (store.lists, dim))
+        self._offsets = store.array("list_offsets.bin", "int64", (store.lists + 1,))
+        self._entries = store.array("list_entries.bin", "int32", (entries,))
+        self._keys = store.array("list_keys.bin", store.identity.storage, (entries, dim))
+        self._norms = store.norms[self._entries]
+        self._largest = float(np.sqrt(store.norms.max()))
+        self._turn = threading.Lock()
+
+    def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
+        check_k(k)
+        with self._turn:
+            return joined([self._search(part, k) for part in _batches(queries)], k)
+
+    def _search(self, queries: np.ndarray, k: int) -> list[Found]:
+        asked = np.stack([self._nearest_lists(query) for query in queries])
+        scan = Scan(self.store, queries, k, self._largest)
+        for first, last in _runs(np.any(asked, axis=0), self._offsets):
+            start, end = self._offsets[first], self._offsets[last]
+            scan.look_at(
+                self._keys[start:end],
+                self._norms[start:end],
+                int(start),
+                self._offsets[first : last + 1] - start,
+                asked[:, first:last],
+            )
+        key_type = self.store.identity.key_type
+        return [
+            best(self._entries[rows].astype(np.int64), distances_to(self._keys, rows, key_type, query), k)
+            for rows, query in zip(scan.candidates(), queries, strict=True)
+        ]
+
+    def _nearest_lists(self, query: np.ndarray) -> np.ndarray:
+        """bool[lists]: the probed ones."""
+        distances = squared_distances(self._centroids, query)
+        asked = np.zeros(len(distances), dtype=bool)
+        asked[np.lexsort((np.arange(len(distances)), distances))[: self.probes]] = True
+        return asked
+
+
+class Scan:
+    """One pass over keys for a batch of queries, which keeps the rows that can be among each one's k nearest."""
+
+    def __init__(self, store: Datastore, queries: np.ndarray, k: int, largest: float) -> None:
+        """largest: the greatest norm of a key."""
+        import torch  # only a search needs it
+
+        self._halves = store.identity.key_type == "bfloat16" and multiplies_bfloat16()
+        self._key_type = store.identity.key_type
+        # a product with a matrix of one column is twice as slow in bfloat16 as one with two
+        columns = torch.from_numpy(queries if len(queries) > 1 else np.repeat(queries, 2, axis=0)).T
+        self._columns = columns.bfloat16() if self._halves else columns
+        count, k = len(queries), min(k, len(store))
+        self._margins = np.array([rounding_margin(query, largest, self._halves) for query in queries], np.float32)
+        self._heaps = np.full((count, k), -np.inf, dtype=np.float32)
+        self._rows = np.empty((count, 4 * k + 4096), dtype=np.int64)
+        self._scores = np.empty(self._rows.shape, dtype=np.float32)
+        self._counts = np.zeros(count, dtype=np.int64)
+
+    def look_at(
+        self,
+        keys: np.ndarray,
+        norms: np.ndarray,
+        first: int,
+        parts: np.ndarray | None = None,
+        asked: np.ndarray | None = None,
+    ) -> None:
+        """keys [m, d] as they are kept, of the rows from ``first`` on.
+
+        parts: int64[p + 1] where parts of them begin and end, and asked bool[b, p]: which query looks at which part.
+        """
+        import torch
+
+        if parts is None or asked is None:
+            parts, asked = np.array([0, len(keys)]), np.ones((len(self._margins), 1), dtype=bool)
+        if self._halves:
+            products = (torch.from_numpy(keys).view(torch.bfloat16) @ self._columns).view(torch.uint16).numpy()
+        else:
+            products = (torch.from_numpy(unpacked(keys, self._key_type)) @ self._columns).numpy()
+        row = 0
+        state = self._margins, self._heaps, self._counts
+        while (row := keep_nearest(products, norms, first, row, parts, asked, *state, self._rows, self._scores)) >= 0:
+            # so many rows are equally near that there is no room for all: make some
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)], axis=1)
+            self._scores = np.concatenate([self._scores, np.empty_like(self._scores)], axis=1)
+
+    def candidates(self) -> list[np.ndarray]:
+        """For each query int64[≥ k] rows, the k nearest among them."""
+        found = []
+        for query, count in enumerate(self._counts):
+            near = self._scores[query, :count] >= self._heaps[query, 0] - self._margins[query]
+            found.append(self._rows[query, :count][near])
+        return found
+
+
+def write_lists(folder: Path, keys: np.ndarray, key_type: str, lists: int, seed: int = 0) -> None:
+    """Part the keys in inverted lists by k-means on a sample of them (FAISS), and write the lists into the folder."""
+    import faiss
+
+    sample = np.random.default_rng(seed).permutation(len(keys))[: lists * _TRAINED_ON]
+    limits = {"max_points_per_centroid": _TRAINED_ON, "min_points_per_centroid": 1}
+    clustering: Any = faiss.Kmeans(keys.shape[1], lists, niter=_TRAINING_ROUNDS, seed=seed, **limits)
+    clustering.train(unpacked(keys[np.sort(sample)], key_type))
+    centroids = np.ascontiguousarray(clustering.centroids, dtype=np.float32)
+    nearest = np.concatenate(list(_nearest_centroids(blocks(keys, key_type), centroids)))
+    order = np.argsort(nearest, kind="stable").astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=lists))]).astype(np.int64)
+    for name, array in (("centroids", centroids), ("offsets", offsets), ("entries", order)):
+        write_synced(folder / f"list_{name}.bin", lambda sink, array=array: sink(array.tobytes()))  # type: ignore[misc]
+
+    def write_keys(sink: Any) -> None:
+        for start in range(0, len(order), _SCAN_ROWS):
+            sink(keys[order[start : start + _SCAN_ROWS]].tobytes())
+
+    write_synced(folder / "list_keys.bin", write_keys)
+
+
+def _nearest_centroids(keys: Iterable[np.ndarray], centroids: np.ndarray) -> Iterator[np.ndarray]:
+    import torch
+
+    norms = torch.from_numpy(squared_norms(centroids))
+    columns = torch.from_numpy(centroids).T
+    for block in keys:
+        yield (norms - 2 * (torch.from_numpy(block) @ columns)).argmin(1).numpy()
+
+
+def check_k(k: int) -> None:
+    """Error: InvalidRequest."""
+    if not 1 <= k <= MAX_K:
+        raise InvalidRequest(f"k, the neighbours of a token, must be from 1 to {MAX_K}, not {k}")
+
+
+def rounding_margin(query: np.ndarray, largest: float, halves: bool) -> float:
+    """More than the rounding errors of 2·q·x − |x|² and of a distance can be apart, for |x| up to ``largest``.
+
+    Each is a sum of d float32 products, hence at most d·ε off of the sum of their magnitudes (Higham 2002, section
+    3.1). With ``halves`` the query and the product are rounded to bfloat16, by 2⁻⁹ of themselves at most each.
+    """
+    norm = float(np.linalg.norm(query))
+    error = (len(query) + 4) * float(np.finfo(np.float32).eps) * (norm + largest) ** 2
+    if halves:
+        error += 2 * (2**-9 + 2**-9 * (1 + 2**-9)) * norm * largest
+    return 2 * error
+
+
+def best(entries: np.ndarray, distances: np.ndarray, k: int) -> Found:
+    """The k nearest of int64[m] candidates, by (distance, entry)."""
+    order = np.lexsort((entries, distances))[:k]
+    return entries[order], distances[order]
+
+
+def joined(parts: Sequence[Sequence[Found]], k: int) -> Neighbours:
+    """The results of the queries of all parts as one, filled up to k."""
+    found = [one for part in parts for one in part]
+    entries = np.full((len(found), k), -1, dtype=np.int64)
+    distances = np.full((len(found), k), np.inf, dtype=np.float32)
+    for row, (nearest, apart) in enumerate(found):
+        entries[row, : len(nearest)] = nearest
+        distances[row, : len(nearest)] = apart
+    return Neighbours(entries, distances)
+
+
+def distances_to(keys: np.ndarray, rows: np.ndarray, key_type: str, query: np.ndarray) -> np.ndarray:
+    """float32[m] squared distances of int64[m] rows of keys as they are kept."""
+    if key_type == "bfloat16":
+        return squared_distances_of_halves(keys, rows, query)
+    return squared_distances(unpacked(keys[rows], key_type), query)
+
+
+def _batches(queries: np.ndarray) -> Iterator[np.ndarray]:
+    """Parts of float32[b, d] that are searched for together."""
+    wanted = np.ascontiguousarray(queries, dtype=np.float32)
+    for start in range(0, len(wanted), _BATCH):
+        yield wanted[start : start + _BATCH]
+
+
+def _runs(wanted: np.ndarray, offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """[first, last) of neighbouring wanted lists, of about ``_RUN_ROWS`` rows at most."""
+    first = -1
+    for one in range(len(wanted) + 1):
+        ends = one == len(wanted) or not wanted[one]
+        if first >= 0 and (ends or offsets[one] - offsets[first] > _RUN_ROWS):
+            yield first, one
+            first = -1
+        if not ends and first < 0:
+            first = one
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Does the processor multiply bfloat16 itself?"""
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def squared_distances(keys: np.ndarray, query: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+    """float32[n] of float32[n, d] to float32[d]: every row goes through the same compiled loop."""
+    n, d = keys.shape
+    out = np.empty(n, np.float32)
+    for row in range(n):
+        total = np.float32(0)
+        for i in range(d):
+            difference = keys[row, i] - query[i]
+            total += difference * difference
+        out[row] = total
+    return out
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def squared_distances_of_halves(
+    keys: np.ndarray, rows: np.ndarray, query: np.ndarray
+) -> np.ndarray:  # pragma: no cover - compiled
+    """The same for int64[m] rows of uint16[n, d], the bits of bfloat16."""
+    d = keys.shape[1]
+    bits = np.empty(d, np.uint32)
+    key = bits.view(np.float32)
+    out = np.empty(len(rows), np.float32)
+    for number in range(len(rows)):
+        row = rows[number]
+        for i in range(d):
+            bits[i] = np.uint32(keys[row, i]) << np.uint32(16)
+        total = np.float32(0)
+        for i in range(d):
+            difference = key[i] - query[i]
+            total += difference * difference
+        out[number] = total
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _push(heap: np.ndarray, score: np.float32) -> None:  # pragma: no cover - compiled
+    """Replace the smallest, which is on top."""
+    k, at = len(heap), 0
+    while 2 * at + 1 < k:
+        child = 2 * at + 1
+        if child + 1 < k and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= score:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = score
+
+
+@njit(nogil=True, cache=True)
+def _widen(products: np.ndarray, start: int, end: int, bits: np.ndarray) -> None:  # pragma: no cover - compiled
+    """The rows of uint16[m, b], bits of bfloat16, as those of float32."""
+    for row in range(start, end):
+        for column in range(products.shape[1]):
+            bits[row - start, column] = np.uint32(products[row, column]) << np.uint32(16)
+
+
+@njit(nogil=True, cache=True)
+def _copy(products: np.ndarray, start: int, end: int, bits: np.ndarray) -> None:  # pragma: no cover - compiled
+    """The rows of float32[m, b], as bits."""
+    wide = products.view(np.uint32)
+    for row in range(start, end):
+        for column in range(products.shape[1]):
+            bits[row - start, column] = wide[row, column]
+
+
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def _scored(values: np.ndarray, norms: np.ndarray, start: int, largest: np.ndarray) -> None:  # pragma: no cover
+    """2·product − norm in place, and the largest of each column: the hot loop, over neighbouring numbers."""
+    largest[:] = -np.inf
+    for row in range(len(values)):
+        norm = norms[start + row]
+        for column in range(values.shape[1]):
+            score = np.float32(2) * values[row, column] - norm
+            values[row, column] = score
+            largest[column] = max(largest[column], score)
+
+
+@njit(nogil=True, cache=True)
+def keep_nearest(
+    products: np.ndarray,
+    norms: np.ndarray,
+    first: int,
+    begin: int,
+    parts: np.ndarray,
+    asked: np.ndarray,
+    margins: np.ndarray,
+    heaps: np.ndarray,
+    counts: np.ndarray,
+    rows: np.ndarray,
+    scores: np.ndarray,
+) -> int:  # pragma: no cover - compiled
+    """Keep the rows within each query's margin of its k-th best score so far, and the k best scores in its heap.
+
+    products: float32 or the bits of bfloat16 [m, ≥ b] of the rows from ``first`` on; looked at from row ``begin`` on,
+    in stretches of which most hold nothing of interest. heaps: float32[b, k]. rows, scores [b, room], filled up to
+    counts int64[b]. Returns −1, or the row to begin again with when there is more room.
+    """
+    bits = np.empty((_STRETCH, products.shape[1]), np.uint32)
+    values = bits.view(np.float32)
+    largest = np.empty(products.shape[1], np.float32)
+    for part in range(len(parts) - 1):
+        for start in range(max(parts[part], begin), parts[part + 1], _STRETCH):
+            end = min(start + _STRETCH, parts[part + 1])
+            for query in range(len(heaps)):
+                if counts[query] + _STRETCH > rows.shape[1]:
+                    counts[query] = _compact(
+                        rows[query], scores[query], counts[query], heaps[query, 0] - margins[query]
+                    )
+                    if counts[query] + _STRETCH > rows.shape[1]:
+                        return start
+            if products.itemsize == 2:
+                _widen(products, start, end, bits)
+            else:
+                _copy(products, start, end, bits)
+            _scored(values[: end - start], norms, start, largest)
+            for query in range(len(heaps)):
+                if not asked[query, part] or largest[query] < heaps[query, 0] - margins[query]:
+                    continue
+                for row in range(end - start):
+                    score = values[row, query]
+                    if score < heaps[query, 0] - margins[query]:
+                        continue
+                    rows[query, counts[query]] = first + start + row
+                    scores[query, counts[query]] = score
+                    counts[query] += 1
+                    if score > heaps[query, 0]:
+                        _push(heaps[query], score)
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _compact(rows: np.ndarray, scores: np.ndarray, count: int, least: float) -> int:  # pragma: no cover - compiled
+    """Drop what has fallen behind; returns how many are left."""
+    kept = 0
+    for i in range(count):
+        if scores[i] >= least:
+            rows[kept], scores[kept] = rows[i], scores[i]
+            kept += 1
+    return kept
