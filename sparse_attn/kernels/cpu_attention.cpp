@@ -91,6 +91,11 @@ void join(float* total, const float* part, int width) {
     store(total + 2 + d, fma(splat(b), load(part + 2 + d), splat(a) * load(total + 2 + d)));
 }
 
+// Most keys a row of the sequence can have.
+int keys_of(const Call& c, int sequence) {
+  return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
+}
+
 class Worker {
  public:
   explicit Worker(const Call& call)
@@ -103,9 +108,10 @@ class Worker {
     // Keys that all rows number alike: all of them, but for a tree only the whole tiles of the context.
     const int shared_keys = tree ? context / TILE * TILE : context + (c.k_new ? t.row1 : 0);
     for (int chunk = t.chunk0; chunk < t.chunk1; ++chunk) {
+      const int first = chunk * CHUNK, end = std::min(first + CHUNK, shared_keys);
+      if (!tree && !t.partial && next_tile(first, end) >= end) continue;  // would join nothing
       state.clear(rows);
-      const int first = chunk * CHUNK;
-      for (int key = first; key < std::min(first + CHUNK, shared_keys); key += TILE)
+      for (int key = next_tile(first, end); key < end; key = next_tile(key + TILE, end))
         shared_tile(key, std::min(TILE, shared_keys - key));
       if (tree)
         for (int i = t.row0; i < t.row1; ++i) path_tiles(i, std::max(first, shared_keys), first + CHUNK);
@@ -129,6 +135,7 @@ class Worker {
   int highest_low = 0, lowest_high = 0;
   std::vector<uint64_t> seen;  // of each packed row: which keys of the tile at hand it sees
   std::vector<int> path, cursor, query_block;
+  std::vector<uint8_t> tile_visited;  // of each tile of keys: does any query block of the task visit it
 
   void begin(const Task& task) {
     t = task;
@@ -196,6 +203,22 @@ class Worker {
       const int count = block_count(query_block.front() + int(b));
       cursor[b] = int(std::lower_bound(ids, ids + count, first / c.index_block_k) - ids);
     }
+    tile_visited.assign(keys_of(c, t.sequence) / TILE + 1, 0);
+    for (size_t b = 0; b < cursor.size(); ++b) {
+      const int32_t* ids = block_ids(query_block.front() + int(b));
+      const int count = block_count(query_block.front() + int(b));
+      for (int i = cursor[b]; i < count; ++i) {
+        const int64_t key = int64_t(ids[i]) * c.index_block_k - c.index_k_offset[t.sequence];
+        const int64_t from = std::max<int64_t>(0, key) / TILE, to = (key + c.index_block_k - 1) / TILE;
+        for (int64_t tile = from; tile <= to && tile < int64_t(tile_visited.size()); ++tile) tile_visited[tile] = 1;
+      }
+    }
+  }
+  // The first tile from `key` on that any row visits; `end` or beyond where there is none.
+  int next_tile(int key, int end) const {
+    if (c.index_counts)
+      while (key < end && !tile_visited[key / TILE]) key += TILE;
+    return key;
   }
   int64_t block_row(int block) const {
     const int head = c.index_heads == c.q_heads ? t.head0 : kv_head;
@@ -474,11 +497,6 @@ class Worker {
     c.lse[row * c.q_heads + head] = empty ? -INF : done[0] + std::log(done[1]);
   }
 };
-
-// Most keys a row of the sequence can have.
-int keys_of(const Call& c, int sequence) {
-  return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
-}
 
 // The end of the row block that begins at row0; blocks of an index stay whole.
 int block_end(const Call& c, int sequence, int row0, int new_rows, int tokens) {
