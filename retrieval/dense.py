@@ -17,6 +17,9 @@ import faiss as _faiss
 import numpy as np
 from numba import njit
 
+from retrieval import gpu_clone
+from retrieval.gpu_clone import GpuClone
+
 faiss: Any = _faiss  # its stubs know too little of it
 
 FLAT_UP_TO = 200_000
@@ -47,7 +50,8 @@ class DenseIndex:
         self._index = index
         self._flat = _flat_storage(index)
         self._halves: Any = None
-        self._halving = threading.Lock()
+        self._clone: GpuClone | None = None
+        self._halving = threading.Lock()  # the making of these two
         if self._flat is None:
             _tune(index)
 
@@ -97,8 +101,16 @@ class DenseIndex:
 
         allowed: int64[m], the only ids that may be returned; None for all.
         """
+        if allowed is None and gpu_clone.enabled():
+            return self._on_gpu().search(queries, k)
         params = None if allowed is None else _restricted(self._index, faiss.IDSelectorBatch(allowed))
         return self._index.search(np.ascontiguousarray(queries), k, params=params)[1]
+
+    def _on_gpu(self) -> GpuClone:
+        with self._halving:
+            if self._clone is None:
+                self._clone = GpuClone(self._index)
+            return self._clone
 
     def vectors(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """float32[len(rows), d] of the chunks ``ids``, which were added as the rows ``rows``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from retrieval import gpu_clone
 from retrieval.library import Library
 from service.settings import Settings
 
@@ -11,8 +12,10 @@ from service.settings import Settings
 def open_library(settings: Settings) -> Library:
     """Open it; the data folder is made where absent.
 
-    Raises retrieval's StoreUnavailable or UnknownEmbedder, which name what is wrong.
+    Raises retrieval's StoreUnavailable or UnknownEmbedder, which name what is wrong;
+    InvalidRequest where search on a GPU is asked for and not possible.
     """
+    gpu_clone.enable(settings.search_device == "cuda")
     return Library.open(settings.home, settings.database_url or None, embedder_of(settings))
 
 

@@ -31,9 +31,7 @@ def load_engine(settings: Settings) -> Engine:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = device_of(settings)
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
+    dtype = dtype_of(settings, device)
     select_kernels(torch.device(device), DTYPES[dtype], settings.attention_backend)  # refuses what is not here
     shared = settings.tensor_parallel > 1
     if shared and settings.host_memory:
@@ -72,6 +70,13 @@ def device_of(settings: Settings) -> str:
     if settings.device != "auto":
         return settings.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(settings: Settings, device: str) -> str:
+    """The precision that the settings name; auto is bfloat16 on a GPU and float32 on a CPU."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def check_shares_of(settings: Settings) -> None:

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
         "minilm", description="Embedding model: minilm (packaged), a folder, or a hub id."
     )
 
+    search_device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where FAISS searches: cpu, or cuda for a read-only copy on a GPU (needs faiss-gpu)."
+    )
+
     # Model
     model: str = Field(
         EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id."

@@ -40,6 +40,7 @@ def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
         _python,
         _torch,
         _options,
+        _kernels,
         _settings,
         _library,
         _model,
@@ -73,18 +74,65 @@ def _python(_: Settings) -> list[Finding]:
 def _torch(settings: Settings) -> list[Finding]:
     import torch
 
+    from service.engine.loading import check_device
+    from service.engine.ranks import check_devices
+    from service.models import device_of
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    device = (
-        ", ".join(gpus) if gpus else f"no GPU; {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
-    )
-    findings = [Finding("torch", "ok", f"{version('torch')}; {device}")]
-    if settings.device.startswith("cuda") and not gpus:
-        findings.append(Finding("device", "bad", f"{settings.device} is set and there is no GPU."))
-    return findings
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+    have = ", ".join(gpus) if gpus else f"no GPU; {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    findings = [Finding("torch", "ok", f"{version('torch')} ({built}); {have}")]
+    device = device_of(settings)
+    why = "set" if settings.device != "auto" else "a GPU is there" if gpus else "no GPU"
+    check_device(device)
+    if settings.tensor_parallel > 1:
+        check_devices(settings.tensor_parallel, device)
+        why += f"; shared by {settings.tensor_parallel} ranks"
+    return [*findings, Finding("device", "ok", f"{device} ({why})")]
+
+
+def _kernels(settings: Settings) -> list[Finding]:
+    """Which kernels attend, decode and search, and why these."""
+    import torch
+
+    from service.engine.loading import DTYPES
+    from service.models import device_of, dtype_of
+    from sparse_attn.kernels import select_kernels
+
+    device = device_of(settings)
+    name = dtype_of(settings, device)
+    kernels = select_kernels(torch.device(device), DTYPES[name], settings.attention_backend)
+    findings = [Finding("attention", *_about_kernels(kernels.name, device, name, settings.attention_backend))]
+    if device.startswith("cuda"):
+        graphs = "captured at the start" if settings.cuda_graphs else "off (FOLIO_CUDA_GRAPHS)"
+        if settings.tensor_parallel > 1:
+            graphs = "off: the ranks launch each step together"
+        findings.append(Finding("cuda graphs", "ok", graphs))
+    else:
+        findings.append(Finding("cuda graphs", "ok", "none: for a GPU"))
+    return [*findings, Finding("search", "ok", f"FAISS on {settings.search_device}")]
+
+
+def _about_kernels(kernels: str, device: str, dtype: str, backend: str) -> tuple[str, str]:
+    """State and detail of the attention kernels' finding."""
+    own, _, whole = kernels.partition("+")
+    if own == "torch" and device.startswith("cuda"):
+        return "bad", "plain torch, many times slower: triton is not installed (pip install triton)"
+    if own == "torch" and dtype == "float32":
+        return "note", "plain torch, several times slower: the C++ kernels cannot be built (is g++ there?)"
+    reasons = {
+        "triton": "our kernels for GPUs",
+        "cpu-c++": "our kernels for float32 on a CPU",
+        "torch": f"plain torch: the C++ kernels are for float32, this is {dtype}",
+    }
+    if not whole:
+        return "ok", f"{kernels}: {reasons[own]}"
+    chosen = "chosen (FOLIO_ATTENTION_BACKEND)" if backend != "auto" else "the best that is installed"
+    return "ok", f"{own}: {reasons[own]}; long dense runs by {whole}, {chosen}"
 
 
 def _options(_: Settings) -> list[Finding]:
-    findings = [Finding("transformers", "ok", version("transformers"))]
+    findings = [Finding("transformers", "ok", version("transformers")), _faiss()]
     for module, package, use in (
         ("triton", "triton", "GPU kernels"),
         ("flash_attn", "flash-attn", "dense attention on a GPU"),
@@ -99,6 +147,14 @@ def _options(_: Settings) -> list[Finding]:
             )
         )
     return findings
+
+
+def _faiss() -> Finding:
+    import faiss
+
+    there = hasattr(faiss, "StandardGpuResources")
+    kind = f"for {faiss.get_num_gpus()} GPU(s)" if there else "for CPUs"
+    return Finding("faiss", "ok", f"{faiss.__version__}, a build {kind}")
 
 
 def _settings(settings: Settings) -> list[Finding]:
@@ -122,10 +178,13 @@ def _library(settings: Settings) -> list[Finding]:
 
 
 def _model(settings: Settings) -> list[Finding]:
-    """Load the model and decode one token."""
+    """Load the model and decode one token; alone, where several ranks are to share it."""
     from service.engine.request import SamplingParams
-    from service.models import load_engine
+    from service.models import check_shares_of, load_engine
 
+    if settings.tensor_parallel > 1:
+        check_shares_of(settings)
+        settings = settings.model_copy(update={"tensor_parallel": 1})
     engine = load_engine(settings)
     result = engine.generate([[0]], SamplingParams(max_tokens=1, ignore_eos=True))[0]
     kernels = ", ".join(result.stats.get("kernels", []))

@@ -273,7 +273,8 @@ class GraphedRunner(ModelRunner):
 
 def _real_rows(logits: Tensor, slices: Sequence[Slice], rows: int) -> tuple[Tensor, list[int]]:
     """The logits of the slices' own rows, in a tensor of their own, and where each slice's begin."""
-    index, first_row = [], []
+    index: list[int] = []
+    first_row = []
     for s, part in enumerate(slices):
         first_row.append(len(index))
         index += range(s * rows, s * rows + part.num_rows)

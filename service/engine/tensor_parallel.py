@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from drafters.tree import DraftTree
+from service.engine.block_manager import Place
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.ranks import Ranks
 from service.engine.request import Request, SamplingParams
@@ -48,7 +49,7 @@ class PlannedSlice:
     samples: bool
     all_logits: bool
     tree: DraftTree | None
-    pages: list[int]
+    pages: list[Place]
     policy: int | None
 
 
@@ -108,10 +109,10 @@ class LeadingRunner(ModelRunner):
         self._policies, self._commits, self._ended = [], [], []
         return self._with_all(super().run, slices)
 
-    def run_nodes(self, pages: Sequence[int], length: int, tree: DraftTree, known: int) -> Tensor:
+    def run_nodes(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int) -> Tensor:
         return self._call("run_nodes", list(pages), length, tree, known)
 
-    def keep_nodes(self, pages: Sequence[int], length: int, path: Sequence[int]) -> None:
+    def keep_nodes(self, pages: Sequence[Place], length: int, path: Sequence[int]) -> None:
         if list(path) != list(range(len(path))):
             self._call("keep_nodes", list(pages), length, list(path))
 
