@@ -149,6 +149,12 @@ def _facts(summary: dict[str, Any]) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in machine["libraries"].items()),
         "- Scores in percent ± standard error; times are medians. Tasks named -style are generated, not the originals.",
     ]
+    engine, harness = (sum(c["speed"].get(key, 0.0) for c in summary["cells"]) for key in ("engine_s", "harness_s"))
+    if engine:
+        facts.append(
+            f"- Harness (making and reading examples, prompts, scores, files): {100 * harness / engine:.2f}% of the "
+            f"{engine:.0f} s that the engines took."
+        )
     failed = sum(cell["failed"] for cell in summary["cells"])
     if failed:
         facts.append(f"- {failed} examples failed; they count as 0, and their rows say why.")

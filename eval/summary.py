@@ -61,5 +61,5 @@ def speeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         figures[name] = sum(values) if values else None
     engine = math.fsum(row["total_s"] or 0.0 for row in rows)
     harness = math.fsum(row["harness_s"] for row in rows)
-    figures["harness_share"] = harness / engine if engine else None
+    figures |= {"engine_s": engine, "harness_s": harness, "harness_share": harness / engine if engine else None}
     return figures

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,9 @@ def test_report_writes_every_form(folder):
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(written) - 3
     assert "http" not in page.replace("http-equiv", "")
-    assert "| dense | 1024 | 10 (0) | 100.00 ± 0.00 |" in (folder / "report.md").read_text()
+    report_text = (folder / "report.md").read_text()
+    assert "| dense | 1024 | 10 (0) | 100.00 ± 0.00 |" in report_text
+    assert re.search(r"Harness \(.*\): -?\d+\.\d\d% of the 2 s", report_text)
 
 
 def test_report_escapes_what_it_shows(folder):

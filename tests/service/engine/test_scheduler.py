@@ -7,17 +7,26 @@ from collections.abc import Sequence
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict, verify
-from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.block_manager import GONE, BlockManager, OutOfPages
 from service.engine.request import FinishReason, Request, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.errors import Busy, PromptTooLong
+from sparse_attn.lifetimes import HeadGroups, PageLifetimes
 
 PAGE = 4
 STOP = 9
+STREAMING = HeadGroups(((),), sink=3, local=6, prefill_local=9, keep_all_below=0, slack=1)
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -32,30 +41,33 @@ def is_stop(request: Request, token: int) -> bool:
 class EngineMachine(RuleBasedStateMachine):
     """Add, step, fail, abort in any order: no page leaks, no token is lost, what pages hold is what was computed."""
 
-    @initialize(pages=st.integers(6, 20), running=st.integers(1, 5), draft=st.integers(0, 3))
-    def setup(self, pages: int, running: int, draft: int) -> None:
-        self.blocks = BlockManager(pages, PAGE)
-        self.scheduler = Scheduler(
-            SchedulerConfig(max_model_len=1 << 20, max_step_tokens=10, max_running=running, max_waiting=8),
-            self.blocks,
-        )
+    @initialize(
+        pages=st.integers(6, 20), running=st.integers(1, 5), draft=st.integers(0, 3), groups=st.integers(1, 2)
+    )
+    def setup(self, pages: int, running: int, draft: int, groups: int) -> None:
+        self.blocks = BlockManager(pages * groups, PAGE, num_groups=groups)
+        config = SchedulerConfig(1 << 20, max_step_tokens=10, max_running=running, max_waiting=8, max_draft=3)
+        self.scheduler = Scheduler(config, self.blocks)
         self.draft = draft
         self.count = 0
-        self.content: dict[int, list[int | None]] = {}  # what a page physically holds
+        self.content: dict[tuple[int, int], list[int | None]] = {}  # what a page of a head group physically holds
         self.live: list[Request] = []
         self.finished: list[Request] = []
 
-    @rule(head=st.integers(0, 2), length=st.integers(1, 30), new=st.integers(1, 12))
-    def add(self, head: int, length: int, new: int) -> None:
-        """Prompts of the same head share a prefix of any length."""
+    @rule(head=st.integers(0, 2), length=st.integers(1, 60), new=st.integers(1, 12), streams=st.booleans())
+    def add(self, head: int, length: int, new: int, streams: bool) -> None:
+        """Prompts of the same head share a prefix of any length; some requests drop pages of the last head group."""
         prompt = [(head + i * i) % 7 for i in range(length)]
         self.count += 1
         request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new))
+        if streams:
+            request.salt, last = "streams", self.blocks.num_groups - 1
+            request.lifetimes = PageLifetimes(frozenset({last}), STREAMING, length, PAGE, PAGE)
         request.draft_budget = self.draft
         try:
             self.scheduler.add(request)
         except PromptTooLong:
-            assert self.blocks.pages_for(request.max_len) > self.blocks.num_pages
+            assert self.scheduler.most_pages(request) > self.blocks.num_pages
         except Busy:
             assert len(self.scheduler.waiting) >= 8  # preempted ones come back to it
         else:
@@ -113,6 +125,12 @@ class EngineMachine(RuleBasedStateMachine):
             self.scheduler.check_integrity()
 
     @invariant()
+    def no_request_holds_more_than_was_said_at_the_door(self) -> None:
+        for request in self.scheduler.running if hasattr(self, "scheduler") else []:
+            held = sum(page != GONE for place in request.pages for page in place)
+            assert held <= self.scheduler.most_pages(request)
+
+    @invariant()
     def outputs_are_those_of_the_model(self) -> None:
         for request in getattr(self, "live", []) + getattr(self, "finished", []):
             tokens = request.token_ids[: request.prompt_len]
@@ -139,17 +157,22 @@ class EngineMachine(RuleBasedStateMachine):
 
     def write(self, request: Request, start: int, tokens: Sequence[int]) -> None:
         for position, token in enumerate(tokens, start):
-            page = self.content.setdefault(request.pages[position // PAGE], [None] * PAGE)
-            page[position % PAGE] = token
+            for group, page in enumerate(request.pages[position // PAGE]):
+                assert page != GONE
+                self.content.setdefault((page, group), [None] * PAGE)[position % PAGE] = token
 
     def check_context(self, request: Request) -> None:
-        """What the request would attend to is its own past, though it may lie in shared pages."""
-        held = [self.content[request.pages[p // PAGE]][p % PAGE] for p in range(request.num_computed)]
-        assert held == request.token_ids[: request.num_computed]
+        """What the request will attend to is its own past, in every head group, though it may lie in shared pages."""
+        for group in range(self.blocks.num_groups):
+            gone = request.gone(group, request.num_computed)
+            for p in range(request.num_computed):
+                page = request.pages[p // PAGE][group]
+                assert (page == GONE) == (p // PAGE in gone)
+                assert page == GONE or self.content[page, group][p % PAGE] == request.token_ids[p]
 
 
-TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+def test_state_machine_of_scheduler_pages_and_prefix_cache() -> None:
+    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
 
 
 def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> list[list[str]]:
@@ -253,3 +276,63 @@ def test_allocation_is_all_or_nothing() -> None:
     with pytest.raises(OutOfPages):
         blocks.allocate(2)
     assert blocks.num_available == 1
+
+
+def ring(length: int) -> PageLifetimes:
+    """A sequence whose second head group keeps a page of sinks and the last two."""
+    return PageLifetimes(frozenset({1}), HeadGroups(((),), PAGE, 2 * PAGE, 2 * PAGE, 0, 1), length, PAGE, PAGE)
+
+
+def test_a_prefix_is_found_where_the_window_before_it_is_still_there() -> None:
+    blocks = BlockManager(24, PAGE, num_groups=2)
+    tokens = list(range(10 * PAGE))
+    gone = ring(len(tokens)).gone
+    places = blocks.allocate(10)
+    blocks.publish(tokens, places, 0, "")
+    blocks.drop(places, 1, gone(1, len(tokens)))
+    assert [place[1] == GONE for place in places] == [False] + [True] * 7 + [False] * 2
+    blocks.release(places)
+    blocks.release(blocks.allocate(4))  # evicts what was dropped: it was given back first
+    hit = blocks.match([*tokens, 0], "", gone)
+    assert hit.pages == places
+    assert hit.miss_reason is None
+    blocks.release(hit.pages)
+    # The window before token 24 was dropped and evicted; that before token 4 is the sink's own page.
+    shorter = blocks.match([*tokens[: 6 * PAGE], 99], "", ring(6 * PAGE + 1).gone)
+    assert len(shorter.pages) == 1
+    assert shorter.miss_reason == "evicted at token 4"
+    blocks.release(shorter.pages)
+    blocks.check_integrity([])
+
+
+def test_a_sequence_that_reads_all_finds_no_prefix_with_holes() -> None:
+    blocks = BlockManager(24, PAGE, num_groups=2)
+    tokens = list(range(10 * PAGE))
+    places = blocks.allocate(10)
+    blocks.publish(tokens, places, 0, "")
+    dropped = [place[1] for place in places[3:5]]
+    blocks.drop(places, 1, [3, 4, 3])
+    blocks.release(blocks.allocate(3))  # four pages are free, the dropped ones go next
+    hit = blocks.match([*tokens, 0], "")
+    assert [place[0] for place in hit.pages] == [place[0] for place in places[: len(hit.pages)]]
+    assert all(GONE not in place for place in hit.pages)
+    assert len(hit.pages) == 3
+    assert all(page not in blocks._published for page in dropped)
+    blocks.check_integrity([places, hit.pages])
+
+
+def test_a_long_request_that_streams_fits_where_another_does_not() -> None:
+    config = SchedulerConfig(4096, max_step_tokens=PAGE, max_draft=0)
+    for lifetimes, fits in ((None, False), (ring(40 * PAGE), True)):
+        sched = Scheduler(config, BlockManager(60, PAGE, num_groups=2))
+        long = request("long", [i % 7 for i in range(40 * PAGE)])
+        long.lifetimes = lifetimes
+        if not fits:
+            with pytest.raises(PromptTooLong, match="82 pages"):
+                sched.add(long)
+            continue
+        sched.add(long)
+        drive(sched, [long])
+        assert long.num_output == 4
+        assert sched.num_preemptions == 0
+        sched.check_integrity()
