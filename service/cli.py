@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands import answers, cluster, doctor, documents, indexes, keys, serving, warming
+from service.commands import answers, cluster, collections, doctor, documents, indexes, keys, serving, warming
 from service.commands.output import error_line, note
 from service.errors import Exit, FolioError
 from service.logs import configure_logging
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 documents.register(app)
 warming.register(documents.docs)
+collections.register(app)
 indexes.register(app)
 answers.register(app)
 serving.register(app)

@@ -79,6 +79,22 @@ def revoke(
         typer.echo(f"Revoked {key.id}.")
 
 
+@keys.command("audit")
+def audit(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many entries.")] = 100,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show who did what to what: the newest entries of the audit log first."""
+    with _keys_of(context) as store:
+        found = store.audit_log(limit)
+    if as_json:
+        emit_json({"audit": [{**entry, "at": entry["at"].isoformat()} for entry in found]})
+        return
+    columns = ["at", "owner", "key_id", "action", "subject"]
+    emit_table(columns, [[entry[column] for column in columns] for entry in found])
+
+
 @contextmanager
 def _keys_of(context: typer.Context) -> Iterator[KeyStore]:
     from service.keys import KeyStore

@@ -234,6 +234,31 @@ def test_keys(at: Folio) -> None:
     assert at("keys", "create", "--scope", "king")[0] == 2
 
 
+def test_the_audit_log(at: Folio) -> None:
+    code, out, _ = at("keys", "create", "visitor", "--owner", "ann", "--json")
+    assert code == 0
+    key = json.loads(out)["id"]
+    code, out, _ = at("keys", "audit", "--json")
+    [entry] = json.loads(out)["audit"]
+    assert (code, entry["action"], entry["owner"], entry["subject"]) == (0, "key.create", "ann", key)
+    assert "key.create" in at("keys", "audit")[1]
+
+
+def test_a_collection_goes_out_and_in(at: Folio, folio: Folio, tmp_path: Path) -> None:
+    archive = tmp_path / "default.zip"
+    assert json.loads(at("collections", "export", "default", archive, "--json")[1])["documents"] == 2
+    code, _, err = at("collections", "export", "default", archive)
+    assert (code, "there already" in err) == (2, True)
+    home = tmp_path / "other"
+    code, out, _ = folio("--home", home, "collections", "import", archive, "-c", "copy", "--json")
+    assert code == 0
+    assert {document["name"] for document in json.loads(out)["documents"]} == {"bridge.txt", "trees.md"}
+    listed = json.loads(folio("--home", home, "collections", "ls", "--json")[1])
+    assert listed == {"collections": [{"name": "copy", "documents": 2}]}
+    code, _, err = folio("--home", home, "collections", "import", tmp_path / "none.zip")
+    assert (code, "not an archive" in err) == (2, True)
+
+
 def test_doctor(at: Folio, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("FOLIO_MODEL", str(tiny_model))
     monkeypatch.setenv("FOLIO_PROT", "1")
