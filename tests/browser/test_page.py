@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
-QUESTION = "How many tokens does a page of KV hold by default?"
+QUESTION = "What is a page of KV?"
 CONTRAST = Path(__file__).with_name("contrast.js")
 FILLER = "The committee met again in the afternoon and discussed the drainage of the lower meadow at length.\n"
 
