@@ -114,12 +114,13 @@ class Simulation:
     """`replicas` replicas under one routing policy.
 
     Questions come by themselves (`run`), or each client asks its next when its last is answered (`run_clients`).
+    `name`: of the replicas, before their number; other names share the documents out differently.
     """
 
-    def __init__(self, service: Service, replicas: int, policy: Policy) -> None:
+    def __init__(self, service: Service, replicas: int, policy: Policy, name: str = "replica-") -> None:
         self.service = service
         self.policy = policy
-        self.replicas = {f"replica-{number}": Replica() for number in range(replicas)}
+        self.replicas = {f"{name}{number}": Replica() for number in range(replicas)}
         self.now = 0.0
         self._ends: list[tuple[float, str]] = []
         self._latencies: list[float] = []

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -69,10 +70,20 @@ def application(settings: Settings, options: ClusterOptions) -> Any:
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> Any:
-    """The application from the `args` of a Serve config file: fields of `ClusterOptions`; settings from FOLIO_*."""
+    """The application from the `args` of a Serve config file: fields of `ClusterOptions`; settings from FOLIO_*.
+
+    Raises InvalidRequest for an unknown field, SQLite on several machines, or an open address without a key.
+    """
+    from service.api.server import refuse_open_bind
     from service.settings import load_settings
 
-    return application(load_settings(), ClusterOptions(**arguments))
+    unknown = sorted(set(arguments) - {field.name for field in fields(ClusterOptions)})
+    if unknown:
+        raise InvalidRequest(f"There is no cluster option {unknown[0]!r}.", param=unknown[0])
+    settings = load_settings()
+    refuse_open_bind(settings)
+    _refuse_sqlite_on_many(settings)
+    return application(settings, ClusterOptions(**arguments))
 
 
 def start_ray(address: str | None, cpus: float) -> None:
@@ -109,19 +120,12 @@ def serve_application(settings: Settings, options: ClusterOptions) -> None:
     Raises InvalidRequest for SQLite on several machines; Unavailable when the replicas do not start, saying why.
     """
     serve = import_ray().serve
-    import ray
-
-    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and not settings.database_url:
-        raise InvalidRequest(
-            "A cluster of several machines needs a database that all of them reach; SQLite is on one.",
-            hint="Set FOLIO_DATABASE_URL to a PostgreSQL.",
-            param="database_url",
-        )
+    _refuse_sqlite_on_many(settings)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         serve.run(application(settings, options), name=APP, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
-        raise Unavailable(f"The cluster did not start: {_cause(str(error))}") from error
+        raise Unavailable(f"The cluster did not start: {_cause(_report(), str(error))}") from error
 
 
 def withdraw() -> None:
@@ -159,6 +163,18 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def _refuse_sqlite_on_many(settings: Settings) -> None:
+    import ray
+
+    sqlite = settings.database_url.startswith("sqlite") or not settings.database_url
+    if sqlite and len([node for node in ray.nodes() if node["Alive"]]) > 1:
+        raise InvalidRequest(
+            "A cluster of several machines needs a database that all of them reach; SQLite is on one.",
+            hint="Set FOLIO_DATABASE_URL to a PostgreSQL.",
+            param="database_url",
+        )
+
+
 def _plain(settings: Settings, options: ClusterOptions) -> dict[str, Any]:
     """Settings as they cross processes: the threads of a replica are the cores it reserves."""
     values = settings.model_dump()
@@ -170,7 +186,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _cause(message: str) -> str:
-    """The sentence of our own within Ray's report of a replica that failed to start, else its first line."""
-    ours = re.findall(r"service\.errors\.\w+: (.+)", message)
-    return str(ours[-1]) if ours else (message.strip().splitlines() or ["no reason was given."])[0]
+def _report() -> str:
+    """What Ray Serve says of the deployments, tracebacks of replicas that failed to start included."""
+    from ray import serve
+
+    found = serve.status().applications.get(APP)
+    return "\n".join(one.message for one in found.deployments.values()) if found else ""
+
+
+def _cause(report: str, otherwise: str) -> str:
+    """The last exception that Ray's report names, as a sentence; else the first line of `otherwise`."""
+    named = re.findall(r"^(?:service\.errors\.\w+|\w*Error): (.+)", report, re.M)
+    found = named[-1] if named else (otherwise.strip().splitlines() or ["no reason was given"])[0]
+    return f"{str(found).strip().rstrip('.')}."
