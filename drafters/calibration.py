@@ -9,6 +9,7 @@ ones taught.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from drafters.errors import DrafterError
 from drafters.tree import DraftTree
@@ -17,6 +18,23 @@ from drafters.verify import Verdict
 _CELLS = 4096
 _PRIOR_WEIGHT = 4.0
 _MEMORY = 256.0  # observations after which a cell's past is halved, so that it follows the traffic
+
+
+@njit(cache=True)
+def _count(parents, features, path, tries, hits, prior, cells):
+    accepted = np.zeros(len(parents) + 1, np.bool_)  # by row
+    accepted[0] = True
+    accepted[path + 1] = True
+    for node in range(len(parents)):
+        cell = features[node]
+        if cell < 0 or not accepted[parents[node] + 1]:
+            continue
+        tries[cell] += 1
+        hits[cell] += accepted[node + 1]
+        if tries[cell] >= _MEMORY:
+            tries[cell] *= 0.5
+            hits[cell] *= 0.5
+        cells[cell] = (hits[cell] + _PRIOR_WEIGHT * prior[cell]) / (tries[cell] + _PRIOR_WEIGHT)
 
 
 class Calibration:
@@ -55,16 +73,12 @@ class Calibration:
 
     def observe(self, tree: DraftTree, verdict: Verdict) -> None:
         """Count the nodes whose parent was reached: right if accepted, wrong if not."""
-        reached = {-1, *verdict.path}
-        accepted = set(verdict.path)
-        for node, (parent, cell) in enumerate(zip(tree.parents.tolist(), tree.features.tolist(), strict=True)):
-            if cell >= 0 and parent in reached:
-                self._count(cell, node in accepted)
-
-    def _count(self, cell: int, hit: bool) -> None:
-        self._tries[cell] += 1
-        self._hits[cell] += hit
-        if self._tries[cell] >= _MEMORY:
-            self._tries[cell] *= 0.5
-            self._hits[cell] *= 0.5
-        self.cells[cell] = (self._hits[cell] + _PRIOR_WEIGHT * self._prior[cell]) / (self._tries[cell] + _PRIOR_WEIGHT)
+        _count(
+            tree.parents,
+            tree.features,
+            np.array(verdict.path, dtype=np.int64),
+            self._tries,
+            self._hits,
+            self._prior,
+            self.cells,
+        )

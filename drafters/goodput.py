@@ -18,6 +18,8 @@ from drafters.verify import Verdict
 _SCALE = np.array([1.0, 8.0, 16384.0, 8 * 16384.0])
 _FORGET = 0.98
 _RIDGE = 1e-3
+_SETTLING = 32  # steps after which the fit moves so slowly that it is renewed in one of _REFIT
+_REFIT = 8
 _UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
 
@@ -40,7 +42,8 @@ class MachineProfile:
         self._normal = _FORGET * self._normal + np.outer(x, x)
         self._moment = _FORGET * self._moment + x
         self._steps += 1
-        self._fit = None
+        if self._steps <= _SETTLING or self._steps % _REFIT == 0:
+            self._fit = None
 
     @property
     def ready(self) -> bool:
@@ -53,10 +56,9 @@ class MachineProfile:
 
     def step_times(self, batch: int, context: int, most: int) -> np.ndarray:
         """Predicted seconds [most + 1] of a step of `batch` such sequences with 0 … most nodes each."""
-        rows = batch * np.arange(1, most + 2, dtype=np.float64)
-        ones = np.ones(most + 1)
-        terms = np.stack([ones, rows, ones * batch * context, rows * context], axis=1) / _SCALE
-        return terms @ self._coefficients()
+        fixed, per_row, per_key, per_score = self._coefficients() / _SCALE
+        rows = batch * np.arange(1, most + 2)
+        return fixed + per_key * batch * context + (per_row + per_score * context) * rows
 
     def _coefficients(self) -> np.ndarray:
         if self._fit is None:

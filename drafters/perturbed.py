@@ -1,9 +1,9 @@
 """argmax(logits / T + g) on a CPU, drawing the noise only where it could matter.
 
 The noise is that of `sampling.noise`, bit for bit up to the logarithms. Most tokens lie so far below the best score
-that no noise could lift them (it is below 37); for the others the random bits alone bound it: with u the uniform,
--log(-log u) <= -log(1 - u), whose integer part in base 2 is the number of leading ones of u. The logarithms are taken
-of the few that remain.
+that no noise could lift them (it is below 37). The others are gone through by blocks: the noise grows with the random bits, so
+the largest logit of a block and the noise of its largest bits bound its scores. The logarithms are taken in the few
+blocks that remain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LARGEST = 37.0  # above every value of the noise
-_BITS = 52
+_BLOCK = 256
 
 
 @njit(cache=True, inline="always")
@@ -32,6 +32,28 @@ def _gumbel(bits):
     return -math.log(-math.log((np.float64(bits >> np.uint64(12)) + 0.5) * 2.0**-52))
 
 
+@njit(cache=True, fastmath={"nnan", "nsz"})  # so that the loop becomes vector instructions
+def largest_of(values):
+    """The largest of a row of floats."""
+    best = values[0]
+    for value in values:
+        if value > best:
+            best = value
+    return best
+
+
+@njit(cache=True)
+def _largest_bits(key, first, count):
+    """The largest random bits of tokens first … first + count - 1."""
+    best = np.uint64(0)
+    base = key + np.uint64(first + 1) * _GOLDEN
+    for i in range(count):
+        bits = _mix(base + np.uint64(i) * _GOLDEN)
+        if bits > best:
+            best = bits
+    return best
+
+
 @njit(cache=True, nogil=True)
 def largest_perturbed(logits, temperature, seeds, positions):
     """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals.
@@ -40,33 +62,32 @@ def largest_perturbed(logits, temperature, seeds, positions):
     """
     rows, vocab = logits.shape
     picked = np.empty(rows, np.int64)
+    peaks = np.empty((vocab + _BLOCK - 1) // _BLOCK, np.float64)
     for row in range(rows):
         key = _mix(_mix(seeds[row] + _GOLDEN) ^ (positions[row] * _GOLDEN))
-        top = 0
-        for token in range(1, vocab):
-            if logits[row, token] > logits[row, top]:
-                top = token
-        best = np.float64(logits[row, top]) / temperature[row] + _gumbel(_mix(key + np.uint64(top + 1) * _GOLDEN))
-        chosen = top
-        for token in range(vocab):
-            if token == top:
+        for block in range(len(peaks)):
+            first = block * _BLOCK
+            peaks[block] = np.float64(largest_of(logits[row, first : min(first + _BLOCK, vocab)])) / temperature[row]
+        best, chosen = -np.inf, 0
+        # the block of the largest logit first: its best score spares most of the others
+        start = np.argmax(peaks)
+        for i in range(-1, len(peaks)):
+            block = start if i < 0 else i
+            needed = best - peaks[block]
+            if i == start or needed > _LARGEST:
                 continue
-            value = np.float64(logits[row, token]) / temperature[row]
-            needed = best - value  # the noise that would be enough
-            if not needed <= _LARGEST:
+            first = block * _BLOCK
+            end = min(first + _BLOCK, vocab)
+            # a hair more than the bound, for the logarithms' last bits
+            if needed > _gumbel(_largest_bits(key, first, end - first)) + 1e-9:
                 continue
-            bits = _mix(key + np.uint64(token + 1) * _GOLDEN)
-            if needed > 1.0:
-                # 1 - u must not exceed exp(-needed) < 2^-ones
-                ones = int(needed * 1.4426950408889634)
-                if ones > _BITS:
-                    ones = _BITS
-                rest = (np.int64(1) << _BITS) - np.int64(bits >> np.uint64(12))
-                if rest - 1 > (np.int64(1) << (_BITS - ones)):
+            for token in range(first, end):
+                value = np.float64(logits[row, token]) / temperature[row]
+                if best - value > _LARGEST:
                     continue
-            score = value + _gumbel(bits)
-            if score > best or (score == best and token < chosen):
-                best = score
-                chosen = token
+                score = value + _gumbel(_mix(key + np.uint64(token + 1) * _GOLDEN))
+                if score > best or (score == best and token < chosen):
+                    best = score
+                    chosen = token
         picked[row] = chosen
     return picked

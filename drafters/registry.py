@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
+import torch
+
 from drafters.adaptive import rejection_likely
 from drafters.auto import Auto
 from drafters.base import Datastore, Drafter, DraftModel, RequestState, SourceDrafter
@@ -23,10 +25,14 @@ from drafters.rag import Rag
 from drafters.recycling import Recycling
 from drafters.reencoding import ReencodingDrafter
 from drafters.resources import Resources
+from drafters.sampling import choose
 from drafters.self_speculation import SelfSpeculation
+from drafters.successors import top_successors
 from drafters.suffix import Suffix
 from drafters.target_mix import MixedRag
 from drafters.tracked import TrackedDrafter
+from drafters.tree import DraftTree, fuse
+from drafters.verify import verify
 
 DEFAULT = "auto"
 
@@ -428,8 +434,17 @@ _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
 def warm_up() -> None:
     """Compile what the free drafters compile, so that the first request does not wait for it (seconds after an
     installation, half a second later on, when the compiled code is found on disk)."""
+    trees = []
     for name in ("prompt_lookup", "suffix", "recycling"):
         drafter = build(name, Resources(vocab_size=4))
         state = RequestState("warm-up", [1, 2, 3, 1, 2], 5, documents=[[1, 2, 3]])
         drafter.start(state)
-        drafter.propose(state, 4)
+        tree = drafter.propose(state, 4)
+        choices = [3] * (len(tree) + 1)
+        top = top_successors(torch.zeros(len(choices), 4), drafter.needs_topk) if drafter.needs_topk else None
+        drafter.observe(state, tree, verify(tree, choices), top)
+        trees.append(tree)
+    tree = fuse(trees).trim(1).ended_by(frozenset([3]))
+    tree.depths, tree.ancestor_mask  # noqa: B018 - both are computed when first read
+    DraftTree.chain([1, 2]).ended_by(frozenset([1]))
+    choose(torch.zeros(1, 4), 1.0, 0, 1.0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))

@@ -113,7 +113,7 @@ def choose(
     logits [N, V]; the parameters are scalars or [N]; seeds and positions int64 [N], a position being that of
     the token chosen. Ties go to the lowest id.
     """
-    chosen = torch.argmax(logits, dim=-1)
+    chosen = largest(logits)
     temperature = _per_row(temperature, len(logits), torch.float64, logits.device)
     sampled = (temperature != 0).nonzero().flatten()
     if not len(sampled):
@@ -130,6 +130,14 @@ def choose(
             picked[rows] = pick(logits[rows], *parameters, seeds[rows], positions[rows])
     chosen[sampled] = picked
     return chosen
+
+
+def largest(logits: Tensor) -> Tensor:
+    """The token of the largest logit of each row, the lowest of equals: int64 [N]."""
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+        # NumPy's is twenty times as fast as torch's
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return torch.argmax(logits, dim=-1)
 
 
 def _pick_by_definition(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +53,8 @@ class DraftingStats:
         self.drafted += len(tree)
         self.accepted += len(accepted)
         self.emitted += len(verdict.tokens)
-        for source in tree.sources:
-            self.by_source.setdefault(source, SourceCount()).drafted += 1
+        for source, drafted in Counter(tree.sources).items():
+            self.by_source.setdefault(source, SourceCount()).drafted += drafted
         for node in accepted:
             self.by_source[tree.sources[node]].accepted += 1
 

@@ -4,11 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+from numba import njit
 from torch import Tensor
 
 from drafters.errors import DrafterError
+
+
+@njit(cache=True)
+def _depths(parents):
+    depths = np.zeros(len(parents) + 1, np.int64)
+    for node in range(len(parents)):
+        depths[node + 1] = depths[parents[node] + 1] + 1
+    return depths
+
+
+@njit(cache=True)
+def _ancestors(parents):
+    size = len(parents) + 1
+    mask = np.zeros((size, size), np.bool_)
+    mask[0, 0] = True
+    for row in range(1, size):
+        mask[row] = mask[parents[row - 1] + 1]
+        mask[row, row] = True
+    return mask
+
+
+@njit(cache=True)
+def _capped(parents, scores):
+    """Each node's score, at most its parent's."""
+    capped = scores.copy()
+    for node in range(len(parents)):
+        if parents[node] >= 0 and capped[node] > capped[parents[node]]:
+            capped[node] = capped[parents[node]]
+    return capped
+
+
+@njit(cache=True)
+def _above(parents, ended):
+    """Nodes that have no ancestor in `ended`."""
+    kept = np.ones(len(parents), np.bool_)
+    for node in range(len(parents)):
+        parent = parents[node]
+        if parent >= 0 and (ended[parent] or not kept[parent]):
+            kept[node] = False
+    return kept
+
+
+@njit(cache=True)
+def _merge(tokens, parents, scores, count, new_tokens, new_parents, new_scores, origin):
+    """Put a tree into the `count` nodes of another; returns the new count.
+
+    origin[node] becomes the new tree's node where that is new or scores higher, else stays.
+    """
+    place = np.empty(len(new_tokens), np.int64)
+    for node in range(len(new_tokens)):
+        parent = new_parents[node]
+        under = place[parent] if parent >= 0 else -1
+        found = count
+        for known in range(under + 1, count):
+            if parents[known] == under and tokens[known] == new_tokens[node]:
+                found = known
+                break
+        if found == count:
+            count += 1
+            tokens[found] = new_tokens[node]
+            parents[found] = under
+            scores[found] = -1.0
+        if new_scores[node] > scores[found]:
+            scores[found] = new_scores[node]
+            origin[found] = node
+        place[node] = found
+    return count
 
 
 @dataclass(frozen=True)
@@ -70,8 +139,8 @@ class DraftTree:
         """Raise DrafterError unless the arrays agree in length, parents precede children and ids are in
         range."""
         count = len(self.tokens)
-        parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
-        if any(length != count for length in parts.values()):
+        if not count == len(self.parents) == len(self.scores) == len(self.sources) == len(self.features):
+            parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
             raise DrafterError(f"a tree of {count} tokens needs {count} entries of each part, not {parts}")
         if not count:
             return
@@ -80,30 +149,21 @@ class DraftTree:
         if (self.tokens < 0).any() or (vocab_size is not None and (self.tokens >= vocab_size).any()):
             raise DrafterError(f"a tree holds a token id outside the vocabulary ({vocab_size} ids)")
 
-    @property
+    @cached_property
     def depths(self) -> np.ndarray:
         """int64 [n + 1]: the depth of each row, 0 for the root. position = position(root) + depth."""
-        depths = np.zeros(len(self) + 1, dtype=np.int64)
-        for row, parent in enumerate(self.parents.tolist(), start=1):
-            depths[row] = depths[parent + 1] + 1
-        return depths
+        return _depths(self.parents)
 
-    @property
+    @cached_property
     def ancestor_mask(self) -> np.ndarray:
         """bool [n + 1, n + 1]: row i sees row j iff j is i or an ancestor of i; row and column 0 are the
         root."""
-        size = len(self) + 1
-        mask = np.eye(size, dtype=bool)
-        for row, parent in enumerate(self.parents.tolist(), start=1):
-            mask[row] |= mask[parent + 1]
-        return mask
+        return _ancestors(self.parents)
 
-    def children(self) -> list[dict[int, int]]:
-        """For each row, token -> node of its children; of duplicates the first."""
-        children: list[dict[int, int]] = [{} for _ in range(len(self) + 1)]
-        for node, (token, parent) in enumerate(zip(self.tokens.tolist(), self.parents.tolist(), strict=True)):
-            children[parent + 1].setdefault(token, node)
-        return children
+    def children(self) -> dict[tuple[int, int], int]:
+        """(parent, token) -> node; of duplicates the first."""
+        pairs = list(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))
+        return {pairs[node]: node for node in range(len(pairs) - 1, -1, -1)}
 
     def path_to(self, node: int) -> list[int]:
         """The nodes from a child of the root down to `node`."""
@@ -115,13 +175,10 @@ class DraftTree:
 
     def ended_by(self, stops: frozenset[int]) -> DraftTree:
         """Without the nodes below a token of `stops`: nothing is emitted after it. Drops q if any goes."""
-        if not stops or not len(self):
+        if stops.isdisjoint(self.tokens.tolist()):
             return self
-        ended = np.isin(self.tokens, list(stops))
-        useless = np.zeros(len(self), dtype=bool)
-        for node, parent in enumerate(self.parents.tolist()):
-            useless[node] = parent >= 0 and (ended[parent] or useless[parent])
-        return self.select(np.flatnonzero(~useless)) if useless.any() else self
+        kept = _above(self.parents, np.isin(self.tokens, list(stops)))
+        return self if kept.all() else self.select(np.flatnonzero(kept))
 
     def trim(self, budget: int) -> DraftTree:
         """The `budget` nodes of the highest scores, ancestors included; the order of nodes is kept.
@@ -130,10 +187,7 @@ class DraftTree:
         """
         if len(self) <= budget:
             return self
-        capped = self.scores.copy()
-        for node, parent in enumerate(self.parents.tolist()):
-            if parent >= 0:
-                capped[node] = min(capped[node], capped[parent])
+        capped = _capped(self.parents, self.scores)
         # stable: among equals the earlier node, hence an ancestor, comes first
         return self.select(np.sort(np.argsort(-capped, kind="stable")[: max(budget, 0)]))
 
@@ -163,28 +217,17 @@ def fuse(trees: Iterable[DraftTree]) -> DraftTree:
     Nodes whose paths spell the same tokens become one; the best score survives, with the source that gave it.
     Drops q. Duplicates vanish.
     """
-    tokens: list[int] = []
-    parents: list[int] = []
-    scores: list[float] = []
-    sources: list[str] = []
-    features: list[int] = []
-    index: dict[tuple[int, int], int] = {}
-    for tree in trees:
-        place = [-1] * (len(tree) + 1)
-        nodes = zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)
-        for node, (token, parent) in enumerate(nodes):
-            key = (place[parent + 1], token)
-            found = index.get(key)
-            if found is None:
-                found = index[key] = len(tokens)
-                tokens.append(token)
-                parents.append(key[0])
-                scores.append(0.0)
-                sources.append("")
-                features.append(-1)
-            if tree.scores[node] > scores[found] or not sources[found]:
-                scores[found] = float(tree.scores[node])
-                sources[found] = tree.sources[node]
-                features[found] = int(tree.features[node])
-            place[node + 1] = found
-    return DraftTree.of(tokens, parents, scores, sources, features)
+    merged = list(trees)
+    size = sum(map(len, merged))
+    tokens, parents = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+    scores, features = np.empty(size), np.empty(size, dtype=np.int64)
+    sources = [""] * size
+    count = 0
+    for tree in merged:
+        origin = np.full(size, -1, dtype=np.int64)
+        count = _merge(tokens, parents, scores, count, tree.tokens, tree.parents, tree.scores, origin)
+        won = np.flatnonzero(origin[:count] >= 0)
+        features[won] = tree.features[origin[won]]
+        for node, own in zip(won.tolist(), origin[won].tolist(), strict=True):
+            sources[node] = tree.sources[own]
+    return DraftTree.of(tokens[:count], parents[:count], scores[:count], sources[:count], features[:count])

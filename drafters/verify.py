@@ -31,12 +31,11 @@ def verify(tree: DraftTree, choices: Sequence[int]) -> Verdict:
     children = tree.children()
     path: list[int] = []
     tokens: list[int] = []
-    row = 0
-    while True:
-        token = int(choices[row])
+    node: int | None = -1
+    while node is not None:
+        token = int(choices[node + 1])
         tokens.append(token)
-        node = children[row].get(token)
-        if node is None:
-            return Verdict(tuple(path), tuple(tokens))
-        path.append(node)
-        row = node + 1
+        node = children.get((node, token))
+        if node is not None:
+            path.append(node)
+    return Verdict(tuple(path), tuple(tokens))

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from drafters import registry
-from drafters.base import RequestState, TopSuccessors
+from drafters.base import RequestState
 from drafters.errors import DrafterError
 from drafters.resources import Resources
 from drafters.stats import DraftingStats, token_sources
+from drafters.successors import top_successors
 from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY
 from drafters.verify import Verdict, verify
@@ -104,7 +104,8 @@ class Drafting:
         tree = part.tree or EMPTY
         cut = Verdict(verdict.path, tuple(emitted))
         if drafted.started:
-            top = _top_successors(logits, drafted.drafter.needs_topk)
+            wanted = drafted.drafter.needs_topk
+            top = top_successors(logits, wanted) if wanted else None
             drafted.drafter.observe(drafted.state, tree, cut, top)
         return token_sources(tree, cut)
 
@@ -125,10 +126,3 @@ class Drafting:
         self.totals.add(stats)
         return {"drafter": drafted.drafter.name, "drafting": stats.as_dict()}
 
-
-def _top_successors(logits: Tensor, count: int) -> TopSuccessors | None:
-    if not count:
-        return None
-    values, ids = torch.topk(logits.float(), count, dim=-1)
-    log_probs = values - torch.logsumexp(logits.float(), dim=-1, keepdim=True)
-    return TopSuccessors(ids.cpu().numpy(), log_probs.cpu().numpy())

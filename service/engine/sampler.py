@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drafters.sampling import choose
+from drafters.sampling import choose, largest
 from service.engine.request import SamplingParams, TokenLogprobs
 
 
@@ -23,7 +23,7 @@ class RowKeys:
 def sample(logits: Tensor, keys: RowKeys) -> list[int]:
     """The target's choice after each row; logits [R, V] → R token ids, with one synchronisation of the device."""
     if all(p.temperature == 0 for p in keys.params):
-        return logits.argmax(-1).tolist()
+        return largest(logits).tolist()
     device = logits.device
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
