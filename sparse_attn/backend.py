@@ -7,18 +7,21 @@ context and to one another, and merges the two parts by log-sum-exp.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface
 
 from sparse_attn.batch import AttnBatch, EarlierNodes
 from sparse_attn.blocks import BlockIndex
-from sparse_attn.dense import merge_states
+from sparse_attn.dense import compute_dtype, merge_states
 from sparse_attn.errors import UnsupportedModelFeature
+from sparse_attn.host_values import host_list
 from sparse_attn.kernels import Kernels, select_kernels
-from sparse_attn.kv_pool import KVShape
-from sparse_attn.rows import SequenceRows
+from sparse_attn.kernels.whole import attend_whole
+from sparse_attn.kv_pool import GroupPages, KVShape, NewRows
+from sparse_attn.rows import HeadPages, SequenceRows, query_heads
 
 NAME = "folio_paged"
 _PROBE = "folio_probe"
@@ -66,24 +69,74 @@ def paged_attention_forward(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     window = sliding_window or 0
-    kernels = select_kernels(q.device, q.dtype)
+    kernels = select_kernels(q.device, q.dtype, attn.backend)
     attn.kernels.add(kernels.name)
+    new = attn.pool.encode(k, v)
+    k, v = new.k, new.v
 
     common = {"scale": scale, "softcap": softcap or 0.0, "window": window}
+    if attn.needed is not None and layer == attn.pool.shape.num_layers - 1:
+        _write(attn, layer, new)
+        return _attend_needed(kernels, attn, attn.needed, layer, q, k, v, common).unsqueeze(0), None
     if attn.earlier is not None:
         out = _attend_tree(kernels, attn, attn.earlier, layer, q, k, v, common)
     elif attn.policies is None:
         out = _attend(kernels, attn, layer, q, k, v, None, common)
     else:
         out = torch.empty_like(q)
-        for s, policy in enumerate(attn.policies):
-            rows, one = attn.rows(s), attn.select(s)
-            index = None
-            if policy is not None:
-                index = policy.plan(_sequence_rows(one, layer, q[rows], k[rows], scale, window))
-            out[rows] = _attend(kernels, one, layer, q[rows], k[rows], v[rows], index, common)
-    attn.pool.write(layer, attn.slot_mapping, k, v)
+        for s in range(attn.num_sequences):
+            rows = attn.rows(s)
+            index = _plan(attn, s, layer, q[rows], k[rows], common)
+            out[rows] = _attend(kernels, attn.select(s), layer, q[rows], k[rows], v[rows], index, common)
+    _write(attn, layer, new)
     return out.unsqueeze(0), None
+
+
+def _write(attn: AttnBatch, layer: int, new: NewRows) -> None:
+    for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
+        group.write(layer, tables.slot_mapping, new)
+
+
+def _attend_needed(
+    kernels: Kernels,
+    attn: AttnBatch,
+    needed: Sequence[int],
+    layer: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    common: dict[str, Any],
+) -> torch.Tensor:
+    """The last layer's attention of the rows whose output is read; zeros for the others, which nobody reads.
+
+    All of a prompt but its end is such rows. K and V of this forward are in pages already.
+    """
+    out = torch.zeros_like(q)
+    if attn.policies is None:
+        last, rows = attn.last_rows(needed)
+        if len(rows):
+            out[rows] = _attend(kernels, last, layer, q[rows], k[rows], v[rows], None, common)
+        return out
+    for s, count in enumerate(needed):
+        if count == 0:
+            continue
+        rows, one = attn.rows(s), attn.select(s)
+        index = _plan(attn, s, layer, q[rows], k[rows], common)
+        last, _ = one.last_rows([count])
+        end = slice(rows.stop - count, rows.stop)
+        index = index.last_rows(count) if index is not None else None
+        out[end] = _attend(kernels, last, layer, q[end], k[end], v[end], index, common)
+    return out
+
+
+def _plan(
+    attn: AttnBatch, s: int, layer: int, q: torch.Tensor, k: torch.Tensor, common: dict[str, Any]
+) -> BlockIndex | None:
+    """What sequence ``s``, whose rows are q and k, visits; None for everything."""
+    policy = attn.policies[s] if attn.policies is not None else None
+    if policy is None:
+        return None
+    return policy.plan(_sequence_rows(attn.select(s), layer, q, k, common["scale"], common["window"]))
 
 
 def _attend(
@@ -97,20 +150,40 @@ def _attend(
     common: dict[str, Any],
 ) -> torch.Tensor:
     """New tokens over the paged context and over one another; q [T,Hq,D], k, v [T,Hkv,D] → [T,Hq,D]."""
-    return kernels.attention(
-        q,
-        k,
-        v,
-        attn.pool.keys[layer],
-        attn.pool.values[layer],
-        attn.block_tables,
-        attn.context_lens,
-        attn.cu_seqlens_q,
-        positions=attn.positions,
-        tree_masks=attn.tree_masks,
-        index=index,
-        **common,
-    )[0]
+    context = (attn.context_lens, attn.cu_seqlens_q)
+    options = {"positions": attn.positions, "tree_masks": attn.tree_masks, **common}
+    groups = attn.pool.groups
+    if len(groups) == 1:
+        pages = _pages(groups[0], layer, attn.block_tables)
+        if kernels.whole is not None and index is None and attn.tree_masks is None:
+            out = attend_whole(kernels.whole, groups[0], layer, (q, k, v), attn.block_tables, *context, **common)
+            if out is not None:
+                return out
+        return kernels.attention(q, k, v, *pages.tensors, *context, index=index, **options, **pages.scales)[0]
+    out, num_kv_heads = torch.empty_like(q), k.shape[1]
+    for group, tables in zip(groups, attn.tables, strict=True):
+        own = list(group.heads[layer])
+        if not own:
+            continue
+        queries = query_heads(own, q.shape[1] // num_kv_heads)
+        pages = _pages(group, layer, tables.block_tables)
+        part = index.take_heads(own, num_kv_heads) if index is not None else None
+        rows = (q[:, queries], k[:, own], v[:, own])
+        out[:, queries] = kernels.attention(*rows, *pages.tensors, *context, index=part, **options, **pages.scales)[0]
+    return out
+
+
+class _Pages(NamedTuple):
+    """The arguments of a kernel that say where keys and values lie."""
+
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scales: dict[str, torch.Tensor]
+
+
+def _pages(group: GroupPages, layer: int, block_tables: torch.Tensor) -> _Pages:
+    k_scale, v_scale = group.key_scales(layer), group.value_scales(layer)
+    scales = {"k_scale": k_scale, "v_scale": v_scale} if k_scale is not None and v_scale is not None else {}
+    return _Pages((group.keys[layer], group.values[layer], block_tables), scales)
 
 
 def _sequence_rows(
@@ -118,17 +191,26 @@ def _sequence_rows(
 ) -> SequenceRows:
     """What a policy sees of the only sequence of a batch."""
     tree_mask = one.tree_masks[0] if one.tree_masks is not None else None
+    held = tuple(
+        HeadPages(
+            group.heads[layer], group.keys[layer], tables.block_tables[0], group.key_scales(layer), group.stats
+        )
+        for group, tables in zip(one.pool.groups, one.tables, strict=True)
+    )
+    whole = held[0] if len(held) == 1 else None
     return SequenceRows(
         q,
         k,
         scale,
-        context_len=int(one.context_lens[0]),
-        key_pages=one.pool.keys[layer],
-        block_table=one.block_tables[0],
+        context_len=host_list(one.context_lens)[0],
+        key_pages=whole.key_pages if whole else None,
+        block_table=whole.block_table if whole else None,
+        key_scales=whole.key_scales if whole else None,
+        stats=whole.stats if whole else None,
+        groups=() if whole else held,
         window=window,
         positions=one.positions,
         tree_mask=tree_mask,
-        stats=one.pool.stats,
         layer=layer,
     )
 
@@ -148,8 +230,8 @@ def _attend_tree(
     The earlier nodes get queries of zero, whose results are dropped: with a few dozen nodes that is cheaper than a
     kernel of its own.
     """
-    pool, (new, known) = attn.pool, earlier.visible.shape
-    old_k, old_v = pool.read(layer, earlier.slots)
+    new, known = earlier.visible.shape
+    old_k, old_v = _read_earlier(attn, layer, k)
     mask = torch.ones(known + new, known + new, dtype=torch.bool, device=q.device).tril()
     mask[known:, :known] = earlier.visible
     mask[known:, known:] = (
@@ -166,17 +248,46 @@ def _attend_tree(
         positions=torch.cat([earlier.positions, attn.positions]),
         **common,
     )
-    context = kernels.paged_attention(
-        q,
-        pool.keys[layer],
-        pool.values[layer],
-        attn.block_tables,
-        attn.context_lens,
-        attn.cu_seqlens_q,
-        positions=attn.positions,
-        **common,
-    )
-    return merge_states(*context, *(part[known:] for part in new_part))[0]
+    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=compute_dtype(q.dtype))
+    for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
+        own = list(group.heads[layer])
+        if not own:
+            continue
+        queries = query_heads(own, q.shape[1] // k.shape[1])
+        pages = _pages(group, layer, tables.block_tables)
+        index = _present_pages(attn, tables.block_tables, len(own))
+        out[:, queries], lse[:, queries] = kernels.paged_attention(
+            q[:, queries],
+            *pages.tensors,
+            attn.context_lens,
+            attn.cu_seqlens_q,
+            positions=attn.positions,
+            index=index,
+            **common,
+            **pages.scales,
+        )
+    return merge_states(out, lse, *(part[known:] for part in new_part))[0]
+
+
+def _read_earlier(attn: AttnBatch, layer: int, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V [m, Hkv, D] of the tree nodes that earlier forwards have run."""
+    assert attn.earlier is not None
+    old_k, old_v = (k.new_empty(len(attn.earlier.slots), *k.shape[1:]) for _ in range(2))
+    for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
+        assert tables.earlier_slots is not None
+        own = list(group.heads[layer])
+        old_k[:, own], old_v[:, own] = group.read(layer, tables.earlier_slots, k.dtype)
+    return old_k, old_v
+
+
+def _present_pages(attn: AttnBatch, block_tables: torch.Tensor, num_heads: int) -> BlockIndex | None:
+    """The context's pages that have not been freed, for rows that no policy plans; None where all are there."""
+    present = block_tables != attn.pool.num_pages
+    if bool(present.all()):
+        return None
+    length, count = int(attn.context_lens[0]), int(attn.cu_seqlens_q[1])
+    index = BlockIndex.of_runs(present.expand(num_heads, 1, -1), [count], length, block_k=attn.pool.page_size)
+    return index.split()[0]
 
 
 def _refuse_unknown(other: dict[str, Any], attention_mask: torch.Tensor | None, dropout: float) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
+
+from sparse_attn.host_values import host_list, on_device, remember
 
 if TYPE_CHECKING:
     from sparse_attn.kv_pool import KVPool
@@ -26,6 +29,19 @@ class EarlierNodes:
     slots: torch.Tensor
     positions: torch.Tensor
     visible: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GroupTables:
+    """Where one head group of the pool has its pages: see the fields of the same names in `AttnBatch`.
+
+    Attributes:
+        earlier_slots: int64 [m], of `EarlierNodes`; None without.
+    """
+
+    block_tables: torch.Tensor
+    slot_mapping: torch.Tensor
+    earlier_slots: torch.Tensor | None = None
 
 
 @dataclass
@@ -48,6 +64,10 @@ class AttnBatch:
         policies: per sequence the state of its sparse policy, or None for dense; the whole field is None where
             every sequence is dense.
         earlier: for a batch of one sequence, the nodes of its tree that an earlier forward has run.
+        other_groups: the tables of the pool's further head groups, where heads of unequal lifetimes have pages of
+            their own (`HeadLayout`); block_tables, slot_mapping and earlier are of the first group.
+        backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
+        needed: per sequence, of how many of its last rows the model's output is read; None for all rows of all.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
     """
 
@@ -60,27 +80,71 @@ class AttnBatch:
     tree_masks: Sequence[torch.Tensor | None] | None = None
     policies: Sequence[PolicyState | None] | None = None
     earlier: EarlierNodes | None = None
+    other_groups: Sequence[GroupTables] = ()
+    backend: str = "auto"
+    needed: Sequence[int] | None = None
     kernels: set[str] = field(default_factory=set)
 
     @property
     def num_sequences(self) -> int:
         return len(self.context_lens)
 
+    @property
+    def tables(self) -> list[GroupTables]:
+        """The tables of every head group of the pool, in order."""
+        earlier = self.earlier.slots if self.earlier is not None else None
+        return [GroupTables(self.block_tables, self.slot_mapping, earlier), *self.other_groups]
+
     def select(self, s: int) -> AttnBatch:
         """The same forward seen by sequence ``s`` alone; its rows are ``rows(s)`` of the whole batch."""
         rows = self.rows(s)
         return AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=torch.tensor([0, rows.stop - rows.start], dtype=torch.int32, device=self.cu_seqlens_q.device),
-            context_lens=self.context_lens[s : s + 1],
+            cu_seqlens_q=on_device([0, rows.stop - rows.start], torch.int32, self.cu_seqlens_q.device),
+            context_lens=remember(self.context_lens[s : s + 1], host_list(self.context_lens)[s : s + 1]),
             block_tables=self.block_tables[s : s + 1],
             slot_mapping=self.slot_mapping[rows],
             positions=self.positions[rows],
-            tree_masks=[self.tree_masks[s]] if self.tree_masks is not None else None,
+            tree_masks=self.tree_masks[s : s + 1] if self.tree_masks is not None else None,
             policies=[self.policies[s]] if self.policies is not None else None,
+            other_groups=[
+                GroupTables(own.block_tables[s : s + 1], own.slot_mapping[rows]) for own in self.other_groups
+            ],
+            backend=self.backend,
             kernels=self.kernels,
         )
 
+    def last_rows(self, counts: Sequence[int]) -> tuple[AttnBatch, torch.Tensor]:
+        """The last ``counts[s]`` rows of each sequence as a batch of their own, to which the rows before are context.
+
+        Their K and V must be in pages already. Returns the batch, without sequences of 0 rows, and int64 [n], which
+        rows of this batch are its.
+        """
+        device, bounds, lengths = self.cu_seqlens_q.device, host_list(self.cu_seqlens_q), host_list(self.context_lens)
+        kept = [s for s, count in enumerate(counts) if count]
+        ends = [bounds[s + 1] for s in kept]
+        rows = on_device([r for s, end in zip(kept, ends, strict=True) for r in range(end - counts[s], end)],
+                         torch.int64, device)  # fmt: skip
+        starts = list(itertools.accumulate((counts[s] for s in kept), initial=0))
+        before = [lengths[s] + end - counts[s] - bounds[s] for s, end in zip(kept, ends, strict=True)]
+        masks = None
+        if self.tree_masks is not None:
+            every = [self.tree_masks[s] for s in kept]
+            masks = [m if m is None else m[-counts[s] :, -counts[s] :] for s, m in zip(kept, every, strict=True)]
+        return replace(
+            self,
+            cu_seqlens_q=on_device(starts, torch.int32, device),
+            context_lens=on_device(before, torch.int32, device),
+            block_tables=self.block_tables[kept],
+            slot_mapping=self.slot_mapping[rows],
+            positions=self.positions[rows],
+            tree_masks=masks,
+            policies=[self.policies[s] for s in kept] if self.policies is not None else None,
+            other_groups=[GroupTables(own.block_tables[kept], own.slot_mapping[rows]) for own in self.other_groups],
+            needed=None,
+        ), rows  # fmt: skip
+
     def rows(self, s: int) -> slice:
         """The rows of sequence ``s`` among the T new tokens."""
-        return slice(int(self.cu_seqlens_q[s]), int(self.cu_seqlens_q[s + 1]))
+        bounds = host_list(self.cu_seqlens_q)
+        return slice(bounds[s], bounds[s + 1])

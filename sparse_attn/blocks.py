@@ -227,6 +227,25 @@ class BlockIndex:
             return self
         return replace(self, counts=self.counts.repeat_interleave(group, 0), ids=self.ids.repeat_interleave(group, 0))
 
+    def take_heads(self, kv_heads: Sequence[int], num_kv_heads: int) -> BlockIndex:
+        """The index of some of the KV heads, in this order; of their query heads where each has blocks of its own."""
+        group = self.num_heads // num_kv_heads
+        rows = torch.tensor([h * group + i for h in kv_heads for i in range(group)], device=self.counts.device)
+        return replace(self, counts=self.counts[rows], ids=self.ids[rows])
+
+    def last_rows(self, count: int) -> BlockIndex:
+        """The index of the last ``count`` rows of its only sequence, which see what they saw."""
+        skipped = int(self.cu_rows[-1]) - count
+        first = int((self.cu_rows[1:] <= skipped).sum())
+        return replace(
+            self,
+            counts=self.counts[:, first:],
+            ids=self.ids[:, first:],
+            cu_rows=(self.cu_rows[first:] - skipped).clamp(min=0),
+            block_seq=self.block_seq[first:],
+            q_offset=self.q_offset + skipped,
+        )
+
     def refine(self, block_k: int) -> BlockIndex:
         """The same keys in smaller blocks, such as pages; blocks beyond the last row are dropped."""
         if self.block_k % block_k:

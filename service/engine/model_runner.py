@@ -47,6 +47,7 @@ class ModelRunner:
         self.model = model
         self.pool = pool
         self.backend = backend
+        self.reads_every_row = False  # set while hidden states of rows without logits are wanted too
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
@@ -172,9 +173,17 @@ class ModelRunner:
             tree_masks=_on_device(masks, device),
             policies=policies if any(p is not None for p in policies) else None,
             other_groups=tables[1:],
+            needed=self._needed(slices, any(mask is not None for mask in masks)),
             backend=self.backend,
         )
         return batch, on_device(token_ids, torch.int64, device), wanted, first_row
+
+    def _needed(self, slices: Sequence[Slice], trees: bool) -> list[int] | None:
+        """Of how many of its last rows each slice reads the output; None where that is all rows."""
+        if self.reads_every_row or (trees and self.pool.device.type == "cuda"):  # there masks are packed for all rows
+            return None
+        counts = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
+        return None if all(n == p.num_rows for n, p in zip(counts, slices, strict=True)) else counts
 
     def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
         """Block table int32 [S, P] of one head group; a page that was dropped is nobody's, the pool's last."""
