@@ -64,7 +64,8 @@ class Idempotency:
         row = {"owner": owner, "key": key, "route": route, "fingerprint": fingerprint, "begun_at": at}
         with database.write_aside() as connection:
             connection.execute(sa.delete(idempotency).where(stale))
-            if connection.execute(database.insert_if_absent(idempotency).values(row)).rowcount:
+            insert = database.insert_if_absent(idempotency).values(row).returning(idempotency.c.key)
+            if connection.execute(insert).first() is not None:
                 return None
             earlier = connection.execute(sa.select(idempotency).where(*mine)).one_or_none()
         if earlier is None or (earlier.status is None and earlier.fingerprint == fingerprint):

@@ -87,7 +87,7 @@ class Database:
             yield connection
 
     def insert_if_absent(self, table: sa.Table) -> Any:
-        """INSERT that leaves a row with the same primary key as it is (its rowcount is then 0)."""
+        """INSERT that leaves a row with the same primary key as it is (and then returns no row)."""
         from sqlalchemy.dialects import postgresql, sqlite
 
         return (sqlite if self.is_sqlite else postgresql).insert(table).on_conflict_do_nothing()
