@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.context import LOCAL_OWNER, Collection, JsonFlag, library_of, settings_of
+from service.commands.context import LOCAL_OWNER, Collection, JsonFlag, ModelName, library_of, settings_of
 from service.commands.output import emit_json, emit_table, error_line, note, working
 from service.errors import Exit
 
 if TYPE_CHECKING:
+    from retrieval.library import Library
     from retrieval.types import IndexReport
+    from service.datastores import DatastoreReport
+    from service.settings import Settings
 
 
 class SearchMode(StrEnum):
@@ -34,11 +37,39 @@ def register(app: typer.Typer) -> None:
 
 
 @index.command("build")
-def build(context: typer.Context, as_json: JsonFlag = False) -> None:
+def build(
+    context: typer.Context,
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Also build the model's datastore of the documents, for ask --knn.")
+    ] = False,
+    collection: Collection = None,
+    knn_lists: Annotated[
+        int | None,
+        typer.Option(min=0, help="--knn: lists for approximate search; 0 for none, default: as many as pay."),
+    ] = None,
+    model: ModelName = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Write a new generation of the index where anything changed since the last."""
-    with library_of(settings_of(context)) as library, working("Building the index …"):
-        report = library.build_index()
-    _show(report, as_json)
+    settings = settings_of(context, model=model)
+    with library_of(settings) as library:
+        with working("Building the index …"):
+            report = library.build_index()
+        datastore = _datastore(settings, library, collection, knn_lists) if knn else None
+    _show(report, as_json, datastore)
+
+
+def _datastore(
+    settings: Settings, library: Library, collection: str | None, lists: int | None
+) -> DatastoreReport:
+    """Build the kNN datastore, or go on with one that was interrupted."""
+    from service.datastores import Datastores
+    from service.models import load_engine
+
+    with working(f"Loading {settings.model} …"):
+        engine = load_engine(settings)
+    with working("Reading the documents …"):
+        return Datastores(library).build(engine, LOCAL_OWNER, collection, lists)
 
 
 @index.command("compact")
@@ -121,12 +152,18 @@ def search(
         note("Nothing found.")
 
 
-def _show(report: IndexReport, as_json: bool) -> None:
+def _show(report: IndexReport, as_json: bool, datastore: DatastoreReport | None = None) -> None:
     if as_json:
-        emit_json(asdict(report))
+        emit_json(asdict(report) | ({"knn": asdict(datastore)} if datastore is not None else {}))
     else:
         state = "built" if report.built else "up to date"
         typer.echo(
             f"Generation {report.generation} {state}: {report.documents} documents, {report.chunks} chunks, "
             f"{report.seconds:.1f} s"
         )
+        if datastore is not None:
+            state = "built" if datastore.built else "up to date"
+            typer.echo(
+                f"Datastore {state}: {datastore.documents} documents, {datastore.entries:,} entries, "
+                f"{datastore.bytes / 1e6:.1f} MB, {datastore.seconds:.1f} s"
+            )

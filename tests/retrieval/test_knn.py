@@ -337,6 +337,8 @@ def test_a_knn_store_that_was_interrupted_ends_the_same(
             end = min(start + size, last)
             if start < end:
                 builder.add(document, keys[start:end], values[start:end])
+            if end < last:
+                break
         if commit:
             builder.commit()
         if crash:
