@@ -156,8 +156,8 @@ class Policy:
         """The KV heads whose pages need not grow, or None where every head keeps every page."""
         return None
 
-    def resolve(self, prompt_len: int) -> Policy:
-        """The policy in force for a prompt of this length: itself, but for `auto`."""
+    def resolve(self, prompt_len: int, model: ModelShape) -> Policy:
+        """The policy in force for a prompt of this length on this model: itself, but for `auto`."""
         return self
 
     def cache_key(self) -> str:
@@ -168,10 +168,15 @@ class Policy:
         options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.init)
         return f"{self.name}:{options}"
 
-    def is_dense(self, model: ModelShape) -> bool:
-        """Never sparse, in no layer and phase."""
+    def is_dense(self, model: ModelShape, prompt_len: int | None = None, max_length: int | None = None) -> bool:
+        """Never sparse, in no layer and phase; or never for a prompt and a sequence that grow no longer than this."""
         layers = range(model.num_layers)
-        return all(not self.prefill(n, model, 0) and self.decode(n, model) is None for n in layers)
+        no_prefill = prompt_len is not None and prompt_len <= self.prefill_gate // self.block * self.block
+        no_decode = max_length is not None and max_length <= self.decode_gate
+        return all(
+            (no_prefill or not self.prefill(n, model, 0)) and (no_decode or self.decode(n, model) is None)
+            for n in layers
+        )
 
 
 @dataclass
@@ -184,18 +189,23 @@ class PlanStats:
         late_selections: page selections made for want of the interval's own (after a resumption).
     """
 
-    visited: float = 0.0
+    visited: float | Tensor = 0.0  # a tensor where the count is a GPU's, which only the reader waits for
     causal: float = 0.0
     index_seconds: float = 0.0
     late_selections: int = 0
 
     @property
     def density(self) -> float:
-        return self.visited / self.causal if self.causal else 1.0
+        return float(self.visited) / self.causal if self.causal else 1.0
+
+    def add(self, visited: float | Tensor, causal: float) -> None:
+        """Count what one plan visits."""
+        self.visited = self.visited + visited
+        self.causal += causal
 
 
 @dataclass(frozen=True)
-class _Selection:
+class Selection:
     """Pages chosen by the row at ``position``: middle int32 [Hkv, k], -1 padded; all from first_recent [Hkv] on."""
 
     position: int
@@ -215,12 +225,12 @@ class PolicyState:
     prompt_len: int
     prefill_stats: PlanStats = field(default_factory=PlanStats)
     decode_stats: PlanStats = field(default_factory=PlanStats)
-    _selected: dict[int, _Selection] = field(default_factory=dict)
-    _pending: dict[int, dict[int, _Selection]] = field(default_factory=dict)
+    selected: dict[int, Selection] = field(default_factory=dict)  # by layer
+    pending: dict[int, dict[int, Selection]] = field(default_factory=dict)  # by layer and row of the last forward
     _tile_means: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.policy = self.policy.resolve(self.prompt_len)
+        self.policy = self.policy.resolve(self.prompt_len, self.model)
 
     @property
     def _prefill_gate(self) -> int:
@@ -238,12 +248,13 @@ class PolicyState:
         return min((r.selection.recent for r in rules if r is not None and r.selection is not None), default=None)
 
     @cached_property
-    def _rules(self) -> list[DecodeRule | None]:
+    def rules(self) -> list[DecodeRule | None]:
+        """What each layer visits in decode."""
         return [self.policy.decode(layer, self.model) for layer in range(self.model.num_layers)]
 
     def decodes_densely(self, length: int) -> bool:
         """Whether decode rows of a sequence that has ``length`` tokens with them are dense in every layer."""
-        return length <= self.policy.decode_gate or all(rule is None for rule in self._rules)
+        return length <= self.policy.decode_gate or all(rule is None for rule in self.rules)
 
     def plan(self, rows: SequenceRows) -> BlockIndex | None:
         """The index of a layer's new rows over all keys up to them, or None for dense; pass it through `split`.
@@ -261,11 +272,11 @@ class PolicyState:
 
     def commit(self, accepted: Sequence[int]) -> None:
         """Tell which rows of the last forward stay, root first: their selections hold for what follows."""
-        for layer, pending in self._pending.items():
+        for layer, pending in self.pending.items():
             kept = [pending[row] for row in accepted if row in pending]
             if kept:
-                self._selected[layer] = max(kept, key=lambda s: s.position)
-        self._pending.clear()
+                self.selected[layer] = max(kept, key=lambda s: s.position)
+        self.pending.clear()
 
     # --- prefill ---------------------------------------------------------------------------------------------
 
@@ -276,7 +287,7 @@ class PolicyState:
         patterns = self.policy.prefill(rows.layer, self.model, self.prompt_len)
         grid = Grid.of(rows, self.policy.block, self.policy.block)
         dense = rows.length <= self._prefill_gate or all(isinstance(p, Dense) for p in patterns)
-        index = None if dense else self._prefill_index(rows, grid, patterns)
+        index = None if dense else _unless_full(self._prefill_index(rows, grid, patterns))
         if rows.length == self.prompt_len:  # the last chunk: what served the next ones is worthless now
             self._tile_means = {at: means for at, means in self._tile_means.items() if at[0] != rows.layer}
         self._count(self.prefill_stats, index, grid, began)
@@ -320,29 +331,29 @@ class PolicyState:
         began = time.perf_counter()
         selections, runs = self._selections(rows, rule)
         visited = torch.stack([self._pages_of(s, rule, rows) for s in selections], dim=1)
-        index = BlockIndex.of_runs(visited, runs, rows.context_len, block_k=self.model.page_size)
-        self._count(self.decode_stats, index, None, began)
+        index = _unless_full(BlockIndex.of_runs(visited, runs, rows.context_len, block_k=self.model.page_size))
+        self._count(self.decode_stats, index, Grid.of(rows, 1, self.model.page_size), began)
         return index
 
-    def _selections(self, rows: SequenceRows, rule: DecodeRule) -> tuple[list[_Selection], list[int]]:
+    def _selections(self, rows: SequenceRows, rule: DecodeRule) -> tuple[list[Selection], list[int]]:
         """The selection of each run of rows, and the runs' lengths."""
         positions = rows.row_positions.tolist()
-        layer, made = rows.layer, dict[int, _Selection]()
+        layer, made = rows.layer, dict[int, Selection]()
         sources = [
-            _source_row(i, self._interval_start(p, rule), positions, rows.tree_mask) for i, p in enumerate(positions)
+            source_row(i, self.interval_start(p, rule), positions, rows.tree_mask) for i, p in enumerate(positions)
         ]
         for row in sorted({s for s in sources if s is not None}):
             made[row] = self._select(rows, rule, row, positions[row])
-        start = self._interval_start(positions[0], rule)
+        start = self.interval_start(positions[0], rule)
         if 0 in made:  # the root is a committed token, and so is what it chose
-            self._selected[layer] = made[0]
-        elif self._selected.get(layer) is None or self._selected[layer].position != start:
+            self.selected[layer] = made[0]
+        elif self.selected.get(layer) is None or self.selected[layer].position != start:
             self.decode_stats.late_selections += 1
-            self._selected[layer] = self._select(rows, rule, 0, start)
-        self._pending[layer] = made
-        before = self._selected[layer]
+            self.selected[layer] = self._select(rows, rule, 0, start)
+        self.pending[layer] = made
+        before = self.selected[layer]
 
-        selections: list[_Selection] = []
+        selections: list[Selection] = []
         runs: list[int] = []
         for source in sources:
             selection = before if source is None else made[source]
@@ -353,16 +364,16 @@ class PolicyState:
                 runs.append(1)
         return selections, runs
 
-    def _interval_start(self, position: int, rule: DecodeRule) -> int:
+    def interval_start(self, position: int, rule: DecodeRule) -> int:
         return position - (position - self.prompt_len) % rule.interval
 
-    def _select(self, rows: SequenceRows, rule: DecodeRule, row: int, position: int) -> _Selection:
+    def _select(self, rows: SequenceRows, rule: DecodeRule, row: int, position: int) -> Selection:
         """What ``row`` chooses, as of ``position``."""
         page_size, num_kv_heads = self.model.page_size, rows.k.shape[1]
         device = rows.q.device
         first_recent = torch.zeros(num_kv_heads, dtype=torch.int64, device=device)
         if position < self.policy.decode_gate:
-            return _Selection(position, None, first_recent)
+            return Selection(position, None, first_recent)
         middle = None
         choice = rule.selection
         if choice is not None:
@@ -374,7 +385,7 @@ class PolicyState:
             first_recent[list(rule.streaming)] = max(position - rule.local + 1, 0) // page_size
             if middle is not None:
                 middle[list(rule.streaming)] = PAD
-        return _Selection(position, middle, first_recent)
+        return Selection(position, middle, first_recent)
 
     def _choose_pages(self, rows: SequenceRows, choice: PageSelection, row: int, end: int) -> Tensor:
         """int32 [Hkv, k]: the best pages between the sinks and the recent window, which begins at page ``end``."""
@@ -390,7 +401,7 @@ class PolicyState:
         weights = page_weights(bounds, rows.scale, rows.k.shape[1], first, ends)
         return best_pages(weights, choice.middle_pages(self.model.page_size), choice.top_p)[0]
 
-    def _pages_of(self, selection: _Selection, rule: DecodeRule, rows: SequenceRows) -> Tensor:
+    def _pages_of(self, selection: Selection, rule: DecodeRule, rows: SequenceRows) -> Tensor:
         """bool [Hkv, pages]."""
         page_size = self.model.page_size
         pages = torch.arange(-(-rows.length // page_size), device=rows.q.device)
@@ -408,26 +419,32 @@ class PolicyState:
 
     # --- statistics ------------------------------------------------------------------------------------------
 
-    def _count(self, stats: PlanStats, index: BlockIndex | None, grid: Grid | None, began: float) -> None:
+    def _count(self, stats: PlanStats, index: BlockIndex | None, grid: Grid, began: float) -> None:
         if index is not None:
             heads = self.model.num_kv_heads / index.num_heads
             stats.visited += float(index.counts.sum()) * heads
             stats.causal += float(index.causal_counts.sum()) * self.model.num_kv_heads
         else:
-            assert grid is not None
             blocks = float((grid.last // self.model.page_size + 1).sum()) * self.model.num_kv_heads
             stats.visited += blocks
             stats.causal += blocks
         stats.index_seconds += time.perf_counter() - began
 
 
-def _source_row(row: int, start: int, positions: list[int], tree_mask: Tensor | None) -> int | None:
+def source_row(row: int, start: int, positions: list[int], tree_mask: Tensor | None) -> int | None:
     """The row at position ``start`` among the row and its ancestors; None where it came in an earlier forward."""
     if start < positions[0]:
         return None
     if tree_mask is None:
         return start - positions[0]
     return next(j for j in range(row, -1, -1) if positions[j] == start and bool(tree_mask[row, j]))
+
+
+def _unless_full(index: BlockIndex) -> BlockIndex | None:
+    """None for an index that visits everything: the dense kernel need not look blocks up. A GPU is not waited for."""
+    if index.counts.is_cuda or int(index.counts.sum()) < int(index.causal_counts.sum()) * index.num_heads:
+        return index
+    return None
 
 
 def _per_kv_head(visited: Tensor, patterns: Sequence[Pattern], num_kv_heads: int) -> Tensor:

@@ -21,11 +21,13 @@ class TreeMasks(Sequence["Tensor | None"]):
         flat: uint8 [sum of n * n], 1 where a row sees a key, row by row.
         offsets: int64 [S], where each sequence's mask begins; -1 for causal.
         places: the same and n on the host: (offset, n).
+        host: the masks themselves on the host, where they were made there.
     """
 
     flat: Tensor
     offsets: Tensor
     places: tuple[tuple[int, int], ...]
+    host: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def pack(cls, masks: Sequence[np.ndarray | Tensor | None], device: torch.device) -> TreeMasks | None:
@@ -44,7 +46,8 @@ class TreeMasks(Sequence["Tensor | None"]):
         if not parts:
             return None
         offsets = torch.tensor([offset for offset, _ in places], dtype=torch.int64)
-        return cls(to_device(torch.cat(parts), device), to_device(offsets, device), tuple(places))
+        kept = tuple(None if mask is None else torch.as_tensor(mask) for mask in masks)
+        return cls(to_device(torch.cat(parts), device), to_device(offsets, device), tuple(places), kept)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -55,6 +58,6 @@ class TreeMasks(Sequence["Tensor | None"]):
     def __getitem__(self, s: slice) -> TreeMasks: ...
     def __getitem__(self, s: int | slice) -> Tensor | TreeMasks | None:
         if isinstance(s, slice):
-            return TreeMasks(self.flat, self.offsets[s], self.places[s])
+            return TreeMasks(self.flat, self.offsets[s], self.places[s], self.host[s])
         offset, n = self.places[s]
         return self.flat[offset : offset + n * n].view(n, n).bool() if offset >= 0 else None

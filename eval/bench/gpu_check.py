@@ -38,6 +38,8 @@ GPU_ONLY = (
     "paged decode, 32K to 256K, batch 1, 4, 16, in bf16 and int8",
     "page-selected decode at 256K and a tree of 64 nodes",
     "capture in a CUDA graph",
+    "the engine on random weights of Llama-3.1-8B, Qwen2.5-7B and Qwen3-0.6B: decode steps eager and as graphs, time "
+    "to first token and decode at 32K and 128K",
 )
 
 
@@ -78,7 +80,7 @@ def run(minutes: float = 7.0, tests: bool = True) -> dict[str, Any]:
 
     deadline = time.monotonic() + 60 * minutes
     on_gpu = torch.cuda.is_available()
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu"}
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
     if tests:
         figures["tests"] = _run_tests(interpreted=not on_gpu)
     if not on_gpu:
@@ -94,6 +96,9 @@ def run(minutes: float = 7.0, tests: bool = True) -> dict[str, Any]:
         ("selected_decode", lambda: bench.selected_decode(262144, 4096)),
         ("tree", lambda: bench.tree(65536, 64)),
         ("cuda_graph", lambda: [bench.graph(65536)]),
+        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], bench, deadline)),
+        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], bench, deadline)),
+        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], bench, deadline)),
     ]
     for name, measure in sections:
         if time.monotonic() > deadline:
@@ -370,6 +375,31 @@ class Bench:
             "us": seconds * 1e6,
             "fraction_of_copy_bandwidth": wanted / seconds / self.copy_bytes_per_s,
         }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("torch", "triton", "transformers", "flash-attn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _engine(name: str, lengths: list[int], bench: Bench, deadline: float) -> list[dict[str, Any]]:
+    """End to end on one model's shape; what the time does not allow is left out."""
+    from eval.bench.gpu_engine import Ceilings, eager_and_graph, measure, random_model
+
+    ceilings = Ceilings(bench.copy_bytes_per_s, bench.flops_per_s)
+    loaded = random_model(name, bench.device, bench.dtype)
+    rows = eager_and_graph(loaded, 4096)
+    for length in lengths:
+        if time.monotonic() < deadline:
+            rows += measure(loaded, ceilings, length, deadline=deadline)
+    return rows
 
 
 def _decode_index(pages: Tensor, length: int, page: int, device: Any) -> Any:

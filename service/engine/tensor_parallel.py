@@ -61,12 +61,14 @@ class Run:
         policies: states to begin, by number: the whole model's policy, its shape, the prompt's length.
         commits: (number, rows) of policy states whose rows of the last forward stay.
         ended: numbers of states that are not needed any more.
+        every_row: `ModelRunner.reads_every_row`.
     """
 
     slices: list[PlannedSlice]
     policies: list[tuple[int, Policy, ModelShape, int]]
     commits: list[tuple[int, list[int]]]
     ended: list[int]
+    every_row: bool
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class LeadingRunner(ModelRunner):
 
     def run(self, slices: Sequence[Slice]) -> Forward:
         plan = [_planned(part) for part in slices]
-        self.ranks.tell(Run(plan, self._policies, self._commits, self._ended))
+        self.ranks.tell(Run(plan, self._policies, self._commits, self._ended, self.reads_every_row))
         self._policies, self._commits, self._ended = [], [], []
         return self._with_all(super().run, slices)
 
@@ -182,6 +184,7 @@ class FollowingRunner:
             del self._states[number]
         for number, policy, model, prompt_len in message.policies:
             self._states[number] = PolicyState(*_own_share(policy, model, self.ranks), prompt_len)
+        self.runner.reads_every_row = message.every_row
         self.runner.run([self._slice(plan) for plan in message.slices])
 
     def _slice(self, plan: PlannedSlice) -> Slice:

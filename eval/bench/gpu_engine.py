@@ -1,0 +1,186 @@
+"""The engine end to end on models of real shapes with random weights: time to first token, decode steps, graphs.
+
+Random weights do the same arithmetic as trained ones. Their attention is flat, so a policy that chooses by content
+finds nothing to leave out; the policies here keep a number of blocks that does not depend on the content.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from service.engine.engine import Engine
+    from service.engine.loading import LoadedModel
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0,
+        "max_position_embeddings": 262144,
+    },
+    "Qwen2.5-7B": {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "rope_theta": 1000000.0,
+        "max_position_embeddings": 262144,
+    },
+    "Qwen3-0.6B": {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+        "rope_theta": 1000000.0, "max_position_embeddings": 262144, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+POLICIES = ("dense", "trianglemix", "streaming")
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device can do (`gpu_check.Bench.ceilings`)."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def random_model(name: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> LoadedModel:
+    """A model of the named shape whose weights are made on the device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from service.engine.loading import prepare
+
+    shape = {**SHAPES[name], **changes}
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return prepare(name, model.eval())
+
+
+def measure(
+    loaded: LoadedModel,
+    ceilings: Ceilings,
+    length: int,
+    policies: tuple[str, ...] = POLICIES,
+    new_tokens: int = 33,
+    deadline: float | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Prefill and decode of one prompt of ``length`` random tokens under each policy.
+
+    ``options`` are EngineConfig's. A row: time to first token, decode step, and the step over its limit, which is the
+    time to read the weights and the visited K and V once.
+    """
+    import torch
+
+    from service.engine.engine import Engine, EngineConfig
+    from service.engine.request import SamplingParams
+
+    device = next(loaded.model.parameters()).device
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    per_token = loaded.kv_shape.bytes_per_token(getattr(torch, dtype))
+    config = EngineConfig(
+        **{
+            "dtype": dtype,
+            "device": str(device),
+            "kv_memory": int(1.1 * per_token * (length + 4096)),
+            "max_model_len": length + 1024,
+            "max_step_tokens": 8192,
+            "max_running": 4,
+            "prefix_cache": False,
+            "drafter": "none",
+            **options,
+        }
+    )
+    engine = Engine(loaded, config)
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(3, loaded.vocab_size, (length,), generator=generator).tolist()
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    rows = []
+    for policy in policies:
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, attention=policy)
+        engine.generate([prompt[: min(length, 16384)]], params)  # kernels are tuned at their first launch
+        ttft, steps, stats = _timed(engine, prompt, params)
+        step = statistics.median(steps)
+        kv = per_token * length * stats.get("decode_density", 1.0)
+        rows.append(
+            {
+                "model": loaded.name,
+                "length": length,
+                "attention": policy,
+                "ttft_s": ttft,
+                "decode_step_ms": step * 1e3,
+                "times_limit": step * ceilings.bytes_per_s / (weights + kv),
+                "prefill_density": stats.get("prefill_density", 1.0),
+                "kernels": stats["kernels"],
+            }
+        )
+    for row in rows:
+        row["ttft_speedup"] = rows[0]["ttft_s"] / row["ttft_s"]
+        if "cuda_graphs" in engine.stats():
+            row["cuda_graphs"] = engine.stats()["cuda_graphs"]
+    del engine
+    gc.collect()
+    return rows
+
+
+def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] = (1, 4, 16)) -> list[dict[str, Any]]:
+    """A decode step of so many sequences of ``length`` tokens, launched kernel by kernel and replayed as a graph."""
+    import torch
+
+    from service.engine.cuda_graphs import Bucket, GraphCapture, GraphedRunner
+    from service.engine.model_runner import ModelRunner
+    from service.engine.request import Request, SamplingParams
+    from service.engine.step import Slice
+    from sparse_attn.kv_pool import KVPool
+
+    parameter = next(loaded.model.parameters())
+    size, count = 64, max(batches)
+    each = length // size + 1
+    pool = KVPool(loaded.kv_shape, count * each, size, parameter.dtype, parameter.device)
+    plain = ModelRunner(loaded.model, pool)
+    graphed = GraphedRunner(loaded.model, pool, [Bucket(n, 1) for n in batches], each, GraphCapture())
+    slices = []
+    for n in range(count):
+        request = Request(f"r{n}", [5], SamplingParams())
+        request.pages = [(page,) for page in range(n * each, (n + 1) * each)]
+        slices.append(Slice(request, length, [5], samples=True))
+    rows = []
+    for batch in batches:
+        row: dict[str, Any] = {"model": loaded.name, "length": length, "batch": batch}
+        for name, runner in (("eager", plain), ("graph", graphed)):
+            times = []
+            for _ in range(12):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                runner.run(slices[:batch]).logits.argmax(-1).tolist()
+                times.append(time.perf_counter() - began)
+            row[f"{name}_ms"] = statistics.median(times[2:]) * 1e3
+        row["speedup"] = row["eager_ms"] / row["graph_ms"]
+        rows.append({**row, "refused": graphed.graphs.refused})
+    return rows
+
+
+def _timed(engine: Engine, prompt: list[int], params: Any) -> tuple[float, list[float], dict[str, Any]]:
+    """Time to first token, seconds of each decode step, and the request's statistics."""
+    engine.add_request(prompt, params)
+    began = last = time.perf_counter()
+    ttft, steps, stats = 0.0, [], {}
+    while engine.has_work:
+        for output in engine.step():
+            now = time.perf_counter()
+            if output.token_ids:
+                if ttft:
+                    steps.append(now - last)
+                else:
+                    ttft = now - began
+                last = now
+            stats = output.stats or stats
+    return ttft, steps, stats
