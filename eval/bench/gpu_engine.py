@@ -172,7 +172,9 @@ def _timed(engine: Engine, prompt: list[int], params: Any) -> tuple[float, list[
     """Time to first token, seconds of each decode step, and the request's statistics."""
     engine.add_request(prompt, params)
     began = last = time.perf_counter()
-    ttft, steps, stats = 0.0, [], {}
+    ttft = 0.0
+    steps: list[float] = []
+    stats: dict[str, Any] = {}
     while engine.has_work:
         for output in engine.step():
             now = time.perf_counter()

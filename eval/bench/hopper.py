@@ -88,7 +88,9 @@ def compiling(every_config: bool) -> Iterator[list[dict[str, Any]]]:
         return kernel
 
     def compile_tuned(self: Any, *args: Any, **kwargs: Any) -> None:
-        for config in self.configs if every_config else self.configs[:1]:
+        named = dict(zip(self.arg_names, args, strict=False))
+        configs = self.early_config_prune(self.configs, named, **kwargs) if self.early_config_prune else self.configs
+        for config in configs if every_config else configs[:1]:
             self.fn.run(*args, **kwargs, **config.all_kwargs())
 
     driver.set_active(_Absent())
@@ -144,11 +146,11 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
             heads, block = h.query if per_head else h.kv, 128 if count > 64 else count
             index = BlockIndex.full([count], [context], num_heads=heads, block_q=block, block_k=PAGE)
         held = codes if quant else caches
-        arguments: tuple[Any, ...] = (rows(count, h.query), rows(count, h.kv), rows(count, h.kv), *held, table)
-        positions = torch.arange(context, context + count)
+        given: dict[str, Any] = {**common, **options, **(scales if quant else {})}
+        given |= {"positions": torch.arange(context, context + count), "index": index}
         return lambda: triton_attention.attention(
-            *arguments, ints(context), ints(0, count), positions=positions, index=index,
-            **common, **options, **(scales if quant else {}),
+            rows(count, h.query), rows(count, h.kv), rows(count, h.kv), held[0], held[1], table,
+            ints(context), ints(0, count), **given,
         )  # fmt: skip
 
     low, high = (torch.zeros(pages, h.kv, PAGE // 16, h.dim) for _ in range(2))

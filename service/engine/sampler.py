@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drafters import sampling_device
 from drafters.sampling import choose, largest
 from service.engine.request import SamplingParams, TokenLogprobs
+from sparse_attn.host_values import to_device
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,19 @@ def sample(logits: Tensor, keys: RowKeys) -> list[int]:
     device = logits.device
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        return to_device(torch.tensor(values, dtype=dtype), device)
 
-    return choose(
-        logits,
+    columns = (
         column([p.temperature for p in keys.params], torch.float64),
         column([p.top_k for p in keys.params], torch.int64),
         column([p.top_p for p in keys.params], torch.float64),
         column([p.seed for p in keys.params], torch.int64),
         column(list(keys.positions), torch.int64),
-    ).tolist()
+    )
+    if device.type == "cpu":
+        return choose(logits, *columns).tolist()
+    any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
+    return sampling_device.choose(logits, *columns, any_cut=any_cut).tolist()
 
 
 def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:

@@ -35,9 +35,17 @@ def tuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any
     def wrap(kernel: Any) -> Any:
         if INTERPRETED:
             return _Fixed(kernel, configs[0])
-        return triton.autotune(configs=list(configs), key=list(key))(kernel)
+        prune = {"early_config_prune": fitting}
+        return triton.autotune(configs=list(configs), key=list(key), prune_configs_by=prune)(kernel)
 
     return wrap
+
+
+def fitting(configs: Sequence[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
+    """The configurations worth timing: a tile of 128 rows spills with four warps, one of 16 starves eight."""
+    rows = constants.get("BLOCK_M", 64)
+    fit = [c for c in configs if not (rows >= 128 and c.num_warps < 8) and not (rows <= 32 and c.num_warps > 4)]
+    return fit or list(configs)
 
 
 def query_tiles(cu_seqlens: Tensor, num_rows: int, block_q: int) -> tuple[Tensor, Tensor, Tensor]:
