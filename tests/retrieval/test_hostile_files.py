@@ -12,7 +12,7 @@ import make_files
 import psutil
 import pytest
 
-from retrieval.errors import ParserLimit, UnreadableFile
+from retrieval.errors import NotFound, ParserLimit, UnreadableFile
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.sandbox import Sandbox
 
@@ -81,6 +81,21 @@ def test_a_hostile_file_is_refused_or_contained(name: str, sandbox: Sandbox) -> 
     assert time.monotonic() - started < 60
     assert watch.peak < 512 << 20
     assert not os.path.exists("/tmp/folio-evil")
+    assert sandbox.parse(b"<p>still well</p>", "next.html").text == "still well"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in HOSTILE if name.endswith(".pdf")))
+def test_a_hostile_page_is_drawn_or_refused(name: str, sandbox: Sandbox) -> None:
+    with Watch() as watch:
+        try:
+            drawn = sandbox.page_image(HOSTILE[name], name, 1, 2000)
+        except (UnreadableFile, NotFound) as error:
+            refusal: str | None = str(error)
+        else:
+            refusal = None
+            assert drawn.startswith(b"\x89PNG")
+    assert refusal is None or name in refusal
+    assert watch.peak < 512 << 20
     assert sandbox.parse(b"<p>still well</p>", "next.html").text == "still well"
 
 

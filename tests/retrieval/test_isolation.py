@@ -85,7 +85,7 @@ class Tenants(RuleBasedStateMachine):
     def _cannot_reach(self, thief: str, document: str) -> None:
         library = self.library
         for read in (
-            library.document, library.text, library.pages, library.chunks, library.original, library.delete
+            library.document, library.text, library.pages, library.chunks, library.original, library.delete,
         ):  # fmt: skip
             with pytest.raises(NotFound):
                 read(document, owner=thief)
@@ -93,6 +93,8 @@ class Tenants(RuleBasedStateMachine):
             library.page_of(document, 0, owner=thief)
         with pytest.raises(NotFound):
             library.boxes(document, 0, 1, owner=thief)
+        with pytest.raises(NotFound):
+            library.page_image(document, 1, owner=thief)
         with pytest.raises(NotFound):
             library.search("word", owner=thief, documents=[document])
 

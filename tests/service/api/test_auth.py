@@ -34,6 +34,8 @@ ROUTES = [
     ("GET", "/v1/documents"),
     ("GET", "/v1/documents/x"),
     ("GET", "/v1/documents/x/text"),
+    ("GET", "/v1/documents/x/boxes?start=0&end=1"),
+    ("GET", "/v1/documents/x/pages/1/image"),
     ("DELETE", "/v1/documents/x"),
     ("POST", "/v1/documents"),
     ("GET", "/v1/jobs/x"),
@@ -65,7 +67,8 @@ def test_what_is_open(tenants: Any, path: str) -> None:
 def test_another_owners_things_do_not_exist(tenants: Any) -> None:
     bob, document = bearer(tenants.bob), tenants.document
     client: httpx.Client = tenants.client
-    for method, path in (("GET", ""), ("GET", "/text"), ("DELETE", "")):
+    pages = ("/text", "/boxes?start=0&end=1", "/pages/1/image")
+    for method, path in (("GET", ""), *(("GET", page) for page in pages), ("DELETE", "")):
         assert client.request(method, f"/v1/documents/{document}{path}", headers=bob).status_code == 404
     assert client.get("/v1/documents", headers=bob).json()["documents"] == []
     assert client.post("/v1/search", json={"query": "secret garden"}, headers=bob).json()["results"] == []

@@ -136,6 +136,38 @@ def test_idempotency(service: Any) -> None:
     assert other.headers["content-type"] == PROBLEM
 
 
+def test_a_page_of_a_pdf_and_where_a_passage_is_printed(service: Any, tmp_path: Any) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(4, 2))
+    figure.text(0.25, 0.5, "Here stands a sentence.")
+    figure.savefig(tmp_path / "p.pdf")
+    pyplot.close(figure)
+    document = service.ingest("p.pdf", (tmp_path / "p.pdf").read_bytes())["id"]
+    path = f"/v1/documents/{document}"
+    image = service.client.get(f"{path}/pages/1/image", params={"width": 400})
+    assert (image.status_code, image.headers["content-type"]) == (200, "image/png")
+    assert int.from_bytes(image.content[16:20]) == 400
+    text = service.client.get(f"{path}/text").text
+    span = {"start": text.index("sentence"), "end": text.index("sentence") + 8}
+    [box] = service.client.get(f"{path}/boxes", params=span).json()["boxes"]
+    assert (box["page"], box["page_width"], box["page_height"]) == (1, 288.0, 144.0)
+    assert 0.25 * 288 < box["left"] < box["right"] < 288
+    assert box["bottom"] < 0.55 * 144 < 0.6 * 144 < box["top"] + 10
+    for wrong, status in (
+        (f"{path}/pages/2/image", 404),
+        (f"{path}/pages/0/image", 422),
+        (f"{path}/pages/1/image?width=9", 422),
+        (f"{path}/boxes?start=3&end=1", 400),
+        (f"{path}/boxes?start=0&end=200000", 400),
+    ):
+        answer = service.client.get(wrong)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), wrong
+
+
 def test_a_job_can_be_cancelled_or_has_ended(service: Any) -> None:
     job = service.client.post("/v1/documents", files={"file": ("c.txt", b"Cancel me.")}).json()["id"]
     cancelled = service.client.post(f"/v1/jobs/{job}/cancel")
