@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 from sparse_attn.batch import AttnBatch, EarlierNodes
 from sparse_attn.blocks import BlockIndex
+from sparse_attn.decode_plan import all_dense, can_plan, plan_batch
 from sparse_attn.dense import compute_dtype, merge_states
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.host_values import host_list
@@ -80,8 +81,11 @@ def paged_attention_forward(
         return _attend_needed(kernels, attn, attn.needed, layer, q, k, v, common).unsqueeze(0), None
     if attn.earlier is not None:
         out = _attend_tree(kernels, attn, attn.earlier, layer, q, k, v, common)
-    elif attn.policies is None:
+    elif attn.policies is None or (q.is_cuda and all_dense(attn, layer, window)):
         out = _attend(kernels, attn, layer, q, k, v, None, common)
+    elif q.is_cuda and can_plan(attn, layer, window):
+        batch_index = plan_batch(attn, layer, q, k.shape[1], scale, window)
+        out = _attend(kernels, attn, layer, q, k, v, batch_index, common)
     else:
         out = torch.empty_like(q)
         for s in range(attn.num_sequences):
@@ -192,9 +196,7 @@ def _sequence_rows(
     """What a policy sees of the only sequence of a batch."""
     tree_mask = one.tree_masks[0] if one.tree_masks is not None else None
     held = tuple(
-        HeadPages(
-            group.heads[layer], group.keys[layer], tables.block_tables[0], group.key_scales(layer), group.stats
-        )
+        HeadPages(group.heads[layer], group.keys[layer], tables.block_tables[0], group.key_scales(layer), group.stats)
         for group, tables in zip(one.pool.groups, one.tables, strict=True)
     )
     whole = held[0] if len(held) == 1 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -69,6 +69,7 @@ class AttnBatch:
         backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
         needed: per sequence, of how many of its last rows the model's output is read; None for all rows of all.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
+        plans: what `sparse_attn.decode_plan` keeps from layer to layer of this forward.
     """
 
     pool: KVPool
@@ -84,6 +85,7 @@ class AttnBatch:
     backend: str = "auto"
     needed: Sequence[int] | None = None
     kernels: set[str] = field(default_factory=set)
+    plans: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def num_sequences(self) -> int:

@@ -144,7 +144,7 @@ class BlockIndex:
         if mask.shape[1] != len(block_seq):
             raise BlockIndexError(f"the mask has {mask.shape[1]} query blocks, the batch {len(block_seq)}")
         offsets = torch.as_tensor(q_offset, dtype=torch.int32, device=mask.device)
-        counts, ids = _compact(mask, last // block_k, width)
+        counts, ids = compact(mask, last // block_k, width)
         return cls(counts, ids, cu_rows, block_seq, offsets, torch.zeros_like(offsets), block_q, block_k)
 
     @classmethod
@@ -159,7 +159,7 @@ class BlockIndex:
         if mask.shape[1] != len(sizes):
             raise BlockIndexError(f"the mask has {mask.shape[1]} query blocks for {len(sizes)} runs of rows")
         cu_rows = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
-        counts, ids = _compact(mask, (q_offset + cu_rows[1:].long() - 1) // block_k, width)
+        counts, ids = compact(mask, (q_offset + cu_rows[1:].long() - 1) // block_k, width)
         offset = torch.tensor([q_offset], dtype=torch.int32, device=mask.device)
         seq = torch.zeros_like(sizes)
         return cls(counts, ids, cu_rows, seq, offset, torch.zeros_like(offset), max(run_lens, default=1), block_k)
@@ -348,14 +348,18 @@ def query_blocks(
     )
 
 
-def _compact(mask: Tensor, last_block: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
+def _most(count: Tensor) -> int:
+    return int(count.max()) if count.numel() else 0
+
+
+def compact(mask: Tensor, last_block: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
     """mask bool [H, N, K], last_block int64 [N] → counts int32 [H, N] and ids int32 [H, N, width]."""
     blocks = torch.arange(mask.shape[2], dtype=torch.int32, device=mask.device)
     visited = mask & (blocks <= last_block[:, None])
     ranks = visited.cumsum(-1, dtype=torch.int32)
     counts = ranks[..., -1].contiguous() if mask.shape[2] else visited.sum(-1, dtype=torch.int32)
     if width is None:
-        width = int(counts.max()) if counts.numel() else 0
+        width = _most(counts)
     ids = blocks.new_full((*mask.shape[:2], width + 1), PAD)
     # Column `width` takes what is not visited; it is cut off, and its value does not matter.
     ids.scatter_(-1, torch.where(visited, ranks - 1, width).long(), blocks.expand(mask.shape))
@@ -364,7 +368,7 @@ def _compact(mask: Tensor, last_block: Tensor, width: int | None) -> tuple[Tenso
 
 def _window(ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
     """ids [H, N, M], start and count [H, N] → `count` entries from `start` on, then -1."""
-    width = int(count.max()) if count.numel() else 0
+    width = _most(count) if not count.is_cuda else ids.shape[-1]  # a GPU would have to be waited for
     slots = torch.arange(width, device=ids.device)
     source = start[..., None].long() + slots
     picked = ids.gather(-1, source.clamp(max=max(ids.shape[-1] - 1, 0))) if width else ids[..., :0]

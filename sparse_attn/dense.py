@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
+from sparse_attn.quant import dequantize
 
 Attention = Callable[..., tuple[Tensor, Tensor]]
 
@@ -51,6 +52,8 @@ def attention(
     positions: Tensor | None = None,
     tree_masks: Sequence[Tensor | None] | None = None,
     index: BlockIndex | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     paged: Attention | None = None,
     ragged: Attention | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -64,8 +67,9 @@ def attention(
     new = (ragged or ragged_attention)(q, k, v, cu_seqlens, tree_masks=tree_masks, index=new_index, **common)
     if not bool((context_lens > 0).any()):
         return new
+    scales: dict[str, Any] = {"k_scale": k_scale, "v_scale": v_scale} if k_scale is not None else {}
     past = (paged or paged_attention)(
-        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens, index=past_index, **common
+        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens, index=past_index, **common, **scales
     )
     return merge_states(*past, *new)
 
@@ -83,13 +87,15 @@ def paged_attention(
     window: int = 0,
     positions: Tensor | None = None,
     index: KeyFilter | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend from the new rows to the tokens that are already in pages.
 
-    q [T, Hq, D]; k_cache, v_cache [pages, Hkv, page_size, D]; block_tables int [S, P];
-    context_lens int [S]; cu_seqlens_q int [S + 1]. Every row sees the keys 0 … context_len - 1 of its
-    sequence, less those the window (j > position - window) or the index leaves out. `positions` int [T]
-    defaults to context_len + row.
+    q [T, Hq, D]; k_cache, v_cache [pages, Hkv, page_size, D], int8 with scales float32 [pages, Hkv, page_size]
+    or in a floating dtype; block_tables int [S, P]; context_lens int [S]; cu_seqlens_q int [S + 1]. Every row sees
+    the keys 0 … context_len - 1 of its sequence, less those the window (j > position - window) or the index leaves
+    out. `positions` int [T] defaults to context_len + row.
     """
     out, lse = _empty_state(q)
     starts, lengths = cu_seqlens_q.tolist(), context_lens.tolist()
@@ -99,7 +105,8 @@ def paged_attention(
         if lo == hi or length == 0:
             continue
         pages = block_tables[s, : -(-length // page_size)].long()
-        keys, values = (_gather_pages(cache, pages, length) for cache in (k_cache, v_cache))
+        keys = _gather_pages(k_cache, pages, length, k_scale, q.dtype)
+        values = _gather_pages(v_cache, pages, length, v_scale, q.dtype)
         after_context = torch.arange(length, length + hi - lo, device=q.device)
         row_positions = after_context if positions is None else positions[lo:hi]
         key_positions = torch.arange(length, device=q.device)
@@ -192,9 +199,11 @@ def _empty_state(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(q), lse
 
 
-def _gather_pages(cache: Tensor, pages: Tensor, length: int) -> Tensor:
-    """The first `length` tokens of a sequence as [Hkv, length, D]."""
+def _gather_pages(cache: Tensor, pages: Tensor, length: int, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The first `length` tokens of a sequence as [Hkv, length, D]; `dtype` is for int8 pages."""
     tiles = cache[pages]  # [P, Hkv, page_size, D]
+    if scale is not None:
+        tiles = dequantize(tiles, scale[pages], dtype)
     return tiles.transpose(0, 1).flatten(1, 2)[:, :length]
 
 

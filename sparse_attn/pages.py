@@ -14,14 +14,16 @@ from sparse_attn.blocks import PAD
 from sparse_attn.errors import PolicyError
 
 LOGICAL_PAGE = 16
+HALF_STEP = 0.5 * (1 + 2**-16)  # in codes; the excess covers the rounding of float32
 
 
 class PageStats:
     """Smallest and largest key of every logical page of a KV pool, per layer, head and channel, in float32.
 
     ``kmin[layer]``, ``kmax[layer]``: [num_pages, Hkv, page_size // logical, D], numbered as the pool's pages are, so
-    sequences that share a page share its bounds. They are the bounds of the keys as attention reads them.
-    Call `update` after every write into the pool.
+    sequences that share a page share its bounds. Of int8 pages they are the bounds of the keys before quantisation:
+    each code is taken for the half step around it, in which its key lay (and lies). So they are a function of the
+    page alone, whatever drafts were written there meanwhile. Call `update` after every write into the pool.
     """
 
     def __init__(
@@ -43,6 +45,14 @@ class PageStats:
         self.kmin = [torch.zeros(shape, device=device) for _ in range(num_layers)]
         self.kmax = [torch.zeros(shape, device=device) for _ in range(num_layers)]
 
+    @classmethod
+    def over(cls, kmin: list[Tensor], kmax: list[Tensor], page_size: int) -> PageStats:
+        """Statistics that live in given tensors, one a layer."""
+        stats = cls.__new__(cls)
+        stats.page_size, stats.logical = page_size, page_size // kmin[0].shape[2]
+        stats.kmin, stats.kmax = kmin, kmax
+        return stats
+
     def update(self, layer: int, key_pages: Tensor, slots: Tensor, key_scales: Tensor | None = None) -> None:
         """Bring the bounds up to date after keys were written to ``slots`` int64 [T] (-1: nowhere).
 
@@ -50,10 +60,10 @@ class PageStats:
         logical page holds tokens up to its last written slot; what lies beyond is of an earlier owner.
         ``key_scales`` float32 [num_pages, Hkv, page_size] come with int8 pages.
         """
-        if key_pages.is_cuda and key_scales is None:
+        if key_pages.is_cuda:
             from sparse_attn.kernels.triton_score import update_page_stats
 
-            update_page_stats(self.kmin[layer], self.kmax[layer], key_pages, slots)
+            update_page_stats(self.kmin[layer], self.kmax[layer], key_pages, slots, key_scales)
             return
         slots = slots[slots >= 0]
         tiles, which = torch.unique(slots // self.logical, return_inverse=True)
@@ -72,11 +82,13 @@ class PageStats:
         parts = self.page_size // self.logical
         page, part = tiles // parts, tiles % parts
         keys = key_pages.unflatten(2, (parts, self.logical))[page, :, part].float()  # [n, Hkv, logical, D]
+        low = high = keys
         if key_scales is not None:
-            keys = keys * key_scales.unflatten(2, (parts, self.logical))[page, :, part][..., None]
+            scales = key_scales.unflatten(2, (parts, self.logical))[page, :, part][..., None]
+            low, high = (keys - HALF_STEP) * scales, (keys + HALF_STEP) * scales
         absent = (torch.arange(self.logical, device=keys.device) >= filled[:, None])[:, None, :, None]
-        self.kmin[layer][page, :, part] = keys.masked_fill(absent, torch.inf).amin(2)
-        self.kmax[layer][page, :, part] = keys.masked_fill(absent, -torch.inf).amax(2)
+        self.kmin[layer][page, :, part] = low.masked_fill(absent, torch.inf).amin(2)
+        self.kmax[layer][page, :, part] = high.masked_fill(absent, -torch.inf).amax(2)
 
     def bounds(self, layer: int, q: Tensor, pages: Tensor) -> Tensor:
         """Upper bound of q·k over each page: q [R, Hq, D], pages int [P] → float32 [R, Hq, P]."""

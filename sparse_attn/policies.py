@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 
 from sparse_attn.errors import PatternFileError, PolicyError
 from sparse_attn.formats import HeadPatterns, HeadScores, read_duo, read_minference, streaming_heads
+from sparse_attn.lifetimes import HeadGroups
 from sparse_attn.pages import LOGICAL_PAGE
 from sparse_attn.patterns import AntiDiagonal, AShape, Coverage, Dense, Pattern, TriShape
-from sparse_attn.policy import DecodeRule, HeadGroups, ModelShape, PageSelection, Policy
+from sparse_attn.policy import DecodeRule, ModelShape, PageSelection, Policy
 
 SHIPPED = "shipped"  # the value of a file option that asks for the file that comes with the package
+CROSSOVERS = "crossovers.json"
 
 
 @dataclass(frozen=True)
@@ -273,8 +275,9 @@ class Joined(Policy):
     def decode(self, layer: int, model: ModelShape) -> DecodeRule | None:
         return self.second.decode(layer, model)
 
-    def resolve(self, prompt_len: int) -> Policy:
-        return Joined(self.gate, self.block, self.first.resolve(prompt_len), self.second.resolve(prompt_len))
+    def resolve(self, prompt_len: int, model: ModelShape) -> Policy:
+        first, second = (part.resolve(prompt_len, model) for part in (self.first, self.second))
+        return Joined(self.gate, self.block, first, second)
 
     @property
     def prefill_gate(self) -> int:
@@ -292,8 +295,8 @@ class Joined(Policy):
 class Auto(Policy):
     """What was measured to be fastest without loss at the prompt's length, from a table of crossovers.
 
-    ``table`` is a path, or "shipped": ``crossovers.json`` of this package, which
-    ``folio bench crossovers --table`` updates.
+    ``table`` is a path, or "shipped": the table that comes with the package for this model, else the one for any
+    model. What a model bears is its own: `folio bench crossovers --table` measures it.
     """
 
     table: str = SHIPPED
@@ -303,21 +306,28 @@ class Auto(Policy):
 
     def check(self, model: ModelShape) -> None:
         super().check(model)
-        for _, policy in self._rows():
+        for _, policy in self._rows(model):
             policy.check(model)
 
-    def resolve(self, prompt_len: int) -> Policy:
-        return next((policy for at_least, policy in reversed(self._rows()) if prompt_len >= at_least), Policy())
+    def resolve(self, prompt_len: int, model: ModelShape) -> Policy:
+        return next((policy for at_least, policy in reversed(self._rows(model)) if prompt_len >= at_least), Policy())
 
     def needs_page_stats(self, model: ModelShape) -> bool:
-        return any(policy.needs_page_stats(model) for _, policy in self._rows())
+        return any(policy.needs_page_stats(model) for _, policy in self._rows(model))
 
-    def is_dense(self, model: ModelShape) -> bool:
-        return all(policy.is_dense(model) for _, policy in self._rows())
+    def is_dense(self, model: ModelShape, prompt_len: int | None = None, max_length: int | None = None) -> bool:
+        return all(policy.is_dense(model, prompt_len, max_length) for _, policy in self._rows(model))
 
-    def _rows(self) -> tuple[tuple[int, Policy], ...]:
-        path = str(resources.files("sparse_attn") / "crossovers.json") if self.table == SHIPPED else self.table
-        return _read_crossovers(path, self.device)
+    def head_groups(self, model: ModelShape) -> HeadGroups | None:
+        """Those of the first row that has any; a request's own are those of its resolved policy."""
+        return next((found for _, policy in self._rows(model) if (found := policy.head_groups(model))), None)
+
+    def _rows(self, model: ModelShape) -> tuple[tuple[int, Policy], ...]:
+        if self.table != SHIPPED:
+            return _read_crossovers(self.table, self.device)
+        package = resources.files("sparse_attn")
+        own = package / "heads" / model.fingerprint / CROSSOVERS
+        return _read_crossovers(str(own if model.fingerprint and own.is_file() else package / CROSSOVERS), self.device)
 
 
 POLICIES: dict[str, type[Policy]] = {

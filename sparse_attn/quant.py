@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 127
+SCALE_BYTES = 4  # of a float32
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +18,34 @@ if TYPE_CHECKING:
 
 
 KEYS_MULTIPLE = 512
+
+
+@dataclass(frozen=True)
+class HeadPages:
+    """The context's keys in one head group of a pool (`HeadLayout`); the tensors are those of `SequenceRows`.
+
+    Attributes:
+        heads: the KV heads that key_pages holds.
+    """
+
+    heads: tuple[int, ...]
+    key_pages: Tensor
+    block_table: Tensor
+    key_scales: Tensor | None = None
+    stats: PageStats | None = None
+
+    def gather(self, first: int, end: int, out: Tensor) -> None:
+        """Keys of pages first … end-1 of the sequence into the beginning of out[heads], [Hkv, tokens, D]."""
+        page_size, head_dim = self.key_pages.shape[2:]
+        pages = self.block_table[first:end].long()
+        tokens = len(pages) * page_size
+        if self.key_scales is not None:
+            tiles = dequantize(self.key_pages[pages], self.key_scales[pages], out.dtype)
+            out[list(self.heads), :tokens] = tiles.transpose(0, 1).flatten(1, 2)
+            return
+        for i, head in enumerate(self.heads):  # one head at a time, so that each key is copied once
+            target = out[head, :tokens].view(len(pages), page_size, head_dim)
+            torch.index_select(self.key_pages[:, i], 0, pages, out=target)
 
 
 @dataclass(frozen=True)
@@ -36,6 +65,8 @@ class SequenceRows:
         stats: bounds of the keys in each page, for page selection.
         layer: number of the layer, to find its statistics and its state.
         tile_means: where `key_tile_means` keeps its answers between the chunks of a prompt, by (layer, stride).
+        groups: where the KV heads lie in pages of several groups; key_pages, key_scales, block_table and stats are
+            None then.
     """
 
     q: Tensor
@@ -51,6 +82,7 @@ class SequenceRows:
     layer: int = 0
     key_scales: Tensor | None = None
     tile_means: dict[tuple[int, int], Tensor] | None = None
+    groups: tuple[HeadPages, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -99,34 +131,51 @@ class SequenceRows:
         new = self.k[max(first - self.context_len, 0) : max(end - self.context_len, 0)].transpose(0, 1)
         if first >= self.context_len:
             return new
-        assert self.key_pages is not None
-        page_size = self.key_pages.shape[2]
+        page_size = self._head_pages[0].key_pages.shape[2]
         old = self._gather_pages(first // page_size, -(-min(end, self.context_len) // page_size))
         skip = first % page_size
         return torch.cat([old[:, skip : skip + min(end, self.context_len) - first], new], dim=1)
 
+    def page_bounds(self, row: int, num_pages: int) -> Tensor | None:
+        """Upper bounds float32 [1, Hq, num_pages] of q·k over the sequence's first pages; None without statistics.
+
+        Query heads whose group keeps no statistics have -inf.
+        """
+        q, num_kv_heads = self.q[row : row + 1], self.k.shape[1]
+        ranked = [(own, own.stats) for own in self._head_pages if own.stats is not None]
+        if not ranked:
+            return None
+        if len(ranked[0][0].heads) == num_kv_heads:
+            own, stats = ranked[0]
+            return stats.bounds(self.layer, q, own.block_table[:num_pages])
+        bounds = q.new_full((*q.shape[:2], num_pages), -torch.inf, dtype=torch.float32)
+        for own, stats in ranked:
+            heads = query_heads(own.heads, q.shape[1] // num_kv_heads)
+            if heads:
+                bounds[:, heads] = stats.bounds(self.layer, q[:, heads], own.block_table[:num_pages])
+        return bounds
+
+    @property
+    def _head_pages(self) -> tuple[HeadPages, ...]:
+        if self.groups:
+            return self.groups
+        assert self.key_pages is not None
+        assert self.block_table is not None
+        every = tuple(range(self.k.shape[1]))
+        return (HeadPages(every, self.key_pages, self.block_table, self.key_scales, self.stats),)
+
     def _gather_context(self, keys: Tensor) -> None:
         """Fill the first keys from pages; what the last page holds beyond the context is overwritten later."""
-        assert self.key_pages is not None
-        count = -(-self.context_len // self.key_pages.shape[2])
-        self._gather_pages(0, count, out=keys)
+        page_size = self._head_pages[0].key_pages.shape[2]
+        self._gather_pages(0, -(-self.context_len // page_size), keys)
 
     def _gather_pages(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
         """Keys of pages first … end-1 of the sequence as [Hkv, tokens, D]; into the beginning of ``out`` if given."""
-        assert self.key_pages is not None
-        assert self.block_table is not None
-        _, num_heads, page_size, head_dim = self.key_pages.shape
-        pages = self.block_table[first:end].long()
-        tokens = len(pages) * page_size
         if out is None:
-            out = self.k.new_empty(num_heads, tokens, head_dim)
-        if self.key_scales is not None:
-            tiles = dequantize(self.key_pages[pages], self.key_scales[pages], out.dtype)
-            out[:, :tokens] = tiles.transpose(0, 1).flatten(1, 2)
-            return out
-        for head in range(num_heads):  # one head at a time, so that each key is copied once
-            target = out[head, :tokens].view(len(pages), page_size, head_dim)
-            torch.index_select(self.key_pages[:, head], 0, pages, out=target)
+            page_size = self._head_pages[0].key_pages.shape[2]
+            out = self.k.new_empty(self.k.shape[1], (end - first) * page_size, self.k.shape[2])
+        for own in self._head_pages:
+            own.gather(first, end, out)
         return out
 
     @cached_property
@@ -135,6 +184,11 @@ class SequenceRows:
         if self.positions is not None:
             return self.positions
         return torch.arange(self.context_len, self.length, device=self.q.device)
+
+
+def query_heads(kv_heads: Sequence[int], group: int) -> list[int]:
+    """The query heads that share these KV heads, ``group`` to each."""
+    return [h * group + i for h in kv_heads for i in range(group)]
 
 
 @dataclass(frozen=True)

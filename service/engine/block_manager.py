@@ -8,17 +8,35 @@ The manager holds no tensors. A page is in exactly one of three states:
 
 A full page is *published* under its digest: a hash of all tokens up to its end, chained page by page from the salt,
 which names everything else that changes KV (model, dtype, policy). A look-up compares the page's own tokens too.
+
+Where heads of unequal lifetimes have pages of their own (`sparse_attn.head_layout`), ``page_size`` tokens of a
+sequence lie in one page of each head group: a `Place`. All groups take their pages from the one pool. A sequence may
+drop a page of one group and keep the others; a prefix is found up to a token from which on no row will read a page
+that is missing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
+
+GONE = -1
+Place = tuple[int, ...]
+"""The pages of ``page_size`` tokens of a sequence, one a head group; GONE where the sequence has dropped it."""
+
+Gone = Callable[[int, int], range]
+"""(head group, tokens computed) → the places of whose pages of that group no later row reads; all of them full."""
+
+
+def keep_all(group: int, num_tokens: int) -> range:
+    """The `Gone` of a sequence that reads every page to its end."""
+    return range(0)
 
 
 class OutOfPages(Exception):
@@ -48,24 +66,39 @@ class PrefixMatch:
     """The longest cached prefix of a prompt.
 
     Attributes:
-        pages: pages that hold it; the caller owns a reference to each.
+        pages: places that hold it; the caller owns a reference to each page.
         miss_reason: why it ends where it ends; None when all that can be cached was.
     """
 
-    pages: list[int]
+    pages: list[Place]
     miss_reason: str | None
+
+
+@dataclass
+class _Candidate:
+    """One place of a prompt's prefix: what names it, and for each head group the page, if there is one."""
+
+    digest: bytes
+    tokens: tuple[int, ...]
+    present: list[bool]
 
 
 class BlockManager:
     """Reference-counted pages with a prefix cache over them."""
 
     def __init__(
-        self, num_pages: int, page_size: int, prefix_cache: bool = True, lower: PageTier | None = None
+        self,
+        num_pages: int,
+        page_size: int,
+        prefix_cache: bool = True,
+        lower: PageTier | None = None,
+        num_groups: int = 1,
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefix_cache = prefix_cache
         self.lower = lower
+        self.num_groups = num_groups
         self._free = list(range(num_pages - 1, -1, -1))
         self._refs = [0] * num_pages
         self._cached: OrderedDict[int, None] = OrderedDict()  # evictable pages, least recently used first
@@ -84,62 +117,59 @@ class BlockManager:
         return self.num_pages - self.num_available
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold this many tokens."""
+        """Places that hold this many tokens, each a page of every head group."""
         return -(-num_tokens // self.page_size)
 
-    def allocate(self, count: int) -> list[int]:
-        """Take ``count`` pages, evicting cached ones where none is free.
+    def allocate(self, count: int) -> list[Place]:
+        """Take ``count`` places, evicting cached pages where none is free.
 
         Raises:
             OutOfPages: fewer are available; nothing was taken.
         """
-        if count > self.num_available:
-            raise OutOfPages(f"{count} pages wanted, {self.num_available} of {self.num_pages} available")
-        pages = []
-        for _ in range(count):
-            page = self._free.pop() if self._free else self._evict()
-            self._refs[page] = 1
-            pages.append(page)
-        return pages
+        wanted = count * self.num_groups
+        if wanted > self.num_available:
+            raise OutOfPages(f"{wanted} pages wanted, {self.num_available} of {self.num_pages} available")
+        return [tuple(self._take() for _ in range(self.num_groups)) for _ in range(count)]
 
-    def release(self, pages: Sequence[int]) -> None:
+    def release(self, places: Sequence[Place]) -> None:
         """Give up one reference to each page; published ones stay cached, to be evicted from the prefix's tail on."""
-        for page in reversed(pages):
-            self._refs[page] -= 1
-            if self._refs[page] > 0:
-                continue
-            if page in self._published:
-                self._cached[page] = None
-            else:
-                self._free.append(page)
+        for place in reversed(places):
+            for page in place:
+                if page != GONE:
+                    self._release(page)
 
-    def match(self, token_ids: Sequence[int], salt: str) -> PrefixMatch:
+    def drop(self, places: list[Place], group: int, which: Iterable[int]) -> None:
+        """Give up one group's pages of some of a sequence's places, which are marked; dropping twice is allowed."""
+        for i in which:
+            place = places[i]
+            if place[group] != GONE:
+                self._release(place[group])
+                places[i] = (*place[:group], GONE, *place[group + 1 :])
+
+    def match(self, token_ids: Sequence[int], salt: str, gone: Gone = keep_all) -> PrefixMatch:
         """The longest published prefix of ``token_ids[:-1]`` in whole pages, referenced for the caller.
 
         The last token is always computed anew, for its logits. Pages that lie in the lower tier are brought back.
+        Pages that ``gone`` names for a sequence of the prefix's length are neither wanted nor taken.
         """
         limit = (len(token_ids) - 1) // self.page_size
         self.queries += limit * self.page_size
         if not self.prefix_cache:
             return PrefixMatch([], "prefix cache is off")
-        pages: list[int] = []
-        reason = None if limit else f"prompt is shorter than a page of {self.page_size} tokens"
-        for digest, tokens in self._chain(token_ids, salt, limit):
-            page = self._find(digest, tokens)
-            if page is None:
-                page = self._restore(digest, tokens)
-            else:
-                self._cached.pop(page, None)
-                self._refs[page] += 1
-            if page is None:
-                reason = self._why_missed(digest, len(pages))
-                break
-            pages.append(page)
-        self.hits += len(pages) * self.page_size
-        return PrefixMatch(pages, reason)
+        if not limit:
+            return PrefixMatch([], f"prompt is shorter than a page of {self.page_size} tokens")
+        candidates, reason = self._candidates(token_ids, salt, limit, gone)
+        while True:
+            length = self._usable(candidates, gone)
+            if length < len(candidates):
+                reason = f"evicted at token {length * self.page_size}"
+            places = self._acquire(candidates[:length], gone)
+            if places is not None:
+                self.hits += length * self.page_size
+                return PrefixMatch(places, reason)
 
-    def publish(self, token_ids: Sequence[int], pages: Sequence[int], first: int, salt: str) -> int:
-        """Make the full pages from number ``first`` on findable; returns how many pages of the sequence are full.
+    def publish(self, token_ids: Sequence[int], places: Sequence[Place], first: int, salt: str) -> int:
+        """Make the full pages from number ``first`` on findable; returns how many places of the sequence are full.
 
         Where another request has published the same content meanwhile, this one's page stays private.
         """
@@ -147,23 +177,33 @@ class BlockManager:
         if not self.prefix_cache or full == first:
             return full
         for i, (digest, tokens) in enumerate(self._chain(token_ids, salt, full)):
-            if i >= first and digest not in self._by_digest:
-                self._register(pages[i], digest, tokens)
+            if i < first:
+                continue
+            for group, page in enumerate(places[i]):
+                key = _key(digest, group)
+                if page != GONE and key not in self._by_digest:
+                    self._register(page, key, tokens)
         return full
 
-    def digests(self, token_ids: Sequence[int], salt: str) -> list[bytes]:
-        """The digest of every full page of a sequence."""
-        return [digest for digest, _ in self._chain(token_ids, salt, len(token_ids) // self.page_size)]
+    def digests(self, token_ids: Sequence[int], salt: str, places: Sequence[Place]) -> dict[bytes, int]:
+        """What a lower tier knows the pages of a sequence's full places by → the page."""
+        chain = self._chain(token_ids, salt, min(len(token_ids) // self.page_size, len(places)))
+        return {
+            _key(digest, group): page
+            for (digest, _), place in zip(chain, places, strict=False)
+            for group, page in enumerate(place)
+            if page != GONE
+        }
 
-    def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
+    def check_integrity(self, owners: Iterable[Sequence[Place]]) -> None:
         """Every page is in one state, and the counts are those of the owners' page lists.
 
         Raises:
             AssertionError: a leak, a double owner, or a digest that points nowhere.
         """
         counts = [0] * self.num_pages
-        for pages in owners:
-            for page in pages:
+        for places in owners:
+            for page in (page for place in places for page in place if page != GONE):
                 counts[page] += 1
         assert counts == self._refs, "reference counts differ from the owners' pages"
         free = set(self._free)
@@ -182,21 +222,91 @@ class BlockManager:
             digest = blake2b(digest + np.array(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
             yield digest, tokens
 
-    def _find(self, digest: bytes, tokens: tuple[int, ...]) -> int | None:
-        page = self._by_digest.get(digest)
+    def _candidates(
+        self, token_ids: Sequence[int], salt: str, limit: int, gone: Gone
+    ) -> tuple[list[_Candidate], str | None]:
+        """Places up to the first that lacks a page which every sequence reads, and why that one lacks it."""
+        lasting = [g for g in range(self.num_groups) if not gone(g, limit * self.page_size)]
+        found: list[_Candidate] = []
+        for digest, tokens in self._chain(token_ids, salt, limit):
+            present = [self._holds(_key(digest, group), tokens) for group in range(self.num_groups)]
+            missing = [group for group in lasting if not present[group]]
+            if missing:
+                return found, self._why_missed(_key(digest, missing[0]), len(found))
+            found.append(_Candidate(digest, tokens, present))
+        return found, None
+
+    def _usable(self, candidates: Sequence[_Candidate], gone: Gone) -> int:
+        """Most places from which a sequence can go on: no page that is missing will be read again."""
+        groups = range(self.num_groups)
+        missing = [list(accumulate((not c.present[g] for c in candidates), initial=0)) for g in groups]
+        for length in range(len(candidates), 0, -1):
+            unread = [gone(g, length * self.page_size) for g in groups]
+            if all(missing[g][length] == missing[g][unread[g].stop] - missing[g][unread[g].start] for g in groups):
+                return length
+        return 0
+
+    def _acquire(self, candidates: Sequence[_Candidate], gone: Gone) -> list[Place] | None:
+        """Take a reference to each page that will be read, restoring those of the lower tier.
+
+        None where one could not be restored, which is then marked as missing; nothing was taken.
+        """
+        num_tokens = len(candidates) * self.page_size
+        unread = [gone(group, num_tokens) for group in range(self.num_groups)]
+        places = [[GONE] * self.num_groups for _ in candidates]
+        lower: list[tuple[int, int]] = []
+        for i, candidate in enumerate(candidates):
+            for group in range(self.num_groups):
+                page = self._find(_key(candidate.digest, group), candidate.tokens)
+                if i in unread[group]:
+                    continue
+                if page is None:
+                    lower.append((i, group))
+                    continue
+                self._cached.pop(page, None)
+                self._refs[page] += 1
+                places[i][group] = page
+        for i, group in lower:  # after all others are referenced, so that making room evicts none of them
+            page = self._restore(_key(candidates[i].digest, group), candidates[i].tokens)
+            if page is None:
+                candidates[i].present[group] = False
+                self.release([tuple(place) for place in places])
+                return None
+            places[i][group] = page
+        return [tuple(place) for place in places]
+
+    def _take(self) -> int:
+        page = self._free.pop() if self._free else self._evict()
+        self._refs[page] = 1
+        return page
+
+    def _release(self, page: int) -> None:
+        self._refs[page] -= 1
+        if self._refs[page] > 0:
+            return
+        if page in self._published:
+            self._cached[page] = None
+        else:
+            self._free.append(page)
+
+    def _holds(self, key: bytes, tokens: tuple[int, ...]) -> bool:
+        return self._find(key, tokens) is not None or (self.lower is not None and self.lower.holds(key))
+
+    def _find(self, key: bytes, tokens: tuple[int, ...]) -> int | None:
+        page = self._by_digest.get(key)
         if page is None or self._published[page].tokens != tokens:
             return None
         return page
 
-    def _restore(self, digest: bytes, tokens: tuple[int, ...]) -> int | None:
+    def _restore(self, key: bytes, tokens: tuple[int, ...]) -> int | None:
         """A page filled from the lower tier and published again, owned by the caller; None where that cannot be."""
-        if self.lower is None or not self.lower.holds(digest) or not self.num_available:
+        if self.lower is None or not self.lower.holds(key) or key in self._by_digest or not self.num_available:
             return None
-        (page,) = self.allocate(1)
-        if not self.lower.load(digest, page):
-            self.release([page])
+        page = self._take()
+        if not self.lower.load(key, page):
+            self._release(page)
             return None
-        self._register(page, digest, tokens)
+        self._register(page, key, tokens)
         self.restored += 1
         return page
 
@@ -217,8 +327,13 @@ class BlockManager:
         self.evictions += 1
         return page
 
-    def _why_missed(self, digest: bytes, index: int) -> str:
+    def _why_missed(self, key: bytes, index: int) -> str:
         at = f"at token {index * self.page_size}"
-        if digest in self._evicted:
+        if key in self._evicted:
             return f"evicted {at}"
         return f"never seen {at}" if index == 0 else f"differs {at}"
+
+
+def _key(digest: bytes, group: int) -> bytes:
+    """Names the page of one head group."""
+    return digest + bytes([group]) if group else digest

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree
-from service.engine.block_manager import BlockManager
+from service.engine.block_manager import BlockManager, Place
 from service.engine.model_runner import ModelRunner
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice
@@ -41,7 +41,7 @@ class DraftPages:
         self.sessions[-1].close()
         return True
 
-    def owners(self) -> list[list[int]]:
+    def owners(self) -> list[list[Place]]:
         """The page lists of all sessions, for the integrity check."""
         return [session.pages for session in self.sessions]
 
@@ -74,7 +74,7 @@ class PagedSession:
         self._model = model
         self._blocks = model.lent.blocks
         self.tokens: list[int] = []
-        self.pages: list[int] = []
+        self.pages: list[Place] = []
         self.tree: DraftTree = EMPTY
         self._published = 0
         self._open = True

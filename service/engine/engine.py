@@ -345,9 +345,9 @@ class Engine:
             InvalidRequest: there is no such policy, or the model and its pages do not allow it.
         """
         policy = checked_policy(request.params.attention or self.config.attention, self.shape)
-        policy = policy.resolve(request.prompt_len)
+        policy = policy.resolve(request.prompt_len, self.shape)
         request.salt = self.salt
-        if policy.is_dense(self.shape):
+        if policy.is_dense(self.shape, request.prompt_len, request.max_len):
             return
         if policy.needs_page_stats(self.shape):
             self.runner.keep_stats()

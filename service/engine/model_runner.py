@@ -169,7 +169,7 @@ class ModelRunner:
             context_lens=on_device([p.start for p in slices], torch.int32, device),
             block_tables=tables[0].block_tables,
             slot_mapping=tables[0].slot_mapping,
-            positions=to_device(torch.from_numpy(np.concatenate(positions)), device),
+            positions=on_device(np.concatenate(positions).tolist(), torch.int64, device),
             tree_masks=_on_device(masks, device),
             policies=policies if any(p is not None for p in policies) else None,
             other_groups=tables[1:],

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sparse_attn.kv_pool import KVPool
+from sparse_attn.kv_pool import KVPool, PageContent
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +31,8 @@ class HostTier:
 
     def __init__(self, pool: KVPool, max_bytes: int) -> None:
         self._pool = pool
-        self._page_bytes = pool.shape.bytes_per_token(pool.dtype) * pool.page_size
-        self._max_pages = max_bytes // self._page_bytes
-        self._pages: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._pages: OrderedDict[bytes, PageContent] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -47,19 +46,20 @@ class HostTier:
         return True
 
     def save(self, digest: bytes, page: int) -> None:
-        if self._max_pages < 1:
+        page_bytes = self._pool.page_bytes + self._pool.stats_bytes
+        if page_bytes > self._max_bytes:
             return
-        self._pages[digest] = self._pool.get_page(page).cpu()
+        self._pages[digest] = {name: part.cpu() for name, part in self._pool.get_page(page).items()}
         self._pages.move_to_end(digest)
-        while len(self._pages) > self._max_pages:
+        while len(self._pages) * page_bytes > self._max_bytes:
             self._pages.popitem(last=False)
 
 
 class WarmTier:
     """Pages of warmed documents in a folder: one safetensors file a document, written aside and renamed.
 
-    A file holds ``pages`` [n, 2, layers, heads, page_size, head_dim] and, in its metadata, the digest of each page
-    and the SHA-256 of the tensor's bytes, which is checked once, when the first page of the file is wanted.
+    A file holds a tensor [n, …] for each part of a page (``KVPool.get_page``) and, in its metadata, the digest of each
+    page and the SHA-256 of the tensors' bytes, which is checked once, when the first page of the file is wanted.
     """
 
     def __init__(self, pool: KVPool, folder: Path) -> None:
@@ -84,7 +84,7 @@ class WarmTier:
             if not self._checked[path]:
                 raise SafetensorError("its bytes differ from their hash")
             with safe_open(path, framework="pt") as file:
-                content = file.get_slice("pages")[number]
+                content = {name: file.get_slice(name)[number] for name in file.keys()}  # noqa: SIM118
             self._pool.put_page(page, content)
         except (OSError, SafetensorError, RuntimeError) as error:
             log.warning("warmed pages cannot be used; warm the document again", file=path.name, error=str(error))
@@ -97,12 +97,13 @@ class WarmTier:
 
     def write(self, name: str, digests: Sequence[bytes], pages: Sequence[int], about: dict[str, str]) -> Path:
         """Keep pages of the pool under a name, all or nothing; returns the file."""
-        content = torch.stack([self._pool.get_page(page) for page in pages]).cpu()
+        parts = [self._pool.get_page(page) for page in pages]
+        content = {name: torch.stack([part[name] for part in parts]).cpu() for name in parts[0]}
         metadata = {**about, "digests": json.dumps([d.hex() for d in digests]), "sha256": _digest(content)}
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}{_SUFFIX}"
         aside = path.with_suffix(".part")
-        save_file({"pages": content}, aside, metadata=metadata)
+        save_file(content, aside, metadata=metadata)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -147,8 +148,12 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def _hash_matches(path: Path) -> bool:
     with safe_open(path, framework="pt") as file:
-        return _digest(file.get_tensor("pages")) == (file.metadata() or {}).get("sha256")
+        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _digest(content) == (file.metadata() or {}).get("sha256")
 
 
-def _digest(content: torch.Tensor) -> str:
-    return hashlib.sha256(content.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+def _digest(content: PageContent) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(content):
+        digest.update(content[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -10,7 +10,9 @@ from typing import Any
 
 from drafters.base import Datastore
 from drafters.sampling import Sampling
+from service.engine.block_manager import Place
 from service.errors import InvalidRequest
+from sparse_attn.lifetimes import PageLifetimes
 from sparse_attn.policy import PolicyState
 
 
@@ -129,7 +131,8 @@ class Request:
     """The state of one request inside the engine.
 
     Invariants, between steps: ``num_computed`` tokens have their KV in ``pages``; a decoding request has exactly one
-    token, the last, that has not. ``pages`` are owned by this request (shared pages by reference count).
+    token, the last, that has not. ``pages`` are owned by this request (shared pages by reference count): one `Place`
+    for every ``page_size`` tokens, without the pages that ``gone`` names.
     """
 
     def __init__(
@@ -144,13 +147,14 @@ class Request:
         self.draft_sources = draft_sources or DraftSources()
         self.token_ids = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
-        self.pages: list[int] = []
+        self.pages: list[Place] = []
         self.num_computed = 0
         self.num_published = 0
         self.cached_tokens = 0
         self.miss_reason: str | None = None
         self.salt = ""
         self.policy: PolicyState | None = None  # None: dense
+        self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0
         self.preemptions = 0
@@ -174,6 +178,10 @@ class Request:
     def num_pending(self) -> int:
         """Tokens whose KV is still to be computed; 1 while decoding."""
         return len(self.token_ids) - self.num_computed
+
+    def gone(self, group: int, num_tokens: int) -> range:
+        """Places whose page of a head group no row from number ``num_tokens`` on will read (``block_manager.Gone``)."""
+        return self.lifetimes.gone(group, num_tokens) if self.lifetimes is not None else range(0)
 
     @property
     def max_len(self) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from drafters.verify import Verdict
-from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
 from service.engine.request import FinishReason, Request
 from service.engine.step import Slice, Step
 from service.errors import Busy, PromptTooLong
@@ -73,7 +73,7 @@ class Scheduler:
                 hint="Shorten the documents, lower max_tokens, or answer by retrieval.",
                 param="prompt",
             )
-        worst = self.blocks.pages_for(request.max_len)  # a tree is kept within max_len
+        worst = self.most_pages(request)
         if worst > self.blocks.num_pages:
             raise PromptTooLong(
                 f"The request needs {worst} pages of KV of {self.blocks.page_size} tokens; the pool has "
@@ -84,6 +84,14 @@ class Scheduler:
         if len(self.waiting) >= self.config.max_waiting:
             raise Busy(f"The queue is full: {len(self.waiting)} requests are waiting.", retry_after=5.0)
         self.waiting.append(request)
+
+    def most_pages(self, request: Request) -> int:
+        """No less than the pages that the request holds at any time; a tree is kept within max_len."""
+        groups = range(self.blocks.num_groups)
+        if request.lifetimes is None:
+            return len(groups) * self.blocks.pages_for(request.max_len)
+        step = max(self.config.max_step_tokens, self.config.max_draft + 1, self.blocks.page_size)
+        return sum(request.lifetimes.most_pages(group, request.max_len, step) for group in groups)
 
     def schedule(self) -> Step:
         """Choose the slices of the next forward and reserve their pages, the worst case of a tree included."""
@@ -110,6 +118,7 @@ class Scheduler:
             if not part.samples:
                 request.num_computed = part.start + len(part.token_ids)
                 self._publish(request)
+                self._drop_gone(request)
                 continue
             verdict = verdicts[request.id]
             kept = self._cut(request, verdict.tokens, is_stop)
@@ -120,6 +129,7 @@ class Scheduler:
             spare = request.pages[self.blocks.pages_for(request.num_computed) :]
             del request.pages[len(request.pages) - len(spare) :]
             self.blocks.release(spare)
+            self._drop_gone(request)
 
     def rollback(self, step: Step) -> None:
         """Undo ``schedule``: the pages it took go back, no length has moved."""
@@ -141,7 +151,7 @@ class Scheduler:
         elif request in self.waiting:
             self.waiting.remove(request)
 
-    def check_integrity(self, lent: Sequence[Sequence[int]] = ()) -> None:
+    def check_integrity(self, lent: Sequence[Sequence[Place]] = ()) -> None:
         """Pages in use are exactly those of the running requests and those ``lent`` to others."""
         assert all(not r.pages for r in self.waiting), "a waiting request holds pages"
         self.blocks.check_integrity([*(r.pages for r in self.running), *lent])
@@ -199,15 +209,16 @@ class Scheduler:
         """Move waiting requests to the running ones while pages for their first chunks are there."""
         if budget <= 0:
             return
-        promised = len(self.running)  # a page for each, so that admission does not preempt at once
+        groups = self.blocks.num_groups
+        promised = len(self.running) * groups  # a place for each, so that admission does not preempt at once
         for request in list(self.waiting):
             if len(self.running) >= self.config.max_running:
                 return
             if self._prefix_under_way(request):
                 continue
-            match = self.blocks.match(_reusable(request), request.salt)
+            match = self.blocks.match(_reusable(request), request.salt, request.gone)
             cached = len(match.pages) * self.blocks.page_size
-            promised += self.blocks.pages_for(min(len(request.token_ids) - cached, budget))
+            promised += groups * self.blocks.pages_for(min(len(request.token_ids) - cached, budget))
             if self.running and promised > self.blocks.num_available:
                 self.blocks.release(match.pages)
                 return
@@ -268,6 +279,16 @@ class Scheduler:
     def _publish(self, request: Request) -> None:
         computed = request.token_ids[: request.num_computed]
         request.num_published = self.blocks.publish(computed, request.pages, request.num_published, request.salt)
+
+    def _drop_gone(self, request: Request) -> None:
+        """Give back what no later row reads; it stays in the prefix cache until it is evicted."""
+        if request.lifetimes is None:
+            return
+        for group in request.lifetimes.freeing:
+            gone = request.gone(group, request.num_computed)
+            last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
+            first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
+            self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
 
     @staticmethod
     def _cut(request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> list[int]:

@@ -91,13 +91,15 @@ class _Arguments:
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> None:
-        if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-            raise ValueError("the pages of keys and values must be contiguous")
+        if not (_pages_contiguous(k_cache) and _pages_contiguous(v_cache) and k_cache.stride(0) == v_cache.stride(0)):
+            raise ValueError("each page of keys and values must be contiguous, and all equally far apart")
         if (k_cache.dtype == torch.int8) != (k_scale is not None and v_scale is not None):
             raise ValueError("int8 pages need k_scale and v_scale, others must have none")
         if k_scale is not None and v_scale is not None:
-            self.point("k_scale", k_scale.contiguous())
-            self.point("v_scale", v_scale.contiguous())
+            for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+                if not _pages_contiguous(scale) or scale.stride(0) * k_cache.shape[3] != k_cache.stride(0):
+                    raise ValueError("the scales must lie as the pages do")
+                self.point(name, scale)
         self.point("k_cache", k_cache)
         self.point("v_cache", v_cache)
         self.call.page_size, self.call.page_stride = k_cache.shape[2], k_cache.stride(0)
@@ -129,6 +131,11 @@ class _Arguments:
         self.call.scale, self.call.softcap, self.call.window = scale, softcap, window
         library().folio_attention(ctypes.byref(self.call))
         return self.out, self.lse
+
+
+def _pages_contiguous(pages: Tensor) -> bool:
+    """Is each page [H, page_size, …] contiguous? The pages may lie apart."""
+    return pages[:1].is_contiguous()
 
 
 def attention(

@@ -14,24 +14,33 @@ from torch import Tensor
 def page_bounds(q: Tensor, kmin: Tensor, kmax: Tensor, pages: Tensor) -> Tensor:
     """As `PageStats.bounds`: q float32 [R, Hq, D], kmin, kmax float32 [num_pages, Hkv, parts, D], pages int [P].
 
+    A page of kmin and kmax must be contiguous; the pages may lie apart.
+
     Returns:
         float32 [R, Hq, P].
     """
     out = torch.empty(*q.shape[:2], len(pages))
-    arrays = (t.detach().contiguous().numpy() for t in (q, kmin, kmax, pages.int(), out))
-    _bounds(*arrays)
+    first, heads = int(kmin.storage_offset()) % kmin.stride(0), kmin.shape[1]
+    low, high = (_whole_pages(t, first).numpy() for t in (kmin, kmax))
+    query, wanted = (t.detach().contiguous().numpy() for t in (q, pages.int()))
+    _bounds(query, low, high, first, heads, kmin.shape[2], wanted, out.numpy())
     return out
 
 
+def _whole_pages(bounds: Tensor, first: int) -> Tensor:
+    """The memory under a view [num_pages, heads, parts, D], as [num_pages, numbers of a page]."""
+    size = bounds.stride(0)
+    return bounds.detach().as_strided((len(bounds), size), (size, 1), int(bounds.storage_offset()) - first)
+
+
 @numba.njit(
-    "void(float32[:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1], int32[::1], float32[:,:,::1])",
+    "void(float32[:,:,::1], float32[:,::1], float32[:,::1], int64, int64, int64, int32[::1], float32[:,:,::1])",
     fastmath={"reassoc", "nsz", "contract"},
     nogil=True,
     cache=True,
 )
-def _bounds(q, kmin, kmax, pages, out):  # type: ignore[no-untyped-def]
+def _bounds(q, kmin, kmax, first, kv_heads, parts, pages, out):  # type: ignore[no-untyped-def]
     num_rows, num_heads, dim = q.shape
-    kv_heads, parts = kmin.shape[1:3]
     group = num_heads // kv_heads
     for i in range(len(pages)):
         page = pages[i]
@@ -40,10 +49,12 @@ def _bounds(q, kmin, kmax, pages, out):  # type: ignore[no-untyped-def]
             for row in range(num_rows):
                 best = np.float32(-np.inf)
                 for part in range(parts):
+                    at = first + (kv_head * parts + part) * dim
+                    lows, highs = kmin[page, at : at + dim], kmax[page, at : at + dim]
                     total = np.float32(0)
                     for d in range(dim):
-                        low = q[row, head, d] * kmin[page, kv_head, part, d]
-                        high = q[row, head, d] * kmax[page, kv_head, part, d]
+                        low = q[row, head, d] * lows[d]
+                        high = q[row, head, d] * highs[d]
                         total += low if low > high else high
                     best = max(best, total)
                 out[row, head, i] = best

@@ -12,12 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_attn.kernels.triton_launch import tuned
+from sparse_attn.pages import HALF_STEP
 
 
 @triton.jit
 def _page_stats_kernel(
-    K, KMIN, KMAX, SLOTS, num_rows, stride_page, stride_head,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, LOGICAL: tl.constexpr, PARTS: tl.constexpr,
+    K, K_SCALE, KMIN, KMAX, SLOTS, num_rows, stride_page, stride_head, stride_bounds, half_step,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, LOGICAL: tl.constexpr, PARTS: tl.constexpr, QUANT: tl.constexpr,
 ):  # fmt: skip
     """One written token and KV head: the last token written to a logical page recomputes the page's bounds."""
     row = tl.program_id(0)
@@ -35,14 +36,21 @@ def _page_stats_kernel(
         base = page * stride_page + head * stride_head + part * LOGICAL * HEAD_DIM
         keys = tl.load(K + base + offs_n[:, None] * HEAD_DIM + offs_d[None, :], mask=present, other=0.0)
         keys = keys.to(tl.float32)
-        low = tl.min(tl.where(present, keys, float("inf")), 0)
-        high = tl.max(tl.where(present, keys, float("-inf")), 0)
-        to = ((page * tl.num_programs(1) + head) * PARTS + part) * HEAD_DIM + offs_d
+        below, above = keys, keys
+        if QUANT:
+            scales = tl.load(K_SCALE + base // HEAD_DIM + offs_n, mask=offs_n <= slot % LOGICAL, other=0.0)
+            below = (keys - half_step) * scales[:, None]
+            above = (keys + half_step) * scales[:, None]
+        low = tl.min(tl.where(present, below, float("inf")), 0)
+        high = tl.max(tl.where(present, above, float("-inf")), 0)
+        to = page * stride_bounds + (head * PARTS + part) * HEAD_DIM + offs_d
         tl.store(KMIN + to, low, mask=in_head)
         tl.store(KMAX + to, high, mask=in_head)
 
 
-def update_page_stats(kmin: Tensor, kmax: Tensor, key_pages: Tensor, slots: Tensor) -> None:
+def update_page_stats(
+    kmin: Tensor, kmax: Tensor, key_pages: Tensor, slots: Tensor, key_scales: Tensor | None = None
+) -> None:
     """As `PageStats.update` for one layer: kmin, kmax [num_pages, Hkv, parts, D], slots int64 [T] or -1.
 
     The slots of a sequence must ascend in the order of rows, as slot mappings do.
@@ -51,16 +59,20 @@ def update_page_stats(kmin: Tensor, kmax: Tensor, key_pages: Tensor, slots: Tens
     if len(slots):
         _page_stats_kernel[(len(slots), heads)](
             key_pages,
+            key_scales,
             kmin,
             kmax,
             slots,
             len(slots),
             key_pages.stride(0),
             key_pages.stride(1),
+            kmin.stride(0),
+            HALF_STEP,
             HEAD_DIM=head_dim,
             BLOCK_D=triton.next_power_of_2(head_dim),
             LOGICAL=key_pages.shape[2] // parts,
             PARTS=parts,
+            QUANT=key_scales is not None,
         )
 
 
@@ -70,7 +82,7 @@ _BOUND_CONFIGS = [triton.Config({}, num_warps=warps, num_stages=2) for warps in 
 @tuned(_BOUND_CONFIGS, key=["HEAD_DIM", "PAGES", "GROUP"])
 @triton.jit
 def _bounds_kernel(
-    Q, KMIN, KMAX, TABLES, NUM_PAGES, OUT, stride_qt, stride_qh, stride_table, width,
+    Q, KMIN, KMAX, TABLES, NUM_PAGES, OUT, stride_qt, stride_qh, stride_table, stride_bounds, width,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr,
     PAGES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -94,7 +106,7 @@ def _bounds_kernel(
         below = tl.minimum(q, 0.0)
         frames = tl.load(TABLES + row.to(tl.int64) * stride_table + first + offs_p, mask=present, other=0)
         for part in range(PARTS):
-            base = ((frames.to(tl.int64) * heads + head) * PARTS + part) * HEAD_DIM
+            base = frames.to(tl.int64) * stride_bounds + (head * PARTS + part) * HEAD_DIM
             at = base[None, :] + offs_d[:, None]
             mask = present[None, :] & in_head[:, None]
             high = tl.load(KMAX + at, mask=mask, other=0.0)
@@ -117,7 +129,7 @@ def page_bounds(q: Tensor, kmin: Tensor, kmax: Tensor, block_tables: Tensor, num
     out = q.new_empty(num_rows, num_heads, width, dtype=torch.float32)
     _bounds_kernel[(num_rows, kv_heads, triton.cdiv(width, pages))](
         *(q, kmin, kmax, block_tables, num_pages, out),
-        *(q.stride(0), q.stride(1), block_tables.stride(0), width),
+        *(q.stride(0), q.stride(1), block_tables.stride(0), kmin.stride(0), width),
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         GROUP=group,

@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from service.engine.engine import Engine, EngineConfig
+from service.engine.kv_layout import kv_dtype
 from service.engine.loading import prepare
+from sparse_attn.kv_pool import bytes_per_page
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -68,11 +70,11 @@ def make_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
 
 
 def make_engine(family: str = "llama", seed: int = 0, pages: int = 64, **options: Any) -> Engine:
-    """An engine over ``make_model`` with a pool of so many pages."""
+    """An engine over ``make_model`` with a pool of so many pages of all heads."""
     model = make_model(family, seed)
     config = EngineConfig(**{"dtype": "float64", "page_size": 16, "max_step_tokens": 64, **options})
     loaded = prepare(family, model)
-    memory = pages * config.page_size * loaded.kv_shape.bytes_per_token(torch.float64)
+    memory = pages * bytes_per_page(loaded.kv_shape, config.page_size, kv_dtype(config))
     return Engine(loaded, EngineConfig(**{**vars(config), "kv_memory": memory}))
 
 

@@ -250,7 +250,9 @@ def test_kv_after_drafting_is_that_of_a_fresh_prefill() -> None:
     want = fresh.runner._slots(other.pages, order)
     for layer in range(3):
         for got, expected in zip(
-            engine.runner.pool.read(layer, slots), fresh.runner.pool.read(layer, want), strict=True
+            engine.runner.pool.groups[0].read(layer, slots, torch.float64),
+            fresh.runner.pool.groups[0].read(layer, want, torch.float64),
+            strict=True,
         ):
             assert torch.allclose(got, expected, atol=1e-9)
 

@@ -41,9 +41,7 @@ def is_stop(request: Request, token: int) -> bool:
 class EngineMachine(RuleBasedStateMachine):
     """Add, step, fail, abort in any order: no page leaks, no token is lost, what pages hold is what was computed."""
 
-    @initialize(
-        pages=st.integers(6, 20), running=st.integers(1, 5), draft=st.integers(0, 3), groups=st.integers(1, 2)
-    )
+    @initialize(pages=st.integers(6, 20), running=st.integers(1, 5), draft=st.integers(0, 3), groups=st.integers(1, 2))
     def setup(self, pages: int, running: int, draft: int, groups: int) -> None:
         self.blocks = BlockManager(pages * groups, PAGE, num_groups=groups)
         config = SchedulerConfig(1 << 20, max_step_tokens=10, max_running=running, max_waiting=8, max_draft=3)
