@@ -10,6 +10,7 @@ from sparse_attn.formats import write_duo, write_minference
 from sparse_attn.patterns import AShape, VerticalSlash
 from sparse_attn.policies import Auto, Joined, LServe, Quest, Streaming, TriangleMix, XAttention, parse_policy
 from sparse_attn.policy import ModelShape, Policy, PolicyState
+from sparse_attn.rows import SequenceRows
 
 PAGE = 16
 MODEL = ModelShape(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=16, page_size=PAGE)
@@ -114,16 +115,49 @@ def test_auto_takes_the_policy_measured_for_the_length(tmp_path):
     table.write_text('{"cpu": [{"min_length": 100, "policy": "xattention"}, {"min_length": 0, "policy": "dense"}]}')
     auto = Auto(table=str(table))
     auto.check(MODEL)
-    assert auto.resolve(99) == Policy()
-    assert auto.resolve(100) == XAttention()
+    assert auto.resolve(99, MODEL) == Policy()
+    assert auto.resolve(100, MODEL) == XAttention()
     assert PolicyState(auto, MODEL, 100).policy == XAttention()
     with pytest.raises(PatternFileError, match="no table of crossovers for 'tpu'"):
         Auto(table=str(table), device="tpu").check(MODEL)
 
 
+def test_auto_takes_the_table_of_the_model_where_one_ships():
+    embedded = ModelShape(4, 8, 4, 64, max_length=65536, fingerprint="embedded")
+    own, any_model = Auto().resolve(40_000, embedded), Auto().resolve(40_000, MODEL)
+    assert any_model == Policy()
+    assert own.prefill(3, embedded, 40_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt_len", "max_length", "dense"),
+    [
+        ("xattention:gate=1024,block=64", 1024, 9000, True),
+        ("xattention:gate=1024,block=64", 1025, 9000, False),
+        ("xattention:gate=1000,block=64", 1000, 9000, False),
+        ("quest:budget=512,dense_layers=0", 600, 512, True),
+        ("quest:budget=512,dense_layers=0", 500, 513, False),
+        ("xattention:gate=1024,block=64+quest:budget=2048,dense_layers=0", 1024, 2048, True),
+        ("xattention:gate=1024,block=64+quest:budget=2048,dense_layers=0", 1024, 2049, False),
+        ("dense", 1 << 20, 1 << 20, True),
+    ],
+)
+def test_a_sequence_that_stays_below_the_gates_is_dense(text, prompt_len, max_length, dense):
+    assert parse_policy(text).is_dense(MODEL, prompt_len, max_length) == dense
+
+
+@pytest.mark.parametrize("text", ["xattention:p=1.0,gate=0,block=16", "streaming:sink=16,local=4096,block=16"])
+def test_what_visits_everything_passes_no_index(text):
+    state = state_of(text, 128)
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(128, 4, 16, generator=g), torch.randn(128, 2, 16, generator=g)
+    assert state.plan(SequenceRows(q, k, 0.25)) is None
+    assert state.prefill_stats.density == 1.0
+
+
 def test_the_shipped_table_is_readable():
     for device in ("cpu", "cuda"):
-        assert isinstance(Auto(device=device).resolve(10), Policy)
+        assert isinstance(Auto(device=device).resolve(10, MODEL), Policy)
 
 
 # --- prefill ---------------------------------------------------------------------------------------------------------
