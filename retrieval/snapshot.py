@@ -157,7 +157,7 @@ class Snapshot:
         return ids[best], scores[best]
 
     def score(self, query: Query, ids: np.ndarray) -> np.ndarray:
-        """float64[n]: the scores by which ``search`` ranks the chunks ``ids``, which some search of this snapshot found.
+        """float64[n]: the scores by which ``search`` ranks the chunks ``ids``, found by some search of this snapshot.
 
         −inf for one that shares no term with a query in sparse mode.
         """
@@ -173,7 +173,8 @@ class Snapshot:
             rows, places = _places(segment.ids, ids)
             if len(rows):
                 bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)[rows]
-                scores[places] = fuse(query.mode, _cosines(segment.vectors[rows], query.vector), bm25, statistics.ceiling)
+                cosine = _cosines(segment.vectors[rows], query.vector)
+                scores[places] = fuse(query.mode, cosine, bm25, statistics.ceiling)
         return np.where(scores > 0, scores, -np.inf) if query.mode == "sparse" else scores
 
     def _search_generation(

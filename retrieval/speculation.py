@@ -117,8 +117,8 @@ def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: boo
 class StrideScheduler:
     """OS³: how many strides to guess before the next verification; 0 to search first.
 
-    γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler caps
-    it at 0.6, this one lets a window be at most twice as long as the last, since few observations make γ 0 or 1.
+    γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler
+    caps it at 0.6, this one lets a window be at most twice as long as the last: few observations make γ 0 or 1.
     """
 
     def __init__(self, options: SpeculationOptions) -> None:
@@ -231,7 +231,10 @@ class IterativeRetrieval:
         self._began = time.perf_counter()
 
     async def begin(self) -> np.ndarray:
-        """Search for the first query; time counts from here. Returns the ids found, best first; where there are none, no loop can run."""
+        """Search for the first query; time counts from here.
+
+        Returns the ids found, best first; where there are none, no loop can run.
+        """
         self._began = time.perf_counter()
         found = await self._search([await self._query()])
         if len(found[0]):
@@ -405,9 +408,10 @@ class IterativeRetrieval:
                 return await asyncio.wait_for(asyncio.to_thread(call, *arguments), self.options.timeout_s)
             except Exception as error:
                 late = isinstance(error, TimeoutError)
-                why = f"no answer within {self.options.timeout_s:g} s" if late else f"{type(error).__name__}: {error}"
+                why = f"no answer within {self.options.timeout_s:g} s" if late else str(error) or type(error).__name__
                 if last:
-                    raise RetrieverFailed(f"the retriever failed twice ({why}); what was written before stands") from error
+                    message = f"the retriever failed twice ({why}); what was written before stands"
+                    raise RetrieverFailed(message) from error
                 self.stats.retries += 1
                 log.warning("retriever failed, trying once more", cause=why)
         raise AssertionError("unreachable")

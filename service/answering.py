@@ -3,8 +3,8 @@
 An answer is a stream of typed events; front ends render them as they like (`service.api.answer` as server-sent
 events, `folio ask` on the terminal) and `collect` folds them into one object.
 
-How evidence is found is `service.evidence`'s subject. A mode that alternates between retrieval and generation
-takes the place of `Answerer._respond`, and yields the same events.
+How evidence is found is `service.evidence`'s subject; mode iterative, which alternates between retrieval and
+generation, is `service.iterative`'s.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from typing import Any
 import structlog
 
 from service.citations import Citation, unsupported
+from service.datastores import Datastores
 from service.engine.request import DraftSources, SamplingParams
 from service.errors import FolioError, InvalidRequest
 from service.evidence import Evidence, EvidenceFinder, Question
 from service.generation import Generator
+from service.iterative import IterativeAnswer
+from service.knn import KnnRequest
 from service.prompting import PromptLayout
 
 __all__ = ["Answer", "Answerer", "Event", "Question", "collect"]
@@ -59,6 +62,15 @@ class Answer:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Generated:
+    """How the generation of an answer went."""
+
+    stats: Mapping[str, Any]
+    finish: str | None
+    ttft_s: float | None
+
+
 class Answerer:
     """Answers questions over the documents of one library with one model."""
 
@@ -66,6 +78,7 @@ class Answerer:
         self.finder = finder
         self.generator = generator
         self.layout = layout
+        self.datastores = Datastores(finder.library)
 
     async def answer(self, question: Question, params: SamplingParams) -> AsyncGenerator[Event, None]:
         """The events of the answer: search_results, messages, citations, stats, and `done` last.
@@ -78,35 +91,41 @@ class Answerer:
             raise InvalidRequest("The question is empty.", param="question")
         self.generator.admit()
         self.generator.check_options(params)
-        evidence = await self.finder.find(question, params.max_tokens, params.drafter)
-        if evidence.prompt is not None:
-            self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
-        yield Event(
-            "search_results",
-            {
-                "mode": evidence.mode,
-                "mode_reason": evidence.reason,
-                "results": evidence.results,
-                "generation": evidence.generation,
-                "retrieval_ms": evidence.retrieval_ms,
-            },
-        )
+        if question.mode == "iterative":
+            if question.knn is not None:
+                raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
+            run = IterativeAnswer(question, params, self.finder.library, self.layout, self.generator)
+            evidence = await run.begin()
+            answering = self._iterate(run, evidence, began)
+        else:
+            evidence = await self.finder.find(question, params.max_tokens, params.drafter)
+            if evidence.prompt is not None:
+                self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
+            answering = self._respond(evidence, params, began, await self._datastore(question))
+        yield _search_results(evidence)
         try:
-            async with aclosing(self._respond(evidence, params, began)) as events:
+            async with aclosing(answering) as events:
                 async for event in events:
                     yield event
         except FolioError as error:
             yield Event("error", error_data(error))
             yield Event("done", {"finish_reason": "error"})
 
+    async def _datastore(self, question: Question) -> KnnRequest | None:
+        """The kNN datastore that the question asks for, ready; NotFound and the like where it cannot be used."""
+        if question.knn is None:
+            return None
+        return await self.datastores.prepare(
+            self.generator, question.owner, question.collection, question.knn
+        )
+
     async def _respond(
-        self, evidence: Evidence, params: SamplingParams, began: float
+        self, evidence: Evidence, params: SamplingParams, began: float, knn: KnnRequest | None
     ) -> AsyncGenerator[Event, None]:
         """Generate from the evidence: messages as they come, then citations and statistics."""
         if evidence.prompt is None:
-            yield Event("message", {"text": NOTHING_FOUND})
-            yield Event("stats", answer_stats({}, evidence.retrieval_ms, None, self.layout.name))
-            yield _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND)
+            for event in self._nothing(evidence):
+                yield event
             return
         store = await asyncio.to_thread(self.finder.library.token_store, evidence.owner)
         sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
@@ -115,9 +134,12 @@ class Answerer:
         ttft: float | None = None
         stats: Mapping[str, Any] = {}
         finish = None
-        async with aclosing(
+        generated = (
             self.generator.stream(evidence.prompt.ids, params, sources)
-        ) as outputs:
+            if knn is None
+            else self.datastores.stream(self.generator, evidence.prompt.ids, params, knn)
+        )
+        async with aclosing(generated) as outputs:
             async for output in outputs:
                 if ttft is None and output.token_ids:
                     ttft = time.monotonic() - began
@@ -128,15 +150,72 @@ class Answerer:
                     yield Event("message", {"text": visible[len(shown) :], "sources": output.sources})
                     shown = visible
                 stats, finish = output.stats, output.finish_reason
+        async for event in self._conclude(evidence, ids, text, Generated(stats, finish, ttft)):
+            yield event
+
+    async def _iterate(
+        self, run: IterativeAnswer, evidence: Evidence, began: float
+    ) -> AsyncGenerator[Event, None]:
+        """Retrieve and generate in turn: messages as they are verified, then as `_respond`."""
+        if evidence.prompt is None:
+            for event in self._nothing(evidence):
+                yield event
+            return
+        text = shown = ""
+        ttft: float | None = None
+        async with aclosing(run.pieces()) as pieces:
+            async for piece in pieces:
+                if ttft is None:
+                    ttft = time.monotonic() - began
+                text += piece
+                visible = self.layout.visible(text)
+                if len(visible) > len(shown):
+                    yield Event("message", {"text": visible[len(shown) :], "sources": []})
+                    shown = visible
+        evidence = await run.evidence()
+        yield _search_results(evidence)
+        async for event in self._conclude(evidence, run.ids, text, Generated(run.stats(), run.finish, ttft)):
+            yield event
+
+    def _nothing(self, evidence: Evidence) -> list[Event]:
+        """The events of an answer from nothing."""
+        return [
+            Event("message", {"text": NOTHING_FOUND}),
+            Event("stats", answer_stats({}, evidence.retrieval_ms, None, self.layout.name)),
+            _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND),
+        ]
+
+    async def _conclude(
+        self, evidence: Evidence, ids: Sequence[int], text: str, generated: Generated
+    ) -> AsyncGenerator[Event, None]:
+        """Citations, statistics, and the end."""
+        assert evidence.prompt is not None
         # Whole documents are gone through here: not in the event loop, which serves others meanwhile.
         answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, ids, text)
+        if evidence.mode == "iterative":  # a number that the model gives is that of a passage in a prompt long gone
+            spans = [span for span in spans if span.quoted]
         citations = await self.finder.checked(spans, evidence.owner)
         for citation in citations:
             yield Event("citation", citation_data(citation, evidence.names))
         supported = [citation.span for citation in citations if citation.verified]
         bare = await asyncio.to_thread(unsupported, answer, supported, evidence.prompt.passages)
-        yield Event("stats", answer_stats(stats, evidence.retrieval_ms, ttft, self.layout.name))
-        yield _done(evidence, answer, finish, None if supported else NO_SUPPORT, bare)
+        stats = answer_stats(generated.stats, evidence.retrieval_ms, generated.ttft_s, self.layout.name)
+        yield Event("stats", stats)
+        yield _done(evidence, answer, generated.finish, None if supported else NO_SUPPORT, bare)
+
+
+def _search_results(evidence: Evidence) -> Event:
+    return Event(
+        "search_results",
+        {
+            "mode": evidence.mode,
+            "mode_reason": evidence.reason,
+            "results": evidence.results,
+            "generation": evidence.generation,
+            "retrieval_ms": evidence.retrieval_ms,
+        },
+    )
+
 
 def _done(
     evidence: Evidence,
@@ -194,6 +273,7 @@ def citation_data(citation: Citation, names: Mapping[str, str]) -> dict[str, Any
         "label": span.label,
         "answer_start": span.answer_start,
         "answer_end": span.answer_end,
+        "boxes": list(citation.boxes),
     }
 
 

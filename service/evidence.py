@@ -9,23 +9,64 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args
+
+import structlog
 
 from retrieval.errors import NotFound as RetrievalNotFound
+from retrieval.errors import RetrievalError
+from retrieval.knn import KnnOptions
 from retrieval.library import Library
-from retrieval.types import Document, Hit
+from retrieval.types import Document, Hit, Mode
 from service.citations import Citation, check
 from service.errors import InvalidRequest, NotFound, PromptTooLong
 from service.prompting import Message, Passage, Prompt, PromptLayout, Span
 from service.settings import Settings
 
-MODES = ("auto", "long", "retrieval")
+log = structlog.get_logger(__name__)
+
+MODES = ("auto", "long", "retrieval", "iterative")
 DRAFTS_FROM_RETRIEVAL = ("rag", "fusion", "overlap")
 """Drafters (of `drafters.registry`) whose model reads the retrieved passages instead of the whole documents."""
 
 CHARS_PER_TOKEN_MAX = 12
 """No tokenizer in use averages more characters a token over running text: beyond it, counting is not needed."""
+
+
+@dataclass(frozen=True)
+class IterativeOptions:
+    """How mode iterative works (`service.iterative`); other modes ignore it.
+
+    Attributes:
+        speculate: guess what the search will find and verify later (RaLMSpec); the answer is the same.
+        k: tokens between searches.
+        stride: guesses to one verification; None chooses by OS³.
+        query_tokens: the last tokens of question and answer that a search is asked with.
+        retriever: hybrid, dense or sparse.
+        prefetch: passages that each search brings into the cache of guesses.
+        overlap: write on while guesses are verified.
+    """
+
+    speculate: bool = True
+    k: int = 4
+    stride: int | None = None
+    query_tokens: int = 32
+    retriever: Mode = "hybrid"
+    prefetch: int = 16
+    overlap: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("k", "stride", "query_tokens", "prefetch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} must be at least 1, not {value}.", param=name)
+        if self.retriever not in get_args(Mode):
+            raise InvalidRequest(
+                f"There is no retriever {self.retriever!r}.",
+                hint=f"Choose of {', '.join(get_args(Mode))}.",
+                param="retriever",
+            )
 
 
 @dataclass(frozen=True)
@@ -36,6 +77,7 @@ class Question:
         documents: ids to answer from; empty for the whole collection.
         collection: a collection's name; None for all of the owner's.
         history: earlier turns of the conversation, oldest first.
+        knn: decode with the datastore of the documents (`service.datastores`); None for the model alone.
     """
 
     text: str
@@ -45,6 +87,8 @@ class Question:
     owner: str = "local"
     passages: int | None = None
     history: tuple[Message, ...] = ()
+    iterative: IterativeOptions = IterativeOptions()
+    knn: KnnOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -242,7 +286,17 @@ class EvidenceFinder:
             page = self.library.page_of(span.document, span.start, owner)
         except RetrievalNotFound:
             return check(span, None, span.page)
-        return check(span, stored, page)
+        verdict = check(span, stored, page)
+        return replace(verdict, boxes=self._boxes(span, owner)) if verdict.verified else verdict
+
+    def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
+        """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""
+        try:
+            found = self.library.boxes(span.document, span.start, span.end, owner)
+        except RetrievalError as error:
+            log.warning("a citation has no boxes", document=span.document, cause=str(error))
+            return ()
+        return tuple(asdict(box) for box in found)
 
 
 def hit_data(hit: Hit) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -37,7 +37,7 @@ class Generator:
         self.in_flight = 0
         self.draining = False
         inner = engine.engine
-        self.window = min(inner.max_model_len, inner.blocks.num_pages * inner.config.page_size)
+        self.window = inner.window
         """Most tokens of prompt and answer together, by the model and by the KV pool."""
 
     def check(self, prompt_tokens: int, max_tokens: int, param: str = "messages") -> None:
@@ -99,14 +99,36 @@ class Generator:
             GenerationFailed: the engine gave up on it.
         """
         self.check(len(prompt_ids), params.max_tokens)
-        self.admit()
-        self.in_flight += 1
-        try:
+        with self.place():
             async with aclosing(self._timed(prompt_ids, params, draft_sources)) as outputs:
                 async for output in outputs:
                     yield output
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One place in the queue, for an answer of many requests one after another (`continued`).
+
+        Raises as `admit` does.
+        """
+        self.admit()
+        self.in_flight += 1
+        try:
+            yield
         finally:
             self.in_flight -= 1
+
+    async def continued(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """One of the requests for which there is a `place`: as `stream`, but neither counted nor observed."""
+        async with aclosing(self._timed(prompt_ids, params, None, observed=False)) as outputs:
+            async for output in outputs:
+                yield output
+
+    def observe(self, output: TokenOutput, seconds: float, first: bool) -> None:
+        """Tell the observers of an output that took `seconds`."""
+        for observe in self.observers:
+            observe(output, seconds, first)
 
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing more and wait for what is in flight; True when all of it ended in time."""
@@ -117,7 +139,11 @@ class Generator:
         return self.in_flight == 0
 
     async def _timed(
-        self, prompt_ids: Sequence[int], params: SamplingParams, draft_sources: DraftSources | None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        draft_sources: DraftSources | None,
+        observed: bool = True,
     ) -> AsyncGenerator[TokenOutput, None]:
         """The engine's outputs under the two time limits."""
         limits = self.settings
@@ -143,8 +169,8 @@ class Generator:
                         hint="The log says why; try again.",
                     ) from error
                 now = time.monotonic()
-                for observe in self.observers:
-                    observe(output, now - last, first)
+                if observed:
+                    self.observe(output, now - last, first)
                 first, last = False, now
                 yield output
 

@@ -47,11 +47,11 @@ class Timing:
         self.tokens = tokens
 
 
-def random_llama(max_length: int) -> LlamaForCausalLM:
+def random_llama(max_length: int, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     """A Llama of 27 M parameters with seeded random weights: 8 layers, 8 query and 4 KV heads of 64, float32."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=512,
         intermediate_size=1536,
         num_hidden_layers=8,

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.answering import Event, Question, collect, error_data
 from service.api.auth import Reader
+from service.api.documents import BoxModel
 from service.api.errors import problems
-from service.api.fields import CollectionName, DocumentId, Text
+from service.api.fields import CollectionName, DocumentId, Iterative, Knn, Text
 from service.api.health import Parts
 from service.api.search import Passage
 from service.api.sse import EventStream, event, first_item, unless_gone
@@ -35,12 +36,14 @@ class AnswerRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     question: Text = Field(min_length=1, max_length=20_000)
-    mode: Literal["auto", "long", "retrieval"] = "auto"
+    mode: Literal["auto", "long", "retrieval", "iterative"] = "auto"
     documents: list[DocumentId] = Field(
         [], max_length=100, description="Ids; none for the whole collection."
     )
     collection: CollectionName | None = None
     passages: int | None = Field(None, ge=1, le=100, description="Passages to retrieve.")
+    iterative: Iterative = Field(default_factory=Iterative, description="How mode iterative works.")
+    knn: Knn | None = Field(None, description="Decode with the kNN datastore of the documents; null: without.")
     stream: bool = False
     max_tokens: int | None = Field(None, ge=1, le=65536)
     temperature: float = Field(0.0, ge=0, le=2)
@@ -75,6 +78,7 @@ class CitationModel(BaseModel):
     label: int
     answer_start: int
     answer_end: int
+    boxes: list[BoxModel] = Field(description="Where a verified passage is printed, for a PDF.")
 
 
 class AnswerModel(BaseModel):
@@ -118,6 +122,8 @@ async def answer(
         collection=body.collection,
         owner=principal.owner,
         passages=body.passages,
+        iterative=body.iterative.options(),
+        knn=body.knn.options() if body.knn is not None else None,
     )
     events = runtime.answerer.answer(question, body.params(runtime.settings))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,9 +24,15 @@ from service.commands.context import (
 from service.commands.output import emit_json, emit_text, note, working
 
 if TYPE_CHECKING:
+    from retrieval.types import Mode
     from service.answering import Answer, Question
     from service.engine.request import SamplingParams
     from service.settings import Settings
+
+
+class Switch(StrEnum):
+    ON = "on"
+    OFF = "off"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +48,26 @@ def ask(
         typer.Option("--document", "-d", help="Answer from this id alone; may be repeated."),
     ] = None,
     collection: Collection = None,
-    mode: Annotated[str, typer.Option(help="auto, long (read whole) or retrieval.")] = "auto",
+    mode: Annotated[str, typer.Option(help="auto, long (read whole), retrieval or iterative.")] = "auto",
     passages: Annotated[int | None, typer.Option(min=1, max=100, help="Passages to retrieve.")] = None,
+    speculate: Annotated[
+        Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
+    ] = Switch.ON,
+    k: Annotated[int, typer.Option("--k", help="Mode iterative: tokens between searches.")] = 4,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Mode iterative and --knn: guesses to one verification; default: as pays best."),
+    ] = None,
+    retriever: Annotated[str, typer.Option(help="Mode iterative: hybrid, dense or sparse.")] = "hybrid",
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Decode with the documents' datastore (folio index build --knn).")
+    ] = False,
+    knn_k: Annotated[int, typer.Option(help="--knn: neighbours of a token.")] = 64,
+    knn_weight: Annotated[float, typer.Option(help="--knn: share of the neighbours, 0 to 1.")] = 0.25,
+    knn_temperature: Annotated[float, typer.Option(help="--knn: of the neighbours' distances.")] = 100.0,
+    knn_probes: Annotated[
+        int | None, typer.Option(help="--knn: lists of the datastore looked at; default: every entry.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
@@ -57,15 +82,28 @@ def ask(
     settings = settings_of(
         context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention
     )
+    from retrieval.knn import KnnOptions
     from service.engine.request import SamplingParams
-    from service.evidence import Question
+    from service.evidence import IterativeOptions, Question
 
     params = SamplingParams(
         max_tokens=max_tokens or settings.answer_tokens,
         temperature=temperature,
         seed=seed,
     )
-    asked = Question(question, mode, tuple(document or ()), collection, LOCAL_OWNER, passages)
+    iterative = IterativeOptions(speculate is Switch.ON, k, stride, retriever=cast("Mode", retriever))
+    asked = Question(
+        question,
+        mode,
+        tuple(document or ()),
+        collection,
+        LOCAL_OWNER,
+        passages,
+        iterative=iterative,
+        knn=KnnOptions(knn_k, knn_weight, knn_temperature, speculate is Switch.ON, stride, knn_probes)
+        if knn
+        else None,
+    )
     answer = asyncio.run(_answer(settings, asked, params, show=not as_json))
     if as_json:
         emit_json({key: value for key, value in asdict(answer).items() if key != "results"})

@@ -128,6 +128,7 @@ class ScriptedEngine:
         self.loaded = SimpleNamespace(tokenizer_fingerprint="scripted")
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
+        self.ends: dict[str, str] = {}
         self.failure: Exception | None = None
 
     @property
@@ -137,6 +138,7 @@ class ScriptedEngine:
     def add_request(self, prompt_ids: list[int], params: Any, request_id: str, *_: Any) -> str:
         ids = self.tokenizer.encode(self.reply(self.tokenizer.decode(prompt_ids)), add_special_tokens=False)
         self.running[request_id] = ids[: params.max_tokens]
+        self.ends[request_id] = "stop" if len(ids) <= params.max_tokens else "length"
         self.counts[request_id] = (len(prompt_ids), len(self.running[request_id]))
         return request_id
 
@@ -165,7 +167,12 @@ class ScriptedEngine:
             }
             outputs.append(
                 TokenOutput(
-                    request_id, now, self.tokenizer.decode(now), done, "stop" if done else None, stats
+                    request_id,
+                    now,
+                    self.tokenizer.decode(now),
+                    done,
+                    self.ends[request_id] if done else None,
+                    stats,
                 )
             )
             if done:

@@ -93,6 +93,7 @@ def _question(turns: list[dict[str, str]], options: FolioOptions, principal: Pri
         owner=principal.owner,
         passages=options.passages,
         history=tuple(turn for turn in turns[:-1] if turn["role"] != "system"),
+        iterative=options.iterative.options(),
     )
 
 

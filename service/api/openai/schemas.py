@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.api.fields import CollectionName, DocumentId, Text
+from service.api.fields import CollectionName, DocumentId, Iterative, Text
 from service.engine.request import SamplingParams
 
 MAX_MESSAGES = 1000
@@ -31,8 +31,9 @@ class FolioOptions(Strict):
 
     collection: CollectionName | None = None
     documents: list[DocumentId] = Field([], max_length=100)
-    mode: Literal["auto", "long", "retrieval"] = "auto"
+    mode: Literal["auto", "long", "retrieval", "iterative"] = "auto"
     passages: int | None = Field(None, ge=1, le=100)
+    iterative: Iterative = Field(default_factory=Iterative)
 
 
 class TextPart(Strict):

@@ -1,0 +1,343 @@
+"""Iterative retrieval, sequential against speculative (RaLMSpec, 2401.14021), by wall clock over many passages.
+
+Every row is a model and a retriever. Every question is answered by the sequential loop and by every way of
+speculating, in turn, each beginning with an empty prefix cache, and all must give the same token ids. The knowledge
+base is windows over the documents of this machine, embedded once (``_passages``). A run may be cut into pieces: with a
+time limit it stops in good order, and ``--resume`` goes on with what the result file has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from eval.bench._beside_transformers import random_llama
+from eval.bench._passages import KnowledgeBase, cache_folder, knowledge_base
+from eval.errors import EvalError
+from eval.results import RESULTS, report_result
+from retrieval.batching import Batcher
+from retrieval.dense import DenseIndex
+from retrieval.embedding import SentenceEmbedder
+from retrieval.retrievers import DenseRetriever, SparseRetriever
+from retrieval.sparse import SparseIndex, terms
+from retrieval.speculation import IterativeRetrieval, Retriever, SpeculationOptions
+from retrieval.types import Hit
+from service.engine.async_engine import AsyncEngine
+from service.engine.engine import Engine, EngineConfig
+from service.engine.loading import load_model, prepare
+from service.engine.request import SamplingParams
+from service.evidence import IterativeOptions, Question
+from service.generation import Generator
+from service.iterative import QueryText, StrideWriter
+from service.reader.layout import ReaderLayout
+from service.settings import EMBEDDED, load_settings
+
+MODELS = (EMBEDDED, "llama-27m")
+TARGETS = {"flat": 2.39, "hnsw": 1.39, "bm25": 1.77}
+"""the best of the paper's means for exact dense, approximate dense and sparse retrieval"""
+OF_CEILING = 0.85
+PREFETCH = {"flat": 256, "hnsw": 16, "bm25": 64}
+"""chunks a search brings to the cache; 16 leaves an HNSW search as deep as it is for the best chunk alone"""
+FIXED = (1, 2, 4, 8)
+"""strides that OS³ is compared with"""
+MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of writing: sequential, or speculative with these options."""
+
+    name: str
+    options: SpeculationOptions
+    speculate: bool = True
+
+
+def ways(prefetch: int, sweep: bool) -> list[Way]:
+    """All ways that one question is answered in, the sequential one first."""
+    found = [
+        Way("sequential", SpeculationOptions(prefetch=prefetch), speculate=False),
+        Way("os3", SpeculationOptions(prefetch=prefetch, overlap=False)),
+        Way("os3_overlap", SpeculationOptions(prefetch=prefetch, overlap=True)),
+    ]
+    return found + [Way(f"s{s}", SpeculationOptions(s, prefetch=prefetch, overlap=False)) for s in FIXED if sweep]
+
+
+@dataclass
+class Record:
+    """One question answered in one way."""
+
+    seconds: float
+    tokens: list[int]
+    figures: dict[str, Any]
+
+
+class Base:
+    """The passages as a library gives them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def hits(self, ids: Sequence[int], owner: str) -> list[Hit]:
+        """See ``Library.hits``."""
+        return [Hit(i, str(i), str(i), 0, len(self._texts[i]), 1, 0.0, self._texts[i]) for i in ids]
+
+
+class Bench:
+    """One model over one knowledge base."""
+
+    def __init__(self, model: str, base: KnowledgeBase, tokens: int, k: int, drafter: str) -> None:
+        self.base = Base(base.texts)
+        self.params = SamplingParams(max_tokens=tokens, ignore_eos=True, drafter=drafter, attention="dense")
+        self.iterative = IterativeOptions(k=k)
+        loaded = load_model(EMBEDDED, "float32", "cpu", MAX_LENGTH)
+        if model != EMBEDDED:
+            random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
+            loaded = prepare(model, random, loaded.tokenizer, MAX_LENGTH)
+        self.engine = AsyncEngine(Engine(loaded, EngineConfig(kv_memory=256 << 20)))
+        self.generator = Generator(self.engine, load_settings())
+        self.layout = ReaderLayout(loaded.tokenizer)
+
+    async def answer(self, question: str, retriever: Retriever, way: Way) -> Record:
+        """One question, from an empty prefix cache."""
+        await self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages)))
+        asked = Question(question, mode="iterative", iterative=self.iterative)
+        writer = StrideWriter(asked, self.params, self.base, self.layout, self.generator)
+        text = QueryText(question, self.iterative.query_tokens, self.engine.engine.tokenizer)
+        loop = IterativeRetrieval(retriever, writer.write, text, way.options)
+        began = time.perf_counter()
+        await loop.begin()
+        async for _ in loop.speculative() if way.speculate else loop.sequential():
+            pass
+        seconds = time.perf_counter() - began
+        reused = writer.reused_tokens / writer.prompt_tokens
+        return Record(seconds, loop.tokens, loop.figures() | {"reused_share": reused})
+
+
+@dataclass
+class Row:
+    """The figures of one model and retriever, question by question."""
+
+    model: str
+    retriever: str
+    prefetch: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """by way, a question each; the sweep may have fewer"""
+    figures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    different: list[str] = field(default_factory=list)
+    """question and way whose tokens were not those of the sequential loop"""
+
+    @property
+    def done(self) -> int:
+        return len(self.seconds.get("sequential", []))
+
+    def add(self, question: str, records: dict[str, Record]) -> None:
+        expected = records["sequential"].tokens
+        for name, record in records.items():
+            self.seconds.setdefault(name, []).append(record.seconds)
+            self.figures.setdefault(name, []).append(record.figures)
+            if record.tokens != expected:
+                self.different.append(f"{name}: {question}")
+
+    def summary(self) -> dict[str, Any]:
+        """Ratios of the sums over questions that both sides answered."""
+        plain = self.figures["sequential"]
+        share = sum(f["search_ms"] for f in plain) / sum(f["total_ms"] for f in plain)
+        ceiling = 1 / (1 - share)
+        speed = {name: self._speed_up(name) for name in self.seconds if name != "sequential"}
+        best = max(speed["os3"], speed["os3_overlap"])
+        swept = {name: self._speed_up(name) for name in speed if name.startswith("s")}
+        sweep_size = min((len(self.seconds[name]) for name in swept), default=0)
+        target = TARGETS.get(self.retriever)
+        wanted = OF_CEILING * ceiling if target is None or target > ceiling else target
+        return {
+            "model": self.model,
+            "retriever": self.retriever,
+            "questions": self.done,
+            "prefetch": self.prefetch,
+            "same_token_ids": not self.different,
+            "retrieval_share": share,
+            "amdahl_ceiling": ceiling,
+            "speedup": best,
+            "share_of_ceiling": best / ceiling,
+            "target": target,
+            "wanted": wanted,
+            "reached": best >= wanted,
+            "speedups": speed,
+            "async_gain": speed["os3_overlap"] / speed["os3"],
+            "os3_of_best_fixed": self._os3_of_best(list(swept), sweep_size) if swept else None,
+            "sweep_questions": sweep_size,
+            "sequential_ms_per_stride": 1e3 * sum(self.seconds["sequential"]) / sum(f["strides"] for f in plain),
+            "search_ms": median(f["search_ms"] / f["searches"] for f in plain),
+            "os3": self._medians("os3"),
+            "os3_overlap": self._medians("os3_overlap"),
+        }
+
+    def _speed_up(self, name: str) -> float:
+        theirs = self.seconds[name]
+        return sum(self.seconds["sequential"][: len(theirs)]) / sum(theirs)
+
+    def _os3_of_best(self, swept: Sequence[str], count: int) -> float:
+        """OS³'s speed as a share of the best fixed stride's, without overlap, on the questions of the sweep."""
+        return min(sum(self.seconds[name][:count]) for name in swept) / sum(self.seconds["os3"][:count])
+
+    def _medians(self, name: str) -> dict[str, float]:
+        known = ("acceptance", "a_ms", "b_ms", "gamma", "mean_stride", "strides_written", "searches", "reused_share")
+        rows = self.figures[name]
+        return {key: median(f[key] for f in rows) for key in known if all(f[key] is not None for f in rows)}
+
+
+def make_retriever(name: str, base: KnowledgeBase, home: Path) -> Retriever:
+    """The retriever of that name; indexes that take long to build are kept in ``home``."""
+    count = len(base.texts)
+    if name == "bm25":
+        path = home / f"bm25-{count}.npz"
+        if not path.is_file():
+            built = SparseIndex.build([terms(text) for text in base.texts])
+            with path.open("wb") as file:
+                built.write(file.write)
+        return SparseRetriever(SparseIndex.read(path))
+    embedder = SentenceEmbedder()
+    encoding: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
+    return DenseRetriever(_dense_index(name, base, home), lambda texts: np.stack([encoding(text) for text in texts]))
+
+
+def _dense_index(name: str, base: KnowledgeBase, home: Path) -> DenseIndex:
+    factory = {"flat": "IDMap2,Flat", "hnsw": "IDMap2,HNSW32"}[name]
+    ids = np.arange(len(base.texts), dtype=np.int64)
+    if name == "flat":
+        return DenseIndex.build(ids, np.ascontiguousarray(base.vectors), factory)
+    path = home / f"{name}-{len(ids)}.faiss"
+    if not path.is_file():
+        built = DenseIndex.build(ids, np.ascontiguousarray(base.vectors), factory)
+        with path.open("wb") as file:
+            built.write(file.write)
+    return DenseIndex.read(path)
+
+
+def read_questions(path: Path | None, base: KnowledgeBase, count: int) -> list[str]:
+    """``count`` questions: of a file of JSON lines (``question``, or the first of ``turns``), else about passages.
+
+    Raises:
+        EvalError: the file has too few.
+    """
+    if path is None:
+        rows = np.random.default_rng(0).choice(len(base.texts), size=count, replace=False)
+        return [f"What is said about {' '.join(base.texts[row].split()[:12])}?" for row in rows]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    chosen = [line for line in lines if line.get("category", "qa") == "qa"]
+    found = [line.get("question") or (line.get("turns") or [""])[0] for line in chosen]
+    if len(found) < count:
+        raise EvalError(f"{path} has {len(found)} questions, {count} are wanted", hint="Ask for fewer --questions.")
+    return found[:count]
+
+
+def run(
+    passages: int = 200_000,
+    text: Sequence[Path] = (),
+    questions: int = 30,
+    questions_file: Path | None = None,
+    tokens: int = 64,
+    k: int = 4,
+    models: Sequence[str] = MODELS,
+    retrievers: Sequence[str] = tuple(TARGETS),
+    drafter: str = "prompt_lookup",
+    sweep: int = 10,
+    seconds: float = float("inf"),
+    earlier: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure the rows that are named until the time is up.
+
+    Args:
+        text: folders to take passages from, besides where documents lie on most machines.
+        sweep: questions on which OS³ is compared with fixed strides.
+        earlier: the ``measured`` of an earlier result, to go on with.
+    """
+    deadline = time.monotonic() + seconds
+    home = cache_folder()
+    base = knowledge_base(passages, text, home)
+    asked = read_questions(questions_file, base, questions)
+    rows = {name: Row(**row) for name, row in (earlier or {}).items()}
+    for model, retriever in ((m, r) for r in retrievers for m in models):
+        row = rows.setdefault(f"{model}/{retriever}", Row(model, retriever, PREFETCH[retriever]))
+        if row.done >= questions or time.monotonic() > deadline:
+            continue
+        bench = Bench(model, base, tokens, k, drafter)
+        asyncio.run(_measure(bench, row, make_retriever(retriever, base, home), asked, sweep, deadline))
+    return {
+        "passages": passages,
+        "passage_words_mean": sum(len(t.split()) for t in base.texts) / passages,
+        "tokens": tokens,
+        "k": k,
+        "drafter": drafter,
+        "rows": {name: row.summary() for name, row in rows.items() if row.done},
+        "measured": {name: vars(row) for name, row in rows.items()},
+    }
+
+
+async def _measure(
+    bench: Bench, row: Row, retriever: Retriever, questions: Sequence[str], sweep: int, deadline: float
+) -> None:
+    await bench.engine.start()
+    try:
+        for way in ways(row.prefetch, sweep=False):  # compiles and warms what the first question would pay for
+            await bench.answer("What is a warm-up?", retriever, way)
+        for number, question in _left(questions, row.done, deadline):
+            found = ways(row.prefetch, sweep=number < sweep)
+            turned = found[number % len(found) :] + found[: number % len(found)]
+            row.add(question, {way.name: await bench.answer(question, retriever, way) for way in turned})
+    finally:
+        await bench.engine.stop()
+
+
+def _left(questions: Sequence[str], done: int, deadline: float) -> Iterator[tuple[int, str]]:
+    for number in range(done, len(questions)):
+        if time.monotonic() > deadline:
+            return
+        yield number, questions[number]
+
+
+def command(
+    passages: Annotated[int, typer.Option(min=1000, help="Passages of the knowledge base.")] = 200_000,
+    text: Annotated[list[Path] | None, typer.Option(help="A folder to take passages from; may be repeated.")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Questions of each row.")] = 30,
+    questions_file: Annotated[Path | None, typer.Option(help="JSON lines with `question` or `turns`.")] = None,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens generated for each.")] = 64,
+    k: Annotated[int, typer.Option("--k", min=1, help="Tokens between searches.")] = 4,
+    model: Annotated[list[str] | None, typer.Option(help="embedded or llama-27m; default both.")] = None,
+    retriever: Annotated[list[str] | None, typer.Option(help="flat, hnsw or bm25; default all.")] = None,
+    drafter: Annotated[str, typer.Option(help="Drafter within a stride, on both sides.")] = "prompt_lookup",
+    sweep: Annotated[int, typer.Option(min=0, help="Questions on which fixed strides are tried.")] = 10,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Begin no question after so long.")] = 1e6,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the result file.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Iterative retrieval: sequential against speculative, over a large knowledge base."""
+    earlier = None
+    if resume:
+        with suppress(FileNotFoundError):
+            earlier = json.loads((output or RESULTS / "ralm.json").read_text(encoding="utf-8"))["figures"]["measured"]
+    chosen_models, chosen_retrievers = tuple(model or MODELS), tuple(retriever or TARGETS)
+    _check("model", chosen_models, MODELS)
+    _check("retriever", chosen_retrievers, tuple(TARGETS))
+    figures = run(
+        passages, text or (), questions, questions_file, tokens, k, chosen_models, chosen_retrievers, drafter, sweep,
+        60 * minutes, earlier,
+    )  # fmt: skip
+    report_result("ralm", figures, as_json=as_json, output=output)
+
+
+def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise EvalError(f"there is no {what} {name!r}", hint=f"Choose of {', '.join(known)}.", param=what)
