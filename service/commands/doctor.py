@@ -101,8 +101,10 @@ def _kernels(settings: Settings) -> list[Finding]:
 
     device = device_of(settings)
     name = dtype_of(settings, device)
-    kernels = select_kernels(torch.device(device), DTYPES[name], settings.attention_backend)
-    findings = [Finding("attention", *_about_kernels(kernels.name, device, name, settings.attention_backend))]
+    own = select_kernels(torch.device(device), DTYPES[name], "own").name
+    both = select_kernels(torch.device(device), DTYPES[name], settings.attention_backend).name
+    whole = both.removeprefix(own).removeprefix("+")
+    findings = [Finding("attention", *_about_kernels(own, whole, device, name, settings.attention_backend))]
     if device.startswith("cuda"):
         graphs = "captured at the start" if settings.cuda_graphs else "off (FOLIO_CUDA_GRAPHS)"
         if settings.tensor_parallel > 1:
@@ -113,9 +115,8 @@ def _kernels(settings: Settings) -> list[Finding]:
     return [*findings, Finding("search", "ok", f"FAISS on {settings.search_device}")]
 
 
-def _about_kernels(kernels: str, device: str, dtype: str, backend: str) -> tuple[str, str]:
-    """State and detail of the attention kernels' finding."""
-    own, _, whole = kernels.partition("+")
+def _about_kernels(own: str, whole: str, device: str, dtype: str, backend: str) -> tuple[str, str]:
+    """State and detail of the attention kernels' finding; ``whole``: who attends long dense runs, if not ``own``."""
     if own == "torch" and device.startswith("cuda"):
         return "bad", "plain torch, many times slower: triton is not installed (pip install triton)"
     if own == "torch" and dtype == "float32":
@@ -126,7 +127,7 @@ def _about_kernels(kernels: str, device: str, dtype: str, backend: str) -> tuple
         "torch": f"plain torch: the C++ kernels are for float32, this is {dtype}",
     }
     if not whole:
-        return "ok", f"{kernels}: {reasons[own]}"
+        return "ok", f"{own}: {reasons[own]}"
     chosen = "chosen (FOLIO_ATTENTION_BACKEND)" if backend != "auto" else "the best that is installed"
     return "ok", f"{own}: {reasons[own]}; long dense runs by {whole}, {chosen}"
 

@@ -273,7 +273,7 @@ def _ragged_kernel(
         )
         visible = wanted[:, None] & present[None, :]
         if TREE:
-            is_tree = tree >= 0
+            is_tree = (tree + tl.zeros([BLOCK_N], tl.int64))[None, :] >= 0
             ancestors = TREES + tree + (local[:, None] * length + key[None, :])  # n * n fits 32 bits
             of_tree = tl.load(ancestors, mask=visible & is_tree, other=0) != 0
             visible = visible & tl.where(is_tree, of_tree, key[None, :] <= local[:, None])
