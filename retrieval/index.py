@@ -16,11 +16,13 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
+from retrieval import shared_generations
 from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.failpoints import failpoint
 from retrieval.generation import DocumentKey, Generation, GenerationContent, load_generation, sweep, write_generation
 from retrieval.snapshot import Segment, Snapshot
 from retrieval.sparse import SparseSegment, terms
+from retrieval.store.blobs import RemoteBlobs
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
 from retrieval.store.tables import chunks, embedders, embeddings, index_generations, journal, now, versions
@@ -52,8 +54,10 @@ class Index:
         embedder_id: int,
         fingerprint: str,
         beside: bool = False,
+        remote: RemoteBlobs | None = None,
     ) -> None:
-        """beside: of an embedder to which the library is yet to be switched."""
+        """beside: of an embedder to which the library is yet to be switched; remote: where generations are shared."""
+        self._remote = remote
         self._database = database
         self._folder = folder
         self._lease = lease
@@ -102,6 +106,8 @@ class Index:
             if content is None:
                 return IndexReport(0, 0, 0, time.perf_counter() - started, built=False)
             name, manifest_hash = write_generation(self._folder, content)
+            if self._remote is not None:
+                shared_generations.publish(self._remote, self._folder / name)
             failpoint("generation.before_sql")
             number = self._name_in_sql(name, manifest_hash, content)
             failpoint("generation.after_sql")
@@ -179,8 +185,12 @@ class Index:
                 .order_by(index_generations.c.id.desc())
             ).all()
         self._passed_over = max((row.id for row in rows), default=0)
+        if self._remote is not None:
+            shared_generations.tidy(self._folder, {row.folder for row in rows})
         for row in rows:
             try:
+                if self._remote is not None:
+                    shared_generations.fetch(self._remote, self._folder, row.folder)
                 return load_generation(self._folder / row.folder, row.id, row.manifest_sha256)
             except IndexCorrupt as error:
                 self._corrupt.add(row.id)
@@ -264,6 +274,8 @@ class Index:
         self._corrupt.clear()
         failpoint("generation.before_sweep")
         sweep(self._folder, kept)
+        if self._remote is not None:
+            shared_generations.forget(self._remote, kept)
 
 
 def _vectors(rows: Sequence[sa.Row]) -> np.ndarray:  # type: ignore[type-arg]

@@ -6,7 +6,6 @@ after the last file that was done.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +16,9 @@ import structlog
 
 from retrieval.errors import Cancelled, LeaseLost, StoreBusy
 from retrieval.failpoints import failpoint
-from retrieval.files import in_words, sync_folder, write_synced
 from retrieval.ingestion import Source, clean_name
 from retrieval.store import jobs as store
+from retrieval.store.blobs import Blobs
 from retrieval.store.database import Database
 from retrieval.store.documents import new_id
 from retrieval.types import IngestResult, Job, Progress, ProgressCallback, Upload
@@ -39,9 +38,9 @@ IngestOne = Callable[[Source, str, str, ProgressCallback, Callable[[], bool]], I
 class JobQueue:
     """Background ingestion of one library: any number of submitters, any number of workers."""
 
-    def __init__(self, database: Database, folder: Path, ingest_one: IngestOne) -> None:
+    def __init__(self, database: Database, blobs: Blobs, ingest_one: IngestOne) -> None:
         self._database = database
-        self._folder = folder
+        self._blobs = blobs
         self._ingest_one = ingest_one
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -50,15 +49,10 @@ class JobQueue:
     def submit(self, files: Sequence[Upload], collection: str, owner: str) -> Job:
         """Store the uploads and queue their ingest; both are on the disk when this returns."""
         job = new_id()
-        folder = self._folder / job
         stored = []
-        with in_words():
-            folder.mkdir(parents=True)
-            for number, upload in enumerate(files):
-                write_synced(folder / str(number), lambda sink, data=upload.data: sink(data))  # type: ignore[misc]
-                stored.append({"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)})
-            sync_folder(folder)
-            sync_folder(self._folder)
+        for number, upload in enumerate(files):
+            self._blobs.put(f"uploads/{job}/{number}", upload.data)
+            stored.append({"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)})
         failpoint("job.uploaded")
         with self._database.write() as connection:
             store.insert(connection, job, owner, "ingest", {"collection": collection, "files": stored})
@@ -135,7 +129,7 @@ class JobQueue:
         beat = _Heartbeat(self._database, row.id, me, self._stop)
         done = len(row.results)
         for entry in row.payload["files"][done:]:
-            source = Source(entry["name"], self._folder / row.id / entry["file"])
+            source = self._source(row.id, entry)
             try:
                 result = self._ingest_one(source, row.payload["collection"], row.owner, beat.report, beat.should_stop)
             except (Cancelled, LeaseLost):
@@ -179,13 +173,22 @@ class JobQueue:
         """Remove uploads that no unfinished job needs (a failed job can then no longer be tried again)."""
         with self._database.read() as connection:
             needed = store.unfinished(connection)
-        for folder in self._folder.glob("*"):
+        for name in self._blobs.names("uploads"):
             # an upload in the making has no row yet
-            if folder.name not in needed and time.time() - folder.stat().st_mtime > UPLOAD_GRACE_S:
-                self._drop_uploads(folder.name)
+            if name.split("/")[1] not in needed and self._blobs.age_s(name) > UPLOAD_GRACE_S:
+                self._blobs.remove(name)
+
+    def _source(self, job: str, entry: dict[str, Any]) -> Source:
+        """The file of a job; one that is gone is refused by name, as any other that cannot be read."""
+        name = f"uploads/{job}/{entry['file']}"
+        try:
+            return Source(entry["name"], self._blobs.get(name))
+        except KeyError:
+            return Source(entry["name"], Path(name))
 
     def _drop_uploads(self, job: str) -> None:
-        shutil.rmtree(self._folder / job, ignore_errors=True)
+        for name in list(self._blobs.names(f"uploads/{job}")):
+            self._blobs.remove(name)
 
 
 class _Heartbeat:

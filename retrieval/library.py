@@ -42,6 +42,7 @@ from retrieval.searching import Searcher, SearchRequest
 from retrieval.shelf import DEFAULT_OWNER, Shelf
 from retrieval.store import documents as store
 from retrieval.store import embedders as embedder_store
+from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
@@ -69,16 +70,23 @@ class Library(Shelf):
     """Documents, their text, and an index over them, in one home folder. Make one with ``Library.open``."""
 
     def __init__(
-        self, home: Path, database: Database, embedder: Embedder, limits: Limits, chunking: ChunkingOptions
+        self,
+        home: Path,
+        database: Database,
+        embedder: Embedder,
+        limits: Limits,
+        chunking: ChunkingOptions,
+        blobs: Blobs,
     ) -> None:
-        super().__init__(database, Originals(home / "files"), Sandbox(replace(limits, parse_seconds=VIEW_S)))
+        super().__init__(database, Originals(blobs), Sandbox(replace(limits, parse_seconds=VIEW_S)))
         self.home = home
         self.embedder = embedder
         self.limits = limits
         self.chunking = chunking
         self._lease = WriterLease(database, home)
         self._sandbox = Sandbox(limits)
-        self.jobs = JobQueue(database, home / "uploads", self._ingest_one)
+        self._blobs = blobs
+        self.jobs = JobQueue(database, blobs, self._ingest_one)
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._opening = threading.RLock()
         self._index: Index | None = None
@@ -94,6 +102,7 @@ class Library(Shelf):
         database_url: str | None = None,
         embedder: str | os.PathLike[str] | Embedder | None = None,
         *,
+        blobs: str | None = None,
         limits: Limits | None = None,
         chunking: ChunkingOptions | None = None,
     ) -> Library:
@@ -102,6 +111,7 @@ class Library(Shelf):
         Args:
             database_url: SQLAlchemy's; None for the SQLite file ``folio.db`` in ``home``.
             embedder: None or ``minilm`` for the packaged MiniLM, a folder, a hub id, or an ``Embedder``.
+            blobs: address of the store of files, uploads and index generations (fsspec); None for ``home``.
 
         The model and the index are loaded when first needed; ``warm_up`` loads them now.
         Errors: StoreUnavailable, UnknownEmbedder.
@@ -112,9 +122,9 @@ class Library(Shelf):
         except OSError as error:
             raise StoreUnavailable(f"cannot make the data folder {folder}: {error.strerror}; choose another") from error
         model = make_embedder(Path(embedder) if isinstance(embedder, os.PathLike) else embedder)
-        return cls(
-            folder, Database.open(folder, database_url), model, limits or Limits(), chunking or ChunkingOptions()
-        )
+        kept = open_blobs(folder, blobs)
+        database = Database.open(folder, database_url)
+        return cls(folder, database, model, limits or Limits(), chunking or ChunkingOptions(), kept)
 
     def warm_up(self) -> None:
         """Load the index and the embedding model, so that the first search is not the slow one."""
@@ -420,7 +430,8 @@ class Library(Shelf):
 
     def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
         folder, fingerprint = self.home / "index", self.embedder.fingerprint
-        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, beside)
+        remote = self._blobs if isinstance(self._blobs, RemoteBlobs) else None
+        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, beside, remote)
         index.tokenizer = self._tokenizer
         return index
 

@@ -12,7 +12,6 @@ import structlog
 from retrieval.embedding import Embedder
 from retrieval.errors import IndexCorrupt
 from retrieval.failpoints import failpoint
-from retrieval.files import sha256_of
 from retrieval.generation import check_files
 from retrieval.progress import ProgressMeter
 from retrieval.snapshot import Snapshot
@@ -148,6 +147,5 @@ def _embedding_problems(connection: sa.Connection, embedder_id: int) -> Iterator
 
 def _original_problems(connection: sa.Connection, originals: Originals) -> Iterator[str]:
     for row in connection.execute(sa.select(versions.c.sha256, versions.c.document_id).distinct()):
-        path = originals.path(row.sha256)
-        if not path.is_file() or sha256_of(path) != row.sha256:
+        if not originals.sound(row.sha256):
             yield f"the file of document {row.document_id} is missing or altered; its text is safe; ingest it again"

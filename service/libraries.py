@@ -16,7 +16,9 @@ def open_library(settings: Settings) -> Library:
     InvalidRequest where search on a GPU is asked for and not possible.
     """
     gpu_clone.enable(settings.search_device == "cuda")
-    return Library.open(settings.home, settings.database_url or None, embedder_of(settings))
+    return Library.open(
+        settings.home, settings.database_url or None, embedder_of(settings), blobs=settings.blobs or None
+    )
 
 
 def embedder_of(settings: Settings) -> str | Path:

@@ -45,6 +45,11 @@ class Settings(BaseSettings):
         "",
         description="SQLAlchemy URL, as postgresql+psycopg://…; empty for SQLite in the data folder.",
     )
+    blobs: str = Field(
+        "",
+        description="Store of files, uploads and index generations for several machines, as s3://bucket/folio; "
+        "empty for the data folder.",
+    )
     embedder: str = Field(
         "minilm", description="Embedding model: minilm (packaged), a folder, or a hub id."
     )
