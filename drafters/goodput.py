@@ -20,6 +20,7 @@ _FORGET = 0.98
 _RIDGE = 1e-3
 _SETTLING = 32  # steps after which the fit moves so slowly that it is renewed in one of _REFIT
 _REFIT = 8
+_SLACK = 0.02  # the best size lies on a flat top; more nodes teach more and save steps
 _UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
 
@@ -86,14 +87,19 @@ def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
     return np.zeros(len(moment))
 
 
-def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0) -> tuple[int, float]:
+def best_budget(
+    scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, slack: float = 0.0
+) -> tuple[int, float]:
     """How many nodes to verify, and the tokens per second expected of it.
 
-    scores [n] path scores in descending order; times [>= n + 1] seconds of a step with 0, 1, … nodes.
+    scores [n] path scores in descending order; times [>= n + 1] seconds of a step with 0, 1, … nodes. With `slack`
+    the most nodes whose rate is within that share of the best; none still if none is best.
     """
     expected = 1.0 + np.concatenate([[0.0], np.cumsum(scores)])
     rate = expected / np.maximum(times[: len(expected)] + drafting, 1e-9)
     best = int(np.argmax(rate))
+    if best and slack:
+        best = int(np.flatnonzero(rate >= (1 - slack) * rate[best])[-1])
     return best, float(rate[best])
 
 
@@ -120,7 +126,7 @@ class Goodput:
         if not self._profile.ready:
             return tree.trim(_UNMEASURED)
         times = self._profile.step_times(state.batch_size, len(state.tokens), len(tree))
-        nodes, _ = best_budget(np.sort(tree.scores)[::-1], times)
+        nodes, _ = best_budget(np.sort(tree.scores)[::-1], times, slack=_SLACK)
         return tree.trim(nodes) if nodes else EMPTY
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:

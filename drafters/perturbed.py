@@ -1,9 +1,9 @@
 """argmax(logits / T + g) on a CPU, drawing the noise only where it could matter.
 
 The noise is that of `sampling.noise`, bit for bit up to the logarithms. Most tokens lie so far below the best score
-that no noise could lift them (it is below 37). The others are gone through by blocks: the noise grows with the random bits, so
-the largest logit of a block and the noise of its largest bits bound its scores. The logarithms are taken in the few
-blocks that remain.
+that no noise could lift them (it is below 37). The others are gone through by blocks: the noise grows with the random
+bits, so the largest logit of a block and the noise of its largest bits bound its scores. The logarithms are taken in
+the few blocks that remain.
 """
 
 from __future__ import annotations

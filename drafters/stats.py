@@ -22,8 +22,9 @@ class SourceCount:
 class DraftingStats:
     """Counts and seconds; `add` sums requests.
 
-    starting_seconds is what `start` took: an index built, a draft prompt prefilled. steps counts verified
-    forwards, emitted the tokens they gave (bonus tokens included); failures counts drafters that raised and were
+    starting_seconds is what `start` took: an index built, a draft prompt prefilled; drafting_seconds what guessing and
+    learning took, draft forwards included; verifying_seconds what choosing tokens, walking trees and moving KV took,
+    the target's forward not included. steps counts verified forwards, emitted the tokens they gave (bonus tokens included); failures counts drafters that raised and were
     switched off.
     """
 
@@ -33,6 +34,7 @@ class DraftingStats:
     emitted: int = 0
     starting_seconds: float = 0.0
     drafting_seconds: float = 0.0
+    verifying_seconds: float = 0.0
     failures: int = 0
     by_source: dict[str, SourceCount] = field(default_factory=dict)
 
@@ -64,6 +66,7 @@ class DraftingStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.starting_seconds += other.starting_seconds
         self.drafting_seconds += other.drafting_seconds
+        self.verifying_seconds += other.verifying_seconds
         for source, count in other.by_source.items():
             mine = self.by_source.setdefault(source, SourceCount())
             mine.drafted += count.drafted
@@ -80,6 +83,7 @@ class DraftingStats:
             "acceptance_rate": self.acceptance_rate,
             "starting_seconds": self.starting_seconds,
             "drafting_seconds": self.drafting_seconds,
+            "verifying_seconds": self.verifying_seconds,
             "failures": self.failures,
             "by_source": {
                 source: {"drafted": count.drafted, "accepted": count.accepted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,13 +105,22 @@ class Drafting:
         tree = part.tree or EMPTY
         cut = Verdict(verdict.path, tuple(emitted))
         if drafted.started:
+            began = time.perf_counter()
             wanted = drafted.drafter.needs_topk
             top = top_successors(logits, wanted) if wanted else None
+            drafted.drafter.stats.drafting_seconds += time.perf_counter() - began
             drafted.drafter.observe(drafted.state, tree, cut, top)
         return token_sources(tree, cut)
 
+    def count_verifying(self, step: Step, seconds: float) -> None:
+        """Put the time of a step's choices, walks and moved KV down to the requests that decoded in it, in equal
+        shares."""
+        sampling = [part.request.id for part in step.slices if part.samples]
+        for request_id in sampling:
+            self._requests[request_id].drafter.stats.verifying_seconds += seconds / len(sampling)
+
     def record(self, step: Step, seconds: float) -> None:
-        """Teach the machine profile the time of a step that decoded only."""
+        """Teach the machine profile the time of a step that decoded only, all that follows the guessing included."""
         if all(len(part.token_ids) == 1 for part in step.slices):
             rows = [part.num_rows for part in step.slices]
             self.resources.profile.record(rows, [part.start for part in step.slices], seconds)

@@ -47,7 +47,7 @@ from service.engine.request import (
 )
 from service.engine.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
-from service.engine.step import Step
+from service.engine.step import Slice, Step
 from service.engine.tensor_parallel import LeadingRunner, Load
 from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
 from sparse_attn.head_layout import HeadLayout
@@ -226,15 +226,18 @@ class Engine:
             self.drafting.propose(step)
             forwarded = time.perf_counter()
             forward = self.runner.run(step.slices)
+            verifying = time.perf_counter()
             verdicts = self._verify(step, forward)
-            forward_s = time.perf_counter() - forwarded
+            verified = time.perf_counter()
+            forward_s = verified - forwarded
         except Exception as error:  # whatever the model raises fails this step's requests, not the engine
             self.scheduler.rollback(step)
             log.exception("step failed", requests=[p.request.id for p in step.slices])
             return outputs + [self._fail(p.request, error) for p in step.slices]
+        self.drafting.count_verifying(step, verified - verifying)
         self.scheduler.commit(step, verdicts, self._is_stop)
         outputs += self._collect(step, verdicts, forward)
-        self.drafting.record(step, forward_s)
+        self.drafting.record(step, time.perf_counter() - forwarded)
         self.totals.steps += 1
         self.totals.forward_s += forward_s
         self.totals.step_s += time.perf_counter() - started
@@ -388,12 +391,12 @@ class Engine:
             positions += [part.start + len(part.token_ids) + depth for depth in depths]
         for part, first in sampling:
             if self.drafting.is_lossy(part.request):
-                rows = slice(first, first + part.num_rows - len(part.token_ids) + 1)
+                rows = _rows(part, first)
                 forward.logits[rows] = self.drafting.adjust(part, forward.logits[rows])
         choices = sample(forward.logits, RowKeys(params, positions)) if sampling else []
         verdicts = {}
         for part, first in sampling:
-            rows = slice(first, first + part.num_rows - len(part.token_ids) + 1)
+            rows = _rows(part, first)
             verdict = self.drafting.verify(part, forward.logits[rows], choices[rows])
             verdicts[part.request.id] = verdict
             if verdict.path:
@@ -422,8 +425,7 @@ class Engine:
             text = self._text(request, new_ids, before)
             new_ids = request.token_ids[before:]  # a stop string may have cut them
             request.steps += 1
-            rows = slice(first, first + part.num_rows - len(part.token_ids) + 1)
-            sources = self.drafting.observe(part, verdict, new_ids, forward.logits[rows])
+            sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
             output = TokenOutput(request.id, new_ids, text, sources=sources)
             if request.params.logprobs is not None:
                 output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
@@ -506,6 +508,11 @@ def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> Mode
         buckets = make_buckets(config.max_running)
         return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
     return ModelRunner(loaded.model, pool, config.attention_backend)
+
+
+def _rows(part: Slice, first: int) -> slice:
+    """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
+    return slice(first, first + part.num_rows - len(part.token_ids) + 1)
 
 
 def _join(parts: list[TokenOutput]) -> Generation:
