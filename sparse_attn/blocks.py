@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sparse_attn.errors import BlockIndexError
+from sparse_attn.host_values import host_list, on_device
 
 PAD = -1
 
@@ -143,7 +144,7 @@ class BlockIndex:
         cu_rows, block_seq, last = query_blocks(query_lens, q_offset, block_q, mask.device)
         if mask.shape[1] != len(block_seq):
             raise BlockIndexError(f"the mask has {mask.shape[1]} query blocks, the batch {len(block_seq)}")
-        offsets = torch.as_tensor(q_offset, dtype=torch.int32, device=mask.device)
+        offsets = on_device(q_offset, torch.int32, mask.device)
         counts, ids = compact(mask, last // block_k, width)
         return cls(counts, ids, cu_rows, block_seq, offsets, torch.zeros_like(offsets), block_q, block_k)
 
@@ -155,12 +156,12 @@ class BlockIndex:
 
         For decode, where the rows that share a page selection are a run.
         """
-        sizes = torch.as_tensor(run_lens, dtype=torch.int32, device=mask.device)
+        sizes = on_device(run_lens, torch.int32, mask.device)
         if mask.shape[1] != len(sizes):
             raise BlockIndexError(f"the mask has {mask.shape[1]} query blocks for {len(sizes)} runs of rows")
         cu_rows = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
         counts, ids = compact(mask, (q_offset + cu_rows[1:].long() - 1) // block_k, width)
-        offset = torch.tensor([q_offset], dtype=torch.int32, device=mask.device)
+        offset = on_device([q_offset], torch.int32, mask.device)
         seq = torch.zeros_like(sizes)
         return cls(counts, ids, cu_rows, seq, offset, torch.zeros_like(offset), max(run_lens, default=1), block_k)
 
@@ -235,8 +236,9 @@ class BlockIndex:
 
     def last_rows(self, count: int) -> BlockIndex:
         """The index of the last ``count`` rows of its only sequence, which see what they saw."""
-        skipped = int(self.cu_rows[-1]) - count
-        first = int((self.cu_rows[1:] <= skipped).sum())
+        ends = host_list(self.cu_rows)[1:]
+        skipped = ends[-1] - count
+        first = sum(end <= skipped for end in ends)
         return replace(
             self,
             counts=self.counts[:, first:],
@@ -342,9 +344,9 @@ def query_blocks(
             last.append(stop - 1)
             position = stop
     return (
-        torch.tensor(cu_rows, dtype=torch.int32, device=device),
-        torch.tensor(block_seq, dtype=torch.int32, device=device),
-        torch.tensor(last, dtype=torch.int64, device=device),
+        on_device(cu_rows, torch.int32, torch.device(device)),
+        on_device(block_seq, torch.int32, torch.device(device)),
+        on_device(last, torch.int64, torch.device(device)),
     )
 
 

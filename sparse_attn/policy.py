@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sparse_attn.blocks import PAD, BlockIndex
 from sparse_attn.errors import PolicyError
+from sparse_attn.host_values import on_device
 from sparse_attn.lifetimes import HeadGroups
 from sparse_attn.pages import best_pages, page_weights
 from sparse_attn.patterns import Dense, Pattern
@@ -189,19 +190,20 @@ class PlanStats:
         late_selections: page selections made for want of the interval's own (after a resumption).
     """
 
-    visited: float | Tensor = 0.0  # a tensor where the count is a GPU's, which only the reader waits for
-    causal: float = 0.0
+    visited: float | Tensor = 0.0  # tensors where the counts are a GPU's, for which only the reader waits
+    causal: float | Tensor = 0.0
     index_seconds: float = 0.0
     late_selections: int = 0
 
     @property
     def density(self) -> float:
-        return float(self.visited) / self.causal if self.causal else 1.0
+        causal = float(self.causal)
+        return float(self.visited) / causal if causal else 1.0
 
-    def add(self, visited: float | Tensor, causal: float) -> None:
+    def add(self, visited: float | Tensor, causal: float | Tensor) -> None:
         """Count what one plan visits."""
         self.visited = self.visited + visited
-        self.causal += causal
+        self.causal = self.causal + causal
 
 
 @dataclass(frozen=True)
@@ -397,7 +399,7 @@ class PolicyState:
         if bounds is None:
             raise PolicyError(f"{self.policy.name} ranks pages, but the KV pool keeps no page statistics")
         first = -(-choice.sink // self.model.page_size)
-        ends = torch.tensor([end], device=bounds.device)
+        ends = on_device([end], torch.int64, bounds.device)
         weights = page_weights(bounds, rows.scale, rows.k.shape[1], first, ends)
         return best_pages(weights, choice.middle_pages(self.model.page_size), choice.top_p)[0]
 
@@ -422,13 +424,17 @@ class PolicyState:
     def _count(self, stats: PlanStats, index: BlockIndex | None, grid: Grid, began: float) -> None:
         if index is not None:
             heads = self.model.num_kv_heads / index.num_heads
-            stats.visited += float(index.counts.sum()) * heads
-            stats.causal += float(index.causal_counts.sum()) * self.model.num_kv_heads
+            causal = _number(index.causal_counts.sum()) * self.model.num_kv_heads
+            stats.add(_number(index.counts.sum()) * heads, causal)
         else:
-            blocks = float((grid.last // self.model.page_size + 1).sum()) * self.model.num_kv_heads
-            stats.visited += blocks
-            stats.causal += blocks
+            blocks = _number((grid.last // self.model.page_size + 1).sum()) * self.model.num_kv_heads
+            stats.add(blocks, blocks)
         stats.index_seconds += time.perf_counter() - began
+
+
+def _number(count: Tensor) -> float | Tensor:
+    """A count as a number, but on a GPU, where it would have to be waited for."""
+    return count if count.is_cuda else float(count)
 
 
 def source_row(row: int, start: int, positions: list[int], tree_mask: Tensor | None) -> int | None:

@@ -449,7 +449,7 @@ def _run_tests(interpreted: bool) -> dict[str, Any]:
     """The kernel tests in a process of their own, as Triton decides at import how it runs."""
     if not (ROOT / KERNEL_TESTS[0]).is_file():
         raise EvalError("The kernel tests lie in the source tree; run gpu_check there, or with --no-tests.")
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "FOLIO_KERNEL_TUNING": "0"}
     began = time.monotonic()
     arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *KERNEL_TESTS]
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -93,7 +93,7 @@ class GraphStats:
     Attributes:
         replayed: in a bucket. eager: by why not.
         rows, padded_rows: of the replayed steps, wanted and in all.
-        capture_s: what capturing took at the start. refused: why there are no graphs at all, if so.
+        capture_s: what capturing took. refused: why there are no graphs at all, if so.
     """
 
     replayed: int = 0
@@ -114,7 +114,7 @@ class StaticStep:
     step's end waits for the tokens, so the twins are free again when the next step fills them.
     """
 
-    def __init__(self, bucket: Bucket, model: Any, pool: KVPool, max_pages: int) -> None:
+    def __init__(self, bucket: Bucket, model: Any, pool: KVPool, max_pages: int, backend: str) -> None:
         self.bucket, self.model, self.pool = bucket, model, pool
         device, total, count = pool.device, bucket.total, bucket.sequences
         self._written: list[tuple[list[Place] | None, int]] = [(None, 0)] * count
@@ -141,6 +141,7 @@ class StaticStep:
             slot_mapping=self._own["slots"],
             positions=self._own["positions"],
             tree_masks=trees,
+            backend=backend,
         )
         self._wanted = torch.arange(total, device=device)
 
@@ -234,18 +235,30 @@ class GraphedRunner(ModelRunner):
         super().__init__(model, pool, backend)
         self.graphs = GraphStats()
         self._steps: dict[Bucket, tuple[StaticStep, Replay]] = {}
+        self._buckets = sorted(buckets, key=lambda b: b.total, reverse=True)
+        self._max_pages, self._capture_one = max_pages, capture
+        self._capture()
+
+    def keep_stats(self) -> None:
+        """As `ModelRunner.keep_stats`; graphs that were captured before do not keep them, so they are captured anew."""
+        if self.pool.stats is None:
+            super().keep_stats()
+            self._capture()
+
+    def _capture(self) -> None:
         began = time.perf_counter()
+        self._steps.clear()
         try:
             with torch.inference_mode(), self._on_its_device():
-                for bucket in sorted(buckets, key=lambda b: b.total, reverse=True):
-                    step = StaticStep(bucket, model, pool, max_pages)
+                for bucket in self._buckets:
+                    step = StaticStep(bucket, self.model, self.pool, self._max_pages, self.backend)
                     step.fill_for_tuning()
-                    self._steps[bucket] = step, capture(step.forward)
+                    self._steps[bucket] = step, self._capture_one(step.forward)
         except RuntimeError as error:  # the model does something that a graph cannot hold, or memory is out
             self._steps.clear()
             self.graphs.refused = f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("decode runs without CUDA graphs, which costs time", reason=self.graphs.refused)
-        self.graphs.capture_s = time.perf_counter() - began
+        self.graphs.capture_s += time.perf_counter() - began
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:

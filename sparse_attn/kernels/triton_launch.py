@@ -11,19 +11,26 @@ import triton
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+TUNING = os.environ.get("FOLIO_KERNEL_TUNING", "1") == "1"
+"""Off, kernels take the first configuration that fits: for tests, where compiling takes longer than running."""
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
 
 class _Fixed:
-    """A kernel with the first of its configurations: the interpreter has nothing to time."""
+    """A kernel with the first of its configurations that fits: nothing is timed."""
 
-    def __init__(self, kernel: Any, config: triton.Config) -> None:
-        self.kernel, self.config = kernel, config
+    def __init__(self, kernel: Any, configs: Sequence[triton.Config]) -> None:
+        self.kernel, self.configs = kernel, configs
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         launch = self.kernel[grid]
-        return lambda *args, **kwargs: launch(*args, **kwargs, **self.config.kwargs)
+
+        def run(*args: Any, **constants: Any) -> None:
+            config = fitting(self.configs, {}, **constants)[0]
+            launch(*args, **constants, **(config.kwargs if INTERPRETED else config.all_kwargs()))
+
+        return run
 
 
 def tuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any], Any]:
@@ -33,8 +40,8 @@ def tuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any
     """
 
     def wrap(kernel: Any) -> Any:
-        if INTERPRETED:
-            return _Fixed(kernel, configs[0])
+        if INTERPRETED or not TUNING:
+            return _Fixed(kernel, list(configs))
         prune = {"early_config_prune": fitting}
         return triton.autotune(configs=list(configs), key=list(key), prune_configs_by=prune)(kernel)
 

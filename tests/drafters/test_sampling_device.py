@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drafters import sampling, sampling_device
 
@@ -45,3 +46,22 @@ def test_rows_that_keep_every_token_do_not_need_the_sort(any_cut):
     expected = sampling.choose(logits, *columns(rows), torch.arange(130))
     got = sampling_device.choose(logits, *columns(rows), torch.arange(130), any_cut=any_cut)
     assert torch.equal(got, expected)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on every operation whose result the host must have, which is what a GPU would be waited for."""
+
+    WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name().split(".")[0] not in self.WAITING, func.name()
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_by_the_host():
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
+    rows = columns([(0.0, 0, 1.0, 1), (0.8, 5, 1.0, 2), (1.0, 0, 0.5, 3), (1.0, 3, 0.5, 4), (1.0, 0, 1.0, 5)])
+    with NoWaiting():
+        sampling_device.choose(logits, *rows, torch.arange(5))
+    with pytest.raises(AssertionError, match="nonzero"), NoWaiting():
+        sampling.choose(logits, *rows, torch.arange(5))

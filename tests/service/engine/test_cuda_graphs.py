@@ -137,3 +137,35 @@ def test_a_bucket_holds_its_step_and_is_the_smallest(max_running: int, sequences
     if found is not None:
         assert found in fitting
         assert found.total == min(b.total for b in fitting)
+
+
+def test_pages_are_ranked_by_what_replayed_steps_wrote() -> None:
+    """A request that wants page statistics comes late: steps captured before it would not keep them."""
+    engine = make_engine()
+    pool = engine.runner.pool
+    engine.runner = runner = GraphedRunner(engine.loaded.model, pool, BUCKETS, 32, run_eagerly)
+    requests = prefilled(engine, [37, 18])
+    runner.keep_stats()
+    runner.run(decode(requests, [0, 0]))
+    assert runner.graphs.replayed == 1
+    assert pool.stats is not None
+    kept = [bounds.clone() for bounds in pool.stats.kmax]
+    for request, length in zip(requests, (38, 19), strict=True):
+        slot = request.pages[(length - 1) // 16][0] * 16 + (length - 1) % 16
+        for layer, keys in enumerate(pool.keys):
+            pool.stats.update(layer, keys, torch.tensor([slot]))
+    for bounds, before in zip(pool.stats.kmax, kept, strict=True):
+        torch.testing.assert_close(bounds[:-1], before[:-1])
+
+
+def test_graphs_captured_before_statistics_are_captured_anew() -> None:
+    engine, captured = make_engine(), []
+
+    def capture(step: Any) -> Replay:
+        captured.append(step)
+        return step
+
+    runner = GraphedRunner(engine.loaded.model, engine.runner.pool, [Bucket(1, 1)], 32, capture)
+    runner.keep_stats()
+    runner.keep_stats()
+    assert len(captured) == 2

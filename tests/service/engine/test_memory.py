@@ -1,0 +1,49 @@
+"""Too little memory, for the weights or for the pages, is one sentence at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from service.engine.engine import EngineConfig, make_pool
+from service.engine.loading import load_model
+from service.errors import ModelError
+
+from .conftest import make_engine, make_model
+
+
+def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.\nMore lines.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ModelError, match="does not fit into the memory of cpu") as refused:
+        load_model(str(tmp_path))
+    assert "--tp" in refused.value.detail
+
+
+def test_pages_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    zeros = torch.zeros
+
+    def full(*shape: Any, **options: Any) -> torch.Tensor:
+        if len(shape) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(ModelError, match=r"too little memory: a KV pool of \d+ pages needs .* GiB") as refused:
+        make_pool(engine.loaded, EngineConfig(dtype="float64", kv_memory=1 << 24))
+    assert "lower kv_memory" in refused.value.detail
+
+
+def test_memory_for_less_than_a_page() -> None:
+    engine = make_engine()
+    with pytest.raises(ModelError, match="FOLIO_KV_MEMORY of 100 bytes does not hold one page"):
+        make_pool(engine.loaded, EngineConfig(dtype="float64", kv_memory=100))
