@@ -7,8 +7,10 @@ candidates are then computed by one loop, and equal distances are ordered by ent
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,10 +77,11 @@ class ExactSearch:
         scan = Scan(store, queries, k, self._largest)
         for start in range(0, len(store), _SCAN_ROWS):
             scan.look_at(store.keys[start : start + _SCAN_ROWS], store.norms[start : start + _SCAN_ROWS], start)
-        return [
-            best(rows, distances_to(store.keys, rows, store.identity.key_type, query), k)
-            for rows, query in zip(scan.candidates(), queries, strict=True)
-        ]
+
+        def nearest(rows: np.ndarray, query: np.ndarray) -> Found:
+            return best(rows, distances_to(store.keys, rows, store.identity.key_type, query), k)
+
+        return list(_threads().map(nearest, scan.candidates(), queries))
 
 
 class ListSearch:
@@ -121,10 +124,11 @@ class ListSearch:
                 asked[:, first:last],
             )
         key_type = self.store.identity.key_type
-        return [
-            best(self._entries[rows].astype(np.int64), distances_to(self._keys, rows, key_type, query), k)
-            for rows, query in zip(scan.candidates(), queries, strict=True)
-        ]
+
+        def nearest(rows: np.ndarray, query: np.ndarray) -> Found:
+            return best(self._entries[rows].astype(np.int64), distances_to(self._keys, rows, key_type, query), k)
+
+        return list(_threads().map(nearest, scan.candidates(), queries))
 
     def _nearest_lists(self, query: np.ndarray) -> np.ndarray:
         """bool[lists]: the probed ones."""
@@ -241,6 +245,9 @@ def rounding_margin(query: np.ndarray, largest: float, halves: bool) -> float:
 
 def best(entries: np.ndarray, distances: np.ndarray, k: int) -> Found:
     """The k nearest of int64[m] candidates, by (distance, entry)."""
+    if len(distances) > 4 * k:
+        near = distances <= np.partition(distances, k - 1)[k - 1]
+        entries, distances = entries[near], distances[near]
     order = np.lexsort((entries, distances))[:k]
     return entries[order], distances[order]
 
@@ -280,6 +287,13 @@ def _runs(wanted: np.ndarray, offsets: np.ndarray) -> Iterator[tuple[int, int]]:
             first = -1
         if not ends and first < 0:
             first = one
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """For loops that run without Python's lock."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(cores, thread_name_prefix="knn")
 
 
 @cache

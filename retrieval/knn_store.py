@@ -98,7 +98,7 @@ class StoreBuilder:
 
     def tokens_read(self, document: DocumentKey) -> int:
         """How many tokens of a document are entries already (its last token never is one)."""
-        return next((int(d[3]) for d in self._progress.documents if (d[0], d[1]) == document), 0)
+        return sum(int(d[3]) for d in self._progress.documents if (d[0], d[1]) == document)
 
     def add(self, document: DocumentKey, keys: np.ndarray, values: np.ndarray) -> None:
         """The next entries of a document: float[m, d] and int[m]. Documents are added one after another."""
