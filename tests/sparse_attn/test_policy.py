@@ -227,7 +227,7 @@ def test_means_of_keys_are_kept_between_chunks_and_dropped_after(make_sequence, 
     for first, end in itertools.pairwise(cuts):
         index = state.plan(seq.rows(first, end))
         alone = state_of(text, 300).plan(seq.rows(first, end))  # gathers every key anew
-        assert torch.equal(index.to_mask(), alone.to_mask())
+        assert (index is None and alone is None) or torch.equal(index.to_mask(), alone.to_mask())
         assert bool(state._tile_means) == (end < 300)
         seq.store(first, end)
 
