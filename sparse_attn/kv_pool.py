@@ -78,7 +78,6 @@ class GroupPages:
     def write(self, layer: int, slots: Tensor, rows: NewRows) -> None:
         """Put the group's heads of new rows into int64 slots [T]; -1 writes where nobody reads."""
         page_size, own = self.keys[layer].shape[2], list(self.heads[layer])
-        at = (slots // page_size, slice(None), slots % page_size)
         k, v, *scales = (rows.k, rows.v) if rows.codes is None else rows.codes
         targets = [self.keys[layer], self.values[layer]]
         sources = [k, v]
@@ -86,8 +85,14 @@ class GroupPages:
             targets += [t for t in (self.key_scales(layer), self.value_scales(layer)) if t is not None]
             sources += scales
         every = self.has_all(layer, k.shape[1])
-        for target, source in zip(targets, sources, strict=True):
-            target[at] = source if every else source[:, own]
+        if k.is_cuda and every:
+            from sparse_attn.kernels.triton_write import write_rows
+
+            write_rows(*sources[:2], *targets[:2], slots, (*sources[2:], *targets[2:]) if scales else None)
+        else:
+            at = (slots // page_size, slice(None), slots % page_size)
+            for target, source in zip(targets, sources, strict=True):
+                target[at] = source if every else source[:, own]
         if self.stats is not None:
             self.stats.update(layer, self.keys[layer], slots, self.key_scales(layer))
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-KERNEL_TESTS = ("tests/sparse_attn/test_triton_attention.py", "tests/sparse_attn/test_triton_score.py")
+KERNEL_TESTS = (
+    "tests/sparse_attn/test_triton_attention.py",
+    "tests/sparse_attn/test_triton_score.py",
+    "tests/sparse_attn/test_triton_write.py",
+)
 GPU_ONLY = (
     "ceilings: copy bandwidth and bf16 matmul",
     "dense prefill against SDPA and flash-attn, 8K to 128K",

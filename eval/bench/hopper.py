@@ -123,7 +123,7 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     import torch
 
     from sparse_attn.blocks import BlockIndex
-    from sparse_attn.kernels import triton_attention, triton_score
+    from sparse_attn.kernels import triton_attention, triton_score, triton_write
     from sparse_attn.tree_masks import TreeMasks
 
     def rows(count: int, heads: int) -> Tensor:
@@ -168,6 +168,13 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "decode of chosen int8 pages": attend(1, per_head=False, quant=True),
         "decode with a window": attend(1, window=4096),
         "tree of 64 nodes": attend(64, tree_masks=trees),
+        "write": lambda: triton_write.write_rows(
+            rows(80, h.kv), rows(80, h.kv), caches[0], caches[1], torch.arange(80)
+        ),
+        "write of int8": lambda: triton_write.write_rows(
+            codes[0][:80, :, 0], codes[1][:80, :, 0], codes[0], codes[1], torch.arange(80),
+            (torch.zeros(80, h.kv), torch.zeros(80, h.kv), scales["k_scale"], scales["v_scale"]),
+        ),
         "page statistics": lambda: triton_score.update_page_stats(low, high, caches[0], torch.arange(80)),
         "page statistics of int8": lambda: triton_score.update_page_stats(
             low, high, codes[0], torch.arange(80), scales["k_scale"]
