@@ -187,7 +187,7 @@ class Ingester:
         meter("store", 0, 1)
         return self._commit(self._version(prepared, collection, owner), data, started)
 
-    def store(self, item: Prepared | Refused | Source, collection: str, owner: str) -> IngestResult:
+    def keep(self, item: Prepared | Refused | Source, collection: str, owner: str) -> IngestResult:
         """Commit what was prepared elsewhere, with the same result as `ingest` of the file itself."""
         if isinstance(item, Source):
             return self.ingest(item, collection, owner)

@@ -210,7 +210,7 @@ class Library(Shelf):
             ingester = self._ingester()
             try:
                 for item in items:
-                    results.append(ingester.store(item, collection, owner))
+                    results.append(ingester.keep(item, collection, owner))
                     if progress is not None:
                         progress(results[-1])
             finally:

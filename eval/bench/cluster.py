@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -85,20 +86,31 @@ def cluster(model: str, cpus: int) -> Iterator[Cluster]:
             deployment.stop_serving()
 
 
-async def closed_loop(
-    endpoint: Endpoint, prompts: Sequence[Sequence[int]], clients: int, max_tokens: int
-) -> tuple[list[Sample], float]:
-    """So many clients work the prompts off. Returns samples and seconds."""
-    waiting, samples = list(reversed(prompts)), []
+@dataclass(frozen=True)
+class Load:
+    """What clients in a closed loop saw, and how much was answered while all of them were at work."""
+
+    samples: list[Sample]
+    seconds: float
+    steady_answers: int
+    steady_s: float
+
+
+async def closed_loop(endpoint: Endpoint, prompts: Sequence[Sequence[int]], clients: int, max_tokens: int) -> Load:
+    """So many clients work the prompts off. The steady part ends when a client finds no work."""
+    waiting: list[Sequence[int]] = list(reversed(prompts))
+    samples: list[Sample] = []
+    steady: list[tuple[int, float]] = []
     async with endpoint.client() as client:
 
         async def work() -> None:
             while waiting:
                 samples.append(await endpoint.complete(client, waiting.pop(), max_tokens))
+            steady.append((len(samples), time.perf_counter() - began))
 
         began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(clients)))
-        return samples, time.perf_counter() - began
+        return Load(samples, time.perf_counter() - began, *steady[0])
 
 
 def throughput(running: Cluster, repeats: int, requests: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
@@ -111,9 +123,9 @@ def throughput(running: Cluster, repeats: int, requests: int, prompt_tokens: int
             seed = 1000 * (2 * repeat + count)
             prompts = [random_ids(prompt_tokens, seed + i) for i in range(requests * count)]
             asyncio.run(closed_loop(running.endpoint, [random_ids(64, seed - i) for i in range(8)], 8, 2))
-            samples, seconds = asyncio.run(closed_loop(running.endpoint, prompts, 4 * count, max_tokens))
-            last[count] = summarise(samples, seconds)
-            rates[count].append(last[count]["requests_per_s"])
+            load = asyncio.run(closed_loop(running.endpoint, prompts, 4 * count, max_tokens))
+            last[count] = summarise(load.samples, load.seconds)
+            rates[count].append(load.steady_answers / load.steady_s)
     one, two = median(rates[1]), median(rates[2])
     return {
         "prompt_tokens": prompt_tokens,
@@ -243,15 +255,15 @@ def _kill(replica: str) -> None:
 
 def _answers_now(running: Cluster) -> int:
     prompts = [random_ids(64, 95_000 + i) for i in range(8)]
-    samples, _ = asyncio.run(closed_loop(running.endpoint, prompts, 4, 4))
-    return sum(sample.ok for sample in samples)
+    load = asyncio.run(closed_loop(running.endpoint, prompts, 4, 4))
+    return sum(sample.ok for sample in load.samples)
 
 
 def run(
     model: str = "embedded",
-    repeats: int = 3,
-    requests: int = 12,
-    prompt_tokens: int = 2048,
+    repeats: int = 2,
+    requests: int = 32,
+    prompt_tokens: int = 3072,
     max_tokens: int = 16,
     document_tokens: int = 1024,
     seed: int = 1,
@@ -277,9 +289,9 @@ def command(
     part: Annotated[
         list[str] | None, typer.Option(help="throughput, routing or loss; may be repeated; default: all.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size, in turn.")] = 3,
-    requests: Annotated[int, typer.Option(min=1, help="Requests a replica in a run of throughput.")] = 12,
-    prompt_tokens: Annotated[int, typer.Option(min=64, help="Prompt length of throughput.")] = 2048,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size, in turn.")] = 2,
+    requests: Annotated[int, typer.Option(min=1, help="Requests a replica in a run of throughput.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=64, help="Prompt length of throughput.")] = 3072,
     document_tokens: Annotated[int, typer.Option(min=128, help="Document length of routing.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the order of questions.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Result file.")] = None,

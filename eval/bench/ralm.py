@@ -46,11 +46,13 @@ MODELS = (EMBEDDED, "llama-27m")
 TARGETS = {"flat": 2.39, "hnsw": 1.39, "bm25": 1.77}
 """the best of the paper's means for exact dense, approximate dense and sparse retrieval"""
 OF_CEILING = 0.85
-PREFETCH = {"flat": 256, "hnsw": 16, "bm25": 64}
+PREFETCH = {"flat": 512, "hnsw": 16, "bm25": 64}
 """chunks a search brings to the cache; 16 leaves an HNSW search as deep as it is for the best chunk alone"""
-FIXED = (1, 2, 4, 8)
+FIXED = (1, 2, 4, 8, 16)
 """strides that OS³ is compared with"""
 MAX_LENGTH = 2048
+PAGE_SIZE = 16
+"""tokens: the part of a page that a stride computes anew is at most this, on both sides"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Bench:
         if model != EMBEDDED:
             random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
             loaded = prepare(model, random, loaded.tokenizer, MAX_LENGTH)
-        self.engine = AsyncEngine(Engine(loaded, EngineConfig(kv_memory=256 << 20)))
+        self.engine = AsyncEngine(Engine(loaded, EngineConfig(kv_memory=256 << 20, page_size=PAGE_SIZE)))
         self.generator = Generator(self.engine, load_settings())
         self.layout = ReaderLayout(loaded.tokenizer)
 
@@ -246,7 +248,7 @@ def run(
     text: Sequence[Path] = (),
     questions: int = 30,
     questions_file: Path | None = None,
-    tokens: int = 64,
+    tokens: int = 128,
     k: int = 4,
     models: Sequence[str] = MODELS,
     retrievers: Sequence[str] = tuple(TARGETS),
@@ -278,6 +280,7 @@ def run(
         "passage_words_mean": sum(len(t.split()) for t in base.texts) / passages,
         "tokens": tokens,
         "k": k,
+        "page_size": PAGE_SIZE,
         "drafter": drafter,
         "rows": {name: row.summary() for name, row in rows.items() if row.done},
         "measured": {name: vars(row) for name, row in rows.items()},
@@ -311,7 +314,7 @@ def command(
     text: Annotated[list[Path] | None, typer.Option(help="A folder to take passages from; may be repeated.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Questions of each row.")] = 30,
     questions_file: Annotated[Path | None, typer.Option(help="JSON lines with `question` or `turns`.")] = None,
-    tokens: Annotated[int, typer.Option(min=8, help="Tokens generated for each.")] = 64,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens generated for each.")] = 128,
     k: Annotated[int, typer.Option("--k", min=1, help="Tokens between searches.")] = 4,
     model: Annotated[list[str] | None, typer.Option(help="embedded or llama-27m; default both.")] = None,
     retriever: Annotated[list[str] | None, typer.Option(help="flat, hnsw or bm25; default all.")] = None,

@@ -95,8 +95,9 @@ def fit(measurements: Sequence[Measurement], name: str = "this CPU") -> Machine:
                 best, lowest = costs, error
     assert best is not None
     best = best / units
-    rates = [float(1 / cost) if cost > 0 else float("inf") for cost in best[:3]]
-    return Machine(name, *rates, step_s=float(best[3]), source=f"fitted to {len(measurements)} measurements")
+    bandwidth, linear, attention = (float(1 / cost) if cost > 0 else float("inf") for cost in best[:3])
+    source = f"fitted to {len(measurements)} measurements"
+    return Machine(name, bandwidth, linear, attention, float(best[3]), source)
 
 
 def residuals(machine: Machine, measurements: Sequence[Measurement]) -> list[dict[str, Any]]:

@@ -45,6 +45,10 @@ def application(settings: Settings, options: ClusterOptions) -> Any:
                 "downscale_delay_s": options.downscale_delay_s,
             }
         }
+    routing: dict[str, Any] = {
+        "request_router_class": "service.cluster.router.AffinityRouter",
+        "request_router_kwargs": {"policy": options.routing},
+    }
     engine = serve.deployment(Engine).options(
         name="Engine",
         max_ongoing_requests=settings.max_running + settings.queue_limit + CHEAP_REQUESTS,
@@ -53,10 +57,7 @@ def application(settings: Settings, options: ClusterOptions) -> Any:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
         max_constructor_retry_count=3,
-        request_router_config=RequestRouterConfig(
-            request_router_class="service.cluster.router.AffinityRouter",
-            request_router_kwargs={"policy": options.routing},
-        ),
+        request_router_config=RequestRouterConfig(**routing),
         **scaling,
     )
 

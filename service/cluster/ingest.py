@@ -116,7 +116,7 @@ def _prepared(
     context.enable_progress_bars = False
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers)
     parsing = {"embedder": embedder, "limits": limits, "chunking": chunking, "known": known}
-    rows = ray.data.from_items(files, override_num_blocks=len(files))
+    rows: Any = ray.data.from_items(files, override_num_blocks=len(files))
     parsed = rows.map(Parser, fn_constructor_kwargs=parsing, compute=pool, num_cpus=1)
     embedded = parsed.map(Embedding, fn_constructor_kwargs={"embedder": embedder}, compute=pool, num_cpus=1)
     try:
