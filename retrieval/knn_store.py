@@ -32,7 +32,9 @@ from retrieval.generation import DocumentKey
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
-STORAGE: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+STORAGE: dict[str, np.dtype[Any]] = {
+    name: np.dtype(kind) for name, kind in (("bfloat16", "<u2"), ("float16", "<f2"), ("float32", "<f4"))
+}
 """how keys are kept: NumPy has no bfloat16, so its bits"""
 REBUILD = "build it anew with `folio index build --knn`"
 _BLOCK = 1 << 16

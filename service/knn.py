@@ -21,9 +21,11 @@ from retrieval.knn import Choose, KnnDecoder, KnnOptions
 from retrieval.knn_search import Search
 from retrieval.knn_store import StoreBuilder, StoreIdentity, windows
 from service.engine.block_manager import OutOfPages
+from service.engine.cuda_graphs import GraphedRunner
 from service.engine.detokenizer import Detokenizer
 from service.engine.draft_sessions import PagedDraftModel, PagedSession, SessionClosed
 from service.engine.hidden_states import HiddenStates
+from service.engine.model_runner import ModelRunner
 from service.engine.request import FinishReason, Generation, SamplingParams, TokenOutput
 from service.errors import Busy, InvalidRequest, PromptTooLong
 
@@ -46,10 +48,12 @@ class KnnModel:
     """One engine's model with its hidden states. Touch it in the engine's thread alone."""
 
     def __init__(self, engine: Engine) -> None:
-        paged = engine.drafting.resources.self_model
-        assert isinstance(paged, PagedDraftModel)
         self.engine = engine
-        self.paged = paged
+        runner = engine.runner
+        if isinstance(runner, GraphedRunner):  # a replayed graph shows no hidden states
+            runner = ModelRunner(runner.model, runner.pool, runner.backend)
+        chunk = engine.config.max_step_tokens
+        self.paged = PagedDraftModel(runner, engine.lent, engine.loaded.vocab_size, engine.salt, chunk)
         self.hidden = HiddenStates(engine.loaded.model)
 
     def identity(self, key_type: str = "bfloat16") -> StoreIdentity:
