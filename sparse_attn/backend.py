@@ -117,9 +117,9 @@ def _attend_needed(
     """
     out = torch.zeros_like(q)
     if attn.policies is None:
-        last, rows = attn.last_rows(needed)
-        if len(rows):
-            out[rows] = _attend(kernels, last, layer, q[rows], k[rows], v[rows], None, common)
+        last, chosen = attn.last_rows(needed)
+        if len(chosen):
+            out[chosen] = _attend(kernels, last, layer, q[chosen], k[chosen], v[chosen], None, common)
         return out
     for s, count in enumerate(needed):
         if count == 0:

@@ -295,7 +295,7 @@ class PolicyState:
         self._count(self.prefill_stats, index, grid, began)
         return index
 
-    def _prefill_index(self, rows: SequenceRows, grid: Grid, patterns: Sequence[Pattern]) -> BlockIndex | None:
+    def _prefill_index(self, rows: SequenceRows, grid: Grid, patterns: Sequence[Pattern]) -> BlockIndex:
         num_heads = rows.q.shape[1]
         if len(patterns) == 1:
             visited = patterns[0].visit(rows, grid, range(num_heads))

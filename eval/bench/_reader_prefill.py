@@ -51,6 +51,7 @@ def _policy_row(loaded: LoadedModel, ids: list[int], policy: str, repeats: int) 
     kernel = index = 0.0
     memory = int(1.2 * len(ids) * loaded.kv_shape.bytes_per_token(torch.float32)) + (64 << 20)
     engine = Engine(loaded, EngineConfig(kv_memory=memory, prefix_cache=False, drafter="none"))
+    engine.generate([ids[:512]], SamplingParams(max_tokens=2, ignore_eos=True, attention=DENSE))  # warm
     for _ in range(repeats):
         with _kernel_time() as spent:
             began = time.perf_counter()
@@ -59,6 +60,7 @@ def _policy_row(loaded: LoadedModel, ids: list[int], policy: str, repeats: int) 
             for output in _outputs(engine):
                 if output.error:
                     raise EvalError(f"{policy}: {output.error}")
+                first_id = output.token_ids[0]
             seconds.append(time.perf_counter() - began)
         if seconds[-1] == min(seconds):
             kernel = spent[0]
@@ -71,6 +73,7 @@ def _policy_row(loaded: LoadedModel, ids: list[int], policy: str, repeats: int) 
         "kernel_s": kernel,
         "index_s": index,
         "density": state.prefill_stats.density if state is not None else 1.0,
+        "first_id": first_id,
     }
 
 
@@ -93,7 +96,7 @@ def _kernel_time() -> Iterator[list[float]]:
         finally:
             spent[0] += time.perf_counter() - began
 
-    backend._attend = timed
+    backend._attend = timed  # type: ignore[assignment]
     try:
         yield spent
     finally:
@@ -110,10 +113,16 @@ def _peer_row(name: str, ids: list[int], repeats: int, threads: int) -> dict[str
             model = converted(MODEL_DIR, PEERS[name].worker)
             worker.load(model, threads=threads, context=len(ids) + HEADROOM)
             worker.generate(ids[:512], 2)  # warm
-            seconds = [worker.generate(ids, 2).ttft_s for _ in range(repeats)]
+            timings = [worker.generate(ids, 2) for _ in range(repeats)]
     except EvalError as error:
         return {"system": name, "error": error.detail}
-    return {"system": name, "first_token_s": seconds, "ttft_s": statistics.median(seconds)}
+    seconds = [timing.ttft_s for timing in timings]
+    return {
+        "system": name,
+        "first_token_s": seconds,
+        "ttft_s": statistics.median(seconds),
+        "first_id": timings[0].ids[0],
+    }
 
 
 def _token_ids(loaded: LoadedModel, text: str, length: int) -> list[int]:
