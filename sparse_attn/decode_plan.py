@@ -53,7 +53,7 @@ class _Plan:
     Attributes:
         rows, tables, ends: of the choices: int64 [R], int32 [R, P], int64 [R], the first page of the recent window.
         first_recent: int64 [R, Hkv]. gated: bool [R, 1, 1], choices that see everything.
-        sinks: int64 [Hkv], pages at the beginning that all see.
+        sinks: int64 [Hkv], pages at the beginning that all see. streaming: bool [Hkv, 1], the rule's streaming heads.
         positions, cu_rows, block_seq, last_block: of the runs.
         width: most pages that a run visits.
     """
@@ -66,6 +66,7 @@ class _Plan:
     first_recent: Tensor
     gated: Tensor
     sinks: Tensor
+    streaming: Tensor
     cu_rows: Tensor
     block_seq: Tensor
     last_block: Tensor
@@ -198,7 +199,9 @@ def _place(
             first_recent[i, list(rule.streaming)] = max(choice.position - rule.local + 1, 0) // page_size
     first_recent[gated] = 0
     sinks = torch.full((num_kv_heads,), -(-rule.selection.sink // page_size) if rule.selection else 0)
-    sinks[list(rule.streaming)] = -(-rule.sink // page_size)
+    streaming = torch.zeros(num_kv_heads, 1, dtype=torch.bool)
+    streaming[list(rule.streaming)] = True
+    sinks[streaming[:, 0]] = -(-rule.sink // page_size)
     cu_rows, last_block, within = [0], [], 0
     for i, run in enumerate(runs):
         within = run.rows + (within if i and runs[i - 1].sequence == run.sequence else 0)
@@ -214,6 +217,7 @@ def _place(
         to_device(first_recent, device),
         to_device(gated[:, None, None], device),
         to_device(sinks, device),
+        to_device(streaming, device),
         on_device(cu_rows, torch.int32, device),
         on_device([run.sequence for run in runs], torch.int32, device),
         on_device(last_block, torch.int64, device),
@@ -242,10 +246,7 @@ def _choose(
     page_size = attn.pool.page_size
     weights = page_weights(bounds, scale, num_kv_heads, -(-selection.sink // page_size), plan.ends)
     middle = best_pages(weights, selection.middle_pages(page_size), selection.top_p)
-    middle = middle.masked_fill(plan.gated, PAD)
-    if rule.streaming:
-        middle[:, list(rule.streaming)] = PAD
-    return middle
+    return middle.masked_fill(plan.gated | plan.streaming, PAD)
 
 
 def _bounds(stats: PageStats, layer: int, q: Tensor, plan: _Plan) -> Tensor:

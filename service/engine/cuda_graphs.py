@@ -312,7 +312,8 @@ class GraphCapture:
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # What other threads do with the GPU meanwhile (an embedder, say) is their own affair.
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             out = step()
 
         def replay() -> Tensor:

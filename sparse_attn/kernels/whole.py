@@ -141,11 +141,11 @@ def attend_whole(
     None where a sequence has too few rows for it to pay.
     """
     q, k, v = rows
-    bounds, lengths = host_list(cu_seqlens), host_list(context_lens)
+    bounds = host_list(cu_seqlens)
     if any(end - begin < LEAST_ROWS for begin, end in pairwise(bounds)):
         return None
     out = torch.empty_like(q)
-    for s, length in enumerate(lengths):
+    for s, length in enumerate(host_list(context_lens)):
         own = slice(bounds[s], bounds[s + 1])
         keys, values = _with_context(group, layer, block_tables[s], length, k[own], v[own])
         out[own] = whole(q[own], keys, values, scale, softcap, window)

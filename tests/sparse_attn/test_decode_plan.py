@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -70,9 +72,15 @@ def tree() -> tuple[list[int], torch.Tensor]:
     return [0, 1, 2, 3, 1, 2, 3], mask
 
 
-@pytest.mark.parametrize("policy", [QUEST, "streaming:sink=16,local=64,block=16"])
+LSERVE = "lserve:budget=160,sink=16,local=48,recent=64,prefill_local=64,interval=4,heads="
+
+
+@pytest.mark.parametrize("policy", [QUEST, "streaming:sink=16,local=64,block=16", LSERVE])
 @pytest.mark.parametrize("window", [0, 300])
-def test_a_batch_is_planned_as_its_sequences_are(policy: str, window: int) -> None:
+def test_a_batch_is_planned_as_its_sequences_are(policy: str, window: int, tmp_path: Path) -> None:
+    if policy == LSERVE:  # one streaming head a layer, not the same
+        (tmp_path / "alpha.tsv").write_text("0.9\t0.1\n0.2\t0.8\n")
+        policy += str(tmp_path / "alpha.tsv")
     batch = Batch([330, 200, 461], policy)
     alone, together = batch.states(), batch.states()
     common = {"scale": DIM**-0.5, "window": window, "softcap": 0.0}
