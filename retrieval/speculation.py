@@ -69,14 +69,14 @@ class SpeculationOptions:
         longest: most guesses in a window that OS³ may choose.
         prefetch: chunks that each search puts into the cache. The sequential loop searches as deep: an approximate
             index may answer otherwise at another depth.
-        overlap: go on writing while a window is verified.
+        overlap: go on writing while a window is verified; the paper goes on by one stride, here it is as many as fit.
         timeout_s: longest time of one search, or of encoding one query.
     """
 
     stride: int | None = None
     longest: int = 16
     prefetch: int = 16
-    overlap: bool = True
+    overlap: bool = False
     timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -115,16 +115,15 @@ def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: boo
 
 
 class StrideScheduler:
-    """OS³: how many strides to guess before the next verification; 0 to search first.
+    """OS³: how many strides to guess before the next verification; 0 to search first, and only judge the guess.
 
     γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler
-    caps it at 0.6, this one lets a window be at most twice as long as the last: few observations make γ 0 or 1.
+    caps it at 0.6, this one counts half a wrong guess more than it has seen, which matters while it has seen few.
     """
 
     def __init__(self, options: SpeculationOptions) -> None:
         self._options = options
         self._windows: deque[tuple[int, int]] = deque(maxlen=WINDOWS)
-        self._last = 0
         self.a = 0.0
         """seconds of one guess, lately"""
         self.b = 0.0
@@ -132,26 +131,31 @@ class StrideScheduler:
 
     @property
     def gamma(self) -> float | None:
-        """The estimated acceptance rate; None before the first verified guess."""
-        matched = sum(m for m, _ in self._windows)
-        missed = sum(m < s for m, s in self._windows)
+        """The acceptance rate seen; None before the first verified guess."""
+        matched, missed = self._seen
         return matched / (matched + missed) if self._windows else None
+
+    @property
+    def expected(self) -> float:
+        """The acceptance rate to reckon with."""
+        matched, missed = self._seen
+        return (matched + 1) / (matched + missed + 1.5)
 
     def next(self) -> int:
         """Guesses of the next window."""
-        if self._options.stride is not None:
-            return self._options.stride
-        if self.gamma is None:
-            self._last = 1
-            return 1
-        overlap = self._options.overlap
-        stride = best_stride(self.a, self.b, self.gamma, overlap, min(2 * max(self._last, 1), self._options.longest))
-        self._last = stride
-        return stride if speculation_pays(stride, self.a, self.b, self.gamma, overlap) else 0
+        options = self._options
+        if options.stride is not None:
+            return options.stride
+        stride = best_stride(self.a, self.b, self.expected, options.overlap, options.longest) if self._windows else 1
+        return stride if speculation_pays(stride, self.a, self.b, self.expected, options.overlap) else 0
 
     def record(self, matched: int, guessed: int) -> None:
         """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
         self._windows.append((matched, guessed))
+
+    @property
+    def _seen(self) -> tuple[int, int]:
+        return sum(m for m, _ in self._windows), sum(m < s for m, s in self._windows)
 
 
 class RetrievalCache:
@@ -236,7 +240,10 @@ class IterativeRetrieval:
         Returns the ids found, best first; where there are none, no loop can run.
         """
         self._began = time.perf_counter()
-        found = await self._search([await self._query()])
+        query = await self._query()
+        self.scheduler.a = time.perf_counter() - self._began
+        found = await self._search([query])
+        self.scheduler.b = self.stats.single_search_s
         if len(found[0]):
             self._chunk = int(found[0][0])
         return found[0]
@@ -254,8 +261,10 @@ class IterativeRetrieval:
 
     async def speculative(self) -> AsyncGenerator[Stride, None]:
         """The same strides, each given once it is verified."""
+        began = time.perf_counter()
         stride = await self._written(self._chunk)
         self._keep(stride)
+        self.scheduler.a += time.perf_counter() - began
         self.stats.total_s = time.perf_counter() - self._began
         yield stride
         ahead: list[_Guess] = []
@@ -320,32 +329,39 @@ class IterativeRetrieval:
     async def _window(self, ahead: list[_Guess], size: int) -> tuple[list[Stride], list[_Guess]]:
         """Guess, verify, and write the first wrong one again.
 
-        ahead: the guess that was made while the last window was verified, if any.
-        Returns (verified strides, the guess made while this one was).
+        ahead: guesses that were made while the last window was verified.
+        Returns (verified strides, the guesses made while these were).
         """
         window = list(ahead)
         while len(window) < size and not (window and window[-1].stride.finish):
-            window.append(self._append(await self._guess()))
+            window.append(await self._guess())
         self.scheduler.a = sum(guess.seconds for guess in window) / len(window)
-        beside = None
-        if self.options.overlap and not window[-1].stride.finish:
-            beside = asyncio.create_task(self._guess())
+        began = time.perf_counter()
+        verifying = asyncio.create_task(self._search([guess.query for guess in window]))
+        beside = asyncio.create_task(self._write_ahead(verifying, window[-1]))
         try:
-            began = time.perf_counter()
-            found = await self._search([guess.query for guess in window])
+            found = await verifying
             self.scheduler.b = time.perf_counter() - began
             matched = self._matched(window, found)
             self._count(matched, len(window))
             verified = [guess.stride for guess in window[:matched]]
             if matched == len(window):
-                return verified, [self._append(await beside)] if beside is not None else []
+                return verified, await beside
         finally:
-            if beside is not None:
-                await _drop(beside)
+            await _drop(verifying)
+            await _drop(beside)
         del self.tokens[window[matched].start :]
         stride = await self._written(self._chunk)
         self._keep(stride)
         return [*verified, stride], []
+
+    async def _write_ahead(self, verifying: asyncio.Task[Any], last: _Guess) -> list[_Guess]:
+        """Guess on behind a window for as long as its verification takes."""
+        ahead: list[_Guess] = []
+        while self.options.overlap and not verifying.done() and not last.stride.finish:
+            last = await self._guess()
+            ahead.append(last)
+        return ahead
 
     def _matched(self, window: Sequence[_Guess], found: Sequence[np.ndarray]) -> int:
         """How many leading guesses were right; the chunk in force becomes that of the last verified or first wrong."""
@@ -363,19 +379,17 @@ class IterativeRetrieval:
         self.stats.strides += matched
 
     async def _guess(self) -> _Guess:
-        began = time.perf_counter()
+        """Write one stride behind the chunk that the cache ranks first."""
+        began, start = time.perf_counter(), len(self.tokens)
         query = await self._query()
         chunk = self._guessed_chunk(query)
         stride = await self._written(chunk)
-        return _Guess(query, chunk, len(self.tokens), stride, time.perf_counter() - began)
+        self.tokens += stride.tokens
+        return _Guess(query, chunk, start, stride, time.perf_counter() - began)
 
     def _guessed_chunk(self, query: Any) -> int:
         best = self._cache.best(query)
         return self._chunk if best is None else best
-
-    def _append(self, guess: _Guess) -> _Guess:
-        self.tokens += guess.stride.tokens
-        return guess
 
     def _keep(self, stride: Stride) -> None:
         self.tokens += stride.tokens

@@ -45,7 +45,8 @@ class IterativeOptions:
         query_tokens: the last tokens of question and answer that a search is asked with.
         retriever: hybrid, dense or sparse.
         prefetch: passages that each search brings into the cache of guesses.
-        overlap: write on while guesses are verified.
+        overlap: write on while guesses are verified; None does where the model is not on the CPU, which on few cores
+            the search would only slow down.
     """
 
     speculate: bool = True
@@ -54,7 +55,7 @@ class IterativeOptions:
     query_tokens: int = 32
     retriever: Mode = "hybrid"
     prefetch: int = 16
-    overlap: bool = True
+    overlap: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("k", "stride", "query_tokens", "prefetch"):

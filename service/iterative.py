@@ -152,7 +152,10 @@ class IterativeAnswer:
             )
         )
         self._query_text = await asyncio.to_thread(QueryText, question.text, options.query_tokens, self._tokenizer)
-        how = SpeculationOptions(options.stride, prefetch=options.prefetch, overlap=options.overlap)
+        overlap = options.overlap
+        if overlap is None:
+            overlap = not self._generator.async_engine.engine.config.device.startswith("cpu")
+        how = SpeculationOptions(options.stride, prefetch=options.prefetch, overlap=overlap)
         self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query_text, how)
         found = await self._loop.begin()
         prompt = None

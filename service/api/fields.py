@@ -35,7 +35,9 @@ class Iterative(BaseModel):
     query_tokens: int = Field(32, ge=1, le=8192, description="Last tokens that a search is asked with.")
     retriever: Literal["hybrid", "dense", "sparse"] = "hybrid"
     prefetch: int = Field(16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses.")
-    overlap: bool = Field(True, description="Write on while guesses are verified.")
+    overlap: bool | None = Field(
+        None, description="Write on while guesses are verified; null: where the model is on a GPU."
+    )
 
     def options(self) -> IterativeOptions:
         """The same for the service."""

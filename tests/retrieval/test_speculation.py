@@ -166,20 +166,36 @@ def test_the_stride_is_the_best_of_all(a: float, b: float, gamma: float, overlap
 
 
 def test_the_scheduler_follows_what_it_sees() -> None:
+    first = StrideScheduler(SpeculationOptions(overlap=True))
+    first.a, first.b = 0.01, 0.02
+    assert (first.gamma, first.next()) == (None, 1)
     scheduler = StrideScheduler(SpeculationOptions(overlap=False))
     scheduler.a, scheduler.b = 0.01, 0.1
-    assert scheduler.next() == 1
+    assert scheduler.next() == 0  # one guess and one search, one after the other, gain nothing
     sizes = []
-    for _ in range(6):
+    for _ in range(5):
         scheduler.record(matched=4, guessed=4)
         sizes.append(scheduler.next())
-    assert sizes == [2, 4, 8, 16, 16, 16]  # all right: doubling up to the longest
+    assert scheduler.gamma == 1
+    assert sizes == sorted(sizes)  # all right: ever longer
+    assert sizes[0] > 2
+    assert sizes[-1] == 16
     for _ in range(5):
         scheduler.record(matched=0, guessed=4)
     assert scheduler.gamma == 0
-    assert scheduler.next() == 0  # never right: search first
+    assert scheduler.next() <= 1
     scheduler.record(matched=3, guessed=4)
     assert scheduler.gamma == pytest.approx(3 / 8)
+
+
+def test_a_cheap_search_comes_first() -> None:
+    """Guessing well in nine of ten cases does not repay a search that takes a hundredth of the writing."""
+    scheduler = StrideScheduler(SpeculationOptions())
+    scheduler.a, scheduler.b = 0.1, 0.001
+    assert scheduler.next() == 0
+    for matched in (9, 1, 0, 5, 3):
+        scheduler.record(matched, matched + 1)
+    assert scheduler.next() == 0
 
 
 def test_speculation_pays_where_verifying_costs_more_than_writing_twice() -> None:

@@ -124,7 +124,7 @@ class ScriptedEngine:
         self.pause_s = pause_s
         self.max_model_len = 8192
         self.blocks = SimpleNamespace(num_pages=128, num_owned=0)
-        self.config = SimpleNamespace(page_size=64)
+        self.config = SimpleNamespace(page_size=64, device="cpu")
         self.loaded = SimpleNamespace(tokenizer_fingerprint="scripted")
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
