@@ -78,17 +78,14 @@ class GroupPages:
     def write(self, layer: int, slots: Tensor, rows: NewRows) -> None:
         """Put the group's heads of new rows into int64 slots [T]; -1 writes where nobody reads."""
         page_size, own = self.keys[layer].shape[2], list(self.heads[layer])
-        k, v, *scales = (rows.k, rows.v) if rows.codes is None else rows.codes
-        targets = [self.keys[layer], self.values[layer]]
-        sources = [k, v]
-        if scales:
-            targets += [t for t in (self.key_scales(layer), self.value_scales(layer)) if t is not None]
-            sources += scales
+        k, v, *new_scales = (rows.k, rows.v) if rows.codes is None else rows.codes
+        held_scales = [t for t in (self.key_scales(layer), self.value_scales(layer)) if t is not None]
+        targets, sources = [self.keys[layer], self.values[layer], *held_scales], [k, v, *new_scales]
         every = self.has_all(layer, k.shape[1])
         if k.is_cuda and every:
             from sparse_attn.kernels.triton_write import write_rows
 
-            write_rows(*sources[:2], *targets[:2], slots, (*sources[2:], *targets[2:]) if scales else None)
+            write_rows(k, v, targets[0], targets[1], slots, [*new_scales, *held_scales])
         else:
             at = (slots // page_size, slice(None), slots % page_size)
             for target, source in zip(targets, sources, strict=True):

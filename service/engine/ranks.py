@@ -215,9 +215,9 @@ def join(size: int, device: str) -> Ranks:
     _joined = Ranks(rank, size, own, followers)
     if rank == 0:
         _joined.watch()
-    _connect(size, rank, own)
-    if _SPAWNED in os.environ:
+    elif _SPAWNED in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[_SPAWNED]),), daemon=True).start()
+    _connect(size, rank, own)
     return _joined
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -39,7 +41,7 @@ def write_rows(
     k_pages: Tensor,
     v_pages: Tensor,
     slots: Tensor,
-    scales: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    scales: Sequence[Tensor] = (),
 ) -> None:
     """Put k, v [T, Hkv, D] into pages [pages, Hkv, page_size, D] at int64 slots [T]; -1 writes nowhere.
 
@@ -49,7 +51,7 @@ def write_rows(
     rows, heads, dim = k.shape
     if not rows:
         return
-    k_scale, v_scale, k_scales, v_scales = scales if scales is not None else (None, None, None, None)
+    k_scale, v_scale, k_scales, v_scales = scales or (None, None, None, None)
     _write_kernel[(rows, heads)](
         *(k, v, k_pages, v_pages, k_scale, v_scale, k_scales, v_scales, slots),
         *(k.stride(0), k.stride(1), v.stride(0), v.stride(1), k_scale.stride(0) if k_scale is not None else 0),
@@ -57,5 +59,5 @@ def write_rows(
         HEAD_DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         PAGE=k_pages.shape[2],
-        QUANT=scales is not None,
+        QUANT=bool(scales),
     )

@@ -23,7 +23,7 @@ def test_rows_are_put_where_the_pool_puts_them(dtype, dim):
     new = expected.encode(k, v)
     expected.groups[0].write(1, slots, new)
     group, rows = got.groups[0], (new.k, new.v) if new.codes is None else new.codes[:2]
-    scales = None
+    scales = ()
     if new.codes is not None:
         held = (group.key_scales(1), group.value_scales(1))
         scales = tuple(x.to(DEVICE) for x in (*new.codes[2:], *held))
@@ -32,6 +32,6 @@ def test_rows_are_put_where_the_pool_puts_them(dtype, dim):
     assert torch.equal(pages[0][:-1].cpu(), expected.groups[0].keys[1][:-1])
     assert torch.equal(pages[1][:-1].cpu(), expected.groups[0].values[1][:-1])
     assert (expected.groups[0].keys[1][:-1] != 0).any()
-    if scales is not None:
+    if scales:
         assert torch.equal(scales[2][:-1].cpu(), expected.groups[0].key_scales(1)[:-1])
         assert torch.equal(scales[3][:-1].cpu(), expected.groups[0].value_scales(1)[:-1])
