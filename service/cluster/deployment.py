@@ -65,7 +65,7 @@ def application(settings: Settings, options: ClusterOptions) -> Any:
         return gateway_application(settings, APP, "Engine")
 
     ingress = serve.deployment(serve.ingress(gateway)()).options(
-        name="Gateway", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
+        name="Gateway", num_replicas=options.gateways, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     )
     return ingress.bind(engine.bind(values, options))
 

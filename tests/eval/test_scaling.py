@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.bench import scaling as bench
 from eval.scaling.cost import H200, LLAMA_8B, Machine, Shape, Work, decode, prefill, retrieval
 from eval.scaling.fit import Measurement, committed, fit, summary
 from eval.scaling.simulation import Question, Service, Simulation, compare, poisson, rounds, zipf_documents
@@ -138,3 +141,30 @@ def test_zipf_is_as_skewed_as_it_says() -> None:
     assert drawn.count(0) / drawn.count(9) == pytest.approx(10, rel=0.25)
     uniform = list(islice(zipf_documents(10, 0.0, seed=1), 10_000))
     assert uniform.count(0) == pytest.approx(1000, rel=0.15)
+
+
+def test_predictions_for_a_gpu_say_that_they_are_predictions() -> None:
+    rows = bench.predictions()
+    assert {row["state"] for row in rows} == {"not yet measured"}
+    dense, sparse = (next(row for row in rows if what in row["what"]) for what in ("dense prefill of 131072", "0.1"))
+    assert dense["seconds"] > 2 * sparse["seconds"]
+
+
+def test_the_check_finds_no_error_in_a_run_that_the_simulation_made(tmp_path: Path) -> None:
+    service = Service(1.0, 0.1, 1, 7)
+    run = {"replicas": 4, "documents": 20, "rounds": 3, "seed": 1, "cached_documents_per_replica": 7}
+    for policy in (Affinity, RandomChoice):
+        hits = Simulation(service, 4, policy()).run_clients(1, rounds(20, 3, seed=1)).hits
+        run["affinity" if policy is Affinity else "random"] = {"hits": hits, "questions": 60}
+    one = {"requests_per_s": {"1": [2.0], "2": [3.9]}, "clients_per_replica": 4, "last": {"2": {"requests": 400}}}
+    figures = {"routing": [run], "throughput": one}
+    assert bench.check(tmp_path) is None
+    (tmp_path / "cluster.json").write_text(json.dumps({"figures": figures}))
+    found = bench.check(tmp_path)
+    assert found is not None
+    for policy in ("affinity", "random"):
+        row = found["routing"][0][policy]
+        low, high = row["simulated_range"]
+        assert low <= row["measured_hits"] <= high
+        assert abs(row["error_of_hit_rate"]) < 0.15
+    assert found["throughput"]["error"] == pytest.approx(4.0 / 3.9 - 1, abs=0.02)

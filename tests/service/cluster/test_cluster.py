@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 pytest.importorskip("ray", reason="ray is not installed: pip install 'folio-serve[cluster]'")
 
 OPTIONS = ClusterOptions(replicas=2)
+ELASTIC = ClusterOptions(replicas=1, max_replicas=2)
 READY_S = 240.0
 
 
@@ -200,11 +201,30 @@ def test_scaling_down_drains(cluster: Cluster) -> None:
         async with httpx.AsyncClient(base_url=cluster.url, timeout=300) as client:
             asked = [asyncio.create_task(ask(client, number)) for number in range(8)]
             await asyncio.sleep(2)
-            await asyncio.to_thread(deployment.serve_application, cluster.settings, replace(OPTIONS, replicas=1))
+            await asyncio.to_thread(deployment.serve_application, cluster.settings, ELASTIC)
             return await asyncio.gather(*asked)
 
     assert asyncio.run(load()) == ["length"] * 8
     cluster.wait_for(lambda: len(cluster.replicas()) == 1)
+
+
+def test_load_adds_an_engine(cluster: Cluster) -> None:
+    """More in flight than one engine decodes at once; after `test_scaling_down_drains`, which left one."""
+
+    async def ask(client: httpx.AsyncClient, number: int) -> int:
+        body = cluster.completion(f"Chapter number {number}. " * 20, 3000)
+        return (await client.post("/v1/completions", json=body)).status_code
+
+    async def load() -> None:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=600) as client:
+            asked = [asyncio.create_task(ask(client, number)) for number in range(60)]
+            await asyncio.to_thread(cluster.wait_for, lambda: len(cluster.replicas()) == 2)
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(load())
+    cluster.wait_for(lambda: max(cluster.kv_usage()) == 0, 60)
 
 
 def test_sqlite_is_refused_on_several_machines(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,8 @@ def test_options_are_checked() -> None:
     assert {field.name for field in fields(ClusterOptions)} >= {"replicas", "max_replicas", "cpus", "gpus"}
     with pytest.raises(InvalidRequest, match="not 4 to 2"):
         ClusterOptions(replicas=4, max_replicas=2)
+    with pytest.raises(InvalidRequest, match="gateways, not 0"):
+        ClusterOptions(gateways=0)
     assert ClusterOptions().routing in POLICIES
     with pytest.raises(InvalidRequest, match="no cluster option 'replica'"):
         deployment.from_arguments({"replica": 2})
