@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - after the choice of a renderer that needs no display
+from matplotlib import pyplot
 
 PLAIN = "none"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,45 +11,77 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from eval.bench._drafter_timing import timed
 from service.engine.engine import Engine
+from service.engine.request import SamplingParams
 from service.reader import MODEL_DIR
 
 
-def transformers_prompt_lookup(
-    engine: Engine, asked: Sequence[list[int]], max_tokens: int, stop_freely: bool
+def beside_transformers(
+    engine: Engine, asked: Sequence[list[int]], max_tokens: int, stop_freely: bool, rounds: int = 3
 ) -> dict[str, Any]:
-    """transformers' own decoding and prompt lookup over the same prompts, greedy, the prompt's KV computed
-    before."""
+    """Greedy tokens per second over the same prompts, their KV computed before: transformers' own decoding and prompt
+    lookup, and ours, in turn; medians of `rounds`."""
     path = str(MODEL_DIR) if engine.loaded.name == "embedded" else engine.loaded.name
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    figures = {}
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=not stop_freely)
+    options = {"transformers": {}, "transformers_prompt_lookup": {"prompt_lookup_num_tokens": 10}}
+    rates: dict[str, list[float]] = {}
+    ids: dict[str, list[list[int]]] = {}
     with torch.inference_mode():
-        for name, options in (("plain", {}), ("prompt_lookup", {"prompt_lookup_num_tokens": 10})):
-            seconds, tokens = 0.0, 0
-            common = _common_prefix(asked)
-            cache = DynamicCache(config=model.config)
-            for start in range(0, common, 2048):
-                chunk = torch.tensor([asked[0][start : min(start + 2048, common)]])
-                model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            for prompt in asked:
-                kept = copy.deepcopy(cache)
-                if len(prompt) - 1 > common:
-                    model(torch.tensor([prompt[common:-1]]), past_key_values=kept, use_cache=True)
-                ids = torch.tensor([prompt])
-                began = time.perf_counter()
-                out = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    past_key_values=kept,
-                    do_sample=False,
-                    max_new_tokens=max_tokens,
-                    eos_token_id=model.config.eos_token_id if stop_freely else None,
-                    **options,
-                )
-                seconds += time.perf_counter() - began
-                tokens += out.shape[1] - len(prompt)
-            figures[name] = tokens / seconds
-    return {"transformers_tokens_per_s": figures}
+        cache = _prefilled(model, asked[0][: _common_prefix(asked)])
+        for _ in range(rounds):
+            for name, extra in options.items():
+                ids[name], rate = _generated(model, cache, asked, max_tokens, stop_freely, extra)
+                rates.setdefault(name, []).append(rate)
+            for name in ("prompt_lookup", "auto"):
+                engine.drafting.resources.forget()
+                rates.setdefault(name, []).append(timed(engine, asked, params, name, 1).rate)
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "tokens_per_s": median,
+        "same_ids_as_own_decoding": ids["transformers"] == ids["transformers_prompt_lookup"],
+        "prompt_lookup_over_peer": median["prompt_lookup"] / median["transformers_prompt_lookup"],
+        "auto_over_peer": median["auto"] / median["transformers_prompt_lookup"],
+    }
+
+
+def _prefilled(model: Any, ids: list[int], chunk: int = 2048) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    for start in range(0, len(ids), chunk):
+        model(torch.tensor([ids[start : start + chunk]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _generated(
+    model: Any,
+    cache: DynamicCache,
+    asked: Sequence[list[int]],
+    max_tokens: int,
+    stop_freely: bool,
+    options: dict[str, Any],
+) -> tuple[list[list[int]], float]:
+    """Each prompt's tokens, and tokens per second of them all. `cache` holds what the prompts begin with."""
+    seconds, answers = 0.0, []
+    for prompt in asked:
+        kept = copy.deepcopy(cache)
+        rest = prompt[kept.get_seq_length() : -1]
+        if rest:
+            model(torch.tensor([rest]), past_key_values=kept, use_cache=True, logits_to_keep=1)
+        ids = torch.tensor([prompt])
+        began = time.perf_counter()
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=kept,
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=model.config.eos_token_id if stop_freely else None,
+            **options,
+        )
+        seconds += time.perf_counter() - began
+        answers.append(out[0, len(prompt) :].tolist())
+    return answers, sum(map(len, answers)) / seconds
 
 
 def _common_prefix(asked: Sequence[list[int]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 from eval.errors import EvalError
@@ -77,10 +78,10 @@ def _nothing(engine: Engine, context: int, count: int) -> list[list[int]]:
 
 def _copied(prompt: list[int], answer: list[int]) -> int:
     """Tokens of the answer that follow the token before them as they did earlier."""
-    seen = set(zip(prompt, prompt[1:], strict=False))
+    seen = set(pairwise(prompt))
     text = [prompt[-1], *answer]
     found = 0
-    for pair in zip(text, text[1:], strict=False):
+    for pair in pairwise(text):
         found += pair in seen
         seen.add(pair)
     return found

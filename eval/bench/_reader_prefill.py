@@ -33,7 +33,7 @@ def run(
     rows: list[dict[str, Any]] = []
     for context in contexts:
         length = min(context, loaded.max_len - HEADROOM)
-        ids = _token_ids(loaded, text, length)
+        ids = token_ids(loaded, text, length)
         times = repeats if context <= 32768 else 1
         own = [_policy_row(loaded, ids, policy, times) for policy in [DENSE, *policies]]
         if context <= peers_up_to:
@@ -53,7 +53,7 @@ def _policy_row(loaded: LoadedModel, ids: list[int], policy: str, repeats: int) 
     engine = Engine(loaded, EngineConfig(kv_memory=memory, prefix_cache=False, drafter="none"))
     engine.generate([ids[:512]], SamplingParams(max_tokens=2, ignore_eos=True, attention=DENSE))  # warm
     for _ in range(repeats):
-        with _kernel_time() as spent:
+        with kernel_time() as spent:
             began = time.perf_counter()
             request = engine.add_request(ids, SamplingParams(max_tokens=1, ignore_eos=True, attention=policy))
             state = engine._requests[request].policy
@@ -83,7 +83,7 @@ def _outputs(engine: Engine) -> Iterator[Any]:
 
 
 @contextmanager
-def _kernel_time() -> Iterator[list[float]]:
+def kernel_time() -> Iterator[list[float]]:
     """Seconds that the attention kernels of a block of code take, in a list of one."""
     from sparse_attn import backend
 
@@ -125,7 +125,7 @@ def _peer_row(name: str, ids: list[int], repeats: int, threads: int) -> dict[str
     }
 
 
-def _token_ids(loaded: LoadedModel, text: str, length: int) -> list[int]:
+def token_ids(loaded: LoadedModel, text: str, length: int) -> list[int]:
     assert loaded.tokenizer is not None
     ids = list(loaded.tokenizer.encode(text, add_special_tokens=False))
     if not ids:

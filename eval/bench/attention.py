@@ -2,7 +2,8 @@
 
 Parts: dense prefill by length; paged decode by length, with the other ways of doing it; draft trees; sparse prefill by
 density; page selection in decode; linear layers by rows. Times are the best of many rounds (see `_machine`).
-Keys and values are random: the time of these kernels does not depend on them.
+Keys and values are random there: the time of these kernels does not depend on them. With a text, sparse policies also
+run on Q, K and V of the embedded reader (`_reader_attention`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import typer
 from torch import Tensor
 from torch.nn import functional
 
+from eval.bench import _reader_attention
 from eval.bench._machine import Marks, best_times
 from eval.bench._paged_candidates import FlexDecode, NumbaDecode
+from eval.bench._reader_attention import CHUNK
 from eval.results import report_result
 from sparse_attn import dense
 from sparse_attn.blocks import BlockIndex, query_blocks
@@ -28,6 +31,7 @@ HEADS, KV_HEADS, DIM, PAGE = 8, 4, 64, 64
 GROUP = HEADS // KV_HEADS
 SCALE = DIM**-0.5
 QUERY_BLOCK = 128
+POLICIES = ("auto", "trianglemix", "lserve", "minference", "xattention:means=true", "xattention", "flexprefill")
 
 Kernel = Callable[[], object]
 
@@ -192,7 +196,10 @@ def random_index(length: int, density: float) -> BlockIndex:
 
 
 def page_selection(lengths: list[int], budget: int, rounds: int) -> list[dict[str, Any]]:
-    """One row over the newest and a random choice of pages, `budget` tokens in all, beside all pages."""
+    """One row over the newest and a random choice of pages, `budget` tokens in all, beside all pages.
+
+    As the policies do, a sequence within the budget passes no index.
+    """
     rows = []
     for n in lengths:
         paged = Paged(n, layers=max(2, 65536 // n))
@@ -202,13 +209,13 @@ def page_selection(lengths: list[int], budget: int, rounds: int) -> list[dict[st
         for head in range(KV_HEADS):
             kept[head, 0, torch.randperm(pages, generator=generator)[: budget // PAGE]] = True
         kept[..., -2:] = True
-        index = BlockIndex.from_mask(kept, [1], [n], block_q=1, block_k=PAGE)
+        index = BlockIndex.from_mask(kept, [1], [n], block_q=1, block_k=PAGE) if n > budget else None
         times = best_times({"dense": paged.attend(1), "selected": paged.attend(1, index=index)}, rounds)
         rows.append(
             {
                 "context": n,
                 "budget": budget,
-                "density": index.density(),
+                "density": index.density() if index is not None else 1.0,
                 "dense_ms": 1e3 * times["dense"],
                 "selected_ms": 1e3 * times["selected"],
                 "speedup": times["dense"] / times["selected"],
@@ -269,8 +276,18 @@ def run(rounds: int = 40, threads: int = 2) -> dict[str, Any]:
 def command(
     rounds: Annotated[int, typer.Option(help="calls of each kernel; the best counts", min=1)] = 40,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+    text: Annotated[Path | None, typer.Option(help="text for Q, K and V of the embedded reader")] = None,
+    length: Annotated[int, typer.Option(help="tokens of the reader's prompt", min=CHUNK)] = 32768,
+    policies: Annotated[str, typer.Option(help="policies for the reader, separated by semicolons")] = ";".join(
+        POLICIES
+    ),
     output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
 ) -> None:
     """Time the CPU attention kernels against torch and the machine's limits."""
-    report_result("bench_attention", run(rounds, threads), as_json=as_json, output=output)
+    figures = run(rounds, threads)
+    if text is not None:
+        with torch.inference_mode():
+            words = text.read_text(encoding="utf-8")
+            figures["reader"] = _reader_attention.run(words, length, [p for p in policies.split(";") if p])
+    report_result("bench_attention", figures, as_json=as_json, output=output)

@@ -4,7 +4,8 @@ On Q, K and V captured from a model on a text, chunk by chunk as the engine woul
 of each length (prefill) and one row after it (decode), dense against each candidate, index included. The fastest
 candidate whose output stays within ``--max-error`` of dense attention, gated at the length from which on it is faster
 at every longer one, goes into the table that the policy ``auto`` reads. Error is relative L2 distance of the
-outputs, averaged over layers; what it means for answers is measured by ``folio eval``.
+outputs, averaged over layers. Where ``folio bench accuracy`` has counted right answers under a candidate, its figures
+(``--accuracy``) decide instead: outputs may differ in heads that no answer depends on, and agree where one does not.
 """
 
 from __future__ import annotations
@@ -25,10 +26,18 @@ from eval.results import report_result, write_atomically
 
 if TYPE_CHECKING:
     from sparse_attn.capture import Captured
-    from sparse_attn.policy import ModelShape, PolicyState
+    from sparse_attn.policy import ModelShape, Policy, PolicyState
 
-PREFILL = ("xattention", "xattention:means=true", "xattention:means=true,p=0.95", "flexprefill", "trianglemix")
+PREFILL = (
+    "xattention",
+    "xattention:means=true",
+    "xattention:means=true,p=0.95",
+    "flexprefill",
+    "trianglemix",
+    "trianglemix:deep=1.0,last=256",
+)
 DECODE = ("quest:interval=4,dense_layers=0", "quest:interval=4,dense_layers=0,budget=2048")
+MAX_LOSS = {"kv": 2.0}  # points of right answers; 1 for the other tasks
 FASTER = 0.97  # a candidate must take at most this share of dense time to be worth its error
 
 
@@ -40,6 +49,7 @@ def command(
     prefill: Annotated[str, typer.Option(help="Candidates for prefill, separated by semicolons.")] = ";".join(PREFILL),
     decode: Annotated[str, typer.Option(help="Candidates for decode, separated by semicolons.")] = ";".join(DECODE),
     max_error: Annotated[float, typer.Option(min=0, help="Largest error of a policy in the table.")] = 0.05,
+    accuracy: Annotated[Path | None, typer.Option(help="Figures of `folio bench accuracy` for this model.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each, of which the median counts.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     table: Annotated[Path | None, typer.Option(help="Table of `auto` to update for this device.")] = None,
@@ -63,6 +73,7 @@ def command(
         prefill=[p for p in prefill.split(";") if p],
         decode=[p for p in decode.split(";") if p],
         max_error=max_error,
+        accuracy=json.loads(accuracy.read_text(encoding="utf-8"))["figures"]["policies"] if accuracy else None,
         repeats=repeats,
     )
     if table is not None:
@@ -81,6 +92,7 @@ def run(
     prefill: Sequence[str] = PREFILL,
     decode: Sequence[str] = DECODE,
     max_error: float = 0.05,
+    accuracy: dict[str, Any] | None = None,
     repeats: int = 3,
 ) -> dict[str, Any]:
     """Rows of time, density and error for each length and candidate, and the table made of them.
@@ -100,7 +112,7 @@ def run(
     for length in lengths:
         for phase, candidates in (("prefill", prefill), ("decode", decode)):
             rows += bench.rows(phase, length, candidates)
-    table = make_table(rows, max_error)
+    table = make_table(rows, max_error, accuracy)
     return {
         "device": captured[0].q.device.type,
         "model": loaded.name,
@@ -111,15 +123,14 @@ def run(
     }
 
 
-def make_table(rows: Sequence[dict[str, Any]], max_error: float) -> list[dict[str, Any]]:
+def make_table(
+    rows: Sequence[dict[str, Any]], max_error: float, accuracy: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """What `auto` reads: dense at first, then the best prefill and decode policies from where they begin to pay."""
+    rows = [{**row, "sound": _sound(row, max_error, accuracy or {})} for row in rows]
     chosen: dict[str, tuple[int, str]] = {}
     for phase in ("prefill", "decode"):
-        best = [
-            c
-            for policy in dict.fromkeys(r["policy"] for r in rows)
-            if (c := _crossover(rows, phase, policy, max_error))
-        ]
+        best = [c for policy in dict.fromkeys(r["policy"] for r in rows) if (c := _crossover(rows, phase, policy))]
         if best:
             chosen[phase] = min(best, key=lambda c: c[2])[:2]
     starts = sorted({start for start, _ in chosen.values()})
@@ -130,14 +141,27 @@ def make_table(rows: Sequence[dict[str, Any]], max_error: float) -> list[dict[st
     return table
 
 
-def _crossover(
-    rows: Sequence[dict[str, Any]], phase: str, policy: str, max_error: float
-) -> tuple[int, str, float] | None:
+def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:
+    """Does the policy keep the answers (within MAX_LOSS, a task), or where none were counted, the outputs?"""
+    wanted = _ungated(row["policy"])
+    counted = [tasks for name, tasks in accuracy.items() if _ungated(name) == wanted]
+    if not counted:
+        return bool(row["error"] <= max_error)
+    return all(t["right_points_lost"] <= MAX_LOSS.get(name, 1.0) for tasks in counted for name, t in tasks.items())
+
+
+def _ungated(text: str) -> Policy:
+    from sparse_attn.policies import parse_policy
+
+    return replace(parse_policy(text), gate=0)
+
+
+def _crossover(rows: Sequence[dict[str, Any]], phase: str, policy: str) -> tuple[int, str, float] | None:
     """(first position from which on the policy is always faster and near enough, gated policy, its longest time)."""
     own = sorted((r for r in rows if r["phase"] == phase and r["policy"] == policy), key=lambda r: r["length"])
     start = None
     for row in reversed(own):
-        if row["ms"] > FASTER * row["dense_ms"] or row["error"] > max_error:
+        if row["ms"] > FASTER * row["dense_ms"] or not row["sound"]:
             break
         start = row["length"]
     if start is None:

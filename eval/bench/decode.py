@@ -1,4 +1,6 @@
-"""Decoding speed behind a long context: the engine beside transformers' `generate` (sdpa), in turn, on one model."""
+"""Decoding speed behind a long context: the engine beside transformers' `generate` (sdpa), in turn, on a random model;
+and of the embedded reader behind a text, dense and with pages selected.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from eval.bench import _reader_decode
 from eval.bench._beside_transformers import common_prefix, compare, describe
 from eval.results import report_result
 
 TARGET_SPEEDUP = 2.0
+POLICIES = ("quest:interval=4,dense_layers=0", "quest:interval=4,dense_layers=0,budget=2048")
 
 
 def run(contexts: list[int], new_tokens: int = 32, repeats: int = 2, threads: int = 2) -> dict[str, Any]:
@@ -46,9 +50,22 @@ def command(
     new_tokens: Annotated[int, typer.Option(help="tokens to decode", min=2)] = 32,
     repeats: Annotated[int, typer.Option(help="runs of each system", min=1)] = 2,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+    text: Annotated[
+        Path | None, typer.Option(help="text for the reader; without it only the random model runs")
+    ] = None,
+    reader_contexts: Annotated[str, typer.Option(help="the reader's prompt lengths")] = "4096,16384,65536",
+    policies: Annotated[str, typer.Option(help="decode policies beside dense, separated by ;")] = ";".join(POLICIES),
     output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
 ) -> None:
-    """Decode behind a long context, beside transformers."""
+    """Decode behind a long context, beside transformers and with pages selected."""
     figures = run(contexts or [16384], new_tokens, repeats, threads)
+    if text is not None:
+        figures["reader"] = _reader_decode.run(
+            text.read_text(encoding="utf-8"),
+            [int(n) for n in reader_contexts.split(",")],
+            [p for p in policies.split(";") if p],
+            new_tokens,
+            threads,
+        )
     report_result("bench_decode", figures, as_json=as_json, output=output)

@@ -137,6 +137,7 @@ class Row:
     model: str
     retriever: str
     prefetch: int
+    tokens: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """by way, a question each; the sweep may have fewer"""
     figures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -156,9 +157,9 @@ class Row:
                 self.different.append(f"{name}: {question}")
 
     def summary(self) -> dict[str, Any]:
-        """Ratios of the sums over questions that both sides answered."""
+        """Medians over questions; a speed-up is the median of the questions' own."""
         plain = self.figures["sequential"]
-        share = sum(f["search_ms"] for f in plain) / sum(f["total_ms"] for f in plain)
+        share = median(f["retrieval_share"] for f in plain)
         ceiling = 1 / (1 - share)
         speed = {name: self._speed_up(name) for name in self.seconds if name != "sequential"}
         swept = [name for name in speed if name.startswith("s")]
@@ -170,6 +171,7 @@ class Row:
             "retriever": self.retriever,
             "questions": self.done,
             "prefetch": self.prefetch,
+            "tokens": self.tokens,
             "same_token_ids": not self.different,
             "retrieval_share": share,
             "amdahl_ceiling": ceiling,
@@ -180,25 +182,30 @@ class Row:
             "reached": speed["os3"] >= wanted,
             "speedups": speed,
             "os3_of_best_fixed": self._beside_os3(swept, sweep_size) if swept else None,
-            "async_off_beside_on": self._beside_os3(["os3_overlap"], sweep_size) if swept else None,
+            "waiting_of_overlapping": self._beside_os3(["os3_overlap"], sweep_size) if swept else None,
             "sweep_questions": sweep_size,
-            "sequential_ms_per_stride": 1e3 * sum(self.seconds["sequential"]) / sum(f["strides"] for f in plain),
+            "sequential_ms_per_stride": median(f["total_ms"] / f["strides"] for f in plain),
             "search_ms": median(f["search_ms"] / f["searches"] for f in plain),
             **{name: self._medians(name) for name in speed if name.startswith("os3")},
         }
 
     def _speed_up(self, name: str) -> float:
-        theirs = self.seconds[name]
-        return sum(self.seconds["sequential"][: len(theirs)]) / sum(theirs)
+        pairs = zip(self.seconds["sequential"], self.seconds[name], strict=False)  # the sweep has fewer
+        return median(plain / theirs for plain, theirs in pairs)
 
     def _beside_os3(self, others: Sequence[str], count: int) -> float:
         """OS³'s speed as a share of the best of the others', on the questions of the sweep."""
-        return min(sum(self.seconds[name][:count]) for name in others) / sum(self.seconds["os3"][:count])
+        best = min(median(self.seconds[name][:count]) for name in others)
+        return best / median(self.seconds["os3"][:count])
 
     def _medians(self, name: str) -> dict[str, float]:
-        known = ("acceptance", "a_ms", "b_ms", "gamma", "mean_stride", "strides_written", "searches", "reused_share")
+        known = (
+            *("acceptance", "a_ms", "b_ms", "gamma", "mean_stride", "strides", "strides_written", "searches"),
+            "reused_share",
+        )
         rows = self.figures[name]
-        return {key: median(f[key] for f in rows) for key in known if all(f[key] is not None for f in rows)}
+        seen = {key: [f[key] for f in rows if f[key] is not None] for key in known}
+        return {key: median(values) for key, values in seen.items() if values}
 
 
 def make_retriever(name: str, base: KnowledgeBase, home: Path) -> Retriever:
@@ -290,7 +297,9 @@ def run(
     asked = read_questions(questions_file, base, questions)
     rows = {name: Row(**row) for name, row in (earlier or {}).items()}
     for model, retriever in ((m, r) for r in retrievers for m in models):
-        row = rows.setdefault(f"{model}/{retriever}", Row(model, retriever, PREFETCH[retriever]))
+        row = rows.setdefault(f"{model}/{retriever}", Row(model, retriever, PREFETCH[retriever], tokens))
+        if row.tokens != tokens:
+            raise EvalError(f"the row {model}/{retriever} has {row.tokens} tokens", hint="Resume it with as many.")
         if row.done >= questions or time.monotonic() > deadline:
             continue
         bench = Bench(model, base, tokens, k, drafter)
@@ -298,7 +307,6 @@ def run(
     return {
         "passages": passages,
         "passage_words_mean": sum(len(t.split()) for t in base.texts) / passages,
-        "tokens": tokens,
         "k": k,
         "page_size": PAGE_SIZE,
         "drafter": drafter,

@@ -71,6 +71,22 @@ def test_the_table_takes_the_fastest_that_is_near_enough_from_where_it_stays_fas
     assert make_table(rows[:2], max_error=0.05) == [{"min_length": 0, "policy": "dense"}]
 
 
+def test_counted_answers_decide_where_there_are_any():
+    rows = [
+        row("prefill", 8000, "trianglemix:deep=1.0", 1.0, error=0.5),
+        row("prefill", 8000, "xattention", 2.0),
+        row("decode", 8000, "quest:budget=512", 2.0, error=0.5),
+    ]
+    counted = {
+        "trianglemix:deep=1.0,gate=1024": {"passkey": {"right_points_lost": 0.9}, "kv": {"right_points_lost": 2.0}},
+        "quest:budget=512": {"passkey": {"right_points_lost": 0.0}, "kv": {"right_points_lost": 2.1}},
+    }
+    assert make_table(rows, 0.05, counted) == [
+        {"min_length": 0, "policy": "dense"},
+        {"min_length": 8000, "policy": "trianglemix:deep=1.0,gate=8000+dense"},
+    ]
+
+
 def test_lengths_that_the_model_does_not_hold_are_refused(loaded):
     with pytest.raises(EvalError, match="holds 1024 tokens"):
         run(loaded, [4096])
