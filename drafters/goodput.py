@@ -87,9 +87,7 @@ def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
     return np.zeros(len(moment))
 
 
-def best_budget(
-    scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, slack: float = 0.0
-) -> tuple[int, float]:
+def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, slack: float = 0.0) -> tuple[int, float]:
     """How many nodes to verify, and the tokens per second expected of it.
 
     scores [n] path scores in descending order; times [>= n + 1] seconds of a step with 0, 1, … nodes. With `slack`

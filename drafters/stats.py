@@ -24,8 +24,8 @@ class DraftingStats:
 
     starting_seconds is what `start` took: an index built, a draft prompt prefilled; drafting_seconds what guessing and
     learning took, draft forwards included; verifying_seconds what choosing tokens, walking trees and moving KV took,
-    the target's forward not included. steps counts verified forwards, emitted the tokens they gave (bonus tokens included); failures counts drafters that raised and were
-    switched off.
+    the target's forward not included. steps counts verified forwards, emitted the tokens they gave (bonus tokens
+    included); failures counts drafters that raised and were switched off.
     """
 
     steps: int = 0

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
+from drafters.stats import TARGET
 from service.citations import Citation, unsupported
 from service.datastores import Datastores
-from service.engine.request import DraftSources, SamplingParams
+from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import FolioError, InvalidRequest
 from service.evidence import Evidence, EvidenceFinder, Question
 from service.generation import Generator
@@ -144,11 +145,15 @@ class Answerer:
                 if ttft is None and output.token_ids:
                     ttft = time.monotonic() - began
                 ids += output.token_ids
-                text += output.text
-                visible = self.layout.visible(text)
-                if len(visible) > len(shown):
-                    yield Event("message", {"text": visible[len(shown) :], "sources": output.sources})
-                    shown = visible
+                tokens = []
+                for piece, source in _by_token(output):
+                    text += piece
+                    visible = self.layout.visible(text)
+                    if len(visible) > len(shown):
+                        tokens.append({"text": visible[len(shown) :], "source": source})
+                        shown = visible
+                if tokens:
+                    yield Event("message", {"text": "".join(t["text"] for t in tokens), "tokens": tokens})
                 stats, finish = output.stats, output.finish_reason
         async for event in self._conclude(evidence, ids, text, Generated(stats, finish, ttft)):
             yield event
@@ -170,7 +175,8 @@ class Answerer:
                 text += piece
                 visible = self.layout.visible(text)
                 if len(visible) > len(shown):
-                    yield Event("message", {"text": visible[len(shown) :], "sources": []})
+                    new = visible[len(shown) :]
+                    yield Event("message", {"text": new, "tokens": [{"text": new, "source": TARGET}]})
                     shown = visible
         evidence = await run.evidence()
         yield _search_results(evidence)
@@ -295,6 +301,13 @@ class AnswerFailed(FolioError):
         self.status = data["status"]  # type: ignore[misc]
         self.title = data["title"]  # type: ignore[misc]
         self.problem = data["type"].rpartition(":")[2]  # type: ignore[misc]
+
+
+def _by_token(output: TokenOutput) -> Iterable[tuple[str, str]]:
+    """(text, source) of each token; one pair for all where the model has no text for single ones."""
+    if output.pieces and len(output.pieces) == len(output.sources):
+        return zip(output.pieces, output.sources, strict=True)
+    return [(output.text, TARGET)]
 
 
 async def collect(events: AsyncGenerator[Event, None]) -> Answer:

@@ -21,6 +21,7 @@ from service.commands.context import (
     ModelName,
     settings_of,
 )
+from service.commands.explaining import AnswerWriter, PlainText, SourceColours
 from service.commands.output import emit_json, emit_text, note, working
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def ask(
     device: DeviceName = None,
     drafter: Drafter = None,
     attention: Attention = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Colour each token by who supplied it: a drafter or the model.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Answer a question over the documents, with citations that are checked against their text."""
@@ -104,14 +108,19 @@ def ask(
         if knn
         else None,
     )
-    answer = asyncio.run(_answer(settings, asked, params, show=not as_json))
+    writer = None if as_json else SourceColours() if explain else PlainText()
+    answer = asyncio.run(_answer(settings, asked, params, writer))
+    if isinstance(writer, SourceColours):
+        writer.legend()
     if as_json:
         emit_json({key: value for key, value in asdict(answer).items() if key != "results"})
     else:
         _print_sources(answer)
 
 
-async def _answer(settings: Settings, question: Question, params: SamplingParams, show: bool) -> Answer:
+async def _answer(
+    settings: Settings, question: Question, params: SamplingParams, writer: AnswerWriter | None
+) -> Answer:
     """Run one question through the same parts that the service runs."""
     from service.answering import collect
     from service.runtime import Runtime
@@ -122,19 +131,19 @@ async def _answer(settings: Settings, question: Question, params: SamplingParams
         with working(f"Loading {settings.model} …"):
             await runtime.ended.wait()
         events = runtime.answerer.answer(question, params)
-        return await collect(_shown(events) if show else events)
+        return await collect(events if writer is None else _shown(events, writer))
     finally:
         await runtime.stop()
 
 
-async def _shown(events: Any) -> Any:
+async def _shown(events: Any, writer: AnswerWriter) -> Any:
     """The same events; messages are also written to the terminal as they come."""
     async with aclosing(events):
         async for event in events:
             if event.type == "search_results":
                 note(f"{event.data['mode']}: {event.data['mode_reason']}")
             elif event.type == "message":
-                emit_text(event.data["text"])
+                writer.write(event.data)
             yield event
 
 

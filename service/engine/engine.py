@@ -31,7 +31,7 @@ from service.engine.draft_resources import draft_resources
 from service.engine.draft_sessions import DraftPages
 from service.engine.drafting import Drafting
 from service.engine.host_allocator import keep_freed_memory
-from service.engine.kv_layout import checked_policy, head_layout, kv_dtype
+from service.engine.kv_layout import check_attention, checked_policy, head_layout, kv_dtype
 from service.engine.loading import EMBEDDED, LoadedModel, load_model
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.page_tiers import HostTier, Tiers, WarmTier
@@ -161,8 +161,10 @@ class Engine:
 
         Raises:
             ModelError: the model is not there, not readable or not supported.
+            InvalidRequest: the default attention policy does not suit the model; its weights have not been read.
         """
         config = EngineConfig(dtype=dtype, device=device, **options)
+        check_attention(model, config)
         ranks = leading(config.tensor_parallel)
         if ranks is not None:
             config = replace(config, device=ranks.device)
@@ -422,11 +424,11 @@ class Engine:
             new_ids = request.token_ids[before:]
             request.last_token = now
             request.first_token = request.first_token or now
-            text = self._text(request, new_ids, before)
+            pieces = self._pieces(request, new_ids, before)
             new_ids = request.token_ids[before:]  # a stop string may have cut them
             request.steps += 1
             sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
-            output = TokenOutput(request.id, new_ids, text, sources=sources)
+            output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
             if request.params.logprobs is not None:
                 output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
             if request.finish_reason is not None:
@@ -435,11 +437,11 @@ class Engine:
             outputs.append(output)
         return outputs
 
-    def _text(self, request: Request, new_ids: list[int], before: int) -> str:
-        """Decode the new tokens; a stop string ends the request at the token that completes it."""
+    def _pieces(self, request: Request, new_ids: list[int], before: int) -> list[str]:
+        """The text of each new token; a stop string ends the request at the token that completes it."""
         detokenizer = self._detokenizers.get(request.id)
         if detokenizer is None:
-            return ""
+            return []
         pieces = []
         for i, token in enumerate(new_ids):
             last = i + 1 == len(new_ids) and request.finish_reason is not None
@@ -448,7 +450,7 @@ class Engine:
                 request.finish_reason = FinishReason.STOP
                 del request.token_ids[before + i + 1 :]
                 break
-        return "".join(pieces)
+        return pieces
 
     def _logprobs(
         self, request: Request, forward: Forward, first: int, verdict: Verdict, token_ids: list[int]

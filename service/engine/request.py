@@ -102,7 +102,12 @@ class TokenLogprobs:
 
 @dataclass
 class TokenOutput:
-    """What one step brought to one request."""
+    """What one step brought to one request.
+
+    Attributes:
+        pieces: the text that each of ``token_ids`` added; some are empty. The list is empty without a tokenizer.
+        sources: per token, who supplied it: a drafter's name or "target".
+    """
 
     request_id: str
     token_ids: list[int]
@@ -112,6 +117,7 @@ class TokenOutput:
     stats: dict[str, Any] = field(default_factory=dict)
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     error: str | None = None
 
 

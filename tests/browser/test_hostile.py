@@ -72,7 +72,7 @@ def test_a_hostile_stream_is_shown_as_text(folio: Any) -> None:
     text = '<img src=x onerror=alert(1)>**bold** [9] "<b>" </div><script>alert(1)</script>'
     events = [
         ("search_results", {"mode": "<i>x</i>", "mode_reason": "<b>y</b>", "results": []}),
-        ("message", {"text": text, "sources": ["<u>"]}),
+        ("message", {"text": text, "tokens": [{"text": text, "source": "<u>"}]}),
         ("error", {"title": "<b>bad</b>", "detail": "<img src=x onerror=alert(1)>"}),
     ]
     body = "".join(f"event: {name}\r\ndata: {json.dumps(data)}\r\n\r\n" for name, data in events)

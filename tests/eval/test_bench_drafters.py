@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eval.bench.drafters import make_prompts, perturbed_gap, run
+from eval.bench._drafter_prompts import make_prompts
+from eval.bench._drafter_timing import perturbed_gap
+from eval.bench.drafters import run
 from eval.errors import EvalError
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
@@ -34,18 +36,23 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
+def measured(checkpoint, **changes):
+    options = {
+        "contexts": (192,),
+        "workloads": ("nothing",),
+        "drafters": ("auto", "suffix"),
+        "temperatures": (0.0, 0.8),
+        "batches": (1, 3),
+        "prompts": 2,
+        "max_tokens": 12,
+        "rounds": 2,
+        "kv_memory": 1 << 24,
+    }
+    return run(model=str(checkpoint), **(options | changes))
+
+
 def test_cells_hold_every_drafter_to_plain_decoding(checkpoint):
-    figures = run(
-        model=str(checkpoint),
-        contexts=(192,),
-        workloads=("nothing",),
-        drafters=("auto", "suffix"),
-        temperatures=(0.0, 0.8),
-        batches=(1, 3),
-        prompts=2,
-        max_tokens=12,
-        kv_memory=1 << 24,
-    )
+    figures = measured(checkpoint)
     assert len(figures["cells"]) == 2 * 2 * 3
     for cell in figures["cells"]:
         assert cell["tokens_per_s"] > 0
@@ -57,6 +64,23 @@ def test_cells_hold_every_drafter_to_plain_decoding(checkpoint):
     rows = figures["forwards"][0]["rows"]
     assert [row["nodes"] for row in rows] == [0, 8, 32]
     assert all(row["seconds"] > 0 and row["limit_s"] > 0 for row in rows)
+
+
+def test_pieces_make_the_same_table(checkpoint):
+    saved = []
+    first = measured(
+        checkpoint, batches=(1,), temperatures=(0.0,), save=lambda figures: saved.append(len(figures["cells"]))
+    )
+    assert saved[0] == len(first["cells"]) == 3
+    kept = first["cells"][1]["tokens_per_s"]
+    second = measured(checkpoint, batches=(1,), known=first)
+    assert [(c["temperature"], c["drafter"]) for c in second["cells"]] == [
+        (temperature, name) for temperature in (0.0, 0.8) for name in ("none", "auto", "suffix")
+    ]
+    assert second["cells"][1]["tokens_per_s"] == kept
+    assert len(second["forwards"]) == 1
+    stopped = measured(checkpoint, batches=(1, 3), known=second, limit_s=0.0)
+    assert len(stopped["cells"]) == 6
 
 
 def test_gap_is_that_of_the_perturbed_scores(checkpoint):

@@ -41,7 +41,7 @@ function take(turn, type, data) {
     Object.assign(turn, { mode: data.mode, reason: data.mode_reason ?? "", results: data.results ?? [] });
   } else if (type === "message") {
     turn.text += data.text;
-    turn.runs.push(...runsOf(data.text, data.sources ?? []));
+    turn.runs.push(...(data.tokens ?? [{ text: data.text, source: TARGET }]));
   } else if (type === "citation") {
     turn.citations.push(data);
   } else if (type === "stats") {
@@ -64,22 +64,7 @@ function fail(turn, title, detail) {
   turn.error = { title, detail };
 }
 
-/**
- * The text of one step by who chose it. A step's tokens come without their own texts, so colours go by whole words:
- * the last word is the model's own where the last token is, the others are those of the draft.
- * @param {string} text
- * @param {string[]} sources one a token
- * @returns {{text: string, source: string}[]}
- */
-function runsOf(text, sources) {
-  const drafted = sources.find((source) => source !== TARGET);
-  if (!drafted) return [{ text, source: TARGET }];
-  const last = sources.at(-1) === TARGET ? /\s*\S+\s*$/.exec(text) : null;
-  if (!last || last.index === 0) return [{ text, source: drafted }];
-  return [{ text: text.slice(0, last.index), source: drafted }, { text: last[0], source: TARGET }];
-}
-
-/** Sources of the answer's words, in order of first use; the target's own choices are none. */
+/** Sources of the answer's tokens, in order of first use; the target's own choices are none. */
 export function draftSources(turn) {
   return [...new Set(turn.runs.map((run) => run.source))].filter((source) => source && source !== TARGET);
 }

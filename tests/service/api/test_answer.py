@@ -49,6 +49,9 @@ def test_a_stream_has_the_events_in_order(
     assert names[-1] == "done"
     assert set(names) == {"search_results", "message", "citation", "stats", "done"}
     assert "".join(d["text"] for n, d in found if n == "message") == found[-1][1]["answer"]
+    for _, data in (one for one in found if one[0] == "message"):
+        assert "".join(token["text"] for token in data["tokens"]) == data["text"]
+        assert all(token["source"] for token in data["tokens"])
 
 
 def test_a_slow_stream_pings(start_service: Callable[..., Any], make_scripted: Any) -> None:
