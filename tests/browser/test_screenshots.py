@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pypdfium2 as pdfium
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
@@ -21,6 +22,8 @@ CHAPTERS = [
     "04-streaming-heads-and-page-selection.md",
 ]
 QUESTION = "What is a page of KV?"
+BOOK, PAGES = "introduction_to_mathematics.pdf", [18, 19, 20, 21]
+BOOK_QUESTION = "Can the conclusion of an argument be more certain than the assumptions?"
 LIMIT = 200_000
 
 
@@ -70,3 +73,17 @@ def test_pictures_of_the_page(service: Any, visit: Any, keep: Any) -> None:
     page.click(".tabs [data-show=source]")
     page.locator("#source-text mark").first.scroll_into_view_if_needed()
     keep(page, "narrow-source.png")
+
+
+def test_picture_of_a_page_of_a_book(service: Any, visit: Any, keep: Any, shared: Path) -> None:
+    source, part = pdfium.PdfDocument(shared / "corpus" / BOOK), pdfium.PdfDocument.new()
+    part.import_pages(source, PAGES)
+    data = io.BytesIO()
+    part.save(data)
+    service.delete_all()
+    folio = visit(service)
+    folio.upload(BOOK, data.getvalue(), "application/pdf")
+    folio.ask(BOOK_QUESTION)
+    folio.page.locator(".chip").first.click()
+    expect(folio.page.locator(".sheet .box").first).to_be_in_viewport()
+    keep(folio.page, "page.png")

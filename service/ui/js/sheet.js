@@ -18,7 +18,9 @@ export async function sheets({ document: id, name, boxes }) {
     await image.decode();
     URL.revokeObjectURL(url);
     const own = boxes.filter((box) => box.page === number);
-    return el("figure", { class: "sheet", "data-page": number }, image, ...own.map(box), el("figcaption", {}, `Page ${number}`));
+    return el("figure", { class: "sheet", "data-page": number },
+      el("div", { class: "paper" }, image, ...own.map(box)),
+      el("figcaption", {}, `Page ${number}`));
   }));
 }
 
