@@ -21,7 +21,8 @@ import numpy as np
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
 from retrieval.retrievers import SnapshotRetriever
-from retrieval.speculation import IterativeRetrieval, SpeculationOptions, Stride
+from retrieval.speculation import IterativeRetrieval, Stride
+from retrieval.strides import SpeculationOptions
 from retrieval.types import Hit
 from service.engine.detokenizer import Detokenizer
 from service.engine.request import SamplingParams, TokenOutput

@@ -32,7 +32,8 @@ from retrieval.generation import Generation, Manifest
 from retrieval.retrievers import DenseRetriever, Encode, SnapshotRetriever, SparseRetriever
 from retrieval.snapshot import Snapshot
 from retrieval.sparse import SparseIndex, terms
-from retrieval.speculation import IterativeRetrieval, Retriever, SpeculationOptions
+from retrieval.speculation import IterativeRetrieval, Retriever
+from retrieval.strides import SpeculationOptions
 from retrieval.types import Hit
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine, EngineConfig

@@ -20,16 +20,8 @@ from retrieval.errors import InvalidRequest, RetrieverFailed
 from retrieval.library import Library
 from retrieval.retrievers import DenseRetriever, SnapshotRetriever, SparseRetriever
 from retrieval.sparse import SparseIndex
-from retrieval.speculation import (
-    IterativeRetrieval,
-    Retriever,
-    SpeculationOptions,
-    Stride,
-    StrideScheduler,
-    best_stride,
-    expected_rate,
-    speculation_pays,
-)
+from retrieval.speculation import IterativeRetrieval, Retriever, Stride
+from retrieval.strides import SpeculationOptions, StrideScheduler, best_stride, expected_rate, speculation_pays
 
 DIM, CHUNKS, WORDS, K = 16, 300, 60, 4
 WORD_VECTORS = np.random.default_rng(1).standard_normal((WORDS, DIM)).astype(np.float32)
