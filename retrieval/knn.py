@@ -22,7 +22,7 @@ import numpy as np
 from retrieval.errors import InvalidRequest
 from retrieval.knn_search import Neighbours, Search, check_k
 from retrieval.knn_store import Datastore
-from retrieval.speculation import WINDOWS, best_stride
+from retrieval.strides import WINDOWS, best_stride
 
 PREFETCH = 10
 """entries behind a hit that enter the cache with it (RaLMSpec's n)"""

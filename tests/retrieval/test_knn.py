@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from retrieval import knn_search, knn_store
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
 from retrieval.knn import KnnCache, KnnDecoder, KnnOptions, TokenStrides, interpolate
-from retrieval.knn_search import ExactSearch, ListSearch, squared_distances
+from retrieval.knn_kernels import squared_distances
+from retrieval.knn_search import ExactSearch, ListSearch
 from retrieval.knn_store import Datastore, StoreBuilder, StoreIdentity, sweep, windows
 
 DIM = 6
