@@ -155,6 +155,22 @@ def check_device(device: str) -> None:
     number = int(device.partition(":")[2] or 0)
     if number >= count:
         raise ModelError(f"{device} was asked for; this machine has {count} GPU(s), from cuda:0 on.", param="device")
+    capability, built = torch.cuda.get_device_capability(number), torch.cuda.get_arch_list()
+    if built and not any(_runs_on(arch, capability) for arch in built):
+        raise ModelError(
+            f"{torch.cuda.get_device_name(number)} is of compute capability {capability[0]}.{capability[1]}, for which "
+            f"torch {torch.__version__} is not built ({', '.join(built)}).",
+            hint="Install a wheel of torch for this GPU, or use --device cpu.",
+            param="device",
+        )
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``arch`` (sm_90a, compute_80 …) runs on a GPU: binaries within a major version, PTX upwards."""
+    kind, _, number = arch.partition("_")
+    digits = "".join(c for c in number if c.isdigit())
+    version = int(digits[:-1] or 0), int(digits[-1:] or 0)
+    return version <= capability and (kind == "compute" or version[0] == capability[0])
 
 
 def check_shares(name: str, config: Any, size: int) -> None:

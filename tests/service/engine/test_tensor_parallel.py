@@ -203,8 +203,32 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ModelError, match="cuda:3 was asked for; this machine has 1"):
         check_device("cuda:3")
-    check_device("cuda")
     check_device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "fits"),
+    [
+        (["sm_80", "sm_90"], (9, 0), True),
+        (["sm_80", "sm_86"], (8, 9), True),
+        (["sm_80", "sm_90a"], (10, 0), False),
+        (["sm_75", "compute_90"], (12, 0), True),
+        (["sm_80"], (7, 5), False),
+    ],
+)
+def test_a_wheel_that_is_not_for_the_gpu_is_named(
+    monkeypatch: pytest.MonkeyPatch, built: list[str], capability: tuple[int, int], fits: bool
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name, value in (
+        ("device_count", 1), ("get_device_capability", capability), ("get_arch_list", built), ("get_device_name", "X"),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    if fits:
+        check_device("cuda")
+        return
+    with pytest.raises(ModelError, match=r"X is of compute capability \d+\.\d, for which torch .* is not built"):
+        check_device("cuda")
 
 
 @pytest.mark.timeout(1200)
