@@ -135,4 +135,3 @@ class Drafting:
         stats = drafted.drafter.stats
         self.totals.add(stats)
         return {"drafter": drafted.drafter.name, "drafting": stats.as_dict()}
-
