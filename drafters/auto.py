@@ -8,9 +8,9 @@ from drafters.goodput import Goodput, MachineProfile
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
-_WEIGHT = 0.1  # of the newest step in the running mean of accepted tokens
 _FUTILE = 0.05  # accepted tokens a step below which guessing rests
 _COPYING = 4.0  # accepted tokens a step from which on the target's successors are not asked for
+_SLOW, _FAST = 0.1, 0.5  # weights of the newest step in the running means that these two are held to
 _REST = 8  # of a resting drafter's steps, one is tried
 
 
@@ -27,11 +27,12 @@ class Auto(Goodput):
     def __init__(self, retrieval: Together, profile: MachineProfile) -> None:
         super().__init__(retrieval, profile)
         self._accepted = 1.0
+        self._lately = 1.0
         self._step = 0
 
     @property
     def needs_topk(self) -> int:  # type: ignore[override]
-        spared = self._resting or self._accepted > _COPYING
+        spared = self._resting or self._lately > _COPYING
         return 0 if spared else self._inner.needs_topk
 
     @property
@@ -44,4 +45,5 @@ class Auto(Goodput):
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
-        self._accepted += _WEIGHT * (len(verdict.path) - self._accepted)
+        self._accepted += _SLOW * (len(verdict.path) - self._accepted)
+        self._lately += _FAST * (len(verdict.path) - self._lately)
