@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -36,6 +37,27 @@ def test_vectors_are_sentence_transformers_own(minilm: SentenceEmbedder) -> None
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
     near, far = minilm.encode_queries(["boats on a river", "differential equations"]) @ ours[1]
     assert near > far + 0.2
+
+
+def test_a_vector_does_not_depend_on_the_company(minilm: SentenceEmbedder) -> None:
+    """Texts of any length together, and one longer than the model reads."""
+    texts = ["One.", "", "A river. " * 30, "word " * 2000, "日本語", "One."]
+    together = minilm.encode_queries(texts)
+    for text, vector in zip(texts, together, strict=True):
+        np.testing.assert_allclose(minilm.encode_queries([text])[0], vector, atol=1e-6)
+    theirs = minilm.model_in_memory.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(together, theirs, atol=1e-5)
+
+
+def test_another_architecture_runs_in_sentence_transformers(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    shutil.copytree(minilm._folder, tmp_path / "model")
+    pooling = tmp_path / "model" / "1_Pooling" / "config.json"
+    fields = json.loads(pooling.read_text()) | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    pooling.write_text(json.dumps(fields))
+    other = SentenceEmbedder(tmp_path / "model")
+    theirs = other.model_in_memory.encode(["One."], normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(other.encode_queries(["One."]), theirs, atol=1e-6)
+    assert abs(float(theirs[0] @ minilm.encode_queries(["One."])[0])) < 0.99
 
 
 def test_token_starts_are_offsets(minilm: SentenceEmbedder) -> None:
@@ -95,7 +117,34 @@ def test_calls_are_gathered() -> None:
         thread.join()
     assert results == {n: 2 * n for n in range(8)}
     assert sum(batches) == 8
-    assert len(batches) == 2
+    assert len(batches) <= 2
+
+
+def test_an_error_that_is_a_result_reaches_its_caller_alone() -> None:
+    batcher = Batcher(lambda items: [ValueError(item) if item < 0 else item for item in items])
+    futures = [batcher.submit(item) for item in (1, -1, 2)]
+    assert (futures[0].result(), futures[2].result()) == (1, 2)
+    with pytest.raises(ValueError, match="-1"):
+        futures[1].result()
+
+
+def test_a_cancelled_call_takes_no_part() -> None:
+    release, batches = threading.Event(), []
+
+    def run(items):
+        batches.append(list(items))
+        release.wait(5)
+        return items
+
+    batcher = Batcher(run)
+    first = batcher.submit(1)
+    while not batches:
+        time.sleep(0.001)
+    second, third = batcher.submit(2), batcher.submit(3)
+    assert second.cancel()
+    release.set()
+    assert (first.result(), third.result()) == (1, 3)
+    assert batches == [[1], [3]]
 
 
 def test_an_error_reaches_every_caller_and_spoils_nothing() -> None:

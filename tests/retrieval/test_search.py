@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from conftest import sentences_about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import snapshot as snapshot_module
 from retrieval.dense import DenseIndex, cosines, factory_string
+from retrieval.errors import NotFound
 from retrieval.generation import Generation
 from retrieval.hybrid import fuse, top
 from retrieval.snapshot import Query, Segment, Snapshot
 from retrieval.sparse import SparseIndex, SparseSegment, SparseStatistics, terms
+from retrieval.types import Upload
 
 WORDS = [f"w{n}" for n in range(60)]
 
@@ -86,6 +89,36 @@ def test_dense_index(factory: str, tmp_path) -> None:
         if found.exact:
             expected = ids[np.argsort(-(vectors @ vectors[1]))[:5]]
             np.testing.assert_array_equal(found.search(vectors[1:2], 5)[0], expected)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_first_pass_is_as_exact_as_it_says(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.dense._multiplies_bfloat16", lambda: bfloat16)
+    vectors = unit_vectors(5000, 384, 2)
+    vectors[1] = vectors[0]
+    queries = np.concatenate([vectors[:3], unit_vectors(4, 384, 3)])
+    index = DenseIndex.build(np.arange(5000), vectors)
+    scores = index.scores(queries)
+    assert scores.flags.c_contiguous
+    off = np.abs(scores - queries.astype(np.float64) @ vectors.T.astype(np.float64)).max()
+    assert off <= index.error
+    assert (off > 1e-4) == bfloat16
+
+
+def test_concurrent_searches_give_what_each_gives_alone(library) -> None:
+    names = ["river", "stone", "lantern", "winter", "orchard"]
+    for name in names:
+        library.ingest([Upload(f"{name}.txt", sentences_about(name, 20).encode())], owner=name[0])
+    asked = [(name, mode) for name in names for mode in ("hybrid", "dense", "sparse")]
+    alone = [library.search(f"the {n} of winter", owner=n[0], mode=m).hits for n, m in asked]
+    futures = [library.submit_search(f"the {n} of winter", owner=n[0], mode=m) for n, m in asked]
+    foreign = library.submit_search("x", documents=[alone[0][0].document], owner="nobody")
+    for hits, future in zip(alone, futures, strict=True):
+        together = future.result().hits
+        assert [hit.chunk_id for hit in together] == [hit.chunk_id for hit in hits]
+        np.testing.assert_allclose([hit.score for hit in together], [hit.score for hit in hits], rtol=1e-6)
+    with pytest.raises(NotFound):
+        foreign.result()
 
 
 def test_the_index_grows_with_the_corpus() -> None:
