@@ -230,6 +230,7 @@ class PolicyState:
     selected: dict[int, Selection] = field(default_factory=dict)  # by layer
     pending: dict[int, dict[int, Selection]] = field(default_factory=dict)  # by layer and row of the last forward
     _tile_means: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _decoded: dict[int, tuple[tuple[Selection, list[int], int], BlockIndex]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.policy = self.policy.resolve(self.prompt_len, self.model)
@@ -331,10 +332,21 @@ class PolicyState:
             self._count(self.decode_stats, None, Grid.of(rows, 1, self.model.page_size), time.perf_counter())
             return None
         began = time.perf_counter()
-        selections, runs = self._selections(rows, rule)
-        visited = torch.stack([self._pages_of(s, rule, rows) for s in selections], dim=1)
-        index = _unless_full(BlockIndex.of_runs(visited, runs, rows.context_len, block_k=self.model.page_size))
+        index = _unless_full(self._decode_index(rows, rule))
         self._count(self.decode_stats, index, Grid.of(rows, 1, self.model.page_size), began)
+        return index
+
+    def _decode_index(self, rows: SequenceRows, rule: DecodeRule) -> BlockIndex:
+        """The index of decode rows; within an interval and a page it is the last one, moved on."""
+        selections, runs = self._selections(rows, rule)
+        page_size = self.model.page_size
+        made_of = (selections[0], runs, -(-rows.length // page_size))
+        known = self._decoded.get(rows.layer)
+        if len(runs) == 1 and known is not None and known[0][0] is made_of[0] and known[0][1:] == made_of[1:]:
+            return replace(known[1], q_offset=known[1].q_offset.new_tensor([rows.context_len]))
+        visited = torch.stack([self._pages_of(s, rule, rows) for s in selections], dim=1)
+        index = BlockIndex.of_runs(visited, runs, rows.context_len, block_k=page_size)
+        self._decoded[rows.layer] = (made_of, index)
         return index
 
     def _selections(self, rows: SequenceRows, rule: DecodeRule) -> tuple[list[Selection], list[int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptT
 from sparse_attn.head_layout import HeadLayout
 from sparse_attn.kv_pool import KVPool, bytes_per_page
 from sparse_attn.lifetimes import PageLifetimes
-from sparse_attn.policy import ModelShape
+from sparse_attn.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
 
@@ -214,6 +215,17 @@ class Engine:
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
+    def window(self) -> int:
+        """Most tokens, prompt and answer together, of a request under the default policy: by model and by pool."""
+        policy = checked_policy(self.config.attention, self.shape)
+
+        def too_long(length: int) -> bool:
+            lifetimes = self._lifetimes(policy.resolve(length, self.shape), length)
+            return self.scheduler.most_pages(length, lifetimes) > self.blocks.num_pages
+
+        return bisect_left(range(1, self.max_model_len + 1), True, key=too_long)
+
+    @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._outputs)
 
@@ -357,11 +369,14 @@ class Engine:
         if policy.needs_page_stats(self.shape):
             self.runner.keep_stats()
         request.policy = self.runner.policy_state(policy, self.shape, request.prompt_len)
-        request.lifetimes = PageLifetimes.of(self.runner.pool.layout, policy, self.shape, request.prompt_len)
+        request.lifetimes = self._lifetimes(policy, request.prompt_len)
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
             request.prefill_grid = self.config.max_step_tokens
         request.salt = f"{self.salt}/{policy.cache_key()}"
+
+    def _lifetimes(self, policy: Policy, prompt_len: int) -> PageLifetimes | None:
+        return PageLifetimes.of(self.runner.pool.layout, policy, self.shape, prompt_len)
 
     def _check_ids(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:

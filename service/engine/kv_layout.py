@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from service.engine.loading import DTYPES
+from service.engine.loading import DTYPES, EMBEDDED, read_config
 from service.errors import InvalidRequest
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.head_layout import HeadLayout
@@ -44,6 +44,21 @@ def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Po
     except SparseAttentionError as error:
         raise InvalidRequest(f"{error}.", param=param) from error
     return policy
+
+
+def check_attention(model: str, config: EngineConfig) -> None:
+    """Refuse the default policy that a model or its pages do not allow, before weights are loaded.
+
+    Raises:
+        InvalidRequest: as `checked_policy`. ModelError: there is no such model.
+    """
+    described = read_config(model).get_text_config()
+    fingerprint = model if model == EMBEDDED else ""
+    try:
+        shape = ModelShape.of_config(described, config.page_size, fingerprint=fingerprint)
+    except AttributeError:  # a configuration without attention heads: loading says what the model lacks
+        return
+    checked_policy(config.attention, shape)
 
 
 def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:

@@ -10,8 +10,10 @@ import pytest
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
 from service.errors import InvalidRequest
+from sparse_attn.formats import write_duo, write_minference
+from sparse_attn.patterns import VerticalSlash
 
-from .conftest import make_engine
+from .conftest import make_engine, make_model
 
 SPARSE = [
     "streaming:sink=16,local=32,gate=0,block=16",
@@ -95,3 +97,25 @@ def test_pages_of_one_policy_are_not_read_under_another() -> None:
 def test_bad_policies_are_refused_by_name(attention: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         make_engine().add_request([3], SamplingParams(attention=attention))
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ("minference:file={patterns}", "it belongs to another model"),
+        ("lserve:heads={alpha}", "it belongs to another model"),
+        ("quest:budget=256", "budget=256 leaves no page to select"),
+        ("xattention:block=100", "block=100 must be a multiple of the page size 64"),
+        ("xattention:stride=48", "stride=48 must divide block=128"),
+        ("lserve", "no head file ships for this model"),
+        ("sparse", "unknown attention policy"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_refused_before_weights_are_loaded(tmp_path, monkeypatch, attention, message):
+    make_model().config.save_pretrained(tmp_path)  # and no weights
+    write_minference(tmp_path / "patterns.json", [[VerticalSlash(100, 800)] * 8] * 4)
+    write_duo(tmp_path / "alpha.tsv", [[0.1, 0.9, 0.5, 0.5]] * 4)
+    text = attention.format(patterns=tmp_path / "patterns.json", alpha=tmp_path / "alpha.tsv")
+    monkeypatch.setattr("service.engine.engine.load_model", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(InvalidRequest, match=message):
+        Engine.from_pretrained(str(tmp_path), attention=text)
