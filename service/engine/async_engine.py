@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         draft_sources: DraftSources | None = None,
-    ) -> AsyncIterator[TokenOutput]:
+    ) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request as they come, the last one finished.
 
         Leaving the iteration early aborts the request.
