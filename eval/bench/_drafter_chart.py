@@ -14,12 +14,21 @@ PLAIN = "none"
 
 
 def chart(figures: dict[str, Any], path: Path) -> None:
-    """Draw speed-up and accepted length of every drafter, a bar a context, over the batch-1 cells of each workload."""
-    cells = [cell for cell in figures["cells"] if cell["batch"] == 1 and cell["drafter"] != PLAIN]
+    """Draw speed-up, accepted length and acceptance rate of every drafter, a bar a context, for the batch-1 cells of
+    each workload and temperature."""
+    cells = [
+        cell
+        for cell in figures["cells"]
+        if cell["batch"] == 1 and cell["dtype"] != "float64" and cell["drafter"] != PLAIN
+    ]
     groups = list(dict.fromkeys((cell["workload"], cell["temperature"]) for cell in cells))
     contexts = sorted({cell["context"] for cell in cells})
     names = list(dict.fromkeys(cell["drafter"] for cell in cells))
-    shown = (("speedup", "speed-up over plain"), ("accepted_length", "accepted length"))
+    shown = (
+        ("speedup", "speed-up over plain"),
+        ("accepted_length", "accepted length"),
+        ("acceptance_rate", "acceptance rate"),
+    )
     size = (5 * len(shown), 1 + 0.4 * len(names) * len(groups))
     figure, axes = pyplot.subplots(len(groups), len(shown), figsize=size, squeeze=False, sharey=True)
     for row, group in zip(axes, groups, strict=True):
