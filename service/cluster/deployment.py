@@ -110,7 +110,7 @@ def start_ray(address: str | None, cpus: float) -> None:
                 include_dashboard=False,
                 **quiet,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones too
         where = f"Ray at {address!r} cannot be joined" if address else "Ray cannot be started here"
         raise Unavailable(f"{where}: {_first_line(error)}.", hint="`ray status` tells what is wrong.") from error
 
