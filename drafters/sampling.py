@@ -121,13 +121,13 @@ def choose(
     top_k = _per_row(top_k, len(logits), torch.int64, logits.device)
     top_p = _per_row(top_p, len(logits), torch.float64, logits.device)
     temperature, top_k, top_p = temperature[sampled], top_k[sampled], top_p[sampled]
-    logits, seeds, positions = logits[sampled], seeds[sampled], positions[sampled]
+    logits, seeds, positions = _rows(logits, sampled), seeds[sampled], positions[sampled]
     cut = ((top_k > 0) & (top_k < logits.shape[-1])) | (top_p < 1)
     picked = torch.empty(len(sampled), dtype=torch.int64, device=logits.device)
     for rows, pick in ((~cut).nonzero().flatten(), _pick_from_all), (cut.nonzero().flatten(), _pick_from_head):
         if len(rows):
             parameters = temperature[rows], top_k[rows], top_p[rows]
-            picked[rows] = pick(logits[rows], *parameters, seeds[rows], positions[rows])
+            picked[rows] = pick(_rows(logits, rows), *parameters, seeds[rows], positions[rows])
     chosen[sampled] = picked
     return chosen
 
@@ -243,6 +243,11 @@ def _nucleus_from_head(scaled: Tensor, top_k: Tensor, top_p: Tensor, size: int) 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     tensor = torch.as_tensor(value, dtype=dtype, device=device)
     return tensor.expand(rows) if tensor.dim() == 0 else tensor
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] for distinct ascending rows, without a copy where that is all of them."""
+    return x if len(rows) == len(x) else x[rows]
 
 
 def _mix(x: Tensor) -> Tensor:

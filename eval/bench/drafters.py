@@ -74,7 +74,9 @@ def run(
     """
     began = time.perf_counter()
     figures: dict[str, Any] = known or {"model": model, "device": device, "cells": [], "forwards": [], "peers": []}
-    engine = Engine.from_pretrained(model, dtype=dtype, device=device, kv_memory=kv_memory, max_running=64)
+    engine = Engine.from_pretrained(
+        model, dtype=dtype, device=device, kv_memory=kv_memory, max_running=64, attention="dense"
+    )
     figures["kernels"] = sorted({*figures.get("kernels", []), *engine.kernels})
     store: TokenStore | None = None
     if any(name.startswith("datastore") for name in drafters) and engine.tokenizer is not None:
