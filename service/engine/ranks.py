@@ -43,6 +43,7 @@ class Ranks:
         self._followers = followers
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._failing = threading.Lock()
 
     @property
     def leads(self) -> bool:
@@ -70,9 +71,10 @@ class Ranks:
 
         There is no other way: the others may wait in a collective that this rank will never enter.
         """
-        if not self._ended.is_set():
-            self._ended.set()
-            os.write(2, f"folio: {reason}\n".encode())
+        with self._failing:  # one sentence, whichever thread sees it first
+            if not self._ended.is_set():
+                self._ended.set()
+                os.write(2, f"folio: {self._dead_rank() or reason}\n".encode())
         for follower in self._followers:
             follower.kill()
         os._exit(int(Exit.FAILED))
@@ -103,9 +105,20 @@ class Ranks:
             threading.Thread(target=self._await, args=(number, follower), daemon=True).start()
 
     def _await(self, number: int, follower: subprocess.Popen[bytes]) -> None:
-        status = follower.wait()
+        follower.wait()
         if not self._ended.is_set():
-            self.fail(f"rank {number} of {self.size} has ended ({_status(status)}); the others end too.")
+            self.fail(f"rank {number} of {self.size} has ended; the others end too.")
+
+    def _dead_rank(self) -> str | None:
+        """The rank whose end is behind a failed step: a broken connection is seen before the end itself."""
+        deadline = time.monotonic() + 1.0
+        while self._followers and time.monotonic() < deadline:
+            for number, follower in enumerate(self._followers, start=1):
+                status = follower.poll()
+                if status is not None:
+                    return f"rank {number} of {self.size} has ended ({_status(status)}); the others end too."
+            time.sleep(0.05)
+        return None
 
     def _send(self, message: Any) -> None:
         import torch.distributed as dist
@@ -156,6 +169,8 @@ def run_ranks(size: int, device: str, lead: Callable[[], int], follow: Callable[
             code = lead()
         finally:
             ranks.close(in_step=code == Exit.OK)
+        if code == Exit.OK:
+            _leave()
         return code
     for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 gets them too, drains, and says when it is over
         signal.signal(number, signal.SIG_IGN)
@@ -163,6 +178,7 @@ def run_ranks(size: int, device: str, lead: Callable[[], int], follow: Callable[
         follow(ranks)
     except Exception as error:
         ranks.fail(f"rank {ranks.rank} of {size}: {_first_line(error)}")
+    _leave()
     return int(Exit.OK)
 
 
@@ -236,6 +252,12 @@ def _connect(size: int, rank: int, device: str) -> None:
         dist.init_process_group(rank=rank, world_size=size, timeout=IDLE_LIMIT, **options)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"The {size} ranks of --tp cannot find one another: {_first_line(error)}") from error
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
 
 
 def _start_followers(size: int, device: str) -> list[subprocess.Popen[bytes]]:
