@@ -143,17 +143,22 @@ def make_table(
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:
     """Does the policy keep the answers (within MAX_LOSS, a task), or where none were counted, the outputs?"""
-    wanted = _ungated(row["policy"])
-    counted = [tasks for name, tasks in accuracy.items() if _ungated(name) == wanted]
+    from sparse_attn.policies import parse_policy
+
+    wanted = replace(parse_policy(row["policy"]), gate=0)
+    counted = [tasks for name, tasks in accuracy.items() if wanted in _parts(name)]
     if not counted:
         return bool(row["error"] <= max_error)
     return all(t["right_points_lost"] <= MAX_LOSS.get(name, 1.0) for tasks in counted for name, t in tasks.items())
 
 
-def _ungated(text: str) -> Policy:
-    from sparse_attn.policies import parse_policy
+def _parts(name: str) -> list[Policy]:
+    """The policy of that name, or the two that it joins, without their gates."""
+    from sparse_attn.policies import Joined, parse_policy
 
-    return replace(parse_policy(text), gate=0)
+    policy = parse_policy(name)
+    parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
+    return [replace(part, gate=0) for part in parts]
 
 
 def _crossover(rows: Sequence[dict[str, Any]], phase: str, policy: str) -> tuple[int, str, float] | None:

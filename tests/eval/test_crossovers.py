@@ -78,7 +78,10 @@ def test_counted_answers_decide_where_there_are_any():
         row("decode", 8000, "quest:budget=512", 2.0, error=0.5),
     ]
     counted = {
-        "trianglemix:deep=1.0,gate=1024": {"passkey": {"right_points_lost": 0.9}, "kv": {"right_points_lost": 2.0}},
+        "trianglemix:deep=1.0,gate=1024+quest:interval=4": {
+            "passkey": {"right_points_lost": 0.9},
+            "kv": {"right_points_lost": 2.0},
+        },
         "quest:budget=512": {"passkey": {"right_points_lost": 0.0}, "kv": {"right_points_lost": 2.1}},
     }
     assert make_table(rows, 0.05, counted) == [
