@@ -16,7 +16,8 @@ from eval.errors import EvalError
 def record(seconds: float, tokens: list[int], share: float = 0.5) -> Record:
     figures = {
         "retrieval_share": share, "search_ms": 500 * seconds, "total_ms": 1000 * seconds, "strides": 4, "searches": 4,
-        "acceptance": 0.9, "a_ms": 1.0, "b_ms": 2.0, "gamma": 0.9, "mean_stride": 3.0, "strides_written": 5, "reused_share": 0.5,
+        "acceptance": 0.9, "a_ms": 1.0, "b_ms": 2.0, "gamma": 0.9, "mean_stride": 3.0, "strides_written": 5,
+        "reused_share": 0.5,
     }  # fmt: skip
     return Record(seconds, tokens, figures)
 

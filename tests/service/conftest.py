@@ -122,7 +122,7 @@ class ScriptedEngine:
         self.tokenizer = tokenizer
         self.reply = reply
         self.pause_s = pause_s
-        self.max_model_len = 8192
+        self.max_model_len = self.window = 8192
         self.blocks = SimpleNamespace(num_pages=128, num_owned=0)
         self.config = SimpleNamespace(page_size=64, device="cpu")
         self.loaded = SimpleNamespace(tokenizer_fingerprint="scripted")
