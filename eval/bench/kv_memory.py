@@ -113,7 +113,9 @@ def _measure(engine: Engine, prompt: list[int], new_tokens: int) -> dict[str, An
 
 
 def command(
-    model: Annotated[str, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id")] = EMBEDDED,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id")
+    ] = EMBEDDED,
     length: Annotated[int, typer.Option(help="tokens of the context", min=256)] = 65536,
     new_tokens: Annotated[int, typer.Option(help="tokens to decode", min=2)] = 16,
     lserve: Annotated[str, typer.Option(help="the policy with streaming heads, as for --attention")] = "lserve",

@@ -20,6 +20,7 @@ from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
 from service.engine.request import FinishReason, Request
 from service.engine.step import Slice, Step
 from service.errors import Busy, PromptTooLong
+from sparse_attn.lifetimes import PageLifetimes
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Scheduler:
                 hint="Shorten the documents, lower max_tokens, or answer by retrieval.",
                 param="prompt",
             )
-        worst = self.most_pages(request)
+        worst = self.most_pages(request.max_len, request.lifetimes)
         if worst > self.blocks.num_pages:
             raise PromptTooLong(
                 f"The request needs {worst} pages of KV of {self.blocks.page_size} tokens; the pool has "
@@ -85,13 +86,13 @@ class Scheduler:
             raise Busy(f"The queue is full: {len(self.waiting)} requests are waiting.", retry_after=5.0)
         self.waiting.append(request)
 
-    def most_pages(self, request: Request) -> int:
-        """No less than the pages that the request holds at any time; a tree is kept within max_len."""
+    def most_pages(self, max_len: int, lifetimes: PageLifetimes | None) -> int:
+        """No less than the pages that a request holds at any time; a tree is kept within max_len."""
         groups = range(self.blocks.num_groups)
-        if request.lifetimes is None:
-            return len(groups) * self.blocks.pages_for(request.max_len)
+        if lifetimes is None:
+            return len(groups) * self.blocks.pages_for(max_len)
         step = max(self.config.max_step_tokens, self.config.max_draft + 1, self.blocks.page_size)
-        return sum(request.lifetimes.most_pages(group, request.max_len, step) for group in groups)
+        return sum(lifetimes.most_pages(group, max_len, step) for group in groups)
 
     def schedule(self) -> Step:
         """Choose the slices of the next forward and reserve their pages, the worst case of a tree included."""

@@ -12,7 +12,7 @@ import torch
 from service.engine.block_manager import GONE
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, PromptTooLong
 from sparse_attn.formats import write_duo
 from sparse_attn.lifetimes import PageLifetimes
 
@@ -133,6 +133,17 @@ def test_a_streaming_request_is_longer_than_the_pool() -> None:
     small, large = make_engine(pages=20, max_step_tokens=16), make_engine(max_step_tokens=16)
     assert small.generate([prompt], params)[0].token_ids == large.generate([prompt], params)[0].token_ids
     small.check_integrity()
+
+
+def test_the_window_is_what_the_pool_holds_under_the_default_policy(lserve: str) -> None:
+    for name, groups, least in (("dense", "none", 320), ("dense", lserve, 320), (lserve, "auto", 400)):
+        engine = make_engine(pages=20, attention=name, kv_groups=groups, max_step_tokens=16)
+        assert least <= engine.window < 512
+        new = SamplingParams(max_tokens=engine.window - 300)
+        engine.add_request([5] * 300, new)
+        with pytest.raises(PromptTooLong):
+            engine.add_request([5] * 301, new)
+    assert make_engine(attention=lserve).window == 512
 
 
 def test_dropped_pages_are_marked_in_the_request(lserve: str) -> None:

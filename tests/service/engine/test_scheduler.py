@@ -65,7 +65,7 @@ class EngineMachine(RuleBasedStateMachine):
         try:
             self.scheduler.add(request)
         except PromptTooLong:
-            assert self.scheduler.most_pages(request) > self.blocks.num_pages
+            assert self.scheduler.most_pages(request.max_len, request.lifetimes) > self.blocks.num_pages
         except Busy:
             assert len(self.scheduler.waiting) >= 8  # preempted ones come back to it
         else:
@@ -126,7 +126,7 @@ class EngineMachine(RuleBasedStateMachine):
     def no_request_holds_more_than_was_said_at_the_door(self) -> None:
         for request in self.scheduler.running if hasattr(self, "scheduler") else []:
             held = sum(page != GONE for place in request.pages for page in place)
-            assert held <= self.scheduler.most_pages(request)
+            assert held <= self.scheduler.most_pages(request.max_len, request.lifetimes)
 
     @invariant()
     def outputs_are_those_of_the_model(self) -> None:
