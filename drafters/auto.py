@@ -9,7 +9,7 @@ from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 _FUTILE = 0.05  # accepted tokens a step below which guessing rests
-_COPYING = 4.0  # accepted tokens a step from which on the target's successors are not asked for
+_COPYING = 4.0  # copied tokens a step from which on the target's successors are neither asked for nor used
 _SLOW, _FAST = 0.1, 0.5  # weights of the newest step in the running means that these two are held to
 _REST = 8  # of a resting drafter's steps, one is tried
 
@@ -26,14 +26,19 @@ class Auto(Goodput):
 
     def __init__(self, retrieval: Together, profile: MachineProfile) -> None:
         super().__init__(retrieval, profile)
+        self._retrieval = retrieval
         self._accepted = 1.0
-        self._lately = 1.0
+        self._copied = 1.0  # accepted tokens a step that came from elsewhere than the target's successors
+        self._learners = {source.name for source in retrieval.sources if source.needs_topk}
         self._step = 0
 
     @property
     def needs_topk(self) -> int:  # type: ignore[override]
-        spared = self._resting or self._lately > _COPYING
-        return 0 if spared else self._inner.needs_topk
+        return 0 if self._resting or self._copying else self._retrieval.needs_topk
+
+    @property
+    def _copying(self) -> bool:
+        return self._copied > _COPYING
 
     @property
     def _resting(self) -> bool:
@@ -41,9 +46,11 @@ class Auto(Goodput):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         self._step += 1
+        self._retrieval.sparing = self._copying
         return EMPTY if self._resting else super().propose(state, budget)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
         self._accepted += _SLOW * (len(verdict.path) - self._accepted)
-        self._lately += _FAST * (len(verdict.path) - self._lately)
+        copied = sum(tree.sources[node] not in self._learners for node in verdict.path)
+        self._copied += _FAST * (copied - self._copied)

@@ -16,12 +16,16 @@ from drafters.verify import Verdict
 
 
 class Together(SourceDrafter):
-    """Several cheap sources as one: their trees fused, the best nodes kept."""
+    """Several cheap sources as one: their trees fused, the best nodes kept.
+
+    sparing  leave out the sources that live on the target's successors
+    """
 
     name = "together"
 
     def __init__(self, sources: Sequence[SourceDrafter]) -> None:
         self.sources = list(sources)
+        self.sparing = False
         self.needs_topk = max((source.needs_topk for source in sources), default=0)
 
     def start(self, state: RequestState) -> None:
@@ -29,7 +33,8 @@ class Together(SourceDrafter):
             source.start(state)
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
-        trees = [tree for source in self.sources if len(tree := source.grow(state, extra, budget))]
+        asked = [source for source in self.sources if not (self.sparing and source.needs_topk)]
+        trees = [tree for source in asked if len(tree := source.grow(state, extra, budget))]
         if len(trees) < 2:
             return trees[0] if trees else EMPTY
         return fuse(trees).trim(budget)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drafters.base import RequestState
+from drafters.auto import Auto
+from drafters.base import RequestState, SourceDrafter
+from drafters.cascade import Together
 from drafters.goodput import Goodput, MachineProfile, best_budget
 from drafters.layer_search import LayerSearch
 from drafters.registry import build
 from drafters.tree import DraftTree
+from drafters.verify import Verdict
 
 
 def taught(seconds, contexts=(1000, 16000)) -> MachineProfile:
@@ -51,6 +54,49 @@ def test_best_budget_by_enumeration():
     rates = [(1 + scores[:n].sum()) / times[n] for n in range(5)]
     assert best_budget(scores, times) == (int(np.argmax(rates)), pytest.approx(max(rates)))
     assert best_budget(np.array([0.05]), np.array([1.0, 2.0]))[0] == 0
+
+
+def test_slack_prefers_more_nodes_on_a_flat_top_only():
+    flat = np.array([1.0, 1.5, 2.01])
+    assert best_budget(np.array([0.5, 0.5]), flat)[0] == 0
+    assert best_budget(np.array([0.6, 0.5]), flat, slack=0.0)[0] == 1
+    assert best_budget(np.array([0.6, 0.5]), flat, slack=0.03)[0] == 2
+    assert best_budget(np.array([0.6, 0.5]), flat * [1.0, 1.0, 1.2], slack=0.03)[0] == 1
+    assert best_budget(np.array([0.4]), np.array([1.0, 1.41]), slack=0.03)[0] == 0
+
+
+class Copier(SourceDrafter):
+    """Ten sure tokens in a row; as `learner` two others, which want the target's successors."""
+
+    def __init__(self, name: str, tokens: range, needs_topk: int) -> None:
+        self.name, self.needs_topk, self._tokens = name, needs_topk, tokens
+
+    def grow(self, state, extra, budget):
+        return DraftTree.chain(self._tokens, [0.9] * len(self._tokens), self.name)
+
+
+def test_auto_spares_the_successors_only_while_copying_goes_well():
+    sources = Together([Copier("copier", range(10), 0), Copier("learner", range(20, 22), 8)])
+    auto = Auto(sources, taught(lambda batch, rows, context: 1e-2))
+    state = RequestState("r", [1] * 8000, 8000)
+
+    def step(accepted_source: str) -> set[str]:
+        tree = auto.propose(state, 32)
+        path = tuple(node for node, source in enumerate(tree.sources) if source == accepted_source)
+        auto.observe(state, tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
+        return set(tree.sources)
+
+    assert step("learner") == {"copier", "learner"}
+    for _ in range(10):
+        step("learner")
+    assert auto.needs_topk == 8
+    step("copier")
+    assert auto.needs_topk == 0
+    assert step("copier") == {"copier"}
+    for _ in range(3):
+        step("nobody")
+    assert auto.needs_topk == 8
+    assert step("nobody") == {"copier", "learner"}
 
 
 class Fixed:
