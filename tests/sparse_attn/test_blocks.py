@@ -124,3 +124,14 @@ def test_contradictions_are_refused_by_name():
         good.expand_heads(3)
     with pytest.raises(BlockIndexError, match="different block sizes"):
         BlockIndex.cat([good, good.refine(2)])
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20, 45])
+def test_the_last_rows_see_what_they_saw(count):
+    mask = torch.rand(2, 7, 14, generator=torch.Generator().manual_seed(0)) < 0.5
+    index = BlockIndex.from_mask(mask, [45], [60], block_q=8, block_k=8)
+    last = index.last_rows(count)
+    assert last.q_offset.tolist() == [60 + 45 - count]
+    assert int(last.cu_rows[-1]) == count
+    keys = 60 + 45
+    assert torch.equal(last.mask(0, slice(0, count), keys), index.mask(0, slice(45 - count, 45), keys))

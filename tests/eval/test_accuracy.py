@@ -1,0 +1,54 @@
+"""Counting right answers under attention policies: what is asked, and what is lost."""
+
+import random
+
+import pytest
+
+from eval.bench.accuracy import PLANTED, TASKS, make_example, run, summarise
+from eval.errors import EvalError
+from service.reader.data import Maker
+
+WORDS = "river mountain garden window letter captain harbour lantern forest village market bridge".split()
+
+
+@pytest.fixture
+def maker():
+    rng = random.Random(1)
+    sentences = [f"The {' '.join(rng.sample(WORDS, 6))} was there in year {n}." for n in range(400)]
+    return Maker([sentences])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_example_has_its_questions_and_their_answers(maker, task):
+    maker.names = [w.capitalize() for w in WORDS]
+    example = make_example(maker, task, 3000, 4, random.Random(3))
+    assert len(example.questions) == 4
+    total = sum(map(maker.length, example.sentences))
+    assert 2500 < total < 3300
+    for question in example.questions:
+        answer = example.sentences[question.answer]
+        if task == "kv":
+            assert question.text.split('"')[1] in answer
+        elif task != "quote":
+            assert question.text.removesuffix("?").split()[-1] in answer
+    if task in PLANTED:
+        planted = [s for s in example.sentences if "pass key" in s or "magic" in s or '": "' in s]
+        assert len(planted) == 4 * PLANTED[task]
+
+
+def test_losses_are_against_the_first_policy():
+    def row(task, policy, right, length=4096):
+        return {"task": task, "policy": policy, "right": right, "quoted": right - 1, "questions": 10, "density": 0.5,
+                "length": length}  # fmt: skip
+
+    rows = [row("kv", "dense", 10), row("kv", "quest", 8), row("kv", "dense", 9, 8192), row("kv", "quest", 9, 8192)]
+    table = summarise(rows)
+    assert table["dense"]["kv"]["right"] == 0.95
+    assert table["dense"]["kv"]["right_points_lost"] == 0
+    assert table["quest"]["kv"]["right_points_lost"] == pytest.approx(10.0)
+    assert table["quest"]["kv"]["questions"] == 20
+
+
+def test_unknown_tasks_are_refused():
+    with pytest.raises(EvalError, match="unknown task 'rhyme'"):
+        run("", [4096], ["dense"], ["kv", "rhyme"], questions=1, contexts=1, seed=0)
