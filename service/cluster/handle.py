@@ -43,13 +43,14 @@ class ServeReplicas:
         try:
             try:
                 async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                    yield await anext(response)
+                    accepted = await anext(response)
             except TimeoutError:
                 raise Unavailable(
                     f"No replica took this request within {ACCEPT_TIMEOUT_S:.0f} s: all are starting, full or gone.",
                     hint="Try again later.",
                     retry_after=10,
                 ) from None
+            yield accepted
             async for messages in response:
                 yield messages
             ended = True
