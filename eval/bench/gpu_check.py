@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,9 @@ KERNEL_TESTS = (
     "tests/sparse_attn/test_triton_score.py",
     "tests/sparse_attn/test_triton_write.py",
 )
+ENGINE_TESTS = ("tests/service/engine/test_on_gpu.py",)
 GPU_ONLY = (
+    "the engine's tests on a GPU",
     "ceilings: copy bandwidth and bf16 matmul",
     "dense prefill against SDPA and flash-attn, 8K to 128K",
     "sparse prefill against dense, 32K to 256K, with index time and density",
@@ -455,7 +458,9 @@ def _run_tests(interpreted: bool) -> dict[str, Any]:
         raise EvalError("The kernel tests lie in the source tree; run gpu_check there, or with --no-tests.")
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "FOLIO_KERNEL_TUNING": "0"}
     began = time.monotonic()
-    arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *KERNEL_TESTS]
+    with_engine = not interpreted and find_spec("structlog") is not None  # else only the kernels can be imported here
+    tests = [*KERNEL_TESTS, *(ENGINE_TESTS if with_engine else ())]
+    arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     typer.echo(done.stdout[-4000:], err=True)
     counts = {word: _count(done.stdout, word) for word in ("passed", "failed", "skipped")}

@@ -1,0 +1,61 @@
+"""The engine on a CUDA device: replayed steps against eager ones, sparse decode of a batch, sampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from service.engine.cuda_graphs import Bucket, GraphCapture, GraphedRunner
+from service.engine.engine import Engine, EngineConfig
+from service.engine.loading import prepare
+from service.engine.request import Request, SamplingParams
+from service.engine.step import Slice
+
+from .conftest import make_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PROMPTS = [[(7 * i + n) % 90 + 3 for i in range(110 + 50 * n)] for n in range(3)]
+
+
+def gpu_engine(**options: object) -> Engine:
+    model = make_model("llama", dtype=torch.bfloat16, head_dim=64).to("cuda")
+    config = EngineConfig(
+        **{"dtype": "bfloat16", "device": "cuda", "page_size": 16, "kv_memory": 1 << 26, "max_running": 4, **options}
+    )
+    return Engine(prepare("llama", model), config)
+
+
+def test_a_replayed_step_gives_the_eager_logits() -> None:
+    engine = gpu_engine(cuda_graphs=False)
+    pool, slices = engine.runner.pool, []
+    for n, prompt in enumerate(PROMPTS):
+        request = Request(f"r{n}", prompt, SamplingParams())
+        request.pages = engine.blocks.allocate(engine.blocks.pages_for(len(prompt) + 4))
+        engine.runner.run([Slice(request, 0, prompt[:-1], samples=False)])
+        slices.append(Slice(request, len(prompt) - 1, prompt[-1:], samples=True))
+    expected = engine.runner.run(slices).logits
+    graphed = GraphedRunner(engine.loaded.model, pool, [Bucket(4, 1), Bucket(4, 8)], 16, GraphCapture())
+    assert graphed.graphs.refused is None
+    for _ in range(3):
+        torch.testing.assert_close(graphed.run(slices).logits, expected, atol=0.06, rtol=0.02)
+    assert graphed.graphs.replayed == 3
+
+
+@pytest.mark.parametrize("attention", ["dense", "quest:budget=96,sink=16,recent=32,dense_layers=1"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_requests_run_to_their_ends_in_graphs_and_without(attention: str, temperature: float) -> None:
+    params = SamplingParams(
+        max_tokens=24, ignore_eos=True, drafter="prompt_lookup", attention=attention, temperature=temperature
+    )
+    for graphs in (True, False):
+        engine = gpu_engine(cuda_graphs=graphs)
+        results = engine.generate(PROMPTS, params)
+        assert [len(r.token_ids) for r in results] == [24, 24, 24]
+        assert any(name.startswith("triton") for name in engine.stats()["kernels"])
+        engine.check_integrity()
+        if graphs and attention == "dense":
+            assert engine.stats()["cuda_graphs"]["replayed"] > 0
