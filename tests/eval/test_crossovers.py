@@ -71,6 +71,10 @@ def test_the_table_takes_the_fastest_that_is_near_enough_from_where_it_stays_fas
     assert make_table(rows[:2], max_error=0.05) == [{"min_length": 0, "policy": "dense"}]
 
 
+def lost(right, quoted):
+    return {"right_points_lost": right, "quoted_points_lost": quoted}
+
+
 def test_counted_answers_decide_where_there_are_any():
     rows = [
         row("prefill", 8000, "trianglemix:deep=1.0", 1.0, error=0.5),
@@ -78,11 +82,8 @@ def test_counted_answers_decide_where_there_are_any():
         row("decode", 8000, "quest:budget=512", 2.0, error=0.5),
     ]
     counted = {
-        "trianglemix:deep=1.0,gate=1024+quest:interval=4": {
-            "passkey": {"right_points_lost": 0.9},
-            "kv": {"right_points_lost": 2.0},
-        },
-        "quest:budget=512": {"passkey": {"right_points_lost": 0.0}, "kv": {"right_points_lost": 2.1}},
+        "trianglemix:deep=1.0,gate=1024+quest:interval=4": {"passkey": lost(0.9, 1.0), "kv": lost(2.0, 0.0)},
+        "quest:budget=512": {"passkey": lost(0.0, 0.0), "kv": lost(0.0, 2.1)},
     }
     assert make_table(rows, 0.05, counted) == [
         {"min_length": 0, "policy": "dense"},
