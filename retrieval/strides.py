@@ -90,7 +90,7 @@ class StrideScheduler:
     def expected(self) -> float:
         """The acceptance rate to reckon with."""
         matched, missed = self._seen
-        return (matched + 1) / (matched + missed + 1.5)
+        return (matched + 1) / (matched + missed + 1.25)
 
     def next(self) -> int:
         """Guesses of the next window."""
