@@ -2,8 +2,9 @@
 
 The noise is that of `sampling.noise`, bit for bit up to the logarithms. Most tokens lie so far below the best score
 that no noise could lift them (it is below 37). The others are gone through by blocks: the noise grows with the random
-bits, so the largest logit of a block and the noise of its largest bits bound its scores. The logarithms are taken in
-the few blocks that remain.
+bits, so the largest logit of a block and the noise of its largest bits bound its scores. In the blocks that remain the
+random bits alone bound the noise of a token: with u the uniform, -log(-log u) <= -log(1 - u), whose integer part in
+base 2 is the number of leading ones of u. The logarithms are taken of the few tokens left.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LARGEST = 37.0  # above every value of the noise
+_BITS = 52
 _BLOCK = 256
 
 
@@ -68,13 +70,13 @@ def largest_perturbed(logits, temperature, seeds, positions):
         for block in range(len(peaks)):
             first = block * _BLOCK
             peaks[block] = np.float64(largest_of(logits[row, first : min(first + _BLOCK, vocab)])) / temperature[row]
-        best, chosen = -np.inf, 0
-        # the block of the largest logit first: its best score spares most of the others
+        # the largest logit first: its score spares most of the others
         start = np.argmax(peaks)
-        for i in range(-1, len(peaks)):
-            block = start if i < 0 else i
+        chosen = start * _BLOCK + np.argmax(logits[row, start * _BLOCK : min((start + 1) * _BLOCK, vocab)])
+        best = np.float64(logits[row, chosen]) / temperature[row] + _gumbel(_mix(key + np.uint64(chosen + 1) * _GOLDEN))
+        for block in range(len(peaks)):
             needed = best - peaks[block]
-            if i == start or needed > _LARGEST:
+            if needed > _LARGEST:
                 continue
             first = block * _BLOCK
             end = min(first + _BLOCK, vocab)
@@ -83,9 +85,17 @@ def largest_perturbed(logits, temperature, seeds, positions):
                 continue
             for token in range(first, end):
                 value = np.float64(logits[row, token]) / temperature[row]
-                if best - value > _LARGEST:
+                needed = best - value  # the noise that would be enough
+                if token == chosen or not needed <= _LARGEST:
                     continue
-                score = value + _gumbel(_mix(key + np.uint64(token + 1) * _GOLDEN))
+                bits = _mix(key + np.uint64(token + 1) * _GOLDEN)
+                if needed > 1.0:
+                    # the noise is at most -log(1 - u): 1 - u must not exceed exp(-needed) < 2^-ones
+                    ones = min(int(needed * 1.4426950408889634), _BITS)
+                    rest = (np.int64(1) << _BITS) - np.int64(bits >> np.uint64(12))
+                    if rest - 1 > (np.int64(1) << (_BITS - ones)):
+                        continue
+                score = value + _gumbel(bits)
                 if score > best or (score == best and token < chosen):
                     best = score
                     chosen = token
