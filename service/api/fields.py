@@ -29,14 +29,14 @@ class Iterative(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    speculate: bool = Field(True, description="Guess what a search will find and verify later; the answer is the same.")
-    k: int = Field(4, ge=1, le=1024, description="Tokens between searches.")
-    stride: int | None = Field(None, ge=1, le=64, description="Guesses to one verification; null: as pays best.")
-    query_tokens: int = Field(32, ge=1, le=8192, description="Last tokens that a search is asked with.")
+    speculate: bool = Field(default=True, description="Guess what a search will find and verify later; the answer is the same.")
+    k: int = Field(default=4, ge=1, le=1024, description="Tokens between searches.")
+    stride: int | None = Field(default=None, ge=1, le=64, description="Guesses to one verification; null: as pays best.")
+    query_tokens: int = Field(default=32, ge=1, le=8192, description="Last tokens that a search is asked with.")
     retriever: Literal["hybrid", "dense", "sparse"] = "hybrid"
-    prefetch: int = Field(16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses.")
+    prefetch: int = Field(default=16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses.")
     overlap: bool | None = Field(
-        None, description="Write on while guesses are verified; null: where the model is on a GPU."
+        default=None, description="Write on while guesses are verified; null: where the model is on a GPU."
     )
 
     def options(self) -> IterativeOptions:
