@@ -36,11 +36,14 @@ def beside_transformers(
                 rates.setdefault(name, []).append(rate)
             for name in ("prompt_lookup", "auto"):
                 engine.drafting.resources.forget()
-                rates.setdefault(name, []).append(timed(engine, asked, params, name, 1).rate)
+                ours = timed(engine, asked, params, name, 1)
+                ids[name] = ours.ids
+                rates.setdefault(name, []).append(ours.rate)
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "tokens_per_s": median,
         "same_ids_as_own_decoding": ids["transformers"] == ids["transformers_prompt_lookup"],
+        "same_ids_as_ours": ids["transformers"] == ids["auto"] == ids["prompt_lookup"],
         "prompt_lookup_over_peer": median["prompt_lookup"] / median["transformers_prompt_lookup"],
         "auto_over_peer": median["auto"] / median["transformers_prompt_lookup"],
     }

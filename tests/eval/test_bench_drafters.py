@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from eval.bench._drafter_peer import beside_transformers
 from eval.bench._drafter_prompts import make_prompts
 from eval.bench._drafter_timing import perturbed_gap
 from eval.bench.drafters import run
@@ -81,6 +82,16 @@ def test_pieces_make_the_same_table(checkpoint):
     assert len(second["forwards"]) == 1
     stopped = measured(checkpoint, batches=(1, 3), known=second, limit_s=0.0)
     assert len(stopped["cells"]) == 6
+
+
+def test_transformers_prompt_lookup_answers_the_same_prompts(checkpoint):
+    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24, attention="dense")
+    asked = [[*range(3, 60), 3, 4, n] for n in (5, 9)]
+    figures = beside_transformers(engine, asked, max_tokens=8, stop_freely=False, rounds=1)
+    assert set(figures["tokens_per_s"]) == {"transformers", "transformers_prompt_lookup", "prompt_lookup", "auto"}
+    assert min(figures["tokens_per_s"].values()) > 0
+    assert figures["same_ids_as_own_decoding"]
+    assert figures["same_ids_as_ours"]
 
 
 def test_gap_is_that_of_the_perturbed_scores(checkpoint):
