@@ -67,7 +67,8 @@ def application(settings: Settings, options: ClusterOptions) -> Any:
     ingress = serve.deployment(serve.ingress(gateway)()).options(
         name="Gateway", num_replicas=options.gateways, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     )
-    return ingress.bind(engine.bind(values, options))
+    # Nothing here depends on the number of replicas: another number must not replace those that run.
+    return ingress.bind(engine.bind(values, options.cpus, options.pin))
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> Any:

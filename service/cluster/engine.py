@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from service.cluster.options import ClusterOptions
 from service.cluster.replica import EngineReplica
 from service.logs import configure_logging
 from service.settings import Settings
@@ -15,14 +14,14 @@ from service.settings import Settings
 class Engine(EngineReplica):
     """The deployment `Engine`."""
 
-    async def __init__(self, values: Mapping[str, Any], options: ClusterOptions) -> None:  # type: ignore[misc]
+    async def __init__(self, values: Mapping[str, Any], cpus: int, pin: bool) -> None:  # type: ignore[misc]
         from ray import serve
 
         context = serve.get_replica_context()
         settings = Settings(**values)
         configure_logging(settings.log_level, settings.log_json)
-        if options.pin:
-            _pin(context.rank.local_rank, options.cpus)
+        if pin:
+            _pin(context.rank.local_rank, cpus)
         super().__init__(settings, context.replica_id.unique_id)
         await self.start()
 
