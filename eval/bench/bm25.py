@@ -55,8 +55,8 @@ def run(passages: int, texts: Sequence[Path], queries: int) -> dict[str, Any]:
             times[name].append(time.perf_counter() - started)
         apart = max(apart, float(np.abs(scores["folio"] - scores["rank_bm25"]).max()))
         best = [np.round(scores[name], 4) for name in ("folio", "rank_bm25")]
-        ours, theirs = (top(one, rows, TOP) for one in best)
-        same += np.array_equal(ours, theirs)
+        first, second = (top(one, rows, TOP) for one in best)
+        same += np.array_equal(first, second)
     medians = {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
     return {
         "passages": len(corpus),

@@ -93,7 +93,7 @@ def run(
             raise EvalError(f"{model} reads {engine.max_model_len} tokens, {context} were asked for")
         asked: list[list[int]] = []
         for workload in workloads:
-            base = {"workload": workload, "context": context, "dtype": dtype}
+            base: dict[str, Any] = {"workload": workload, "context": context, "dtype": dtype}
             wanted = [
                 base | {"temperature": temperature, "batch": batch}
                 for temperature in temperatures

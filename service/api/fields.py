@@ -29,12 +29,18 @@ class Iterative(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    speculate: bool = Field(default=True, description="Guess what a search will find and verify later; the answer is the same.")
+    speculate: bool = Field(
+        default=True, description="Guess what a search will find, verify later; the answer is the same."
+    )
     k: int = Field(default=4, ge=1, le=1024, description="Tokens between searches.")
-    stride: int | None = Field(default=None, ge=1, le=64, description="Guesses to one verification; null: as pays best.")
+    stride: int | None = Field(
+        default=None, ge=1, le=64, description="Guesses to one verification; null: as pays best."
+    )
     query_tokens: int = Field(default=32, ge=1, le=8192, description="Last tokens that a search is asked with.")
     retriever: Literal["hybrid", "dense", "sparse"] = "hybrid"
-    prefetch: int = Field(default=16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses.")
+    prefetch: int = Field(
+        default=16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses."
+    )
     overlap: bool | None = Field(
         default=None, description="Write on while guesses are verified; null: where the model is on a GPU."
     )

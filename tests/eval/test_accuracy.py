@@ -8,7 +8,20 @@ from eval.bench.accuracy import PLANTED, TASKS, make_example, run, summarise
 from eval.errors import EvalError
 from service.reader.data import Maker
 
-WORDS = "river mountain garden window letter captain harbour lantern forest village market bridge".split()
+WORDS = [
+    "river",
+    "mountain",
+    "garden",
+    "window",
+    "letter",
+    "captain",
+    "harbour",
+    "lantern",
+    "forest",
+    "village",
+    "market",
+    "bridge",
+]
 
 
 @pytest.fixture
