@@ -31,11 +31,12 @@ class _Drafted:
 
 
 class Drafting:
-    """The drafters of the running requests, and what they share."""
+    """The drafters of the running requests, and what they share; ``most_nodes`` is what a step and the pages hold."""
 
-    def __init__(self, resources: Resources, default: str) -> None:
+    def __init__(self, resources: Resources, default: str, most_nodes: int) -> None:
         self.resources = resources
         self.default = default
+        self.most_nodes = most_nodes
         self.totals = DraftingStats()
         self._requests: dict[str, _Drafted] = {}
 
@@ -43,7 +44,8 @@ class Drafting:
         """Give a request the drafter that it asks for; ``stops`` are the tokens that end its output.
 
         Raises:
-            InvalidRequest: there is no such drafter or option, or the engine lacks what it needs.
+            InvalidRequest: there is no such drafter or option, the engine lacks what it needs, or a larger tree is
+                asked for than it has room for (a default is cut to what there is).
         """
         name = request.params.drafter or self.default
         sources, resources = request.draft_sources, self.resources
@@ -54,6 +56,13 @@ class Drafting:
             drafter = registry.build(spec, resources)
         except DrafterError as error:
             raise InvalidRequest(f"{error}.", param="drafter") from error
+        if spec.options.budget > self.most_nodes and spec.options.budget != type(spec.options)().budget:
+            raise InvalidRequest(
+                f"drafter {spec.name}: a tree of {spec.options.budget} nodes is larger than the {self.most_nodes} that "
+                "this engine has room for.",
+                hint="Ask for a smaller budget.",
+                param="drafter",
+            )
         request.draft_budget = 0 if spec.name == "none" else spec.options.budget
         state = RequestState(
             request_id=request.id,

@@ -154,7 +154,8 @@ class Engine:
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
         resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
-        self.drafting = Drafting(resources, config.drafter)
+        most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
+        self.drafting = Drafting(resources, config.drafter, most_nodes)
 
     @classmethod
     def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:

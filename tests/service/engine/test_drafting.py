@@ -199,6 +199,7 @@ def test_sessions_give_way_before_requests_are_preempted() -> None:
         ("rag:target_mix=-1", "target_mix"),
         ("draft_model", "needs a draft model"),
         ("datastore", "needs a library"),
+        ("suffix:budget=65", "a tree of 65 nodes is larger than the 64"),
     ],
 )
 def test_bad_drafters_are_refused_before_any_work(drafter: str, words: str) -> None:
@@ -206,6 +207,14 @@ def test_bad_drafters_are_refused_before_any_work(drafter: str, words: str) -> N
     with pytest.raises(InvalidRequest, match=words):
         engine.add_request([3, 4], SamplingParams(drafter=drafter))
     assert not engine.has_work
+
+
+def test_a_tree_larger_than_the_pool_is_refused() -> None:
+    engine = make_engine(pages=2)
+    with pytest.raises(InvalidRequest, match="larger than the 31"):
+        engine.add_request([3, 4], SamplingParams(drafter="suffix:budget=40"))
+    result = engine.generate([[3, 4, 3, 4]], SamplingParams(max_tokens=4, drafter="suffix"))[0]
+    assert len(result.token_ids) <= 4
 
 
 def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(
