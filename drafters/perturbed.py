@@ -71,8 +71,8 @@ def largest_perturbed(logits, temperature, seeds, positions):
             first = block * _BLOCK
             peaks[block] = np.float64(largest_of(logits[row, first : min(first + _BLOCK, vocab)])) / temperature[row]
         # the largest logit first: its score spares most of the others
-        start = np.argmax(peaks)
-        chosen = start * _BLOCK + np.argmax(logits[row, start * _BLOCK : min((start + 1) * _BLOCK, vocab)])
+        start = int(np.argmax(peaks))
+        chosen = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : min((start + 1) * _BLOCK, vocab)]))
         best = np.float64(logits[row, chosen]) / temperature[row] + _gumbel(_mix(key + np.uint64(chosen + 1) * _GOLDEN))
         for block in range(len(peaks)):
             needed = best - peaks[block]
