@@ -6,7 +6,9 @@ One request at a time runs through an engine; after every step the bytes it hold
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,9 @@ import typer
 from eval.results import report_result
 from service.engine.engine import Engine, EngineConfig
 from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
+from service.engine.model_runner import Forward
 from service.engine.request import SamplingParams
+from service.engine.step import Slice
 from sparse_attn.kv_pool import head_bytes
 
 TARGET_LSERVE = 0.55
@@ -31,8 +35,11 @@ def run(
     lserve: str = "lserve",
     step_tokens: int = 2048,
     threads: int = 2,
+    pages_only: bool = False,
 ) -> dict[str, Any]:
-    """Bytes of KV of one request of `length` random tokens, in float32 and in int8, dense and under `lserve`.
+    """Bytes of KV of one request of `length` tokens, answer included, in float32 and int8, dense and under `lserve`.
+
+    With `pages_only` no forward runs and tokens are zeros: which pages a request holds depends on lengths alone.
 
     Returns, a row: most bytes between two steps of prefill, bytes when the last token is there, both ÷ those of dense
     float32; what the same pages would take in 16 bits (computed); and how many greedy ids agree with float32's.
@@ -40,11 +47,13 @@ def run(
     torch.set_num_threads(threads)
     loaded = load_model(model)
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(3, loaded.vocab_size, (length,), generator=generator).tolist()
+    prompt = torch.randint(3, loaded.vocab_size, (length - new_tokens,), generator=generator).tolist()
     rows: list[dict[str, Any]] = []
     for attention in ("dense", lserve):
         for kv_dtype in ("auto", "int8"):
-            engine = _engine(loaded, length + new_tokens, attention, kv_dtype, step_tokens)
+            engine = _engine(loaded, length, attention, kv_dtype, step_tokens)
+            if pages_only:
+                _skip_forwards(engine)
             rows.append({"attention": attention, "kv_dtype": kv_dtype, **_measure(engine, prompt, new_tokens)})
             del engine
     dense = rows[0]
@@ -58,6 +67,8 @@ def run(
         row["agreeing_ids"] = sum(a == b for a, b in zip(ids, expected, strict=True))
     for row in rows:
         del row["token_ids"]
+        if pages_only:
+            del row["agreeing_ids"], row["seconds"]
     shape = loaded.kv_shape
     return {
         "model": model,
@@ -65,6 +76,7 @@ def run(
         "length": length,
         "new_tokens": new_tokens,
         "step_tokens": step_tokens,
+        "pages_only": pages_only,
         "target_lserve": TARGET_LSERVE,
         "target_int8_of_16_bits": TARGET_INT8,
         "rows": rows,
@@ -83,6 +95,17 @@ def _engine(loaded: LoadedModel, length: int, attention: str, kv_dtype: str, ste
         drafter="none",
     )
     return Engine(loaded, config)
+
+
+def _skip_forwards(engine: Engine) -> None:
+    """Let the engine schedule and commit as ever over logits of zero."""
+
+    def run(slices: Sequence[Slice]) -> Forward:
+        first = itertools.accumulate((int(part.samples) for part in slices), initial=0)
+        rows = [n if part.samples else -1 for n, part in zip(first, slices, strict=False)]
+        return Forward(torch.zeros(max(1, len(slices)), engine.loaded.vocab_size), rows, set())
+
+    engine.runner.run = run  # type: ignore[method-assign]
 
 
 def _measure(engine: Engine, prompt: list[int], new_tokens: int) -> dict[str, Any]:
@@ -116,14 +139,15 @@ def command(
     model: Annotated[
         str, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id")
     ] = EMBEDDED,
-    length: Annotated[int, typer.Option(help="tokens of the context", min=256)] = 65536,
+    length: Annotated[int, typer.Option(help="tokens of prompt and answer", min=256)] = 65536,
     new_tokens: Annotated[int, typer.Option(help="tokens to decode", min=2)] = 16,
     lserve: Annotated[str, typer.Option(help="the policy with streaming heads, as for --attention")] = "lserve",
     step_tokens: Annotated[int, typer.Option(help="tokens of a prefill chunk", min=64)] = 2048,
     threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
+    pages_only: Annotated[bool, typer.Option("--pages-only", help="skip the forwards: bytes, but no ids")] = False,
     output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
 ) -> None:
     """Memory of KV behind a long context: dense, LServe, and both in int8."""
-    figures = run(model, length, new_tokens, lserve, step_tokens, threads)
+    figures = run(model, length, new_tokens, lserve, step_tokens, threads, pages_only)
     report_result("kv_memory", figures, as_json=as_json, output=output)
