@@ -60,7 +60,7 @@ def run(
         "prompts": prompts,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": new_tokens,
-        "recall": {str(k): bench.recall(k) for k in ks},
+        "recall": {str(k): bench.recall(k, prompts) for k in ks},
         "rows": summaries(rows),
         "targets": TARGETS,
     }
@@ -136,10 +136,11 @@ class Bench:
                         file.write(json.dumps(row) + "\n")
         return [row for row in done.values() if row["k"] in ks and row["prompt"] < prompts]
 
-    def recall(self, k: int, queries: int = 64) -> float:
-        """Share of the true k neighbours that the approximate search finds, of hidden states from the prompts."""
+    def recall(self, k: int, prompts: int, queries: int = 64) -> float:
+        """Share of the true k neighbours that the approximate search finds, of hidden states from the first prompts."""
         exact, approximate = self._searches().values()
-        states = np.concatenate([self.model.hidden.of_tokens(self.model.paged, p) for p in self._prompts(8)])
+        asked = self._prompts(min(8, prompts))
+        states = np.concatenate([self.model.hidden.of_tokens(self.model.paged, prompt) for prompt in asked])
         picked = states[:: max(1, len(states) // queries)][:queries]
         found = zip(exact(picked, k).entries, approximate(picked, k).entries, strict=True)
         return float(np.mean([len(np.intersect1d(one, other)) / k for one, other in found]))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from retrieval import knn_search, knn_store
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
+from retrieval.failpoints import EXIT_CODE
 from retrieval.knn import KnnCache, KnnDecoder, KnnOptions, TokenStrides, interpolate
 from retrieval.knn_kernels import squared_distances
 from retrieval.knn_search import ExactSearch, ListSearch
@@ -351,6 +355,33 @@ def test_a_knn_store_that_was_interrupted_ends_the_same(
     np.testing.assert_array_equal(again.values, whole.values)
     assert again.documents == [("a", 1), ("b", 3)]
     assert again.document_of(np.array([0, 24, 25, 49])) == [("a", 1)] * 2 + [("b", 3)] * 2
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("name", ["knn.data", "knn.written"])
+def test_a_killed_knn_build_ends_the_same(name: str, tmp_path: Path) -> None:
+    keys, values = random_entries(50, 8)
+    np.savez(tmp_path / "entries.npz", keys=keys, values=values)
+    program = (
+        "import sys, numpy as np\nfrom pathlib import Path\n"
+        "from retrieval.knn_store import StoreBuilder, StoreIdentity\n"
+        f"found = np.load(sys.argv[1])\nbuilder = StoreBuilder(Path(sys.argv[2]), {identity()!r})\n"
+        "builder.add(('a', 1), found['keys'][:25], found['values'][:25])\nbuilder.commit()\n"
+        "builder.add(('b', 3), found['keys'][25:], found['values'][25:])\nbuilder.finish()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "entries.npz"), str(tmp_path / "killed")]
+    killed = subprocess.run(command, env={**os.environ, "FOLIO_FAILPOINT": f"{name}:{2 if name == 'knn.data' else 1}"})
+    assert killed.returncode == EXIT_CODE
+    assert not (tmp_path / "killed").exists()
+    builder = StoreBuilder(tmp_path / "killed", identity())
+    for document, first in (("a", 1), 0), (("b", 3), 25):
+        start = first + builder.tokens_read(document)
+        if start < first + 25:
+            builder.add(document, keys[start : first + 25], values[start : first + 25])
+    again, whole = Datastore.open(builder.finish()), make_store(tmp_path / "whole", keys, values)
+    np.testing.assert_array_equal(again.keys, whole.keys)
+    np.testing.assert_array_equal(again.values, whole.values)
+    assert again.documents == whole.documents
 
 
 def test_another_knn_build_waits_its_turn(tmp_path: Path) -> None:
