@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
-from drafters.stats import TARGET
 from service.commands.output import emit_text
 
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red", "bright_green", "bright_cyan", "bright_magenta")
@@ -35,12 +34,15 @@ class SourceColours:
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        from drafters.stats import TARGET  # brings torch, which `folio --help` must not wait for
+
+        self._own = TARGET
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._tokens: Counter[str] = Counter()
 
     def write(self, data: Mapping[str, Any]) -> None:
         text = Text()
-        for token in data.get("tokens") or [{"text": data["text"], "source": TARGET}]:
+        for token in data.get("tokens") or [{"text": data["text"], "source": self._own}]:
             self._tokens[token["source"]] += 1
             text.append(token["text"], self._style(token["source"]))
         self._console.print(text, end="")
@@ -50,12 +52,12 @@ class SourceColours:
         total = sum(self._tokens.values())
         line = Text()
         for source, count in self._tokens.items():
-            name = "the model itself" if source == TARGET else source
+            name = "the model itself" if source == self._own else source
             line.append(f"{name} {count / total:.0%}", self._style(source)).append("   ")
         self._console.print(Text("\n\n"), line, sep="")
 
     def _style(self, source: str) -> str:
-        if source == TARGET:
+        if source == self._own:
             return ""
-        drafters = [name for name in self._tokens if name != TARGET]
+        drafters = [name for name in self._tokens if name != self._own]
         return COLOURS[drafters.index(source) % len(COLOURS)]

@@ -102,7 +102,7 @@ def test_the_same_files_make_the_same_prompt_whatever_their_ids(
 
 def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.max_model_len = 500
+    engine.window = 500
     with pytest.raises(PromptTooLong, match=r"takes .* tokens; the model holds 100") as caught:
         ask("Who?", mode="long", engine=engine)
     assert caught.value.param == "mode"
@@ -110,7 +110,7 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
 
 def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.max_model_len = 1300
+    engine.window = 1300
     answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
     assert len(answer.results) == 1
     assert "1 of 2 passages fit" in answer.mode_reason
