@@ -8,7 +8,6 @@ length. A library remembers the fingerprint of its vectors and refuses another o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 
 from retrieval.bert import Bert, is_plain_bert
 from retrieval.errors import InvalidRequest, UnknownEmbedder
+from retrieval.files import sha256_of
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -136,15 +136,17 @@ class SentenceEmbedder:
     @cached_property
     def _cutting_tokenizer(self) -> Any:
         """With the special tokens, cut at the model's length."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+        tokenizer = self._read_tokenizer()
         tokenizer.enable_truncation(self.max_tokens)
-        tokenizer.no_padding()
         return tokenizer
 
     @cached_property
     def _tokenizer(self) -> Any:
+        tokenizer = self._read_tokenizer()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    def _read_tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
         path = self._folder / "tokenizer.json"
@@ -153,7 +155,6 @@ class SentenceEmbedder:
                 f"{self._folder} has no tokenizer.json; give a folder of a sentence-transformers model"
             )
         tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
@@ -259,8 +260,7 @@ def _weights_hash(folder: Path) -> str:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UnknownEmbedder(f"{folder} has no model.safetensors; give a folder of a sentence-transformers model")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:

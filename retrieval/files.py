@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from retrieval.errors import StoreUnavailable
+from retrieval.errors import IndexCorrupt, StoreUnavailable
 
 
 @contextlib.contextmanager
@@ -68,3 +69,19 @@ def replace_synced(path: Path, data: bytes) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hashes(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare a folder with what its manifest says of it, {name: {"sha256", "bytes"}}.
+
+    Raises:
+        IndexCorrupt: a file is missing, cannot be read or has changed; it names the file.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            whole = path.stat().st_size == expected["bytes"] and sha256_of(path) == expected["sha256"]
+        except OSError as error:
+            raise IndexCorrupt(f"{path} cannot be read: {error.strerror}") from error
+        if not whole:
+            raise IndexCorrupt(f"{path} was altered or cut off (its sha256 or size differs)")

@@ -24,7 +24,7 @@ import numpy as np
 from retrieval.dense import DenseIndex, factory_string
 from retrieval.errors import IndexCorrupt
 from retrieval.failpoints import failpoint
-from retrieval.files import Sink, in_words, sha256_of, sync_folder, write_synced
+from retrieval.files import Sink, check_hashes, in_words, sync_folder, write_synced
 from retrieval.sparse import SparseIndex
 from retrieval.token_store import TokenStore, save_array
 
@@ -164,14 +164,7 @@ def check_files(folder: Path, manifest_sha256: str) -> Manifest:
     manifest = _manifest(path, data)
     if manifest.format != FORMAT:
         raise IndexCorrupt(f"{folder} has format {manifest.format} and this Folio reads {FORMAT}")
-    for name, expected in manifest.files.items():
-        try:
-            size = (folder / name).stat().st_size
-            actual = sha256_of(folder / name) if size == expected["bytes"] else ""
-        except OSError as error:
-            raise IndexCorrupt(f"{folder / name} cannot be read: {error.strerror}") from error
-        if actual != expected["sha256"]:
-            raise IndexCorrupt(f"{folder / name} was altered or cut off (its sha256 or size differs)")
+    check_hashes(folder, manifest.files)
     return manifest
 
 

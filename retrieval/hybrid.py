@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from retrieval.heap import replace_worst
 from retrieval.types import Mode
 
 DENSE_WEIGHT = 0.5
@@ -74,16 +75,7 @@ def select(
             score = np.float32(-np.inf)
         fused[row] = score
         if score > heap[0]:
-            at = 0
-            while 2 * at + 1 < k:
-                child = 2 * at + 1
-                if child + 1 < k and heap[child + 1] < heap[child]:
-                    child += 1
-                if heap[child] >= score:
-                    break
-                heap[at] = heap[child]
-                at = child
-            heap[at] = score
+            replace_worst(heap, score)
     threshold = heap[0] - np.float32(margin)
     rows = np.empty(n, np.int64)
     count = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from retrieval.heap import replace_worst
+
 _STRETCH = 64
 """rows looked at together"""
 
@@ -42,21 +44,6 @@ def squared_distances_of_halves(
             total += difference * difference
         out[number] = total
     return out
-
-
-@njit(nogil=True, cache=True)
-def _push(heap: np.ndarray, score: np.float32) -> None:  # pragma: no cover - compiled
-    """Replace the smallest, which is on top."""
-    k, at = len(heap), 0
-    while 2 * at + 1 < k:
-        child = 2 * at + 1
-        if child + 1 < k and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= score:
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = score
 
 
 @njit(nogil=True, cache=True)
@@ -137,7 +124,7 @@ def keep_nearest(
                     scores[query, counts[query]] = score
                     counts[query] += 1
                     if score > heaps[query, 0]:
-                        _push(heaps[query], score)
+                        replace_worst(heaps[query], score)
     return -1
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -49,17 +50,8 @@ class Neighbours:
     distances: np.ndarray
 
 
-class Search(Protocol):
-    """Finds the k nearest entries; ``ExactSearch`` and ``ListSearch``."""
-
-    store: Datastore
-
-    def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
-        """queries float32[b, d]. Error: InvalidRequest for k outside 1 … MAX_K."""
-
-
-class ExactSearch:
-    """Looks at every entry, reading the keys once for a batch. One search at a time: each takes all cores."""
+class Search(ABC):
+    """Finds the k nearest entries. One search at a time: each takes all cores."""
 
     def __init__(self, store: Datastore) -> None:
         self.store = store
@@ -67,9 +59,18 @@ class ExactSearch:
         self._turn = threading.Lock()
 
     def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
+        """queries float32[b, d]. Error: InvalidRequest for k outside 1 … MAX_K."""
         check_k(k)
         with self._turn:
             return joined([self._search(part, k) for part in _batches(queries)], k)
+
+    @abstractmethod
+    def _search(self, queries: np.ndarray, k: int) -> list[Found]:
+        """For a batch of at most _BATCH queries."""
+
+
+class ExactSearch(Search):
+    """Looks at every entry, reading the keys once for a batch."""
 
     def _search(self, queries: np.ndarray, k: int) -> list[Found]:
         store = self.store
@@ -83,7 +84,7 @@ class ExactSearch:
         return list(_threads().map(nearest, scan.candidates(), queries))
 
 
-class ListSearch:
+class ListSearch(Search):
     """Looks at the entries of the ``probes`` lists whose centroids are nearest; a batch reads each list once.
 
     Entries keep their key a second time beside the others of their list.
@@ -94,7 +95,7 @@ class ListSearch:
             raise InvalidRequest("this datastore has no lists for approximate search; build it with lists")
         if probes < 1:
             raise InvalidRequest(f"at least 1 list must be looked at, not {probes}")
-        self.store = store
+        super().__init__(store)
         self.probes = min(probes, store.lists)
         entries, dim = len(store), store.identity.dim
         self._centroids = store.array("list_centroids.bin", "float32", (store.lists, dim))
@@ -102,13 +103,6 @@ class ListSearch:
         self._entries = store.array("list_entries.bin", "int32", (entries,))
         self._keys = store.array("list_keys.bin", store.identity.storage, (entries, dim))
         self._norms = store.norms[self._entries]
-        self._largest = float(np.sqrt(store.norms.max()))
-        self._turn = threading.Lock()
-
-    def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
-        check_k(k)
-        with self._turn:
-            return joined([self._search(part, k) for part in _batches(queries)], k)
 
     def _search(self, queries: np.ndarray, k: int) -> list[Found]:
         asked = np.stack([self._nearest_lists(query) for query in queries])

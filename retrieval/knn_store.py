@@ -26,7 +26,7 @@ import numpy as np
 
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
 from retrieval.failpoints import failpoint
-from retrieval.files import in_words, replace_synced, sha256_of, sync_folder, write_synced
+from retrieval.files import check_hashes, in_words, replace_synced, sha256_of, sync_folder, write_synced
 from retrieval.generation import DocumentKey
 
 FORMAT = 1
@@ -237,14 +237,10 @@ class Datastore:
     def open(cls, folder: Path) -> Datastore:
         """Open after checking every hash. Errors: NotFound; IndexCorrupt, which names the file."""
         manifest = read_manifest(folder)
-        for name, expected in manifest["files"].items():
-            try:
-                size = (folder / name).stat().st_size
-                actual = sha256_of(folder / name) if size == expected["bytes"] else ""
-            except OSError as error:
-                raise IndexCorrupt(f"{folder / name} cannot be read ({error.strerror}); {REBUILD}") from error
-            if actual != expected["sha256"]:
-                raise IndexCorrupt(f"{folder / name} was altered or cut off (its sha256 or size differs); {REBUILD}")
+        try:
+            check_hashes(folder, manifest["files"])
+        except IndexCorrupt as error:
+            raise IndexCorrupt(f"{error}; {REBUILD}") from error
         return cls(folder, manifest)
 
     def check_model(self, model: str, tokenizer: str, dim: int) -> None:

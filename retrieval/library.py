@@ -293,7 +293,6 @@ class Library(Shelf):
             mode: ``dense`` (cosine of MiniLM), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale of 0 to 1).
         Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
         """
-        check_query(query, k, mode)
         return self.submit_search(query, k, collection=collection, documents=documents, owner=owner, mode=mode).result()
 
     def submit_search(
