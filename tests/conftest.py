@@ -1,7 +1,9 @@
 """Fixtures shared by every package's tests."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,3 +20,24 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the folder of real inputs at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def random_llama() -> Callable[..., Any]:
+    """Makes a tiny Llama of random weights; ``changes`` are of its configuration."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(seed: int = 0, **changes: Any) -> Any:
+        torch.manual_seed(seed)
+        sizes: dict[str, Any] = {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+        }
+        return LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+
+    return make

@@ -37,6 +37,7 @@ QUESTION_TOKENS = 16
 PAGE_TOKENS = 64
 TARGETS = {"throughput_ratio": 1.8, "hits_ratio": 3.0}
 READY_S = 240.0
+PARTS = ("throughput", "routing", "loss")
 
 
 class Cluster:
@@ -267,7 +268,7 @@ def run(
     max_tokens: int = 16,
     document_tokens: int = 1024,
     seed: int = 1,
-    parts: Sequence[str] = ("throughput", "routing", "loss"),
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """The figures of the parts that are asked for."""
     figures: dict[str, Any] = {"model": model, "targets": TARGETS, "pinned_cores_per_replica": 1}
@@ -298,8 +299,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Ray replicas on this machine: throughput, cache hits by routing, a replica killed under load."""
-    parts = part or ["throughput", "routing", "loss"]
-    unknown = set(parts) - {"throughput", "routing", "loss"}
+    parts = part or PARTS
+    unknown = set(parts) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"unknown part {sorted(unknown)[0]!r}; there are throughput, routing and loss")
     figures = run(model, repeats, requests, prompt_tokens, 16, document_tokens, seed, parts)

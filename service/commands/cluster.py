@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,8 +14,12 @@ from service.commands.context import (
     DeviceName,
     Drafter,
     Dtype,
+    Host,
+    IntoCollection,
     JsonFlag,
     ModelName,
+    Port,
+    SourcePaths,
     library_of,
     settings_of,
 )
@@ -42,17 +45,13 @@ def register(app: typer.Typer) -> None:
 def serve(
     context: typer.Context,
     replicas: Annotated[int, typer.Option(min=1, help="Engines at the start, and the fewest.")] = 2,
-    max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Most engines; default: no autoscaling.")
-    ] = None,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="Most engines; default: no autoscaling.")] = None,
     cpus: Cpus = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each engine.")] = 0.0,
     pin: Annotated[bool, typer.Option("--pin", help="Bind each engine to cores of its own.")] = False,
     address: Address = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address; another than loopback needs an API key.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one.")] = None,
+    host: Host = None,
+    port: Port = None,
     model: ModelName = None,
     device: DeviceName = None,
     dtype: Dtype = None,
@@ -86,10 +85,8 @@ def serve(
 @cluster.command("ingest")
 def ingest(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders to go through.", metavar="PATH…")],
-    collection: Annotated[
-        str, typer.Option("--collection", "-c", help="Name of the collection.")
-    ] = "default",
+    paths: SourcePaths,
+    collection: IntoCollection = "default",
     workers: Annotated[int, typer.Option(min=1, help="Parsers, and as many embedders, at most.")] = 1,
     address: Address = None,
     as_json: JsonFlag = False,

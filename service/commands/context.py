@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,26 +19,20 @@ LOCAL_OWNER = "local"
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Collection = Annotated[str | None, typer.Option("--collection", "-c", help="Name of a collection.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")
-]
+IntoCollection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
+SourcePaths = Annotated[list[Path], typer.Argument(help="Files, or folders to go through.", metavar="PATH…")]
+Host = Annotated[str | None, typer.Option(help="Address; another than loopback needs an API key.")]
+Port = Annotated[int | None, typer.Option(help="Port; 0 for any free one.")]
+ModelName = Annotated[str | None, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
-Backend = Annotated[
-    str | None, typer.Option("--backend", help="Dense attention: auto, own, flash-attn, sdpa or flex.")
-]
+Backend = Annotated[str | None, typer.Option("--backend", help="Dense attention: auto, own, flash-attn, sdpa or flex.")]
 TensorParallel = Annotated[
     int | None, typer.Option("--tp", min=1, max=64, help="Processes that share the model, a GPU each.")
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float64, bfloat16 or float16.")]
-Drafter = Annotated[
-    str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")
-]
-KVDtype = Annotated[
-    str | None, typer.Option("--kv-dtype", help="Of the pages of KV: auto for the model's, or int8.")
-]
-Attention = Annotated[
-    str | None, typer.Option("--attention", help="Sparse attention policy, NAME[:key=value,…].")
-]
+Drafter = Annotated[str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")]
+KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="Of the pages of KV: auto for the model's, or int8.")]
+Attention = Annotated[str | None, typer.Option("--attention", help="Sparse attention policy, NAME[:key=value,…].")]
 
 
 def settings_of(context: typer.Context, **flags: Any) -> Settings:

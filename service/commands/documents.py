@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.commands.context import LOCAL_OWNER, Collection, JsonFlag, library_of, settings_of
+from service.commands.context import (
+    LOCAL_OWNER,
+    Collection,
+    IntoCollection,
+    JsonFlag,
+    SourcePaths,
+    library_of,
+    settings_of,
+)
 from service.commands.output import console, emit_json, emit_table, emit_text, error_line
 from service.errors import Exit, InvalidRequest
 
@@ -34,10 +42,8 @@ def register(app: typer.Typer) -> None:
 
 def ingest(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders to go through.", metavar="PATH…")],
-    collection: Annotated[
-        str, typer.Option("--collection", "-c", help="Name of the collection.")
-    ] = "default",
+    paths: SourcePaths,
+    collection: IntoCollection = "default",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name the files.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -57,9 +63,7 @@ def ingest(
         try:
             results = library.ingest(paths, collection, LOCAL_OWNER, progress=show, cancelled=stop.is_set)
         except Cancelled:
-            error_line(
-                "interrupted; documents that were finished are stored. The same command goes on from here."
-            )
+            error_line("interrupted; documents that were finished are stored. The same command goes on from here.")
             raise typer.Exit(Exit.INTERRUPTED) from None
     report_ingest(paths, results, as_json)
 
@@ -78,9 +82,7 @@ def report_ingest(paths: list[Path], results: list[IngestResult], as_json: bool)
 
 
 @docs.command("ls")
-def list_documents(
-    context: typer.Context, collection: Collection = None, as_json: JsonFlag = False
-) -> None:
+def list_documents(context: typer.Context, collection: Collection = None, as_json: JsonFlag = False) -> None:
     """List the documents."""
     with library_of(settings_of(context)) as library:
         found = library.documents(collection, LOCAL_OWNER)
@@ -95,9 +97,7 @@ def list_documents(
 def show_document(
     context: typer.Context,
     document: Annotated[str, typer.Argument(help="Id of a document.", metavar="ID")],
-    text: Annotated[
-        bool, typer.Option("--text", help="The stored text, unchanged, and nothing else.")
-    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="The stored text, unchanged, and nothing else.")] = False,
     start: Annotated[int, typer.Option(min=0, help="First character of the text.")] = 0,
     end: Annotated[int | None, typer.Option(min=0, help="Character after the last.")] = None,
     as_json: JsonFlag = False,
@@ -108,9 +108,7 @@ def show_document(
         stored = library.text(document, start, end, LOCAL_OWNER) if text else None
         pages = library.pages(document, LOCAL_OWNER) if not text else []
     if as_json:
-        extra: dict[str, Any] = (
-            {"text": stored} if text else {"page_spans": [asdict(page) for page in pages]}
-        )
+        extra: dict[str, Any] = {"text": stored} if text else {"page_spans": [asdict(page) for page in pages]}
         emit_json(_document(found) | extra)
     elif stored is not None:
         emit_text(stored)

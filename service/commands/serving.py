@@ -15,9 +15,11 @@ from service.commands.context import (
     DeviceName,
     Drafter,
     Dtype,
+    Host,
     JsonFlag,
     KVDtype,
     ModelName,
+    Port,
     TensorParallel,
     settings_of,
 )
@@ -38,10 +40,8 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     context: typer.Context,
-    host: Annotated[
-        str | None, typer.Option(help="Address; another than loopback needs an API key.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one.")] = None,
+    host: Host = None,
+    port: Port = None,
     model: ModelName = None,
     device: DeviceName = None,
     dtype: Dtype = None,
@@ -73,22 +73,14 @@ def serve(
 def generate(
     context: typer.Context,
     model: ModelName = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", help="UTF-8 text, tokenised as it is.")
-    ] = None,
-    prompt_ids: Annotated[
-        Path | None, typer.Option("--prompt-ids", help="JSON file: a list of token ids.")
-    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="UTF-8 text, tokenised as it is.")] = None,
+    prompt_ids: Annotated[Path | None, typer.Option("--prompt-ids", help="JSON file: a list of token ids.")] = None,
     max_new: Annotated[int, typer.Option("--max-new", help="Most new tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the likeliest tokens that reach this probability.")
-    ] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same tokens.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
     dtype: Dtype = None,
     device: DeviceName = None,
@@ -194,13 +186,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise InvalidRequest(
-            f"{path} cannot be read: {error.strerror or error}.", param="prompt-file"
-        ) from error
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param="prompt-file") from error
     except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"{path} is not UTF-8 text (byte {error.start}).", param="prompt-file"
-        ) from error
+        raise InvalidRequest(f"{path} is not UTF-8 text (byte {error.start}).", param="prompt-file") from error
 
 
 def _read_ids(path: Path) -> list[int]:

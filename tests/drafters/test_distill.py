@@ -6,27 +6,21 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from drafters.errors import DrafterError
 from drafters.training.distill import Recipe, agreement, main, smaller, train
 
 
 @pytest.fixture(scope="module")
-def target():
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def target(random_llama):
+    return random_llama(
         vocab_size=40,
-        hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=64,
         pad_token_id=0,
         initializer_range=0.3,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 TEXT = torch.randint(1, 40, (500,), generator=torch.Generator().manual_seed(1))
@@ -56,14 +50,18 @@ def test_the_smaller_model_starts_from_the_target(target):
         smaller(target, 3)
 
 
-def test_short_text_and_other_vocabularies_are_refused(target):
+def test_short_text_and_other_vocabularies_are_refused(target, random_llama):
     with pytest.raises(DrafterError, match="too few"):
         agreement(target, target, TEXT[:10], RECIPE)
-    config = LlamaConfig(
-        vocab_size=39, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, pad_token_id=0
-    )
     with pytest.raises(DrafterError, match="39 token ids, the target 40"):
-        next(train(target, LlamaForCausalLM(config), TEXT, RECIPE))
+        next(
+            train(
+                target,
+                random_llama(vocab_size=39, intermediate_size=48, num_hidden_layers=1, pad_token_id=0),
+                TEXT,
+                RECIPE,
+            )
+        )
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.bench._drafter_peer import beside_transformers
 from eval.bench._drafter_prompts import make_prompts
@@ -18,22 +16,9 @@ from service.engine.request import SamplingParams
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
+def checkpoint(tmp_path_factory, random_llama) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    random_llama(intermediate_size=48, pad_token_id=0, eos_token_id=2).save_pretrained(folder)
     return folder
 
 

@@ -4,8 +4,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.calibrate import run
 from eval.errors import EvalError
@@ -14,20 +12,14 @@ from sparse_attn.policy import ModelShape
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
+def loaded(random_llama):
     tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: [min(ord(c), 255) for c in text])
     return SimpleNamespace(
-        name="tiny", model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer, max_len=2048, fingerprint="f"
+        name="tiny",
+        model=random_llama(vocab_size=256, max_position_embeddings=2048),
+        tokenizer=tokenizer,
+        max_len=2048,
+        fingerprint="f",
     )
 
 

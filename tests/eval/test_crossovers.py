@@ -3,8 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.bench.crossovers import make_table, run
 from eval.errors import EvalError
@@ -12,19 +10,14 @@ from sparse_attn.policies import parse_policy
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-    )
+def loaded(random_llama):
     tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: [min(ord(c), 255) for c in text])
-    return SimpleNamespace(name="tiny", model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer, max_len=1024)
+    return SimpleNamespace(
+        name="tiny",
+        model=random_llama(vocab_size=256, hidden_size=64, max_position_embeddings=1024),
+        tokenizer=tokenizer,
+        max_len=1024,
+    )
 
 
 def test_every_candidate_is_measured_at_every_length(loaded):

@@ -5,8 +5,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.engines import LocalEngine, OpenAIEngine, Point, folder_name
 from eval.errors import EvalError
@@ -47,21 +45,18 @@ def test_a_wrong_point_is_named(name):
 
 
 @pytest.fixture(scope="module")
-def engine(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        eos_token_id=None,
-        bos_token_id=None,
-        tie_word_embeddings=False,
+def engine(tokenizer, random_llama):
+    loaded = prepare(
+        "tiny",
+        random_llama(
+            vocab_size=256,
+            max_position_embeddings=4096,
+            eos_token_id=None,
+            bos_token_id=None,
+            tie_word_embeddings=False,
+        ),
+        tokenizer,
     )
-    loaded = prepare("tiny", LlamaForCausalLM(config).eval(), tokenizer)
     return Engine(loaded, EngineConfig(kv_memory=64 << 20, prefix_cache=False))
 
 

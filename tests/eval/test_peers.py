@@ -6,8 +6,6 @@ import textwrap
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.bench.peers import prompt_ids
 from eval.bench.peers import run as run_bench
@@ -18,23 +16,18 @@ from eval.peers.setup import ENVIRONMENTS, build, python_of
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
+def model(tmp_path_factory, random_llama):
     folder = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
+    random_llama(
         vocab_size=300,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
-    )
-    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    ).save_pretrained(folder)
     return folder
 
 

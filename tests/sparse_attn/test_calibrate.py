@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparse_attn.calibrate import area_scores, retrieval_text, search_patterns, streaming_error, train_gates
 from sparse_attn.capture import Captured, capture
@@ -10,18 +9,8 @@ from sparse_attn.patterns import AShape, BlockTopK, VerticalSlash
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config).eval()
+def model(random_llama):
+    return random_llama()
 
 
 def test_capture_keeps_what_the_layers_saw_and_puts_attention_back(model):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from service.engine.row_invariance import make_row_invariant
 from sparse_attn import backend
@@ -14,15 +13,18 @@ LENGTH, VOCABULARY = 300, 97
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(random_llama):
     if not select_kernels(torch.device("cpu"), torch.float32).row_invariant:
         pytest.skip("no C++ compiler for the CPU kernels")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=1024,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    model = random_llama(
+        vocab_size=VOCABULARY,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        head_dim=16,
+        max_position_embeddings=1024,
+    )
     backend.attach(model)
     assert make_row_invariant(model) == 3 * 7 + 1
     return model

@@ -62,12 +62,23 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "drafted": {"drafter": "prompt_lookup", "attention": "dense", "temperature": 0.7, "seed": 3},
     "sparse": {"drafter": "prompt_lookup", "attention": "streaming:sink=16,local=32,block=16"},
 }
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
 
 
 def two_processes(*arguments: str, size: int = 2) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", RUN, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=900, check=False)
+
+
+def started(checkpoints: Path, stderr: int) -> tuple[subprocess.Popen[str], int]:
+    """Two ranks in the middle of a long run: the leader, and the process number of the follower."""
+    jobs = json.dumps({"models": ["llama"] * 50, "prompts": [[5, 6, 7]], "requests": REQUESTS})
+    command = [sys.executable, "-c", LONG_RUN, str(checkpoints), "2", jobs]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT)
+    assert running.stdout is not None
+    assert "started\n" in running.stdout
+    (follower,) = _children(running.pid)
+    return running, follower
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +110,7 @@ def test_two_ranks_give_the_tokens_of_one(checkpoints: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_with_one_sentence(checkpoints: Path) -> None:
     """The follower is killed in mid-run: rank 0 says so and ends, nothing waits."""
-    jobs = json.dumps({"models": ["llama"] * 50, "prompts": [[5, 6, 7]], "requests": REQUESTS})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
-    running = subprocess.Popen(
-        [sys.executable, "-c", LONG_RUN, str(checkpoints), "2", jobs],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    assert running.stdout is not None
-    assert "started\n" in running.stdout
-    (follower,) = _children(running.pid)
+    running, follower = started(checkpoints, stderr=subprocess.PIPE)
     time.sleep(1)
     os.kill(follower, signal.SIGKILL)
     _, said = running.communicate(timeout=600)
@@ -119,15 +122,7 @@ def test_a_rank_that_dies_ends_the_others_with_one_sentence(checkpoints: Path) -
 @pytest.mark.timeout(1200)
 @pytest.mark.slow
 def test_the_leader_that_dies_leaves_no_rank_behind(checkpoints: Path) -> None:
-    jobs = json.dumps({"models": ["llama"] * 50, "prompts": [[5, 6, 7]], "requests": REQUESTS})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
-    running = subprocess.Popen(
-        [sys.executable, "-c", LONG_RUN, str(checkpoints), "2", jobs],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
-    )  # fmt: skip
-    assert running.stdout is not None
-    assert "started\n" in running.stdout
-    (follower,) = _children(running.pid)
+    running, follower = started(checkpoints, stderr=subprocess.DEVNULL)
     running.kill()
     running.wait()
     deadline = time.monotonic() + 600
