@@ -11,7 +11,7 @@ import yaml
 
 from eval.engines import OPENAI, AnswerEngine, LocalEngine, OpenAIEngine, Point
 from eval.errors import EvalError
-from eval.prompting import PROMPT_SETS, LayoutPrompter, OfficialPrompter, Prompter
+from eval.prompting import PROMPT_SETS, LayoutPrompter, OfficialPrompter, OncePrompter, Prompter
 from eval.retrieving import RetrievalPrompter
 from eval.run import Plan
 from eval.tasks.sources import sources
@@ -103,19 +103,23 @@ def build_plan(options: RunOptions, command: str) -> Plan:
 
 
 def _engines(options: RunOptions) -> list[tuple[AnswerEngine, Prompter]]:
+    """Every engine with its prompter, one for all that are asked alike: what it made for one serves the others."""
     points = {name: Point.parse(name) for name in options.engine if not name.startswith(OPENAI)}
     loaded = _load(options) if points else None
+    prompters: dict[tuple[bool, bool], Prompter] = {}
     found: list[tuple[AnswerEngine, Prompter]] = []
     for name in dict.fromkeys(options.engine):
-        if name.startswith(OPENAI):
-            tokenizer = _endpoint_tokenizer(options)
-            engine: AnswerEngine = OpenAIEngine(name, window=options.window)
-            prompter = _prompter(options, tokenizer, retrieval=False)
-        else:
+        retrieval = name in points and points[name].retrieval
+        alike = (name in points, retrieval)
+        if alike not in prompters:
+            tokenizer = loaded.tokenizer if loaded and name in points else _endpoint_tokenizer(options)
+            prompters[alike] = OncePrompter(_prompter(options, tokenizer, retrieval=retrieval))
+        if name in points:
             assert loaded is not None
-            engine = LocalEngine(loaded, points[name])
-            prompter = _prompter(options, loaded.tokenizer, retrieval=points[name].retrieval)
-        found.append((engine, prompter))
+            engine: AnswerEngine = LocalEngine(loaded, points[name])
+        else:
+            engine = OpenAIEngine(name, window=options.window)
+        found.append((engine, prompters[alike]))
     return found
 
 

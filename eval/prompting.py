@@ -151,6 +151,21 @@ class LayoutPrompter:
         return self.layout.build(layout_question(example), [passage])
 
 
+class OncePrompter:
+    """Another prompter that keeps the last prompt: engines that are asked one example in turn read the same one."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self.name = prompter.name
+        self.count = prompter.count
+        self._build = prompter.build
+        self._last: tuple[Example, int, ModelInput] | None = None
+
+    def build(self, example: Example, limit: int) -> ModelInput:
+        if self._last is None or self._last[0] is not example or self._last[1] != limit:
+            self._last = (example, limit, self._build(example, limit))
+        return self._last[2]
+
+
 def truncate_middle(ids: Sequence[int], limit: int, prompt_set: str) -> list[int]:
     """Drop the middle of `ids`, as the official scripts do; no-op where they are no longer than `limit`.
 

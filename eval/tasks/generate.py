@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 from eval.errors import EvalError
@@ -15,6 +15,7 @@ from eval.tasks.example import Example
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LARGEST = 1 << 22
+FIRST_GUESS, MOST_GUESSES, FARTHEST = 16, 8, 32  # of `largest_fitting`: the farthest guess is so many times what fits
 
 
 class Maker(Protocol):
@@ -72,7 +73,7 @@ def generate(
     size = 0
     for index in range(count):
         make = _seeded(task, maker, length, seed, index)
-        tokens = partial(_tokens, prompter, make, new_tokens)
+        tokens = cache(partial(_tokens, prompter, make, new_tokens))
         if index == 0:
             size = largest_fitting(tokens, length, task)
         fitting = refit(tokens, length, size, task)
@@ -88,15 +89,25 @@ def _tokens(prompter: Prompter, make: Callable[[int], Example], new_tokens: int,
 
 
 def largest_fitting(tokens: Callable[[int], int], length: int, task: str) -> int:
-    """The largest size whose `tokens(size)` is at most `length`: doubling, then bisection."""
-    if tokens(1) > length:
-        raise EvalError(f"the smallest example of {task} has {tokens(1)} tokens, not {length}", hint="Raise --length.")
-    low, high = 1, 2
-    while high < LARGEST and _at_most(tokens, high, length):
-        low, high = high, 2 * high
+    """The largest size whose `tokens(size)` is at most `length`, for counts that grow about evenly with the size.
+
+    The line through two counts says what to try next, and the middle does where that does not lead on soon: to count
+    is to make and tokenise a whole example.
+    """
+    low, count = 1, tokens(1)
+    if count > length:
+        raise EvalError(f"the smallest example of {task} has {count} tokens, not {length}", hint="Raise --length.")
+    high, guess, tries = LARGEST, FIRST_GUESS, 0
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _at_most(tokens, middle, length) else (low, middle)
+        found, tries = _count(tokens, guess), tries + 1
+        a_unit = (found - count) / (guess - low) if found is not None else 0.0
+        if found is not None and found <= length:
+            low, count = guess, found
+        else:
+            high = guess
+        ahead = a_unit > 0 and tries <= MOST_GUESSES
+        guess = low + int((length - count) / a_unit) if ahead else (low + high) // 2
+        guess = min(max(guess, low + 1), high - 1, FARTHEST * low)
     return low
 
 
@@ -119,9 +130,9 @@ def refit(tokens: Callable[[int], int], length: int, start: int, task: str) -> i
     return low
 
 
-def _at_most(tokens: Callable[[int], int], size: int, length: int) -> bool:
-    """Whether a size fits; text that runs out does not."""
+def _count(tokens: Callable[[int], int], size: int) -> int | None:
+    """Tokens of an example of that size; None where the text runs out."""
     try:
-        return tokens(size) <= length
+        return tokens(size)
     except EvalError:
-        return False
+        return None

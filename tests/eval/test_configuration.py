@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.configuration import RunOptions
+from eval.configuration import RunOptions, build_plan
 from eval.errors import EvalError
 
 NEEDED = {"tasks": "passkey", "output": Path("out")}
@@ -46,3 +46,10 @@ def test_tasks_and_output_are_needed(missing):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EvalError, match=r"none\.yaml"):
         RunOptions.load(tmp_path / "none.yaml", NEEDED)
+
+
+def test_engines_that_are_asked_alike_share_a_prompter():
+    named = [f"openai:http://localhost:{port}/v1:m" for port in (1, 2)]
+    options = RunOptions.load(None, {**NEEDED, "engine": named})
+    (_, first), (_, second) = build_plan(options, "").engines
+    assert first is second

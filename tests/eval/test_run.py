@@ -14,7 +14,7 @@ from eval import jsonl
 from eval.errors import EvalError
 from eval.jsonl import JsonlAppender, read_jsonl
 from eval.progress import TextProgress
-from eval.prompting import OfficialPrompter
+from eval.prompting import OfficialPrompter, OncePrompter
 from eval.run import Plan, run
 from eval.scoring import score_file
 from eval.store import load_summary
@@ -95,6 +95,30 @@ def test_engines_asked_together_leave_the_same_files_in_another_order(tmp_path, 
     assert asked == ["dense", "fusion"] * 3
     assert files(tmp_path / "apart", "preds", "samples") == files(tmp_path / "together", "preds", "samples")
     assert [cell["engine"] for cell in together["cells"]] == [cell["engine"] for cell in apart["cells"]]
+
+
+def test_engines_asked_together_read_one_prompt_made_once(tmp_path, tokenizer, fake_engine):
+    made, read = [], []
+
+    class Counting(OfficialPrompter):
+        def build(self, example, limit):
+            made.append(example.id)
+            return super().build(example, limit)
+
+    class Noting(fake_engine):
+        def answer(self, prompt, new_tokens):
+            read.append(prompt)
+            return super().answer(prompt, new_tokens)
+
+    both = plan(tmp_path, [Noting(name="dense"), Noting(name="fusion")], tokenizer, tasks=["passkey"], limit=3)
+    prompter = OncePrompter(Counting(tokenizer, "yarn"))
+    both.engines, both.together = [(engine, prompter) for engine, _ in both.engines], True
+    run(both, Silent())
+    assert made == [0, 1, 2]
+    assert all(first is second for first, second in zip(read[::2], read[1::2], strict=True))
+    assert len({prompt.ids for prompt in read}) == 3
+    example = next(both.sources[0].examples(prompter, 2048, []))
+    assert len(prompter.build(example, 500).ids) <= 500 < len(prompter.build(example, 2000).ids)
 
 
 def test_times_of_cached_prompts_are_left_out():

@@ -5,12 +5,14 @@ import random
 import re
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from eval.errors import EvalError
 from eval.prompting import OfficialPrompter
 from eval.scoring import score_one
 from eval.tasks import infinitebench, infinitebench_style, longbench
-from eval.tasks.generate import MAKERS, generate, max_new_tokens
+from eval.tasks.generate import MAKERS, generate, largest_fitting, max_new_tokens
 from eval.tasks.quoting import QuoteMaker, read_folder
 from eval.tasks.sources import sources
 
@@ -58,6 +60,25 @@ def test_seed_decides_and_examples_do_not_depend_on_those_before(task, makers, t
     other, _ = made(task, makers, prompter, 3000, 4, seed=1)
     assert first[:2] == again
     assert [e.context for e in first] != [e.context for e in other]
+
+
+@given(st.integers(1, 400), st.integers(0, 300), st.integers(0, 60), st.integers(400, 200_000), st.integers(20, 1500))
+def test_the_largest_size_is_found_in_few_counts(a_unit, base, flat, length, text):
+    asked = []
+
+    def tokens(size):
+        """Text that begins to grow at a size, grows unevenly, and runs out."""
+        asked.append(size)
+        if size > text:
+            raise EvalError("the text has run out")
+        return min(base, 399 - a_unit // 2) + a_unit * max(0, size - flat) + (size * size % 7) * a_unit // 8
+
+    fitting = [size for size in range(1, text + 1) if tokens(size) <= length]
+    assume(fitting and fitting[-1] == len(fitting))  # uneven growth is growth still
+    asked.clear()
+    assert largest_fitting(tokens, length, "made") == fitting[-1]
+    assert len(asked) <= 24
+    assert max(asked) <= max(33, 32 * fitting[-1])
 
 
 def test_needle_stands_at_its_depth():
