@@ -66,6 +66,7 @@ class Pool:
 
     session_node  a node's number in the draft session, -1 before its forward has run
     root          the session's node that is the root; -1 = the last committed token
+    longest       depth below which nothing is added
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -75,6 +76,7 @@ class Pool:
     depth: list[int] = field(default_factory=list)
     session_node: list[int] = field(default_factory=list)
     root: int = -1
+    longest: int = 1 << 30
 
     def on(self, node: int) -> int:
         """The session's node that `node` hangs below."""
@@ -169,21 +171,22 @@ class BestFirst:
         state: RequestState,
         budget: int,
         at: int = -1,
+        depth: int | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> DraftTree:
-        """A tree of at most `budget` nodes below the session's node `at`, whose children are `root`.
+        """A tree of at most `budget` nodes below the session's node `at`, whose children are `root`; `depth` shortens
+        the growth's longest path.
 
         The session keeps the nodes that were run, and a later build goes on from them. `interrupted` is asked
         between forwards.
         """
-        growth, pool = self._growth, Pool(root=at)
+        growth = self._growth
+        longest = min(growth.depth, budget, growth.depth if depth is None else depth)
+        pool = Pool(root=at, longest=longest)
         self._add_children(pool, -1, root)
-        expandable = min(growth.depth, budget) - 1
         for _ in range(growth.forwards):
             open_nodes = [
-                node
-                for node in range(len(pool.tokens))
-                if pool.session_node[node] < 0 and pool.depth[node] <= expandable
+                node for node in range(len(pool.tokens)) if pool.session_node[node] < 0 and pool.depth[node] < longest
             ]
             open_nodes.sort(key=lambda node: -pool.scores[node])
             chosen = open_nodes[: growth.width]
@@ -226,7 +229,7 @@ class BestFirst:
     def _settle(self, pool: Pool, node: int, session_node: int) -> None:
         """The node has been run: add its children."""
         pool.session_node[node] = session_node
-        if pool.depth[node] < self._growth.depth:
+        if pool.depth[node] < pool.longest:
             self._add_children(pool, node, self.known[session_node])
 
     def _add_children(self, pool: Pool, parent: int, children: Candidates) -> None:

@@ -63,6 +63,7 @@ class Cascade(Rag):
         self._helper.start(state)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
+        super().observe(state, tree, verdict, top)
         self._helper.observe(state, tree, verdict, top)
 
     def finish(self, state: RequestState) -> None:

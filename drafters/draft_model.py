@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from drafters.base import DraftModel, DraftSession, RequestState, TopSuccessors
 from drafters.best_first import BestFirst, Candidates
+from drafters.pacing import Pace
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
@@ -16,16 +18,19 @@ class ModelDrafter:
     """The drafter `draft_model`: another checkpoint of the same vocabulary, reading the whole context.
 
     `keeps_nodes` says whether the session's nodes keep their KV when they are accepted; where they do not
-    (self-speculation), every round starts from the root again.
+    (self-speculation), every round starts from the root again. `pace` shortens drafts and passes rounds over; without
+    it every round drafts as far as the builder goes.
     """
 
     name = "draft_model"
     needs_topk = 0
     keeps_nodes = True
 
-    def __init__(self, model: DraftModel | None, builder: BestFirst) -> None:
+    def __init__(self, model: DraftModel | None, builder: BestFirst, pace: Pace | None = None) -> None:
         self._model = model
         self._builder = builder
+        self._pace = pace
+        self._seconds: float | None = None  # that the last round's draft took; None where it was passed over
         self._session: DraftSession | None = None
         self._unread: list[int] = []  # tokens of the draft prompt without KV: its last, until the first round
         self._synced = 0  # state.tokens[:_synced] are in the session or in _unread
@@ -50,18 +55,26 @@ class ModelDrafter:
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         session = self._open_session()
+        self._seconds = None
+        if self._pace is not None and not self._pace.asks():
+            return EMPTY
+        began = time.perf_counter()
         root = self._follow(session, state)
         if budget < 1:
             return EMPTY
-        return self._builder.build(session, root, state, budget, self._at)
+        tree = self._builder.build(session, root, state, budget, self._at, self._pace.depth if self._pace else None)
+        self._seconds = time.perf_counter() - began
+        return tree
 
     def ahead(self, state: RequestState, budget: int, interrupted: Callable[[], bool]) -> None:
         """Draft on below what was proposed, for a next round that finds all of it accepted (`overlap`)."""
-        if self.root is not None and budget > 0:
-            self._builder.build(self._open_session(), self.root, state, budget, self._at, interrupted)
+        if self.root is not None and self._seconds is not None and budget > 0:
+            self._builder.build(self._open_session(), self.root, state, budget, self._at, interrupted=interrupted)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
-        """Nothing: the next round reads what was emitted from state.tokens."""
+        """Learn the pace; what was emitted the next round reads from state.tokens."""
+        if self._pace is not None and self._seconds is not None:
+            self._pace.observe(state, len(tree), len(verdict.path), self._seconds)
 
     def finish(self, state: RequestState) -> None:
         if self._session is not None:

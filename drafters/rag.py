@@ -16,6 +16,7 @@ import numpy as np
 from drafters.base import DraftModel, RequestState
 from drafters.best_first import BestFirst
 from drafters.draft_model import ModelDrafter
+from drafters.pacing import Pace
 
 # tokens of a draft prompt put together here: a sixteenth of the prompt within these bounds (the paper: 4096 tokens or
 # a 24th; on a CPU the drafter's own prefill counts)
@@ -31,13 +32,14 @@ class Rag(ModelDrafter):
         self,
         model: DraftModel,
         builder: BestFirst,
+        pace: Pace | None = None,
         *,
         chunk: int = 256,
         context: int = 0,
         question: int = 64,
         head: int = 64,
     ) -> None:
-        super().__init__(model, builder)
+        super().__init__(model, builder, pace)
         self._chunk = chunk
         self._context = context
         self._question = question

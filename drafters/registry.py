@@ -20,6 +20,7 @@ from drafters.fusion import Fusion
 from drafters.goodput import Goodput
 from drafters.multi_round import RULES, MultiRound
 from drafters.overlap import Overlap
+from drafters.pacing import Pace
 from drafters.prompt_lookup import PromptLookup
 from drafters.rag import Rag
 from drafters.recycling import Recycling
@@ -245,6 +246,10 @@ def _stop(options: ModelOptions) -> Stop:
     return rejection_likely(options.stop) if options.stop < 1 else never
 
 
+def _pace(options: ModelOptions, resources: Resources) -> Pace:
+    return Pace(resources.profile, options.depth)
+
+
 def _needs(resource: Any, drafter: str, remedy: str) -> Any:
     if resource is None:
         raise DrafterError(f"drafter {drafter} needs {remedy}")
@@ -318,12 +323,12 @@ def _draft_model(options: ModelOptions, resources: Resources) -> Drafter:
             f"the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: use a draft "
             "model of the same vocabulary, or give both tokenizers to re-encode between them"
         )
-    return _same_vocabulary(options, resources)
+    return _same_vocabulary(options, resources, _pace(options, resources))
 
 
-def _same_vocabulary(options: ModelOptions, resources: Resources, name: str = "draft_model") -> ModelDrafter:
-    builder = BestFirst(name, resources.calibration, _growth(options), _stop(options))
-    return ModelDrafter(resources.draft_model, builder)
+def _same_vocabulary(options: ModelOptions, resources: Resources, pace: Pace | None = None) -> ModelDrafter:
+    builder = BestFirst("draft_model", resources.calibration, _growth(options), _stop(options))
+    return ModelDrafter(resources.draft_model, builder, pace)
 
 
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:
@@ -343,13 +348,17 @@ def _self_model(resources: Resources, drafter: str) -> DraftModel:
     return _needs(resources.self_model, drafter, "an engine that lends its model for a second sequence")
 
 
-def _rag(options: RagOptions, resources: Resources) -> Rag:
+def _paced_rag(options: RagOptions, resources: Resources) -> Rag:
+    return _rag(options, resources, _pace(options, resources))
+
+
+def _rag(options: RagOptions, resources: Resources, pace: Pace | None = None) -> Rag:
     model = _self_model(resources, "rag")
     builder = BestFirst("rag", resources.calibration, _growth(options), _stop(options))
     prompt = {"chunk": options.chunk, "context": options.context, "question": options.question}
     if options.target_mix > 0:
         return MixedRag(model, builder, eta=options.target_mix, length=options.depth, **prompt)
-    return Rag(model, builder, **prompt)
+    return Rag(model, builder, pace, **prompt)
 
 
 def _cascade(options: CascadeOptions, resources: Resources) -> Cascade:
@@ -363,6 +372,7 @@ def _cascade(options: CascadeOptions, resources: Resources) -> Cascade:
         helper,
         _self_model(resources, "cascade"),
         builder,
+        _pace(options, resources),
         chunk=options.chunk,
         context=options.context,
         question=options.question,
@@ -422,7 +432,7 @@ _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
     "draft_model": (ModelOptions, _draft_model),
     "adaptive": (AdaptiveOptions, _draft_model),
     "multi_round": (MultiRoundOptions, _multi_round),
-    "rag": (RagOptions, _rag),
+    "rag": (RagOptions, _paced_rag),
     "cascade": (CascadeOptions, _cascade),
     "fusion": (FusionOptions, _fusion),
     "self_speculation": (SelfSpeculationOptions, _self_speculation),
