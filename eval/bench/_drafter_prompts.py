@@ -1,9 +1,16 @@
-"""Prompts of the drafters' benchmark: answers that quote, answers in between, and answers with nothing to copy."""
+"""Prompts of the drafters' benchmark: answers that quote, answers in between, and answers with nothing to copy.
+
+Whether an answer quotes is the model's doing, not the question's. Two workloads therefore choose among more prompts
+than they keep, by the model's own plain, greedy answers: `quoting` those that repeat the text, `nothing` those that do
+not. `questions` are those that `quoting` chooses from, as they come.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,25 +21,62 @@ from service.engine.request import SamplingParams
 from service.models import layout_for
 from service.passages import Passage
 
-WORKLOADS = ("quoting", "spec_bench", "nothing")
+WORKLOADS = ("quoting", "spec_bench", "nothing", "questions")
+ANSWERED = ("quoting", "questions")  # whose answers end by themselves
 _SPEC_BENCH = ("rag", "summarization")
-_CANDIDATES = 6  # random prompts tried for each one of `nothing`
+_QUESTIONS, _RANDOM = 3, 6  # prompts tried for each one kept of `quoting` and of `nothing`
 
 
-def make_prompts(
-    engine: Engine, workload: str, context: int, count: int, text: Path, spec_bench: Path
-) -> list[list[int]]:
-    """`count` prompts of about `context` tokens that share all but their ends."""
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of prompts that share all but their ends, and of how many they were chosen (0: they were not)."""
+
+    ids: list[list[int]]
+    chosen_from: int = 0
+
+
+def make_prompts(engine: Engine, workload: str, context: int, count: int, text: Path, spec_bench: Path) -> Prompts:
+    """`count` prompts of about `context` tokens."""
+    if workload == "questions":
+        return Prompts(_questions(engine, context, count, text))
     if workload == "quoting":
-        return _quoting(engine, context, count, text)
+        asked = _questions(engine, context, _QUESTIONS * count, text)
+        return _choose(engine, asked, count, 64, False, quoted)
     if workload == "spec_bench":
-        return _spec_bench(engine, context, count, spec_bench)
+        return Prompts(_spec_bench(engine, context, count, spec_bench))
     if workload == "nothing":
-        return _nothing(engine, context, count)
+        return _choose(engine, _random(engine, context, _RANDOM * count), count, 32, True, _uncopied)
     raise EvalError(f"unknown workload {workload!r}", hint=f"Choose from {', '.join(WORKLOADS)}.")
 
 
-def _quoting(engine: Engine, context: int, count: int, text: Path) -> list[list[int]]:
+def _choose(
+    engine: Engine,
+    asked: list[list[int]],
+    count: int,
+    max_tokens: int,
+    ignore_eos: bool,
+    score: Callable[[Sequence[int], Sequence[int]], float],
+) -> Prompts:
+    """The `count` prompts whose plain answers score highest, in their order."""
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, drafter="none")
+    answers = engine.generate(asked[:1], params) + engine.generate(asked[1:], params)
+    scores = [score(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)]
+    best = sorted(range(len(asked)), key=lambda i: -scores[i])[:count]
+    return Prompts([asked[i] for i in sorted(best)], len(asked))
+
+
+def quoted(prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """The share of the answer that is one passage of the prompt, word for word."""
+    text, said = "".join(map(chr, prompt)), "".join(map(chr, answer))
+    longest = 0
+    for start in range(len(said)):
+        while start + longest < len(said) and said[start : start + longest + 1] in text:
+            longest += 1
+    return longest / max(len(said), 1)
+
+
+def _questions(engine: Engine, context: int, count: int, text: Path) -> list[list[int]]:
+    """`count` questions about sentences from the text's beginning to its end, fewer where some are the same."""
     layout = layout_for(engine.loaded.name, engine.tokenizer)
     maker = QuoteMaker(read_folder(text))
 
@@ -46,7 +90,8 @@ def _quoting(engine: Engine, context: int, count: int, text: Path) -> list[list[
         size = max(8, size * context // len(prompt(size, 0.5)))
     while len(prompt(size, 0.5)) > context:
         size -= 1
-    return [prompt(size, (i + 0.5) / count) for i in range(count)]
+    made = [prompt(size, (i + 0.5) / count) for i in range(count)]
+    return [ids for i, ids in enumerate(made) if ids not in made[:i]]
 
 
 def _spec_bench(engine: Engine, context: int, count: int, path: Path) -> list[list[int]]:
@@ -62,26 +107,20 @@ def _spec_bench(engine: Engine, context: int, count: int, path: Path) -> list[li
     return [fill[: max(0, context - longest)] + ids for ids in asked]
 
 
-def _nothing(engine: Engine, context: int, count: int) -> list[list[int]]:
-    """Random words, of which a model soon repeats some: the endings are kept after which it copies least, by plain
-    decoding, from the prompt or from its own answer."""
+def _random(engine: Engine, context: int, count: int) -> list[list[int]]:
+    """Random words; a model soon repeats some."""
     rng = random.Random(7)
     vocab = engine.loaded.vocab_size
     ids = [rng.randrange(vocab) for _ in range(context - 8)]
-    candidates = [ids + [rng.randrange(vocab) for _ in range(8)] for _ in range(_CANDIDATES * count)]
-    params = SamplingParams(max_tokens=32, ignore_eos=True, drafter="none")
-    answers = engine.generate(candidates[:1], params) + engine.generate(candidates[1:], params)
-    copied = [_copied(ids, answer.token_ids) for ids, answer in zip(candidates, answers, strict=True)]
-    best = sorted(range(len(candidates)), key=copied.__getitem__)[:count]
-    return [candidates[i] for i in best]
+    return [ids + [rng.randrange(vocab) for _ in range(8)] for _ in range(count)]
 
 
-def _copied(prompt: list[int], answer: list[int]) -> int:
-    """Tokens of the answer that follow the token before them as they did earlier."""
+def _uncopied(prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Less for every token of the answer that follows the one before it as it did earlier, in prompt or answer."""
     seen = set(pairwise(prompt))
     text = [prompt[-1], *answer]
     found = 0
     for pair in pairwise(text):
         found += pair in seen
         seen.add(pair)
-    return found
+    return -found

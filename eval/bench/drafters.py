@@ -1,10 +1,11 @@
 """Every drafter against plain decoding: the same weights, the same prompts, the same tokens.
 
-Three workloads, each at a context length: `quoting` (questions over a folder of text, answered by quoting),
-`spec_bench` (Spec-Bench's retrieval and summarisation prompts, put one after the other up to the length) and
-`nothing` (random words, and those endings of many after which the answer repeats least). A prompt's KV is computed
-once and found in the prefix cache by every drafter, so what is timed is decoding. What a drafter does before its first
-guess (an index, a draft prompt's prefill) is reported apart, as `start_s`.
+Three workloads, each at a context length: `quoting` (questions over a folder of text, those of many that the model
+answers by quoting), `spec_bench` (Spec-Bench's retrieval and summarisation prompts, put one after the other up to the
+length) and `nothing` (random words, and those endings of many after which the answer repeats least); and, if asked for,
+`questions` (those of `quoting`, whatever the model answers). A prompt's KV is computed once and found in the prefix
+cache by every drafter, so what is timed is decoding. What a drafter does before its first guess (an index, a draft
+prompt's prefill) is reported apart, as `start_s`.
 
 A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it,
 several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. The table is made
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from eval.bench._drafter_forwards import tree_forwards
-from eval.bench._drafter_prompts import WORKLOADS, make_prompts
+from eval.bench._drafter_prompts import ANSWERED, WORKLOADS, make_prompts
 from eval.bench._drafter_timing import PLAIN, Timing, divergences, timed
 from eval.errors import EvalError
 from eval.results import RESULTS, command_line, git_sha, report_result, save_result
@@ -50,7 +51,7 @@ _WITH_FORWARDS = ("rag", "cascade", "fusion", "self_speculation", "draft_model",
 def run(
     model: str = "embedded",
     contexts: Sequence[int] = (2048, 8192, 16384, 32768),
-    workloads: Sequence[str] = WORKLOADS,
+    workloads: Sequence[str] = WORKLOADS[:3],
     drafters: Sequence[str] = DRAFTERS,
     temperatures: Sequence[float] = (0.0, 0.8),
     batches: Sequence[int] = (1,),
@@ -103,7 +104,10 @@ def run(
             with_peer = peer and not _has(figures["peers"], base)
             if not (wanted or with_peer):
                 continue
-            warm, *asked = make_prompts(engine, workload, context, prompts + 1, text, spec_bench)
+            made = make_prompts(engine, workload, context, prompts + 1, text, spec_bench)
+            warm, *asked = made.ids
+            stops = workload in ANSWERED
+            sizes = {"prompts": len(asked), "chosen_from": made.chosen_from, "max_tokens": max_tokens, "rounds": rounds}
             for place in wanted:
                 if limit_s is not None and time.perf_counter() - began > limit_s:
                     return figures
@@ -111,13 +115,13 @@ def run(
                     max_tokens=max_tokens,
                     temperature=place["temperature"],
                     seed=1,
-                    ignore_eos=workload != "quoting",
+                    ignore_eos=not stops,
                 )
-                keep("cells", place, cell(engine, warm, asked, params, drafters, place["batch"], rounds, store))
+                keep("cells", place | sizes, cell(engine, warm, asked, params, drafters, place["batch"], rounds, store))
             if with_peer:
                 from eval.bench._drafter_peer import beside_transformers
 
-                keep("peers", base, [beside_transformers(engine, asked, max_tokens, workload == "quoting", rounds)])
+                keep("peers", base | sizes, [beside_transformers(engine, asked, max_tokens, stops, rounds)])
         place = {"context": context, "dtype": dtype}
         if forwards and asked and not _has(figures["forwards"], place):
             keep("forwards", place, [tree_forwards(engine, asked[0])])
@@ -239,7 +243,7 @@ def command(
     figures = run(
         model=model,
         contexts=context or (2048, 8192, 16384, 32768),
-        workloads=workload or WORKLOADS,
+        workloads=workload or WORKLOADS[:3],
         drafters=drafter or DRAFTERS,
         temperatures=temperature or (0.0, 0.8),
         batches=batch or (1,),

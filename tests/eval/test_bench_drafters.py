@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from eval.bench._drafter_peer import beside_transformers
-from eval.bench._drafter_prompts import make_prompts
+from eval.bench._drafter_prompts import make_prompts, quoted
 from eval.bench._drafter_timing import perturbed_gap
 from eval.bench.drafters import run
 from eval.errors import EvalError
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.request import Generation, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,33 @@ def test_gap_is_that_of_the_perturbed_scores(checkpoint):
         chosen = engine.generate([prompt], sampled)[0].token_ids[0]
         gap = perturbed_gap(engine, prompt, chosen, other, sampled, seed)
         assert chosen == other or gap is None or gap > 0
+
+
+def test_quoting_is_one_passage_word_for_word():
+    prompt = [9, 1, 2, 3, 4, 9, 5, 6]
+    assert quoted(prompt, [1, 2, 3]) == 1.0
+    assert quoted(prompt, [7, 2, 3, 4]) == 0.75
+    assert quoted(prompt, [1, 2, 5, 6]) == 0.5
+    assert quoted(prompt, [7, 8]) == 0.0
+
+
+def test_workloads_keep_the_prompts_that_suit_them(checkpoint, monkeypatch, tmp_path):
+    """Of answers made to measure, `quoting` and `nothing` keep opposite ones, in their order."""
+    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24)
+    prompts = [[*range(3, 40), n] for n in range(6)]
+    monkeypatch.setattr("eval.bench._drafter_prompts._questions", lambda engine, context, count, text: prompts)
+    monkeypatch.setattr("eval.bench._drafter_prompts._random", lambda engine, context, count: prompts)
+    answers = {n: [5, 6, 7, 8] if n % 2 else [60, 62, 61, 63] for n in range(6)}
+
+    def generate(asked, params):
+        return [Generation(answers[ids[-1]], "", "stop", {}, None, []) for ids in asked]
+
+    monkeypatch.setattr(engine, "generate", generate)
+    kept = {name: make_prompts(engine, name, 128, 3, tmp_path, tmp_path) for name in ("quoting", "nothing")}
+    assert [ids[-1] for ids in kept["quoting"].ids] == [1, 3, 5]
+    assert [ids[-1] for ids in kept["nothing"].ids] == [0, 2, 4]
+    assert kept["quoting"].chosen_from == 6
+    assert make_prompts(engine, "questions", 128, 3, tmp_path, tmp_path).chosen_from == 0
 
 
 def test_unknown_workloads_and_missing_files_are_named(checkpoint, tmp_path):
