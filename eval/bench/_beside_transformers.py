@@ -47,23 +47,26 @@ class Timing:
         self.tokens = tokens
 
 
-def random_llama(max_length: int, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
-    """A Llama of 27 M parameters with seeded random weights: 8 layers, 8 query and 4 KV heads of 64, float32."""
+def random_llama(max_length: int, vocabulary: int = VOCABULARY, **changes: Any) -> LlamaForCausalLM:
+    """A Llama of 27 M parameters with seeded random weights: 8 layers, 8 query and 4 KV heads of 64, float32.
+
+    ``changes`` are further values of its `LlamaConfig`.
+    """
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=max_length,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config).eval()
+    values = {
+        "vocab_size": vocabulary,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": max_length,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return LlamaForCausalLM(LlamaConfig(**values | changes)).eval()
 
 
 def compare(context: int, new_tokens: int, repeats: int, threads: int) -> tuple[Timing, Timing]:

@@ -26,29 +26,16 @@ log = structlog.get_logger(__name__)
 REFERENCE = "transformers"
 CHECK_PROMPT = 512
 CHECK_TOKENS = 32
+LONGEST = 131_072  # tokens
 
 
-def random_llama(folder: Path) -> Path:
-    """A Llama of 27.8 M random weights (8 layers, 8/4 heads of 64), the marks' model; returns its folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def decided_llama(folder: Path) -> Path:
+    """`random_llama` with logits far enough apart that engines can agree on tokens, and no end; returns its folder."""
+    from eval.bench._beside_transformers import random_llama
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=131072,
-        initializer_range=0.05,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    changes: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    changes |= {"initializer_range": 0.05, "tie_word_embeddings": False}
+    random_llama(LONGEST, **changes).save_pretrained(folder)
     return folder
 
 
@@ -65,12 +52,12 @@ def run(
     """Figures of every engine at every length.
 
     Args:
-        model: a Llama checkpoint in transformers' format; None for `random_llama`.
+        model: a Llama checkpoint in transformers' format; None for `decided_llama`.
         names: of `PEERS`; one that cannot be set up or fails is reported with its error, not left out.
         repeats: generations timed at each length; medians are reported, after one short generation to warm up.
     """
     with tempfile.TemporaryDirectory() as made:
-        folder = model or random_llama(Path(made))
+        folder = model or decided_llama(Path(made))
         vocab_size = _vocab_size(folder)
         expected = _greedy(PEERS[REFERENCE], folder, prompt_ids(CHECK_PROMPT, vocab_size), threads)
         engines = {}
@@ -83,7 +70,7 @@ def run(
                 log.warning("peer failed", peer=name, error=error.detail)
                 engines[name] = {"error": error.detail}
     return {
-        "model": model.name if model else "random Llama, 27.8 M parameters, fp32",
+        "model": model.name if model else "random Llama, 27 M parameters, fp32",
         "threads": threads,
         "new_tokens": new_tokens,
         "repeats": repeats,
