@@ -34,16 +34,6 @@ def _gumbel(bits):
     return -math.log(-math.log((np.float64(bits >> np.uint64(12)) + 0.5) * 2.0**-52))
 
 
-@njit(cache=True, fastmath={"nnan", "nsz"})  # so that the loop becomes vector instructions
-def largest_of(values):
-    """The largest of a row of floats."""
-    best = values[0]
-    for value in values:
-        if value > best:
-            best = value
-    return best
-
-
 @njit(cache=True)
 def _largest_bits(key, first, count):
     """The largest random bits of tokens first … first + count - 1."""
@@ -56,20 +46,30 @@ def _largest_bits(key, first, count):
     return best
 
 
-@njit(cache=True, nogil=True)
-def largest_perturbed(logits, temperature, seeds, positions):
+def largest_of_blocks(values: np.ndarray, size: int) -> np.ndarray:
+    """The largest of every `size` values of each row [N, V] (NumPy's is three times as fast as a compiled loop)."""
+    return np.maximum.reduceat(values, np.arange(0, values.shape[1], size), axis=1)
+
+
+def largest_perturbed(
+    logits: np.ndarray, temperature: np.ndarray, seeds: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals.
 
     logits float32 or float64 [N, V], temperature float64 [N] > 0, seeds and positions uint64 [N].
     """
+    peaks = largest_of_blocks(logits, _BLOCK) / temperature[:, None]
+    return _largest_perturbed(logits, peaks, temperature, seeds, positions)
+
+
+@njit(cache=True, nogil=True)
+def _largest_perturbed(logits, row_peaks, temperature, seeds, positions):
+    """`largest_perturbed`; row_peaks float64 [N, blocks]: the largest of logits / temperature in each block."""
     rows, vocab = logits.shape
     picked = np.empty(rows, np.int64)
-    peaks = np.empty((vocab + _BLOCK - 1) // _BLOCK, np.float64)
     for row in range(rows):
         key = _mix(_mix(seeds[row] + _GOLDEN) ^ (positions[row] * _GOLDEN))
-        for block in range(len(peaks)):
-            first = block * _BLOCK
-            peaks[block] = np.float64(largest_of(logits[row, first : min(first + _BLOCK, vocab)])) / temperature[row]
+        peaks = row_peaks[row]
         # the largest logit first: its score spares most of the others
         start = int(np.argmax(peaks))
         chosen = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : min((start + 1) * _BLOCK, vocab)]))

@@ -113,16 +113,19 @@ def choose(
     logits [N, V]; the parameters are scalars or [N]; seeds and positions int64 [N], a position being that of
     the token chosen. Ties go to the lowest id.
     """
-    chosen = largest(logits)
     temperature = _per_row(temperature, len(logits), torch.float64, logits.device)
-    sampled = (temperature != 0).nonzero().flatten()
-    if not len(sampled):
-        return chosen
     top_k = _per_row(top_k, len(logits), torch.int64, logits.device)
     top_p = _per_row(top_p, len(logits), torch.float64, logits.device)
-    temperature, top_k, top_p = temperature[sampled], top_k[sampled], top_p[sampled]
-    logits, seeds, positions = _rows(logits, sampled), seeds[sampled], positions[sampled]
     cut = ((top_k > 0) & (top_k < logits.shape[-1])) | (top_p < 1)
+    is_sampled = temperature != 0
+    if is_sampled.all() and not cut.any():  # by far the commonest
+        return _pick_from_all(logits, temperature, top_k, top_p, seeds, positions)
+    chosen = largest(logits)
+    sampled = is_sampled.nonzero().flatten()
+    if not len(sampled):
+        return chosen
+    temperature, top_k, top_p, cut = temperature[sampled], top_k[sampled], top_p[sampled], cut[sampled]
+    logits, seeds, positions = _rows(logits, sampled), seeds[sampled], positions[sampled]
     picked = torch.empty(len(sampled), dtype=torch.int64, device=logits.device)
     for rows, pick in ((~cut).nonzero().flatten(), _pick_from_all), (cut.nonzero().flatten(), _pick_from_head):
         if len(rows):

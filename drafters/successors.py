@@ -8,14 +8,15 @@ from numba import njit
 from torch import Tensor
 
 from drafters.base import TopSuccessors
-from drafters.perturbed import largest_of
+from drafters.perturbed import largest_of_blocks
 
 _BLOCK = 128
 
 
 @njit(cache=True, nogil=True)
-def _best(logits, count):
-    """Ids int64 [n, count] and values [n, count] of the largest entries of each row, in descending order."""
+def _best(logits, peaks, count):
+    """Ids int64 [n, count] and values [n, count] of the largest entries of each row, in descending order; peaks are
+    those of each block."""
     rows, vocab = logits.shape
     ids = np.empty((rows, count), np.int64)
     values = np.empty((rows, count), logits.dtype)
@@ -23,7 +24,7 @@ def _best(logits, count):
         kept = 0
         for first in range(0, vocab, _BLOCK):
             end = min(first + _BLOCK, vocab)
-            if kept == count and largest_of(logits[row, first:end]) <= values[row, count - 1]:
+            if kept == count and peaks[row, first // _BLOCK] <= values[row, count - 1]:
                 continue
             for token in range(first, end):
                 value = logits[row, token]
@@ -45,7 +46,7 @@ def top_successors(logits: Tensor, count: int) -> TopSuccessors:
     logits = logits.float()
     count = min(count, logits.shape[-1])
     if logits.device.type == "cpu":
-        ids, values = _best(logits.numpy(), count)
+        ids, values = _best(logits.numpy(), largest_of_blocks(logits.numpy(), _BLOCK), count)
     else:
         best = torch.topk(logits, count, dim=-1)
         ids, values = best.indices.cpu().numpy(), best.values.cpu().numpy()
