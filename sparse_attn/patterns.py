@@ -97,8 +97,7 @@ class VerticalSlash:
     @staticmethod
     def weigh(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Share of attention on each block of columns and each block diagonal, [h, K] each."""
-        weights = score.last_rows_attention(rows, heads)
-        return score.vertical_blocks(weights, grid.block_k), score.slash_blocks(weights, grid.block_k)
+        return score.vertical_slash(rows, heads, grid.block_k)
 
     def choose(self, weights: tuple[Tensor, Tensor], grid: Grid) -> Tensor:
         """What `weigh` found → bool [h, N, K]."""
@@ -179,9 +178,7 @@ class Coverage:
     grouped: ClassVar[bool] = False
 
     def visit(self, rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
-        weights = score.last_rows_attention(rows, heads)
-        vertical = score.vertical_blocks(weights, grid.block_k)
-        slash = score.slash_blocks(weights, grid.block_k)
+        vertical, slash = score.vertical_slash(rows, heads, grid.block_k)
         floor = -(-self.minimum // grid.block_k)
         sinks = grid.key_blocks * grid.block_k < self.sink
         columns = top_p(vertical, self.gamma, forced=sinks) | top_k(vertical, floor // 2)

@@ -131,7 +131,7 @@ class SequenceRows:
         new = self.k[max(first - self.context_len, 0) : max(end - self.context_len, 0)].transpose(0, 1)
         if first >= self.context_len:
             return new
-        page_size = self._head_pages[0].key_pages.shape[2]
+        page_size = self.head_pages[0].key_pages.shape[2]
         old = self._gather_pages(first // page_size, -(-min(end, self.context_len) // page_size))
         skip = first % page_size
         return torch.cat([old[:, skip : skip + min(end, self.context_len) - first], new], dim=1)
@@ -142,7 +142,7 @@ class SequenceRows:
         Query heads whose group keeps no statistics have -inf.
         """
         q, num_kv_heads = self.q[row : row + 1], self.k.shape[1]
-        ranked = [(own, own.stats) for own in self._head_pages if own.stats is not None]
+        ranked = [(own, own.stats) for own in self.head_pages if own.stats is not None]
         if not ranked:
             return None
         if len(ranked[0][0].heads) == num_kv_heads:
@@ -156,7 +156,8 @@ class SequenceRows:
         return bounds
 
     @property
-    def _head_pages(self) -> tuple[HeadPages, ...]:
+    def head_pages(self) -> tuple[HeadPages, ...]:
+        """The context's keys by head group; there must be a context."""
         if self.groups:
             return self.groups
         assert self.key_pages is not None
@@ -166,15 +167,15 @@ class SequenceRows:
 
     def _gather_context(self, keys: Tensor) -> None:
         """Fill the first keys from pages; what the last page holds beyond the context is overwritten later."""
-        page_size = self._head_pages[0].key_pages.shape[2]
+        page_size = self.head_pages[0].key_pages.shape[2]
         self._gather_pages(0, -(-self.context_len // page_size), keys)
 
     def _gather_pages(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
         """Keys of pages first … end-1 of the sequence as [Hkv, tokens, D]; into the beginning of ``out`` if given."""
         if out is None:
-            page_size = self._head_pages[0].key_pages.shape[2]
+            page_size = self.head_pages[0].key_pages.shape[2]
             out = self.k.new_empty(self.k.shape[1], (end - first) * page_size, self.k.shape[2])
-        for own in self._head_pages:
+        for own in self.head_pages:
             own.gather(first, end, out)
         return out
 

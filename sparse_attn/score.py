@@ -73,10 +73,26 @@ def pooled(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tensor:
         float32 [len(heads), N, K], softmax over the causal blocks.
     """
     queries = _mean_queries(rows, grid, heads)
-    keys = _mean_keys(rows, grid)
+    keys = rows.key_tile_means(grid.block_k).float()
     kv_heads = _kv_heads(rows, heads)
     scores = _grouped_matmul(queries, keys, kv_heads) * rows.scale
     return torch.softmax(scores.masked_fill(~grid.causal, -torch.inf), dim=-1)
+
+
+def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int) -> tuple[Tensor, Tensor]:
+    """Share of the last rows' attention on each block of key columns and on each block diagonal.
+
+    Returns:
+        float32 [len(heads), K] each, as `vertical_blocks` and `slash_blocks` of `last_rows_attention`.
+    """
+    from sparse_attn.kernels import select_kernels
+
+    estimate = select_kernels(rows.q.device, rows.q.dtype).vertical_slash
+    found = estimate(rows, heads, block_k, LAST_ROWS) if estimate is not None else None
+    if found is not None:
+        return found
+    weights = last_rows_attention(rows, heads)
+    return vertical_blocks(weights, block_k), slash_blocks(weights, block_k)
 
 
 def last_rows_attention(rows: SequenceRows, heads: Sequence[int], last: int = LAST_ROWS) -> Tensor:
@@ -122,13 +138,6 @@ def _mean_queries(rows: SequenceRows, grid: Grid, heads: Sequence[int]) -> Tenso
     present = (grid.last - grid.start + 1).clone()
     present[0] -= lead
     return queries.unflatten(1, (-1, grid.block_q)).sum(2) / present[:, None]
-
-
-def _mean_keys(rows: SequenceRows, grid: Grid) -> Tensor:
-    """float32 [Hkv, K, D]."""
-    keys = _padded_keys(rows, grid).float()
-    filled = (rows.length - grid.key_blocks * grid.block_k).clamp(max=grid.block_k)
-    return keys.unflatten(1, (-1, grid.block_k)).sum(2) / filled[:, None]
 
 
 def _tile_weights(

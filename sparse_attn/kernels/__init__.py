@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from sparse_attn import dense
 from sparse_attn.dense import Attention
 from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
+from sparse_attn.rows import SequenceRows
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ class Kernels:
         name: what the statistics call it.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
+        vertical_slash: what weighs blocks in place of `sparse_attn.score.vertical_slash`'s torch, given how many last
+            rows stand for all; it answers None for keys that it does not read. None for nothing.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Kernels:
     ragged_attention: Attention
     row_invariant: bool = False
     whole: Whole | None = None
+    vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None
 
 
 BACKENDS = ("auto", "own", *WHOLE)
@@ -80,7 +86,7 @@ def _triton_kernels() -> Kernels:
 
 @functools.cache
 def _cpu_kernels() -> Kernels:
-    from sparse_attn.kernels import cpu
+    from sparse_attn.kernels import cpu, cpu_score
     from sparse_attn.kernels.cpu_build import BuildError, library
 
     try:
@@ -88,4 +94,11 @@ def _cpu_kernels() -> Kernels:
     except BuildError as error:
         logger.warning("attention falls back to plain torch, which is several times slower: %s", error)
         return TORCH
-    return Kernels("cpu-c++", cpu.attention, cpu.paged_attention, cpu.ragged_attention, row_invariant=True)
+    return Kernels(
+        "cpu-c++",
+        cpu.attention,
+        cpu.paged_attention,
+        cpu.ragged_attention,
+        row_invariant=True,
+        vertical_slash=cpu_score.vertical_slash,
+    )

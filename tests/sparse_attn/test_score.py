@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sparse_attn import score
+from sparse_attn.kernels import select_kernels
 from sparse_attn.quant import dequantize, quantize
-from sparse_attn.rows import Grid
+from sparse_attn.rows import Grid, HeadPages
 
 HEADS = range(4)
 
@@ -123,6 +124,51 @@ def test_last_rows_attention_and_its_sums(make_sequence, first):
             slashes[:, distance // block + 1] += truth[:, i, j] * share / 20
     torch.testing.assert_close(score.vertical_blocks(weights, block).double(), columns, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(score.slash_blocks(weights, block).double(), slashes[:, :7], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "end", "block"), [(0, 100, 64), (70, 100, 64), (300, 337, 64), (1000, 1201, 128)])
+def test_the_kernel_of_last_rows_weighs_blocks_as_torch_does(make_sequence, first, end, block):
+    seq = make_sequence(end, num_heads=6, num_kv_heads=3, dtype=torch.float32)
+    seq.store(0, first)
+    rows, heads = seq.rows(first, end), [4, 1, 0, 5]  # one head of a group, two of another
+    read = select_kernels(rows.q.device, rows.q.dtype).vertical_slash
+    if read is None:
+        pytest.skip("the C++ kernels cannot be built here")
+    weights = score.last_rows_attention(rows, heads)
+    expected = score.vertical_blocks(weights, block), score.slash_blocks(weights, block)
+    for got, want in zip(read(rows, heads, block, score.LAST_ROWS), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    for got, want in zip(score.vertical_slash(rows, heads, block), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
+    seq = make_sequence(200, num_heads=6, num_kv_heads=3, dtype=torch.float32)
+    seq.store(0, 150)
+    rows = seq.rows(150, 200)
+    mixed = torch.randperm(len(seq.key_pages), generator=torch.Generator().manual_seed(1))
+    apart = [
+        HeadPages((2, 0), seq.key_pages[:, [2, 0]], seq.table),
+        HeadPages((1,), seq.key_pages[mixed][:, [1]], mixed.argsort()[seq.table.long()].int()),
+    ]
+    grouped = replace(rows, key_pages=None, block_table=None, groups=tuple(apart))
+    for got, want in zip(
+        score.vertical_slash(grouped, range(6), 64), score.vertical_slash(rows, range(6), 64), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_keys_that_the_kernel_does_not_read_are_weighed_by_torch(make_sequence):
+    seq = make_sequence(100, dtype=torch.float32)
+    seq.key_pages.zero_()
+    seq.store(0, 64)
+    packed, scales = quantize(seq.key_pages)
+    rows = replace(seq.rows(64, 100), key_pages=packed, key_scales=scales)
+    weights = score.last_rows_attention(rows, HEADS)
+    for block in (64, 48):
+        columns, diagonals = score.vertical_slash(rows, HEADS, block)
+        torch.testing.assert_close(columns, score.vertical_blocks(weights, block))
+        torch.testing.assert_close(diagonals, score.slash_blocks(weights, block))
 
 
 def test_pooled_is_the_softmax_of_means(make_sequence):
