@@ -178,7 +178,7 @@ class BestFirst:
         the growth's longest path.
 
         The session keeps the nodes that were run, and a later build goes on from them. `interrupted` is asked
-        between forwards.
+        between forwards. Nothing is guessed below a token that ends the output.
         """
         growth = self._growth
         longest = min(growth.depth, budget, growth.depth if depth is None else depth)
@@ -186,7 +186,9 @@ class BestFirst:
         self._add_children(pool, -1, root)
         for _ in range(growth.forwards):
             open_nodes = [
-                node for node in range(len(pool.tokens)) if pool.session_node[node] < 0 and pool.depth[node] < longest
+                node
+                for node in range(len(pool.tokens))
+                if pool.session_node[node] < 0 and pool.depth[node] < longest and pool.tokens[node] not in state.stops
             ]
             open_nodes.sort(key=lambda node: -pool.scores[node])
             chosen = open_nodes[: growth.width]

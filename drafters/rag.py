@@ -21,6 +21,7 @@ from drafters.pacing import Pace
 # tokens of a draft prompt put together here: a sixteenth of the prompt within these bounds (the paper: 4096 tokens or
 # a 24th; on a CPU the drafter's own prefill counts)
 _SHORTEST, _LONGEST, _SHARE = 1024, 4096, 16
+_MARGIN = 4  # a chunk is taken with this part of its length on either side
 
 
 class Rag(ModelDrafter):
@@ -60,19 +61,25 @@ def select_chunks(
     those.
 
     A chunk's score is the weight of the question's distinct tokens in it: the square of the inverse document
-    frequency (the documents being the chunks), less for tokens far from the prompt's end. Chunks keep their
-    order. A prompt that fits is returned whole.
+    frequency (the documents being the chunks), less for tokens far from the prompt's end. A chunk is taken with some
+    tokens before and after it, for what is quoted may lie across its border; what is taken keeps its order. A prompt
+    that fits is returned whole.
     """
     ids = np.asarray(prompt, dtype=np.int64)
     if len(ids) <= context:
         return ids.tolist()
     middle = ids[head : len(ids) - question]
-    pieces = [middle[start : start + chunk] for start in range(0, len(middle), chunk)]
+    starts = range(0, len(middle), chunk)
     # the last place of each token, counted from the end
     asked, distance = np.unique(ids[: len(ids) - question - 1 : -1], return_index=True)
-    present = np.array([np.isin(asked, piece) for piece in pieces])
-    weight = np.log1p(len(pieces) / (1 + present.sum(axis=0))) ** 2 / (1 + distance / 16)
-    order = np.argsort(-(present * weight).sum(axis=1), kind="stable")
-    kept = np.sort(order[: max(1, (context - head - question) // chunk)])
-    parts = [ids[:head], *(pieces[i] for i in kept), ids[len(ids) - question :]]
-    return np.concatenate(parts).tolist()
+    present = np.array([np.isin(asked, middle[start : start + chunk]) for start in starts])
+    weight = np.log1p(len(starts) / (1 + present.sum(axis=0))) ** 2 / (1 + distance / 16)
+    taken = np.zeros(len(middle), dtype=bool)
+    room = max(context - head - question, chunk)
+    for start in chunk * np.argsort(-(present * weight).sum(axis=1), kind="stable"):
+        wider = slice(max(0, start - chunk // _MARGIN), start + chunk + chunk // _MARGIN)
+        room -= int((~taken[wider]).sum())
+        if room < 0 and taken.any():
+            break
+        taken[wider] = True
+    return np.concatenate([ids[:head], middle[taken], ids[len(ids) - question :]]).tolist()

@@ -78,6 +78,9 @@ class ModelRunner:
         Returns:
             Logits [len(tree) - known, V].
         """
+        if known and tree.ancestor_mask[1 + known :, 1 : 1 + known].all():
+            # one chain that all go on from: no different from tokens
+            return self.run_nodes(pages, length + known, _below(tree, known), 0)
         device, count = self.pool.device, len(tree) - known
         place = to_device(torch.from_numpy(length - 1 + tree.depths[1:]), device)
         tables = []
@@ -208,6 +211,11 @@ def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequ
     if all(mask is None for mask in masks):
         return None
     return [None if mask is None else torch.from_numpy(mask) for mask in masks]
+
+
+def _below(tree: DraftTree, known: int) -> DraftTree:
+    """The nodes ``known:`` of a tree whose other nodes are a chain above them all."""
+    return DraftTree.of(tree.tokens[known:], np.maximum(tree.parents[known:] - known, -1))
 
 
 def tree_mask(count: int, ancestors: np.ndarray) -> np.ndarray:

@@ -176,3 +176,15 @@ def test_chunks_that_answer_are_selected():
     assert chosen[-len(question) :] == question
     assert chosen[: -len(question)].count(7) == 1
     assert select_chunks(prompt[:500], 600) == prompt[:500]
+
+
+@pytest.mark.parametrize("place", [1023, 1024, 1151, 1152])
+def test_a_chunk_brings_what_lies_across_its_borders(place):
+    """Chunks of 128 begin at 16, 144, …: the answer stands at a border, before it or behind it."""
+    prompt = [*range(1000, 4000), 7, 8, 9]
+    prompt[place : place + 3] = [7, 8, 9]
+    chosen = select_chunks(prompt, 400, chunk=128, question=3, head=16)
+    assert len(chosen) <= 400
+    at = chosen.index(7)
+    assert chosen[at - 30 : at] == prompt[place - 30 : place]
+    assert chosen[at : at + 30] == prompt[place : place + 30]
