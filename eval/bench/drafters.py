@@ -8,8 +8,9 @@ cache by every drafter, so what is timed is decoding. What a drafter does before
 prompt's prefill) is reported apart, as `start_s`.
 
 A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it,
-several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. The table is made
-in pieces: cells that the file of figures has are kept, and the file is written after each new one.
+several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round, and
+`over_best_single` the least of the medians of the ratios of `auto` to another drafter. The table is made in pieces:
+cells that the file of figures has are kept, and the file is written after each new one.
 """
 
 from __future__ import annotations
@@ -166,20 +167,23 @@ def cell(
         measured.append({"drafter": name} | _compared(name, timings, plain))
         measured[-1]["identical"] = all(timing.ids == plain[0].ids for timing in timings)
         measured[-1]["divergences"] = divergences(engine, asked, plain[0].ids, timings[-1].ids, params)
-    single = max((one["speedup"] for one in measured if one["drafter"] not in (PLAIN, "auto")), default=None)
     for one in measured:
-        if one["drafter"] == "auto" and single is not None:
-            one["over_best_single"] = one["speedup"] / single
+        if one["drafter"] == "auto" and len(taken) > 1:
+            one["over_best_single"] = min(_ratio(taken["auto"], own) for name, own in taken.items() if name != "auto")
     return measured
 
 
+def _ratio(timings: Sequence[Timing], others: Sequence[Timing]) -> float:
+    """The median of the ratios of two drafters' rates in the same rounds."""
+    return statistics.median(own.rate / other.rate for own, other in zip(timings, others, strict=True))
+
+
 def _compared(name: str, timings: Sequence[Timing], plain: Sequence[Timing]) -> dict[str, Any]:
-    ratios = [own.rate / other.rate for own, other in zip(timings, plain, strict=True)]
     middle = sorted(timings, key=lambda timing: timing.rate)[len(timings) // 2]
     drafting = middle.drafting
     figures = {
         "tokens_per_s": middle.rate,
-        "speedup": statistics.median(ratios),
+        "speedup": _ratio(timings, plain),
         "start_s": middle.start_s,
         "speedup_with_start": statistics.median(
             own.tokens / (own.decode_s + own.start_s) / other.rate for own, other in zip(timings, plain, strict=True)
