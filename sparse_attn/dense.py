@@ -92,7 +92,7 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attend from the new rows to the tokens that are already in pages.
 
-    q [T, Hq, D]; k_cache, v_cache [pages, Hkv, page_size, D], int8 with scales float32 [pages, Hkv, page_size]
+    q [T, Hq, D]; k_cache, v_cache [pages, Hkv, page_size, D], int8 with scales float16 [pages, Hkv, page_size]
     or in a floating dtype; block_tables int [S, P]; context_lens int [S]; cu_seqlens_q int [S + 1]. Every row sees
     the keys 0 … context_len - 1 of its sequence, less those the window (j > position - window) or the index leaves
     out. `positions` int [T] defaults to context_len + row.

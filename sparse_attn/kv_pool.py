@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_attn.head_layout import HeadLayout, Heads
 from sparse_attn.pages import LOGICAL_PAGE, PageStats
-from sparse_attn.quant import SCALE_BYTES, dequantize, quantize
+from sparse_attn.quant import SCALE, dequantize, quantize
 
 PageContent = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ class KVShape:
 
 def head_bytes(head_dim: int, dtype: torch.dtype) -> int:
     """Bytes of one key or value in a pool of this dtype, a scale included."""
-    return head_dim * dtype.itemsize + (SCALE_BYTES if dtype == torch.int8 else 0)
+    return head_dim * dtype.itemsize + (SCALE.itemsize if dtype == torch.int8 else 0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class NewRows:
     page, so neither chunks of a prompt nor draft trees nor the prefix cache change a result.
 
     Attributes:
-        codes: K and V in int8 with their scales float32 [T, Hkv], or None where pages hold k and v themselves.
+        codes: K and V in int8 with their scales float16 [T, Hkv], or None where pages hold k and v themselves.
     """
 
     k: Tensor
@@ -55,7 +55,7 @@ class GroupPages:
     Attributes:
         heads: the group's KV heads in each layer.
         keys, values: [num_pages + 1, heads, page_size, D] a layer; views, each page's part contiguous.
-        all_key_scales, all_value_scales: float32 [num_pages + 1, heads, page_size] a layer; None without int8.
+        all_key_scales, all_value_scales: float16 [num_pages + 1, heads, page_size] a layer; None without int8.
         stats: bounds of every page's keys, where a policy ranks them.
     """
 
@@ -114,7 +114,7 @@ class KVPool:
     at the end: what is written to slot -1 goes there and is never read, so padded rows of a fixed-size batch need no
     branch.
 
-    ``dtype`` torch.int8 holds int8 codes with a float32 scale a token and head (`sparse_attn.quant`).
+    ``dtype`` torch.int8 holds int8 codes with a float16 scale a token and head (`sparse_attn.quant`).
 
     Raises:
         MemoryError: the pages do not fit; the message says how many bytes were asked for.
@@ -140,7 +140,7 @@ class KVPool:
             for side in ("keys", "values"):
                 parts[side] = torch.zeros(*tiles, shape.head_dim, dtype=dtype, device=device)
                 if dtype == torch.int8:
-                    parts[f"{side[:-1]}_scales"] = torch.zeros(tiles, dtype=torch.float32, device=device)
+                    parts[f"{side[:-1]}_scales"] = torch.zeros(tiles, dtype=SCALE, device=device)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             raise MemoryError(
                 f"a KV pool of {num_pages} pages needs {num_pages * self.page_bytes / 2**30:.1f} GiB, which the device "

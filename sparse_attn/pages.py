@@ -58,7 +58,7 @@ class PageStats:
 
         ``key_pages`` [num_pages, Hkv, page_size, D] is the pool's tensor after the write. Pages fill in order, so a
         logical page holds tokens up to its last written slot; what lies beyond is of an earlier owner.
-        ``key_scales`` float32 [num_pages, Hkv, page_size] come with int8 pages.
+        ``key_scales`` float16 [num_pages, Hkv, page_size] come with int8 pages.
         """
         if key_pages.is_cuda:
             from sparse_attn.kernels.triton_score import update_page_stats

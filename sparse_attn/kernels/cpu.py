@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels.cpu_build import library
+from sparse_attn.quant import SCALE
 
 MAX_HEAD_DIM = 1024
 
@@ -99,6 +100,8 @@ class _Arguments:
             for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
                 if not _pages_contiguous(scale) or scale.stride(0) * k_cache.shape[3] != k_cache.stride(0):
                     raise ValueError("the scales must lie as the pages do")
+                if scale.dtype != SCALE:
+                    raise ValueError(f"scales are {SCALE}, not {scale.dtype}")
                 self.point(name, scale)
         self.point("k_cache", k_cache)
         self.point("v_cache", v_cache)
@@ -187,7 +190,7 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor]:
     """`sparse_attn.dense.paged_attention`, reading the pages in place.
 
-    The pages may be int8 with the scales of `sparse_attn.quant`: k_scale, v_scale float32 [pages, Hkv, page_size].
+    The pages may be int8 with the scales of `sparse_attn.quant`: k_scale, v_scale float16 [pages, Hkv, page_size].
     """
     arguments = _Arguments(q, k_cache.shape[1], cu_seqlens_q)
     arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)

@@ -32,7 +32,7 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 struct Call {
   const float *q, *k_new, *v_new;
   const void *k_cache, *v_cache;     // float, or int8 where there are scales
-  const float *k_scale, *v_scale;    // [pages, kv_heads, page_size] or null
+  const uint16_t *k_scale, *v_scale;  // float16 [pages, kv_heads, page_size] or null
   const int32_t *block_tables, *context_lens, *cu_rows;
   const int64_t* positions;            // only where there are no new keys: for the window; or null
   const uint8_t* const* tree_masks;    // [S], each bool [n, n] or null; or null
@@ -253,10 +253,10 @@ class Worker {
   }
 
   // `count` int8 rows from element `at` of the cache on, as floats.
-  const float* widen(const void* cache, const float* scales, int64_t at, int count, float* out) const {
+  const float* widen(const void* cache, const uint16_t* scales, int64_t at, int count, float* out) const {
     const int8_t* source = static_cast<const int8_t*>(cache) + at;
     for (int i = 0; i < count; ++i) {
-      const float scale = scales[at / c.dim + i];
+      const float scale = half(scales[at / c.dim + i]);
       for (int d = 0; d < c.dim; ++d) out[i * c.dim + d] = float(source[i * c.dim + d]) * scale;
     }
     return out;

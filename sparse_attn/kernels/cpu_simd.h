@@ -44,6 +44,14 @@ inline vec fma(vec a, vec b, vec c) {
 
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
+// A float16 that is not negative, nor infinite.
+inline float half(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 13;  // its exponent is 112 too small
+  float x;
+  std::memcpy(&x, &wide, sizeof x);
+  return x * 0x1p112f;
+}
+
 inline void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
 // Interleave the low or the high halves of two vectors.

@@ -152,8 +152,8 @@ def _paged_kernel(
         v_scale = 1.0
         if QUANT:
             scales = tile_start // HEAD_DIM + offs_n
-            k_scale = tl.load(K_SCALE + scales, mask=present, other=0.0)
-            v_scale = tl.load(V_SCALE + scales, mask=present, other=0.0)
+            k_scale = tl.load(K_SCALE + scales, mask=present, other=0.0).to(tl.float32)
+            v_scale = tl.load(V_SCALE + scales, mask=present, other=0.0).to(tl.float32)
             s = _scores(q, k.to(q.dtype), qk_scale * k_scale[None, :], softcap, CAP)
             v = v.to(q.dtype)
         else:
@@ -309,7 +309,7 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor]:
     """As `sparse_attn.dense.paged_attention`; the caches may be int8 with the scales of `sparse_attn.quant`.
 
-    k_scale, v_scale: float32 [pages, Hkv, page_size], for int8 caches.
+    k_scale, v_scale: float16 [pages, Hkv, page_size], for int8 caches.
 
     Raises:
         BlockIndexError: the index has blocks that are no pages.

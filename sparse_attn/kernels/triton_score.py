@@ -38,7 +38,9 @@ def _page_stats_kernel(
         keys = keys.to(tl.float32)
         below, above = keys, keys
         if QUANT:
-            scales = tl.load(K_SCALE + base // HEAD_DIM + offs_n, mask=offs_n <= slot % LOGICAL, other=0.0)
+            scales = tl.load(K_SCALE + base // HEAD_DIM + offs_n, mask=offs_n <= slot % LOGICAL, other=0.0).to(
+                tl.float32
+            )
             below = (keys - half_step) * scales[:, None]
             above = (keys + half_step) * scales[:, None]
         low = tl.min(tl.where(present, below, float("inf")), 0)

@@ -45,7 +45,7 @@ def write_rows(
 ) -> None:
     """Put k, v [T, Hkv, D] into pages [pages, Hkv, page_size, D] at int64 slots [T]; -1 writes nowhere.
 
-    All of one dtype. ``scales`` come with int8: of the new keys and values float32 [T, Hkv], and those of the pages
+    All of one dtype. ``scales`` come with int8: of the new keys and values float16 [T, Hkv], and those of the pages
     [pages, Hkv, page_size]. Both sides' pages must lie alike.
     """
     rows, heads, dim = k.shape

@@ -156,7 +156,7 @@ def test_the_pool_tells_what_it_weighs() -> None:
         assert weight == pool.num_pages * (pool.page_bytes + pool.stats_bytes)
         assert pool.page_bytes == bytes_per_page(SHAPE, PAGE, dtype, layout)
     assert SHAPE.bytes_per_token(torch.float32) * PAGE == bytes_per_page(SHAPE, PAGE, torch.float32)
-    assert SHAPE.bytes_per_token(torch.int8) == 2 * 2 * 3 * (16 + 4)
+    assert SHAPE.bytes_per_token(torch.int8) == 2 * 2 * 3 * (16 + 2)
     # Two groups of three heads each: a page of both is a page of all six.
     assert 2 * bytes_per_page(SHAPE, PAGE, torch.float32, GROUPS) == bytes_per_page(SHAPE, PAGE, torch.float32)
 

@@ -123,7 +123,7 @@ def test_what_a_request_holds(lserve: str) -> None:
     assert most_bytes(grouped, lserve, prompt) < 0.75 * most_bytes(together, lserve, prompt)
     assert most_bytes(make_engine(), STREAMING, prompt) < 0.4 * dense
     small = make_engine(kv_dtype="int8")
-    assert most_bytes(small, "dense", prompt) == dense * (16 + 4) // (16 * 8)
+    assert most_bytes(small, "dense", prompt) == dense * (16 + 2) // (16 * 8)
 
 
 def test_a_streaming_request_is_longer_than_the_pool() -> None:
