@@ -1,13 +1,18 @@
 """Concurrent calls gathered into one.
 
-Whoever calls while a batch is under way waits and is part of the next: no timer, no delay for a caller that is
-alone, and a matrix read once for ten queries instead of ten times. One thread runs all batches, because every thread
-that multiplies matrices gets worker threads of its own, and ten such crews fight for two cores.
+Whoever calls while a batch is under way waits and is part of the next, so that a matrix is read once for ten queries
+instead of ten times. One thread runs all batches, because every thread that multiplies matrices gets worker threads of
+its own, and ten such crews fight for two cores.
+
+Callers who have just been answered together tend to ask again together. The first of them to come back waits a moment
+for the others, for a batch costs more than its share of queries: otherwise it would be answered alone while they all
+wait for it. A caller that is alone never waits.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -17,6 +22,10 @@ Result = TypeVar("Result")
 
 IDLE_S = 30.0
 """the thread ends after so long without a call; the next call starts another"""
+GAP_S = 0.003
+"""a batch that is smaller than the last begins when nobody has called for so long"""
+GATHER_S = 0.015
+"""and after so long in any case"""
 
 
 class Batcher(Generic[Item, Result]):
@@ -30,6 +39,7 @@ class Batcher(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._waiting: list[tuple[Item, Future[Result]]] = []
         self._working = False
+        self._last_size = 0
 
     def __call__(self, item: Item) -> Result:
         return self.submit(item).result()
@@ -51,8 +61,17 @@ class Batcher(Generic[Item, Result]):
                 if not self._changed.wait_for(lambda: bool(self._waiting), IDLE_S):
                     self._working = False
                     return
+                self._gather()
                 batch, self._waiting = self._waiting, []
+                self._last_size = len(batch)
             self._finish([call for call in batch if call[1].set_running_or_notify_cancel()])
+
+    def _gather(self) -> None:
+        """Wait for as many calls as the last batch had, while they come one upon another."""
+        end = time.monotonic() + GATHER_S
+        while len(self._waiting) < self._last_size and (left := end - time.monotonic()) > 0:
+            if not self._changed.wait(min(GAP_S, left)):
+                return
 
     def _finish(self, batch: Sequence[tuple[Item, Future[Result]]]) -> None:
         if not batch:

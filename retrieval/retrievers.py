@@ -6,11 +6,8 @@ the same chunk in a search have equal scores, and the best of a cache is the bes
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from retrieval.hybrid import select, top
 from retrieval.searching import search_together
 from retrieval.snapshot import Query, Scope, Snapshot
 from retrieval.sparse import SparseIndex, terms
+from retrieval.threads import threads
 from retrieval.types import Mode
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -72,7 +70,7 @@ class SparseRetriever:
 
     def search(self, queries: Sequence[list[str]], k: int) -> list[np.ndarray]:
         """See ``speculation.Retriever``; the queries of a batch are spread over the cores."""
-        return list(_pool().map(lambda query: self._search(query, k), queries))
+        return list(threads().map(lambda query: self._search(query, k), queries))
 
     def score(self, query: list[str], ids: np.ndarray) -> np.ndarray:
         """See ``speculation.Retriever``."""
@@ -115,8 +113,3 @@ class SnapshotRetriever:
     def score(self, query: Query, ids: np.ndarray) -> np.ndarray:
         """See ``speculation.Retriever``."""
         return self.snapshot.score(query, ids)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="bm25")

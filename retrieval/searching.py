@@ -14,12 +14,12 @@ import numpy as np
 
 from retrieval.embedding import Embedder
 from retrieval.errors import RetrievalError
-from retrieval.generation import Generation
 from retrieval.index import Index
 from retrieval.snapshot import Query, Scope, Snapshot
 from retrieval.sparse import terms
 from retrieval.store import documents as store
 from retrieval.store.database import Database
+from retrieval.threads import threads
 from retrieval.types import Hit, Mode, SearchResult
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -103,14 +103,15 @@ class Searcher:
 
 
 def search_together(snapshot: Snapshot, asked: Sequence[tuple[Query, Scope]]) -> list[Found]:
-    """Each query in its scope, with one pass over the dense index for all that need one."""
+    """Each query in its scope, with one pass over the dense index for all that need one; the rest on all cores."""
     scanning = [at for at, (query, scope) in enumerate(asked) if snapshot.scans(query, scope)]
     scanned: dict[int, np.ndarray] = {}
     if scanning and snapshot.generation is not None:
         vectors = np.stack([asked[at][0].vector for at in scanning])  # type: ignore[misc]
         scanned = dict(zip(scanning, snapshot.generation.dense.scores(vectors), strict=True))
 
-    def scores_of(at: int) -> Callable[[Generation, np.ndarray], np.ndarray]:
-        return lambda _generation, _vector: scanned[at]
+    def search(at: int) -> Found:
+        query, scope = asked[at]
+        return snapshot.search(query, scope, lambda _generation, _vector: scanned[at])
 
-    return [snapshot.search(query, scope, scores_of(at)) for at, (query, scope) in enumerate(asked)]
+    return list(threads().map(search, range(len(asked))))
