@@ -92,7 +92,8 @@ def _measure(
     own = converted(model, peer.worker)
     by_length = {}
     with Worker(peer) as worker:
-        worker.load(own, threads=threads, context=max(lengths) + new_tokens + 64)
+        longest = max(max(lengths) + new_tokens, CHECK_PROMPT + CHECK_TOKENS)
+        worker.load(own, threads=threads, context=longest + 64)
         said = worker.generate(prompt_ids(CHECK_PROMPT, vocab_size), CHECK_TOKENS).ids
         for length in lengths:
             timings = [worker.generate(prompt_ids(length, vocab_size, seed=1 + i), new_tokens) for i in range(repeats)]
