@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from drafters.base import RequestState, TopSuccessors
 from drafters.cascade import Together
 from drafters.goodput import Goodput, MachineProfile
@@ -9,7 +11,7 @@ from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 _FUTILE = 0.05  # accepted tokens a step below which guessing rests
-_COPYING = 4.0  # copied tokens a step from which on the target's successors are neither asked for nor used
+_COPYING = 4.0  # copied tokens a step, promised and had, above which the target's successors are left alone
 _SLOW, _FAST = 0.1, 0.5  # weights of the newest step in the running means that these two are held to
 _REST = 8  # of a resting drafter's steps, one is tried
 
@@ -18,8 +20,8 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, until a try succeeds; while copying goes well, only the
-    successors are.
+    been accepted for a while it is spared in most steps, until a try succeeds; where copying promises much, and has kept
+    it so far, only the successors are.
     """
 
     name = "auto"
@@ -28,17 +30,13 @@ class Auto(Goodput):
         super().__init__(retrieval, profile)
         self._retrieval = retrieval
         self._accepted = 1.0
-        self._copied = 1.0  # accepted tokens a step that came from elsewhere than the target's successors
+        self._copied = math.inf  # accepted tokens a step that came from elsewhere than the target's successors
         self._learners = {source.name for source in retrieval.sources if source.needs_topk}
         self._step = 0
 
     @property
     def needs_topk(self) -> int:  # type: ignore[override]
-        return 0 if self._resting or self._copying else self._retrieval.needs_topk
-
-    @property
-    def _copying(self) -> bool:
-        return self._copied > _COPYING
+        return 0 if self._resting or self._retrieval.spared else self._retrieval.needs_topk
 
     @property
     def _resting(self) -> bool:
@@ -46,11 +44,12 @@ class Auto(Goodput):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         self._step += 1
-        self._retrieval.sparing = self._copying
+        self._retrieval.enough = _COPYING if self._copied > _COPYING else math.inf
         return EMPTY if self._resting else super().propose(state, budget)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
         self._accepted += _SLOW * (len(verdict.path) - self._accepted)
         copied = sum(tree.sources[node] not in self._learners for node in verdict.path)
-        self._copied += _FAST * (copied - self._copied)
+        before = min(self._copied, 2 * _COPYING)  # a step or two without copies are enough to know better
+        self._copied = before + _FAST * (copied - before)

@@ -7,6 +7,7 @@ several nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from drafters.base import RequestState, SourceDrafter, TopSuccessors
@@ -18,14 +19,16 @@ from drafters.verify import Verdict
 class Together(SourceDrafter):
     """Several cheap sources as one: their trees fused, the best nodes kept.
 
-    sparing  leave out the sources that live on the target's successors
+    enough  accepted tokens promised by the others above which sources that live on the target's successors are spared
+    spared  whether the last tree was grown without them
     """
 
     name = "together"
 
     def __init__(self, sources: Sequence[SourceDrafter]) -> None:
         self.sources = list(sources)
-        self.sparing = False
+        self.enough = math.inf
+        self.spared = False
         self.needs_topk = max((source.needs_topk for source in sources), default=0)
 
     def start(self, state: RequestState) -> None:
@@ -33,8 +36,11 @@ class Together(SourceDrafter):
             source.start(state)
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
-        asked = [source for source in self.sources if not (self.sparing and source.needs_topk)]
-        trees = [tree for source in asked if len(tree := source.grow(state, extra, budget))]
+        trees = [source.grow(state, extra, budget) for source in self.sources if not source.needs_topk]
+        self.spared = sum(tree.scores.sum() for tree in trees) > self.enough
+        if not self.spared:
+            trees += [source.grow(state, extra, budget) for source in self.sources if source.needs_topk]
+        trees = [tree for tree in trees if len(tree)]
         if len(trees) < 2:
             return trees[0] if trees else EMPTY
         return fuse(trees).trim(budget)

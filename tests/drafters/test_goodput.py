@@ -68,11 +68,11 @@ def test_slack_prefers_more_nodes_on_a_flat_top_only():
 class Copier(SourceDrafter):
     """Ten sure tokens in a row; as `learner` two others, which want the target's successors."""
 
-    def __init__(self, name: str, tokens: range, needs_topk: int) -> None:
-        self.name, self.needs_topk, self._tokens = name, needs_topk, tokens
+    def __init__(self, name: str, tokens: range, needs_topk: int, score: float = 0.9) -> None:
+        self.name, self.needs_topk, self._tokens, self._score = name, needs_topk, tokens, score
 
     def grow(self, state, extra, budget):
-        return DraftTree.chain(self._tokens, [0.9] * len(self._tokens), self.name)
+        return DraftTree.chain(self._tokens, [self._score] * len(self._tokens), self.name)
 
 
 def test_auto_spares_the_successors_only_while_copying_goes_well():
@@ -86,17 +86,31 @@ def test_auto_spares_the_successors_only_while_copying_goes_well():
         auto.observe(state, tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
         return set(tree.sources)
 
-    assert step("learner") == {"copier", "learner"}
-    for _ in range(10):
-        step("learner")
-    assert auto.needs_topk == 8
-    step("copier")
+    assert step("nobody") == {"copier"}, "what is promised counts until it is broken"
     assert auto.needs_topk == 0
+    for _ in range(10):
+        assert step("learner") == {"copier", "learner"}
+        assert auto.needs_topk == 8
+    step("copier")
     assert step("copier") == {"copier"}
-    for _ in range(3):
+    assert auto.needs_topk == 0
+    step("nobody")
+    for _ in range(2):
         step("nobody")
-    assert auto.needs_topk == 8
     assert step("nobody") == {"copier", "learner"}
+    assert auto.needs_topk == 8
+
+
+def test_auto_keeps_the_successors_where_copies_promise_little():
+    sources = Together([Copier("copier", range(10), 0, 0.3), Copier("learner", range(20, 22), 8)])
+    auto = Auto(sources, taught(lambda batch, rows, context: 1e-2))
+    state = RequestState("r", [1] * 8000, 8000)
+    for _ in range(3):  # though all of them are right
+        tree = auto.propose(state, 32)
+        assert set(tree.sources) == {"copier", "learner"}
+        assert auto.needs_topk == 8
+        path = tuple(node for node, source in enumerate(tree.sources) if source == "copier")
+        auto.observe(state, tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
 
 
 class Fixed:
