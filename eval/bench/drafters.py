@@ -16,6 +16,7 @@ cells that the file of figures has are kept, and the file is written after each 
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -147,12 +148,12 @@ def cell(
     timed(engine, [warm, *asked], params, PLAIN, 1)  # the prompts' KV, and the kernels' first use
     sources = DraftSources(datastore=store)
     taken: dict[str, list[Timing]] = {name: [] for name in (PLAIN, *drafters)}
-    for _ in range(rounds):
-        for name, timings in taken.items():
+    for turn in range(rounds):
+        for name in random.Random(turn).sample(list(taken), len(taken)):  # nobody is always behind the same one
             engine.drafting.resources.forget()
             lent = sources if name.startswith("datastore") else None
             timed(engine, [warm], params, name, 1, lent)
-            timings.append(timed(engine, asked, params, name, batch, lent))
+            taken[name].append(timed(engine, asked, params, name, batch, lent))
     plain = taken.pop(PLAIN)
     rates = [timing.rate for timing in plain]
     measured: list[dict[str, Any]] = [
