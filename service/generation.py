@@ -55,15 +55,11 @@ class Generator:
     @staticmethod
     def check_options(params: SamplingParams) -> None:
         """Refuse a drafter or an attention policy that does not exist. Raises InvalidRequest."""
-        from drafters.errors import DrafterError
-        from drafters.registry import parse as parse_drafter
+        from service.engine.drafting import checked_drafter
         from sparse_attn.errors import SparseAttentionError
         from sparse_attn.policies import parse_policy
 
-        try:
-            parse_drafter(params.drafter or "none")
-        except DrafterError as error:
-            raise InvalidRequest(f"{error}.", param="drafter") from error
+        checked_drafter(params.drafter or "none")
         try:
             parse_policy(params.attention or "dense")
         except SparseAttentionError as error:

@@ -30,6 +30,14 @@ class _Drafted:
     started: bool = False
 
 
+def checked_drafter(name: str) -> registry.DrafterSpec:
+    """The drafter of a NAME[:key=value,…]. Error: InvalidRequest, where there is no such drafter or option."""
+    try:
+        return registry.parse(name)
+    except DrafterError as error:
+        raise InvalidRequest(f"{error}.", param="drafter") from error
+
+
 class Drafting:
     """The drafters of the running requests, and what they share; ``most_nodes`` is what a step and the pages hold."""
 
@@ -51,8 +59,8 @@ class Drafting:
         sources, resources = request.draft_sources, self.resources
         if sources.datastore is not None:
             resources = replace(resources, datastore=sources.datastore)
+        spec = checked_drafter(name)
         try:
-            spec = registry.parse(name)
             drafter = registry.build(spec, resources)
         except DrafterError as error:
             raise InvalidRequest(f"{error}.", param="drafter") from error

@@ -30,7 +30,7 @@ from service.engine.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
 from service.engine.detokenizer import Detokenizer
 from service.engine.draft_resources import draft_resources
 from service.engine.draft_sessions import DraftPages
-from service.engine.drafting import Drafting
+from service.engine.drafting import Drafting, checked_drafter
 from service.engine.host_allocator import keep_freed_memory
 from service.engine.kv_layout import check_attention, checked_policy, head_layout, kv_dtype
 from service.engine.loading import EMBEDDED, LoadedModel, load_model
@@ -163,9 +163,11 @@ class Engine:
 
         Raises:
             ModelError: the model is not there, not readable or not supported.
-            InvalidRequest: the default attention policy does not suit the model; its weights have not been read.
+            InvalidRequest: the default drafter does not exist or the default attention policy does not suit the
+                model; its weights have not been read.
         """
         config = EngineConfig(dtype=dtype, device=device, **options)
+        checked_drafter(config.drafter)
         check_attention(model, config)
         ranks = leading(config.tensor_parallel)
         if ranks is not None:

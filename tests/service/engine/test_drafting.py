@@ -211,6 +211,11 @@ def test_bad_drafters_are_refused_before_any_work(drafter: str, words: str) -> N
     assert not engine.has_work
 
 
+def test_a_bad_default_drafter_is_refused_before_the_model_is_looked_for() -> None:
+    with pytest.raises(InvalidRequest, match="unknown drafter 'bogus'"):
+        Engine.from_pretrained("no-such-model", drafter="bogus")
+
+
 def test_a_tree_larger_than_the_pool_is_refused() -> None:
     engine = make_engine(pages=2)
     with pytest.raises(InvalidRequest, match="larger than the 31"):
