@@ -1,10 +1,11 @@
 """Decoding with a kNN language model: p = λ·p_kNN + (1 − λ)·p_LM, one look-up a token, the look-ups speculated on.
 
 The sequential loop asks the datastore before every token. The speculative one guesses s tokens with the neighbours in
-a cache of its own, asks the datastore for all s at once, and keeps the guesses up to the first *token* that the true
-neighbours choose differently; there the model is rolled back. Every verified hit brings the entries behind it into
-the cache, since text that matched once tends to match on. The tokens are those of the sequential loop, one by one: a
-query's neighbours do not depend on its company (``knn_search``), and a choice is keyed by its position.
+a cache of its own (at first without any), asks the datastore for all s at once, and keeps the guesses up to the first
+*token* that the true neighbours choose differently; there the model is rolled back. Every verified hit brings the
+entries behind it into the cache, since text that matched once tends to match on. The tokens are those of the sequential
+loop, one by one: a query's neighbours do not depend on its company (``knn_search``), and a choice is keyed by its
+position.
 
 Sources: Khandelwal et al. 2020 (kNN-LM), equation 3; RaLMSpec (Zhang et al. 2024), section 4.2 and appendix on kNN-LM.
 """
@@ -12,7 +13,6 @@ Sources: Khandelwal et al. 2020 (kNN-LM), equation 3; RaLMSpec (Zhang et al. 202
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,12 +22,17 @@ import numpy as np
 from retrieval.errors import InvalidRequest
 from retrieval.knn_search import Neighbours, Search, check_k
 from retrieval.knn_store import Datastore
-from retrieval.strides import WINDOWS, best_stride
+from retrieval.strides import Experience, SpeculationOptions, StrideScheduler
 
 PREFETCH = 10
 """entries behind a hit that enter the cache with it (RaLMSpec's n)"""
 CACHE_ENTRIES = 4096
 LONGEST_STRIDE = 32
+FIRST_STRIDE = 4
+"""guesses before it is known what guesses and searches cost"""
+PRIOR = (4.5, 0.5)
+"""right and wrong guesses that a request begins with: a wrong one costs a step of the model, little beside a search,
+and the neighbours of one token say much about the next"""
 
 
 @dataclass(frozen=True)
@@ -141,40 +146,6 @@ class KnnCache:
         return self._entries[rows], distances[rows]
 
 
-class TokenStrides:
-    """How many tokens to guess before the next verification: OS³ of RaLMSpec, section 4.
-
-    γ is estimated over the last windows as there, but begins at ``PRIOR``: a wrong guess costs one step of the model,
-    little beside a search, and the neighbours of one token say much about the next.
-    """
-
-    PRIOR = (4.5, 0.5)
-    """right guesses, and windows with a wrong one, before the first verification"""
-
-    def __init__(self, fixed: int | None = None) -> None:
-        self._fixed = fixed
-        self._windows: deque[tuple[int, int]] = deque(maxlen=WINDOWS)
-        self.a = self.b = 0.0
-        """seconds of a guess and of a verification, lately"""
-
-    @property
-    def gamma(self) -> float:
-        """The probability that a guess is right."""
-        right = self.PRIOR[0] + sum(matched for matched, _ in self._windows)
-        wrong = self.PRIOR[1] + sum(matched < guessed for matched, guessed in self._windows)
-        return right / (right + wrong)
-
-    def next(self) -> int:
-        """Guesses of the next window."""
-        if self._fixed is not None:
-            return self._fixed
-        return best_stride(self.a, self.b, self.gamma, False, LONGEST_STRIDE)
-
-    def record(self, matched: int, guessed: int) -> None:
-        """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
-        self._windows.append((matched, guessed))
-
-
 @dataclass
 class KnnStats:
     """What a request did, summed; ``as_dict`` adds what follows from it."""
@@ -233,14 +204,18 @@ class KnnDecoder:
         choose: Choose,
         options: KnnOptions,
         pending: int,
+        experience: Experience | None = None,
     ) -> None:
-        """pending: the last token of the prompt, which the model has not read yet."""
+        """pending: the last token of the prompt, which the model has not read yet; experience: of requests like it."""
         self._model = model
         self._search = search
         self._choose = choose
         self._options = options
         self._pending = pending
-        self._strides = TokenStrides(options.stride) if options.speculate else None
+        self._strides: StrideScheduler | None = None
+        if options.speculate:
+            how = SpeculationOptions(options.stride, longest=LONGEST_STRIDE)
+            self._strides = StrideScheduler(how, experience, PRIOR)
         self._cache = KnnCache(search.store, max(CACHE_ENTRIES, 2 * options.k))
         self._guesses: list[_Guess] = []
         self._found = Neighbours(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
@@ -260,10 +235,12 @@ class KnnDecoder:
                     return
 
     def draft(self, most: int, stops: frozenset[int]) -> None:
-        """Guess up to ``most`` tokens, or to the first of ``stops``; before anything is cached, read a token alone."""
+        """Guess up to ``most`` tokens, or to the first of ``stops``; not to speculate is to read a token alone."""
         started, cache_before = time.perf_counter(), self.stats.cache_s
-        guessing = self._strides is not None and len(self._cache) > 0
-        stride = min(self._strides.next() if self._strides is not None and guessing else 1, most)
+        guessing = self._strides is not None
+        stride = 1
+        if self._strides is not None:
+            stride = min(self._strides.best() if self._strides.informed else FIRST_STRIDE, most)
         token: int | None = self._pending
         self._guesses = []
         while token is not None and len(self._guesses) < stride and not (self._guesses and token in stops):
@@ -311,9 +288,8 @@ class KnnDecoder:
         self.stats.rounds += 1
         if self._strides is None:
             return
-        self._strides.a, self._strides.b = self._step_s, self._verify_s
-        if self._guesses[0].token is None:
-            return
+        self._strides.guessed(self._step_s)
+        self._strides.searched(len(self._guesses), self._verify_s)
         self._strides.record(matched, len(self._guesses))
         self.stats.gamma = self._strides.gamma
         self.stats.guessed += len(self._guesses)

@@ -21,7 +21,8 @@ import numpy as np
 
 from retrieval.errors import InvalidRequest
 from retrieval.files import write_synced
-from retrieval.knn_kernels import keep_nearest, squared_distances, squared_distances_of_halves
+from retrieval.knn_kernels import squared_distances, squared_distances_of_halves
+from retrieval.knn_scan import Addends, Scan, multiplies_bfloat16
 from retrieval.knn_store import Datastore, blocks, squared_norms, unpacked
 
 MAX_K = 4096
@@ -55,7 +56,10 @@ class Search(ABC):
 
     def __init__(self, store: Datastore) -> None:
         self.store = store
-        self._largest = float(np.sqrt(store.norms.max()))
+        self._key_type = store.identity.key_type
+        self._halves = self._key_type == "bfloat16" and multiplies_bfloat16()
+        self._norms = store.norms
+        self._addends: Addends | None = None
         self._turn = threading.Lock()
 
     def __call__(self, queries: np.ndarray, k: int) -> Neighbours:
@@ -63,6 +67,21 @@ class Search(ABC):
         check_k(k)
         with self._turn:
             return joined([self._search(part, k) for part in _batches(queries)], k)
+
+    def _begin(self, queries: np.ndarray, k: int) -> tuple[Scan, Addends]:
+        """A pass, and the addends of the keys in the order of the pass."""
+        square = float(np.einsum("bd,bd->b", queries, queries).mean())
+        if self._addends is None or not self._addends.suit(square):
+            self._addends = Addends.of(self._norms, self._halves, square)
+        return Scan(self.store, self._addends, queries, k, self._halves), self._addends
+
+    def _nearest(self, scan: Scan, keys: np.ndarray, queries: np.ndarray) -> Iterator[Found]:
+        """For each query the rows of ``keys`` that hold the nearest, in any order, and their distances."""
+
+        def nearest(number: int) -> Found:
+            return scan.nearest(number, lambda rows: distances_to(keys, rows, self._key_type, queries[number]))
+
+        return _threads().map(nearest, range(len(queries)))
 
     @abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> list[Found]:
@@ -74,14 +93,12 @@ class ExactSearch(Search):
 
     def _search(self, queries: np.ndarray, k: int) -> list[Found]:
         store = self.store
-        scan = Scan(store, queries, k, self._largest)
+        scan, addends = self._begin(queries, k)
         for start in range(0, len(store), _SCAN_ROWS):
-            scan.look_at(store.keys[start : start + _SCAN_ROWS], store.norms[start : start + _SCAN_ROWS], start)
+            rows = slice(start, start + _SCAN_ROWS)
+            scan.look_at(store.keys[rows], addends[rows], start)
 
-        def nearest(rows: np.ndarray, query: np.ndarray) -> Found:
-            return best(rows, distances_to(store.keys, rows, store.identity.key_type, query), k)
-
-        return list(_threads().map(nearest, scan.candidates(), queries))
+        return [best(rows, distances, k) for rows, distances in self._nearest(scan, store.keys, queries)]
 
 
 class ListSearch(Search):
@@ -106,22 +123,20 @@ class ListSearch(Search):
 
     def _search(self, queries: np.ndarray, k: int) -> list[Found]:
         asked = np.stack([self._nearest_lists(query) for query in queries])
-        scan = Scan(self.store, queries, k, self._largest)
+        scan, addends = self._begin(queries, k)
         for first, last in _runs(np.any(asked, axis=0), self._offsets):
             start, end = self._offsets[first], self._offsets[last]
             scan.look_at(
                 self._keys[start:end],
-                self._norms[start:end],
+                addends[start:end],
                 int(start),
                 self._offsets[first : last + 1] - start,
                 asked[:, first:last],
             )
-        key_type = self.store.identity.key_type
-
-        def nearest(rows: np.ndarray, query: np.ndarray) -> Found:
-            return best(self._entries[rows].astype(np.int64), distances_to(self._keys, rows, key_type, query), k)
-
-        return list(_threads().map(nearest, scan.candidates(), queries))
+        return [
+            best(self._entries[rows].astype(np.int64), distances, k)
+            for rows, distances in self._nearest(scan, self._keys, queries)
+        ]
 
     def _nearest_lists(self, query: np.ndarray) -> np.ndarray:
         """bool[lists]: the probed ones."""
@@ -129,61 +144,6 @@ class ListSearch(Search):
         asked = np.zeros(len(distances), dtype=bool)
         asked[np.lexsort((np.arange(len(distances)), distances))[: self.probes]] = True
         return asked
-
-
-class Scan:
-    """One pass over keys for a batch of queries, which keeps the rows that can be among each one's k nearest."""
-
-    def __init__(self, store: Datastore, queries: np.ndarray, k: int, largest: float) -> None:
-        """largest: the greatest norm of a key."""
-        import torch  # only a search needs it
-
-        self._halves = store.identity.key_type == "bfloat16" and multiplies_bfloat16()
-        self._key_type = store.identity.key_type
-        # a product with a matrix of one column is twice as slow in bfloat16 as one with two
-        columns = torch.from_numpy(queries if len(queries) > 1 else np.repeat(queries, 2, axis=0)).T
-        self._columns = columns.bfloat16() if self._halves else columns
-        count, k = len(queries), min(k, len(store))
-        self._margins = np.array([rounding_margin(query, largest, self._halves) for query in queries], np.float32)
-        self._heaps = np.full((count, k), -np.inf, dtype=np.float32)
-        self._rows = np.empty((count, 4 * k + 4096), dtype=np.int64)
-        self._scores = np.empty(self._rows.shape, dtype=np.float32)
-        self._counts = np.zeros(count, dtype=np.int64)
-
-    def look_at(
-        self,
-        keys: np.ndarray,
-        norms: np.ndarray,
-        first: int,
-        parts: np.ndarray | None = None,
-        asked: np.ndarray | None = None,
-    ) -> None:
-        """keys [m, d] as they are kept, of the rows from ``first`` on.
-
-        parts: int64[p + 1] where parts of them begin and end, and asked bool[b, p]: which query looks at which part.
-        """
-        import torch
-
-        if parts is None or asked is None:
-            parts, asked = np.array([0, len(keys)]), np.ones((len(self._margins), 1), dtype=bool)
-        if self._halves:
-            products = (torch.from_numpy(keys).view(torch.bfloat16) @ self._columns).view(torch.uint16).numpy()
-        else:
-            products = (torch.from_numpy(unpacked(keys, self._key_type)) @ self._columns).numpy()
-        row = 0
-        state = self._margins, self._heaps, self._counts
-        while (row := keep_nearest(products, norms, first, row, parts, asked, *state, self._rows, self._scores)) >= 0:
-            # so many rows are equally near that there is no room for all: make some
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)], axis=1)
-            self._scores = np.concatenate([self._scores, np.empty_like(self._scores)], axis=1)
-
-    def candidates(self) -> list[np.ndarray]:
-        """For each query int64[≥ k] rows, the k nearest among them."""
-        found = []
-        for query, count in enumerate(self._counts):
-            near = self._scores[query, :count] >= self._heaps[query, 0] - self._margins[query]
-            found.append(self._rows[query, :count][near])
-        return found
 
 
 def write_lists(folder: Path, keys: np.ndarray, key_type: str, lists: int, seed: int = 0) -> None:
@@ -221,19 +181,6 @@ def check_k(k: int) -> None:
     """Error: InvalidRequest."""
     if not 1 <= k <= MAX_K:
         raise InvalidRequest(f"k, the neighbours of a token, must be from 1 to {MAX_K}, not {k}")
-
-
-def rounding_margin(query: np.ndarray, largest: float, halves: bool) -> float:
-    """More than the rounding errors of 2·q·x − |x|² and of a distance can be apart, for |x| up to ``largest``.
-
-    Each is a sum of d float32 products, hence at most d·ε off of the sum of their magnitudes (Higham 2002, section
-    3.1). With ``halves`` the query and the product are rounded to bfloat16, by 2⁻⁹ of themselves at most each.
-    """
-    norm = float(np.linalg.norm(query))
-    error = (len(query) + 4) * float(np.finfo(np.float32).eps) * (norm + largest) ** 2
-    if halves:
-        error += 2 * (2**-9 + 2**-9 * (1 + 2**-9)) * norm * largest
-    return 2 * error
 
 
 def best(entries: np.ndarray, distances: np.ndarray, k: int) -> Found:
@@ -287,11 +234,3 @@ def _threads() -> ThreadPoolExecutor:
     """For loops that run without Python's lock."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(cores, thread_name_prefix="knn")
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Does the processor multiply bfloat16 itself?"""
-    import torch
-
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

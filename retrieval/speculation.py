@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 
 from retrieval.errors import RetrieverFailed
-from retrieval.strides import SpeculationOptions, StrideScheduler
+from retrieval.strides import Experience, SpeculationOptions, StrideScheduler
 
 log = structlog.get_logger(__name__)
 
@@ -120,10 +120,12 @@ class IterativeRetrieval:
         write: Write,
         query_text: Callable[[Sequence[int]], str],
         options: SpeculationOptions | None = None,
+        experience: Experience | None = None,
     ) -> None:
+        """experience: of earlier texts by this model and retriever, which this one adds to; None for a text alone."""
         self.options = options or SpeculationOptions()
         self.stats = SpeculationStats()
-        self.scheduler = StrideScheduler(self.options)
+        self.scheduler = StrideScheduler(self.options, experience)
         self.tokens: list[int] = []
         """verified, and while a window is open those of its guesses"""
         self._retriever = retriever
@@ -142,7 +144,6 @@ class IterativeRetrieval:
         query = await self._query()
         self.scheduler.a = time.perf_counter() - self._began
         found = await self._search([query])
-        self.scheduler.b = self.stats.single_search_s
         if len(found[0]):
             self._chunk = int(found[0][0])
         return found[0]
@@ -220,8 +221,7 @@ class IterativeRetrieval:
         stride = await self._written(self._chunk)
         if judge:
             self.scheduler.record(int(guess == self._chunk), 1)
-            self.scheduler.a = encoded - began + time.perf_counter() - searched
-            self.scheduler.b = searched - encoded
+            self.scheduler.guessed(encoded - began + time.perf_counter() - searched)
             self.stats.windows.append(0)
         return stride
 
@@ -234,13 +234,11 @@ class IterativeRetrieval:
         window = list(ahead)
         while len(window) < size and not (window and window[-1].stride.finish):
             window.append(await self._guess())
-        self.scheduler.a = sum(guess.seconds for guess in window) / len(window)
-        began = time.perf_counter()
+        self.scheduler.guessed(sum(guess.seconds for guess in window) / len(window))
         verifying = asyncio.create_task(self._search([guess.query for guess in window]))
         beside = asyncio.create_task(self._write_ahead(verifying, window[-1]))
         try:
             found = await verifying
-            self.scheduler.b = time.perf_counter() - began
             matched = self._matched(window, found)
             self._count(matched, len(window))
             verified = [guess.stride for guess in window[:matched]]
@@ -311,6 +309,7 @@ class IterativeRetrieval:
         self.stats.search_s += seconds
         if len(queries) == 1:
             self.stats.single_search_s = seconds
+        self.scheduler.searched(len(queries), seconds)
         self._cache.insert(np.concatenate(found))
         return found
 

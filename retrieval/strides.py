@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
+
+import numpy as np
 
 from retrieval.errors import InvalidRequest
 
@@ -50,9 +53,9 @@ def expected_rate(stride: int, a: float, b: float, gamma: float, overlap: bool) 
     return strides / whole if whole > 0 else float(strides)
 
 
-def best_stride(a: float, b: float, gamma: float, overlap: bool, longest: int) -> int:
-    """The window with the highest expected rate, the shortest of equals."""
-    return max(range(1, longest + 1), key=lambda s: (expected_rate(s, a, b, gamma, overlap), -s))
+def best_stride(a: float, b: float, gamma: float, overlap: bool, longest: int, each: float = 0.0) -> int:
+    """The window with the highest expected rate, the shortest of equals. each: what b grows by with every guess."""
+    return max(range(1, longest + 1), key=lambda s: (expected_rate(s, a, b + each * s, gamma, overlap), -s))
 
 
 def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: bool) -> bool:
@@ -65,18 +68,92 @@ def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: boo
     return strides / (strides / rate + (1 - gamma**stride) * a) > 1 / (a + b) if a > 0 and rate > 0 else True
 
 
-class StrideScheduler:
-    """OS³: how many strides to guess before the next verification; 0 to search first, and only judge the guess.
+class Experience:
+    """What speculation has cost and brought so far, kept from answer to answer.
 
-    γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler
-    caps it at 0.6, this one counts half a wrong guess more than it has seen, which matters while it has seen few.
+    A guess and a verification cost what machine, model and index make them cost, and how often a guess is right
+    depends on what is asked: a new answer need not find it out from nothing. Older observations count ever less.
     """
 
-    def __init__(self, options: SpeculationOptions) -> None:
+    TRUSTED = 32
+    """guesses of earlier answers that count as much as a new answer's own"""
+
+    def __init__(self) -> None:
+        self.a: float | None = None
+        """seconds of one guess; None before the first"""
+        self._right = self._wrong = 0.0
+        self._searches = np.zeros(5)  # decayed sums of 1, s, s², b and s·b, for the line b(s) = fixed + each·s
+
+    def guessed(self, seconds: float) -> None:
+        """One guess took so long, on the average of a window."""
+        self.a = seconds if self.a is None else 0.7 * self.a + 0.3 * seconds
+
+    def searched(self, queries: int, seconds: float) -> None:
+        """A search for so many queries took so long."""
+        new = np.array([1.0, queries, queries**2, seconds, queries * seconds])
+        self._searches = 0.9 * self._searches + new
+
+    def judged(self, matched: int, guessed: int) -> None:
+        """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
+        self._right = 0.95 * self._right + matched
+        self._wrong = 0.95 * self._wrong + (matched < guessed)
+
+    @property
+    def guesses(self) -> tuple[float, float]:
+        """Right and wrong guesses, at most ``TRUSTED`` together."""
+        share = min(1.0, self.TRUSTED / max(self._right + self._wrong, 1.0))
+        return share * self._right, share * self._wrong
+
+    @property
+    def search_cost(self) -> tuple[float, float]:
+        """(fixed, each): a search for s queries takes about fixed + each·s seconds; least squares, neither below 0."""
+        count, x, xx, y, xy = self._searches
+        if not count:
+            return 0.0, 0.0
+        spread = count * xx - x * x
+        each = max(0.0, (count * xy - x * y) / spread) if spread > 1e-6 * count * xx else 0.0
+        return max(0.0, (y - each * x) / count), float(each)
+
+
+class Experiences:
+    """An ``Experience`` for each kind of answer, the latest ``REMEMBERED`` of them."""
+
+    REMEMBERED = 256
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Hashable, Experience] = OrderedDict()
+
+    def of(self, kind: Hashable) -> Experience:
+        """That of a kind: what decides about costs and about guesses, such as the model and what is searched."""
+        experience = self._known.setdefault(kind, Experience())
+        self._known.move_to_end(kind)
+        if len(self._known) > self.REMEMBERED:
+            self._known.popitem(last=False)
+        return experience
+
+
+class StrideScheduler:
+    """OS³: how many strides to guess before the next verification.
+
+    γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler
+    caps it at 0.6 and begins each text with s = 1, this one adds to what it has seen of a text what earlier ones have
+    shown, and ``prior``. Where the published one takes a verification to cost b whatever s is, this one takes it to
+    cost what a line through the searches seen says.
+    """
+
+    PRIOR = (1.0, 0.25)
+    """right and wrong guesses before any are seen, which matters while few are"""
+
+    def __init__(
+        self, options: SpeculationOptions, experience: Experience | None = None, prior: tuple[float, float] = PRIOR
+    ) -> None:
         self._options = options
+        self._experience = experience or Experience()
+        self._earlier = self._experience.guesses
+        self._prior = prior
         self._windows: deque[tuple[int, int]] = deque(maxlen=WINDOWS)
         self.a = 0.0
-        """seconds of one guess, lately"""
+        """seconds of one guess, lately; of one stride before the first guess"""
         self.b = 0.0
         """seconds of one verification, lately"""
 
@@ -89,20 +166,50 @@ class StrideScheduler:
     @property
     def expected(self) -> float:
         """The acceptance rate to reckon with."""
-        matched, missed = self._seen
-        return (matched + 1) / (matched + missed + 1.25)
+        counts = zip(self._seen, self._earlier, self._prior, strict=True)
+        right, wrong = (sum(count) for count in counts)
+        return right / (right + wrong)
+
+    @property
+    def informed(self) -> bool:
+        """Whether a guess has been timed, or the stride is given."""
+        return self._options.stride is not None or self._experience.a is not None
 
     def next(self) -> int:
-        """Guesses of the next window."""
+        """Guesses of the next window; 0 to search first, and only judge the guess."""
         options = self._options
         if options.stride is not None:
             return options.stride
-        stride = best_stride(self.a, self.b, self.expected, options.overlap, options.longest) if self._windows else 1
-        return stride if speculation_pays(stride, self.a, self.b, self.expected, options.overlap) else 0
+        stride = self.best() if self._windows or self.informed else 1
+        fixed, each = self._experience.search_cost
+        return stride if speculation_pays(stride, self._a, fixed + each * stride, self.expected, options.overlap) else 0
+
+    def best(self) -> int:
+        """The stride that OS³ takes for the best, at least 1."""
+        options = self._options
+        if options.stride is not None:
+            return options.stride
+        fixed, each = self._experience.search_cost
+        return best_stride(self._a, fixed, self.expected, options.overlap, options.longest, each)
+
+    def guessed(self, seconds: float) -> None:
+        """The guesses of a window took so long on the average."""
+        self.a = seconds
+        self._experience.guessed(seconds)
+
+    def searched(self, queries: int, seconds: float) -> None:
+        """A search took so long."""
+        self.b = seconds
+        self._experience.searched(queries, seconds)
 
     def record(self, matched: int, guessed: int) -> None:
         """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
         self._windows.append((matched, guessed))
+        self._experience.judged(matched, guessed)
+
+    @property
+    def _a(self) -> float:
+        return self.a if self._experience.a is None else self._experience.a
 
     @property
     def _seen(self) -> tuple[int, int]:

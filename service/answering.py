@@ -19,13 +19,14 @@ from typing import Any
 import structlog
 
 from drafters.stats import TARGET
+from retrieval.strides import Experiences
 from service.citations import Citation, unsupported
 from service.datastores import Datastores
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import FolioError, InvalidRequest
 from service.evidence import Evidence, EvidenceFinder, Question
 from service.generation import Generator
-from service.iterative import IterativeAnswer
+from service.iterative import IterativeAnswer, experience_kind
 from service.knn import KnnRequest
 from service.prompting import PromptLayout
 
@@ -80,6 +81,7 @@ class Answerer:
         self.generator = generator
         self.layout = layout
         self.datastores = Datastores(finder.library)
+        self._experiences = Experiences()
 
     async def answer(self, question: Question, params: SamplingParams) -> AsyncGenerator[Event, None]:
         """The events of the answer: search_results, messages, citations, stats, and `done` last.
@@ -95,7 +97,9 @@ class Answerer:
         if question.mode == "iterative":
             if question.knn is not None:
                 raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
-            run = IterativeAnswer(question, params, self.finder.library, self.layout, self.generator)
+            library, kind = self.finder.library, experience_kind(question)
+            experience = self._experiences.of(kind)
+            run = IterativeAnswer(question, params, library, self.layout, self.generator, experience)
             evidence = await run.begin()
             answering = self._iterate(run, evidence, began)
         else:

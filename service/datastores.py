@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from retrieval.knn import KnnOptions
 from retrieval.knn_search import ExactSearch, ListSearch, Search
 from retrieval.knn_store import REBUILD, Datastore, StoreBuilder, StoreIdentity, read_manifest, sweep
 from retrieval.library import Library
+from retrieval.strides import Experiences
 from service.engine.request import SamplingParams, TokenOutput
 from service.errors import TimedOut
 from service.knn import KnnModel, KnnRequest, build, stream
@@ -58,6 +59,7 @@ class Datastores:
         self._opening = threading.Lock()
         self._open: dict[str, Datastore] = {}
         self._searches: dict[tuple[str, int | None], Search] = {}
+        self._experiences = Experiences()
         self._model: KnnModel | None = None
 
     def build(
@@ -153,7 +155,9 @@ class Datastores:
                 raise DatastoreMismatch(
                     f"{len(gone)} of the documents in the kNN datastore were deleted or changed; {REBUILD}"
                 )
-            return KnnRequest(self._search(store, options.probes), options, len(live - set(store.documents)))
+            behind = len(live - set(store.documents))
+            experience = self._experiences.of((found.name, replace(options, stride=None)))
+            return KnnRequest(self._search(store, options.probes), options, behind, experience)
 
     def _opened(self, folder: Path) -> Datastore:
         if folder.name not in self._open:

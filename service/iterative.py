@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from retrieval.errors import RetrievalError
 from retrieval.library import Library
 from retrieval.retrievers import SnapshotRetriever
 from retrieval.speculation import IterativeRetrieval, Stride
-from retrieval.strides import SpeculationOptions
+from retrieval.strides import Experience, SpeculationOptions
 from retrieval.types import Hit
 from service.engine.detokenizer import Detokenizer
 from service.engine.request import SamplingParams, TokenOutput
@@ -112,13 +112,26 @@ class StrideWriter:
         return hits[0], self.citing_prompt(hits)
 
 
+def experience_kind(question: Question) -> Hashable:
+    """Questions of one kind cost about the same to guess and to verify, and are guessed about as well."""
+    return question.owner, question.collection, question.documents, replace(question.iterative, stride=None)
+
+
 class IterativeAnswer:
     """One answer in mode iterative: ``begin``, then ``pieces``, then what was read and how it went."""
 
     def __init__(
-        self, question: Question, params: SamplingParams, library: Library, layout: PromptLayout, generator: Generator
+        self,
+        question: Question,
+        params: SamplingParams,
+        library: Library,
+        layout: PromptLayout,
+        generator: Generator,
+        experience: Experience,
     ) -> None:
+        """experience: of earlier questions of this kind."""
         self.question = question
+        self._experience = experience
         self.options = question.iterative
         self._params = params
         self._library = library
@@ -157,7 +170,7 @@ class IterativeAnswer:
         if overlap is None:
             overlap = not self._generator.async_engine.engine.config.device.startswith("cpu")
         how = SpeculationOptions(options.stride, prefetch=options.prefetch, overlap=overlap)
-        self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query_text, how)
+        self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query_text, how, self._experience)
         found = await self._loop.begin()
         prompt = None
         if len(found):

@@ -20,6 +20,7 @@ from retrieval.generation import DocumentKey
 from retrieval.knn import Choose, KnnDecoder, KnnOptions
 from retrieval.knn_search import Search
 from retrieval.knn_store import StoreBuilder, StoreIdentity, windows
+from retrieval.strides import Experience
 from service.engine.block_manager import OutOfPages
 from service.engine.cuda_graphs import GraphedRunner
 from service.engine.detokenizer import Detokenizer
@@ -42,6 +43,8 @@ class KnnRequest:
     options: KnnOptions
     documents_behind: int = 0
     """documents that came after the datastore was made"""
+    experience: Experience | None = None
+    """of the requests before, in this datastore and way"""
 
 
 class KnnModel:
@@ -130,7 +133,9 @@ class KnnSequence:
             self._session: PagedSession = model.paged.open(prompt_ids[:-1])
         except OutOfPages as error:
             raise _no_room() from error
-        self.decoder = KnnDecoder(self, request.search, chooser(params), request.options, prompt_ids[-1])
+        self.decoder = KnnDecoder(
+            self, request.search, chooser(params), request.options, prompt_ids[-1], request.experience
+        )
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
 

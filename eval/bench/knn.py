@@ -23,6 +23,7 @@ import typer
 from eval.bench import _passages
 from eval.errors import EvalError
 from eval.results import report_result
+from retrieval.strides import Experiences
 
 TARGETS = {"exact_speedup": 7.59, "approximate_speedup": 2.45}
 HELD_OUT = 20
@@ -81,6 +82,7 @@ class Bench:
         self.entries, self.lists, self.probes = entries, lists, probes
         self._texts = [*texts, *_passages.default_folders()]
         self._cache = cache
+        self._experiences = Experiences()
         engine = Engine.from_pretrained("embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense")
         self.model = KnnModel(engine)
         self.identity = self.model.identity()
@@ -170,8 +172,9 @@ class Bench:
         from service.knn import KnnRequest, generate
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
+        request = KnnRequest(search, options, experience=self._experiences.of((search, options)))
         started = time.perf_counter()
-        found = generate(self.model, prompt, params, KnnRequest(search, options))
+        found = generate(self.model, prompt, params, request)
         return {"s": time.perf_counter() - started, "ids": found.token_ids, "stats": found.stats["knn"]}
 
     def _prompts(self, count: int) -> list[list[int]]:

@@ -33,7 +33,7 @@ from retrieval.retrievers import DenseRetriever, Encode, SnapshotRetriever, Spar
 from retrieval.snapshot import Snapshot
 from retrieval.sparse import SparseIndex, terms
 from retrieval.speculation import IterativeRetrieval, Retriever
-from retrieval.strides import SpeculationOptions
+from retrieval.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine, EngineConfig
@@ -50,7 +50,7 @@ TARGETS = {"exact": 2.39, "flat": 2.39, "hnsw": 1.39, "bm25": 1.77}
 """The best of the paper's means for exact dense, approximate dense and sparse retrieval. ``exact`` is a library's own
 search, one pass in bfloat16 and exact scores after it; ``flat`` is FAISS' own search of the same vectors."""
 OF_CEILING = 0.85
-PREFETCH = {"exact": 256, "flat": 512, "hnsw": 16, "bm25": 16}
+PREFETCH = {"exact": 256, "flat": 256, "hnsw": 16, "bm25": 16}
 """chunks a search brings to the cache; 16 leaves an HNSW search as deep as it is for the best chunk alone"""
 FIXED = (1, 2, 4, 8, 16)
 """strides that OS³ is compared with"""
@@ -114,6 +114,7 @@ class Bench:
         self.engine = AsyncEngine(Engine(loaded, EngineConfig(kv_memory=256 << 20, page_size=PAGE_SIZE)))
         self.generator = Generator(self.engine, load_settings())
         self.layout = ReaderLayout(loaded.tokenizer)
+        self._experiences = Experiences()  # as a service keeps them from answer to answer
 
     async def answer(self, question: str, retriever: Retriever, way: Way) -> Record:
         """One question, from an empty prefix cache."""
@@ -121,7 +122,7 @@ class Bench:
         asked = Question(question, mode="iterative", iterative=self.iterative)
         writer = StrideWriter(asked, self.params, self.base, self.layout, self.generator)
         text = QueryText(question, self.iterative.query_tokens, self.engine.engine.tokenizer)
-        loop = IterativeRetrieval(retriever, writer.write, text, way.options)
+        loop = IterativeRetrieval(retriever, writer.write, text, way.options, self._experiences.of(way.name))
         began = time.perf_counter()
         await loop.begin()
         async for _ in loop.speculative() if way.speculate else loop.sequential():

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from retrieval import knn_search, knn_store
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
 from retrieval.failpoints import EXIT_CODE
-from retrieval.knn import KnnCache, KnnDecoder, KnnOptions, TokenStrides, interpolate
+from retrieval.knn import LONGEST_STRIDE, PRIOR, KnnCache, KnnDecoder, KnnOptions, interpolate
 from retrieval.knn_kernels import squared_distances
+from retrieval.knn_scan import Addends, error_bound, multiplies_bfloat16
 from retrieval.knn_search import ExactSearch, ListSearch
 from retrieval.knn_store import Datastore, StoreBuilder, StoreIdentity, sweep, windows
+from retrieval.strides import SpeculationOptions, StrideScheduler
 
 DIM = 6
 VOCABULARY = 11
@@ -125,6 +127,44 @@ def test_knn_candidates_hold_the_nearest(key_type: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(((kept[entries] - query) ** 2).sum(1), true, rtol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([0.01, 1.0, 30.0]),
+    spread=st.sampled_from([0.001, 0.1, 3.0]),
+    other=st.sampled_from([0.3, 1.0, 1.02]),
+    halves=st.booleans(),
+)
+def test_knn_scores_are_off_by_their_bound_at_most(
+    seed: int, size: float, spread: float, other: float, halves: bool
+) -> None:
+    """Keys near and far, addends made for queries of their own size and of another."""
+    import torch
+
+    if halves and not multiplies_bfloat16():
+        pytest.skip("this processor does not multiply bfloat16")
+    rng = np.random.default_rng(seed)
+    centre = rng.standard_normal(64) * size
+    numbers = (centre + rng.standard_normal((200, 64)) * spread * size).astype(np.float32)
+    bits = knn_store.packed(numbers, "bfloat16")
+    keys = knn_store.unpacked(bits, "bfloat16") if halves else numbers
+    query = (centre + rng.standard_normal(64) * spread * size).astype(np.float32)
+    norms = knn_store.squared_norms(keys)
+    addends = Addends.of(norms, halves, other * float(query @ query))
+    kind = torch.bfloat16 if halves else torch.float32
+    columns = torch.from_numpy(np.stack([query, query])).T.to(kind)
+    added = torch.from_numpy(addends.rounded).view(kind) if halves else torch.from_numpy(addends.rounded)
+    product = torch.addmm(added[:, None], torch.from_numpy(keys).to(kind), columns)[:, 0].float().numpy()
+    scores = (product + addends.rest).astype(np.float64)
+    largest = float(np.sqrt(norms.max()))
+    at_zero, square, linear, constant, _ = error_bound(query, addends, largest, halves)
+    true = ((keys.astype(np.float64) - query.astype(np.float64)) ** 2).sum(1)
+    apart = np.abs(true - (at_zero - 2 * scores))
+    assert (apart <= square * true + linear * np.sqrt(true) + constant).all()
+    if halves and spread < 1 and other >= 1:  # what it is for: near keys are told apart better than by rounding |q|²
+        assert np.median(apart) < 2.0**-9 * float(query @ query)
+
+
 def test_knn_keys_are_rounded_as_torch_rounds() -> None:
     numbers = np.random.default_rng(0).standard_normal((50, 7)).astype(np.float32) * 10
     import torch
@@ -200,20 +240,31 @@ class ToyModel:
 
 
 def test_knn_strides_follow_what_guesses_and_searches_cost() -> None:
-    strides = TokenStrides()
-    strides.a, strides.b = 0.004, 0.065
-    first = strides.next()
+    def strides(fixed: int | None = None) -> StrideScheduler:
+        return StrideScheduler(SpeculationOptions(fixed, longest=LONGEST_STRIDE), prior=PRIOR)
+
+    one = strides()
+    one.guessed(0.004)
+    one.searched(1, 0.065)
+    first = one.best()
     assert 5 <= first <= 20
     for _ in range(5):
-        strides.record(first, first)
-    assert strides.next() > first
+        one.record(first, first)
+    assert one.best() > first
+    other = strides()
+    other.guessed(0.004)
+    other.searched(1, 0.065)
     for _ in range(5):
-        strides.record(0, first)
-    assert strides.gamma == pytest.approx(0.45)
-    assert strides.next() < first
-    strides.b = 0.0
-    assert strides.next() == 1
-    assert TokenStrides(7).next() == 7
+        other.record(0, first)
+    assert other.expected == pytest.approx(4.5 / 10)
+    assert other.best() < first
+    cheap = strides()
+    cheap.guessed(0.004)
+    cheap.searched(1, 0.0)
+    assert cheap.best() == 1
+    assert strides(7).best() == 7
+    assert not strides().informed
+    assert strides(7).informed
 
 
 def greedy(log_p: np.ndarray, _position: int) -> int:

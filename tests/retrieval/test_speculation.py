@@ -21,7 +21,15 @@ from retrieval.library import Library
 from retrieval.retrievers import DenseRetriever, SnapshotRetriever, SparseRetriever
 from retrieval.sparse import SparseIndex
 from retrieval.speculation import IterativeRetrieval, Retriever, Stride
-from retrieval.strides import SpeculationOptions, StrideScheduler, best_stride, expected_rate, speculation_pays
+from retrieval.strides import (
+    Experience,
+    Experiences,
+    SpeculationOptions,
+    StrideScheduler,
+    best_stride,
+    expected_rate,
+    speculation_pays,
+)
 
 DIM, CHUNKS, WORDS, K = 16, 300, 60, 4
 WORD_VECTORS = np.random.default_rng(1).standard_normal((WORDS, DIM)).astype(np.float32)
@@ -157,12 +165,18 @@ def test_the_stride_is_the_best_of_all(a: float, b: float, gamma: float, overlap
     assert expected_rate(chosen, a, b, gamma, overlap) == pytest.approx(rate(chosen), rel=1e-6)
 
 
+def scheduler_of(a: float, b: float, overlap: bool = False, experience: Experience | None = None) -> StrideScheduler:
+    """One that has seen a guess and a search cost so much."""
+    scheduler = StrideScheduler(SpeculationOptions(overlap=overlap), experience)
+    scheduler.a = a
+    scheduler.searched(1, b)
+    return scheduler
+
+
 def test_the_scheduler_follows_what_it_sees() -> None:
-    first = StrideScheduler(SpeculationOptions(overlap=True))
-    first.a, first.b = 0.01, 0.02
+    first = scheduler_of(0.01, 0.02, overlap=True)
     assert (first.gamma, first.next()) == (None, 1)
-    scheduler = StrideScheduler(SpeculationOptions(overlap=False))
-    scheduler.a, scheduler.b = 0.01, 0.1
+    scheduler = scheduler_of(0.01, 0.1)
     assert scheduler.next() == 0  # one guess and one search, one after the other, gain nothing
     sizes = []
     for _ in range(5):
@@ -182,12 +196,62 @@ def test_the_scheduler_follows_what_it_sees() -> None:
 
 def test_a_cheap_search_comes_first() -> None:
     """Guessing well in nine of ten cases does not repay a search that takes a hundredth of the writing."""
-    scheduler = StrideScheduler(SpeculationOptions())
-    scheduler.a, scheduler.b = 0.1, 0.001
+    scheduler = scheduler_of(0.1, 0.001)
     assert scheduler.next() == 0
     for matched in (9, 1, 0, 5, 3):
         scheduler.record(matched, matched + 1)
     assert scheduler.next() == 0
+
+
+def test_a_new_text_begins_with_what_earlier_ones_have_shown() -> None:
+    """A long window where guesses were right, none where they were wrong; without any, one guess."""
+    good, bad = Experience(), Experience()
+    for experience, matched in ((good, 8), (bad, 0)):
+        earlier = scheduler_of(0.01, 0.1, experience=experience)
+        for _ in range(10):
+            earlier.guessed(0.01)
+            earlier.record(matched, 8)
+    assert scheduler_of(0.5, 0.1, experience=good).next() == 16  # its own first stride, a prefill, says little
+    assert scheduler_of(0.5, 0.1, experience=bad).next() == 0
+    own = scheduler_of(0.01, 0.1, experience=good)
+    for _ in range(5):
+        own.record(0, 8)
+    assert own.next() < 16
+    assert sum(good.guesses) <= Experience.TRUSTED
+
+
+@given(
+    fixed=st.floats(0, 1),
+    each=st.floats(0, 0.5),
+    sizes=st.lists(st.integers(1, 16), min_size=2, max_size=12).filter(lambda sizes: len(set(sizes)) > 1),
+)
+def test_the_cost_of_a_search_is_a_line_through_what_was_seen(fixed: float, each: float, sizes: list[int]) -> None:
+    experience = Experience()
+    for size in sizes:
+        experience.searched(size, fixed + each * size)
+    assert experience.search_cost == pytest.approx((fixed, each), abs=1e-6)
+
+
+def test_a_search_that_grows_with_its_batch_takes_shorter_windows() -> None:
+    def window(each: float) -> int:
+        scheduler = scheduler_of(0.01, 0.1)
+        scheduler.guessed(0.01)
+        scheduler.searched(8, 0.1 + 7 * each)
+        for _ in range(5):
+            scheduler.record(7, 8)
+        return scheduler.next()
+
+    assert 0 < window(0.05) < window(0.0)
+
+
+def test_experiences_are_kept_apart_and_bounded() -> None:
+    experiences = Experiences()
+    first = experiences.of("a")
+    assert experiences.of("a") is first
+    assert experiences.of("b") is not first
+    for number in range(Experiences.REMEMBERED):
+        experiences.of(number)
+    assert experiences.of("a") is not first
 
 
 def test_speculation_pays_where_verifying_costs_more_than_writing_twice() -> None:
