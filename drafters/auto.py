@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from drafters.base import RequestState, TopSuccessors
 from drafters.cascade import Together
@@ -11,9 +12,23 @@ from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 _FUTILE = 0.05  # accepted tokens a step below which guessing rests
+_TRIES = 2.0  # a request starts with at least so many times that, hence with a few tries
 _COPYING = 4.0  # copied tokens a step, promised and had, above which the target's successors are left alone
-_SLOW, _FAST = 0.1, 0.5  # weights of the newest step in the running means that these two are held to
+_SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means of the one and the other
+_TRAFFIC = 0.1  # the same for the running means over all requests
 _REST = 8  # of a resting drafter's steps, one is tried
+
+
+@dataclass
+class Habits:
+    """What guessing brought lately, over all requests of an engine; a new request starts from it.
+
+    accepted  tokens a step
+    copied    of these, those that came from elsewhere than the target's successors
+    """
+
+    accepted: float = 1.0
+    copied: float = 1.0
 
 
 class Auto(Goodput):
@@ -26,11 +41,12 @@ class Auto(Goodput):
 
     name = "auto"
 
-    def __init__(self, retrieval: Together, profile: MachineProfile) -> None:
+    def __init__(self, retrieval: Together, profile: MachineProfile, habits: Habits) -> None:
         super().__init__(retrieval, profile)
         self._retrieval = retrieval
-        self._accepted = 1.0
-        self._copied = math.inf  # accepted tokens a step that came from elsewhere than the target's successors
+        self._habits = habits
+        self._accepted = max(habits.accepted, _TRIES * _FUTILE)
+        self._copied = habits.copied
         self._learners = {source.name for source in retrieval.sources if source.needs_topk}
         self._step = 0
 
@@ -44,12 +60,15 @@ class Auto(Goodput):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         self._step += 1
-        self._retrieval.enough = _COPYING if self._copied > _COPYING else math.inf
+        copying = min(self._copied, self._habits.copied) > _COPYING
+        self._retrieval.enough = _COPYING if copying else math.inf
         return EMPTY if self._resting else super().propose(state, budget)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
-        self._accepted += _SLOW * (len(verdict.path) - self._accepted)
+        accepted = len(verdict.path)
         copied = sum(tree.sources[node] not in self._learners for node in verdict.path)
-        before = min(self._copied, 2 * _COPYING)  # a step or two without copies are enough to know better
-        self._copied = before + _FAST * (copied - before)
+        self._accepted += _SLOW * (accepted - self._accepted)
+        self._copied += _FAST * (copied - self._copied)
+        self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
+        self._habits.copied += _TRAFFIC * (copied - self._habits.copied)

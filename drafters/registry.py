@@ -415,7 +415,7 @@ def _overlap(options: OverlapOptions, resources: Resources) -> Overlap:
 
 
 def _auto(options: Options, resources: Resources) -> Auto:
-    return Auto(_free(resources), resources.profile)
+    return Auto(_free(resources), resources.profile, resources.habits)
 
 
 def _none(options: Options, resources: Resources) -> Together:

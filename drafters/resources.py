@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from drafters.auto import Habits
 from drafters.base import Datastore, DraftModel, SkippableModel, TextCodec
 from drafters.calibration import Calibration
 from drafters.goodput import MachineProfile
@@ -21,7 +22,7 @@ class Resources:
     self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
-    calibration, profile, automata and the successor tables learn from every request
+    calibration, profile, automata, habits and the successor tables learn from every request
     """
 
     vocab_size: int
@@ -35,6 +36,7 @@ class Resources:
     calibration: Calibration = field(default_factory=Calibration)
     profile: MachineProfile = field(default_factory=MachineProfile)
     automata: DocumentAutomata = field(default_factory=DocumentAutomata)
+    habits: Habits = field(default_factory=Habits)
     _successors: dict[int, SuccessorTable] = field(default_factory=dict)
     _searches: dict[int, LayerSearch] = field(default_factory=dict)
 
@@ -55,5 +57,6 @@ class Resources:
         running request may be using these resources."""
         self.calibration.forget()
         self.automata.forget()
+        self.habits = Habits()
         self._successors.clear()
         self._searches.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drafters.auto import Auto
+from drafters.auto import Auto, Habits
 from drafters.base import RequestState, SourceDrafter
 from drafters.cascade import Together
 from drafters.goodput import Goodput, MachineProfile, best_budget
@@ -75,42 +75,52 @@ class Copier(SourceDrafter):
         return DraftTree.chain(self._tokens, [self._score] * len(self._tokens), self.name)
 
 
-def test_auto_spares_the_successors_only_while_copying_goes_well():
-    sources = Together([Copier("copier", range(10), 0), Copier("learner", range(20, 22), 8)])
-    auto = Auto(sources, taught(lambda batch, rows, context: 1e-2))
-    state = RequestState("r", [1] * 8000, 8000)
+def an_auto(habits: Habits, score: float = 0.9) -> Auto:
+    sources = Together([Copier("copier", range(10), 0, score), Copier("learner", range(20, 22), 8)])
+    return Auto(sources, taught(lambda batch, rows, context: 1e-2), habits)
 
-    def step(accepted_source: str) -> set[str]:
-        tree = auto.propose(state, 32)
-        path = tuple(node for node, source in enumerate(tree.sources) if source == accepted_source)
-        auto.observe(state, tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
-        return set(tree.sources)
 
-    assert step("nobody") == {"copier"}, "what is promised counts until it is broken"
-    assert auto.needs_topk == 0
+def one_step(auto: Auto, accepted_source: str) -> set[str]:
+    """The sources asked in a step whose nodes of one source are accepted."""
+    tree = auto.propose(RequestState("r", [1] * 8000, 8000), 32)
+    path = tuple(node for node, source in enumerate(tree.sources) if source == accepted_source)
+    auto.observe(RequestState("r", [1] * 8000, 8000), tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
+    return set(tree.sources)
+
+
+def test_auto_spares_the_successors_while_copying_keeps_what_it_promises():
+    habits = Habits()
+    auto = an_auto(habits)
     for _ in range(10):
-        assert step("learner") == {"copier", "learner"}
+        assert one_step(auto, "learner") == {"copier", "learner"}
         assert auto.needs_topk == 8
-    step("copier")
-    assert step("copier") == {"copier"}
+    for _ in range(8):
+        one_step(auto, "copier")
+    assert one_step(auto, "copier") == {"copier"}
     assert auto.needs_topk == 0
-    step("nobody")
-    for _ in range(2):
-        step("nobody")
-    assert step("nobody") == {"copier", "learner"}
-    assert auto.needs_topk == 8
+    later = an_auto(habits)
+    assert one_step(later, "nobody") == {"copier"}, "requests start from the habits of those before"
+    one_step(later, "nobody")
+    assert one_step(later, "nobody") == {"copier", "learner"}
+    assert later.needs_topk == 8
 
 
 def test_auto_keeps_the_successors_where_copies_promise_little():
-    sources = Together([Copier("copier", range(10), 0, 0.3), Copier("learner", range(20, 22), 8)])
-    auto = Auto(sources, taught(lambda batch, rows, context: 1e-2))
-    state = RequestState("r", [1] * 8000, 8000)
+    auto = an_auto(Habits(accepted=9.0, copied=9.0), score=0.3)
     for _ in range(3):  # though all of them are right
-        tree = auto.propose(state, 32)
-        assert set(tree.sources) == {"copier", "learner"}
+        assert one_step(auto, "copier") == {"copier", "learner"}
         assert auto.needs_topk == 8
-        path = tuple(node for node, source in enumerate(tree.sources) if source == "copier")
-        auto.observe(state, tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
+
+
+def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_a_few_tries():
+    habits = Habits()
+    first = an_auto(habits)
+    assert [bool(one_step(first, "nobody")) for _ in range(20)].count(False) >= 4
+    for _ in range(40):
+        one_step(first, "nobody")
+    tried = [bool(one_step(later, "nobody")) for later in [an_auto(habits)] for _ in range(32)]
+    assert tried[:3] == [True] * 3
+    assert sum(tried) <= 8
 
 
 class Fixed:
