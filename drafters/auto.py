@@ -11,12 +11,12 @@ from drafters.goodput import Goodput, MachineProfile
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
-_FUTILE = 0.05  # accepted tokens a step below which guessing rests
-_TRIES = 2.0  # a request starts with at least so many times that, hence with a few tries
+_FUTILE = 0.08  # accepted tokens a step below which guessing rests
+_TRIES = 1.5  # a request starts with at least so many times that, hence with a try or two
 _COPYING = 4.0  # copied tokens a step, promised and had, above which the target's successors are left alone
 _SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means of the one and the other
 _TRAFFIC = 0.1  # the same for the running means over all requests
-_REST = 8  # of a resting drafter's steps, one is tried
+_REST = 16  # of a resting drafter's steps, one is tried
 
 
 @dataclass

@@ -112,15 +112,15 @@ def test_auto_keeps_the_successors_where_copies_promise_little():
         assert auto.needs_topk == 8
 
 
-def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_a_few_tries():
+def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_a_try():
     habits = Habits()
     first = an_auto(habits)
-    assert [bool(one_step(first, "nobody")) for _ in range(20)].count(False) >= 4
+    assert [bool(one_step(first, "nobody")) for _ in range(30)].count(False) >= 4
     for _ in range(40):
         one_step(first, "nobody")
     tried = [bool(one_step(later, "nobody")) for later in [an_auto(habits)] for _ in range(32)]
-    assert tried[:3] == [True] * 3
-    assert sum(tried) <= 8
+    assert tried[0]
+    assert 3 <= sum(tried) <= 5
 
 
 class Fixed:
