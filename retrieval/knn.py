@@ -219,7 +219,7 @@ class KnnDecoder:
         self._cache = KnnCache(search.store, max(CACHE_ENTRIES, 2 * options.k))
         self._guesses: list[_Guess] = []
         self._found = Neighbours(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
-        self._step_s = self._verify_s = 0.0
+        self._draft_s = self._verify_s = 0.0
         self.stats = KnnStats(options.k, options.weight, options.temperature, options.speculate, len(search.store))
 
     def decode(self, max_tokens: int, stops: frozenset[int]) -> Iterator[int]:
@@ -248,7 +248,7 @@ class KnnDecoder:
             token = self._guess(log_p, hidden) if guessing else None
             self._guesses.append(_Guess(log_p, hidden, token))
         elapsed = time.perf_counter() - started
-        self._step_s = elapsed / len(self._guesses)
+        self._draft_s = elapsed
         self.stats.model_s += elapsed - (self.stats.cache_s - cache_before)
         self.stats.steps += len(self._guesses)
         self.stats.stride = stride
@@ -288,7 +288,7 @@ class KnnDecoder:
         self.stats.rounds += 1
         if self._strides is None:
             return
-        self._strides.guessed(self._step_s)
+        self._strides.guessed(len(self._guesses), self._draft_s)
         self._strides.searched(len(self._guesses), self._verify_s)
         self._strides.record(matched, len(self._guesses))
         self.stats.gamma = self._strides.gamma

@@ -221,7 +221,7 @@ class IterativeRetrieval:
         stride = await self._written(self._chunk)
         if judge:
             self.scheduler.record(int(guess == self._chunk), 1)
-            self.scheduler.guessed(encoded - began + time.perf_counter() - searched)
+            self.scheduler.guessed(1, encoded - began + time.perf_counter() - searched)
             self.stats.windows.append(0)
         return stride
 
@@ -234,7 +234,7 @@ class IterativeRetrieval:
         window = list(ahead)
         while len(window) < size and not (window and window[-1].stride.finish):
             window.append(await self._guess())
-        self.scheduler.guessed(sum(guess.seconds for guess in window) / len(window))
+        self.scheduler.guessed(len(window), sum(guess.seconds for guess in window))
         verifying = asyncio.create_task(self._search([guess.query for guess in window]))
         beside = asyncio.create_task(self._write_ahead(verifying, window[-1]))
         try:

@@ -68,30 +68,52 @@ def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: boo
     return strides / (strides / rate + (1 - gamma**stride) * a) > 1 / (a + b) if a > 0 and rate > 0 else True
 
 
+class Line:
+    """seconds ≈ fixed + each·count, by least squares, neither below 0; what is older counts ever less."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, x, x², y, x·y
+
+    def add(self, count: int, seconds: float) -> None:
+        """So many took so long."""
+        self._sums = 0.9 * self._sums + np.array([1.0, count, count**2, seconds, count * seconds])
+
+    def fit(self, proportional: bool) -> tuple[float, float]:
+        """(fixed, each). proportional: where all counts were about equal, nothing is fixed, else everything is."""
+        n, x, xx, y, xy = self._sums
+        if not n:
+            return 0.0, 0.0
+        spread = n * xx - x * x
+        if spread <= 1e-3 * n * xx:
+            return (0.0, float(y / x)) if proportional else (float(y / n), 0.0)
+        each = float(np.clip((n * xy - x * y) / spread, 0.0, y / x))
+        return max(0.0, float(y - each * x) / float(n)), each
+
+
 class Experience:
     """What speculation has cost and brought so far, kept from answer to answer.
 
-    A guess and a verification cost what machine, model and index make them cost, and how often a guess is right
-    depends on what is asked: a new answer need not find it out from nothing. Older observations count ever less.
+    Guesses and verifications cost what machine, model and index make them cost, and how often a guess is right depends
+    on what is asked: a new answer need not find it out from nothing. Older observations count ever less.
     """
 
     TRUSTED = 32
     """guesses of earlier answers that count as much as a new answer's own"""
 
     def __init__(self) -> None:
-        self.a: float | None = None
-        """seconds of one guess; None before the first"""
+        self.informed = False
+        """whether guesses have been timed"""
+        self._guesses, self._searches = Line(), Line()
         self._right = self._wrong = 0.0
-        self._searches = np.zeros(5)  # decayed sums of 1, s, s², b and s·b, for the line b(s) = fixed + each·s
 
-    def guessed(self, seconds: float) -> None:
-        """One guess took so long, on the average of a window."""
-        self.a = seconds if self.a is None else 0.7 * self.a + 0.3 * seconds
+    def guessed(self, count: int, seconds: float) -> None:
+        """So many guesses, one after the other, took so long together."""
+        self.informed = True
+        self._guesses.add(count, seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
         """A search for so many queries took so long."""
-        new = np.array([1.0, queries, queries**2, seconds, queries * seconds])
-        self._searches = 0.9 * self._searches + new
+        self._searches.add(queries, seconds)
 
     def judged(self, matched: int, guessed: int) -> None:
         """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
@@ -105,14 +127,15 @@ class Experience:
         return share * self._right, share * self._wrong
 
     @property
-    def search_cost(self) -> tuple[float, float]:
-        """(fixed, each): a search for s queries takes about fixed + each·s seconds; least squares, neither below 0."""
-        count, x, xx, y, xy = self._searches
-        if not count:
-            return 0.0, 0.0
-        spread = count * xx - x * x
-        each = max(0.0, (count * xy - x * y) / spread) if spread > 1e-6 * count * xx else 0.0
-        return max(0.0, (y - each * x) / count), float(each)
+    def costs(self) -> tuple[float, float, float]:
+        """(a, b, c): a window of s guesses takes about s·a to make and b + s·c to verify.
+
+        What making guesses takes besides, because a search went before (its threads have not come to rest, and the
+        model's data have left the processor's caches), is no cost of a guess but of a window: it is in b.
+        """
+        beside, a = self._guesses.fit(proportional=True)
+        b, c = self._searches.fit(proportional=False)
+        return a, beside + b, c
 
 
 class Experiences:
@@ -137,8 +160,8 @@ class StrideScheduler:
 
     γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler
     caps it at 0.6 and begins each text with s = 1, this one adds to what it has seen of a text what earlier ones have
-    shown, and ``prior``. Where the published one takes a verification to cost b whatever s is, this one takes it to
-    cost what a line through the searches seen says.
+    shown, and ``prior``. Where the published one takes the latest guess for a, and the latest verification for b
+    whatever s was, this one draws lines through those it has seen (``Experience.costs``).
     """
 
     PRIOR = (1.0, 0.25)
@@ -173,7 +196,7 @@ class StrideScheduler:
     @property
     def informed(self) -> bool:
         """Whether a guess has been timed, or the stride is given."""
-        return self._options.stride is not None or self._experience.a is not None
+        return self._options.stride is not None or self._experience.informed
 
     def next(self) -> int:
         """Guesses of the next window; 0 to search first, and only judge the guess."""
@@ -181,24 +204,24 @@ class StrideScheduler:
         if options.stride is not None:
             return options.stride
         stride = self.best() if self._windows or self.informed else 1
-        fixed, each = self._experience.search_cost
-        return stride if speculation_pays(stride, self._a, fixed + each * stride, self.expected, options.overlap) else 0
+        a, b, each = self._costs
+        return stride if speculation_pays(stride, a, b + each * stride, self.expected, options.overlap) else 0
 
     def best(self) -> int:
         """The stride that OS³ takes for the best, at least 1."""
         options = self._options
         if options.stride is not None:
             return options.stride
-        fixed, each = self._experience.search_cost
-        return best_stride(self._a, fixed, self.expected, options.overlap, options.longest, each)
+        a, b, each = self._costs
+        return best_stride(a, b, self.expected, options.overlap, options.longest, each)
 
-    def guessed(self, seconds: float) -> None:
-        """The guesses of a window took so long on the average."""
-        self.a = seconds
-        self._experience.guessed(seconds)
+    def guessed(self, count: int, seconds: float) -> None:
+        """So many guesses, one after the other, took so long together."""
+        self.a = seconds / count
+        self._experience.guessed(count, seconds)
 
     def searched(self, queries: int, seconds: float) -> None:
-        """A search took so long."""
+        """A search for so many queries took so long."""
         self.b = seconds
         self._experience.searched(queries, seconds)
 
@@ -208,8 +231,9 @@ class StrideScheduler:
         self._experience.judged(matched, guessed)
 
     @property
-    def _a(self) -> float:
-        return self.a if self._experience.a is None else self._experience.a
+    def _costs(self) -> tuple[float, float, float]:
+        a, b, each = self._experience.costs
+        return (a if self._experience.informed else self.a), b, each
 
     @property
     def _seen(self) -> tuple[int, int]:

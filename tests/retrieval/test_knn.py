@@ -244,7 +244,7 @@ def test_knn_strides_follow_what_guesses_and_searches_cost() -> None:
         return StrideScheduler(SpeculationOptions(fixed, longest=LONGEST_STRIDE), prior=PRIOR)
 
     one = strides()
-    one.guessed(0.004)
+    one.guessed(1, 0.004)
     one.searched(1, 0.065)
     first = one.best()
     assert 5 <= first <= 20
@@ -252,14 +252,14 @@ def test_knn_strides_follow_what_guesses_and_searches_cost() -> None:
         one.record(first, first)
     assert one.best() > first
     other = strides()
-    other.guessed(0.004)
+    other.guessed(1, 0.004)
     other.searched(1, 0.065)
     for _ in range(5):
         other.record(0, first)
     assert other.expected == pytest.approx(4.5 / 10)
     assert other.best() < first
     cheap = strides()
-    cheap.guessed(0.004)
+    cheap.guessed(1, 0.004)
     cheap.searched(1, 0.0)
     assert cheap.best() == 1
     assert strides(7).best() == 7

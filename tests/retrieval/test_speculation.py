@@ -209,7 +209,7 @@ def test_a_new_text_begins_with_what_earlier_ones_have_shown() -> None:
     for experience, matched in ((good, 8), (bad, 0)):
         earlier = scheduler_of(0.01, 0.1, experience=experience)
         for _ in range(10):
-            earlier.guessed(0.01)
+            earlier.guessed(1, 0.01)
             earlier.record(matched, 8)
     assert scheduler_of(0.5, 0.1, experience=good).next() == 16  # its own first stride, a prefill, says little
     assert scheduler_of(0.5, 0.1, experience=bad).next() == 0
@@ -223,19 +223,20 @@ def test_a_new_text_begins_with_what_earlier_ones_have_shown() -> None:
 @given(
     fixed=st.floats(0, 1),
     each=st.floats(0, 0.5),
-    sizes=st.lists(st.integers(1, 16), min_size=2, max_size=12).filter(lambda sizes: len(set(sizes)) > 1),
+    sizes=st.lists(st.integers(1, 16), max_size=12).map(lambda sizes: [*sizes, 2, 9]),
 )
 def test_the_cost_of_a_search_is_a_line_through_what_was_seen(fixed: float, each: float, sizes: list[int]) -> None:
     experience = Experience()
     for size in sizes:
         experience.searched(size, fixed + each * size)
-    assert experience.search_cost == pytest.approx((fixed, each), abs=1e-6)
+        experience.guessed(size, 0.01 + 0.02 * size)
+    assert experience.costs == pytest.approx((0.02, 0.01 + fixed, each), abs=1e-6)
 
 
 def test_a_search_that_grows_with_its_batch_takes_shorter_windows() -> None:
     def window(each: float) -> int:
         scheduler = scheduler_of(0.01, 0.1)
-        scheduler.guessed(0.01)
+        scheduler.guessed(1, 0.01)
         scheduler.searched(8, 0.1 + 7 * each)
         for _ in range(5):
             scheduler.record(7, 8)
