@@ -13,8 +13,9 @@ from drafters.verify import Verdict
 
 _FUTILE = 0.08  # accepted tokens a step below which guessing rests
 _TRIES = 1.5  # a request starts with at least so many times that, hence with a try or two
-_COPYING = 4.0  # copied tokens a step, promised and had, above which the target's successors are left alone
-_SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means of the one and the other
+_COPYING = 4.0  # copied tokens promised by a tree above which the target's successors are left alone …
+_KEPT = 0.8  # … where more than this share of the copies was right lately
+_SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means, of tokens and of that share
 _TRAFFIC = 0.1  # the same for the running means over all requests
 _REST = 16  # of a resting drafter's steps, one is tried
 
@@ -24,19 +25,19 @@ class Habits:
     """What guessing brought lately, over all requests of an engine; a new request starts from it.
 
     accepted  tokens a step
-    copied    of these, those that came from elsewhere than the target's successors
+    kept      the share that was accepted of nodes from elsewhere than the target's successors
     """
 
     accepted: float = 1.0
-    copied: float = 1.0
+    kept: float = 1.0
 
 
 class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, until a try succeeds; where copying promises much, and has
-    kept it so far, only the successors are.
+    been accepted for a while it is spared in most steps, until a try succeeds; where copies promise much, and were
+    nearly all right so far, only the successors are.
     """
 
     name = "auto"
@@ -46,7 +47,7 @@ class Auto(Goodput):
         self._retrieval = retrieval
         self._habits = habits
         self._accepted = max(habits.accepted, _TRIES * _FUTILE)
-        self._copied = habits.copied
+        self._kept = habits.kept
         self._learners = {source.name for source in retrieval.sources if source.needs_topk}
         self._step = 0
 
@@ -60,15 +61,17 @@ class Auto(Goodput):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         self._step += 1
-        copying = min(self._copied, self._habits.copied) > _COPYING
-        self._retrieval.enough = _COPYING if copying else math.inf
+        trusted = min(self._kept, self._habits.kept) > _KEPT
+        self._retrieval.enough = _COPYING if trusted else math.inf
         return EMPTY if self._resting else super().propose(state, budget)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
         accepted = len(verdict.path)
-        copied = sum(tree.sources[node] not in self._learners for node in verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
-        self._copied += _FAST * (copied - self._copied)
         self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
-        self._habits.copied += _TRAFFIC * (copied - self._habits.copied)
+        copied = {node for node, source in enumerate(tree.sources) if source not in self._learners}
+        if copied:
+            kept = len(copied.intersection(verdict.path)) / len(copied)
+            self._kept += _FAST * (kept - self._kept)
+            self._habits.kept += _TRAFFIC * (kept - self._habits.kept)
