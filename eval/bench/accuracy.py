@@ -8,8 +8,10 @@ sentence follows word for word.
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,7 @@ import structlog
 import typer
 
 from eval.errors import EvalError
-from eval.results import report_result
+from eval.results import RESULTS, command_line, report_result, save_result
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+NAME = "sparse_accuracy"
 TASKS = ("passkey", "number", "quote", "kv")
 POLICIES = ("dense", "auto", "quest", "lserve", "trianglemix", "minference", "flexprefill", "xattention")
 ROOM = 256  # tokens for question and answer
@@ -33,12 +36,24 @@ PLANTED = {"passkey": 1, "number": 1, "kv": 3}  # statements a question: pairs t
 
 
 def run(
-    text: str, lengths: list[int], policies: list[str], tasks: list[str], *, questions: int, contexts: int, seed: int
+    text: str,
+    lengths: list[int],
+    policies: list[str],
+    tasks: list[str],
+    *,
+    questions: int,
+    contexts: int,
+    seed: int,
+    earlier: dict[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda figures: None,
 ) -> dict[str, Any]:
     """Rows of right and quoted answers by length, task and policy, and each policy's loss against the first.
 
+    ``keep`` is given the figures so far after every context; ``earlier`` ones of the same questions are not asked for
+    again.
+
     Raises:
-        EvalError: an unknown task.
+        EvalError: an unknown task, or earlier figures of other questions.
     """
     from service.engine.engine import Engine
     from service.engine.loading import load_model
@@ -51,7 +66,13 @@ def run(
     loaded = load_model("embedded")
     packer = Packer(loaded.tokenizer)
     maker = Maker([[s.words for s in split(text)]], packer.length, frames=(*FRAMES, *UNSEEN_FRAMES))
-    rows = []
+    asked = {"questions_a_context": questions, "contexts": contexts, "seed": seed}
+    known = _known(earlier, asked)
+    rows: list[dict[str, Any]] = []
+
+    def figures() -> dict[str, Any]:
+        return {"model": "embedded", **asked, "rows": rows, "policies": summarise(rows)}
+
     for length in lengths:
         engine = Engine(loaded, _config(loaded.kv_shape, length))
         for task in tasks:
@@ -60,17 +81,24 @@ def run(
                     maker, task, length - ROOM, questions, random.Random(f"{seed}:{task}:{length}:{number}")
                 )
                 for policy in policies:
-                    row = _answers(engine, packer, example, policy)
-                    log.info("answered", task=task, length=length, **row)
-                    rows.append({"length": length, "task": task, "context": number, **row})
-    return {
-        "model": "embedded",
-        "questions_a_context": questions,
-        "contexts": contexts,
-        "seed": seed,
-        "rows": rows,
-        "policies": summarise(rows),
-    }
+                    row = known.get((length, task, number, policy))
+                    if row is None:
+                        row = {"length": length, "task": task, "context": number}
+                        row |= _answers(engine, packer, example, policy)
+                        log.info("answered", **row)
+                    rows.append(row)
+                keep(figures())
+    return figures()
+
+
+def _known(earlier: dict[str, Any] | None, asked: dict[str, int]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Earlier rows by length, task, context and policy."""
+    if earlier is None:
+        return {}
+    for name, value in asked.items():
+        if earlier[name] != value:
+            raise EvalError(f"the earlier run had {name}={earlier[name]}, not {value}", hint="Give another --output.")
+    return {(row["length"], row["task"], row["context"], row["policy"]): row for row in earlier["rows"]}
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -187,6 +215,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of contexts and questions.")] = 7,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Ask only what the file of figures lacks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
 ) -> None:
     """Count the reader's right answers under each attention policy."""
@@ -194,6 +223,8 @@ def command(
 
     if threads:
         torch.set_num_threads(threads)
+    path = output or RESULTS / f"{NAME}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["figures"] if resume and path.is_file() else None
     figures = run(
         text.read_text(encoding="utf-8"),
         sorted(int(n) for n in lengths.split(",")),
@@ -202,5 +233,7 @@ def command(
         questions=questions,
         contexts=contexts,
         seed=seed,
+        earlier=earlier,
+        keep=lambda figures: save_result(NAME, figures, command_line(), path),
     )
-    report_result("sparse_accuracy", figures, as_json=as_json, output=output)
+    report_result(NAME, figures, as_json=as_json, output=path)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from eval.bench import accuracy
 from eval.bench.accuracy import PLANTED, TASKS, make_example, run, summarise
 from eval.errors import EvalError
 from service.reader.data import Maker
@@ -60,6 +61,28 @@ def test_losses_are_against_the_first_policy():
     assert table["dense"]["kv"]["right_points_lost"] == 0
     assert table["quest"]["kv"]["right_points_lost"] == pytest.approx(10.0)
     assert table["quest"]["kv"]["questions"] == 20
+
+
+def test_a_run_goes_on_from_the_figures_of_an_earlier_one(monkeypatch):
+    counted = []
+
+    def answers(engine, packer, example, policy):
+        counted.append((len(example.sentences), policy))
+        return {"policy": policy, "questions": 2, "right": 1, "quoted": 1, "density": 1.0}
+
+    monkeypatch.setattr(accuracy, "_answers", answers)
+    text = " ".join(f"The {' '.join(random.Random(n).sample(WORDS, 6))} was there in year {n}." for n in range(400))
+    same = {"questions": 2, "contexts": 1, "seed": 0}
+    kept = []
+    first = run(text, [1024], ["dense", "auto"], ["kv"], **same, keep=kept.append)
+    assert [figures["rows"] for figures in kept] == [first["rows"]]
+    counted.clear()
+    both = run(text, [1024, 2048], ["dense", "auto", "quest"], ["kv"], **same, earlier=first)
+    assert [policy for _, policy in counted] == ["quest", "dense", "auto", "quest"]
+    assert [row["policy"] for row in both["rows"]] == ["dense", "auto", "quest"] * 2
+    assert both["rows"][:2] == first["rows"]
+    with pytest.raises(EvalError, match="had seed=0, not 1"):
+        run(text, [1024], ["dense"], ["kv"], **same | {"seed": 1}, earlier=first)
 
 
 def test_unknown_tasks_are_refused():
