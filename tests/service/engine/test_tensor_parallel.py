@@ -108,6 +108,25 @@ def test_two_ranks_give_the_tokens_of_one(checkpoints: Path) -> None:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.slow
+def test_torchrun_starts_the_ranks_as_well(checkpoints: Path, tmp_path: Path) -> None:
+    prompt = tmp_path / "ids.json"
+    prompt.write_text(json.dumps([5, 6, 7, 8] * 5))
+    arguments = [
+        "-m", "service.cli", "generate", "--model", str(checkpoints / "llama"), "--prompt-ids", str(prompt), "--max-new", "12", "--ignore-eos", "--device", "cpu", "--json", "--tp",
+    ]  # fmt: skip
+    found = []
+    for ranks, torchrun in (("1", []), ("2", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        command = [sys.executable, *torchrun, *arguments, ranks]
+        environment = {**ENVIRONMENT, "FOLIO_HOME": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout)["token_ids"])  # rank 0 alone speaks
+    assert len(found[0]) == 12
+    assert found[1] == found[0]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_with_one_sentence(checkpoints: Path) -> None:
     """The follower is killed in mid-run: rank 0 says so and ends, nothing waits."""
     running, follower = started(checkpoints, stderr=subprocess.PIPE)
