@@ -112,7 +112,8 @@ def test_torchrun_starts_the_ranks_as_well(checkpoints: Path, tmp_path: Path) ->
     prompt = tmp_path / "ids.json"
     prompt.write_text(json.dumps([5, 6, 7, 8] * 5))
     arguments = [
-        "-m", "service.cli", "generate", "--model", str(checkpoints / "llama"), "--prompt-ids", str(prompt), "--max-new", "12", "--ignore-eos", "--device", "cpu", "--json", "--tp",
+        "-m", "service.cli", "generate", "--model", str(checkpoints / "llama"), "--prompt-ids", str(prompt),
+        "--max-new", "12", "--ignore-eos", "--device", "cpu", "--json", "--tp",
     ]  # fmt: skip
     found = []
     for ranks, torchrun in (("1", []), ("2", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
