@@ -75,7 +75,7 @@ def least_score_within(distance: float, bound: np.ndarray) -> float:  # pragma: 
 
 
 @njit(nogil=True, cache=True)
-def _least_score(kth: float, bound: np.ndarray) -> float:  # pragma: no cover - compiled
+def least_score(kth: float, bound: np.ndarray) -> float:  # pragma: no cover - compiled
     """The least score of a row that can be among the k nearest, the k-th best score being ``kth``.
 
     The k rows lie within t, the greater root of (1 − β)t² − γt − κ = A − 2·kth, and so do the k nearest.
@@ -127,7 +127,7 @@ def keep_nearest(
     """Keep the rows that can be among each query's nearest by their scores, and the k best scores in its heap.
 
     products: float32 or the bits of bfloat16 [m, ≥ b] of the rows from ``first`` on; looked at from row ``begin`` on,
-    in stretches of which most hold nothing of interest. heaps: float32[b, k]; least: float32[b], by ``_least_score``.
+    in stretches of which most hold nothing of interest. heaps: float32[b, k]; least: float32[b], by ``least_score``.
     rows, scores [b, room], filled up to counts int64[b]. Returns −1, or the row to begin again with when there is more
     room.
     """
@@ -162,7 +162,7 @@ def keep_nearest(
                     counts[query] += 1
                     if score > heaps[query, 0]:
                         replace_worst(heaps[query], score)
-                        least[query] = _least_score(heaps[query, 0], bounds[query])
+                        least[query] = least_score(heaps[query, 0], bounds[query])
     return -1
 
 

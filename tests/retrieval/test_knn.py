@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import knn_search, knn_store
+from retrieval import knn_kernels, knn_search, knn_store
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
 from retrieval.failpoints import EXIT_CODE
 from retrieval.knn import LONGEST_STRIDE, PRIOR, KnnCache, KnnDecoder, KnnOptions, interpolate
@@ -163,6 +163,25 @@ def test_knn_scores_are_off_by_their_bound_at_most(
     assert (apart <= square * true + linear * np.sqrt(true) + constant).all()
     if halves and spread < 1 and other >= 1:  # what it is for: near keys are told apart better than by rounding |q|²
         assert np.median(apart) < 2.0**-9 * float(query @ query)
+
+
+@given(
+    distance=st.floats(0.01, 50),
+    at_zero=st.floats(-100, 1000),
+    square=st.sampled_from([0.0, 2.0**-8]),
+    linear=st.floats(0, 0.2),
+    constant=st.floats(0, 2),
+)
+def test_the_knn_scan_keeps_what_its_bound_allows(
+    distance: float, at_zero: float, square: float, linear: float, constant: float
+) -> None:
+    """Of k rows at one distance whose scores flatter them, none of another row there whose score wrongs it."""
+    bound = np.array([at_zero, square, linear, constant, 1e-5])
+    off = square * distance**2 + linear * distance + constant
+    flattered, wronged = ((at_zero - (distance**2 + sign * off)) / 2 for sign in (-1, 1))
+    for least in (knn_kernels.least_score(flattered, bound), knn_kernels.least_score_within(distance, bound)):
+        assert least <= wronged
+    assert knn_kernels.least_score(-np.inf, bound) == -np.inf
 
 
 def test_knn_keys_are_rounded_as_torch_rounds() -> None:
