@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 pytest.importorskip("ray", reason="ray is not installed: pip install 'folio-serve[cluster]'")
 
 OPTIONS = ClusterOptions(replicas=2)
-ELASTIC = ClusterOptions(replicas=1, max_replicas=2)
+ELASTIC = ClusterOptions(replicas=1, max_replicas=2, downscale_delay_s=1)
 READY_S = 240.0
 
 
