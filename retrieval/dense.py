@@ -32,9 +32,9 @@ HNSW_SEARCH = 128
 """candidates that a search of an HNSW index keeps, as Dense Passage Retrieval (2004.04906) and RaLMSpec have it"""
 
 FLOAT32_ERROR = 5e-5
-BFLOAT16_ERROR = 2**-8 + 2**-9 + 1e-4
-"""Most by which ``DenseIndex.scores`` may be off for unit vectors: each factor of a product rounded to 8 bits of
-mantissa (2⁻⁹ each; by Cauchy and Schwarz the products of two unit vectors add up to 1 at most), and the sum again."""
+BFLOAT16_ERROR = 3 * 2**-8 + 1e-4
+"""Most by which ``DenseIndex.scores`` may be off for unit vectors: each factor of a product rounded to 8 significant
+bits (2⁻⁸ each; by Cauchy and Schwarz the products of two unit vectors add up to 1 at most), and the sum again."""
 
 
 def factory_string(rows: int) -> str:

@@ -105,6 +105,16 @@ def test_a_first_pass_is_as_exact_as_it_says(bfloat16: bool, monkeypatch: pytest
     assert (off > 1e-4) == bfloat16
 
 
+def test_scores_are_within_their_error_where_every_factor_is_rounded_the_most():
+    """1/√254 lies in the middle between two numbers of 8 significant bits, just above a power of two."""
+    vector = np.full((1, 254), 254**-0.5, dtype=np.float32)
+    index = DenseIndex.build(np.arange(1), vector)
+    off = abs(float(index.scores(vector)[0, 0]) - 1.0)
+    assert off <= index.error
+    assert index.error < 1e-4 or off > 0.5 * index.error, "the case is near the bound"
+
+
+
 def test_concurrent_searches_give_what_each_gives_alone(library) -> None:
     names = ["river", "stone", "lantern", "winter", "orchard"]
     for name in names:
