@@ -7,13 +7,10 @@ candidates are then computed by one loop, and equal distances are ordered by ent
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from retrieval.files import write_synced
 from retrieval.knn_kernels import squared_distances, squared_distances_of_halves
 from retrieval.knn_scan import Addends, Scan, multiplies_bfloat16
 from retrieval.knn_store import Datastore, blocks, squared_norms, unpacked
+from retrieval.threads import threads
 
 MAX_K = 4096
 _BATCH = 32
@@ -81,7 +79,7 @@ class Search(ABC):
         def nearest(number: int) -> Found:
             return scan.nearest(number, lambda rows: distances_to(keys, rows, self._key_type, queries[number]))
 
-        return _threads().map(nearest, range(len(queries)))
+        return threads().map(nearest, range(len(queries)))
 
     @abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> list[Found]:
@@ -227,10 +225,3 @@ def _runs(wanted: np.ndarray, offsets: np.ndarray) -> Iterator[tuple[int, int]]:
             first = -1
         if not ends and first < 0:
             first = one
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """For loops that run without Python's lock."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(cores, thread_name_prefix="knn")
