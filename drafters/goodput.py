@@ -20,7 +20,7 @@ _FORGET = 0.98
 _RIDGE = 1e-3
 _SETTLING = 32  # steps after which the fit moves so slowly that it is renewed in one of _REFIT
 _REFIT = 8
-_SLACK = 0.02  # the best size lies on a flat top; more nodes teach more and save steps
+_SLACK = 0.05  # the best size lies on a flat top; more nodes teach more and save steps
 _UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
 
