@@ -25,6 +25,19 @@ class Doubling:
         return [ValueError("odd") if number % 2 else 2 * number for number in numbers]
 
 
+def after_a_batch_of(numbers: list[int]) -> tuple[Doubling, Batcher[int, int]]:
+    """A batcher that has answered one call alone, and then these together."""
+    run = Doubling()
+    batcher: Batcher[int, int] = Batcher(run)
+    batcher.submit(0)
+    while not run.batches:
+        time.sleep(0.001)
+    together = [batcher.submit(number) for number in numbers]
+    run.go.set()
+    assert [future.result(10) for future in together] == [2 * number for number in numbers]
+    return run, batcher
+
+
 def test_who_calls_during_a_batch_is_in_the_next() -> None:
     run = Doubling()
     batcher = Batcher(run)
@@ -44,14 +57,7 @@ def test_who_calls_during_a_batch_is_in_the_next() -> None:
 def test_who_was_answered_together_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "GAP_S", 5.0)
     monkeypatch.setattr(batching, "GATHER_S", 20.0)
-    run = Doubling()
-    batcher = Batcher(run)
-    batcher.submit(0)
-    while not run.batches:
-        time.sleep(0.001)
-    together = [batcher.submit(number) for number in (2, 4, 6)]
-    run.go.set()
-    assert [future.result(10) for future in together] == [4, 8, 12]
+    run, batcher = after_a_batch_of([2, 4, 6])
     again = []
     for number in (2, 4, 6):  # one comes back, then another
         again.append(batcher.submit(number))
@@ -62,15 +68,7 @@ def test_who_was_answered_together_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
 def test_nobody_is_waited_for_in_vain_for_long_or_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "GAP_S", 0.3)
-    run = Doubling()
-    batcher = Batcher(run)
-    batcher.submit(0)
-    while not run.batches:
-        time.sleep(0.001)
-    together = [batcher.submit(number) for number in (2, 4)]
-    run.go.set()
-    for future in together:
-        future.result(10)
+    _, batcher = after_a_batch_of([2, 4])
     monkeypatch.setattr(batching, "GATHER_S", 0.3)
     began = time.monotonic()
     assert batcher(2) == 4  # the other has left
