@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numba import njit
 
 from retrieval import gpu_clone
 from retrieval.gpu_clone import GpuClone
+from retrieval.processor import has_bfloat16
 
 faiss: Any = _faiss  # its stubs know too little of it
 
@@ -86,7 +86,7 @@ class DenseIndex:
 
         assert self._flat is not None
         with torch.inference_mode():
-            if not _multiplies_bfloat16():
+            if not has_bfloat16():
                 return (torch.from_numpy(queries) @ torch.from_numpy(self._flat).T).numpy()
             with self._halving:
                 if self._halves is None:
@@ -97,7 +97,7 @@ class DenseIndex:
     @property
     def error(self) -> float:
         """Most by which ``scores`` may be off for unit vectors."""
-        return BFLOAT16_ERROR if _multiplies_bfloat16() else FLOAT32_ERROR
+        return BFLOAT16_ERROR if has_bfloat16() else FLOAT32_ERROR
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Ids int64[b, k] nearest to each of float32[b, d], −1 where there are fewer.
@@ -130,13 +130,6 @@ class DenseIndex:
     @classmethod
     def read(cls, path: Path) -> DenseIndex:
         return cls(faiss.read_index(str(path)))
-
-
-@cache
-def _multiplies_bfloat16() -> bool:
-    import torch
-
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 @njit(nogil=True, cache=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from retrieval.knn_kernels import keep_nearest, least_score_within, split_addends
 from retrieval.knn_store import Datastore, packed, unpacked
+from retrieval.processor import has_bfloat16
 
 CLOSE = 0.02
 """how far the square norms of queries may be from those that addends were made for; more candidates are the price"""
@@ -146,7 +147,7 @@ def multiplies_bfloat16() -> bool:
     """Does the processor multiply bfloat16 itself, rounding once, after the addend? Neither is taken for granted."""
     import torch
 
-    if not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+    if not has_bfloat16():
         return False
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(256, 320, generator=generator).bfloat16() + 4

@@ -93,7 +93,7 @@ def test_dense_index(factory: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_first_pass_is_as_exact_as_it_says(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.dense._multiplies_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr("retrieval.dense.has_bfloat16", lambda: bfloat16)
     vectors = unit_vectors(5000, 384, 2)
     vectors[1] = vectors[0]
     queries = np.concatenate([vectors[:3], unit_vectors(4, 384, 3)])
