@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_attn import huge_pages
 from sparse_attn.head_layout import HeadLayout, Heads
 from sparse_attn.pages import LOGICAL_PAGE, PageStats
 from sparse_attn.quant import SCALE, dequantize, quantize
@@ -138,7 +139,7 @@ class KVPool:
         parts: dict[str, Tensor] = {}
         try:
             for side in ("keys", "values"):
-                parts[side] = torch.zeros(*tiles, shape.head_dim, dtype=dtype, device=device)
+                parts[side] = huge_pages.zeros((*tiles, shape.head_dim), dtype, device)
                 if dtype == torch.int8:
                     parts[f"{side[:-1]}_scales"] = torch.zeros(tiles, dtype=SCALE, device=device)
         except (RuntimeError, torch.OutOfMemoryError) as error:
