@@ -174,12 +174,15 @@ def _expand(
     after,
     symbol,
     target,
+    link,
     count,
 ):
     """Best-first growth of the most probable continuations below several matches, longest first.
 
     The root's children come from every match, a token only from the longest that has it; below, a node's
-    children come from its own state.
+    children come from its own state. A branch that reaches the end of the text goes on from the longest suffix of the
+    text that occurred before, as if the branch had been appended: a text that has begun to repeat itself is copied over
+    itself, as in LZ77, however short its period.
     """
     capacity = (budget + len(start_states)) * branching + 1
     item_state = np.empty(capacity, np.int64)
@@ -224,6 +227,8 @@ def _expand(
             nodes += 1
         if level >= max_depth:
             continue
+        if head[state] == -1:  # the text's end
+            state = link[state]
 
         total = 0
         kept = 0
@@ -356,6 +361,7 @@ class SuffixAutomaton:
             self._after,
             self._symbol,
             self._target,
+            self._link,
             self._count,
         )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numba import njit
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -36,19 +37,31 @@ def _gumbel(bits):
 
 @njit(cache=True)
 def _largest_bits(key, first, count):
-    """The largest random bits of tokens first … first + count - 1."""
+    """At least the random bits of tokens first … first + count - 1, and no more than 2^33 above the largest."""
     best = np.uint64(0)
     base = key + np.uint64(first + 1) * _GOLDEN
     for i in range(count):
-        bits = _mix(base + np.uint64(i) * _GOLDEN)
-        if bits > best:
-            best = bits
-    return best
+        # `_mix` without its last shift, which leaves the upper 31 bits as they are
+        x = base + np.uint64(i) * _GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * _MIX_1
+        x = (x ^ (x >> np.uint64(27))) * _MIX_2
+        if x > best:
+            best = x
+    return best | np.uint64(0x1FFFFFFFF)
 
 
 def largest_of_blocks(values: np.ndarray, size: int) -> np.ndarray:
-    """The largest of every `size` values of each row [N, V] (NumPy's is three times as fast as a compiled loop)."""
-    return np.maximum.reduceat(values, np.arange(0, values.shape[1], size), axis=1)
+    """The largest of every `size` values of each row [N, V]; the last block may be shorter.
+
+    torch's reduction is twice to four times as fast as NumPy's `maximum.reduceat`, that six times as a compiled loop.
+    """
+    rows, whole = torch.from_numpy(values), values.shape[1] // size
+    peaks = torch.empty((len(values), -(-values.shape[1] // size)), dtype=rows.dtype)
+    if whole:
+        torch.amax(rows[:, : whole * size].unflatten(1, (whole, size)), -1, out=peaks[:, :whole])
+    if whole < peaks.shape[1]:
+        torch.amax(rows[:, whole * size :], -1, out=peaks[:, whole])
+    return peaks.numpy()
 
 
 def largest_perturbed(

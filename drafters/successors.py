@@ -50,6 +50,4 @@ def top_successors(logits: Tensor, count: int) -> TopSuccessors:
     else:
         best = torch.topk(logits, count, dim=-1)
         ids, values = best.indices.cpu().numpy(), best.values.cpu().numpy()
-    highest = torch.from_numpy(values[:, :1]).to(logits.device)
-    mass = torch.exp(logits - highest).sum(-1).cpu().numpy()
-    return TopSuccessors(ids, values - values[:, :1] - np.log(mass)[:, None])
+    return TopSuccessors(ids, values - torch.logsumexp(logits, -1, keepdim=True).cpu().numpy())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drafters.errors import DrafterError
 
+_ANY = np.iinfo(np.int64).max  # above every token id
 
 @njit(cache=True)
 def _depths(parents):
@@ -80,6 +81,22 @@ def _merge(tokens, parents, scores, count, new_tokens, new_parents, new_scores, 
     return count
 
 
+@njit(cache=True)
+def _in_order(parents):
+    for node in range(len(parents)):
+        if parents[node] < -1 or parents[node] >= node:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _in_vocabulary(tokens, vocab_size):
+    for token in tokens:
+        if token < 0 or token >= vocab_size:
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class DraftTree:
     """Guesses below the root, which is the last committed token (its KV is not yet written).
@@ -142,11 +159,9 @@ class DraftTree:
         if not count == len(self.parents) == len(self.scores) == len(self.sources) == len(self.features):
             parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
             raise DrafterError(f"a tree of {count} tokens needs {count} entries of each part, not {parts}")
-        if not count:
-            return
-        if (self.parents < -1).any() or (self.parents >= np.arange(count)).any():
+        if not _in_order(self.parents):
             raise DrafterError("a tree's parents must precede their children (-1 = child of the root)")
-        if (self.tokens < 0).any() or (vocab_size is not None and (self.tokens >= vocab_size).any()):
+        if not _in_vocabulary(self.tokens, _ANY if vocab_size is None else vocab_size):
             raise DrafterError(f"a tree holds a token id outside the vocabulary ({vocab_size} ids)")
 
     @cached_property

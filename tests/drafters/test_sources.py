@@ -64,11 +64,37 @@ def test_suffix_guesses_are_continuations_in_the_text(text, budget):
     drafter.start(state)
     tree = drafter.propose(state, budget)
     assert len(tree) <= budget
-    whole = tuple(text)
     for node in range(len(tree)):
         path = tuple(int(tree.tokens[i]) for i in tree.path_to(node))
-        copied = (whole[-1], *path)
-        assert any(whole[i : i + len(copied)] == copied for i in range(len(whole))), (whole, path)
+        assert is_continuation(path, tuple(text)), (text, path)
+
+
+def is_continuation(path: tuple[int, ...], text: tuple[int, ...]) -> bool:
+    """Whether the path follows the text's last token somewhere in it, or does so up to the text's end and then goes on
+    as another continuation."""
+    copied = (text[-1], *path)
+    if any(text[i : i + len(copied)] == copied for i in range(len(text))):
+        return True
+    ends = (n for n in range(1, len(path)) if text[-n - 1 :] == copied[: n + 1])
+    return any(is_continuation(path[n:], text) for n in ends)
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_suffix_copies_a_text_that_repeats_itself_over_itself(period):
+    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    loop = list(range(period))
+    state = state_of([90, 91, *loop, *loop, *loop])
+    drafter.start(state)
+    tree = drafter.propose(state, 4 * period)
+    deepest = tree.path_to(int(np.argmax(tree.depths[1:])))
+    assert [int(tree.tokens[node]) for node in deepest] == 4 * loop
+
+
+def test_suffix_stops_at_the_end_of_a_document():
+    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    state = state_of([50, 1, 2], documents=[[1, 2, 1, 2]])
+    drafter.start(state)
+    assert drafter.propose(state, 16).tokens.tolist() == [1, 2]
 
 
 def test_suffix_copies_a_long_match_deeper_than_a_short_one():
