@@ -82,19 +82,21 @@ def _merge(tokens, parents, scores, count, new_tokens, new_parents, new_scores, 
 
 
 @njit(cache=True)
-def _in_order(parents):
+def _misplaced(parents):
+    """How many parents do not precede their children."""
+    count = 0
     for node in range(len(parents)):
-        if parents[node] < -1 or parents[node] >= node:
-            return False
-    return True
+        count += parents[node] < -1 or parents[node] >= node
+    return count
 
 
 @njit(cache=True)
-def _in_vocabulary(tokens, vocab_size):
+def _unknown(tokens, vocab_size):
+    """How many tokens are outside the vocabulary."""
+    count = 0
     for token in tokens:
-        if token < 0 or token >= vocab_size:
-            return False
-    return True
+        count += token < 0 or token >= vocab_size
+    return count
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ class DraftTree:
         if not count == len(self.parents) == len(self.scores) == len(self.sources) == len(self.features):
             parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
             raise DrafterError(f"a tree of {count} tokens needs {count} entries of each part, not {parts}")
-        if not _in_order(self.parents):
+        if _misplaced(self.parents):
             raise DrafterError("a tree's parents must precede their children (-1 = child of the root)")
-        if not _in_vocabulary(self.tokens, _ANY if vocab_size is None else vocab_size):
+        if _unknown(self.tokens, _ANY if vocab_size is None else vocab_size):
             raise DrafterError(f"a tree holds a token id outside the vocabulary ({vocab_size} ids)")
 
     @cached_property
