@@ -2,9 +2,10 @@
 
 A text is written in *strides* of a few tokens. Before each, the last tokens are the query, and the best chunk replaces
 the one before it in the prompt. ``IterativeRetrieval.sequential`` does just that. ``speculative`` guesses the best
-chunk from those that earlier searches brought, under the retriever's own metric; one batched search then verifies a
-window of guesses, and the first wrong one and what was written behind it are written again. Both give the same tokens,
-because the query, and so the true chunk, depends on the verified tokens alone.
+chunk from those that earlier searches brought, under the retriever's own metric. One batched search then verifies a
+window of guesses and, asked along with them, finds the chunk of the stride behind them, so that this one is not left to
+a guess. The first wrong stride is written again, and what was written behind it too, unless its tokens come out the
+same. Both give the same tokens, because the query, and so the true chunk, depends on the verified tokens alone.
 
 The loops know no model and no index: ``write`` continues a text given a chunk, a ``Retriever`` searches.
 """
@@ -38,6 +39,9 @@ class Retriever(Protocol):
     def score(self, query: Any, ids: np.ndarray) -> np.ndarray:
         """float64[n] scores of the chunks ``ids``, those that ``search`` ranks by, to the last bit; −inf where
         ``search`` would never return the chunk."""
+
+    def likeness(self, query: Any, other: Any) -> float:
+        """How much two queries have in common, 1 for equal ones: the more, the likelier the same chunks are best."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class SpeculationStats:
     """that were verified, right or wrong"""
     accepted: int = 0
     windows: list[int] = field(default_factory=list)
-    """guesses in each; 0 where the search came first"""
+    """strides that each search decided about; 1 where nothing was guessed"""
     searches: int = 0
     queries: int = 0
     retries: int = 0
@@ -99,13 +103,24 @@ class SpeculationStats:
 
 
 @dataclass(frozen=True)
-class _Guess:
+class _Asked:
+    """A query and what the cache answers."""
+
     query: Any
     chunk: int
+    likeness: float
+    """to the last query that was searched for and counted"""
     start: int
     """tokens before it"""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Guess:
+    asked: _Asked
     stride: Stride
     seconds: float
+    """of query and writing"""
 
 
 class IterativeRetrieval:
@@ -133,6 +148,7 @@ class IterativeRetrieval:
         self._query_text = query_text
         self._cache = RetrievalCache(retriever)
         self._chunk = -1  # of the last verified stride
+        self._searched: Any = None  # its query
         self._began = time.perf_counter()
 
     async def begin(self) -> np.ndarray:
@@ -144,8 +160,8 @@ class IterativeRetrieval:
         query = await self._query()
         self.scheduler.a = time.perf_counter() - self._began
         found = await self._search([query])
-        if len(found[0]):
-            self._chunk = int(found[0][0])
+        self._searched = query
+        self._chunk = _first(found[0], self._chunk)
         return found[0]
 
     async def sequential(self) -> AsyncGenerator[Stride, None]:
@@ -157,7 +173,9 @@ class IterativeRetrieval:
             yield stride
             if stride.finish:
                 return
-            stride = await self._search_and_write()
+            found = await self._search([await self._query()])
+            self._chunk = _first(found[0], self._chunk)
+            stride = await self._written(self._chunk)
 
     async def speculative(self) -> AsyncGenerator[Stride, None]:
         """The same strides, each given once it is verified."""
@@ -169,12 +187,8 @@ class IterativeRetrieval:
         yield stride
         ahead: list[_Guess] = []
         while not stride.finish:
-            size = self.scheduler.next()
-            if size == 0 and not ahead:
-                verified = [await self._search_and_write(judge=True)]
-                self._keep(verified[0])
-            else:
-                verified, ahead = await self._window(ahead, size)
+            verified, ahead = await self._window(ahead)
+            self.stats.strides += len(verified)
             self.stats.total_s = time.perf_counter() - self._began
             for stride in verified:
                 yield stride
@@ -209,92 +223,116 @@ class IterativeRetrieval:
             "retries": stats.retries,
         }
 
-    async def _search_and_write(self, judge: bool = False) -> Stride:
-        """One stride the sequential way; with ``judge`` the scheduler learns whether a guess had been right."""
-        began = time.perf_counter()
-        query = await self._query()
-        guess = self._guessed_chunk(query) if judge else None
-        encoded = time.perf_counter()
-        found = await self._search([query])
-        searched = time.perf_counter()
-        self._chunk = _first(found[0], self._chunk)
-        stride = await self._written(self._chunk)
-        if judge:
-            self.scheduler.record(int(guess == self._chunk), 1)
-            self.scheduler.guessed(1, encoded - began + time.perf_counter() - searched)
-            self.stats.windows.append(0)
-        return stride
-
-    async def _window(self, ahead: list[_Guess], size: int) -> tuple[list[Stride], list[_Guess]]:
-        """Guess, verify, and write the first wrong one again.
+    async def _window(self, ahead: list[_Guess]) -> tuple[list[Stride], list[_Guess]]:
+        """Guess while it pays, verify, and write the stride that then is certain.
 
         ahead: guesses that were made while the last window was verified.
         Returns (verified strides, the guesses made while these were).
         """
-        window = list(ahead)
-        while len(window) < size and not (window and window[-1].stride.finish):
-            window.append(await self._guess())
-        self.scheduler.guessed(len(window), sum(guess.seconds for guess in window))
-        verifying = asyncio.create_task(self._search([guess.query for guess in window]))
-        beside = asyncio.create_task(self._write_ahead(verifying, window[-1]))
+        window, last = await self._guesses(ahead)
+        asked = [guess.asked for guess in window] + ([last] if last else [])
+        verifying = asyncio.create_task(self._search([one.query for one in asked]))
+        beside = asyncio.create_task(self._write_ahead(verifying, last))
         try:
-            found = await verifying
-            matched = self._matched(window, found)
-            self._count(matched, len(window))
-            verified = [guess.stride for guess in window[:matched]]
-            if matched == len(window):
-                return verified, await beside
+            chunks = self._chunks(await verifying)
+            matched = self._judge(asked, chunks)
+            self.stats.windows.append(len(asked))
+            ahead = await beside if matched == len(asked) else []
         finally:
             await _drop(verifying)
             await _drop(beside)
-        del self.tokens[window[matched].start :]
-        stride = await self._written(self._chunk)
-        self._keep(stride)
-        return [*verified, stride], []
+        verified = await self._settled([*window, *ahead[:1]], asked, chunks)
+        return verified, ahead[1:]
 
-    async def _write_ahead(self, verifying: asyncio.Task[Any], last: _Guess) -> list[_Guess]:
+    async def _guesses(self, ahead: list[_Guess]) -> tuple[list[_Guess], _Asked | None]:
+        """(the guesses of a window, the query behind them; None where the text may end with the last guess)."""
+        window = list(ahead)
+        self.scheduler.open()
+        for guess in ahead:
+            self.scheduler.made(guess.asked.likeness)
+        while not (window and window[-1].stride.finish):
+            asked = await self._ask_cache()
+            if not self.scheduler.pays(asked.likeness):
+                self._time(window)
+                return window, asked
+            self.scheduler.made(asked.likeness)
+            window.append(await self._guess(asked))
+        self._time(window)
+        return window, None
+
+    async def _write_ahead(self, verifying: asyncio.Task[Any], asked: _Asked | None) -> list[_Guess]:
         """Guess on behind a window for as long as its verification takes."""
         ahead: list[_Guess] = []
-        while self.options.overlap and not verifying.done() and not last.stride.finish:
-            last = await self._guess()
-            ahead.append(last)
+        while self.options.overlap and asked is not None and not verifying.done():
+            ahead.append(await self._guess(asked))
+            done = ahead[-1].stride.finish or verifying.done()
+            asked = None if done else await self._ask_cache()
         return ahead
 
-    def _matched(self, window: Sequence[_Guess], found: Sequence[np.ndarray]) -> int:
-        """How many leading guesses were right; the chunk in force becomes that of the last verified or first wrong."""
-        for number, (guess, ids) in enumerate(zip(window, found, strict=True)):
-            self._chunk = _first(ids, self._chunk)
-            if guess.chunk != self._chunk:
-                return number
-        return len(window)
+    def _chunks(self, found: Sequence[np.ndarray]) -> list[int]:
+        """The true chunk of each query: what was found, or the chunk before where nothing was."""
+        chunks = [self._chunk]
+        for ids in found:
+            chunks.append(_first(ids, chunks[-1]))
+        return chunks[1:]
 
-    def _count(self, matched: int, guessed: int) -> None:
-        self.scheduler.record(matched, guessed)
-        self.stats.windows.append(guessed)
-        self.stats.guesses += min(matched + 1, guessed)
-        self.stats.accepted += matched
-        self.stats.strides += matched
+    def _judge(self, asked: Sequence[_Asked], chunks: Sequence[int]) -> int:
+        """How many leading answers of the cache were right."""
+        matched = 0
+        for one, chunk in zip(asked, chunks, strict=True):
+            self.scheduler.turned_out(one.likeness, one.chunk == chunk)
+            if one.chunk != chunk:
+                break
+            matched += 1
+        self.scheduler.record(matched, len(asked))
+        return matched
 
-    async def _guess(self) -> _Guess:
-        """Write one stride behind the chunk that the cache ranks first."""
-        began, start = time.perf_counter(), len(self.tokens)
+    async def _settled(self, guesses: Sequence[_Guess], asked: Sequence[_Asked], chunks: Sequence[int]) -> list[Stride]:
+        """The strides that are certain now; ``tokens`` ends with them, unless all guesses were right."""
+        verified: list[Stride] = []
+        for number, (one, chunk) in enumerate(zip(asked, chunks, strict=True)):
+            self._chunk, self._searched = chunk, one.query
+            guess = guesses[number].stride if number < len(guesses) else None
+            self.stats.guesses += guess is not None
+            if guess is not None and guess.chunk == chunk:
+                self.stats.accepted += 1
+                verified.append(guess)
+                continue
+            stride = await self._written(chunk, one.start)
+            verified.append(stride)
+            if guess is None or (stride.tokens, stride.finish) != (guess.tokens, guess.finish):
+                self.tokens[one.start :] = stride.tokens
+                break
+        return verified
+
+    async def _ask_cache(self) -> _Asked:
+        """The query of the next stride, and the chunk that the cache ranks first for it."""
+        began = time.perf_counter()
         query = await self._query()
-        chunk = self._guessed_chunk(query)
-        stride = await self._written(chunk)
-        self.tokens += stride.tokens
-        return _Guess(query, chunk, start, stride, time.perf_counter() - began)
-
-    def _guessed_chunk(self, query: Any) -> int:
         best = self._cache.best(query)
-        return self._chunk if best is None else best
+        likeness = self._retriever.likeness(query, self._searched)
+        chunk = self._chunk if best is None else best
+        return _Asked(query, chunk, likeness, len(self.tokens), time.perf_counter() - began)
+
+    async def _guess(self, asked: _Asked) -> _Guess:
+        """Write one stride behind the chunk that the cache ranks first."""
+        began = time.perf_counter()
+        stride = await self._written(asked.chunk)
+        self.tokens += stride.tokens
+        return _Guess(asked, stride, asked.seconds + time.perf_counter() - began)
+
+    def _time(self, window: Sequence[_Guess]) -> None:
+        if window:
+            self.scheduler.guessed(len(window), sum(guess.seconds for guess in window))
 
     def _keep(self, stride: Stride) -> None:
         self.tokens += stride.tokens
         self.stats.strides += 1
 
-    async def _written(self, chunk: int) -> Stride:
+    async def _written(self, chunk: int, start: int | None = None) -> Stride:
+        """The stride behind the first ``start`` tokens, all by default."""
         self.stats.written += 1
-        return await self._write(chunk, list(self.tokens))
+        return await self._write(chunk, self.tokens[:start])
 
     async def _query(self) -> Any:
         return await self._ask(self._retriever.query, self._query_text(self.tokens))

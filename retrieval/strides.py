@@ -19,8 +19,8 @@ class SpeculationOptions:
     """How the speculative loop runs; nothing here changes the tokens.
 
     Attributes:
-        stride: guesses in a window; None lets OS³ choose.
-        longest: most guesses in a window that OS³ may choose.
+        stride: strides that one search decides about, all but the last of them guessed; None lets OS³ choose.
+        longest: most of these that OS³ may choose.
         prefetch: chunks that each search puts into the cache. The sequential loop searches as deep: an approximate
             index may answer otherwise at another depth.
         overlap: go on writing while a window is verified; the paper goes on by one stride, here it is as many as fit.
@@ -44,6 +44,10 @@ def expected_rate(stride: int, a: float, b: float, gamma: float, overlap: bool) 
     """Strides verified per unit of time in windows of ``stride`` guesses (section 4, with and without overlap).
 
     a: one guess, query and writing; b: one verification; gamma: the probability that a guess is right.
+
+    The paper leaves out that the stride of a wrong guess is written again. Where the last stride of a window is not
+    guessed but written once its search is done (``speculation.py``), nothing is left out: behind every verification
+    one stride is written, that one or a wrong one again.
     """
     strides = sum(gamma**i for i in range(stride))  # (1 − γ^s) / (1 − γ), and its limit at γ = 1
     whole = stride * a + b
@@ -56,16 +60,6 @@ def expected_rate(stride: int, a: float, b: float, gamma: float, overlap: bool) 
 def best_stride(a: float, b: float, gamma: float, overlap: bool, longest: int, each: float = 0.0) -> int:
     """The window with the highest expected rate, the shortest of equals. each: what b grows by with every guess."""
     return max(range(1, longest + 1), key=lambda s: (expected_rate(s, a, b + each * s, gamma, overlap), -s))
-
-
-def speculation_pays(stride: int, a: float, b: float, gamma: float, overlap: bool) -> bool:
-    """Whether windows of ``stride`` guesses are faster than asking first.
-
-    The objective of the paper leaves out that a wrong guess is written a second time; here it counts.
-    """
-    rate = expected_rate(stride, a, b, gamma, overlap)
-    strides = sum(gamma**i for i in range(stride))
-    return strides / (strides / rate + (1 - gamma**stride) * a) > 1 / (a + b) if a > 0 and rate > 0 else True
 
 
 class Line:
@@ -99,12 +93,15 @@ class Experience:
 
     TRUSTED = 32
     """guesses of earlier answers that count as much as a new answer's own"""
+    NEIGHBOURS = 24
+    """outcomes from which the chance of a guess is read"""
 
     def __init__(self) -> None:
         self.informed = False
         """whether guesses have been timed"""
         self._guesses, self._searches = Line(), Line()
         self._right = self._wrong = 0.0
+        self._outcomes: deque[tuple[float, bool]] = deque(maxlen=256)
 
     def guessed(self, count: int, seconds: float) -> None:
         """So many guesses, one after the other, took so long together."""
@@ -119,6 +116,19 @@ class Experience:
         """A window of ``guessed`` guesses, of which the first ``matched`` were right."""
         self._right = 0.95 * self._right + matched
         self._wrong = 0.95 * self._wrong + (matched < guessed)
+
+    def turned_out(self, likeness: float, right: bool) -> None:
+        """How a guess did whose query was so like the one that was searched for last."""
+        self._outcomes.append((likeness, right))
+
+    def chance(self, likeness: float, prior: tuple[float, float]) -> float:
+        """The probability that a guess is right, by the latest ``NEIGHBOURS`` whose queries were about as like.
+
+        The more a query has drifted from the one whose chunks are at hand, the more often its best chunk is another.
+        """
+        latest = reversed(self._outcomes)
+        near = sorted(latest, key=lambda outcome: abs(outcome[0] - likeness))[: self.NEIGHBOURS]
+        return (prior[0] + sum(right for _, right in near)) / (sum(prior) + len(near))
 
     @property
     def guesses(self) -> tuple[float, float]:
@@ -161,7 +171,8 @@ class StrideScheduler:
     γ is ΣM / (ΣM + Σ1[M < s]) over the last windows, M the right guesses of a window. Where the published scheduler
     caps it at 0.6 and begins each text with s = 1, this one adds to what it has seen of a text what earlier ones have
     shown, and ``prior``. Where the published one takes the latest guess for a, and the latest verification for b
-    whatever s was, this one draws lines through those it has seen (``Experience.costs``).
+    whatever s was, this one draws lines through those it has seen (``Experience.costs``). And where the published one
+    takes every guess to be as good as the next, ``pays`` tells them apart by how far the query has drifted.
     """
 
     PRIOR = (1.0, 0.25)
@@ -175,6 +186,10 @@ class StrideScheduler:
         self._earlier = self._experience.guesses
         self._prior = prior
         self._windows: deque[tuple[int, int]] = deque(maxlen=WINDOWS)
+        self._made = 0
+        self._sure = 1.0
+        """the chance that all guesses of this window are right"""
+        self._rate = 0.0
         self.a = 0.0
         """seconds of one guess, lately; of one stride before the first guess"""
         self.b = 0.0
@@ -198,14 +213,35 @@ class StrideScheduler:
         """Whether a guess has been timed, or the stride is given."""
         return self._options.stride is not None or self._experience.informed
 
-    def next(self) -> int:
-        """Guesses of the next window; 0 to search first, and only judge the guess."""
+    def open(self) -> None:
+        """A window begins."""
+        self._made, self._sure = 0, 1.0
+        a, b, each = self._costs
+        best = self.best()
+        self._rate = expected_rate(best, a, b + each * best, self.expected, self._options.overlap)
+
+    def pays(self, likeness: float) -> bool:
+        """Whether to guess at the window's next stride; else it is time to search for it, and for those guessed.
+
+        A further guess adds to the window the chance that it and all before it are right, and the time of a guess. It
+        pays while that is more a second than OS³'s best window brings. With the same chance for every guess this makes
+        just that window.
+        """
         options = self._options
         if options.stride is not None:
-            return options.stride
-        stride = self.best() if self._windows or self.informed else 1
-        a, b, each = self._costs
-        return stride if speculation_pays(stride, a, b + each * stride, self.expected, options.overlap) else 0
+            return self._made < options.stride - 1
+        a, _, each = self._costs
+        sure = self._sure * self._experience.chance(likeness, self._prior)
+        return self._made < options.longest - 1 and sure >= self._rate * (a + each)
+
+    def made(self, likeness: float) -> None:
+        """A guess was made in this window."""
+        self._made += 1
+        self._sure *= self._experience.chance(likeness, self._prior)
+
+    def turned_out(self, likeness: float, right: bool) -> None:
+        """See ``Experience.turned_out``."""
+        self._experience.turned_out(likeness, right)
 
     def best(self) -> int:
         """The stride that OS³ takes for the best, at least 1."""

@@ -41,7 +41,7 @@ class IterativeOptions:
     Attributes:
         speculate: guess what the search will find and verify later (RaLMSpec); the answer is the same.
         k: tokens between searches.
-        stride: guesses to one verification; None chooses by OS³.
+        stride: strides of k tokens to one search, all but the last of them guessed; None chooses by OS³.
         query_tokens: the last tokens of question and answer that a search is asked with.
         retriever: hybrid, dense or sparse.
         prefetch: passages that each search brings into the cache of guesses.

@@ -34,7 +34,7 @@ class Iterative(BaseModel):
     )
     k: int = Field(default=4, ge=1, le=1024, description="Tokens between searches.")
     stride: int | None = Field(
-        default=None, ge=1, le=64, description="Guesses to one verification; null: as pays best."
+        default=None, ge=1, le=64, description="Strides of k tokens to one search, the last not guessed; null: as pays."
     )
     query_tokens: int = Field(default=32, ge=1, le=8192, description="Last tokens that a search is asked with.")
     retriever: Literal["hybrid", "dense", "sparse"] = "hybrid"

@@ -12,6 +12,7 @@ import pytest
 from retrieval import gpu_clone
 from retrieval.dense import DenseIndex
 from retrieval.errors import InvalidRequest
+from retrieval.retrievers import DenseRetriever
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,9 @@ def test_searches_of_everything_go_to_the_copy(monkeypatch: pytest.MonkeyPatch, 
     np.testing.assert_array_equal(index.search(vectors[:5], 500)[:, 400:], -1)
     np.testing.assert_array_equal(index.search(vectors[:5], 4, ids[:20]), some)
     assert len(copied) == 1
+    with monkeypatch.context() as without:
+        without.setattr(DenseIndex, "scores", None)  # nor does a batch over everything scan the vectors here
+        DenseRetriever(index, np.stack).search(list(vectors[:5]), 4)
 
 
 def test_a_build_for_cpus_is_refused_by_name() -> None:

@@ -28,7 +28,6 @@ from retrieval.strides import (
     StrideScheduler,
     best_stride,
     expected_rate,
-    speculation_pays,
 )
 
 DIM, CHUNKS, WORDS, K = 16, 300, 60, 4
@@ -138,6 +137,17 @@ def test_a_cache_ranks_as_the_retriever_does(retriever: Retriever, seed: int, co
         assert retriever.score(query, cached[:1])[0] == scores[0]
 
 
+def test_a_batch_finds_in_a_crowd_what_single_queries_find() -> None:
+    """Chunks that are nearer to one another than what a product in bfloat16 rounds away."""
+    rng = np.random.default_rng(0)
+    crowd = (WORD_VECTORS[0] + 0.02 * rng.standard_normal((2000, DIM))).astype(np.float32)
+    crowd /= np.linalg.norm(crowd, axis=1, keepdims=True)
+    retriever = DenseRetriever(DenseIndex.build(np.arange(2000), crowd, "IDMap2,Flat"), encode)
+    queries = [retriever.query(f"0 {word}") for word in range(8)]
+    for query, ids in zip(queries, retriever.search(queries, 10), strict=True):
+        assert ids.tolist() == retriever.search([query], 10)[0].tolist()
+
+
 def test_wrong_guesses_are_written_again() -> None:
     """The corpus is such that the cache is wrong at times; without that the property above would say little."""
     loops = [
@@ -147,6 +157,44 @@ def test_wrong_guesses_are_written_again() -> None:
     assert any(loop.stats.accepted < loop.stats.guesses for loop in loops)
     assert any(loop.stats.accepted > 0 for loop in loops)
     assert all(loop.stats.written > loop.stats.strides for loop in loops if loop.stats.accepted < loop.stats.guesses)
+
+
+def test_every_window_ends_with_a_stride_that_is_not_guessed() -> None:
+    """Three strides to a search where all guesses are right, two of them guessed; with one, nothing is."""
+    everything = SpeculationOptions(stride=3, prefetch=CHUNKS)
+    loop = asyncio.run(written(RETRIEVERS["flat"](), Text(3, 13 * K, ends=False), everything, True))
+    assert (loop.stats.strides, loop.stats.written, loop.stats.searches) == (13, 13, 5)
+    assert (loop.stats.guesses, loop.stats.accepted, loop.stats.windows) == (8, 8, [3, 3, 3, 3])
+    loop = asyncio.run(written(RETRIEVERS["flat"](), Text(3, 80), SpeculationOptions(stride=1), True))
+    assert loop.stats.guesses == 0
+    assert loop.stats.written == loop.stats.strides == loop.stats.searches
+
+
+class Deaf(Text):
+    """A text that does not depend on its chunk, but drifts as others do."""
+
+    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
+        return replace(await super().write(0, tokens), chunk=chunk)
+
+
+def test_what_stands_behind_a_wrong_guess_is_kept_where_the_tokens_stay_the_same() -> None:
+    """Each wrong guess is written again and nothing else, and every search decides about its whole window."""
+    loop = asyncio.run(written(RETRIEVERS["flat"](), Deaf(1, 120, ends=False), SpeculationOptions(stride=6), True))
+    plain = asyncio.run(written(RETRIEVERS["flat"](), Deaf(1, 120, ends=False), SpeculationOptions(), False))
+    assert loop.tokens == plain.tokens
+    wrong = loop.stats.guesses - loop.stats.accepted
+    assert wrong > 1
+    assert loop.stats.written == loop.stats.strides + wrong
+    assert loop.stats.strides == 30 == 1 + sum(loop.stats.windows)
+    assert loop.stats.searches == 1 + 5
+
+
+@pytest.mark.parametrize("name", list(RETRIEVERS))
+def test_queries_are_the_more_alike_the_more_they_share(name: str) -> None:
+    retriever = RETRIEVERS[name]()
+    query, near, far = (retriever.query(text) for text in ("1 2 3 4 5 6", "2 3 4 5 6 7", "31 32 33 34 35 36"))
+    assert retriever.likeness(query, query) == pytest.approx(1, abs=1e-5)
+    assert retriever.likeness(query, near) > retriever.likeness(query, far)
 
 
 @given(
@@ -173,23 +221,66 @@ def scheduler_of(a: float, b: float, overlap: bool = False, experience: Experien
     return scheduler
 
 
+def window(scheduler: StrideScheduler, *likenesses: float) -> int:
+    """How many strides the next window has, whose queries are so like, the last of them for ever."""
+    scheduler.open()
+    size = 1
+    while scheduler.pays(likeness := likenesses[min(size, len(likenesses)) - 1] if likenesses else 1.0):
+        scheduler.made(likeness)
+        size += 1
+    return size
+
+
+def seen(scheduler: StrideScheduler, right: int, wrong: int, likeness: float = 1.0) -> None:
+    """So many guesses, spread evenly, in windows of eight."""
+    for number in range(right + wrong):
+        scheduler.turned_out(likeness, number * wrong // (right + wrong) == (number + 1) * wrong // (right + wrong))
+    for _ in range(5):
+        scheduler.record(round(8 * right / (right + wrong)), 8)
+
+
+@given(
+    a=st.floats(1e-3, 1),
+    b=st.floats(1e-3, 1),
+    each=st.floats(0, 0.1),
+    wrong=st.integers(0, 100),
+    overlap=st.booleans(),
+)
+def test_guesses_that_are_equally_good_make_the_window_of_os3(
+    a: float, b: float, each: float, wrong: int, overlap: bool
+) -> None:
+    """Or one that brings as much; where searches overlap with writing, one that brings almost as much."""
+    prior = (101.0 - wrong, float(wrong))  # and no outcome: all chances are equal
+    scheduler = StrideScheduler(SpeculationOptions(overlap=overlap), prior=prior)
+    for size in (1, 16):
+        scheduler.searched(size, b + each * size)
+        scheduler.guessed(size, a * size)
+
+    def rate(size: int) -> float:
+        return expected_rate(size, a, b + each * size, prior[0] / sum(prior), overlap)
+
+    assert rate(window(scheduler)) == pytest.approx(rate(scheduler.best()), rel=0.1 if overlap else 1e-6)
+
+
 def test_the_scheduler_follows_what_it_sees() -> None:
-    first = scheduler_of(0.01, 0.02, overlap=True)
-    assert (first.gamma, first.next()) == (None, 1)
     scheduler = scheduler_of(0.01, 0.1)
-    assert scheduler.next() == 0  # one guess and one search, one after the other, gain nothing
-    sizes = []
+    assert scheduler.gamma is None
+    sizes = [window(scheduler)]
     for _ in range(5):
         scheduler.record(matched=4, guessed=4)
-        sizes.append(scheduler.next())
+        for _ in range(4):
+            scheduler.turned_out(1.0, True)
+        sizes.append(window(scheduler))
     assert scheduler.gamma == 1
     assert sizes == sorted(sizes)  # all right: ever longer
-    assert sizes[0] > 2
+    assert sizes[0] < 8
     assert sizes[-1] == 16
     for _ in range(5):
         scheduler.record(matched=0, guessed=4)
+        for _ in range(6):
+            scheduler.turned_out(1.0, False)
     assert scheduler.gamma == 0
-    assert scheduler.next() <= 1
+    assert window(scheduler) == 1
     scheduler.record(matched=3, guessed=4)
     assert scheduler.gamma == pytest.approx(3 / 8)
 
@@ -197,26 +288,34 @@ def test_the_scheduler_follows_what_it_sees() -> None:
 def test_a_cheap_search_comes_first() -> None:
     """Guessing well in nine of ten cases does not repay a search that takes a hundredth of the writing."""
     scheduler = scheduler_of(0.1, 0.001)
-    assert scheduler.next() == 0
-    for matched in (9, 1, 0, 5, 3):
-        scheduler.record(matched, matched + 1)
-    assert scheduler.next() == 0
+    assert window(scheduler) == 1
+    seen(scheduler, 90, 10)
+    assert window(scheduler) == 1
+
+
+def test_a_query_that_has_drifted_is_searched_for_and_no_other() -> None:
+    """Guesses on queries near the last are right, those on far ones wrong: on the average nothing would be guessed."""
+    scheduler = scheduler_of(0.05, 0.02)
+    for _ in range(40):
+        scheduler.turned_out(0.9, True)
+        scheduler.turned_out(0.3, False)
+    seen(scheduler, 0, 8, likeness=0.3)
+    assert window(scheduler, 0.9, 0.9, 0.9, 0.3) == 4
+    assert window(scheduler, 0.3) == 1
+    mixed = scheduler_of(0.05, 0.02)
+    seen(mixed, 40, 40)
+    assert window(mixed, 0.9) == 1
 
 
 def test_a_new_text_begins_with_what_earlier_ones_have_shown() -> None:
-    """A long window where guesses were right, none where they were wrong; without any, one guess."""
+    """A long window where guesses were right, none where they were wrong."""
     good, bad = Experience(), Experience()
-    for experience, matched in ((good, 8), (bad, 0)):
+    for experience, right in ((good, 80), (bad, 0)):
         earlier = scheduler_of(0.01, 0.1, experience=experience)
-        for _ in range(10):
-            earlier.guessed(1, 0.01)
-            earlier.record(matched, 8)
-    assert scheduler_of(0.5, 0.1, experience=good).next() == 16  # its own first stride, a prefill, says little
-    assert scheduler_of(0.5, 0.1, experience=bad).next() == 0
-    own = scheduler_of(0.01, 0.1, experience=good)
-    for _ in range(5):
-        own.record(0, 8)
-    assert own.next() < 16
+        earlier.guessed(1, 0.01)
+        seen(earlier, right, 80 - right)
+    assert window(scheduler_of(0.5, 0.1, experience=good)) == 16  # its own first stride, a prefill, says little
+    assert window(scheduler_of(0.5, 0.1, experience=bad)) == 1
     assert sum(good.guesses) <= Experience.TRUSTED
 
 
@@ -234,15 +333,14 @@ def test_the_cost_of_a_search_is_a_line_through_what_was_seen(fixed: float, each
 
 
 def test_a_search_that_grows_with_its_batch_takes_shorter_windows() -> None:
-    def window(each: float) -> int:
+    def size(each: float) -> int:
         scheduler = scheduler_of(0.01, 0.1)
         scheduler.guessed(1, 0.01)
         scheduler.searched(8, 0.1 + 7 * each)
-        for _ in range(5):
-            scheduler.record(7, 8)
-        return scheduler.next()
+        seen(scheduler, 70, 10)
+        return window(scheduler)
 
-    assert 0 < window(0.05) < window(0.0)
+    assert 1 < size(0.03) < size(0.0)
 
 
 def test_experiences_are_kept_apart_and_bounded() -> None:
@@ -253,11 +351,6 @@ def test_experiences_are_kept_apart_and_bounded() -> None:
     for number in range(Experiences.REMEMBERED):
         experiences.of(number)
     assert experiences.of("a") is not first
-
-
-def test_speculation_pays_where_verifying_costs_more_than_writing_twice() -> None:
-    assert speculation_pays(8, a=0.01, b=0.1, gamma=0.9, overlap=False)
-    assert not speculation_pays(1, a=0.1, b=0.001, gamma=0.5, overlap=False)
 
 
 class Slow:
@@ -281,6 +374,9 @@ class Slow:
     def score(self, query: Any, ids: np.ndarray) -> np.ndarray:
         return self.inner.score(query, ids)
 
+    def likeness(self, query: Any, other: Any) -> float:
+        return self.inner.likeness(query, other)
+
 
 class SlowText(Text):
     """Writes one word for ever, so that every guess is right, and takes its time."""
@@ -297,7 +393,7 @@ def test_verification_overlaps_with_writing() -> None:
         options = SpeculationOptions(stride=1, overlap=overlap)
         began = time.perf_counter()
         loop = asyncio.run(written(Slow(search_s=0.02), SlowText(0, 13 * K), options, True))
-        assert loop.stats.accepted >= 10
+        assert loop.stats.strides == 13
         return time.perf_counter() - began
 
     assert min(seconds(True) for _ in range(3)) < 0.75 * min(seconds(False) for _ in range(3))
