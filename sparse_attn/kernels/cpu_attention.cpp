@@ -54,6 +54,9 @@ struct Task {
   float* partial;
 };
 
+constexpr size_t LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
+struct alignas(64) Line { float floats[LINE]; };
+
 // Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
 struct State {
   float *m, *l, *o;
@@ -168,16 +171,19 @@ class Worker {
   }
 
   void allocate() {
-    static thread_local std::vector<float> memory;
-    const size_t need = size_t(rows) * (c.dim + width + 2 + 1 + LANES + width) + size_t(c.dim + MAX_ROWS) * TILE +
-                        size_t(TILE) * width * 3;
+    static thread_local std::vector<Line> memory;
+    size_t need = 0;
+    const auto lines = [](size_t n) { return (n + LINE - 1) / LINE; };
+    for (size_t n : {size_t(c.dim) * TILE, 3 * size_t(TILE) * width, size_t(MAX_ROWS) * TILE, size_t(rows) * width,
+                     size_t(rows) * LANES, size_t(rows) * c.dim, size_t(rows) * (width + 2), size_t(rows)})
+      need += lines(n);
     if (memory.size() < need) memory.resize(need);
-    float* at = memory.data();
-    auto take = [&](size_t n) { float* p = at; at += n; return p; };
+    Line* at = memory.data();
+    auto take = [&](size_t n) { float* p = at->floats; at += lines(n); return p; };
     columns = take(size_t(c.dim) * TILE);
-    copies = take(size_t(TILE) * width);
-    k_wide = take(size_t(TILE) * width);
-    v_wide = take(size_t(TILE) * width);
+    copies = take(3 * size_t(TILE) * width);
+    k_wide = copies + size_t(TILE) * width;
+    v_wide = k_wide + size_t(TILE) * width;
     scores = take(MAX_ROWS * TILE);
     state.width = width;
     state.o = take(size_t(rows) * width);
