@@ -175,7 +175,7 @@ class StrideScheduler:
     takes every guess to be as good as the next, ``pays`` tells them apart by how far the query has drifted.
     """
 
-    PRIOR = (1.0, 0.25)
+    PRIOR = (1.0, 0.5)
     """right and wrong guesses before any are seen, which matters while few are"""
 
     def __init__(

@@ -43,6 +43,16 @@ def test_a_row_tells_medians_and_the_ceiling() -> None:
     assert row.different == ["os3: another"]
 
 
+def test_the_fastest_of_the_rounds_counts_and_the_tokens_of_all() -> None:
+    row = Row("embedded", "exact", 16, 64, rounds=2)
+    first = {"sequential": record(2, [1]), "os3": record(1, [1])}
+    row.add("slow at first", first, {"sequential": record(1.5, [1]), "os3": record(3, [1])})
+    assert row.seconds == {"sequential": [1.5], "os3": [1]}
+    assert not row.different
+    row.add("wrong once", first, {"sequential": record(2, [1]), "os3": record(3, [2])})
+    assert row.different == ["os3: wrong once"]
+
+
 def test_the_sequential_way_is_the_only_one_that_does_not_guess() -> None:
     assert [way.speculate for way in ways(16, sweep=True)] == [False] + [True] * 7
     assert [way.name for way in ways(16, sweep=False)] == ["sequential", "os3"]
