@@ -14,7 +14,7 @@ from drafters.verify import Verdict
 _FUTILE = 0.08  # accepted tokens a step below which guessing rests
 _TRIES = 1.5  # a request starts with at least so many times that, hence with a try or two
 _COPYING = 4.0  # copied tokens promised by a tree above which the target's successors are left alone …
-_KEPT = 0.8  # … where more than this share of the copies was right lately
+_KEPT = 0.5  # … where more than this share of such promises was kept lately
 _SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means, of tokens and of that share
 _TRAFFIC = 0.1  # the same for the running means over all requests
 _REST = 16  # of a resting drafter's steps, one is tried
@@ -25,7 +25,7 @@ class Habits:
     """What guessing brought lately, over all requests of an engine; a new request starts from it.
 
     accepted  tokens a step
-    kept      the share that was accepted of nodes from elsewhere than the target's successors
+    kept      of what trees promised that copied much, the share that was accepted
     """
 
     accepted: float = 1.0
@@ -36,8 +36,8 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, until a try succeeds; where copies promise much, and were
-    nearly all right so far, only the successors are.
+    been accepted for a while it is spared in most steps, until a try succeeds; where copies promise much, and such promises
+    were kept, only the successors are.
     """
 
     name = "auto"
@@ -70,8 +70,9 @@ class Auto(Goodput):
         accepted = len(verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
         self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
-        copied = {node for node, source in enumerate(tree.sources) if source not in self._learners}
-        if copied:
-            kept = len(copied.intersection(verdict.path)) / len(copied)
+        copied = [node for node, source in enumerate(tree.sources) if source not in self._learners]
+        promised = tree.scores[copied].sum()
+        if promised > _COPYING:
+            kept = min(1.0, len(set(verdict.path).intersection(copied)) / promised)
             self._kept += _FAST * (kept - self._kept)
             self._habits.kept += _TRAFFIC * (kept - self._habits.kept)

@@ -94,7 +94,7 @@ def test_auto_spares_the_successors_while_copying_keeps_what_it_promises():
     assert one_step(auto, "copier") == {"copier"}
     assert auto.needs_topk == 0
     one_step(auto, "nobody")
-    for _ in range(5):
+    for _ in range(8):
         assert one_step(auto, "learner") == {"copier", "learner"}
         assert auto.needs_topk == 8
     assert one_step(an_auto(habits), "learner") == {"copier", "learner"}, "requests start from what was before them"
