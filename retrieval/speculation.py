@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -62,14 +63,20 @@ Write = Callable[[int, Sequence[int]], Awaitable[Stride]]
 
 
 class RetrievalCache:
-    """The chunks that this answer's searches have brought, ranked as the retriever ranks them."""
+    """The chunks that this answer's latest searches have brought, ranked as the retriever ranks them."""
+
+    KEPT = 4
+    """searches: what older ones brought is hardly ever the best again, and ranking it takes time before every stride"""
 
     def __init__(self, retriever: Retriever) -> None:
         self._retriever = retriever
+        self._found: deque[np.ndarray] = deque(maxlen=self.KEPT)
         self._ids = np.empty(0, dtype=np.int64)
 
     def insert(self, ids: np.ndarray) -> None:
-        self._ids = np.union1d(self._ids, ids)
+        """What a search brought for one query."""
+        self._found.append(ids)
+        self._ids = np.unique(np.concatenate(self._found))
 
     def best(self, query: Any) -> int | None:
         """The cached chunk that ``search`` would rank first among them; None where it would return none."""
@@ -160,8 +167,7 @@ class IterativeRetrieval:
         query = await self._query()
         self.scheduler.a = time.perf_counter() - self._began
         found = await self._search([query])
-        self._searched = query
-        self._chunk = _first(found[0], self._chunk)
+        self._learn(query, found[0])
         return found[0]
 
     async def sequential(self) -> AsyncGenerator[Stride, None]:
@@ -234,14 +240,14 @@ class IterativeRetrieval:
         verifying = asyncio.create_task(self._search([one.query for one in asked]))
         beside = asyncio.create_task(self._write_ahead(verifying, last))
         try:
-            chunks = self._chunks(await verifying)
-            matched = self._judge(asked, chunks)
+            found = await verifying
+            matched = self._judge(asked, found)
             self.stats.windows.append(len(asked))
             ahead = await beside if matched == len(asked) else []
         finally:
             await _drop(verifying)
             await _drop(beside)
-        verified = await self._settled([*window, *ahead[:1]], asked, chunks)
+        verified = await self._settled([*window, *ahead[:1]], asked, found)
         return verified, ahead[1:]
 
     async def _guesses(self, ahead: list[_Guess]) -> tuple[list[_Guess], _Asked | None]:
@@ -269,17 +275,11 @@ class IterativeRetrieval:
             asked = None if done else await self._ask_cache()
         return ahead
 
-    def _chunks(self, found: Sequence[np.ndarray]) -> list[int]:
-        """The true chunk of each query: what was found, or the chunk before where nothing was."""
-        chunks = [self._chunk]
-        for ids in found:
-            chunks.append(_first(ids, chunks[-1]))
-        return chunks[1:]
-
-    def _judge(self, asked: Sequence[_Asked], chunks: Sequence[int]) -> int:
+    def _judge(self, asked: Sequence[_Asked], found: Sequence[np.ndarray]) -> int:
         """How many leading answers of the cache were right."""
-        matched = 0
-        for one, chunk in zip(asked, chunks, strict=True):
+        matched, chunk = 0, self._chunk
+        for one, ids in zip(asked, found, strict=True):
+            chunk = _first(ids, chunk)
             self.scheduler.turned_out(one.likeness, one.chunk == chunk)
             if one.chunk != chunk:
                 break
@@ -287,23 +287,31 @@ class IterativeRetrieval:
         self.scheduler.record(matched, len(asked))
         return matched
 
-    async def _settled(self, guesses: Sequence[_Guess], asked: Sequence[_Asked], chunks: Sequence[int]) -> list[Stride]:
+    async def _settled(
+        self, guesses: Sequence[_Guess], asked: Sequence[_Asked], found: Sequence[np.ndarray]
+    ) -> list[Stride]:
         """The strides that are certain now; ``tokens`` ends with them, unless all guesses were right."""
         verified: list[Stride] = []
-        for number, (one, chunk) in enumerate(zip(asked, chunks, strict=True)):
-            self._chunk, self._searched = chunk, one.query
+        for number, (one, ids) in enumerate(zip(asked, found, strict=True)):
+            self._learn(one.query, ids)
             guess = guesses[number].stride if number < len(guesses) else None
             self.stats.guesses += guess is not None
-            if guess is not None and guess.chunk == chunk:
+            if guess is not None and guess.chunk == self._chunk:
                 self.stats.accepted += 1
                 verified.append(guess)
                 continue
-            stride = await self._written(chunk, one.start)
+            stride = await self._written(self._chunk, one.start)
             verified.append(stride)
             if guess is None or (stride.tokens, stride.finish) != (guess.tokens, guess.finish):
                 self.tokens[one.start :] = stride.tokens
                 break
         return verified
+
+    def _learn(self, query: Any, ids: np.ndarray) -> None:
+        """A query of the verified text has found these chunks."""
+        self._searched = query
+        self._chunk = _first(ids, self._chunk)
+        self._cache.insert(ids)
 
     async def _ask_cache(self) -> _Asked:
         """The query of the next stride, and the chunk that the cache ranks first for it."""
@@ -338,7 +346,7 @@ class IterativeRetrieval:
         return await self._ask(self._retriever.query, self._query_text(self.tokens))
 
     async def _search(self, queries: list[Any]) -> list[np.ndarray]:
-        """Batched; what is found goes into the cache."""
+        """Batched."""
         began = time.perf_counter()
         found = await self._ask(self._retriever.search, queries, self.options.prefetch)
         seconds = time.perf_counter() - began
@@ -348,7 +356,6 @@ class IterativeRetrieval:
         if len(queries) == 1:
             self.stats.single_search_s = seconds
         self.scheduler.searched(len(queries), seconds)
-        self._cache.insert(np.concatenate(found))
         return found
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:

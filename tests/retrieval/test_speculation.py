@@ -20,7 +20,7 @@ from retrieval.errors import InvalidRequest, RetrieverFailed
 from retrieval.library import Library
 from retrieval.retrievers import DenseRetriever, SnapshotRetriever, SparseRetriever
 from retrieval.sparse import SparseIndex
-from retrieval.speculation import IterativeRetrieval, Retriever, Stride
+from retrieval.speculation import IterativeRetrieval, RetrievalCache, Retriever, Stride
 from retrieval.strides import (
     Experience,
     Experiences,
@@ -135,6 +135,19 @@ def test_a_cache_ranks_as_the_retriever_does(retriever: Retriever, seed: int, co
         scores = retriever.score(query, cached)
         assert cached[np.lexsort((cached, -scores))][0] == ids[0]
         assert retriever.score(query, cached[:1])[0] == scores[0]
+
+
+def test_a_cache_forgets_what_old_searches_brought() -> None:
+    retriever = RETRIEVERS["flat"]()
+    query = retriever.query("1 2 3")
+    best, *others = retriever.search([query], RetrievalCache.KEPT + 1)[0]
+    cache = RetrievalCache(retriever)
+    assert cache.best(query) is None
+    cache.insert(np.array([best]))
+    for other in others:
+        assert cache.best(query) == best
+        cache.insert(np.array([other]))
+    assert cache.best(query) == others[0]
 
 
 def test_a_batch_finds_in_a_crowd_what_single_queries_find() -> None:
