@@ -36,8 +36,8 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, until a try succeeds; where copies promise much, and such promises
-    were kept, only the successors are.
+    been accepted for a while it is spared in most steps, until a try succeeds; where copies promise much, and such
+    promises were kept, only the successors are.
     """
 
     name = "auto"
