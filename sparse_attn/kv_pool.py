@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_attn import huge_pages
 from sparse_attn.head_layout import HeadLayout, Heads
+from sparse_attn.kernels import select_kernels
 from sparse_attn.pages import LOGICAL_PAGE, PageStats
 from sparse_attn.quant import SCALE, dequantize, quantize
 
@@ -87,6 +88,9 @@ class GroupPages:
             from sparse_attn.kernels.triton_write import write_rows
 
             write_rows(k, v, targets[0], targets[1], slots, [*new_scales, *held_scales])
+        elif put := select_kernels(k.device, rows.k.dtype).write_rows:
+            for target, source in zip(targets, sources, strict=True):
+                put(source if every else source[:, own], target, slots)
         else:
             at = (slots // page_size, slice(None), slots % page_size)
             for target, source in zip(targets, sources, strict=True):

@@ -124,12 +124,13 @@ class ModelRunner:
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _forward(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
+        every = len(wanted) == len(token_ids)  # which the model knows as 0, and copies no hidden states for
         out = self.model(
             input_ids=token_ids[None],
             position_ids=batch.positions[None],
             use_cache=False,
             attn=batch,
-            logits_to_keep=on_device(wanted, torch.int64, self.pool.device),
+            logits_to_keep=0 if every else on_device(wanted, torch.int64, self.pool.device),
         )
         return out.logits[0]
 

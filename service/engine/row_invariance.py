@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparse_attn.kernels import select_kernels
+from sparse_attn.kernels import cpu, select_kernels
 
 logger = structlog.get_logger(__name__)
 
@@ -60,8 +60,6 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _forward(layer: nn.Linear, max_rows: int | None, x: Tensor) -> Tensor:
-    from sparse_attn.kernels import cpu
-
     rows = x.numel() // x.shape[-1]
     if x.requires_grad or x.dtype != torch.float32 or (max_rows is not None and rows > max_rows):
         return functional.linear(x, layer.weight, layer.bias)

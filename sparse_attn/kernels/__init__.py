@@ -31,6 +31,8 @@ class Kernels:
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
         vertical_slash: what weighs blocks in place of `sparse_attn.score.vertical_slash`'s torch, given how many last
             rows stand for all; it answers None for keys that it does not read. None for nothing.
+        write_rows: what puts rows [T, H, …] into slots of pages, given (rows, pages, slots), in place of torch's
+            indexing. None for nothing.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Kernels:
     row_invariant: bool = False
     whole: Whole | None = None
     vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None
+    write_rows: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
 
 BACKENDS = ("auto", "own", *WHOLE)
@@ -86,7 +89,7 @@ def _triton_kernels() -> Kernels:
 
 @functools.cache
 def _cpu_kernels() -> Kernels:
-    from sparse_attn.kernels import cpu, cpu_score
+    from sparse_attn.kernels import cpu, cpu_rows, cpu_score
     from sparse_attn.kernels.cpu_build import BuildError, library
 
     try:
@@ -101,4 +104,5 @@ def _cpu_kernels() -> Kernels:
         cpu.ragged_attention,
         row_invariant=True,
         vertical_slash=cpu_score.vertical_slash,
+        write_rows=cpu_rows.write_rows,
     )

@@ -22,7 +22,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("cpu_attention.cpp", "cpu_linear.cpp", "cpu_score.cpp")
+SOURCES = ("cpu_attention.cpp", "cpu_linear.cpp", "cpu_rows.cpp", "cpu_score.cpp")
 HEADERS = ("cpu_simd.h",)
 # No contraction: fused multiply-adds are written out, so that every instantiation rounds alike.
 FLAGS = (

@@ -37,12 +37,6 @@ vec sum_each(const vec* a) {
   return s[0];
 }
 
-vec load_some(const float* p, int count) {
-  float lanes[LANES] = {};
-  std::memcpy(lanes, p, count * sizeof(float));
-  return load(lanes);
-}
-
 // sums[r * LANES + j] += lanes of x[r] · w[j] over `depth`, for ROWS rows of x and COLUMNS rows of w.
 // The sums begin at 0 where `fresh`. FETCH: bring in what lies `ahead` of w meanwhile.
 template <int ROWS, int COLUMNS, bool FETCH>

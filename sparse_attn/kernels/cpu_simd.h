@@ -28,6 +28,11 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
 
 inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+inline vec load_some(const float* p, int64_t count) {  // the lanes beyond `count` are 0
+  float lanes[LANES] = {};
+  std::memcpy(lanes, p, count * sizeof(float));
+  return load(lanes);
+}
 inline vec splat(float x) { return x - vec{}; }
 
 inline vec fma(vec a, vec b, vec c) {

@@ -1,0 +1,61 @@
+// What a forward does row by row on a CPU besides products: RMS norms, and K and V into pages. Each row by itself.
+#include <algorithm>
+
+#include "cpu_simd.h"
+
+using namespace folio;
+
+// Mirrored by `_Norm` in cpu_rows.py.
+struct Norm {
+  const float *x, *weight;  // x [rows, dim], rows x_row floats apart; weight [dim]
+  float* y;                 // [rows, dim], contiguous
+  int64_t x_row, rows, dim;
+  float eps;
+  int32_t threads;
+};
+
+// Mirrored by `_Write` in cpu_rows.py. Strides in bytes.
+struct Write {
+  const char* source;    // [rows, heads, row_bytes]
+  char* pages;           // [num_pages, heads, page_size, row_bytes], each page contiguous
+  const int64_t* slots;  // [rows]; -1 is the last slot of the last page
+  int64_t source_row, source_head, page_stride, num_pages, rows, heads, page_size, row_bytes;
+};
+
+namespace {
+
+constexpr int64_t THREAD_FLOATS = 1 << 16;  // least work for one more thread
+
+void norm_row(const Norm& c, int64_t row) {
+  const float* x = c.x + row * c.x_row;
+  float* y = c.y + row * c.dim;
+  vec squares{};
+  int64_t d = 0;
+  for (; d + LANES <= c.dim; d += LANES) squares = fma(load(x + d), load(x + d), squares);
+  if (d < c.dim) {
+    const vec rest = load_some(x + d, c.dim - d);
+    squares = fma(rest, rest, squares);
+  }
+  const float scale = 1.0f / std::sqrt(sum_lanes(squares) / float(c.dim) + c.eps);
+  for (d = 0; d < c.dim; ++d) y[d] = c.weight[d] * (x[d] * scale);
+}
+
+}  // namespace
+
+extern "C" void folio_rms_norm(const Norm* call) {
+  const Norm& c = *call;
+  const int threads = int(std::clamp<int64_t>(c.rows * c.dim / THREAD_FLOATS, 1, c.threads));
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t row = 0; row < c.rows; ++row) norm_row(c, row);
+}
+
+extern "C" void folio_write(const Write* call) {
+  const Write& c = *call;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const int64_t slot = c.slots[row] >= 0 ? c.slots[row] : c.num_pages * c.page_size - 1;
+    char* at = c.pages + slot / c.page_size * c.page_stride + slot % c.page_size * c.row_bytes;
+    for (int64_t head = 0; head < c.heads; ++head)
+      std::memcpy(at + head * c.page_size * c.row_bytes, c.source + row * c.source_row + head * c.source_head,
+                  c.row_bytes);
+  }
+}
