@@ -8,7 +8,7 @@ on that row alone, which lets one call serve a ragged batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -43,6 +43,28 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+Column = np.ndarray | Tensor
+"""One value a row, [N]."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How each row of a call samples, on the host: float64 and int64 [N]."""
+
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+    seeds: np.ndarray
+    positions: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Columns:
+        """Those of some rows, given by a mask."""
+        return Columns(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(getattr(self, field.name)).to(device) for field in fields(self))
 
 
 def warp(
@@ -102,36 +124,35 @@ def uniform(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
 
 def choose(
     logits: Tensor,
-    temperature: float | Tensor,
-    top_k: int | Tensor,
-    top_p: float | Tensor,
-    seeds: Tensor,
-    positions: Tensor,
+    temperature: float | Column,
+    top_k: int | Column,
+    top_p: float | Column,
+    seeds: Column,
+    positions: Column,
 ) -> Tensor:
     """The target's token after each row: int64 [N] = argmax(log p + g), greedy rows argmax of the raw logits.
 
     logits [N, V]; the parameters are scalars or [N]; seeds and positions int64 [N], a position being that of
     the token chosen. Ties go to the lowest id.
     """
-    temperature = _per_row(temperature, len(logits), torch.float64, logits.device)
-    top_k = _per_row(top_k, len(logits), torch.int64, logits.device)
-    top_p = _per_row(top_p, len(logits), torch.float64, logits.device)
-    cut = ((top_k > 0) & (top_k < logits.shape[-1])) | (top_p < 1)
-    is_sampled = temperature != 0
-    if is_sampled.all() and not cut.any():  # by far the commonest
-        return _pick_from_all(logits, temperature, top_k, top_p, seeds, positions)
+    rows, vocab = logits.shape
+    # NumPy's operations on so few values take a fifth of torch's time
+    columns = Columns(
+        _host(temperature, rows, np.float64),
+        _host(top_k, rows, np.int64),
+        _host(top_p, rows, np.float64),
+        _host(seeds, rows, np.int64),
+        _host(positions, rows, np.int64),
+    )
+    sampled = columns.temperature != 0
+    cut = ((columns.top_k > 0) & (columns.top_k < vocab)) | (columns.top_p < 1)
+    if sampled.all() and not cut.any():  # by far the commonest
+        return _pick_from_all(logits, columns)
     chosen = largest(logits)
-    sampled = is_sampled.nonzero().flatten()
-    if not len(sampled):
-        return chosen
-    temperature, top_k, top_p, cut = temperature[sampled], top_k[sampled], top_p[sampled], cut[sampled]
-    logits, seeds, positions = _rows(logits, sampled), seeds[sampled], positions[sampled]
-    picked = torch.empty(len(sampled), dtype=torch.int64, device=logits.device)
-    for rows, pick in ((~cut).nonzero().flatten(), _pick_from_all), (cut.nonzero().flatten(), _pick_from_head):
-        if len(rows):
-            parameters = temperature[rows], top_k[rows], top_p[rows]
-            picked[rows] = pick(_rows(logits, rows), *parameters, seeds[rows], positions[rows])
-    chosen[sampled] = picked
+    for own, pick in ((sampled & ~cut, _pick_from_all), (sampled & cut, _pick_from_head)):
+        if own.any():
+            at = torch.from_numpy(np.flatnonzero(own)).to(logits.device)
+            chosen[at] = pick(logits[at], columns.of(own))
     return chosen
 
 
@@ -143,34 +164,25 @@ def largest(logits: Tensor) -> Tensor:
     return torch.argmax(logits, dim=-1)
 
 
-def _pick_by_definition(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
-) -> Tensor:
+def _pick_by_definition(logits: Tensor, columns: Columns) -> Tensor:
+    temperature, top_k, top_p, seeds, positions = columns.tensors(logits.device)
     return torch.argmax(perturb(warp(logits, temperature, top_k, top_p), seeds, positions), dim=-1)
 
 
-def _pick_from_all(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
-) -> Tensor:
+def _pick_from_all(logits: Tensor, columns: Columns) -> Tensor:
     """Rows that keep every token. On a CPU noise is drawn only for tokens that it could make the largest."""
     if logits.device.type != "cpu":
-        return _pick_by_definition(logits, temperature, top_k, top_p, seeds, positions)
+        return _pick_by_definition(logits, columns)
     # bfloat16 and float16 have no NumPy type or are slow there; float32 holds them exactly
     exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    picked = largest_perturbed(
-        exact.contiguous().numpy(),
-        temperature.contiguous().numpy(),
-        seeds.contiguous().numpy().view(np.uint64),
-        positions.contiguous().numpy().view(np.uint64),
-    )
-    return torch.from_numpy(picked)
+    seeds, positions = columns.seeds.view(np.uint64), columns.positions.view(np.uint64)
+    return torch.from_numpy(largest_perturbed(exact.contiguous().numpy(), columns.temperature, seeds, positions))
 
 
-def _pick_from_head(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
-) -> Tensor:
+def _pick_from_head(logits: Tensor, columns: Columns) -> Tensor:
     """Rows cut by top-k or top-p: noise for the kept head alone. Rows whose kept set does not end inside the head, or
     ends between equals, go by the definition."""
+    temperature, top_k, top_p, seeds, positions = columns.tensors(logits.device)
     vocab = logits.shape[-1]
     size = min(_HEAD, vocab)
     scaled = logits.to(torch.float64) / temperature[:, None]
@@ -192,11 +204,9 @@ def _pick_from_head(
     scores = values + noise(seeds[:, None], positions[:, None], ids)
     scores = scores.masked_fill(ranks >= kept[:, None], float("-inf"))
     picked = ids.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
-    rest = (~plain).nonzero().flatten()
-    if len(rest):
-        picked[rest] = _pick_by_definition(
-            logits[rest], temperature[rest], top_k[rest], top_p[rest], seeds[rest], positions[rest]
-        )
+    rest = ~plain
+    if rest.any():
+        picked[rest] = _pick_by_definition(logits[rest], columns.of(rest.cpu().numpy()))
     return picked
 
 
@@ -248,9 +258,9 @@ def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch
     return tensor.expand(rows) if tensor.dim() == 0 else tensor
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] for distinct ascending rows, without a copy where that is all of them."""
-    return x if len(rows) == len(x) else x[rows]
+def _host(value: float | Column, rows: int, dtype: type) -> np.ndarray:
+    array = value.cpu().numpy() if isinstance(value, Tensor) else value
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(array, dtype=dtype), (rows,)))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,22 +27,18 @@ def sample(logits: Tensor, keys: RowKeys) -> list[int]:
     """The target's choice after each row; logits [R, V] → R token ids, with one synchronisation of the device."""
     if all(p.temperature == 0 for p in keys.params):
         return largest(logits).tolist()
-    device = logits.device
-
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return to_device(torch.tensor(values, dtype=dtype), device)
-
     columns = (
-        column([p.temperature for p in keys.params], torch.float64),
-        column([p.top_k for p in keys.params], torch.int64),
-        column([p.top_p for p in keys.params], torch.float64),
-        column([p.seed for p in keys.params], torch.int64),
-        column(list(keys.positions), torch.int64),
+        np.array([p.temperature for p in keys.params], dtype=np.float64),
+        np.array([p.top_k for p in keys.params], dtype=np.int64),
+        np.array([p.top_p for p in keys.params], dtype=np.float64),
+        np.array([p.seed for p in keys.params], dtype=np.int64),
+        np.array(keys.positions, dtype=np.int64),
     )
-    if device.type == "cpu":
+    if logits.device.type == "cpu":
         return choose(logits, *columns).tolist()
     any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
-    return sampling_device.choose(logits, *columns, any_cut=any_cut).tolist()
+    moved = [to_device(torch.from_numpy(column), logits.device) for column in columns]
+    return sampling_device.choose(logits, *moved, any_cut=any_cut).tolist()
 
 
 def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
