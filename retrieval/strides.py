@@ -94,7 +94,7 @@ class Experience:
     TRUSTED = 32
     """guesses of earlier answers that count as much as a new answer's own"""
     NEIGHBOURS = 24
-    """outcomes from which the chance of a guess is read"""
+    """outcomes from which the chance of a guess is read, half of all while there are few"""
 
     def __init__(self) -> None:
         self.informed = False
@@ -127,7 +127,8 @@ class Experience:
         The more a query has drifted from the one whose chunks are at hand, the more often its best chunk is another.
         """
         latest = reversed(self._outcomes)
-        near = sorted(latest, key=lambda outcome: abs(outcome[0] - likeness))[: self.NEIGHBOURS]
+        count = min(self.NEIGHBOURS, max(6, len(self._outcomes) // 2))
+        near = sorted(latest, key=lambda outcome: abs(outcome[0] - likeness))[:count]
         return (prior[0] + sum(right for _, right in near)) / (sum(prior) + len(near))
 
     @property
