@@ -126,8 +126,6 @@ class _Asked:
 class _Guess:
     asked: _Asked
     stride: Stride
-    seconds: float
-    """of query and writing"""
 
 
 class IterativeRetrieval:
@@ -259,11 +257,9 @@ class IterativeRetrieval:
         while not (window and window[-1].stride.finish):
             asked = await self._ask_cache()
             if not self.scheduler.pays(asked.likeness):
-                self._time(window)
                 return window, asked
             self.scheduler.made(asked.likeness)
             window.append(await self._guess(asked))
-        self._time(window)
         return window, None
 
     async def _write_ahead(self, verifying: asyncio.Task[Any], asked: _Asked | None) -> list[_Guess]:
@@ -327,11 +323,10 @@ class IterativeRetrieval:
         began = time.perf_counter()
         stride = await self._written(asked.chunk)
         self.tokens += stride.tokens
-        return _Guess(asked, stride, asked.seconds + time.perf_counter() - began)
-
-    def _time(self, window: Sequence[_Guess]) -> None:
-        if window:
-            self.scheduler.guessed(len(window), sum(guess.seconds for guess in window))
+        # one by one: a line through windows would take for a cost of the window that guesses in short ones are slow,
+        # which are short because the query drifts, and slow because the passage then changes
+        self.scheduler.guessed(1, asked.seconds + time.perf_counter() - began)
+        return _Guess(asked, stride)
 
     def _keep(self, stride: Stride) -> None:
         self.tokens += stride.tokens
