@@ -94,7 +94,10 @@ def run(
     for context in contexts:
         if context + max_tokens > engine.max_model_len:
             raise EvalError(f"{model} reads {engine.max_model_len} tokens, {context} were asked for")
-        asked: list[list[int]] = []
+        place: dict[str, Any] = {"context": context, "dtype": dtype}
+        if forwards and not _has(figures["forwards"], place):
+            keep("forwards", place, [tree_forwards(engine, context)])
+    for context in contexts:
         for workload in workloads:
             base: dict[str, Any] = {"workload": workload, "context": context, "dtype": dtype}
             wanted = [
@@ -110,23 +113,24 @@ def run(
             warm, *asked = made.ids
             stops = workload in ANSWERED
             sizes = {"prompts": len(asked), "chosen_from": made.chosen_from, "max_tokens": max_tokens, "rounds": rounds}
-            for place in wanted:
+            for cell_place in wanted:
                 if limit_s is not None and time.perf_counter() - began > limit_s:
                     return figures
                 params = SamplingParams(
                     max_tokens=max_tokens,
-                    temperature=place["temperature"],
+                    temperature=cell_place["temperature"],
                     seed=1,
                     ignore_eos=not stops,
                 )
-                keep("cells", place | sizes, cell(engine, warm, asked, params, drafters, place["batch"], rounds, store))
+                keep(
+                    "cells",
+                    cell_place | sizes,
+                    cell(engine, warm, asked, params, drafters, cell_place["batch"], rounds, store),
+                )
             if with_peer:
                 from eval.bench._drafter_peer import beside_transformers
 
                 keep("peers", base | sizes, [beside_transformers(engine, asked, max_tokens, stops, rounds)])
-        place = {"context": context, "dtype": dtype}
-        if forwards and asked and not _has(figures["forwards"], place):
-            keep("forwards", place, [tree_forwards(engine, asked[0])])
     return figures
 
 
