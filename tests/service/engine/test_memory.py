@@ -30,14 +30,14 @@ def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_pages_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
-    zeros = torch.zeros
+    empty = torch.empty
 
     def full(*shape: Any, **options: Any) -> torch.Tensor:
         if len(shape) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return zeros(*shape, **options)
+        return empty(*shape, **options)
 
-    monkeypatch.setattr(torch, "zeros", full)
+    monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(ModelError, match=r"too little memory: a KV pool of \d+ pages needs .* GiB") as refused:
         make_pool(engine.loaded, EngineConfig(dtype="float64", kv_memory=1 << 24))
     assert "lower kv_memory" in refused.value.detail
