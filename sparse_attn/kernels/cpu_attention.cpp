@@ -567,6 +567,7 @@ extern "C" void folio_attention(const Call* call) {
   const int threads = int(std::clamp<int64_t>(products / THREAD_SCORES, 1, c.threads));
 #pragma omp parallel num_threads(threads)
   {
+    const FlushDenormals flush;
     Worker worker(c);
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < tasks.size(); ++i) worker.run(tasks[i]);

@@ -107,6 +107,7 @@ extern "C" void folio_linear(const Linear* call) {
   const int threads = int(std::clamp<int64_t>(c.rows * c.outer * c.inner / THREAD_PRODUCTS, 1, c.threads));
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int64_t task = 0; task < across * blocks; ++task) {
+    const FlushDenormals flush;
     static thread_local std::vector<vec> sums(BLOCK * LANES);
     const int64_t row0 = task / across * BLOCK, first = task % across * width;
     const int rows = int(std::min<int64_t>(BLOCK, c.rows - row0));
