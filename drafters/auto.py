@@ -61,7 +61,7 @@ class Auto(Goodput):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         self._step += 1
-        trusted = min(self._kept, self._habits.kept) > _KEPT
+        trusted = self._kept > _KEPT
         self._retrieval.enough = _COPYING if trusted else math.inf
         return EMPTY if self._resting else super().propose(state, budget)
 

@@ -110,6 +110,14 @@ def test_auto_keeps_the_successors_where_copies_promise_little():
         assert auto.needs_topk == 8
 
 
+def test_auto_trusts_copies_as_before_where_a_small_promise_was_broken():
+    habits = Habits()
+    small = an_auto(habits, score=0.3)
+    for _ in range(20):
+        one_step(small, "nobody")
+    assert one_step(an_auto(habits), "copier") == {"copier"}
+
+
 def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_a_try():
     habits = Habits()
     first = an_auto(habits)
