@@ -113,7 +113,7 @@ def test_auto_keeps_the_successors_where_copies_promise_little():
 def test_auto_trusts_copies_as_before_where_a_small_promise_was_broken():
     habits = Habits()
     small = an_auto(habits, score=0.3)
-    for _ in range(20):
+    for _ in range(8):
         one_step(small, "nobody")
     assert one_step(an_auto(habits), "copier") == {"copier"}
 
