@@ -24,9 +24,15 @@ _BLOCK = 256
 
 
 @njit(cache=True, inline="always")
-def _mix(x):
+def _stir(x):
+    """`_mix` without its last shift, which leaves the upper 31 bits as they are."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
-    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return (x ^ (x >> np.uint64(27))) * _MIX_2
+
+
+@njit(cache=True, inline="always")
+def _mix(x):
+    x = _stir(x)
     return x ^ (x >> np.uint64(31))
 
 
@@ -41,12 +47,9 @@ def _largest_bits(key, first, count):
     best = np.uint64(0)
     base = key + np.uint64(first + 1) * _GOLDEN
     for i in range(count):
-        # `_mix` without its last shift, which leaves the upper 31 bits as they are
-        x = base + np.uint64(i) * _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
-        x = (x ^ (x >> np.uint64(27))) * _MIX_2
-        if x > best:
-            best = x
+        bits = _stir(base + np.uint64(i) * _GOLDEN)
+        if bits > best:
+            best = bits
     return best | np.uint64(0x1FFFFFFFF)
 
 

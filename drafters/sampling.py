@@ -146,10 +146,12 @@ def choose(
     )
     sampled = columns.temperature != 0
     cut = ((columns.top_k > 0) & (columns.top_k < vocab)) | (columns.top_p < 1)
-    if sampled.all() and not cut.any():  # by far the commonest
-        return _pick_from_all(logits, columns)
+    picks = ((sampled & ~cut, _pick_from_all), (sampled & cut, _pick_from_head))
+    for own, pick in picks:
+        if own.all():  # nearly always: then no row is copied
+            return pick(logits, columns)
     chosen = largest(logits)
-    for own, pick in ((sampled & ~cut, _pick_from_all), (sampled & cut, _pick_from_head)):
+    for own, pick in picks:
         if own.any():
             at = torch.from_numpy(np.flatnonzero(own)).to(logits.device)
             chosen[at] = pick(logits[at], columns.of(own))

@@ -14,6 +14,7 @@ from drafters.errors import DrafterError
 
 _ANY = np.iinfo(np.int64).max  # above every token id
 
+
 @njit(cache=True)
 def _depths(parents):
     depths = np.zeros(len(parents) + 1, np.int64)
