@@ -178,12 +178,14 @@ class BestFirst:
         the growth's longest path.
 
         The session keeps the nodes that were run, and a later build goes on from them. `interrupted` is asked
-        between forwards. Nothing is guessed below a token that ends the output.
+        between forwards. Nothing is guessed below a token that ends the output, and no more than `budget` nodes are run:
+        a self-speculating session has pages for no more.
         """
         growth = self._growth
         longest = min(growth.depth, budget, growth.depth if depth is None else depth)
         pool = Pool(root=at, longest=longest)
         self._add_children(pool, -1, root)
+        run = 0
         for _ in range(growth.forwards):
             open_nodes = [
                 node
@@ -191,9 +193,10 @@ class BestFirst:
                 if pool.session_node[node] < 0 and pool.depth[node] < longest and pool.tokens[node] not in state.stops
             ]
             open_nodes.sort(key=lambda node: -pool.scores[node])
-            chosen = open_nodes[: growth.width]
+            chosen = open_nodes[: min(growth.width, budget - run)]
             if not chosen or interrupted():
                 break
+            run += len(chosen)
             began = time.perf_counter()
             self._expand(session, pool, chosen, state)
             seconds = time.perf_counter() - began

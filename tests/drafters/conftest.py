@@ -133,6 +133,7 @@ class TableSkipSession:
             else:
                 self._paths.append([*self._paths[parent], int(token)])
             rows.append(self._model.logits(self._paths[-1]) / (1 + 0.2 * len(skipped)))
+        self._model.rows += len(rows)
         return torch.stack(rows)
 
     def rollback(self) -> None:

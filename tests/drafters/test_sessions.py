@@ -68,6 +68,20 @@ def test_a_cascade_needs_fewer_draft_forwards(lab):
     assert forwards["cas"] < 0.6 * forwards["rag"]
 
 
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_no_more_nodes_are_run_than_there_are_pages_for(lab, budget):
+    """A self-speculating session writes where the step's tree will be: the root and `budget` nodes fit there. Many
+    children as good as each other must not make it run more."""
+    target = lab.Model(vocab_size=12, seed=1, sharpness=0.1)
+    drafter = build("self_speculation:min_score=0,width=2", lab.resources(target))
+    state = RequestState("r", list(PROMPT), len(PROMPT), Sampling(temperature=4.0))
+    target.requests[state.request_id] = state
+    drafter.start(state)
+    assert len(drafter.propose(state, budget)) == budget
+    assert drafter.stats.failures == 0
+    assert 1 <= target.rows <= 1 + budget
+
+
 def test_adaptive_stops_where_a_rejection_is_likely(lab):
     sharp = lab.Model(vocab_size=12, seed=1, sharpness=8.0)
     wrong = lab.Model(vocab_size=12, seed=9, sharpness=0.3)
