@@ -16,6 +16,7 @@ from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree
 from service.engine.block_manager import BlockManager, Place
+from service.engine.fused_layers import pass_on
 from service.engine.model_runner import ModelRunner
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice
@@ -187,7 +188,7 @@ class SkippingModel:
     def skipping(self, skipped: frozenset[int]) -> Iterator[ModelRunner]:
         """The runner, with these layers passing on what they get."""
         for i in skipped:
-            self._layers[i].forward = _pass_on  # type: ignore[method-assign]
+            self._layers[i].forward = pass_on  # type: ignore[method-assign]
         try:
             yield self._runner
         finally:
@@ -218,10 +219,6 @@ class SkippingSession:
 
     def close(self) -> None:
         self.rollback()
-
-
-def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
 
 
 def _decoder_layers(model: Any) -> torch.nn.ModuleList:

@@ -13,6 +13,7 @@ import structlog
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from service.engine.fused_layers import fuse_layers
 from service.engine.fused_norms import fuse_norms
 from service.engine.ranks import Ranks
 from service.engine.row_invariance import make_row_invariant
@@ -216,6 +217,7 @@ def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | N
         raise ModelError(f"The model {name!r} is not supported: {error}.", param="model") from error
     make_row_invariant(model)
     fuse_norms(model)
+    fuse_layers(model)
     text_config = model.config.get_text_config()
     max_len = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 20)
     max_len = min(max_len, max_model_len or max_len)

@@ -16,8 +16,8 @@ from sparse_attn.quant import SCALE
 MAX_HEAD_DIM = 1024
 
 
-class _Call(ctypes.Structure):
-    """`Call` of cpu_attention.cpp."""
+class AttentionCall(ctypes.Structure):
+    """`Attention` of cpu_calls.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in (
@@ -39,7 +39,7 @@ class _Call(ctypes.Structure):
 
 
 class _Linear(ctypes.Structure):
-    """`Linear` of cpu_linear.cpp."""
+    """`Linear` of cpu_calls.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("x", "w", "bias", "y")),
@@ -48,22 +48,29 @@ class _Linear(ctypes.Structure):
     ]
 
 
-class _Arguments:
-    """A `_Call` in the making; keeps the tensors alive whose addresses it holds."""
+class Arguments:
+    """An `AttentionCall` in the making; keeps the tensors alive whose addresses it holds."""
 
-    def __init__(self, q: Tensor, num_kv_heads: int, cu_seqlens: Tensor) -> None:
-        self.call = _Call(threads=torch.get_num_threads(), kv_heads=num_kv_heads)
+    def __init__(self, num_heads: int, num_kv_heads: int, dim: int, cu_seqlens: Tensor) -> None:
+        if dim > MAX_HEAD_DIM or num_heads % num_kv_heads:
+            raise ValueError(f"{num_heads} query heads of {dim} do not go with {num_kv_heads} KV heads")
+        self.call = AttentionCall(
+            threads=torch.get_num_threads(), q_heads=num_heads, kv_heads=num_kv_heads, dim=dim,
+            sequences=len(cu_seqlens) - 1,
+        )  # fmt: skip
         self.kept: list[Tensor | ctypes.Array[c_void_p]] = []
-        rows, heads, dim = q.shape
-        if dim > MAX_HEAD_DIM or heads % num_kv_heads:
-            raise ValueError(f"{heads} query heads of {dim} do not go with {num_kv_heads} KV heads")
-        self.call.q_heads, self.call.dim = heads, dim
-        self.call.sequences = len(cu_seqlens) - 1
-        self.call.q_row, self.call.q_head = self.rows("q", q)
+        self.out = self.lse = torch.empty(0)
         self.integers("cu_rows", cu_seqlens)
-        self.out = torch.empty(rows, heads, dim)
-        self.lse = torch.empty(rows, heads)
-        self.call.out, self.call.lse = self.out.data_ptr(), self.lse.data_ptr()
+
+    @classmethod
+    def of(cls, q: Tensor, num_kv_heads: int, cu_seqlens: Tensor) -> Arguments:
+        """With the queries [T, Hq, D] and room for what comes of them."""
+        rows, heads, dim = q.shape
+        one = cls(heads, num_kv_heads, dim, cu_seqlens)
+        one.call.q_row, one.call.q_head = one.rows("q", q)
+        one.out, one.lse = torch.empty(rows, heads, dim), torch.empty(rows, heads)
+        one.call.out, one.call.lse = one.out.data_ptr(), one.lse.data_ptr()
+        return one
 
     def rows(self, name: str, x: Tensor) -> tuple[int, int]:
         """Take x [T, H, D] as it lies; returns its strides over rows and heads."""
@@ -164,7 +171,7 @@ def attention(
 
     The numbers of a row depend on its query and its keys in their order alone; see cpu_attention.cpp.
     """
-    arguments = _Arguments(q, k.shape[1], cu_seqlens)
+    arguments = Arguments.of(q, k.shape[1], cu_seqlens)
     arguments.new_rows(k, v)
     arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
     arguments.trees(tree_masks)
@@ -192,7 +199,7 @@ def paged_attention(
 
     The pages may be int8 with the scales of `sparse_attn.quant`: k_scale, v_scale float16 [pages, Hkv, page_size].
     """
-    arguments = _Arguments(q, k_cache.shape[1], cu_seqlens_q)
+    arguments = Arguments.of(q, k_cache.shape[1], cu_seqlens_q)
     arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
     arguments.index(index)
     if positions is not None:
@@ -218,7 +225,7 @@ def ragged_attention(
     The positions of a row and of the keys it sees must be consecutive, as those of a causal sequence and of a path
     of a tree are; windows are counted so.
     """
-    arguments = _Arguments(q, k.shape[1], cu_seqlens)
+    arguments = Arguments.of(q, k.shape[1], cu_seqlens)
     arguments.new_rows(k, v)
     arguments.integers("context_lens", torch.zeros(len(cu_seqlens) - 1, dtype=torch.int32))
     arguments.trees(tree_masks)
@@ -242,5 +249,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         flat.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
         flat.stride(0), weight.stride(0), flat.shape[0], flat.shape[1], weight.shape[0], torch.get_num_threads(),
     )  # fmt: skip
-    library().folio_linear(ctypes.byref(call))
+    library().folio_linear(ctypes.byref(call), c_int32(1))
     return out

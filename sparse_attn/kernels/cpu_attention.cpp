@@ -13,6 +13,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu_calls.h"
 #include "cpu_simd.h"
 
 using namespace folio;
@@ -25,27 +26,6 @@ constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequenc
 constexpr int THREAD_SCORES = 8192;  // least work for one more thread
 constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
 constexpr float INF = std::numeric_limits<float>::infinity();
-
-}  // namespace
-
-// Mirrored by `_Call` in cpu.py. Strides are in elements.
-struct Call {
-  const float *q, *k_new, *v_new;
-  const void *k_cache, *v_cache;     // float, or int8 where there are scales
-  const uint16_t *k_scale, *v_scale;  // float16 [pages, kv_heads, page_size] or null
-  const int32_t *block_tables, *context_lens, *cu_rows;
-  const int64_t* positions;            // only where there are no new keys: for the window; or null
-  const uint8_t* const* tree_masks;    // [S], each bool [n, n] or null; or null
-  const int32_t *index_counts, *index_ids, *index_cu_rows;  // of a BlockIndex; or counts null
-  const int32_t *index_first, *index_k_offset;              // [S + 1] first query block of a sequence, [S]
-  float *out, *lse;
-  int64_t q_row, q_head, k_row, k_head, v_row, v_head, page_stride, table_stride;
-  int64_t index_blocks, index_width;
-  int32_t sequences, q_heads, kv_heads, dim, page_size, window, index_heads, index_block_k, threads;
-  float scale, softcap;
-};
-
-namespace {
 
 // Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
 // chunk0 … chunk1-1; `partial` is where the chunks' states go, or null where they are joined at once.
@@ -95,13 +75,13 @@ void join(float* total, const float* part, int width) {
 }
 
 // Most keys a row of the sequence can have.
-int keys_of(const Call& c, int sequence) {
+int keys_of(const Attention& c, int sequence) {
   return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
 }
 
 class Worker {
  public:
-  explicit Worker(const Call& call)
+  explicit Worker(const Attention& call)
       : c(call), width((c.dim + LANES - 1) / LANES * LANES), padded(c.dim % LANES != 0) {}
 
   void run(const Task& task) {
@@ -124,7 +104,7 @@ class Worker {
   }
 
  private:
-  const Call& c;
+  const Attention& c;
   const int width;
   const bool padded;
   Task t{};
@@ -495,7 +475,7 @@ class Worker {
   }
 
  public:
-  static void write_row(const Call& c, int64_t row, int64_t head, const float* done) {
+  static void write_row(const Attention& c, int64_t row, int64_t head, const float* done) {
     float* out = c.out + (row * c.q_heads + head) * c.dim;
     const bool empty = done[0] == -INF;
     const float share = empty ? 0.0f : 1.0f / done[1];
@@ -505,7 +485,7 @@ class Worker {
 };
 
 // The end of the row block that begins at row0; blocks of an index stay whole.
-int block_end(const Call& c, int sequence, int row0, int new_rows, int tokens) {
+int block_end(const Attention& c, int sequence, int row0, int new_rows, int tokens) {
   const int end = std::min(new_rows, row0 + tokens);
   if (!c.index_counts || end == new_rows) return end;
   const int base = c.cu_rows[sequence];
@@ -518,8 +498,8 @@ int block_end(const Call& c, int sequence, int row0, int new_rows, int tokens) {
 
 }  // namespace
 
-extern "C" void folio_attention(const Call* call) {
-  const Call& c = *call;
+extern "C" void folio_attention(const Attention* call) {
+  const Attention& c = *call;
   const int group = c.q_heads / c.kv_heads;
   const int heads = c.index_counts && c.index_heads == c.q_heads ? 1 : group;
   const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS / heads);

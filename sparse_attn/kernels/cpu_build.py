@@ -22,8 +22,8 @@ import torch
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("cpu_attention.cpp", "cpu_linear.cpp", "cpu_rows.cpp", "cpu_score.cpp")
-HEADERS = ("cpu_simd.h",)
+SOURCES = ("cpu_attention.cpp", "cpu_decoder.cpp", "cpu_linear.cpp", "cpu_rows.cpp", "cpu_score.cpp")
+HEADERS = ("cpu_calls.h", "cpu_simd.h")
 # No contraction: fused multiply-adds are written out, so that every instantiation rounds alike.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",

@@ -5,17 +5,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu_calls.h"
 #include "cpu_simd.h"
 
 using namespace folio;
-
-// Mirrored by `_Linear` in cpu.py. Strides in floats; columns are contiguous.
-struct Linear {
-  const float *x, *w, *bias;  // x [rows, inner], w [outer, inner], bias [outer] or null
-  float* y;                   // [rows, outer], contiguous
-  int64_t x_row, w_row, rows, inner, outer;
-  int32_t threads;
-};
 
 namespace {
 
@@ -100,18 +93,29 @@ void panel(const Linear& c, int64_t n0, int64_t row0, int rows, bool more, vec* 
 
 }  // namespace
 
-extern "C" void folio_linear(const Linear* call) {
-  const Linear& c = *call;
-  const int64_t width = PANELS * LANES, across = (c.outer + width - 1) / width;
-  const int64_t blocks = (c.rows + BLOCK - 1) / BLOCK;
-  const int threads = int(std::clamp<int64_t>(c.rows * c.outer * c.inner / THREAD_PRODUCTS, 1, c.threads));
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t task = 0; task < across * blocks; ++task) {
+// Several products share their tasks out together: one meeting of the threads instead of one each.
+extern "C" void folio_linear(const Linear* calls, int32_t count) {
+  constexpr int64_t WIDTH = PANELS * LANES;
+  const int64_t rows = calls->rows, blocks = (rows + BLOCK - 1) / BLOCK;
+  std::vector<int64_t> first(count + 1);  // task of each product
+  int64_t products = 0;
+  for (int i = 0; i < count; ++i) {
+    first[i + 1] = first[i] + (calls[i].outer + WIDTH - 1) / WIDTH * blocks;
+    products += rows * calls[i].outer * calls[i].inner;
+  }
+  const int threads = int(std::clamp<int64_t>(products / THREAD_PRODUCTS, 1, calls->threads));
+#pragma omp parallel num_threads(threads)
+  {
     const FlushDenormals flush;
-    static thread_local std::vector<vec> sums(BLOCK * LANES);
-    const int64_t row0 = task / across * BLOCK, first = task % across * width;
-    const int rows = int(std::min<int64_t>(BLOCK, c.rows - row0));
-    const int64_t end = std::min(first + width, c.outer);
-    for (int64_t n0 = first; n0 < end; n0 += LANES) panel(c, n0, row0, rows, n0 + LANES < end, sums.data());
+    std::vector<vec> sums(std::min<int64_t>(rows, BLOCK) * LANES);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < first[count]; ++task) {
+      const int64_t own = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;
+      const Linear& c = calls[own];
+      const int64_t across = (c.outer + WIDTH - 1) / WIDTH, at = task - first[own];
+      const int64_t row0 = at / across * BLOCK, column = at % across * WIDTH, end = std::min(column + WIDTH, c.outer);
+      const int count = int(std::min<int64_t>(BLOCK, rows - row0));
+      for (int64_t n0 = column; n0 < end; n0 += LANES) panel(c, n0, row0, count, n0 + LANES < end, sums.data());
+    }
   }
 }

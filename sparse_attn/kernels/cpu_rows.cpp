@@ -1,26 +1,11 @@
-// What a forward does row by row on a CPU besides products: RMS norms, and K and V into pages. Each row by itself.
+// What a forward does row by row on a CPU besides products: RMS norms, gated activations, and K and V into pages. Each row
+// by itself.
 #include <algorithm>
 
+#include "cpu_calls.h"
 #include "cpu_simd.h"
 
 using namespace folio;
-
-// Mirrored by `_Norm` in cpu_rows.py.
-struct Norm {
-  const float *x, *weight;  // x [rows, dim], rows x_row floats apart; weight [dim]
-  float* y;                 // [rows, dim], contiguous
-  int64_t x_row, rows, dim;
-  float eps;
-  int32_t threads;
-};
-
-// Mirrored by `_Write` in cpu_rows.py. Strides in bytes.
-struct Write {
-  const char* source;    // [rows, heads, row_bytes]
-  char* pages;           // [num_pages, heads, page_size, row_bytes], each page contiguous
-  const int64_t* slots;  // [rows]; -1 is the last slot of the last page
-  int64_t source_row, source_head, page_stride, num_pages, rows, heads, page_size, row_bytes;
-};
 
 namespace {
 
@@ -57,5 +42,26 @@ extern "C" void folio_write(const Write* call) {
     for (int64_t head = 0; head < c.heads; ++head)
       std::memcpy(at + head * c.page_size * c.row_bytes, c.source + row * c.source_row + head * c.source_head,
                   c.row_bytes);
+  }
+}
+
+// up[i] *= silu(gate[i]): y · sigmoid(y) of the gate, each rounded.
+extern "C" void folio_silu_mul(const float* gate, float* up, int64_t count, int32_t most) {
+  const int threads = int(std::clamp<int64_t>(count / THREAD_FLOATS, 1, most));
+  const int64_t step = (count / threads / LANES + 1) * LANES;  // so that a value is always in the same kind of vector
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t first = 0; first < count; first += step) {
+    const FlushDenormals flush;
+    const int64_t end = std::min(first + step, count);
+    for (int64_t i = first; i < end; i += LANES) {
+      const int64_t width = std::min<int64_t>(LANES, end - i);
+      const vec g = width == LANES ? load(gate + i) : load_some(gate + i, width);
+      const vec u = width == LANES ? load(up + i) : load_some(up + i, width);
+      const vec limit = splat(-79.0f);  // below it silu is 0 in all but name, and `exp` would overflow
+      const vec y = u * (g / (splat(1.0f) + exp(-(g < limit ? limit : g))));
+      float lanes[LANES];
+      store(lanes, y);
+      std::memcpy(up + i, lanes, width * sizeof(float));
+    }
   }
 }

@@ -12,7 +12,7 @@ from sparse_attn.kernels.cpu_build import library
 
 
 class _Norm(ctypes.Structure):
-    """`Norm` of cpu_rows.cpp."""
+    """`Norm` of cpu_calls.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weight", "y")),
@@ -23,7 +23,7 @@ class _Norm(ctypes.Structure):
 
 
 class _Write(ctypes.Structure):
-    """`Write` of cpu_rows.cpp."""
+    """`Write` of cpu_calls.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("source", "pages", "slots")),
@@ -85,3 +85,18 @@ def write_rows(source: Tensor, pages: Tensor, slots: Tensor) -> None:
         pages.stride(0) * size, num_pages, rows, heads, page_size, source[0, 0].numel() * size if rows else 0,
     )  # fmt: skip
     library().folio_write(ctypes.byref(call))
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, the gated activation of SwiGLU (arXiv 2002.05202), in float32; overwrites ``up`` and returns it.
+
+    Raises:
+        ValueError: other dtypes, unequal shapes, or rows that are not contiguous.
+    """
+    if gate.dtype != torch.float32 or up.dtype != torch.float32 or gate.shape != up.shape:
+        raise ValueError(f"a gate {gate.dtype} {list(gate.shape)} does not go with {up.dtype} {list(up.shape)}")
+    if not (gate.is_contiguous() and up.is_contiguous()):
+        raise ValueError("a gate and what it multiplies must be contiguous")
+    pointers = c_void_p(gate.data_ptr()), c_void_p(up.data_ptr())
+    library().folio_silu_mul(*pointers, c_int64(up.numel()), c_int32(torch.get_num_threads()))
+    return up

@@ -1,4 +1,4 @@
-"""RMS norms and writes into pages of `sparse_attn.kernels.cpu_rows` against torch."""
+"""RMS norms, gated activations and writes into pages of `sparse_attn.kernels.cpu_rows` against torch."""
 
 import pytest
 import torch
@@ -54,3 +54,32 @@ def test_a_write_refuses_what_does_not_go_together():
             cpu_rows.write_rows(source, pages, slots)
     with pytest.raises(ValueError, match="do not go into"):
         cpu_rows.write_rows(torch.zeros(5, 2, 16), pages.transpose(2, 3).contiguous().transpose(2, 3), slots)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 5000), SEED)
+def test_a_gated_activation_equals_torch_and_its_values_do_not_depend_on_one_another(rows, width, seed):
+    g = torch.Generator().manual_seed(seed)
+    gate, up = torch.randn(rows, width, generator=g) * 8, torch.randn(rows, width, generator=g)
+    expected = torch.nn.functional.silu(gate.double()) * up.double()
+    y = cpu_rows.silu_mul(gate, up.clone())
+    torch.testing.assert_close(y.double(), expected, rtol=2e-6, atol=1e-30)
+    for r in range(0, rows, 7):
+        assert torch.equal(cpu_rows.silu_mul(gate[r, width // 2 :], up[r, width // 2 :].clone()), y[r, width // 2 :])
+
+
+def test_a_gate_of_extreme_values_gives_no_nonsense():
+    gate = torch.tensor([-torch.inf, -1e4, -90.0, -0.0, 90.0, 1e30, torch.nan])
+    y = cpu_rows.silu_mul(gate, torch.ones(7))
+    assert y[1:4].abs().max() < 1e-30
+    assert y[4:6].tolist() == gate[4:6].tolist()
+    assert y[6].isnan()
+
+
+def test_a_gate_refuses_what_does_not_go_together():
+    with pytest.raises(ValueError, match="does not go with"):
+        cpu_rows.silu_mul(torch.zeros(2, 8), torch.zeros(2, 7))
+    with pytest.raises(ValueError, match="float64"):
+        cpu_rows.silu_mul(torch.zeros(2, 8), torch.zeros(2, 8).double())
+    with pytest.raises(ValueError, match="contiguous"):
+        cpu_rows.silu_mul(torch.zeros(8, 2).T, torch.zeros(2, 8))
