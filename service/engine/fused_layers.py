@@ -30,9 +30,10 @@ _EXPECTED = ("use_cache", "input_ids", "position_ids", "attn")
 def fuse_layers(model: Any) -> bool:
     """Let the body of a float32 CPU model run all its layers in one call where a batch allows it.
 
-    Comes after `make_row_invariant` and `fuse_norms`, whose numbers it keeps. The modules keep their classes, parameters
-    and names; the `forward` of the body and of each gated MLP changes (the latter so that both ways round alike). A hook
-    on the body is called as before, one on a layer sends the forwards through the modules; deeper ones are not seen.
+    Comes after `make_row_invariant` and `fuse_norms`, whose numbers it keeps. The modules keep their classes,
+    parameters and names; the `forward` of the body and of each gated MLP changes (the latter so that both ways round
+    alike). A hook on the body is called as before, one on a layer sends the forwards through the modules; deeper ones
+    are not seen.
 
     Returns:
         Whether it did: not where the CPU kernels cannot be built, nor for a model that computes something else.
