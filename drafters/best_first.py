@@ -178,8 +178,8 @@ class BestFirst:
         the growth's longest path.
 
         The session keeps the nodes that were run, and a later build goes on from them. `interrupted` is asked
-        between forwards. Nothing is guessed below a token that ends the output, and no more than `budget` nodes are run:
-        a self-speculating session has pages for no more.
+        between forwards. Nothing is guessed below a token that ends the output. No more than `budget` nodes are run: a
+        self-speculating session has pages for no more.
         """
         growth = self._growth
         longest = min(growth.depth, budget, growth.depth if depth is None else depth)

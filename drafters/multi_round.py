@@ -25,7 +25,8 @@ from drafters.base import DraftModel, RequestState
 from drafters.best_first import BestFirst
 from drafters.draft_model import ModelDrafter
 from drafters.errors import DrafterError
-from drafters.sampling import perturb, uniform, warp
+from drafters.noise import uniform
+from drafters.sampling import perturb, warp
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 

@@ -1,4 +1,4 @@
-"""The target's choice of a token: y = argmax(log p + g), where g is noise keyed by (seed, position, token).
+"""The target's choice of a token: y = argmax(log p + g), where g is `noise` keyed by (seed, position, token).
 
 The noise is a pure function of its key, so the token at a position does not depend on how the positions were
 grouped into forwards: plain and speculative decoding make the same choices (the Gumbel-max trick; the noise
@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from drafters.errors import DrafterError
+from drafters.noise import noise
 from drafters.perturbed import largest_perturbed
 
 _HEAD = 256  # logits sorted at first for top-p; rows whose nucleus is wider are sorted whole
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
 
 
 @dataclass(frozen=True)
@@ -95,31 +93,6 @@ def warp(
     if len(cut):
         scaled[cut] = _keep_nucleus(scaled[cut], top_k[cut], top_p[cut])
     return torch.log_softmax(scaled, dim=-1)
-
-
-def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, device: torch.device | str | None = None) -> Tensor:
-    """Gumbel(0, 1) noise, float64 [N, vocab_size], for N (seed, position) keys."""
-    seeds, positions = seeds.to(device), positions.to(device)
-    tokens = torch.arange(vocab_size, device=seeds.device)
-    return noise(seeds[:, None], positions[:, None], tokens[None, :])
-
-
-def noise(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """The same noise for broadcastable int64 keys, one value a (seed, position, token).
-
-    The random bits are the same on every device; the two logarithms are the device's own (within an ulp of
-    each other).
-    """
-    return -torch.log(-torch.log(uniform(seeds, positions, tokens)))
-
-
-def uniform(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """Uniform float64 inside (0, 1) for broadcastable int64 keys: a splitmix64 finaliser, wrapping in
-    int64."""
-    key = _mix(_mix(seeds + _signed(_GOLDEN)) ^ (positions * _signed(_GOLDEN)))
-    bits = _mix(key + (tokens + 1) * _signed(_GOLDEN))
-    # 52 bits and a half: the largest value is below 1 in float64, the smallest above 0
-    return (_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
 def choose(
@@ -263,18 +236,3 @@ def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch
 def _host(value: float | Column, rows: int, dtype: type) -> np.ndarray:
     array = value.cpu().numpy() if isinstance(value, Tensor) else value
     return np.ascontiguousarray(np.broadcast_to(np.asarray(array, dtype=dtype), (rows,)))
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
-    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's own keeps the sign)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(constant: int) -> int:
-    return constant - (1 << 64) if constant >= 1 << 63 else constant

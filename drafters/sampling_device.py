@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drafters.sampling import noise
+from drafters.noise import gumbel
 
 ROWS_AT_ONCE = 64  # float64 over a vocabulary of 150,000 is 1.2 MB a row, and there are some of them at a time
 
@@ -37,8 +37,7 @@ def _choose(rows: tuple[Tensor, ...], any_cut: bool) -> Tensor:
     logits, temperature, top_k, top_p, seeds, positions = rows
     greedy = temperature == 0
     scaled = logits.to(torch.float64) / torch.where(greedy, 1.0, temperature)[:, None]
-    tokens = torch.arange(logits.shape[-1], device=logits.device)
-    scores = scaled + noise(seeds[:, None], positions[:, None], tokens[None, :])
+    scores = scaled + gumbel(seeds, positions, logits.shape[-1])
     if any_cut:
         scores = scores.masked_fill(~_kept(scaled, top_k, top_p), -torch.inf)
     return torch.where(greedy, torch.argmax(logits, dim=-1), torch.argmax(scores, dim=-1))
