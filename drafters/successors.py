@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numba import njit
@@ -11,34 +13,80 @@ from drafters.base import TopSuccessors
 from drafters.perturbed import largest_of_blocks
 
 _BLOCK = 128
+_LOG2_E = np.float32(math.log2(math.e))
+_SMALLEST = np.float32(-126.0)  # the exponent of the smallest normal float32
+
+
+@njit(cache=True, inline="always")
+def _insert(value, item, values, items, kept):
+    """Put an entry into lists in descending order, of which `kept` places are taken; the last falls out of full ones, an
+    equal of one that is there goes behind it. Returns how many are taken then."""
+    if kept == len(values) and value <= values[kept - 1]:
+        return kept
+    kept = min(kept + 1, len(values))
+    place = kept - 1
+    while place > 0 and values[place - 1] < value:
+        values[place] = values[place - 1]
+        items[place] = items[place - 1]
+        place -= 1
+    values[place] = value
+    items[place] = item
+    return kept
 
 
 @njit(cache=True, nogil=True)
 def _best(logits, peaks, count):
-    """Ids int64 [n, count] and values [n, count] of the largest entries of each row, in descending order; peaks are
-    those of each block."""
+    """Ids int64 [n, count] and values [n, count] of the largest entries of each row, in descending order, the lowest id
+    of equals first; peaks [n, blocks] are the largest of each block."""
     rows, vocab = logits.shape
     ids = np.empty((rows, count), np.int64)
     values = np.empty((rows, count), logits.dtype)
     for row in range(rows):
+        # as many blocks have an entry that is no smaller than this: nothing below it is wanted
         kept = 0
-        for first in range(0, vocab, _BLOCK):
-            end = min(first + _BLOCK, vocab)
-            if kept == count and peaks[row, first // _BLOCK] <= values[row, count - 1]:
+        for block in range(peaks.shape[1]):
+            kept = _insert(peaks[row, block], block, values[row], ids[row], kept)
+        least = values[row, count - 1] if kept == count else -np.inf
+        kept = 0
+        for block in range(peaks.shape[1]):
+            if peaks[row, block] < least:
                 continue
-            for token in range(first, end):
-                value = logits[row, token]
-                if kept == count and value <= values[row, count - 1]:
-                    continue
-                place = min(kept, count - 1)
-                kept = min(kept + 1, count)
-                while place > 0 and values[row, place - 1] < value:
-                    values[row, place] = values[row, place - 1]
-                    ids[row, place] = ids[row, place - 1]
-                    place -= 1
-                values[row, place] = value
-                ids[row, place] = token
+            for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocab)):
+                if not logits[row, token] < least:
+                    kept = _insert(logits[row, token], token, values[row], ids[row], kept)
     return ids, values
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _exponentials(logits, most):
+    """The sum of exp(logits - most) of a row, most being the largest, to 1e-6 of itself.
+
+    exp x = 2^n 2^f: n goes into the exponent's bits, 2^f is a polynomial (minimax on [0, 1)). This becomes vector code;
+    a call of the library's exp does not.
+    """
+    total = np.float32(0)
+    for i in range(len(logits)):
+        power = max((logits[i] - most) * _LOG2_E, _SMALLEST)
+        whole = np.floor(power)
+        f = power - whole
+        part = np.float32(1.8775767e-3)
+        part = part * f + np.float32(8.9893397e-3)
+        part = part * f + np.float32(5.5826318e-2)
+        part = part * f + np.float32(2.4015361e-1)
+        part = part * f + np.float32(6.9315308e-1)
+        part = part * f + np.float32(9.9999994e-1)
+        bits = np.float32(part).view(np.int32) + (np.int32(whole) << np.int32(23))
+        total += np.int32(bits).view(np.float32)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _log_sum_exp(logits, most):
+    """float32 [n] of rows whose largest entries are `most`."""
+    sums = np.empty(len(logits), np.float32)
+    for row in range(len(logits)):
+        sums[row] = most[row] + math.log(_exponentials(logits[row], most[row]))
+    return sums
 
 
 def top_successors(logits: Tensor, count: int) -> TopSuccessors:
@@ -46,8 +94,11 @@ def top_successors(logits: Tensor, count: int) -> TopSuccessors:
     logits = logits.float()
     count = min(count, logits.shape[-1])
     if logits.device.type == "cpu":
-        ids, values = _best(logits.numpy(), largest_of_blocks(logits.numpy(), _BLOCK), count)
+        rows = logits.contiguous().numpy()
+        ids, values = _best(rows, largest_of_blocks(rows, _BLOCK), count)
+        sums = _log_sum_exp(rows, values[:, 0])
     else:
         best = torch.topk(logits, count, dim=-1)
         ids, values = best.indices.cpu().numpy(), best.values.cpu().numpy()
-    return TopSuccessors(ids, values - torch.logsumexp(logits, -1, keepdim=True).cpu().numpy())
+        sums = torch.logsumexp(logits, -1).cpu().numpy()
+    return TopSuccessors(ids, values - sums[:, None])
