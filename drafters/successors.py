@@ -19,8 +19,8 @@ _SMALLEST = np.float32(-126.0)  # the exponent of the smallest normal float32
 
 @njit(cache=True, inline="always")
 def _insert(value, item, values, items, kept):
-    """Put an entry into lists in descending order, of which `kept` places are taken; the last falls out of full ones, an
-    equal of one that is there goes behind it. Returns how many are taken then."""
+    """Put an entry into lists in descending order, of which `kept` places are taken: behind its equals, and the last
+    falls out of full ones. Returns how many are taken then."""
     if kept == len(values) and value <= values[kept - 1]:
         return kept
     kept = min(kept + 1, len(values))

@@ -15,13 +15,16 @@ from drafters.successors import top_successors
     count=st.integers(1, 12),
     sharpness=st.sampled_from([0.0, 1.0, 5.0, 60.0]),
     rounded=st.booleans(),
+    apart=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
-def test_the_best_are_those_of_a_sort(seed, vocab, count, sharpness, rounded, dtype):
+def test_the_best_are_those_of_a_sort(seed, vocab, count, sharpness, rounded, apart, dtype):
     logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(seed)) * sharpness
     logits = (logits.round() if rounded else logits).to(dtype)
+    if apart:  # one in each block of 128
+        logits[:, ::128] += 1000
     top = top_successors(logits, count)
-    values, ids = torch.sort(logits.float(), descending=True, stable=True)
+    ids = torch.sort(logits.float(), descending=True, stable=True).indices
     assert top.ids.tolist() == ids[:, :count].tolist()
     expected = torch.log_softmax(logits.double(), -1).gather(1, ids)[:, :count]
     torch.testing.assert_close(torch.from_numpy(top.log_probs).double(), expected, rtol=1e-6, atol=2e-5)
