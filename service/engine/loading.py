@@ -215,9 +215,10 @@ def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | N
         shape = attach(model)
     except UnsupportedModelFeature as error:
         raise ModelError(f"The model {name!r} is not supported: {error}.", param="model") from error
-    make_row_invariant(model)
+    on_kernels = make_row_invariant(model)
     fuse_norms(model)
-    fuse_layers(model)
+    if not fuse_layers(model) and on_kernels:
+        log.info("a decode step runs layer by layer, which is slower: the CPU kernels know no such model", model=name)
     text_config = model.config.get_text_config()
     max_len = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 20)
     max_len = min(max_len, max_model_len or max_len)
