@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import compress
 
 from drafters.base import RequestState, TopSuccessors
 from drafters.cascade import Together
@@ -70,9 +71,9 @@ class Auto(Goodput):
         accepted = len(verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
         self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
-        copied = [node for node, source in enumerate(tree.sources) if source not in self._learners]
-        promised = tree.scores[copied].sum()
+        copied = [source not in self._learners for source in tree.sources]
+        promised = sum(compress(tree.scores.tolist(), copied))
         if promised > _COPYING:
-            kept = min(1.0, len(set(verdict.path).intersection(copied)) / promised)
+            kept = min(1.0, sum(copied[node] for node in verdict.path) / promised)
             self._kept += _FAST * (kept - self._kept)
             self._habits.kept += _TRAFFIC * (kept - self._habits.kept)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
 from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.tree import EMPTY, DraftTree
@@ -19,7 +20,7 @@ _SCALE = np.array([1.0, 8.0, 16384.0, 8 * 16384.0])
 _FORGET = 0.98
 _RIDGE = 1e-3
 _SETTLING = 32  # steps after which the fit moves so slowly that it is renewed in one of _REFIT
-_REFIT = 8
+_REFIT = 32
 _SLACK = 0.05  # the best size lies on a flat top; more nodes teach more and save steps
 _UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
@@ -40,7 +41,7 @@ class MachineProfile:
     def record(self, rows: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
         """One forward: rows and context tokens of each sequence, and how long it took (decode steps only)."""
         x = _terms(rows, contexts) / seconds
-        self._normal = _FORGET * self._normal + np.outer(x, x)
+        self._normal = _FORGET * self._normal + x[:, None] * x
         self._moment = _FORGET * self._moment + x
         self._steps += 1
         if self._steps <= _SETTLING or self._steps % _REFIT == 0:
@@ -57,9 +58,9 @@ class MachineProfile:
 
     def step_times(self, batch: int, context: int, most: int) -> np.ndarray:
         """Predicted seconds [most + 1] of a step of `batch` such sequences with 0 … most nodes each."""
-        fixed, per_row, per_key, per_score = self._coefficients() / _SCALE
-        rows = batch * np.arange(1, most + 2)
-        return fixed + per_key * batch * context + (per_row + per_score * context) * rows
+        fixed, per_row, per_key, per_score = (self._coefficients() / _SCALE).tolist()
+        of_sequences = batch * (per_row + per_score * context)
+        return fixed + per_key * batch * context + of_sequences * np.arange(1, most + 2)
 
     def _coefficients(self) -> np.ndarray:
         if self._fit is None:
@@ -68,8 +69,9 @@ class MachineProfile:
 
 
 def _terms(rows: Sequence[int], contexts: Sequence[int]) -> np.ndarray:
-    r, c = np.asarray(rows, dtype=np.float64), np.asarray(contexts, dtype=np.float64)
-    return np.array([1.0, r.sum(), c.sum(), (r * c).sum()]) / _SCALE
+    # a handful of sequences: Python's sums take less than NumPy's
+    products = sum(r * c for r, c in zip(rows, contexts, strict=True))
+    return np.array([1.0, sum(rows), sum(contexts), products]) / _SCALE
 
 
 def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
@@ -90,15 +92,30 @@ def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
 def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, slack: float = 0.0) -> tuple[int, float]:
     """How many nodes to verify, and the tokens per second expected of it.
 
-    scores [n] path scores in descending order; times [>= n + 1] seconds of a step with 0, 1, … nodes. With `slack`
-    the most nodes whose rate is within that share of the best; none still if none is best.
+    scores float64 [n] path scores, of which the best are verified; times float64 [>= n + 1] seconds of a step with 0, 1,
+    … nodes. With `slack` the most nodes whose rate is within that share of the best; none still if none is best.
     """
-    expected = 1.0 + np.concatenate([[0.0], np.cumsum(scores)])
-    rate = expected / np.maximum(times[: len(expected)] + drafting, 1e-9)
-    best = int(np.argmax(rate))
+    return _best_budget(np.sort(scores), times, drafting, slack)
+
+
+@njit(cache=True)
+def _best_budget(ascending, times, drafting, slack):
+    count = len(ascending)
+    rates = np.empty(count + 1)
+    expected = 1.0
+    best = 0
+    for nodes in range(count + 1):
+        if nodes:
+            expected += ascending[count - nodes]
+        rates[nodes] = expected / max(times[nodes] + drafting, 1e-9)
+        if rates[nodes] > rates[best]:
+            best = nodes
     if best and slack:
-        best = int(np.flatnonzero(rate >= (1 - slack) * rate[best])[-1])
-    return best, float(rate[best])
+        enough = (1 - slack) * rates[best]
+        best = count
+        while rates[best] < enough:
+            best -= 1
+    return best, rates[best]
 
 
 class Goodput:
@@ -124,7 +141,7 @@ class Goodput:
         if not self._profile.ready:
             return tree.trim(_UNMEASURED)
         times = self._profile.step_times(state.batch_size, len(state.tokens), len(tree))
-        nodes, _ = best_budget(np.sort(tree.scores)[::-1], times, slack=_SLACK)
+        nodes, _ = best_budget(tree.scores, times, slack=_SLACK)
         return tree.trim(nodes) if nodes else EMPTY
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:

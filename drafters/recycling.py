@@ -66,6 +66,20 @@ def _expand(root, successors, confidence, budget, max_depth, min_score, cells, o
     return tokens[:nodes], parents[:nodes], scores[:nodes], features[:nodes]
 
 
+_BORDERS = np.log([0.02, 0.1, 0.3, 0.6, 0.9])  # between the classes of a probability
+
+
+@njit(cache=True)
+def _keep(tokens, ids, log_probs, borders, table_ids, table_confidence):
+    for row, token in enumerate(tokens):
+        for rank in range(min(ids.shape[1], table_ids.shape[1])):
+            confidence = 0
+            while confidence < len(borders) and log_probs[row, rank] >= borders[confidence]:
+                confidence += 1
+            table_ids[token, rank] = ids[row, rank]
+            table_confidence[token, rank] = confidence
+
+
 class SuccessorTable:
     """The matrix: ids int32 [V, k] (-1 = not seen) and the class of each one's probability, uint8 [V, k]."""
 
@@ -79,10 +93,7 @@ class SuccessorTable:
 
     def update(self, tokens: np.ndarray, top: TopSuccessors) -> None:
         """Set the successors of the tokens [n]; of a token that comes twice the last row stays."""
-        ranks = min(self.ranks, top.ids.shape[1])
-        self.ids[tokens, :ranks] = top.ids[:, :ranks]
-        probability = np.exp(top.log_probs[:, :ranks])
-        self.confidence[tokens, :ranks] = np.digitize(probability, [0.02, 0.1, 0.3, 0.6, 0.9])
+        _keep(tokens, top.ids, top.log_probs, _BORDERS, self.ids, self.confidence)
 
 
 class Recycling(SourceDrafter):

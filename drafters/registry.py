@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 
 from drafters.adaptive import rejection_likely
@@ -17,7 +18,7 @@ from drafters.datastore import DatastoreDrafter
 from drafters.draft_model import ModelDrafter
 from drafters.errors import DrafterError
 from drafters.fusion import Fusion
-from drafters.goodput import Goodput
+from drafters.goodput import Goodput, best_budget
 from drafters.multi_round import RULES, MultiRound
 from drafters.overlap import Overlap
 from drafters.pacing import Pace
@@ -457,4 +458,5 @@ def warm_up() -> None:
     tree = fuse(trees).trim(1).ended_by(frozenset([3]))
     tree.depths, tree.ancestor_mask  # noqa: B018 - both are computed when first read
     DraftTree.chain([1, 2]).ended_by(frozenset([1]))
+    best_budget(tree.scores, np.ones(len(tree) + 1))
     choose(torch.zeros(1, 4), 1.0, 0, 1.0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))

@@ -234,5 +234,5 @@ def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch
 
 
 def _host(value: float | Column, rows: int, dtype: type) -> np.ndarray:
-    array = value.cpu().numpy() if isinstance(value, Tensor) else value
-    return np.ascontiguousarray(np.broadcast_to(np.asarray(array, dtype=dtype), (rows,)))
+    array = np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=dtype)
+    return np.ascontiguousarray(array) if array.ndim else np.full(rows, array)

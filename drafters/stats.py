@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class DraftingStats:
     drafting_seconds: float = 0.0
     verifying_seconds: float = 0.0
     failures: int = 0
-    by_source: dict[str, SourceCount] = field(default_factory=dict)
+    by_source: defaultdict[str, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
 
     @property
     def accepted_length(self) -> float:
@@ -55,8 +55,8 @@ class DraftingStats:
         self.drafted += len(tree)
         self.accepted += len(accepted)
         self.emitted += len(verdict.tokens)
-        for source, drafted in Counter(tree.sources).items():
-            self.by_source.setdefault(source, SourceCount()).drafted += drafted
+        for source in tree.sources:
+            self.by_source[source].drafted += 1
         for node in accepted:
             self.by_source[tree.sources[node]].accepted += 1
 
@@ -68,7 +68,7 @@ class DraftingStats:
         self.drafting_seconds += other.drafting_seconds
         self.verifying_seconds += other.verifying_seconds
         for source, count in other.by_source.items():
-            mine = self.by_source.setdefault(source, SourceCount())
+            mine = self.by_source[source]
             mine.drafted += count.drafted
             mine.accepted += count.accepted
 

@@ -83,21 +83,13 @@ def _merge(tokens, parents, scores, count, new_tokens, new_parents, new_scores, 
 
 
 @njit(cache=True)
-def _misplaced(parents):
-    """How many parents do not precede their children."""
-    count = 0
+def _faults(tokens, parents, vocab_size):
+    """How many parents do not precede their children, and how many tokens are outside the vocabulary."""
+    misplaced = unknown = 0
     for node in range(len(parents)):
-        count += parents[node] < -1 or parents[node] >= node
-    return count
-
-
-@njit(cache=True)
-def _unknown(tokens, vocab_size):
-    """How many tokens are outside the vocabulary."""
-    count = 0
-    for token in tokens:
-        count += token < 0 or token >= vocab_size
-    return count
+        misplaced += parents[node] < -1 or parents[node] >= node
+        unknown += tokens[node] < 0 or tokens[node] >= vocab_size
+    return misplaced, unknown
 
 
 @dataclass(frozen=True)
@@ -162,9 +154,10 @@ class DraftTree:
         if not count == len(self.parents) == len(self.scores) == len(self.sources) == len(self.features):
             parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
             raise DrafterError(f"a tree of {count} tokens needs {count} entries of each part, not {parts}")
-        if _misplaced(self.parents):
+        misplaced, unknown = _faults(self.tokens, self.parents, _ANY if vocab_size is None else vocab_size)
+        if misplaced:
             raise DrafterError("a tree's parents must precede their children (-1 = child of the root)")
-        if _unknown(self.tokens, _ANY if vocab_size is None else vocab_size):
+        if unknown:
             raise DrafterError(f"a tree holds a token id outside the vocabulary ({vocab_size} ids)")
 
     @cached_property
@@ -177,11 +170,6 @@ class DraftTree:
         """bool [n + 1, n + 1]: row i sees row j iff j is i or an ancestor of i; row and column 0 are the
         root."""
         return _ancestors(self.parents)
-
-    def children(self) -> dict[tuple[int, int], int]:
-        """(parent, token) -> node; of duplicates the first."""
-        pairs = list(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))
-        return {pairs[node]: node for node in range(len(pairs) - 1, -1, -1)}
 
     def path_to(self, node: int) -> list[int]:
         """The nodes from a child of the root down to `node`."""

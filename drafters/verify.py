@@ -28,14 +28,13 @@ def verify(tree: DraftTree, choices: Sequence[int]) -> Verdict:
     A choice depends on its path and position alone, so the emitted tokens are those of plain decoding
     whatever the tree holds. The empty tree is plain decoding.
     """
-    children = tree.children()
     path: list[int] = []
-    tokens: list[int] = []
-    node: int | None = -1
-    while node is not None:
-        token = int(choices[node + 1])
-        tokens.append(token)
-        node = children.get((node, token))
-        if node is not None:
+    tokens = [int(choices[0])]
+    reached = -1
+    # one pass: a parent precedes its children
+    for node, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)):
+        if parent == reached and token == tokens[-1]:
+            reached = node
             path.append(node)
+            tokens.append(int(choices[node + 1]))
     return Verdict(tuple(path), tuple(tokens))
