@@ -273,7 +273,7 @@ def test_kv_after_drafting_is_that_of_a_fresh_prefill() -> None:
             assert torch.allclose(got, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.0, 0.3])  # a random model at more repeats too little to draft from
 def test_rows_are_independent_in_float32_too(temperature: float) -> None:
     """The logits behind every emitted token are the same bits, drafted or not: near ties cannot fall otherwise."""
     from sparse_attn.kernels import select_kernels
