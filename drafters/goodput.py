@@ -92,8 +92,8 @@ def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
 def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, slack: float = 0.0) -> tuple[int, float]:
     """How many nodes to verify, and the tokens per second expected of it.
 
-    scores float64 [n] path scores, of which the best are verified; times float64 [>= n + 1] seconds of a step with 0, 1,
-    … nodes. With `slack` the most nodes whose rate is within that share of the best; none still if none is best.
+    scores float64 [n] path scores, of which the best are verified; times float64 [>= n + 1] seconds of a step with
+    0, 1, … nodes. With `slack` the most nodes whose rate is within that share of the best; none still if none is best.
     """
     return _best_budget(np.sort(scores), times, drafting, slack)
 

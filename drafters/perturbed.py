@@ -61,19 +61,25 @@ def _largest_bits(bits):
     return number(best ^ (rest if best < 0 else number(0)))
 
 
+@njit(cache=True, inline="always")
+def _fill(peaks, bits, size):
+    """The largest of every `size` values of a row, all of them as bits."""
+    for block in range(len(peaks)):
+        peaks[block] = _largest_bits(bits[block * size : (block + 1) * size])
+
+
 @njit(cache=True, nogil=True)
 def _largest_of_blocks(bits, size):
     rows, columns = bits.shape
     peaks = np.empty((rows, -(-columns // size)), bits.dtype)
     for row in range(rows):
-        for block in range(peaks.shape[1]):
-            peaks[row, block] = _largest_bits(bits[row, block * size : (block + 1) * size])
+        _fill(peaks[row], bits[row], size)
     return peaks
 
 
 def largest_of_blocks(values: np.ndarray, size: int) -> np.ndarray:
     """The largest of every `size` values of each row [N, V], float32 or float64; the last block may be shorter."""
-    return _largest_of_blocks(values.view(f"i{values.itemsize}"), size).view(values.dtype)
+    return _largest_of_blocks(_as_bits(values), size).view(values.dtype)
 
 
 def largest_perturbed(
@@ -81,9 +87,13 @@ def largest_perturbed(
 ) -> np.ndarray:
     """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals.
 
-    logits float32 or float64 [N, V], temperature float64 [N] > 0, seeds and positions uint64 [N].
+    logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N].
     """
-    return _largest_perturbed(logits, largest_of_blocks(logits, _BLOCK), temperature, seeds, positions)
+    return _largest_perturbed(logits, _as_bits(logits), temperature, seeds, positions)
+
+
+def _as_bits(values: np.ndarray) -> np.ndarray:
+    return values.view(np.int32 if values.itemsize == 4 else np.int64)
 
 
 @njit(cache=True)
@@ -96,42 +106,52 @@ def _noise(key, token):
 
 
 @njit(cache=True, nogil=True)
-def _largest_perturbed(logits, peaks, temperature, seeds, positions):
-    """`largest_perturbed`; peaks [N, blocks]: the largest logit of each block."""
+def _largest_perturbed(logits, logit_bits, temperature, seeds, positions):
     rows, vocab = logits.shape
     picked = np.empty(rows, np.int64)
+    peak_bits = np.empty(-(-vocab // _BLOCK), logit_bits.dtype)
+    peaks = peak_bits.view(logits.dtype)
     for row in range(rows):
-        key = _mix(_mix(seeds[row] + _GOLDEN) ^ (positions[row] * _GOLDEN))
-        heat = temperature[row]
+        _fill(peak_bits, logit_bits[row], _BLOCK)
         # the largest logit first: its score spares most of the others
-        start = int(np.argmax(peaks[row]))
+        start = int(np.argmax(peaks))
         chosen = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : (start + 1) * _BLOCK]))
-        best = np.float64(logits[row, chosen]) / heat + _noise(key, chosen)
-        for block in range(peaks.shape[1]):
-            needed = best - np.float64(peaks[row, block]) / heat - _HAIR  # the noise that would be enough
-            if not needed <= _LARGEST:
-                continue
-            bits = _block_bits(key, block)
-            if 1.0 - _unit(bits) > _BLOCK * math.exp(-needed):
-                continue
-            least = -math.log(_unit(bits)) / _BLOCK
-            place = np.int64(bits & np.uint64(_BLOCK - 1))
-            # the smallest logit that the largest noise of the block could lift to the best score
-            floor = (best + math.log(least) - _HAIR) * heat
-            first = block * _BLOCK
-            for token in range(first, min(first + _BLOCK, vocab)):
-                if logits[row, token] < floor or token == chosen:
-                    continue
-                value = np.float64(logits[row, token]) / heat
-                exponential = least
-                if token - first != place:
-                    own = _own_unit(key, token)
-                    if least + (1.0 - own) > math.exp(value - best + _HAIR):
-                        continue
-                    exponential -= math.log(own)
-                score = value - math.log(exponential)
-                if score > best or (score == best and token < chosen):
-                    best = score
-                    chosen = token
+        heat = temperature[row]
+        if heat > 0:
+            key = _mix(_mix(np.uint64(seeds[row]) + _GOLDEN) ^ (np.uint64(positions[row]) * _GOLDEN))
+            chosen = _perturbed(logits[row], peaks, heat, key, chosen)
         picked[row] = chosen
     return picked
+
+
+@njit(cache=True, nogil=True)
+def _perturbed(logits, peaks, heat, key, chosen):
+    """The token of a row's largest perturbed score; `chosen` is that of its largest logit."""
+    best = np.float64(logits[chosen]) / heat + _noise(key, chosen)
+    for block in range(len(peaks)):
+        needed = best - np.float64(peaks[block]) / heat - _HAIR  # the noise that would be enough
+        if not needed <= _LARGEST:
+            continue
+        bits = _block_bits(key, block)
+        if 1.0 - _unit(bits) > _BLOCK * math.exp(-needed):
+            continue
+        least = -math.log(_unit(bits)) / _BLOCK
+        place = np.int64(bits & np.uint64(_BLOCK - 1))
+        # the smallest logit that the largest noise of the block could lift to the best score
+        floor = (best + math.log(least) - _HAIR) * heat
+        first = block * _BLOCK
+        for token in range(first, min(first + _BLOCK, len(logits))):
+            if logits[token] < floor or token == chosen:
+                continue
+            value = np.float64(logits[token]) / heat
+            exponential = least
+            if token - first != place:
+                own = _own_unit(key, token)
+                if least + (1.0 - own) > math.exp(value - best + _HAIR):
+                    continue
+                exponential -= math.log(own)
+            score = value - math.log(exponential)
+            if score > best or (score == best and token < chosen):
+                best = score
+                chosen = token
+    return chosen

@@ -117,17 +117,15 @@ def choose(
         _host(seeds, rows, np.int64),
         _host(positions, rows, np.int64),
     )
-    sampled = columns.temperature != 0
     cut = ((columns.top_k > 0) & (columns.top_k < vocab)) | (columns.top_p < 1)
-    picks = ((sampled & ~cut, _pick_from_all), (sampled & cut, _pick_from_head))
-    for own, pick in picks:
-        if own.all():  # nearly always: then no row is copied
-            return pick(logits, columns)
-    chosen = largest(logits)
-    for own, pick in picks:
-        if own.any():
-            at = torch.from_numpy(np.flatnonzero(own)).to(logits.device)
-            chosen[at] = pick(logits[at], columns.of(own))
+    if not cut.any():
+        return _pick_from_all(logits, columns)
+    cut &= columns.temperature != 0
+    if cut.all():
+        return _pick_from_head(logits, columns)
+    chosen = _pick_from_all(logits, columns)
+    at = torch.from_numpy(np.flatnonzero(cut)).to(logits.device)
+    chosen[at] = _pick_from_head(logits[at], columns.of(cut))
     return chosen
 
 
@@ -145,13 +143,14 @@ def _pick_by_definition(logits: Tensor, columns: Columns) -> Tensor:
 
 
 def _pick_from_all(logits: Tensor, columns: Columns) -> Tensor:
-    """Rows that keep every token. On a CPU noise is drawn only for tokens that it could make the largest."""
+    """Greedy rows and those that keep every token. On a CPU noise is drawn only for tokens that it could make the
+    largest."""
     if logits.device.type != "cpu":
         return _pick_by_definition(logits, columns)
     # bfloat16 and float16 have no NumPy type or are slow there; float32 holds them exactly
     exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    seeds, positions = columns.seeds.view(np.uint64), columns.positions.view(np.uint64)
-    return torch.from_numpy(largest_perturbed(exact.contiguous().numpy(), columns.temperature, seeds, positions))
+    rows = exact.contiguous().numpy()
+    return torch.from_numpy(largest_perturbed(rows, columns.temperature, columns.seeds, columns.positions))
 
 
 def _pick_from_head(logits: Tensor, columns: Columns) -> Tensor:
@@ -234,5 +233,5 @@ def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch
 
 
 def _host(value: float | Column, rows: int, dtype: type) -> np.ndarray:
-    array = np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=dtype)
+    array: np.ndarray = np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=dtype)
     return np.ascontiguousarray(array) if array.ndim else np.full(rows, array)
