@@ -40,9 +40,7 @@ class MachineProfile:
 
     def record(self, rows: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
         """One forward: rows and context tokens of each sequence, and how long it took (decode steps only)."""
-        x = _terms(rows, contexts) / seconds
-        self._normal = _FORGET * self._normal + x[:, None] * x
-        self._moment = _FORGET * self._moment + x
+        _learn(_terms(rows, contexts) / seconds, self._normal, self._moment)
         self._steps += 1
         if self._steps <= _SETTLING or self._steps % _REFIT == 0:
             self._fit = None
@@ -66,6 +64,14 @@ class MachineProfile:
         if self._fit is None:
             self._fit = _non_negative(self._normal, self._moment)
         return self._fit
+
+
+@njit(cache=True)
+def _learn(x, normal, moment):
+    for i in range(len(x)):
+        moment[i] = _FORGET * moment[i] + x[i]
+        for j in range(len(x)):
+            normal[i, j] = _FORGET * normal[i, j] + x[i] * x[j]
 
 
 def _terms(rows: Sequence[int], contexts: Sequence[int]) -> np.ndarray:

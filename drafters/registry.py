@@ -18,7 +18,7 @@ from drafters.datastore import DatastoreDrafter
 from drafters.draft_model import ModelDrafter
 from drafters.errors import DrafterError
 from drafters.fusion import Fusion
-from drafters.goodput import Goodput, best_budget
+from drafters.goodput import Goodput, MachineProfile, best_budget
 from drafters.multi_round import RULES, MultiRound
 from drafters.overlap import Overlap
 from drafters.pacing import Pace
@@ -459,4 +459,5 @@ def warm_up() -> None:
     tree.depths, tree.ancestor_mask  # noqa: B018 - both are computed when first read
     DraftTree.chain([1, 2]).ended_by(frozenset([1]))
     best_budget(tree.scores, np.ones(len(tree) + 1))
+    MachineProfile().record([1], [1], 1.0)
     choose(torch.zeros(1, 4), 1.0, 0, 1.0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))

@@ -8,7 +8,8 @@ on that row alone, which lets one call serve a ragged batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,8 +48,7 @@ Column = np.ndarray | Tensor
 """One value a row, [N]."""
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """How each row of a call samples, on the host: float64 and int64 [N]."""
 
     temperature: np.ndarray
@@ -59,10 +59,10 @@ class Columns:
 
     def of(self, rows: np.ndarray) -> Columns:
         """Those of some rows, given by a mask."""
-        return Columns(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Columns(*(column[rows] for column in self))
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(getattr(self, field.name)).to(device) for field in fields(self))
+        return tuple(torch.from_numpy(column).to(device) for column in self)
 
 
 def warp(
@@ -102,11 +102,14 @@ def choose(
     top_p: float | Column,
     seeds: Column,
     positions: Column,
+    *,
+    any_cut: bool = True,
 ) -> Tensor:
     """The target's token after each row: int64 [N] = argmax(log p + g), greedy rows argmax of the raw logits.
 
     logits [N, V]; the parameters are scalars or [N]; seeds and positions int64 [N], a position being that of
-    the token chosen. Ties go to the lowest id.
+    the token chosen. Ties go to the lowest id. ``any_cut`` says whether any row has top_k or top_p in force, where the
+    caller knows.
     """
     rows, vocab = logits.shape
     # NumPy's operations on so few values take a fifth of torch's time
@@ -117,13 +120,15 @@ def choose(
         _host(seeds, rows, np.int64),
         _host(positions, rows, np.int64),
     )
-    cut = ((columns.top_k > 0) & (columns.top_k < vocab)) | (columns.top_p < 1)
-    if not cut.any():
+    if not any_cut:
         return _pick_from_all(logits, columns)
+    cut = ((columns.top_k > 0) & (columns.top_k < vocab)) | (columns.top_p < 1)
     cut &= columns.temperature != 0
     if cut.all():
         return _pick_from_head(logits, columns)
     chosen = _pick_from_all(logits, columns)
+    if not cut.any():
+        return chosen
     at = torch.from_numpy(np.flatnonzero(cut)).to(logits.device)
     chosen[at] = _pick_from_head(logits[at], columns.of(cut))
     return chosen
@@ -131,7 +136,7 @@ def choose(
 
 def largest(logits: Tensor) -> Tensor:
     """The token of the largest logit of each row, the lowest of equals: int64 [N]."""
-    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+    if logits.is_cpu and logits.dtype in (torch.float32, torch.float64):
         # NumPy's is twenty times as fast as torch's
         return torch.from_numpy(logits.numpy().argmax(-1))
     return torch.argmax(logits, dim=-1)
@@ -145,7 +150,7 @@ def _pick_by_definition(logits: Tensor, columns: Columns) -> Tensor:
 def _pick_from_all(logits: Tensor, columns: Columns) -> Tensor:
     """Greedy rows and those that keep every token. On a CPU noise is drawn only for tokens that it could make the
     largest."""
-    if logits.device.type != "cpu":
+    if not logits.is_cpu:
         return _pick_by_definition(logits, columns)
     # bfloat16 and float16 have no NumPy type or are slow there; float32 holds them exactly
     exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
@@ -233,5 +238,7 @@ def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch
 
 
 def _host(value: float | Column, rows: int, dtype: type) -> np.ndarray:
+    if isinstance(value, np.ndarray) and value.dtype == dtype:
+        return value
     array: np.ndarray = np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=dtype)
     return np.ascontiguousarray(array) if array.ndim else np.full(rows, array)

@@ -34,9 +34,9 @@ def sample(logits: Tensor, keys: RowKeys) -> list[int]:
         np.array([p.seed for p in keys.params], dtype=np.int64),
         np.array(keys.positions, dtype=np.int64),
     )
-    if logits.device.type == "cpu":
-        return choose(logits, *columns).tolist()
     any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
+    if logits.is_cpu:
+        return choose(logits, *columns, any_cut=any_cut).tolist()
     moved = [to_device(torch.from_numpy(column), logits.device) for column in columns]
     return sampling_device.choose(logits, *moved, any_cut=any_cut).tolist()
 
