@@ -19,8 +19,6 @@ from drafters.verify import Verdict
 _SCALE = np.array([1.0, 8.0, 16384.0, 8 * 16384.0])
 _FORGET = 0.98
 _RIDGE = 1e-3
-_SETTLING = 32  # steps after which the fit moves so slowly that it is renewed in one of _REFIT
-_REFIT = 32
 _SLACK = 0.05  # the best size lies on a flat top; more nodes teach more and save steps
 _UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
@@ -42,8 +40,7 @@ class MachineProfile:
         """One forward: rows and context tokens of each sequence, and how long it took (decode steps only)."""
         _learn(_terms(rows, contexts) / seconds, self._normal, self._moment)
         self._steps += 1
-        if self._steps <= _SETTLING or self._steps % _REFIT == 0:
-            self._fit = None
+        self._fit = None
 
     @property
     def ready(self) -> bool:
@@ -80,19 +77,39 @@ def _terms(rows: Sequence[int], contexts: Sequence[int]) -> np.ndarray:
     return np.array([1.0, sum(rows), sum(contexts), products]) / _SCALE
 
 
-def _non_negative(normal: np.ndarray, moment: np.ndarray) -> np.ndarray:
+@njit(cache=True)
+def _non_negative(normal, moment):
     """Least squares with the most negative coefficient dropped until none is negative."""
-    active = list(range(len(moment)))
-    ridge = _RIDGE * max(np.trace(normal) / len(moment), 1e-12)
-    while active:
-        a = normal[np.ix_(active, active)] + ridge * np.eye(len(active))
-        solved = np.linalg.solve(a, moment[active])
-        if (solved >= 0).all():
-            fit = np.zeros(len(moment))
-            fit[active] = solved
-            return fit
-        active.pop(int(np.argmin(solved)))
-    return np.zeros(len(moment))
+    size = len(moment)
+    ridge = _RIDGE * max(np.trace(normal) / size, 1e-12)
+    active = np.ones(size, np.bool_)
+    while True:
+        # a dropped coefficient's equation is x = 0
+        a, b = np.eye(size), np.zeros(size)
+        for i in np.flatnonzero(active):
+            b[i] = moment[i]
+            for j in np.flatnonzero(active):
+                a[i, j] = normal[i, j] + (ridge if i == j else 0.0)
+        _solve(a, b)
+        worst = np.argmin(b)
+        if b[worst] >= 0:
+            return b
+        active[worst] = False
+
+
+@njit(cache=True)
+def _solve(a, b):
+    """Put x of a x = b into b; a is symmetric and positive definite, so that elimination needs no pivots."""
+    size = len(b)
+    for i in range(size):
+        for row in range(i + 1, size):
+            factor = a[row, i] / a[i, i]
+            a[row] -= factor * a[i]
+            b[row] -= factor * b[i]
+    for i in range(size - 1, -1, -1):
+        for known in range(i + 1, size):
+            b[i] -= a[i, known] * b[known]
+        b[i] /= a[i, i]
 
 
 def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, slack: float = 0.0) -> tuple[int, float]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
-import numpy as np
 import torch
 
 from drafters.adaptive import rejection_likely
@@ -458,6 +457,7 @@ def warm_up() -> None:
     tree = fuse(trees).trim(1).ended_by(frozenset([3]))
     tree.depths, tree.ancestor_mask  # noqa: B018 - both are computed when first read
     DraftTree.chain([1, 2]).ended_by(frozenset([1]))
-    best_budget(tree.scores, np.ones(len(tree) + 1))
-    MachineProfile().record([1], [1], 1.0)
+    profile = MachineProfile()
+    profile.record([1], [1], 1.0)
+    best_budget(tree.scores, profile.step_times(1, 1, len(tree)))
     choose(torch.zeros(1, 4), 1.0, 0, 1.0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
