@@ -62,24 +62,10 @@ def _largest_bits(bits):
 
 
 @njit(cache=True, inline="always")
-def _fill(peaks, bits, size):
+def fill_peaks(peaks, bits, size):
     """The largest of every `size` values of a row, all of them as bits."""
     for block in range(len(peaks)):
         peaks[block] = _largest_bits(bits[block * size : (block + 1) * size])
-
-
-@njit(cache=True, nogil=True)
-def _largest_of_blocks(bits, size):
-    rows, columns = bits.shape
-    peaks = np.empty((rows, -(-columns // size)), bits.dtype)
-    for row in range(rows):
-        _fill(peaks[row], bits[row], size)
-    return peaks
-
-
-def largest_of_blocks(values: np.ndarray, size: int) -> np.ndarray:
-    """The largest of every `size` values of each row [N, V], float32 or float64; the last block may be shorter."""
-    return _largest_of_blocks(_as_bits(values), size).view(values.dtype)
 
 
 def largest_perturbed(
@@ -89,10 +75,11 @@ def largest_perturbed(
 
     logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N].
     """
-    return _largest_perturbed(logits, _as_bits(logits), temperature, seeds, positions)
+    return _largest_perturbed(logits, as_bits(logits), temperature, seeds, positions)
 
 
-def _as_bits(values: np.ndarray) -> np.ndarray:
+def as_bits(values: np.ndarray) -> np.ndarray:
+    """float32 or float64 as integers of the same bits."""
     return values.view(np.int32 if values.itemsize == 4 else np.int64)
 
 
@@ -112,7 +99,7 @@ def _largest_perturbed(logits, logit_bits, temperature, seeds, positions):
     peak_bits = np.empty(-(-vocab // _BLOCK), logit_bits.dtype)
     peaks = peak_bits.view(logits.dtype)
     for row in range(rows):
-        _fill(peak_bits, logit_bits[row], _BLOCK)
+        fill_peaks(peak_bits, logit_bits[row], _BLOCK)
         # the largest logit first: its score spares most of the others
         start = int(np.argmax(peaks))
         chosen = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : (start + 1) * _BLOCK]))

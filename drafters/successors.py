@@ -10,7 +10,7 @@ from numba import njit
 from torch import Tensor
 
 from drafters.base import TopSuccessors
-from drafters.perturbed import largest_of_blocks
+from drafters.perturbed import as_bits, fill_peaks
 
 _BLOCK = 128
 _LOG2_E = np.float32(math.log2(math.e))
@@ -32,29 +32,6 @@ def _insert(value, item, values, items, kept):
     values[place] = value
     items[place] = item
     return kept
-
-
-@njit(cache=True, nogil=True)
-def _best(logits, peaks, count):
-    """Ids int64 [n, count] and values [n, count] of the largest entries of each row, in descending order, the lowest id
-    of equals first; peaks [n, blocks] are the largest of each block."""
-    rows, vocab = logits.shape
-    ids = np.empty((rows, count), np.int64)
-    values = np.empty((rows, count), logits.dtype)
-    for row in range(rows):
-        # as many blocks have an entry that is no smaller than this: nothing below it is wanted
-        kept = 0
-        for block in range(peaks.shape[1]):
-            kept = _insert(peaks[row, block], block, values[row], ids[row], kept)
-        least = values[row, count - 1] if kept == count else -np.inf
-        kept = 0
-        for block in range(peaks.shape[1]):
-            if peaks[row, block] < least:
-                continue
-            for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocab)):
-                if not logits[row, token] < least:
-                    kept = _insert(logits[row, token], token, values[row], ids[row], kept)
-    return ids, values
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
@@ -81,24 +58,38 @@ def _exponentials(logits, most):
 
 
 @njit(cache=True, nogil=True)
-def _log_sum_exp(logits, most):
-    """float32 [n] of rows whose largest entries are `most`."""
-    sums = np.empty(len(logits), np.float32)
-    for row in range(len(logits)):
-        sums[row] = most[row] + math.log(_exponentials(logits[row], most[row]))
-    return sums
+def _best(logits, bits, count):
+    """Ids int64 [n, count] and log-probabilities [n, count] of the largest entries of each row, in descending order and
+    the lowest id of equals first; `bits` are those of the logits."""
+    rows, vocab = logits.shape
+    ids = np.empty((rows, count), np.int64)
+    values = np.empty((rows, count), logits.dtype)
+    peak_bits = np.empty(-(-vocab // _BLOCK), bits.dtype)
+    peaks = peak_bits.view(logits.dtype)
+    for row in range(rows):
+        fill_peaks(peak_bits, bits[row], _BLOCK)
+        # as many blocks have an entry that is no smaller than this: nothing below it is wanted
+        kept = 0
+        for block in range(len(peaks)):
+            kept = _insert(peaks[block], block, values[row], ids[row], kept)
+        least = values[row, count - 1] if kept == count else -np.inf
+        kept = 0
+        for block in range(len(peaks)):
+            if peaks[block] < least:
+                continue
+            for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocab)):
+                if not logits[row, token] < least:
+                    kept = _insert(logits[row, token], token, values[row], ids[row], kept)
+        values[row] -= values[row, 0] + math.log(_exponentials(logits[row], values[row, 0]))
+    return ids, values
 
 
 def top_successors(logits: Tensor, count: int) -> TopSuccessors:
     """The `count` most probable tokens after each row of logits [n, V], any float dtype and device."""
     logits = logits.float()
     count = min(count, logits.shape[-1])
-    if logits.device.type == "cpu":
+    if logits.is_cpu:
         rows = logits.contiguous().numpy()
-        ids, values = _best(rows, largest_of_blocks(rows, _BLOCK), count)
-        sums = _log_sum_exp(rows, values[:, 0])
-    else:
-        best = torch.topk(logits, count, dim=-1)
-        ids, values = best.indices.cpu().numpy(), best.values.cpu().numpy()
-        sums = torch.logsumexp(logits, -1).cpu().numpy()
-    return TopSuccessors(ids, values - sums[:, None])
+        return TopSuccessors(*_best(rows, as_bits(rows), count))
+    best = torch.topk(torch.log_softmax(logits, -1), count, dim=-1)
+    return TopSuccessors(best.indices.cpu().numpy(), best.values.cpu().numpy())
