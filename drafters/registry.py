@@ -323,12 +323,12 @@ def _draft_model(options: ModelOptions, resources: Resources) -> Drafter:
             f"the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: use a draft "
             "model of the same vocabulary, or give both tokenizers to re-encode between them"
         )
-    return _same_vocabulary(options, resources, _pace(options, resources))
+    return _same_vocabulary(options, resources)
 
 
-def _same_vocabulary(options: ModelOptions, resources: Resources, pace: Pace | None = None) -> ModelDrafter:
+def _same_vocabulary(options: ModelOptions, resources: Resources, paced: bool = True) -> ModelDrafter:
     builder = BestFirst("draft_model", resources.calibration, _growth(options), _stop(options))
-    return ModelDrafter(resources.draft_model, builder, pace)
+    return ModelDrafter(resources.draft_model, builder, _pace(options, resources) if paced else None)
 
 
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:
@@ -348,13 +348,10 @@ def _self_model(resources: Resources, drafter: str) -> DraftModel:
     return _needs(resources.self_model, drafter, "an engine that lends its model for a second sequence")
 
 
-def _paced_rag(options: RagOptions, resources: Resources) -> Rag:
-    return _rag(options, resources, _pace(options, resources))
-
-
-def _rag(options: RagOptions, resources: Resources, pace: Pace | None = None) -> Rag:
+def _rag(options: RagOptions, resources: Resources, paced: bool = True) -> Rag:
     model = _self_model(resources, "rag")
     builder = BestFirst("rag", resources.calibration, _growth(options), _stop(options))
+    pace = _pace(options, resources) if paced else None
     prompt = {"chunk": options.chunk, "context": options.context, "question": options.question}
     if options.target_mix > 0:
         return MixedRag(model, builder, eta=options.target_mix, length=options.depth, **prompt)
@@ -388,9 +385,9 @@ def _fusion(options: FusionOptions, resources: Resources) -> Fusion:
     same = resources.draft_model is not None and resources.draft_model.vocab_size == resources.vocab_size
     if options.model == "draft_model" or (options.model == "auto" and same):
         _needs(resources.draft_model if same else None, "fusion", "a draft model of the target's vocabulary")
-        model = _same_vocabulary(options, resources)
+        model = _same_vocabulary(options, resources, paced=False)
     elif options.model == "rag" or (options.model == "auto" and resources.self_model is not None):
-        model = _rag(options, resources)
+        model = _rag(options, resources, paced=False)  # fusion asks where it pays
     return Fusion(_free(resources), model, resources.profile, prune=options.prune, always=options.always)
 
 
@@ -432,7 +429,7 @@ _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
     "draft_model": (ModelOptions, _draft_model),
     "adaptive": (AdaptiveOptions, _draft_model),
     "multi_round": (MultiRoundOptions, _multi_round),
-    "rag": (RagOptions, _paced_rag),
+    "rag": (RagOptions, _rag),
     "cascade": (CascadeOptions, _cascade),
     "fusion": (FusionOptions, _fusion),
     "self_speculation": (SelfSpeculationOptions, _self_speculation),

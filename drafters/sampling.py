@@ -154,7 +154,7 @@ def _pick_from_all(logits: Tensor, columns: Columns) -> Tensor:
         return _pick_by_definition(logits, columns)
     # bfloat16 and float16 have no NumPy type or are slow there; float32 holds them exactly
     exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    rows = exact.contiguous().numpy()
+    rows = np.ascontiguousarray(exact.numpy())
     return torch.from_numpy(largest_perturbed(rows, columns.temperature, columns.seeds, columns.positions))
 
 
