@@ -9,8 +9,9 @@ prompt's prefill) is reported apart, as `start_s`.
 
 A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it,
 several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. `auto` and the
-drafters that are nearly as fast as the fastest then take twice as many rounds more, and `over_best_single` is the least
-of the medians of the ratios of `auto` to another drafter: a round varies by more than the difference that is asked for.
+drafters that are nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the
+least of the medians of the ratios of `auto` to another drafter: a round varies by more than the difference that is asked
+for.
 The table is made in pieces: cells that the file of figures has are kept, and the file is written after each new one.
 """
 
@@ -49,7 +50,7 @@ DRAFTERS = (
     "self_speculation",
 )
 _CLOSE = 0.8  # of the fastest drafter's tokens per second: those above it are worth more rounds …
-_MORE = 2  # … so many times as many
+_MORE = 4  # … so many times as many
 _WITH_FORWARDS = ("rag", "cascade", "fusion", "self_speculation", "draft_model", "overlap", "adaptive")
 
 
