@@ -10,8 +10,7 @@ prompt's prefill) is reported apart, as `start_s`.
 A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it,
 several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. `auto` and the
 drafters that are nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the
-least of the medians of the ratios of `auto` to another drafter: a round varies by more than the difference that is asked
-for.
+least of the medians of the ratios of `auto` to another drafter: a round varies by more than the difference asked for.
 The table is made in pieces: cells that the file of figures has are kept, and the file is written after each new one.
 """
 
