@@ -15,6 +15,7 @@ from drafters.perturbed import as_bits, fill_peaks
 _BLOCK = 128
 _LOG2_E = np.float32(math.log2(math.e))
 _SMALLEST = np.float32(-126.0)  # the exponent of the smallest normal float32
+_LEFT_OUT = 1e-2  # at most that share of the largest probability goes uncounted where probabilities are summed
 
 
 @njit(cache=True, inline="always")
@@ -36,7 +37,7 @@ def _insert(value, item, values, items, kept):
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def _exponentials(logits, most):
-    """The sum of exp(logits - most) of a row, most being the largest, to 1e-6 of itself.
+    """The sum of exp(logits - most), of which none is above 1, to 1e-6 of itself.
 
     exp x = 2^n 2^f: n goes into the exponent's bits, 2^f is a polynomial (minimax on [0, 1)). This becomes vector code;
     a call of the library's exp does not.
@@ -80,12 +81,19 @@ def _best(logits, bits, count):
             for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocab)):
                 if not logits[row, token] < least:
                     kept = _insert(logits[row, token], token, values[row], ids[row], kept)
-        values[row] -= values[row, 0] + math.log(_exponentials(logits[row], values[row, 0]))
+        most = values[row, 0]
+        counted = most + math.log(_LEFT_OUT / vocab)
+        total = np.float32(0)
+        for block in range(len(peaks)):
+            if peaks[block] > counted:
+                total += _exponentials(logits[row, block * _BLOCK : (block + 1) * _BLOCK], most)
+        values[row] -= most + math.log(total)
     return ids, values
 
 
 def top_successors(logits: Tensor, count: int) -> TopSuccessors:
-    """The `count` most probable tokens after each row of logits [n, V], any float dtype and device."""
+    """The `count` most probable tokens after each row of logits [n, V], any float dtype and device. On a CPU very
+    improbable tokens are not counted: log-probabilities are up to 0.01 too large."""
     logits = logits.float()
     count = min(count, logits.shape[-1])
     if logits.is_cpu:
