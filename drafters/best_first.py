@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drafters.base import DraftSession, RequestState, SourceDrafter
 from drafters.calibration import Calibration
-from drafters.sampling import Sampling, perturb, warp
+from drafters.sampling import Sampling, best_choices
 from drafters.tree import DraftTree
 
 RANKS = 4  # ranks told apart by the calibration; later ones share the last cell
@@ -44,20 +44,20 @@ def candidates(logits: Tensor, sampling: Sampling, positions: Sequence[int], k: 
     """Children of draft rows [n, V], ranked as the target's keyed choice would rank them if it had these
     logits.
 
-    positions [n] are those of the children. Greedy: the largest logits. Sampled: the largest log q + g with
-    the target's own noise, so that a draft distribution equal to the target's is accepted always.
+    positions [n] are those of the children. Greedy: the largest logits, by their probability. Sampled: the largest
+    log q + g with the target's own noise, so that a draft distribution equal to the target's is accepted always;
+    their confidence is the softmax of the k scores.
     """
+    k = min(k, logits.shape[-1])
     if sampling.greedy:
-        scores = logits.to(torch.float32)
+        best = torch.topk(torch.log_softmax(logits.to(torch.float32), -1), k, dim=-1)
+        ids, scores = best.indices.cpu().numpy(), best.values.to(torch.float64).cpu().numpy()
+        confidence = np.exp(scores)
     else:
-        log_q = warp(logits, sampling.temperature, sampling.top_k, sampling.top_p)
-        seeds = torch.full((len(logits),), sampling.seed, dtype=torch.int64, device=logits.device)
-        at = torch.as_tensor(positions, dtype=torch.int64, device=logits.device)
-        scores = perturb(log_q, seeds, at)
-    best = torch.topk(scores, min(k, scores.shape[-1]), dim=-1)
-    confidence = torch.exp(best.values - torch.logsumexp(scores, dim=-1, keepdim=True))
-    ids, values = best.indices.cpu().numpy(), confidence.to(torch.float64).cpu().numpy()
-    return [Candidates(i[v > 0], v[v > 0]) for i, v in zip(ids, values, strict=True)]
+        ids, scores = best_choices(logits, sampling, positions, k)
+        weights = np.exp(scores - scores[:, :1])
+        confidence = weights / weights.sum(-1, keepdims=True)
+    return [Candidates(i[c > 0], c[c > 0]) for i, c in zip(ids, confidence, strict=True)]
 
 
 @dataclass

@@ -75,7 +75,18 @@ def largest_perturbed(
 
     logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N].
     """
-    return _largest_perturbed(logits, as_bits(logits), temperature, seeds, positions)
+    return _best(logits, as_bits(logits), temperature, seeds, positions, 1)[0][:, 0]
+
+
+def best_perturbed(
+    logits: np.ndarray, temperature: np.ndarray, seeds: np.ndarray, positions: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of the largest perturbed scores of each row, int64 [N, count], and these, float64, in descending order.
+
+    As for `largest_perturbed`; scores are without the constant that makes probabilities of logits, and at temperature 0
+    the first is a row's largest logit and the others are not defined. count is at most V.
+    """
+    return _best(logits, as_bits(logits), temperature, seeds, positions, count)
 
 
 def as_bits(values: np.ndarray) -> np.ndarray:
@@ -93,30 +104,36 @@ def _noise(key, token):
 
 
 @njit(cache=True, nogil=True)
-def _largest_perturbed(logits, logit_bits, temperature, seeds, positions):
+def _best(logits, logit_bits, temperature, seeds, positions, count):
     rows, vocab = logits.shape
-    picked = np.empty(rows, np.int64)
+    tokens = np.zeros((rows, count), np.int64)
+    scores = np.full((rows, count), -np.inf)
     peak_bits = np.empty(-(-vocab // _BLOCK), logit_bits.dtype)
     peaks = peak_bits.view(logits.dtype)
     for row in range(rows):
         fill_peaks(peak_bits, logit_bits[row], _BLOCK)
         # the largest logit first: its score spares most of the others
         start = int(np.argmax(peaks))
-        chosen = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : (start + 1) * _BLOCK]))
+        token = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : (start + 1) * _BLOCK]))
         heat = temperature[row]
+        tokens[row, 0] = token
+        scores[row, 0] = logits[row, token]
         if heat > 0:
             key = _mix(_mix(np.uint64(seeds[row]) + _GOLDEN) ^ (np.uint64(positions[row]) * _GOLDEN))
-            chosen = _perturbed(logits[row], peaks, heat, key, chosen)
-        picked[row] = chosen
-    return picked
+            scores[row, 0] = np.float64(logits[row, token]) / heat + _noise(key, token)
+            _perturb(logits[row], peaks, heat, key, token, start, tokens[row], scores[row])
+    return tokens, scores
 
 
 @njit(cache=True, nogil=True)
-def _perturbed(logits, peaks, heat, key, chosen):
-    """The token of a row's largest perturbed score; `chosen` is that of its largest logit."""
-    best = np.float64(logits[chosen]) / heat + _noise(key, chosen)
-    for block in range(len(peaks)):
-        needed = best - np.float64(peaks[block]) / heat - _HAIR  # the noise that would be enough
+def _perturb(logits, peaks, heat, key, known, start, tokens, scores):
+    """Fill the best `tokens` and `scores` of a row, which begin with those of the token `known` in the block `start`."""
+    last = len(scores) - 1
+    for turn in range(-1, len(peaks)):
+        if turn == start:
+            continue
+        block = start if turn < 0 else turn
+        needed = scores[last] - np.float64(peaks[block]) / heat - _HAIR  # the noise that would be enough
         if not needed <= _LARGEST:
             continue
         bits = _block_bits(key, block)
@@ -124,21 +141,31 @@ def _perturbed(logits, peaks, heat, key, chosen):
             continue
         least = -math.log(_unit(bits)) / _BLOCK
         place = np.int64(bits & np.uint64(_BLOCK - 1))
-        # the smallest logit that the largest noise of the block could lift to the best score
-        floor = (best + math.log(least) - _HAIR) * heat
+        # the smallest logit that the largest noise of the block could lift to the last of the best
+        floor = (scores[last] + math.log(least) - _HAIR) * heat
         first = block * _BLOCK
         for token in range(first, min(first + _BLOCK, len(logits))):
-            if logits[token] < floor or token == chosen:
+            if logits[token] < floor or token == known:
                 continue
             value = np.float64(logits[token]) / heat
             exponential = least
             if token - first != place:
                 own = _own_unit(key, token)
-                if least + (1.0 - own) > math.exp(value - best + _HAIR):
+                if least + (1.0 - own) > math.exp(value - scores[last] + _HAIR):
                     continue
                 exponential -= math.log(own)
-            score = value - math.log(exponential)
-            if score > best or (score == best and token < chosen):
-                best = score
-                chosen = token
-    return chosen
+            _insert(value - math.log(exponential), token, tokens, scores)
+
+
+@njit(cache=True, inline="always")
+def _insert(score, token, tokens, scores):
+    """Put a token among the best, before its equals of higher ids; the last falls out."""
+    place = len(scores)
+    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and token < tokens[place - 1])):
+        place -= 1
+    for after in range(len(scores) - 1, place, -1):
+        tokens[after] = tokens[after - 1]
+        scores[after] = scores[after - 1]
+    if place < len(scores):
+        tokens[place] = token
+        scores[place] = score

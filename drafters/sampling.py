@@ -8,6 +8,7 @@ on that row alone, which lets one call serve a ragged batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from drafters.errors import DrafterError
 from drafters.noise import noise
-from drafters.perturbed import largest_perturbed
+from drafters.perturbed import best_perturbed, largest_perturbed
 
 _HEAD = 256  # logits sorted at first for top-p; rows whose nucleus is wider are sorted whole
 
@@ -134,12 +135,35 @@ def choose(
     return chosen
 
 
+def best_choices(
+    logits: Tensor, sampling: Sampling, positions: Sequence[int], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that `choose` ranks highest after each row of logits [N, V], best first: ids int64 [N, count], and log
+    p + g up to a constant of the row, float64 [N, count], which is -inf for tokens that top-k or top-p drop.
+
+    positions [N] are those of the tokens; the temperature must not be 0, and count at most V.
+    """
+    rows, vocab = logits.shape
+    seeds, at = np.full(rows, sampling.seed, np.int64), np.asarray(positions, np.int64)
+    if logits.is_cpu and not 0 < sampling.top_k < vocab and sampling.top_p == 1:
+        return best_perturbed(_exact(logits), np.full(rows, sampling.temperature), seeds, at, count)
+    log_p = warp(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+    best = torch.topk(perturb(log_p, torch.from_numpy(seeds), torch.from_numpy(at)), count, dim=-1)
+    return best.indices.cpu().numpy(), best.values.cpu().numpy()
+
+
 def largest(logits: Tensor) -> Tensor:
     """The token of the largest logit of each row, the lowest of equals: int64 [N]."""
     if logits.is_cpu and logits.dtype in (torch.float32, torch.float64):
         # NumPy's is twenty times as fast as torch's
         return torch.from_numpy(logits.numpy().argmax(-1))
     return torch.argmax(logits, dim=-1)
+
+
+def _exact(logits: Tensor) -> np.ndarray:
+    """The same numbers in NumPy: bfloat16 and float16 have no type there or are slow; float32 holds them exactly."""
+    exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return np.ascontiguousarray(exact.numpy())
 
 
 def _pick_by_definition(logits: Tensor, columns: Columns) -> Tensor:
@@ -152,10 +176,7 @@ def _pick_from_all(logits: Tensor, columns: Columns) -> Tensor:
     largest."""
     if not logits.is_cpu:
         return _pick_by_definition(logits, columns)
-    # bfloat16 and float16 have no NumPy type or are slow there; float32 holds them exactly
-    exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    rows = np.ascontiguousarray(exact.numpy())
-    return torch.from_numpy(largest_perturbed(rows, columns.temperature, columns.seeds, columns.positions))
+    return torch.from_numpy(largest_perturbed(_exact(logits), columns.temperature, columns.seeds, columns.positions))
 
 
 def _pick_from_head(logits: Tensor, columns: Columns) -> Tensor:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from drafters.errors import DrafterError
 from drafters.noise import gumbel
-from drafters.sampling import Sampling, choose, perturb, warp
+from drafters.perturbed import _insert
+from drafters.sampling import Sampling, best_choices, choose, perturb, warp
 
 
 def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -99,6 +100,43 @@ def test_the_bounds_never_drop_the_best(sharpness):
     seeds, positions = torch.full((rows,), 4), torch.arange(rows)
     expected = torch.argmax(logits / 0.8 + gumbel(seeds, positions, vocab), dim=-1)
     assert torch.equal(choose(logits, 0.8, 0, 1.0, seeds, positions), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    vocab=st.integers(1, 900),
+    count=st.integers(1, 12),
+    sharpness=st.sampled_from([0.1, 1.0, 5.0, 40.0]),
+    temperature=st.sampled_from([0.2, 0.8, 3.0]),
+    top_k=st.sampled_from([0, 7, 1000]),
+    top_p=st.sampled_from([0.9, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_the_best_choices_are_those_of_the_definition(seed, vocab, count, sharpness, temperature, top_k, top_p, dtype):
+    generator = np.random.default_rng(seed)
+    logits = torch.from_numpy(generator.normal(size=(6, vocab)) * sharpness).to(dtype)
+    sampling = Sampling(temperature, top_k, top_p, seed=seed)
+    positions = generator.integers(0, 10**6, 6).tolist()
+    count = min(count, vocab)
+    keys = torch.full((6,), seed), torch.tensor(positions)
+    expected = torch.topk(warp(logits, temperature, top_k, top_p) + gumbel(*keys, vocab), count, dim=-1)
+
+    ids, scores = best_choices(logits, sampling, positions, count)
+    kept = np.isfinite(scores)
+    assert np.array_equal(kept, torch.isfinite(expected.values).numpy())
+    assert np.array_equal(ids[kept], expected.indices.numpy()[kept])
+    below_best = expected.values - expected.values[:, :1]
+    np.testing.assert_allclose((scores - scores[:, :1])[kept], below_best.numpy()[kept], atol=1e-9)
+    assert ids[:, 0].tolist() == choose(logits, temperature, top_k, top_p, *keys).tolist()
+
+
+def test_equal_scores_are_ranked_by_their_ids():
+    tokens, scores = np.array([5, 9, 0]), np.array([2.0, 1.0, -np.inf])
+    for token, score in ((7, 1.0), (3, 2.0), (600, 1.0)):
+        _insert(score, token, tokens, scores)
+    assert tokens.tolist() == [3, 5, 7]
+    assert scores.tolist() == [2.0, 2.0, 1.0]
 
 
 def test_hidden_tokens_are_never_chosen():
