@@ -81,7 +81,7 @@ def largest_perturbed(
 def best_perturbed(
     logits: np.ndarray, temperature: np.ndarray, seeds: np.ndarray, positions: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of the largest perturbed scores of each row, int64 [N, count], and these, float64, in descending order.
+    """The tokens of the largest perturbed scores of each row, int64 [N, count], and these, float64, descending.
 
     As for `largest_perturbed`; scores are without the constant that makes probabilities of logits, and at temperature 0
     the first is a row's largest logit and the others are not defined. count is at most V.
@@ -127,7 +127,7 @@ def _best(logits, logit_bits, temperature, seeds, positions, count):
 
 @njit(cache=True, nogil=True)
 def _perturb(logits, peaks, heat, key, known, start, tokens, scores):
-    """Fill the best `tokens` and `scores` of a row, which begin with those of the token `known` in the block `start`."""
+    """Fill the best `tokens` and `scores` of a row, which begin with those of `known`, a token of block `start`."""
     last = len(scores) - 1
     for turn in range(-1, len(peaks)):
         if turn == start:
