@@ -8,8 +8,8 @@ cache by every drafter, so what is timed is decoding. What a drafter does before
 prompt's prefill) is reported apart, as `start_s`.
 
 A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it,
-several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. `auto` and the
-drafters that are nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the
+several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. `auto` and
+all that is nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the
 least of the medians of the ratios of `auto` to another drafter: a round varies by more than the difference asked for.
 The table is made in pieces: cells that the file of figures has are kept, and the file is written after each new one.
 """
@@ -165,11 +165,11 @@ def cell(
                 taken[name].append(timed(engine, asked, params, name, batch, lent))
 
     take_turns(list(taken), range(rounds))
-    plain = taken.pop(PLAIN)
     middle = {name: statistics.median(timing.rate for timing in timings) for name, timings in taken.items()}
     close = [name for name, rate in middle.items() if name == "auto" or rate >= _CLOSE * max(middle.values())]
     if "auto" in close and len(close) > 1:
         take_turns(close, range(rounds, rounds + _MORE * rounds))
+    plain = taken.pop(PLAIN)
     rates = [timing.rate for timing in plain]
     measured: list[dict[str, Any]] = [
         {
