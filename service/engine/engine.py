@@ -22,8 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 
+from drafters.tree import EMPTY
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
 from service.engine.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
@@ -403,17 +405,11 @@ class Engine:
     def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
         """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
         sampling = [(part, first) for part, first in zip(step.slices, forward.first_row, strict=True) if part.samples]
-        params: list[SamplingParams] = []
-        positions: list[int] = []
-        for part, _ in sampling:
-            depths = part.tree.depths.tolist() if part.tree is not None else [0]
-            params += [part.request.params] * len(depths)
-            positions += [part.start + len(part.token_ids) + depth for depth in depths]
         for part, first in sampling:
             if self.drafting.is_lossy(part.request):
                 rows = _rows(part, first)
                 forward.logits[rows] = self.drafting.adjust(part, forward.logits[rows])
-        choices = sample(forward.logits, RowKeys(params, positions)) if sampling else []
+        choices = sample(forward.logits, _keys([part for part, _ in sampling])) if sampling else []
         verdicts = {}
         for part, first in sampling:
             rows = _rows(part, first)
@@ -528,6 +524,13 @@ def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> Mode
         buckets = make_buckets(config.max_running)
         return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
     return ModelRunner(loaded.model, pool, config.attention_backend)
+
+
+def _keys(sampling: list[Slice]) -> RowKeys:
+    """How the tokens after the pending token and the tree's nodes of each slice are chosen."""
+    depths = [(part.tree or EMPTY).depths for part in sampling]
+    after = [part.start + len(part.token_ids) + depth for part, depth in zip(sampling, depths, strict=True)]
+    return RowKeys([part.request.params for part in sampling], list(map(len, depths)), np.concatenate(after))
 
 
 def _rows(part: Slice, first: int) -> slice:

@@ -17,24 +17,32 @@ from sparse_attn.host_values import to_device
 
 @dataclass(frozen=True)
 class RowKeys:
-    """Per row of logits: how its request samples, and the position of the token to be chosen."""
+    """How the rows of logits are to be sampled.
+
+    Attributes:
+        params: of each request.
+        counts: how many rows, one after another, are of each.
+        positions: int64 [R], of the tokens to be chosen.
+    """
 
     params: Sequence[SamplingParams]
-    positions: Sequence[int]
+    counts: Sequence[int]
+    positions: np.ndarray
 
 
 def sample(logits: Tensor, keys: RowKeys) -> list[int]:
     """The target's choice after each row; logits [R, V] → R token ids, with one synchronisation of the device."""
-    if all(p.temperature == 0 for p in keys.params):
+    params = keys.params
+    if all(p.temperature == 0 for p in params):
         return largest(logits).tolist()
     columns = (
-        np.array([p.temperature for p in keys.params], dtype=np.float64),
-        np.array([p.top_k for p in keys.params], dtype=np.int64),
-        np.array([p.top_p for p in keys.params], dtype=np.float64),
-        np.array([p.seed for p in keys.params], dtype=np.int64),
-        np.array(keys.positions, dtype=np.int64),
+        np.repeat(np.array([p.temperature for p in params], dtype=np.float64), keys.counts),
+        np.repeat(np.array([p.top_k for p in params], dtype=np.int64), keys.counts),
+        np.repeat(np.array([p.top_p for p in params], dtype=np.float64), keys.counts),
+        np.repeat(np.array([p.seed for p in params], dtype=np.int64), keys.counts),
+        keys.positions,
     )
-    any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
+    any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in params)
     if logits.is_cpu:
         return choose(logits, *columns, any_cut=any_cut).tolist()
     moved = [to_device(torch.from_numpy(column), logits.device) for column in columns]
