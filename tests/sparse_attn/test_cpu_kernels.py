@@ -1,5 +1,6 @@
 """The C++ kernels against the float64 reference, and their rows against themselves in other company."""
 
+import platform
 from dataclasses import dataclass
 
 import pytest
@@ -264,6 +265,18 @@ def test_strided_inputs_are_read_in_place():
     views = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
     strided = cpu.attention(*views, *rest, scale=0.2)
     assert torch.equal(plain[0], strided[0])
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere denormals are not flushed")
+def test_denormal_numbers_count_as_zero_during_a_call_and_not_after():
+    """Each would cost an assist of a hundred cycles, and dead dimensions of a model are full of them."""
+    tiny = 1e-40
+    case = Case.random((2, 2, 64), [3], [70], 16, seed=1)
+    case.v.fill_(tiny)
+    case.v_cache.fill_(tiny)
+    assert cpu.attention(*case.arguments(torch.float32), scale=0.2)[0].count_nonzero() == 0
+    assert cpu.linear(torch.full((3, 64), tiny), torch.ones(8, 64)).count_nonzero() == 0
+    assert (torch.full((3,), tiny) * torch.ones(3)).count_nonzero() == 3
 
 
 def test_float32_on_a_cpu_takes_the_kernels_and_float64_the_reference():
