@@ -114,8 +114,8 @@ extern "C" void folio_linear(const Linear* calls, int32_t count) {
       const Linear& c = calls[own];
       const int64_t across = (c.outer + WIDTH - 1) / WIDTH, at = task - first[own];
       const int64_t row0 = at / across * BLOCK, column = at % across * WIDTH, end = std::min(column + WIDTH, c.outer);
-      const int count = int(std::min<int64_t>(BLOCK, rows - row0));
-      for (int64_t n0 = column; n0 < end; n0 += LANES) panel(c, n0, row0, count, n0 + LANES < end, sums.data());
+      const int height = int(std::min<int64_t>(BLOCK, rows - row0));
+      for (int64_t n0 = column; n0 < end; n0 += LANES) panel(c, n0, row0, height, n0 + LANES < end, sums.data());
     }
   }
 }
