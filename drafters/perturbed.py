@@ -154,11 +154,11 @@ def _perturb(logits, peaks, heat, key, known, start, tokens, scores):
                 if least + (1.0 - own) > math.exp(value - scores[last] + _HAIR):
                     continue
                 exponential -= math.log(own)
-            _insert(value - math.log(exponential), token, tokens, scores)
+            insert(value - math.log(exponential), token, tokens, scores)
 
 
 @njit(cache=True, inline="always")
-def _insert(score, token, tokens, scores):
+def insert(score, token, tokens, scores):
     """Put a token among the best, before its equals of higher ids; the last falls out."""
     place = len(scores)
     while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and token < tokens[place - 1])):

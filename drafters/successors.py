@@ -10,29 +10,12 @@ from numba import njit
 from torch import Tensor
 
 from drafters.base import TopSuccessors
-from drafters.perturbed import as_bits, fill_peaks
+from drafters.perturbed import as_bits, fill_peaks, insert
 
 _BLOCK = 128
 _LOG2_E = np.float32(math.log2(math.e))
 _SMALLEST = np.float32(-126.0)  # the exponent of the smallest normal float32
 _LEFT_OUT = 1e-2  # at most that share of the largest probability goes uncounted where probabilities are summed
-
-
-@njit(cache=True, inline="always")
-def _insert(value, item, values, items, kept):
-    """Put an entry into lists in descending order, of which `kept` places are taken: behind its equals, and the last
-    falls out of full ones. Returns how many are taken then."""
-    if kept == len(values) and value <= values[kept - 1]:
-        return kept
-    kept = min(kept + 1, len(values))
-    place = kept - 1
-    while place > 0 and values[place - 1] < value:
-        values[place] = values[place - 1]
-        items[place] = items[place - 1]
-        place -= 1
-    values[place] = value
-    items[place] = item
-    return kept
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
@@ -69,18 +52,18 @@ def _best(logits, bits, count):
     peaks = peak_bits.view(logits.dtype)
     for row in range(rows):
         fill_peaks(peak_bits, bits[row], _BLOCK)
-        # as many blocks have an entry that is no smaller than this: nothing below it is wanted
-        kept = 0
+        # as many blocks have an entry that is no smaller than the last of these: nothing below it is wanted
+        ids[row], values[row] = vocab, -np.inf
         for block in range(len(peaks)):
-            kept = _insert(peaks[block], block, values[row], ids[row], kept)
-        least = values[row, count - 1] if kept == count else -np.inf
-        kept = 0
+            insert(peaks[block], block, ids[row], values[row])
+        least = values[row, count - 1]
+        ids[row], values[row] = vocab, -np.inf
         for block in range(len(peaks)):
             if peaks[block] < least:
                 continue
             for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocab)):
                 if not logits[row, token] < least:
-                    kept = _insert(logits[row, token], token, values[row], ids[row], kept)
+                    insert(logits[row, token], token, ids[row], values[row])
         most = values[row, 0]
         counted = most + math.log(_LEFT_OUT / vocab)
         total = np.float32(0)

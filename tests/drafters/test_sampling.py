@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drafters.errors import DrafterError
 from drafters.noise import gumbel
-from drafters.perturbed import _insert
+from drafters.perturbed import insert
 from drafters.sampling import Sampling, best_choices, choose, perturb, warp
 
 
@@ -134,7 +134,7 @@ def test_the_best_choices_are_those_of_the_definition(seed, vocab, count, sharpn
 def test_equal_scores_are_ranked_by_their_ids():
     tokens, scores = np.array([5, 9, 0]), np.array([2.0, 1.0, -np.inf])
     for token, score in ((7, 1.0), (3, 2.0), (600, 1.0)):
-        _insert(score, token, tokens, scores)
+        insert(score, token, tokens, scores)
     assert tokens.tolist() == [3, 5, 7]
     assert scores.tolist() == [2.0, 2.0, 1.0]
 
