@@ -9,16 +9,16 @@ from itertools import compress
 from drafters.base import RequestState, TopSuccessors
 from drafters.cascade import Together
 from drafters.goodput import Goodput, MachineProfile
-from drafters.tree import EMPTY, DraftTree
+from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
 _FUTILE = 0.08  # accepted tokens a step below which guessing rests
-_TRIES = 1.5  # a request starts with at least so many times that, hence with a try or two
+_DOUBT = 1.5 * _FUTILE  # a request starts with at least that, hence with a try or two; below it they are small ones
 _COPYING = 4.0  # copied tokens promised by a tree above which the target's successors are left alone …
 _KEPT = 0.5  # … where more than this share of such promises was kept lately
 _SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means, of tokens and of that share
 _TRAFFIC = 0.1  # the same for the running means over all requests
-_REST = 16  # of a resting drafter's steps, one is tried
+_REST = 15  # steps passed over after a try in such times
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, until a try succeeds; where copies promise much, and such
-    promises were kept, only the successors are.
+    been accepted for a while it is spared in most steps, and a try verifies one token, until one succeeds; where copies
+    promise much, and such promises were kept, only the successors are spared.
     """
 
     name = "auto"
@@ -47,30 +47,28 @@ class Auto(Goodput):
         super().__init__(retrieval, profile)
         self._retrieval = retrieval
         self._habits = habits
-        self._accepted = max(habits.accepted, _TRIES * _FUTILE)
+        self._accepted = max(habits.accepted, _DOUBT)
         self._kept = habits.kept
         self._learners = {source.name for source in retrieval.sources if source.needs_topk}
-        self._step = 0
+        self.rest = 0
+        """Steps in which it need not be asked."""
 
     @property
     def needs_topk(self) -> int:  # type: ignore[override]
-        return 0 if self._resting or self._retrieval.spared else self._retrieval.needs_topk
-
-    @property
-    def _resting(self) -> bool:
-        return self._accepted < _FUTILE and self._step % _REST != 0
+        return 0 if self._retrieval.spared else self._retrieval.needs_topk
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
-        self._step += 1
         trusted = self._kept > _KEPT
         self._retrieval.enough = _COPYING if trusted else math.inf
-        return EMPTY if self._resting else super().propose(state, budget)
+        return super().propose(state, 1 if self._accepted <= _DOUBT else budget)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
         accepted = len(verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
         self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
+        self.rest = _REST if self._accepted < _FUTILE else 0
+        self._habits.accepted *= (1 - _TRAFFIC) ** self.rest  # for nothing is accepted in these
         copied = [source not in self._learners for source in tree.sources]
         promised = sum(compress(tree.scores.tolist(), copied))
         if promised > _COPYING:

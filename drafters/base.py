@@ -47,10 +47,9 @@ class RequestState:
 
 @dataclass(frozen=True)
 class TopSuccessors:
-    """The target's k most probable successors of each row of a step (row 0 = root, row i + 1 = node i).
+    """The target's k most probable successors of the rows of a step that were reached, `Verdict.rows`.
 
-    ids int64 [n + 1, k], log_probs float32 [n + 1, k] (unwarped, natural log), both in descending
-    probability.
+    ids int64 [n, k], log_probs float32 [n, k] (unwarped, natural log), both in descending probability.
     """
 
     ids: np.ndarray
@@ -69,7 +68,7 @@ class Drafter(Protocol):
 
     @property
     def needs_topk(self) -> int:
-        """How many top successors a row the coming `observe` wants; 0: none (its `top` is then None)."""
+        """How many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)."""
 
     def start(self, state: RequestState) -> None: ...
 

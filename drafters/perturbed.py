@@ -69,13 +69,20 @@ def fill_peaks(peaks, bits, size):
 
 
 def largest_perturbed(
-    logits: np.ndarray, temperature: np.ndarray, seeds: np.ndarray, positions: np.ndarray
+    logits: np.ndarray,
+    temperature: np.ndarray,
+    seeds: np.ndarray,
+    positions: np.ndarray,
+    above: np.ndarray,
+    guesses: np.ndarray,
 ) -> np.ndarray:
-    """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals.
+    """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals; -1 for a row that is only
+    reached where the row above it has another token than that.
 
-    logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N].
+    logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N]; above int64 [N] is an
+    earlier row, or -1 for a row that is reached in any case, and guesses int64 [N] the token by which it is reached.
     """
-    return _best(logits, as_bits(logits), temperature, seeds, positions, 1)[0][:, 0]
+    return _best(logits, as_bits(logits), temperature, seeds, positions, above, guesses, 1)[0][:, 0]
 
 
 def best_perturbed(
@@ -86,7 +93,8 @@ def best_perturbed(
     As for `largest_perturbed`; scores are without the constant that makes probabilities of logits, and at temperature 0
     the first is a row's largest logit and the others are not defined. count is at most V.
     """
-    return _best(logits, as_bits(logits), temperature, seeds, positions, count)
+    unguessed = np.full(len(logits), -1)
+    return _best(logits, as_bits(logits), temperature, seeds, positions, unguessed, unguessed, count)
 
 
 def as_bits(values: np.ndarray) -> np.ndarray:
@@ -104,13 +112,15 @@ def _noise(key, token):
 
 
 @njit(cache=True, nogil=True)
-def _best(logits, logit_bits, temperature, seeds, positions, count):
+def _best(logits, logit_bits, temperature, seeds, positions, above, guesses, count):
     rows, vocab = logits.shape
-    tokens = np.zeros((rows, count), np.int64)
+    tokens = np.full((rows, count), -1)
     scores = np.full((rows, count), -np.inf)
     peak_bits = np.empty(-(-vocab // _BLOCK), logit_bits.dtype)
     peaks = peak_bits.view(logits.dtype)
     for row in range(rows):
+        if above[row] >= 0 and tokens[above[row], 0] != guesses[row]:
+            continue
         fill_peaks(peak_bits, logit_bits[row], _BLOCK)
         # the largest logit first: its score spares most of the others
         start = int(np.argmax(peaks))

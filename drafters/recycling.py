@@ -1,8 +1,8 @@
 """Token Recycling (arXiv 2408.08696): the successors the target last ranked highest after each token.
 
-A matrix [V, k] holds, for every token, the k most probable successors at its last appearance in any verified
-row, accepted or not. The tree is grown breadth- and best-first from it. The matrix is shared by all requests
-of an engine.
+A matrix [V, k] holds, for every token, the k most probable successors at its last appearance. The tree is grown
+breadth- and best-first from it. The matrix is shared by all requests of an engine. The paper also learns from nodes
+that were rejected; what follows them follows a text that is not there, and less of what is guessed from it is accepted.
 """
 
 from __future__ import annotations
@@ -138,4 +138,4 @@ class Recycling(SourceDrafter):
         if top is None:
             return
         root = state.tokens[-1 - len(verdict.tokens)]
-        self._table.update(np.concatenate([[root], tree.tokens]), top)
+        self._table.update(np.array([root, *tree.tokens[list(verdict.path)]]), top)

@@ -447,9 +447,10 @@ def warm_up() -> None:
         state = RequestState("warm-up", [1, 2, 3, 1, 2], 5, documents=[[1, 2, 3]])
         drafter.start(state)
         tree = drafter.propose(state, 4)
-        choices = [3] * (len(tree) + 1)
-        top = top_successors(torch.zeros(len(choices), 4), drafter.needs_topk) if drafter.needs_topk else None
-        drafter.observe(state, tree, verify(tree, choices), top)
+        verdict = verify(tree, [3] * (len(tree) + 1))
+        logits = torch.zeros(len(tree) + 1, 4)
+        top = top_successors(logits, verdict.rows, drafter.needs_topk) if drafter.needs_topk else None
+        drafter.observe(state, tree, verdict, top)
         trees.append(tree)
     tree = fuse(trees).trim(1).ended_by(frozenset([3]))
     tree.depths, tree.ancestor_mask  # noqa: B018 - both are computed when first read

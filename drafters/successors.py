@@ -1,8 +1,9 @@
-"""The target's best successors of each row of a step, found faster than by a sort."""
+"""The target's best successors of rows of a step, found faster than by a sort."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -42,16 +43,16 @@ def _exponentials(logits, most):
 
 
 @njit(cache=True, nogil=True)
-def _best(logits, bits, count):
-    """Ids int64 [n, count] and log-probabilities [n, count] of the largest entries of each row, in descending order and
-    the lowest id of equals first; `bits` are those of the logits."""
-    rows, vocab = logits.shape
-    ids = np.empty((rows, count), np.int64)
-    values = np.empty((rows, count), logits.dtype)
+def _best(logits, bits, rows, count):
+    """Ids int64 [n, count] and log-probabilities [n, count] of the largest entries of the n `rows`, in descending order
+    and the lowest id of equals first; `bits` are those of the logits."""
+    vocab = logits.shape[1]
+    ids = np.empty((len(rows), count), np.int64)
+    values = np.empty((len(rows), count), logits.dtype)
     peak_bits = np.empty(-(-vocab // _BLOCK), bits.dtype)
     peaks = peak_bits.view(logits.dtype)
-    for row in range(rows):
-        fill_peaks(peak_bits, bits[row], _BLOCK)
+    for row, source in enumerate(rows):
+        fill_peaks(peak_bits, bits[source], _BLOCK)
         # as many blocks have an entry that is no smaller than the last of these: nothing below it is wanted
         ids[row], values[row] = vocab, -np.inf
         for block in range(len(peaks)):
@@ -62,25 +63,24 @@ def _best(logits, bits, count):
             if peaks[block] < least:
                 continue
             for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocab)):
-                if not logits[row, token] < least:
-                    insert(logits[row, token], token, ids[row], values[row])
+                if not logits[source, token] < least:
+                    insert(logits[source, token], token, ids[row], values[row])
         most = values[row, 0]
         counted = most + math.log(_LEFT_OUT / vocab)
         total = np.float32(0)
         for block in range(len(peaks)):
             if peaks[block] > counted:
-                total += _exponentials(logits[row, block * _BLOCK : (block + 1) * _BLOCK], most)
+                total += _exponentials(logits[source, block * _BLOCK : (block + 1) * _BLOCK], most)
         values[row] -= most + math.log(total)
     return ids, values
 
 
-def top_successors(logits: Tensor, count: int) -> TopSuccessors:
-    """The `count` most probable tokens after each row of logits [n, V], any float dtype and device. On a CPU very
+def top_successors(logits: Tensor, rows: Sequence[int], count: int) -> TopSuccessors:
+    """The `count` most probable tokens after some rows of logits [n, V], any float dtype and device. On a CPU very
     improbable tokens are not counted: log-probabilities are up to 0.01 too large."""
-    logits = logits.float()
     count = min(count, logits.shape[-1])
     if logits.is_cpu:
-        rows = logits.contiguous().numpy()
-        return TopSuccessors(*_best(rows, as_bits(rows), count))
-    best = torch.topk(torch.log_softmax(logits, -1), count, dim=-1)
+        every = logits.float().contiguous().numpy()
+        return TopSuccessors(*_best(every, as_bits(every), np.array(rows), count))
+    best = torch.topk(torch.log_softmax(logits[rows].float(), -1), count, dim=-1)
     return TopSuccessors(best.indices.cpu().numpy(), best.values.cpu().numpy())

@@ -12,7 +12,7 @@ from torch import Tensor
 from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.calibration import Calibration
 from drafters.errors import DrafterError
-from drafters.stats import DraftingStats, token_sources
+from drafters.stats import DraftingStats
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict, verify
 
@@ -24,12 +24,12 @@ class TrackedDrafter:
 
     An exception in the inner drafter switches it off for this request: it is logged and counted, and the rest
     is plain decoding, so the answer is the same. Only a lossy drafter passes it on, for without it the
-    declared distribution cannot be sampled.
+    declared distribution cannot be sampled. One that says after a step how long it will `rest` is not asked meanwhile,
+    and learns nothing of these steps.
 
     lossy          the target's logits must go through `adjust` before `choose`
     judges         `verify` wants logits: the drafter has a rule of its own in place of the keyed walk
     stats          of this request
-    token_sources  a name for each emitted token
     """
 
     def __init__(self, inner: Drafter, calibration: Calibration, vocab_size: int, budget: int) -> None:
@@ -40,12 +40,13 @@ class TrackedDrafter:
         self.name = inner.name
         self.lossy = bool(getattr(inner, "lossy", False))
         self.judges = hasattr(inner, "accept")
+        self._rest = 0
+        self._resting = False
         self.stats = DraftingStats()
-        self.token_sources: list[str] = []
 
     @property
     def needs_topk(self) -> int:
-        return 0 if self._inner is None else self._inner.needs_topk
+        return 0 if self._inner is None or self._resting else self._inner.needs_topk
 
     def start(self, state: RequestState) -> None:
         if self._inner is None:
@@ -62,6 +63,10 @@ class TrackedDrafter:
         """At most min(budget, the drafter's own limit) nodes; the empty tree after a failure."""
         budget = min(budget, self._budget)
         if self._inner is None or (budget < 1 and not self.lossy):
+            return EMPTY
+        self._resting = self._rest > 0
+        if self._resting:
+            self._rest -= 1
             return EMPTY
         began = time.perf_counter()
         try:
@@ -93,11 +98,12 @@ class TrackedDrafter:
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         began = time.perf_counter()
         self.stats.count(tree, verdict)
-        self.token_sources.extend(token_sources(tree, verdict))
-        self._calibration.observe(tree, verdict)
-        if self._inner is not None:
+        if len(tree):
+            self._calibration.observe(tree, verdict)
+        if self._inner is not None and not self._resting:
             try:
                 self._inner.observe(state, tree, verdict, top)
+                self._rest = getattr(self._inner, "rest", 0)
             except Exception as error:
                 self._fail("observe", state, error)
         self.stats.drafting_seconds += time.perf_counter() - began

@@ -35,13 +35,23 @@ def _ancestors(parents):
 
 
 @njit(cache=True)
-def _capped(parents, scores):
-    """Each node's score, at most its parent's."""
+def _best(parents, scores, count):
+    """The `count` nodes of the highest scores, ascending, where a node's score is at most its parent's."""
     capped = scores.copy()
     for node in range(len(parents)):
         if parents[node] >= 0 and capped[node] > capped[parents[node]]:
             capped[node] = capped[parents[node]]
-    return capped
+    # stable: among equals the earlier node, hence an ancestor, comes first
+    return np.sort(np.argsort(-capped, kind="mergesort")[:count])
+
+
+@njit(cache=True)
+def _renumbered(parents, kept):
+    """The parents of the nodes `kept` by their places among these; -2 for one that is not kept."""
+    place = np.full(len(parents) + 1, -2, np.int64)
+    place[0] = -1
+    place[kept + 1] = np.arange(len(kept))
+    return place[parents[kept] + 1]
 
 
 @njit(cache=True)
@@ -56,10 +66,10 @@ def _above(parents, ended):
 
 
 @njit(cache=True)
-def _merge(tokens, parents, scores, count, new_tokens, new_parents, new_scores, origin):
+def _merge(tokens, parents, scores, features, origin, count, new_tokens, new_parents, new_scores, new_features, first):
     """Put a tree into the `count` nodes of another; returns the new count.
 
-    origin[node] becomes the new tree's node where that is new or scores higher, else stays.
+    Where a node is new or scores higher, origin[node] becomes its number in the new tree, counted from `first`.
     """
     place = np.empty(len(new_tokens), np.int64)
     for node in range(len(new_tokens)):
@@ -77,7 +87,8 @@ def _merge(tokens, parents, scores, count, new_tokens, new_parents, new_scores, 
             scores[found] = -1.0
         if new_scores[node] > scores[found]:
             scores[found] = new_scores[node]
-            origin[found] = node
+            features[found] = new_features[node]
+            origin[found] = first + node
         place[node] = found
     return count
 
@@ -193,19 +204,14 @@ class DraftTree:
         """
         if len(self) <= budget:
             return self
-        capped = _capped(self.parents, self.scores)
-        # stable: among equals the earlier node, hence an ancestor, comes first
-        return self.select(np.sort(np.argsort(-capped, kind="stable")[: max(budget, 0)]))
+        return self.select(_best(self.parents, self.scores, max(budget, 0)))
 
     def select(self, kept: np.ndarray | Sequence[int]) -> DraftTree:
         """The sub-tree of the nodes `kept` (ascending, closed under ancestors). Drops q."""
         kept = np.asarray(kept, dtype=np.int64)
-        new_index = np.full(len(self) + 1, -2, dtype=np.int64)
-        new_index[0] = -1
-        new_index[kept + 1] = np.arange(len(kept))
         tree = DraftTree(
             tokens=self.tokens[kept],
-            parents=new_index[self.parents[kept] + 1],
+            parents=_renumbered(self.parents, kept),
             scores=self.scores[kept],
             sources=tuple(self.sources[node] for node in kept.tolist()),
             features=self.features[kept],
@@ -225,15 +231,13 @@ def fuse(trees: Iterable[DraftTree]) -> DraftTree:
     """
     merged = list(trees)
     size = sum(map(len, merged))
-    tokens, parents = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-    scores, features = np.empty(size), np.empty(size, dtype=np.int64)
-    sources = [""] * size
+    tokens, parents, features, origin = (np.empty(size, dtype=np.int64) for _ in range(4))
+    scores = np.empty(size)
+    sources: list[str] = []
     count = 0
     for tree in merged:
-        origin = np.full(size, -1, dtype=np.int64)
-        count = _merge(tokens, parents, scores, count, tree.tokens, tree.parents, tree.scores, origin)
-        won = np.flatnonzero(origin[:count] >= 0)
-        features[won] = tree.features[origin[won]]
-        for node, own in zip(won.tolist(), origin[won].tolist(), strict=True):
-            sources[node] = tree.sources[own]
-    return DraftTree.of(tokens[:count], parents[:count], scores[:count], sources[:count], features[:count])
+        new = tree.tokens, tree.parents, tree.scores, tree.features
+        count = _merge(tokens, parents, scores, features, origin, count, *new, len(sources))
+        sources += tree.sources
+    names = [sources[node] for node in origin[:count].tolist()]
+    return DraftTree.of(tokens[:count], parents[:count], scores[:count], names, features[:count])

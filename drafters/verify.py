@@ -19,6 +19,11 @@ class Verdict:
     path: tuple[int, ...]
     tokens: tuple[int, ...]
 
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the forward behind which the tokens were chosen: the root's and those of the path."""
+        return [0, *(node + 1 for node in self.path)]
+
 
 def verify(tree: DraftTree, choices: Sequence[int]) -> Verdict:
     """Accept the children that equal the target's choices.

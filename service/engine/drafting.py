@@ -124,7 +124,7 @@ class Drafting:
         if drafted.started:
             began = time.perf_counter()
             wanted = drafted.drafter.needs_topk
-            top = top_successors(logits, wanted) if wanted else None
+            top = top_successors(logits, verdict.rows, wanted) if wanted else None
             drafted.drafter.stats.drafting_seconds += time.perf_counter() - began
             drafted.drafter.observe(drafted.state, tree, cut, top)
         return token_sources(tree, cut)

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
 from drafters.tree import EMPTY
@@ -528,9 +527,11 @@ def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> Mode
 
 def _keys(sampling: list[Slice]) -> RowKeys:
     """How the tokens after the pending token and the tree's nodes of each slice are chosen."""
-    depths = [(part.tree or EMPTY).depths for part in sampling]
-    after = [part.start + len(part.token_ids) + depth for part, depth in zip(sampling, depths, strict=True)]
-    return RowKeys([part.request.params for part in sampling], list(map(len, depths)), np.concatenate(after))
+    return RowKeys(
+        [part.request.params for part in sampling],
+        [part.tree or EMPTY for part in sampling],
+        [part.start + len(part.token_ids) for part in sampling],
+    )
 
 
 def _rows(part: Slice, first: int) -> slice:

@@ -185,7 +185,7 @@ def speculate(
         positions = len(state.tokens) + tree.depths
         choices = keyed(logits, state.sampling, positions.tolist())
         verdict = verify(tree, choices.tolist())
-        top = top_successors(logits, drafter.needs_topk) if drafter.needs_topk else None
+        top = top_successors(logits[verdict.rows], drafter.needs_topk) if drafter.needs_topk else None
         state.tokens.extend(verdict.tokens)
         drafter.observe(state, tree, verdict, top)
     drafter.finish(state)

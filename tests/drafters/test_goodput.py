@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from drafters.auto import Auto, Habits
-from drafters.base import RequestState, SourceDrafter
+from drafters.base import Drafter, RequestState, SourceDrafter
+from drafters.calibration import Calibration
 from drafters.cascade import Together
 from drafters.goodput import Goodput, MachineProfile, best_budget
 from drafters.layer_search import LayerSearch
 from drafters.registry import build
+from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
@@ -65,6 +67,10 @@ def test_slack_prefers_more_nodes_on_a_flat_top_only():
     assert best_budget(np.array([0.4]), np.array([1.0, 1.41]), slack=0.03)[0] == 0
 
 
+def tracked(drafter: Drafter) -> TrackedDrafter:
+    return TrackedDrafter(drafter, Calibration(), vocab_size=100, budget=32)
+
+
 class Copier(SourceDrafter):
     """Ten sure tokens in a row; as `learner` two others, which want the target's successors."""
 
@@ -72,7 +78,8 @@ class Copier(SourceDrafter):
         self.name, self.needs_topk, self._tokens, self._score = name, needs_topk, tokens, score
 
     def grow(self, state, extra, budget):
-        return DraftTree.chain(self._tokens, [self._score] * len(self._tokens), self.name)
+        guessed = self._tokens[:budget]
+        return DraftTree.chain(guessed, [self._score] * len(guessed), self.name)
 
 
 def an_auto(habits: Habits, score: float = 0.9) -> Auto:
@@ -80,12 +87,18 @@ def an_auto(habits: Habits, score: float = 0.9) -> Auto:
     return Auto(sources, taught(lambda batch, rows, context: 1e-2), habits)
 
 
+def a_step(drafter: Drafter, accepted_source: str) -> DraftTree:
+    """The tree of a step whose nodes of one source are accepted."""
+    tree = drafter.propose(RequestState("r", [1] * 8000, 8000), 32)
+    path = tuple(node for node, source in enumerate(tree.sources) if source == accepted_source)
+    verdict = Verdict(path, (*tree.tokens[list(path)].tolist(), 5))
+    drafter.observe(RequestState("r", [1] * 8000, 8000), tree, verdict, None)
+    return tree
+
+
 def one_step(auto: Auto, accepted_source: str) -> set[str]:
     """The sources asked in a step whose nodes of one source are accepted."""
-    tree = auto.propose(RequestState("r", [1] * 8000, 8000), 32)
-    path = tuple(node for node, source in enumerate(tree.sources) if source == accepted_source)
-    auto.observe(RequestState("r", [1] * 8000, 8000), tree, Verdict(path, (*tree.tokens[list(path)].tolist(), 5)), None)
-    return set(tree.sources)
+    return set(a_step(auto, accepted_source).sources)
 
 
 def test_auto_spares_the_successors_while_copying_keeps_what_it_promises():
@@ -118,15 +131,36 @@ def test_auto_trusts_copies_as_before_where_a_small_promise_was_broken():
     assert one_step(an_auto(habits), "copier") == {"copier"}
 
 
-def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_a_try():
+def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_small_tries():
     habits = Habits()
-    first = an_auto(habits)
-    assert [bool(one_step(first, "nobody")) for _ in range(30)].count(False) >= 4
-    for _ in range(40):
-        one_step(first, "nobody")
-    tried = [bool(one_step(later, "nobody")) for later in [an_auto(habits)] for _ in range(32)]
-    assert tried[0]
-    assert 3 <= sum(tried) <= 5
+    first = tracked(an_auto(habits))
+    drafted = [len(a_step(first, "nobody")) for _ in range(60)]
+    assert drafted[0] == 10
+    assert sum(count > 0 for count in drafted[30:]) == 2
+    assert set(drafted[30:]) == {0, 1}
+    later = tracked(an_auto(habits))
+    drafted = [len(a_step(later, "nobody")) for _ in range(32)]
+    assert drafted[0] == 1
+    assert sum(drafted) == 3
+
+
+def test_auto_wakes_where_a_try_succeeds():
+    auto = tracked(an_auto(Habits(accepted=0.0)))
+    drafted = [len(a_step(auto, "nobody")) for _ in range(18)]
+    assert drafted == [1, 1, *[0] * 15, 1]
+    rested = [len(a_step(auto, "copier")) for _ in range(18)]
+    assert rested == [*[0] * 15, 1, 10, 10]
+
+
+def test_a_resting_drafter_is_neither_asked_nor_taught():
+    auto = tracked(an_auto(Habits(accepted=0.0)))
+    wanted = []
+    for _ in range(4):
+        a_step(auto, "nobody")
+        wanted.append(auto.needs_topk)
+    assert wanted == [8, 8, 0, 0]
+    assert auto.stats.steps == 4
+    assert auto.stats.drafted == 2
 
 
 class Fixed:

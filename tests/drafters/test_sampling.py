@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from drafters.errors import DrafterError
 from drafters.noise import gumbel
 from drafters.perturbed import insert
-from drafters.sampling import Sampling, best_choices, choose, perturb, warp
+from drafters.sampling import Guesses, Sampling, best_choices, choose, perturb, warp
+from drafters.tree import DraftTree
+from drafters.verify import verify
 
 
 def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -129,6 +131,31 @@ def test_the_best_choices_are_those_of_the_definition(seed, vocab, count, sharpn
     below_best = expected.values - expected.values[:, :1]
     np.testing.assert_allclose((scores - scores[:, :1])[kept], below_best.numpy()[kept], atol=1e-9)
     assert ids[:, 0].tolist() == choose(logits, temperature, top_k, top_p, *keys).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4))
+def test_rows_behind_a_wrong_guess_are_spared_and_no_others(seed, sizes):
+    generator = np.random.default_rng(seed)
+    vocab, rows = 3, sum(sizes) + len(sizes)  # so few tokens that many guesses are right
+    trees = [
+        DraftTree.of(generator.integers(0, vocab, n), [int(generator.integers(-1, node)) for node in range(n)])
+        for n in sizes
+    ]
+    logits = torch.from_numpy(generator.normal(size=(rows, vocab)))
+    keys = torch.full((rows,), seed), torch.arange(rows)
+    every = choose(logits, 0.9, 0, 1.0, *keys).tolist()
+    guessed = choose(logits, 0.9, 0, 1.0, *keys, guesses=Guesses.of(trees)).tolist()
+    first = 0
+    for tree in trees:
+        own, wanted = guessed[first : first + 1 + len(tree)], every[first : first + 1 + len(tree)]
+        reached = {-1}
+        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+            if parent in reached and wanted[parent + 1] == token:
+                reached.add(node)
+        assert own == [token if row - 1 in reached else -1 for row, token in enumerate(wanted)]
+        assert verify(tree, own) == verify(tree, wanted)
+        first += 1 + len(tree)
 
 
 def test_equal_scores_are_ranked_by_their_ids():

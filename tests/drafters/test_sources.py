@@ -155,9 +155,9 @@ def test_recycling_grows_from_the_last_successors():
     state = state_of([0, 1, 2])
     assert len(drafter.propose(state, 8)) == 0, "nothing seen yet"
     top = TopSuccessors(np.array([[3, 4], [5, 6]]), np.log(np.array([[0.9, 0.05], [0.6, 0.3]], np.float32)))
-    state.tokens.extend([7])
-    # the root was 2 and one drafted token 3 was verified and rejected: both rows teach
-    drafter.observe(state, DraftTree.chain([3]), Verdict((), (7,)), top)
+    state.tokens.extend([3, 7])
+    # the root was 2 and a drafted 3 was accepted, another token was not: what follows that is not learned
+    drafter.observe(state, DraftTree.of([8, 3], [-1, -1]), Verdict((1,), (3, 7)), top)
     state.tokens.append(2)
     tree = drafter.propose(state, 8)
     paths = {tuple(int(tree.tokens[i]) for i in tree.path_to(node)) for node in range(len(tree))}

@@ -114,7 +114,7 @@ class Adversary:
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         assert top is not None
-        assert top.ids.shape == (len(tree) + 1, 2)
+        assert top.ids.shape == (len(verdict.rows), 2)
         assert tuple(state.tokens[-len(verdict.tokens) :]) == verdict.tokens
 
     def finish(self, state: RequestState) -> None:
