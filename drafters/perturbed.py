@@ -69,20 +69,13 @@ def fill_peaks(peaks, bits, size):
 
 
 def largest_perturbed(
-    logits: np.ndarray,
-    temperature: np.ndarray,
-    seeds: np.ndarray,
-    positions: np.ndarray,
-    above: np.ndarray,
-    guesses: np.ndarray,
+    logits: np.ndarray, temperature: np.ndarray, seeds: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
-    """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals; -1 for a row that is only
-    reached where the row above it has another token than that.
+    """int64 [N]: the token of the largest perturbed score of each row, the lowest of equals.
 
-    logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N]; above int64 [N] is an
-    earlier row, or -1 for a row that is reached in any case, and guesses int64 [N] the token by which it is reached.
+    logits float32 or float64 [N, V], temperature float64 [N] >= 0, seeds and positions int64 [N].
     """
-    return _best(logits, as_bits(logits), temperature, seeds, positions, above, guesses, 1)[0][:, 0]
+    return best_perturbed(logits, temperature, seeds, positions, 1)[0][:, 0]
 
 
 def best_perturbed(
@@ -93,8 +86,19 @@ def best_perturbed(
     As for `largest_perturbed`; scores are without the constant that makes probabilities of logits, and at temperature 0
     the first is a row's largest logit and the others are not defined. count is at most V.
     """
-    unguessed = np.full(len(logits), -1)
-    return _best(logits, as_bits(logits), temperature, seeds, positions, unguessed, unguessed, count)
+    return _best(logits, as_bits(logits), temperature, seeds, positions, count)
+
+
+def walk_perturbed(
+    logits: np.ndarray, tokens: np.ndarray, parents: np.ndarray, temperature: float, seed: int, position: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The path through a tree of n nodes along the tokens of the largest perturbed scores, int64 [m], and these tokens,
+    int64 [m + 1]; rows that are not on the path are not looked at.
+
+    logits float32 or float64 [n + 1, V], of the root and the nodes; tokens and parents int64 [n] as in `DraftTree`;
+    position is that of the token after the root.
+    """
+    return _walk(logits, as_bits(logits), tokens, parents, float(temperature), seed, position)
 
 
 def as_bits(values: np.ndarray) -> np.ndarray:
@@ -112,27 +116,53 @@ def _noise(key, token):
 
 
 @njit(cache=True, nogil=True)
-def _best(logits, logit_bits, temperature, seeds, positions, above, guesses, count):
+def _best(logits, logit_bits, temperature, seeds, positions, count):
     rows, vocab = logits.shape
-    tokens = np.full((rows, count), -1)
+    tokens = np.zeros((rows, count), np.int64)
     scores = np.full((rows, count), -np.inf)
-    peak_bits = np.empty(-(-vocab // _BLOCK), logit_bits.dtype)
-    peaks = peak_bits.view(logits.dtype)
+    peaks = np.empty(-(-vocab // _BLOCK), logit_bits.dtype)
     for row in range(rows):
-        if above[row] >= 0 and tokens[above[row], 0] != guesses[row]:
-            continue
-        fill_peaks(peak_bits, logit_bits[row], _BLOCK)
-        # the largest logit first: its score spares most of the others
-        start = int(np.argmax(peaks))
-        token = start * _BLOCK + int(np.argmax(logits[row, start * _BLOCK : (start + 1) * _BLOCK]))
-        heat = temperature[row]
-        tokens[row, 0] = token
-        scores[row, 0] = logits[row, token]
-        if heat > 0:
-            key = _mix(_mix(np.uint64(seeds[row]) + _GOLDEN) ^ (np.uint64(positions[row]) * _GOLDEN))
-            scores[row, 0] = np.float64(logits[row, token]) / heat + _noise(key, token)
-            _perturb(logits[row], peaks, heat, key, token, start, tokens[row], scores[row])
+        _rank(
+            logits[row], logit_bits[row], temperature[row], seeds[row], positions[row], peaks, tokens[row], scores[row]
+        )
     return tokens, scores
+
+
+@njit(cache=True, nogil=True)
+def _walk(logits, logit_bits, tokens, parents, heat, seed, position):
+    peaks = np.empty(-(-logits.shape[1] // _BLOCK), logit_bits.dtype)
+    best, score = np.empty(1, np.int64), np.empty(1)
+    path, chosen = np.empty(len(tokens), np.int64), np.empty(len(tokens) + 1, np.int64)
+    reached, accepted = -1, 0
+    score[0] = -np.inf
+    _rank(logits[0], logit_bits[0], heat, seed, position, peaks, best, score)
+    chosen[0] = best[0]
+    # one pass: a parent precedes its children
+    for node in range(len(tokens)):
+        if parents[node] == reached and tokens[node] == chosen[accepted]:
+            reached = node
+            path[accepted] = node
+            accepted += 1
+            score[0] = -np.inf
+            _rank(logits[node + 1], logit_bits[node + 1], heat, seed, position + accepted, peaks, best, score)
+            chosen[accepted] = best[0]
+    return path[:accepted], chosen[: accepted + 1]
+
+
+@njit(cache=True, nogil=True)
+def _rank(logits, logit_bits, heat, seed, position, peak_bits, tokens, scores):
+    """Fill the best `tokens` of a row and their `scores`, which come as -inf; `peak_bits` is room for the peaks."""
+    fill_peaks(peak_bits, logit_bits, _BLOCK)
+    peaks = peak_bits.view(logits.dtype)
+    # the largest logit first: its score spares most of the others
+    start = int(np.argmax(peaks))
+    token = start * _BLOCK + int(np.argmax(logits[start * _BLOCK : (start + 1) * _BLOCK]))
+    tokens[0] = token
+    scores[0] = logits[token]
+    if heat > 0:
+        key = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ (np.uint64(position) * _GOLDEN))
+        scores[0] = np.float64(logits[token]) / heat + _noise(key, token)
+        _perturb(logits, peaks, heat, key, token, start, tokens, scores)
 
 
 @njit(cache=True, nogil=True)

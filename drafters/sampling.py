@@ -19,7 +19,6 @@ from torch import Tensor
 from drafters.errors import DrafterError
 from drafters.noise import noise
 from drafters.perturbed import best_perturbed, largest_perturbed
-from drafters.tree import DraftTree
 
 _HEAD = 256  # logits sorted at first for top-p; rows whose nucleus is wider are sorted whole
 
@@ -67,35 +66,6 @@ class Columns(NamedTuple):
         return tuple(torch.from_numpy(column).to(device) for column in self)
 
 
-class Guesses(NamedTuple):
-    """Rows that matter only where the row above them chose the token by which they are reached: int64 [N].
-
-    above   an earlier row; -1 for one that matters in any case
-    tokens  that token; of no meaning where there is no row above
-    """
-
-    above: np.ndarray
-    tokens: np.ndarray
-
-    @classmethod
-    def none(cls, rows: int) -> Guesses:
-        """Every row matters."""
-        return cls(np.full(rows, -1), np.full(rows, -1))
-
-    @classmethod
-    def of(cls, trees: Sequence[DraftTree]) -> Guesses:
-        """Those of the rows of some trees, one after the other: a root and its nodes."""
-        rows = len(trees) + sum(map(len, trees))
-        above, tokens = np.full((2, rows), -1)
-        first = 0
-        for tree in trees:
-            nodes = slice(first + 1, first + 1 + len(tree))
-            above[nodes] = tree.parents + nodes.start
-            tokens[nodes] = tree.tokens
-            first = nodes.stop
-        return cls(above, tokens)
-
-
 def warp(
     logits: Tensor,
     temperature: float | Tensor,
@@ -135,13 +105,12 @@ def choose(
     positions: Column,
     *,
     any_cut: bool = True,
-    guesses: Guesses | None = None,
 ) -> Tensor:
     """The target's token after each row: int64 [N] = argmax(log p + g), greedy rows argmax of the raw logits.
 
     logits [N, V]; the parameters are scalars or [N]; seeds and positions int64 [N], a position being that of
     the token chosen. Ties go to the lowest id. ``any_cut`` says whether any row has top_k or top_p in force, where the
-    caller knows. With ``guesses`` rows that do not matter may get -1: on a CPU, where nothing is cut, they are spared.
+    caller knows.
     """
     rows, vocab = logits.shape
     # NumPy's operations on so few values take a fifth of torch's time
@@ -153,14 +122,14 @@ def choose(
         _host(positions, rows, np.int64),
     )
     if not any_cut:
-        return _pick_from_all(logits, columns, guesses)
+        return _pick_from_all(logits, columns)
     cut = ((columns.top_k > 0) & (columns.top_k < vocab)) | (columns.top_p < 1)
     cut &= columns.temperature != 0
     if cut.all():
         return _pick_from_head(logits, columns)
-    if not cut.any():
-        return _pick_from_all(logits, columns, guesses)
     chosen = _pick_from_all(logits, columns)
+    if not cut.any():
+        return chosen
     at = torch.from_numpy(np.flatnonzero(cut)).to(logits.device)
     chosen[at] = _pick_from_head(logits[at], columns.of(cut))
     return chosen
@@ -177,24 +146,16 @@ def best_choices(
     rows, vocab = logits.shape
     seeds, at = np.full(rows, sampling.seed, np.int64), np.asarray(positions, np.int64)
     if logits.is_cpu and not 0 < sampling.top_k < vocab and sampling.top_p == 1:
-        return best_perturbed(_exact(logits), np.full(rows, sampling.temperature), seeds, at, count)
+        return best_perturbed(exact(logits), np.full(rows, sampling.temperature), seeds, at, count)
     log_p = warp(logits, sampling.temperature, sampling.top_k, sampling.top_p)
     best = torch.topk(perturb(log_p, torch.from_numpy(seeds), torch.from_numpy(at)), count, dim=-1)
     return best.indices.cpu().numpy(), best.values.cpu().numpy()
 
 
-def largest(logits: Tensor) -> Tensor:
-    """The token of the largest logit of each row, the lowest of equals: int64 [N]."""
-    if logits.is_cpu and logits.dtype in (torch.float32, torch.float64):
-        # NumPy's is twenty times as fast as torch's
-        return torch.from_numpy(logits.numpy().argmax(-1))
-    return torch.argmax(logits, dim=-1)
-
-
-def _exact(logits: Tensor) -> np.ndarray:
+def exact(logits: Tensor) -> np.ndarray:
     """The same numbers in NumPy: bfloat16 and float16 have no type there or are slow; float32 holds them exactly."""
-    exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    return np.ascontiguousarray(exact.numpy())
+    held = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return np.ascontiguousarray(held.numpy())
 
 
 def _pick_by_definition(logits: Tensor, columns: Columns) -> Tensor:
@@ -202,14 +163,12 @@ def _pick_by_definition(logits: Tensor, columns: Columns) -> Tensor:
     return torch.argmax(perturb(warp(logits, temperature, top_k, top_p), seeds, positions), dim=-1)
 
 
-def _pick_from_all(logits: Tensor, columns: Columns, guesses: Guesses | None = None) -> Tensor:
+def _pick_from_all(logits: Tensor, columns: Columns) -> Tensor:
     """Greedy rows and those that keep every token. On a CPU noise is drawn only for tokens that it could make the
     largest."""
     if not logits.is_cpu:
         return _pick_by_definition(logits, columns)
-    reached = guesses or Guesses.none(len(logits))
-    keys = columns.temperature, columns.seeds, columns.positions
-    return torch.from_numpy(largest_perturbed(_exact(logits), *keys, *reached))
+    return torch.from_numpy(largest_perturbed(exact(logits), columns.temperature, columns.seeds, columns.positions))
 
 
 def _pick_from_head(logits: Tensor, columns: Columns) -> Tensor:

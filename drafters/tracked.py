@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from drafters.calibration import Calibration
 from drafters.errors import DrafterError
 from drafters.stats import DraftingStats
 from drafters.tree import EMPTY, DraftTree
-from drafters.verify import Verdict, verify
+from drafters.verify import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +85,14 @@ class TrackedDrafter:
             return logits
         return self._inner.adjust(state, tree, logits)  # type: ignore[attr-defined]
 
-    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, choices: Sequence[int]) -> Verdict:
-        """The verdict on `tree`: the keyed walk along `choices`, or the drafter's own rule (`multi_round`).
+    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
+        """The verdict on `tree`: that of the keyed walk, or by the drafter's own rule (`multi_round`).
 
         logits [n + 1, V] are the target's, unwarped; they are only read where the drafter has a rule of its
         own.
         """
         accept = getattr(self._inner, "accept", None)
-        return verify(tree, choices) if accept is None else accept(state, tree, logits)
+        return keyed if accept is None else accept(state, tree, logits)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         began = time.perf_counter()

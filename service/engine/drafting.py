@@ -17,7 +17,7 @@ from drafters.stats import DraftingStats, token_sources
 from drafters.successors import top_successors
 from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY
-from drafters.verify import Verdict, verify
+from drafters.verify import Verdict
 from service.engine.request import Request
 from service.engine.step import Slice, Step
 from service.errors import InvalidRequest
@@ -105,13 +105,12 @@ class Drafting:
             return logits
         return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
 
-    def verify(self, part: Slice, logits: Tensor, choices: Sequence[int]) -> Verdict:
-        """Walk the slice's tree along the target's choices, or by the rule of a drafter that has its own."""
+    def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
+        """The verdict of a drafter that has a rule of its own, or else the keyed one."""
         drafted = self._requests[part.request.id]
-        tree = part.tree or EMPTY
         if drafted.started and drafted.drafter.judges:
-            return drafted.drafter.verify(drafted.state, tree, logits, choices)
-        return verify(tree, choices)
+            return drafted.drafter.verify(drafted.state, part.tree or EMPTY, logits, keyed)
+        return keyed
 
     def is_lossy(self, request: Request) -> bool:
         return self._requests[request.id].drafter.lossy

@@ -408,11 +408,10 @@ class Engine:
             if self.drafting.is_lossy(part.request):
                 rows = _rows(part, first)
                 forward.logits[rows] = self.drafting.adjust(part, forward.logits[rows])
-        choices = sample(forward.logits, _keys([part for part, _ in sampling])) if sampling else []
+        keyed = sample(forward.logits, _keys([part for part, _ in sampling])) if sampling else []
         verdicts = {}
-        for part, first in sampling:
-            rows = _rows(part, first)
-            verdict = self.drafting.verify(part, forward.logits[rows], choices[rows])
+        for (part, first), walked in zip(sampling, keyed, strict=True):
+            verdict = self.drafting.verify(part, forward.logits[_rows(part, first)], walked)
             verdicts[part.request.id] = verdict
             if verdict.path:
                 self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from drafters.errors import DrafterError
 from drafters.noise import gumbel
 from drafters.perturbed import insert
-from drafters.sampling import Guesses, Sampling, best_choices, choose, perturb, warp
+from drafters.sampling import Sampling, best_choices, choose, perturb, warp
 from drafters.tree import DraftTree
-from drafters.verify import verify
+from drafters.verify import Verdict, verify, walk
 
 
 def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -134,28 +134,29 @@ def test_the_best_choices_are_those_of_the_definition(seed, vocab, count, sharpn
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4))
-def test_rows_behind_a_wrong_guess_are_spared_and_no_others(seed, sizes):
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(0, 12),
+    vocab=st.sampled_from([2, 3, 700]),
+    temperature=st.sampled_from([0.0, 0.9]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_the_walk_is_verification_by_choices_after_every_row(seed, size, vocab, temperature, dtype):
     generator = np.random.default_rng(seed)
-    vocab, rows = 3, sum(sizes) + len(sizes)  # so few tokens that many guesses are right
-    trees = [
-        DraftTree.of(generator.integers(0, vocab, n), [int(generator.integers(-1, node)) for node in range(n)])
-        for n in sizes
-    ]
-    logits = torch.from_numpy(generator.normal(size=(rows, vocab)))
-    keys = torch.full((rows,), seed), torch.arange(rows)
-    every = choose(logits, 0.9, 0, 1.0, *keys).tolist()
-    guessed = choose(logits, 0.9, 0, 1.0, *keys, guesses=Guesses.of(trees)).tolist()
-    first = 0
-    for tree in trees:
-        own, wanted = guessed[first : first + 1 + len(tree)], every[first : first + 1 + len(tree)]
-        reached = {-1}
-        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
-            if parent in reached and wanted[parent + 1] == token:
-                reached.add(node)
-        assert own == [token if row - 1 in reached else -1 for row, token in enumerate(wanted)]
-        assert verify(tree, own) == verify(tree, wanted)
-        first += 1 + len(tree)
+    parents = [int(generator.integers(-1, node)) for node in range(size)]
+    logits = torch.from_numpy(generator.normal(size=(size + 1, vocab))).to(dtype)
+    logits[:, :2] += 9  # so few likely tokens that many guesses are right
+    tree = DraftTree.of(generator.integers(0, 2, size), parents)
+    choices = choose(logits, temperature, 0, 1.0, torch.full((size + 1,), seed), torch.from_numpy(7 + tree.depths))
+    assert walk(logits, tree, temperature, seed, 7) == verify(tree, choices.tolist())
+
+
+def test_the_walk_looks_at_no_row_that_is_not_reached():
+    logits = torch.full((4, 300), torch.nan)
+    logits[[0, 2]] = 0.0
+    logits[0, 5] = logits[2, 8] = 1.0
+    tree = DraftTree.of([4, 5, 6], [-1, -1, 0])
+    assert walk(logits, tree, 0.0, 1, 3) == Verdict((1,), (5, 8))
 
 
 def test_equal_scores_are_ranked_by_their_ids():

@@ -10,7 +10,7 @@ from drafters.base import RequestState
 from drafters.registry import build
 from drafters.sampling import Sampling
 from drafters.target_mix import mix
-from drafters.verify import verify
+from drafters.verify import Verdict
 
 PROMPT = np.random.default_rng(0).integers(0, 12, 400).tolist()
 
@@ -24,6 +24,9 @@ def run(lab, spec: str, sampling: Sampling = Sampling(), count: int = 60, draft=
     state = RequestState("r", list(PROMPT), len(PROMPT), sampling)
     out = lab.speculate(drafter, target, state, count)
     return draft, drafter, out
+
+
+KEYED = Verdict((), (5,))  # what the keyed walk would have said
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_multi_round_judges_its_own_trees(lab, rule):
         for _ in range(15):
             tree = drafter.propose(state, 16)
             logits = lab.tree_logits(target, state.tokens, tree)
-            verdict = drafter.verify(state, tree, logits, [])
+            verdict = drafter.verify(state, tree, logits, KEYED)
             state.tokens.extend(verdict.tokens)
             drafter.observe(state, tree, verdict, None)
         assert drafter.stats.failures == 0
@@ -190,7 +193,7 @@ def test_multi_round_keeps_the_distribution(lab):
         state = RequestState("r", list(prompt), 3, Sampling(1.0, seed=seed))
         drafter.start(state)
         tree = drafter.propose(state, 8)
-        count[drafter.verify(state, tree, lab.tree_logits(target, prompt, tree), []).tokens[0]] += 1
+        count[drafter.verify(state, tree, lab.tree_logits(target, prompt, tree), KEYED).tokens[0]] += 1
     np.testing.assert_allclose(count / count.sum(), p, atol=0.08)
 
 
@@ -297,4 +300,4 @@ def test_verify_of_a_failed_drafter_is_the_keyed_walk(lab):
     tree = drafter.propose(state, 4)  # before start: it fails
     assert len(tree) == 0
     assert drafter.stats.failures == 1
-    assert drafter.verify(state, tree, lab.tree_logits(target, [1, 2], tree), [5]) == verify(tree, [5])
+    assert drafter.verify(state, tree, lab.tree_logits(target, [1, 2], tree), KEYED) == KEYED
