@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+_BROKEN = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
+
 
 class Decoder(Protocol):
     """What is needed of a tokenizer."""
@@ -17,47 +19,74 @@ class Detokenizer:
 
     Tokens can end in the midst of a character, and some tokenizers drop a leading space from the first token decoded,
     so a few tokens before the new ones are decoded with them and only the difference is shown (as vLLM and TGI do).
+    The text of those few is known from the decoding before, so that a token costs one call of the tokenizer.
     Text that may turn out to begin a stop string is held back until it is decided.
     """
 
-    _CONTEXT = 6
+    _LEAST = 2  # tokens that are decoded with the new ones, after others were let go
+    _MOST = 8  # and before; to let some go takes a call of its own
     _PATIENCE = 8  # tokens; a model may emit bytes that never become a character
 
     def __init__(self, tokenizer: Decoder, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._ids: list[int] = []
-        self._start = 0  # first token decoded together with the new ones
-        self._done = 0  # tokens whose text is out
-        self._held = ""
+        self._context: list[int] = []  # the latest tokens whose text is out
+        self._before = ""  # their text
+        self._new: list[int] = []
+        self._held = ""  # what may begin a stop string
         self.text = ""
         self.stopped = False
 
     def push(self, token_ids: Sequence[int], *, last: bool = False) -> str:
         """The text that these tokens add; with ``last`` nothing is held back any longer."""
-        self._ids += token_ids
-        piece = self._held + self._fresh(last)
-        self._held = ""
-        found = min((i for i in (piece.find(s) for s in self._stop) if i >= 0), default=-1)
-        if found >= 0:
-            piece, self.stopped = piece[:found], True
-        elif not last:
-            keep = self._undecided(piece)
-            piece, self._held = piece[: len(piece) - keep], piece[len(piece) - keep :]
+        piece = "".join([self._fresh(token) for token in token_ids])
+        if last and self._new:
+            piece += self._show(self._decode(self._context + self._new))
+        if self._stop:
+            piece = self._until_stop(self._held + piece, last)
         self.text += piece
         return piece
 
-    def _fresh(self, last: bool) -> str:
-        if self._done == len(self._ids):
+    def _fresh(self, token: int) -> str:
+        """The text of one more token and of those held back; none as long as it ends in the midst of a character."""
+        self._new.append(token)
+        now = self._decode(self._context + self._new)
+        if now.endswith(_BROKEN) and len(self._new) < self._PATIENCE:
             return ""
-        before = self._tokenizer.decode(self._ids[self._start : self._done], skip_special_tokens=True)
-        now = self._tokenizer.decode(self._ids[self._start :], skip_special_tokens=True)
-        in_character = now.endswith("\ufffd") and len(self._ids) - self._done < self._PATIENCE
-        if in_character and not last:
-            return ""
-        self._start = max(0, len(self._ids) - self._CONTEXT)
-        self._done = len(self._ids)
-        return now[len(before) :]
+        return self._show(now)
+
+    def _show(self, now: str) -> str:
+        """The new tokens become context; returns what they add. now: the text of both."""
+        fresh = now[len(self._before) :]
+        self._context += self._new
+        self._before, self._new = now, []
+        if len(self._context) > self._MOST:
+            self._shorten()
+        return fresh
+
+    def _shorten(self) -> None:
+        """Let go of the older tokens of the context, but begin neither in the midst of a character nor without text."""
+        for size in range(self._LEAST, self._MOST):
+            text = self._decode(self._context[-size:])
+            if text and not text.startswith(_BROKEN):
+                break
+        self._context, self._before = self._context[-size:], text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _until_stop(self, piece: str, last: bool) -> str:
+        """What of ``piece`` can be shown; the rest is held, or behind a stop string."""
+        self._held = ""
+        found = min((i for i in (piece.find(s) for s in self._stop) if i >= 0), default=-1)
+        if found >= 0:
+            self.stopped = True
+            return piece[:found]
+        if last:
+            return piece
+        shown = len(piece) - self._undecided(piece)
+        self._held = piece[shown:]
+        return piece[:shown]
 
     def _undecided(self, piece: str) -> int:
         """Length of the longest end of ``piece`` that begins a stop string."""
