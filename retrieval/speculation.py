@@ -256,9 +256,8 @@ class IterativeRetrieval:
             self.scheduler.made(guess.asked.likeness)
         while not (window and window[-1].stride.finish):
             asked = await self._ask_cache()
-            if not self.scheduler.pays(asked.likeness):
+            if not self.scheduler.take(asked.likeness):
                 return window, asked
-            self.scheduler.made(asked.likeness)
             window.append(await self._guess(asked))
         return window, None
 

@@ -173,7 +173,7 @@ class StrideScheduler:
     caps it at 0.6 and begins each text with s = 1, this one adds to what it has seen of a text what earlier ones have
     shown, and ``prior``. Where the published one takes the latest guess for a, and the latest verification for b
     whatever s was, this one draws lines through those it has seen (``Experience.costs``). And where the published one
-    takes every guess to be as good as the next, ``pays`` tells them apart by how far the query has drifted.
+    takes every guess to be as good as the next, ``take`` tells them apart by how far the query has drifted.
     """
 
     PRIOR = (1.0, 0.5)
@@ -221,24 +221,31 @@ class StrideScheduler:
         best = self.best()
         self._rate = expected_rate(best, a, b + each * best, self.expected, self._options.overlap)
 
-    def pays(self, likeness: float) -> bool:
-        """Whether to guess at the window's next stride; else it is time to search for it, and for those guessed.
+    def take(self, likeness: float) -> bool:
+        """Take another guess into the window if it pays; else it is time to search for it, and for those guessed.
 
         A further guess adds to the window the chance that it and all before it are right, and the time of a guess. It
         pays while that is more a second than OS³'s best window brings. With the same chance for every guess this makes
         just that window.
         """
         options = self._options
+        sure = self._sure_with(likeness)
         if options.stride is not None:
-            return self._made < options.stride - 1
-        a, _, each = self._costs
-        sure = self._sure * self._experience.chance(likeness, self._prior)
-        return self._made < options.longest - 1 and sure >= self._rate * (a + each)
+            pays = self._made < options.stride - 1
+        else:
+            a, _, each = self._costs
+            pays = self._made < options.longest - 1 and sure >= self._rate * (a + each)
+        if pays:
+            self._made, self._sure = self._made + 1, sure
+        return pays
 
     def made(self, likeness: float) -> None:
-        """A guess was made in this window."""
-        self._made += 1
-        self._sure *= self._experience.chance(likeness, self._prior)
+        """A guess of this window was made before it was opened."""
+        self._made, self._sure = self._made + 1, self._sure_with(likeness)
+
+    def _sure_with(self, likeness: float) -> float:
+        """The chance that all guesses of this window and one more are right."""
+        return self._sure * self._experience.chance(likeness, self._prior)
 
     def turned_out(self, likeness: float, right: bool) -> None:
         """See ``Experience.turned_out``."""

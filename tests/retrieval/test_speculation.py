@@ -238,8 +238,7 @@ def window(scheduler: StrideScheduler, *likenesses: float) -> int:
     """How many strides the next window has, whose queries are so like, the last of them for ever."""
     scheduler.open()
     size = 1
-    while scheduler.pays(likeness := likenesses[min(size, len(likenesses)) - 1] if likenesses else 1.0):
-        scheduler.made(likeness)
+    while scheduler.take(likenesses[min(size, len(likenesses)) - 1] if likenesses else 1.0):
         size += 1
     return size
 
@@ -273,6 +272,34 @@ def test_guesses_that_are_equally_good_make_the_window_of_os3(
         return expected_rate(size, a, b + each * size, prior[0] / sum(prior), overlap)
 
     assert rate(window(scheduler)) == pytest.approx(rate(scheduler.best()), rel=0.1 if overlap else 1e-6)
+
+
+def test_the_chance_of_a_guess_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sorts what earlier guesses came to."""
+    scheduler = scheduler_of(0.01, 0.1)
+    asked: list[float] = []
+    chance = Experience.chance
+
+    def counted(experience: Experience, likeness: float, prior: tuple[float, float]) -> float:
+        asked.append(likeness)
+        return chance(experience, likeness, prior)
+
+    monkeypatch.setattr(Experience, "chance", counted)
+    size = window(scheduler)
+    assert size > 2
+    assert len(asked) == size  # of every guess, and of the one that did not pay
+
+
+def test_guesses_made_ahead_count_for_the_window() -> None:
+    def size(scheduler: StrideScheduler, ahead: int) -> int:
+        scheduler.open()
+        for _ in range(ahead):
+            scheduler.made(1.0)
+        return ahead + 1 + sum(1 for _ in iter(lambda: scheduler.take(1.0), False))
+
+    assert size(scheduler_of(0.01, 0.1), 2) == window(scheduler_of(0.01, 0.1)) > 3
+    fixed = StrideScheduler(SpeculationOptions(5))
+    assert (size(fixed, 3), size(fixed, 0)) == (5, 5)
 
 
 def test_the_scheduler_follows_what_it_sees() -> None:
