@@ -160,31 +160,33 @@ def ratio_bucket(ratio):
 
 @njit(cache=True)
 def _expand(
-    start_states,
-    start_matches,
+    start_state,
+    start_match,
+    least,
+    starts,
     branching,
     budget,
     max_depth,
     min_score,
     cells,
     offset,
-    table,
-    keys,
     head,
     after,
     symbol,
     target,
     link,
+    length,
     count,
 ):
-    """Best-first growth of the most probable continuations below several matches, longest first.
+    """Best-first growth of the most probable continuations below a match and its suffixes that occur in more places,
+    `starts` of them at most and none under `least` tokens.
 
     The root's children come from every match, a token only from the longest that has it; below, a node's
     children come from its own state. A branch that reaches the end of the text goes on from the longest suffix of the
     text that occurred before, as if the branch had been appended: a text that has begun to repeat itself is copied over
     itself, as in LZ77, however short its period.
     """
-    capacity = (budget + len(start_states)) * branching + 1
+    capacity = (budget + starts) * branching + 1
     item_state = np.empty(capacity, np.int64)
     item_match = np.empty(capacity, np.int64)
     item_parent = np.empty(capacity, np.int64)
@@ -204,12 +206,13 @@ def _expand(
     nodes = 0
     top_edge = np.empty(branching, np.int64)
 
-    start = 0
     while True:
-        if start < len(start_states):
-            state, matched = start_states[start], start_matches[start]
+        if starts > 0 and start_state > 0 and start_match >= least:
+            state, matched = start_state, start_match
+            start_state = np.int64(link[state])
+            start_match = np.int64(length[start_state])
             parent, score, level = -1, 1.0, 0
-            start += 1
+            starts -= 1
         else:
             if heap == 0 or nodes == budget:
                 break
@@ -324,20 +327,11 @@ class SuffixAutomaton:
         state, matched = _walk(new, match[0], match[1], self._table, self._keys, self._target, self._link, self._length)
         return int(state), int(matched)
 
-    def shorter(self, match: tuple[int, int], minimum: int, most: int) -> list[tuple[int, int]]:
-        """The match and its suffixes that occur in more places, longest first: at most `most`, none under
-        `minimum` tokens."""
-        state, matched = match
-        found: list[tuple[int, int]] = []
-        while state > 0 and matched >= minimum and len(found) < most:
-            found.append((state, matched))
-            state = int(self._link[state])
-            matched = int(self._length[state])
-        return found
-
     def expand(
         self,
-        matches: Sequence[tuple[int, int]],
+        match: tuple[int, int],
+        least: int,
+        starts: int,
         budget: int,
         max_depth: int,
         min_score: float,
@@ -347,21 +341,22 @@ class SuffixAutomaton:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, parents, path scores and calibration cells of the best continuations (see `_expand`)."""
         return _expand(
-            np.array([state for state, _ in matches], dtype=np.int64),
-            np.array([matched for _, matched in matches], dtype=np.int64),
+            match[0],
+            match[1],
+            least,
+            starts,
             branching,
             budget,
             max_depth,
             min_score,
             cells,
             offset,
-            self._table,
-            self._keys,
             self._head,
             self._after,
             self._symbol,
             self._target,
             self._link,
+            self._length,
             self._count,
         )
 

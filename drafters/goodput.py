@@ -16,7 +16,7 @@ from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
-_SCALE = np.array([1.0, 8.0, 16384.0, 8 * 16384.0])
+_ROWS, _KEYS = 8.0, 16384.0  # units of rows and of tokens of context
 _FORGET = 0.98
 _RIDGE = 1e-3
 _SLACK = 0.05  # the best size lies on a flat top; more nodes teach more and save steps
@@ -34,13 +34,12 @@ class MachineProfile:
         self._normal = np.zeros((4, 4))
         self._moment = np.zeros(4)
         self._steps = 0
-        self._fit: np.ndarray | None = None
+        self._fit = np.zeros(4)
 
     def record(self, rows: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
         """One forward: rows and context tokens of each sequence, and how long it took (decode steps only)."""
-        _learn(_terms(rows, contexts) / seconds, self._normal, self._moment)
         self._steps += 1
-        self._fit = None
+        self._fit = _learn(*_terms(rows, contexts), seconds, self._normal, self._moment)
 
     @property
     def ready(self) -> bool:
@@ -49,32 +48,39 @@ class MachineProfile:
 
     def seconds(self, rows: Sequence[int], contexts: Sequence[int]) -> float:
         """The predicted time of a forward; 0 before any step was seen."""
-        return float(_terms(rows, contexts) @ self._coefficients())
+        return float(np.array(_terms(rows, contexts)) @ self._fit)
 
     def step_times(self, batch: int, context: int, most: int) -> np.ndarray:
         """Predicted seconds [most + 1] of a step of `batch` such sequences with 0 … most nodes each."""
-        fixed, per_row, per_key, per_score = (self._coefficients() / _SCALE).tolist()
-        of_sequences = batch * (per_row + per_score * context)
-        return fixed + per_key * batch * context + of_sequences * np.arange(1, most + 2)
+        return _step_times(self._fit, batch, context, most)
 
-    def _coefficients(self) -> np.ndarray:
-        if self._fit is None:
-            self._fit = _non_negative(self._normal, self._moment)
-        return self._fit
+
+def _terms(rows: Sequence[int], contexts: Sequence[int]) -> tuple[float, float, float, float]:
+    """What the coefficients stand before, all of them near 1."""
+    # a handful of sequences: Python's sums take less than NumPy's
+    products = sum(r * c for r, c in zip(rows, contexts, strict=True))
+    return 1.0, sum(rows) / _ROWS, sum(contexts) / _KEYS, products / (_ROWS * _KEYS)
 
 
 @njit(cache=True)
-def _learn(x, normal, moment):
+def _step_times(fit, batch, context, most):
+    keys = batch * context / _KEYS
+    times = np.empty(most + 1)
+    for nodes in range(most + 1):
+        rows = (1 + nodes) / _ROWS
+        times[nodes] = fit[0] + fit[1] * batch * rows + fit[2] * keys + fit[3] * keys * rows
+    return times
+
+
+@njit(cache=True)
+def _learn(one, rows, keys, products, seconds, normal, moment):
+    """Add a step to the sums; the coefficients that fit them best."""
+    x = (one / seconds, rows / seconds, keys / seconds, products / seconds)
     for i in range(len(x)):
         moment[i] = _FORGET * moment[i] + x[i]
         for j in range(len(x)):
             normal[i, j] = _FORGET * normal[i, j] + x[i] * x[j]
-
-
-def _terms(rows: Sequence[int], contexts: Sequence[int]) -> np.ndarray:
-    # a handful of sequences: Python's sums take less than NumPy's
-    products = sum(r * c for r, c in zip(rows, contexts, strict=True))
-    return np.array([1.0, sum(rows), sum(contexts), products]) / _SCALE
+    return _non_negative(normal, moment)
 
 
 @njit(cache=True)
@@ -118,12 +124,13 @@ def best_budget(scores: np.ndarray, times: np.ndarray, drafting: float = 0.0, sl
     scores float64 [n] path scores, of which the best are verified; times float64 [>= n + 1] seconds of a step with
     0, 1, … nodes. With `slack` the most nodes whose rate is within that share of the best; none still if none is best.
     """
-    return _best_budget(np.sort(scores), times, drafting, slack)
+    return _best_budget(scores, times, drafting, slack)
 
 
 @njit(cache=True)
-def _best_budget(ascending, times, drafting, slack):
-    count = len(ascending)
+def _best_budget(scores, times, drafting, slack):
+    ascending = np.sort(scores)
+    count = len(scores)
     rates = np.empty(count + 1)
     expected = 1.0
     best = 0

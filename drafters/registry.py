@@ -33,7 +33,7 @@ from drafters.suffix import Suffix
 from drafters.target_mix import MixedRag
 from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree, fuse
-from drafters.verify import verify
+from drafters.verify import walk
 
 DEFAULT = "auto"
 
@@ -447,8 +447,8 @@ def warm_up() -> None:
         state = RequestState("warm-up", [1, 2, 3, 1, 2], 5, documents=[[1, 2, 3]])
         drafter.start(state)
         tree = drafter.propose(state, 4)
-        verdict = verify(tree, [3] * (len(tree) + 1))
         logits = torch.zeros(len(tree) + 1, 4)
+        verdict = walk(logits, tree, 1.0, 0, len(state.tokens))
         top = top_successors(logits, verdict.rows, drafter.needs_topk) if drafter.needs_topk else None
         drafter.observe(state, tree, verdict, top)
         trees.append(tree)

@@ -114,13 +114,15 @@ class Suffix(SourceDrafter):
             self._document_match = self._documents.walk(new, self._document_match)
 
     def _grow(self, automaton: SuffixAutomaton, match: tuple[int, int], budget: int) -> DraftTree:
-        matches = automaton.shorter(match, self._min_match, self._starts)
-        if not matches or budget < 1:
+        state, matched = match
+        if not state or matched < self._min_match or budget < 1:
             return EMPTY
         tokens, parents, scores, features = automaton.expand(
-            matches,
+            match,
+            self._min_match,
+            self._starts,
             budget,
-            max(1, int(self._factor * matches[0][1])),
+            max(1, int(self._factor * matched)),
             self._min_score,
             self._branching,
             self._cells,

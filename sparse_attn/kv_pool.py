@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_attn import huge_pages
 from sparse_attn.head_layout import HeadLayout, Heads
 from sparse_attn.kernels import select_kernels
+from sparse_attn.kernels.cpu_pages import copy_tokens, token_bytes
 from sparse_attn.pages import LOGICAL_PAGE, PageStats
 from sparse_attn.quant import SCALE, dequantize, quantize
 
@@ -227,12 +230,23 @@ class KVPool:
 
     def copy_slots(self, source: Tensor, target: Tensor) -> None:
         """Move tokens between slots (int64 [n] each) in every layer; sources are read before targets are written."""
-        source_page, source_offset = source // self.page_size, source % self.page_size
-        target_page, target_offset = target // self.page_size, target % self.page_size
-        for name, part in self._parts.items():
-            if name not in ("kmin", "kmax"):
+        if self.device.type == "cpu":
+            for tokens in self._token_bytes:
+                copy_tokens(tokens, source.numpy(), target.numpy())
+        else:
+            source_page, source_offset = source // self.page_size, source % self.page_size
+            target_page, target_offset = target // self.page_size, target % self.page_size
+            for part in self._of_tokens():
                 part[target_page, :, target_offset] = part[source_page, :, source_offset]
         self._update_stats(target)
+
+    def _of_tokens(self) -> list[Tensor]:
+        """The parts [num_pages, tiles, page_size, …] that hold something of every token."""
+        return [part for name, part in self._parts.items() if name not in ("kmin", "kmax")]
+
+    @cached_property
+    def _token_bytes(self) -> list[np.ndarray]:
+        return [token_bytes(part) for part in self._of_tokens()]
 
     def _update_stats(self, slots: Tensor) -> None:
         for group in self.groups:
