@@ -52,18 +52,18 @@ class Generator:
                 param=param,
             )
 
-    @staticmethod
-    def check_options(params: SamplingParams) -> None:
-        """Refuse a drafter or an attention policy that does not exist. Raises InvalidRequest."""
-        from service.engine.drafting import checked_drafter
-        from sparse_attn.errors import SparseAttentionError
-        from sparse_attn.policies import parse_policy
+    def check_options(self, params: SamplingParams) -> None:
+        """Refuse a drafter that does not exist, or an attention policy that the model does not allow.
 
-        checked_drafter(params.drafter or "none")
-        try:
-            parse_policy(params.attention or "dense")
-        except SparseAttentionError as error:
-            raise InvalidRequest(f"{error}.", param="attention") from error
+        Raises InvalidRequest.
+        """
+        from service.engine.drafting import checked_drafter
+        from service.engine.kv_layout import checked_policy
+
+        if params.drafter:
+            checked_drafter(params.drafter)
+        if params.attention:
+            checked_policy(params.attention, self.async_engine.engine.shape)
 
     def admit(self, requests: int = 1) -> None:
         """Refuse when draining, dead, or when the queue has no room for that many more requests.

@@ -108,6 +108,8 @@ def test_idempotency_of_an_answer(scripted_service: Any) -> None:
         ({"question": "x", "temperature": -1}, 422, "temperature"),
         ({"question": "x", "drafter": "nosuch"}, 400, "drafter"),
         ({"question": "x", "attention": "nosuch"}, 400, "attention"),
+        ({"question": "x", "attention": "quest:budget=1"}, 400, "attention"),
+        ({"question": "x", "attention": "minference"}, 400, "attention"),
         ({"question": "x", "what": 1}, 422, "what"),
     ],
 )
