@@ -16,7 +16,7 @@ from retrieval.jobs import JobQueue
 from retrieval.library import Library
 from retrieval.token_store import CorpusTokenizer
 from service.answering import Answerer
-from service.errors import FolioError, Unavailable
+from service.errors import FolioError, InvalidRequest, Unavailable
 from service.evidence import EvidenceFinder
 from service.generation import Generator, Observer
 from service.keys import KeyStore
@@ -50,6 +50,7 @@ class Runtime:
         self.settings = settings
         self.model_name = shown_name(settings.model)
         self.failure: FolioError | None = None
+        """Why there is no model; whoever waits for `ended` says so to the user."""
         self.observers: list[Observer] = []
         """Called with every output of the engine; to be filled before `start`."""
         self.ended = asyncio.Event()
@@ -126,7 +127,7 @@ class Runtime:
     @property
     def generator(self) -> Generator:
         if self._generator is None:
-            raise self.failure or Unavailable("The model is still loading.", retry_after=5)
+            raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
         return self._generator
 
     @property
@@ -165,14 +166,14 @@ class Runtime:
                 self._engine = await asyncio.to_thread(load_engine, self.settings)
             await self._assemble(self._engine)
         except Exception as error:
-            known = translate(error)
-            if known is None:
+            self.failure = translate(error)
+            if self.failure is None:
                 log.exception("the model cannot be loaded", model=self.model_name)
+                self.failure = Unavailable("The model cannot be loaded; the log says why.")
+            elif isinstance(self.failure, InvalidRequest):  # a drafter, a policy: nothing is wrong with the model
+                log.info("an option is refused", option=self.failure.param, reason=self.failure.detail)
             else:
-                log.error("the model cannot be loaded", model=self.model_name, reason=known.detail)
-            self.failure = Unavailable(
-                known.detail if known else "The model cannot be loaded; the log says why."
-            )
+                log.error("the model cannot be loaded", model=self.model_name, reason=self.failure.detail)
         finally:
             self.ended.set()
 

@@ -43,5 +43,5 @@ def readyz(runtime: Parts, response: Response) -> Health:
     if state is not State.READY:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    detail = runtime.failure.message if runtime.failure else None
+    detail = runtime.failure.detail if runtime.failure else None
     return Health(status=str(state), model=runtime.model_name, detail=detail)

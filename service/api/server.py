@@ -84,7 +84,7 @@ async def _serve(
         await runtime.stop()
     if runtime.failure is not None:
         error_line(runtime.failure.detail)
-        return Exit.FAILED
+        return runtime.failure.exit_code
     return Exit.OK
 
 

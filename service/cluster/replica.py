@@ -28,7 +28,7 @@ class EngineReplica:
         await self.runtime.start(serving=True)
         await self.runtime.ended.wait()
         if self.runtime.failure is not None:
-            raise self.runtime.failure
+            raise Unavailable(self.runtime.failure.detail)
 
     async def http(
         self, scope: Scope, body: bytes, key: str | None = None
@@ -49,7 +49,8 @@ class EngineReplica:
     def check_health(self) -> None:
         """Raises Unavailable when only a new process can help; a database that is away is no such case."""
         if self.runtime.state in (State.LOADING, State.FAILED):
-            raise self.runtime.failure or Unavailable("The engine does not run.")
+            failure = self.runtime.failure
+            raise Unavailable(failure.detail if failure else "The engine does not run.")
 
     async def close(self) -> None:
         """Drain, abort what is left, let go of library and engine."""

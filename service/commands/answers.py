@@ -130,6 +130,8 @@ async def _answer(
     try:
         with working(f"Loading {settings.model} …"):
             await runtime.ended.wait()
+        if runtime.failure is not None:
+            raise runtime.failure
         events = runtime.answerer.answer(question, params)
         return await collect(events if writer is None else _shown(events, writer))
     finally:

@@ -181,3 +181,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_service(folio: Callable[..., Any
     )
     assert code == 1
     assert "no-model" in said
+
+
+def test_an_option_that_is_refused_ends_the_service(
+    folio: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    serve = ("serve", "--port", 0, "--model", tiny_model, "--drafter", "nosuch")
+    code, _, said = folio("--home", tmp_path / "home", *serve)
+    assert code == 2
+    assert "folio: unknown drafter 'nosuch'" in said
+    assert "cannot be loaded" not in said
