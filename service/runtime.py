@@ -80,7 +80,7 @@ class Runtime:
         if serving:
             self._library.jobs.start_worker()
             self._warming = asyncio.create_task(asyncio.to_thread(self._warm_up, self._library))
-        self._loading = asyncio.create_task(self._load())
+        self._loading = asyncio.create_task(self._load(serving))
 
     async def stop(self) -> None:
         """Drain, abort what is left, close everything."""
@@ -160,7 +160,7 @@ class Runtime:
         except Exception:
             log.exception("search cannot be warmed up")
 
-    async def _load(self) -> None:
+    async def _load(self, serving: bool) -> None:
         try:
             if self._engine is None:
                 self._engine = await asyncio.to_thread(load_engine, self.settings)
@@ -170,10 +170,10 @@ class Runtime:
             if self.failure is None:
                 log.exception("the model cannot be loaded", model=self.model_name)
                 self.failure = Unavailable("The model cannot be loaded; the log says why.")
-            elif isinstance(self.failure, InvalidRequest):  # a drafter, a policy: nothing is wrong with the model
-                log.info("an option is refused", option=self.failure.param, reason=self.failure.detail)
-            else:
-                log.error("the model cannot be loaded", model=self.model_name, reason=self.failure.detail)
+            elif serving:  # else nobody reads a log: a command says it
+                option = isinstance(self.failure, InvalidRequest)  # a drafter, a policy: the model is not at fault
+                what = "an option is refused" if option else "the model cannot be loaded"
+                log.error(what, model=self.model_name, reason=self.failure.detail)
         finally:
             self.ended.set()
 
