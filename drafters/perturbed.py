@@ -134,7 +134,6 @@ def _walk(logits, logit_bits, tokens, parents, heat, seed, position):
     best, score = np.empty(1, np.int64), np.empty(1)
     path, chosen = np.empty(len(tokens), np.int64), np.empty(len(tokens) + 1, np.int64)
     reached, accepted = -1, 0
-    score[0] = -np.inf
     _rank(logits[0], logit_bits[0], heat, seed, position, peaks, best, score)
     chosen[0] = best[0]
     # one pass: a parent precedes its children
@@ -143,7 +142,6 @@ def _walk(logits, logit_bits, tokens, parents, heat, seed, position):
             reached = node
             path[accepted] = node
             accepted += 1
-            score[0] = -np.inf
             _rank(logits[node + 1], logit_bits[node + 1], heat, seed, position + accepted, peaks, best, score)
             chosen[accepted] = best[0]
     return path[:accepted], chosen[: accepted + 1]
@@ -151,7 +149,8 @@ def _walk(logits, logit_bits, tokens, parents, heat, seed, position):
 
 @njit(cache=True, nogil=True)
 def _rank(logits, logit_bits, heat, seed, position, peak_bits, tokens, scores):
-    """Fill the best `tokens` of a row and their `scores`, which come as -inf; `peak_bits` is room for the peaks."""
+    """Fill the best `tokens` of a row and their `scores`, which but for the first come as -inf; `peak_bits` is room for
+    the peaks."""
     fill_peaks(peak_bits, logit_bits, _BLOCK)
     peaks = peak_bits.view(logits.dtype)
     # the largest logit first: its score spares most of the others

@@ -90,6 +90,25 @@ def test_suffix_copies_a_text_that_repeats_itself_over_itself(period):
     assert [int(tree.tokens[node]) for node in deepest] == 4 * loop
 
 
+@pytest.mark.parametrize(("least", "starts", "expected"), [(1, 3, {10, 20, 30}), (2, 3, {10, 20}), (1, 2, {10, 20})])
+def test_the_root_has_children_of_the_match_and_of_its_shorter_ends(least, starts, expected):
+    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0, min_match=least, starts=starts)
+    state = state_of([1, 2, 3, 10, 90, 2, 3, 20, 91, 3, 30, 92, 1, 2, 3])
+    drafter.start(state)
+    tree = drafter.propose(state, 64)
+    assert set(tree.tokens[tree.parents == -1].tolist()) == expected
+
+
+def test_a_shorter_match_is_trusted_less():
+    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    state = state_of([*range(10, 16), 50, 90, 15, 60, 91, *range(10, 16)])
+    drafter.start(state)
+    tree = drafter.propose(state, 64)
+    cells = {int(tree.tokens[node]): int(tree.features[node]) for node in np.flatnonzero(tree.parents == -1)}
+    length = {token: cell // 6 for token, cell in cells.items()}
+    assert length == {50: 4, 60: 0}
+
+
 def test_suffix_stops_at_the_end_of_a_document():
     drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
     state = state_of([50, 1, 2], documents=[[1, 2, 1, 2]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,28 @@ def test_fusing_keeps_every_path_once(one, other):
     assert spelled(fused) == spelled(one) | spelled(other)
     assert len(fused) == len(spelled(fused))
     assert spelled(fuse([fused, EMPTY])) == spelled(fused)
+
+
+@given(trees(), trees())
+def test_a_fused_node_is_that_of_the_better_score(one, other):
+    sides = {"one": one, "other": other}
+    named = [replace(tree, sources=(name,) * len(tree), features=np.arange(len(tree))) for name, tree in sides.items()]
+    fused = fuse(named)
+    for node, (source, feature) in enumerate(zip(fused.sources, fused.features.tolist(), strict=True)):
+        path = [int(fused.tokens[i]) for i in fused.path_to(node)]
+        same = [
+            (tree.scores[i], name)
+            for name, tree in sides.items()
+            for i in range(len(tree))
+            if [int(tree.tokens[j]) for j in tree.path_to(i)] == path
+        ]
+        assert (fused.scores[node], sides[source].scores[feature]) == (max(same)[0], max(same)[0])
+        assert [int(sides[source].tokens[j]) for j in sides[source].path_to(feature)] == path
+
+
+def test_a_selection_without_an_ancestor_is_refused():
+    with pytest.raises(DrafterError, match="precede"):
+        DraftTree.of([1, 2], [-1, 0]).select([1])
 
 
 @given(trees(), st.integers(0, 12))
