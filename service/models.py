@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def load_engine(settings: Settings) -> Engine:
     from sparse_attn.kernels import select_kernels
 
     disable_progress_bar()  # of the weights: it would mix with our own, and with --json on a terminal
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own: what it says is in our log, as JSON if wanted
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = device_of(settings)

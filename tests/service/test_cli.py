@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -156,6 +157,18 @@ def test_ask_refuses_an_option_in_one_sentence(
     (line,) = err.strip().splitlines()
     assert line.startswith("folio: ")
     assert says in line
+
+
+def test_what_the_hub_says_is_said_once(
+    folio: Folio, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = logging.getLogger("huggingface_hub")
+    hub.addHandler(logging.StreamHandler())  # as it does when it is imported
+    (tmp_path / "ids.json").write_text("[1, 2]")
+    how = ("--model", tiny_model, "--max-new", 1, "--prompt-ids", tmp_path / "ids.json")
+    assert folio("--home", tmp_path, "generate", *how)[0] == 0
+    hub.getChild("utils").warning("Retrying in 1s")
+    assert capsys.readouterr().err.count("Retrying in 1s") == 1
 
 
 def test_generate_equals_transformers(folio: Folio, tiny_model: Path, tmp_path: Path) -> None:
