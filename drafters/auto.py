@@ -13,12 +13,12 @@ from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
 _FUTILE = 0.08  # accepted tokens a step below which guessing rests
-_DOUBT = 1.5 * _FUTILE  # a request starts with at least that, hence with a try or two; below it they are small ones
+_DOUBT = 1.5 * _FUTILE  # a request starts with at least that, hence with a try or two; up to it they are small ones
 _COPYING = 4.0  # copied tokens promised by a tree above which the target's successors are left alone …
 _KEPT = 0.5  # … where more than this share of such promises was kept lately
 _SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means, of tokens and of that share
 _TRAFFIC = 0.1  # the same for the running means over all requests
-_REST = 15  # steps passed over after a try in such times
+_LONGEST_REST = 16  # steps
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared in most steps, and a try verifies one token, until one succeeds; where copies
-    promise much, and such promises were kept, only the successors are spared.
+    been accepted for a while it is spared for a step, then two, then four, and so on; a try in between verifies one
+    token, until one succeeds. Where copies promise much, and such promises were kept, only the successors are spared.
     """
 
     name = "auto"
@@ -67,7 +67,7 @@ class Auto(Goodput):
         accepted = len(verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
         self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
-        self.rest = _REST if self._accepted < _FUTILE else 0
+        self.rest = min(max(1, 2 * self.rest), _LONGEST_REST) if self._accepted < _FUTILE else 0
         self._habits.accepted *= (1 - _TRAFFIC) ** self.rest  # for nothing is accepted in these
         copied = [source not in self._learners for source in tree.sources]
         promised = sum(compress(tree.scores.tolist(), copied))

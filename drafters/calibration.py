@@ -65,12 +65,6 @@ class Calibration:
         self.cells[offset : self._used] = flat
         return offset
 
-    def forget(self) -> None:
-        """Go back to the prior estimates."""
-        self._hits[:] = 0
-        self._tries[:] = 0
-        self.cells[:] = self._prior
-
     def observe(self, tree: DraftTree, verdict: Verdict) -> None:
         """Count the nodes whose parent was reached: right if accepted, wrong if not."""
         _count(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from drafters.auto import Habits
 from drafters.base import Datastore, DraftModel, SkippableModel, TextCodec
@@ -52,11 +52,13 @@ class Resources:
             self._searches[num_layers] = LayerSearch(num_layers, ratio, every)
         return self._searches[num_layers]
 
-    def forget(self) -> None:
-        """Unlearn what requests taught about texts; what was measured of the machine stays. For benchmarks: no
-        running request may be using these resources."""
-        self.calibration.forget()
-        self.automata.forget()
-        self.habits = Habits()
-        self._successors.clear()
-        self._searches.clear()
+    def untaught(self) -> Resources:
+        """A copy that knows nothing of texts; what was measured of the machine is shared."""
+        return replace(
+            self,
+            calibration=Calibration(),
+            automata=DocumentAutomata(),
+            habits=Habits(),
+            _successors={},
+            _searches={},
+        )

@@ -39,10 +39,6 @@ class DocumentAutomata:
         self._capacity = capacity
         self._kept: OrderedDict[tuple[bytes, ...], SuffixAutomaton] = OrderedDict()
 
-    def forget(self) -> None:
-        """Drop them all."""
-        self._kept.clear()
-
     def over(self, documents: Sequence[Sequence[int]]) -> SuffixAutomaton:
         """The automaton over the documents, separated so that no guess runs from one into the next."""
         arrays = [np.asarray(document, dtype=np.int32) for document in documents]

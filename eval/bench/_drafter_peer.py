@@ -33,7 +33,7 @@ def beside_transformers(
                 ids[name], rate = _generated(model, asked, max_tokens, stop_freely, extra)
                 rates.setdefault(name, []).append(rate)
             for name in ("prompt_lookup", "auto"):
-                engine.drafting.resources.forget()
+                engine.drafting.resources = engine.drafting.resources.untaught()
                 ours = timed(engine, asked, params, name, 1)
                 ids[name] = ours.ids
                 rates.setdefault(name, []).append(ours.rate)

@@ -37,6 +37,20 @@ class Timing:
     def rate(self) -> float:
         return self.tokens / self.decode_s
 
+    @classmethod
+    def joined(cls, parts: Sequence[Timing]) -> Timing:
+        """One after the other."""
+        drafting: dict[str, Any] = {}
+        for part in parts:
+            _sum(drafting, part.drafting)
+        return cls(
+            [ids for part in parts for ids in part.ids],
+            sum(part.decode_s for part in parts),
+            sum(part.tokens for part in parts),
+            sum(part.start_s for part in parts),
+            _figures(drafting),
+        )
+
 
 def timed(
     engine: Engine,

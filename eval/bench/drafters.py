@@ -7,10 +7,11 @@ length) and `nothing` (random words, and those endings of many after which the a
 cache by every drafter, so what is timed is decoding. What a drafter does before its first guess (an index, a draft
 prompt's prefill) is reported apart, as `start_s`.
 
-A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it,
-several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. `auto` and
-all that is nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the
-least of the medians of the ratios of `auto` to another drafter: a round varies by more than the difference asked for.
+A cell is a workload, a context, a temperature, a batch and a dtype. Plain decoding and all drafters take turns in it at
+every prompt, or batch of prompts, so that a change of the machine's pace meets all of them, and go through the prompts
+several rounds; a drafter's speed-up is the median of its ratios to plain decoding of the same round. `auto` and all
+that is nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the least of
+the medians of the ratios of `auto` to another drafter: a round varies by more than the difference asked for.
 The table is made in pieces: cells that the file of figures has are kept, and the file is written after each new one.
 """
 
@@ -21,6 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,16 +155,13 @@ def cell(
     is taken: its answer is none of those asked for.
     """
     timed(engine, [warm, *asked], params, PLAIN, 1)  # the prompts' KV, and the kernels' first use
-    sources = DraftSources(datastore=store)
     taken: dict[str, list[Timing]] = {name: [] for name in (PLAIN, *drafters)}
 
     def take_turns(names: Sequence[str], turns: range) -> None:
         for turn in turns:
-            for name in random.Random(turn).sample(names, len(names)):  # nobody is always behind the same one
-                engine.drafting.resources.forget()
-                lent = sources if name.startswith("datastore") else None
-                timed(engine, [warm], params, name, 1, lent)
-                taken[name].append(timed(engine, asked, params, name, batch, lent))
+            timings = _in_turn(engine, names, warm, asked, params, batch, store, random.Random(turn))
+            for name, timing in timings.items():
+                taken[name].append(timing)
 
     take_turns(list(taken), range(rounds))
     middle = {name: statistics.median(timing.rate for timing in timings) for name, timings in taken.items()}
@@ -187,6 +186,35 @@ def cell(
         if one["drafter"] == "auto" and len(taken) > 1:
             one["over_best_single"] = min(_ratio(taken["auto"], own) for name, own in taken.items() if name != "auto")
     return measured
+
+
+def _in_turn(
+    engine: Engine,
+    names: Sequence[str],
+    warm: list[int],
+    asked: Sequence[list[int]],
+    params: SamplingParams,
+    batch: int,
+    store: TokenStore | None,
+    order: random.Random,
+) -> dict[str, Timing]:
+    """One round: at each prompt, or batch of prompts, every drafter in an order of its own."""
+    shared = engine.drafting.resources
+    taught = {name: shared.untaught() for name in names}
+    parts: dict[str, list[Timing]] = {name: [] for name in names}
+
+    def take(name: str, prompts: Sequence[list[int]], size: int, first: int = 0) -> Timing:
+        engine.drafting.resources = taught[name]
+        sources = DraftSources(datastore=store) if name.startswith("datastore") else None
+        return timed(engine, prompts, replace(params, seed=params.seed + first), name, size, sources)
+
+    for name in names:
+        take(name, [warm], 1)
+    for first, prompts in enumerate([[prompt] for prompt in asked] if batch == 1 else [asked]):
+        for name in order.sample(names, len(names)):
+            parts[name].append(take(name, prompts, batch, first))
+    engine.drafting.resources = shared
+    return {name: Timing.joined(own) for name, own in parts.items()}
 
 
 def _ratio(timings: Sequence[Timing], others: Sequence[Timing]) -> float:
