@@ -18,7 +18,7 @@ _COPYING = 4.0  # copied tokens promised by a tree above which the target's succ
 _KEPT = 0.5  # … where more than this share of such promises was kept lately
 _SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means, of tokens and of that share
 _TRAFFIC = 0.1  # the same for the running means over all requests
-_LONGEST_REST = 16  # steps
+_REST, _LONGEST_REST = 4, 16  # steps
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Auto(Goodput):
     """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
-    been accepted for a while it is spared for a step, then two, then four, and so on; a try in between verifies one
+    been accepted for a while it is spared for four steps, then eight, then sixteen; a try in between verifies one
     token, until one succeeds. Where copies promise much, and such promises were kept, only the successors are spared.
     """
 
@@ -55,19 +55,23 @@ class Auto(Goodput):
 
     @property
     def needs_topk(self) -> int:  # type: ignore[override]
-        return 0 if self._retrieval.spared else self._retrieval.needs_topk
+        return 0 if self._doubted or self._retrieval.spared else self._retrieval.needs_topk
+
+    @property
+    def _doubted(self) -> bool:
+        return self._accepted <= _DOUBT
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         trusted = self._kept > _KEPT
         self._retrieval.enough = _COPYING if trusted else math.inf
-        return super().propose(state, 1 if self._accepted <= _DOUBT else budget)
+        return super().propose(state, 1 if self._doubted else budget)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
         accepted = len(verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
         self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
-        self.rest = min(max(1, 2 * self.rest), _LONGEST_REST) if self._accepted < _FUTILE else 0
+        self.rest = min(max(_REST, 2 * self.rest), _LONGEST_REST) if self._accepted < _FUTILE else 0
         self._habits.accepted *= (1 - _TRAFFIC) ** self.rest  # for nothing is accepted in these
         copied = [source not in self._learners for source in tree.sources]
         promised = sum(compress(tree.scores.tolist(), copied))

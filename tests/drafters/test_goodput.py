@@ -141,26 +141,37 @@ def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_small_tr
     later = tracked(an_auto(habits))
     drafted = [len(a_step(later, "nobody")) for _ in range(32)]
     assert drafted[0] == 1
-    assert np.flatnonzero(drafted).tolist() == [0, 1, 3, 6, 11, 20]
+    assert np.flatnonzero(drafted).tolist() == [0, 1, 6, 15]
 
 
 def test_auto_wakes_where_a_try_succeeds():
     auto = tracked(an_auto(Habits(accepted=0.0)))
     drafted = [len(a_step(auto, "nobody")) for _ in range(7)]
-    assert drafted == [1, 1, 0, 1, 0, 0, 1]
-    rested = [len(a_step(auto, "copier")) for _ in range(7)]
-    assert rested == [0, 0, 0, 0, 1, 10, 10]
+    assert drafted == [1, 1, *[0] * 4, 1]
+    rested = [len(a_step(auto, "copier")) for _ in range(11)]
+    assert rested == [*[0] * 8, 1, 10, 10]
+
+
+def test_successors_are_wanted_only_while_tries_succeed():
+    auto = tracked(an_auto(Habits(accepted=0.5), score=0.3))
+    wanted = []
+    for source in ["nobody"] * 12 + ["learner"] * 12:
+        a_step(auto, source)
+        wanted.append(auto.needs_topk)
+    assert wanted[:8] == [8] * 6 + [0, 0]
+    assert wanted[-2:] == [8, 8]
 
 
 def test_a_resting_drafter_is_neither_asked_nor_taught():
-    auto = tracked(an_auto(Habits(accepted=0.0)))
-    wanted = []
-    for _ in range(6):
+    inner = an_auto(Habits(accepted=0.0))
+    auto = tracked(inner)
+    asked = []
+    monitored = inner.observe
+    inner.observe = lambda *args: asked.append("observe") or monitored(*args)
+    for _ in range(7):
         a_step(auto, "nobody")
-        wanted.append(auto.needs_topk)
-    assert wanted == [8, 8, 0, 8, 0, 0]
-    assert auto.stats.steps == 6
-    assert auto.stats.drafted == 3
+    assert asked == ["observe"] * 3
+    assert (auto.stats.steps, auto.stats.drafted) == (7, 3)
 
 
 class Fixed:
