@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
+from drafters.automaton import match_bucket, ratio_bucket
 from drafters.base import Datastore, RequestState, SourceDrafter
 from drafters.calibration import Calibration
 from drafters.errors import DrafterError
 from drafters.suffix import prior_cells
 from drafters.tree import EMPTY, DraftTree
-
-_SHARES = [0.1, 0.25, 0.5, 0.75, 0.999]
 
 
 class DatastoreDrafter(SourceDrafter):
@@ -55,48 +55,51 @@ class DatastoreDrafter(SourceDrafter):
         if not matched or budget < 1:
             return EMPTY
         tokens, parents, shares = count_prefixes(found)
-        features = self._offset + _cells(matched, shares, parents)
-        scores = np.empty(len(tokens))
-        for node, parent in enumerate(parents.tolist()):
-            scores[node] = self._cells[features[node]] * (scores[parent] if parent >= 0 else 1.0)
+        scores, features = _scored(parents, shares, matched, self._cells, self._offset)
         tree = DraftTree.of(tokens, parents, scores, self.name, features)
         return tree.select(np.flatnonzero(tree.scores >= self._min_score)).trim(budget)
 
 
-def count_prefixes(continuations: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The trie of rows [m, L], negative behind their ends: tokens, parents, each node's share of its parent's rows."""
-    rows = continuations[np.lexsort(continuations.T[::-1])]
-    tokens: list[int] = []
-    parents: list[int] = []
-    shares: list[float] = []
-    owner = np.full(len(rows), -1)
-    weight = {-1: len(rows)}
-    starts = np.zeros(len(rows), dtype=bool)
-    starts[0] = True
-    for column in rows.T:
-        starts[1:] |= column[1:] != column[:-1]
-        groups = np.flatnonzero(starts)
-        sizes = np.diff(np.append(groups, len(rows)))
-        new_owner = owner.copy()
-        for first, size in zip(groups.tolist(), sizes.tolist(), strict=True):
-            if column[first] < 0 or owner[first] == -2:
-                new_owner[first : first + size] = -2
-                continue
-            parent = int(owner[first])
-            new_owner[first : first + size] = len(tokens)
-            weight[len(tokens)] = size
-            tokens.append(int(column[first]))
-            parents.append(parent)
-            shares.append(size / weight[parent])
-        owner = new_owner
-    return np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64), np.array(shares)
+@njit(cache=True)
+def count_prefixes(continuations):
+    """The trie of rows int64 [m, L], negative behind their ends: tokens, parents, each node's share of its parent's
+    rows."""
+    rows, length = continuations.shape
+    tokens, parents = np.empty(rows * length, np.int64), np.empty(rows * length, np.int64)
+    count = np.zeros(rows * length, np.int64)
+    youngest = np.full(rows * length + 1, -1)  # child of each node, the root's first
+    elder = np.empty(rows * length, np.int64)  # the child before it
+    nodes = 0
+    for row in range(rows):
+        parent = -1
+        for column in range(length):
+            token = continuations[row, column]
+            if token < 0:
+                break
+            node = youngest[parent + 1]
+            while node >= 0 and tokens[node] != token:
+                node = elder[node]
+            if node < 0:
+                node = nodes
+                nodes += 1
+                tokens[node], parents[node] = token, parent
+                elder[node], youngest[parent + 1] = youngest[parent + 1], node
+            count[node] += 1
+            parent = node
+    shares = np.empty(nodes)
+    for node in range(nodes):
+        shares[node] = count[node] / (count[parents[node]] if parents[node] >= 0 else rows)
+    return tokens[:nodes], parents[:nodes], shares
 
 
-def _cells(matched: int, shares: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """Calibration cells as `suffix` has them: the match grows with the depth."""
-    depth = np.zeros(len(parents) + 1, dtype=np.int64)
-    for node, parent in enumerate(parents.tolist(), start=1):
-        depth[node] = depth[parent + 1] + 1
-    length = matched + depth[1:] - 1
-    classes = np.digitize(length, [2, 3, 4, 5, 9, 17, 33, 65])
-    return classes * (len(_SHARES) + 1) + np.digitize(shares, _SHARES)
+@njit(cache=True)
+def _scored(parents, shares, matched, cells, offset):
+    """Path scores and calibration cells, which are as `suffix` has them: the match grows with the depth."""
+    scores, features = np.empty(len(parents)), np.empty(len(parents), np.int64)
+    length = np.empty(len(parents), np.int64)
+    for node in range(len(parents)):
+        parent = parents[node]
+        length[node] = length[parent] + 1 if parent >= 0 else matched
+        features[node] = offset + match_bucket(length[node]) * 6 + ratio_bucket(shares[node])
+        scores[node] = cells[features[node]] * (scores[parent] if parent >= 0 else 1.0)
+    return scores, features

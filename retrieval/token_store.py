@@ -22,6 +22,7 @@ DEPTH = 64
 SEPARATOR = np.uint32(0xFFFFFFFF)
 _PACKED = 3
 _BITS = 21
+_EVERY = np.empty(0, dtype=bool)  # stands for: all documents may be seen
 END = -1
 """fills a continuation that meets the end of its document"""
 
@@ -92,32 +93,10 @@ class TokenStore:
                 f"a look-up needs 1 <= min_match <= max_match <= {DEPTH}, max_occurrences >= 1 and length >= 1"
             )
         pattern = np.asarray(context[-max_match:], dtype=np.uint32)
-        longest = self._longest(pattern, min_match)
-        for match in range(longest, min_match - 1, -1):
-            rows = self._rows(pattern[len(pattern) - match :], max_occurrences, length)
-            if len(rows):
-                return match, rows
-        return 0, np.empty((0, length), dtype=np.int64)
-
-    def _longest(self, pattern: np.ndarray, min_match: int) -> int:
-        """The length of the longest suffix of the pattern that occurs; one that occurs makes all shorter ones occur."""
-        low, high = min_match - 1, len(pattern)
-        while low < high:
-            middle = (low + high + 1) // 2
-            first, last = _range(self.tokens, self._suffixes, pattern[len(pattern) - middle :])
-            low, high = (middle, high) if last > first else (low, middle - 1)
-        return low
-
-    def _rows(self, pattern: np.ndarray, max_occurrences: int, length: int) -> np.ndarray:
-        first, last = _range(self.tokens, self._suffixes, pattern)
-        # more than are wanted, since some end with their document and some may not be seen
-        wanted = max_occurrences if self._allowed is None else 8 * max_occurrences
-        picked = np.unique(np.linspace(first, last - 1, min(2 * wanted, last - first)).astype(np.int64))
-        starts = self._suffixes[picked].astype(np.int64) + len(pattern)
-        if self._allowed is not None:
-            starts = starts[self._allowed[np.searchsorted(self.offsets, starts - 1, side="right") - 1]]
-        starts = starts[self.tokens[starts] != SEPARATOR][:max_occurrences]
-        return _gather(self.tokens, starts, length)
+        allowed = _EVERY if self._allowed is None else self._allowed
+        return _continuations(
+            self.tokens, self._suffixes, self.offsets, allowed, pattern, min_match, max_occurrences, length
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """name → array, each a file of a generation."""
@@ -222,6 +201,44 @@ def _range(tokens: np.ndarray, suffixes: np.ndarray, pattern: np.ndarray) -> Any
         else:
             high = middle
     return first, low
+
+
+@njit(cache=True)
+def _continuations(
+    tokens: np.ndarray,
+    suffixes: np.ndarray,
+    offsets: np.ndarray,
+    allowed: np.ndarray,
+    pattern: np.ndarray,
+    least: int,
+    most: int,
+    length: int,
+) -> Any:  # pragma: no cover - compiled
+    # a suffix of the pattern that occurs makes all shorter ones occur
+    longest, high = least - 1, len(pattern)
+    while longest < high:
+        middle = (longest + high + 1) // 2
+        first, last = _range(tokens, suffixes, pattern[len(pattern) - middle :])
+        longest, high = (middle, high) if last > first else (longest, middle - 1)
+    starts = np.empty(most, np.int64)
+    for match in range(longest, least - 1, -1):
+        first, last = _range(tokens, suffixes, pattern[len(pattern) - match :])
+        # more than are wanted, since some end with their document and some may not be seen
+        tries = min((16 if len(allowed) else 2) * most, last - first)
+        found = 0
+        for i in range(tries):
+            start = np.int64(suffixes[first + (last - first - 1) * i // max(tries - 1, 1)]) + match
+            if tokens[start] == SEPARATOR:
+                continue
+            if len(allowed) and not allowed[np.searchsorted(offsets, start - 1, side="right") - 1]:
+                continue
+            starts[found] = start
+            found += 1
+            if found == most:
+                break
+        if found:
+            return match, _gather(tokens, starts[:found], length)
+    return 0, np.empty((0, length), np.int64)
 
 
 @njit(cache=True)
