@@ -60,15 +60,14 @@ def timed(
     batch: int,
     sources: DraftSources | None = None,
 ) -> Timing:
-    """Decode the prompts, `batch` of them at a time (a prompt is repeated, under other seeds, to fill a
-    batch); `sources` are for drafters that want more than the prompt."""
+    """Decode the prompts, `batch` of them at a time, each under a seed of its own; `sources` are for drafters that want
+    more than the prompt."""
     ids: list[list[int]] = []
     decode_s = start_s = 0.0
     tokens = 0
     drafting: dict[str, Any] = {}
-    queue = list(asked) if batch == 1 else [asked[i % len(asked)] for i in range(batch)]
-    for first in range(0, len(queue), batch):
-        group = queue[first : first + batch]
+    for first in range(0, len(asked), batch):
+        group = asked[first : first + batch]
         names = [
             engine.add_request(
                 prompt, replace(params, drafter=drafter, seed=params.seed + first + i), draft_sources=sources
@@ -109,7 +108,7 @@ def divergences(
         if at is None:
             found.append({"prompt": i, "at": min(len(expected), len(got)), "gap": None})
             continue
-        prompt = asked[i % len(asked)] + expected[:at]
+        prompt = asked[i] + expected[:at]
         gap = perturbed_gap(engine, prompt, expected[at], got[at], params, params.seed + i)
         found.append({"prompt": i, "at": at, "gap": gap})
     return found

@@ -149,12 +149,14 @@ def cell(
     rounds: int = 3,
     store: TokenStore | None = None,
 ) -> list[dict[str, Any]]:
-    """Plain decoding and every drafter in turn, `rounds` times; then the fastest of them.
+    """Plain decoding and every drafter in turn, `rounds` times; then the fastest of them. Prompts are repeated, under
+    other seeds, to fill the last batch.
 
     A drafter starts every round without what was learned of the texts, and reads one prompt, `warm`, before its time
     is taken: its answer is none of those asked for.
     """
     timed(engine, [warm, *asked], params, PLAIN, 1)  # the prompts' KV, and the kernels' first use
+    asked = [asked[i % len(asked)] for i in range(-(-len(asked) // batch) * batch)]
     taken: dict[str, list[Timing]] = {name: [] for name in (PLAIN, *drafters)}
 
     def take_turns(names: Sequence[str], turns: range) -> None:
@@ -203,16 +205,16 @@ def _in_turn(
     taught = {name: shared.untaught() for name in names}
     parts: dict[str, list[Timing]] = {name: [] for name in names}
 
-    def take(name: str, prompts: Sequence[list[int]], size: int, first: int = 0) -> Timing:
+    def take(name: str, prompts: Sequence[list[int]], first: int = 0) -> Timing:
         engine.drafting.resources = taught[name]
         sources = DraftSources(datastore=store) if name.startswith("datastore") else None
-        return timed(engine, prompts, replace(params, seed=params.seed + first), name, size, sources)
+        return timed(engine, prompts, replace(params, seed=params.seed + first), name, len(prompts), sources)
 
     for name in names:
-        take(name, [warm], 1)
-    for first, prompts in enumerate([[prompt] for prompt in asked] if batch == 1 else [asked]):
+        take(name, [warm])
+    for first in range(0, len(asked), batch):
         for name in order.sample(names, len(names)):
-            parts[name].append(take(name, prompts, batch, first))
+            parts[name].append(take(name, asked[first : first + batch], first))
     engine.drafting.resources = shared
     return {name: Timing.joined(own) for name, own in parts.items()}
 
