@@ -80,7 +80,7 @@ def test_leaving_a_stream_stops_the_generation(service: Any) -> None:
 def test_leaving_before_a_json_answer_stops_the_generation(service: Any) -> None:
     service.ingest("bridge.txt", BOOK.encode())
     with pytest.raises(httpx.ReadTimeout):
-        service.client.post("/v1/answer", json={**ASK, "max_tokens": 6000}, timeout=0.5)
+        service.client.post("/v1/answer", json={**ASK, "max_tokens": 6000}, timeout=0.1)
     assert service.idle()
     figures = service.client.get("/metrics").text
     assert 'route="/v1/answer",status="499"' in figures
