@@ -16,7 +16,7 @@ from drafters.datastore import DatastoreDrafter, count_prefixes
 from drafters.prompt_lookup import PromptLookup
 from drafters.rag import select_chunks
 from drafters.recycling import Recycling, SuccessorTable
-from drafters.suffix import DocumentAutomata, Suffix
+from drafters.suffix import DocumentAutomata, Suffix, prior_cells
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
@@ -192,6 +192,16 @@ def test_datastore_takes_the_longest_suffix_and_counts(lab):
     assert set(first) == {4, 5}, "6 follows a shorter suffix only"
     assert first[4] > first[5]
     assert len(drafter.propose(state_of([8, 8]), 8)) == 0
+
+
+def test_a_datastore_path_is_scored_by_a_match_that_grows(lab):
+    calibration = Calibration()
+    drafter = DatastoreDrafter(calibration, lab.Store([[1, 2, 3, 4, 5]]), min_score=0.0)
+    tree = drafter.propose(state_of([9, 1, 2, 3]), 8)
+    assert tree.tokens.tolist() == [4, 5]
+    first, second = (tree.features - calibration.block("datastore", prior_cells())).tolist()
+    assert (first // 6, second // 6) == (2, 3), "matches of three tokens, and of four"
+    np.testing.assert_allclose(tree.scores, np.cumprod(calibration.cells[tree.features]))
 
 
 @settings(max_examples=60, deadline=None)
