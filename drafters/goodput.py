@@ -39,7 +39,7 @@ class MachineProfile:
     def record(self, rows: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
         """One forward: rows and context tokens of each sequence, and how long it took (decode steps only)."""
         self._steps += 1
-        self._fit = _learn(*_terms(rows, contexts), seconds, self._normal, self._moment)
+        self._fit = _learn(*_work(rows, contexts), seconds, self._normal, self._moment)
 
     @property
     def ready(self) -> bool:
@@ -48,33 +48,44 @@ class MachineProfile:
 
     def seconds(self, rows: Sequence[int], contexts: Sequence[int]) -> float:
         """The predicted time of a forward; 0 before any step was seen."""
-        return float(np.array(_terms(rows, contexts)) @ self._fit)
+        return float(_predict(self._fit, *_work(rows, contexts)))
 
     def step_times(self, batch: int, context: int, most: int) -> np.ndarray:
         """Predicted seconds [most + 1] of a step of `batch` such sequences with 0 … most nodes each."""
         return _step_times(self._fit, batch, context, most)
 
 
-def _terms(rows: Sequence[int], contexts: Sequence[int]) -> tuple[float, float, float, float]:
-    """What the coefficients stand before, all of them near 1."""
+def _work(rows: Sequence[int], contexts: Sequence[int]) -> tuple[int, int, int]:
+    """Rows, tokens of context and products of the two that a forward goes through, of all its sequences."""
     # a handful of sequences: Python's sums take less than NumPy's
-    products = sum(r * c for r, c in zip(rows, contexts, strict=True))
-    return 1.0, sum(rows) / _ROWS, sum(contexts) / _KEYS, products / (_ROWS * _KEYS)
+    return sum(rows), sum(contexts), sum(r * c for r, c in zip(rows, contexts, strict=True))
+
+
+@njit(cache=True)
+def _terms(rows, keys, products):
+    """What the coefficients stand before, all of them near 1."""
+    return 1.0, rows / _ROWS, keys / _KEYS, products / (_ROWS * _KEYS)
+
+
+@njit(cache=True)
+def _predict(fit, rows, keys, products):
+    one, rows, keys, products = _terms(rows, keys, products)
+    return fit[0] * one + fit[1] * rows + fit[2] * keys + fit[3] * products
 
 
 @njit(cache=True)
 def _step_times(fit, batch, context, most):
-    keys = batch * context / _KEYS
     times = np.empty(most + 1)
     for nodes in range(most + 1):
-        rows = (1 + nodes) / _ROWS
-        times[nodes] = fit[0] + fit[1] * batch * rows + fit[2] * keys + fit[3] * keys * rows
+        rows = batch * (1 + nodes)
+        times[nodes] = _predict(fit, rows, batch * context, rows * context)
     return times
 
 
 @njit(cache=True)
-def _learn(one, rows, keys, products, seconds, normal, moment):
+def _learn(rows, keys, products, seconds, normal, moment):
     """Add a step to the sums; the coefficients that fit them best."""
+    one, rows, keys, products = _terms(rows, keys, products)
     x = (one / seconds, rows / seconds, keys / seconds, products / seconds)
     for i in range(len(x)):
         moment[i] = _FORGET * moment[i] + x[i]

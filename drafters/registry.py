@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, get_type_hints
-
-import torch
+from dataclasses import dataclass
+from typing import Any
 
 from drafters.adaptive import rejection_likely
 from drafters.auto import Auto
-from drafters.base import Datastore, Drafter, DraftModel, RequestState, SourceDrafter
+from drafters.base import Datastore, Drafter, DraftModel, SourceDrafter
 from drafters.best_first import BestFirst, Growth, Stop, never
 from drafters.cascade import Cascade, Together
 from drafters.datastore import DatastoreDrafter
 from drafters.draft_model import ModelDrafter
 from drafters.errors import DrafterError
 from drafters.fusion import Fusion
-from drafters.goodput import Goodput, MachineProfile, best_budget
+from drafters.goodput import Goodput
 from drafters.multi_round import RULES, MultiRound
+from drafters.options import (
+    AdaptiveOptions,
+    CascadeOptions,
+    DatastoreOptions,
+    FusionOptions,
+    GoodputOptions,
+    ModelOptions,
+    MultiRoundOptions,
+    Options,
+    OverlapOptions,
+    PromptLookupOptions,
+    RagOptions,
+    RecyclingOptions,
+    SelfSpeculationOptions,
+    SuffixOptions,
+    describe_options,
+    read_options,
+)
 from drafters.overlap import Overlap
 from drafters.pacing import Pace
 from drafters.prompt_lookup import PromptLookup
@@ -26,121 +42,12 @@ from drafters.rag import Rag
 from drafters.recycling import Recycling
 from drafters.reencoding import ReencodingDrafter
 from drafters.resources import Resources
-from drafters.sampling import choose
 from drafters.self_speculation import SelfSpeculation
-from drafters.successors import top_successors
 from drafters.suffix import Suffix
 from drafters.target_mix import MixedRag
 from drafters.tracked import TrackedDrafter
-from drafters.tree import DraftTree, fuse
-from drafters.verify import walk
 
 DEFAULT = "auto"
-
-
-def option(default: Any, text: str, least: float | None = None, most: float | None = None) -> Any:
-    """A field of an options class: its default, what it means, and the bounds it must keep."""
-    return field(default=default, metadata={"help": text, "least": least, "most": most})
-
-
-@dataclass(frozen=True)
-class Options:
-    """What every drafter understands."""
-
-    budget: int = option(32, "nodes of a tree at most", 0, 1024)
-
-
-@dataclass(frozen=True)
-class PromptLookupOptions(Options):
-    ngram: int = option(3, "longest n-gram looked up", 1, 32)
-    length: int = option(10, "tokens copied", 1, 256)
-
-
-@dataclass(frozen=True)
-class SuffixOptions(Options):
-    factor: float = option(8.0, "depth at most this many times the match", 0.1, 100)
-    min_match: int = option(1, "shortest match used", 1, 64)
-    min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
-    branching: int = option(4, "continuations considered of a node", 1, 64)
-
-
-@dataclass(frozen=True)
-class RecyclingOptions(Options):
-    ranks: int = option(8, "successors kept of a token", 1, 32)
-    depth: int = option(6, "longest path", 1, 32)
-    min_score: float = option(0.03, "path score below which a node is dropped", 0, 1)
-
-
-@dataclass(frozen=True)
-class DatastoreOptions(Options):
-    max_suffix: int = option(16, "longest suffix looked up", 1, 64)
-    min_suffix: int = option(2, "shortest suffix used", 1, 64)
-    matches: int = option(512, "continuations read", 1, 100_000)
-    length: int = option(10, "tokens of a continuation", 1, 256)
-    min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
-
-
-@dataclass(frozen=True)
-class ModelOptions(Options):
-    depth: int = option(8, "longest path", 1, 64)
-    width: int = option(1, "nodes run in one draft forward", 1, 64)
-    branching: int = option(3, "children considered of a node", 1, 64)
-    min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
-    forwards: int = option(16, "draft forwards of a round at most", 1, 64)
-    stop: float = option(1.0, "stop when a rejection is likelier than this (SpecDec++)", 0, 1)
-
-
-@dataclass(frozen=True)
-class AdaptiveOptions(ModelOptions):
-    depth: int = option(20, "longest path", 1, 64)
-    branching: int = option(1, "children considered of a node", 1, 64)
-    forwards: int = option(20, "draft forwards of a round at most", 1, 64)
-    stop: float = option(0.3, "stop when a rejection is likelier than this (SpecDec++)", 0, 1)
-
-
-@dataclass(frozen=True)
-class MultiRoundOptions(Options):
-    rule: str = option("rsd", f"how children are judged: {', '.join(RULES)}; the distribution is kept, not the tokens")
-    depth: int = option(4, "longest path", 1, 64)
-    branching: int = option(2, "draws at a row", 1, 64)
-
-
-@dataclass(frozen=True)
-class RagOptions(ModelOptions):
-    depth: int = option(16, "longest path", 1, 64)
-    context: int = option(0, "tokens of the prompt that the drafter puts together itself; 0: a 16th of the whole", 0)
-    chunk: int = option(256, "tokens of a chunk", 16)
-    question: int = option(64, "last tokens of the prompt: the question", 1)
-    target_mix: float = option(0.0, "RAPID's eta; above 0 the output distribution changes (lossy)", 0, 1000)
-
-
-@dataclass(frozen=True)
-class CascadeOptions(RagOptions):
-    depth: int = option(16, "longest path", 1, 64)
-    helper_budget: int = option(8, "nodes that the helper adds to a draft forward", 1, 64)
-
-
-@dataclass(frozen=True)
-class FusionOptions(RagOptions):
-    prune: int = option(10, "a retrieval branch starts with one of the draft model's best so many", 1, 64)
-    model: str = option("auto", "draft model: auto, none, rag or draft_model")
-    always: bool = option(False, "ask the draft model in every round, whether it pays or not")
-
-
-@dataclass(frozen=True)
-class SelfSpeculationOptions(ModelOptions):
-    skip: float = option(0.45, "share of the layers skipped at first", 0, 0.9)
-    every: int = option(25, "rounds between searches of the layer set", 1)
-
-
-@dataclass(frozen=True)
-class GoodputOptions(Options):
-    inner: str = option("suffix", "the drafter whose trees are cut")
-
-
-@dataclass(frozen=True)
-class OverlapOptions(Options):
-    inner: str = option("draft_model", "the model drafter that drafts on: draft_model, rag or cascade")
 
 
 @dataclass(frozen=True)
@@ -165,25 +72,11 @@ Make = Callable[[Any, Resources], Drafter]
 
 
 def parse(text: str) -> DrafterSpec:
-    """`NAME[:key=value,…]` -> spec; DrafterError names what is unknown or out of bounds, and what is
-    known."""
+    """`NAME[:key=value,…]` -> spec; DrafterError names what is unknown or out of bounds, and what is known."""
     name, _, rest = text.strip().partition(":")
     if name not in _DRAFTERS:
         raise DrafterError(f"unknown drafter {name!r}; there are {', '.join(names())}")
-    options = _DRAFTERS[name][0]
-    known = {entry.name: entry for entry in fields(options)}
-    values: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        key = key.strip()
-        if not equals:
-            raise DrafterError(f"drafter {name}: write options as key=value, not {item!r}")
-        if key not in known:
-            raise DrafterError(f"drafter {name} has no option {key!r}; it has {', '.join(known)}")
-        if key in values:
-            raise DrafterError(f"drafter {name}: option {key} is given twice")
-        values[key] = _value(name, known[key], get_type_hints(options)[key], value.strip())
-    return DrafterSpec(name, options(**values))
+    return DrafterSpec(name, read_options(name, _DRAFTERS[name][0], rest))
 
 
 def build(spec: DrafterSpec | str, resources: Resources) -> TrackedDrafter:
@@ -201,31 +94,7 @@ def names() -> list[str]:
 
 def describe() -> dict[str, dict[str, str]]:
     """For help texts: drafter -> option -> meaning and default."""
-    return {
-        name: {entry.name: f"{entry.metadata['help']} ({entry.default})" for entry in fields(options)}
-        for name, (options, _) in _DRAFTERS.items()
-    }
-
-
-def _value(name: str, entry: Field, kind: type, text: str) -> Any:
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise DrafterError(f"drafter {name}: {entry.name} must be true or false, not {text!r}")
-        return text.lower() == "true"
-    try:
-        value = kind(text)
-    except ValueError:
-        raise DrafterError(
-            f"drafter {name}: {entry.name} must be {'a whole number' if kind is int else 'a number'}, not {text!r}"
-        ) from None
-    least, most = entry.metadata["least"], entry.metadata["most"]
-    if not (least is None or value >= least) or not (most is None or value <= most):
-        raise DrafterError(
-            f"drafter {name}: {entry.name}={text} is out of bounds ({least} to {'any' if most is None else most})"
-        )
-    return value
+    return {name: describe_options(options) for name, (options, _) in _DRAFTERS.items()}
 
 
 def _make(spec: DrafterSpec, resources: Resources) -> Drafter:
@@ -436,26 +305,3 @@ _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
     "goodput": (GoodputOptions, _goodput),
     "overlap": (OverlapOptions, _overlap),
 }
-
-
-def warm_up() -> None:
-    """Compile what the free drafters compile, so that the first request does not wait for it (seconds after an
-    installation, half a second later on, when the compiled code is found on disk)."""
-    trees = []
-    for name in ("prompt_lookup", "suffix", "recycling"):
-        drafter = build(name, Resources(vocab_size=4))
-        state = RequestState("warm-up", [1, 2, 3, 1, 2], 5, documents=[[1, 2, 3]])
-        drafter.start(state)
-        tree = drafter.propose(state, 4)
-        logits = torch.zeros(len(tree) + 1, 4)
-        verdict = walk(logits, tree, 1.0, 0, len(state.tokens))
-        top = top_successors(logits, verdict.rows, drafter.needs_topk) if drafter.needs_topk else None
-        drafter.observe(state, tree, verdict, top)
-        trees.append(tree)
-    tree = fuse(trees).trim(1).ended_by(frozenset([3]))
-    tree.depths, tree.ancestor_mask  # noqa: B018 - both are computed when first read
-    DraftTree.chain([1, 2]).ended_by(frozenset([1]))
-    profile = MachineProfile()
-    profile.record([1], [1], 1.0)
-    best_budget(tree.scores, profile.step_times(1, 1, len(tree)))
-    choose(torch.zeros(1, 4), 1.0, 0, 1.0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from drafters.registry import warm_up
+from drafters.warm_up import warm_up
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import GenerationFailed, Unavailable

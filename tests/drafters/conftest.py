@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from drafters import registry
 from drafters.base import RequestState, TopSuccessors
 from drafters.resources import Resources
 from drafters.sampling import Sampling, choose
 from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import verify
+from drafters.warm_up import warm_up
 
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled():
     """What Numba compiles on first use, so that no test waits for it beyond hypothesis' deadline."""
-    registry.warm_up()
+    warm_up()
 
 
 @dataclass
