@@ -4,8 +4,8 @@ An alternative to the keyed walk: the *distribution* of the output is the target
 of plain decoding. Three rules, each exact only for children drawn as it assumes and not touched since:
 
 rsd        children drawn from q without replacement (arXiv 2402.14160, recursive rejection sampling)
-specinfer  children drawn from q with replacement, verified one after the other (arXiv 2305.09781, algorithm
-2) spectr     children drawn from q with replacement, k-sequential selection (arXiv 2310.15141, algorithm 3)
+specinfer  children drawn from q with replacement, judged one after the other (arXiv 2305.09781, algorithm 2)
+spectr     children drawn from q with replacement, k-sequential selection (arXiv 2310.15141, algorithm 3)
 
 A tree that was pruned, trimmed or fused carries no q and is refused: its surviving children are no longer q's
 draws.

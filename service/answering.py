@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from drafters.penalties import Penalties
 from drafters.stats import TARGET
 from retrieval.strides import Experiences
 from service.citations import Citation, unsupported
@@ -94,6 +95,12 @@ class Answerer:
             raise InvalidRequest("The question is empty.", param="question")
         self.generator.admit()
         self.generator.check_options(params)
+        if params.penalties != Penalties() and (question.mode == "iterative" or question.knn is not None):
+            raise InvalidRequest(
+                "Penalties, logit_bias and min_p need an answer that is decoded in one piece by the model alone.",
+                hint="Use mode long or retrieval, without a kNN datastore.",
+                param="mode",
+            )
         if question.mode == "iterative":
             if question.knn is not None:
                 raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
@@ -120,9 +127,7 @@ class Answerer:
         """The kNN datastore that the question asks for, ready; NotFound and the like where it cannot be used."""
         if question.knn is None:
             return None
-        return await self.datastores.prepare(
-            self.generator, question.owner, question.collection, question.knn
-        )
+        return await self.datastores.prepare(self.generator, question.owner, question.collection, question.knn)
 
     async def _respond(
         self, evidence: Evidence, params: SamplingParams, began: float, knn: KnnRequest | None
@@ -162,9 +167,7 @@ class Answerer:
         async for event in self._conclude(evidence, ids, text, Generated(stats, finish, ttft)):
             yield event
 
-    async def _iterate(
-        self, run: IterativeAnswer, evidence: Evidence, began: float
-    ) -> AsyncGenerator[Event, None]:
+    async def _iterate(self, run: IterativeAnswer, evidence: Evidence, began: float) -> AsyncGenerator[Event, None]:
         """Retrieve and generate in turn: messages as they are verified, then as `_respond`."""
         if evidence.prompt is None:
             for event in self._nothing(evidence):
@@ -248,9 +251,7 @@ def _done(
     )
 
 
-def answer_stats(
-    engine: Mapping[str, Any], retrieval_ms: float, ttft_s: float | None, layout: str
-) -> dict[str, Any]:
+def answer_stats(engine: Mapping[str, Any], retrieval_ms: float, ttft_s: float | None, layout: str) -> dict[str, Any]:
     """The statistics of one answer: the engine's own, with times as the asker sees them.
 
     `ttft_s` counts from the question, retrieval included; the engine's own is `engine_ttft_s`.

@@ -23,6 +23,9 @@ from torch import Tensor
 
 from drafters.errors import DrafterError
 
+DISTILLATION = "distillation.json"
+"""The figures of the training, in the draft model's folder."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -111,7 +114,7 @@ def agreement(target: Any, draft: Any, text: Tensor, recipe: Recipe, batches: in
 
 def distil(target: str, text: Sequence[Path], output: Path, recipe: Recipe, draft: str | None = None) -> dict[str, Any]:
     """Distil from and to checkpoints; the last tenth of the text is held out. Returns the figures, which are also
-    written beside the draft model, as `distillation.json`."""
+    written beside the draft model, as DISTILLATION."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(recipe.seed)
@@ -137,7 +140,7 @@ def distil(target: str, text: Sequence[Path], output: Path, recipe: Recipe, draf
     }
     student.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "distillation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (output / DISTILLATION).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
 
 

@@ -13,6 +13,9 @@ several rounds; a drafter's speed-up is the median of its ratios to plain decodi
 that is nearly as fast as the fastest then take four times as many rounds more, and `over_best_single` is the least of
 the medians of the ratios of `auto` to another drafter: a round varies by more than the difference asked for.
 The table is made in pieces: cells that the file of figures has are kept, and the file is written after each new one.
+
+Drafters that want a draft model (`draft_model`, `adaptive`, `multi_round`) take part if one is given. The tokens of
+`multi_round` are those of plain decoding when greedy alone; a sampled cell of it is not `identical`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Annotated, Any
 
 import typer
 
+from drafters.training.distill import DISTILLATION
 from eval.bench._drafter_forwards import tree_forwards
 from eval.bench._drafter_prompts import ANSWERED, WORKLOADS, make_prompts
 from eval.bench._drafter_timing import PLAIN, Timing, divergences, timed
@@ -49,17 +53,20 @@ DRAFTERS = (
     "fusion",
     "goodput:inner=suffix",
     "self_speculation",
+    "overlap:inner=rag",
 )
+_WITH_DRAFT_MODEL = ("draft_model", "adaptive", "multi_round", "overlap:inner=draft_model")
 _CLOSE = 0.8  # of the fastest drafter's tokens per second: those above it are worth more rounds …
 _MORE = 4  # … so many times as many
-_WITH_FORWARDS = ("rag", "cascade", "fusion", "self_speculation", "draft_model", "overlap", "adaptive")
+_WITH_FORWARDS = ("rag", "cascade", "fusion", "self_speculation", "draft_model", "overlap", "adaptive", "multi_round")
 
 
 def run(
     model: str = "embedded",
+    draft_model: str | None = None,
     contexts: Sequence[int] = (2048, 8192, 16384, 32768),
     workloads: Sequence[str] = WORKLOADS[:3],
-    drafters: Sequence[str] = DRAFTERS,
+    drafters: Sequence[str] | None = None,
     temperatures: Sequence[float] = (0.0, 0.8),
     batches: Sequence[int] = (1,),
     text: Path = Path("../shared/corpus"),
@@ -78,13 +85,22 @@ def run(
 ) -> dict[str, Any]:
     """Figures of every cell; those of `known` are kept, and no cell is begun after `limit_s` seconds.
 
-    `save` is called with all figures after each cell.
+    `drafters` are by default all for which there is a model. `save` is called with all figures after each cell.
     """
     began = time.perf_counter()
+    drafters = drafters or DRAFTERS + (_WITH_DRAFT_MODEL if draft_model else ())
     figures: dict[str, Any] = known or {"model": model, "device": device, "cells": [], "forwards": [], "peers": []}
     engine = Engine.from_pretrained(
-        model, dtype=dtype, device=device, kv_memory=kv_memory, max_running=64, attention="dense"
+        model,
+        draft_model=draft_model,
+        dtype=dtype,
+        device=device,
+        kv_memory=kv_memory,
+        max_running=64,
+        attention="dense",
     )
+    if draft_model and (trained := Path(draft_model, DISTILLATION)).is_file():
+        figures["distillation"] = json.loads(trained.read_text(encoding="utf-8"))
     figures["kernels"] = sorted({*figures.get("kernels", []), *engine.kernels})
     store: TokenStore | None = None
     if any(name.startswith("datastore") for name in drafters) and engine.tokenizer is not None:
@@ -257,6 +273,9 @@ def _has(rows: Sequence[dict[str, Any]], place: dict[str, Any]) -> bool:
 
 def command(
     model: Annotated[str, typer.Option(help="Folder, hub id or 'embedded'.")] = "embedded",
+    draft_model: Annotated[
+        str | None, typer.Option(help=f"Folder or hub id; with it also {', '.join(_WITH_DRAFT_MODEL)}.")
+    ] = None,
     context: Annotated[list[int] | None, typer.Option(help="Prompt tokens; may be repeated.")] = None,
     workload: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(WORKLOADS)}.")] = None,
     drafter: Annotated[list[str] | None, typer.Option(help="NAME[:key=value,…]; may be repeated.")] = None,
@@ -292,9 +311,10 @@ def command(
 
     figures = run(
         model=model,
+        draft_model=draft_model,
         contexts=context or (2048, 8192, 16384, 32768),
         workloads=workload or WORKLOADS[:3],
-        drafters=drafter or DRAFTERS,
+        drafters=drafter,
         temperatures=temperature or (0.0, 0.8),
         batches=batch or (1,),
         text=text,

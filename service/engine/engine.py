@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
+from torch import Tensor
 
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
@@ -404,14 +406,11 @@ class Engine:
     def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
         """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
         sampling = [(part, first) for part, first in zip(step.slices, forward.first_row, strict=True) if part.samples]
-        for part, first in sampling:
-            if self.drafting.is_lossy(part.request):
-                rows = _rows(part, first)
-                forward.logits[rows] = self.drafting.adjust(part, forward.logits[rows])
-        keyed = sample(forward.logits, _keys([part for part, _ in sampling])) if sampling else []
+        logits = self._chosen_from(sampling, forward.logits)
+        keyed = sample(logits, _keys([part for part, _ in sampling])) if sampling else []
         verdicts = {}
         for (part, first), walked in zip(sampling, keyed, strict=True):
-            verdict = self.drafting.verify(part, forward.logits[_rows(part, first)], walked)
+            verdict = self.drafting.verify(part, logits[_rows(part, first)], walked)
             verdicts[part.request.id] = verdict
             if verdict.path:
                 self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)
@@ -421,6 +420,17 @@ class Engine:
                 path = verdicts[part.request.id].path if part.samples else ()
                 part.request.policy.commit([*range(count), *(count + node for node in path)])
         return verdicts
+
+    def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
+        """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
+        changed = [(part, first) for part, first in sampling if self.drafting.adjusts(part.request)]
+        if not changed:
+            return logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        for part, first in changed:
+            rows = _rows(part, first)
+            logits[rows] = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
+        return logits
 
     def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
         now = time.perf_counter()

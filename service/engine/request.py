@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from drafters.base import Datastore
+from drafters.penalties import Penalties
 from drafters.sampling import Sampling
 from service.engine.block_manager import Place
 from service.errors import InvalidRequest
@@ -25,6 +26,11 @@ class SamplingParams:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
+        min_p: keep tokens of at least this share of the likeliest one's probability; 0 keeps all.
+        frequency_penalty: taken off a token's logit for each time that the answer holds it.
+        presence_penalty: taken off a token's logit if the answer holds it.
+        repetition_penalty: divides the logits of tokens that prompt or answer hold; 1 changes nothing.
+        logit_bias: pairs of a token id and what is added to its logit.
         seed: keys the Gumbel noise together with the position; the same seed gives the same tokens.
         stop: strings that end the text; the text shown ends before them.
         stop_token_ids: token ids that end the sequence, besides the model's own.
@@ -38,6 +44,11 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -52,6 +63,14 @@ class SamplingParams:
             "temperature must be between 0 and 100": 0 <= self.temperature <= 100,
             "top_k must be 0 (all tokens) or more": self.top_k >= 0,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "min_p must be between 0 and 1": 0 <= self.min_p <= 1,
+            "frequency_penalty must be between -2 and 2": -2 <= self.frequency_penalty <= 2,
+            "presence_penalty must be between -2 and 2": -2 <= self.presence_penalty <= 2,
+            "repetition_penalty must be above 0 and at most 100": 0 < self.repetition_penalty <= 100,
+            "logit_bias takes token ids of 0 or more, each once, and numbers between -100 and 100": all(
+                token >= 0 and -100 <= bias <= 100 for token, bias in self.logit_bias
+            )
+            and len(dict(self.logit_bias)) == len(self.logit_bias),
             "seed must fit 63 bits and not be negative": 0 <= self.seed < 2**63,
             "logprobs must be between 0 and 20": self.logprobs is None or 0 <= self.logprobs <= 20,
             "stop takes at most 16 strings of 1 to 1024 characters": len(self.stop) <= 16
@@ -65,6 +84,17 @@ class SamplingParams:
     def sampling(self) -> Sampling:
         """What decides the choice of a token, as the drafters know it."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+    @property
+    def penalties(self) -> Penalties:
+        """What changes the logits before that."""
+        return Penalties(
+            bias=self.logit_bias,
+            repetition=self.repetition_penalty,
+            frequency=self.frequency_penalty,
+            presence=self.presence_penalty,
+            min_p=self.min_p,
+        )
 
 
 @dataclass(frozen=True)

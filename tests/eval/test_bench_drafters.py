@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from drafters.pacing import Pace
+from drafters.training.distill import DISTILLATION
 from eval.bench._drafter_peer import beside_transformers
 from eval.bench._drafter_prompts import make_prompts, quoted
 from eval.bench._drafter_timing import perturbed_gap
@@ -53,6 +56,23 @@ def test_cells_hold_every_drafter_to_plain_decoding(checkpoint):
         assert row["seconds"] >= row["least_seconds"] > 0
         assert row["over_kv_limit"] >= row["over_limit"] > 0
         assert row["limit_s"] > 0
+
+
+def test_drafters_of_a_draft_model_take_part(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pace, "asks", lambda pace: True)  # such a draft model is never worth its time
+    shutil.copytree(checkpoint, tmp_path / "draft")
+    (tmp_path / "draft" / DISTILLATION).write_text('{"tokens_of_text": 7}')
+    # a random model is sure of nothing
+    names = ("draft_model:min_score=0,branching=1", "adaptive:min_score=0,stop=1", "multi_round:branching=1")
+    figures = measured(
+        checkpoint, draft_model=str(tmp_path / "draft"), drafters=names, temperatures=(0.0,), batches=(1,), rounds=1
+    )
+    assert figures["distillation"] == {"tokens_of_text": 7}
+    assert [cell["drafter"] for cell in figures["cells"]] == ["none", *names]
+    for cell in figures["cells"][1:]:
+        assert cell["identical"], cell
+        assert cell["failures"] == 0
+        assert cell["acceptance_rate"] > 0.5, cell  # the draft model is the target
 
 
 def test_pieces_make_the_same_table(checkpoint):

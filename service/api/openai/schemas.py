@@ -1,7 +1,7 @@
 """Requests of the OpenAI routes.
 
 A parameter that is unknown, or known and not supported, is refused by name; one whose value changes nothing
-(``user``, a penalty of 0) is accepted.
+(``user``, ``metadata``) is accepted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ MAX_MESSAGES = 1000
 MAX_CHOICES = 16
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+TokenKey = Annotated[int, Field(ge=0, lt=2**31)]
+"""A token id as a key of a JSON object, hence as text."""
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Strict(BaseModel):
@@ -75,6 +78,11 @@ class Sampled(Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31, description="Extension, as vLLM's.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Extension, as vLLM's.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Extension, as vLLM's.")
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
     seed: Seed | None = None
     stop: Text | list[Text] | None = None
     stop_token_ids: list[TokenId] = Field([], max_length=64, description="Extension, as vLLM's.")
@@ -91,12 +99,6 @@ class Sampled(Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Supported at the value that changes nothing.
-    frequency_penalty: Literal[0, None] = Field(None, description="Not supported; 0 is accepted.")
-    presence_penalty: Literal[0, None] = Field(None, description="Not supported; 0 is accepted.")
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(
-        None, description="Not supported; empty is accepted."
-    )
 
     @model_validator(mode="after")
     def _stream_options_with_stream(self) -> Sampled:
@@ -117,6 +119,11 @@ class Sampled(Strict):
             temperature=temperature,
             top_k=max(0, self.top_k),
             top_p=self.top_p if self.top_p is not None else 1.0,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple((self.logit_bias or {}).items()),
             seed=(seed + choice) % 2**63,
             stop=tuple(stops),
             stop_token_ids=tuple(self.stop_token_ids),

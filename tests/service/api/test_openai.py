@@ -32,9 +32,7 @@ def test_models(client: openai.OpenAI, model: str) -> None:
 
 
 def test_chat(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(
-        model=model, messages=HELLO, max_tokens=8, temperature=0, seed=1
-    )
+    answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=8, temperature=0, seed=1)
     choice = answer.choices[0]
     assert choice.message.role == "assistant"
     assert choice.finish_reason in ("length", "stop")
@@ -105,6 +103,16 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
         assert token.logprob == max(top.logprob for top in token.top_logprobs) <= 0
 
 
+def test_penalties_and_biases_change_the_tokens(client: openai.OpenAI, model: str) -> None:
+    asked = {"model": model, "prompt": "the rain the rain the rain", "max_tokens": 12, "temperature": 0, "logprobs": 0}
+    plain = client.completions.create(**asked).choices[0].logprobs.tokens
+    assert len(set(plain)) < len(plain)
+    once = client.completions.create(**asked, presence_penalty=2.0, frequency_penalty=2.0).choices[0]
+    assert len(set(once.logprobs.tokens)) > len(set(plain))
+    forced = client.completions.create(**asked, logit_bias={"100": 100}, extra_body={"min_p": 0.1})
+    assert len(set(forced.choices[0].logprobs.tokens)) == 1
+
+
 def test_stop_strings_end_the_text(client: openai.OpenAI, model: str) -> None:
     how: Any = {"model": model, "prompt": "Hello", "max_tokens": 40, "temperature": 1, "seed": 3}
     text = client.completions.create(**how).choices[0].text
@@ -137,9 +145,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
     one, two, three = ([*item.embedding] for item in found.data)
     assert len(one) == 384
     assert sum(x * x for x in one) == pytest.approx(1, abs=1e-4)
-    assert sum(a * b for a, b in zip(one, two, strict=True)) > sum(
-        a * b for a, b in zip(one, three, strict=True)
-    )
+    assert sum(a * b for a, b in zip(one, two, strict=True)) > sum(a * b for a, b in zip(one, three, strict=True))
     plain = client.embeddings.create(model="minilm", input=texts[0], encoding_format="float")
     assert plain.data[0].embedding == pytest.approx(one, abs=1e-6)
     assert found.usage.prompt_tokens > 0
@@ -174,9 +180,7 @@ def test_a_conversation_keeps_its_history(client: openai.OpenAI, model: str) -> 
         answer = client.chat.completions.create(model=model, messages=turns, max_tokens=4)
         content = answer.choices[0].message.content
         turns += [{"role": "assistant", "content": content}, {"role": "user", "content": "And?"}]
-    parts: Any = [
-        {"role": "user", "content": [{"type": "text", "text": "In "}, {"type": "text", "text": "parts"}]}
-    ]
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "In "}, {"type": "text", "text": "parts"}]}]
     assert client.chat.completions.create(model=model, messages=parts, max_tokens=2).choices
 
 
@@ -203,8 +207,12 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"stop": ""}, 400, "stop"),
     ({"seed": 1.5}, 400, "seed"),
     ({"tools": [{"type": "function"}]}, 400, "tools"),
-    ({"logit_bias": {"1": 5}}, 400, "logit_bias"),
-    ({"frequency_penalty": 1.0}, 400, None),
+    ({"logit_bias": {"1": 500}}, 400, "logit_bias.1"),
+    ({"logit_bias": {"one": 5}}, 400, None),
+    ({"logit_bias": {"99999999": 5}}, 400, "logit_bias"),
+    ({"frequency_penalty": 3.0}, 400, "frequency_penalty"),
+    ({"min_p": -1}, 400, "min_p"),
+    ({"repetition_penalty": 1.2, "folio": {"mode": "iterative"}}, 400, "mode"),
     ({"top_logprobs": 3}, 400, None),
     ({"stream_options": {"include_usage": True}}, 400, None),
     ({"model": "other"}, 404, "model"),
@@ -246,8 +254,6 @@ def test_malformed_bodies_are_openai_errors(service: Any, route: str, content: b
 
 @pytest.mark.parametrize("prompt", [[], [[]], [-1], [10**9], 5, {"a": 1}, [1.5], ["a", 1]])
 def test_a_prompt_of_the_wrong_kind(service: Any, model: str, prompt: Any) -> None:
-    answer = service.client.post(
-        "/v1/completions", json={"model": model, "prompt": prompt, "max_tokens": 2}
-    )
+    answer = service.client.post("/v1/completions", json={"model": model, "prompt": prompt, "max_tokens": 2})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("prompt")

@@ -76,6 +76,54 @@ def test_every_drafter_gives_the_tokens_of_plain_decoding(drafter: str, temperat
     assert not engine.lent.sessions
 
 
+PENALTIES: dict[str, Any] = {
+    "repetition_penalty": 1.05,
+    "frequency_penalty": 0.05,
+    "presence_penalty": -0.3,
+    "logit_bias": ((5, 0.5), (9, -100.0)),
+    "min_p": 0.02,
+}
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 40}], ids=["whole", "cut"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", ["auto", "suffix", "draft_model", "self_speculation"])
+def test_penalties_keep_drafting_lossless(drafter: str, temperature: float, cut: dict[str, Any], tmp_path: Any) -> None:
+    engine = drafting_engine(tmp_path)
+
+    def run(name: str, changes: dict[str, Any]) -> list[Any]:
+        each = [
+            SamplingParams(max_tokens=40, temperature=temperature, seed=i, drafter=name, ignore_eos=True, **changes)
+            for i in range(3)
+        ]
+        return engine.generate([prompt(i) for i in range(3)], each)
+
+    plain = run("none", PENALTIES | cut)
+    drafted = run(drafter, PENALTIES | cut)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+    assert sum(r.stats["drafting"]["accepted"] for r in drafted) > 0
+    assert [r.token_ids for r in plain] != [r.token_ids for r in run("none", cut)]
+    assert not any(9 in r.token_ids for r in plain)
+    engine.check_integrity()
+
+
+def test_log_probabilities_are_the_models_own_under_penalties() -> None:
+    engine = drafting_engine()
+    banned, plain = (
+        engine.generate([prompt()], SamplingParams(max_tokens=1, logprobs=3, drafter="none", logit_bias=bias))[0]
+        for bias in (((3, 100.0),), ())
+    )
+    assert banned.token_ids == [3] != plain.token_ids
+    assert banned.logprobs[0].top == plain.logprobs[0].top
+
+
+def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
+    engine = drafting_engine()
+    with pytest.raises(InvalidRequest, match="logit_bias names token id 97"):
+        engine.add_request(prompt(), SamplingParams(logit_bias=((97, 1.0),)))
+    assert not engine.has_work
+
+
 def test_a_draft_model_equal_to_the_target_is_accepted(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "asks", lambda pace: True)  # such a draft model is never worth its time
     engine = drafting_engine(tmp_path)
