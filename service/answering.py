@@ -18,7 +18,6 @@ from typing import Any
 
 import structlog
 
-from drafters.penalties import Penalties
 from drafters.stats import TARGET
 from retrieval.strides import Experiences
 from service.citations import Citation, unsupported
@@ -95,9 +94,9 @@ class Answerer:
             raise InvalidRequest("The question is empty.", param="question")
         self.generator.admit()
         self.generator.check_options(params)
-        if params.penalties != Penalties() and (question.mode == "iterative" or question.knn is not None):
+        if params.adjusted and (question.mode == "iterative" or question.knn is not None):
             raise InvalidRequest(
-                "Penalties, logit_bias and min_p need an answer that is decoded in one piece by the model alone.",
+                "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
                 hint="Use mode long or retrieval, without a kNN datastore.",
                 param="mode",
             )

@@ -83,6 +83,8 @@ def generate(
     frequency_penalty: Annotated[float, typer.Option(help="Off a logit for each time the answer holds it.")] = 0.0,
     presence_penalty: Annotated[float, typer.Option(help="Off a logit if the answer holds the token.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens in prompt or answer.")] = 1.0,
+    json_schema: Annotated[Path | None, typer.Option(help="File: the answer is JSON of this schema.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The answer matches this expression.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same tokens.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
@@ -98,6 +100,8 @@ def generate(
     """Run the engine alone on one prompt."""
     if (prompt_file is None) == (prompt_ids is None):
         raise InvalidRequest("Give either --prompt-file or --prompt-ids.", param="prompt-file")
+    if json_schema is not None and regex is not None:
+        raise InvalidRequest("Give either --json-schema or --regex.", param="regex")
     ids = _read_ids(prompt_ids) if prompt_ids is not None else None
     text = _read_text(prompt_file) if prompt_file is not None else ""
     settings = settings_of(
@@ -111,8 +115,12 @@ def generate(
         attention_backend=backend,
         tensor_parallel=tp,
     )
+    from service.engine.constraint import Constraint
     from service.engine.request import SamplingParams
 
+    constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None
+    if regex is not None:
+        constraint = Constraint("regex", regex)
     params = SamplingParams(
         max_tokens=max_new,
         temperature=temperature,
@@ -122,6 +130,7 @@ def generate(
         frequency_penalty=frequency_penalty,
         presence_penalty=presence_penalty,
         repetition_penalty=repetition_penalty,
+        constraint=constraint,
         seed=seed,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
@@ -190,13 +199,13 @@ def _run(engine: Engine, ids: list[int], params: SamplingParams, show: bool) -> 
     return {"token_ids": token_ids, "text": text, "finish_reason": finish_reason, "stats": stats}
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, param: str = "prompt-file") -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param="prompt-file") from error
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param=param) from error
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{path} is not UTF-8 text (byte {error.start}).", param="prompt-file") from error
+        raise InvalidRequest(f"{path} is not UTF-8 text (byte {error.start}).", param=param) from error
 
 
 def _read_ids(path: Path) -> list[int]:

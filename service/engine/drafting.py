@@ -12,7 +12,6 @@ from torch import Tensor
 from drafters import registry
 from drafters.base import RequestState
 from drafters.errors import DrafterError
-from drafters.penalties import PenalisedText, Penalties
 from drafters.resources import Resources
 from drafters.stats import DraftingStats, token_sources
 from drafters.successors import top_successors
@@ -28,7 +27,6 @@ from service.errors import InvalidRequest
 class _Drafted:
     drafter: TrackedDrafter
     state: RequestState
-    penalised: PenalisedText | None
     started: bool = False
 
 
@@ -84,19 +82,7 @@ class Drafting:
             max_tokens=request.params.max_tokens,
             stops=stops,
         )
-        self._requests[request.id] = _Drafted(drafter, state, self._penalised(request))
-
-    def _penalised(self, request: Request) -> PenalisedText | None:
-        wanted = request.params.penalties
-        if wanted == Penalties():
-            return None
-        vocab_size = self.resources.vocab_size
-        unknown = next((token for token, _ in wanted.bias if token >= vocab_size), None)
-        if unknown is not None:
-            raise InvalidRequest(
-                f"logit_bias names token id {unknown}; the model knows 0 to {vocab_size - 1}.", param="logit_bias"
-            )
-        return PenalisedText(wanted, request.token_ids, request.params.temperature, vocab_size)
+        self._requests[request.id] = _Drafted(drafter, state)
 
     def propose(self, step: Step) -> None:
         """Hang a tree below the pending token of every decoding slice that has room for one."""
@@ -112,19 +98,15 @@ class Drafting:
             tree = drafted.drafter.propose(drafted.state, part.draft_budget)
             part.tree = tree if len(tree) else None
 
-    def adjusts(self, request: Request) -> bool:
-        """Whether the request's choices are made from other logits than the model's."""
-        drafted = self._requests[request.id]
-        return drafted.drafter.lossy or drafted.penalised is not None
-
     def adjust(self, part: Slice, logits: Tensor) -> Tensor:
-        """The logits that the request's choices are made from: changed by a lossy drafter, then by penalties."""
-        drafted, tree = self._requests[part.request.id], part.tree or EMPTY
-        if drafted.started and drafted.drafter.lossy:
-            logits = drafted.drafter.adjust(drafted.state, tree, logits)
-        if drafted.penalised is not None:
-            logits = drafted.penalised.adjust(logits, part.request.token_ids, tree)
-        return logits
+        """The logits that the request's choices are made from; only a lossy drafter changes them."""
+        drafted = self._requests[part.request.id]
+        if not drafted.started or not drafted.drafter.lossy:
+            return logits
+        return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
+
+    def is_lossy(self, request: Request) -> bool:
+        return self._requests[request.id].drafter.lossy
 
     def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
         """The verdict of a drafter that has a rule of its own, or else the keyed one."""

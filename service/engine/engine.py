@@ -28,7 +28,9 @@ from torch import Tensor
 
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
+from service.engine.adjusting import adjuster
 from service.engine.block_manager import BlockManager
+from service.engine.constraint import ConstraintCompiler
 from service.engine.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
 from service.engine.detokenizer import Detokenizer
 from service.engine.draft_resources import draft_resources
@@ -159,6 +161,7 @@ class Engine:
         resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
         self.drafting = Drafting(resources, config.drafter, most_nodes)
+        self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
 
     @classmethod
     def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
@@ -202,6 +205,7 @@ class Engine:
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         request = Request(request_id, prompt_ids, params, draft_sources)
+        request.adjuster = adjuster(request, self.constraints, self.loaded.vocab_size)
         self._set_policy(request)
         self.drafting.open(request, self._stop_ids(params))
         try:
@@ -423,13 +427,18 @@ class Engine:
 
     def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
         """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
-        changed = [(part, first) for part, first in sampling if self.drafting.adjusts(part.request)]
+        changed = [
+            (part, first) for part, first in sampling if part.request.adjuster or self.drafting.is_lossy(part.request)
+        ]
         if not changed:
             return logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
         for part, first in changed:
-            rows = _rows(part, first)
-            logits[rows] = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
+            rows, request = _rows(part, first), part.request
+            own = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
+            if request.adjuster is not None:
+                own = request.adjuster.adjust(own, request.token_ids, part.tree or EMPTY)
+            logits[rows] = own
         return logits
 
     def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
@@ -440,6 +449,9 @@ class Engine:
             request = part.request
             request.scheduled = request.scheduled or now
             if not part.samples:
+                continue
+            if request.adjuster is not None and request.adjuster.error is not None:
+                outputs.append(self._fail(request, request.adjuster.error))
                 continue
             verdict = verdicts[request.id]
             before = part.start + len(part.token_ids)

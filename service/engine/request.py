@@ -6,15 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drafters.base import Datastore
 from drafters.penalties import Penalties
 from drafters.sampling import Sampling
 from service.engine.block_manager import Place
+from service.engine.constraint import Constraint
 from service.errors import InvalidRequest
 from sparse_attn.lifetimes import PageLifetimes
 from sparse_attn.policy import PolicyState
+
+if TYPE_CHECKING:
+    from service.engine.adjusting import Adjuster
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class SamplingParams:
         presence_penalty: taken off a token's logit if the answer holds it.
         repetition_penalty: divides the logits of tokens that prompt or answer hold; 1 changes nothing.
         logit_bias: pairs of a token id and what is added to its logit.
+        constraint: what the text must be (JSON of a schema, a regular expression, a grammar), None for anything.
         seed: keys the Gumbel noise together with the position; the same seed gives the same tokens.
         stop: strings that end the text; the text shown ends before them.
         stop_token_ids: token ids that end the sequence, besides the model's own.
@@ -49,6 +54,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -71,6 +77,7 @@ class SamplingParams:
                 token >= 0 and -100 <= bias <= 100 for token, bias in self.logit_bias
             )
             and len(dict(self.logit_bias)) == len(self.logit_bias),
+            "ignore_eos cannot be had with constrained output": not (self.ignore_eos and self.constraint),
             "seed must fit 63 bits and not be negative": 0 <= self.seed < 2**63,
             "logprobs must be between 0 and 20": self.logprobs is None or 0 <= self.logprobs <= 20,
             "stop takes at most 16 strings of 1 to 1024 characters": len(self.stop) <= 16
@@ -87,7 +94,7 @@ class SamplingParams:
 
     @property
     def penalties(self) -> Penalties:
-        """What changes the logits before that."""
+        """What changes the logits before that, besides a constraint."""
         return Penalties(
             bias=self.logit_bias,
             repetition=self.repetition_penalty,
@@ -95,6 +102,11 @@ class SamplingParams:
             presence=self.presence_penalty,
             min_p=self.min_p,
         )
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether tokens are chosen from other logits than the model's own."""
+        return self.constraint is not None or self.penalties != Penalties()
 
 
 @dataclass(frozen=True)
@@ -190,6 +202,7 @@ class Request:
         self.miss_reason: str | None = None
         self.salt = ""
         self.policy: PolicyState | None = None  # None: dense
+        self.adjuster: Adjuster | None = None  # None: tokens are chosen from the model's own logits
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0

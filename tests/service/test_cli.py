@@ -171,6 +171,17 @@ def test_what_the_hub_says_is_said_once(
     assert capsys.readouterr().err.count("Retrying in 1s") == 1
 
 
+def test_generate_keeps_to_a_schema(folio: Folio, tiny_model: Path, tmp_path: Path) -> None:
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    (tmp_path / "prompt.txt").write_text("The bridge at Hampton")
+    how = ("generate", "--model", tiny_model, "--prompt-file", tmp_path / "prompt.txt", "--json")
+    found = json_of(folio("--home", tmp_path, *how, "--json-schema", tmp_path / "schema.json"))
+    assert [type(value) for value in json.loads(found["text"])] == [bool, bool]
+    code, _, said = folio("--home", tmp_path, *how, "--json-schema", tmp_path / "nosuch.json")
+    assert (code, "nosuch.json cannot be read" in said) == (2, True)
+
+
 def test_generate_equals_transformers(folio: Folio, tiny_model: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -6,12 +6,14 @@ A parameter that is unknown, or known and not supported, is refused by name; one
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.api.fields import CollectionName, DocumentId, Iterative, Text
+from service.engine.constraint import Constraint
 from service.engine.request import SamplingParams
 
 MAX_MESSAGES = 1000
@@ -70,6 +72,59 @@ class StreamOptions(Strict):
     continuous_usage_stats: Literal[False] = False
 
 
+class NamedSchema(Strict):
+    """A JSON schema as OpenAI's clients send it."""
+
+    name: str = Field(max_length=64)
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """Text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_with_json_schema(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema belongs to the type json_schema, and to no other")
+        return self
+
+    def constraint(self) -> Constraint | None:
+        """What the output must be; None for text."""
+        if self.type == "text":
+            return None
+        schema = self.json_schema.json_schema if self.json_schema is not None else {"type": "object"}
+        return Constraint("json_schema", json.dumps(schema))
+
+
+class StructuredOutputs(Strict):
+    """What the output must be, one of four; as vLLM's."""
+
+    json_schema: dict[str, Any] | bool | None = Field(None, alias="json")
+    regex: Text | None = None
+    choice: list[Text] | None = Field(None, min_length=1, max_length=1024)
+    grammar: Text | None = Field(None, description="Lark's syntax.")
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        if sum(value is not None for value in (self.json_schema, self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("give one of json, regex, choice and grammar")
+        return self
+
+    def constraint(self) -> Constraint:
+        if self.choice is not None:
+            return Constraint.one_of(self.choice)
+        if self.regex is not None:
+            return Constraint("regex", self.regex)
+        if self.grammar is not None:
+            return Constraint("grammar", self.grammar)
+        return Constraint("json_schema", json.dumps(self.json_schema))
+
+
 class Sampled(Strict):
     """What chat and plain completions have in common."""
 
@@ -83,6 +138,8 @@ class Sampled(Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=100, description="Extension, as vLLM's.")
     logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="Extension, as vLLM's.")
     seed: Seed | None = None
     stop: Text | list[Text] | None = None
     stop_token_ids: list[TokenId] = Field([], max_length=64, description="Extension, as vLLM's.")
@@ -106,6 +163,16 @@ class Sampled(Strict):
             raise ValueError("stream_options is only allowed when stream is true")
         return self
 
+    @model_validator(mode="after")
+    def _one_format(self) -> Sampled:
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise ValueError("give response_format or structured_outputs, not both")
+        return self
+
+    def _constraint(self) -> Constraint | None:
+        wanted = self.structured_outputs or self.response_format
+        return wanted.constraint() if wanted is not None else None
+
     def sampling(self, choice: int, max_tokens: int, logprobs: int | None, greedy: bool) -> SamplingParams:
         """Sampling of one choice; `greedy` where the request names no temperature.
 
@@ -124,6 +191,7 @@ class Sampled(Strict):
             presence_penalty=self.presence_penalty or 0.0,
             repetition_penalty=self.repetition_penalty,
             logit_bias=tuple((self.logit_bias or {}).items()),
+            constraint=self._constraint(),
             seed=(seed + choice) % 2**63,
             stop=tuple(stops),
             stop_token_ids=tuple(self.stop_token_ids),
@@ -141,7 +209,6 @@ class ChatRequest(Sampled):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     parallel_tool_calls: bool | None = None
     folio: FolioOptions | None = None
@@ -151,12 +218,6 @@ class ChatRequest(Sampled):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only allowed when logprobs is true")
         return self
-
-
-class ResponseFormat(Strict):
-    """Only text; constrained output is not supported."""
-
-    type: Literal["text"]
 
 
 class CompletionRequest(Sampled):

@@ -103,6 +103,27 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
         assert token.logprob == max(top.logprob for top in token.top_logprobs) <= 0
 
 
+def test_a_response_format_is_kept_to(client: openai.OpenAI, model: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"pages": {"type": "integer", "minimum": 0, "maximum": 999}},
+        "required": ["pages"],
+        "additionalProperties": False,
+    }
+    asked = {"model": model, "max_tokens": 40, "temperature": 1.0, "seed": 5}
+    reply = client.chat.completions.create(
+        **asked,
+        messages=[{"role": "user", "content": "how long is it?"}],
+        response_format={"type": "json_schema", "json_schema": {"name": "length", "schema": schema, "strict": True}},
+    )
+    assert 0 <= json.loads(reply.choices[0].message.content)["pages"] <= 999
+    chosen = client.completions.create(
+        **asked, prompt="yes or no?", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
+    )
+    assert chosen.choices[0].text in ("yes", "no")
+    assert chosen.choices[0].finish_reason == "stop"
+
+
 def test_penalties_and_biases_change_the_tokens(client: openai.OpenAI, model: str) -> None:
     asked = {"model": model, "prompt": "the rain the rain the rain", "max_tokens": 12, "temperature": 0, "logprobs": 0}
     plain = client.completions.create(**asked).choices[0].logprobs.tokens
@@ -208,6 +229,11 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"seed": 1.5}, 400, "seed"),
     ({"tools": [{"type": "function"}]}, 400, "tools"),
     ({"logit_bias": {"1": 500}}, 400, "logit_bias.1"),
+    ({"response_format": {"type": "json_schema"}}, 400, None),
+    ({"response_format": {"type": "yaml"}}, 400, "response_format.type"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, 400, None),
+    ({"structured_outputs": {"regex": "(a"}}, 400, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a"}, "folio": {"mode": "iterative"}}, 400, "mode"),
     ({"logit_bias": {"one": 5}}, 400, None),
     ({"logit_bias": {"99999999": 5}}, 400, "logit_bias"),
     ({"frequency_penalty": 3.0}, 400, "frequency_penalty"),

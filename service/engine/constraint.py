@@ -1,0 +1,144 @@
+"""Output that keeps to a JSON schema, a regular expression or a grammar: what would leave it is never chosen.
+
+Which tokens may come next is what llguidance computes. Every row of a draft tree is masked by the text of its own path,
+so that drafting stays lossless; below a token that is not allowed nothing is reached, and nothing is masked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from torch import Tensor
+
+from drafters.tree import DraftTree
+from service.errors import InvalidRequest
+
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As Python writes JSON. A small model that may put white space anywhere puts it everywhere."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the output must be: a JSON value of a schema, a match of a regular expression, a sentence of a grammar.
+
+    text: the JSON schema; the expression, in the syntax of Rust's regex; the grammar, in Lark's syntax.
+    """
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    text: str
+
+    @classmethod
+    def one_of(cls, choices: Sequence[str]) -> Constraint:
+        """The output is one of some texts."""
+        return cls("grammar", "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))
+
+
+class ConstraintCompiler:
+    """Makes constraints for one model; its vocabulary is read at the first."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+
+    def compile(self, constraint: Constraint) -> ConstrainedText:
+        """The state of one request's output.
+
+        Raises:
+            InvalidRequest: the constraint cannot be read, or the model has no tokenizer that allows constraints.
+        """
+        try:
+            matcher = LLMatcher(self._vocabulary, _grammar(constraint), log_level=0)
+        except ValueError as error:
+            raise _unreadable(constraint, str(error)) from error
+        if matcher.is_error():
+            raise _unreadable(constraint, matcher.get_error())
+        return ConstrainedText(matcher, self._vocab_size, self._eos_ids)
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        from llguidance.hf import from_tokenizer
+
+        if self._tokenizer is None or not self._tokenizer.is_fast or not self._eos_ids:
+            raise InvalidRequest(
+                "Constrained output needs a model with a fast tokenizer and an end-of-sequence token.",
+                hint="Ask without a constraint.",
+                param="structured_outputs",
+            )
+        return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids))
+
+
+class ConstrainedText:
+    """How far one request's output has come in what it must be."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._consumed = 0
+
+    def adjust(self, logits: Tensor, output: Sequence[int], tree: DraftTree) -> Tensor:
+        """Logits [n + 1, V] behind the output's last token and the tree's nodes, -inf where a token is not allowed.
+
+        `output` has only grown since the last call. Raises RuntimeError where the matcher meets a limit of its own.
+        """
+        self._consume(output)
+        allowed = np.ones((len(tree) + 1, self._vocab_size), dtype=np.bool_)
+        allowed[0] = self._allowed()
+        path: list[int] = []  # the nodes that the matcher has consumed
+        reached = {-1}
+        for node, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)):
+            if parent not in reached or token in self._eos_ids or not allowed[parent + 1, token]:
+                continue
+            path = self._move(path, tree.path_to(node), tree)
+            allowed[node + 1] = self._allowed()
+            reached.add(node)
+        self._move(path, [], tree)
+        return logits.masked_fill(torch.from_numpy(~allowed).to(logits.device), -math.inf)
+
+    def _consume(self, output: Sequence[int]) -> None:
+        new = list(output[self._consumed :])
+        if new and not self._matcher.consume_tokens(new):
+            raise RuntimeError(f"the output cannot be constrained further: {self._matcher.get_error()}")
+        self._consumed = len(output)
+
+    def _move(self, here: list[int], there: list[int], tree: DraftTree) -> list[int]:
+        """Take the matcher from one node's path to another's."""
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(here, there, strict=False)))
+        self._matcher.rollback(len(here) - shared)
+        self._matcher.consume_tokens([int(tree.tokens[node]) for node in there[shared:]])
+        return there
+
+    def _allowed(self) -> np.ndarray:
+        """bool [V]: the tokens that may come next."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():
+            raise RuntimeError(f"the output cannot be constrained further: {self._matcher.get_error()}")
+        return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
+
+
+def _grammar(constraint: Constraint) -> str:
+    if constraint.kind == "json_schema":
+        json.loads(constraint.text)
+        return LLMatcher.grammar_from_json_schema(constraint.text, defaults=_LAYOUT)  # type: ignore[arg-type]
+    if constraint.kind == "regex":
+        return LLMatcher.grammar_from_regex(constraint.text)
+    return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def _unreadable(constraint: Constraint, why: str) -> InvalidRequest:
+    said = why.strip().splitlines()
+    return InvalidRequest(
+        f"The {constraint.kind.replace('_', ' ')} of the output cannot be used: {said[0] if said else 'unreadable'}.",
+        hint="Correct it, or ask without a constraint.",
+        param="structured_outputs",
+    )
