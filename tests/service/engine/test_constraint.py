@@ -106,11 +106,11 @@ def test_rows_are_masked_by_their_own_paths(tiny_model: Path) -> None:
 
     b, c, d = (tokenizer.encode(letter)[0] for letter in "bcd")
     end = tokenizer.eos_token_id
-    # after "a": b, c, d (under b), c (under c), b (under b's d: not allowed), the end (there too), d (under c)
-    tree = DraftTree.of([b, c, d, c, b, end, d], [-1, -1, 0, 1, 2, 2, 1])
+    # after "a": b, c, d (under b), the end (under d), c (under c), b (under d, where it is not allowed), d (under c)
+    tree = DraftTree.of([b, c, d, end, c, b, d], [-1, -1, 0, 2, 1, 2, 1])
     rows = after("a", tree)
-    assert rows[:5] == [{"b", "c"}, {"d"}, {"c", "d"}, {tokenizer.eos_token}, {"c", "d"}]
-    assert rows[7] == {tokenizer.eos_token}
+    assert rows[:4] == [{"b", "c"}, {"d"}, {"c", "d"}, {tokenizer.eos_token}]
+    assert (rows[5], rows[7]) == ({"c", "d"}, {tokenizer.eos_token})
     assert after("") == [{"a"}]
     assert after("ac") == [{"c", "d"}]
 
