@@ -18,6 +18,7 @@ serve: $(STAMP)  ## the same service, kept up
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

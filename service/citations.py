@@ -114,9 +114,7 @@ def spans_in_answer(answer: str, passages: Sequence[Passage]) -> list[Span]:
     return spans
 
 
-def unsupported(
-    answer: str, supported: Sequence[Span], passages: Sequence[Passage]
-) -> list[tuple[int, int]]:
+def unsupported(answer: str, supported: Sequence[Span], passages: Sequence[Passage]) -> list[tuple[int, int]]:
     """Sentences of the answer, as offsets, that neither cite (`supported`) nor repeat the evidence."""
     bare = []
     for start, end in sentences(answer):

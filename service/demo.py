@@ -87,9 +87,7 @@ def ingest(home: Path) -> dict[str, str]:
             raise DemoFailed(f"the handbook cannot be ingested: {failed[0]}")
         report = library.build_index()
     took = time.monotonic() - began
-    say(
-        f"{report.documents} documents, {report.chunks} chunks, generation {report.generation} ({took:.1f} s)"
-    )
+    say(f"{report.documents} documents, {report.chunks} chunks, generation {report.generation} ({took:.1f} s)")
     return {result.name: str(result.id) for result in results}
 
 
@@ -180,9 +178,7 @@ def figures(stats: dict[str, Any]) -> str:
     names = ("prompt_tokens", "cached_tokens", "output_tokens", "ttft_s", "decode_tokens_per_s")
     more = ("retrieval_ms", "acceptance_rate", "accepted_length")
     shown = {name: stats.get(name) for name in (*names, *more)}
-    return ", ".join(
-        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items() if v is not None
-    )
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items() if v is not None)
 
 
 def say(line: str) -> None:

@@ -136,10 +136,7 @@ class EvidenceFinder:
             PromptTooLong: mode long was asked for and the documents do not fit.
         """
         evidence = await asyncio.to_thread(self._find, question, answer_tokens)
-        if (
-            evidence.mode != "long"
-            or (drafter or self.settings.drafter).partition(":")[0] not in DRAFTS_FROM_RETRIEVAL
-        ):
+        if evidence.mode != "long" or (drafter or self.settings.drafter).partition(":")[0] not in DRAFTS_FROM_RETRIEVAL:
             return evidence
         retrieved = await asyncio.to_thread(self._retrieve, question, self.window - answer_tokens, "")
         if retrieved.prompt is None:
@@ -174,14 +171,10 @@ class EvidenceFinder:
     def _scope(self, question: Question) -> list[Document] | None:
         """The documents asked about, or None where they are too many to be read whole."""
         if question.documents:
-            named = [
-                self.library.document(one, question.owner) for one in dict.fromkeys(question.documents)
-            ]
+            named = [self.library.document(one, question.owner) for one in dict.fromkeys(question.documents)]
             for document in named:
                 if document.status != "ready":
-                    raise InvalidRequest(
-                        f"{document.name} cannot be read: {document.error}", param="documents"
-                    )
+                    raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
             return named
         found = self.library.documents(
             owner=question.owner, collection=question.collection, limit=self.WHOLE_DOCUMENTS + 1
@@ -202,22 +195,14 @@ class EvidenceFinder:
         prompt = None
         if chars <= limit * CHARS_PER_TOKEN_MAX:
             passages = [
-                Passage(
-                    d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=question.owner), d.sha256
-                )
+                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=question.owner), d.sha256)
                 for d in scope
             ]
             prompt = self.layout.build(question.text, passages, question.history)
             tokens = len(prompt.ids)
-        size = (
-            f"{_thousands(tokens)}"
-            if tokens is not None
-            else f"over {_thousands(chars // CHARS_PER_TOKEN_MAX)}"
-        )
+        size = f"{_thousands(tokens)}" if tokens is not None else f"over {_thousands(chars // CHARS_PER_TOKEN_MAX)}"
         if prompt is not None and tokens is not None and tokens <= limit:
-            results = [
-                {"document": d.id, "name": d.name, "start": 0, "end": d.chars, "page": 1} for d in scope
-            ]
+            results = [{"document": d.id, "name": d.name, "start": 0, "end": d.chars, "page": 1} for d in scope]
             names = {d.id: d.name for d in scope}
             reason = f"fits: {size} of {_thousands(limit)} tokens{why}"
             return Evidence("long", reason, prompt, results, names, question.owner)

@@ -113,9 +113,7 @@ class Generator:
         finally:
             self.in_flight -= 1
 
-    async def continued(
-        self, prompt_ids: Sequence[int], params: SamplingParams
-    ) -> AsyncGenerator[TokenOutput, None]:
+    async def continued(self, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncGenerator[TokenOutput, None]:
         """One of the requests for which there is a `place`: as `stream`, but neither counted nor observed."""
         async with aclosing(self._timed(prompt_ids, params, None, observed=False)) as outputs:
             async for output in outputs:

@@ -112,9 +112,7 @@ class KeyStore:
             raise InvalidRequest("An owner has 1 to 64 characters.", param="owner")
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
-            raise InvalidRequest(
-                f"Unknown scope {', '.join(unknown) or 'none'!r}; choose of {', '.join(SCOPES)}."
-            )
+            raise InvalidRequest(f"Unknown scope {', '.join(unknown) or 'none'!r}; choose of {', '.join(SCOPES)}.")
         given = dict(limits or {})
         if any(limit not in LIMITS or value <= 0 for limit, value in given.items()):
             raise InvalidRequest(f"Limits are {', '.join(LIMITS)}, each above 0.", param="limits")
@@ -163,9 +161,7 @@ class KeyStore:
         if own is not None and hmac.compare_digest(own.get_secret_value().encode(), secret.encode()):
             return Principal(LOCAL, "settings")
         with self.database.read() as connection:
-            found = connection.execute(
-                sa.select(api_keys).where(api_keys.c.hash == _hash(secret))
-            ).mappings()
+            found = connection.execute(sa.select(api_keys).where(api_keys.c.hash == _hash(secret))).mappings()
             row = found.first()
         if row is None or not _key(row).active:
             return None
@@ -180,9 +176,7 @@ class KeyStore:
 
     def stored_bytes(self, owner: str) -> int:
         """Bytes of the files of an owner's documents."""
-        total = sa.select(sa.func.coalesce(sa.func.sum(documents.c.size), 0)).where(
-            documents.c.owner == owner
-        )
+        total = sa.select(sa.func.coalesce(sa.func.sum(documents.c.size), 0)).where(documents.c.owner == owner)
         with self.database.read() as connection:
             return int(connection.execute(total).scalar_one())
 

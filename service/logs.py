@@ -32,9 +32,7 @@ def configure_logging(level: str = "warning", json_lines: bool = False) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    processors: list[structlog.typing.Processor] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    ]
+    processors: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if json_lines:
         processors.append(structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)

@@ -104,9 +104,7 @@ class PromptLayout(Protocol):
         """What may be shown of an answer under way; a later call only ever appends to an earlier one."""
         ...
 
-    def citations(
-        self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str
-    ) -> tuple[str, list[Span]]:
+    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
         """The answer as shown, and the spans it cites, in the order in which it cites them."""
         ...
 
@@ -137,9 +135,7 @@ class Encoder:
     def _data(self, text: str) -> tuple[int, ...]:
         """Ids of somebody else's text: what looks like a special token is text."""
         with self._lock:
-            return tuple(
-                self._data_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-            )
+            return tuple(self._data_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 class ChatLayout:
@@ -196,9 +192,7 @@ class ChatLayout:
         """All of it."""
         return answer_text
 
-    def citations(
-        self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str
-    ) -> tuple[str, list[Span]]:
+    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
         """Spans for the quotations and ``[n]`` markers of the answer."""
         shown = answer_text.strip()
         return shown, spans_in_answer(shown, prompt.passages)
@@ -208,9 +202,7 @@ class ChatLayout:
         holders = [f"\u2402{i}\u2403" for i in range(len(turns))]
         roles = [role for role, _ in turns]
         messages = [{"role": role, "content": at} for role, at in zip(roles, holders, strict=True)]
-        text = self.encoder.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        text = self.encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pieces = []
         for holder in holders:
             before, found, text = text.partition(holder)
@@ -253,9 +245,7 @@ class PlainLayout:
         """The answer up to where a base model starts to invent the next question."""
         return answer_text.partition("\nQuestion:")[0]
 
-    def citations(
-        self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str
-    ) -> tuple[str, list[Span]]:
+    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
         """Spans for the quotations and ``[n]`` markers of the answer."""
         shown = self.visible(answer_text).strip()
         return shown, spans_in_answer(shown, prompt.passages)
@@ -265,9 +255,7 @@ def choose_layout(tokenizer: Any) -> ChatLayout | PlainLayout:
     """The chat template's layout where there is one, else the plain one; the log says which."""
     if getattr(tokenizer, "chat_template", None):
         return ChatLayout(tokenizer)
-    log.warning(
-        "no chat template: documents and question are given as running text", layout=PlainLayout.name
-    )
+    log.warning("no chat template: documents and question are given as running text", layout=PlainLayout.name)
     return PlainLayout(tokenizer)
 
 

@@ -44,9 +44,7 @@ class State(StrEnum):
 class Runtime:
     """One library, one engine, and what answers with them."""
 
-    def __init__(
-        self, settings: Settings, library: Library | None = None, engine: Engine | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, library: Library | None = None, engine: Engine | None = None) -> None:
         self.settings = settings
         self.model_name = shown_name(settings.model)
         self.failure: FolioError | None = None

@@ -33,14 +33,10 @@ FILE_NAME = "folio.toml"
 class Settings(BaseSettings):
     """Every setting, its meaning and its default. Made by `load_settings`, so that errors read well."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="FOLIO_", extra="forbid", frozen=True, validate_default=True
-    )
+    model_config = SettingsConfigDict(env_prefix="FOLIO_", extra="forbid", frozen=True, validate_default=True)
 
     # Data
-    home: Path = Field(
-        Path("~/.folio"), description="Data folder: database, index generations, models' KV."
-    )
+    home: Path = Field(Path("~/.folio"), description="Data folder: database, index generations, models' KV.")
     database_url: str = Field(
         "",
         description="SQLAlchemy URL, as postgresql+psycopg://…; empty for SQLite in the data folder.",
@@ -50,18 +46,14 @@ class Settings(BaseSettings):
         description="Store of files, uploads and index generations for several machines, as s3://bucket/folio; "
         "empty for the data folder.",
     )
-    embedder: str = Field(
-        "minilm", description="Embedding model: minilm (packaged), a folder, or a hub id."
-    )
+    embedder: str = Field("minilm", description="Embedding model: minilm (packaged), a folder, or a hub id.")
 
     search_device: Literal["cpu", "cuda"] = Field(
         "cpu", description="Where FAISS searches: cpu, or cuda for a read-only copy on a GPU (needs faiss-gpu)."
     )
 
     # Model
-    model: str = Field(
-        EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id."
-    )
+    model: str = Field(EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id.")
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
         "auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
     )
@@ -79,9 +71,7 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
     )
-    kv_memory: ByteSize = Field(
-        ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes."
-    )
+    kv_memory: ByteSize = Field(ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
     kv_dtype: Literal["auto", "int8"] = Field(
         "auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
     )
@@ -89,9 +79,7 @@ class Settings(BaseSettings):
         "auto",
         description="Policy whose streaming heads get pages that they free; auto: that of ATTENTION; or none.",
     )
-    prefix_cache: bool = Field(
-        True, description="Keep the KV of finished requests for prompts that begin alike."
-    )
+    prefix_cache: bool = Field(True, description="Keep the KV of finished requests for prompts that begin alike.")
     host_memory: ByteSize = Field(
         ByteSize(0), description="Host memory for KV that the prefix cache evicts; 0 for none."
     )
@@ -100,9 +88,7 @@ class Settings(BaseSettings):
         2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
     )
     drafter: str = Field("auto", description="Drafter of requests that name none, NAME[:key=value,…].")
-    draft_model: str | None = Field(
-        None, description="Checkpoint for drafters that want a model of their own."
-    )
+    draft_model: str | None = Field(None, description="Checkpoint for drafters that want a model of their own.")
     attention: str = Field("auto", description="Sparse attention policy of requests that name none.")
 
     # Answering
@@ -112,13 +98,9 @@ class Settings(BaseSettings):
     passages: int = Field(8, ge=1, le=100, description="Passages retrieved for an answer.")
 
     # Service
-    host: str = Field(
-        "127.0.0.1", description="Address to listen on; another than loopback needs an API key."
-    )
+    host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
-    api_key: SecretStr | None = Field(
-        None, description="One key with all scopes, besides those of `folio keys`."
-    )
+    api_key: SecretStr | None = Field(None, description="One key with all scopes, besides those of `folio keys`.")
     queue_limit: int = Field(64, ge=1, description="Requests that may wait for the engine; more get 429.")
     max_upload_mb: float = Field(256, gt=0, description="Largest upload, in MiB.")
     max_body_mb: float = Field(16, gt=0, description="Largest JSON body, in MiB.")
@@ -127,20 +109,14 @@ class Settings(BaseSettings):
     )
     first_token_timeout_s: float = Field(300, gt=0, description="Longest wait for the first token.")
     total_timeout_s: float = Field(1800, gt=0, description="Longest time for a whole answer.")
-    drain_timeout_s: float = Field(
-        30, ge=0, description="Time for requests in flight to end after SIGTERM."
-    )
+    drain_timeout_s: float = Field(30, ge=0, description="Time for requests in flight to end after SIGTERM.")
     ping_s: float = Field(15, gt=0, description="Pause after which an event stream sends a ping.")
-    key_requests_per_minute: int = Field(
-        600, ge=1, description="Rate limit of one key, where it has none of its own."
-    )
+    key_requests_per_minute: int = Field(600, ge=1, description="Rate limit of one key, where it has none of its own.")
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
     key_storage_mb: float = Field(10240, gt=0, description="Stored text of one key, in MiB.")
 
     # Log
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "warning", description="Least level logged."
-    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="Least level logged.")
     log_json: bool = Field(False, description="Log JSON lines instead of text.")
 
     @field_validator("home")

@@ -37,9 +37,7 @@ class AnswerRequest(BaseModel):
 
     question: Text = Field(min_length=1, max_length=20_000)
     mode: Literal["auto", "long", "retrieval", "iterative"] = "auto"
-    documents: list[DocumentId] = Field(
-        [], max_length=100, description="Ids; none for the whole collection."
-    )
+    documents: list[DocumentId] = Field([], max_length=100, description="Ids; none for the whole collection.")
     collection: CollectionName | None = None
     passages: int | None = Field(None, ge=1, le=100, description="Passages to retrieve.")
     iterative: Iterative = Field(default_factory=Iterative, description="How mode iterative works.")

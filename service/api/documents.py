@@ -88,9 +88,7 @@ async def upload(
     data = await file.read()
     limit = int(runtime.settings.max_upload_mb * 2**20)
     if len(data) > limit:
-        raise TooLarge(
-            f"The file has {len(data) / 2**20:.1f} MiB and the limit is {limit / 2**20:.1f} MiB."
-        )
+        raise TooLarge(f"The file has {len(data) / 2**20:.1f} MiB and the limit is {limit / 2**20:.1f} MiB.")
     await _check_storage(runtime, principal.owner, principal.limits, len(data))
     item = Upload(file.filename or "upload", data)
 
@@ -212,9 +210,7 @@ async def _check_storage(runtime: Runtime, owner: str, limits: Mapping[str, floa
 def _submit(runtime: Runtime, principal: Principal, item: Upload, collection: str) -> dict[str, Any]:
     job = runtime.jobs.submit([item], collection, principal.owner)
     if runtime.keys is not None:
-        runtime.keys.record(
-            principal.owner, principal.key_id, "document.upload", job.id, {"name": item.name[:255]}
-        )
+        runtime.keys.record(principal.owner, principal.key_id, "document.upload", job.id, {"name": item.name[:255]})
     return job_data(job)
 
 

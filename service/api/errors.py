@@ -125,9 +125,7 @@ def _invalid(path: str, found: list[dict[str, Any]]) -> JSONResponse:
     first = faults[0]
     detail = f"{first['param'] or 'The body'}: {first['reason']}."
     if path.startswith(OPENAI_ROUTES):
-        return JSONResponse(
-            openai_error(detail, "invalid_request_error", first["param"] or None, "invalid_value"), 400
-        )
+        return JSONResponse(openai_error(detail, "invalid_request_error", first["param"] or None, "invalid_value"), 400)
     status = 400 if found[0]["type"] in ("json_invalid", "folio_encoding") else 422
     body = {
         "type": "urn:folio:problem:invalid-request",

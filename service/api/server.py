@@ -68,9 +68,7 @@ def run_server(settings: Settings) -> int:
         return runner.run(_serve(config, runtime, listening, settings))
 
 
-async def _serve(
-    config: uvicorn.Config, runtime: Runtime, listening: socket.socket, settings: Settings
-) -> int:
+async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.socket, settings: Settings) -> int:
     await runtime.start(serving=True)
     server = DrainingServer(config, runtime)
     watching = asyncio.create_task(_watch(server, runtime))

@@ -138,8 +138,8 @@ class Reply:
             return
         if message["type"] == "http.response.start":
             self.started = True
-            self._event_stream = Headers(raw=list(message["headers"])).get("content-type", "").startswith(
-                "text/event-stream"
+            self._event_stream = (
+                Headers(raw=list(message["headers"])).get("content-type", "").startswith("text/event-stream")
             )
             message = {**message, "headers": [*message["headers"], (b"x-folio-replica", self.replica.encode())]}
         elif not message.get("more_body", False):

@@ -30,9 +30,7 @@ Row = dict[str, Any]
 class Parser:
     """An actor that reads, parses and chunks files."""
 
-    def __init__(
-        self, embedder: str | Path, limits: Limits, chunking: ChunkingOptions, known: frozenset[str]
-    ) -> None:
+    def __init__(self, embedder: str | Path, limits: Limits, chunking: ChunkingOptions, known: frozenset[str]) -> None:
         from retrieval.embedding import make_embedder
 
         self._embedder = make_embedder(embedder)

@@ -30,9 +30,7 @@ class EngineReplica:
         if self.runtime.failure is not None:
             raise Unavailable(self.runtime.failure.detail)
 
-    async def http(
-        self, scope: Scope, body: bytes, key: str | None = None
-    ) -> AsyncGenerator[list[Message], None]:
+    async def http(self, scope: Scope, body: bytes, key: str | None = None) -> AsyncGenerator[list[Message], None]:
         """The application's ASGI messages for one request, as many at once as there are; see `exchange`.
 
         `key` has done its work when the request is here: the router read it.

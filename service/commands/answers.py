@@ -83,9 +83,7 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Answer a question over the documents, with citations that are checked against their text."""
-    settings = settings_of(
-        context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention
-    )
+    settings = settings_of(context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention)
     from retrieval.knn import KnnOptions
     from service.engine.request import SamplingParams
     from service.evidence import IterativeOptions, Question
@@ -104,9 +102,7 @@ def ask(
         LOCAL_OWNER,
         passages,
         iterative=iterative,
-        knn=KnnOptions(knn_k, knn_weight, knn_temperature, speculate is Switch.ON, stride, knn_probes)
-        if knn
-        else None,
+        knn=KnnOptions(knn_k, knn_weight, knn_temperature, speculate is Switch.ON, stride, knn_probes) if knn else None,
     )
     writer = None if as_json else SourceColours() if explain else PlainText()
     answer = asyncio.run(_answer(settings, asked, params, writer))

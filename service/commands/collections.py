@@ -12,9 +12,7 @@ from service.commands.documents import report_ingest
 from service.commands.output import emit_json, emit_table, note, working
 from service.errors import InvalidRequest
 
-collections = typer.Typer(
-    help="List, export and import collections.", no_args_is_help=True, rich_markup_mode=None
-)
+collections = typer.Typer(help="List, export and import collections.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:

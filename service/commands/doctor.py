@@ -66,9 +66,7 @@ def _guarded(check: Callable[[Settings], list[Finding]], settings: Settings) -> 
 
 
 def _python(_: Settings) -> list[Finding]:
-    return [
-        Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    ]
+    return [Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
 
 
 def _torch(settings: Settings) -> list[Finding]:
@@ -162,9 +160,7 @@ def _settings(settings: Settings) -> list[Finding]:
     findings = [Finding("home", "ok", str(settings.home)), Finding("model", "ok", settings.model)]
     findings += [Finding("environment", "note", f"{name} names no setting") for name in stray_variables()]
     if not settings.loopback and settings.api_key is None:
-        findings.append(
-            Finding("host", "note", f"{settings.host} needs an API key before the service starts")
-        )
+        findings.append(Finding("host", "note", f"{settings.host} needs an API key before the service starts"))
     return findings
 
 

@@ -59,9 +59,7 @@ def build(
     _show(report, as_json, datastore)
 
 
-def _datastore(
-    settings: Settings, library: Library, collection: str | None, lists: int | None
-) -> DatastoreReport:
+def _datastore(settings: Settings, library: Library, collection: str | None, lists: int | None) -> DatastoreReport:
     """Build the kNN datastore, or go on with one that was interrupted."""
     from service.datastores import Datastores
     from service.models import load_engine

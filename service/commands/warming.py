@@ -37,17 +37,13 @@ def warm(
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
     if engine.tokenizer is None:
-        raise InvalidRequest(
-            f"The model {settings.model!r} has no tokenizer to read a document with.", param="model"
-        )
+        raise InvalidRequest(f"The model {settings.model!r} has no tokenizer to read a document with.", param="model")
     prefix = shared_prefix(layout_for(settings.model, engine.tokenizer), found, text)
     with working(f"Reading {found.name}: {len(prefix):,} tokens …"):
         path = engine.warm(found.id, prefix, settings.attention)
     tokens = len(prefix) // engine.config.page_size * engine.config.page_size
     if as_json:
-        emit_json(
-            {"document": found.id, "name": found.name, "tokens": tokens, "bytes": path.stat().st_size}
-        )
+        emit_json({"document": found.id, "name": found.name, "tokens": tokens, "bytes": path.stat().st_size})
     else:
         emit_text(f"{found.name}: {tokens:,} tokens kept, {path.stat().st_size / 1e6:.1f} MB\n")
 
@@ -58,7 +54,5 @@ def shared_prefix(layout: PromptLayout, document: Document, text: str) -> list[i
 
     passage = Passage(document.id, document.name, 0, len(text), None, text)
     one, other = (layout.build(question, [passage]).ids for question in ("Who?", "And when was it?"))
-    same = next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:same]

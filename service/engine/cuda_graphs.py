@@ -328,5 +328,3 @@ class GraphCapture:
 def run_eagerly(step: Callable[[], Tensor]) -> Replay:
     """Run the step anew each time: what a replay does, without a graph."""
     return step
-
-

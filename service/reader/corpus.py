@@ -101,9 +101,7 @@ def _is_prose(sentence: str) -> bool:
     return letters >= 0.72 * len(sentence) and len(_WORD.findall(sentence)) >= 5
 
 
-QUESTION_WORDS = (
-    "What Who Whom Whose Where When Which Why How Does Did Do Is Are Can Tell Explain Quote Find Give"
-)
+QUESTION_WORDS = "What Who Whom Whose Where When Which Why How Does Did Do Is Are Can Tell Explain Quote Find Give"
 
 
 def common_words(most: int = 10_000) -> list[str]:

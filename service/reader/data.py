@@ -172,9 +172,7 @@ class Maker:
                     used += self.length(text)
         return sentences
 
-    def _about(
-        self, rng: random.Random, sentences: Sequence[str], index: Sequence[frozenset[str]]
-    ) -> Question | None:
+    def _about(self, rng: random.Random, sentences: Sequence[str], index: Sequence[frozenset[str]]) -> Question | None:
         answer = rng.randrange(len(sentences))
         made = self.ask(rng, sentences[answer])
         if made is None:
@@ -277,10 +275,7 @@ class Maker:
         names = list(dict.fromkeys(self._name(rng) for _ in range(1 + room if several else 1)))
         digits = rng.choice((5, 5, 6, 7, 8))
         values = [str(rng.randrange(10 ** (digits - 1), 10**digits)) for _ in names]
-        made = [
-            (shape.format(e=e, v=v), question.format(e=e), "passkey")
-            for e, v in zip(names, values, strict=True)
-        ]
+        made = [(shape.format(e=e, v=v), question.format(e=e), "passkey") for e, v in zip(names, values, strict=True)]
         return list(_plant(rng, sentences, made))
 
     def _pairs(self, rng: random.Random, sentences: list[str], room: int) -> list[_Made]:

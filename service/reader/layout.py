@@ -58,9 +58,7 @@ class ReaderLayout:
         self._preamble = [self._bos, self._none, *self._encode([f" {NOT_STATED}"])[0], self._end]
         self._passage = lru_cache(maxsize=64)(self._read)
 
-    def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()
-    ) -> Prompt:
+    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
 
         Raises InvalidRequest for an empty question, and for earlier turns: the reader was trained on none.
@@ -87,9 +85,7 @@ class ReaderLayout:
         """The answer without reference tokens."""
         return _SPECIAL.sub("", answer_text).lstrip()
 
-    def citations(
-        self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str
-    ) -> tuple[str, list[Span]]:
+    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
         """The quoted sentence and where it stands; no span for "not stated" or for what is no quotation."""
         shown = self.visible(answer_text).rstrip()
         spans: list[Span] = []

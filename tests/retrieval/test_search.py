@@ -114,7 +114,6 @@ def test_scores_are_within_their_error_where_every_factor_is_rounded_the_most():
     assert index.error < 1e-4 or off > 0.5 * index.error, "the case is near the bound"
 
 
-
 def test_concurrent_searches_give_what_each_gives_alone(library) -> None:
     names = ["river", "stone", "lantern", "winter", "orchard"]
     for name in names:

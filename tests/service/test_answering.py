@@ -23,9 +23,7 @@ Ask = Callable[..., Any]
 def ask(home: Path, scripted: Any, tiny_model: Path) -> Ask:
     """Ask through the real parts over a scripted engine; `raw` gives the events."""
 
-    def run(
-        text: str, raw: bool = False, engine: Any = None, flags: dict[str, Any] | None = None, **how: Any
-    ) -> Any:
+    def run(text: str, raw: bool = False, engine: Any = None, flags: dict[str, Any] | None = None, **how: Any) -> Any:
         async def go() -> Any:
             options = {"home": home, "model": str(tiny_model)} | (flags or {})
             runtime = Runtime(load_settings(**options), engine=engine or scripted)
@@ -130,9 +128,7 @@ def test_an_invented_quotation_is_not_verified(ask: Ask, make_scripted: Any) -> 
     assert answer.note == NO_SUPPORT
 
 
-def test_a_document_that_changes_meanwhile_verifies_nothing(
-    ask: Ask, home: Path, make_scripted: Any
-) -> None:
+def test_a_document_that_changes_meanwhile_verifies_nothing(ask: Ask, home: Path, make_scripted: Any) -> None:
     def reply(prompt: str) -> str:
         with Library.open(home) as library:
             for document in library.documents():

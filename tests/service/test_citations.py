@@ -101,9 +101,7 @@ def test_check_compares_with_the_store() -> None:
 def test_sentences_without_support_are_named() -> None:
     answer = 'The "café was closed" [1]. Unicorns graze on the moon. The second sentence follows.'
     spans = spans_in_answer(answer, [passage()])
-    assert [answer[a:b] for a, b in unsupported(answer, spans, [passage()])] == [
-        "Unicorns graze on the moon."
-    ]
+    assert [answer[a:b] for a, b in unsupported(answer, spans, [passage()])] == ["Unicorns graze on the moon."]
 
 
 @given(st.text(alphabet="ab .!?\n[]1\"'", max_size=80))
@@ -130,9 +128,7 @@ def test_canonical_order_joins_and_keeps_the_text(cuts: list[tuple[int, int]]) -
     assert joined == canonical(reversed(given_))
     assert all(p.text == text[p.start : p.end] for p in joined)
     assert all(a.end < b.start for a, b in itertools.pairwise(joined))
-    assert {i for p in given_ for i in range(p.start, p.end)} == {
-        i for p in joined for i in range(p.start, p.end)
-    }
+    assert {i for p in given_ for i in range(p.start, p.end)} == {i for p in joined for i in range(p.start, p.end)}
 
 
 def mangle(words: str, rng: random.Random) -> str:

@@ -62,9 +62,7 @@ def test_ingest_partly_and_wholly_failed(folio: Folio, tmp_path: Path, files: li
 
 
 def test_dry_run_stores_nothing(folio: Folio, tmp_path: Path, files: list[Path]) -> None:
-    planned = json_of(folio("--home", tmp_path / "new", "ingest", tmp_path, "--dry-run", "--json"))[
-        "documents"
-    ]
+    planned = json_of(folio("--home", tmp_path / "new", "ingest", tmp_path, "--dry-run", "--json"))["documents"]
     assert {"bridge.txt", "trees.md"} <= {Path(d["name"]).name for d in planned}
     assert not (tmp_path / "new" / "folio.db").exists()
 
@@ -199,9 +197,7 @@ def test_generate_equals_transformers(folio: Folio, tiny_model: Path, tmp_path: 
     assert set(found) >= {"token_ids", "text", "stats"}
     listed = tmp_path / "ids.json"
     listed.write_text(json.dumps(ids[0].tolist()))
-    assert (
-        json_of(folio("--home", tmp_path, *how, "--prompt-ids", listed))["token_ids"] == found["token_ids"]
-    )
+    assert json_of(folio("--home", tmp_path, *how, "--prompt-ids", listed))["token_ids"] == found["token_ids"]
 
 
 @pytest.mark.parametrize(
@@ -257,9 +253,7 @@ def test_an_unknown_document_and_an_empty_query(at: Folio) -> None:
 
 
 def test_a_database_that_cannot_be_opened(folio: Folio, tmp_path: Path) -> None:
-    code, _, err = folio(
-        "--home", tmp_path / "h", "--database-url", "sqlite:////no/such/dir/x.db", "docs", "ls"
-    )
+    code, _, err = folio("--home", tmp_path / "h", "--database-url", "sqlite:////no/such/dir/x.db", "docs", "ls")
     assert code == 1
     assert "/no/such/dir" in err
     blocker = tmp_path / "file"
@@ -345,13 +339,9 @@ def test_an_interrupted_ingest_keeps_what_was_finished(tmp_path: Path, folio: Fo
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(400):
-        (folder / f"{i:04}.txt").write_text(
-            f"Document {i} speaks of the number {i} and of nothing else. " * 40
-        )
+        (folder / f"{i:04}.txt").write_text(f"Document {i} speaks of the number {i} and of nothing else. " * 40)
     command = [sys.executable, "-m", "service.cli", "--home", str(tmp_path / "home"), "ingest", str(folder)]
-    running = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
-    )
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
     database = tmp_path / "home" / "folio.db"
     for _ in range(1200):
         if database.exists() and _stored(database) >= 3:

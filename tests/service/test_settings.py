@@ -58,6 +58,4 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_typing_errors_in_the_environment_are_found() -> None:
-    assert stray_variables({"FOLIO_PROT": "1", "FOLIO_PORT": "1", "FOLIO_CONFIG": "x", "HOME": "/"}) == [
-        "FOLIO_PROT"
-    ]
+    assert stray_variables({"FOLIO_PROT": "1", "FOLIO_PORT": "1", "FOLIO_CONFIG": "x", "HOME": "/"}) == ["FOLIO_PROT"]

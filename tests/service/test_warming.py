@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-TEXT = " ".join(
-    f"The keeper of gate number {n} is called Brother Aldous of the {n}th hour." for n in range(60)
-)
+TEXT = " ".join(f"The keeper of gate number {n} is called Brother Aldous of the {n}th hour." for n in range(60))
 
 
 def folio(home: Path, *arguments: str) -> Any:

@@ -49,9 +49,7 @@ class Delta:
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(
-    body: ChatRequest, request: Request, runtime: Parts, principal: Reader
-) -> Response:
+async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
     runtime.generator.admit(body.n)
@@ -63,9 +61,7 @@ async def chat_completions(
     return JSONResponse(await unless_gone(request, _whole(streams, body, runtime)))
 
 
-async def _choices(
-    runtime: Runtime, body: ChatRequest, principal: Principal
-) -> list[AsyncGenerator[Delta, None]]:
+async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[AsyncGenerator[Delta, None]]:
     """One stream of deltas a choice."""
     wanted = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -108,9 +104,7 @@ async def _talked(runtime: Runtime, ids: list[int], params: SamplingParams) -> A
             yield delta
 
 
-async def _answered(
-    runtime: Runtime, question: Question, params: SamplingParams
-) -> AsyncGenerator[Delta, None]:
+async def _answered(runtime: Runtime, question: Question, params: SamplingParams) -> AsyncGenerator[Delta, None]:
     """Deltas of an answer about documents; citations come with the last."""
     folio: dict[str, Any] = {"citations": []}
     stats: dict[str, Any] = {}

@@ -54,9 +54,7 @@ def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any
         "prompt_tokens": prompt,
         "completion_tokens": output,
         "total_tokens": prompt + output,
-        "prompt_tokens_details": {
-            "cached_tokens": sum(int(p.get("cached_tokens") or 0) for p in parts[::each])
-        },
+        "prompt_tokens_details": {"cached_tokens": sum(int(p.get("cached_tokens") or 0) for p in parts[::each])},
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": drafted - accepted,
@@ -67,9 +65,7 @@ def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any
 def error_body(error: FolioError) -> dict[str, Any]:
     """OpenAI's error object, for an error in mid-stream."""
     code = error.problem.replace("-", "_")
-    return {
-        "error": {"message": error.detail, "type": error.openai_type, "param": error.param, "code": code}
-    }
+    return {"error": {"message": error.detail, "type": error.openai_type, "param": error.param, "code": code}}
 
 
 def chat_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:

@@ -34,9 +34,7 @@ DEFAULT_TOKENS = 16
 
 
 @router.post("/v1/completions")
-async def completions(
-    body: CompletionRequest, request: Request, runtime: Parts, principal: Reader
-) -> Response:
+async def completions(body: CompletionRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
     generator = runtime.generator
@@ -78,9 +76,7 @@ async def _whole(
             found[number] += output.logprobs or []
             if output.finished:
                 reasons[number], stats[number] = output.finish_reason or "", output.stats
-    choices = [
-        _choice(i, texts[i], reasons[i], _logprobs(runtime, body, found[i], 0)) for i in range(count)
-    ]
+    choices = [_choice(i, texts[i], reasons[i], _logprobs(runtime, body, found[i], 0)) for i in range(count)]
     return _head(runtime) | {"choices": choices, "usage": usage(stats, prompts)}
 
 

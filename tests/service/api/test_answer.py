@@ -30,17 +30,13 @@ def test_an_answer_is_json_with_checked_citations(scripted_service: Any) -> None
     assert text == citation["cited_text"] == "The bridge at Hampton was built by Ada Miller in 1862."
     assert answer["mode"] == "long"
     assert answer["mode_reason"].startswith("fits: ")
-    assert {"prompt_tokens", "output_tokens", "ttft_s", "decode_tokens_per_s", "retrieval_ms"} <= set(
-        answer["stats"]
-    )
+    assert {"prompt_tokens", "output_tokens", "ttft_s", "decode_tokens_per_s", "retrieval_ms"} <= set(answer["stats"])
 
 
 @pytest.mark.parametrize(
     "how", [{"json": {**ASK, "stream": True}}, {"json": ASK, "headers": {"Accept": "text/event-stream"}}]
 )
-def test_a_stream_has_the_events_in_order(
-    scripted_service: Any, how: dict[str, Any], read_events: Any
-) -> None:
+def test_a_stream_has_the_events_in_order(scripted_service: Any, how: dict[str, Any], read_events: Any) -> None:
     with scripted_service.client.stream("POST", "/v1/answer", **how) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         found = read_events(response)
@@ -57,9 +53,7 @@ def test_a_stream_has_the_events_in_order(
 def test_a_slow_stream_pings(start_service: Callable[..., Any], make_scripted: Any) -> None:
     service = start_service(engine=make_scripted(pause_s=0.4), ping_s=0.1)
     service.ingest("bridge.txt", BOOK.encode())
-    with service.client.stream(
-        "POST", "/v1/answer", json={**ASK, "stream": True, "max_tokens": 8}
-    ) as response:
+    with service.client.stream("POST", "/v1/answer", json={**ASK, "stream": True, "max_tokens": 8}) as response:
         lines = list(response.iter_lines())
     assert lines.count(": ping") >= 2
     assert "event: done" in lines
@@ -124,9 +118,7 @@ def test_questions_that_cannot_be_asked(
     assert named == param
 
 
-def test_a_failure_of_the_engine_says_nothing_of_its_insides(
-    start_service: Any, make_scripted: Any
-) -> None:
+def test_a_failure_of_the_engine_says_nothing_of_its_insides(start_service: Any, make_scripted: Any) -> None:
     engine = make_scripted()
     engine.failure = RuntimeError("a secret at /some/path")
     service = start_service(engine=engine)

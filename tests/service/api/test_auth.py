@@ -76,10 +76,7 @@ def test_another_owners_things_do_not_exist(tenants: Any) -> None:
     assert client.post("/v1/search", json=scoped, headers=bob).status_code == 404
     asked = {"question": "What does Ada keep?", "documents": [document]}
     assert client.post("/v1/answer", json=asked, headers=bob).status_code == 404
-    assert (
-        "garden"
-        not in client.post("/v1/answer", json={"question": "What?", "max_tokens": 4}, headers=bob).text
-    )
+    assert "garden" not in client.post("/v1/answer", json={"question": "What?", "max_tokens": 4}, headers=bob).text
     assert client.get(f"/v1/documents/{document}", headers=bearer(tenants.ada)).status_code == 200
 
 
@@ -136,9 +133,7 @@ def test_storage(start_service: Callable[..., Any]) -> None:
     service = start_service()
     secret = service.runtime.keys.create("ada", limits={"storage_bytes": 100})[1]
     service.ingest("one.txt", b"a" * 60, **bearer(secret))
-    more = service.client.post(
-        "/v1/documents", files={"file": ("t.txt", b"b" * 60)}, headers=bearer(secret)
-    )
+    more = service.client.post("/v1/documents", files={"file": ("t.txt", b"b" * 60)}, headers=bearer(secret))
     assert more.status_code == 413
 
 
@@ -167,9 +162,7 @@ def test_browser_rules(service: Any) -> None:
     assert "http" not in page.text.replace("http-equiv", "")
     foreign = service.client.get("/v1/documents", headers={"Host": "evil.example"})
     assert foreign.status_code == 403
-    other_site = service.client.post(
-        "/v1/search", json={"query": "x"}, headers={"Origin": "https://evil.example"}
-    )
+    other_site = service.client.post("/v1/search", json={"query": "x"}, headers={"Origin": "https://evil.example"})
     assert other_site.status_code == 403
     own = service.client.post("/v1/search", json={"query": "x"}, headers={"Origin": service.url})
     assert own.status_code == 200

@@ -120,9 +120,7 @@ def test_an_oversized_upload_is_refused_by_its_declared_length(start_service: Ca
             yield b"x" * 1000
         yield b'"}'
 
-    chunked = service.client.post(
-        "/v1/search", content=undeclared(), headers={"content-type": "application/json"}
-    )
+    chunked = service.client.post("/v1/search", content=undeclared(), headers={"content-type": "application/json"})
     assert (chunked.status_code, chunked.headers["content-type"]) == (413, PROBLEM)
 
 
@@ -198,18 +196,14 @@ def test_unknown_ids_are_404(service: Any, method: str) -> None:
 def test_bad_searches_name_the_field(service: Any, body: dict[str, Any], param: str) -> None:
     import json
 
-    answer = service.client.post(
-        "/v1/search", content=json.dumps(body), headers={"content-type": "application/json"}
-    )
+    answer = service.client.post("/v1/search", content=json.dumps(body), headers={"content-type": "application/json"})
     assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
     assert answer.json()["errors"][0]["param"] == param
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[1", b"", b'"text"', b"NaN"])
 def test_malformed_json_is_4xx(service: Any, content: bytes) -> None:
-    answer = service.client.post(
-        "/v1/search", content=content, headers={"content-type": "application/json"}
-    )
+    answer = service.client.post("/v1/search", content=content, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500
     assert answer.headers["content-type"] == PROBLEM
 

@@ -176,9 +176,7 @@ def test_a_taken_port_is_one_sentence(folio: Callable[..., Any], service: Any, t
 
 def test_a_model_that_cannot_be_loaded_ends_the_service(folio: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "no-model").mkdir()
-    code, _, said = folio(
-        "--home", tmp_path / "home", "serve", "--port", 0, "--model", tmp_path / "no-model"
-    )
+    code, _, said = folio("--home", tmp_path / "home", "serve", "--port", 0, "--model", tmp_path / "no-model")
     assert code == 1
     assert "no-model" in said
 

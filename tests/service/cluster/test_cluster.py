@@ -71,9 +71,7 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(
-    tiny_model: Path, home_with_documents: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+def cluster(tiny_model: Path, home_with_documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     settings = load_settings(
         home=shutil.copytree(home_with_documents / "home", tmp_path_factory.mktemp("cluster") / "home"),
         model=str(tiny_model),

@@ -233,8 +233,7 @@ def test_exchange_raises_what_the_application_raises() -> None:
 
 def test_figures_of_histograms_keep_their_shape() -> None:
     text = (
-        '# HELP t Time.\n# TYPE t histogram\n'
-        't_bucket{le="1.0"} 1.0\nt_bucket{le="+Inf"} 2.0\nt_sum 3.0\nt_count 2.0\n'
+        '# HELP t Time.\n# TYPE t histogram\nt_bucket{le="1.0"} 1.0\nt_bucket{le="+Inf"} 2.0\nt_sum 3.0\nt_count 2.0\n'
     )
     found = merged({"a": text, "b": text}).decode()
     assert found.count("# TYPE t histogram") == 1

@@ -84,8 +84,6 @@ json_values = st.recursive(
 fields = st.sampled_from(["documents", "mode", "collection", "folio", "messages", "prompt", "prompt_cache_key"])
 
 
-@given(
-    st.sampled_from(["/v1/answer", "/v1/completions", "/v1/chat/completions"]), st.dictionaries(fields, json_values)
-)
+@given(st.sampled_from(["/v1/answer", "/v1/completions", "/v1/chat/completions"]), st.dictionaries(fields, json_values))
 def test_any_shape_is_borne(path: str, body: dict[str, Any]) -> None:
     key(path, body)

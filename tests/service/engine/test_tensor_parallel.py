@@ -55,7 +55,7 @@ if __name__ == "__main__":
     sys.exit(run_ranks(size, "cpu", lead, follow))
 """
 
-LONG_RUN = RUN.replace('        engine.check_integrity()', '        print("started", flush=True)')
+LONG_RUN = RUN.replace("        engine.check_integrity()", '        print("started", flush=True)')
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "plain": {"drafter": "none", "attention": "dense"},
