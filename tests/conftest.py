@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 
 if not torch.cuda.is_available():  # Triton reads it when it is first imported, by whichever test comes first
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# the pretty traceback prints the local variables, which takes seconds where they are models
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

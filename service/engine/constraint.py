@@ -56,8 +56,9 @@ class ConstraintCompiler:
         Raises:
             InvalidRequest: the constraint cannot be read, or the model has no tokenizer that allows constraints.
         """
+        vocabulary = self._vocabulary
         try:
-            matcher = LLMatcher(self._vocabulary, _grammar(constraint), log_level=0)
+            matcher = LLMatcher(vocabulary, _grammar(constraint), log_level=0)
         except ValueError as error:
             raise _unreadable(constraint, str(error)) from error
         if matcher.is_error():
@@ -74,7 +75,12 @@ class ConstraintCompiler:
                 hint="Ask without a constraint.",
                 param="structured_outputs",
             )
-        return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids))
+        try:
+            return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids))
+        except ValueError as error:
+            raise InvalidRequest(
+                f"Output cannot be constrained with this model's tokenizer: {error}.", param="structured_outputs"
+            ) from error
 
 
 class ConstrainedText:
