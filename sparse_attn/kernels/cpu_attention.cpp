@@ -48,14 +48,32 @@ struct State {
   }
 };
 
-// Prefetches rows `at`, `at + step`, … of keys or values, each when the loop that it rides on comes to that number.
-struct Fetch {
-  const float* from;  // row 0, or null for none
-  int dim, at, step;
-  void operator()(int row) {
-    if (!from || row != at) return;
-    for (int d = 0; d < dim; d += 16) prefetch(from + int64_t(row) * dim + d);
-    at += step;
+// Prefetches the keys, then the values of the next tile, row by row, from the loops over this one: from all of them, for
+// where none are asked for the memory rests.
+class Fetch {
+  const float *keys = nullptr, *values = nullptr;
+  int dim = 0, next = 2 * TILE, every = 1, in_square = 0;
+
+  void rows(int count) {
+    for (; count > 0 && next < 2 * TILE; --count, ++next) {
+      const float* row = next < TILE ? keys + int64_t(next) * dim : values + int64_t(next - TILE) * dim;
+      for (int d = 0; d < dim; d += 16) prefetch(row + d);
+    }
+  }
+
+ public:
+  // The next tile's rows, and how many groups of rows will go over the tile at hand: each is two loops.
+  void begin(const float* k, const float* v, int width, int groups) {
+    keys = k, values = v, dim = width, next = 0;
+    const int calls = 2 * groups * width * (TILE / LANES / MAX_VECTORS);
+    for (every = 2; calls / every > 2 * TILE;) every *= 2;
+    const int squares = (TILE / LANES) * (width / LANES);
+    in_square = squares ? (2 * TILE - calls / every + squares - 1) / squares : 0;
+  }
+  void stop() { next = 2 * TILE; }
+  void square() { rows(in_square); }
+  void step(int i) {
+    if (!(i & (every - 1))) rows(1);
   }
 };
 
@@ -113,7 +131,8 @@ class Worker {
   State state{};
   float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr,
         *k_wide = nullptr, *v_wide = nullptr;  // tiles of int8 keys and values as floats
-  const float *k_rows[TILE], *v_rows[TILE], *next_k = nullptr, *next_v = nullptr;
+  const float *k_rows[TILE], *v_rows[TILE];
+  Fetch fetch;
   std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
   int highest_low = 0, lowest_high = 0;
   std::vector<uint64_t> seen;  // of each packed row: which keys of the tile at hand it sees
@@ -298,12 +317,11 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    if (!c.k_scale && after < c.context_lens[t.sequence]) {
-      next_k = static_cast<const float*>(c.k_cache) + context_row(after);
-      next_v = static_cast<const float*>(c.v_cache) + context_row(after);
-    }
+    if (!c.k_scale && after < c.context_lens[t.sequence])
+      fetch.begin(static_cast<const float*>(c.k_cache) + context_row(after),
+                  static_cast<const float*>(c.v_cache) + context_row(after), c.dim, (rows + MAX_ROWS - 1) / MAX_ROWS);
     tile(count, 0, rows);
-    next_k = next_v = nullptr;
+    fetch.stop();
   }
 
   // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
@@ -340,7 +358,7 @@ class Worker {
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
     for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
-    transpose(k_rows, count, c.dim, columns, TILE);
+    transpose(k_rows, count, c.dim, columns, TILE, [&] { fetch.square(); });
     if (padded) {
       for (int j = 0; j < count; ++j) {
         std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
@@ -348,21 +366,17 @@ class Worker {
         v_rows[j] = copies + j * width;
       }
     }
-    const int groups = (to - from + MAX_ROWS - 1) / MAX_ROWS;
-    for_row_groups(to - from,
-                   [&](auto size, int r) { attend<decltype(size)::value>(count, from + r, r / MAX_ROWS, groups); });
+    for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, from + r); });
   }
 
   template <int ROWS>
-  void attend(int count, int r0, int group, int groups) {
+  void attend(int count, int r0) {
     uint64_t any = 0;
     for (int r = 0; r < ROWS; ++r) any |= seen[r0 + r];
     if (!any) return;
     const int vectors = (count + LANES - 1) / LANES;
-    // Every group of rows brings in its share of the next tile: keys while it takes scores, values while it takes values.
-    Fetch keys{next_k, c.dim, group, groups}, values{next_v, c.dim, group, groups};
     auto column = [&](int d) {
-      keys(d);
+      fetch.step(d);
       return columns + d * TILE;
     };
     multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, column, scores, TILE, vectors);
@@ -371,7 +385,7 @@ class Worker {
     else
       for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
     auto value = [&](int j) {
-      values(j);
+      fetch.step(j);
       return v_rows[j];
     };
     multiply_wide<ROWS, true>(scores, TILE, count, value, state.o + r0 * width, width, width / LANES);

@@ -64,7 +64,7 @@ class Tiles {
   void run(int source, int tile) {
     const int key = tile * TILE;
     point(source, key);
-    transpose(keys, TILE, c.dim, columns.data(), TILE);
+    transpose(keys, TILE, c.dim, columns.data(), TILE, [] {});
     const int head0 = c.first_head[source], packed = (c.first_head[source + 1] - head0) * c.rows;
     for_row_groups(packed, [&](auto size, int r) { rows<decltype(size)::value>(head0 * c.rows + r, tile); });
   }

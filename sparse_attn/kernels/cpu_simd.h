@@ -169,12 +169,15 @@ inline vec exp(vec x) {
 #endif
 }
 
-// Rows [r][0:depth] of row pointers, whole vectors of LANES of them → columns: out[d * stride + r].
-inline void transpose(const float* const* rows, int count, int depth, float* out, int stride) {
+// Rows [r][0:depth] of row pointers, whole vectors of LANES of them → columns: out[d * stride + r]. `ride` is called
+// before every square.
+template <class Ride>
+inline void transpose(const float* const* rows, int count, int depth, float* out, int stride, Ride ride) {
   for (int r0 = 0; r0 < count; r0 += LANES) {
     int d = 0;
     for (; d + LANES <= depth; d += LANES) {
       vec column[LANES];
+      ride();
       transpose_square(rows + r0, d, column);
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; ++i) store(out + (d + i) * stride + r0, column[i]);

@@ -246,6 +246,3 @@ class EmbeddingRequest(Strict):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, lt=2**31)
     user: str | None = Field(None, max_length=1024)
-
-
-ChatRequest.model_rebuild()
