@@ -67,7 +67,8 @@ def test_drafting_stays_lossless(engine: Engine, ids: list[int], drafter: str, t
     plain = answers(engine, ids, JSON, **changes)
     drafted = answers(engine, ids, JSON, drafter, **changes)
     assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in plain]
-    assert sum(answer.stats["drafting"]["accepted"] for answer in drafted) > 0
+    if drafter != "auto":  # which guesses where it pays on this machine
+        assert sum(answer.stats["drafting"]["accepted"] for answer in drafted) > 0
     engine.check_integrity()
 
 
