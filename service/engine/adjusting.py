@@ -16,8 +16,7 @@ from service.errors import InvalidRequest
 class Adjuster:
     """The changes that one request asks for. `error` is set where its output can no longer be constrained."""
 
-    def __init__(self, prompt_len: int, constrained: ConstrainedText | None, penalised: PenalisedText | None) -> None:
-        self._prompt_len = prompt_len
+    def __init__(self, constrained: ConstrainedText | None, penalised: PenalisedText | None) -> None:
         self._constrained = constrained
         self._penalised = penalised
         self.error: Exception | None = None
@@ -26,7 +25,7 @@ class Adjuster:
         """Logits [n + 1, V] behind the text's last token and the tree's nodes -> those that are chosen from."""
         if self._constrained is not None:
             try:
-                logits = self._constrained.adjust(logits, tokens[self._prompt_len :], tree)
+                logits = self._constrained.adjust(logits, tokens, tree)
             except RuntimeError as error:  # of this request alone: the others of the step go on
                 self.error = error
         if self._penalised is not None:
@@ -41,8 +40,9 @@ def adjuster(request: Request, compiler: ConstraintCompiler, vocab_size: int) ->
         InvalidRequest: a token id that the model has not, or a constraint that cannot be used.
     """
     params = request.params
-    constrained = compiler.compile(params.constraint) if params.constraint is not None else None
-    penalised = None
+    constrained = penalised = None
+    if params.constraint is not None:
+        constrained = compiler.compile(params.constraint, request.prompt_len)
     if params.penalties != Penalties():
         unknown = next((token for token, _ in params.logit_bias if token >= vocab_size), None)
         if unknown is not None:
@@ -52,4 +52,4 @@ def adjuster(request: Request, compiler: ConstraintCompiler, vocab_size: int) ->
         penalised = PenalisedText(params.penalties, request.token_ids, params.temperature, vocab_size)
     if constrained is None and penalised is None:
         return None
-    return Adjuster(request.prompt_len, constrained, penalised)
+    return Adjuster(constrained, penalised)

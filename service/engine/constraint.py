@@ -50,8 +50,8 @@ class ConstraintCompiler:
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
 
-    def compile(self, constraint: Constraint) -> ConstrainedText:
-        """The state of one request's output.
+    def compile(self, constraint: Constraint, prompt_len: int = 0) -> ConstrainedText:
+        """The state of one request's output, which begins behind `prompt_len` tokens of its text.
 
         Raises:
             InvalidRequest: the constraint cannot be read, or the model has no tokenizer that allows constraints.
@@ -63,7 +63,7 @@ class ConstraintCompiler:
             raise _unreadable(constraint, str(error)) from error
         if matcher.is_error():
             raise _unreadable(constraint, matcher.get_error())
-        return ConstrainedText(matcher, self._vocab_size, self._eos_ids)
+        return ConstrainedText(matcher, prompt_len, self._vocab_size, self._eos_ids)
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
@@ -86,18 +86,20 @@ class ConstraintCompiler:
 class ConstrainedText:
     """How far one request's output has come in what it must be."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: LLMatcher, prompt_len: int, vocab_size: int, eos_ids: frozenset[int]) -> None:
         self._matcher = matcher
+        self._consumed = prompt_len
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
-        self._consumed = 0
 
-    def adjust(self, logits: Tensor, output: Sequence[int], tree: DraftTree) -> Tensor:
-        """Logits [n + 1, V] behind the output's last token and the tree's nodes, -inf where a token is not allowed.
+    def adjust(self, logits: Tensor, tokens: Sequence[int], tree: DraftTree) -> Tensor:
+        """Logits [n + 1, V] behind the text's last token and the tree's nodes, -inf where a token is not allowed.
 
-        `output` has only grown since the last call. Raises RuntimeError where the matcher meets a limit of its own.
+        `tokens` is the whole text, which only grows from call to call. Raises RuntimeError where the matcher meets a
+        limit of its own.
         """
-        self._consume(output)
+        self._matcher.consume_tokens(list(tokens[self._consumed :]))  # an error stays, and is found below
+        self._consumed = len(tokens)
         allowed = np.ones((len(tree) + 1, self._vocab_size), dtype=np.bool_)
         allowed[0] = self._allowed()
         path: list[int] = []  # the nodes that the matcher has consumed
@@ -110,12 +112,6 @@ class ConstrainedText:
             reached.add(node)
         self._move(path, [], tree)
         return logits.masked_fill(torch.from_numpy(~allowed).to(logits.device), -math.inf)
-
-    def _consume(self, output: Sequence[int]) -> None:
-        new = list(output[self._consumed :])
-        if new and not self._matcher.consume_tokens(new):
-            raise RuntimeError(f"the output cannot be constrained further: {self._matcher.get_error()}")
-        self._consumed = len(output)
 
     def _move(self, here: list[int], there: list[int], tree: DraftTree) -> list[int]:
         """Take the matcher from one node's path to another's."""
@@ -142,9 +138,10 @@ def _grammar(constraint: Constraint) -> str:
 
 
 def _unreadable(constraint: Constraint, why: str) -> InvalidRequest:
-    said = why.strip().splitlines()
+    lines = [line.strip() for line in why.splitlines()]
+    said = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "unreadable")
     return InvalidRequest(
-        f"The {constraint.kind.replace('_', ' ')} of the output cannot be used: {said[0] if said else 'unreadable'}.",
+        f"The {constraint.kind.replace('_', ' ')} of the output cannot be used: {said.removeprefix('error: ')}.",
         hint="Correct it, or ask without a constraint.",
         param="structured_outputs",
     )
