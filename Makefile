@@ -11,10 +11,10 @@ $(STAMP): pyproject.toml scripts/install.sh
 	touch $(STAMP)
 
 demo: $(STAMP)  ## ingest the handbook, start the service, ask two questions, stop
-	$(BIN)/python -m service.demo
+	$(BIN)/python -m service.cli.demo
 
 serve: $(STAMP)  ## the same service, kept up
-	$(BIN)/python -m service.demo --serve
+	$(BIN)/python -m service.cli.demo --serve
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

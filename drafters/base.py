@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from drafters.sampling import Sampling
+from drafters.sampling.choice import Sampling
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 

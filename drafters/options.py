@@ -6,7 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 from drafters.errors import DrafterError
-from drafters.multi_round import RULES
+from drafters.research.multi_round import RULES
 
 
 def option(default: Any, text: str, least: float | None = None, most: float | None = None) -> Any:

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from drafters.adaptive import rejection_likely
-from drafters.auto import Auto
 from drafters.base import Datastore, Drafter, DraftModel, SourceDrafter
-from drafters.best_first import BestFirst, Growth, Stop, never
-from drafters.cascade import Cascade, Together
-from drafters.datastore import DatastoreDrafter
-from drafters.draft_model import ModelDrafter
+from drafters.combine.auto import Auto
+from drafters.combine.cascade import Cascade, Together
+from drafters.combine.fusion import Fusion
+from drafters.combine.goodput import Goodput
+from drafters.combine.pacing import Pace
+from drafters.combine.tracked import TrackedDrafter
 from drafters.errors import DrafterError
-from drafters.fusion import Fusion
-from drafters.goodput import Goodput
-from drafters.multi_round import RULES, MultiRound
+from drafters.models.best_first import BestFirst, Growth, Stop, never
+from drafters.models.draft_model import ModelDrafter
+from drafters.models.rag import Rag
+from drafters.models.reencoding import ReencodingDrafter
 from drafters.options import (
     AdaptiveOptions,
     CascadeOptions,
@@ -35,17 +36,16 @@ from drafters.options import (
     describe_options,
     read_options,
 )
-from drafters.overlap import Overlap
-from drafters.pacing import Pace
-from drafters.prompt_lookup import PromptLookup
-from drafters.rag import Rag
-from drafters.recycling import Recycling
-from drafters.reencoding import ReencodingDrafter
+from drafters.research.adaptive import rejection_likely
+from drafters.research.multi_round import RULES, MultiRound
+from drafters.research.overlap import Overlap
+from drafters.research.self_speculation import SelfSpeculation
+from drafters.research.target_mix import MixedRag
 from drafters.resources import Resources
-from drafters.self_speculation import SelfSpeculation
-from drafters.suffix import Suffix
-from drafters.target_mix import MixedRag
-from drafters.tracked import TrackedDrafter
+from drafters.sources.datastore import DatastoreDrafter
+from drafters.sources.prompt_lookup import PromptLookup
+from drafters.sources.recycling import Recycling
+from drafters.sources.suffix import Suffix
 
 DEFAULT = "auto"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from drafters.auto import Habits
 from drafters.base import Datastore, DraftModel, SkippableModel, TextCodec
-from drafters.calibration import Calibration
-from drafters.goodput import MachineProfile
-from drafters.layer_search import LayerSearch
-from drafters.recycling import SuccessorTable
-from drafters.suffix import DocumentAutomata
+from drafters.combine.auto import Habits
+from drafters.combine.calibration import Calibration
+from drafters.combine.goodput import MachineProfile
+from drafters.research.layer_search import LayerSearch
+from drafters.sources.recycling import SuccessorTable
+from drafters.sources.suffix import DocumentAutomata
 
 
 @dataclass

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from drafters.perturbed import walk_perturbed
-from drafters.sampling import exact
+from drafters.sampling.choice import exact
+from drafters.sampling.perturbed import walk_perturbed
 from drafters.tree import DraftTree
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from drafters.base import RequestState
-from drafters.goodput import MachineProfile, best_budget
+from drafters.combine.goodput import MachineProfile, best_budget
 from drafters.registry import build
 from drafters.resources import Resources
-from drafters.sampling import choose
-from drafters.successors import top_successors
+from drafters.sampling.choice import choose
+from drafters.sources.successors import top_successors
 from drafters.tree import DraftTree, fuse
 from drafters.verify import walk
 

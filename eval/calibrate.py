@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eval.errors import EvalError
-from eval.results import command_line, git_sha, machine, write_atomically
+from eval.figures import command_line, git_sha, machine, write_atomically
 
 if TYPE_CHECKING:
-    from service.engine.loading import LoadedModel
-    from sparse_attn.calibrate import HeadChoice
-    from sparse_attn.capture import Captured
+    from service.engine.loading.checkpoint import LoadedModel
+    from sparse_attn.plan.calibrate import HeadChoice
+    from sparse_attn.plan.capture import Captured
 
 PICTURE_BLOCKS = 96  # blocks a side of a head's picture, about
 
@@ -43,7 +43,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Find each head's best sparse pattern at equal cost and how much each KV head needs the whole context."""
-    from service.engine.loading import load_model
+    from service.engine.loading.checkpoint import load_model
 
     report = run(
         load_model(model, dtype, device),
@@ -88,9 +88,9 @@ def run(
     Raises:
         EvalError: the model has no tokenizer, or the text is too short.
     """
-    from sparse_attn.calibrate import area_scores, search_patterns, streaming_error
-    from sparse_attn.capture import capture
-    from sparse_attn.formats import write_duo, write_minference
+    from sparse_attn.plan.calibrate import area_scores, search_patterns, streaming_error
+    from sparse_attn.plan.capture import capture
+    from sparse_attn.plan.formats import write_duo, write_minference
 
     began = time.perf_counter()
     length = min(length, loaded.max_len)
@@ -138,7 +138,7 @@ def run(
 
 
 def _token_ids(loaded: LoadedModel, text: str | None, length: int, seed: int) -> list[int]:
-    from sparse_attn.calibrate import retrieval_text
+    from sparse_attn.plan.calibrate import retrieval_text
 
     encode = _encoder(loaded)
     if text is None:
@@ -170,7 +170,7 @@ def _rotary(model: Any, layer: int, length: int) -> tuple[Any, Any]:
 def _train_gates(
     loaded: LoadedModel, steps: int, sink: int, local: int, length: int, filler: str | None
 ) -> list[list[float]]:
-    from sparse_attn.calibrate import retrieval_text, train_gates
+    from sparse_attn.plan.calibrate import retrieval_text, train_gates
 
     encode = _encoder(loaded)
 
@@ -192,8 +192,8 @@ def _draw(layer: Captured, choices: Sequence[HeadChoice], folder: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from sparse_attn.plan.score import antidiagonal
     from sparse_attn.rows import Grid, SequenceRows
-    from sparse_attn.score import antidiagonal
 
     rows = SequenceRows(layer.q, layer.k, layer.scale)
     block = max(8, 8 * math.ceil(rows.length / PICTURE_BLOCKS / 8))
@@ -217,7 +217,7 @@ def _draw(layer: Captured, choices: Sequence[HeadChoice], folder: Path) -> Path:
 
 
 def _short(choice: HeadChoice) -> str:
-    from sparse_attn.patterns import AShape, BlockTopK, VerticalSlash
+    from sparse_attn.plan.patterns import AShape, BlockTopK, VerticalSlash
 
     match choice.pattern:
         case AShape(sink, local):

@@ -44,10 +44,10 @@ def run(
 ) -> None:
     """Answer tasks with one or more engines; resumes what an earlier run of the same arguments left."""
     flags = dict(locals())
-    from eval.configuration import RunOptions, build_plan
-    from eval.progress import TextProgress
-    from eval.results import command_line
-    from eval.run import run as run_plan
+    from eval.figures import command_line
+    from eval.harness.configuration import RunOptions, build_plan
+    from eval.harness.progress import TextProgress
+    from eval.harness.run import run as run_plan
 
     del flags["config"], flags["as_json"]
     options = RunOptions.load(config, flags)
@@ -96,7 +96,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare two engines paired by example; fails where a lossless pair differs in a token."""
-    from eval.compare import compare as compare_folders
+    from eval.harness.compare import compare as compare_folders
 
     found = compare_folders(a, b, lossless=lossless)
     if as_json:
@@ -110,7 +110,7 @@ def compare(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval run`.")]) -> None:
     """Write the scoreboard: report.md, report.csv, pictures, and report.html."""
-    from eval.report import report as write_report
+    from eval.harness.report import report as write_report
 
     for path in write_report(folder):
         typer.echo(str(path))
@@ -118,8 +118,8 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval ru
 
 def _print_cells(cells: list[dict[str, Any]]) -> None:
     """One line a cell: what failed, the running scorer's mean, and the medians of the times."""
-    from eval.report import row_of
-    from eval.run import SHOWN
+    from eval.harness.report import row_of
+    from eval.harness.run import SHOWN
 
     for row in map(row_of, cells):
         where = f"{row['engine']} {row['task']} {row['length'] or 'whole'}"

@@ -24,29 +24,30 @@ from types import TracebackType
 import numpy as np
 import structlog
 
-from retrieval import archive, maintenance
-from retrieval.batching import Batcher
 from retrieval.checks import check_label, check_query
-from retrieval.chunking import ChunkingOptions
-from retrieval.embedding import Embedder, check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
 from retrieval.errors import RetrievalError, StoreUnavailable
-from retrieval.failpoints import failpoint
-from retrieval.index import Index
-from retrieval.ingestion import Ingester, Prepared, Refused, Source, sources
-from retrieval.jobs import JobQueue
+from retrieval.index import maintenance
+from retrieval.index.batching import Batcher
+from retrieval.index.index import Index
+from retrieval.index.searching import Searcher, SearchRequest
+from retrieval.index.token_store import CorpusTokenizer, TokenStore
+from retrieval.ingest import archive
+from retrieval.ingest.ingestion import Ingester, Prepared, Refused, Source, sources
+from retrieval.ingest.jobs import JobQueue
+from retrieval.ingest.progress import CancelCheck, ProgressMeter
+from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
+from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.parsing.sandbox import Sandbox
-from retrieval.progress import CancelCheck, ProgressMeter
-from retrieval.retrievers import SnapshotRetriever
-from retrieval.searching import Searcher, SearchRequest
-from retrieval.shelf import DEFAULT_OWNER, Shelf
 from retrieval.store import documents as store
 from retrieval.store import embedders as embedder_store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
+from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
-from retrieval.token_store import CorpusTokenizer, TokenStore
+from retrieval.store.shelf import DEFAULT_OWNER, Shelf
 from retrieval.types import (
     Document,
     IndexReport,

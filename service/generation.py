@@ -57,8 +57,8 @@ class Generator:
 
         Raises InvalidRequest.
         """
-        from service.engine.drafting import checked_drafter
-        from service.engine.kv_layout import checked_policy
+        from service.engine.drafting.drafting import checked_drafter
+        from service.engine.kv.layout import checked_policy
 
         if params.drafter:
             checked_drafter(params.drafter)

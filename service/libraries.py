@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retrieval import gpu_clone
+from retrieval.index import gpu_clone
 from retrieval.library import Library
 from service.settings import Settings
 

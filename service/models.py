@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout, choose_layout
 from service.errors import ModelError
-from service.prompting import ChatLayout, PlainLayout, PromptLayout, choose_layout
 from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def load_engine(settings: Settings) -> Engine:
     from transformers.utils.logging import disable_progress_bar
 
     from service.engine.engine import Engine
-    from service.engine.loading import DTYPES
+    from service.engine.loading.checkpoint import DTYPES
     from sparse_attn.kernels import select_kernels
 
     disable_progress_bar()  # of the weights: it would mix with our own, and with --json on a terminal
@@ -87,7 +87,7 @@ def check_shares_of(settings: Settings) -> None:
     Raises:
         ModelError: as `load_engine`, of a model that is not there or cannot be shared.
     """
-    from service.engine.loading import check_device, check_shares, read_config
+    from service.engine.loading.checkpoint import check_device, check_shares, read_config
 
     check_device(device_of(settings))
     check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)

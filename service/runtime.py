@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from retrieval.jobs import JobQueue
+from retrieval.index.token_store import CorpusTokenizer
+from retrieval.ingest.jobs import JobQueue
 from retrieval.library import Library
-from retrieval.token_store import CorpusTokenizer
-from service.answering import Answerer
+from service.accounts.keys import KeyStore
+from service.answering.answer import Answerer
+from service.answering.evidence import EvidenceFinder
+from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout
 from service.errors import FolioError, InvalidRequest, Unavailable
-from service.evidence import EvidenceFinder
 from service.generation import Generator, Observer
-from service.keys import KeyStore
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
-from service.prompting import ChatLayout, PlainLayout, PromptLayout
 from service.settings import Settings
 from service.translation import translate
 

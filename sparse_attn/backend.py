@@ -15,13 +15,13 @@ from transformers import AttentionInterface
 
 from sparse_attn.batch import AttnBatch, EarlierNodes
 from sparse_attn.blocks import BlockIndex
-from sparse_attn.decode_plan import all_dense, can_plan, plan_batch
-from sparse_attn.dense import compute_dtype, merge_states
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.host_values import host_list
 from sparse_attn.kernels import Kernels, select_kernels
+from sparse_attn.kernels.dense import compute_dtype, merge_states
 from sparse_attn.kernels.whole import attend_whole
-from sparse_attn.kv_pool import GroupPages, KVShape, NewRows
+from sparse_attn.kv.pool import GroupPages, KVShape, NewRows
+from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_batch
 from sparse_attn.rows import HeadPages, SequenceRows, query_heads
 
 NAME = "folio_paged"

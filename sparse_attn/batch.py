@@ -12,8 +12,8 @@ import torch
 from sparse_attn.host_values import host_list, on_device, remember
 
 if TYPE_CHECKING:
-    from sparse_attn.kv_pool import KVPool
-    from sparse_attn.policy import PolicyState
+    from sparse_attn.kv.pool import KVPool
+    from sparse_attn.plan.policy import PolicyState
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AttnBatch:
         backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
         needed: per sequence, of how many of its last rows the model's output is read; None for all rows of all.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
-        plans: what `sparse_attn.decode_plan` keeps from layer to layer of this forward.
+        plans: what `sparse_attn.plan.decode_plan` keeps from layer to layer of this forward.
     """
 
     pool: KVPool

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sparse_attn.blocks import query_blocks
-from sparse_attn.quant import dequantize
+from sparse_attn.kv.quant import dequantize
 
 if TYPE_CHECKING:
-    from sparse_attn.pages import PageStats
+    from sparse_attn.kv.pages import PageStats
 
 
 KEYS_MULTIPLE = 512
@@ -57,7 +57,7 @@ class SequenceRows:
         scale: factor of q·k.
         context_len: tokens in pages; row i is token ``context_len + i`` in order of storage.
         key_pages: [num_pages, Hkv, page_size, D] of this layer, or None where there is no context.
-        key_scales: float16 [num_pages, Hkv, page_size] where the pages are int8 (see `sparse_attn.quant`).
+        key_scales: float16 [num_pages, Hkv, page_size] where the pages are int8 (see `sparse_attn.kv.quant`).
         block_table: int [P], the sequence's pages in order.
         window: sliding window of the layer in tokens, 0 for none.
         positions: int64 [n] position of each row, or None for ``context_len + i`` (no tree).

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from sparse_attn.errors import PolicyError
-from sparse_attn.patterns import Pattern
-from sparse_attn.policy import DecodeRule, ModelShape, Policy
+from sparse_attn.plan.patterns import Pattern
+from sparse_attn.plan.policy import DecodeRule, ModelShape, Policy
 
 _NONE, _NO_HEADS = Policy(), ModelShape(0, 0, 0, 0)
 

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import prepare
+from service.engine.loading.checkpoint import prepare
 from service.engine.request import SamplingParams
 
 VOCABULARY = 2048

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from eval.errors import EvalError
 from eval.tasks.quoting import QuoteMaker, read_folder
+from service.answering.passages import Passage
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
 from service.models import layout_for
-from service.passages import Passage
 
 WORKLOADS = ("quoting", "spec_bench", "nothing", "questions")
 ANSWERED = ("quoting", "questions")  # whose answers end by themselves

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from drafters.noise import noise
+from drafters.sampling.noise import noise
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, SamplingParams
 

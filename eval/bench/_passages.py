@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from eval.errors import EvalError
-from eval.results import write_atomically
+from eval.figures import write_atomically
 
 WORDS = 24
 """words of a passage: about 36 tokens of MiniLM"""
@@ -89,7 +89,7 @@ def embed(texts: Sequence[str], count: int, home: Path) -> np.ndarray:
     """float32[count, 384] of the first texts by MiniLM in bfloat16; what an earlier run embedded is kept."""
     import torch
 
-    from retrieval.embedding import SentenceEmbedder
+    from retrieval.embedding.embedder import SentenceEmbedder
 
     path, done_path = home / "vectors.npy", home / "done.json"
     done = json.loads(done_path.read_text()) if done_path.is_file() and path.is_file() else 0

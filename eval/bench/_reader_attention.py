@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
-from sparse_attn.capture import Captured, capture
 from sparse_attn.kernels import select_kernels
-from sparse_attn.policies import parse_policy
-from sparse_attn.policy import ModelShape, PolicyState
+from sparse_attn.plan.capture import Captured, capture
+from sparse_attn.plan.policies import parse_policy
+from sparse_attn.plan.policy import ModelShape, PolicyState
 from sparse_attn.rows import SequenceRows
 
 CHUNK = 2048
@@ -28,7 +28,7 @@ def run(text: str, length: int, policies: Sequence[str]) -> dict[str, Any]:
     ``index_share`` of both; ``speedup`` over dense, index included; ``error``, the relative L2 distance from dense
     outputs, averaged over layers.
     """
-    from service.engine.loading import load_model
+    from service.engine.loading.checkpoint import load_model
 
     loaded = load_model("embedded")
     assert loaded.tokenizer is not None

@@ -12,7 +12,7 @@ import torch
 from eval.bench._reader_prefill import HEADROOM, kernel_time, token_ids
 from eval.errors import EvalError
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import EMBEDDED, LoadedModel, load_model
+from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
 
 PREFILL = "trianglemix:deep=1.0,last=256,gate=1024"  # the same for all: only decode is compared

@@ -12,7 +12,7 @@ import torch
 
 from eval.errors import EvalError
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import EMBEDDED, LoadedModel, load_model
+from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
 
 DENSE = "dense"

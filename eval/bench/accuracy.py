@@ -19,12 +19,12 @@ import structlog
 import typer
 
 from eval.errors import EvalError
-from eval.results import RESULTS, command_line, report_result, save_result
+from eval.figures import RESULTS, command_line, report_result, save_result
 
 if TYPE_CHECKING:
+    from eval.reader.data import Example, Maker
+    from eval.reader.train import Packer
     from service.engine.engine import Engine
-    from service.reader.data import Example, Maker
-    from service.reader.train import Packer
 
 log = structlog.get_logger(__name__)
 
@@ -55,11 +55,11 @@ def run(
     Raises:
         EvalError: an unknown task, or earlier figures of other questions.
     """
+    from eval.reader.data import FRAMES, UNSEEN_FRAMES, Maker
+    from eval.reader.train import Packer
     from service.engine.engine import Engine
-    from service.engine.loading import load_model
-    from service.reader.data import FRAMES, UNSEEN_FRAMES, Maker
+    from service.engine.loading.checkpoint import load_model
     from service.reader.sentences import split
-    from service.reader.train import Packer
 
     if unknown := set(tasks) - set(TASKS):
         raise EvalError(f"unknown task {min(unknown)!r}", hint=f"There are {', '.join(TASKS)}.", param="tasks")
@@ -120,7 +120,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def make_example(maker: Maker, task: str, tokens: int, questions: int, rng: random.Random) -> Example:
     """One context of about ``tokens`` tokens with ``questions`` questions of a task."""
-    from service.reader.data import Example, Question
+    from eval.reader.data import Example, Question
 
     if task == "quote":
         sentences = maker.context(rng, tokens)

@@ -22,10 +22,9 @@ from eval.bench import _reader_attention
 from eval.bench._machine import Marks, best_times
 from eval.bench._paged_candidates import FlexDecode, NumbaDecode
 from eval.bench._reader_attention import CHUNK
-from eval.results import report_result
-from sparse_attn import dense
+from eval.figures import report_result
 from sparse_attn.blocks import BlockIndex, query_blocks
-from sparse_attn.kernels import select_kernels
+from sparse_attn.kernels import dense, select_kernels
 
 HEADS, KV_HEADS, DIM, PAGE = 8, 4, 64, 64
 GROUP = HEADS // KV_HEADS
@@ -226,7 +225,7 @@ def page_selection(lengths: list[int], budget: int, rounds: int) -> list[dict[st
 
 def linear(counts: list[int], rounds: int) -> list[dict[str, Any]]:
     """The row-invariant product beside the library's, over weights that come from memory."""
-    from sparse_attn.kernels import cpu
+    from sparse_attn.kernels.cpu import attention as cpu
 
     weights, at = [torch.randn(1024, 512) for _ in range(40)], [0]
 

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from eval.bench._beside_transformers import VOCABULARY, random_llama
+from eval.figures import report_result
 from eval.peers.client import PEERS, Worker
 from eval.peers.convert import converted
-from eval.results import report_result
 
 MAX_LENGTH = 1 << 17
 
@@ -42,7 +42,7 @@ def run(
     import torch
 
     from service.engine.engine import Engine, EngineConfig
-    from service.engine.loading import prepare
+    from service.engine.loading.checkpoint import prepare
     from service.engine.request import SamplingParams
 
     prompts = trace(requests, shortest, longest, VOCABULARY, seed)

@@ -17,7 +17,7 @@ import typer
 
 from eval.bench import _passages
 from eval.errors import EvalError
-from eval.results import report_result
+from eval.figures import report_result
 
 QUERY_TERMS = 8
 TOP = 10
@@ -28,8 +28,8 @@ def run(passages: int, texts: Sequence[Path], queries: int) -> dict[str, Any]:
     import bm25s
     from rank_bm25 import BM25Okapi
 
-    from retrieval.hybrid import top
-    from retrieval.sparse import K1, B, SparseIndex, terms
+    from retrieval.index.hybrid import top
+    from retrieval.index.sparse import K1, B, SparseIndex, terms
 
     corpus = _corpus(passages, texts, terms)
     rng = np.random.default_rng(0)

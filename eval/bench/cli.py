@@ -1,7 +1,7 @@
 """``folio bench NAME``: one command for each module of this package that has one, imported when it is asked for.
 
 A bench module defines ``run(...) -> dict`` (the figures) and ``command``, a function with Typer parameters
-that calls it and ends in ``eval.results.report_result``.
+that calls it and ends in ``eval.figures.report_result``.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import httpx
 import typer
 
 from eval.bench.serve import Endpoint, Sample, random_ids, summarise
-from eval.results import report_result
+from eval.figures import report_result
 from eval.scaling.simulation import rounds
 from service.cluster import deployment
 from service.cluster.options import ClusterOptions
@@ -183,7 +183,7 @@ async def _questions(endpoint: Endpoint, order: Sequence[int], tokens: int, seed
 
 def _kv_memory(settings: Settings, documents: int, tokens: int) -> int:
     """Bytes of KV for so many documents, and one request in flight, in float32."""
-    from service.engine.loading import read_config
+    from service.engine.loading.checkpoint import read_config
 
     config = read_config(settings.model)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4

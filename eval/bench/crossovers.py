@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eval.errors import EvalError
-from eval.results import report_result, write_atomically
+from eval.figures import report_result, write_atomically
 
 if TYPE_CHECKING:
-    from sparse_attn.capture import Captured
-    from sparse_attn.policy import ModelShape, Policy, PolicyState
+    from sparse_attn.plan.capture import Captured
+    from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
 
 PREFILL = (
     "xattention",
@@ -59,7 +59,7 @@ def command(
     """Measure from which length on each sparse policy beats dense attention; update the table of `auto`."""
     import torch
 
-    from service.engine.loading import load_model
+    from service.engine.loading.checkpoint import load_model
 
     if threads:
         torch.set_num_threads(threads)
@@ -100,8 +100,8 @@ def run(
     Raises:
         EvalError: the model is shorter than the longest length, or has no tokenizer.
     """
-    from sparse_attn.capture import capture
-    from sparse_attn.policy import ModelShape
+    from sparse_attn.plan.capture import capture
+    from sparse_attn.plan.policy import ModelShape
 
     if lengths[-1] + 1 > loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for lengths below that.")
@@ -143,7 +143,7 @@ def make_table(
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:
     """Does the policy keep the answers (within MAX_LOSS, a task), or where none were counted, the outputs?"""
-    from sparse_attn.policies import parse_policy
+    from sparse_attn.plan.policies import parse_policy
 
     wanted = replace(parse_policy(row["policy"]), gate=0)
     counted = [tasks for name, tasks in accuracy.items() if wanted in _parts(name)]  # alone, or beside another part
@@ -156,7 +156,7 @@ def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> b
 
 def _parts(name: str) -> list[Policy]:
     """The policy of that name, or the two that it joins, without their gates."""
-    from sparse_attn.policies import Joined, parse_policy
+    from sparse_attn.plan.policies import Joined, parse_policy
 
     policy = parse_policy(name)
     parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
@@ -220,8 +220,8 @@ class _Bench:
         return [layer.attend(self.kernels, index) for layer, index in zip(layers, indices, strict=True)]
 
     def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
-        from sparse_attn.policies import parse_policy
-        from sparse_attn.policy import PolicyState
+        from sparse_attn.plan.policies import parse_policy
+        from sparse_attn.plan.policy import PolicyState
 
         policy = parse_policy(text)
         policy.check(self.shape)
@@ -262,7 +262,7 @@ class _PagedLayer:
         import torch
         import torch.nn.functional as F
 
-        from sparse_attn.pages import PageStats
+        from sparse_attn.kv.pages import PageStats
         from sparse_attn.rows import SequenceRows
 
         def pages(x: torch.Tensor) -> torch.Tensor:
@@ -299,7 +299,7 @@ class _PagedLayer:
 
 
 def _token_ids(loaded: Any, text: str | None, length: int) -> list[int]:
-    from sparse_attn.calibrate import retrieval_text
+    from sparse_attn.plan.calibrate import retrieval_text
 
     if loaded.tokenizer is None:
         raise EvalError(f"The model {loaded.name!r} has no tokenizer, so there is no text to measure on.")

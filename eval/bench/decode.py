@@ -11,7 +11,7 @@ import typer
 
 from eval.bench import _reader_decode
 from eval.bench._beside_transformers import common_prefix, compare, describe
-from eval.results import report_result
+from eval.figures import report_result
 
 TARGET_SPEEDUP = 2.0
 POLICIES = ("quest:interval=4,dense_layers=0", "quest:interval=4,dense_layers=0,budget=2048")

@@ -36,9 +36,9 @@ from eval.bench._drafter_forwards import tree_forwards
 from eval.bench._drafter_prompts import ANSWERED, WORKLOADS, make_prompts
 from eval.bench._drafter_timing import PLAIN, Timing, divergences, timed
 from eval.errors import EvalError
-from eval.results import RESULTS, command_line, git_sha, report_result, save_result
+from eval.figures import RESULTS, command_line, git_sha, report_result, save_result
 from eval.tasks.quoting import read_folder
-from retrieval.token_store import TokenStore
+from retrieval.index.token_store import TokenStore
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, SamplingParams
 

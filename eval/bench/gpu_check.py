@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eval.errors import EvalError
-from eval.results import ROOT, report_result
+from eval.figures import ROOT, report_result
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 KERNEL_TESTS = (
-    "tests/sparse_attn/test_triton_attention.py",
-    "tests/sparse_attn/test_triton_score.py",
-    "tests/sparse_attn/test_triton_write.py",
+    "tests/sparse_attn/kernels/triton/test_attention.py",
+    "tests/sparse_attn/kernels/triton/test_score.py",
+    "tests/sparse_attn/kernels/triton/test_write.py",
 )
 ENGINE_TESTS = ("tests/service/engine/test_on_gpu.py",)
 GPU_ONLY = (
@@ -142,8 +142,8 @@ class Bench:
 
     def decode(self, lengths: list[int], batches: list[int]) -> list[dict[str, Any]]:
         """One row a sequence over paged context, bf16 and int8, against the time to read its K and V once."""
-        from sparse_attn.kernels.triton_attention import paged_attention
-        from sparse_attn.quant import quantize
+        from sparse_attn.kernels.triton.attention import paged_attention
+        from sparse_attn.kv.quant import quantize
 
         rows = []
         for length in lengths:
@@ -163,7 +163,7 @@ class Bench:
 
     def dense_prefill(self, lengths: list[int]) -> list[dict[str, Any]]:
         """Our dense causal attention, and every other that is installed, on the same tensors."""
-        from sparse_attn.kernels.triton_attention import ragged_attention
+        from sparse_attn.kernels.triton.attention import ragged_attention
 
         rows = []
         for length in lengths:
@@ -180,9 +180,9 @@ class Bench:
 
     def sparse_prefill(self, lengths: list[int], policy: str = "xattention", chunk: int = 8192) -> list[dict[str, Any]]:
         """The last chunk of a long prompt, sparse against dense: kernel, index and density apart."""
-        from sparse_attn.kernels.triton_attention import attention
-        from sparse_attn.policies import parse_policy
-        from sparse_attn.policy import ModelShape, PolicyState
+        from sparse_attn.kernels.triton.attention import attention
+        from sparse_attn.plan.policies import parse_policy
+        from sparse_attn.plan.policy import ModelShape, PolicyState
         from sparse_attn.rows import SequenceRows
 
         s = self.shape
@@ -220,9 +220,9 @@ class Bench:
 
     def selected_decode(self, length: int, budget: int) -> list[dict[str, Any]]:
         """Decode that reads ``budget`` tokens of the best pages: scoring, choosing and attention against dense."""
-        from sparse_attn.kernels.triton_attention import paged_attention
-        from sparse_attn.kernels.triton_score import page_bounds, update_page_stats
-        from sparse_attn.pages import LOGICAL_PAGE, PageStats, best_pages, page_weights
+        from sparse_attn.kernels.triton.attention import paged_attention
+        from sparse_attn.kernels.triton.score import page_bounds, update_page_stats
+        from sparse_attn.kv.pages import LOGICAL_PAGE, PageStats, best_pages, page_weights
 
         s = self.shape
         args = self._paged(length, 1, rows_each=1)
@@ -259,7 +259,7 @@ class Bench:
         """A draft tree over a paged context against one row over it."""
         import torch
 
-        from sparse_attn.kernels.triton_attention import attention
+        from sparse_attn.kernels.triton.attention import attention
 
         s = self.shape
         times = {}
@@ -286,7 +286,7 @@ class Bench:
         """The decode kernel captured in a CUDA graph and replayed: the same numbers, without launch cost."""
         import torch
 
-        from sparse_attn.kernels.triton_attention import paged_attention
+        from sparse_attn.kernels.triton.attention import paged_attention
 
         args = self._paged(length, 4, rows_each=1)
         eager = self.seconds(lambda: paged_attention(*args, scale=self.shape.scale))

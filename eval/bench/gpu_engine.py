@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from service.engine.engine import Engine
-    from service.engine.loading import LoadedModel
+    from service.engine.loading.checkpoint import LoadedModel
 
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B": {
@@ -52,7 +52,7 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype, **changes:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from service.engine.loading import prepare
+    from service.engine.loading.checkpoint import prepare
 
     shape = {**SHAPES[name], **changes}
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
@@ -135,11 +135,11 @@ def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] =
     """A decode step of so many sequences of ``length`` tokens, launched kernel by kernel and replayed as a graph."""
     import torch
 
-    from service.engine.cuda_graphs import Bucket, GraphCapture, GraphedRunner
-    from service.engine.model_runner import ModelRunner
     from service.engine.request import Request, SamplingParams
+    from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
+    from service.engine.runner.model_runner import ModelRunner
     from service.engine.step import Slice
-    from sparse_attn.kv_pool import KVPool
+    from sparse_attn.kv.pool import KVPool
 
     parameter = next(loaded.model.parameters())
     size, count = 64, max(batches)

@@ -56,7 +56,7 @@ def compile_all(models: tuple[Heads, ...] = MODELS[:1], every_config: bool = Fal
     """
     import torch
 
-    from sparse_attn.kernels import triton_launch
+    from sparse_attn.kernels.triton import launch as triton_launch
 
     if triton_launch.INTERPRETED:
         raise RuntimeError("the kernels were imported for Triton's interpreter; compile in a process of its own")
@@ -123,7 +123,9 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     import torch
 
     from sparse_attn.blocks import BlockIndex
-    from sparse_attn.kernels import triton_attention, triton_score, triton_write
+    from sparse_attn.kernels.triton import attention as triton_attention
+    from sparse_attn.kernels.triton import score as triton_score
+    from sparse_attn.kernels.triton import write as triton_write
     from sparse_attn.tree_masks import TreeMasks
 
     def rows(count: int, heads: int) -> Tensor:

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from eval.results import report_result
-from retrieval.chunking import chunk
-from retrieval.embedding import SentenceEmbedder
+from eval.figures import report_result
+from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.library import Library
 from retrieval.parsing import parse
+from retrieval.parsing.chunking import chunk
 
 TARGET_OVERHEAD = 0.15
 

@@ -22,8 +22,8 @@ import typer
 
 from eval.bench import _passages
 from eval.errors import EvalError
-from eval.results import report_result
-from retrieval.strides import Experiences
+from eval.figures import report_result
+from retrieval.iterative.strides import Experiences
 
 TARGETS = {"exact_speedup": 7.59, "approximate_speedup": 2.45}
 HELD_OUT = 20
@@ -76,8 +76,8 @@ class Bench:
     """One datastore of the embedded reader and the model over it."""
 
     def __init__(self, entries: int, texts: Sequence[Path], lists: int, probes: int, cache: Path) -> None:
+        from service.answering.knn import KnnModel
         from service.engine.engine import Engine
-        from service.knn import KnnModel
 
         self.entries, self.lists, self.probes = entries, lists, probes
         self._texts = [*texts, *_passages.default_folders()]
@@ -90,8 +90,8 @@ class Bench:
 
     def build(self, deadline: float) -> bool:
         """Make the datastore, or go on making it; False when the time was up."""
-        from retrieval.knn_store import StoreBuilder
-        from service.knn import build
+        from retrieval.knn.store import StoreBuilder
+        from service.answering.knn import build
 
         if (self.folder / "manifest.json").is_file():
             return True
@@ -110,7 +110,7 @@ class Bench:
 
     def measure(self, prompts: int, new_tokens: int, ks: Sequence[int], deadline: float) -> list[dict[str, Any]] | None:
         """One row a search, k and prompt, kept in the cache folder as they come; None when the time was up."""
-        from retrieval.knn import KnnOptions
+        from retrieval.knn.decoding import KnnOptions
 
         searches = self._searches()
         for search in searches.values():  # loops are compiled before the clock starts
@@ -158,8 +158,8 @@ class Bench:
         }
 
     def _searches(self) -> dict[str, Any]:
-        from retrieval.knn_search import ExactSearch, ListSearch
-        from retrieval.knn_store import Datastore, read_manifest
+        from retrieval.knn.search import ExactSearch, ListSearch
+        from retrieval.knn.store import Datastore, read_manifest
 
         if not hasattr(self, "_opened"):
             # its hashes are checked when the service opens it; here the same process has just written it, or a bench
@@ -168,8 +168,8 @@ class Bench:
         return self._opened
 
     def _decode(self, prompt: list[int], search: Any, options: Any, new_tokens: int) -> dict[str, Any]:
+        from service.answering.knn import KnnRequest, generate
         from service.engine.request import SamplingParams
-        from service.knn import KnnRequest, generate
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         request = KnnRequest(search, options, experience=self._experiences.of((search, options)))

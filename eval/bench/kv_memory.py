@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from eval.results import report_result
+from eval.figures import report_result
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import DTYPES, EMBEDDED, LoadedModel, load_model
-from service.engine.model_runner import Forward
+from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
+from service.engine.runner.model_runner import Forward
 from service.engine.step import Slice
-from sparse_attn.kv_pool import head_bytes
+from sparse_attn.kv.pool import head_bytes
 
 TARGET_LSERVE = 0.55
 TARGET_INT8 = 0.5

@@ -16,9 +16,9 @@ import structlog
 import typer
 
 from eval.errors import EvalError
+from eval.figures import report_result
 from eval.peers.client import PEERS, Peer, Timing, Worker
 from eval.peers.convert import converted
-from eval.results import report_result
 from service.errors import FolioError
 
 log = structlog.get_logger(__name__)

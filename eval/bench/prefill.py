@@ -11,7 +11,7 @@ import typer
 
 from eval.bench import _reader_prefill
 from eval.bench._beside_transformers import compare, describe
-from eval.results import report_result
+from eval.figures import report_result
 
 TARGET_SPEEDUP = 0.95
 POLICIES = ("auto", "lserve", "trianglemix", "minference", "xattention:means=true")

@@ -25,24 +25,24 @@ import typer
 from eval.bench._beside_transformers import random_llama
 from eval.bench._passages import KnowledgeBase, cache_folder, knowledge_base
 from eval.errors import EvalError
-from eval.results import RESULTS, report_result
-from retrieval.batching import Batcher
-from retrieval.dense import DenseIndex
-from retrieval.embedding import SentenceEmbedder
-from retrieval.generation import Generation, Manifest
-from retrieval.retrievers import DenseRetriever, Encode, SnapshotRetriever, SparseRetriever
-from retrieval.snapshot import Snapshot
-from retrieval.sparse import SparseIndex, terms
-from retrieval.speculation import IterativeRetrieval, Retriever
-from retrieval.strides import Experiences, SpeculationOptions
+from eval.figures import RESULTS, report_result
+from retrieval.embedding.embedder import SentenceEmbedder
+from retrieval.index.batching import Batcher
+from retrieval.index.dense import DenseIndex
+from retrieval.index.generation import Generation, Manifest
+from retrieval.index.snapshot import Snapshot
+from retrieval.index.sparse import SparseIndex, terms
+from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetriever, SparseRetriever
+from retrieval.iterative.speculation import IterativeRetrieval, Retriever
+from retrieval.iterative.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
+from service.answering.evidence import IterativeOptions, Question
+from service.answering.iterative import QueryText, StrideWriter
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import load_model, prepare
+from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.request import SamplingParams
-from service.evidence import IterativeOptions, Question
 from service.generation import Generator
-from service.iterative import QueryText, StrideWriter
 from service.reader.layout import ReaderLayout
 from service.settings import EMBEDDED, load_settings
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eval.results import RESULTS, report_result
+from eval.figures import RESULTS, report_result
 from eval.scaling.cost import H200, LLAMA_8B, QWEN_7B, Shape, Work, decode, prefill
 from eval.scaling.fit import summary
 from eval.scaling.simulation import Service, Simulation, poisson, rounds, zipf_documents

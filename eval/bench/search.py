@@ -22,12 +22,12 @@ import numpy as np
 import typer
 
 from eval.bench.serve import serving
-from eval.results import report_result
-from retrieval.chunking import Chunk
-from retrieval.embedding import SentenceEmbedder
+from eval.figures import report_result
+from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.library import Library
 from retrieval.parsing import ParsedDocument, parse
-from retrieval.sentences import sentences
+from retrieval.parsing.chunking import Chunk
+from retrieval.parsing.sentences import sentences
 from retrieval.store import documents as store
 from retrieval.types import Mode, Page
 

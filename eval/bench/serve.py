@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 import typer
 
-from eval.results import report_result
+from eval.figures import report_result
 
 TTFT_OBJECTIVE_S = 2.0
 TPOT_OBJECTIVE_S = 0.2

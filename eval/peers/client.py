@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from eval.errors import EvalError
+from eval.figures import ROOT
 from eval.peers.setup import python_of
-from eval.results import ROOT
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.results import RESULTS
+from eval.figures import RESULTS
 from eval.scaling.cost import Machine, Shape, Work, decode, prefill, retrieval
 
 RANDOM_LLAMA = Shape("random Llama, 27 M parameters", 8, 512, 8, 4, 64, 1536, 2048, weight_bytes=4, kv_bytes=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
-from eval.jsonl import Problem, read_jsonl
+from eval.harness.jsonl import Problem, read_jsonl
 from eval.scoring import fixed, official, references
 
 SCORERS = ("official_v1", "official_v2", "fixed")

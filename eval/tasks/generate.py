@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Protocol
 
 from eval.errors import EvalError
-from eval.prompting import Prompter
+from eval.harness.prompting import Prompter
 from eval.tasks import infinitebench, infinitebench_style, ruler_style
 from eval.tasks.example import Example
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
-from eval.jsonl import Problem, read_jsonl
+from eval.harness.jsonl import Problem, read_jsonl
 from eval.tasks.example import Example
 
 HUB = "xinrongzhang2022/InfiniteBench"

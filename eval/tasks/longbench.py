@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
-from eval.jsonl import Problem
+from eval.harness.jsonl import Problem
 from eval.tasks.example import Example
 
 CHUNK = 1 << 20

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from eval.errors import EvalError
-from eval.jsonl import Problem
-from eval.prompting import Prompter
-from eval.run import Source
+from eval.harness.jsonl import Problem
+from eval.harness.prompting import Prompter
+from eval.harness.run import Source
 from eval.tasks import generate, infinitebench, longbench
 from eval.tasks.example import Example
 from eval.tasks.quoting import QuoteMaker, read_folder

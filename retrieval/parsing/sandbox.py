@@ -27,9 +27,9 @@ from typing import Any
 import structlog
 
 from retrieval import errors
-from retrieval.boxes import Box
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
 from retrieval.parsing import check_size, is_plain, parse
+from retrieval.parsing.boxes import Box
 from retrieval.parsing.document import PageProgress, ParsedDocument
 from retrieval.parsing.limits import Limits
 from retrieval.types import Page
@@ -58,13 +58,13 @@ class Sandbox:
         return ParsedDocument(text.decode("utf-8"), pages, header["media_type"], header["notes"])
 
     def boxes(self, data: bytes, name: str, pages: Sequence[Page], text: str, start: int, end: int) -> list[Box]:
-        """``retrieval.boxes.boxes``. Errors: UnreadableFile and its kinds."""
+        """``retrieval.parsing.boxes.boxes``. Errors: UnreadableFile and its kinds."""
         spans = [[page.number, page.start, page.end] for page in pages]
         header, _ = self._perform("boxes", data, name, {"pages": spans, "text": text, "start": start, "end": end})
         return [Box(*box) for box in header["boxes"]]
 
     def page_image(self, data: bytes, name: str, number: int, width: int) -> bytes:
-        """``retrieval.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
+        """``retrieval.parsing.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
         return self._perform("page_image", data, name, {"number": number, "width": width})[1]
 
     def _perform(

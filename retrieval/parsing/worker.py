@@ -33,7 +33,7 @@ _POLL_S = 0.002
 
 def main() -> None:
     with contextlib.suppress(ImportError):
-        import retrieval.boxes  # noqa: F401  (imported before the fork: children start with it)
+        import retrieval.parsing.boxes  # noqa: F401  (imported before the fork: children start with it)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()
     for line in sys.stdin.buffer:
@@ -76,14 +76,14 @@ def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byte
 def _boxes(
     data: bytes, name: str, limits: Limits, pages: list[list[int]], text: str, start: int, end: int
 ) -> tuple[dict[str, Any], bytes]:
-    from retrieval.boxes import boxes
+    from retrieval.parsing.boxes import boxes
 
     found = boxes(data, name, [Page(*page) for page in pages], text, start, end)
     return {"boxes": [list(asdict(box).values()) for box in found]}, b""
 
 
 def _page_image(data: bytes, name: str, limits: Limits, number: int, width: int) -> tuple[dict[str, Any], bytes]:
-    from retrieval.boxes import page_image
+    from retrieval.parsing.boxes import page_image
 
     return {}, page_image(data, name, number, width)
 

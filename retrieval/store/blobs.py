@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from retrieval.errors import StoreUnavailable
-from retrieval.files import in_words, replace_synced, sha256_of, sync_folder
+from retrieval.store.files import in_words, replace_synced, sha256_of, sync_folder
 
 CHUNK = 1 << 20
 

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.answering import Event, Question, collect, error_data
+from service.accounts.idempotency import Idempotency
+from service.answering.answer import Event, Question, collect, error_data
 from service.api.auth import Reader
 from service.api.documents import BoxModel
 from service.api.errors import problems
@@ -23,7 +24,6 @@ from service.api.search import Passage
 from service.api.sse import EventStream, event, first_item, unless_gone
 from service.engine.request import SamplingParams
 from service.errors import FolioError
-from service.idempotency import Idempotency
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)

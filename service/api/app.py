@@ -10,12 +10,12 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
+from service.accounts.idempotency import Idempotency
 from service.api import answer, docs, documents, errors, health, jobs, metrics, search
 from service.api.auth import AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
 from service.api.openai import chat, completions, embeddings, models
 from service.api.security import SecurityMiddleware
-from service.idempotency import Idempotency
 from service.runtime import Runtime
 from service.settings import Settings
 

@@ -10,10 +10,10 @@ from fastapi import Depends, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.accounts.keys import KeyStore, Principal
+from service.accounts.rates import RateLimiter
 from service.api.errors import response_for
 from service.errors import Busy, FolioError, Forbidden, Unauthorized, Unavailable
-from service.keys import KeyStore, Principal
-from service.rates import RateLimiter
 
 OPEN = {"/", "/healthz", "/readyz", "/docs", "/docs.css", "/openapi.json"}
 """Paths that need no key: they show nothing of anybody's."""

@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from retrieval.types import Document, Upload
+from service.accounts.idempotency import Idempotency
+from service.accounts.keys import Principal
 from service.api.auth import Reader, Writer
 from service.api.errors import problems
 from service.api.health import Parts
 from service.api.jobs import JobModel, job_data
 from service.errors import InvalidRequest, TooLarge
-from service.idempotency import Idempotency
-from service.keys import Principal
 from service.runtime import Runtime
 
 router = APIRouter(tags=["documents"])

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from retrieval.knn import KnnOptions
-from service.evidence import IterativeOptions
+from retrieval.knn.decoding import KnnOptions
+from service.answering.evidence import IterativeOptions
 
 
 def _encodable(text: str) -> str:

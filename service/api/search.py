@@ -9,11 +9,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.answering.evidence import hit_data
 from service.api.auth import Reader
 from service.api.errors import problems
 from service.api.fields import CollectionName, DocumentId, Text
 from service.api.health import Parts
-from service.evidence import hit_data
 
 router = APIRouter(tags=["search"])
 

@@ -13,10 +13,10 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from service.accounts.keys import KeyStore
 from service.api.app import create_app
-from service.commands.output import error_line, note
+from service.cli.output import error_line, note
 from service.errors import Exit, InvalidRequest, Unavailable
-from service.keys import KeyStore
 from service.libraries import open_library
 from service.logs import configure_logging
 from service.runtime import Runtime

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval.chunking import ChunkingOptions
 from retrieval.errors import UnreadableFile
-from retrieval.ingestion import Prepared, Refused, Source, parse_and_chunk, sources
+from retrieval.ingest.ingestion import Prepared, Refused, Source, parse_and_chunk, sources
+from retrieval.ingest.progress import ProgressMeter
 from retrieval.library import Library
 from retrieval.parsing import Limits
+from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.parsing.sandbox import Sandbox
-from retrieval.progress import ProgressMeter
 from retrieval.types import IngestResult
 from service.cluster.deployment import import_ray
 from service.errors import Unavailable
@@ -31,7 +31,7 @@ class Parser:
     """An actor that reads, parses and chunks files."""
 
     def __init__(self, embedder: str | Path, limits: Limits, chunking: ChunkingOptions, known: frozenset[str]) -> None:
-        from retrieval.embedding import make_embedder
+        from retrieval.embedding.embedder import make_embedder
 
         self._embedder = make_embedder(embedder)
         self._limits = limits
@@ -59,7 +59,7 @@ class Embedding:
     """An actor that embeds the chunks of parsed files."""
 
     def __init__(self, embedder: str | Path) -> None:
-        from retrieval.embedding import make_embedder
+        from retrieval.embedding.embedder import make_embedder
 
         self._embedder = make_embedder(embedder)
 

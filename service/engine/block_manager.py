@@ -9,7 +9,7 @@ The manager holds no tensors. A page is in exactly one of three states:
 A full page is *published* under its digest: a hash of all tokens up to its end, chained page by page from the salt,
 which names everything else that changes KV (model, dtype, policy). A look-up compares the page's own tokens too.
 
-Where heads of unequal lifetimes have pages of their own (`sparse_attn.head_layout`), ``page_size`` tokens of a
+Where heads of unequal lifetimes have pages of their own (`sparse_attn.kv.head_layout`), ``page_size`` tokens of a
 sequence lie in one page of each head group: a `Place`. All groups take their pages from the one pool. A sequence may
 drop a page of one group and keep the others; a prefix is found up to a token from which on no row will read a page
 that is missing.

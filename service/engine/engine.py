@@ -28,20 +28,14 @@ from torch import Tensor
 
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
-from service.engine.adjusting import adjuster
 from service.engine.block_manager import BlockManager
-from service.engine.constraint import ConstraintCompiler
-from service.engine.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
 from service.engine.detokenizer import Detokenizer
-from service.engine.draft_resources import draft_resources
-from service.engine.draft_sessions import DraftPages
-from service.engine.drafting import Drafting, checked_drafter
-from service.engine.host_allocator import keep_freed_memory
-from service.engine.kv_layout import check_attention, checked_policy, head_layout, kv_dtype
-from service.engine.loading import EMBEDDED, LoadedModel, load_model
-from service.engine.model_runner import Forward, ModelRunner
-from service.engine.page_tiers import HostTier, Tiers, WarmTier
-from service.engine.ranks import leading
+from service.engine.drafting.drafting import Drafting, checked_drafter
+from service.engine.drafting.resources import draft_resources
+from service.engine.drafting.sessions import DraftPages
+from service.engine.kv.layout import check_attention, checked_policy, head_layout, kv_dtype
+from service.engine.kv.tiers import HostTier, Tiers, WarmTier
+from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import (
     DraftSources,
     FinishReason,
@@ -51,15 +45,21 @@ from service.engine.request import (
     TokenLogprobs,
     TokenOutput,
 )
-from service.engine.sampler import RowKeys, sample, token_logprobs
+from service.engine.runner.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
+from service.engine.runner.host_allocator import keep_freed_memory
+from service.engine.runner.model_runner import Forward, ModelRunner
+from service.engine.runner.ranks import leading
+from service.engine.runner.tensor_parallel import LeadingRunner, Load
+from service.engine.sampling.constraint import ConstraintCompiler
+from service.engine.sampling.logits_processor import adjuster
+from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
-from service.engine.tensor_parallel import LeadingRunner, Load
 from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
-from sparse_attn.head_layout import HeadLayout
-from sparse_attn.kv_pool import KVPool, bytes_per_page
-from sparse_attn.lifetimes import PageLifetimes
-from sparse_attn.policy import ModelShape, Policy
+from sparse_attn.kv.head_layout import HeadLayout
+from sparse_attn.kv.lifetimes import PageLifetimes
+from sparse_attn.kv.pool import KVPool, bytes_per_page
+from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
 
@@ -85,9 +85,9 @@ class EngineConfig:
         attention: policy of requests that name none.
         drafter: of requests that name none.
         draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
-        tensor_parallel: ranks that share the model's heads (`service.engine.ranks`); kv_memory is each rank's.
+        tensor_parallel: ranks that share the model's heads (`service.engine.runner.ranks`); kv_memory is each rank's.
         attention_backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
-        cuda_graphs: on a GPU, replay decode steps from graphs captured at the start (`service.engine.cuda_graphs`).
+        cuda_graphs: on a GPU, replay decode steps from graphs captured at the start (`runner.cuda_graphs`).
     """
 
     dtype: str = "float32"

@@ -9,16 +9,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from drafters.base import Datastore
-from drafters.penalties import Penalties
-from drafters.sampling import Sampling
+from drafters.sampling.choice import Sampling
+from drafters.sampling.penalties import Penalties
 from service.engine.block_manager import Place
-from service.engine.constraint import Constraint
+from service.engine.sampling.constraint import Constraint
 from service.errors import InvalidRequest
-from sparse_attn.lifetimes import PageLifetimes
-from sparse_attn.policy import PolicyState
+from sparse_attn.kv.lifetimes import PageLifetimes
+from sparse_attn.plan.policy import PolicyState
 
 if TYPE_CHECKING:
-    from service.engine.adjusting import Adjuster
+    from service.engine.sampling.logits_processor import Adjuster
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SamplingParams:
         ignore_eos: go on after the model's end-of-sequence tokens.
         logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
         drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
-        attention: NAME[:key=value,…] of sparse_attn.policy; None for the engine's default.
+        attention: NAME[:key=value,…] of sparse_attn.plan.policy; None for the engine's default.
     """
 
     max_tokens: int = 256

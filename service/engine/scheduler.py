@@ -20,7 +20,7 @@ from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
 from service.engine.request import FinishReason, Request
 from service.engine.step import Slice, Step
 from service.errors import Busy, PromptTooLong
-from sparse_attn.lifetimes import PageLifetimes
+from sparse_attn.kv.lifetimes import PageLifetimes
 
 
 @dataclass(frozen=True)

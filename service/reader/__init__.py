@@ -1,6 +1,6 @@
 """The embedded reader: a small model of the project's own that answers by quoting.
 
-`MODEL_DIR` holds weights, tokenizer and model card; `python -m service.reader.train` makes them.
+`MODEL_DIR` holds weights, tokenizer and model card; `python -m eval.reader.train` makes them.
 """
 
 from __future__ import annotations

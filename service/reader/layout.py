@@ -16,9 +16,9 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
+from service.answering.passages import Passage, Span, canonical
+from service.answering.prompting import Prompt, ReadingLimits
 from service.errors import InvalidRequest
-from service.passages import Passage, Span, canonical
-from service.prompting import Prompt, ReadingLimits
 from service.reader.sentences import Sentence, split
 from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 

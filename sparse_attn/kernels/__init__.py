@@ -1,4 +1,4 @@
-"""The back ends of attention: each has the kernels of `sparse_attn.dense`, with the same contract.
+"""The back ends of attention: each has the kernels of `sparse_attn.kernels.dense`, with the same contract.
 
 `select_kernels` names the one that serves a device and dtype; its `name` goes into the statistics.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_attn import dense
-from sparse_attn.dense import Attention
+from sparse_attn.kernels import dense
+from sparse_attn.kernels.dense import Attention
 from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
 from sparse_attn.rows import SequenceRows
 
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kernels:
-    """One back end: its functions are those of the same names in `sparse_attn.dense`.
+    """One back end: its functions are those of the same names in `sparse_attn.kernels.dense`.
 
     Attributes:
         name: what the statistics call it.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
-        vertical_slash: what weighs blocks in place of `sparse_attn.score.vertical_slash`'s torch, given how many last
-            rows stand for all; it answers None for keys that it does not read. None for nothing.
+        vertical_slash: what weighs blocks in place of `sparse_attn.plan.score.vertical_slash`'s torch, given how many
+            last rows stand for all; it answers None for keys that it does not read. None for nothing.
         write_rows: what puts rows [T, H, …] into slots of pages, given (rows, pages, slots), in place of torch's
             indexing. None for nothing.
     """
@@ -80,7 +80,7 @@ def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
 @functools.cache
 def _triton_kernels() -> Kernels:
     try:
-        from sparse_attn.kernels import triton_attention as triton
+        from sparse_attn.kernels.triton import attention as triton
     except ImportError as error:
         logger.warning("attention falls back to plain torch, which is many times slower: %s", error)
         return TORCH
@@ -89,8 +89,10 @@ def _triton_kernels() -> Kernels:
 
 @functools.cache
 def _cpu_kernels() -> Kernels:
-    from sparse_attn.kernels import cpu, cpu_rows, cpu_score
-    from sparse_attn.kernels.cpu_build import BuildError, library
+    from sparse_attn.kernels.cpu import attention as cpu
+    from sparse_attn.kernels.cpu import rows as cpu_rows
+    from sparse_attn.kernels.cpu import score as cpu_score
+    from sparse_attn.kernels.cpu.build import BuildError, library
 
     try:
         library()

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.host_values import host_list
-from sparse_attn.quant import dequantize
+from sparse_attn.kv.quant import dequantize
 
 if TYPE_CHECKING:
-    from sparse_attn.kv_pool import GroupPages
+    from sparse_attn.kv.pool import GroupPages
 
 Whole = Callable[[Tensor, Tensor, Tensor, float, float, int], Tensor]
 """(q, k, v, scale, soft cap or 0, window or 0) → out."""

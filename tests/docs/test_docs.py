@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from service.api import metrics
-from service.cli import app
+from service.cli.main import app
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

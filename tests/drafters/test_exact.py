@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from drafters.errors import DrafterError
-from drafters.multi_round import RULES, WITH_REPLACEMENT, judge
-from drafters.sampling import warp
-from drafters.target_mix import mix
+from drafters.research.multi_round import RULES, WITH_REPLACEMENT, judge
+from drafters.research.target_mix import mix
+from drafters.sampling.choice import warp
 from drafters.tree import DraftTree, fuse
 from drafters.verify import verify
 

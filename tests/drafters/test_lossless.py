@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafters.base import RequestState, SourceDrafter
-from drafters.calibration import Calibration
+from drafters.combine.calibration import Calibration
+from drafters.combine.tracked import TrackedDrafter
 from drafters.registry import build, names
-from drafters.sampling import Sampling
-from drafters.tracked import TrackedDrafter
+from drafters.sampling.choice import Sampling
 from drafters.tree import EMPTY, DraftTree
 
 SAMPLINGS = [

@@ -8,8 +8,8 @@ import torch
 
 from drafters.base import RequestState
 from drafters.registry import build
-from drafters.sampling import Sampling
-from drafters.target_mix import mix
+from drafters.research.target_mix import mix
+from drafters.sampling.choice import Sampling
 from drafters.verify import Verdict
 
 PROMPT = np.random.default_rng(0).integers(0, 12, 400).tolist()

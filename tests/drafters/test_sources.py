@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafters.automaton import SEPARATOR, SuffixAutomaton
 from drafters.base import RequestState, TopSuccessors
-from drafters.calibration import Calibration
-from drafters.datastore import DatastoreDrafter, count_prefixes
-from drafters.prompt_lookup import PromptLookup
-from drafters.rag import select_chunks
-from drafters.recycling import Recycling, SuccessorTable
-from drafters.suffix import DocumentAutomata, Suffix, prior_cells
+from drafters.combine.calibration import Calibration
+from drafters.models.rag import select_chunks
+from drafters.sources.automaton import SEPARATOR, SuffixAutomaton
+from drafters.sources.datastore import DatastoreDrafter, count_prefixes
+from drafters.sources.prompt_lookup import PromptLookup
+from drafters.sources.recycling import Recycling, SuccessorTable
+from drafters.sources.suffix import DocumentAutomata, Suffix, prior_cells
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 

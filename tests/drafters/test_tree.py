@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafters.calibration import Calibration
+from drafters.combine.calibration import Calibration
 from drafters.errors import DrafterError
 from drafters.stats import DraftingStats, token_sources
 from drafters.tree import EMPTY, DraftTree, fuse

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eval.engines import Reply
 from eval.errors import EvalError
-from eval.prompting import ModelInput
+from eval.harness.engines import Reply
+from eval.harness.prompting import ModelInput
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

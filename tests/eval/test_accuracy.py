@@ -7,7 +7,7 @@ import pytest
 from eval.bench import accuracy
 from eval.bench.accuracy import PLANTED, TASKS, make_example, run, summarise
 from eval.errors import EvalError
-from service.reader.data import Maker
+from eval.reader.data import Maker
 
 WORDS = [
     "river",

@@ -5,7 +5,7 @@ import torch
 from eval.bench import attention
 from eval.bench._machine import Marks, best_times
 from eval.bench._paged_candidates import NumbaDecode
-from sparse_attn import dense
+from sparse_attn.kernels import dense
 
 
 def test_the_numba_candidate_computes_the_same():

@@ -7,8 +7,8 @@ import pytest
 
 from eval.calibrate import run
 from eval.errors import EvalError
-from sparse_attn.policies import parse_policy
-from sparse_attn.policy import ModelShape
+from sparse_attn.plan.policies import parse_policy
+from sparse_attn.plan.policy import ModelShape
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from eval.cli import app
-from eval.compare import bootstrap, compare, divergence, mcnemar
 from eval.errors import EvalError
-from eval.prompting import OfficialPrompter
-from eval.report import report
-from eval.run import Plan, run
+from eval.harness.compare import bootstrap, compare, divergence, mcnemar
+from eval.harness.prompting import OfficialPrompter
+from eval.harness.report import report
+from eval.harness.run import Plan, run
 from eval.tasks.sources import sources
 
 

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from sparse_attn.kernels.triton_launch import INTERPRETED  # isort: skip
+from sparse_attn.kernels.triton.launch import INTERPRETED  # isort: skip
 
 from eval.bench import gpu_check
 from eval.bench.gpu_check import Bench, Shape

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from eval.errors import EvalError
-from eval.prompting import OfficialPrompter
+from eval.harness.prompting import OfficialPrompter
 from eval.scoring import score_one
 from eval.tasks import infinitebench, infinitebench_style, longbench
 from eval.tasks.generate import MAKERS, generate, largest_fitting, max_new_tokens

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retrieval.align import AlignableText, align, canonical
 from retrieval.parsing import parse
-from retrieval.sentences import sentences
+from retrieval.parsing.sentences import sentences
 
 TEXT = (
     "He said: “The difﬁcult well-known bridge—built in 1871—was never an un-\nhappy sight.”\r\n"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from retrieval.errors import NotFound
+from retrieval.index.token_store import CorpusTokenizer
 from retrieval.library import Library
-from retrieval.token_store import CorpusTokenizer
 from retrieval.types import Mode, Upload
 
 OWNERS = st.sampled_from(["ann", "bob", "eve"])

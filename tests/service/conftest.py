@@ -113,7 +113,7 @@ class ScriptedEngine:
     """
 
     def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
-        from sparse_attn.policy import ModelShape
+        from sparse_attn.plan.policy import ModelShape
 
         self.shape = ModelShape(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=16, max_length=8192)
         self.tokenizer = tokenizer

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sparse_attn import dense
-from sparse_attn.pages import PageStats
+from sparse_attn.kernels import dense
+from sparse_attn.kv.pages import PageStats
 from sparse_attn.rows import SequenceRows
 
 

@@ -11,7 +11,7 @@ from protocol import serve
 def load(request: dict[str, Any]) -> Any:
     import torch
 
-    from eval.engines import Point
+    from eval.harness.engines import Point
     from service.engine.engine import Engine
 
     torch.set_num_threads(request["threads"])

@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.answering import AnswerFailed, Question
+from service.accounts.keys import Principal
+from service.answering.answer import AnswerFailed, Question
 from service.api.auth import Reader
 from service.api.health import Parts
 from service.api.openai.common import (
@@ -29,7 +30,6 @@ from service.api.sse import EventStream, event, first_item, unless_gone
 from service.engine.request import SamplingParams
 from service.errors import FolioError, InvalidRequest
 from service.generation import fit_tokens
-from service.keys import Principal
 from service.runtime import Runtime
 
 router = APIRouter(tags=["openai"])

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.api.fields import CollectionName, DocumentId, Iterative, Text
-from service.engine.constraint import Constraint
 from service.engine.request import SamplingParams
+from service.engine.sampling.constraint import Constraint
 
 MAX_MESSAGES = 1000
 MAX_CHOICES = 16

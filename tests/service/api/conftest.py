@@ -103,7 +103,7 @@ class _no_signals:
 def make_engine(tiny_model: Path) -> Callable[[], Any]:
     """Engines over the tiny model, which is loaded once; each service has one of its own."""
     from service.engine.engine import Engine, EngineConfig
-    from service.engine.loading import load_model
+    from service.engine.loading.checkpoint import load_model
 
     loaded = load_model(str(tiny_model))
     return lambda: Engine(loaded, EngineConfig(kv_memory=64 << 20))

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from retrieval.errors import EmptyFile, UnreadableFile
-from retrieval.ingestion import Refused, Source, parse_and_chunk, prepare
+from retrieval.ingest.ingestion import Refused, Source, parse_and_chunk, prepare
+from retrieval.ingest.progress import ProgressMeter
 from retrieval.library import Library
-from retrieval.progress import ProgressMeter
 from retrieval.store.tables import chunks, embeddings, pages, versions
 
 EMBEDDER = "minilm"

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from service.engine.engine import Engine, EngineConfig
-from service.engine.kv_layout import kv_dtype
-from service.engine.loading import prepare
-from sparse_attn.kv_pool import bytes_per_page
+from service.engine.kv.layout import kv_dtype
+from service.engine.loading.checkpoint import prepare
+from sparse_attn.kv.pool import bytes_per_page
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

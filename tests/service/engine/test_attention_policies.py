@@ -10,8 +10,8 @@ import pytest
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
 from service.errors import InvalidRequest
-from sparse_attn.formats import write_duo, write_minference
-from sparse_attn.patterns import VerticalSlash
+from sparse_attn.plan.formats import write_duo, write_minference
+from sparse_attn.plan.patterns import VerticalSlash
 
 from .conftest import make_engine, make_model
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.detokenizer import Detokenizer
-from service.engine.loading import load_tokenizer
+from service.engine.loading.checkpoint import load_tokenizer
 from service.reader import MODEL_DIR
 
 TEXT = "The bridge at Hampton was built by Ada Miller in 1862. " * 8

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import EMBEDDED, LoadedModel, load_model
+from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
-from sparse_attn import dense
-from sparse_attn.capture import Captured, capture
-from sparse_attn.pages import PageStats
-from sparse_attn.quant import LEVELS, dequantize, quantize
+from sparse_attn.kernels import dense
+from sparse_attn.kv.pages import PageStats
+from sparse_attn.kv.quant import LEVELS, dequantize, quantize
+from sparse_attn.plan.capture import Captured, capture
 
 PAGE = 64
 LENGTH = 1024

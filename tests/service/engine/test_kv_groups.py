@@ -13,8 +13,8 @@ from service.engine.block_manager import GONE
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
 from service.errors import InvalidRequest, PromptTooLong
-from sparse_attn.formats import write_duo
-from sparse_attn.lifetimes import PageLifetimes
+from sparse_attn.kv.lifetimes import PageLifetimes
+from sparse_attn.plan.formats import write_duo
 
 from .conftest import make_engine
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import prepare
+from service.engine.loading.checkpoint import prepare
 from service.engine.request import SamplingParams
 
 from .conftest import make_model

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from service.engine.engine import EngineConfig, make_pool
-from service.engine.loading import load_model
+from service.engine.loading.checkpoint import load_model
 from service.errors import ModelError
 
 from .conftest import make_engine, make_model

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.engine.cuda_graphs import Bucket, GraphCapture, GraphedRunner
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import prepare
+from service.engine.loading.checkpoint import prepare
 from service.engine.request import Request, SamplingParams
+from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
 from service.engine.step import Slice
 
 from .conftest import make_model

@@ -10,11 +10,11 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from service.engine.engine import Engine, EngineConfig
-from service.engine.loading import prepare
+from service.engine.loading.checkpoint import prepare
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice
 from service.errors import ModelError
-from sparse_attn.kv_pool import KVPool
+from sparse_attn.kv.pool import KVPool
 
 from .conftest import FAMILIES, SIZES, make_engine, make_model
 

@@ -22,7 +22,7 @@ from service.engine.block_manager import GONE, BlockManager, OutOfPages
 from service.engine.request import FinishReason, Request, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.errors import Busy, PromptTooLong
-from sparse_attn.lifetimes import HeadGroups, PageLifetimes
+from sparse_attn.kv.lifetimes import HeadGroups, PageLifetimes
 
 PAGE = 4
 STOP = 9

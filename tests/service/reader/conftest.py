@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.reader.initialise import build
+from eval.reader.train import Packer
 from service.reader import MODEL_DIR
-from service.reader.initialise import build
-from service.reader.train import Packer
 
 
 @pytest.fixture(scope="session")

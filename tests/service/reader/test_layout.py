@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.answering.passages import Passage
+from service.answering.prompting import Prompt
 from service.errors import InvalidRequest
-from service.passages import Passage
-from service.prompting import Prompt
 from service.reader.layout import ReaderLayout
 from service.reader.tokenizer import NOT_STATED, REFERENCES, reference
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
+from eval.reader.data import NOWHERE, Example, Question
+from eval.reader.evaluate import answers
+from eval.reader.train import Packer
 from service.reader import verify_model
-from service.reader.data import NOWHERE, Example, Question
-from service.reader.evaluate import answers
-from service.reader.train import Packer
 
 SENTENCES = [
     "The ferry to Marrow Island leaves every morning at seven.",

@@ -1,0 +1,1 @@
+"""Drafters made of others: fusion, cascades, and the choice between them."""

@@ -1,0 +1,1 @@
+"""Drafters that are exact and measured, and lose on the machines at hand."""

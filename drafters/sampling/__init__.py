@@ -1,0 +1,1 @@
+"""The target's choice of a token, keyed so that the grouping into steps does not matter."""

@@ -1,0 +1,1 @@
+"""Runs tasks through engines: plan, run, store, score, compare, report."""

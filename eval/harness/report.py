@@ -1,0 +1,183 @@
+"""`folio eval report`: the scoreboard of a folder of results as Markdown, CSV, PNG and one static HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.figures import write_atomically
+from eval.harness import plots
+from eval.harness.store import load_summary
+from eval.scoring import SCORERS
+
+COLUMNS = (
+    "task",
+    "length",
+    "engine",
+    "n",
+    "failed",
+    "cut",
+    *(f"{scorer}{part}" for scorer in SCORERS for part in ("", "_stderr")),
+    "ttft_s",
+    "decode_tokens_per_s",
+    "total_s",
+    "prompt_tokens",
+    "accepted_share",
+    "harness_share",
+)
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child, th:nth-child(3), td:nth-child(3) { text-align: left; }
+thead th { border-bottom: 2px solid #333; } img { max-width: 100%; } .wide { overflow-x: auto; }
+figure { margin: 1.5rem 0; } figcaption { color: #555; } code { font-size: 90%; overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) { body { background: #161616; color: #e6e6e6; } td { border-color: #333; }
+  img { background: #fff; } figcaption { color: #aaa; } }
+"""
+
+
+def report(folder: Path) -> list[Path]:
+    """Write report.md, report.csv, PNG pictures and report.html into the folder; returns what was written.
+
+    Raises:
+        EvalError: the folder holds no results.json.
+    """
+    summary = load_summary(folder)
+    rows = [row_of(cell) for cell in _ordered(summary["cells"])]
+    pictures = plots.draw(summary["cells"], folder)
+    written = [folder / "report.csv", folder / "report.md", folder / "report.html"]
+    write_atomically(written[0], _csv(rows))
+    write_atomically(written[1], markdown(summary, rows, pictures))
+    write_atomically(written[2], page(summary, rows, pictures))
+    return [*written, *(path for path, _ in pictures)]
+
+
+def row_of(cell: dict[str, Any]) -> dict[str, Any]:
+    """One line of the scoreboard."""
+    speed = cell["speed"]
+    row = {name: cell[name] for name in ("task", "length", "engine", "n", "failed", "cut")}
+    for scorer in SCORERS:
+        row[scorer] = cell["scores"][scorer]["score"]
+        row[f"{scorer}_stderr"] = cell["scores"][scorer]["stderr"]
+    for name in ("ttft_s", "decode_tokens_per_s", "total_s", "prompt_tokens"):
+        row[name] = speed[f"{name}_median"]
+    drafted = speed["drafted_tokens"]
+    row["accepted_share"] = speed["accepted_tokens"] / drafted if drafted else None
+    row["harness_share"] = speed["harness_share"]
+    return row
+
+
+def markdown(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Sequence[tuple[Path, str]]) -> str:
+    """The report for reading in a repository."""
+    lines = ["# Scoreboard", "", *_facts(summary), ""]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        lines += [f"## {task}", "", "| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
+        lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows if row["task"] == task]
+        lines.append("")
+    lines += [f"![{caption}]({path.name})\n" for path, caption in pictures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def page(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Sequence[tuple[Path, str]]) -> str:
+    """The report as one HTML page with its pictures inside; needs no network and no script."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8"><title>Folio scoreboard</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{STYLE}</style></head><body><h1>Scoreboard</h1><ul>",
+        *(f"<li>{_inline(fact.removeprefix('- '))}</li>" for fact in _facts(summary)),
+        "</ul>",
+    ]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        parts.append(f'<h2>{html.escape(task)}</h2><div class="wide"><table><thead><tr>')
+        parts += [f"<th>{head}</th>" for head in HEADS]
+        parts.append("</tr></thead><tbody>")
+        for row in rows:
+            if row["task"] == task:
+                parts.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells_of(row)) + "</tr>")
+        parts.append("</tbody></table></div>")
+    for path, caption in pictures:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        text = html.escape(caption)
+        parts.append(f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption>')
+        parts.append("</figure>")
+    return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+HEADS = (
+    "engine",
+    "length",
+    "n (failed)",
+    *SCORERS,
+    "TTFT s",
+    "decode tok/s",
+    "end to end s",
+    "accepted",
+)
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    return [
+        row["engine"],
+        str(row["length"] or "whole"),
+        f"{row['n']} ({row['failed']})",
+        *(f"{row[scorer]:.2f} ± {row[f'{scorer}_stderr']:.2f}" for scorer in SCORERS),
+        _number(row["ttft_s"], 2),
+        _number(row["decode_tokens_per_s"], 1),
+        _number(row["total_s"], 2),
+        _number(row["accepted_share"], 2),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _facts(summary: dict[str, Any]) -> list[str]:
+    machine, arguments = summary["machine"], summary["arguments"]
+    shared = ", ".join(f"{key} {value}" for key, value in arguments.items() if value is not None)
+    facts = [
+        f"- Command: `{summary['command']}`",
+        f"- Code: `{summary['git'] or 'unknown'}`; arguments: {shared}",
+        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in machine["libraries"].items()),
+        "- Scores in percent ± standard error; times are medians. Tasks named -style are generated, not the originals.",
+    ]
+    engine, harness = (sum(c["speed"].get(key, 0.0) for c in summary["cells"]) for key in ("engine_s", "harness_s"))
+    if engine:
+        facts.append(
+            f"- Harness (making and reading examples, prompts, scores, files): {100 * harness / engine:.2f}% of the "
+            f"{engine:.0f} s that the engines took."
+        )
+    failed = sum(cell["failed"] for cell in summary["cells"])
+    if failed:
+        facts.append(f"- {failed} examples failed; they count as 0, and their rows say why.")
+    if summary["problems"]:
+        facts.append(f"- {len(summary['problems'])} lines of the data could not be used; results.json names them.")
+    return facts
+
+
+def _inline(text: str) -> str:
+    """HTML of a line whose only Markdown is `code`."""
+    pieces = html.escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _ordered(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    engines = list(dict.fromkeys(cell["engine"] for cell in cells))
+    tasks = list(dict.fromkeys(cell["task"] for cell in cells))
+    return sorted(cells, key=lambda c: (tasks.index(c["task"]), c["length"] or 0, engines.index(c["engine"])))

@@ -1,0 +1,1 @@
+"""The recipe of the embedded reader: text, examples, initialisation, training, its figures."""

@@ -1,0 +1,151 @@
+"""Checking the store and the index against each other, and embedding a library anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+import structlog
+
+from retrieval.embedding.embedder import Embedder
+from retrieval.errors import IndexCorrupt
+from retrieval.index.generation import check_files
+from retrieval.index.snapshot import Snapshot
+from retrieval.ingest.progress import ProgressMeter
+from retrieval.store import embedders as embedder_store
+from retrieval.store.database import Database
+from retrieval.store.failpoints import failpoint
+from retrieval.store.lease import WriterLease
+from retrieval.store.originals import Originals
+from retrieval.store.tables import chunks, documents, embeddings, index_generations, versions
+from retrieval.types import VerifyReport
+
+log = structlog.get_logger(__name__)
+
+REEMBED_BATCH = 1024
+
+
+def verify(
+    database: Database, folder: Path, originals: Originals, snapshot: Snapshot, embedder_id: int
+) -> VerifyReport:
+    """Every hash, every slice, and the invariant: live chunks in SQL = ids of the index − tombstones + journal."""
+    with database.read() as connection:
+        live = np.array(
+            connection.execute(sa.select(chunks.c.id).order_by(chunks.c.id)).scalars().all(), dtype=np.int64
+        )
+        problems = [
+            *_database_problems(connection),
+            *_generation_problems(connection, folder),
+            *_text_problems(connection),
+            *_embedding_problems(connection, embedder_id),
+            *_original_problems(connection, originals),
+        ]
+    served = snapshot.live_ids()
+    if missing := len(np.setdiff1d(live, served)):
+        problems.append(f"{missing} live chunks cannot be found by a search; run `folio index rebuild`")
+    if extra := len(np.setdiff1d(served, live)):
+        problems.append(f"{extra} chunks of the index are deleted in SQL; run `folio index rebuild`")
+    generation = snapshot.generation
+    return VerifyReport(
+        generation=generation.number if generation else 0,
+        live_chunks=len(live),
+        indexed_chunks=len(generation.ids) if generation else 0,
+        tombstones=snapshot.tombstones,
+        pending=snapshot.pending,
+        problems=problems,
+    )
+
+
+def embed_missing(
+    database: Database, lease: WriterLease, embedder: Embedder, embedder_id: int, meter: ProgressMeter
+) -> int:
+    """Embed every chunk that this embedder has not embedded yet, in batches that each survive a crash."""
+    without = (
+        sa.select(chunks.c.id, chunks.c.text)
+        .where(~sa.exists().where(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == embedder_id))
+        .order_by(chunks.c.id)
+    )
+    with database.read() as connection:
+        total = connection.execute(sa.select(sa.func.count()).select_from(without.subquery())).scalar_one()
+    done = 0
+    while True:
+        with database.read() as connection:
+            rows = connection.execute(without.limit(REEMBED_BATCH)).all()
+        if not rows:
+            return done
+        vectors = np.ascontiguousarray(embedder.encode_documents([row.text for row in rows]), dtype="<f4")
+        with database.write() as connection:
+            lease.confirm(connection)
+            alive = set(
+                connection.execute(sa.select(chunks.c.id).where(chunks.c.id.in_([r.id for r in rows]))).scalars()
+            )
+            batch = [
+                {"chunk_id": row.id, "embedder_id": embedder_id, "vector": vector.tobytes()}
+                for row, vector in zip(rows, vectors, strict=True)
+                if row.id in alive
+            ]
+            if batch:
+                connection.execute(sa.insert(embeddings), batch)
+        failpoint("reembed.batch")
+        done += len(rows)
+        meter("embed", done, max(total, done))
+
+
+def switch_embedder(database: Database, lease: WriterLease, embedder: Embedder) -> None:
+    """From now on the library is of this embedder; the vectors of the others go."""
+    with database.write() as connection:
+        lease.confirm(connection)
+        embedder_id = embedder_store.make_current(connection, embedder)
+        connection.execute(sa.delete(index_generations).where(index_generations.c.embedder_id != embedder_id))
+        connection.execute(sa.delete(embeddings).where(embeddings.c.embedder_id != embedder_id))
+        failpoint("switch.before_commit")
+    log.info("embedder switched", embedder=embedder.fingerprint)
+
+
+def _database_problems(connection: sa.Connection) -> Iterator[str]:
+    if connection.dialect.name == "sqlite":
+        for (answer,) in connection.exec_driver_sql("PRAGMA quick_check"):
+            if answer != "ok":
+                yield f"the database is damaged: {answer}; restore it from a backup"
+
+
+def _generation_problems(connection: sa.Connection, folder: Path) -> Iterator[str]:
+    for row in connection.execute(sa.select(index_generations).order_by(index_generations.c.id)):
+        try:
+            check_files(folder / row.folder, row.manifest_sha256)
+        except IndexCorrupt as error:
+            yield f"index generation {row.id}: {error}; run `folio index rebuild`"
+
+
+def _text_problems(connection: sa.Connection) -> Iterator[str]:
+    current = sa.select(documents.c.id, documents.c.name, documents.c.version, documents.c.chunks).where(
+        documents.c.status == "ready"
+    )
+    for document in connection.execute(current).all():
+        text = connection.execute(
+            sa.select(versions.c.text).where(
+                versions.c.document_id == document.id, versions.c.version == document.version
+            )
+        ).scalar_one_or_none()
+        rows = connection.execute(
+            sa.select(chunks.c.start, chunks.c.end, chunks.c.text).where(chunks.c.document_id == document.id)
+        ).all()
+        if text is None or len(rows) != document.chunks:
+            yield f"{document.name} ({document.id}) has lost its text or chunks; ingest it again"
+        elif any(text[row.start : row.end] != row.text for row in rows):
+            yield f"{document.name} ({document.id}) has a chunk that is not the slice it claims; ingest it again"
+
+
+def _embedding_problems(connection: sa.Connection, embedder_id: int) -> Iterator[str]:
+    has = sa.exists().where(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == embedder_id)
+    missing = connection.execute(sa.select(sa.func.count()).select_from(chunks).where(~has)).scalar_one()
+    if missing:
+        yield f"{missing} chunks have no vector; run `folio index rebuild`"
+
+
+def _original_problems(connection: sa.Connection, originals: Originals) -> Iterator[str]:
+    for row in connection.execute(sa.select(versions.c.sha256, versions.c.document_id).distinct()):
+        if not originals.sound(row.sha256):
+            yield f"the file of document {row.document_id} is missing or altered; its text is safe; ingest it again"

@@ -1,0 +1,247 @@
+"""One file after another into the store: read, deduplicate, parse, chunk, embed, commit.
+
+A file is acknowledged when its one transaction is committed, and is then there whatever happens later. A file that
+cannot be read fails alone, with its cause.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import structlog
+
+from retrieval.embedding.embedder import Embedder
+from retrieval.errors import EmptyFile, UnreadableFile
+from retrieval.ingest.progress import CancelCheck, ProgressMeter
+from retrieval.parsing import Limits, ParsedDocument, check_size
+from retrieval.parsing.chunking import Chunk, ChunkingOptions, chunk
+from retrieval.parsing.sandbox import Sandbox
+from retrieval.store import documents as store
+from retrieval.store.database import Database
+from retrieval.store.failpoints import failpoint
+from retrieval.store.lease import WriterLease
+from retrieval.store.originals import Originals
+from retrieval.types import IngestResult, ProgressCallback, Upload
+
+log = structlog.get_logger(__name__)
+
+NAME_LENGTH = 255
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to ingest: its label, and where its bytes are."""
+
+    name: str
+    origin: Path | bytes
+
+    def read(self, limits: Limits) -> bytes:
+        """Error: UnreadableFile."""
+        if isinstance(self.origin, bytes):
+            check_size(self.name, len(self.origin), limits)
+            return self.origin
+        try:
+            if not self.origin.is_file():
+                what = "there is no such file" if not self.origin.exists() else "it is not a regular file"
+                raise UnreadableFile(f"{self.name}: {what} at {self.origin}")
+            check_size(self.name, self.origin.stat().st_size, limits)
+            return self.origin.read_bytes()
+        except OSError as error:
+            raise UnreadableFile(f"{self.name} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def sources(items: Iterable[str | os.PathLike[str] | Upload]) -> Iterator[Source]:
+    """Files as given; a folder stands for the files under it (hidden ones excepted), labelled by their path in it."""
+    for item in items:
+        if isinstance(item, Upload):
+            yield Source(clean_name(item.name), item.data)
+            continue
+        path = Path(item)
+        if not path.is_dir():
+            yield Source(clean_name(path.name), path)
+            continue
+        for file in sorted(path.rglob("*")):
+            inside = file.relative_to(path)
+            if file.is_file() and not any(part.startswith(".") for part in inside.parts):
+                yield Source(_printable("/".join((path.resolve().name, *inside.parts))), file)
+
+
+def clean_name(name: str) -> str:
+    """A label from a name that may be hostile: its last component, printable, of bounded length."""
+    return _printable(PurePosixPath(name.replace("\\", "/")).name)
+
+
+def _printable(name: str) -> str:
+    shown = "".join(
+        ch for ch in unicodedata.normalize("NFC", name) if unicodedata.category(ch) not in ("Cc", "Cf", "Cs")
+    )
+    shown = shown.strip() or "unnamed"
+    if len(shown) <= NAME_LENGTH:
+        return shown
+    stem, dot, suffix = shown.rpartition(".")
+    return f"{stem[: NAME_LENGTH - 17]}….{suffix}" if dot and len(suffix) < 16 else shown[:NAME_LENGTH]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file that is parsed, chunked and embedded, and not yet stored."""
+
+    name: str
+    data: bytes
+    sha256: str
+    parsed: ParsedDocument
+    pieces: list[Chunk]
+    vectors: np.ndarray
+    """float32[len(pieces), dim]"""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that cannot be prepared, and why."""
+
+    name: str
+    data: bytes
+    error: UnreadableFile
+
+
+def prepare(
+    name: str, data: bytes, sandbox: Sandbox, embedder: Embedder, chunking: ChunkingOptions, meter: ProgressMeter
+) -> Prepared:
+    """Parse, chunk and embed. Needs no store, so that it can be done by anybody, anywhere. Error: UnreadableFile."""
+    parsed, pieces = parse_and_chunk(name, data, sandbox, embedder, chunking, meter)
+    meter("embed", 0, len(pieces))
+    vectors = embedder.encode_documents(
+        [piece.text for piece in pieces], lambda done, total: meter("embed", done, total)
+    )
+    return Prepared(name, data, hashlib.sha256(data).hexdigest(), parsed, pieces, vectors)
+
+
+def parse_and_chunk(
+    name: str, data: bytes, sandbox: Sandbox, embedder: Embedder, chunking: ChunkingOptions, meter: ProgressMeter
+) -> tuple[ParsedDocument, list[Chunk]]:
+    """The part of `prepare` that needs the embedder's tokenizer alone. Error: UnreadableFile."""
+    parsed = sandbox.parse(data, name, lambda done, total: meter("parse", done, total))
+    pieces = chunk(parsed.text, parsed.pages, embedder.token_starts, chunking)
+    if not pieces:
+        raise EmptyFile(f"{name} has no words to index; nothing to ingest")
+    return parsed, pieces
+
+
+class Ingester:
+    """Ingests for one library. The caller holds the write lease."""
+
+    def __init__(
+        self,
+        database: Database,
+        originals: Originals,
+        lease: WriterLease,
+        embedder: Embedder,
+        embedder_id: int,
+        limits: Limits,
+        sandbox: Sandbox,
+        chunking: ChunkingOptions,
+    ) -> None:
+        self._database = database
+        self._originals = originals
+        self._lease = lease
+        self._embedder = embedder
+        self._embedder_id = embedder_id
+        self._limits = limits
+        self._sandbox = sandbox
+        self._chunking = chunking
+
+    def ingest(
+        self,
+        source: Source,
+        collection: str,
+        owner: str,
+        progress: ProgressCallback | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> IngestResult:
+        """Ingest one file. Never raises for what is wrong with the file; Cancelled and LeaseLost do pass."""
+        started = time.perf_counter()
+        meter = ProgressMeter(source.name, progress, cancelled, self._lease.keep_alive)
+        data = b""
+        try:
+            meter("parse", 0, 1)
+            data = source.read(self._limits)
+            return self._ingest(source.name, data, collection, owner, meter, started)
+        except UnreadableFile as error:
+            return self._failed(source.name, data, collection, owner, error, started)
+
+    def _ingest(
+        self, name: str, data: bytes, collection: str, owner: str, meter: ProgressMeter, started: float
+    ) -> IngestResult:
+        sha256 = hashlib.sha256(data).hexdigest()
+        same = self._same_content(owner, collection, sha256, started)
+        if same is not None:
+            return same
+        prepared = prepare(name, data, self._sandbox, self._embedder, self._chunking, meter)
+        meter("store", 0, 1)
+        return self._commit(self._version(prepared, collection, owner), data, started)
+
+    def keep(self, item: Prepared | Refused | Source, collection: str, owner: str) -> IngestResult:
+        """Commit what was prepared elsewhere, with the same result as `ingest` of the file itself."""
+        if isinstance(item, Source):
+            return self.ingest(item, collection, owner)
+        started = time.perf_counter()
+        if isinstance(item, Prepared):
+            return self.commit(self._version(item, collection, owner), item.data)
+        return self._failed(item.name, item.data, collection, owner, item.error, started)
+
+    def _version(self, item: Prepared, collection: str, owner: str) -> store.NewVersion:
+        size, parsed = len(item.data), item.parsed
+        return store.NewVersion(
+            owner, collection, item.name, item.sha256, size, parsed, item.pieces, item.vectors, self._embedder_id
+        )
+
+    def commit(self, new: store.NewVersion, data: bytes) -> IngestResult:
+        """Store a document that is parsed and embedded already, unless its content is there."""
+        started = time.perf_counter()
+        same = self._same_content(new.owner, new.collection, new.sha256, started)
+        return same or self._commit(new, data, started)
+
+    def _same_content(self, owner: str, collection: str, sha256: str, started: float) -> IngestResult | None:
+        with self._database.read() as connection:
+            same = store.find_same_content(connection, owner, collection, sha256)
+        if same is None:
+            return None
+        seconds = time.perf_counter() - started
+        return IngestResult(same.id, same.name, same.status, same.pages, same.chunks, None, same.version, True, seconds)
+
+    def _commit(self, new: store.NewVersion, data: bytes, started: float) -> IngestResult:
+        self._add_files(new, data)
+        failpoint("ingest.original")
+        with self._database.write() as connection:
+            self._lease.confirm(connection)
+            document, version = store.commit_version(connection, new)
+            self._add_files(new, data)  # a delete of the same content may have removed it meanwhile
+            failpoint("ingest.before_commit")
+        failpoint("ingest.after_commit")
+        pages, count = len(new.parsed.pages), len(new.chunks)
+        log.info("document stored", document=document, version=version, chunks=count, pages=pages)
+        seconds = time.perf_counter() - started
+        return IngestResult(document, new.name, store.READY, pages, count, None, version, False, seconds)
+
+    def _add_files(self, new: store.NewVersion, data: bytes) -> None:
+        for sha256, file in [(new.sha256, data), *((old.sha256, old.data) for old in new.history)]:
+            self._originals.add(sha256, file)
+
+    def _failed(
+        self, name: str, data: bytes, collection: str, owner: str, error: UnreadableFile, started: float
+    ) -> IngestResult:
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self._database.write() as connection:
+            document = store.record_failure(connection, owner, collection, name, sha256, len(data), str(error))
+        log.warning("file not ingested", name=name, kind=type(error).__name__, cause=str(error))
+        seconds = time.perf_counter() - started
+        return IngestResult(
+            document, name, store.FAILED, 0, 0, str(error), 0, False, seconds, error_kind=type(error).__name__
+        )

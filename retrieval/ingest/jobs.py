@@ -1,0 +1,216 @@
+"""Ingest in the background: the upload is stored first, then acknowledged, then worked off by any worker.
+
+A job is safe from the moment ``submit`` returns. A worker that is killed is succeeded by the next, which goes on
+after the last file that was done.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from retrieval.errors import Cancelled, LeaseLost, StoreBusy
+from retrieval.ingest.ingestion import Source, clean_name
+from retrieval.store import jobs as store
+from retrieval.store.blobs import Blobs
+from retrieval.store.database import Database
+from retrieval.store.documents import new_id
+from retrieval.store.failpoints import failpoint
+from retrieval.types import IngestResult, Job, Progress, ProgressCallback, Upload
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.5
+HEARTBEAT_S = 1.0
+BUSY_RETRY_S = 2.0
+RETRY_BASE_S = 2.0
+UPLOAD_GRACE_S = 3600.0
+
+IngestOne = Callable[[Source, str, str, ProgressCallback, Callable[[], bool]], IngestResult]
+"""(source, collection, owner, progress, cancelled) → result"""
+
+
+class JobQueue:
+    """Background ingestion of one library: any number of submitters, any number of workers."""
+
+    def __init__(self, database: Database, blobs: Blobs, ingest_one: IngestOne) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._ingest_one = ingest_one
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._worker: threading.Thread | None = None
+
+    def submit(self, files: Sequence[Upload], collection: str, owner: str) -> Job:
+        """Store the uploads and queue their ingest; both are on the disk when this returns."""
+        job = new_id()
+        stored = []
+        for number, upload in enumerate(files):
+            self._blobs.put(f"uploads/{job}/{number}", upload.data)
+            stored.append({"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)})
+        failpoint("job.uploaded")
+        with self._database.write() as connection:
+            store.insert(connection, job, owner, "ingest", {"collection": collection, "files": stored})
+        failpoint("job.queued")
+        self._wake.set()
+        return self.get(job, owner)
+
+    def get(self, job: str, owner: str) -> Job:
+        with self._database.read() as connection:
+            return store.get(connection, owner, job)
+
+    def listing(self, owner: str, limit: int) -> list[Job]:
+        with self._database.read() as connection:
+            return store.listing(connection, owner, limit)
+
+    def cancel(self, job: str, owner: str) -> Job:
+        with self._database.write() as connection:
+            cancelled = store.request_cancel(connection, owner, job)
+        if cancelled.status == store.CANCELLED:
+            self._drop_uploads(job)
+        return cancelled
+
+    def retry(self, job: str, owner: str) -> Job:
+        with self._database.write() as connection:
+            queued = store.retry(connection, owner, job)
+        self._wake.set()
+        return queued
+
+    # -- the worker
+
+    def start_worker(self) -> None:
+        """Work the queue off in a thread of this process, until ``stop_worker``."""
+        if self._worker is None or not self._worker.is_alive():
+            self._stop.clear()
+            self._worker = threading.Thread(target=self._work, name="ingest-worker", daemon=True)
+            self._worker.start()
+
+    def stop_worker(self, timeout_s: float = 30.0) -> None:
+        """Stop after the file in hand is given up or done; its job goes on when a worker starts again."""
+        self._stop.set()
+        self._wake.set()
+        if self._worker is not None:
+            self._worker.join(timeout_s)
+
+    def run_next(self) -> bool:
+        """Work off one job that is due, in this thread. False where there is none."""
+        me = store.holder()
+        with self._database.write() as connection:
+            row = store.claim(connection, me)
+        if row is None:
+            return False
+        try:
+            self._run(row, me)
+        except StoreBusy as error:  # somebody else is writing: not this job's fault
+            with self._database.write() as connection:
+                store.requeue(connection, row.id, BUSY_RETRY_S, row.attempts - 1, str(error))
+        except Exception as error:
+            log.exception("job failed", job=row.id)
+            self._give_back(row, f"{type(error).__name__}: {error}")
+        return True
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                worked = self.run_next()
+            except Exception:  # a database that is away for a while must not end the worker
+                log.exception("the worker could not take a job")
+                worked = False
+            if not worked:
+                self._wake.wait(POLL_S)
+                self._wake.clear()
+
+    def _run(self, row: Any, me: str) -> None:
+        beat = _Heartbeat(self._database, row.id, me, self._stop)
+        done = len(row.results)
+        for entry in row.payload["files"][done:]:
+            source = self._source(row.id, entry)
+            try:
+                result = self._ingest_one(source, row.payload["collection"], row.owner, beat.report, beat.should_stop)
+            except (Cancelled, LeaseLost):
+                self._stopped(row, me)
+                return
+            failpoint("job.file_done")
+            with self._database.write() as connection:
+                store.add_result(connection, row.id, result)
+            failpoint("job.result_noted")
+        self._finish(row, me)
+
+    def _stopped(self, row: Any, me: str) -> None:
+        """Cancelled by the user, or stopped with the process."""
+        with self._database.write() as connection:
+            job = store.get(connection, row.owner, row.id)
+            if job.cancel_requested:
+                store.finish(connection, row.id, store.CANCELLED)
+            else:
+                store.requeue(connection, row.id, 0.0, row.attempts - 1, None)
+        if job.cancel_requested:
+            self._drop_uploads(row.id)
+
+    def _finish(self, row: Any, me: str) -> None:
+        with self._database.write() as connection:
+            results = store.get(connection, row.owner, row.id).results
+            failed = [result for result in results if result.status != "ready"]
+            status = store.FAILED if len(failed) == len(results) else store.DONE
+            store.finish(connection, row.id, status, "; ".join(result.error or "" for result in failed) or None)
+        failpoint("job.finished")
+        if status == store.DONE:
+            self._drop_uploads(row.id)
+
+    def _give_back(self, row: Any, error: str) -> None:
+        with self._database.write() as connection:
+            if row.attempts >= row.max_attempts:
+                store.finish(connection, row.id, store.FAILED, error)
+            else:
+                store.requeue(connection, row.id, RETRY_BASE_S**row.attempts, row.attempts, error)
+
+    def sweep(self) -> None:
+        """Remove uploads that no unfinished job needs (a failed job can then no longer be tried again)."""
+        with self._database.read() as connection:
+            needed = store.unfinished(connection)
+        for name in self._blobs.names("uploads"):
+            # an upload in the making has no row yet
+            if name.split("/")[1] not in needed and self._blobs.age_s(name) > UPLOAD_GRACE_S:
+                self._blobs.remove(name)
+
+    def _source(self, job: str, entry: dict[str, Any]) -> Source:
+        """The file of a job; one that is gone is refused by name, as any other that cannot be read."""
+        name = f"uploads/{job}/{entry['file']}"
+        try:
+            return Source(entry["name"], self._blobs.get(name))
+        except KeyError:
+            return Source(entry["name"], Path(name))
+
+    def _drop_uploads(self, job: str) -> None:
+        for name in list(self._blobs.names(f"uploads/{job}")):
+            self._blobs.remove(name)
+
+
+class _Heartbeat:
+    """Keeps a job's lease, writes its progress, and learns of its cancellation, about once a second."""
+
+    def __init__(self, database: Database, job: str, me: str, stop: threading.Event) -> None:
+        self._database = database
+        self._job = job
+        self._me = me
+        self._stop = stop
+        self._last = 0.0
+        self._progress: dict[str, Any] = {}
+        self._cancelled = False
+
+    def report(self, progress: Progress) -> None:
+        self._progress = dict(progress.__dict__)
+
+    def should_stop(self) -> bool:
+        if self._stop.is_set():
+            return True
+        if not self._cancelled and time.monotonic() - self._last >= HEARTBEAT_S:
+            self._last = time.monotonic()
+            with self._database.write() as connection:
+                self._cancelled = not store.heartbeat(connection, self._job, self._me, self._progress)
+        return self._cancelled

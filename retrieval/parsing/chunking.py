@@ -1,0 +1,147 @@
+"""Token-aware chunks that end where a sentence or paragraph ends.
+
+Token positions of the whole text are counted once; a chunk's length is then a difference of two look-ups. Chunks
+do not overlap by default: whole sentences are kept together, so a sentence is never cut unless it alone is longer
+than a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval.errors import InvalidRequest
+from retrieval.parsing.document import page_at
+from retrieval.parsing.sentences import Span, paragraphs, sentences
+from retrieval.types import Page
+
+CHARS_PER_TOKEN = 32
+"""characters that count as one token whatever the tokenizer says"""
+
+TokenStarts = Callable[[str], np.ndarray]
+"""text → int64[n] rising offsets of the first character of each of its tokens"""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``text`` is the slice ``start:end`` of the document's text, exactly; ``page`` is where it starts."""
+
+    start: int
+    end: int
+    page: int
+    tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ChunkingOptions:
+    max_tokens: int = 192
+    """no chunk is longer; the default leaves MiniLM's 256 some room and a small reader's prompt several chunks"""
+    fill: float = 0.6
+    """a chunk at least this full ends at the next paragraph break rather than take part of another paragraph"""
+    overlap: int = 0
+    """tokens of whole sentences repeated from the end of the chunk before, at most"""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 8 or not 0 <= self.overlap < self.max_tokens or not 0 < self.fill <= 1:
+            raise InvalidRequest(
+                f"chunking needs max_tokens >= 8, 0 <= overlap < max_tokens and 0 < fill <= 1, not {self}"
+            )
+
+
+def chunk(
+    text: str, pages: list[Page], token_starts: TokenStarts, options: ChunkingOptions | None = None
+) -> list[Chunk]:
+    """Chunks in order, covering every sentence of ``text``."""
+    options = options or ChunkingOptions()
+    starts = np.asarray(token_starts(text), dtype=np.int64)
+
+    def count(start: int, end: int) -> int:
+        """Tokens, or what so many characters amount to at least: some tokenizers make one of an endless word."""
+        first, last = np.searchsorted(starts, (start, end))
+        return max(int(last - first), (end - start) // CHARS_PER_TOKEN)
+
+    return [
+        Chunk(start, end, page_at(pages, start), count(start, end), text[start:end])
+        for start, end in _pack(list(_pieces(text, starts, count, options.max_tokens)), count, options)
+    ]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A sentence, or a part of one that is too long for a chunk."""
+
+    start: int
+    end: int
+    ends_paragraph: bool
+
+
+def _pieces(text: str, starts: np.ndarray, count: Callable[[int, int], int], max_tokens: int) -> Iterator[_Piece]:
+    for first, last in paragraphs(text):
+        for start, end in sentences(text, first, last):
+            for part_start, part_end in _split(text, start, end, starts, count, max_tokens):
+                yield _Piece(part_start, part_end, part_end == last)
+
+
+def _split(
+    text: str, start: int, end: int, starts: np.ndarray, count: Callable[[int, int], int], max_tokens: int
+) -> Iterator[Span]:
+    """Cut a sentence of more than ``max_tokens`` at white space where there is some, else at a token."""
+    while count(start, end) > max_tokens:
+        beyond = np.searchsorted(starts, start) + max_tokens
+        limit = int(starts[beyond]) if beyond < len(starts) else end
+        limit = min(limit, start + CHARS_PER_TOKEN * max_tokens)
+        if limit <= start:  # a tokenizer that gives several tokens one character
+            limit = start + 1
+        space = max(text.rfind(" ", start + 1, limit), text.rfind("\n", start + 1, limit))
+        cut = space if space > start + (limit - start) // 2 else limit
+        yield start, _rstrip(text, start, cut)
+        start = cut
+        while start < end and text[start].isspace():
+            start += 1
+    if start < end:
+        yield start, end
+
+
+def _rstrip(text: str, start: int, end: int) -> int:
+    while end > start + 1 and text[end - 1].isspace():
+        end -= 1
+    return end
+
+
+def _pack(pieces: list[_Piece], count: Callable[[int, int], int], options: ChunkingOptions) -> Iterator[Span]:
+    """Greedy: fill a chunk to ``max_tokens``, but stop early at a paragraph's end once it is full enough."""
+    index = 0
+    while index < len(pieces):
+        first = index
+        start = pieces[first].start
+        while index < len(pieces) and count(start, pieces[index].end) <= options.max_tokens:
+            index += 1
+        index = max(index, first + 1)
+        if index < len(pieces):
+            index = _back_to_paragraph(pieces, first, index, count, options)
+        yield start, pieces[index - 1].end
+        if index < len(pieces):
+            index = _back_for_overlap(pieces, first, index, count, options.overlap)
+
+
+def _back_to_paragraph(
+    pieces: list[_Piece], first: int, index: int, count: Callable[[int, int], int], options: ChunkingOptions
+) -> int:
+    for candidate in range(index, first, -1):
+        if count(pieces[first].start, pieces[candidate - 1].end) < options.fill * options.max_tokens:
+            break
+        if pieces[candidate - 1].ends_paragraph:
+            return candidate
+    return index
+
+
+def _back_for_overlap(
+    pieces: list[_Piece], first: int, index: int, count: Callable[[int, int], int], overlap: int
+) -> int:
+    end = pieces[index - 1].end
+    while index - 1 > first and count(pieces[index - 1].start, end) <= overlap:
+        index -= 1
+    return index

@@ -1,0 +1,1 @@
+"""From a question to an answer with citations: evidence, prompt, generation, and the check against the stored text."""

@@ -1,0 +1,304 @@
+"""From a question to the passages that the model will read: whole documents, or what retrieval finds.
+
+A mode is a function from a question and its scope to `Evidence`; `MODES` names them. `auto` chooses between the
+others and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args
+
+import structlog
+
+from retrieval.errors import NotFound as RetrievalNotFound
+from retrieval.errors import RetrievalError
+from retrieval.knn.decoding import KnnOptions
+from retrieval.library import Library
+from retrieval.types import Document, Hit, Mode
+from service.answering.citations import Citation, check
+from service.answering.prompting import Message, Passage, Prompt, PromptLayout, Span
+from service.errors import InvalidRequest, NotFound, PromptTooLong
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+MODES = ("auto", "long", "retrieval", "iterative")
+DRAFTS_FROM_RETRIEVAL = ("rag", "fusion", "overlap")
+"""Drafters (of `drafters.registry`) whose model reads the retrieved passages instead of the whole documents."""
+
+CHARS_PER_TOKEN_MAX = 12
+"""No tokenizer in use averages more characters a token over running text: beyond it, counting is not needed."""
+
+
+@dataclass(frozen=True)
+class IterativeOptions:
+    """How mode iterative works (`service.answering.iterative`); other modes ignore it.
+
+    Attributes:
+        speculate: guess what the search will find and verify later (RaLMSpec); the answer is the same.
+        k: tokens between searches.
+        stride: strides of k tokens to one search, all but the last of them guessed; None chooses by OS³.
+        query_tokens: the last tokens of question and answer that a search is asked with.
+        retriever: hybrid, dense or sparse.
+        prefetch: passages that each search brings into the cache of guesses.
+        overlap: write on while guesses are verified; None does where the model is not on the CPU, which on few cores
+            the search would only slow down.
+    """
+
+    speculate: bool = True
+    k: int = 4
+    stride: int | None = None
+    query_tokens: int = 32
+    retriever: Mode = "hybrid"
+    prefetch: int = 16
+    overlap: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k", "stride", "query_tokens", "prefetch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} must be at least 1, not {value}.", param=name)
+        if self.retriever not in get_args(Mode):
+            raise InvalidRequest(
+                f"There is no retriever {self.retriever!r}.",
+                hint=f"Choose of {', '.join(get_args(Mode))}.",
+                param="retriever",
+            )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, of which documents, on whose behalf.
+
+    Attributes:
+        documents: ids to answer from; empty for the whole collection.
+        collection: a collection's name; None for all of the owner's.
+        history: earlier turns of the conversation, oldest first.
+        knn: decode with the datastore of the documents (`service.answering.datastores`); None for the model alone.
+    """
+
+    text: str
+    mode: str = "auto"
+    documents: tuple[str, ...] = ()
+    collection: str | None = None
+    owner: str = "local"
+    passages: int | None = None
+    history: tuple[Message, ...] = ()
+    iterative: IterativeOptions = IterativeOptions()
+    knn: KnnOptions | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the model will read.
+
+    Attributes:
+        prompt: ready for the engine; None where there is nothing to answer from.
+        results: what was read, for the `search_results` event.
+        names: document id → name.
+    """
+
+    mode: str
+    reason: str
+    prompt: Prompt | None
+    results: list[dict[str, Any]]
+    names: dict[str, str] = field(default_factory=dict)
+    owner: str = "local"
+    retrieval_ms: float = 0.0
+    generation: int = 0
+    draft_ids: list[int] | None = None
+    """A prompt over retrieved passages alone, for drafters that read less than the model does."""
+
+
+class EvidenceFinder:
+    """Chooses the mode and gathers the evidence."""
+
+    WHOLE_DOCUMENTS = 20
+    """Most documents that mode auto considers reading whole."""
+
+    def __init__(self, library: Library, layout: PromptLayout, window: int, settings: Settings) -> None:
+        self.library = library
+        self.layout = layout
+        self.window = window
+        self.settings = settings
+
+    async def find(self, question: Question, answer_tokens: int, drafter: str | None = None) -> Evidence:
+        """Evidence for a question, leaving room for an answer of `answer_tokens`.
+
+        For a drafter that reads a shorter prompt, mode long also makes that one, by retrieval.
+
+        Raises:
+            InvalidRequest: unknown mode. NotFound: unknown document or collection.
+            PromptTooLong: mode long was asked for and the documents do not fit.
+        """
+        evidence = await asyncio.to_thread(self._find, question, answer_tokens)
+        if evidence.mode != "long" or (drafter or self.settings.drafter).partition(":")[0] not in DRAFTS_FROM_RETRIEVAL:
+            return evidence
+        retrieved = await asyncio.to_thread(self._retrieve, question, self.window - answer_tokens, "")
+        if retrieved.prompt is None:
+            return evidence
+        return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
+
+    async def checked(self, spans: Sequence[Span], owner: str) -> list[Citation]:
+        """Each span compared with the characters that the store holds now."""
+        return await asyncio.to_thread(lambda: [self._check(span, owner) for span in spans])
+
+    def _find(self, question: Question, answer_tokens: int) -> Evidence:
+        if question.mode not in MODES:
+            raise InvalidRequest(
+                f"Unknown mode {question.mode[:50]!r}.", hint=f"Choose of {', '.join(MODES)}.", param="mode"
+            )
+        room = self.window - answer_tokens
+        if question.mode == "retrieval":
+            return self._retrieve(question, room, "asked for")
+        scope = self._scope(question)
+        if scope is None:
+            if question.mode == "long":
+                raise PromptTooLong(
+                    f"There are more than {self.WHOLE_DOCUMENTS} documents to read whole.",
+                    hint="Name some, or use mode retrieval.",
+                    param="mode",
+                )
+            return self._retrieve(question, room, f"more than {self.WHOLE_DOCUMENTS} documents: retrieval")
+        if not scope:
+            return Evidence(question.mode, "there are no documents", None, [], owner=question.owner)
+        return self._read_whole(question, scope, room)
+
+    def _scope(self, question: Question) -> list[Document] | None:
+        """The documents asked about, or None where they are too many to be read whole."""
+        if question.documents:
+            named = [self.library.document(one, question.owner) for one in dict.fromkeys(question.documents)]
+            for document in named:
+                if document.status != "ready":
+                    raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
+            return named
+        found = self.library.documents(
+            owner=question.owner, collection=question.collection, limit=self.WHOLE_DOCUMENTS + 1
+        )
+        if question.collection is not None and not found:
+            known = {collection.name for collection in self.library.collections(question.owner)}
+            if question.collection not in known:
+                raise NotFound(f"There is no collection {question.collection[:100]!r}.")
+        readable = [document for document in found if document.status == "ready"]
+        return readable if len(found) <= self.WHOLE_DOCUMENTS else None
+
+    def _read_whole(self, question: Question, scope: Sequence[Document], room: int) -> Evidence:
+        """Mode long; for auto, retrieval instead where the documents are too long to be read whole."""
+        limit, why = self._whole_limit(room, question.mode)
+        scope = sorted(scope, key=lambda document: (document.sha256, document.name))  # as the prompt has them
+        chars = sum(document.chars for document in scope)
+        tokens: int | None = None
+        prompt = None
+        if chars <= limit * CHARS_PER_TOKEN_MAX:
+            passages = [
+                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=question.owner), d.sha256)
+                for d in scope
+            ]
+            prompt = self.layout.build(question.text, passages, question.history)
+            tokens = len(prompt.ids)
+        size = f"{_thousands(tokens)}" if tokens is not None else f"over {_thousands(chars // CHARS_PER_TOKEN_MAX)}"
+        if prompt is not None and tokens is not None and tokens <= limit:
+            results = [{"document": d.id, "name": d.name, "start": 0, "end": d.chars, "page": 1} for d in scope]
+            names = {d.id: d.name for d in scope}
+            reason = f"fits: {size} of {_thousands(limit)} tokens{why}"
+            return Evidence("long", reason, prompt, results, names, question.owner)
+        if question.mode == "long":
+            raise PromptTooLong(
+                f"Reading the documents whole takes {size} tokens; the model holds {_thousands(limit)}{why}.",
+                hint="Use mode retrieval, or fewer documents.",
+                param="mode",
+            )
+        subject = "document" if len(scope) == 1 else "documents"
+        reason = f"{subject} too long to read whole ({size} of {_thousands(limit)} tokens{why}): retrieval"
+        return self._retrieve(question, room, reason)
+
+    def _whole_limit(self, room: int, mode: str) -> tuple[int, str]:
+        """Longest prompt to read whole, and a word on where the limit comes from.
+
+        Whoever asks for mode long gets the whole window; auto keeps to what the model was measured to do.
+        """
+        limits = [(room, "")]
+        if mode == "auto":
+            if self.settings.long_tokens is not None:
+                limits.append((self.settings.long_tokens, " set by FOLIO_LONG_TOKENS"))
+            if self.layout.limits is not None:
+                limits.append((self.layout.limits.long_tokens, f", by its {self.layout.limits.source}"))
+        return min(limits, key=lambda entry: entry[0])
+
+    def _retrieve(self, question: Question, room: int, reason: str) -> Evidence:
+        """The best passages that fit."""
+        count = question.passages or self.settings.passages
+        if self.layout.limits is not None and self.layout.limits.passages is not None:
+            count = min(count, self.layout.limits.passages)
+        began = time.perf_counter()
+        found = self.library.search(
+            question.text,
+            k=count,
+            owner=question.owner,
+            collection=question.collection,
+            documents=list(question.documents) or None,
+        )
+        retrieval_ms = (time.perf_counter() - began) * 1000
+        hits = list(found.hits)
+        prompt = self._build(question, hits)
+        while prompt is not None and len(prompt.ids) > room and len(hits) > 1:
+            hits.pop()
+            prompt = self._build(question, hits)
+        if len(hits) < len(found.hits):
+            reason += f"; {len(hits)} of {len(found.hits)} passages fit"
+        return Evidence(
+            mode="retrieval",
+            reason=reason if hits else f"{reason}; nothing found",
+            prompt=prompt,
+            results=[hit_data(hit) for hit in hits],
+            names={hit.document: hit.name for hit in hits},
+            owner=question.owner,
+            retrieval_ms=retrieval_ms,
+            generation=found.generation,
+        )
+
+    def _build(self, question: Question, hits: Sequence[Hit]) -> Prompt | None:
+        passages = [Passage(h.document, h.name, h.start, h.end, h.page, h.text, h.sha256) for h in hits]
+        return self.layout.build(question.text, passages, question.history) if passages else None
+
+    def _check(self, span: Span, owner: str) -> Citation:
+        """A document that is gone, or changed, verifies nothing."""
+        try:
+            stored = self.library.text(span.document, owner=owner, start=span.start, end=span.end)
+            page = self.library.page_of(span.document, span.start, owner)
+        except RetrievalNotFound:
+            return check(span, None, span.page)
+        verdict = check(span, stored, page)
+        return replace(verdict, boxes=self._boxes(span, owner)) if verdict.verified else verdict
+
+    def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
+        """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""
+        try:
+            found = self.library.boxes(span.document, span.start, span.end, owner)
+        except RetrievalError as error:
+            log.warning("a citation has no boxes", document=span.document, cause=str(error))
+            return ()
+        return tuple(asdict(box) for box in found)
+
+
+def hit_data(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON."""
+    return {
+        "chunk_id": hit.chunk_id,
+        "document": hit.document,
+        "name": hit.name,
+        "start": hit.start,
+        "end": hit.end,
+        "page": hit.page,
+        "score": hit.score,
+        "text": hit.text,
+    }
+
+
+def _thousands(count: int) -> str:
+    """41k for 41,234; small numbers as they are."""
+    return str(count) if count < 1000 else f"{count / 1000:.1f}k" if count < 10_000 else f"{count // 1000}k"

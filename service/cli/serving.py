@@ -1,0 +1,221 @@
+"""`folio serve` and `folio generate`: the model, with and without a service around it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.context import (
+    Attention,
+    Backend,
+    DeviceName,
+    Drafter,
+    Dtype,
+    Host,
+    JsonFlag,
+    KVDtype,
+    ModelName,
+    Port,
+    TensorParallel,
+    settings_of,
+)
+from service.cli.output import emit_json, emit_text, working
+from service.errors import Exit, InvalidRequest
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+    from service.engine.request import SamplingParams
+    from service.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("serve")(serve)
+    app.command("generate")(generate)
+
+
+def serve(
+    context: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    model: ModelName = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
+    drafter: Drafter = None,
+    attention: Attention = None,
+    kv_dtype: KVDtype = None,
+    backend: Backend = None,
+    tp: TensorParallel = None,
+) -> None:
+    """Serve the page, the REST interface and the OpenAI routes until told to stop."""
+    from service.api.server import run_server
+
+    settings = settings_of(
+        context,
+        host=host,
+        port=port,
+        model=model,
+        device=device,
+        dtype=dtype,
+        drafter=drafter,
+        attention=attention,
+        kv_dtype=kv_dtype,
+        attention_backend=backend,
+        tensor_parallel=tp,
+    )
+    raise typer.Exit(_on_ranks(settings, lambda: run_server(settings)))
+
+
+def generate(
+    context: typer.Context,
+    model: ModelName = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="UTF-8 text, tokenised as it is.")] = None,
+    prompt_ids: Annotated[Path | None, typer.Option("--prompt-ids", help="JSON file: a list of token ids.")] = None,
+    max_new: Annotated[int, typer.Option("--max-new", help="Most new tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Keep tokens of this share of the likeliest one's probability.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Off a logit for each time the answer holds it.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Off a logit if the answer holds the token.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens in prompt or answer.")] = 1.0,
+    json_schema: Annotated[Path | None, typer.Option(help="File: the answer is JSON of this schema.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The answer matches this expression.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same tokens.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
+    dtype: Dtype = None,
+    device: DeviceName = None,
+    drafter: Drafter = None,
+    attention: Attention = None,
+    kv_dtype: KVDtype = None,
+    backend: Backend = None,
+    tp: TensorParallel = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run the engine alone on one prompt."""
+    if (prompt_file is None) == (prompt_ids is None):
+        raise InvalidRequest("Give either --prompt-file or --prompt-ids.", param="prompt-file")
+    if json_schema is not None and regex is not None:
+        raise InvalidRequest("Give either --json-schema or --regex.", param="regex")
+    ids = _read_ids(prompt_ids) if prompt_ids is not None else None
+    text = _read_text(prompt_file) if prompt_file is not None else ""
+    settings = settings_of(
+        context,
+        model=model,
+        dtype=dtype,
+        device=device,
+        drafter=drafter,
+        attention=attention,
+        kv_dtype=kv_dtype,
+        attention_backend=backend,
+        tensor_parallel=tp,
+    )
+    from service.engine.request import SamplingParams
+    from service.engine.sampling.constraint import Constraint
+
+    constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None
+    if regex is not None:
+        constraint = Constraint("regex", regex)
+    params = SamplingParams(
+        max_tokens=max_new,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty,
+        constraint=constraint,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )
+
+    def lead() -> int:
+        result = _generate(settings, ids, text, params, show=not as_json)
+        if as_json:
+            emit_json(result)
+        return Exit.OK
+
+    raise typer.Exit(_on_ranks(settings, lead))
+
+
+def _on_ranks(settings: Settings, lead: Callable[[], int]) -> int:
+    """Run ``lead`` here, with the other ranks of the model if it is shared; the exit code of this process."""
+    if settings.tensor_parallel == 1:
+        return lead()
+    from service.engine.runner.ranks import run_ranks
+    from service.engine.runner.tensor_parallel import follow
+    from service.models import check_shares_of, device_of
+
+    check_shares_of(settings)
+    return run_ranks(settings.tensor_parallel, device_of(settings), lead, follow)
+
+
+def _generate(
+    settings: Settings, ids: list[int] | None, text: str, params: SamplingParams, show: bool
+) -> dict[str, Any]:
+    """Load the model and run one prompt, of token ids or of text."""
+    from service.models import load_engine
+
+    with working(f"Loading {settings.model} …"):
+        engine = load_engine(settings)
+    if ids is None:
+        if engine.tokenizer is None:
+            raise InvalidRequest(
+                f"The model {settings.model!r} has no tokenizer.",
+                hint="Use --prompt-ids.",
+                param="prompt-file",
+            )
+        ids = list(engine.tokenizer(text).input_ids)
+    return _run(engine, ids, params, show)
+
+
+def _run(engine: Engine, ids: list[int], params: SamplingParams, show: bool) -> dict[str, Any]:
+    """Generate to the end; with `show` the text goes to stdout as it comes."""
+    from service.errors import GenerationFailed
+
+    engine.add_request(ids, params)
+    token_ids: list[int] = []
+    text = ""
+    stats: dict[str, Any] = {}
+    finish_reason = None
+    while engine.has_work:
+        for output in engine.step():
+            if output.error:
+                raise GenerationFailed(f"Generation failed: {output.error}.")
+            token_ids += output.token_ids
+            text += output.text
+            if show:
+                emit_text(output.text)
+            stats, finish_reason = output.stats or stats, output.finish_reason
+    if show:
+        emit_text("\n")
+    return {"token_ids": token_ids, "text": text, "finish_reason": finish_reason, "stats": stats}
+
+
+def _read_text(path: Path, param: str = "prompt-file") -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param=param) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path} is not UTF-8 text (byte {error.start}).", param=param) from error
+
+
+def _read_ids(path: Path) -> list[int]:
+    text = _read_text(path)
+    try:
+        ids = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"{path} is not JSON: {error}.", param="prompt-ids") from error
+    if isinstance(ids, dict):
+        ids = ids.get("prompt_ids", ids.get("token_ids"))
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise InvalidRequest(f"{path} holds no list of token ids, such as [1, 15043].", param="prompt-ids")
+    return ids

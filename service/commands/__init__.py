@@ -1,1 +1,0 @@
-"""The subcommands of `folio`, one file a subject. Heavy imports happen inside the commands, so that help is quick."""

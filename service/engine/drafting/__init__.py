@@ -1,0 +1,1 @@
+"""What the engine and the drafters have of each other."""

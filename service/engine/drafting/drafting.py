@@ -1,0 +1,153 @@
+"""Between the engine and the drafters: one drafter a request, proposals before a forward, lessons after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from drafters import registry
+from drafters.base import RequestState
+from drafters.combine.tracked import TrackedDrafter
+from drafters.errors import DrafterError
+from drafters.resources import Resources
+from drafters.sources.successors import top_successors
+from drafters.stats import DraftingStats, token_sources
+from drafters.tree import EMPTY
+from drafters.verify import Verdict
+from service.engine.request import Request
+from service.engine.step import Slice, Step
+from service.errors import InvalidRequest
+
+
+@dataclass
+class _Drafted:
+    drafter: TrackedDrafter
+    state: RequestState
+    started: bool = False
+
+
+def checked_drafter(name: str) -> registry.DrafterSpec:
+    """The drafter of a NAME[:key=value,…]. Error: InvalidRequest, where there is no such drafter or option."""
+    try:
+        return registry.parse(name)
+    except DrafterError as error:
+        raise InvalidRequest(f"{error}.", param="drafter") from error
+
+
+class Drafting:
+    """The drafters of the running requests, and what they share; ``most_nodes`` is what a step and the pages hold."""
+
+    def __init__(self, resources: Resources, default: str, most_nodes: int) -> None:
+        self.resources = resources
+        self.default = default
+        self.most_nodes = most_nodes
+        self.totals = DraftingStats()
+        self._requests: dict[str, _Drafted] = {}
+
+    def open(self, request: Request, stops: frozenset[int]) -> None:
+        """Give a request the drafter that it asks for; ``stops`` are the tokens that end its output.
+
+        Raises:
+            InvalidRequest: there is no such drafter or option, the engine lacks what it needs, or a larger tree is
+                asked for than it has room for (a default is cut to what there is).
+        """
+        name = request.params.drafter or self.default
+        sources, resources = request.draft_sources, self.resources
+        if sources.datastore is not None:
+            resources = replace(resources, datastore=sources.datastore)
+        spec = checked_drafter(name)
+        try:
+            drafter = registry.build(spec, resources)
+        except DrafterError as error:
+            raise InvalidRequest(f"{error}.", param="drafter") from error
+        if spec.options.budget > self.most_nodes and spec.options.budget != type(spec.options)().budget:
+            raise InvalidRequest(
+                f"drafter {spec.name}: a tree of {spec.options.budget} nodes is larger than the {self.most_nodes} that "
+                "this engine has room for.",
+                hint="Ask for a smaller budget.",
+                param="drafter",
+            )
+        request.draft_budget = 0 if spec.name == "none" else spec.options.budget
+        state = RequestState(
+            request_id=request.id,
+            tokens=request.token_ids,
+            prompt_length=request.prompt_len,
+            sampling=request.params.sampling,
+            documents=sources.documents,
+            draft_prompt=sources.prompt,
+            max_tokens=request.params.max_tokens,
+            stops=stops,
+        )
+        self._requests[request.id] = _Drafted(drafter, state)
+
+    def propose(self, step: Step) -> None:
+        """Hang a tree below the pending token of every decoding slice that has room for one."""
+        batch_size = sum(part.samples for part in step.slices)
+        for part in step.slices:
+            if not (part.samples and part.draft_budget):
+                continue
+            drafted = self._requests[part.request.id]
+            drafted.state.batch_size = batch_size
+            if not drafted.started:
+                drafted.started = True
+                drafted.drafter.start(drafted.state)
+            tree = drafted.drafter.propose(drafted.state, part.draft_budget)
+            part.tree = tree if len(tree) else None
+
+    def adjust(self, part: Slice, logits: Tensor) -> Tensor:
+        """The logits that the request's choices are made from; only a lossy drafter changes them."""
+        drafted = self._requests[part.request.id]
+        if not drafted.started or not drafted.drafter.lossy:
+            return logits
+        return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
+
+    def is_lossy(self, request: Request) -> bool:
+        return self._requests[request.id].drafter.lossy
+
+    def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
+        """The verdict of a drafter that has a rule of its own, or else the keyed one."""
+        drafted = self._requests[part.request.id]
+        if drafted.started and drafted.drafter.judges:
+            return drafted.drafter.verify(drafted.state, part.tree or EMPTY, logits, keyed)
+        return keyed
+
+    def observe(self, part: Slice, verdict: Verdict, emitted: Sequence[int], logits: Tensor) -> list[str]:
+        """Tell the drafter what came of the step; returns the source of each emitted token."""
+        drafted = self._requests[part.request.id]
+        tree = part.tree or EMPTY
+        cut = Verdict(verdict.path, tuple(emitted))
+        if drafted.started:
+            began = time.perf_counter()
+            wanted = drafted.drafter.needs_topk
+            top = top_successors(logits, verdict.rows, wanted) if wanted else None
+            drafted.drafter.stats.drafting_seconds += time.perf_counter() - began
+            drafted.drafter.observe(drafted.state, tree, cut, top)
+        return token_sources(tree, cut)
+
+    def count_verifying(self, step: Step, seconds: float) -> None:
+        """Put the time of a step's choices, walks and moved KV down to the requests that decoded in it, in equal
+        shares."""
+        sampling = [part.request.id for part in step.slices if part.samples]
+        for request_id in sampling:
+            self._requests[request_id].drafter.stats.verifying_seconds += seconds / len(sampling)
+
+    def record(self, step: Step, seconds: float) -> None:
+        """Teach the machine profile the time of a step that decoded only, all that follows the guessing included."""
+        if all(len(part.token_ids) == 1 for part in step.slices):
+            rows = [part.num_rows for part in step.slices]
+            self.resources.profile.record(rows, [part.start for part in step.slices], seconds)
+
+    def close(self, request: Request) -> dict[str, Any]:
+        """End the drafter of a request, wherever it is; returns its figures."""
+        drafted = self._requests.pop(request.id, None)
+        if drafted is None:
+            return {}
+        if drafted.started:
+            drafted.drafter.finish(drafted.state)
+        stats = drafted.drafter.stats
+        self.totals.add(stats)
+        return {"drafter": drafted.drafter.name, "drafting": stats.as_dict()}

@@ -1,0 +1,76 @@
+"""What an engine lends its drafters: itself for a second sequence, itself with layers skipped, a draft model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from drafters.resources import Resources
+from service.engine.block_manager import BlockManager
+from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SkippingModel
+from service.engine.loading.checkpoint import DTYPES, LoadedModel, load_model
+from service.engine.request import Request
+from service.engine.runner.model_runner import ModelRunner
+from sparse_attn.kv.pool import KVPool
+
+if TYPE_CHECKING:
+    from service.engine.engine import EngineConfig
+
+
+def draft_resources(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    runner: ModelRunner,
+    lent: DraftPages,
+    requests: dict[str, Request],
+    salt: str,
+) -> Resources:
+    """The resources of one engine; a draft model is loaded here, with pages of its own.
+
+    Raises:
+        ModelError: the draft model cannot be loaded.
+    """
+    resources = Resources(
+        vocab_size=loaded.vocab_size,
+        tokenizer=loaded.tokenizer_fingerprint,
+        codec=_codec(loaded.tokenizer),
+        self_model=PagedDraftModel(runner, lent, loaded.vocab_size, salt, config.max_step_tokens),
+        # Other ranks would have to skip the same layers.
+        skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
+    )
+    if config.draft_model is not None:
+        draft = load_model(config.draft_model, config.dtype, config.device)
+        num_pages = lent.blocks.num_pages
+        pool = KVPool(draft.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
+        own = DraftPages(BlockManager(num_pages, config.page_size, config.prefix_cache))
+        draft_runner = ModelRunner(draft.model, pool)
+        resources.draft_model = PagedDraftModel(
+            draft_runner, own, draft.vocab_size, draft.fingerprint, config.max_step_tokens
+        )
+        if not _same_vocabulary(loaded.tokenizer, draft.tokenizer):
+            resources.draft_codec = _codec(draft.tokenizer)
+    return resources
+
+
+class _Codec:
+    """A tokenizer as re-encoding between vocabularies needs it (``drafters.base.TextCodec``)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _codec(tokenizer: Any) -> _Codec | None:
+    return _Codec(tokenizer) if tokenizer is not None else None
+
+
+def _same_vocabulary(one: Any, other: Any) -> bool:
+    """Do two tokenizers give the same ids? Without tokenizers the sizes alone can tell, which the drafter checks."""
+    if one is None or other is None:
+        return True
+    return one.get_vocab() == other.get_vocab()

@@ -1,0 +1,1 @@
+"""How an engine keeps KV: the layout of its pool, and the tiers below it."""

@@ -1,0 +1,86 @@
+"""How the engine's pool keeps KV: in which dtype, which heads share a page, and how long a context it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from service.engine.loading.checkpoint import DTYPES, EMBEDDED, read_config
+from service.errors import InvalidRequest
+from sparse_attn.errors import SparseAttentionError
+from sparse_attn.kv.head_layout import HeadLayout
+from sparse_attn.plan.policies import parse_policy
+from sparse_attn.plan.policy import ModelShape, Policy
+
+if TYPE_CHECKING:
+    from service.engine.engine import EngineConfig
+
+KV_DTYPES = ("auto", "int8")
+
+
+def kv_dtype(config: EngineConfig) -> torch.dtype:
+    """Of the pages: the model's own, or int8 with a scale a token and head.
+
+    Raises:
+        InvalidRequest: there is no such dtype of KV.
+    """
+    if config.kv_dtype not in KV_DTYPES:
+        raise InvalidRequest(
+            f"Unknown dtype of KV {config.kv_dtype!r}.", hint=f"Choose {' or '.join(KV_DTYPES)}.", param="kv_dtype"
+        )
+    return torch.int8 if config.kv_dtype == "int8" else DTYPES[config.dtype]
+
+
+def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Policy:
+    """An attention policy that the model and its pages allow.
+
+    Raises:
+        InvalidRequest: there is none of that name, or they do not.
+    """
+    try:
+        policy = parse_policy(name)
+        policy.check(shape)
+    except SparseAttentionError as error:
+        raise InvalidRequest(f"{error}.", param=param) from error
+    return policy
+
+
+def check_attention(model: str, config: EngineConfig) -> None:
+    """Refuse the default policy that a model or its pages do not allow, before weights are loaded.
+
+    Raises:
+        InvalidRequest: as `checked_policy`. ModelError: there is no such model.
+    """
+    described = read_config(model).get_text_config()
+    fingerprint = model if model == EMBEDDED else ""
+    try:
+        shape = ModelShape.of_config(described, config.page_size, fingerprint=fingerprint)
+    except AttributeError:  # a configuration without attention heads: loading says what the model lacks
+        return
+    checked_policy(config.attention, shape)
+
+
+def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:
+    """Which KV heads share a page: the streaming heads of ``kv_groups`` get pages of their own, which can be freed.
+
+    Raises:
+        InvalidRequest: ``kv_groups`` names a policy that the model does not allow.
+    """
+    whole = HeadLayout.whole(shape.num_layers, shape.num_kv_heads)
+    if config.kv_groups == "none":
+        return whole
+    named = config.kv_groups != "auto"
+    policy = checked_policy(
+        config.kv_groups if named else config.attention, shape, "kv_groups" if named else "attention"
+    )
+    heads = policy.head_groups(shape)
+    if heads is None:
+        if named:
+            raise InvalidRequest(
+                f"The policy {config.kv_groups!r} has no streaming heads, so there is nothing to keep apart.",
+                hint="Give lserve with a head file, auto or none.",
+                param="kv_groups",
+            )
+        return whole
+    return HeadLayout.split(heads.streaming, shape.num_kv_heads)

@@ -1,0 +1,1 @@
+"""The forward pass: the model over pages, alone or over several processes."""

@@ -1,0 +1,142 @@
+"""All layers of a CPU model in one call, for decode steps and draft trees.
+
+A step of a small model takes less time in its products and its attention than between them, in Python and torch. For
+models of Llama's kind (`FAMILIES`) the layers of a step are run by `sparse_attn.kernels.cpu.decoder`, with the same
+operations and the same rounding as the modules: a forward has the same bits either way, so that steps which only the
+modules can serve (prompts, sparse policies, int8 pages) may come between.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from service.engine.runner.row_invariance import MAX_ROWS
+from sparse_attn.batch import AttnBatch
+from sparse_attn.kernels import Kernels, select_kernels
+from sparse_attn.kernels.cpu.decoder import Decoder, DecoderLayer, Norm, Projection
+from sparse_attn.kernels.cpu.rows import silu_mul
+
+FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model")
+_EXPECTED = ("use_cache", "input_ids", "position_ids", "attn")
+
+
+def fuse_layers(model: Any) -> bool:
+    """Let the body of a float32 CPU model run all its layers in one call where a batch allows it.
+
+    Comes after `make_row_invariant` and `fuse_norms`, whose numbers it keeps. The modules keep their classes,
+    parameters and names; the `forward` of the body and of each gated MLP changes (the latter so that both ways round
+    alike). A hook on the body is called as before, one on a layer sends the forwards through the modules; deeper ones
+    are not seen.
+
+    Returns:
+        Whether it did: not where the CPU kernels cannot be built, nor for a model that computes something else.
+    """
+    body: Any = getattr(model, "base_model", None)
+    if not _kernels().row_invariant or type(body).__name__ not in FAMILIES:
+        return False
+    if "forward" in vars(body) or not all(map(_is_known, body.layers)):
+        return False
+    config, first = body.config, body.layers[0].self_attn
+    decoder = Decoder(
+        [_described(layer, config) for layer in body.layers],
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        first.head_dim,
+    )
+    for layer in body.layers:
+        layer.mlp.forward = functools.partial(_gated, layer.mlp, type(layer.mlp).forward)
+    body.forward = functools.partial(_forward, body, type(body).forward, decoder)
+    return True
+
+
+def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The `forward` of a layer that is skipped."""
+    return hidden_states
+
+
+def _kernels(backend: str = "auto") -> Kernels:
+    return select_kernels(torch.device("cpu"), torch.float32, backend)
+
+
+def _is_known(layer: Any) -> bool:
+    """A layer whose linear layers, norms and activation are all such as the kernels compute."""
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None]
+    # what `make_row_invariant` and `fuse_norms` have taken: an adapter, a quantiser or a share of several ranks is not
+    taken = all(type(one) is nn.Linear and "forward" in vars(one) and one.weight.is_contiguous() for one in linears)
+    return taken and all("forward" in vars(norm) for norm in norms) and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+
+
+def _described(layer: Any, config: Any) -> DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    modules = {name: getattr(attention, f"{name}_proj") for name in "qkvo"}
+    modules |= {name: getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")}
+    everywhere = config.sliding_window if type(layer).__name__ == "MistralDecoderLayer" else None
+    return DecoderLayer(
+        input_norm=_norm(layer.input_layernorm),
+        post_norm=_norm(layer.post_attention_layernorm),
+        projections={name: Projection(one.weight, one.bias) for name, one in modules.items()},
+        q_norm=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        k_norm=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        scale=attention.scaling,
+        window=getattr(attention, "sliding_window", everywhere) or 0,
+        rotary=bool(getattr(attention, "use_rope", True)),
+    )
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.variance_epsilon)
+
+
+def _gated(mlp: Any, plain: Callable[..., Tensor], x: Tensor) -> Tensor:
+    if x.dtype != torch.float32 or torch.is_grad_enabled():
+        return plain(mlp, x)
+    return mlp.down_proj(silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))  # type: ignore[no-any-return]
+
+
+def _forward(body: Any, plain: Callable[..., Any], decoder: Decoder, *args: Any, **kwargs: Any) -> Any:
+    chosen = None if args else _chosen(body, kwargs)
+    if chosen is None:
+        return plain(body, *args, **kwargs)
+    batch: AttnBatch = kwargs["attn"]
+    batch.kernels.add(_kernels(batch.backend).name)
+    x = body.embed_tokens(kwargs["input_ids"])
+    cos = sin = None
+    if decoder.rotary:
+        cos, sin = (part[0].contiguous() for part in body.rotary_emb(x, kwargs["position_ids"]))
+    decoder.run(x[0], cos, sin, batch, chosen)
+    return BaseModelOutputWithPast(last_hidden_state=body.norm(x))
+
+
+def _chosen(body: Any, kwargs: dict[str, Any]) -> list[int] | None:
+    """The layers that run, if the kernels can serve this call; None if it is the modules' own."""
+    batch = kwargs.get("attn")
+    if batch is None or torch.is_grad_enabled() or len(batch.positions) > MAX_ROWS or kwargs.get("use_cache"):
+        return None
+    if batch.policies is not None or batch.earlier is not None or batch.other_groups:
+        return None
+    if batch.needed is not None:  # a prompt's rows: the modules spare the last layer's attention for most
+        return None
+    if batch.pool.dtype != torch.float32 or _kernels(batch.backend).whole is not None:
+        return None
+    if any(value is not None for name, value in kwargs.items() if name not in _EXPECTED):
+        return None
+    chosen = []
+    for i, layer in enumerate(body.layers):
+        own = vars(layer).get("forward")
+        if own is pass_on:
+            continue
+        if own is not None or layer._forward_hooks or layer._forward_pre_hooks:
+            return None
+        chosen.append(i)
+    return chosen

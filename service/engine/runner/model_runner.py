@@ -1,0 +1,227 @@
+"""One forward of the unmodified transformers model over the slices of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drafters.tree import DraftTree
+from service.engine.block_manager import GONE, Place
+from service.engine.step import Slice
+from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
+from sparse_attn.host_values import on_device, to_device
+from sparse_attn.kv.pool import KVPool
+from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from sparse_attn.tree_masks import TreeMasks
+
+
+@dataclass
+class Forward:
+    """What a forward gave.
+
+    Attributes:
+        logits: [R, V], for each sampling slice the row of its last token (of all its tokens where it asks for
+            that) and then one per tree node.
+        first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
+        kernels: names of the attention kernels that served it.
+    """
+
+    logits: Tensor
+    first_row: list[int]
+    kernels: set[str]
+
+
+class ModelRunner:
+    """Owns the model and the pages; turns slices into tensors and back.
+
+    ``backend``: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
+    """
+
+    def __init__(self, model: torch.nn.Module, pool: KVPool, backend: str = "auto") -> None:
+        self.model = model
+        self.pool = pool
+        self.backend = backend
+        self.reads_every_row = False  # set while hidden states of rows without logits are wanted too
+
+    @torch.inference_mode()
+    def run(self, slices: Sequence[Slice]) -> Forward:
+        """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
+        with self._on_its_device():
+            batch, token_ids, wanted, first_row = self._build(slices)
+            logits = self._forward(batch, token_ids, wanted)
+        return Forward(logits, first_row, batch.kernels)
+
+    def figures(self) -> dict[str, Any]:
+        """How the forwards ran, for the statistics of the engine."""
+        return {}
+
+    def keep_stats(self) -> None:
+        """Keep the bounds of every page's keys from now on (`KVPool.keep_stats`)."""
+        self.pool.keep_stats()
+
+    def policy_state(self, policy: Policy, model: ModelShape, prompt_len: int) -> PolicyState:
+        """The state of a policy with one sequence, over the heads that this runner has."""
+        return PolicyState(policy, model, prompt_len)
+
+    @torch.inference_mode()
+    def run_nodes(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int) -> Tensor:
+        """Run the nodes ``known:`` of a tree that grows behind ``length`` tokens in pages; the earlier ones lie there.
+
+        Node i is kept at order ``length + i``; a parent of -1 is the last of the tokens in pages.
+
+        Returns:
+            Logits [len(tree) - known, V].
+        """
+        if known and tree.ancestor_mask[1 + known :, 1 : 1 + known].all():
+            # one chain that all go on from: no different from tokens
+            return self.run_nodes(pages, length + known, _below(tree, known), 0)
+        device, count = self.pool.device, len(tree) - known
+        place = to_device(torch.from_numpy(length - 1 + tree.depths[1:]), device)
+        tables = []
+        for group in range(self.pool.layout.num_groups):
+            slots = self._slots(pages, np.arange(length, length + len(tree)), group)
+            tables.append(GroupTables(self._table([pages], group), slots[known:], slots[:known]))
+        first = tables[0]
+        assert first.earlier_slots is not None
+        mask = to_device(torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]), device)
+        batch = AttnBatch(
+            pool=self.pool,
+            cu_seqlens_q=on_device([0, count], torch.int32, device),
+            context_lens=on_device([length], torch.int32, device),
+            block_tables=first.block_tables,
+            slot_mapping=first.slot_mapping,
+            positions=place[known:],
+            tree_masks=[mask[:, known:]],
+            earlier=EarlierNodes(first.earlier_slots, place[:known], mask[:, :known]) if known else None,
+            other_groups=tables[1:],
+            backend=self.backend,
+        )
+        token_ids = to_device(torch.from_numpy(tree.tokens[known:]), device)
+        with self._on_its_device():
+            return self._forward(batch, token_ids, list(range(count)))
+
+    @torch.inference_mode()
+    def keep_nodes(self, pages: Sequence[Place], length: int, path: Sequence[int]) -> None:
+        """Copy K and V of the nodes ``path`` (kept from order ``length`` on) to where the sequence goes on."""
+        source = [length + node for node in path]
+        target = list(range(length, length + len(path)))
+        if source == target:
+            return
+        with self._on_its_device():
+            for group in range(self.pool.layout.num_groups):
+                slots = self._slots(pages, np.array([source, target]), group)
+                self.pool.copy_slots(slots[0], slots[1])
+
+    def _on_its_device(self) -> AbstractContextManager[Any]:
+        """Kernels are launched on a thread's current device, and this thread's may be another."""
+        device = self.pool.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def _forward(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
+        every = len(wanted) == len(token_ids)  # which the model knows as 0, and copies no hidden states for
+        out = self.model(
+            input_ids=token_ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            attn=batch,
+            logits_to_keep=0 if every else on_device(wanted, torch.int64, self.pool.device),
+        )
+        return out.logits[0]
+
+    def _build(self, slices: Sequence[Slice]) -> tuple[AttnBatch, Tensor, list[int], list[int]]:
+        device = self.pool.device
+        token_ids: list[int] = []
+        positions: list[np.ndarray] = []
+        orders: list[np.ndarray] = []
+        masks: list[np.ndarray | None] = []
+        wanted: list[int] = []
+        first_row: list[int] = []
+        cu_seqlens = [0]
+        for part in slices:
+            count = len(part.token_ids)
+            order = np.arange(part.start, part.start + part.num_rows)
+            place = order.copy()
+            token_ids += part.token_ids
+            if part.tree is not None and len(part.tree):
+                token_ids += part.tree.tokens.tolist()
+                place[count:] = part.start + count - 1 + part.tree.depths[1:]
+                masks.append(tree_mask(count, part.tree.ancestor_mask))
+            else:
+                masks.append(None)
+            positions.append(place)
+            orders.append(order)
+            end = cu_seqlens[-1] + part.num_rows
+            first_row.append(len(wanted) if part.samples else -1)
+            if part.samples:
+                wanted += range(cu_seqlens[-1] + (0 if part.all_logits else count - 1), end)
+            cu_seqlens.append(end)
+        policies = [part.request.policy for part in slices]
+        sequences = [part.request.pages for part in slices]
+        tables = []
+        for group in range(self.pool.layout.num_groups):
+            slots = [self._slots(pages, order, group) for pages, order in zip(sequences, orders, strict=True)]
+            tables.append(GroupTables(self._table(sequences, group), torch.cat(slots)))
+        batch = AttnBatch(
+            pool=self.pool,
+            cu_seqlens_q=on_device(cu_seqlens, torch.int32, device),
+            context_lens=on_device([p.start for p in slices], torch.int32, device),
+            block_tables=tables[0].block_tables,
+            slot_mapping=tables[0].slot_mapping,
+            positions=on_device(np.concatenate(positions).tolist(), torch.int64, device),
+            tree_masks=_on_device(masks, device),
+            policies=policies if any(p is not None for p in policies) else None,
+            other_groups=tables[1:],
+            needed=self._needed(slices, any(mask is not None for mask in masks)),
+            backend=self.backend,
+        )
+        return batch, on_device(token_ids, torch.int64, device), wanted, first_row
+
+    def _needed(self, slices: Sequence[Slice], trees: bool) -> list[int] | None:
+        """Of how many of its last rows each slice reads the output; None where that is all rows."""
+        if self.reads_every_row or (trees and self.pool.device.type == "cuda"):  # there masks are packed for all rows
+            return None
+        counts = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
+        return None if all(n == p.num_rows for n, p in zip(counts, slices, strict=True)) else counts
+
+    def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
+        """Block table int32 [S, P] of one head group; a page that was dropped is nobody's, the pool's last."""
+        table = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int32)
+        for row, pages in zip(table, sequences, strict=True):
+            row[: len(pages)] = [place[group] for place in pages]
+        table[table == GONE] = self.pool.num_pages
+        return to_device(torch.from_numpy(table), self.pool.device)
+
+    def _slots(self, pages: Sequence[Place], order: np.ndarray, group: int = 0) -> Tensor:
+        """Slots of the ``order``-th tokens of a sequence in one head group, int64, same shape."""
+        size = self.pool.page_size
+        first = int(order.min()) // size if order.size else 0
+        table = np.array([place[group] for place in pages[first:]], dtype=np.int64)
+        return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
+
+
+def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:
+    """`AttnBatch.tree_masks`: packed in one tensor for the kernels of a GPU."""
+    if device.type == "cuda":
+        return TreeMasks.pack(masks, device)
+    if all(mask is None for mask in masks):
+        return None
+    return [None if mask is None else torch.from_numpy(mask) for mask in masks]
+
+
+def _below(tree: DraftTree, known: int) -> DraftTree:
+    """The nodes ``known:`` of a tree whose other nodes are a chain above them all."""
+    return DraftTree.of(tree.tokens[known:], np.maximum(tree.parents[known:] - known, -1))
+
+
+def tree_mask(count: int, ancestors: np.ndarray) -> np.ndarray:
+    """bool [n, n] over ``count`` tokens and a tree below the last: causal before, ancestor-or-self within."""
+    extra = len(ancestors) - 1
+    mask = np.tri(count + extra, dtype=bool)
+    mask[count - 1 :, count - 1 :] = ancestors
+    return mask

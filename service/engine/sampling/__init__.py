@@ -1,0 +1,1 @@
+"""From logits to tokens: constraints, penalties, and the choice."""

@@ -1,0 +1,73 @@
+"""From logits to tokens: the target's choices along each request's tree, keyed so that the grouping into steps does
+not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drafters.sampling import device as sampling_device
+from drafters.sampling.choice import choose
+from drafters.tree import DraftTree
+from drafters.verify import Verdict, verify, walk
+from service.engine.request import SamplingParams, TokenLogprobs
+from sparse_attn.host_values import to_device
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """How the rows of logits are to be sampled: of each request one for its pending token and one for each node.
+
+    Attributes:
+        params: of each request.
+        trees: below the pending token of each.
+        positions: of the token after each pending token.
+    """
+
+    params: Sequence[SamplingParams]
+    trees: Sequence[DraftTree]
+    positions: Sequence[int]
+
+
+def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
+    """What each request's tree and the target's choices come to; logits [R, V]. The device is waited for once."""
+    ends = list(accumulate(1 + len(tree) for tree in keys.trees))
+    rows = [slice(end - 1 - len(tree), end) for end, tree in zip(ends, keys.trees, strict=True)]
+    any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
+    if logits.is_cpu and not any_cut:
+        of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
+        return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
+    choices = _choices(logits, keys, any_cut).tolist()
+    return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
+
+
+def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
+    """The target's token after each row, int64 [R]."""
+    params = keys.params
+    if all(p.temperature == 0 for p in params):
+        return torch.argmax(logits, dim=-1)
+    counts = [1 + len(tree) for tree in keys.trees]
+    columns = (
+        np.repeat(np.array([p.temperature for p in params], dtype=np.float64), counts),
+        np.repeat(np.array([p.top_k for p in params], dtype=np.int64), counts),
+        np.repeat(np.array([p.top_p for p in params], dtype=np.float64), counts),
+        np.repeat(np.array([p.seed for p in params], dtype=np.int64), counts),
+        np.concatenate([at + tree.depths for at, tree in zip(keys.positions, keys.trees, strict=True)]),
+    )
+    if logits.is_cpu:
+        return choose(logits, *columns, any_cut=any_cut)
+    moved = [to_device(torch.from_numpy(column), logits.device) for column in columns]
+    return sampling_device.choose(logits, *moved, any_cut=any_cut)
+
+
+def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """Log-probabilities of the model's own distribution (before temperature and cuts); logits [V]."""
+    logp = torch.log_softmax(logits.double(), -1)
+    top = torch.topk(logp, min(count, len(logp)))
+    pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return TokenLogprobs(token_id, float(logp[token_id]), pairs)

@@ -1,0 +1,1 @@
+"""C++ kernels for the CPU, built at first use."""

@@ -1,0 +1,579 @@
+// Attention over pages and new rows for float32 on a CPU.
+//
+// The keys of a row are numbered 0, 1, 2, …: first its context in pages, then the new rows it sees, in order; for a
+// tree node these are its ancestors and itself. Keys are taken in tiles of TILE and chunks of CHUNK by that number.
+// Inside a chunk softmax runs online (FlashAttention-2, arXiv 2307.08691); chunks are joined in order
+// (Flash-Decoding). A row's bits therefore depend on its query and its keys alone: not on the rows, sequences or
+// threads beside it, on whether a key lies in a page or is new, on whether the row is a node of a tree, nor on how
+// a prompt was cut into prefill chunks.
+//
+// All query heads of a KV head, for all rows of a block, go over a tile together (GQA packing): K and V are read from
+// memory once. K is transposed in cache, so that scores and values are the same product: broadcast × rows of vectors.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "calls.h"
+#include "simd.h"
+
+using namespace folio;
+
+namespace {
+
+constexpr int TILE = 64;          // keys
+constexpr int CHUNK = 16 * TILE;  // keys joined before they meet the next chunk; never depends on the load
+constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequence are shared out to threads
+constexpr int THREAD_SCORES = 8192;  // least work for one more thread
+constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+// Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
+// chunk0 … chunk1-1; `partial` is where the chunks' states go, or null where they are joined at once.
+struct Task {
+  int sequence, row0, row1, head0, heads, chunk0, chunk1;
+  float* partial;
+};
+
+constexpr size_t LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
+struct alignas(64) Line { float floats[LINE]; };
+
+// Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
+struct State {
+  float *m, *l, *o;
+  int width;  // floats a row of o
+  void clear(int rows) {
+    std::fill(m, m + rows, -INF);
+    std::fill(l, l + rows * LANES, 0.0f);
+    std::fill(o, o + rows * width, 0.0f);
+  }
+};
+
+// Prefetches the keys, then the values of the next tile, row by row, from the loops over this one: from all of them, for
+// where none are asked for the memory rests.
+class Fetch {
+  const float *keys = nullptr, *values = nullptr;
+  int dim = 0, next = 2 * TILE, every = 1, in_square = 0;
+
+  void rows(int count) {
+    for (; count > 0 && next < 2 * TILE; --count, ++next) {
+      const float* row = next < TILE ? keys + int64_t(next) * dim : values + int64_t(next - TILE) * dim;
+      for (int d = 0; d < dim; d += 16) prefetch(row + d);
+    }
+  }
+
+ public:
+  // The next tile's rows, and how many groups of rows will go over the tile at hand: each is two loops.
+  void begin(const float* k, const float* v, int width, int groups) {
+    keys = k, values = v, dim = width, next = 0;
+    const int calls = 2 * groups * width * (TILE / LANES / MAX_VECTORS);
+    for (every = 2; calls / every > 2 * TILE;) every *= 2;
+    const int squares = (TILE / LANES) * (width / LANES);
+    in_square = squares ? (2 * TILE - calls / every + squares - 1) / squares : 0;
+  }
+  void stop() { next = 2 * TILE; }
+  void square() { rows(in_square); }
+  void step(int i) {
+    if (!(i & (every - 1))) rows(1);
+  }
+};
+
+// One finished chunk (or several, joined) of one row: m, l and o in `width + 2` floats.
+void join(float* total, const float* part, int width) {
+  if (part[0] == -INF) return;
+  if (total[0] == -INF) {
+    std::copy(part, part + width + 2, total);
+    return;
+  }
+  const float m = std::max(total[0], part[0]);
+  const float a = exp(splat(total[0] - m))[0], b = exp(splat(part[0] - m))[0];
+  total[0] = m;
+  total[1] = std::fma(b, part[1], a * total[1]);
+  for (int d = 0; d < width; d += LANES)
+    store(total + 2 + d, fma(splat(b), load(part + 2 + d), splat(a) * load(total + 2 + d)));
+}
+
+// Most keys a row of the sequence can have.
+int keys_of(const Attention& c, int sequence) {
+  return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
+}
+
+class Worker {
+ public:
+  explicit Worker(const Attention& call)
+      : c(call), width((c.dim + LANES - 1) / LANES * LANES), padded(c.dim % LANES != 0) {}
+
+  void run(const Task& task) {
+    begin(task);
+    const int context = c.context_lens[t.sequence];
+    const bool tree = mask != nullptr;
+    // Keys that all rows number alike: all of them, but for a tree only the whole tiles of the context.
+    const int shared_keys = tree ? context / TILE * TILE : context + (c.k_new ? t.row1 : 0);
+    for (int chunk = t.chunk0; chunk < t.chunk1; ++chunk) {
+      const int first = chunk * CHUNK, end = std::min(first + CHUNK, shared_keys);
+      if (!tree && !t.partial && next_tile(first, end) >= end) continue;  // would join nothing
+      state.clear(rows);
+      for (int key = next_tile(first, end); key < end; key = next_tile(key + TILE, end))
+        shared_tile(key, std::min(TILE, shared_keys - key));
+      if (tree)
+        for (int i = t.row0; i < t.row1; ++i) path_tiles(i, std::max(first, shared_keys), first + CHUNK);
+      finish_chunk(chunk);
+    }
+    if (!t.partial) write();
+  }
+
+ private:
+  const Attention& c;
+  const int width;
+  const bool padded;
+  Task t{};
+  const uint8_t* mask = nullptr;
+  int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
+  State state{};
+  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr,
+        *k_wide = nullptr, *v_wide = nullptr;  // tiles of int8 keys and values as floats
+  const float *k_rows[TILE], *v_rows[TILE];
+  Fetch fetch;
+  std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
+  int highest_low = 0, lowest_high = 0;
+  std::vector<uint64_t> seen;  // of each packed row: which keys of the tile at hand it sees
+  std::vector<int> path, cursor, query_block;
+  std::vector<uint8_t> tile_visited;  // of each tile of keys: does any query block of the task visit it
+
+  void begin(const Task& task) {
+    t = task;
+    row_base = c.cu_rows[t.sequence];
+    new_rows = c.cu_rows[t.sequence + 1] - row_base;
+    rows = (t.row1 - t.row0) * t.heads;
+    kv_head = t.head0 / (c.q_heads / c.kv_heads);
+    mask = c.tree_masks && c.k_new ? c.tree_masks[t.sequence] : nullptr;
+    allocate();
+    for (int r = 0; r < rows; ++r) {
+      const int i = t.row0 + r / t.heads;
+      const float* source = c.q + (row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head;
+      for (int d = 0; d < c.dim; ++d) query[r * c.dim + d] = source[d] * c.scale;
+    }
+    for (int r = 0; r < rows; ++r) total[r * (width + 2)] = -INF;
+    const int context = c.context_lens[t.sequence];
+    low.assign(t.row1 - t.row0, 0);
+    high.assign(t.row1 - t.row0, context);
+    for (int i = t.row0; i < t.row1; ++i) {
+      int self = context + i;
+      if (mask) self = context + int(std::count(mask + i * new_rows, mask + (i + 1) * new_rows, 1)) - 1;
+      if (c.k_new) high[i - t.row0] = self + 1;
+      const int64_t position = c.positions ? c.positions[row_base + i] : self;
+      if (c.window > 0) low[i - t.row0] = int(std::max<int64_t>(0, position - c.window + 1));
+    }
+    highest_low = *std::max_element(low.begin(), low.end());
+    lowest_high = *std::min_element(high.begin(), high.end());
+    seen.resize(rows);
+    if (c.index_counts) find_query_blocks();
+  }
+
+  void allocate() {
+    static thread_local std::vector<Line> memory;
+    size_t need = 0;
+    const auto lines = [](size_t n) { return (n + LINE - 1) / LINE; };
+    for (size_t n : {size_t(c.dim) * TILE, 3 * size_t(TILE) * width, size_t(MAX_ROWS) * TILE, size_t(rows) * width,
+                     size_t(rows) * LANES, size_t(rows) * c.dim, size_t(rows) * (width + 2), size_t(rows)})
+      need += lines(n);
+    if (memory.size() < need) memory.resize(need);
+    Line* at = memory.data();
+    auto take = [&](size_t n) { float* p = at->floats; at += lines(n); return p; };
+    columns = take(size_t(c.dim) * TILE);
+    copies = take(3 * size_t(TILE) * width);
+    k_wide = copies + size_t(TILE) * width;
+    v_wide = k_wide + size_t(TILE) * width;
+    scores = take(MAX_ROWS * TILE);
+    state.width = width;
+    state.o = take(size_t(rows) * width);
+    state.l = take(size_t(rows) * LANES);
+    query = take(size_t(rows) * c.dim);
+    total = take(size_t(rows) * (width + 2));
+    state.m = take(rows);
+  }
+
+  // --- which keys ---------------------------------------------------------------------------------
+
+  void find_query_blocks() {
+    query_block.resize(t.row1 - t.row0);
+    int block = c.index_first[t.sequence];
+    for (int i = t.row0; i < t.row1; ++i) {
+      while (c.index_cu_rows[block + 1] <= row_base + i) ++block;
+      query_block[i - t.row0] = block;
+    }
+    cursor.assign(query_block.empty() ? 0 : query_block.back() - query_block.front() + 1, 0);
+    const int first = t.chunk0 * CHUNK + c.index_k_offset[t.sequence];
+    for (size_t b = 0; b < cursor.size(); ++b) {
+      const int32_t* ids = block_ids(query_block.front() + int(b));
+      const int count = block_count(query_block.front() + int(b));
+      cursor[b] = int(std::lower_bound(ids, ids + count, first / c.index_block_k) - ids);
+    }
+    tile_visited.assign(keys_of(c, t.sequence) / TILE + 1, 0);
+    for (size_t b = 0; b < cursor.size(); ++b) {
+      const int32_t* ids = block_ids(query_block.front() + int(b));
+      const int count = block_count(query_block.front() + int(b));
+      for (int i = cursor[b]; i < count; ++i) {
+        const int64_t key = int64_t(ids[i]) * c.index_block_k - c.index_k_offset[t.sequence];
+        const int64_t from = std::max<int64_t>(0, key) / TILE, to = (key + c.index_block_k - 1) / TILE;
+        for (int64_t tile = from; tile <= to && tile < int64_t(tile_visited.size()); ++tile) tile_visited[tile] = 1;
+      }
+    }
+  }
+  // The first tile from `key` on that any row visits; `end` or beyond where there is none.
+  int next_tile(int key, int end) const {
+    if (c.index_counts)
+      while (key < end && !tile_visited[key / TILE]) key += TILE;
+    return key;
+  }
+  int64_t block_row(int block) const {
+    const int head = c.index_heads == c.q_heads ? t.head0 : kv_head;
+    return head * c.index_blocks + block;
+  }
+  const int32_t* block_ids(int block) const { return c.index_ids + block_row(block) * c.index_width; }
+  int block_count(int block) const { return c.index_counts[block_row(block)]; }
+
+  // Which of the keys key … key+TILE-1 lie in blocks that the query block visits. Tiles must come in ascending order.
+  uint64_t visited(int block, int key) {
+    const int32_t* ids = block_ids(block);
+    const int count = block_count(block), size = c.index_block_k;
+    const int64_t start = int64_t(key) + c.index_k_offset[t.sequence];
+    int& at = cursor[block - query_block.front()];
+    while (at < count && int64_t(ids[at] + 1) * size <= start) ++at;
+    uint64_t bits = 0;
+    for (int i = at; i < count && int64_t(ids[i]) * size < start + TILE; ++i) {
+      const int from = int(std::max<int64_t>(0, int64_t(ids[i]) * size - start));
+      const int to = int(std::min<int64_t>(TILE, int64_t(ids[i] + 1) * size - start));
+      bits |= (to - from == TILE ? ~0ull : ((1ull << (to - from)) - 1)) << from;
+    }
+    return bits;
+  }
+  bool visits(int block, int key) const {
+    const int32_t* ids = block_ids(block);
+    return std::binary_search(ids, ids + block_count(block), (key + c.index_k_offset[t.sequence]) / c.index_block_k);
+  }
+
+  int64_t context_row(int key) const {
+    const int64_t page = c.block_tables[t.sequence * c.table_stride + key / c.page_size];
+    return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
+  }
+
+  // `count` int8 rows from element `at` of the cache on, as floats.
+  const float* widen(const void* cache, const uint16_t* scales, int64_t at, int count, float* out) const {
+    const int8_t* source = static_cast<const int8_t*>(cache) + at;
+    for (int i = 0; i < count; ++i) {
+      const float scale = half(scales[at / c.dim + i]);
+      for (int d = 0; d < c.dim; ++d) out[i * c.dim + d] = float(source[i * c.dim + d]) * scale;
+    }
+    return out;
+  }
+
+  // Pointers to keys and values `key` … of the context and, beyond it, of the new rows in order of storage.
+  void point(int slot, int key, int count) {
+    const int context = c.context_lens[t.sequence];
+    while (count > 0) {
+      int run = count;
+      const float *k, *v;
+      int64_t k_step = c.dim, v_step = c.dim;
+      if (key < context) {
+        const int offset = key % c.page_size;
+        run = std::min({count, c.page_size - offset, context - key});
+        const int64_t at = context_row(key);
+        if (c.k_scale) {
+          k = widen(c.k_cache, c.k_scale, at, run, k_wide + slot * c.dim);
+          v = widen(c.v_cache, c.v_scale, at, run, v_wide + slot * c.dim);
+        } else {
+          k = static_cast<const float*>(c.k_cache) + at;
+          v = static_cast<const float*>(c.v_cache) + at;
+        }
+      } else {
+        const int64_t row = row_base + key - context;
+        k = c.k_new + row * c.k_row + kv_head * c.k_head;
+        v = c.v_new + row * c.v_row + kv_head * c.v_head;
+        k_step = c.k_row;
+        v_step = c.v_row;
+      }
+      for (int i = 0; i < run; ++i, ++slot) {
+        k_rows[slot] = k + i * k_step;
+        v_rows[slot] = v + i * v_step;
+      }
+      key += run;
+      count -= run;
+    }
+  }
+
+  // --- tiles --------------------------------------------------------------------------------------
+
+  void shared_tile(int key, int count) {
+    if (!c.index_counts && key >= highest_low && key + TILE <= lowest_high) {
+      std::fill(seen.begin(), seen.end(), ~0ull);
+    } else {
+      uint64_t bits = ~0ull, any = 0;
+      int known = -1;
+      for (int i = 0; i < t.row1 - t.row0; ++i) {
+        if (c.index_counts && query_block[i] != known) bits = visited(known = query_block[i], key);
+        any |= see(i, key, count, bits);
+      }
+      if (!any) return;
+    }
+    point(0, key, count);
+    const int after = key + TILE;
+    if (!c.k_scale && after < c.context_lens[t.sequence])
+      fetch.begin(static_cast<const float*>(c.k_cache) + context_row(after),
+                  static_cast<const float*>(c.v_cache) + context_row(after), c.dim, (rows + MAX_ROWS - 1) / MAX_ROWS);
+    tile(count, 0, rows);
+    fetch.stop();
+  }
+
+  // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
+  uint64_t see(int i, int key, int count, uint64_t bits) {
+    const int from = std::max(low[i] - key, 0), to = std::min(high[i] - key, count);
+    if (from >= to)
+      bits = 0;
+    else
+      bits &= (to == TILE ? ~0ull : (1ull << to) - 1) & (~0ull << from);
+    std::fill_n(seen.begin() + i * t.heads, t.heads, bits);
+    return bits;
+  }
+
+  // The keys from number `from` up to `to` of one row of a tree, from its last whole tile of context on.
+  void path_tiles(int i, int from, int to) {
+    const int context = c.context_lens[t.sequence], tail = context / TILE * TILE;
+    path.clear();
+    for (int key = tail; key < context; ++key) path.push_back(key);
+    for (int j = 0; j < new_rows; ++j)
+      if (mask[i * new_rows + j]) path.push_back(context + j);
+    to = std::min(to, tail + int(path.size()));
+    for (int key = from; key < to; key += TILE) {
+      const int count = std::min(TILE, to - key);
+      uint64_t bits = 0;
+      for (int j = 0; j < count; ++j) {
+        const int stored = path[key - tail + j];
+        point(j, stored, 1);
+        if (!c.index_counts || visits(query_block[i - t.row0], stored)) bits |= 1ull << j;
+      }
+      if (see(i - t.row0, key, count, bits)) tile(count, (i - t.row0) * t.heads, (i - t.row0 + 1) * t.heads);
+    }
+  }
+
+  // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
+  void tile(int count, int from, int to) {
+    for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
+    transpose(k_rows, count, c.dim, columns, TILE, [&] { fetch.square(); });
+    if (padded) {
+      for (int j = 0; j < count; ++j) {
+        std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
+        std::fill(copies + j * width + c.dim, copies + (j + 1) * width, 0.0f);
+        v_rows[j] = copies + j * width;
+      }
+    }
+    for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, from + r); });
+  }
+
+  template <int ROWS>
+  void attend(int count, int r0) {
+    uint64_t any = 0;
+    for (int r = 0; r < ROWS; ++r) any |= seen[r0 + r];
+    if (!any) return;
+    const int vectors = (count + LANES - 1) / LANES;
+    auto column = [&](int d) {
+      fetch.step(d);
+      return columns + d * TILE;
+    };
+    multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, column, scores, TILE, vectors);
+    if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
+      soften_whole<ROWS>(r0);
+    else
+      for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
+    auto value = [&](int j) {
+      fetch.step(j);
+      return v_rows[j];
+    };
+    multiply_wide<ROWS, true>(scores, TILE, count, value, state.o + r0 * width, width, width / LANES);
+  }
+
+  // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
+  template <int ROWS>
+  void soften_whole(int r0) {
+    constexpr int VECTORS = TILE / LANES;
+    float m[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      vec top = load(scores + r * TILE);
+#pragma GCC unroll 16
+      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(scores + r * TILE + v * LANES));
+      m[r] = std::max(state.m[r0 + r], max_lane(top));
+    }
+    for (int r = 0; r < ROWS; ++r)
+      if (m[r] != state.m[r0 + r]) raise(r0 + r, m[r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const vec highest = splat(m[r]);
+      vec l = load(state.l + (r0 + r) * LANES);
+#pragma GCC unroll 16
+      for (int v = 0; v < VECTORS; ++v) {
+        float* s = scores + r * TILE + v * LANES;
+        const vec x = exp(load(s) - highest);
+        l += x;
+        store(s, x);
+      }
+      store(state.l + (r0 + r) * LANES, l);
+    }
+  }
+
+  // Brings what a row has summed up to a larger maximum.
+  void raise(int row, float m) {
+    const vec shrink = exp(splat(state.m[row] - m));
+    float *sums = state.l + row * LANES, *o = state.o + row * width;
+    store(sums, load(sums) * shrink);
+    for (int d = 0; d < width; d += LANES) store(o + d, load(o + d) * shrink);
+    state.m[row] = m;
+  }
+
+  // One row's scores → weights, its maximum and sum brought up to date.
+  void soften(float* s, int vectors, uint64_t visible, int row) {
+    vec x[TILE / LANES], top = splat(-INF);
+    for (int v = 0; v < vectors; ++v) {
+      x[v] = load(s + v * LANES);
+      if (c.softcap > 0) x[v] = cap(x[v]);
+      if (visible != ~0ull) x[v] = hide(x[v], uint32_t(visible >> (v * LANES)));
+      top = folio::max(top, x[v]);
+    }
+    const float m = std::max(state.m[row], max_lane(top));
+    if (m == -INF) {  // nothing seen yet
+      for (int v = 0; v < vectors; ++v) store(s + v * LANES, vec{});
+      return;
+    }
+    if (m != state.m[row]) raise(row, m);
+    float* sums = state.l + row * LANES;
+    vec l = load(sums);
+    for (int v = 0; v < vectors; ++v) {
+      x[v] = exp(x[v] - splat(m));
+      l += x[v];
+      store(s + v * LANES, x[v]);
+    }
+    store(sums, l);
+  }
+
+  vec cap(vec x) const {  // c·tanh(x/c) = c − 2c / (exp(2x/c) + 1)
+    const vec limit = splat(c.softcap), edge = splat(40.0f);
+    vec y = x * splat(2.0f / c.softcap);
+    y = folio::max(-edge, y < edge ? y : edge);
+    return limit - splat(2.0f * c.softcap) / (exp(y) + splat(1.0f));
+  }
+
+  static vec hide(vec x, uint32_t seen) {
+    ivec bit;
+    for (int i = 0; i < LANES; ++i) bit[i] = 1 << i;
+    return (int32_t(seen) & bit) != 0 ? x : splat(-INF);
+  }
+
+  // --- chunks -------------------------------------------------------------------------------------
+
+  void finish_chunk(int chunk) {
+    for (int r = 0; r < rows; ++r) {
+      float part[2 + 1024];
+      float* target = part;
+      if (t.partial) target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
+      target[0] = state.m[r];
+      target[1] = sum_lanes(load(state.l + r * LANES));
+      std::copy(state.o + r * width, state.o + (r + 1) * width, target + 2);
+      if (!t.partial) join(total + r * (width + 2), part, width);
+    }
+  }
+
+  void write() {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = row_base + t.row0 + r / t.heads, head = t.head0 + r % t.heads;
+      write_row(c, row, head, total + r * (width + 2));
+    }
+  }
+
+ public:
+  static void write_row(const Attention& c, int64_t row, int64_t head, const float* done) {
+    float* out = c.out + (row * c.q_heads + head) * c.dim;
+    const bool empty = done[0] == -INF;
+    const float share = empty ? 0.0f : 1.0f / done[1];
+    for (int d = 0; d < c.dim; ++d) out[d] = empty ? 0.0f : done[2 + d] * share;
+    c.lse[row * c.q_heads + head] = empty ? -INF : done[0] + std::log(done[1]);
+  }
+};
+
+// The end of the row block that begins at row0; blocks of an index stay whole.
+int block_end(const Attention& c, int sequence, int row0, int new_rows, int tokens) {
+  const int end = std::min(new_rows, row0 + tokens);
+  if (!c.index_counts || end == new_rows) return end;
+  const int base = c.cu_rows[sequence];
+  const int32_t *first = c.index_cu_rows + c.index_first[sequence],
+                *last = c.index_cu_rows + c.index_first[sequence + 1];
+  const int32_t* cut = std::upper_bound(first, last + 1, base + end) - 1;
+  if (*cut - base > row0) return *cut - base;
+  return std::min(new_rows, *std::upper_bound(first, last, base + row0) - base);
+}
+
+}  // namespace
+
+extern "C" void folio_attention(const Attention* call) {
+  const Attention& c = *call;
+  const int group = c.q_heads / c.kv_heads;
+  const int heads = c.index_counts && c.index_heads == c.q_heads ? 1 : group;
+  const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS / heads);
+  const int width = (c.dim + LANES - 1) / LANES * LANES;
+
+  struct Split { Task whole; int chunks; int64_t partial; };
+  std::vector<Task> tasks;
+  std::vector<Split> splits;
+  int64_t floats = 0, products = 0;
+  for (int s = 0; s < c.sequences; ++s) {
+    const int new_rows = c.cu_rows[s + 1] - c.cu_rows[s];
+    const int chunks = (keys_of(c, s) + CHUNK - 1) / CHUNK;
+    for (int row0 = 0, row1; row0 < new_rows; row0 = row1) {
+      row1 = block_end(c, s, row0, new_rows, tokens);
+      const int needed = c.k_new && !(c.tree_masks && c.tree_masks[s]) ? (c.context_lens[s] + row1 + CHUNK - 1) / CHUNK
+                                                                       : chunks;
+      for (int head = 0; head < c.q_heads; head += heads) {
+        Task task{s, row0, row1, head, heads, 0, needed, nullptr};
+        products += int64_t(row1 - row0) * heads * needed * CHUNK;
+        if (new_rows <= SPLIT_ROWS && needed > 1) {
+          splits.push_back({task, needed, floats});
+          floats += int64_t(needed) * (row1 - row0) * heads * (width + 2);
+        } else {
+          tasks.push_back(task);
+        }
+      }
+    }
+  }
+  static thread_local std::vector<float> partials;
+  if (int64_t(partials.size()) < floats) partials.resize(floats);
+  // The longest first: later row blocks of a prompt have more keys.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.chunk1 > b.chunk1; });
+  for (const Split& split : splits)
+    for (int chunk = 0; chunk < split.chunks; ++chunk) {
+      Task task = split.whole;
+      const int64_t rows = int64_t(task.row1 - task.row0) * heads;
+      task.chunk0 = chunk;
+      task.chunk1 = chunk + 1;
+      task.partial = partials.data() + split.partial + chunk * rows * (width + 2);
+      tasks.push_back(task);
+    }
+  float* parts = partials.data();
+
+  // A thread costs some microseconds to wake: worth it from a few thousand scores on.
+  const int threads = int(std::clamp<int64_t>(products / THREAD_SCORES, 1, c.threads));
+#pragma omp parallel num_threads(threads)
+  {
+    const FlushDenormals flush;
+    Worker worker(c);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < tasks.size(); ++i) worker.run(tasks[i]);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < splits.size(); ++i) {
+      const Task& task = splits[i].whole;
+      const int64_t rows = int64_t(task.row1 - task.row0) * heads, step = rows * (width + 2);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* total = parts + splits[i].partial + r * (width + 2);
+        for (int chunk = 1; chunk < splits[i].chunks; ++chunk) join(total, total + chunk * step, width);
+        Worker::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
+      }
+    }
+  }
+}

@@ -1,0 +1,88 @@
+"""Block weights of the last rows on a CPU: `score.cpp` behind torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from sparse_attn.kernels.cpu.build import library
+from sparse_attn.rows import HeadPages, SequenceRows
+
+TILE = 64  # keys; of score.cpp
+
+
+class _Call(ctypes.Structure):
+    """`LastRows` of score.cpp."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in (
+            "q", "first_head", "pages", "page_stride", "block_table", "k_new", "stats", "vertical", "slash",
+        )),
+        ("k_row", c_int64),
+        *((name, c_int32) for name in (
+            "sources", "heads", "rows", "dim", "page_size", "context", "length", "block", "tiles", "threads",
+        )),
+    ]  # fmt: skip
+
+
+def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last: int) -> tuple[Tensor, Tensor] | None:
+    """`sparse_attn.plan.score.vertical_slash` from the ``last`` rows, reading the pages in place.
+
+    None for what it does not read: int8 keys, and blocks that are no whole tiles.
+    """
+    if block_k % TILE or (rows.context_len and any(own.key_scales is not None for own in rows.head_pages)):
+        return None
+    group = rows.q.shape[1] // rows.k.shape[1]
+    order = sorted(range(len(heads)), key=lambda i: heads[i])
+    kv_heads = [heads[i] // group for i in order]
+    wanted = _Wanted(rows, sorted(set(kv_heads)))
+    bounds = [kv_heads.index(own) for own in wanted.kv_heads] + [len(heads)]
+    count = min(last, rows.num_rows)
+    q = (rows.q[-count:, [heads[i] for i in order]].transpose(0, 1) * rows.scale).contiguous()
+    tiles = -(-rows.length // TILE)
+    stats = torch.empty(len(heads), count, 4, tiles)
+    vertical, slash = torch.zeros(2, len(heads), -(-rows.length // block_k)).unbind()
+    call = _Call(
+        q=q.data_ptr(), first_head=wanted.hold((c_int32 * len(bounds))(*bounds)), pages=wanted.pages,
+        page_stride=wanted.strides, block_table=wanted.tables, k_new=wanted.new, stats=stats.data_ptr(),
+        vertical=vertical.data_ptr(), slash=slash.data_ptr(), k_row=wanted.k_row, sources=len(wanted.kv_heads),
+        heads=len(heads), rows=count, dim=q.shape[-1], page_size=wanted.page_size, context=rows.context_len,
+        length=rows.length, block=block_k, tiles=tiles, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    library().folio_last_rows(ctypes.byref(call))
+    back = torch.tensor(order).argsort()
+    return vertical[back], slash[back]
+
+
+class _Wanted:
+    """Where the keys of some KV heads lie, and what keeps the addresses alive."""
+
+    def __init__(self, rows: SequenceRows, kv_heads: Sequence[int]) -> None:
+        self._kept: list[object] = []
+        self.kv_heads = kv_heads
+        k = rows.k if rows.k.stride(-1) == 1 else rows.k.contiguous()
+        self.k_row = k.stride(0)
+        self.new = self._addresses([k[:, head] for head in kv_heads])
+        where: dict[int, tuple[HeadPages, int]] = {}
+        if rows.context_len:
+            where = {head: (own, i) for own in rows.head_pages for i, head in enumerate(own.heads)}
+        found = [where[head] for head in kv_heads] if where else []
+        if not all(own.key_pages[:1].is_contiguous() for own, _ in found):
+            raise ValueError("each page of keys must be contiguous")
+        self.page_size = found[0][0].key_pages.shape[2] if found else 1
+        self.pages = self._addresses([own.key_pages[:, i] for own, i in found])
+        self.tables = self._addresses([own.block_table.to(torch.int32).contiguous() for own, _ in found])
+        self.strides = self.hold((c_int64 * len(found))(*(own.key_pages.stride(0) for own, _ in found)))
+
+    def hold(self, array: ctypes.Array) -> int:  # type: ignore[type-arg]
+        """The address of an array that lives as long as this does."""
+        self._kept.append(array)
+        return ctypes.addressof(array)
+
+    def _addresses(self, tensors: Sequence[Tensor]) -> int:
+        self._kept += tensors
+        return self.hold((c_void_p * len(tensors))(*(x.data_ptr() for x in tensors)))

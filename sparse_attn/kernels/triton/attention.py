@@ -1,0 +1,521 @@
+"""Attention over pages and over the new rows on a GPU, in Triton: the contract of `sparse_attn.kernels.dense`.
+
+One program serves a tile of queries of one head, or of a whole GQA group when the rows are few (decode, draft trees):
+then the group's heads fill the tile's rows and a page is read once for all of them. Over pages the key tile is one
+page, a contiguous [page_size, D] block found through the block table; with a `BlockIndex` the program walks its list
+of pages. Few rows over a long context are split along the keys and joined by log-sum-exp (Flash-Decoding).
+
+Softmax is online, in base 2. Nothing is read back by the host and all shapes follow from the inputs' shapes, so
+launches can be captured in a CUDA graph once every shape has run (see `triton_launch.tuned`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_attn.blocks import BlockIndex
+from sparse_attn.errors import BlockIndexError
+from sparse_attn.kernels.triton.launch import query_tiles, tuned
+from sparse_attn.tree_masks import TreeMasks
+
+ROWS_PER_TILE = 128  # queries a program in prefill
+PACKED_ROWS = 256  # rows times heads of a group up to which a query block takes the whole group along
+SPLIT_PROGRAMS = 528  # programs wanted before splitting stops: 4 for each of a Hopper GPU's 132 multiprocessors
+SPLIT_KEYS = 512  # fewest keys worth a program of their own
+
+_PAGED_CONFIGS = [
+    triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (4, 2), (8, 2))
+]
+
+
+@triton.jit
+def _scores(q, k, qk_scale, softcap, CAP: tl.constexpr):
+    """Scores in base 2: q [M, D], k [D, N] → float32 [M, N]; tanh by exponentials, of which 2 and 1 are exact."""
+    s = tl.dot(q, k, input_precision="ieee")
+    if CAP:
+        x = s * (qk_scale / softcap)
+        s = softcap * (1.0 - 2.0 / (tl.exp2(x * 2.885390081777927) + 1.0)) * 1.4426950408889634
+    else:
+        s = s * (qk_scale * 1.4426950408889634)
+    return s
+
+
+@triton.jit
+def _absorb(s, visible, v, v_scale, acc, m, total, QUANT: tl.constexpr):
+    """One step of online softmax over a tile of scores; a row that sees nothing keeps m = -inf."""
+    s = tl.where(visible, s, float("-inf"))
+    m_new = tl.maximum(m, tl.max(s, 1))
+    base = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(s - base[:, None])
+    shrink = tl.exp2(m - base)
+    total = total * shrink + tl.sum(p, 1)
+    if QUANT:
+        p = p * v_scale[None, :]
+    acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return acc, m_new, total
+
+
+@triton.jit
+def _store(OUT, LSE, acc, m, total, out_rows, lse_rows, offs_d, wanted, HEAD_DIM: tl.constexpr):
+    """Write normalised rows and their natural log-sum-exp; zero and -inf where nothing was visible."""
+    safe = tl.where(total > 0, total, 1.0)
+    out = acc / safe[:, None]
+    lse = tl.where(total > 0, (m + tl.log2(safe)) * 0.6931471805599453, float("-inf"))
+    mask = wanted[:, None] & (offs_d < HEAD_DIM)[None, :]
+    tl.store(OUT + out_rows[:, None] + offs_d[None, :], out.to(OUT.dtype.element_ty), mask=mask)
+    tl.store(LSE + lse_rows, lse, mask=wanted)
+
+
+@tuned(_PAGED_CONFIGS, key=["HEAD_DIM", "PAGE", "BLOCK_M", "GROUP", "HAS_INDEX", "QUANT"])
+@triton.jit
+def _paged_kernel(
+    Q, K, V, K_SCALE, V_SCALE, OUT, LSE,
+    ROW_START, ROW_COUNT, BLOCK_SEQ, POSITIONS, CU_SEQLENS, CONTEXT_LENS, TABLES, COUNTS, IDS,
+    qk_scale, softcap, window,
+    stride_qt, stride_qh, stride_page, stride_kv_head, stride_table, ids_width, num_rows, num_heads,
+    num_blocks, index_group, kv_group,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr,
+    GROUP: tl.constexpr, TILES: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_INDEX: tl.constexpr, HAS_POSITIONS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    QUANT: tl.constexpr,
+):  # fmt: skip
+    """Rows of one query block, of GROUP heads, over one share of its pages."""
+    block = num_blocks - 1 - tl.program_id(0) // TILES  # the longest first
+    tile = tl.program_id(0) % TILES
+    head0 = tl.program_id(1) * GROUP
+    split = tl.program_id(2)
+    seq = tl.load(BLOCK_SEQ + block)
+    context = tl.load(CONTEXT_LENS + seq)
+    first_row = tl.load(ROW_START + block)
+
+    offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, PAGE)
+    offs_d = tl.arange(0, BLOCK_D)
+    row = first_row + offs_m // GROUP
+    head = head0 + offs_m % GROUP
+    row_count = tl.load(ROW_COUNT + block)
+    wanted = offs_m // GROUP < row_count
+    in_head = offs_d < HEAD_DIM
+    q_rows = row.to(tl.int64) * stride_qt + head * stride_qh
+    q = tl.load(Q + q_rows[:, None] + offs_d[None, :], mask=wanted[:, None] & in_head[None, :], other=0.0)
+    if HAS_POSITIONS:
+        position = tl.load(POSITIONS + row, mask=wanted, other=2147483647)
+    else:
+        position = tl.where(wanted, context + row - tl.load(CU_SEQLENS + seq), 2147483647)
+
+    first_page = 0
+    if HAS_INDEX:
+        index_row = (head0 // index_group) * num_blocks + block
+        count = tl.load(COUNTS + index_row)
+    else:
+        count = (context + PAGE - 1) // PAGE
+        if WINDOW:
+            first_page = tl.maximum(tl.min(position, 0) - window + 1, 0) // PAGE
+            first_page = tl.minimum(first_page, count).to(tl.int32)
+            count = count - first_page
+    count = tl.where(row_count > tile * BLOCK_M // GROUP, count, 0)  # an empty tile reads nothing
+    share = (count + SPLITS - 1) // SPLITS
+    begin = split * share
+    end = tl.minimum(begin + share, count)
+
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    kv_head = head0 // kv_group
+    for i in range(begin, end):
+        if HAS_INDEX:
+            page = tl.load(IDS + index_row.to(tl.int64) * ids_width + i)
+        else:
+            page = first_page + i
+        frame = tl.load(TABLES + seq.to(tl.int64) * stride_table + page).to(tl.int64)
+        tile_start = frame * stride_page + kv_head * stride_kv_head
+        key = page * PAGE + offs_n
+        present = key < context
+        offsets = offs_n * HEAD_DIM
+        k = tl.load(
+            K + tile_start + offsets[None, :] + offs_d[:, None],
+            mask=present[None, :] & in_head[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            V + tile_start + offsets[:, None] + offs_d[None, :],
+            mask=present[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        v_scale = 1.0
+        if QUANT:
+            scales = tile_start // HEAD_DIM + offs_n
+            k_scale = tl.load(K_SCALE + scales, mask=present, other=0.0).to(tl.float32)
+            v_scale = tl.load(V_SCALE + scales, mask=present, other=0.0).to(tl.float32)
+            s = _scores(q, k.to(q.dtype), qk_scale * k_scale[None, :], softcap, CAP)
+            v = v.to(q.dtype)
+        else:
+            s = _scores(q, k, qk_scale, softcap, CAP)
+        visible = wanted[:, None] & present[None, :]
+        if WINDOW:
+            visible = visible & (key[None, :] > position[:, None] - window)
+        acc, m, total = _absorb(s, visible, v, v_scale, acc, m, total, QUANT)
+
+    slot = split.to(tl.int64) * num_rows + row
+    lse_rows = slot * num_heads + head
+    _store(OUT, LSE, acc, m, total, lse_rows * HEAD_DIM, lse_rows, offs_d, wanted, HEAD_DIM)
+
+
+@triton.jit
+def _join_kernel(
+    PART_OUT, PART_LSE, OUT, LSE, num_pairs,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Join the SPLITS parts of one row and head by log-sum-exp."""
+    pair = tl.program_id(0).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    m = tl.load(PART_LSE + pair)
+    for i in range(1, SPLITS):
+        m = tl.maximum(m, tl.load(PART_LSE + i * num_pairs + pair))
+    base = tl.where(m == float("-inf"), 0.0, m)
+    total = 0.0
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for i in range(SPLITS):
+        weight = tl.exp2((tl.load(PART_LSE + i * num_pairs + pair) - base) * 1.4426950408889634)
+        part = tl.load(PART_OUT + (i * num_pairs + pair) * HEAD_DIM + offs_d, mask=offs_d < HEAD_DIM, other=0.0)
+        total += weight
+        acc += weight * part
+    safe = tl.where(total > 0, total, 1.0)
+    out = (acc / safe).to(OUT.dtype.element_ty)
+    tl.store(OUT + pair * HEAD_DIM + offs_d, out, mask=offs_d < HEAD_DIM)
+    tl.store(LSE + pair, tl.where(total > 0, base + tl.log2(safe) * 0.6931471805599453, float("-inf")))
+
+
+_RAGGED_CONFIGS = [
+    triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((8, 3), (4, 3), (8, 2), (4, 2))
+]
+
+
+@tuned(_RAGGED_CONFIGS, key=["HEAD_DIM", "BLOCK_M", "BLOCK_N", "GROUP", "HAS_INDEX", "TREE"])
+@triton.jit
+def _ragged_kernel(
+    Q, K, V, OUT, LSE,
+    ROW_START, ROW_COUNT, BLOCK_SEQ, POSITIONS, CU_SEQLENS, K_OFFSET, COUNTS, IDS, TREES, TREE_OFFSETS,
+    qk_scale, softcap, window,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, ids_width, num_heads, num_blocks,
+    index_group, kv_group,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, TILES: tl.constexpr,
+    HAS_INDEX: tl.constexpr, HAS_POSITIONS: tl.constexpr, TREE: tl.constexpr, WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
+):  # fmt: skip
+    """Rows of one query block, of GROUP heads, over the new keys of their own sequence."""
+    block = num_blocks - 1 - tl.program_id(0) // TILES  # the longest first
+    tile = tl.program_id(0) % TILES
+    head0 = tl.program_id(1) * GROUP
+    seq = tl.load(BLOCK_SEQ + block)
+    begin_seq = tl.load(CU_SEQLENS + seq)
+    length = tl.load(CU_SEQLENS + seq + 1) - begin_seq
+    local0 = tl.load(ROW_START + block) - begin_seq
+    row_count = tl.load(ROW_COUNT + block)
+
+    offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    local = local0 + offs_m // GROUP
+    row = begin_seq + local
+    head = head0 + offs_m % GROUP
+    wanted = offs_m // GROUP < row_count
+    in_head = offs_d < HEAD_DIM
+    q_rows = row.to(tl.int64) * stride_qt + head * stride_qh
+    q = tl.load(Q + q_rows[:, None] + offs_d[None, :], mask=wanted[:, None] & in_head[None, :], other=0.0)
+    if HAS_POSITIONS:
+        position = tl.load(POSITIONS + row, mask=wanted, other=0)
+    else:
+        position = local
+
+    tree = -1
+    if TREE:
+        tree = tl.load(TREE_OFFSETS + seq)
+    last = local0 + tl.minimum(row_count, tile * BLOCK_M // GROUP + (BLOCK_M + GROUP - 1) // GROUP) - 1
+    origin = 0
+    if HAS_INDEX:
+        index_row = (head0 // index_group) * num_blocks + block
+        count = tl.load(COUNTS + index_row)
+        origin = tl.load(K_OFFSET + seq)
+    else:
+        count = (last + BLOCK_N) // BLOCK_N
+    count = tl.where(row_count > tile * BLOCK_M // GROUP, count, 0)
+
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    kv_head = head0 // kv_group
+    for i in range(count):
+        if HAS_INDEX:
+            first_key = tl.load(IDS + index_row.to(tl.int64) * ids_width + i) * BLOCK_N - origin
+        else:
+            first_key = i * BLOCK_N
+        key = first_key + offs_n
+        present = (key >= 0) & (key < length)
+        key_row = (begin_seq + key).to(tl.int64)
+        k = tl.load(
+            K + key_row[None, :] * stride_kt + kv_head * stride_kh + offs_d[:, None],
+            mask=present[None, :] & in_head[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            V + key_row[:, None] * stride_vt + kv_head * stride_vh + offs_d[None, :],
+            mask=present[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        visible = wanted[:, None] & present[None, :]
+        if TREE:
+            is_tree = (tree + tl.zeros([BLOCK_N], tl.int64))[None, :] >= 0
+            ancestors = TREES + tree + (local[:, None] * length + key[None, :])  # n * n fits 32 bits
+            of_tree = tl.load(ancestors, mask=visible & is_tree, other=0) != 0
+            visible = visible & tl.where(is_tree, of_tree, key[None, :] <= local[:, None])
+        else:
+            visible = visible & (key[None, :] <= local[:, None])
+        if WINDOW:
+            key_position = key
+            if HAS_POSITIONS:
+                key_position = tl.load(POSITIONS + key_row, mask=present, other=0)
+            visible = visible & (key_position[None, :] > position[:, None] - window)
+        s = _scores(q, k, qk_scale, softcap, CAP)
+        acc, m, total = _absorb(s, visible, v, 1.0, acc, m, total, False)
+
+    lse_rows = row.to(tl.int64) * num_heads + head
+    _store(OUT, LSE, acc, m, total, lse_rows * HEAD_DIM, lse_rows, offs_d, wanted, HEAD_DIM)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    positions: Tensor | None = None,
+    index: BlockIndex | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `sparse_attn.kernels.dense.paged_attention`; the caches may be int8 with the scales of `sparse_attn.kv.quant`.
+
+    k_scale, v_scale: float16 [pages, Hkv, page_size], for int8 caches.
+
+    Raises:
+        BlockIndexError: the index has blocks that are no pages.
+    """
+    launch = _Launch(q, k_cache.shape[1], cu_seqlens_q, _Scoring(scale, softcap, window, positions), index)
+    splits = launch.splits(block_tables.shape[1], k_cache.shape[2])
+    out, lse = launch.buffers(splits, torch.float32 if splits > 1 else q.dtype)
+    launch.paged(out, lse, splits, k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
+    return (out[0], lse[0]) if splits == 1 else _join(out, lse, q)
+
+
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    positions: Tensor | None = None,
+    tree_masks: Sequence[Tensor | None] | None = None,
+    index: BlockIndex | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `sparse_attn.kernels.dense.ragged_attention`."""
+    launch = _Launch(q, k.shape[1], cu_seqlens, _Scoring(scale, softcap, window, positions), index)
+    out, lse = launch.buffers(1, q.dtype)
+    launch.ragged(out[0], lse[0], k, v, tree_masks)
+    return out[0], lse[0]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    positions: Tensor | None = None,
+    tree_masks: Sequence[Tensor | None] | None = None,
+    index: BlockIndex | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `sparse_attn.kernels.dense.attention`: the splits over the context and the new rows are joined in one go."""
+    past_index, new_index = index.split() if index is not None else (None, None)
+    scoring = _Scoring(scale, softcap, window, positions)
+    past = _Launch(q, k.shape[1], cu_seqlens, scoring, past_index)
+    new = _Launch(q, k.shape[1], cu_seqlens, scoring, new_index)
+    splits = past.splits(block_tables.shape[1], k_cache.shape[2])
+    out, lse = past.buffers(splits + 1, torch.float32)
+    past.paged(out, lse, splits, k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
+    new.ragged(out[splits], lse[splits], k, v, tree_masks)
+    return _join(out, lse, q)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    scale: float
+    softcap: float
+    window: int
+    positions: Tensor | None
+
+
+class _Launch:
+    """How a batch of rows is cut into programs, and the launches themselves."""
+
+    def __init__(
+        self, q: Tensor, kv_heads: int, cu_seqlens: Tensor, scoring: _Scoring, index: BlockIndex | None
+    ) -> None:
+        self.q, self.kv_heads, self.cu_seqlens, self.scoring, self.index = q, kv_heads, cu_seqlens, scoring, index
+        self.num_rows, self.num_heads, self.head_dim = q.shape
+        group = self.num_heads // kv_heads
+        self.starts, self.counts, self.seqs, block_q = _query_blocks(index, cu_seqlens, self.num_rows, group)
+        shared = index is None or index.num_heads == kv_heads
+        self.group = group if shared and block_q * group <= PACKED_ROWS else 1
+        packed = block_q * self.group
+        self.tile_rows = min(ROWS_PER_TILE, max(16, triton.next_power_of_2(packed)))
+        self.tiles = triton.cdiv(packed, self.tile_rows)
+        self.grid = (len(self.starts) * self.tiles, self.num_heads // self.group)
+
+    def splits(self, table_width: int, page_size: int) -> int:
+        """Into how many parts to cut the keys, so that the GPU is full and no part is tiny; a power of two."""
+        most_pages = table_width if self.index is None else self.index.ids.shape[-1]
+        programs = max(1, self.grid[0] * self.grid[1])
+        wanted = min(SPLIT_PROGRAMS // programs, most_pages * page_size // SPLIT_KEYS, 64)
+        return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1
+
+    def buffers(self, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """out [parts, T, Hq, D] and lse float32 [parts, T, Hq]; rows in no query block see nothing."""
+        shape = (parts, self.num_rows, self.num_heads)
+        covered = self.index is None  # every row is in a tile, and each tile writes its rows
+        out = self.q.new_empty(*shape, self.head_dim, dtype=dtype)
+        lse = self.q.new_empty(shape, dtype=torch.float32)
+        return (out, lse) if covered else (out.zero_(), lse.fill_(-torch.inf))
+
+    def paged(
+        self,
+        out: Tensor,
+        lse: Tensor,
+        splits: int,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> None:
+        """Rows over pages, into the first ``splits`` parts of out and lse."""
+        index, scoring, page_size = self.index, self.scoring, k_cache.shape[2]
+        if index is not None and index.block_k != page_size:
+            raise BlockIndexError(f"the index has blocks of {index.block_k} keys, the pages hold {page_size}: refine()")
+        if not self.grid[0]:
+            return
+        _paged_kernel[(*self.grid, splits)](
+            *(self.q, k_cache, v_cache, k_scale, v_scale, out, lse, self.starts, self.counts, self.seqs),
+            *(scoring.positions, self.cu_seqlens, context_lens, block_tables),
+            *((index.counts, index.ids) if index is not None else (None, None)),
+            *(float(scoring.scale), float(scoring.softcap), int(scoring.window)),
+            *(self.q.stride(0), self.q.stride(1), k_cache.stride(0), k_cache.stride(1), block_tables.stride(0)),
+            *(index.ids.shape[-1] if index is not None else 0, self.num_rows, self.num_heads),
+            *(len(self.starts), self._index_group(), self.num_heads // self.kv_heads),
+            PAGE=page_size,
+            SPLITS=splits,
+            QUANT=k_scale is not None,
+            **self._constants(),
+        )
+
+    def ragged(
+        self, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, tree_masks: Sequence[Tensor | None] | None
+    ) -> None:
+        """Rows over the new rows of their sequence, into out [T, Hq, D] and lse [T, Hq]."""
+        if not self.grid[0]:
+            return
+        index, scoring = self.index, self.scoring
+        trees, tree_offsets = _pack_trees(tree_masks, self.q.device)
+        _ragged_kernel[self.grid](
+            *(self.q, k, v, out, lse, self.starts, self.counts, self.seqs, scoring.positions, self.cu_seqlens),
+            *((index.k_offset, index.counts, index.ids) if index is not None else (None, None, None)),
+            *(trees, tree_offsets, float(scoring.scale), float(scoring.softcap), int(scoring.window)),
+            *(self.q.stride(0), self.q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+            *(index.ids.shape[-1] if index is not None else 0, self.num_heads, len(self.starts)),
+            *(self._index_group(), self.num_heads // self.kv_heads),
+            BLOCK_N=index.block_k if index is not None else 64,
+            TREE=trees is not None,
+            **self._constants(),
+        )
+
+    def _index_group(self) -> int:
+        return self.num_heads // self.index.num_heads if self.index is not None else 1
+
+    def _constants(self) -> dict[str, Any]:
+        return {
+            "HEAD_DIM": self.head_dim,
+            "BLOCK_D": _block_d(self.head_dim),
+            "BLOCK_M": self.tile_rows,
+            "GROUP": self.group,
+            "TILES": self.tiles,
+            "HAS_INDEX": self.index is not None,
+            "HAS_POSITIONS": self.scoring.positions is not None,
+            "WINDOW": self.scoring.window > 0,
+            "CAP": self.scoring.softcap > 0,
+        }
+
+
+def _join(parts: Tensor, lses: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """parts float32 [n, T, Hq, D], lses [n, T, Hq] → out [T, Hq, D] in the dtype of q, lse [T, Hq]."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty_like(lses[0])
+    pairs = lse.numel()
+    if pairs:
+        dim = q.shape[2]
+        _join_kernel[(pairs,)](parts, lses, out, lse, pairs, HEAD_DIM=dim, BLOCK_D=_block_d(dim), SPLITS=len(parts))
+    return out, lse
+
+
+def _query_blocks(
+    index: BlockIndex | None, cu_seqlens: Tensor, num_rows: int, group: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """(first row, rows, sequence) of each query block int32, and the most rows one has."""
+    if index is not None:
+        starts = index.cu_rows[:-1]
+        return starts, (index.cu_rows[1:] - starts).contiguous(), index.block_seq, index.block_q
+    sequences = len(cu_seqlens) - 1
+    rows_each = triton.next_power_of_2(triton.cdiv(num_rows, max(sequences, 1)))
+    block_q = rows_each if rows_each * group <= PACKED_ROWS else ROWS_PER_TILE
+    return *query_tiles(cu_seqlens, num_rows, block_q), block_q
+
+
+def _block_d(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def _pack_trees(
+    tree_masks: Sequence[Tensor | None] | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Per sequence a bool [n, n] or None → all of them flat as uint8, and where each begins (-1: causal)."""
+    if tree_masks is None:
+        return None, None
+    if not isinstance(tree_masks, TreeMasks):
+        packed = TreeMasks.pack(tree_masks, device)
+        return (packed.flat, packed.offsets) if packed is not None else (None, None)
+    return tree_masks.flat, tree_masks.offsets

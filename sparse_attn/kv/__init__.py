@@ -1,0 +1,1 @@
+"""Where keys and values lie: pages, their layouts and lifetimes, int8."""

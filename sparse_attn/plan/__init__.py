@@ -1,0 +1,1 @@
+"""Which keys each row reads: policies, patterns, scores, and where they come from."""

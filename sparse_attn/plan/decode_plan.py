@@ -1,0 +1,350 @@
+"""Page selection of decode for all sequences of a batch at once, on the device.
+
+`PolicyState.plan_decode` plans one sequence and reads positions and counts on the host, which on a GPU waits for the
+layer before. Here the host decides from numbers that it knows anyway (positions, tree masks, contexts) which row of
+which sequence selects pages and which rows share a selection; once for all layers. What is left to each layer are
+tensors: score, choose, compact. The selections are those of the states, which may be planned either way in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparse_attn.blocks import PAD, BlockIndex, compact
+from sparse_attn.errors import PolicyError
+from sparse_attn.host_values import host_list, on_device, to_device
+from sparse_attn.kv.pages import PageStats, best_pages, page_weights
+from sparse_attn.plan.policy import DecodeRule, PageSelection, PolicyState, Selection, source_row
+from sparse_attn.tree_masks import TreeMasks
+
+if TYPE_CHECKING:
+    from sparse_attn.batch import AttnBatch
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A row of the batch that selects pages for ``sequence``, as of ``position``; ``local`` is its row there."""
+
+    sequence: int
+    row: int
+    local: int
+    position: int
+    late: bool
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive rows that use one selection: ``choice`` of the forward's, or the sequence's own for None."""
+
+    sequence: int
+    rows: int
+    choice: int | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one rule means for this forward: the host's part, and its tensors on the device.
+
+    Attributes:
+        rows, tables, ends: of the choices: int64 [R], int32 [R, P], int64 [R], the first page of the recent window.
+        first_recent: int64 [R, Hkv]. gated: bool [R, 1, 1], choices that see everything.
+        sinks: int64 [Hkv], pages at the beginning that all see. streaming: bool [Hkv, 1], the rule's streaming heads.
+        positions, cu_rows, block_seq, last_block: of the runs.
+        width: most pages that a run visits.
+    """
+
+    choices: list[_Choice]
+    runs: list[_Run]
+    rows: Tensor
+    tables: Tensor
+    ends: Tensor
+    first_recent: Tensor
+    gated: Tensor
+    sinks: Tensor
+    streaming: Tensor
+    cu_rows: Tensor
+    block_seq: Tensor
+    last_block: Tensor
+    width: int
+
+
+def can_plan(attn: AttnBatch, layer: int, window: int) -> bool:
+    """Whether every sequence decodes sparsely in this layer, all by one policy and over one head group."""
+    if not attn.policies or len(attn.pool.groups) > 1 or attn.earlier is not None:
+        return False
+    states = [state for state in attn.policies if state is not None]
+    if len(states) < len(attn.policies) or any(s.policy != states[0].policy for s in states):
+        return False
+    rule = states[0].rules[layer]
+    if rule is None or (rule.selection is not None and 0 < window <= rule.selection.budget):
+        return False
+    bounds, contexts = host_list(attn.cu_seqlens_q), host_list(attn.context_lens)
+    lengths = [contexts[s] + bounds[s + 1] - bounds[s] for s in range(len(states))]
+    begun = all(c >= state.prompt_len for c, state in zip(contexts, states, strict=True))
+    return begun and all(n > states[0].policy.decode_gate for n in lengths)
+
+
+def all_dense(attn: AttnBatch, layer: int, window: int) -> bool:
+    """Whether every sequence decodes and sees everything in this layer; counts it in the states' statistics."""
+    bounds, contexts = host_list(attn.cu_seqlens_q), host_list(attn.context_lens)
+    seen: list[tuple[PolicyState, int]] = []
+    for s, state in enumerate(attn.policies or ()):
+        if state is None:
+            continue
+        length, rule = contexts[s] + bounds[s + 1] - bounds[s], state.rules[layer]
+        narrow = rule is not None and rule.selection is not None and 0 < window <= rule.selection.budget
+        if contexts[s] < state.prompt_len or not (rule is None or narrow or length <= state.policy.decode_gate):
+            return False
+        pages = sum((p // attn.pool.page_size) + 1 for p in range(contexts[s], length))
+        seen.append((state, pages * state.model.num_kv_heads))
+    for state, blocks in seen:
+        state.decode_stats.add(blocks, blocks)
+    return True
+
+
+def plan_batch(attn: AttnBatch, layer: int, q: Tensor, num_kv_heads: int, scale: float, window: int) -> BlockIndex:
+    """The index of a layer over all sequences; q [T, Hq, D]. Only where `can_plan`.
+
+    Raises:
+        PolicyError: as `PolicyState.plan`.
+    """
+    assert attn.policies is not None
+    states = [state for state in attn.policies if state is not None]
+    rule = states[0].rules[layer]
+    assert rule is not None
+    page_size = attn.pool.page_size
+    late = tuple(_wants_late(state, layer, rule, first) for state, first in zip(states, _roots(attn), strict=True))
+    plan: _Plan | None = attn.plans.get((rule, late))
+    if plan is None:
+        plan = attn.plans[rule, late] = _prepare(attn, states, rule, late, num_kv_heads)
+    middle = _choose(attn, layer, q, plan, rule, num_kv_heads, scale, states[0].policy.name)
+    _remember(plan, states, layer, middle)
+    index = _index(attn, plan, rule, states, layer, middle, window, page_size)
+    _count(attn, plan, states, layer, index)
+    return index
+
+
+def _roots(attn: AttnBatch) -> list[int]:
+    """Position of each sequence's first row."""
+    positions = host_list(attn.positions)
+    return [positions[first] for first in host_list(attn.cu_seqlens_q)[:-1]]
+
+
+def _wants_late(state: PolicyState, layer: int, rule: DecodeRule, root: int) -> bool:
+    """Whether the interval that the root is in has no selection, as after a resumption."""
+    start = state.interval_start(root, rule)
+    held = state.selected.get(layer)
+    return start != root and (held is None or held.position != start)
+
+
+def _prepare(
+    attn: AttnBatch, states: list[PolicyState], rule: DecodeRule, late: tuple[bool, ...], num_kv_heads: int
+) -> _Plan:
+    """The host's part, for all layers of one rule."""
+    bounds, positions = host_list(attn.cu_seqlens_q), host_list(attn.positions)
+    contexts, page_size = host_list(attn.context_lens), attn.pool.page_size
+    choices: list[_Choice] = []
+    runs: list[_Run] = []
+    for s, state in enumerate(states):
+        own = positions[bounds[s] : bounds[s + 1]]
+        mask = _host_mask(attn, s)
+        sources = [source_row(i, state.interval_start(p, rule), own, mask) for i, p in enumerate(own)]
+        made: dict[int | None, int | None] = {None: None}
+        for local in sorted({i for i in sources if i is not None}):
+            made[local] = len(choices)
+            choices.append(_Choice(s, bounds[s] + local, local, own[local], late=False))
+        if late[s]:
+            made[None] = len(choices)
+            choices.append(_Choice(s, bounds[s], 0, state.interval_start(own[0], rule), late=True))
+        for source in sources:
+            if runs and runs[-1].sequence == s and runs[-1].choice == made[source]:
+                runs[-1] = _Run(s, runs[-1].rows + 1, made[source])
+            else:
+                runs.append(_Run(s, 1, made[source]))
+    return _place(attn, states, rule, choices, runs, contexts, page_size, num_kv_heads)
+
+
+def _host_mask(attn: AttnBatch, s: int) -> Tensor | None:
+    masks = attn.tree_masks
+    if isinstance(masks, TreeMasks):
+        masks = masks.host
+    return masks[s] if masks is not None else None
+
+
+def _place(
+    attn: AttnBatch,
+    states: list[PolicyState],
+    rule: DecodeRule,
+    choices: list[_Choice],
+    runs: list[_Run],
+    contexts: list[int],
+    page_size: int,
+    num_kv_heads: int,
+) -> _Plan:
+    device, gate = attn.cu_seqlens_q.device, states[0].policy.decode_gate
+    recent = rule.selection.recent if rule.selection is not None else 0
+    ends = [max(c.position - recent + 1, 0) // page_size if rule.selection else 0 for c in choices]
+    for choice, end in zip(choices, ends, strict=True):
+        if rule.selection is not None and choice.position >= gate and end * page_size > contexts[choice.sequence]:
+            raise PolicyError(f"{states[0].policy.name}: recent={recent} is shorter than the draft")
+    first_recent = torch.tensor(ends, dtype=torch.int64)[:, None].repeat(1, num_kv_heads)
+    gated = torch.tensor([c.position < gate for c in choices], dtype=torch.bool)
+    for i, choice in enumerate(choices):
+        if rule.streaming:
+            first_recent[i, list(rule.streaming)] = max(choice.position - rule.local + 1, 0) // page_size
+    first_recent[gated] = 0
+    sinks = torch.full((num_kv_heads,), -(-rule.selection.sink // page_size) if rule.selection else 0)
+    streaming = torch.zeros(num_kv_heads, 1, dtype=torch.bool)
+    streaming[list(rule.streaming)] = True
+    sinks[streaming[:, 0]] = -(-rule.sink // page_size)
+    cu_rows, last_block, within = [0], [], 0
+    for i, run in enumerate(runs):
+        within = run.rows + (within if i and runs[i - 1].sequence == run.sequence else 0)
+        cu_rows.append(cu_rows[-1] + run.rows)
+        last_block.append((contexts[run.sequence] + within - 1) // page_size)
+    sequences = [c.sequence for c in choices]
+    return _Plan(
+        choices,
+        runs,
+        on_device([c.row for c in choices], torch.int64, device),
+        attn.block_tables.index_select(0, on_device(sequences, torch.int64, device)),
+        on_device(ends, torch.int64, device),
+        to_device(first_recent, device),
+        to_device(gated[:, None, None], device),
+        to_device(sinks, device),
+        to_device(streaming, device),
+        on_device(cu_rows, torch.int32, device),
+        on_device([run.sequence for run in runs], torch.int32, device),
+        on_device(last_block, torch.int64, device),
+        max(last_block) + 1,
+    )
+
+
+def _choose(
+    attn: AttnBatch,
+    layer: int,
+    q: Tensor,
+    plan: _Plan,
+    rule: DecodeRule,
+    num_kv_heads: int,
+    scale: float,
+    name: str,
+) -> Tensor | None:
+    """int32 [R, Hkv, k]: the pages that each choice takes between sinks and recent window; None where none does."""
+    selection = rule.selection
+    if selection is None or len(rule.streaming) == num_kv_heads or not plan.choices:
+        return None
+    stats = attn.pool.stats
+    if stats is None:
+        raise PolicyError(f"{name} ranks pages, but the KV pool keeps no page statistics")
+    bounds = _bounds(stats, layer, q.index_select(0, plan.rows), plan)
+    page_size = attn.pool.page_size
+    weights = page_weights(bounds, scale, num_kv_heads, -(-selection.sink // page_size), plan.ends)
+    middle = best_pages(weights, selection.middle_pages(page_size), selection.top_p)
+    return middle.masked_fill(plan.gated | plan.streaming, PAD)
+
+
+def _bounds(stats: PageStats, layer: int, q: Tensor, plan: _Plan) -> Tensor:
+    """Upper bounds float32 [R, Hq, P] of q·k over the pages before each choice's recent window, -inf beyond."""
+    if q.is_cuda:
+        from sparse_attn.kernels.triton import score as triton_score
+
+        return triton_score.page_bounds(q, stats.kmin[layer], stats.kmax[layer], plan.tables, plan.ends.int())
+    ends = host_list(plan.ends)
+    bounds = q.new_full((*q.shape[:2], max(1, *ends)), -torch.inf, dtype=torch.float32)
+    for i, end in enumerate(ends):
+        if end:
+            bounds[i, :, :end] = stats.bounds(layer, q[i : i + 1], plan.tables[i, :end])[0]
+    return bounds
+
+
+def _remember(plan: _Plan, states: list[PolicyState], layer: int, middle: Tensor | None) -> None:
+    """Give each state the selections of its rows, as `PolicyState.plan_decode` keeps them."""
+    for state in states:
+        state.pending[layer] = {}
+    for i, choice in enumerate(plan.choices):
+        state = states[choice.sequence]
+        made = Selection(choice.position, None if middle is None else middle[i], plan.first_recent[i])
+        if choice.late:
+            state.decode_stats.late_selections += 1
+        else:
+            state.pending[layer][choice.local] = made
+        if choice.late or choice.local == 0:
+            state.selected[layer] = made
+
+
+def _index(
+    attn: AttnBatch,
+    plan: _Plan,
+    rule: DecodeRule,
+    states: list[PolicyState],
+    layer: int,
+    middle: Tensor | None,
+    window: int,
+    page_size: int,
+) -> BlockIndex:
+    used = [_used(run, plan, states, layer, middle) for run in plan.runs]
+    device = attn.cu_seqlens_q.device
+    pages = torch.arange(plan.width, device=device)
+    first_recent = torch.stack([s.first_recent for s in used])  # [runs, Hkv]
+    visited = (pages >= first_recent[..., None]) | (pages < plan.sinks[:, None])
+    if rule.selection is not None:
+        chosen = _stacked([s.middle for s in used], first_recent.shape[1], rule.selection, page_size, device)
+        outside = (chosen == PAD) | (chosen >= plan.width)
+        spill = torch.nn.functional.pad(visited, (0, 1))
+        visited = spill.scatter_(-1, chosen.long().masked_fill(outside, plan.width), True)[..., :-1]
+    if window:
+        positions = on_device([s.position for s in used], torch.int64, device)
+        visited = visited & ((pages + 1) * page_size > (positions - window + 1)[:, None, None])
+    counts, ids = compact(visited.transpose(0, 1), plan.last_block, plan.width if device.type == "cuda" else None)
+    return BlockIndex(
+        counts,
+        ids,
+        plan.cu_rows,
+        plan.block_seq,
+        attn.context_lens,
+        torch.zeros_like(attn.context_lens),
+        max(run.rows for run in plan.runs),
+        page_size,
+    )
+
+
+def _used(run: _Run, plan: _Plan, states: list[PolicyState], layer: int, middle: Tensor | None) -> Selection:
+    if run.choice is None:
+        return states[run.sequence].selected[layer]
+    choice = plan.choices[run.choice]
+    return Selection(choice.position, None if middle is None else middle[run.choice], plan.first_recent[run.choice])
+
+
+def _stacked(
+    middles: Sequence[Tensor | None], num_heads: int, selection: PageSelection, page_size: int, device: torch.device
+) -> Tensor:
+    """int32 [runs, Hkv, k] from selections that may be narrower, or none."""
+    width = max(selection.middle_pages(page_size), 1)
+    nothing = torch.full((num_heads, width), PAD, dtype=torch.int32, device=device)
+    parts = [nothing if m is None else torch.nn.functional.pad(m, (0, width - m.shape[-1]), value=PAD) for m in middles]
+    return torch.stack(parts)
+
+
+def _count(attn: AttnBatch, plan: _Plan, states: list[PolicyState], layer: int, index: BlockIndex) -> None:
+    """Add up visited blocks by sequence, on the device; the states get the sums after the last layer."""
+    sums: Tensor | None = attn.plans.get("visited")
+    if sums is None:
+        sums = attn.plans["visited"] = torch.zeros(len(states), device=index.counts.device)
+        attn.plans["causal"] = [0.0] * len(states)
+    heads = states[0].model.num_kv_heads / index.num_heads
+    sums.index_add_(0, plan.block_seq.long(), index.counts.sum(0).float() * heads)
+    contexts = host_list(attn.context_lens)
+    within = [0] * len(states)
+    for run in plan.runs:
+        within[run.sequence] += run.rows
+        last = (contexts[run.sequence] + within[run.sequence] - 1) // attn.pool.page_size
+        attn.plans["causal"][run.sequence] += (last + 1) * states[0].model.num_kv_heads
+    if layer == states[0].model.num_layers - 1:
+        for s, state in enumerate(states):
+            state.decode_stats.add(sums[s], attn.plans["causal"][s])

@@ -1,0 +1,434 @@
+"""The named policies, and how a user asks for one: ``NAME[:key=value,…]``, or two joined by ``+``.
+
+``xattention:p=0.95`` is sparse in prefill, ``quest:budget=4096`` in decode; ``xattention+quest`` takes prefill from the
+first and decode from the second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sparse_attn.errors import PatternFileError, PolicyError
+from sparse_attn.kv.lifetimes import HeadGroups
+from sparse_attn.kv.pages import LOGICAL_PAGE
+from sparse_attn.plan.formats import HeadPatterns, HeadScores, read_duo, read_minference, streaming_heads
+from sparse_attn.plan.patterns import AntiDiagonal, AShape, Coverage, Dense, Pattern, TriShape
+from sparse_attn.plan.policy import DecodeRule, ModelShape, PageSelection, Policy
+
+SHIPPED = "shipped"  # the value of a file option that asks for the file that comes with the package
+CROSSOVERS = "crossovers.json"
+
+
+@dataclass(frozen=True)
+class Streaming(Policy):
+    """Every head sees the first ``sink`` and the last ``local`` tokens (StreamingLLM); the rest is freed."""
+
+    sink: int = 128
+    local: int = 4096
+
+    name: ClassVar[str] = "streaming"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        _positive(self, "sink", "local")
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        return (AShape(self.sink, self.local),)
+
+    def decode(self, layer: int, model: ModelShape) -> DecodeRule:
+        return DecodeRule(tuple(range(model.num_kv_heads)), self.sink, self.local)
+
+    def head_groups(self, model: ModelShape) -> HeadGroups:
+        heads = tuple(tuple(range(model.num_kv_heads)) for _ in range(model.num_layers))
+        return HeadGroups(heads, self.sink, self.local, self.local, self.gate, 1)
+
+
+@dataclass(frozen=True)
+class MInference(Policy):
+    """Each query head has its own pattern in prefill (arXiv 2407.02490), from a MInference file.
+
+    ``file`` is a path, or "shipped" for the one that comes with the package for this model.
+    """
+
+    gate: int = 8192
+    block: int = 64
+    file: str = SHIPPED
+
+    name: ClassVar[str] = "minference"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        table = self._table(model)
+        if len(table) != model.num_layers or len(table[0]) != model.num_q_heads:
+            raise PolicyError(
+                f"minference: {self.file} has {len(table)} layers of {len(table[0])} heads, the model "
+                f"{model.num_layers} of {model.num_q_heads}: it belongs to another model"
+            )
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        return self._table(model)[layer]
+
+    def _table(self, model: ModelShape) -> HeadPatterns:
+        return _read_patterns(_file(self, "file", self.file, model, "minference.json"))
+
+
+@dataclass(frozen=True)
+class XAttention(Policy):
+    """Blocks by antidiagonal sums, as few as hold a share ``p`` of the attention (arXiv 2503.16428).
+
+    ``share`` makes one choice for a GQA group; ``means`` scores tiles by their means, which is cheaper.
+    """
+
+    gate: int = 8192
+    stride: int = 16
+    p: float = 0.9
+    sink: int = 128
+    local: int = 128
+    share: bool = False
+    means: bool = False
+
+    name: ClassVar[str] = "xattention"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        _fraction(self, "p")
+        if self.stride <= 0 or self.block % self.stride:
+            raise PolicyError(f"xattention: stride={self.stride} must divide block={self.block}")
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        return (AntiDiagonal(self.stride, self.p, self.sink, self.local, self.share, self.means),)
+
+
+@dataclass(frozen=True)
+class FlexPrefill(Policy):
+    """Columns and diagonals, or pooled blocks, up to a coverage ``gamma``, head by head (arXiv 2502.20766)."""
+
+    gate: int = 8192
+    gamma: float = 0.9
+    tau: float = 0.1
+    minimum: int = 1024
+
+    name: ClassVar[str] = "flexprefill"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        _fraction(self, "gamma")
+        _positive(self, "minimum")
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        return (Coverage(self.gamma, self.tau, self.minimum),)
+
+
+@dataclass(frozen=True)
+class TriangleMix(Policy):
+    """The deep layers see sinks and a window but for the last rows of the prompt (arXiv 2507.21526).
+
+    ``deep`` is the share of layers, counted from the last, that do; ``last`` rows stay dense.
+    """
+
+    gate: int = 4096
+    deep: float = 0.5
+    sink: int = 8
+    local: int = 512
+    last: int = 128
+
+    name: ClassVar[str] = "trianglemix"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        _fraction(self, "deep")
+        _positive(self, "sink", "local", "last")
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        if layer < model.num_layers - round(self.deep * model.num_layers):
+            return ()
+        return (TriShape(self.sink, self.local, prompt_len - self.last),)
+
+
+@dataclass(frozen=True)
+class Quest(Policy):
+    """Decode reads the pages whose keys may matter most, within ``budget`` tokens (arXiv 2406.10774).
+
+    The first ``dense_layers`` layers read everything. ``top_p`` < 1 reads fewer pages where fewer hold this share
+    of the estimated attention (Twilight, arXiv 2502.02770). A sequence within the budget is dense.
+    """
+
+    budget: int = 4096
+    sink: int = 64
+    recent: int = 256
+    interval: int = 1
+    dense_layers: int = 2
+    top_p: float = 1.0
+
+    name: ClassVar[str] = "quest"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        _check_selection(self, self._selection(), model)
+
+    def decode(self, layer: int, model: ModelShape) -> DecodeRule | None:
+        return DecodeRule(selection=self._selection()) if layer >= self.dense_layers else None
+
+    @property
+    def decode_gate(self) -> int:
+        return max(self.gate, self.budget)
+
+    def _selection(self) -> PageSelection:
+        return PageSelection(self.budget, self.sink, self.recent, self.interval, self.top_p)
+
+
+@dataclass(frozen=True)
+class LServe(Policy):
+    """A share of the KV heads streams, the others select pages by bounds of their keys (arXiv 2502.14866).
+
+    ``streaming`` is the share; which heads is read from ``heads``, a DuoAttention table of alpha or "shipped".
+    Streaming heads see sink + ``prefill_local`` tokens in prefill and sink + ``local`` in decode; the others are
+    dense in prefill and read ``budget`` tokens in decode, selected anew every ``interval`` tokens. A sequence
+    within the budget is dense.
+    """
+
+    budget: int = 4096
+    sink: int = 128
+    local: int = 256
+    prefill_local: int = 4096
+    recent: int = 256
+    interval: int = 4
+    streaming: float = 0.5
+    heads: str = SHIPPED
+    top_p: float = 1.0
+
+    name: ClassVar[str] = "lserve"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        _check_selection(self, self._selection(), model)
+        _positive(self, "local", "prefill_local")
+        if not 0 <= self.streaming <= 1:
+            raise PolicyError(f"lserve: streaming={self.streaming} must lie in 0 … 1")
+        if self.streaming:
+            table = self._alpha(model)
+            if len(table) != model.num_layers or len(table[0]) != model.num_kv_heads:
+                raise PolicyError(
+                    f"lserve: {self.heads} has {len(table)} layers of {len(table[0])} KV heads, the model "
+                    f"{model.num_layers} of {model.num_kv_heads}: it belongs to another model"
+                )
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        own = self._streaming(model)[layer]
+        if not own:
+            return ()
+        group = model.num_q_heads // model.num_kv_heads
+        window, dense = AShape(self.sink, self.prefill_local), Dense()
+        return [window if h // group in own else dense for h in range(model.num_q_heads)]
+
+    def decode(self, layer: int, model: ModelShape) -> DecodeRule:
+        return DecodeRule(self._streaming(model)[layer], self.sink, self.local, self._selection())
+
+    @property
+    def prefill_gate(self) -> int:
+        return max(self.gate, self.budget)
+
+    @property
+    def decode_gate(self) -> int:
+        return max(self.gate, self.budget)
+
+    def head_groups(self, model: ModelShape) -> HeadGroups | None:
+        heads = self._streaming(model)
+        if not any(heads):
+            return None
+        return HeadGroups(heads, self.sink, self.local, self.prefill_local, self.decode_gate, self.interval)
+
+    def _selection(self) -> PageSelection:
+        return PageSelection(self.budget, self.sink, self.recent, self.interval, self.top_p)
+
+    def _alpha(self, model: ModelShape) -> HeadScores:
+        return _read_alpha(_file(self, "heads", self.heads, model, "duo.tsv"))
+
+    def _streaming(self, model: ModelShape) -> tuple[tuple[int, ...], ...]:
+        if not self.streaming:
+            return ((),) * model.num_layers
+        return streaming_heads(self._alpha(model), self.streaming)
+
+
+@dataclass(frozen=True)
+class Joined(Policy):
+    """Prefill of one policy, decode of another."""
+
+    first: Policy = field(default_factory=Policy)
+    second: Policy = field(default_factory=Policy)
+
+    name: ClassVar[str] = "joined"
+
+    def check(self, model: ModelShape) -> None:
+        self.first.check(model)
+        self.second.check(model)
+
+    def prefill(self, layer: int, model: ModelShape, prompt_len: int) -> Sequence[Pattern]:
+        return self.first.prefill(layer, model, prompt_len)
+
+    def decode(self, layer: int, model: ModelShape) -> DecodeRule | None:
+        return self.second.decode(layer, model)
+
+    def resolve(self, prompt_len: int, model: ModelShape) -> Policy:
+        first, second = (part.resolve(prompt_len, model) for part in (self.first, self.second))
+        return Joined(self.gate, self.block, first, second)
+
+    @property
+    def prefill_gate(self) -> int:
+        return self.first.prefill_gate
+
+    @property
+    def decode_gate(self) -> int:
+        return self.second.decode_gate
+
+    def cache_key(self) -> str:
+        return f"{self.first.cache_key()}+{self.second.cache_key()}"
+
+
+@dataclass(frozen=True)
+class Auto(Policy):
+    """What was measured to be fastest without loss at the prompt's length, from a table of crossovers.
+
+    ``table`` is a path, or "shipped": the table that comes with the package for this model, else the one for any
+    model. What a model bears is its own: `folio bench crossovers --table` measures it.
+    """
+
+    table: str = SHIPPED
+    device: str = "cpu"
+
+    name: ClassVar[str] = "auto"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        for _, policy in self._rows(model):
+            policy.check(model)
+
+    def resolve(self, prompt_len: int, model: ModelShape) -> Policy:
+        return next((policy for at_least, policy in reversed(self._rows(model)) if prompt_len >= at_least), Policy())
+
+    def needs_page_stats(self, model: ModelShape) -> bool:
+        return any(policy.needs_page_stats(model) for _, policy in self._rows(model))
+
+    def is_dense(self, model: ModelShape, prompt_len: int | None = None, max_length: int | None = None) -> bool:
+        return all(policy.is_dense(model, prompt_len, max_length) for _, policy in self._rows(model))
+
+    def head_groups(self, model: ModelShape) -> HeadGroups | None:
+        """Those of the first row that has any; a request's own are those of its resolved policy."""
+        return next((found for _, policy in self._rows(model) if (found := policy.head_groups(model))), None)
+
+    def _rows(self, model: ModelShape) -> tuple[tuple[int, Policy], ...]:
+        if self.table != SHIPPED:
+            return _read_crossovers(self.table, self.device)
+        package = resources.files("sparse_attn")
+        own = package / "heads" / model.fingerprint / CROSSOVERS
+        return _read_crossovers(str(own if model.fingerprint and own.is_file() else package / CROSSOVERS), self.device)
+
+
+POLICIES: dict[str, type[Policy]] = {
+    cls.name: cls for cls in (Policy, Streaming, MInference, XAttention, FlexPrefill, TriangleMix, LServe, Quest, Auto)
+}
+
+
+def parse_policy(text: str) -> Policy:
+    """``NAME[:key=value,…]`` or ``PREFILL+DECODE`` as a policy; call its ``check`` with the model's shape next.
+
+    Raises:
+        PolicyError: names what is unknown or malformed, and lists what is known.
+    """
+    parts = [_parse_one(part) for part in text.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    if len(parts) > 2:
+        raise PolicyError(f"{text!r}: at most two policies can be joined, one for prefill and one for decode")
+    return Joined(first=parts[0], second=parts[1])
+
+
+def _parse_one(text: str) -> Policy:
+    name, _, rest = text.strip().partition(":")
+    if name not in POLICIES:
+        raise PolicyError(f"unknown attention policy {name!r}; known are {', '.join(POLICIES)}")
+    cls = POLICIES[name]
+    types = {f.name: type(f.default) for f in fields(cls)}
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (x.strip() for x in item.partition("="))
+        if not equals or key not in types:
+            raise PolicyError(f"{name}: unknown option {item!r}; options are {', '.join(types)}")
+        if key in options:
+            raise PolicyError(f"{name}: {key} is given twice")
+        options[key] = _value(name, key, value, types[key])
+    return cls(**options)
+
+
+def _value(name: str, key: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise PolicyError(f"{name}: {key}={text!r} is neither true nor false")
+        return text.lower() in ("true", "1")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise PolicyError(f"{name}: {key}={text!r} is no {kind.__name__}") from error
+
+
+def _positive(policy: Policy, *names: str) -> None:
+    for name in names:
+        if getattr(policy, name) <= 0:
+            raise PolicyError(f"{policy.name}: {name}={getattr(policy, name)} must be positive")
+
+
+def _fraction(policy: Policy, name: str) -> None:
+    if not 0 < getattr(policy, name) <= 1:
+        raise PolicyError(f"{policy.name}: {name}={getattr(policy, name)} must lie above 0 and not above 1")
+
+
+def _check_selection(policy: Policy, selection: PageSelection, model: ModelShape) -> None:
+    _positive(policy, "budget", "sink", "recent", "interval")
+    _fraction(policy, "top_p")
+    if model.page_size % min(LOGICAL_PAGE, model.page_size):
+        raise PolicyError(f"{policy.name}: pages of {model.page_size} tokens are no multiple of {LOGICAL_PAGE}")
+    if selection.middle_pages(model.page_size) < 1:
+        least = selection.sink + selection.recent + 3 * model.page_size
+        raise PolicyError(
+            f"{policy.name}: budget={selection.budget} leaves no page to select beside sink={selection.sink} and "
+            f"recent={selection.recent} in pages of {model.page_size} tokens; give at least budget={least}"
+        )
+
+
+def _file(policy: Policy, option: str, value: str, model: ModelShape, shipped_name: str) -> str:
+    if value != SHIPPED:
+        return value
+    path = resources.files("sparse_attn") / "heads" / model.fingerprint / shipped_name
+    if not model.fingerprint or not path.is_file():
+        raise PolicyError(
+            f"{policy.name}: no head file ships for this model; make one with `folio calibrate` and give "
+            f"{option}=FILE" + (", or streaming=0 to select pages in every head" if option == "heads" else "")
+        )
+    return str(path)
+
+
+@lru_cache(maxsize=32)
+def _read_patterns(path: str) -> HeadPatterns:
+    return read_minference(path)
+
+
+@lru_cache(maxsize=32)
+def _read_alpha(path: str) -> HeadScores:
+    return read_duo(path)
+
+
+@lru_cache(maxsize=32)
+def _read_crossovers(path: str, device: str) -> tuple[tuple[int, Policy], ...]:
+    """``{"cpu": [{"min_length": 0, "policy": "dense"}, …], …}`` → (least length, policy), ascending."""
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))[device]
+        rows = sorted(((int(row["min_length"]), str(row["policy"])) for row in table), key=lambda row: row[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PatternFileError(f"{path}: no table of crossovers for {device!r}: {error!r}") from error
+    return tuple((at_least, parse_policy(text)) for at_least, text in rows)

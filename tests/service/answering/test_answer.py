@@ -1,0 +1,187 @@
+"""From question to checked citations: modes and their reasons, events, failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.library import Library
+from service.answering.answer import NO_SUPPORT, NOTHING_FOUND, Answer, AnswerFailed, Event, Question, collect
+from service.engine.request import SamplingParams
+from service.errors import FolioError, InvalidRequest, PromptTooLong
+from service.runtime import Runtime
+from service.settings import load_settings
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def ask(home: Path, scripted: Any, tiny_model: Path) -> Ask:
+    """Ask through the real parts over a scripted engine; `raw` gives the events."""
+
+    def run(text: str, raw: bool = False, engine: Any = None, flags: dict[str, Any] | None = None, **how: Any) -> Any:
+        async def go() -> Any:
+            options = {"home": home, "model": str(tiny_model)} | (flags or {})
+            runtime = Runtime(load_settings(**options), engine=engine or scripted)
+            await runtime.start()
+            try:
+                await runtime.ended.wait()
+                stream = runtime.answerer.answer(Question(text, **how), SamplingParams(max_tokens=400))
+                return [event async for event in stream] if raw else await collect(stream)
+            finally:
+                await runtime.stop()
+
+        return asyncio.run(go())
+
+    return run
+
+
+def documents(home: Path) -> dict[str, str]:
+    with Library.open(home) as library:
+        return {document.name: document.id for document in library.documents()}
+
+
+def test_retrieval_cites_the_stored_text(ask: Ask, home: Path) -> None:
+    answer: Answer = ask("Who built the bridge at Hampton?", mode="retrieval")
+    assert (answer.mode, answer.mode_reason) == ("retrieval", "asked for")
+    citation = answer.citations[0]
+    assert citation["verified"]
+    assert citation["page"] == 1
+    with Library.open(home) as library:
+        stored = library.text(citation["document"], citation["start"], citation["end"])
+    assert stored == citation["cited_text"]
+    shown = answer.answer[citation["answer_start"] : citation["answer_end"]]
+    assert shown.strip('"') == " ".join(stored.split())
+    assert [s["text"] for s in answer.unsupported] == ["Nobody else knows of any unicorns."]
+    assert answer.note is None
+    expected = {"prompt_tokens", "output_tokens", "ttft_s", "decode_tokens_per_s", "retrieval_ms"}
+    assert expected <= set(answer.stats)
+    assert answer.stats["retrieval_ms"] > 0
+
+
+def test_long_reads_the_whole_document(ask: Ask, home: Path) -> None:
+    document = documents(home)["trees.md"]
+    answer: Answer = ask("What of the oak?", mode="long", documents=(document,))
+    assert answer.mode == "long"
+    assert answer.mode_reason.startswith("fits: ")
+    assert answer.citations[0]["document"] == document
+    assert answer.citations[0]["verified"]
+    assert answer.stats["retrieval_ms"] == 0
+
+
+def test_auto_reads_whole_what_fits_and_retrieves_what_does_not(ask: Ask) -> None:
+    assert ask("Who built it?").mode == "long"
+    small = ask("Who built the bridge?", flags={"long_tokens": 16})
+    assert small.mode == "retrieval"
+    assert "too long to read whole" in small.mode_reason
+    assert "FOLIO_LONG_TOKENS" in small.mode_reason
+
+
+@pytest.mark.parametrize("mode", ["long", "retrieval"])
+def test_the_same_files_make_the_same_prompt_whatever_their_ids(
+    ask: Ask, make_scripted: Any, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    prompts: list[str] = []
+    listed: list[list[str]] = []
+    for ids in (["a" * 12, "b" * 12], ["b" * 12, "a" * 12]):
+        monkeypatch.setattr("retrieval.store.documents.new_id", iter(ids).__next__)
+        with Library.open(tmp_path / ids[0]) as library:
+            assert {result.id for result in library.ingest(files)} == set(ids)
+        engine = make_scripted(lambda prompt: prompts.append(prompt) or "Seven.")
+        answer = ask("How many arches has the bridge?", mode=mode, engine=engine, flags={"home": tmp_path / ids[0]})
+        listed.append([result["name"] for result in answer.results])
+    assert prompts[0] == prompts[1]
+    assert listed[0] == listed[1]
+
+
+def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted()
+    engine.window = 500
+    with pytest.raises(PromptTooLong, match=r"takes .* tokens; the model holds 100") as caught:
+        ask("Who?", mode="long", engine=engine)
+    assert caught.value.param == "mode"
+
+
+def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted()
+    engine.window = 1300
+    answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
+    assert len(answer.results) == 1
+    assert "1 of 2 passages fit" in answer.mode_reason
+
+
+def test_an_empty_library_says_so(ask: Ask, tmp_path: Path) -> None:
+    events: list[Event] = ask("Anything?", raw=True, flags={"home": tmp_path / "empty"})
+    assert [event.type for event in events] == ["search_results", "message", "stats", "done"]
+    assert events[1].data["text"] == NOTHING_FOUND
+    assert events[-1].data["finish_reason"] == "no_evidence"
+
+
+def test_an_invented_quotation_is_not_verified(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted(lambda _: '"the bridge has eight arches of grey stone" [1]')
+    answer: Answer = ask("How many arches?", engine=engine)
+    assert [c["verified"] for c in answer.citations] == [False]
+    assert answer.note == NO_SUPPORT
+
+
+def test_a_document_that_changes_meanwhile_verifies_nothing(ask: Ask, home: Path, make_scripted: Any) -> None:
+    def reply(prompt: str) -> str:
+        with Library.open(home) as library:
+            for document in library.documents():
+                library.delete(document.id)
+        return '"It has seven arches of grey stone." [1]'
+
+    answer: Answer = ask("How many arches?", engine=make_scripted(reply))
+    assert [c["verified"] for c in answer.citations] == [False]
+
+
+def test_events_come_in_order(ask: Ask) -> None:
+    types = [event.type for event in ask("Who built the bridge?", raw=True)]
+    assert types[0] == "search_results"
+    assert types[-2:] == ["stats", "done"]
+    order = ["search_results", "message", "citation", "stats", "done"]
+    assert sorted(types, key=order.index) == types
+
+
+def test_messages_add_up_to_the_answer(ask: Ask) -> None:
+    events = ask("Who built the bridge?", raw=True)
+    assert "".join(e.data["text"] for e in events if e.type == "message") == events[-1].data["answer"]
+
+
+def test_a_failure_in_mid_answer_is_an_event(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted()
+    engine.failure = RuntimeError("secret internals")
+    events = ask("Who?", raw=True, engine=engine)
+    assert [event.type for event in events] == ["search_results", "error", "done"]
+    assert "secret" not in str(events)
+    engine = make_scripted()
+    engine.failure = RuntimeError("x")
+    with pytest.raises(AnswerFailed):
+        ask("Who?", engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("how", "param"),
+    [({"mode": "magic"}, "mode"), ({"documents": ("nope",)}, None), ({"collection": "nope"}, None)],
+)
+def test_questions_that_cannot_be_asked(ask: Ask, how: dict[str, Any], param: str | None) -> None:
+    from service.translation import translate
+
+    with pytest.raises(Exception) as caught:
+        ask("Who?", **how)
+    error = translate(caught.value)
+    assert isinstance(error, FolioError)
+    assert (error.status, error.param) == ((400, "mode") if param else (404, None))
+
+
+def test_an_empty_question_is_refused(ask: Ask) -> None:
+    with pytest.raises(InvalidRequest, match="empty"):
+        ask("  \n")
+
+
+def test_another_owner_has_nothing(ask: Ask) -> None:
+    assert ask("Who built the bridge?", owner="someone-else").answer == NOTHING_FOUND

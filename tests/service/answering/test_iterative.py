@@ -1,0 +1,197 @@
+"""Mode iterative over the real engine: speculation changes no token, streams what is verified, fails in words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.iterative.retrievers import SnapshotRetriever
+from retrieval.library import Library
+from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, Question, collect
+from service.answering.evidence import IterativeOptions
+from service.engine.request import SamplingParams
+from service.errors import FolioError, InvalidRequest, NotFound
+from service.runtime import Runtime
+from service.settings import load_settings
+
+Ask = Callable[..., Any]
+QUESTION = "Who built the bridge at Hampton, and what stands behind the church?"
+
+
+@pytest.fixture
+def ask(home: Path, tiny_model: Path) -> Ask:
+    """Answers of the tiny random model to several sets of options, by one runtime; `raw` gives the events."""
+
+    def run(
+        *options: IterativeOptions, raw: bool = False, engine: Any = None, text: str = QUESTION, **how: Any
+    ) -> list[Any]:
+        params = SamplingParams(
+            max_tokens=how.pop("max_tokens", 40), ignore_eos=True, temperature=how.pop("temperature", 0.0), seed=3
+        )
+
+        async def go() -> list[Any]:
+            runtime = Runtime(load_settings(home=home, model=str(tiny_model)), engine=engine)
+            await runtime.start()
+            try:
+                await runtime.ended.wait()
+                answers = []
+                for one in options:
+                    question = Question(text, mode="iterative", iterative=one, **how)
+                    stream = runtime.answerer.answer(question, params)
+                    answers.append([event async for event in stream] if raw else await collect(stream))
+                return answers
+            finally:
+                await runtime.stop()
+
+        return asyncio.run(go())
+
+    return run
+
+
+@pytest.mark.parametrize(("retriever", "temperature"), [("hybrid", 0.0), ("dense", 1.0), ("sparse", 1.0)])
+def test_speculation_changes_nothing_but_the_time(ask: Ask, retriever: Any, temperature: float) -> None:
+    variants = [
+        IterativeOptions(speculate=False, retriever=retriever),
+        IterativeOptions(retriever=retriever),
+        IterativeOptions(retriever=retriever, stride=3, overlap=False, prefetch=1),
+    ]
+    plain, os3, fixed = ask(*variants, temperature=temperature)
+    assert plain.mode == "iterative"
+    assert plain.answer == os3.answer == fixed.answer
+    assert plain.stats["output_tokens"] == os3.stats["output_tokens"] == 40
+    assert [hit["chunk_id"] for hit in plain.results] == [hit["chunk_id"] for hit in os3.results]
+    figures = fixed.stats["iterative"]
+    assert figures["guesses"] >= figures["accepted"]
+    assert 1 < figures["mean_stride"] <= 3
+    assert figures["amdahl_ceiling"] >= 1
+    assert {"acceptance", "a_ms", "b_ms", "gamma", "retrieval_share"} <= set(figures)
+    assert plain.stats["iterative"]["searches"] == plain.stats["iterative"]["strides"] == 10
+
+
+def test_strides_over_one_passage_reuse_its_keys_and_values(ask: Ask) -> None:
+    (answer,) = ask(IterativeOptions(speculate=False), max_tokens=64)
+    assert answer.stats["iterative"]["reused_share"] > 0.5
+    assert 0 < answer.stats["cached_tokens"] < answer.stats["prompt_tokens"]
+
+
+def test_events_come_in_order_and_only_verified_text_is_shown(ask: Ask) -> None:
+    events: list[Event]
+    (events,) = ask(IterativeOptions(stride=4), raw=True)
+    kinds = [event.type for event in events]
+    assert kinds[0] == "search_results"
+    assert kinds[-2:] == ["stats", "done"]
+    shown = "".join(event.data["text"] for event in events if event.type == "message")
+    assert shown.strip() == events[-1].data["answer"]
+    assert events[-1].data["finish_reason"] == "length"
+
+
+def test_a_quotation_is_cited_from_the_passage_it_stands_in(ask: Ask, make_scripted: Any) -> None:
+    whole = 'It says "The bridge at Hampton was built by Ada Miller in 1862." [1]'
+
+    def reply(prompt: str) -> str:
+        return whole.removeprefix(prompt.rpartition("assistant\n")[2])
+
+    (answer,) = ask(IterativeOptions(), engine=make_scripted(reply), max_tokens=100)
+    assert answer.answer == whole
+    assert [(c["verified"], c["quoted"]) for c in answer.citations] == [(True, True)]
+    assert answer.finish_reason == "stop"
+
+
+def test_nothing_to_answer_from(ask: Ask, home: Path) -> None:
+    with Library.open(home) as library:
+        for document in library.documents():
+            library.delete(document.id)
+    (answer,) = ask(IterativeOptions())
+    assert (answer.answer, answer.finish_reason) == (NOTHING_FOUND, "no_evidence")
+    with pytest.raises(NotFound):
+        ask(IterativeOptions(), collection="elsewhere")
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_an_answer_ends_on_the_generation_it_began_with(
+    ask: Ask, home: Path, monkeypatch: pytest.MonkeyPatch, speculate: bool
+) -> None:
+    options = IterativeOptions(speculate=speculate, k=2)
+    before: Answer = ask(options)[0]
+    search, added = SnapshotRetriever.search, []
+
+    def and_then_ingest(self: SnapshotRetriever, *arguments: Any) -> Any:
+        found = search(self, *arguments)
+        if not added:
+            added.append(home.parent / "new.txt")
+            added[0].write_text(QUESTION + before.answer)
+            with Library.open(home) as other:
+                other.ingest(added)
+                other.build_index()
+        return found
+
+    monkeypatch.setattr(SnapshotRetriever, "search", and_then_ingest)
+    assert ask(options)[0].answer == before.answer
+    assert added
+    monkeypatch.undo()
+    assert "new.txt" in {hit["name"] for hit in ask(options)[0].results}
+
+
+@pytest.mark.parametrize("failures", [1, 5])
+def test_a_failing_retriever_is_tried_twice(ask: Ask, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """Once is forgiven and told in the statistics; then the answer ends in an error, and what was shown stays."""
+    (whole,) = ask(IterativeOptions())
+    search, calls = SnapshotRetriever.search, []
+
+    def failing(self: SnapshotRetriever, *arguments: Any) -> Any:
+        calls.append(1)
+        if 3 <= len(calls) < 3 + failures:
+            raise OSError("the disk is gone")
+        return search(self, *arguments)
+
+    monkeypatch.setattr(SnapshotRetriever, "search", failing)
+    (events,) = ask(IterativeOptions(), raw=True)
+    shown = "".join(event.data["text"] for event in events if event.type == "message")
+    if failures == 1:
+        assert shown.strip() == whole.answer
+        assert next(e for e in events if e.type == "stats").data["iterative"]["retries"] >= 1
+        return
+    assert [event.type for event in events][-2:] == ["error", "done"]
+    assert "the disk is gone" in events[-2].data["detail"]
+    assert events[-2].data["status"] == 503
+    assert shown
+    assert whole.answer.startswith(shown.strip())
+    calls.clear()
+    with pytest.raises(AnswerFailed, match="failed twice"):
+        ask(IterativeOptions())
+
+
+@pytest.mark.parametrize("option", ["k", "stride", "query_tokens", "prefetch"])
+def test_options_must_be_above_zero(option: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{option} must be at least 1, not 0"):
+        IterativeOptions(**{option: 0})
+
+
+def test_a_query_longer_than_the_encoder(ask: Ask) -> None:
+    with pytest.raises(FolioError, match="Queries of 300 tokens are longer than the embedding model reads"):
+        ask(IterativeOptions(query_tokens=300))
+    (answer,) = ask(IterativeOptions(query_tokens=254), text="qx!" * 400, max_tokens=4)
+    assert answer.stats["iterative"]["query_tokens_cut"] >= 0
+    (answer,) = ask(IterativeOptions(query_tokens=300, retriever="sparse"), max_tokens=4)
+    assert answer.stats["iterative"]["query_tokens_cut"] == 0
+
+
+def test_the_command_line_and_its_equal(home: Path, tiny_model: Path, folio: Any) -> None:
+    def asked(*more: object) -> dict[str, Any]:
+        code, out, err = folio("--home", home, "ask", QUESTION, "--mode", "iterative", "--model", tiny_model, *more)
+        assert code == 0, err
+        return json.loads(out)
+
+    common = ("--json", "--max-tokens", 24)
+    fast, slow = asked(*common), asked(*common, "--speculate", "off")
+    assert fast["answer"] == slow["answer"]
+    assert fast["stats"]["iterative"]["speculate"]
+    assert not slow["stats"]["iterative"]["speculate"]
+    code, _, err = folio("--home", home, "ask", QUESTION, "--mode", "iterative", "--k", 0)
+    assert code == 2
+    assert "k must be at least 1" in err

@@ -1,0 +1,347 @@
+"""Speculation in the engine changes nothing but the number of forwards."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drafters.base import RequestState, TopSuccessors
+from drafters.combine.pacing import Pace
+from drafters.combine.tracked import TrackedDrafter
+from drafters.registry import names
+from drafters.tree import DraftTree
+from drafters.verify import Verdict
+from service.engine.engine import Engine, EngineConfig
+from service.engine.loading.checkpoint import prepare
+from service.engine.request import Request, SamplingParams
+from service.engine.step import Slice
+from service.errors import InvalidRequest
+
+from ..conftest import FAMILIES, make_engine, make_model
+
+HERE = [name for name in names() if name not in ("datastore",)]
+
+
+def prompt(seed: int = 0) -> list[int]:
+    """Text with much to copy: sentences that come again."""
+    rng = random.Random(seed)
+    phrases = [[rng.randrange(3, 97) for _ in range(12)] for _ in range(4)]
+    return [t for _ in range(8) for t in rng.choice(phrases)]
+
+
+def repetitive_model(seed: int = 0) -> Any:
+    """A random model that likes to repeat, so that drafts are accepted at all."""
+    return make_model(seed=seed)
+
+
+def drafting_engine(tmp_path: Any = None, **options: Any) -> Engine:
+    config: dict[str, Any] = {
+        "dtype": "float64",
+        "page_size": 16,
+        "max_step_tokens": 64,
+        "kv_memory": 8 << 20,
+    }
+    if tmp_path is not None:
+        draft = make_model(seed=0, num_hidden_layers=3)
+        draft.save_pretrained(tmp_path / "draft")
+        config["draft_model"] = str(tmp_path / "draft")
+    return Engine(prepare("llama", repetitive_model()), EngineConfig(**{**config, **options}))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", HERE)
+def test_every_drafter_gives_the_tokens_of_plain_decoding(drafter: str, temperature: float, tmp_path: Any) -> None:
+    if drafter == "multi_round" and temperature:
+        pytest.skip("rejection keeps the distribution, not the tokens: see tests/drafters/test_exact.py")
+    engine = drafting_engine(tmp_path)
+    prompts = [prompt(i) for i in range(3)]
+
+    def run(name: str) -> list[list[int]]:
+        each = [
+            SamplingParams(max_tokens=24, temperature=temperature, top_p=0.9, seed=i, drafter=name, ignore_eos=True)
+            for i in range(3)
+        ]
+        results = engine.generate(prompts, each)
+        assert all(r.finish_reason == "length" for r in results)
+        assert all(len(r.sources) == len(r.token_ids) for r in results)
+        assert not any(r.stats["drafting"]["failures"] for r in results)
+        return [r.token_ids for r in results]
+
+    assert run(drafter) == run("none")
+    engine.check_integrity()
+    assert not engine.lent.sessions
+
+
+PENALTIES: dict[str, Any] = {
+    "repetition_penalty": 1.05,
+    "frequency_penalty": 0.05,
+    "presence_penalty": -0.3,
+    "logit_bias": ((5, 0.5), (9, -100.0)),
+    "min_p": 0.02,
+}
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 40}], ids=["whole", "cut"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", ["auto", "suffix", "draft_model", "self_speculation"])
+def test_penalties_keep_drafting_lossless(drafter: str, temperature: float, cut: dict[str, Any], tmp_path: Any) -> None:
+    engine = drafting_engine(tmp_path)
+
+    def run(name: str, changes: dict[str, Any]) -> list[Any]:
+        each = [
+            SamplingParams(max_tokens=40, temperature=temperature, seed=i, drafter=name, ignore_eos=True, **changes)
+            for i in range(3)
+        ]
+        return engine.generate([prompt(i) for i in range(3)], each)
+
+    plain = run("none", PENALTIES | cut)
+    drafted = run(drafter, PENALTIES | cut)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+    if drafter == "suffix":  # the others guess where it pays on this machine
+        assert sum(r.stats["drafting"]["accepted"] for r in drafted) > 0
+    assert [r.token_ids for r in plain] != [r.token_ids for r in run("none", cut)]
+    assert not any(9 in r.token_ids for r in plain)
+    engine.check_integrity()
+
+
+def test_log_probabilities_are_the_models_own_under_penalties() -> None:
+    engine = drafting_engine()
+    banned, plain = (
+        engine.generate([prompt()], SamplingParams(max_tokens=1, logprobs=3, drafter="none", logit_bias=bias))[0]
+        for bias in (((3, 100.0),), ())
+    )
+    assert banned.token_ids == [3] != plain.token_ids
+    assert banned.logprobs[0].top == plain.logprobs[0].top
+
+
+def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
+    engine = drafting_engine()
+    with pytest.raises(InvalidRequest, match="logit_bias names token id 97"):
+        engine.add_request(prompt(), SamplingParams(logit_bias=((97, 1.0),)))
+    assert not engine.has_work
+
+
+def test_a_draft_model_equal_to_the_target_is_accepted(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "asks", lambda pace: True)  # such a draft model is never worth its time
+    engine = drafting_engine(tmp_path)
+    params = SamplingParams(max_tokens=24, drafter="draft_model:depth=4", ignore_eos=True)
+    result = engine.generate([prompt()], params)[0]
+    assert result.stats["drafting"]["acceptance_rate"] > 0.5
+    assert result.stats["decode_steps"] < 16
+    assert set(result.sources) == {"draft_model", "target"}
+
+
+class Adversary:
+    """Guesses that are right, wrong, doubled or of odd shapes, by a seeded coin."""
+
+    name = "adversary"
+    needs_topk = 2
+
+    def __init__(self, truth: list[int], seed: int) -> None:
+        self._truth = truth
+        self._rng = random.Random(seed)
+
+    def start(self, state: RequestState) -> None:
+        pass
+
+    def propose(self, state: RequestState, budget: int) -> DraftTree:
+        size = self._rng.randrange(0, budget + 1)
+        done = len(state.tokens) - state.prompt_length
+        tokens, parents, depth = [], [], []
+        for node in range(size):
+            parent = self._rng.randrange(-1, node) if node else -1
+            at = depth[parent] + 1 if parent >= 0 else 0
+            right = done + at < len(self._truth) and self._rng.random() < 0.7
+            tokens.append(self._truth[done + at] if right else self._rng.randrange(97))
+            parents.append(parent)
+            depth.append(at)
+        return DraftTree.of(tokens, parents, source="adversary")
+
+    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
+        assert top is not None
+        assert top.ids.shape == (len(verdict.rows), 2)
+        assert tuple(state.tokens[-len(verdict.tokens) :]) == verdict.tokens
+
+    def finish(self, state: RequestState) -> None:
+        pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(2))
+def test_random_trees_on_ragged_batches_change_nothing(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [prompt(1), prompt(2)[:17], prompt(3)[:5]]
+    plain = [SamplingParams(max_tokens=20, temperature=0.7 * (i % 2), seed=i, drafter="none") for i in range(3)]
+    truth = [r.token_ids for r in make_engine(family).generate(prompts, plain)]
+    engine = make_engine(family)
+    opened = iter(range(3))
+
+    def build(spec: Any, resources: Any) -> TrackedDrafter:
+        i = next(opened)
+        return TrackedDrafter(Adversary(truth[i], seed), resources.calibration, resources.vocab_size, 9)
+
+    monkeypatch.setattr("drafters.registry.build", build)
+    drafted = [SamplingParams(max_tokens=20, temperature=p.temperature, seed=p.seed, drafter="auto") for p in plain]
+    results = engine.generate(prompts, drafted)
+    assert [r.token_ids for r in results] == truth
+    assert sum(r.stats["drafting"]["accepted"] for r in results) > 0
+    assert [r.stats["drafting"]["failures"] for r in results] == [0, 0, 0]  # else `observe` found something wrong
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
+def test_a_node_has_the_logits_of_its_path_run_as_a_chain(family: str) -> None:
+    engine = make_engine(family)
+    tokens = prompt()[:40]
+    request = Request("r", tokens, SamplingParams())
+    request.pages = engine.blocks.allocate(8)
+    tree = DraftTree.of([5, 6, 7, 8, 9, 6], [-1, -1, 0, 2, 0, 4])
+    with torch.inference_mode():
+        engine.runner.run([Slice(request, 0, tokens[:-1], samples=False)])
+        got = engine.runner.run([Slice(request, 39, tokens[-1:], samples=True, tree=tree)]).logits
+    for node in range(len(tree)):
+        path = tokens + [int(tree.tokens[n]) for n in tree.path_to(node)]
+        other = make_engine(family)
+        chain = Request("c", path, SamplingParams())
+        chain.pages = other.blocks.allocate(8)
+        want = other.runner.run([Slice(chain, 0, path, samples=True)]).logits[0]
+        assert (got[node + 1] - want).abs().max() < 1e-9
+
+
+def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
+    engine = make_engine()
+    model = engine.drafting.resources.self_model
+    assert model is not None
+    tokens = prompt()[:35]
+    session = model.open(tokens[:-1])
+    session.advance(tokens[-1:])
+    session.extend([5, 6], [-1, -1])
+    deep = session.extend([7, 8], [1, 2])
+    fresh = make_engine().drafting.resources.self_model
+    assert fresh is not None
+    want = fresh.open(tokens).advance([6, 7])[-1], fresh.open(tokens).advance([6, 7, 8])[-1]
+    assert torch.allclose(deep[0], want[0], atol=1e-9)
+    assert torch.allclose(deep[1], want[1], atol=1e-9)
+    session.commit([1, 2])
+    assert session.length == 37
+    after = session.advance([9])[-1]
+    assert torch.allclose(after, fresh.open([*tokens, 6, 7]).advance([9])[-1], atol=1e-9)
+    session.close()
+    session.close()
+    engine.check_integrity()
+
+
+def test_sessions_give_way_before_requests_are_preempted() -> None:
+    engine = make_engine(pages=12)
+    result = engine.generate([prompt()], SamplingParams(max_tokens=60, drafter="rag", ignore_eos=True))[0]
+    expected = make_engine().generate([prompt()], SamplingParams(max_tokens=60, drafter="none", ignore_eos=True))[0]
+    assert result.token_ids == expected.token_ids
+    assert engine.scheduler.num_preemptions == 0
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("drafter", "words"),
+    [
+        ("nonsense", "unknown drafter 'nonsense'"),
+        ("suffix:colour=red", "no option 'colour'"),
+        ("rag:target_mix=-1", "target_mix"),
+        ("draft_model", "needs a draft model"),
+        ("datastore", "needs a library"),
+        ("suffix:budget=65", "a tree of 65 nodes is larger than the 64"),
+    ],
+)
+def test_bad_drafters_are_refused_before_any_work(drafter: str, words: str) -> None:
+    engine = make_engine()
+    with pytest.raises(InvalidRequest, match=words):
+        engine.add_request([3, 4], SamplingParams(drafter=drafter))
+    assert not engine.has_work
+
+
+def test_a_bad_default_drafter_is_refused_before_the_model_is_looked_for() -> None:
+    with pytest.raises(InvalidRequest, match="unknown drafter 'bogus'"):
+        Engine.from_pretrained("no-such-model", drafter="bogus")
+
+
+def test_a_tree_larger_than_the_pool_is_refused() -> None:
+    engine = make_engine(pages=2)
+    with pytest.raises(InvalidRequest, match="larger than the 31"):
+        engine.add_request([3, 4], SamplingParams(drafter="suffix:budget=40"))
+    result = engine.generate([[3, 4, 3, 4]], SamplingParams(max_tokens=4, drafter="suffix"))[0]
+    assert len(result.token_ids) <= 4
+
+
+def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = make_engine().generate([prompt()], SamplingParams(max_tokens=12, drafter="none"))[0]
+    monkeypatch.setattr("drafters.sources.suffix.Suffix.propose", lambda *a: 1 / 0)
+    result = make_engine().generate([prompt()], SamplingParams(max_tokens=12, drafter="suffix"))[0]
+    assert result.token_ids == expected.token_ids
+    assert result.stats["drafting"]["failures"] == 1
+
+
+def test_target_mix_samples_the_declared_distribution_wherever_blocks_end() -> None:
+    """η > 0 is lossy, but its tokens must not depend on how many were drafted at a time."""
+    runs = [
+        make_engine()
+        .generate(
+            [prompt()],
+            SamplingParams(
+                max_tokens=16, temperature=1.0, seed=3, drafter=f"rag:target_mix=5,depth={depth},context=64"
+            ),
+        )[0]
+        .token_ids
+        for depth in (1, 5)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_kv_after_drafting_is_that_of_a_fresh_prefill() -> None:
+    engine = make_engine()
+    params = SamplingParams(max_tokens=30, drafter="suffix", ignore_eos=True)
+    request_id = engine.add_request(prompt(), params)
+    for _ in range(8):
+        engine.step()
+    request = engine._requests[request_id]
+    order = np.arange(request.num_computed)
+    slots = engine.runner._slots(request.pages, order)
+    fresh = make_engine()
+    other = Request("f", request.token_ids[: request.num_computed], SamplingParams())
+    other.pages = fresh.blocks.allocate(len(request.pages))
+    fresh.runner.run([Slice(other, 0, other.token_ids, samples=True)])
+    want = fresh.runner._slots(other.pages, order)
+    for layer in range(3):
+        for got, expected in zip(
+            engine.runner.pool.groups[0].read(layer, slots, torch.float64),
+            fresh.runner.pool.groups[0].read(layer, want, torch.float64),
+            strict=True,
+        ):
+            assert torch.allclose(got, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3])  # a random model at more repeats too little to draft from
+def test_rows_are_independent_in_float32_too(temperature: float) -> None:
+    """The logits behind every emitted token are the same bits, drafted or not: near ties cannot fall otherwise."""
+    from sparse_attn.kernels import select_kernels
+
+    if not select_kernels(torch.device("cpu"), torch.float32).row_invariant:
+        pytest.skip("the C++ kernels cannot be built here")
+    wide = {"hidden_size": 64, "intermediate_size": 128}
+
+    def run(drafter: str) -> list[Any]:
+        model = make_model(dtype=torch.float32, **wide)
+        engine = Engine(prepare("llama", model), EngineConfig(kv_memory=8 << 20, page_size=16))
+        params = SamplingParams(
+            max_tokens=40, temperature=temperature, seed=1, drafter=drafter, logprobs=0, ignore_eos=True
+        )
+        return engine.generate([prompt(i) for i in range(3)], params)
+
+    plain, drafted = run("none"), run("recycling")
+    assert sum(r.stats["drafting"]["drafted"] for r in drafted) > 40
+    for one, other in zip(plain, drafted, strict=True):
+        assert one.token_ids == other.token_ids
+        assert [x.logprob for x in one.logprobs] == [x.logprob for x in other.logprobs]

@@ -1,0 +1,173 @@
+"""The padded decode step in fixed buffers, run without a graph, against the ordinary forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drafters.tree import DraftTree
+from service.engine.request import Request, SamplingParams
+from service.engine.runner.cuda_graphs import (
+    Bucket,
+    GraphedRunner,
+    Replay,
+    choose_bucket,
+    make_buckets,
+    run_eagerly,
+    why_not,
+)
+from service.engine.step import Slice
+from sparse_attn.plan.policies import parse_policy
+from sparse_attn.plan.policy import ModelShape, PolicyState
+
+from ..conftest import make_engine
+
+BUCKETS = [Bucket(1, 1), Bucket(2, 4), Bucket(4, 1), Bucket(4, 8)]
+
+
+def chain_and_branch(count: int) -> DraftTree:
+    """A tree of ``count`` nodes: a chain with a second child below every second node."""
+    parents = [-1, *(max(-1, i - 1 - i % 2) for i in range(1, count))]
+    return DraftTree.of([5 + 3 * i for i in range(count)], parents)
+
+
+def prefilled(engine: Any, lengths: list[int]) -> list[Request]:
+    """Requests whose first tokens lie in pages, the last one pending."""
+    requests = []
+    for n, length in enumerate(lengths):
+        request = Request(f"r{n}", [(7 * i + 13 * n) % 90 + 3 for i in range(length + 1)], SamplingParams())
+        request.pages = engine.blocks.allocate(engine.blocks.pages_for(length + 16))
+        if length:
+            engine.runner.run([Slice(request, 0, request.token_ids[:length], samples=False)])
+        requests.append(request)
+    return requests
+
+
+def decode(requests: list[Request], nodes: list[int]) -> list[Slice]:
+    return [
+        Slice(r, len(r.token_ids) - 1, r.token_ids[-1:], True, chain_and_branch(n) if n else None)
+        for r, n in zip(requests, nodes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [3, 0], [2, 7, 0], [0]])
+def test_a_padded_step_gives_the_logits_of_the_plain_one(family: str, nodes: list[int]) -> None:
+    engine = make_engine(family)
+    requests = prefilled(engine, [37, 3, 18][: len(nodes)])
+    expected = engine.runner.run(decode(requests, nodes))
+    pool = engine.runner.pool
+    graphed = GraphedRunner(engine.loaded.model, pool, BUCKETS, 32, run_eagerly)
+    before = [keys.clone() for keys in pool.keys]
+    got = graphed.run(decode(requests, nodes))
+    assert got.first_row == expected.first_row
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-9, atol=1e-9)
+    for keys, kept in zip(pool.keys, before, strict=True):  # nothing but the scratch page has changed
+        torch.testing.assert_close(keys[:-1], kept[:-1])
+    assert graphed.graphs.replayed == 1
+    assert graphed.graphs.rows == sum(nodes) + len(nodes)
+
+
+def test_an_engine_over_buckets_gives_the_same_tokens() -> None:
+    """With drafts, preemption and a buffer that served other requests before."""
+    prompts = [[(3 * i + n) % 20 + 3 for i in range(20 + 9 * n)] for n in range(5)]
+    params = [SamplingParams(max_tokens=14, ignore_eos=True, temperature=t, seed=n, drafter="prompt_lookup")
+              for n, t in enumerate((0.0, 0.8, 0.0, 1.0, 0.5))]  # fmt: skip
+    plain = make_engine(pages=14)
+    expected = [g.token_ids for g in plain.generate(prompts, params)]
+    engine = make_engine(pages=14)
+    engine.runner = GraphedRunner(engine.loaded.model, engine.runner.pool, make_buckets(8), 14, run_eagerly)
+    assert [g.token_ids for g in engine.generate(prompts, params)] == expected
+    figures = engine.stats()["cuda_graphs"]
+    assert figures["replayed"] > 10
+    assert figures["eager"]["prefill"] > 0
+    assert engine.stats()["preemptions"] > 0
+
+
+def test_a_capture_that_fails_costs_time_and_nothing_else() -> None:
+    def capture(step: Any) -> Replay:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    engine = make_engine()
+    expected = engine.generate([[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids
+    engine.runner = GraphedRunner(engine.loaded.model, engine.runner.pool, BUCKETS, 32, capture)
+    assert engine.generate([[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids == expected
+    figures = engine.stats()["cuda_graphs"]
+    assert figures["refused"] == "RuntimeError: operation not permitted when stream is capturing"
+    assert figures["replayed"] == 0
+
+
+def test_the_largest_bucket_is_captured_first() -> None:
+    engine, sizes = make_engine(), []
+
+    def capture(step: Any) -> Replay:
+        sizes.append(len(step()))
+        return step
+
+    GraphedRunner(engine.loaded.model, engine.runner.pool, [Bucket(1, 1), Bucket(4, 2), Bucket(2, 1)], 32, capture)
+    assert sizes == [8, 2, 1]
+
+
+def test_what_no_bucket_holds_is_said() -> None:
+    engine = make_engine()
+    (request,) = prefilled(engine, [60])
+    pool, model = engine.runner.pool, engine.loaded.model
+    assert why_not(decode([request], [3]), pool, model) is None
+    assert why_not([Slice(request, 0, [1, 2], True)], pool, model) == "prefill"
+    shape = ModelShape(3, 4, 2, 16, 16)
+    request.policy = PolicyState(parse_policy("streaming:sink=16,local=32,block=16"), shape, 40)
+    assert why_not(decode([request], [3]), pool, model) == "sparse_decode"
+    request.policy = PolicyState(parse_policy("xattention:gate=0,block=16,stride=8"), shape, 40)
+    assert why_not(decode([request], [3]), pool, model) is None
+    model.base_model.register_forward_hook(lambda *_: None)
+    assert why_not(decode([request], [3]), pool, model) == "hidden_states"
+
+
+@given(max_running=st.integers(1, 200), sequences=st.integers(1, 70), rows=st.integers(1, 80))
+def test_a_bucket_holds_its_step_and_is_the_smallest(max_running: int, sequences: int, rows: int) -> None:
+    buckets = make_buckets(max_running)
+    totals = [b.total for b in buckets]
+    assert totals == sorted(totals, reverse=True)
+    assert choose_bucket(buckets, min(max_running, 64), 1) is not None
+    found = choose_bucket(buckets, sequences, rows)
+    fitting = [b for b in buckets if b.sequences >= sequences and b.rows >= rows]
+    assert (found is None) == (not fitting)
+    if found is not None:
+        assert found in fitting
+        assert found.total == min(b.total for b in fitting)
+
+
+def test_pages_are_ranked_by_what_replayed_steps_wrote() -> None:
+    """A request that wants page statistics comes late: steps captured before it would not keep them."""
+    engine = make_engine()
+    pool = engine.runner.pool
+    engine.runner = runner = GraphedRunner(engine.loaded.model, pool, BUCKETS, 32, run_eagerly)
+    requests = prefilled(engine, [37, 18])
+    runner.keep_stats()
+    runner.run(decode(requests, [0, 0]))
+    assert runner.graphs.replayed == 1
+    assert pool.stats is not None
+    kept = [bounds.clone() for bounds in pool.stats.kmax]
+    for request, length in zip(requests, (38, 19), strict=True):
+        slot = request.pages[(length - 1) // 16][0] * 16 + (length - 1) % 16
+        for layer, keys in enumerate(pool.keys):
+            pool.stats.update(layer, keys, torch.tensor([slot]))
+    for bounds, before in zip(pool.stats.kmax, kept, strict=True):
+        torch.testing.assert_close(bounds[:-1], before[:-1])
+
+
+def test_graphs_captured_before_statistics_are_captured_anew() -> None:
+    engine, captured = make_engine(), []
+
+    def capture(step: Any) -> Replay:
+        captured.append(step)
+        return step
+
+    runner = GraphedRunner(engine.loaded.model, engine.runner.pool, [Bucket(1, 1)], 32, capture)
+    runner.keep_stats()
+    runner.keep_stats()
+    assert len(captured) == 2

@@ -1,0 +1,319 @@
+"""The C++ kernels against the float64 reference, and their rows against themselves in other company."""
+
+import platform
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_attn.blocks import BlockIndex, query_blocks
+from sparse_attn.kernels import TORCH, dense, select_kernels
+from sparse_attn.kernels.cpu.build import BuildError, library
+from sparse_attn.kv.quant import dequantize, quantize
+
+try:
+    library()
+except BuildError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+from sparse_attn.kernels.cpu import attention as cpu
+
+SHAPES = [(2, 2, 64), (8, 2, 64), (7, 1, 128), (8, 1, 96), (4, 2, 20)]
+SEED = st.integers(0, 2**31)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small calls: waking threads would cost more than the work. Tests that need several say so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class Case:
+    """A ragged batch over pages: what `dense.attention` takes, in float32."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    tables: torch.Tensor
+    contexts: list[int]
+    rows: list[int]
+
+    @classmethod
+    def random(cls, shape, rows, contexts, page_size, seed):
+        heads, kv_heads, dim = shape
+        g = torch.Generator().manual_seed(seed)
+        width = max(-(-max(contexts) // page_size), 1)
+        pages = width * len(rows)
+        tables = torch.randperm(pages + 2, generator=g)[:pages].view(len(rows), width).int()
+        caches = [torch.randn(pages + 2, kv_heads, page_size, dim, generator=g) for _ in "kv"]
+        total = sum(rows)
+        new = [torch.randn(total, h, dim, generator=g) for h in (heads, kv_heads, kv_heads)]
+        return cls(*new, *caches, tables, list(contexts), list(rows))
+
+    @property
+    def cu(self):
+        return torch.tensor([0, *torch.tensor(self.rows).cumsum(0).tolist()], dtype=torch.int32)
+
+    @property
+    def context_lens(self):
+        return torch.tensor(self.contexts, dtype=torch.int32)
+
+    def positions(self, trees=None):
+        parts = []
+        for s, (n, context) in enumerate(zip(self.rows, self.contexts, strict=True)):
+            tree = trees[s] if trees else None
+            parts.append(context + (torch.arange(n) if tree is None else tree.sum(1) - 1))
+        return torch.cat(parts)
+
+    def arguments(self, dtype):
+        tensors = (self.q, self.k, self.v, self.k_cache, self.v_cache)
+        return (*(x.to(dtype) for x in tensors), self.tables, self.context_lens, self.cu)
+
+
+def random_tree(n, generator):
+    """bool [n, n], ancestor or self; node 0 is the root of all, as the last committed token is."""
+    mask = torch.eye(n, dtype=torch.bool)
+    for i in range(1, n):
+        mask[i] |= mask[int(torch.randint(0, i, (1,), generator=generator))]
+    return mask
+
+
+def random_index(case, heads, block_q, block_k, density, generator):
+    bounds = query_blocks(case.rows, case.contexts, block_q)[0]
+    keys = max((c + n for c, n in zip(case.contexts, case.rows, strict=True)), default=0)
+    mask = torch.rand(heads, len(bounds) - 1, -(-keys // block_k), generator=generator) < density
+    return BlockIndex.from_mask(mask, case.rows, case.contexts, block_q=block_q, block_k=block_k)
+
+
+def assert_same(actual, expected, atol=2e-5):
+    torch.testing.assert_close(actual[0].double(), expected[0], rtol=0, atol=atol)
+    torch.testing.assert_close(actual[1].double(), expected[1], rtol=0, atol=atol)
+
+
+BATCH = st.lists(
+    st.tuples(st.sampled_from([0, 1, 2, 5, 33, 70]), st.sampled_from([0, 1, 63, 64, 116, 1023, 1040, 2200])),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(SHAPES),
+    BATCH,
+    st.sampled_from([8, 64, 48]),
+    st.sampled_from([0, 1, 50, 1100]),
+    st.sampled_from([0.0, 4.0]),
+    st.booleans(),
+    SEED,
+)
+def test_attention_equals_the_reference(shape, batch, page_size, window, softcap, trees, seed):
+    rows, contexts = [r for r, _ in batch], [c for _, c in batch]
+    case = Case.random(shape, rows, contexts, page_size, seed)
+    g = torch.Generator().manual_seed(seed)
+    masks = [random_tree(n, g) if trees and s != 1 else None for s, n in enumerate(rows)]
+    options = {"scale": 0.2, "softcap": softcap, "window": window, "positions": case.positions(masks)}
+    actual = cpu.attention(*case.arguments(torch.float32), tree_masks=masks, **options)
+    expected = dense.attention(*case.arguments(torch.float64), tree_masks=masks, **options)
+    assert_same(actual, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(SHAPES),
+    BATCH,
+    st.sampled_from([(1, 16), (16, 16), (64, 64), (128, 128), (32, 8)]),
+    st.sampled_from([0.0, 0.3, 0.8]),
+    st.booleans(),
+    st.sampled_from([0, 70]),
+    st.booleans(),
+    SEED,
+)
+def test_sparse_attention_equals_the_masked_reference(
+    shape, batch, blocks, density, per_query_head, window, trees, seed
+):
+    rows, contexts = [r for r, _ in batch], [c for _, c in batch]
+    case = Case.random(shape, rows, contexts, 16, seed)
+    g = torch.Generator().manual_seed(seed)
+    masks = [random_tree(n, g) if trees else None for n in rows]
+    index = random_index(case, shape[0] if per_query_head else shape[1], *blocks, density, g)
+    options = {"scale": 0.2, "window": window, "positions": case.positions(masks)}
+    actual = cpu.attention(*case.arguments(torch.float32), tree_masks=masks, index=index, **options)
+    expected = dense.attention(*case.arguments(torch.float64), tree_masks=masks, index=index, **options)
+    assert_same(actual, expected)
+
+    past, new = index.split()
+    q, k, v, *pages, cu = case.arguments(torch.float32)
+    q64, k64, v64, *pages64, _ = case.arguments(torch.float64)
+    assert_same(
+        cpu.paged_attention(q, *pages, cu, index=past, **options),
+        dense.paged_attention(q64, *pages64, cu, index=past, **options),
+    )
+    assert_same(
+        cpu.ragged_attention(q, k, v, cu, tree_masks=masks, index=new, **options),
+        dense.ragged_attention(q64, k64, v64, cu, tree_masks=masks, index=new, **options),
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(SHAPES), BATCH, SEED)
+def test_a_full_index_is_dense_to_the_bit(shape, batch, seed):
+    rows, contexts = [r for r, _ in batch], [c for _, c in batch]
+    case = Case.random(shape, rows, contexts, 64, seed)
+    full = BlockIndex.full(rows, contexts, num_heads=shape[1], block_q=64, block_k=64)
+    plain = cpu.attention(*case.arguments(torch.float32), scale=0.2)
+    indexed = cpu.attention(*case.arguments(torch.float32), scale=0.2, index=full)
+    assert torch.equal(plain[0], indexed[0])
+    assert torch.equal(plain[1], indexed[1])
+
+
+# --- the bits of a row -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_row_is_the_same_alone_and_in_a_batch(shape, threads):
+    rows, contexts = [1, 33, 7, 80], [1500, 2113, 0, 1030]
+    case = Case.random(shape, rows, contexts, 64, seed=1)
+    torch.set_num_threads(threads)
+    together = cpu.attention(*case.arguments(torch.float32), scale=0.2)
+    torch.set_num_threads(1)
+    for s, (n, context) in enumerate(zip(rows, contexts, strict=True)):
+        lo = int(case.cu[s])
+        for i in range(0, n, 6):
+            alone = row_alone(case, s, context, list(range(i + 1)), i)
+            assert torch.equal(alone, together[0][lo + i])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("context", [0, 30, 64, 1000, 1023, 2113])
+def test_a_tree_node_is_the_same_as_its_path_decoded_alone(shape, context):
+    """The node's ancestors written to pages one by one and the node decoded as a single row: the same bits."""
+    case = Case.random(shape, [33], [context], 64, seed=2)
+    tree = random_tree(33, torch.Generator().manual_seed(3))
+    out, _ = cpu.attention(*case.arguments(torch.float32), scale=0.2, tree_masks=[tree])
+    for node in range(0, 33, 4):
+        path = tree[node].nonzero().flatten().tolist()
+        assert torch.equal(row_alone(case, 0, context, path, node), out[node])
+
+
+def row_alone(case, s, context, path, row):
+    """Row `row` of sequence `s` as a single decode row, all of `path` before it lying in pages."""
+    lo, page_size = int(case.cu[s]), case.k_cache.shape[2]
+    earlier = [lo + j for j in path[:-1]]
+    pages = (context + len(path)) // page_size + 1
+    caches = []
+    for cache, new in ((case.k_cache, case.k), (case.v_cache, case.v)):
+        tiles = cache[case.tables[s].long()].transpose(0, 1).flatten(1, 2)[:, :context]
+        tokens = torch.cat([tiles, new[earlier].transpose(0, 1)], dim=1)
+        padded = torch.nn.functional.pad(tokens, (0, 0, 0, pages * page_size - tokens.shape[1]))
+        caches.append(padded.unflatten(1, (pages, page_size)).transpose(0, 1).contiguous())
+    one = [x[lo + row : lo + row + 1] for x in (case.q, case.k, case.v)]
+    length = torch.tensor([context + len(path) - 1], dtype=torch.int32)
+    table = torch.arange(pages, dtype=torch.int32).view(1, -1)
+    return cpu.attention(*one, *caches, table, length, torch.tensor([0, 1]), scale=0.2)[0][0]
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 64, 333])
+def test_prefill_in_chunks_is_prefill_at_once(chunk):
+    heads, kv_heads, dim, length = 8, 2, 64, 1300 if chunk > 1 else 130
+    case = Case.random((heads, kv_heads, dim), [length], [0], 64, seed=4)
+    whole, _ = cpu.attention(*case.arguments(torch.float32), scale=0.2)
+    pages = length // 64 + 1
+    caches = [torch.zeros(pages, kv_heads, 64, dim) for _ in "kv"]
+    table = torch.arange(pages, dtype=torch.int32).view(1, -1)
+    for start in range(0, length, chunk):
+        new = slice(start, min(start + chunk, length))
+        out, _ = cpu.attention(
+            case.q[new], case.k[new], case.v[new], *caches, table, torch.tensor([start]),
+            torch.tensor([0, new.stop - start]), scale=0.2,
+        )  # fmt: skip
+        assert torch.equal(out, whole[new])
+        at = torch.arange(new.start, new.stop)
+        for cache, x in zip(caches, (case.k, case.v), strict=True):
+            cache[at // 64, :, at % 64] = x[new]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_pages_equal_their_dequantised_selves_to_the_bit(shape):
+    case = Case.random(shape, [1, 9, 33], [1100, 64, 30], 64, seed=6)
+    q, k, v, k_cache, v_cache, *rest = case.arguments(torch.float32)
+    tree = [None, None, random_tree(33, torch.Generator().manual_seed(7))]
+    (k8, k_scale), (v8, v_scale) = quantize(k_cache), quantize(v_cache)
+    wide = (dequantize(k8, k_scale), dequantize(v8, v_scale))
+    expected = cpu.attention(q, k, v, *wide, *rest, scale=0.2, tree_masks=tree)
+    actual = cpu.attention(q, k, v, k8, v8, *rest, scale=0.2, tree_masks=tree, k_scale=k_scale, v_scale=v_scale)
+    assert torch.equal(actual[0], expected[0])
+    with pytest.raises(ValueError, match="int8 pages need"):
+        cpu.attention(q, k, v, k8, v8, *rest, scale=0.2)
+
+
+def test_strided_inputs_are_read_in_place():
+    """q, k, v as transformers hands them over: views [1, H, T, D] with heads outermost."""
+    case = Case.random((8, 2, 64), [9], [100], 64, seed=5)
+    plain = cpu.attention(*case.arguments(torch.float32), scale=0.2)
+    q, k, v, *rest = case.arguments(torch.float32)
+    views = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
+    strided = cpu.attention(*views, *rest, scale=0.2)
+    assert torch.equal(plain[0], strided[0])
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere denormals are not flushed")
+def test_denormal_numbers_count_as_zero_during_a_call_and_not_after():
+    """Each would cost an assist of a hundred cycles, and dead dimensions of a model are full of them."""
+    tiny = 1e-40
+    case = Case.random((2, 2, 64), [3], [70], 16, seed=1)
+    case.v.fill_(tiny)
+    case.v_cache.fill_(tiny)
+    assert cpu.attention(*case.arguments(torch.float32), scale=0.2)[0].count_nonzero() == 0
+    assert cpu.linear(torch.full((3, 64), tiny), torch.ones(8, 64)).count_nonzero() == 0
+    assert (torch.full((3,), tiny) * torch.ones(3)).count_nonzero() == 3
+
+
+def test_float32_on_a_cpu_takes_the_kernels_and_float64_the_reference():
+    device = torch.device("cpu")
+    assert select_kernels(device, torch.float32).name == "cpu-c++"
+    assert select_kernels(device, torch.float32).row_invariant
+    assert select_kernels(device, torch.float64) is TORCH
+    assert not TORCH.row_invariant
+
+
+def test_without_a_compiler_torch_serves_and_says_so(monkeypatch, caplog, tmp_path):
+    from sparse_attn import kernels
+    from sparse_attn.kernels.cpu import build as cpu_build
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    for cached in (cpu_build.library, kernels._cpu_kernels):
+        cached.cache_clear()
+    try:
+        assert select_kernels(torch.device("cpu"), torch.float32) is TORCH
+        assert "no C++ compiler" in caplog.text
+    finally:
+        monkeypatch.undo()
+        for cached in (cpu_build.library, kernels._cpu_kernels):
+            cached.cache_clear()
+
+
+# --- linear layers -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 70), st.integers(1, 1100), st.integers(1, 200), st.booleans(), SEED)
+def test_linear_equals_torch_and_its_rows_do_not_depend_on_one_another(rows, inner, outer, with_bias, seed):
+    g = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(rows, inner, generator=g), torch.randn(outer, inner, generator=g)
+    bias = torch.randn(outer, generator=g) if with_bias else None
+    y = cpu.linear(x, w, bias)
+    exact = torch.nn.functional.linear(x.double(), w.double(), bias.double() if with_bias else None)
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=2e-6 * inner**0.5 * 10)
+    for r in range(0, rows, 7):
+        assert torch.equal(cpu.linear(x[r : r + 1], w, bias)[0], y[r])

@@ -1,0 +1,93 @@
+"""Other people's dense kernels behind pages: the same numbers as the reference, and refusals by name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from sparse_attn.errors import UnsupportedModelFeature
+from sparse_attn.kernels import dense, select_kernels
+from sparse_attn.kernels.whole import WHOLE, attend_whole, best_whole, find_whole
+from sparse_attn.kv.pool import KVPool, KVShape
+
+CPU = torch.device("cpu")
+PAGE, HEADS, KV_HEADS, DIM = 16, 4, 2, 16
+
+
+def batch(lengths: list[int], contexts: list[int], dtype: torch.dtype) -> tuple[KVPool, tuple[Any, ...], list[Any]]:
+    """A pool with the contexts in shuffled pages; q, k, v of the new rows; tables, context lengths and bounds."""
+    g = torch.Generator().manual_seed(0)
+    pool = KVPool(KVShape(1, KV_HEADS, DIM), 32, PAGE, dtype)
+    tables = torch.randperm(32, generator=g).int()[: 12 * len(lengths)].view(len(lengths), 12)
+
+    def noise(count: int, heads: int) -> torch.Tensor:
+        return torch.randn(count, heads, DIM, generator=g, dtype=torch.float64).to(
+            torch.float32 if dtype == torch.int8 else dtype
+        )
+
+    for s, context in enumerate(contexts):
+        at = torch.arange(context)
+        slots = tables[s].long()[at // PAGE] * PAGE + at % PAGE
+        pool.groups[0].write(0, slots, pool.encode(noise(context, KV_HEADS), noise(context, KV_HEADS)))
+    rows = sum(lengths)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    return (
+        pool,
+        (noise(rows, HEADS), noise(rows, KV_HEADS), noise(rows, KV_HEADS)),
+        [tables, torch.tensor(contexts, dtype=torch.int32), bounds],
+    )
+
+
+@pytest.mark.parametrize("name", ["sdpa", "flex"])
+@pytest.mark.parametrize(("softcap", "window"), [(0.0, 0), (5.0, 0), (0.0, 50), (5.0, 70)])
+def test_the_numbers_are_those_of_the_reference(name: str, softcap: float, window: int) -> None:
+    pool, (q, k, v), (tables, contexts, bounds) = batch([64, 90], [0, 77], torch.float32)
+    options = {"scale": 0.25, "softcap": softcap, "window": window}
+    got = attend_whole(WHOLE[name], pool.groups[0], 0, (q, k, v), tables, contexts, bounds, **options)
+    exact = (x.double() for x in (q, k, v, pool.keys[0], pool.values[0]))
+    positions = torch.cat([torch.arange(64), torch.arange(77, 77 + 90)])
+    expected, _ = dense.attention(*exact, tables, contexts, bounds, positions=positions, **options)
+    assert got is not None
+    torch.testing.assert_close(got.double(), expected, atol=3e-6, rtol=3e-6)
+
+
+def test_int8_pages_are_read_as_their_values() -> None:
+    pool, (q, k, v), (tables, contexts, bounds) = batch([64], [50], torch.int8)
+    got = attend_whole(
+        WHOLE["sdpa"], pool.groups[0], 0, (q, k, v), tables, contexts, bounds, scale=0.25, softcap=0.0, window=0
+    )
+    slots = tables[0].long()[torch.arange(50) // PAGE] * PAGE + torch.arange(50) % PAGE
+    old_k, old_v = pool.groups[0].read(0, slots, torch.float32)
+    expected = WHOLE["sdpa"](q, torch.cat([old_k, k]), torch.cat([old_v, v]), 0.25, 0.0, 0)
+    torch.testing.assert_close(got, expected)
+
+
+def test_few_rows_stay_with_the_kernels_that_read_pages() -> None:
+    pool, rows, (tables, contexts, bounds) = batch([64, 3], [0, 20], torch.float32)
+    options = {"scale": 0.25, "softcap": 0.0, "window": 0}
+    assert attend_whole(WHOLE["sdpa"], pool.groups[0], 0, rows, tables, contexts, bounds, **options) is None
+
+
+def test_a_back_end_is_chosen_and_named() -> None:
+    own = select_kernels(CPU, torch.float32)
+    assert own.whole is None
+    chosen = select_kernels(CPU, torch.float32, "sdpa")
+    assert chosen.name == f"{own.name}+sdpa"
+    assert chosen.attention is own.attention
+    assert select_kernels(CPU, torch.float32, "own") == own
+    assert best_whole(CPU, torch.float32) is None
+    expected = "flash-attn" if find_spec("flash_attn") else "sdpa"
+    assert best_whole(torch.device("cuda"), torch.bfloat16) == expected
+    assert best_whole(torch.device("cuda"), torch.float32) is None
+
+
+def test_what_is_not_here_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_attn.kernels.whole.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedModelFeature, match="flash-attn is not installed"):
+        find_whole("flash-attn", torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr("sparse_attn.kernels.whole.find_spec", lambda name: object())
+    with pytest.raises(UnsupportedModelFeature, match="not float32 on cpu; choose sdpa or flex"):
+        find_whole("flash-attn", CPU, torch.float32)

@@ -1,0 +1,56 @@
+"""Every Triton kernel compiles for a Hopper GPU as the engine launches it: no GPU is needed for that."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[4]
+SHARED_LIMIT = 232448  # bytes of shared memory that one program may have on Hopper
+
+pytestmark = pytest.mark.slow  # minutes with an empty cache of Triton's
+
+
+def compile_kernels(*arguments: str) -> list[dict[str, Any]]:
+    """In a process of its own: this one has Triton's interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "eval.bench.hopper", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert row["shared_bytes"] <= SHARED_LIMIT, row
+        if row["kernel"] in ("_paged_kernel", "_ragged_kernel", "_antidiagonal_kernel"):
+            assert row["wgmma"] or row["mma"], row  # on the tensor cores
+
+
+@pytest.mark.timeout(1800)
+def test_kernels_of_an_8b_model_compile_without_spilling() -> None:
+    rows = compile_kernels()
+    check(rows)
+    modes = {row["mode"] for row in rows}
+    assert {"dense prefill", "decode", "tree of 64 nodes", "decode of chosen int8 pages", "page bounds"} <= modes
+    assert {row["dtype"] for row in rows} == {"bfloat16", "float16"}
+    for row in rows:
+        if row["kernel"] == "_paged_kernel" and "prefill" in row["mode"] and "int8" not in row["mode"]:
+            assert row["wgmma"], row
+        if row["kernel"] == "_paged_kernel" and row["mode"].startswith("decode"):
+            assert row["stack_bytes"] == 0, row
+
+
+@pytest.mark.timeout(3600)
+def test_every_shape_and_every_configuration_of_tuning_compiles() -> None:
+    rows = compile_kernels("--all")
+    assert {row["model"] for row in rows} == {"Llama-3.1-8B", "Qwen2.5-7B", "Qwen3-0.6B", "reader"}
+    check(rows)
