@@ -173,7 +173,7 @@ def serving(model: str = "embedded", **settings: str) -> Iterator[Server]:
         probe.close()
         values = {"HOME": home, "MODEL": model, "LOG_LEVEL": "warning", **settings}
         environment = {**os.environ, **{f"FOLIO_{name}": value for name, value in values.items()}}
-        command = [sys.executable, "-c", "from service.cli import main; main()", "serve", "--port", str(port)]
+        command = [sys.executable, "-c", "from service.cli.main import main; main()", "serve", "--port", str(port)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         url = f"http://127.0.0.1:{port}"
         try:

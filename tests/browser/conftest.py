@@ -65,7 +65,7 @@ def start_service(home: Path, until: str, **settings: str) -> Service:
     variables = {"FOLIO_HOME": str(home), "FOLIO_PORT": str(port), "FOLIO_MODEL": MODEL, **settings}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FOLIO_")} | variables
     log = (home / "serve.log").open("wb")
-    command = [sys.executable, "-c", "from service.cli import run; run()", "serve"]
+    command = [sys.executable, "-c", "from service.cli.main import run; run()", "serve"]
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
     service = Service(f"http://127.0.0.1:{port}", process)
     deadline = time.monotonic() + START_S

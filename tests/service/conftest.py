@@ -95,7 +95,7 @@ def home(home_with_documents: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def folio(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: `folio(home, "ls", …)` gives exit code, stdout and stderr."""
-    from service.cli import main
+    from service.cli.main import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -17,7 +17,7 @@ def folio(home: Path, *arguments: str) -> Any:
     command = [
         sys.executable,
         "-c",
-        "from service.cli import main; raise SystemExit(main())",
+        "from service.cli.main import main; raise SystemExit(main())",
         "--home",
         str(home),
     ]
