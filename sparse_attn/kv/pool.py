@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kernels.cpu.pages import copy_tokens, token_bytes
+from sparse_attn.kernels.operands import Pages
 from sparse_attn.kv import huge_pages
 from sparse_attn.kv.head_layout import HeadLayout, Heads
 from sparse_attn.kv.pages import LOGICAL_PAGE, PageStats
@@ -77,16 +78,20 @@ class GroupPages:
     def value_scales(self, layer: int) -> Tensor | None:
         return self.all_value_scales[layer] if self.all_value_scales is not None else None
 
-    def has_all(self, layer: int, num_kv_heads: int) -> bool:
-        return len(self.heads[layer]) == num_kv_heads
+    def pages(self, layer: int, block_tables: Tensor) -> Pages:
+        """Where the contexts of these tables int32 [S, P] lie."""
+        scales = self.key_scales(layer), self.value_scales(layer)
+        return Pages(self.keys[layer], self.values[layer], block_tables, *scales)
 
     def write(self, layer: int, slots: Tensor, rows: NewRows) -> None:
         """Put the group's heads of new rows into int64 slots [T]; -1 writes where nobody reads."""
         page_size, own = self.keys[layer].shape[2], list(self.heads[layer])
+        if not own:
+            return
         k, v, *new_scales = (rows.k, rows.v) if rows.codes is None else rows.codes
         held_scales = [t for t in (self.key_scales(layer), self.value_scales(layer)) if t is not None]
         targets, sources = [self.keys[layer], self.values[layer], *held_scales], [k, v, *new_scales]
-        every = self.has_all(layer, k.shape[1])
+        every = len(own) == k.shape[1]
         if k.is_cuda and every:
             from sparse_attn.kernels.triton.write import write_rows
 
@@ -158,17 +163,9 @@ class KVPool:
         self.groups = [self._group(g) for g in range(self.layout.num_groups)]
 
     @property
-    def keys(self) -> list[Tensor]:
-        """The keys of the first head group, which has all heads unless ``layout`` says otherwise."""
-        return self.groups[0].keys
-
-    @property
-    def values(self) -> list[Tensor]:
-        return self.groups[0].values
-
-    @property
-    def stats(self) -> PageStats | None:
-        return self.groups[0].stats
+    def keeps_stats(self) -> bool:
+        """Whether it keeps the bounds of every page's keys (`keep_stats`)."""
+        return "kmin" in self._parts
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +183,7 @@ class KVPool:
 
     def keep_stats(self) -> None:
         """Keep the bounds of every page's keys from now on, for policies that rank pages; idempotent."""
-        if self.stats is not None:
+        if self.keeps_stats:
             return
         logical = min(LOGICAL_PAGE, self.page_size)
         bounds = (self.num_pages + 1, self.layout.tiles, self.page_size // logical, self.shape.head_dim)

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_attn.plan import score
+from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.select import top_k, top_p
-from sparse_attn.rows import Grid, SequenceRows
+from sparse_attn.rows import SequenceRows
 
 # MInference (section 3.2 and its code): columns and diagonals that every vertical-slash head keeps.
 SINK_COLUMNS, RECENT_DIAGONALS = 30, 100

@@ -30,8 +30,9 @@ from sparse_attn.errors import PolicyError
 from sparse_attn.host_values import on_device
 from sparse_attn.kv.lifetimes import HeadGroups
 from sparse_attn.kv.pages import best_pages, page_weights
+from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.patterns import Dense, Pattern
-from sparse_attn.rows import Grid, SequenceRows
+from sparse_attn.rows import SequenceRows
 
 logger = logging.getLogger(__name__)
 
@@ -247,8 +248,7 @@ class PolicyState:
         """
         if position < self.prompt_len:
             return self.prompt_len - position
-        rules = (self.policy.decode(layer, self.model) for layer in range(self.model.num_layers))
-        return min((r.selection.recent for r in rules if r is not None and r.selection is not None), default=None)
+        return min((r.selection.recent for r in self.rules if r is not None and r.selection is not None), default=None)
 
     @cached_property
     def rules(self) -> list[DecodeRule | None]:
@@ -258,6 +258,13 @@ class PolicyState:
     def decodes_densely(self, length: int) -> bool:
         """Whether decode rows of a sequence that has ``length`` tokens with them are dense in every layer."""
         return length <= self.policy.decode_gate or all(rule is None for rule in self.rules)
+
+    def sees_all(self, layer: int, length: int, window: int) -> bool:
+        """Whether decode rows of a sequence of ``length`` tokens with them are dense in a layer of this window."""
+        rule = self.rules[layer]
+        # Nothing to gain in a layer whose own sliding window is no wider than what would be kept.
+        narrow = rule is not None and rule.selection is not None and 0 < window <= rule.selection.budget
+        return rule is None or narrow or length <= self.policy.decode_gate
 
     def plan(self, rows: SequenceRows) -> BlockIndex | None:
         """The index of a layer's new rows over all keys up to them, or None for dense; pass it through `split`.
@@ -325,10 +332,8 @@ class PolicyState:
 
     def plan_decode(self, rows: SequenceRows) -> BlockIndex | None:
         """As `plan`, for the last token and the nodes of a draft below it, or a run of generated text."""
-        rule = self.policy.decode(rows.layer, self.model)
-        # Nothing to gain in a layer whose own sliding window is no wider than what would be kept.
-        narrow = rule is not None and rule.selection is not None and 0 < rows.window <= rule.selection.budget
-        if rule is None or narrow or rows.length <= self.policy.decode_gate:
+        rule = self.rules[rows.layer]
+        if rule is None or self.sees_all(rows.layer, rows.length, rows.window):
             self._count(self.decode_stats, None, Grid.of(rows, 1, self.model.page_size), time.perf_counter())
             return None
         began = time.perf_counter()

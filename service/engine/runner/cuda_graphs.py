@@ -32,7 +32,7 @@ from torch import Tensor
 from service.engine.block_manager import Place
 from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
 from service.engine.step import Slice
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.host_values import remember
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.tree_masks import TreeMasks
@@ -137,10 +137,9 @@ class StaticStep:
         bounds = list(range(0, total + 1, bucket.rows))
         self.batch = AttnBatch(
             pool=pool,
-            cu_seqlens_q=remember(torch.tensor(bounds, dtype=torch.int32, device=device), bounds),
+            cu_seqlens=remember(torch.tensor(bounds, dtype=torch.int32, device=device), bounds),
             context_lens=self._own["context_lens"],
-            block_tables=self._own["tables"],
-            slot_mapping=self._own["slots"],
+            tables=[GroupTables(self._own["tables"], self._own["slots"])],
             positions=self._own["positions"],
             tree_masks=trees,
             backend=backend,
@@ -243,7 +242,7 @@ class GraphedRunner(ModelRunner):
 
     def keep_stats(self) -> None:
         """As `ModelRunner.keep_stats`; graphs that were captured before do not keep them, so they are captured anew."""
-        if self.pool.stats is None:
+        if not self.pool.keeps_stats:
             super().keep_stats()
             self._capture()
 

@@ -83,23 +83,17 @@ class ModelRunner:
             return self.run_nodes(pages, length + known, _below(tree, known), 0)
         device, count = self.pool.device, len(tree) - known
         place = to_device(torch.from_numpy(length - 1 + tree.depths[1:]), device)
-        tables = []
-        for group in range(self.pool.layout.num_groups):
-            slots = self._slots(pages, np.arange(length, length + len(tree)), group)
-            tables.append(GroupTables(self._table([pages], group), slots[known:], slots[:known]))
-        first = tables[0]
-        assert first.earlier_slots is not None
+        every = np.arange(length, length + len(tree))
+        slots = [self._slots(pages, every, group) for group in range(self.pool.layout.num_groups)]
         mask = to_device(torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]), device)
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=on_device([0, count], torch.int32, device),
+            cu_seqlens=on_device([0, count], torch.int32, device),
             context_lens=on_device([length], torch.int32, device),
-            block_tables=first.block_tables,
-            slot_mapping=first.slot_mapping,
+            tables=[GroupTables(self._table([pages], group), own[known:]) for group, own in enumerate(slots)],
             positions=place[known:],
             tree_masks=[mask[:, known:]],
-            earlier=EarlierNodes(first.earlier_slots, place[:known], mask[:, :known]) if known else None,
-            other_groups=tables[1:],
+            earlier=EarlierNodes([own[:known] for own in slots], place[:known], mask[:, :known]) if known else None,
             backend=self.backend,
         )
         token_ids = to_device(torch.from_numpy(tree.tokens[known:]), device)
@@ -169,14 +163,12 @@ class ModelRunner:
             tables.append(GroupTables(self._table(sequences, group), torch.cat(slots)))
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=on_device(cu_seqlens, torch.int32, device),
+            cu_seqlens=on_device(cu_seqlens, torch.int32, device),
             context_lens=on_device([p.start for p in slices], torch.int32, device),
-            block_tables=tables[0].block_tables,
-            slot_mapping=tables[0].slot_mapping,
+            tables=tables,
             positions=on_device(np.concatenate(positions).tolist(), torch.int64, device),
             tree_masks=_on_device(masks, device),
             policies=policies if any(p is not None for p in policies) else None,
-            other_groups=tables[1:],
             needed=self._needed(slices, any(mask is not None for mask in masks)),
             backend=self.backend,
         )

@@ -119,7 +119,7 @@ class LeadingRunner(ModelRunner):
             self._call("keep_nodes", list(pages), length, list(path))
 
     def keep_stats(self) -> None:
-        if self.pool.stats is None:
+        if not self.pool.keeps_stats:
             self._call("keep_stats")
 
     def policy_state(self, policy: Policy, model: ModelShape, prompt_len: int) -> PolicyState:

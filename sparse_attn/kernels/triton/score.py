@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sparse_attn.kernels.triton.launch import tuned
 from sparse_attn.kv.pages import HALF_STEP
+from sparse_attn.plan.grid import Grid
+from sparse_attn.rows import SequenceRows
 
 
 @triton.jit
@@ -206,37 +208,29 @@ def _antidiagonal_kernel(
     tl.store(OUT + to, lse, mask=(tiles_m < num_tiles)[:, None] & (key_block < num_key_blocks)[None, :])
 
 
-def antidiagonal(
-    q: Tensor,
-    k: Tensor,
-    key_pages: Tensor | None,
-    block_table: Tensor | None,
-    *,
-    context_len: int,
-    scale: float,
-    stride: int,
-    block_q: int,
-    block_k: int,
-) -> Tensor:
+def antidiagonal(rows: SequenceRows, grid: Grid, stride: int) -> Tensor:
     """As `sparse_attn.plan.score.antidiagonal` for all heads, reading the context's keys in their pages.
 
-    q [n, Hq, D], k [n, Hkv, D], key_pages [pages, Hkv, page_size, D], block_table int32 [P] → float32 [Hq, N, K].
+    The keys must lie in one head group, and not in int8 → float32 [Hq, N, K].
     """
-    num_rows, num_heads, head_dim = q.shape
-    length = context_len + num_rows
+    q, k, context_len, length = rows.q, rows.k, rows.context_len, rows.length
+    block_q, block_k = grid.block_q, grid.block_k
+    num_heads, head_dim = q.shape[1:]
     begin = context_len // block_q * block_q
-    num_blocks, num_key_blocks = triton.cdiv(length - begin, block_q), triton.cdiv(length, block_k)
+    num_blocks, num_key_blocks = grid.num_query_blocks, grid.num_key_blocks
     per_row_block, per_key_block = block_q // stride, block_k // stride
     num_tiles = num_blocks * per_row_block
     out = q.new_full((num_heads, num_tiles, num_key_blocks), -torch.inf, dtype=torch.float32)
     block_m, block_n = 64, max(64, per_key_block)
-    if key_pages is None:
+    if rows.groups:
+        [held] = rows.groups
+        key_pages, block_table = held.key_pages, held.block_table
+    else:
         key_pages, block_table = k[None].transpose(1, 2), torch.zeros(1, dtype=torch.int32, device=q.device)
-    assert block_table is not None
-    grid = (triton.cdiv(num_tiles, block_m), triton.cdiv(num_key_blocks * per_key_block, block_n), num_heads)
-    _antidiagonal_kernel[grid](
+    programs = (triton.cdiv(num_tiles, block_m), triton.cdiv(num_key_blocks * per_key_block, block_n), num_heads)
+    _antidiagonal_kernel[programs](
         *(q, k, key_pages, block_table, out),
-        *(scale / stride, begin, context_len, length, num_tiles, num_key_blocks),
+        *(rows.scale / stride, begin, context_len, length, num_tiles, num_key_blocks),
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), key_pages.stride(0), key_pages.stride(1)),
         num_heads // k.shape[1],
         HEAD_DIM=head_dim,
