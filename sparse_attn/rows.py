@@ -14,7 +14,7 @@ from sparse_attn.kv.head_layout import query_heads
 from sparse_attn.kv.quant import dequantize
 
 if TYPE_CHECKING:
-    from sparse_attn.kv.pages import PageStats
+    from sparse_attn.kv.page_stats import PageStats
 
 
 KEYS_MULTIPLE = 512

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels import select_kernels
+from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.plan.capture import Captured, capture
 from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, PolicyState
-from sparse_attn.rows import SequenceRows
+from sparse_attn.rows import HeadPages, SequenceRows
 
 CHUNK = 2048
 WARM = 4096  # tokens that are run before anything is timed
@@ -78,31 +79,19 @@ class _Layer:
             padded = F.pad(x, (0, 0, 0, 0, 0, -len(x) % page_size))
             return padded.unflatten(0, (-1, page_size)).transpose(1, 2).contiguous()
 
-        self.captured, self.k_pages, self.v_pages = captured, pages(captured.k), pages(captured.v)
+        self.captured, self.k_pages = captured, pages(captured.k)
         self.table = torch.arange(len(self.k_pages), dtype=torch.int32)
+        self.pages = Pages(self.k_pages, pages(captured.v), self.table[None])
 
     def rows(self, first: int, end: int) -> SequenceRows:
         c = self.captured
-        return SequenceRows(
-            c.q[first:end], c.k[first:end], c.scale, first, self.k_pages, self.table, window=c.window, layer=c.layer
-        )
+        held = [HeadPages(range(c.k.shape[1]), self.k_pages, self.table)] if first else []
+        return SequenceRows(c.q[first:end], c.k[first:end], c.scale, first, held, window=c.window, layer=c.layer)
 
     def attend(self, first: int, end: int, index: BlockIndex | None) -> Tensor:
         c = self.captured
-        attention = select_kernels(c.q.device, c.q.dtype).attention
-        return attention(
-            c.q[first:end],
-            c.k[first:end],
-            c.v[first:end],
-            self.k_pages,
-            self.v_pages,
-            self.table[None],
-            torch.tensor([first], dtype=torch.int32),
-            torch.tensor([0, end - first], dtype=torch.int32),
-            scale=c.scale,
-            window=c.window,
-            index=index,
-        )[0]
+        rows = Rows.of_sequence(c.q[first:end], c.k[first:end], c.v[first:end], c.scale, first, window=c.window)
+        return select_kernels(c.q.device, c.q.dtype).attention(self.pages, rows, index)[0]
 
 
 def _pass(layers: Sequence[_Layer], state: PolicyState | None, length: int) -> tuple[list[Tensor], float, float]:

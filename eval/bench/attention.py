@@ -25,6 +25,7 @@ from eval.bench._reader_attention import CHUNK
 from eval.figures import report_result
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import dense, select_kernels
+from sparse_attn.kernels.operands import Pages, Rows
 
 HEADS, KV_HEADS, DIM, PAGE = 8, 4, 64, 64
 GROUP = HEADS // KV_HEADS
@@ -45,7 +46,6 @@ class Paged:
         self.values = [torch.randn(pages, KV_HEADS, PAGE, DIM) for _ in range(layers)]
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(0))
         self.table = order.int().view(1, -1)
-        self.lengths = torch.tensor([context], dtype=torch.int32)
 
     def layer(self) -> tuple[Tensor, Tensor]:
         self.at = (self.at + 1) % self.layers
@@ -58,12 +58,15 @@ class Paged:
     def attend(self, rows: int, tree: Tensor | None = None, index: BlockIndex | None = None) -> Kernel:
         """Our kernel over `rows` new rows of this sequence."""
         attention = select_kernels(torch.device("cpu"), torch.float32).attention
-        q, k, v = random_rows(rows)
-        bounds = torch.tensor([0, rows], dtype=torch.int32)
-        masks = None if tree is None else [tree]
-        return lambda: attention(
-            q, k, v, *self.layer(), self.table, self.lengths, bounds, scale=SCALE, tree_masks=masks, index=index
-        )
+        new = self.rows(rows, tree)
+        return lambda: attention(self.pages(), new, index)
+
+    def pages(self) -> Pages:
+        return Pages(*self.layer(), self.table)
+
+    def rows(self, count: int, tree: Tensor | None = None) -> Rows:
+        """Random new rows behind the context."""
+        return Rows.of_sequence(*random_rows(count), SCALE, self.context, tree_mask=tree)
 
 
 def random_rows(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,12 +88,11 @@ def prefill(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
     ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
     for n in lengths:
         q, k, v = random_rows(n)
-        bounds = torch.tensor([0, n], dtype=torch.int32)
         query, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
         times = best_times(
             {
                 **Marks().functions(),
-                "ours": partial(ragged, q, k, v, bounds, scale=SCALE),
+                "ours": partial(ragged, Rows.of_sequence(q, k, v, SCALE)),
                 "sdpa": partial(
                     functional.scaled_dot_product_attention, query, keys, values, is_causal=True, enable_gqa=True
                 ),
@@ -116,17 +118,14 @@ def decode(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
 
 
 def _decode(paged: Paged, rounds: int) -> dict[str, Any]:
-    q = random_rows(1)[0]
-    bounds = torch.tensor([0, 1], dtype=torch.int32)
+    rows = paged.rows(1)
     ways: dict[str, Kernel] = {
         "ours": paged.attend(1),
-        "torch_gather": lambda: dense.paged_attention(
-            q, *paged.layer(), paged.table, paged.lengths, bounds, scale=SCALE
-        ),
-        "numba": NumbaDecode(paged.table, paged.context, SCALE).bind(q, paged.layer),
+        "torch_gather": lambda: dense.paged_attention(paged.pages(), rows),
+        "numba": NumbaDecode(paged.table, paged.context, SCALE).bind(rows.q, paged.layer),
     }
     if flex := FlexDecode.build(HEADS, SCALE):
-        ways["flex_attention_contiguous"] = flex.bind(q, paged.layer)
+        ways["flex_attention_contiguous"] = flex.bind(rows.q, paged.layer)
     times = best_times({**Marks().functions(), **ways}, rounds)
     limit = paged.bytes / Marks.bytes_per_s(times)
     return {
@@ -163,14 +162,13 @@ def trees(context: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
 def sparse_prefill(length: int, densities: list[float], rounds: int) -> list[dict[str, Any]]:
     """A random block index of each density; `of_limit` is dense time × density ÷ time."""
     ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
-    q, k, v = random_rows(length)
-    bounds = torch.tensor([0, length], dtype=torch.int32)
-    functions: dict[str, Kernel] = {"dense": lambda: ragged(q, k, v, bounds, scale=SCALE)}
+    new = Rows.of_sequence(*random_rows(length), SCALE)
+    functions: dict[str, Kernel] = {"dense": partial(ragged, new)}
     indices = {}
     for wanted in densities:
         index = random_index(length, wanted)
         indices[f"{wanted}"] = index
-        functions[f"{wanted}"] = partial(ragged, q, k, v, bounds, scale=SCALE, index=index)
+        functions[f"{wanted}"] = partial(ragged, new, index)
     times = best_times(functions, max(rounds // 10, 3))
     return [
         {

@@ -262,40 +262,28 @@ class _PagedLayer:
         import torch
         import torch.nn.functional as F
 
-        from sparse_attn.kv.pages import PageStats
-        from sparse_attn.rows import SequenceRows
+        from sparse_attn.kernels.operands import Pages, Rows
+        from sparse_attn.kv.page_stats import PageStats
+        from sparse_attn.rows import HeadPages, SequenceRows
 
         def pages(x: torch.Tensor) -> torch.Tensor:
             padded = F.pad(x[:first], (0, 0, 0, 0, 0, -first % page_size + page_size))
             return padded.unflatten(0, (-1, page_size)).transpose(1, 2).contiguous()
 
-        self.window, device = captured.window, captured.q.device
-        self.k_pages, self.v_pages = pages(captured.k), pages(captured.v)
-        self.table = torch.arange(len(self.k_pages), dtype=torch.int32, device=device)
-        self.q, self.k, self.v = (x[first:end].contiguous() for x in (captured.q, captured.k, captured.v))
-        self.context = torch.tensor([first], dtype=torch.int32, device=device)
-        self.bounds = torch.tensor([0, end - first], dtype=torch.int32, device=device)
-        stats = PageStats(
-            captured.layer + 1, len(self.k_pages), self.k.shape[1], page_size, self.k.shape[2], device=device
-        )
-        stats.rebuild(captured.layer, self.k_pages)
-        self.rows = SequenceRows(
-            self.q,
-            self.k,
-            captured.scale,
-            first,
-            self.k_pages,
-            self.table,
-            window=captured.window,
-            stats=stats,
-            layer=captured.layer,
-        )
+        device, (k_pages, v_pages) = captured.q.device, (pages(captured.k), pages(captured.v))
+        table = torch.arange(len(k_pages), dtype=torch.int32, device=device)
+        q, k, v = (x[first:end].contiguous() for x in (captured.q, captured.k, captured.v))
+        self.pages = Pages(k_pages, v_pages, table[None])
+        self.new = Rows.of_sequence(q, k, v, captured.scale, first, window=captured.window)
+        stats = PageStats(captured.layer + 1, len(k_pages), k.shape[1], page_size, k.shape[2], device=device)
+        stats.rebuild(captured.layer, k_pages)
+        held = [HeadPages(range(k.shape[1]), k_pages, table, stats=stats)]
+        self.rows = SequenceRows(q, k, captured.scale, first, held, window=captured.window, layer=captured.layer)
         self.earlier = SequenceRows(captured.q[:first], captured.k[:first], captured.scale, layer=captured.layer)
 
     def attend(self, kernels: Any, index: Any) -> Any:
         """out [n, Hq, D]."""
-        tensors = (self.q, self.k, self.v, self.k_pages, self.v_pages, self.table[None], self.context, self.bounds)
-        return kernels.attention(*tensors, scale=self.rows.scale, window=self.window, index=index)[0]
+        return kernels.attention(self.pages, self.new, index)[0]
 
 
 def _token_ids(loaded: Any, text: str | None, length: int) -> list[int]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sparse_attn.kernels.operands import Pages, Rows
+
 KERNEL_TESTS = (
     "tests/sparse_attn/kernels/triton/test_attention.py",
     "tests/sparse_attn/kernels/triton/test_score.py",
@@ -142,6 +144,7 @@ class Bench:
 
     def decode(self, lengths: list[int], batches: list[int]) -> list[dict[str, Any]]:
         """One row a sequence over paged context, bf16 and int8, against the time to read its K and V once."""
+        from sparse_attn.kernels.operands import Pages
         from sparse_attn.kernels.triton.attention import paged_attention
         from sparse_attn.kv.quant import quantize
 
@@ -150,27 +153,26 @@ class Bench:
             for batch in batches:
                 if 4 * batch * length * self.shape.kv_heads * self.shape.dim > 60 << 30:
                     continue
-                args = self._paged(length, batch, rows_each=1)
-                seconds = self.seconds(partial(paged_attention, *args, scale=self.shape.scale))
+                pages, new = self._paged(length, batch, rows_each=1)
+                seconds = self.seconds(partial(paged_attention, pages, new))
                 rows.append(self._bandwidth_row("bf16", length, batch, seconds, 2))
                 if batch == 1:
-                    q, k, v, *rest = args
-                    (k8, k_scale), (v8, v_scale) = quantize(k), quantize(v)
-                    int8 = partial(paged_attention, q, k8, v8, *rest, k_scale=k_scale, v_scale=v_scale)
-                    seconds = self.seconds(partial(int8, scale=self.shape.scale))
+                    (k8, k_scale), (v8, v_scale) = quantize(pages.k), quantize(pages.v)
+                    int8 = Pages(k8, v8, pages.block_tables, k_scale, v_scale)
+                    seconds = self.seconds(partial(paged_attention, int8, new))
                     rows.append(self._bandwidth_row("int8", length, batch, seconds, 1 + 4 / self.shape.dim))
         return rows
 
     def dense_prefill(self, lengths: list[int]) -> list[dict[str, Any]]:
         """Our dense causal attention, and every other that is installed, on the same tensors."""
+        from sparse_attn.kernels.operands import Rows
         from sparse_attn.kernels.triton.attention import ragged_attention
 
         rows = []
         for length in lengths:
             q, k, v = self._planted(length)
-            bounds = self._ints([0, length])
             flops = 2 * length**2 * self.shape.heads * self.shape.dim
-            ours = self.seconds(partial(ragged_attention, q, k, v, bounds, scale=self.shape.scale))
+            ours = self.seconds(partial(ragged_attention, Rows.of_sequence(q, k, v, self.shape.scale)))
             row = {"length": length, "ms": ours * 1e3, "fraction_of_matmul": flops / ours / self.flops_per_s}
             for name, attend in _other_attention(q, k, v, self.shape.scale).items():
                 other = self.seconds(attend)
@@ -180,10 +182,11 @@ class Bench:
 
     def sparse_prefill(self, lengths: list[int], policy: str = "xattention", chunk: int = 8192) -> list[dict[str, Any]]:
         """The last chunk of a long prompt, sparse against dense: kernel, index and density apart."""
+        from sparse_attn.kernels.operands import Pages, Rows
         from sparse_attn.kernels.triton.attention import attention
         from sparse_attn.plan.policies import parse_policy
         from sparse_attn.plan.policy import ModelShape, PolicyState
-        from sparse_attn.rows import SequenceRows
+        from sparse_attn.rows import HeadPages, SequenceRows
 
         s = self.shape
         rows = []
@@ -191,20 +194,22 @@ class Bench:
             new = min(chunk, length // 2)
             q, k, v = self._planted(length)
             context = length - new
-            pages = [self._to_pages(x[:context]) for x in (k, v)]
-            table = self._ints(range(len(pages[0])))[None]
-            args = (q[context:], k[context:], v[context:], *pages, table, self._ints([context]), self._ints([0, new]))
+            k_pages, v_pages = (self._to_pages(x[:context]) for x in (k, v))
+            pages = Pages(k_pages, v_pages, self._ints(range(len(k_pages)))[None])
+            rows_of = Rows.of_sequence(q[context:], k[context:], v[context:], s.scale, context)
+            attend = partial(attention, pages, rows_of)
             shape = ModelShape(1, s.heads, s.kv_heads, s.dim, s.page)
             state = PolicyState(parse_policy(policy), shape, length + 1)
-            sequence = SequenceRows(q[context:], k[context:], s.scale, context, pages[0], table[0])
+            held = [HeadPages(range(s.kv_heads), k_pages, pages.block_tables[0])]
+            sequence = SequenceRows(q[context:], k[context:], s.scale, context, held)
             index = state.plan(sequence)
-            dense = self.seconds(partial(attention, *args, scale=s.scale))
+            dense = self.seconds(attend)
             row = {"length": length, "chunk": new, "policy": policy, "dense_ms": dense * 1e3}
             if index is None:
                 rows.append({**row, "density": 1.0, "speedup": 1.0, "note": "gated: dense at this length"})
                 continue
             planning = self.seconds(partial(state.plan_prefill, sequence))
-            sparse = self.seconds(partial(attention, *args, scale=s.scale, index=index))
+            sparse = self.seconds(partial(attend, index))
             rows.append(
                 {
                     **row,
@@ -222,11 +227,12 @@ class Bench:
         """Decode that reads ``budget`` tokens of the best pages: scoring, choosing and attention against dense."""
         from sparse_attn.kernels.triton.attention import paged_attention
         from sparse_attn.kernels.triton.score import page_bounds, update_page_stats
-        from sparse_attn.kv.pages import LOGICAL_PAGE, PageStats, best_pages, page_weights
+        from sparse_attn.kv.page_stats import LOGICAL_PAGE, PageStats
+        from sparse_attn.plan.select import best_pages, page_weights
 
         s = self.shape
-        args = self._paged(length, 1, rows_each=1)
-        q, k, _, table, *_ = args
+        held, new = self._paged(length, 1, rows_each=1)
+        q, k, table = new.q, held.k, held.block_tables
         stats = PageStats(1, len(k), s.kv_heads, s.page, s.dim, logical=min(LOGICAL_PAGE, s.page), device=self.device)
         slots = table[0].long().repeat_interleave(s.page) * s.page
         slots += self._ints(range(s.page)).repeat(len(slots) // s.page)
@@ -239,9 +245,9 @@ class Bench:
             return best_pages(page_weights(bounds, s.scale, s.kv_heads, 0, ends), budget // s.page)
 
         index = _decode_index(choose()[0], length, s.page, self.device)
-        dense = self.seconds(lambda: paged_attention(*args, scale=s.scale))
+        dense = self.seconds(partial(paged_attention, held, new))
         choosing = self.seconds(choose)
-        reading = self.seconds(lambda: paged_attention(*args, scale=s.scale, index=index))
+        reading = self.seconds(partial(paged_attention, held, new, index))
         return [
             {
                 "length": length,
@@ -259,19 +265,17 @@ class Bench:
         """A draft tree over a paged context against one row over it."""
         import torch
 
+        from sparse_attn.kernels.operands import Rows
         from sparse_attn.kernels.triton.attention import attention
 
-        s = self.shape
         times = {}
         for rows in (1, nodes):
-            q, k_pages, v_pages, *rest = self._paged(length, 1, rows_each=rows)
-            table, lens, bounds = rest
-            k, v = (torch.randn(rows, s.kv_heads, s.dim, device=self.device, dtype=self.dtype) for _ in range(2))
             mask = torch.ones(rows, rows, dtype=torch.bool, device=self.device).tril()
             mask &= torch.rand(rows, rows, device=self.device) < 0.3
             mask |= torch.eye(rows, dtype=torch.bool, device=self.device)
-            args = (q, k, v, k_pages, v_pages, table, lens, bounds)
-            times[rows] = self.seconds(partial(attention, *args, scale=s.scale, tree_masks=[mask]))
+            pages, new = self._paged(length, 1, rows_each=rows)
+            drafted = Rows.of_sequence(new.q, new.k, new.v, new.scale, length, tree_mask=mask)
+            times[rows] = self.seconds(partial(attention, pages, drafted))
         return [
             {
                 "length": length,
@@ -288,12 +292,12 @@ class Bench:
 
         from sparse_attn.kernels.triton.attention import paged_attention
 
-        args = self._paged(length, 4, rows_each=1)
-        eager = self.seconds(lambda: paged_attention(*args, scale=self.shape.scale))
-        expected = paged_attention(*args, scale=self.shape.scale)[0]
+        attend = partial(paged_attention, *self._paged(length, 4, rows_each=1))
+        eager = self.seconds(attend)
+        expected = attend()[0]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out, _ = paged_attention(*args, scale=self.shape.scale)
+            out, _ = attend()
         replay = self.seconds(graph.replay)
         return {
             "length": length,
@@ -353,9 +357,11 @@ class Bench:
         """[n, Hkv, D] → [pages, Hkv, page, D], in order."""
         return x.unflatten(0, (-1, self.shape.page)).transpose(1, 2).contiguous()
 
-    def _paged(self, length: int, batch: int, rows_each: int) -> tuple[Tensor, ...]:
-        """Arguments of `paged_attention`: random q, and shuffled pages of random k, v for every sequence."""
+    def _paged(self, length: int, batch: int, rows_each: int) -> tuple[Pages, Rows]:
+        """Shuffled pages of random k, v for every sequence, and random new rows."""
         import torch
+
+        from sparse_attn.kernels.operands import Pages, Rows
 
         s = self.shape
         pages = length // s.page
@@ -363,10 +369,14 @@ class Bench:
             torch.randn(batch * pages, s.kv_heads, s.page, s.dim, device=self.device, dtype=self.dtype)
             for _ in range(2)
         )
-        q = torch.randn(batch * rows_each, s.heads, s.dim, device=self.device, dtype=self.dtype)
+        count = batch * rows_each
+        q, new_k, new_v = (
+            torch.randn(count, heads, s.dim, device=self.device, dtype=self.dtype)
+            for heads in (s.heads, s.kv_heads, s.kv_heads)
+        )
         tables = torch.randperm(batch * pages, device=self.device).int().view(batch, pages)
-        bounds = self._ints(range(0, batch * rows_each + 1, rows_each))
-        return q, k, v, tables, self._ints([length] * batch), bounds
+        bounds = self._ints(range(0, count + 1, rows_each))
+        return Pages(k, v, tables), Rows(q, new_k, new_v, bounds, self._ints([length] * batch), s.scale)
 
     def _ints(self, numbers: Any) -> Tensor:
         import torch

@@ -64,7 +64,8 @@ class Rows:
         positions: int64 [T], or None for ``context_len + i`` (no tree).
         tree_masks: per sequence a bool [n, n] ancestor-or-self mask over its rows, or None for causal; the field is
             None where every sequence is causal.
-        kept: what kernels prepare once for the rows of a forward; shared by its layers and head groups.
+        kept: what kernels prepare once for the rows of a forward; shared by its layers and head groups, whose sequences
+            and masks are the same.
     """
 
     q: Tensor
@@ -80,10 +81,22 @@ class Rows:
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_text(cls, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float = 0.0, window: int = 0) -> Rows:
-        """A whole text: one causal sequence without a context."""
-        bounds, nothing = (on_device(values, torch.int32, q.device) for values in ([0, len(q)], [0]))
-        return cls(q, k, v, bounds, nothing, scale, softcap, window)
+    def of_sequence(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        context_len: int = 0,
+        *,
+        softcap: float = 0.0,
+        window: int = 0,
+        tree_mask: Tensor | None = None,
+    ) -> Rows:
+        """The rows of one sequence behind ``context_len`` tokens in pages."""
+        bounds, context = (on_device(values, torch.int32, q.device) for values in ([0, len(q)], [context_len]))
+        masks = None if tree_mask is None else [tree_mask]
+        return cls(q, k, v, bounds, context, scale, softcap, window, tree_masks=masks)
 
     def take_heads(self, kv_heads: Sequence[int]) -> Rows:
         """The same rows of some KV heads and of the query heads that share them, in this order."""

@@ -14,7 +14,7 @@ from sparse_attn.kernels.cpu.pages import copy_tokens, token_bytes
 from sparse_attn.kernels.operands import Pages
 from sparse_attn.kv import huge_pages
 from sparse_attn.kv.head_layout import HeadLayout, Heads
-from sparse_attn.kv.pages import LOGICAL_PAGE, PageStats
+from sparse_attn.kv.page_stats import LOGICAL_PAGE, PageStats
 from sparse_attn.kv.quant import SCALE, dequantize, quantize
 
 PageContent = dict[str, Tensor]

@@ -78,6 +78,6 @@ def _attend_and_keep(
     layer: int = module.layer_idx
     if kept is not None and (wanted_layers is None or layer in wanted_layers):
         kept[layer] = Captured(layer, q.contiguous(), k.contiguous(), v.contiguous(), scale, window)
-    rows = Rows.of_text(q, k, v, scale, softcap or 0.0, window)
+    rows = Rows.of_sequence(q, k, v, scale, softcap=softcap or 0.0, window=window)
     out, _lse = select_kernels(q.device, q.dtype).ragged_attention(rows)
     return out[None], None

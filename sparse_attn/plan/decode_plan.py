@@ -20,8 +20,9 @@ from sparse_attn.errors import PolicyError
 from sparse_attn.host_values import host_list, on_device, to_device
 from sparse_attn.kernels.operands import Rows
 from sparse_attn.kv.head_layout import query_heads
-from sparse_attn.kv.pages import PageStats, best_pages, page_weights
+from sparse_attn.kv.page_stats import PageStats
 from sparse_attn.plan.policy import DecodeRule, PageSelection, PolicyState, Selection, source_row
+from sparse_attn.plan.select import best_pages, page_weights
 from sparse_attn.tree_masks import TreeMasks
 
 if TYPE_CHECKING:
@@ -252,9 +253,7 @@ def _place(
     )
 
 
-def _choose(
-    attn: AttnBatch, layer: int, rows: Rows, plan: _Plan, rule: DecodeRule, name: str
-) -> Tensor | None:
+def _choose(attn: AttnBatch, layer: int, rows: Rows, plan: _Plan, rule: DecodeRule, name: str) -> Tensor | None:
     """int32 [R, Hkv, k]: the pages that each choice takes between sinks and recent window; None where none does."""
     selection, num_kv_heads = rule.selection, rows.k.shape[1]
     if selection is None or len(rule.streaming) == num_kv_heads or not plan.choices:

@@ -29,9 +29,9 @@ from sparse_attn.blocks import PAD, BlockIndex
 from sparse_attn.errors import PolicyError
 from sparse_attn.host_values import on_device
 from sparse_attn.kv.lifetimes import HeadGroups
-from sparse_attn.kv.pages import best_pages, page_weights
 from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.patterns import Dense, Pattern
+from sparse_attn.plan.select import best_pages, page_weights
 from sparse_attn.rows import SequenceRows
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,9 @@ from sparse_attn.kernels import dense
 def test_the_numba_candidate_computes_the_same():
     torch.manual_seed(0)
     paged = attention.Paged(192, layers=1)
-    q = torch.randn(1, attention.HEADS, attention.DIM)
-    out = NumbaDecode(paged.table, 192, attention.SCALE).bind(q, paged.layer)()
-    expected, _ = dense.paged_attention(
-        q, *paged.layer(), paged.table, paged.lengths, torch.tensor([0, 1]), scale=attention.SCALE
-    )
+    rows = paged.rows(1)
+    out = NumbaDecode(paged.table, 192, attention.SCALE).bind(rows.q, paged.layer)()
+    expected, _ = dense.paged_attention(paged.pages(), rows)
     torch.testing.assert_close(torch.from_numpy(out), expected[0], rtol=0, atol=1e-5)
 
 

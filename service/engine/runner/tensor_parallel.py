@@ -26,7 +26,7 @@ from service.engine.step import Slice
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
-from sparse_attn.sharding import ShardedPolicy, shard_shape
+from sparse_attn.plan.sharding import ShardedPolicy, shard_shape
 
 if TYPE_CHECKING:
     from service.engine.engine import EngineConfig

@@ -1,7 +1,7 @@
 """Triton kernels that score blocks and pages: bounds of keys in pages, antidiagonal sums.
 
-They compute what `sparse_attn.kv.pages` and `sparse_attn.plan.score` compute in torch, reading pages in place, for a
-whole batch at a time and without waiting for the device.
+They compute what `sparse_attn.kv.page_stats` and `sparse_attn.plan.score` compute in torch, reading pages in place, for
+a whole batch at a time and without waiting for the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_attn.kernels.triton.launch import tuned
-from sparse_attn.kv.pages import HALF_STEP
+from sparse_attn.kv.page_stats import HALF_STEP
 from sparse_attn.plan.grid import Grid
 from sparse_attn.rows import SequenceRows
 

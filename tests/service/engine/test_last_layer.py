@@ -60,9 +60,9 @@ def test_the_last_layer_attends_for_the_last_row_alone(monkeypatch):
 
     rows, attend = [], backend._attend
 
-    def counted(kernels, attn, layer, q, *others):
-        rows.append((layer, len(q)))
-        return attend(kernels, attn, layer, q, *others)
+    def counted(kernels, part, layer):
+        rows.append((layer, len(part.rows.q)))
+        return attend(kernels, part, layer)
 
     monkeypatch.setattr(backend, "_attend", counted)
     config = EngineConfig(**SMALL)

@@ -146,4 +146,4 @@ def test_pool_pages_are_sized_from_the_keys_the_model_makes() -> None:
         16,
     )
     pool = KVPool(loaded.kv_shape, num_pages=4, page_size=16)
-    assert pool.keys[0].shape == (5, 2, 16, 16)
+    assert pool.groups[0].keys[0].shape == (5, 2, 16, 16)

@@ -62,11 +62,11 @@ def test_a_padded_step_gives_the_logits_of_the_plain_one(family: str, nodes: lis
     expected = engine.runner.run(decode(requests, nodes))
     pool = engine.runner.pool
     graphed = GraphedRunner(engine.loaded.model, pool, BUCKETS, 32, run_eagerly)
-    before = [keys.clone() for keys in pool.keys]
+    before = [keys.clone() for keys in pool.groups[0].keys]
     got = graphed.run(decode(requests, nodes))
     assert got.first_row == expected.first_row
     torch.testing.assert_close(got.logits, expected.logits, rtol=1e-9, atol=1e-9)
-    for keys, kept in zip(pool.keys, before, strict=True):  # nothing but the scratch page has changed
+    for keys, kept in zip(pool.groups[0].keys, before, strict=True):  # nothing but the scratch page has changed
         torch.testing.assert_close(keys[:-1], kept[:-1])
     assert graphed.graphs.replayed == 1
     assert graphed.graphs.rows == sum(nodes) + len(nodes)
@@ -150,13 +150,14 @@ def test_pages_are_ranked_by_what_replayed_steps_wrote() -> None:
     runner.keep_stats()
     runner.run(decode(requests, [0, 0]))
     assert runner.graphs.replayed == 1
-    assert pool.stats is not None
-    kept = [bounds.clone() for bounds in pool.stats.kmax]
+    [group] = pool.groups
+    assert group.stats is not None
+    kept = [bounds.clone() for bounds in group.stats.kmax]
     for request, length in zip(requests, (38, 19), strict=True):
         slot = request.pages[(length - 1) // 16][0] * 16 + (length - 1) % 16
-        for layer, keys in enumerate(pool.keys):
-            pool.stats.update(layer, keys, torch.tensor([slot]))
-    for bounds, before in zip(pool.stats.kmax, kept, strict=True):
+        for layer, keys in enumerate(group.keys):
+            group.stats.update(layer, keys, torch.tensor([slot]))
+    for bounds, before in zip(group.stats.kmax, kept, strict=True):
         torch.testing.assert_close(bounds[:-1], before[:-1])
 
 

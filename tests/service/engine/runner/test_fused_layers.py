@@ -80,7 +80,8 @@ def two_sequences(engine: Engine) -> list[Slice]:
 def kv(engine: Engine, parts: list[Slice]) -> list[torch.Tensor]:
     """K and V of every layer, in the pages of the parts."""
     pages = [place[0] for part in parts for place in part.request.pages]
-    return [held[pages].clone() for held in (*engine.runner.pool.keys, *engine.runner.pool.values)]
+    [group] = engine.runner.pool.groups
+    return [held[pages].clone() for held in (*group.keys, *group.values)]
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -158,7 +159,7 @@ def test_bounds_of_keys_are_kept_up(monkeypatch):
     engine.runner.keep_stats()
     parts = two_sequences(engine)
     engine.runner.run(parts)
-    stats = engine.runner.pool.stats
+    stats = engine.runner.pool.groups[0].stats
     kept = [bounds.clone() for bounds in (*stats.kmin, *stats.kmax)]
     monkeypatch.setattr(fused_layers, "_chosen", lambda body, kwargs: None)
     engine.runner.run(parts)

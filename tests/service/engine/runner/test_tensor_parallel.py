@@ -20,7 +20,7 @@ from service.engine.runner.ranks import check_devices, join, leading
 from service.errors import InvalidRequest, ModelError
 from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape
-from sparse_attn.sharding import ShardedPolicy, shard_shape
+from sparse_attn.plan.sharding import ShardedPolicy, shard_shape
 
 from ..conftest import make_model
 

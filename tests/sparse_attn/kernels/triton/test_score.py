@@ -1,5 +1,7 @@
 """The scoring kernels against their definitions in torch; under Triton's interpreter where there is no GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,9 +9,10 @@ pytest.importorskip("triton")
 
 from sparse_attn.kernels.triton import score as triton_score
 from sparse_attn.kernels.triton.launch import INTERPRETED
-from sparse_attn.kv.pages import PageStats
+from sparse_attn.kv.page_stats import PageStats
 from sparse_attn.plan import score
-from sparse_attn.rows import Grid
+from sparse_attn.plan.grid import Grid
+from sparse_attn.rows import HeadPages
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -58,10 +61,7 @@ def test_antidiagonal_scores(make_sequence, first, stride, block):
     seq.store(0, first)
     rows = seq.rows(first, 150)
     expected = score.antidiagonal(rows, Grid.of(rows, block, block), stride, range(4))
-    tensors = to_device(rows.q, rows.k, rows.key_pages, rows.block_table)
-    if not first:
-        tensors[2:] = [None, None]
-    got = triton_score.antidiagonal(
-        *tensors, context_len=first, scale=rows.scale, stride=stride, block_q=block, block_k=block
-    )
+    q, k, key_pages, table = to_device(rows.q, rows.k, seq.key_pages, seq.table)
+    there = replace(rows, q=q, k=k, groups=[HeadPages(range(2), key_pages, table)] if first else [])
+    got = triton_score.antidiagonal(there, Grid.of(there, block, block), stride)
     torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=1e-4)

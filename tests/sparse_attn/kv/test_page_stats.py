@@ -1,13 +1,12 @@
-"""Bounds of the keys in pages, and the choice of pages."""
+"""Bounds of the keys in pages."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_attn.blocks import PAD
 from sparse_attn.errors import PolicyError
-from sparse_attn.kv.pages import PageStats, best_pages, page_bounds, page_weights
+from sparse_attn.kv.page_stats import PageStats, page_bounds
 
 PAGE, LOGICAL, DIM, HEADS = 8, 4, 5, 2
 
@@ -103,36 +102,6 @@ def test_a_page_of_one_key_has_an_exact_bound(make_sequence):
     # The other logical pages of a page are another's or empty; only this one counts here.
     exact = (seq.q[5] * seq.k[0].repeat_interleave(2, 0)).sum(-1)
     torch.testing.assert_close(bound, exact)
-
-
-def test_weights_are_shared_by_the_group_and_cover_the_candidates():
-    bounds = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(0)) * 4
-    weights = page_weights(bounds, 0.5, 2, first=1, end=torch.tensor([10, 5, 1]))
-    assert weights.shape == (3, 2, 10)
-    torch.testing.assert_close(weights[:2].clamp(min=0).sum(-1), torch.ones(2, 2))
-    assert (weights[1, :, 5:] == -torch.inf).all()
-    assert (weights[..., 0] == -torch.inf).all()
-    assert (weights[2] == -torch.inf).all()
-    group = (bounds[0, :3, 1:10] * 0.5).softmax(-1).mean(0)
-    torch.testing.assert_close(weights[0, 0, 1:], group)
-
-
-@settings(max_examples=50, deadline=None)
-@given(k=st.integers(1, 12), p=st.floats(0.05, 1.0), seed=st.integers(0, 99))
-def test_best_pages_are_few_ascending_and_reach_the_share(k, p, seed):
-    weights = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(seed)) ** 3
-    weights[..., 7:] = -torch.inf
-    chosen = best_pages(weights, k, p)
-    best = weights.clamp(min=0).topk(min(k, 9)).values
-    for r in range(2):
-        for h in range(3):
-            ids = [i for i in chosen[r, h].tolist() if i != PAD]
-            assert ids == sorted(set(ids))
-            assert chosen[r, h, : len(ids)].tolist() == ids
-            assert len(ids) <= min(k, 7)
-            assert weights[r, h, ids].sum() >= p * best[r, h].sum() - 1e-6
-            if p == 1.0:
-                assert len(ids) == min(k, 7)
 
 
 def test_pages_that_logical_pages_do_not_divide_are_refused():

@@ -1,4 +1,4 @@
-"""Choosing pages of the context in decode: bounds of the keys in each page, and the pages that may matter.
+"""Bounds of the keys in each page of a pool, from which decode tells the pages that may matter.
 
 Quest (arXiv 2406.10774) keeps the smallest and largest key of a page in every channel; with them
 sum_d max(q_d*kmin_d, q_d*kmax_d) bounds q·k for all keys of the page from above. LServe (arXiv 2502.14866, section 3.3)
@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_attn.blocks import PAD
 from sparse_attn.errors import PolicyError
 
 LOGICAL_PAGE = 16
@@ -113,34 +112,3 @@ def page_bounds(q: Tensor, kmin: Tensor, kmax: Tensor, pages: Tensor) -> Tensor:
     scores = torch.bmm(grouped.clamp(min=0), high.mT) + torch.bmm(grouped.clamp(max=0), low.mT)
     best = scores.unflatten(2, (len(pages), -1)).amax(-1)  # [Hkv, R*G, P]
     return best.unflatten(1, (num_rows, -1)).transpose(0, 1).flatten(1, 2)
-
-
-def page_weights(bounds: Tensor, scale: float, num_kv_heads: int, first: int, end: Tensor) -> Tensor:
-    """Share of attention each page may hold, one answer for a KV head's group of query heads.
-
-    bounds [R, Hq, P]; candidates are the pages ``first <= j < end[r]`` (end int64 [R]). Softmax of each query head's
-    bounds over the candidates, averaged over the group, so that no head's scale outvotes the others.
-
-    Returns:
-        float32 [R, Hkv, P], -inf for pages that are no candidates.
-    """
-    pages = torch.arange(bounds.shape[-1], device=bounds.device)
-    outside = ((pages < first) | (pages >= end[:, None]))[:, None]  # [R, 1, P]
-    weights = torch.softmax((bounds * scale).masked_fill(outside, -torch.inf), dim=-1).nan_to_num(0.0)
-    return weights.unflatten(1, (num_kv_heads, -1)).mean(2).masked_fill(outside, -torch.inf)
-
-
-def best_pages(weights: Tensor, k: int, top_p: float = 1.0) -> Tensor:
-    """The k heaviest pages, ascending: weights [R, H, P] → int32 [R, H, k], -1 at the end where fewer qualify.
-
-    With ``top_p`` < 1 only the heaviest that reach this share of the k pages' weight stay (Twilight, 2502.02770).
-    """
-    k = min(k, weights.shape[-1])
-    values, pages = weights.topk(k, dim=-1)
-    kept = values > -torch.inf
-    if top_p < 1.0:
-        mass = values.clamp(min=0)
-        kept &= (mass.cumsum(-1) - mass) < top_p * mass.sum(-1, keepdim=True)
-    nowhere = weights.shape[-1]
-    ordered = torch.where(kept, pages, nowhere).sort(-1).values
-    return ordered.masked_fill(ordered == nowhere, PAD).int()
