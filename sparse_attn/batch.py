@@ -15,7 +15,7 @@ from sparse_attn.kernels.operands import Rows
 
 if TYPE_CHECKING:
     from sparse_attn.kv.pool import KVPool
-    from sparse_attn.plan.policy import PolicyState
+    from sparse_attn.plan.state import PolicyState
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from eval.figures import report_result, write_atomically
 
 if TYPE_CHECKING:
     from sparse_attn.plan.capture import Captured
-    from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+    from sparse_attn.plan.policy import ModelShape, Policy
+    from sparse_attn.plan.state import PolicyState
 
 PREFILL = (
     "xattention",
@@ -221,7 +222,7 @@ class _Bench:
 
     def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
         from sparse_attn.plan.policies import parse_policy
-        from sparse_attn.plan.policy import PolicyState
+        from sparse_attn.plan.state import PolicyState
 
         policy = parse_policy(text)
         policy.check(self.shape)

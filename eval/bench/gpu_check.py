@@ -185,7 +185,8 @@ class Bench:
         from sparse_attn.kernels.operands import Pages, Rows
         from sparse_attn.kernels.triton.attention import attention
         from sparse_attn.plan.policies import parse_policy
-        from sparse_attn.plan.policy import ModelShape, PolicyState
+        from sparse_attn.plan.policy import ModelShape
+        from sparse_attn.plan.state import PolicyState
         from sparse_attn.rows import HeadPages, SequenceRows
 
         s = self.shape

@@ -15,7 +15,7 @@ from service.engine.block_manager import Place
 from service.engine.sampling.constraint import Constraint
 from service.errors import InvalidRequest
 from sparse_attn.kv.lifetimes import PageLifetimes
-from sparse_attn.plan.policy import PolicyState
+from sparse_attn.plan.state import PolicyState
 
 if TYPE_CHECKING:
     from service.engine.sampling.logits_processor import Adjuster

@@ -19,10 +19,14 @@ HALF_STEP = 0.5 * (1 + 2**-16)  # in codes; the excess covers the rounding of fl
 class PageStats:
     """Smallest and largest key of every logical page of a KV pool, per layer, head and channel, in float32.
 
-    ``kmin[layer]``, ``kmax[layer]``: [num_pages, Hkv, page_size // logical, D], numbered as the pool's pages are, so
-    sequences that share a page share its bounds. Of int8 pages they are the bounds of the keys before quantisation:
-    each code is taken for the half step around it, in which its key lay (and lies). So they are a function of the
-    page alone, whatever drafts were written there meanwhile. Call `update` after every write into the pool.
+    Of int8 pages they are the bounds of the keys before quantisation: each code is taken for the half step around it,
+    in which its key lay (and lies). So they are a function of the page alone, whatever drafts were written there
+    meanwhile. Call `update` after every write into the pool.
+
+    Attributes:
+        kmin, kmax: by layer [num_pages, Hkv, page_size // logical, D], numbered as the pool's pages are, so sequences
+            that share a page share its bounds.
+        page_size, logical: tokens of a page and of a logical page.
     """
 
     def __init__(

@@ -21,8 +21,9 @@ from sparse_attn.host_values import host_list, on_device, to_device
 from sparse_attn.kernels.operands import Rows
 from sparse_attn.kv.head_layout import query_heads
 from sparse_attn.kv.page_stats import PageStats
-from sparse_attn.plan.policy import DecodeRule, PageSelection, PolicyState, Selection, source_row
+from sparse_attn.plan.policy import DecodeRule, PageSelection
 from sparse_attn.plan.select import best_pages, page_weights
+from sparse_attn.plan.state import PolicyState, Selection, source_row
 from sparse_attn.tree_masks import TreeMasks
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A row of the batch that selects pages for ``sequence``, as of ``position``; ``local`` is its row there."""
+    """A row of the batch that selects pages for its sequence.
+
+    Attributes:
+        row, local: its number in the batch and in its sequence.
+        position: as of which it selects.
+        late: whether for want of the interval's own selection.
+    """
 
     sequence: int
     row: int
@@ -42,7 +49,12 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive rows that use one selection: ``choice`` of the forward's, or the sequence's own for None."""
+    """Consecutive rows that use one selection.
+
+    Attributes:
+        rows: how many.
+        choice: number of the forward's choice; None for the selection that the sequence had before.
+    """
 
     sequence: int
     rows: int

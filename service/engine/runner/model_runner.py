@@ -17,7 +17,8 @@ from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
 from sparse_attn.host_values import on_device, to_device
 from sparse_attn.kv.pool import KVPool
-from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.state import PolicyState
 from sparse_attn.tree_masks import TreeMasks
 
 

@@ -25,8 +25,9 @@ from service.engine.runner.ranks import Ranks
 from service.engine.step import Slice
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
-from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from sparse_attn.plan.policy import ModelShape, Policy
 from sparse_attn.plan.sharding import ShardedPolicy, shard_shape
+from sparse_attn.plan.state import PolicyState
 
 if TYPE_CHECKING:
     from service.engine.engine import EngineConfig

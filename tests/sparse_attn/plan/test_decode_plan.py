@@ -13,7 +13,8 @@ from sparse_attn.kv.pool import KVPool, KVShape
 from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_decode
 from sparse_attn.plan.forward_plan import plan_sequence
 from sparse_attn.plan.policies import parse_policy
-from sparse_attn.plan.policy import ModelShape, PolicyState
+from sparse_attn.plan.policy import ModelShape
+from sparse_attn.plan.state import PolicyState
 
 PAGE, HEADS, KV_HEADS, DIM, LAYERS = 16, 4, 2, 16, 2
 MODEL = ModelShape(LAYERS, HEADS, KV_HEADS, DIM, PAGE, 1024)

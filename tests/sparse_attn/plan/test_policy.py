@@ -10,7 +10,8 @@ from sparse_attn.errors import PatternFileError, PolicyError
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import AShape, VerticalSlash
 from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, TriangleMix, XAttention, parse_policy
-from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.state import PolicyState
 from sparse_attn.rows import HeadPages, SequenceRows
 
 PAGE = 16

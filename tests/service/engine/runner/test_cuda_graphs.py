@@ -22,7 +22,8 @@ from service.engine.runner.cuda_graphs import (
 )
 from service.engine.step import Slice
 from sparse_attn.plan.policies import parse_policy
-from sparse_attn.plan.policy import ModelShape, PolicyState
+from sparse_attn.plan.policy import ModelShape
+from sparse_attn.plan.state import PolicyState
 
 from ..conftest import make_engine
 
