@@ -79,7 +79,7 @@ def paged_attention_forward(
     parts = plan_forward(attn, layer, rows)
     if len(parts) == 1 and parts[0].rows is rows:
         return _attend(kernels, parts[0], layer).unsqueeze(0), None
-    out = torch.zeros_like(q)  # rows in no part are those that nobody reads
+    out = torch.empty_like(q) if attn.needed is None else torch.zeros_like(q)  # some rows may be in no part
     for part in parts:
         out[part.at] = _attend(kernels, part, layer)
     return out.unsqueeze(0), None

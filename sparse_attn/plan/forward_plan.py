@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sparse_attn.batch import AttnBatch
@@ -89,17 +88,15 @@ def _sequence_rows(one: AttnBatch, layer: int, rows: Rows) -> SequenceRows:
         if context_len and group.heads[layer]
     ]
     tree_mask = one.tree_masks[0] if one.tree_masks is not None else None
-    return SequenceRows(
-        rows.q, rows.k, rows.scale, context_len, groups, rows.window, one.positions, tree_mask, layer
-    )  # fmt: skip
+    return SequenceRows(rows.q, rows.k, rows.scale, context_len, groups, rows.window, one.positions, tree_mask, layer)
 
 
 def _present_pages(attn: AttnBatch, layer: int) -> BlockIndex | None:
     """The pages of the only context that have not been freed, for rows that no policy plans; None for all."""
     if attn.present_pages is None:
         return None
-    visited = torch.empty(attn.pool.shape.num_kv_heads, 1, attn.present_pages[0].shape[1], dtype=torch.bool)
+    pages = attn.present_pages[0]
+    visited = pages.new_empty(attn.pool.shape.num_kv_heads, *pages.shape)
     for group, present in zip(attn.pool.groups, attn.present_pages, strict=True):
         visited[list(group.heads[layer])] = present
-    visited = visited.to(attn.pool.device)
     return BlockIndex.of_runs(visited, [attn.bounds[1]], attn.lengths[0], block_k=attn.pool.page_size)

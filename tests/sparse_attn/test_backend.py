@@ -147,6 +147,27 @@ def test_head_groups_attend_as_one_group_does_to_the_bit(scene: str, dtype: torc
     assert together[0].count_nonzero() > 0
 
 
+def test_a_growing_tree_does_not_see_what_a_dropped_page_held() -> None:
+    outputs = []
+    for content in (0.0, 5.0):
+        pool = Pool([100], APART, torch.float32)
+        for group in pool.kv.groups:
+            for pages in (*group.keys, *group.values):
+                pages[-1] = content
+        outputs.append(attend(pool, growing))
+    assert all(map(torch.equal, *outputs))
+
+
+@pytest.mark.parametrize("policy", [Policy(), QUEST])
+def test_the_last_rows_attend_as_they_do_among_all(policy: Policy) -> None:
+    contexts = [150, 64, 20]
+    every = attend(Pool(contexts, APART, torch.float32), planned(policy))
+    some = attend(Pool(contexts, APART, torch.float32), planned(policy, needed=[2, 0, 1]))
+    last_layer = -3
+    assert torch.equal(some[last_layer][0, [1, 2, 12]], every[last_layer][0, [1, 2, 12]])
+    assert some[last_layer][0, :1].count_nonzero() == some[last_layer][0, 3:12].count_nonzero() == 0
+
+
 def test_a_growing_tree_is_the_tree_at_once() -> None:
     """In two forwards, the second reading the first's nodes from their slots, or in one."""
     mask = tree(7)
