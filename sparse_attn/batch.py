@@ -114,10 +114,8 @@ class AttnBatch:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: float = 0.0, window: int = 0
     ) -> Rows:
         """The new tokens in one layer, as kernels take them: q [T, Hq, D], k, v [T, Hkv, D]."""
-        return Rows(
-            *(q, k, v, self.cu_seqlens, self.context_lens, scale, softcap, window),
-            *(self.positions, self.tree_masks, self.kept),
-        )
+        where = (self.cu_seqlens, self.context_lens)
+        return Rows(q, k, v, *where, scale, softcap, window, self.positions, self.tree_masks, self.kept)
 
     def take(self, rows: Rows, at: slice | torch.Tensor) -> Rows:
         """The operands of this batch, which is the rows ``at`` of a larger one, whose operands are ``rows``."""

@@ -39,7 +39,7 @@ def head_bytes(head_dim: int, dtype: torch.dtype) -> int:
 
 
 @dataclass(frozen=True)
-class NewRows:
+class EncodedKV:
     """K and V [T, Hkv, D] of new tokens as attention reads them, now and later, and as pages hold them.
 
     In an int8 pool k and v are what the codes stand for: a row sees the same numbers whether a key is new or in a
@@ -83,12 +83,12 @@ class GroupPages:
         scales = self.key_scales(layer), self.value_scales(layer)
         return Pages(self.keys[layer], self.values[layer], block_tables, *scales)
 
-    def write(self, layer: int, slots: Tensor, rows: NewRows) -> None:
+    def write(self, layer: int, slots: Tensor, new: EncodedKV) -> None:
         """Put the group's heads of new rows into int64 slots [T]; -1 writes where nobody reads."""
         page_size, own = self.keys[layer].shape[2], list(self.heads[layer])
         if not own:
             return
-        k, v, *new_scales = (rows.k, rows.v) if rows.codes is None else rows.codes
+        k, v, *new_scales = (new.k, new.v) if new.codes is None else new.codes
         held_scales = [t for t in (self.key_scales(layer), self.value_scales(layer)) if t is not None]
         targets, sources = [self.keys[layer], self.values[layer], *held_scales], [k, v, *new_scales]
         every = len(own) == k.shape[1]
@@ -96,7 +96,7 @@ class GroupPages:
             from sparse_attn.kernels.triton.write import write_rows
 
             write_rows(k, v, targets[0], targets[1], slots, [*new_scales, *held_scales])
-        elif put := select_kernels(k.device, rows.k.dtype).write_rows:
+        elif put := select_kernels(k.device, new.k.dtype).write_rows:
             for target, source in zip(targets, sources, strict=True):
                 put(source if every else source[:, own], target, slots)
         else:
@@ -195,13 +195,13 @@ class KVPool:
             for layer, keys in enumerate(group.keys):
                 group.stats.rebuild(layer, keys, group.key_scales(layer))
 
-    def encode(self, k: Tensor, v: Tensor) -> NewRows:
+    def encode(self, k: Tensor, v: Tensor) -> EncodedKV:
         """New K and V [T, Hkv, D] as this pool will give them back."""
         if self.dtype != torch.int8:
-            return NewRows(k, v)
+            return EncodedKV(k, v)
         (k_codes, k_scale), (v_codes, v_scale) = quantize(k), quantize(v)
         codes = (k_codes, v_codes, k_scale, v_scale)
-        return NewRows(dequantize(k_codes, k_scale, k.dtype), dequantize(v_codes, v_scale, v.dtype), codes)
+        return EncodedKV(dequantize(k_codes, k_scale, k.dtype), dequantize(v_codes, v_scale, v.dtype), codes)
 
     def get_page(self, page: int) -> PageContent:
         """A copy of all that one page holds, by the names of its parts: [layout.tiles, …] each."""

@@ -70,7 +70,7 @@ class _Plan:
         tables: of each head group int32 [R, P], the page tables of the choices' sequences.
         first_recent: int64 [R, Hkv]. gated: bool [R, 1, 1], choices that see everything.
         sinks: int64 [Hkv], pages at the beginning that all see. streaming: bool [Hkv, 1], the rule's streaming heads.
-        positions, cu_rows, block_seq, last_block: of the runs.
+        cu_rows, block_seq: of the runs, as a `BlockIndex` has them. last_block: int64 [runs], the last page of each.
         width: most pages that a run visits.
     """
 
