@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine.options import parse_policy
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.plan.capture import Captured, capture
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape
 from sparse_attn.plan.state import PolicyState
 from sparse_attn.rows import HeadPages, SequenceRows

@@ -182,9 +182,9 @@ class Bench:
 
     def sparse_prefill(self, lengths: list[int], policy: str = "xattention", chunk: int = 8192) -> list[dict[str, Any]]:
         """The last chunk of a long prompt, sparse against dense: kernel, index and density apart."""
+        from service.engine.options import parse_policy
         from sparse_attn.kernels.operands import Pages, Rows
         from sparse_attn.kernels.triton.attention import attention
-        from sparse_attn.plan.policies import parse_policy
         from sparse_attn.plan.policy import ModelShape
         from sparse_attn.plan.state import PolicyState
         from sparse_attn.rows import HeadPages, SequenceRows

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.engine.options import parse_policy
 from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, KVShape
 from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_decode
 from sparse_attn.plan.forward_plan import plan_sequence
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape
 from sparse_attn.plan.state import PolicyState
 
