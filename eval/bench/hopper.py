@@ -125,6 +125,7 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     from sparse_attn.blocks import BlockIndex
     from sparse_attn.kernels.operands import Pages, Rows
     from sparse_attn.kernels.triton import attention as triton_attention
+    from sparse_attn.kernels.triton import page_stats as triton_stats
     from sparse_attn.kernels.triton import score as triton_score
     from sparse_attn.kernels.triton import write as triton_write
     from sparse_attn.plan.grid import Grid
@@ -181,11 +182,11 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
             codes[0][:80, :, 0], codes[1][:80, :, 0], codes[0], codes[1], torch.arange(80),
             (torch.zeros(80, h.kv), torch.zeros(80, h.kv), *scales),
         ),
-        "page statistics": lambda: triton_score.update_page_stats(low, high, caches[0], torch.arange(80)),
-        "page statistics of int8": lambda: triton_score.update_page_stats(
+        "page statistics": lambda: triton_stats.update_page_stats(low, high, caches[0], torch.arange(80)),
+        "page statistics of int8": lambda: triton_stats.update_page_stats(
             low, high, codes[0], torch.arange(80), scales[0]
         ),
-        "page bounds": lambda: triton_score.page_bounds(
+        "page bounds": lambda: triton_stats.page_bounds(
             rows(4, h.query), low, high, table.expand(4, -1), ints(9, 9, 9, 9)
         ),
         "antidiagonal scores": lambda: triton_score.antidiagonal(chunk, Grid.of(chunk, 128, 128), 16),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sparse_attn.errors import PolicyError
+from sparse_attn.kv.quant import HALF_STEP
 
 LOGICAL_PAGE = 16
-HALF_STEP = 0.5 * (1 + 2**-16)  # in codes; the excess covers the rounding of float32
 
 
 class PageStats:
@@ -64,7 +64,7 @@ class PageStats:
         ``key_scales`` float16 [num_pages, Hkv, page_size] come with int8 pages.
         """
         if key_pages.is_cuda:
-            from sparse_attn.kernels.triton.score import update_page_stats
+            from sparse_attn.kernels.triton.page_stats import update_page_stats
 
             update_page_stats(self.kmin[layer], self.kmax[layer], key_pages, slots, key_scales)
             return
@@ -101,10 +101,10 @@ class PageStats:
 
             return cpu_pages.page_bounds(q.float(), kmin, kmax, pages)
         if q.is_cuda:
-            from sparse_attn.kernels.triton import score as triton_score
+            from sparse_attn.kernels.triton import page_stats as triton_stats
 
             count = torch.full((len(q),), len(pages), dtype=torch.int32, device=q.device)
-            return triton_score.page_bounds(q, kmin, kmax, pages.int().expand(len(q), -1).contiguous(), count)
+            return triton_stats.page_bounds(q, kmin, kmax, pages.int().expand(len(q), -1).contiguous(), count)
         return page_bounds(q, kmin, kmax, pages)
 
 

@@ -288,9 +288,9 @@ def _choose(attn: AttnBatch, layer: int, rows: Rows, plan: _Plan, rule: DecodeRu
 def _bounds(stats: PageStats, layer: int, q: Tensor, tables: Tensor, ends: Tensor) -> Tensor:
     """Upper bounds float32 [R, Hq, P] of q·k over the pages before each choice's recent window, -inf beyond."""
     if q.is_cuda:
-        from sparse_attn.kernels.triton import score as triton_score
+        from sparse_attn.kernels.triton import page_stats as triton_stats
 
-        return triton_score.page_bounds(q, stats.kmin[layer], stats.kmax[layer], tables, ends.int())
+        return triton_stats.page_bounds(q, stats.kmin[layer], stats.kmax[layer], tables, ends.int())
     bounds = q.new_full((*q.shape[:2], tables.shape[1]), -torch.inf, dtype=torch.float32)
     for i, end in enumerate(host_list(ends)):
         if end:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sparse_attn.errors import PatternFileError, PolicyError
-from sparse_attn.kv.lifetimes import HeadGroups
+from sparse_attn.kv.head_groups import HeadGroups
 from sparse_attn.kv.page_stats import LOGICAL_PAGE
 from sparse_attn.plan.formats import HeadPatterns, HeadScores, read_duo, read_minference, streaming_heads
 from sparse_attn.plan.patterns import AntiDiagonal, AShape, Coverage, Dense, Pattern, TriShape

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from sparse_attn.errors import PolicyError
-from sparse_attn.kv.lifetimes import HeadGroups
+from sparse_attn.kv.head_groups import HeadGroups
 from sparse_attn.plan.patterns import Pattern
 
 

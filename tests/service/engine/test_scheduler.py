@@ -22,7 +22,8 @@ from service.engine.block_manager import GONE, BlockManager, OutOfPages
 from service.engine.request import FinishReason, Request, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.errors import Busy, PromptTooLong
-from sparse_attn.kv.lifetimes import HeadGroups, PageLifetimes
+from sparse_attn.kv.head_groups import HeadGroups
+from sparse_attn.kv.lifetimes import PageLifetimes
 
 PAGE = 4
 STOP = 9
