@@ -25,6 +25,8 @@ import numpy as np
 import structlog
 
 from retrieval.checks import check_label, check_query
+from retrieval.common.failpoints import failpoint
+from retrieval.common.progress import CancelCheck, ProgressMeter
 from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
 from retrieval.errors import RetrievalError, StoreUnavailable
 from retrieval.index import maintenance
@@ -35,7 +37,6 @@ from retrieval.index.token_store import CorpusTokenizer, TokenStore
 from retrieval.ingest import archive
 from retrieval.ingest.ingestion import Ingester, Prepared, Refused, Source, sources
 from retrieval.ingest.jobs import JobQueue
-from retrieval.ingest.progress import CancelCheck, ProgressMeter
 from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
@@ -44,7 +45,6 @@ from retrieval.store import documents as store
 from retrieval.store import embedders as embedder_store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.store.shelf import DEFAULT_OWNER, Shelf

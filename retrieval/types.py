@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 Mode = Literal["hybrid", "dense", "sparse"]
 Phase = Literal["parse", "embed", "store", "index"]
+DocumentKey = tuple[str, int]
+"""(document id, version)"""
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,16 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.files import Sink, check_hashes, in_words, sync_folder, write_synced
 from retrieval.errors import IndexCorrupt
 from retrieval.index.dense import DenseIndex, factory_string
 from retrieval.index.sparse import SparseIndex
 from retrieval.index.token_store import TokenStore, save_array
-from retrieval.store.failpoints import failpoint
-from retrieval.store.files import Sink, check_hashes, in_words, sync_folder, write_synced
+from retrieval.types import DocumentKey
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-DocumentKey = tuple[str, int]
-"""(document id, version)"""
 
 
 @dataclass(frozen=True)

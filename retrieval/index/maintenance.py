@@ -9,14 +9,14 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.progress import ProgressMeter
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import IndexCorrupt
 from retrieval.index.generation import check_files
 from retrieval.index.snapshot import Snapshot
-from retrieval.ingest.progress import ProgressMeter
 from retrieval.store import embedders as embedder_store
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.store.tables import chunks, documents, embeddings, index_generations, versions

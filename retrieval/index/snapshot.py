@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from retrieval.index.dense import cosines
-from retrieval.index.generation import DocumentKey, Generation
+from retrieval.index.generation import Generation
 from retrieval.index.hybrid import fuse, select, top, weights
 from retrieval.index.sparse import SparseSegment, SparseStatistics
-from retrieval.types import Mode
+from retrieval.types import DocumentKey, Mode
 
 ROUNDING = 1e-5
 """more than what float32 loses when two scores are weighted and added"""

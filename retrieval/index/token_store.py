@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from retrieval.common.files import Sink
 from retrieval.errors import InvalidRequest
-from retrieval.store.files import Sink
 
 DEPTH = 64
 SEPARATOR = np.uint32(0xFFFFFFFF)

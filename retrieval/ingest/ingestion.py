@@ -17,15 +17,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import structlog
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.progress import CancelCheck, ProgressMeter
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import EmptyFile, UnreadableFile
-from retrieval.ingest.progress import CancelCheck, ProgressMeter
 from retrieval.parsing import Limits, ParsedDocument, check_size
 from retrieval.parsing.chunking import Chunk, ChunkingOptions, chunk
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.types import IngestResult, ProgressCallback, Upload

@@ -14,13 +14,13 @@ from typing import Any
 
 import structlog
 
+from retrieval.common.failpoints import failpoint
 from retrieval.errors import Cancelled, LeaseLost, StoreBusy
 from retrieval.ingest.ingestion import Source, clean_name
 from retrieval.store import jobs as store
 from retrieval.store.blobs import Blobs
 from retrieval.store.database import Database
 from retrieval.store.documents import new_id
-from retrieval.store.failpoints import failpoint
 from retrieval.types import IngestResult, Job, Progress, ProgressCallback, Upload
 
 log = structlog.get_logger(__name__)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
+from retrieval.common.failpoints import failpoint
 from retrieval.errors import NotFound
 from retrieval.parsing.chunking import Chunk
 from retrieval.parsing.document import ParsedDocument
-from retrieval.store.failpoints import failpoint
 from retrieval.store.tables import (
     chunks,
     collections,

@@ -19,8 +19,8 @@ import pytest
 from conftest import WordEmbedder
 
 import retrieval
+from retrieval.common.failpoints import EXIT_CODE
 from retrieval.library import Library
-from retrieval.store.failpoints import EXIT_CODE
 
 pytestmark = pytest.mark.crash
 
@@ -127,7 +127,7 @@ def test_two_hundred_random_kills(place, processes) -> None:
 
 def test_the_environment_names_a_failpoint(tmp_path: Path) -> None:
     program = (
-        "from retrieval.store.failpoints import failpoint\nfor _ in range(3): print(1, flush=True); failpoint('x')"
+        "from retrieval.common.failpoints import failpoint\nfor _ in range(3): print(1, flush=True); failpoint('x')"
     )
     environment = os.environ | {"FOLIO_FAILPOINT": "x:2"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

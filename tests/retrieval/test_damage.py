@@ -15,11 +15,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from retrieval.common import files
 from retrieval.errors import StoreUnavailable
 from retrieval.index import generation
 from retrieval.index.token_store import CorpusTokenizer
 from retrieval.library import Library
-from retrieval.store import files
 from retrieval.types import Upload
 
 KINDS = ["dense.faiss", "sparse.npz", "rows.npz", "documents.json", "tokens.npy", "suffixes.npy", "manifest.json"]
