@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from retrieval.parsing.sentences import sentences
 from service.answering.passages import Passage, Span
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -36,10 +37,6 @@ QUOTATION = re.compile(
 )
 MARKER = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 ELISION = re.compile(r"\s*(?:\[\s*(?:\u2026|\.\s?\.\s?\.)\s*\]|\u2026|\.\s?\.\s?\.)\s*")
-SENTENCE_END = re.compile(
-    r"(?<=[.!?])[\"\u201d\u2019')\]]*(?:\s*\[\d[\d\s,]*\])*\s+(?=[\"\u201c\u2018'(\[]?[A-Z0-9])"
-    r"|\n\s*\n|\n(?=\s*[-*\u2022\d])"
-)
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 COMMON_WORDS = (
     "a an and are as at be been but by can did do does for from had has have he her his how i if in into is "
@@ -125,18 +122,6 @@ def unsupported(answer: str, supported: Sequence[Span], passages: Sequence[Passa
         if words and not any(_covered(words, *sentence) >= SUPPORT for sentence in evidence):
             bare.append((start, end))
     return bare
-
-
-def sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Offsets of the sentences of a text, without the white space around them."""
-    start = 0
-    for end in [*(m.end() for m in SENTENCE_END.finditer(text)), len(text)]:
-        piece = text[start:end]
-        left = start + len(piece) - len(piece.lstrip())
-        right = start + len(piece.rstrip())
-        if right > left:
-            yield left, right
-        start = end
 
 
 def content_words(text: str) -> frozenset[str]:

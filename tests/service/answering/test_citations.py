@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.answering.citations import align, align_elided, check, sentences, spans_in_answer, unsupported
+from retrieval.parsing.sentences import sentences
+from service.answering.citations import align, align_elided, check, spans_in_answer, unsupported
 from service.answering.passages import Passage, Span, canonical
 
 TEXT = (
@@ -102,14 +103,6 @@ def test_sentences_without_support_are_named() -> None:
     answer = 'The "café was closed" [1]. Unicorns graze on the moon. The second sentence follows.'
     spans = spans_in_answer(answer, [passage()])
     assert [answer[a:b] for a, b in unsupported(answer, spans, [passage()])] == ["Unicorns graze on the moon."]
-
-
-@given(st.text(alphabet="ab .!?\n[]1\"'", max_size=80))
-def test_sentences_tile_the_text(text: str) -> None:
-    spans = list(sentences(text))
-    assert all(a < b for a, b in spans)
-    assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
-    assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
 
 
 @given(st.text(max_size=60), st.text(max_size=200))
