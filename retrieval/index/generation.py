@@ -1,8 +1,8 @@
 """An index generation: an immutable folder with everything a search needs, and a hash of every file in it.
 
-Layout of ``index/gen-NNNNNNNN-XXXXXXXX``: ``dense.faiss``, ``sparse.npz``, ``rows.npz`` (chunk ids and the document
-of each), ``documents.json``, the token store (``tokens.npy``, ``suffixes.npy``, ``offsets.npy``) where a tokenizer was
-given, and ``manifest.json``, written last.
+Layout of ``index/gen-NNNNNNNN-XXXXXXXX``: ``dense.faiss``, ``sparse.*`` (bm25s' own), ``rows.npz`` (chunk ids and
+the document of each), ``documents.json``, the token store (``tokens.npy``, ``suffixes.npy``, ``offsets.npy``) where a
+tokenizer was given, and ``manifest.json``, written last.
 It is written under a temporary name, synced, read again and compared, renamed, and only then named in SQL.
 """
 
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from retrieval.common.failpoints import failpoint
-from retrieval.common.files import Sink, check_hashes, in_words, sync_folder, write_synced
+from retrieval.common.files import Sink, check_hashes, in_words, sync_folder, sync_written, write_synced
 from retrieval.errors import IndexCorrupt
 from retrieval.index.dense import DenseIndex, factory_string
 from retrieval.index.sparse import SparseIndex
 from retrieval.index.token_store import TokenStore, save_array
 from retrieval.types import DocumentKey
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -114,10 +114,8 @@ def write_generation(index_folder: Path, content: GenerationContent) -> tuple[st
 
 def _write_files(folder: Path, content: GenerationContent) -> str:
     dense = DenseIndex.build(content.ids, content.vectors)
-    sparse = SparseIndex.build(content.terms)
     parts: dict[str, Callable[[Sink], object]] = {
         "dense.faiss": dense.write,
-        "sparse.npz": sparse.write,
         "rows.npz": lambda sink: _save_arrays(sink, ids=content.ids, document_of_row=content.document_of_row),
         "documents.json": lambda sink: sink(json.dumps(content.documents).encode()),
     }
@@ -128,6 +126,10 @@ def _write_files(folder: Path, content: GenerationContent) -> str:
         sha256, size = write_synced(folder / name, write)
         files[name] = {"sha256": sha256, "bytes": size}
         failpoint(f"generation.{name}")
+    for path in SparseIndex.build(content.terms).save(folder):
+        sha256, size = sync_written(path)
+        files[path.name] = {"sha256": sha256, "bytes": size}
+    failpoint("generation.sparse")
     manifest = Manifest(
         format=FORMAT,
         seq=content.seq,
@@ -188,7 +190,7 @@ def load_generation(folder: Path, number: int, manifest_sha256: str, checked: bo
         with np.load(folder / "rows.npz") as rows:
             generation = Generation(number, manifest, rows["ids"], rows["document_of_row"], documents)
         generation.dense = DenseIndex.read(folder / "dense.faiss")
-        generation.sparse = SparseIndex.read(folder / "sparse.npz")
+        generation.sparse = SparseIndex.load(folder)
         if manifest.tokenizer is not None:
             generation.tokens = TokenStore.read(folder, manifest.tokenizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

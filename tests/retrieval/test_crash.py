@@ -25,7 +25,7 @@ from retrieval.library import Library
 pytestmark = pytest.mark.crash
 
 PACKAGE = Path(retrieval.__file__).parent
-FILES_OF_A_GENERATION = ["dense.faiss", "sparse.npz", "rows.npz", "documents.json"]
+FILES_OF_A_GENERATION = ["dense.faiss", "rows.npz", "documents.json", "sparse"]
 
 
 def failpoints() -> list[str]:
