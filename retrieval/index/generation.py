@@ -35,24 +35,33 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class GenerationContent:
-    """What goes into a generation. Rows are in rising order of chunk id."""
+    """What goes into a generation. Rows are in rising order of chunk id.
+
+    Attributes:
+        ids: int64[n] chunk ids.
+        document_of_row: int32[n] index into ``documents``.
+        vectors: float32[n, d].
+        tokens: of the documents in the order of ``documents``.
+    """
 
     seq: int
     embedder: str
     ids: np.ndarray
-    """int64[n] chunk ids"""
     document_of_row: np.ndarray
-    """int32[n] index into ``documents``"""
     documents: list[DocumentKey]
     vectors: np.ndarray
-    """float32[n, d]"""
     terms: Sequence[Sequence[str]]
     tokens: TokenStore | None = None
-    """of the documents in the order of ``documents``"""
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """What a generation is, and the hash of every file in it.
+
+    Attributes:
+        files: name → {"sha256", "bytes"}.
+    """
+
     format: int
     seq: int
     chunks: int
@@ -60,7 +69,6 @@ class Manifest:
     dense: str
     tokenizer: str | None
     files: dict[str, dict[str, Any]]
-    """name → {"sha256", "bytes"}"""
 
 
 class Generation:

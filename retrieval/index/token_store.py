@@ -29,11 +29,14 @@ END = -1
 
 @dataclass(frozen=True)
 class CorpusTokenizer:
-    """The tokenizer of the model that is to be drafted for."""
+    """The tokenizer of the model that is to be drafted for.
+
+    Attributes:
+        encode: text → ids, without special tokens.
+    """
 
     fingerprint: str
     encode: Callable[[str], Sequence[int]]
-    """text → ids, without special tokens"""
 
 
 class TokenStore:
