@@ -51,7 +51,7 @@ _REACH = 8
 """characters at most between the two parts of a word that a line's end breaks"""
 
 ELISION = re.compile(r"\s*(?:\[\s*(?:\u2026|\.\s?\.\s?\.)\s*\]|\u2026|\.\s?\.\s?\.)\s*")
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 
 def align(quote: str, text: str, start: int = 0) -> Span | None:
@@ -80,7 +80,7 @@ def align_elided(quote: str, text: str) -> list[Span]:
     if whole:
         return [whole]
     fragments = [f for f in ELISION.split(quote) if f]
-    if len(fragments) < 2 or any(len(_WORD.findall(f)) < 2 for f in fragments):
+    if len(fragments) < 2 or any(len(WORD.findall(f)) < 2 for f in fragments):
         return []
     spans: list[Span] = []
     for fragment in fragments:

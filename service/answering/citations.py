@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from retrieval.parsing.sentences import sentences
-from service.answering.alignment import align_elided
+from service.answering.alignment import WORD, align_elided
 from service.answering.passages import Passage, Span
 
 QUOTATION = re.compile(
     r'"([^"\n]{2,2000})"|\u201c([^\u201c\u201d]{2,2000})\u201d|\u00ab([^\u00ab\u00bb]{2,2000})\u00bb'
 )
 MARKER = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 COMMON_WORDS = (
     "a an and are as at be been but by can did do does for from had has have he her his how i if in into is "
     "it its not of on one or our she so such than that the their them then there these they this to was we "
