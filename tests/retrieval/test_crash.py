@@ -25,13 +25,13 @@ from retrieval.library import Library
 pytestmark = pytest.mark.crash
 
 PACKAGE = Path(retrieval.__file__).parent
-FILES_OF_A_GENERATION = ["dense.faiss", "rows.npz", "documents.json", "sparse"]
+FILES_OF_A_GENERATION = ["dense.faiss", "rows.npz", "documents.json"]
 
 
 def failpoints() -> list[str]:
     """Every failpoint of the library, found in its source; those of the kNN datastore are ``test_knn``'s."""
     names = set()
-    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "store/failpoints.py", PACKAGE / "knn/store.py"}:
+    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "common/failpoints.py", PACKAGE / "knn/store.py"}:
         for name in re.findall(r'failpoint\(f?"([^"]+)"\)', path.read_text()):
             names |= {name.replace("{name}", file) for file in FILES_OF_A_GENERATION} if "{" in name else {name}
     return sorted(names)
