@@ -57,11 +57,11 @@ class Generator:
 
         Raises InvalidRequest.
         """
-        from service.engine.drafting.drafting import checked_drafter
         from service.engine.kv.layout import checked_policy
+        from service.engine.options import parse_drafter
 
         if params.drafter:
-            checked_drafter(params.drafter)
+            parse_drafter(params.drafter)
         if params.attention:
             checked_policy(params.attention, self.async_engine.engine.shape)
 

@@ -30,12 +30,13 @@ from drafters.tree import EMPTY
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
 from service.engine.detokenizer import Detokenizer
-from service.engine.drafting.drafting import Drafting, checked_drafter
+from service.engine.drafting.drafting import Drafting
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
 from service.engine.kv.layout import check_attention, checked_policy, head_layout, kv_dtype
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
+from service.engine.options import parse_drafter
 from service.engine.request import (
     DraftSources,
     FinishReason,
@@ -173,7 +174,7 @@ class Engine:
                 model; its weights have not been read.
         """
         config = EngineConfig(dtype=dtype, device=device, **options)
-        checked_drafter(config.drafter)
+        parse_drafter(config.drafter)
         check_attention(model, config)
         ranks = leading(config.tensor_parallel)
         if ranks is not None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, read_config
+from service.engine.options import parse_policy
 from service.errors import InvalidRequest
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv.head_layout import HeadLayout
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, Policy
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Po
     Raises:
         InvalidRequest: there is none of that name, or they do not.
     """
+    policy = parse_policy(name, param)
     try:
-        policy = parse_policy(name)
         policy.check(shape)
     except SparseAttentionError as error:
         raise InvalidRequest(f"{error}.", param=param) from error
