@@ -17,7 +17,9 @@ from eval.errors import EvalError
 from eval.harness.compare import bootstrap, compare, divergence, mcnemar
 from eval.harness.prompting import OfficialPrompter
 from eval.harness.report import report
-from eval.harness.run import Plan, run
+from eval.harness.options import RunOptions
+from eval.harness.plan import Plan
+from eval.harness.run import run
 from eval.tasks.sources import sources
 
 
@@ -36,7 +38,8 @@ def folder(tmp_path, tokenizer, fake_engine) -> Path:
     engines = [fake_engine("dense"), fake_engine("suffix", drafter="suffix"), fake_engine("lossy", wrong_every=2)]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey", "niah_single_1"], data=None, text=None, count=10, seed=0)
-    run(Plan([(e, prompter) for e in engines], found, (1024, 2048), 10, None, tmp_path, {"seed": 0}), Silent())
+    options = RunOptions(length=(1024, 2048), limit=10, model="fake", output=tmp_path)
+    run(Plan(options, [(e, prompter) for e in engines], found), Silent())
     return tmp_path
 
 

@@ -9,7 +9,9 @@ import pytest
 from eval.errors import EvalError
 from eval.harness.engines import LocalEngine, OpenAIEngine, Point, folder_name
 from eval.harness.prompting import ModelInput, OfficialPrompter
-from eval.harness.run import Plan, run
+from eval.harness.options import RunOptions
+from eval.harness.plan import Plan
+from eval.harness.run import run
 from eval.tasks.sources import sources
 from service.engine.engine import Engine, EngineConfig
 from service.engine.loading.checkpoint import prepare
@@ -84,7 +86,8 @@ def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engin
     points = [LocalEngine(engine, Point.parse(name)) for name in ("dense", "suffix")]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey"], data=None, text=None, count=2, seed=0)
-    plan = Plan([(p, prompter) for p in points], found, (512, 8192), 2, None, tmp_path, {})
+    options = RunOptions(length=(512, 8192), limit=2, output=tmp_path)
+    plan = Plan(options, [(p, prompter) for p in points], found)
     cells = {(c["engine"], c["length"]): c for c in run(plan, Silent())["cells"]}
     assert [cells[name, 512]["failed"] for name in ("dense", "suffix")] == [0, 0]
     assert [cells[name, 8192]["failed"] for name in ("dense", "suffix")] == [2, 2]

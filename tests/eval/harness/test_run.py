@@ -15,13 +15,13 @@ from eval.harness import jsonl
 from eval.harness.jsonl import JsonlAppender, read_jsonl
 from eval.harness.progress import TextProgress
 from eval.harness.prompting import OfficialPrompter, OncePrompter
-from eval.harness.run import Plan, run
+from eval.harness.options import RunOptions
+from eval.harness.plan import Plan
+from eval.harness.run import run
 from eval.harness.store import load_summary
 from eval.harness.summary import speeds
 from eval.scoring import score_file
 from eval.tasks.sources import sources
-
-ARGUMENTS = {"model": "fake", "seed": 0}
 
 
 class Silent:
@@ -33,11 +33,12 @@ class Silent:
     def end(self): ...
 
 
-def plan(output, engines, tokenizer, *, tasks=("passkey", "number_string"), lengths=(2048,), limit=6, **more):
-    prompter = OfficialPrompter(tokenizer, "yarn")
-    found = sources(tasks, data=more.pop("data", None), text=None, count=limit, seed=0)
-    arguments = more.pop("arguments", ARGUMENTS)
-    return Plan([(engine, prompter) for engine in engines], found, lengths, limit, None, output, arguments, **more)
+def plan(output, engines, tokenizer, *, prompter=None, data=None, **changes):
+    tasks = changes.pop("tasks", ("passkey", "number_string"))
+    options = RunOptions(**{"length": (2048,), "limit": 6, "model": "fake", "output": output} | changes)
+    prompter = prompter or OfficialPrompter(tokenizer, "yarn")
+    found = sources(tasks, data=data, text=None, count=options.limit, seed=0)
+    return Plan(options, [(engine, prompter) for engine in engines], found)
 
 
 def files(folder: Path, *kinds: str) -> dict[str, bytes]:
@@ -45,7 +46,7 @@ def files(folder: Path, *kinds: str) -> dict[str, bytes]:
 
 
 def test_rows_and_summary(tmp_path, tokenizer, fake_engine):
-    summary = run(plan(tmp_path, [fake_engine(wrong_every=2)], tokenizer, lengths=(1024, 2048)), Silent())
+    summary = run(plan(tmp_path, [fake_engine(wrong_every=2)], tokenizer, length=(1024, 2048)), Silent())
     assert load_summary(tmp_path)["cells"] == summary["cells"]
     assert len(summary["cells"]) == 4
     path = tmp_path / "dense" / "preds_passkey-style_2048.jsonl"
@@ -110,9 +111,9 @@ def test_engines_asked_together_read_one_prompt_made_once(tmp_path, tokenizer, f
             read.append(prompt)
             return super().answer(prompt, new_tokens)
 
-    both = plan(tmp_path, [Noting(name="dense"), Noting(name="fusion")], tokenizer, tasks=["passkey"], limit=3)
     prompter = OncePrompter(Counting(tokenizer, "yarn"))
-    both.engines, both.together = [(engine, prompter) for engine, _ in both.engines], True
+    engines = [Noting(name="dense"), Noting(name="fusion")]
+    both = plan(tmp_path, engines, tokenizer, tasks=["passkey"], limit=3, prompter=prompter, together=True)
     run(both, Silent())
     assert made == [0, 1, 2]
     assert all(first is second for first, second in zip(read[::2], read[1::2], strict=True))
@@ -164,7 +165,7 @@ def test_a_killed_run_resumes_to_identical_files(tmp_path, tokenizer, fake_engin
 
 def test_a_context_longer_than_the_model_is_a_named_counted_row(tmp_path, tokenizer, fake_engine):
     small = fake_engine(window=1500)
-    summary = run(plan(tmp_path, [small], tokenizer, tasks=["passkey"], lengths=(1024, 2048)), Silent())
+    summary = run(plan(tmp_path, [small], tokenizer, tasks=["passkey"], length=(1024, 2048)), Silent())
     short, long = summary["cells"]
     assert (short["failed"], short["scores"]["official_v1"]["score"]) == (0, 100)
     assert (long["n"], long["failed"], long["scores"]["official_v1"]["score"]) == (6, 6, 0)
@@ -179,7 +180,7 @@ def test_official_prompts_too_long_lose_their_middle(tmp_path, tokenizer, fake_e
         for i in (0, 1)
     ]
     (tmp_path / "passkey.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\ngi")
-    made = plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path), lengths=(1000,))
+    made = plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path), length=(1000,))
     cell = run(made, Silent())["cells"][0]
     assert (cell["task"], cell["task_version"], cell["n"], cell["cut"], cell["failed"]) == (
         "passkey",
@@ -249,7 +250,7 @@ def test_a_full_disk_stops_the_run_and_costs_no_row(tmp_path, tokenizer, fake_en
 def test_rows_of_other_arguments_are_not_mixed(tmp_path, tokenizer, fake_engine):
     run(plan(tmp_path, [fake_engine()], tokenizer), Silent())
     with pytest.raises(EvalError, match="seed=0, not 1"):
-        run(plan(tmp_path, [fake_engine()], tokenizer, arguments={"model": "fake", "seed": 1}), Silent())
+        run(plan(tmp_path, [fake_engine()], tokenizer, seed=1), Silent())
 
 
 def test_data_that_changed_under_a_run_is_noticed(tmp_path, tokenizer, fake_engine):
