@@ -462,7 +462,7 @@ class Engine:
             new_ids = request.token_ids[before:]  # a stop string may have cut them
             request.steps += 1
             sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
-            output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces, at=now)
+            output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
             if request.params.logprobs is not None:
                 output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
             if request.finish_reason is not None:
@@ -569,5 +569,4 @@ def _join(parts: list[TokenOutput]) -> Generation:
         stats=last.stats,
         logprobs=[x for p in parts if p.logprobs for x in p.logprobs] or None,
         sources=[s for p in parts for s in p.sources],
-        times=[p.at for p in parts for _ in p.token_ids],
     )

@@ -149,7 +149,6 @@ class TokenOutput:
     Attributes:
         pieces: the text that each of ``token_ids`` added; some are empty. The list is empty without a tokenizer.
         sources: per token, who supplied it: a drafter's name or "target".
-        at: when the step had chosen them, by `time.perf_counter`.
     """
 
     request_id: str
@@ -162,16 +161,11 @@ class TokenOutput:
     sources: list[str] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     error: str | None = None
-    at: float = 0.0
 
 
 @dataclass
 class Generation:
-    """A finished request.
-
-    Attributes:
-        times: when each of ``token_ids`` came, by `time.perf_counter`; those of one step at once.
-    """
+    """A finished request."""
 
     token_ids: list[int]
     text: str
@@ -179,7 +173,6 @@ class Generation:
     stats: dict[str, Any]
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
 
 
 class Request:
