@@ -1,50 +1,27 @@
-"""One prompt through transformers' `generate` and through the engine, in turn, with every token timed.
+"""transformers on the same weights, token by token: `generate` with sdpa, its prompt lookup, its continuous batching.
 
-Both have the same random weights: speed does not depend on what a model has learnt.
+Where weights are random, speed does not depend on what a model has learnt.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from service.engine.engine import Engine, EngineConfig
-from service.engine.loading.checkpoint import prepare
-from service.engine.request import SamplingParams
+from eval.bench.runner import Timing, ask, build, plain, random_ids
+from eval.bench.timer import in_turn
+from service.engine.loading.checkpoint import EMBEDDED, prepare
+from service.reader import MODEL_DIR
 
+MODEL = "random Llama, 27 M parameters, 8 layers, 8/4 heads of 64, float32"
 VOCABULARY = 2048
 KV_HEADROOM = 256  # tokens
-
-
-@dataclass
-class Timing:
-    """Seconds of one system, over all repeats: to the first token, and between tokens."""
-
-    first_s: list[float] = field(default_factory=list)
-    between_s: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    kernels: list[str] = field(default_factory=list)
-
-    @property
-    def median_first_s(self) -> float:
-        return statistics.median(self.first_s)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return 1 / statistics.median(self.between_s)
-
-    def add(self, started: float, stamps: list[float], tokens: list[int]) -> None:
-        self.first_s.append(stamps[0] - started)
-        self.between_s += [after - before for before, after in itertools.pairwise(stamps)]
-        self.tokens = tokens
 
 
 def random_llama(max_length: int, vocabulary: int = VOCABULARY, **changes: Any) -> LlamaForCausalLM:
@@ -54,51 +31,29 @@ def random_llama(max_length: int, vocabulary: int = VOCABULARY, **changes: Any) 
     """
     torch.manual_seed(0)
     values = {
-        "vocab_size": vocabulary,
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "max_position_embeddings": max_length,
-        "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
+        "vocab_size": vocabulary, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": max_length,
+        "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**values | changes)).eval()
 
 
 def compare(context: int, new_tokens: int, repeats: int, threads: int) -> tuple[Timing, Timing]:
     """(transformers with sdpa, the engine, dense and without a drafter) on one prompt of `context` random ids."""
-    torch.set_num_threads(threads)
-    model = random_llama(context + new_tokens + KV_HEADROOM)
-    prompt = torch.randint(2, VOCABULARY, (context,), generator=torch.Generator().manual_seed(1)).tolist()
-    engine = _engine(copy.deepcopy(model), context + new_tokens + KV_HEADROOM)
-    model.set_attn_implementation("sdpa")
+    if threads:
+        torch.set_num_threads(threads)
+    length = context + new_tokens + KV_HEADROOM
+    model = random_llama(length)
+    prompt = random_ids(context, 1, VOCABULARY)
     theirs, ours = Timing(), Timing()
-    for _ in range(repeats):
-        _generate_transformers(model, prompt, new_tokens, theirs)
-        _generate_engine(engine, prompt, new_tokens, ours)
+    with build(prepare("random-llama-27m", copy.deepcopy(model)), 2 * length) as engine:
+        model.set_attn_implementation("sdpa")
+        ways = {
+            "transformers": lambda: _generate(model, prompt, new_tokens, theirs),
+            "folio": lambda: ask(engine, prompt, plain(new_tokens), ours),
+        }
+        in_turn(ways, repeats)
     return theirs, ours
-
-
-def describe(timing: Timing) -> dict[str, Any]:
-    return {
-        "first_token_s": timing.first_s,
-        "median_first_token_s": timing.median_first_s,
-        "decode_ms_per_token_median": 1e3 / timing.tokens_per_s,
-        "decode_tokens_per_s": timing.tokens_per_s,
-        "kernels": timing.kernels,
-    }
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many greedy ids agree before the first that does not."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
 
 
 class _Stamps(BaseStreamer):
@@ -115,10 +70,9 @@ class _Stamps(BaseStreamer):
 
 
 @torch.inference_mode()
-def _generate_transformers(model: Any, prompt: list[int], new_tokens: int, timing: Timing) -> None:
-    stamps = _Stamps()
-    ids = torch.tensor([prompt])
-    started = time.perf_counter()
+def _generate(model: Any, prompt: list[int], new_tokens: int, timing: Timing) -> None:
+    stamps, ids = _Stamps(), torch.tensor([prompt])
+    began = time.perf_counter()
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -128,27 +82,55 @@ def _generate_transformers(model: Any, prompt: list[int], new_tokens: int, timin
         pad_token_id=1,
         streamer=stamps,
     )
-    timing.add(started, stamps.at[1:], output[0, len(prompt) :].tolist())
-    timing.kernels = ["transformers sdpa"]
+    times = [at - began for at in stamps.at[1:]]
+    timing.add(times, output[0, len(prompt) :].tolist(), {"kernels": ["transformers sdpa"]})
 
 
-def _engine(model: LlamaForCausalLM, length: int) -> Engine:
-    loaded = prepare("random-llama-27m", model)
-    kv_memory = 2 * length * loaded.kv_shape.bytes_per_token(torch.float32)
-    return Engine(loaded, EngineConfig(kv_memory=kv_memory, prefix_cache=False, attention="dense", drafter="none"))
+def load(name: str) -> Any:
+    """transformers' own model of that name, in float32."""
+    path = str(MODEL_DIR) if name == EMBEDDED else name
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def _generate_engine(engine: Engine, prompt: list[int], new_tokens: int, timing: Timing) -> None:
-    started = time.perf_counter()
-    request = engine.add_request(prompt, SamplingParams(max_tokens=new_tokens, ignore_eos=True))
-    stamps: list[float] = []
-    tokens: list[int] = []
-    while len(tokens) < new_tokens:
-        for output in engine.step():
-            if output.error:
-                raise RuntimeError(f"request {request} failed: {output.error}")
-            stamps += [time.perf_counter()] * len(output.token_ids)
-            tokens += output.token_ids
-            if output.finished:
-                timing.kernels = output.stats.get("kernels", [])
-    timing.add(started, stamps, tokens)
+@torch.inference_mode()
+def answer(
+    model: Any, asked: Sequence[list[int]], max_tokens: int, stops: bool, **options: Any
+) -> tuple[list[list[int]], float]:
+    """Each prompt's greedy tokens, and tokens per second of them all.
+
+    A prompt's first forward is not counted, but all tokens except the first are, those included that prompt lookup had
+    accepted in it. It cannot be spared by giving `generate` the prompt's KV: assisted generation runs the whole prompt
+    again behind it, at wrong positions (transformers 5.23).
+    """
+    taken, answers = 0.0, []
+    ended: list[float] = []
+    hook = model.register_forward_hook(lambda *_: ended.append(time.perf_counter()))
+    try:
+        for prompt in asked:
+            ids = torch.tensor([prompt])
+            ended.clear()
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=max_tokens,
+                eos_token_id=model.config.eos_token_id if stops else None,
+                **options,
+            )
+            taken += time.perf_counter() - ended[0]
+            answers.append(out[0, len(prompt) :].tolist())
+    finally:
+        hook.remove()
+    return answers, sum(len(ids) - 1 for ids in answers) / taken
+
+
+def answer_batch(model: Any, prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float]:
+    """What transformers' continuous batching generates, and the seconds it takes; warmed by one prompt."""
+    model.set_attn_implementation("sdpa")
+    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    model.generate_batch(inputs=prompts[:1], generation_config=config, progress_bar=False)
+    began = time.perf_counter()
+    outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    taken = time.perf_counter() - began
+    by_number = sorted(outputs.values(), key=lambda output: int("".join(filter(str.isdigit, output.request_id)) or 0))
+    return [list(output.generated_tokens) for output in by_number], taken

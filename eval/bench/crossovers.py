@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
+from eval.bench.base import BenchOptions, Figures, Lengths, Model, Repeats, Threads, bench
+from eval.bench.runner import text_ids
+from eval.bench.timer import seconds
 from eval.errors import EvalError
-from eval.figures import report_result, write_atomically
+from eval.figures import write_atomically
+from eval.options import Separated
 
 if TYPE_CHECKING:
     from sparse_attn.plan.capture import Captured
@@ -41,60 +44,40 @@ MAX_LOSS = {"kv": 2.0}  # points of right and of quoted answers; 1 for the other
 FASTER = 0.97  # a candidate must take at most this share of dense time to be worth its error
 
 
-def command(
-    model: Annotated[str, typer.Option(help="embedded, a folder, or a hub id.")] = "embedded",
-    text: Annotated[Path | None, typer.Option(help="Text, repeated to the longest length; default: made text.")] = None,
-    lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "2048,4096,8192,16384,32768",
-    chunk: Annotated[int, typer.Option(min=64, help="Rows of a prefill chunk.")] = 2048,
-    prefill: Annotated[str, typer.Option(help="Candidates for prefill, separated by semicolons.")] = ";".join(PREFILL),
-    decode: Annotated[str, typer.Option(help="Candidates for decode, separated by semicolons.")] = ";".join(DECODE),
-    max_error: Annotated[float, typer.Option(min=0, help="Largest error of a policy in the table.")] = 0.05,
-    accuracy: Annotated[Path | None, typer.Option(help="Figures of `folio bench accuracy` for this model.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timings of each, of which the median counts.")] = 3,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-    table: Annotated[Path | None, typer.Option(help="Table of `auto` to update for this device.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
     """Measure from which length on each sparse policy beats dense attention; update the table of `auto`."""
+
+    model: Model = "embedded"
+    text: Annotated[Path | None, Option(help="Text, repeated to the longest length; default: made text.")] = None
+    lengths: Lengths = (2048, 4096, 8192, 16384, 32768)
+    chunk: Annotated[int, Option(min=64, help="Rows of a prefill chunk.")] = 2048
+    prefill: Annotated[tuple[str, ...], Separated(";"), Option(help="Candidates, separated by semicolons.")] = PREFILL
+    decode: Annotated[tuple[str, ...], Separated(";"), Option(help="Candidates, separated by semicolons.")] = DECODE
+    max_error: Annotated[float, Option(min=0, help="Largest error of a policy in the table.")] = 0.05
+    accuracy: Annotated[Path | None, Option(help="Figures of `folio bench accuracy` for this model.")] = None
+    repeats: Repeats = 3
+    threads: Threads = 0
+    table: Annotated[Path | None, Option(help="Table of `auto` to update for this device.")] = None
+
+
+def measure(options: Options) -> Figures:
+    """The command: figures, and the table of `auto` if one is named."""
     import torch
 
     from service.engine.loading.checkpoint import load_model
 
-    if threads:
-        torch.set_num_threads(threads)
-    loaded = load_model(model)
-    numbers = sorted(int(n) for n in lengths.split(","))
-    figures = run(
-        loaded,
-        numbers,
-        text=text.read_text(encoding="utf-8") if text is not None else None,
-        chunk=chunk,
-        prefill=[p for p in prefill.split(";") if p],
-        decode=[p for p in decode.split(";") if p],
-        max_error=max_error,
-        accuracy=json.loads(accuracy.read_text(encoding="utf-8"))["figures"]["policies"] if accuracy else None,
-        repeats=repeats,
-    )
-    if table is not None:
-        known = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    figures = run(load_model(options.model), options)
+    if options.table is not None:
+        known = json.loads(options.table.read_text(encoding="utf-8")) if options.table.is_file() else {}
         known[figures["device"]] = figures["table"]
-        write_atomically(table, json.dumps(known, indent=2) + "\n")
-    report_result("crossovers", figures, as_json=as_json, output=output)
+        write_atomically(options.table, json.dumps(known, indent=2) + "\n")
+    return figures
 
 
-def run(
-    loaded: Any,
-    lengths: Sequence[int],
-    *,
-    text: str | None = None,
-    chunk: int = 2048,
-    prefill: Sequence[str] = PREFILL,
-    decode: Sequence[str] = DECODE,
-    max_error: float = 0.05,
-    accuracy: dict[str, Any] | None = None,
-    repeats: int = 3,
-) -> dict[str, Any]:
+def run(loaded: Any, options: Options) -> Figures:
     """Rows of time, density and error for each length and candidate, and the table made of them.
 
     Raises:
@@ -103,23 +86,25 @@ def run(
     from sparse_attn.plan.capture import capture
     from sparse_attn.plan.policy import ModelShape
 
+    lengths = sorted(options.lengths)
     if lengths[-1] + 1 > loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for lengths below that.")
-    captured = capture(loaded.model, _token_ids(loaded, text, lengths[-1] + 1))
+    text = options.text.read_text(encoding="utf-8") if options.text is not None else None
+    captured = capture(loaded.model, text_ids(loaded, text, lengths[-1] + 1))
     shape = ModelShape.of_config(loaded.model.config.get_text_config())
-    bench = _Bench(captured, shape, chunk, repeats)
+    timings = _Timings(captured, shape, options.chunk, options.repeats)
     rows: list[dict[str, Any]] = []
     for length in lengths:
-        for phase, candidates in (("prefill", prefill), ("decode", decode)):
-            rows += bench.rows(phase, length, candidates)
-    table = make_table(rows, max_error, accuracy)
+        for phase, candidates in (("prefill", options.prefill), ("decode", options.decode)):
+            rows += timings.rows(phase, length, candidates)
+    counted = json.loads(options.accuracy.read_text(encoding="utf-8")) if options.accuracy else None
     return {
         "device": captured[0].q.device.type,
         "model": loaded.name,
-        "chunk": chunk,
-        "max_error": max_error,
+        "chunk": options.chunk,
+        "max_error": options.max_error,
         "rows": rows,
-        "table": table,
+        "table": make_table(rows, options.max_error, counted["figures"]["policies"] if counted else None),
     }
 
 
@@ -177,7 +162,7 @@ def _crossover(rows: Sequence[dict[str, Any]], phase: str, policy: str) -> tuple
     return start, gated, own[-1]["ms"]
 
 
-class _Bench:
+class _Timings:
     """Timings of one chunk or row in every layer, by the kernels that serve the device."""
 
     def __init__(self, captured: Sequence[Captured], shape: ModelShape, chunk: int, repeats: int) -> None:
@@ -240,19 +225,11 @@ class _Bench:
             for layer in layers:
                 if first:
                     state.plan(layer.earlier)
-            began = time.perf_counter()
-            for layer in layers:
-                state.plan(layer.rows)
-            times.append(time.perf_counter() - began)
+            times.append(seconds(lambda state=state: [state.plan(layer.rows) for layer in layers]))  # type: ignore[misc]
         return statistics.median(times)
 
     def _seconds(self, work: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(self.repeats):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return statistics.median(seconds(work) for _ in range(self.repeats))
 
 
 class _PagedLayer:
@@ -298,14 +275,4 @@ class _PagedLayer:
         return kernels.attention(*tensors, scale=self.rows.scale, window=self.window, index=index)[0]
 
 
-def _token_ids(loaded: Any, text: str | None, length: int) -> list[int]:
-    from sparse_attn.plan.calibrate import retrieval_text
-
-    if loaded.tokenizer is None:
-        raise EvalError(f"The model {loaded.name!r} has no tokenizer, so there is no text to measure on.")
-
-    def encode(words: str) -> list[int]:
-        return list(loaded.tokenizer.encode(words, add_special_tokens=False))
-
-    ids = encode(text) if text is not None else retrieval_text(encode, length + 64)
-    return (ids * (length // max(1, len(ids)) + 1))[:length]
+command = bench(Options, measure, "crossovers")

@@ -1,42 +1,135 @@
-"""What this machine can do in the moment of a measurement: read bandwidth and matrix rate, and times taken in turn."""
+"""Times of what is compared, taken in turn, and what the machine can do in the moment of the measurement.
+
+A machine's pace changes while it works (clocks, neighbours); taking turns lets all that is compared meet the same moments.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, TypeVar
 
 import torch
 
-MATMUL = 512
-READ_FLOATS = 2 << 20
+T = TypeVar("T")
+Work = Callable[[], Any]
 
 
-def best_times(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each function, the best of `rounds`, all of them called in turn within each round.
+class Times(list[float]):
+    """Seconds of one way of working, round by round."""
 
-    On a shared machine the best is what the code can do, and taking turns lets all meet the same quiet moments.
-    """
-    best = dict.fromkeys(functions, float("inf"))
-    for function in functions.values():
-        function()
+    @property
+    def best(self) -> float:
+        """What the code can do: on a shared machine the others are longer by what else ran."""
+        return min(self)
+
+    @property
+    def median(self) -> float:
+        return median(self)
+
+    @property
+    def spread(self) -> float:
+        """The longest over the shortest."""
+        return max(self) / min(self)
+
+
+def seconds(work: Work) -> float:
+    """One call; a GPU's work is waited for."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each way gave in each round; in a round all are called one after the other."""
+    found: dict[str, list[T]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            best[name] = min(best[name], time.perf_counter() - started)
-    return best
+        for name, way in ways.items():
+            found[name].append(way())
+    return found
+
+
+def time_in_turn(ways: Mapping[str, Work], rounds: int, warm: int = 1) -> dict[str, Times]:
+    """Seconds of each way in each round, after so many rounds that are not counted."""
+    in_turn(ways, warm)
+
+    def timed(work: Work) -> Callable[[], float]:
+        return lambda: seconds(work)
+
+    return {name: Times(taken) for name, taken in in_turn({n: timed(w) for n, w in ways.items()}, rounds).items()}
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the ratios of the rounds that both took part in."""
+    return median(a / b for a, b in zip(ours, theirs, strict=False))
+
+
+@dataclass
+class Calls:
+    """The calls of a function while it was watched.
+
+    Attributes:
+        began: when the watching began, by `time.perf_counter`.
+        at: when each call began, in seconds since then.
+        seconds: what it took.
+    """
+
+    began: float
+    at: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def since(self, moment: float) -> list[float]:
+        """Seconds of the calls that began after so many seconds."""
+        return [taken for at, taken in zip(self.at, self.seconds, strict=True) if at >= moment]
+
+
+@contextmanager
+def calls(owner: Any, name: str) -> Iterator[Calls]:
+    """Watch a function of a module or a method of a class."""
+    whole, found = getattr(owner, name), Calls(time.perf_counter())
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return whole(*arguments, **options)
+        finally:
+            found.at.append(began - found.began)
+            found.seconds.append(time.perf_counter() - began)
+
+    setattr(owner, name, timed)
+    try:
+        yield found
+    finally:
+        setattr(owner, name, whole)
 
 
 class Marks:
-    """Two functions to time beside a kernel, and the limits that follow from their times."""
+    """A read of memory and a product of matrices to time beside other work, and the rates that follow.
 
-    def __init__(self) -> None:
-        self._parts = torch.randn(24, READ_FLOATS)  # far beyond the second-level cache
-        self._next = 0
-        self._a, self._b = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
+    Args:
+        parts: vectors that are read one after the other, so that none is found in a cache.
+        floats: of each of them.
+        side: of the square matrices.
+    """
 
-    def functions(self) -> dict[str, Callable[[], object]]:
+    def __init__(self, parts: int = 24, floats: int = 2 << 20, side: int = 512, device: str = "cpu") -> None:
+        self._parts = torch.randn(parts, floats, device=device)
+        self._next, self._side = 0, side
+        self._a, self._b = torch.randn(2, side, side, device=device)
+
+    def ways(self) -> dict[str, Work]:
         return {"read": self._read, "matmul": self._matmul}
+
+    def bytes_per_s(self, read_s: float) -> float:
+        return 4 * self._parts.shape[1] / read_s
+
+    def flops_per_s(self, matmul_s: float) -> float:
+        return 2 * self._side**3 / matmul_s
 
     def _read(self) -> object:
         self._next = (self._next + 1) % len(self._parts)
@@ -44,11 +137,3 @@ class Marks:
 
     def _matmul(self) -> object:
         return self._a @ self._b
-
-    @staticmethod
-    def bytes_per_s(times: Mapping[str, float]) -> float:
-        return READ_FLOATS * 4 / times["read"]
-
-    @staticmethod
-    def flops_per_s(times: Mapping[str, float]) -> float:
-        return 2 * MATMUL**3 / times["matmul"]
