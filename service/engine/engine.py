@@ -29,11 +29,12 @@ from torch import Tensor
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
+from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
 from service.engine.drafting.drafting import Drafting, checked_drafter
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
-from service.engine.kv.layout import check_attention, checked_policy, head_layout, kv_dtype
+from service.engine.kv.layout import check_attention, checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import (
@@ -45,70 +46,21 @@ from service.engine.request import (
     TokenLogprobs,
     TokenOutput,
 )
-from service.engine.runner.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
+from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
-from service.engine.runner.model_runner import Forward, ModelRunner
+from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
-from service.engine.runner.tensor_parallel import LeadingRunner, Load
+from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstraintCompiler
-from service.engine.sampling.logits_processor import adjuster
+from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
 from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
-from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.lifetimes import PageLifetimes
-from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How an engine is built.
-
-    Attributes:
-        dtype: of weights and KV: float64, float32, bfloat16 or float16.
-        device: cpu, cuda or cuda:N.
-        kv_memory: bytes for the pages of KV.
-        kv_dtype: of the pages: auto for the model's, or int8 with a scale a token and head.
-        kv_groups: whose streaming heads get pages of their own, which they free: a policy, auto for those of
-            ``attention``, or none.
-        page_size: tokens a page.
-        max_model_len: tokens a request may hold; None for what the model was made for.
-        max_step_tokens: rows of one forward, hence the longest prefill chunk.
-        max_running, max_waiting: requests with pages, and in the queue.
-        prefix_cache: keep the pages of finished requests for prompts that begin alike.
-        host_memory: bytes of host memory for pages that the prefix cache evicts; 0 for none.
-        warm_folder: where ``warm`` keeps the pages of documents across restarts; None for nowhere.
-        attention: policy of requests that name none.
-        drafter: of requests that name none.
-        draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
-        tensor_parallel: ranks that share the model's heads (`service.engine.runner.ranks`); kv_memory is each rank's.
-        attention_backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
-        cuda_graphs: on a GPU, replay decode steps from graphs captured at the start (`runner.cuda_graphs`).
-    """
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    kv_memory: int = 2 << 30
-    kv_dtype: str = "auto"
-    kv_groups: str = "auto"
-    page_size: int = 64
-    max_model_len: int | None = None
-    max_step_tokens: int = 2048
-    max_running: int = 64
-    max_waiting: int = 1024
-    prefix_cache: bool = True
-    host_memory: int = 0
-    warm_folder: Path | None = None
-    attention: str = "auto"
-    drafter: str = "auto"
-    draft_model: str | None = None
-    tensor_parallel: int = 1
-    cuda_graphs: bool = True
-    attention_backend: str = "auto"
 
 
 @dataclass
@@ -205,7 +157,7 @@ class Engine:
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         request = Request(request_id, prompt_ids, params, draft_sources)
-        request.adjuster = adjuster(request, self.constraints, self.loaded.vocab_size)
+        request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
         self.drafting.open(request, self._stop_ids(params))
         try:
@@ -385,6 +337,13 @@ class Engine:
             request.prefill_grid = self.config.max_step_tokens
         request.salt = f"{self.salt}/{policy.cache_key()}"
 
+    def _logits_processor(self, request: Request) -> LogitsProcessor | None:
+        params, constraint = request.params, request.params.constraint
+        constrained = self.constraints.compile(constraint, request.prompt_len) if constraint is not None else None
+        return LogitsProcessor.of(
+            constrained, params.penalties, request.token_ids, params.temperature, self.loaded.vocab_size
+        )
+
     def _lifetimes(self, policy: Policy, prompt_len: int) -> PageLifetimes | None:
         return PageLifetimes.of(self.runner.pool.layout, policy, self.shape, prompt_len)
 
@@ -428,7 +387,9 @@ class Engine:
     def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
         """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
         changed = [
-            (part, first) for part, first in sampling if part.request.adjuster or self.drafting.is_lossy(part.request)
+            (part, first)
+            for part, first in sampling
+            if part.request.logits_processor or self.drafting.is_lossy(part.request)
         ]
         if not changed:
             return logits
@@ -436,8 +397,8 @@ class Engine:
         for part, first in changed:
             rows, request = _rows(part, first), part.request
             own = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
-            if request.adjuster is not None:
-                own = request.adjuster.adjust(own, request.token_ids, part.tree or EMPTY)
+            if request.logits_processor is not None:
+                own = request.logits_processor(own, request.token_ids, part.tree or EMPTY)
             logits[rows] = own
         return logits
 
@@ -450,8 +411,8 @@ class Engine:
             request.scheduled = request.scheduled or now
             if not part.samples:
                 continue
-            if request.adjuster is not None and request.adjuster.error is not None:
-                outputs.append(self._fail(request, request.adjuster.error))
+            if request.logits_processor is not None and request.logits_processor.error is not None:
+                outputs.append(self._fail(request, request.logits_processor.error))
                 continue
             verdict = verdicts[request.id]
             before = part.start + len(part.token_ids)
@@ -511,39 +472,6 @@ class Engine:
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
         return output
-
-
-def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | None = None) -> KVPool:
-    """The pages that ``kv_memory`` holds, of all heads together or in the groups of ``layout``.
-
-    Raises:
-        ModelError: it does not hold one, or the device does not have it.
-    """
-    dtype = kv_dtype(config)
-    per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
-    num_pages = config.kv_memory // per_page
-    if num_pages < 1:
-        raise ModelError(
-            f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
-            hint="Raise it.",
-            param="kv_memory",
-        )
-    try:
-        return KVPool(loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout)
-    except MemoryError as error:
-        raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error
-
-
-def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> ModelRunner:
-    """What runs the forwards: this process alone, or with the ranks that share the model."""
-    if loaded.ranks is not None:
-        return LeadingRunner(loaded.model, pool, loaded.ranks, config.attention_backend)
-    if config.cuda_graphs and pool.device.type == "cuda":
-        longest = min(loaded.max_len, config.max_model_len or loaded.max_len)
-        pages = min(-(-longest // config.page_size), pool.num_pages)
-        buckets = make_buckets(config.max_running)
-        return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
-    return ModelRunner(loaded.model, pool, config.attention_backend)
 
 
 def _keys(sampling: list[Slice]) -> RowKeys:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafters.resources import Resources
 from service.engine.block_manager import BlockManager
+from service.engine.config import EngineConfig
 from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SkippingModel
 from service.engine.loading.checkpoint import DTYPES, LoadedModel, load_model
 from service.engine.request import Request
 from service.engine.runner.model_runner import ModelRunner
 from sparse_attn.kv.pool import KVPool
-
-if TYPE_CHECKING:
-    from service.engine.engine import EngineConfig
 
 
 def draft_resources(
