@@ -1,40 +1,18 @@
 """What an engine refuses: options that it does not have, and prompts that it can never run.
 
-Cheap, from any thread, and before anything is retrieved, queued or computed; what cannot be known without the weights
-is known to `Admission` alone.
+Cheap, from any thread, and before anything is retrieved, queued or computed.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cached_property
 
-from service.engine.drafting.drafting import checked_drafter
-from service.engine.kv.layout import checked_policy
+from service.engine.checks import check_options
+from service.engine.engine import Engine
 from service.engine.request import SamplingParams
-from service.engine.sampling.constraint import check_constraint
 from service.errors import InvalidRequest, PromptTooLong
-from sparse_attn.plan.policy import ModelShape
-
-if TYPE_CHECKING:
-    from service.engine.engine import Engine
-
-
-def check_options(params: SamplingParams, shape: ModelShape | None) -> None:
-    """Refuse a drafter that does not exist, a policy that a model of this shape does not allow, a bad grammar.
-
-    Args:
-        shape: of the model; None for one whose configuration does not tell, which refuses no policy here.
-
-    Raises:
-        InvalidRequest: names the option, what is wrong with it, and what there is.
-    """
-    if params.drafter:
-        checked_drafter(params.drafter)
-    if params.attention and shape is not None:
-        checked_policy(params.attention, shape)
-    if params.constraint is not None:
-        check_constraint(params.constraint)
 
 
 class Admission:
@@ -42,13 +20,18 @@ class Admission:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.window = engine.window
+
+    @cached_property
+    def window(self) -> int:
         """Most tokens of prompt and answer together under the default policy, by the model and by the KV pool."""
+        engine = self._engine
+        lengths = range(1, engine.max_model_len + 1)
+        return bisect_left(lengths, True, key=lambda length: engine.most_pages(length, length) > engine.num_pages)
 
     def check(self, params: SamplingParams) -> None:
         """Refuse options that this engine does not have. Raises InvalidRequest."""
         engine = self._engine
-        check_options(params, engine.shape)
+        check_options(params, lambda: engine.shape)
         if engine.tokenizer is None:
             if params.stop:
                 raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -24,11 +25,12 @@ from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, Generation, SamplingParams, TokenOutput
-from service.errors import Busy, DeviceLost, GenerationFailed, TimedOut, Unavailable
+from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, TimedOut, Unavailable
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+SHUT = "The engine takes no requests: it is loading, draining or stopped."
 
 Observer = Callable[[TokenOutput, float, bool], None]
 """Called with each output, the seconds since the answer began or its previous output, and whether it is the first."""
@@ -42,26 +44,18 @@ class AsyncEngine:
     device is lost, nothing is taken any longer.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        limits: EngineConfig | None = None,
-        observers: Sequence[Observer] = (),
-        on_lost: Callable[[DeviceLost], None] | None = None,
-    ) -> None:
-        """
-        Args:
-            limits: whose `max_running`, `queue_limit` and time limits are kept; the engine's own by default.
-            on_lost: called in the engine's thread when the device can serve nobody any longer and all have been told.
-        """
+    def __init__(self, engine: Engine, limits: EngineConfig | None = None) -> None:
+        """limits: whose `max_running`, `queue_limit` and time limits are kept; the engine's own by default."""
         self.engine = engine
         self.limits = limits or engine.config
-        self.observers = observers
-        self.on_lost = on_lost
-        self.admission = Admission(engine)
+        self.observers: list[Observer] = []
+        """Told of every output of a stream."""
+        self.on_lost: Callable[[DeviceLost], None] | None = None
+        """Called in the engine's thread when the device can serve nobody any longer, and those in flight know."""
         self.in_flight = 0
         """Answers under way, whose requests run or wait."""
         self.restarts = 0
+        self._admission = Admission(engine)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._takers: dict[str, _Taker] = {}
         self._thread: threading.Thread | None = None
@@ -99,6 +93,7 @@ class AsyncEngine:
         if self._thread is not None:
             self._thread.join()
         self._thread = None
+        self._run_commands(wait=False)  # those that came too late are refused
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait for what is in flight; says whether all of it ended in time."""
@@ -117,7 +112,15 @@ class AsyncEngine:
     @property
     def window(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self.admission.window
+        return self._admission.window
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse options that the engine does not have. Raises InvalidRequest."""
+        self._admission.check(params)
+
+    def check_prompt(self, prompt_ids: Sequence[int], params: SamplingParams, param: str = "prompt") -> None:
+        """Refuse a prompt that can never run; see `Admission.check_prompt`."""
+        self._admission.check_prompt(prompt_ids, params, param)
 
     def admit(self, requests: int = 1) -> None:
         """Refuse when stopped, draining or lost, or when the queue has no room for that many more answers.
@@ -125,7 +128,7 @@ class AsyncEngine:
         Raises Busy or Unavailable. Front ends call it before they start to answer.
         """
         if not self.ready:
-            raise Unavailable("The engine takes no requests: it is loading, draining or stopped.")
+            raise Unavailable(SHUT)
         waiting = self.in_flight + requests - self.limits.max_running
         if waiting > self.limits.queue_limit:
             raise Busy(
@@ -169,8 +172,8 @@ class AsyncEngine:
             GenerationFailed: the engine gave up on it. DeviceLost: on all.
         """
         params = params or SamplingParams()
-        self.admission.check(params)
-        self.admission.check_prompt(prompt_ids, params)
+        self.check(params)
+        self.check_prompt(prompt_ids, params)
         mine: AbstractContextManager[Place] = nullcontext(place) if place is not None else self.place()
         with mine as clock:
             taker = _Stream()
@@ -214,14 +217,14 @@ class AsyncEngine:
         each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
         sources = draft_sources or [None] * len(prompts)
         for prompt, one in zip(prompts, each, strict=True):
-            self.admission.check(one)
-            self.admission.check_prompt(prompt, one)
+            self.check(one)
+            self.check_prompt(prompt, one)
         ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         takers = [_Collector(ended) for _ in prompts]
         ids: list[str] = []
         with self._counting:
             if not self.ready:
-                raise Unavailable("The engine takes no requests: it is loading, draining or stopped.")
+                raise Unavailable(SHUT)
             self.in_flight += len(takers)
         try:
             for taker, prompt, one, source in zip(takers, prompts, each, sources, strict=True):
@@ -238,16 +241,42 @@ class AsyncEngine:
                     self._commands.put(lambda request_id=request_id: self._abort(request_id))
         return [taker.generation() for taker in takers]
 
+    def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
+        """Compute the KV of a prefix and keep its whole pages on disk, so that prompts that begin so start at once.
+
+        Args:
+            name: of the file; a document's id.
+            token_ids: the prefix; its last, partial page is not kept.
+            attention: the policy that will be asked for; pages of one policy are of no use to another.
+
+        Raises:
+            ModelError: no folder was configured. Busy: other requests took the pages.
+            InvalidRequest, PromptTooLong: the prefix is shorter than a page, or does not fit.
+        """
+        config = self.engine.config
+        if config.warm_folder is None or not config.prefix_cache:
+            raise ModelError("There is no folder for warmed documents.", hint="Set warm_folder, and prefix_cache.")
+        if len(token_ids) < config.page_size:
+            raise InvalidRequest(f"{len(token_ids)} tokens do not fill a page of {config.page_size}: nothing to warm.")
+        (read,) = self.generate([[*token_ids, 0]], SamplingParams(max_tokens=1, attention=attention, drafter="none"))
+        if read.error is not None:
+            raise GenerationFailed(f"Reading failed: {read.error}.")
+        return self.run(lambda engine: engine.keep_warm(name, token_ids, attention)).result()
+
     def run(self, action: Callable[[Engine], T]) -> Future[T]:
         """The result of ``action(engine)``, which runs in the engine's thread between steps."""
         future: Future[T] = Future()
 
         def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(action(self.engine))
             except Exception as error:
                 future.set_exception(error)
 
+        if self._thread is None:
+            raise Unavailable(SHUT)
         self._commands.put(command)
         return future
 
@@ -258,12 +287,15 @@ class AsyncEngine:
         request_id = f"r{next(self._ids)}"
 
         def add() -> None:
+            if self._lost or self._stopping:
+                return taker.put(Unavailable(SHUT))
             self._takers[request_id] = taker
             try:
                 self.engine.add_request(prompt_ids, params, request_id, draft_sources)
             except Exception as error:
                 del self._takers[request_id]
                 taker.put(error)
+            return None
 
         self._commands.put(add)
         return request_id
@@ -278,21 +310,21 @@ class AsyncEngine:
         except DeviceLost as error:
             self._lost = True  # first, so that nobody is told of it while the service still says that it is ready
             log.critical("the device is lost", in_flight=len(self._takers), error=error.message)
-            self._fail_all(error)
+            for taker in self._takers.values():
+                taker.put(error)
+            self._takers.clear()
             if self.on_lost is not None:
                 self.on_lost(error)
+            self._refuse_until_stopped()
         except BaseException as error:  # outside a step nothing should raise: fail what is in flight, start again
             log.exception("engine thread died", in_flight=len(self._takers))
+            failed, self._takers = self._takers, {}
             self.engine.reset()
             if not self._stopping:  # before the news is out, so that whoever hears it can ask again
                 self.restarts += 1
                 self._start_thread()
-            self._fail_all(_failure(f"{type(error).__name__}: {error}"))
-
-    def _fail_all(self, error: Exception) -> None:
-        lost, self._takers = self._takers, {}
-        for taker in lost.values():
-            taker.put(error)
+            for taker in failed.values():
+                taker.put(_failure(f"{type(error).__name__}: {error}"))
 
     def _loop(self) -> None:
         while True:
@@ -301,6 +333,10 @@ class AsyncEngine:
                 self._deliver(output)
             if self._stopping and not self.engine.has_work:
                 return
+
+    def _refuse_until_stopped(self) -> None:
+        while not self._stopping:
+            self._run_commands(wait=True)
 
     def _run_commands(self, wait: bool) -> None:
         try:
@@ -416,6 +452,4 @@ class _Collector:
 def _failure(why: str) -> GenerationFailed:
     """What those are told who asked from elsewhere: an exception's text may hold somebody's path or document."""
     log.error("generation failed", error=why)
-    return GenerationFailed(
-        "The engine failed in the midst of this request.", hint="The log says why; try again."
-    )
+    return GenerationFailed("The engine failed in the midst of this request.", hint="The log says why; try again.")
