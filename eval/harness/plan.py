@@ -13,7 +13,8 @@ from eval.harness.options import RunOptions
 from eval.harness.prompting import LayoutPrompter, OfficialPrompter, OncePrompter, Prompter
 from eval.harness.retrieving import RetrievalPrompter
 from eval.tasks.sources import Source, sources
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import DTYPES, load_model, load_tokenizer
 from service.models import layout_for
 from service.settings import EMBEDDED

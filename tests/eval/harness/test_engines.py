@@ -13,7 +13,8 @@ from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
 from eval.harness.run import run
 from eval.tasks.sources import sources
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 
 
