@@ -1,14 +1,17 @@
-"""``folio eval run|score|compare|report``. Heavy imports wait until a command runs."""
+"""``folio eval run|score|compare|report``, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from eval.errors import EvalError
 from eval.harness.options import RunOptions
 from eval.options import command
 
@@ -30,8 +33,8 @@ def _run(flags: dict[str, Any]) -> None:
     from eval.harness.run import run as run_plan
 
     config, as_json = flags.pop("config", None), flags.pop("as_json", False)
-    plan = build_plan(RunOptions.load(config, flags), command_line())
-    summary = run_plan(plan, TextProgress())
+    with build_plan(RunOptions.load(config, flags), command_line()) as plan:
+        summary = run_plan(plan, TextProgress())
     for problem in plan.problems[:20]:
         typer.echo(f"line {problem.line}: {problem.message}", err=True)
     if as_json:
@@ -128,3 +131,17 @@ def _print_comparison(found: dict[str, Any], scorer: str) -> None:
             f"  {task}: {one['a']:.2f} → {one['b']:.2f}, {one['delta']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}], "
             f"only a right {test['only_a']}, only b right {test['only_b']}, p {test['p']:.3f}"
         )
+
+
+class NeedsCheckout(TyperGroup):
+    """What ``folio bench`` is where the benchmarks are not."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        raise EvalError("The installed package has no benchmarks.", hint="Run `folio bench` in a checkout of Folio.")
+
+
+if find_spec("eval.bench") is not None:
+    from eval.bench.cli import app as bench
+else:
+    bench = typer.Typer(cls=NeedsCheckout, help="Measure speed and memory; needs a checkout.")
+    bench.callback()(lambda: None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -70,6 +69,7 @@ class Bench(Generic[O]):
     run: Callable[[O], Figures | None]
     name: str | Callable[[O, Figures], str]
     table: Callable[[Figures], list[Row]] | None = None
+    verdict: Callable[[Figures], bool] | None = None
 
     def __call__(self, typed: dict[str, Any]) -> None:
         """Run it with what was typed, save the figures, and show them."""
@@ -82,9 +82,11 @@ class Bench(Generic[O]):
         path = Result(name, options.output).save(figures)
         if options.as_json:
             emit_json(json.loads(path.read_text(encoding="utf-8"))["figures"])
-            return
-        show({"": self.table(figures)} if self.table is not None else figures)
-        typer.echo(f"figures written to {path}")
+        else:
+            show({"": self.table(figures)} if self.table is not None else figures)
+            typer.echo(f"figures written to {path}")
+        if self.verdict is not None and not self.verdict(figures):
+            raise typer.Exit(1)
 
 
 def bench(
@@ -92,6 +94,7 @@ def bench(
     run: Callable[[O], Figures | None],
     name: str | Callable[[O, Figures], str],
     table: Callable[[Figures], list[Row]] | None = None,
+    verdict: Callable[[Figures], bool] | None = None,
 ) -> Callable[..., None]:
     """The command of a benchmark.
 
@@ -100,8 +103,9 @@ def bench(
         run: gives the figures, or None where the time was up before all was done.
         name: of the result.
         table: rows to print where the figures are not lists of rows themselves.
+        verdict: whether the command succeeds.
     """
-    return command(options, Bench(options, run, name, table))
+    return command(options, Bench(options, run, name, table, verdict))
 
 
 class Cells:

@@ -19,7 +19,7 @@ from typer import Option
 from eval.bench.base import BenchOptions, Figures, NewTokens, bench
 from eval.bench.beside_transformers import VOCABULARY, answer_batch, random_llama
 from eval.bench.runner import build, plain, random_ids
-from eval.bench.timer import in_turn, ratio, seconds
+from eval.bench.timer import in_turn, ratio, timed
 from eval.peers.client import PEERS, Worker
 from eval.peers.convert import converted
 from service.engine.loading.checkpoint import prepare
@@ -63,10 +63,9 @@ def run(options: Options) -> Figures:
         loaded = prepare("random-llama-27m", random_llama(MAX_LENGTH))
         with build(loaded, 0, kv_memory=KV_MEMORY, max_running=16) as engine:
             engine.generate(prompts[:1], plain(2))
-            found: list[list[int]] = []
-            taken = seconds(lambda: found.extend(g.token_ids for g in engine.generate(prompts, plain(new_tokens))))
+            found, taken = timed(lambda: engine.generate(prompts, plain(new_tokens)))
         shares.append(bookkeeping_share())
-        return found, taken
+        return [one.token_ids for one in found], taken
 
     with ExitStack() as stack:
         openvino = _openvino(stack, torch.get_num_threads(), options.longest + new_tokens)

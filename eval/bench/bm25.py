@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from typer import Option
 
 from eval.bench import passages
 from eval.bench.base import BenchOptions, Figures, Texts, bench
-from eval.bench.timer import Times, seconds
+from eval.bench.timer import Times, timed
 from eval.errors import EvalError
 
 QUERY_TERMS = 8
@@ -59,12 +60,13 @@ def run(options: Options) -> Figures:
     for query in asked:
         scores = {}
         for name, score in engines.items():
-            times[name].append(seconds(lambda name=name, score=score: scores.update({name: score(query)})))  # noqa: B023
+            scores[name], taken = timed(partial(score, query))
+            times[name].append(taken)
         apart = max(apart, float(np.abs(scores["folio"] - scores["rank_bm25"]).max()))
         best = [np.round(scores[name], 4) for name in ("folio", "rank_bm25")]
         first, second = (top(one, rows, TOP) for one in best)
         same += np.array_equal(first, second)
-    medians = {name: 1e3 * taken.median for name, taken in times.items()}
+    medians = {name: 1e3 * own.median for name, own in times.items()}
     return {
         "passages": len(corpus),
         "queries": options.queries,

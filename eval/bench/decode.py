@@ -15,7 +15,7 @@ from typer import Option
 from eval.bench.base import BenchOptions, Figures, NewTokens, Policies, Repeats, Row, Threads, bench
 from eval.bench.beside_transformers import MODEL, compare
 from eval.bench.runner import HEADROOM, Timing, agreeing, ask, build, plain, text_ids
-from eval.bench.timer import calls
+from eval.bench.timer import watch
 from eval.options import Separated
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from sparse_attn import backend
@@ -86,8 +86,8 @@ def _row(loaded: LoadedModel, ids: list[int], policy: str, new_tokens: int) -> d
     timing = Timing()
     with (
         build(loaded, 1.2 * len(ids) + 2048) as engine,
-        calls(backend, "_attend") as attended,
-        calls(PolicyState, "plan") as planned,
+        watch(backend, "_attend") as attended,
+        watch(PolicyState, "plan") as planned,
     ):
         found = ask(engine, ids, plain(new_tokens, f"{PREFILL}+{policy}"), timing)
     steps = len(timing.between_s)

@@ -301,15 +301,13 @@ def beside(
         found = Timing.joined([timed(engine, [prompt], params, name) for prompt in asked])
         return found.ids, found.rate
 
-    found = in_turn(
-        {
-            "transformers": theirs,
-            "transformers_prompt_lookup": partial(theirs, prompt_lookup_num_tokens=10),
-            "prompt_lookup": partial(ours, "prompt_lookup"),
-            "auto": partial(ours, "auto"),
-        },
-        rounds,
-    )
+    ways: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
+        "transformers": theirs,
+        "transformers_prompt_lookup": partial(theirs, prompt_lookup_num_tokens=10),
+        "prompt_lookup": partial(ours, "prompt_lookup"),
+        "auto": partial(ours, "auto"),
+    }
+    found = in_turn(ways, rounds)
     rates = {name: median(rate for _, rate in answers) for name, answers in found.items()}
     ids = {name: answers[-1][0] for name, answers in found.items()}
     return {

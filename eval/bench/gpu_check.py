@@ -19,13 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
+from eval.bench.base import BenchOptions, Figures, bench
+from eval.bench.timer import seconds
 from eval.errors import EvalError
-from eval.figures import ROOT, report_result
+from eval.figures import ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -64,48 +66,39 @@ class Shape:
         return self.dim**-0.5
 
 
-def command(
-    minutes: Annotated[float, typer.Option(help="Stop beginning new measurements after this long.")] = 7.0,
-    tests: Annotated[bool, typer.Option(help="Run the kernel tests first.")] = True,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
     """Kernel tests, ceilings and benchmarks of the GPU path; on a CPU what can be proven without a GPU."""
-    figures = run(minutes=minutes, tests=tests)
-    report_result(
-        "gpu_check" if figures["device"] != "cpu" else "gpu_check_cpu", figures, as_json=as_json, output=output
-    )
-    for name in figures.get("skipped", []):
-        typer.echo(f"skipped, needs a GPU: {name}", err=True)
-    if figures.get("tests", {}).get("failed"):
-        raise typer.Exit(1)
+
+    minutes: Annotated[float, Option(help="Stop beginning new measurements after this long.")] = 7.0
+    tests: Annotated[bool, Option(help="Run the kernel tests first.")] = True
 
 
-def run(minutes: float = 7.0, tests: bool = True) -> dict[str, Any]:
+def run(options: Options) -> Figures:
     """The figures; see the module's words for what there is on a GPU and on a CPU."""
     import torch
 
-    deadline = time.monotonic() + 60 * minutes
+    deadline = time.monotonic() + 60 * options.minutes
     on_gpu = torch.cuda.is_available()
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
-    if tests:
+    figures: Figures = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
+    if options.tests:
         figures["tests"] = _run_tests(interpreted=not on_gpu)
     if not on_gpu:
         figures["hopper_build"] = _compile_for_hopper()
         figures["skipped"] = list(GPU_ONLY)
         return figures
-    bench = Bench(Shape(), torch.device("cuda"), torch.bfloat16)
-    figures["ceilings"] = bench.ceilings()
+    kernels = Bench(Shape(), torch.device("cuda"), torch.bfloat16)
+    figures["ceilings"] = kernels.ceilings()
     sections: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
-        ("decode", lambda: bench.decode([32768, 131072, 262144], [1, 4, 16])),
-        ("sparse_prefill", lambda: bench.sparse_prefill([8192, 32768, 131072, 262144])),
-        ("dense_prefill", lambda: bench.dense_prefill([8192, 32768, 131072])),
-        ("selected_decode", lambda: bench.selected_decode(262144, 4096)),
-        ("tree", lambda: bench.tree(65536, 64)),
-        ("cuda_graph", lambda: [bench.graph(65536)]),
-        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], bench, deadline)),
-        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], bench, deadline)),
-        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], bench, deadline)),
+        ("decode", lambda: kernels.decode([32768, 131072, 262144], [1, 4, 16])),
+        ("sparse_prefill", lambda: kernels.sparse_prefill([8192, 32768, 131072, 262144])),
+        ("dense_prefill", lambda: kernels.dense_prefill([8192, 32768, 131072])),
+        ("selected_decode", lambda: kernels.selected_decode(262144, 4096)),
+        ("tree", lambda: kernels.tree(65536, 64)),
+        ("cuda_graph", lambda: [kernels.graph(65536)]),
+        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], kernels, deadline)),
+        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], kernels, deadline)),
+        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], kernels, deadline)),
     ]
     for name, measure in sections:
         if time.monotonic() > deadline:
@@ -132,9 +125,9 @@ class Bench:
 
         source = torch.empty(megabytes << 20, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        self.copy_bytes_per_s = 2 * source.numel() / self.seconds(lambda: target.copy_(source))
+        self.copy_bytes_per_s = 2 * source.numel() / self.measure(lambda: target.copy_(source))
         a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
-        self.flops_per_s = 2 * side**3 / self.seconds(lambda: a @ b)
+        self.flops_per_s = 2 * side**3 / self.measure(lambda: a @ b)
         return {
             "copy_terabytes_per_s": self.copy_bytes_per_s / 1e12,
             "matmul_teraflops_per_s": self.flops_per_s / 1e12,
@@ -151,13 +144,13 @@ class Bench:
                 if 4 * batch * length * self.shape.kv_heads * self.shape.dim > 60 << 30:
                     continue
                 args = self._paged(length, batch, rows_each=1)
-                seconds = self.seconds(partial(paged_attention, *args, scale=self.shape.scale))
+                seconds = self.measure(partial(paged_attention, *args, scale=self.shape.scale))
                 rows.append(self._bandwidth_row("bf16", length, batch, seconds, 2))
                 if batch == 1:
                     q, k, v, *rest = args
                     (k8, k_scale), (v8, v_scale) = quantize(k), quantize(v)
                     int8 = partial(paged_attention, q, k8, v8, *rest, k_scale=k_scale, v_scale=v_scale)
-                    seconds = self.seconds(partial(int8, scale=self.shape.scale))
+                    seconds = self.measure(partial(int8, scale=self.shape.scale))
                     rows.append(self._bandwidth_row("int8", length, batch, seconds, 1 + 4 / self.shape.dim))
         return rows
 
@@ -170,10 +163,10 @@ class Bench:
             q, k, v = self._planted(length)
             bounds = self._ints([0, length])
             flops = 2 * length**2 * self.shape.heads * self.shape.dim
-            ours = self.seconds(partial(ragged_attention, q, k, v, bounds, scale=self.shape.scale))
+            ours = self.measure(partial(ragged_attention, q, k, v, bounds, scale=self.shape.scale))
             row = {"length": length, "ms": ours * 1e3, "fraction_of_matmul": flops / ours / self.flops_per_s}
             for name, attend in _other_attention(q, k, v, self.shape.scale).items():
-                other = self.seconds(attend)
+                other = self.measure(attend)
                 row[f"{name}_ms"], row[f"times_{name}"] = other * 1e3, ours / other
             rows.append(row)
         return rows
@@ -198,13 +191,13 @@ class Bench:
             state = PolicyState(parse_policy(policy), shape, length + 1)
             sequence = SequenceRows(q[context:], k[context:], s.scale, context, pages[0], table[0])
             index = state.plan(sequence)
-            dense = self.seconds(partial(attention, *args, scale=s.scale))
+            dense = self.measure(partial(attention, *args, scale=s.scale))
             row = {"length": length, "chunk": new, "policy": policy, "dense_ms": dense * 1e3}
             if index is None:
                 rows.append({**row, "density": 1.0, "speedup": 1.0, "note": "gated: dense at this length"})
                 continue
-            planning = self.seconds(partial(state.plan_prefill, sequence))
-            sparse = self.seconds(partial(attention, *args, scale=s.scale, index=index))
+            planning = self.measure(partial(state.plan_prefill, sequence))
+            sparse = self.measure(partial(attention, *args, scale=s.scale, index=index))
             rows.append(
                 {
                     **row,
@@ -239,9 +232,9 @@ class Bench:
             return best_pages(page_weights(bounds, s.scale, s.kv_heads, 0, ends), budget // s.page)
 
         index = _decode_index(choose()[0], length, s.page, self.device)
-        dense = self.seconds(lambda: paged_attention(*args, scale=s.scale))
-        choosing = self.seconds(choose)
-        reading = self.seconds(lambda: paged_attention(*args, scale=s.scale, index=index))
+        dense = self.measure(lambda: paged_attention(*args, scale=s.scale))
+        choosing = self.measure(choose)
+        reading = self.measure(lambda: paged_attention(*args, scale=s.scale, index=index))
         return [
             {
                 "length": length,
@@ -271,7 +264,7 @@ class Bench:
             mask &= torch.rand(rows, rows, device=self.device) < 0.3
             mask |= torch.eye(rows, dtype=torch.bool, device=self.device)
             args = (q, k, v, k_pages, v_pages, table, lens, bounds)
-            times[rows] = self.seconds(partial(attention, *args, scale=s.scale, tree_masks=[mask]))
+            times[rows] = self.measure(partial(attention, *args, scale=s.scale, tree_masks=[mask]))
         return [
             {
                 "length": length,
@@ -289,12 +282,12 @@ class Bench:
         from sparse_attn.kernels.triton.attention import paged_attention
 
         args = self._paged(length, 4, rows_each=1)
-        eager = self.seconds(lambda: paged_attention(*args, scale=self.shape.scale))
+        eager = self.measure(lambda: paged_attention(*args, scale=self.shape.scale))
         expected = paged_attention(*args, scale=self.shape.scale)[0]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out, _ = paged_attention(*args, scale=self.shape.scale)
-        replay = self.seconds(graph.replay)
+        replay = self.measure(graph.replay)
         return {
             "length": length,
             "eager_us": eager * 1e6,
@@ -302,14 +295,14 @@ class Bench:
             "equal": bool(torch.equal(out, expected)),
         }
 
-    def seconds(self, work: Callable[[], Any]) -> float:
+    def measure(self, work: Callable[[], Any]) -> float:
         """Median time of a call after warming up; by the device's own clock on a GPU."""
         import torch
 
         for _ in range(2):
             work()
         if self.device.type != "cuda":
-            return statistics.median(_clocked(work) for _ in range(self.repeats))
+            return statistics.median(seconds(work) for _ in range(self.repeats))
         times = []
         for _ in range(self.repeats):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -487,11 +480,19 @@ def _compile_for_hopper() -> list[dict[str, Any]]:
     return built
 
 
-def _clocked(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def verdict(figures: Figures) -> bool:
+    """Whether the kernel tests passed; what was skipped is named on standard error."""
+    for name in figures.get("skipped", []):
+        typer.echo(f"skipped, needs a GPU: {name}", err=True)
+    return not figures.get("tests", {}).get("failed")
 
+
+def name(options: Options, figures: Figures) -> str:
+    """Of the result: what a CPU can prove is kept apart."""
+    return "gpu_check_cpu" if figures["device"] == "cpu" else "gpu_check"
+
+
+command = bench(Options, run, name, verdict=verdict)
 
 if __name__ == "__main__":
     typer.run(command)

@@ -9,12 +9,12 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
 from eval.bench.base import BenchOptions, Figures, Repeats, bench
-from eval.bench.timer import Times, in_turn, seconds
+from eval.bench.timer import Times, in_turn, seconds, timed
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.library import Library
 from retrieval.parsing import parse
@@ -67,10 +67,9 @@ def _time_encode(embedder: SentenceEmbedder, texts: list[str]) -> float:
 def _time_ingest(embedder: SentenceEmbedder, file: Path) -> float:
     """From the path to a committed document in a searchable index."""
     with tempfile.TemporaryDirectory() as home, Library.open(home, embedder=embedder) as library:
-        results: list[Any] = []
-        taken = seconds(lambda: results.extend(library.ingest([file])))
-    if results[0].status != "ready":
-        raise ValueError(results[0].error)
+        [result], taken = timed(lambda: library.ingest([file]))
+    if result.status != "ready":
+        raise ValueError(result.error)
     return taken
 
 

@@ -125,7 +125,10 @@ def table(figures: Figures) -> list[Row]:
         for name, engine in figures["engines"].items():
             row: Row = {"tokens": length, "engine": name, "error": engine.get("error", "").partition("\n")[0][:60]}
             if not row["error"]:
-                row |= {"agrees": f"{engine['agreeing_tokens']}/{engine['checked_tokens']}", **engine["lengths"][length]}
+                row |= {
+                    "agrees": f"{engine['agreeing_tokens']}/{engine['checked_tokens']}",
+                    **engine["lengths"][length],
+                }
             rows.append(row)
     return rows
 

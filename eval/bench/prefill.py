@@ -16,7 +16,7 @@ from typer import Option
 from eval.bench.base import BenchOptions, Figures, Policies, Repeats, Row, Threads, bench
 from eval.bench.beside_transformers import MODEL, compare
 from eval.bench.runner import HEADROOM, Timing, ask, build, plain, text_ids
-from eval.bench.timer import calls, in_turn
+from eval.bench.timer import in_turn, watch
 from eval.errors import EvalError
 from eval.options import Separated
 from eval.peers.client import PEERS, Worker
@@ -110,7 +110,7 @@ def _policy_rows(loaded: LoadedModel, ids: list[int], policies: list[str], repea
 
 def _run_policy(engine: AsyncEngine, ids: list[int], policy: str) -> Row:
     timing = Timing()
-    with calls(backend, "_attend") as attended:
+    with watch(backend, "_attend") as attended:
         found = ask(engine, ids, plain(1, policy), timing)
     return {
         "in_force": found.stats["attention"],

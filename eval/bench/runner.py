@@ -28,7 +28,7 @@ def build(loaded: LoadedModel, tokens: float, **config: Any) -> AsyncEngine:
     """
     kv_memory = int(tokens * loaded.kv_shape.bytes_per_token(torch.float32))
     plain = {"kv_memory": kv_memory, "prefix_cache": False, "drafter": "none", "attention": "dense"}
-    return AsyncEngine(Engine(loaded, EngineConfig(**plain | config)))
+    return AsyncEngine(Engine(loaded, EngineConfig.of(**plain | config)))
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Times of what is compared, taken in turn, and what the machine can do in the moment of the measurement.
 
-A machine's pace changes while it works (clocks, neighbours); taking turns lets all that is compared meet the same moments.
+A machine's pace changes while it works (clocks, neighbours): in turn, all that is compared meets the same moments.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -36,13 +37,18 @@ class Times(list[float]):
         return max(self) / min(self)
 
 
-def seconds(work: Work) -> float:
-    """One call; a GPU's work is waited for."""
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What one call gave, and its seconds; a GPU's work is waited for."""
     began = time.perf_counter()
-    work()
+    found = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return found, time.perf_counter() - began
+
+
+def seconds(work: Work) -> float:
+    """Of one call."""
+    return timed(work)[1]
 
 
 def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
@@ -58,10 +64,8 @@ def time_in_turn(ways: Mapping[str, Work], rounds: int, warm: int = 1) -> dict[s
     """Seconds of each way in each round, after so many rounds that are not counted."""
     in_turn(ways, warm)
 
-    def timed(work: Work) -> Callable[[], float]:
-        return lambda: seconds(work)
-
-    return {name: Times(taken) for name, taken in in_turn({n: timed(w) for n, w in ways.items()}, rounds).items()}
+    found = in_turn({name: partial(seconds, work) for name, work in ways.items()}, rounds)
+    return {name: Times(taken) for name, taken in found.items()}
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -89,11 +93,11 @@ class Calls:
 
 
 @contextmanager
-def calls(owner: Any, name: str) -> Iterator[Calls]:
+def watch(owner: Any, name: str) -> Iterator[Calls]:
     """Watch a function of a module or a method of a class."""
     whole, found = getattr(owner, name), Calls(time.perf_counter())
 
-    def timed(*arguments: Any, **options: Any) -> Any:
+    def watched(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
         try:
             return whole(*arguments, **options)
@@ -101,7 +105,7 @@ def calls(owner: Any, name: str) -> Iterator[Calls]:
             found.at.append(began - found.began)
             found.seconds.append(time.perf_counter() - began)
 
-    setattr(owner, name, timed)
+    setattr(owner, name, watched)
     try:
         yield found
     finally:

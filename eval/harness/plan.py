@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from eval.errors import EvalError
 from eval.harness.engines import OPENAI, AnswerEngine, LocalEngine, OpenAIEngine, Point
@@ -13,6 +15,7 @@ from eval.harness.options import RunOptions
 from eval.harness.prompting import LayoutPrompter, OfficialPrompter, OncePrompter, Prompter
 from eval.harness.retrieving import RetrievalPrompter
 from eval.tasks.sources import Source, sources
+from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import DTYPES, load_model, load_tokenizer
@@ -31,10 +34,13 @@ LEAST_KV_MEMORY = 256 << 20
 class Plan:
     """Everything that a run does.
 
+    Enter it to start the engine of this process, if a point of it is asked.
+
     Attributes:
         engines: engines with the prompter that each is asked through.
         sources: where the examples of each task come from.
         command: the command line, for the results.
+        local: the engine of this process.
         problems: receives what was wrong with lines of the data.
     """
 
@@ -42,7 +48,17 @@ class Plan:
     engines: Sequence[tuple[AnswerEngine, Prompter]]
     sources: Sequence[Source]
     command: str = ""
+    local: AsyncEngine | None = None
     problems: list[Problem] = field(default_factory=list)
+
+    def __enter__(self) -> Plan:
+        if self.local is not None:
+            self.local.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.local is not None:
+            self.local.stop()
 
 
 def build_plan(options: RunOptions, command: str) -> Plan:
@@ -60,46 +76,45 @@ def build_plan(options: RunOptions, command: str) -> Plan:
         new_tokens=options.new_tokens,
         least_new_tokens=LAYOUT_NEW_TOKENS if options.prompt_kind == "layout" else 0,
     )
-    return Plan(options, _engines(options), named, command)
-
-
-def _engines(options: RunOptions) -> list[tuple[AnswerEngine, Prompter]]:
-    """Every engine with its prompter, one for all that are asked alike: what it made for one serves the others."""
     points = {name: Point.parse(name) for name in options.engine if not name.startswith(OPENAI)}
-    loaded = _load(options) if points else None
+    local = _load(options) if points else None
+    return Plan(options, _engines(options, points, local), named, command, local)
+
+
+def _engines(
+    options: RunOptions, points: Mapping[str, Point], local: AsyncEngine | None
+) -> list[tuple[AnswerEngine, Prompter]]:
+    """Every engine with its prompter, one for all that are asked alike: what it made for one serves the others."""
     prompters: dict[tuple[bool, bool], Prompter] = {}
     found: list[tuple[AnswerEngine, Prompter]] = []
     for name in dict.fromkeys(options.engine):
         retrieval = name in points and points[name].retrieval
         alike = (name in points, retrieval)
         if alike not in prompters:
-            tokenizer = loaded.tokenizer if loaded and name in points else _endpoint_tokenizer(options)
+            tokenizer = local.engine.tokenizer if local and name in points else _endpoint_tokenizer(options)
             prompters[alike] = OncePrompter(_prompter(options, tokenizer, retrieval=retrieval))
         if name in points:
-            assert loaded is not None
-            engine: AnswerEngine = LocalEngine(loaded, points[name])
+            assert local is not None
+            engine: AnswerEngine = LocalEngine(local, points[name])
         else:
             engine = OpenAIEngine(name, window=options.window)
         found.append((engine, prompters[alike]))
     return found
 
 
-def _load(options: RunOptions) -> Engine:
+def _load(options: RunOptions) -> AsyncEngine:
     """One engine for all points; a prompt costs every point the same, unless they are asked together."""
-    import torch
-
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = options.dtype if options.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
-    loaded = load_model(options.model, dtype, device)
+    config = EngineConfig.of(dtype=options.dtype, device=options.device, prefix_cache=options.together).resolved()
+    loaded = load_model(options.model, config.dtype, config.device)
     if loaded.tokenizer is None:
         raise EvalError(f"the model {options.model!r} has no tokenizer", hint="Evaluations need text.", param="model")
     longest = min(max(options.length, default=loaded.max_len), loaded.max_len)
     prompts = 2 if options.together else 1
-    enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[dtype])
+    enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[config.dtype])
     kv_memory = options.kv_memory_mb << 20 if options.kv_memory_mb else max(enough, LEAST_KV_MEMORY)
-    return Engine(loaded, EngineConfig(dtype, device, kv_memory, prefix_cache=options.together))
+    return AsyncEngine(Engine(loaded, config.model_copy(update={"kv_memory": kv_memory})))
 
 
 def _prompter(options: RunOptions, tokenizer: Any, *, retrieval: bool) -> Prompter:

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from eval.cli import app
 from eval.errors import EvalError
 from eval.harness.compare import bootstrap, compare, divergence, mcnemar
-from eval.harness.prompting import OfficialPrompter
-from eval.harness.report import report
 from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
+from eval.harness.prompting import OfficialPrompter
+from eval.harness.report import report
 from eval.harness.run import run
 from eval.tasks.sources import sources
 

@@ -10,6 +10,7 @@ from eval.bench.scaling import predictions
 from eval.scaling.cost import H200, LLAMA_8B, Machine, Shape, Work, decode, prefill, retrieval
 from eval.scaling.fit import Measurement, committed, fit, summary
 
+
 def test_sizes_of_a_known_model() -> None:
     assert LLAMA_8B.layer_weights + 2 * LLAMA_8B.head_weights == pytest.approx(8.03e9, rel=0.001)
     assert LLAMA_8B.kv_bytes_per_token == 128 * 1024  # as docs/operations.md says

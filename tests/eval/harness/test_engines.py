@@ -8,11 +8,12 @@ import pytest
 
 from eval.errors import EvalError
 from eval.harness.engines import LocalEngine, OpenAIEngine, Point, folder_name
-from eval.harness.prompting import ModelInput, OfficialPrompter
 from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
+from eval.harness.prompting import ModelInput, OfficialPrompter
 from eval.harness.run import run
 from eval.tasks.sources import sources
+from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
@@ -60,7 +61,8 @@ def engine(tokenizer, random_llama):
         ),
         tokenizer,
     )
-    return Engine(loaded, EngineConfig(kv_memory=64 << 20, prefix_cache=False))
+    with AsyncEngine(Engine(loaded, EngineConfig(kv_memory=64 << 20, prefix_cache=False))) as engine:
+        yield engine
 
 
 def test_the_engine_in_this_process_answers_with_its_figures(engine, tokenizer):

@@ -64,7 +64,7 @@ def test_every_field_is_a_flag_of_the_command_and_a_key_of_the_file(tmp_path):
     flags = {name for option in get_command(app).commands["run"].params for name in option.opts}
     named = {f"--{field.name.replace('_', '-')}" for field in fields(RunOptions)}
     assert flags == named | {"--config", "--json"}
-    (tmp_path / "run.yaml").write_text("".join(f"{name.removeprefix('--')}: 64\n" for name in named))
+    (tmp_path / "run.yaml").write_text("".join(f"{name.removeprefix('--')}: '64'\n" for name in named))
     options = RunOptions.load(tmp_path / "run.yaml", {})
     assert (options.tasks, options.length, options.together, options.new_tokens) == (("64",), (64,), True, 64)
 

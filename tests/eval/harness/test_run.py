@@ -13,10 +13,10 @@ import pytest
 from eval.errors import EvalError
 from eval.harness import jsonl
 from eval.harness.jsonl import JsonlAppender, read_jsonl
-from eval.harness.progress import TextProgress
-from eval.harness.prompting import OfficialPrompter, OncePrompter
 from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
+from eval.harness.prompting import OfficialPrompter, OncePrompter
 from eval.harness.run import run
 from eval.harness.store import load_summary
 from eval.harness.summary import speeds
