@@ -140,8 +140,15 @@ class NeedsCheckout(TyperGroup):
         raise EvalError("The installed package has no benchmarks.", hint="Run `folio bench` in a checkout of Folio.")
 
 
-if find_spec("eval.bench") is not None:
-    from eval.bench.cli import app as bench
-else:
-    bench = typer.Typer(cls=NeedsCheckout, help="Measure speed and memory; needs a checkout.")
-    bench.callback()(lambda: None)
+def bench_app() -> typer.Typer:
+    """The group of benchmarks, or what says that they are not here."""
+    if find_spec("eval.bench") is None:
+        missing = typer.Typer(cls=NeedsCheckout, help="Measure speed and memory; needs a checkout.")
+        missing.callback()(lambda: None)
+        return missing
+    from eval.bench.cli import app
+
+    return app
+
+
+bench = bench_app()

@@ -25,7 +25,7 @@ from eval.options import Separated
 
 if TYPE_CHECKING:
     from eval.reader.data import Example, Maker
-    from eval.reader.train import Packer
+    from eval.reader.packing import Packer
     from service.engine.async_engine import AsyncEngine
 
 log = structlog.get_logger(__name__)
@@ -73,7 +73,7 @@ def run(
 
     from eval.bench.runner import build
     from eval.reader.data import FRAMES, UNSEEN_FRAMES, Maker
-    from eval.reader.train import Packer
+    from eval.reader.packing import Packer
     from service.engine.loading.checkpoint import load_model
     from service.reader.sentences import split
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer import Option
@@ -61,34 +61,6 @@ class Result:
         return save_result(self.name, figures, command_line(), self.output)
 
 
-@dataclass(frozen=True)
-class Bench(Generic[O]):
-    """A benchmark as a command."""
-
-    options: type[O]
-    run: Callable[[O], Figures | None]
-    name: str | Callable[[O, Figures], str]
-    table: Callable[[Figures], list[Row]] | None = None
-    verdict: Callable[[Figures], bool] | None = None
-
-    def __call__(self, typed: dict[str, Any]) -> None:
-        """Run it with what was typed, save the figures, and show them."""
-        options = read(self.options, typed)
-        figures = self.run(options)
-        if figures is None:
-            typer.echo("not finished; run the same command again to go on", err=True)
-            raise typer.Exit(3)
-        name = self.name if isinstance(self.name, str) else self.name(options, figures)
-        path = Result(name, options.output).save(figures)
-        if options.as_json:
-            emit_json(json.loads(path.read_text(encoding="utf-8"))["figures"])
-        else:
-            show({"": self.table(figures)} if self.table is not None else figures)
-            typer.echo(f"figures written to {path}")
-        if self.verdict is not None and not self.verdict(figures):
-            raise typer.Exit(1)
-
-
 def bench(
     options: type[O],
     run: Callable[[O], Figures | None],
@@ -96,7 +68,7 @@ def bench(
     table: Callable[[Figures], list[Row]] | None = None,
     verdict: Callable[[Figures], bool] | None = None,
 ) -> Callable[..., None]:
-    """The command of a benchmark.
+    """The command of a benchmark: run it with what was typed, save the figures, show them.
 
     Args:
         options: its flags; the docstring is its help.
@@ -105,7 +77,24 @@ def bench(
         table: rows to print where the figures are not lists of rows themselves.
         verdict: whether the command succeeds.
     """
-    return command(options, Bench(options, run, name, table, verdict))
+
+    def act(typed: dict[str, Any]) -> None:
+        given = read(options, typed)
+        figures = run(given)
+        if figures is None:
+            typer.echo("not finished; run the same command again to go on", err=True)
+            raise typer.Exit(3)
+        result = Result(name if isinstance(name, str) else name(given, figures), given.output)
+        path = result.save(figures)
+        if given.as_json:
+            emit_json(result.earlier())
+        else:
+            show({"rows": table(figures)} if table is not None else figures)
+            typer.echo(f"figures written to {path}")
+        if verdict is not None and not verdict(figures):
+            raise typer.Exit(1)
+
+    return command(options, act)
 
 
 class Cells:

@@ -27,7 +27,7 @@ from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Model, Seed, bench
 from eval.bench.runner import random_ids
-from eval.bench.serve import Endpoint, Sample, summarise
+from eval.bench.serve import Endpoint, closed_loop, summarise
 from eval.errors import EvalError
 from service.cluster import deployment
 from service.cluster.options import ClusterOptions
@@ -86,33 +86,6 @@ def cluster(model: str, cpus: int) -> Iterator[Cluster]:
             yield Cluster(settings)
         finally:
             deployment.stop_serving()
-
-
-@dataclass(frozen=True)
-class Load:
-    """What clients in a closed loop saw, and how much was answered while all of them were at work."""
-
-    samples: list[Sample]
-    seconds: float
-    steady_answers: int
-    steady_s: float
-
-
-async def closed_loop(endpoint: Endpoint, prompts: Sequence[Sequence[int]], clients: int, max_tokens: int) -> Load:
-    """So many clients work the prompts off. The steady part ends when a client finds no work."""
-    waiting: list[Sequence[int]] = list(reversed(prompts))
-    samples: list[Sample] = []
-    steady: list[tuple[int, float]] = []
-    async with endpoint.client() as client:
-
-        async def work() -> None:
-            while waiting:
-                samples.append(await endpoint.complete(client, waiting.pop(), max_tokens))
-            steady.append((len(samples), time.perf_counter() - began))
-
-        began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(clients)))
-        return Load(samples, time.perf_counter() - began, *steady[0])
 
 
 def throughput(running: Cluster, repeats: int, requests: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:

@@ -218,36 +218,51 @@ async def poisson(endpoint: Endpoint, options: Options) -> Figures:
         return summarise(samples, time.perf_counter() - began)
 
 
+@dataclass(frozen=True)
+class Load:
+    """What clients in a closed loop saw, and how much was answered while all of them were at work."""
+
+    samples: list[Sample]
+    seconds: float
+    steady_answers: int
+    steady_s: float
+
+
+async def closed_loop(endpoint: Endpoint, prompts: Sequence[Sequence[int]], clients: int, max_tokens: int) -> Load:
+    """So many clients work the prompts off. The steady part ends when a client finds no work."""
+    waiting: list[Sequence[int]] = list(reversed(prompts))
+    samples: list[Sample] = []
+    steady: list[tuple[int, float]] = []
+    async with endpoint.client() as client:
+
+        async def work() -> None:
+            while waiting:
+                samples.append(await endpoint.complete(client, waiting.pop(), max_tokens))
+            steady.append((len(samples), time.perf_counter() - began))
+
+        began = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(clients)))
+        return Load(samples, time.perf_counter() - began, *steady[0])
+
+
 def shared_document(document_tokens: int = 16384, questions: int = 8, max_tokens: int = 32) -> dict[str, Any]:
     """Concurrent questions on one document, against the same ones one by one without a prefix cache."""
     document = random_ids(document_tokens, seed=1)
     prompts = [document + random_ids(24, seed=100 + i) for i in range(questions)]
 
-    async def concurrent(endpoint: Endpoint) -> tuple[list[Sample], float]:
-        async with endpoint.client() as client:
-            began = time.perf_counter()
-            samples = await asyncio.gather(*(endpoint.complete(client, p, max_tokens) for p in prompts))
-            return list(samples), time.perf_counter() - began
+    def load(questions: int, clients: int, **settings: str) -> Load:
+        with serving(**settings) as server:
+            return asyncio.run(closed_loop(server.endpoint, prompts[:questions], clients, max_tokens))
 
-    async def one_by_one(endpoint: Endpoint, count: int) -> tuple[list[Sample], float]:
-        async with endpoint.client() as client:
-            began = time.perf_counter()
-            samples = [await endpoint.complete(client, p, max_tokens) for p in prompts[:count]]
-            return samples, time.perf_counter() - began
-
-    with serving() as server:
-        together, together_s = asyncio.run(concurrent(server.endpoint))
-    with serving() as server:
-        cached, _ = asyncio.run(one_by_one(server.endpoint, 3))
-    with serving(PREFIX_CACHE="false") as server:
-        uncached, uncached_s = asyncio.run(one_by_one(server.endpoint, questions))
+    together, cached = load(questions, clients=questions), load(3, clients=1).samples
+    alone = load(questions, clients=1, PREFIX_CACHE="false")
     first, second = (cached[i].ttft or 0.0 for i in (0, 1))
     return {
         "document_tokens": document_tokens,
         "questions": questions,
-        "concurrent_with_prefix_cache": summarise(together, together_s),
-        "one_by_one_without_prefix_cache": summarise(uncached, uncached_s),
-        "throughput_ratio": uncached_s / together_s,
+        "concurrent_with_prefix_cache": summarise(together.samples, together.seconds),
+        "one_by_one_without_prefix_cache": summarise(alone.samples, alone.seconds),
+        "throughput_ratio": alone.seconds / together.seconds,
         "ttft_first_s": first,
         "ttft_second_s": second,
         "ttft_second_over_first": second / first,

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -20,6 +20,7 @@ from eval.errors import EvalError
 from eval.figures import git_sha, machine
 from eval.harness.engines import AnswerEngine, Reply, folder_name
 from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
 from eval.harness.prompting import ModelInput, Prompter
 from eval.harness.store import Cell, Rows, claim, read_rows, save_summary
 from eval.harness.summary import summarise
@@ -32,22 +33,6 @@ log = structlog.get_logger(__name__)
 
 SHOWN = "official_v1"
 """The scorer of the running score."""
-
-
-class Progress(Protocol):
-    """Shows how far each cell is."""
-
-    def begin(self, cell: Cell, total: int | None, scores: Sequence[float]) -> CellProgress:
-        """A cell begins, some rows of which an earlier run may have left."""
-        ...
-
-
-class CellProgress(Protocol):
-    """Told of every row of a cell; shows the running score and the time left."""
-
-    def row(self, score: float) -> None: ...
-
-    def end(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class Budget:
         return (self.length or self.window) - self.new_tokens
 
 
-def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+def run(plan: Plan, progress: TextProgress) -> dict[str, Any]:
     """Run the plan, or what is left of it; returns the summary that results.json then holds.
 
     Raises:
@@ -115,7 +100,7 @@ def _run_cell(
     source: Source,
     length: int | None,
     folder: Path,
-    progress: Progress,
+    progress: TextProgress,
 ) -> Generator[None, None, dict[str, Any]]:
     """Yields after every row; returns the cell's figures."""
     cell = Cell(engine.name, source.name, length)

@@ -1,6 +1,7 @@
 """Comparisons and reports over folders of results."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -17,19 +18,11 @@ from eval.errors import EvalError
 from eval.harness.compare import bootstrap, compare, divergence, mcnemar
 from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
 from eval.harness.prompting import OfficialPrompter
 from eval.harness.report import report
 from eval.harness.run import run
 from eval.tasks.sources import sources
-
-
-class Silent:
-    def begin(self, cell, total, scores):
-        return self
-
-    def row(self, score): ...
-
-    def end(self): ...
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def folder(tmp_path, tokenizer, fake_engine) -> Path:
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey", "niah_single_1"], data=None, text=None, count=10, seed=0)
     options = RunOptions(length=(1024, 2048), limit=10, model="fake", output=tmp_path)
-    run(Plan(options, [(e, prompter) for e in engines], found), Silent())
+    run(Plan(options, [(e, prompter) for e in engines], found), TextProgress(io.StringIO()))
     return tmp_path
 
 

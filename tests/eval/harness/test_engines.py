@@ -1,5 +1,6 @@
 """Engines: points of the configuration, the engine in this process, and OpenAI endpoints."""
 
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from eval.errors import EvalError
 from eval.harness.engines import LocalEngine, OpenAIEngine, Point, folder_name
 from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
 from eval.harness.prompting import ModelInput, OfficialPrompter
 from eval.harness.run import run
 from eval.tasks.sources import sources
@@ -78,20 +80,12 @@ def test_the_engine_in_this_process_answers_with_its_figures(engine, tokenizer):
 
 
 def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engine, tokenizer, tmp_path):
-    class Silent:
-        def begin(self, cell, total, scores):
-            return self
-
-        def row(self, score): ...
-
-        def end(self): ...
-
     points = [LocalEngine(engine, Point.parse(name)) for name in ("dense", "suffix")]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey"], data=None, text=None, count=2, seed=0)
     options = RunOptions(length=(512, 8192), limit=2, output=tmp_path)
     plan = Plan(options, [(p, prompter) for p in points], found)
-    cells = {(c["engine"], c["length"]): c for c in run(plan, Silent())["cells"]}
+    cells = {(c["engine"], c["length"]): c for c in run(plan, TextProgress(io.StringIO()))["cells"]}
     assert [cells[name, 512]["failed"] for name in ("dense", "suffix")] == [0, 0]
     assert [cells[name, 8192]["failed"] for name in ("dense", "suffix")] == [2, 2]
 
