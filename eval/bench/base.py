@@ -13,7 +13,7 @@ from typer import Option
 
 from eval.figures import RESULTS, command_line, save_result
 from eval.options import Separated, command, read
-from service.cli.output import emit_json, emit_table
+from service.cli.output import emit_json
 
 Figures = dict[str, Any]
 Row = dict[str, Any]
@@ -121,13 +121,16 @@ def show(figures: Figures) -> None:
     for name, rows in figures.items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
             columns = [c for c in dict.fromkeys(key for row in rows for key in row) if _plain([r.get(c) for r in rows])]
+            lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+            widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
             typer.echo(f"\n{name}")
-            emit_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
+            for line in lines:
+                typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _plain(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float | str | None) for value in values)
 
 
-def _cell(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

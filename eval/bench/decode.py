@@ -98,7 +98,7 @@ def _row(loaded: LoadedModel, ids: list[int], policy: str, new_tokens: int) -> d
         "ms_per_token": 1e3 * median(timing.between_s),
         "kernel_ms": 1e3 * sum(attended.since(found.times[0])) / steps,
         "index_ms": 1e3 * sum(planned.since(found.times[0])) / steps,
-        "density": found.stats["decode_density"],
+        "density": found.stats.get("decode_density", 1.0),
     }
 
 

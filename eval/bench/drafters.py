@@ -115,14 +115,9 @@ def run(
     options: Options, known: Figures | None = None, save: Callable[[Figures], object] = lambda figures: None
 ) -> Figures:
     """Figures of every cell; those of `known` are kept, and `save` is called with all of them after each new one."""
-    ends = time.perf_counter() + (options.limit if options.limit is not None else float("inf"))
-    drafters = options.drafter or DRAFTERS + (_WITH_DRAFT_MODEL if options.draft_model else ())
-    figures: Figures = known or {
-        "model": options.model, "device": options.device, "cells": [], "forwards": [], "peers": [],
-    }  # fmt: skip
+    figures: Figures = known or {"model": options.model, "device": options.device}
     if options.draft_model and (trained := Path(options.draft_model, DISTILLATION)).is_file():
         figures["distillation"] = json.loads(trained.read_text(encoding="utf-8"))
-    stamp = {"command": command_line(), "git": git_sha()}
     with AsyncEngine.from_pretrained(
         options.model,
         draft_model=options.draft_model,
@@ -140,46 +135,46 @@ def run(
             figures["kernels"] = sorted({*figures.get("kernels", []), *engine.engine.kernels})
             save(figures)
 
-        store = None
-        if any(name.startswith("datastore") for name in drafters) and engine.engine.tokenizer is not None:
-            store = _datastore(engine, options.text)
-        cells, forwards, peers = (Cells(figures[kind], keep) for kind in ("cells", "forwards", "peers"))
-        for context in options.context:
-            place: Row = {"context": context, "dtype": options.dtype}
-            if options.forwards and not forwards.at(**place):
-                forwards.add(place | tree_forwards(engine, context) | stamp)
-        for context, workload in product(options.context, options.workload):
-            place = {"workload": workload, "context": context, "dtype": options.dtype}
-            wanted = [
-                place | {"temperature": temperature, "batch": batch}
-                for temperature, batch in product(options.temperature, options.batch)
-                if not cells.at(**place, temperature=temperature, batch=batch)
-            ]
-            with_peer = options.peer and not peers.at(**place)
-            if not (wanted or with_peer):
-                continue
-            made = make_prompts(engine, workload, context, options.prompts + 1, options.text, options.spec_bench)
-            warm, *asked = made.ids
-            stops = workload in ANSWERED
-            about = {
-                "prompts": len(asked),
-                "chosen_from": made.chosen_from,
-                "max_tokens": options.max_tokens,
-                "rounds": options.rounds,
-            }
-            for one in wanted:
-                if time.perf_counter() > ends:
-                    return figures
-                params = SamplingParams(
-                    max_tokens=options.max_tokens, temperature=one["temperature"], seed=1, ignore_eos=not stops
-                )
-                measured = cell(engine, warm, asked, params, drafters, one["batch"], options.rounds, store)
-                cells.add(*(one | about | row | stamp for row in measured))
-            if with_peer:
-                row = beside(engine, asked, options.max_tokens, stops, options.rounds)
-                peers.add(place | about | row | stamp)
-        figures["kernels"] = sorted({*figures.get("kernels", []), *engine.engine.kernels})
+        kinds = ("cells", "forwards", "peers")
+        _fill(engine, options, *(Cells(figures.setdefault(kind, []), keep) for kind in kinds))
     return figures
+
+
+def _fill(engine: AsyncEngine, options: Options, cells: Cells, forwards: Cells, peers: Cells) -> None:
+    """Add what the tables lack, until the time is up."""
+    ends = time.perf_counter() + (options.limit if options.limit is not None else float("inf"))
+    drafters = options.drafter or DRAFTERS + (_WITH_DRAFT_MODEL if options.draft_model else ())
+    with_store = any(name.startswith("datastore") for name in drafters) and engine.engine.tokenizer is not None
+    store = _datastore(engine, options.text) if with_store else None
+    stamp = {"command": command_line(), "git": git_sha()}
+    for context in options.context:
+        place: Row = {"context": context, "dtype": options.dtype}
+        if options.forwards and not forwards.at(**place):
+            forwards.add(place | tree_forwards(engine, context) | stamp)
+    for context, workload in product(options.context, options.workload):
+        place = {"workload": workload, "context": context, "dtype": options.dtype}
+        wanted = [
+            place | {"temperature": temperature, "batch": batch}
+            for temperature, batch in product(options.temperature, options.batch)
+            if not cells.at(**place, temperature=temperature, batch=batch)
+        ]
+        with_peer = options.peer and not peers.at(**place)
+        if not (wanted or with_peer):
+            continue
+        made = make_prompts(engine, workload, context, options.prompts + 1, options.text, options.spec_bench)
+        warm, *asked = made.ids
+        stops, rounds = workload in ANSWERED, options.rounds
+        about = {"prompts": len(asked), "chosen_from": made.chosen_from, "max_tokens": options.max_tokens}
+        about |= {"rounds": rounds}  # of a drafter that is worth more of them its row tells how many
+        params = SamplingParams(max_tokens=options.max_tokens, seed=1, ignore_eos=not stops)
+        for one in wanted:
+            if time.perf_counter() > ends:
+                return
+            at = replace(params, temperature=one["temperature"])
+            measured = cell(engine, warm, asked, at, drafters, one["batch"], rounds, store)
+            cells.add(*(one | about | row | stamp for row in measured))
+        if with_peer:
+            peers.add(place | about | beside(engine, asked, options.max_tokens, stops, rounds) | stamp)
 
 
 def cell(

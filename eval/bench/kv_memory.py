@@ -60,7 +60,7 @@ def run(options: Options) -> Figures:
             kv_dtype=kv_dtype,
             attention=attention,
             max_model_len=options.length,
-            max_step_tokens=options.step_tokens,
+            step_tokens=options.step_tokens,
         )
         if options.pages_only:
             _skip_forwards(engine.engine)

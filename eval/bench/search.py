@@ -47,7 +47,7 @@ class Options(BenchOptions):
     """Search, delete and restart with many chunks."""
 
     file: Annotated[Path, Argument(help="A text to take sentences from.", exists=True, dir_okay=False)]
-    chunks: Annotated[int, Option(min=CHUNKS_PER_DOCUMENT, help="Chunks in the library.")] = 100_000
+    chunks: Annotated[int, Option(min=3 * CHUNKS_PER_DOCUMENT, help="Chunks in the library.")] = 100_000
     clients: Annotated[int, Option(min=1, help="Concurrent clients.")] = 10
     queries: Annotated[int, Option(min=10, help="Questions per mode and round.")] = 500
     rounds: Rounds = 5

@@ -38,10 +38,10 @@ class Times(list[float]):
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What one call gave, and its seconds; a GPU's work is waited for."""
+    """What one call gave, and its seconds; the work of a GPU in use is waited for."""
     began = time.perf_counter()
     found = work()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return found, time.perf_counter() - began
 
