@@ -14,19 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import structlog
 from typer import Option
 
-from eval.bench.base import BenchOptions, Cells, Figures, Lengths, Policies, Result, Row, Seed, Threads, bench
+from eval.bench.base import Cells, Figures, Lengths, Policies, Result, Row, Seed, ThreadedOptions, bench
+from eval.bench.runner import ask, build
 from eval.errors import EvalError
 from eval.options import Separated
-
-if TYPE_CHECKING:
-    from eval.reader.data import Example, Maker
-    from eval.reader.packing import Packer
-    from service.engine.async_engine import AsyncEngine
+from eval.reader.data import FRAMES, UNSEEN_FRAMES, Example, Maker, Question
+from eval.reader.packing import Packer
+from service.engine.async_engine import AsyncEngine
+from service.engine.loading.checkpoint import load_model
+from service.engine.request import SamplingParams
+from service.reader.sentences import split
+from service.reader.tokenizer import REFERENCES
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +41,7 @@ PLANTED = {"passkey": 1, "number": 1, "kv": 3}  # statements a question: pairs t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Count the reader's right answers under each attention policy; the first policy is the reference."""
 
     text: Annotated[Path, Option(help="A text the reader was not trained on.")]
@@ -48,7 +51,6 @@ class Options(BenchOptions):
     questions: Annotated[int, Option(min=1, help="Questions a context.")] = 16
     contexts: Annotated[int, Option(min=1, help="Contexts of each length and task.")] = 1
     seed: Seed = 7
-    threads: Threads = 0
     resume: Annotated[bool, Option("--resume", help="Ask only what the file of figures lacks.")] = False
 
 
@@ -69,16 +71,6 @@ def run(
     Raises:
         EvalError: an unknown task, or earlier figures of other questions.
     """
-    import torch
-
-    from eval.bench.runner import build
-    from eval.reader.data import FRAMES, UNSEEN_FRAMES, Maker
-    from eval.reader.packing import Packer
-    from service.engine.loading.checkpoint import load_model
-    from service.reader.sentences import split
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if unknown := set(options.tasks) - set(TASKS):
         raise EvalError(f"unknown task {min(unknown)!r}", hint=f"There are {', '.join(TASKS)}.", param="tasks")
     loaded = load_model("embedded")
@@ -137,8 +129,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def make_example(maker: Maker, task: str, tokens: int, questions: int, rng: random.Random) -> Example:
     """One context of about ``tokens`` tokens with ``questions`` questions of a task."""
-    from eval.reader.data import Example, Question
-
     if task == "quote":
         sentences = maker.context(rng, tokens)
         index = [maker.stems(s) for s in sentences]
@@ -178,10 +168,6 @@ def _statements(maker: Maker, task: str, count: int, rng: random.Random) -> list
 
 def _answers(engine: AsyncEngine, packer: Packer, example: Example, policy: str) -> Row:
     """How many questions of a context the engine answers under a policy."""
-    from eval.bench.runner import ask
-    from service.engine.request import SamplingParams
-    from service.reader.tokenizer import REFERENCES
-
     references = [packer.references[i % REFERENCES] for i in range(len(example.sentences))]
     context = packer.context(example.sentences, references)
     right, quoted, densities = 0, 0, []

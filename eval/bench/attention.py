@@ -20,7 +20,7 @@ from torch.nn import functional
 from typer import Option
 
 from eval.bench import reader_attention
-from eval.bench.base import BenchOptions, Figures, Policies, Threads, bench
+from eval.bench.base import Figures, Policies, ThreadedOptions, Threads, bench
 from eval.bench.paged_candidates import FlexDecode, NumbaDecode
 from eval.bench.reader_attention import CHUNK
 from eval.bench.timer import Marks, Work, time_in_turn
@@ -35,11 +35,11 @@ POLICIES = ("auto", "trianglemix", "lserve", "minference", "xattention:means=tru
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Time the CPU attention kernels against torch and the machine's limits."""
 
-    rounds: Annotated[int, Option(min=1, help="Calls of each kernel; the best counts.")] = 40
     threads: Threads = 2
+    rounds: Annotated[int, Option(min=1, help="Calls of each kernel; the best counts.")] = 40
     text: Annotated[Path | None, Option(help="Text for Q, K and V of the embedded reader.")] = None
     length: Annotated[int, Option(min=CHUNK, help="Tokens of the reader's prompt.")] = 32768
     policies: Policies = POLICIES
@@ -48,14 +48,11 @@ class Options(BenchOptions):
 @torch.inference_mode()
 def run(options: Options) -> Figures:
     """Every part; see the functions of this module for what their rows mean."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
     rounds = options.rounds
     figures = {
         "kernel": select_kernels(torch.device("cpu"), torch.float32).name,
         "shape": {"heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM, "page": PAGE, "dtype": "float32"},
-        "threads": options.threads,
-        "rounds": rounds,
+        **options.told("threads", "rounds"),
         "prefill": prefill([512, 2048, 8192], rounds),
         "decode": decode([4096, 16384, 65536], rounds),
         "trees": trees(16384, [8, 32], rounds),

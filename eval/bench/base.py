@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import typer
 from typer import Option
 
@@ -36,8 +37,19 @@ class BenchOptions:
     output: Annotated[Path | None, Option(help="File for the figures; by default one in eval/results.")] = None
     as_json: Annotated[bool, Option("--json", help="Print the figures as JSON.")] = False
 
+    def told(self, *names: str) -> Figures:
+        """Some of the options, for the figures."""
+        return {name: getattr(self, name) for name in names}
 
-O = TypeVar("O", bound=BenchOptions)  # noqa: E741
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadedOptions(BenchOptions):
+    """Of a benchmark that computes in this process."""
+
+    threads: Threads = 0
+
+
+Given = TypeVar("Given", bound=BenchOptions)
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,9 @@ class Result:
 
 
 def bench(
-    options: type[O],
-    run: Callable[[O], Figures | None],
-    name: str | Callable[[O, Figures], str],
+    options: type[Given],
+    run: Callable[[Given], Figures | None],
+    name: str | Callable[[Given, Figures], str],
     table: Callable[[Figures], list[Row]] | None = None,
     verdict: Callable[[Figures], bool] | None = None,
 ) -> Callable[..., None]:
@@ -80,6 +92,8 @@ def bench(
 
     def act(typed: dict[str, Any]) -> None:
         given = read(options, typed)
+        if isinstance(given, ThreadedOptions) and given.threads:
+            torch.set_num_threads(given.threads)
         figures = run(given)
         if figures is None:
             typer.echo("not finished; run the same command again to go on", err=True)

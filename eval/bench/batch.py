@@ -81,10 +81,8 @@ def run(options: Options) -> Figures:
     last = {name: answers[-1][0] for name, answers in found.items()}
     peers = ("transformers", "openvino")
     return {
-        "requests": options.requests,
+        **options.told("requests", "new_tokens", "runs"),
         "prompt_tokens": sum(map(len, prompts)),
-        "new_tokens": new_tokens,
-        "runs": options.runs,
         "tokens_per_s": {name: tokens / median(own) for name, own in taken.items()},
         "over": {name: ratio(taken[name], taken["folio"]) for name in peers},
         "requests_with_other_tokens": {

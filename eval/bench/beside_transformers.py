@@ -38,10 +38,8 @@ def random_llama(max_length: int, vocabulary: int = VOCABULARY, **changes: Any) 
     return LlamaForCausalLM(LlamaConfig(**values | changes)).eval()
 
 
-def compare(context: int, new_tokens: int, repeats: int, threads: int) -> tuple[Timing, Timing]:
+def compare(context: int, new_tokens: int, repeats: int) -> tuple[Timing, Timing]:
     """(transformers with sdpa, the engine, dense and without a drafter) on one prompt of `context` random ids."""
-    if threads:
-        torch.set_num_threads(threads)
     length = context + new_tokens + KV_HEADROOM
     model = random_llama(length)
     prompt = random_ids(context, 1, VOCABULARY)

@@ -12,13 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import bm25s
 import numpy as np
+from rank_bm25 import BM25Okapi
 from typer import Option
 
 from eval.bench import passages
 from eval.bench.base import BenchOptions, Figures, Texts, bench
 from eval.bench.timer import Times, timed
 from eval.errors import EvalError
+from retrieval.index.hybrid import top
+from retrieval.index.sparse import K1, B, SparseIndex, terms
 
 QUERY_TERMS = 8
 TOP = 10
@@ -35,13 +39,7 @@ class Options(BenchOptions):
 
 def run(options: Options) -> Figures:
     """Milliseconds a query (medians), and how far scores and rankings are apart."""
-    import bm25s
-    from rank_bm25 import BM25Okapi
-
-    from retrieval.index.hybrid import top
-    from retrieval.index.sparse import K1, B, SparseIndex, terms
-
-    corpus = _corpus(options.passages, options.text, terms)
+    corpus = _corpus(options.passages, options.text)
     rng = np.random.default_rng(0)
     asked = [corpus[row][:QUERY_TERMS] for row in rng.choice(len(corpus), options.queries, replace=False)]
     ours = SparseIndex.build(corpus, method="atire", idf_method="robertson")
@@ -80,7 +78,7 @@ def run(options: Options) -> Figures:
     }
 
 
-def _corpus(count: int, texts: Sequence[Path], terms: Callable[[str], list[str]]) -> list[list[str]]:
+def _corpus(count: int, texts: Sequence[Path]) -> list[list[str]]:
     found: list[list[str]] = []
     for file in passages.files([*texts, *passages.default_folders()]):
         for part in passages.prose(file):

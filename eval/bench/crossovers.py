@@ -16,20 +16,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
+from torch.nn import functional
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, Lengths, Model, Repeats, Threads, bench
+from eval.bench.base import Figures, Lengths, Model, Repeats, ThreadedOptions, bench
 from eval.bench.runner import text_ids
 from eval.bench.timer import seconds
 from eval.errors import EvalError
 from eval.figures import write_atomically
 from eval.options import Separated
-
-if TYPE_CHECKING:
-    from sparse_attn.plan.capture import Captured
-    from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from service.engine.loading.checkpoint import load_model
+from sparse_attn.kernels import select_kernels
+from sparse_attn.kv.pages import PageStats
+from sparse_attn.plan.capture import Captured, capture
+from sparse_attn.plan.policies import Joined, parse_policy
+from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from sparse_attn.rows import SequenceRows
 
 PREFILL = (
     "xattention",
@@ -45,7 +50,7 @@ FASTER = 0.97  # a candidate must take at most this share of dense time to be wo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Measure from which length on each sparse policy beats dense attention; update the table of `auto`."""
 
     model: Model = "embedded"
@@ -57,18 +62,11 @@ class Options(BenchOptions):
     max_error: Annotated[float, Option(min=0, help="Largest error of a policy in the table.")] = 0.05
     accuracy: Annotated[Path | None, Option(help="Figures of `folio bench accuracy` for this model.")] = None
     repeats: Repeats = 3
-    threads: Threads = 0
     table: Annotated[Path | None, Option(help="Table of `auto` to update for this device.")] = None
 
 
 def measure(options: Options) -> Figures:
     """The command: figures, and the table of `auto` if one is named."""
-    import torch
-
-    from service.engine.loading.checkpoint import load_model
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
     figures = run(load_model(options.model), options)
     if options.table is not None:
         known = json.loads(options.table.read_text(encoding="utf-8")) if options.table.is_file() else {}
@@ -83,9 +81,6 @@ def run(loaded: Any, options: Options) -> Figures:
     Raises:
         EvalError: the model is shorter than the longest length, or has no tokenizer.
     """
-    from sparse_attn.plan.capture import capture
-    from sparse_attn.plan.policy import ModelShape
-
     lengths = sorted(options.lengths)
     if lengths[-1] + 1 > loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for lengths below that.")
@@ -128,8 +123,6 @@ def make_table(
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:
     """Does the policy keep the answers (within MAX_LOSS, a task), or where none were counted, the outputs?"""
-    from sparse_attn.plan.policies import parse_policy
-
     wanted = replace(parse_policy(row["policy"]), gate=0)
     counted = [tasks for name, tasks in accuracy.items() if wanted in _parts(name)]  # alone, or beside another part
     if not counted:
@@ -141,8 +134,6 @@ def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> b
 
 def _parts(name: str) -> list[Policy]:
     """The policy of that name, or the two that it joins, without their gates."""
-    from sparse_attn.plan.policies import Joined, parse_policy
-
     policy = parse_policy(name)
     parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
     return [replace(part, gate=0) for part in parts]
@@ -166,8 +157,6 @@ class _Timings:
     """Timings of one chunk or row in every layer, by the kernels that serve the device."""
 
     def __init__(self, captured: Sequence[Captured], shape: ModelShape, chunk: int, repeats: int) -> None:
-        from sparse_attn.kernels import select_kernels
-
         self.captured, self.shape, self.chunk, self.repeats = captured, shape, chunk, repeats
         self.kernels = select_kernels(captured[0].q.device, captured[0].q.dtype)
 
@@ -205,9 +194,6 @@ class _Timings:
         return [layer.attend(self.kernels, index) for layer, index in zip(layers, indices, strict=True)]
 
     def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
-        from sparse_attn.plan.policies import parse_policy
-        from sparse_attn.plan.policy import PolicyState
-
         policy = parse_policy(text)
         policy.check(self.shape)
         prompt_len = end if phase == "prefill" else first
@@ -225,25 +211,23 @@ class _Timings:
             for layer in layers:
                 if first:
                     state.plan(layer.earlier)
-            times.append(seconds(lambda state=state: [state.plan(layer.rows) for layer in layers]))  # type: ignore[misc]
+            times.append(seconds(partial(_plan, state, layers)))
         return statistics.median(times)
 
     def _seconds(self, work: Callable[[], Any]) -> float:
         return statistics.median(seconds(work) for _ in range(self.repeats))
 
 
+def _plan(state: PolicyState, layers: Sequence[_PagedLayer]) -> list[Any]:
+    return [state.plan(layer.rows) for layer in layers]
+
+
 class _PagedLayer:
     """One captured layer, its tokens before ``first`` in pages, the rows ``first:end`` new."""
 
     def __init__(self, captured: Captured, first: int, end: int, page_size: int) -> None:
-        import torch
-        import torch.nn.functional as F
-
-        from sparse_attn.kv.pages import PageStats
-        from sparse_attn.rows import SequenceRows
-
         def pages(x: torch.Tensor) -> torch.Tensor:
-            padded = F.pad(x[:first], (0, 0, 0, 0, 0, -first % page_size + page_size))
+            padded = functional.pad(x[:first], (0, 0, 0, 0, 0, -first % page_size + page_size))
             return padded.unflatten(0, (-1, page_size)).transpose(1, 2).contiguous()
 
         self.window, device = captured.window, captured.q.device

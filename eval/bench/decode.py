@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import torch
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, NewTokens, Policies, Repeats, Row, Threads, bench
+from eval.bench.base import Figures, NewTokens, Policies, Repeats, Row, ThreadedOptions, Threads, bench
 from eval.bench.beside_transformers import MODEL, compare
 from eval.bench.runner import HEADROOM, Timing, agreeing, ask, build, plain, text_ids
 from eval.bench.timer import watch
@@ -28,13 +27,13 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Decode behind a long context, beside transformers and with pages selected."""
 
+    threads: Threads = 2
     contexts: Annotated[tuple[int, ...], Option("--context", help="Prompt length; may be repeated.")] = (16384,)
     new_tokens: NewTokens = 32
     repeats: Repeats = 2
-    threads: Threads = 2
     text: Annotated[Path | None, Option(help="Text for the reader; without it only the random model runs.")] = None
     reader_contexts: Annotated[tuple[int, ...], Separated(), Option(help="The reader's prompt lengths.")] = (
         4096, 16384, 65536,
@@ -50,15 +49,13 @@ def run(options: Options) -> Figures:
     """
     rows = []
     for context in options.contexts:
-        theirs, ours = compare(context, options.new_tokens, options.repeats, options.threads)
+        theirs, ours = compare(context, options.new_tokens, options.repeats)
         speedup = ours.tokens_per_s / theirs.tokens_per_s
         figures = {"context": context, "transformers": theirs.figures(), "folio": ours.figures(), "speedup": speedup}
         rows.append(figures | {"agreeing_ids": agreeing(ours.ids, theirs.ids)})
     figures = {
         "model": MODEL,
-        "threads": options.threads,
-        "new_tokens": options.new_tokens,
-        "repeats": options.repeats,
+        **options.told("threads", "new_tokens", "repeats"),
         "target_speedup": TARGET_SPEEDUP,
         "rows": rows,
     }
@@ -71,8 +68,6 @@ def reader(options: Options, text: Path) -> list[Row]:
     ``kernel_ms`` and ``index_ms`` are the parts of it that go into attention and into choosing pages; ``speedup`` is
     over dense.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
     loaded = load_model(EMBEDDED)
     rows: list[Row] = []
     for context in options.reader_contexts:

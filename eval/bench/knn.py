@@ -63,9 +63,8 @@ def run(options: Options, cache: Path | None = None) -> Figures | None:
         return None
     return {
         **made.description(),
-        "prompts": options.prompts,
+        **options.told("prompts", "new_tokens"),
         "prompt_tokens": PROMPT_TOKENS,
-        "new_tokens": options.new_tokens,
         "recall": {str(k): made.recall(k) for k in options.k},
         "rows": summaries(rows),
         "targets": TARGETS,

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, Model, NewTokens, Row, Threads, bench
+from eval.bench.base import Figures, Model, NewTokens, Row, ThreadedOptions, Threads, bench
 from eval.bench.runner import ask, build, plain, random_ids
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import EMBEDDED, load_model
@@ -28,15 +28,15 @@ ROOM = 1.25  # pool ÷ what dense KV of the context takes: page bounds come on t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Memory of KV behind a long context: dense, LServe, and both in int8."""
 
+    threads: Threads = 2
     model: Model = EMBEDDED
     length: Annotated[int, Option(min=256, help="Tokens of prompt and answer.")] = 65536
     new_tokens: NewTokens = 16
     lserve: Annotated[str, Option(help="The policy with streaming heads, as for --attention.")] = "lserve"
     step_tokens: Annotated[int, Option(min=64, help="Tokens of a prefill chunk.")] = 2048
-    threads: Threads = 2
     pages_only: Annotated[bool, Option("--pages-only", help="Skip the forwards: bytes, but no ids.")] = False
 
 
@@ -48,8 +48,6 @@ def run(options: Options) -> Figures:
     Returns, a row: most bytes between two steps of prefill, bytes when the last token is there, both ÷ those of dense
     float32; what the same pages would take in 16 bits (computed); and how many greedy ids agree with float32's.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
     loaded = load_model(options.model)
     prompt = random_ids(options.length - options.new_tokens, 0, loaded.vocab_size)
     rows: list[Row] = []
@@ -81,10 +79,7 @@ def run(options: Options) -> Figures:
     return {
         "model": options.model,
         "kv": f"{shape.num_layers} layers of {shape.num_kv_heads} KV heads of {shape.head_dim}, float32",
-        "length": options.length,
-        "new_tokens": options.new_tokens,
-        "step_tokens": options.step_tokens,
-        "pages_only": options.pages_only,
+        **options.told("length", "new_tokens", "step_tokens", "pages_only"),
         "target_lserve": TARGET_LSERVE,
         "target_int8_of_16_bits": TARGET_INT8,
         "rows": [{key: value for key, value in row.items() if key not in hidden} for row in rows],

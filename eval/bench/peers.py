@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import structlog
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, Lengths, NewTokens, Repeats, Row, Threads, bench
+from eval.bench.base import BenchOptions, Figures, Lengths, NewTokens, Repeats, Row, bench
 from eval.bench.beside_transformers import random_llama
 from eval.bench.runner import HEADROOM, agreeing, random_ids
 from eval.errors import EvalError
@@ -51,7 +51,7 @@ class Options(BenchOptions):
     model: Annotated[Path | None, Option(help="A Llama checkpoint; default: random weights.")] = None
     new_tokens: NewTokens = 32
     repeats: Repeats = 3
-    threads: Threads = 2
+    threads: Annotated[int, Option(min=1, help="CPU threads of every engine.")] = 2
 
 
 def run(options: Options) -> Figures:
@@ -79,10 +79,7 @@ def run(options: Options) -> Figures:
                 engines[name] = {"error": error.detail}
     return {
         "model": options.model.name if options.model else "random Llama, 27 M parameters, fp32",
-        "threads": options.threads,
-        "new_tokens": options.new_tokens,
-        "repeats": options.repeats,
-        "lengths": list(options.lengths),
+        **options.told("threads", "new_tokens", "repeats", "lengths"),
         "engines": engines,
     }
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-import torch
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, Policies, Repeats, Row, Threads, bench
+from eval.bench.base import Figures, Policies, Repeats, Row, ThreadedOptions, Threads, bench
 from eval.bench.beside_transformers import MODEL, compare
 from eval.bench.runner import HEADROOM, Timing, ask, build, plain, text_ids
 from eval.bench.timer import in_turn, watch
@@ -32,12 +31,12 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Prefill long prompts, beside other engines and under sparse policies."""
 
+    threads: Threads = 2
     contexts: Annotated[tuple[int, ...], Option("--context", help="Prompt length; may be repeated.")] = (4096, 16384)
     repeats: Repeats = 2
-    threads: Threads = 2
     text: Annotated[Path | None, Option(help="Text for the reader; without it only the random model runs.")] = None
     reader_contexts: Annotated[tuple[int, ...], Separated(), Option(help="The reader's prompt lengths.")] = (
         16384, 32768, 65536,
@@ -56,14 +55,13 @@ def run(options: Options) -> Figures:
     """
     rows = []
     for context in options.contexts:
-        theirs, ours = compare(context, 2, options.repeats, options.threads)
+        theirs, ours = compare(context, 2, options.repeats)
         speedup = theirs.median_first_s / ours.median_first_s
         figures = {"context": context, "transformers": theirs.figures(), "folio": ours.figures(), "speedup": speedup}
         rows.append(figures | {"same_first_id": ours.ids[0] == theirs.ids[0]})
     figures = {
         "model": MODEL,
-        "threads": options.threads,
-        "repeats": options.repeats,
+        **options.told("threads", "repeats"),
         "target_speedup": TARGET_SPEEDUP,
         "rows": rows,
     }
@@ -77,8 +75,6 @@ def reader(options: Options, text: Path) -> list[Row]:
     that went into choosing blocks and into attention; a peer that fails has its error in its row. Beyond 32,768 tokens
     each system runs once.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
     loaded = load_model(EMBEDDED)
     rows: list[Row] = []
     for context in sorted(options.reader_contexts):

@@ -339,11 +339,9 @@ def run(options: Options, earlier: dict[str, Any] | None = None) -> Figures:
             found = make_retriever(retriever, base, home)
             asyncio.run(_measure(answering, row, found, asked, options.sweep, deadline))
     return {
-        "passages": options.passages,
+        **options.told("passages", "k", "drafter"),
         "passage_words_mean": sum(len(t.split()) for t in base.texts) / options.passages,
-        "k": options.k,
         "page_size": PAGE_SIZE,
-        "drafter": options.drafter,
         "rows": {name: row.summary() for name, row in rows.items() if row.done},
         "measured": {name: vars(row) for name, row in rows.items()},
     }

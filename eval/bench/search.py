@@ -86,10 +86,7 @@ def run(options: Options) -> Figures:
             library.warm_up()
             deletes = [seconds(lambda: library.delete(library.documents(limit=1)[0].id)) for _ in range(3)]
     return {
-        "chunks": options.chunks,
-        "clients": clients,
-        "queries": options.queries,
-        "rounds": options.rounds,
+        **options.told("chunks", "clients", "queries", "rounds"),
         "k": HITS,
         "search": {mode: _medians(rounds_of_mode) for mode, rounds_of_mode in measured.items()},
         "build_index_s": build_s,

@@ -40,5 +40,6 @@ def test_without_a_checkout_bench_says_where_it_is(arguments, monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     whole = typer.Typer()
     whole.add_typer(cli.bench_app(), name="bench")
-    with pytest.raises(EvalError, match="in a checkout"):
+    with pytest.raises(EvalError) as refused:
         CliRunner().invoke(whole, ["bench", *arguments], catch_exceptions=False)
+    assert "in a checkout" in refused.value.detail
