@@ -44,7 +44,7 @@ def command(options: type, action: Callable[[dict[str, Any]], None], *, defaults
         action({name: value for name, value in typed.items() if value not in (None, [])})
 
     hints = get_type_hints(options, include_extras=True)
-    own = [field for field in fields(options) if field.name in options.__annotations__]
+    own = [field for field in fields(options) if field.name in inspect.get_annotations(options)]
     inherited = [field for field in fields(options) if field not in own]
     parameters = [_parameter(field, hints[field.name], defaults) for field in [*own, *inherited]]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from service.cli.output import emit_json
 
 Figures = dict[str, Any]
 Row = dict[str, Any]
+_UNSHOWN = {"command", "git"}  # of rows that were measured at different times
 
 Model = Annotated[str, Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")]
 Lengths = Annotated[tuple[int, ...], Separated(), Option(help="Prompt lengths, separated by commas.")]
@@ -134,7 +135,8 @@ def show(figures: Figures) -> None:
     """Print each list of rows as a table, without what is no plain value."""
     for name, rows in figures.items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            columns = [c for c in dict.fromkeys(key for row in rows for key in row) if _plain([r.get(c) for r in rows])]
+            named = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _UNSHOWN]
+            columns = [key for key in named if _plain([row.get(key) for row in rows])]
             lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
             widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
             typer.echo(f"\n{name}")

@@ -70,7 +70,7 @@ def run(options: Options) -> Figures:
         rows.append(row)
         wide = row if kv_dtype == "auto" else rows[-2]
         row["share_of_dense"] = row["decode_bytes"] / rows[0]["decode_bytes"]
-        row["prefill_share_of_dense"] = row["prefill_bytes"] / rows[0]["prefill_bytes"]
+        row["prefill_share_of_dense"] = row["prefill_bytes"] / max(1, rows[0]["prefill_bytes"])
         row["share_of_float32"] = row["decode_bytes"] / wide["decode_bytes"]
         row["share_of_16_bits"] = row["decode_bytes"] / row["decode_bytes_in_16_bits"]
         row["agreeing_ids"] = sum(a == b for a, b in zip(row["token_ids"], wide["token_ids"], strict=True))
