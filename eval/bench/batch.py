@@ -99,7 +99,8 @@ def bookkeeping_share(batch: int = 16, context: int = 2048, steps: int = 40) -> 
     """
     loaded = prepare("random-llama-27m", random_llama(MAX_LENGTH))
     prompts = [random_ids(context + 1, seed, VOCABULARY) for seed in range(batch)]
-    with build(loaded, 0, kv_memory=KV_MEMORY, max_running=batch, prefix_cache=True, page_size=PAGE) as engine:
+    room = batch * (context + steps + 2 * PAGE)
+    with build(loaded, room, max_running=batch, prefix_cache=True, page_size=PAGE) as engine:
         engine.generate(prompts, plain(1))
         before = engine.engine.stats()
         engine.generate(prompts, plain(steps))
