@@ -190,6 +190,13 @@ class StoreUnavailable(Unavailable):
     title = "Store unavailable"
 
 
+class DeviceLost(Unavailable):
+    """The accelerator is in a state that this process cannot leave: it has to end."""
+
+    problem = "device-lost"
+    title = "Device lost"
+
+
 class ReplicaLost(Unavailable):
     """The replica that was answering a request has ended."""
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
 from drafters.warm_up import warm_up
 from service.engine.engine import Engine
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
-from service.errors import GenerationFailed, Unavailable
+from service.errors import DeviceLost, Exit, GenerationFailed, Unavailable
 
 log = structlog.get_logger(__name__)
+
+_FAREWELL_S = 1.0  # for clients to read why, before the process ends
+
+
+def end_process(error: DeviceLost) -> NoReturn:
+    """Say why on stderr and end at once: what else holds the device would wait for it for ever."""
+    os.write(2, f"folio: {error.detail}\n".encode())
+    time.sleep(_FAREWELL_S)
+    os._exit(int(Exit.FAILED))
 
 
 @dataclass
@@ -37,11 +48,13 @@ class AsyncEngine:
     """Owns an ``Engine`` and the one thread that touches it.
 
     Commands reach the thread through a queue and run between steps. When the thread dies of an error outside a step,
-    the requests in flight fail with that error and a new thread takes over an engine emptied of requests.
+    the requests in flight fail with that error and a new thread takes over an engine emptied of requests. Where the
+    device is lost no thread can: the engine is ready no longer, and ``on_device_lost`` ends the process.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, on_device_lost: Callable[[DeviceLost], None] = end_process) -> None:
         self.engine = engine
+        self._on_device_lost = on_device_lost
         self.restarts = 0
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
@@ -161,6 +174,11 @@ class AsyncEngine:
     def _main(self) -> None:
         try:
             self._loop()
+        except DeviceLost as error:
+            self._draining = True  # before anything else, so that nobody is sent here any longer
+            for stream in self._streams.values():
+                stream.put(error)
+            self._on_device_lost(error)
         except BaseException as error:  # outside a step nothing should raise: fail what is in flight, start again
             log.exception("engine thread died", in_flight=len(self._streams))
             lost, self._streams = self._streams, {}

@@ -10,7 +10,7 @@ import pytest
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.request import SamplingParams
-from service.errors import GenerationFailed, InvalidRequest, Unavailable
+from service.errors import DeviceLost, GenerationFailed, InvalidRequest, Unavailable
 
 from .conftest import make_engine
 
@@ -98,6 +98,22 @@ def test_a_dead_thread_fails_what_is_in_flight_and_is_replaced() -> None:
         assert len(await collect(engine, SamplingParams(max_tokens=5, ignore_eos=True))) == 5
 
     with_engine(test)
+
+
+def test_a_lost_device_ends_readiness_and_then_the_process() -> None:
+    async def main() -> None:
+        ended: list[tuple[bool, str]] = []
+        engine = AsyncEngine(make_engine(), lambda error: ended.append((engine.ready, error.detail)))
+        await engine.start()
+        engine.engine.runner.run = raising(RuntimeError("CUDA error: an illegal memory access\nmore lines"))
+        with pytest.raises(DeviceLost):
+            await asyncio.wait_for(collect(engine, LONG), 60)
+        await asyncio.to_thread(engine._thread.join)  # type: ignore[union-attr]
+        assert ended == [(False, "The device cpu is lost: CUDA error: an illegal memory access. Start anew.")]
+        assert not engine.ready
+        assert engine.restarts == 0
+
+    asyncio.run(main())
 
 
 def test_drain_lets_requests_end_and_takes_no_new_ones() -> None:
