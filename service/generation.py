@@ -19,6 +19,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
+    from service.engine.mixture import MixtureSource
     from service.engine.request import DraftSources, SamplingParams, TokenOutput
 
 log = structlog.get_logger(__name__)
@@ -85,8 +86,10 @@ class Generator:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         draft_sources: DraftSources | None = None,
+        mixture: MixtureSource | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
-        """Outputs of the engine until the request is finished; `draft_sources` is what its drafter may draw on.
+        """Outputs of the engine until the request is finished; `draft_sources` is what its drafter may draw on,
+        `mixture` what its tokens are chosen from besides the model.
 
         Raises:
             PromptTooLong, InvalidRequest: it can never run.
@@ -96,7 +99,7 @@ class Generator:
         """
         self.check(len(prompt_ids), params.max_tokens)
         with self.place():
-            async with aclosing(self._timed(prompt_ids, params, draft_sources)) as outputs:
+            async with aclosing(self._timed(prompt_ids, params, draft_sources, mixture)) as outputs:
                 async for output in outputs:
                     yield output
 
@@ -137,13 +140,14 @@ class Generator:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         draft_sources: DraftSources | None,
+        mixture: MixtureSource | None = None,
         observed: bool = True,
     ) -> AsyncGenerator[TokenOutput, None]:
         """The engine's outputs under the two time limits."""
         limits = self.settings
         began = last = time.monotonic()
         first = True
-        generated = self.async_engine.generate(prompt_ids, params, draft_sources=draft_sources)
+        generated = self.async_engine.generate(prompt_ids, params, draft_sources=draft_sources, mixture=mixture)
         running = cast("AsyncGenerator[TokenOutput, None]", generated)
         async with aclosing(running) as outputs:
             while True:

@@ -76,16 +76,15 @@ class Bench:
     """One datastore of the embedded reader and the model over it."""
 
     def __init__(self, entries: int, texts: Sequence[Path], lists: int, probes: int, cache: Path) -> None:
-        from service.answering.knn import KnnModel
+        from service.answering.knn import identity
         from service.engine.engine import Engine
 
         self.entries, self.lists, self.probes = entries, lists, probes
         self._texts = [*texts, *_passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        engine = Engine.from_pretrained("embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense")
-        self.model = KnnModel(engine)
-        self.identity = self.model.identity()
+        self.engine = Engine.from_pretrained("embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense")
+        self.identity = identity(self.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{entries}"
 
     def build(self, deadline: float) -> bool:
@@ -98,7 +97,7 @@ class Bench:
         self._cache.mkdir(parents=True, exist_ok=True)
         builder = StoreBuilder(self.folder, self.identity)
         documents = ((key, text) for key, text, held_out in self._documents() if not held_out)
-        whole = build(self.model, documents, builder, self.entries, deadline)
+        whole = build(self.engine, documents, builder, self.entries, deadline)
         print(f"{builder.entries:,} of {self.entries:,} entries", file=sys.stderr)
         if not whole:
             builder.close()
@@ -140,9 +139,11 @@ class Bench:
 
     def recall(self, k: int, prompts: int, queries: int = 64) -> float:
         """Share of the true k neighbours that the approximate search finds, of hidden states from the first prompts."""
+        from service.answering.knn import hidden_states
+
         exact, approximate = self._searches().values()
         asked = self._prompts(min(8, prompts))
-        states = np.concatenate([self.model.hidden.of_tokens(self.model.paged, prompt) for prompt in asked])
+        states = np.concatenate([hidden_states(self.engine, prompt) for prompt in asked])
         picked = states[:: max(1, len(states) // queries)][:queries]
         found = zip(exact(picked, k).entries, approximate(picked, k).entries, strict=True)
         return float(np.mean([len(np.intersect1d(one, other)) / k for one, other in found]))
@@ -168,19 +169,21 @@ class Bench:
         return self._opened
 
     def _decode(self, prompt: list[int], search: Any, options: Any, new_tokens: int) -> dict[str, Any]:
-        from service.answering.knn import KnnRequest, generate
+        from service.answering.knn import KnnRequest
         from service.engine.request import SamplingParams
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         request = KnnRequest(search, options, experience=self._experiences.of((search, options)))
         started = time.perf_counter()
-        found = generate(self.model, prompt, params, request)
+        (found,) = self.engine.generate([prompt], params, request)
         return {"s": time.perf_counter() - started, "ids": found.token_ids, "stats": found.stats["knn"]}
 
     def _prompts(self, count: int) -> list[list[int]]:
+        from service.answering.knn import encode
+
         found = []
         for _, text, held_out in self._documents():
-            ids = self.model.encode(text[: 40 * PROMPT_TOKENS])
+            ids = encode(self.engine.tokenizer, text[: 40 * PROMPT_TOKENS])
             if held_out and len(ids) > 2 * PROMPT_TOKENS:
                 found.append(ids[PROMPT_TOKENS : 2 * PROMPT_TOKENS])
             if len(found) == count:

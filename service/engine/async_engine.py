@@ -13,6 +13,8 @@ import structlog
 
 from drafters.warm_up import warm_up
 from service.engine.engine import Engine
+from service.engine.mixture import MixtureSource
+from service.engine.reading import Reading
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import GenerationFailed, Unavailable
 
@@ -71,6 +73,8 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         draft_sources: DraftSources | None = None,
+        mixture: MixtureSource | None = None,
+        reading: Reading | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request as they come, the last one finished.
 
@@ -89,7 +93,7 @@ class AsyncEngine:
 
         def add() -> None:
             try:
-                self.engine.add_request(prompt_ids, params, request_id, draft_sources)
+                self.engine.add_request(prompt_ids, params, request_id, draft_sources, mixture, reading)
                 self._streams[request_id] = stream
             except Exception as error:
                 stream.put(error)
