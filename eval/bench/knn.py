@@ -51,20 +51,21 @@ def run(
     """The figures, or None where the time was up before all was done: call again to go on."""
     deadline = time.monotonic() + 60 * minutes
     bench = Bench(entries, texts, lists, probes, cache or cache_folder())
-    if not bench.build(deadline):
-        return None
-    rows = bench.measure(prompts, new_tokens, ks, deadline)
-    if rows is None:
-        return None
-    return {
-        **bench.description(),
-        "prompts": prompts,
-        "prompt_tokens": PROMPT_TOKENS,
-        "new_tokens": new_tokens,
-        "recall": {str(k): bench.recall(k, prompts) for k in ks},
-        "rows": summaries(rows),
-        "targets": TARGETS,
-    }
+    with bench.engine:
+        if not bench.build(deadline):
+            return None
+        rows = bench.measure(prompts, new_tokens, ks, deadline)
+        if rows is None:
+            return None
+        return {
+            **bench.description(),
+            "prompts": prompts,
+            "prompt_tokens": PROMPT_TOKENS,
+            "new_tokens": new_tokens,
+            "recall": {str(k): bench.recall(k, prompts) for k in ks},
+            "rows": summaries(rows),
+            "targets": TARGETS,
+        }
 
 
 def cache_folder() -> Path:
@@ -77,14 +78,15 @@ class Bench:
 
     def __init__(self, entries: int, texts: Sequence[Path], lists: int, probes: int, cache: Path) -> None:
         from service.answering.knn import identity
-        from service.engine.engine import Engine
+        from service.engine.async_engine import AsyncEngine
 
         self.entries, self.lists, self.probes = entries, lists, probes
         self._texts = [*texts, *_passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        self.engine = Engine.from_pretrained("embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense")
-        self.identity = identity(self.engine.loaded)
+        options = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
+        self.engine = AsyncEngine.from_pretrained("embedded", **options)
+        self.identity = identity(self.engine.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{entries}"
 
     def build(self, deadline: float) -> bool:
@@ -175,7 +177,7 @@ class Bench:
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         request = KnnRequest(search, options, experience=self._experiences.of((search, options)))
         started = time.perf_counter()
-        (found,) = self.engine.generate([prompt], params, request)
+        (found,) = self.engine.generate([prompt], params, mixture=request)
         return {"s": time.perf_counter() - started, "ids": found.token_ids, "stats": found.stats["knn"]}
 
     def _prompts(self, count: int) -> list[list[int]]:
@@ -183,7 +185,7 @@ class Bench:
 
         found = []
         for _, text, held_out in self._documents():
-            ids = encode(self.engine.tokenizer, text[: 40 * PROMPT_TOKENS])
+            ids = encode(self.engine.engine.tokenizer, text[: 40 * PROMPT_TOKENS])
             if held_out and len(ids) > 2 * PROMPT_TOKENS:
                 found.append(ids[PROMPT_TOKENS : 2 * PROMPT_TOKENS])
             if len(found) == count:

@@ -28,7 +28,7 @@ from retrieval.library import Library
 from service.answering.knn import KnnRequest, build, identity
 
 if TYPE_CHECKING:
-    from service.engine.engine import Engine
+    from service.engine.async_engine import AsyncEngine
     from service.engine.loading.checkpoint import LoadedModel
 
 FOLDER = "knn"
@@ -48,7 +48,7 @@ class DatastoreReport:
 
 
 class Datastores:
-    """Thread-safe, but for ``build``, which steps the engine in the calling thread."""
+    """Thread-safe."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -60,7 +60,7 @@ class Datastores:
 
     def build(
         self,
-        engine: Engine,
+        engine: AsyncEngine,
         owner: str,
         collection: str | None,
         lists: int | None = None,
@@ -74,7 +74,7 @@ class Datastores:
             InvalidRequest: there are no documents. StoreBusy: another process is building it.
         """
         began = time.perf_counter()
-        model = identity(engine.loaded)
+        model = identity(engine.engine.loaded)
         documents = self._documents(owner, collection)
         folder = self._folder / f"{_scope(model, owner, collection)}-{_state(documents, lists)}"
         built = not folder.is_dir()

@@ -28,7 +28,7 @@ from service.engine.runner.hidden_states import hidden_size
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from service.engine.engine import Engine
+    from service.engine.async_engine import AsyncEngine
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return start + list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def hidden_states(engine: Engine, token_ids: Sequence[int]) -> np.ndarray:
+def hidden_states(engine: AsyncEngine, token_ids: Sequence[int]) -> np.ndarray:
     """float32[len(token_ids), hidden_size]: read as a sequence of their own, in the background of other requests."""
-    states = np.empty((len(token_ids), hidden_size(engine.loaded.model)), dtype=np.float32)
+    states = np.empty((len(token_ids), hidden_size(engine.engine.loaded.model)), dtype=np.float32)
 
     def keep(start: int, hidden: Tensor) -> None:
         states[start : start + len(hidden)] = hidden.float().cpu().numpy()
@@ -100,7 +100,7 @@ def hidden_states(engine: Engine, token_ids: Sequence[int]) -> np.ndarray:
 
 
 def build(
-    engine: Engine,
+    engine: AsyncEngine,
     documents: Iterable[tuple[DocumentKey, str]],
     builder: StoreBuilder,
     entries: int | None = None,
@@ -114,7 +114,7 @@ def build(
     """
     shape = builder.identity
     for key, text in documents:
-        ids = encode(engine.tokenizer, text)
+        ids = encode(engine.engine.tokenizer, text)
         for start, done, end in windows(len(ids) - 1, builder.tokens_read(key), shape.window, shape.overlap):
             if entries is not None and builder.entries >= entries:
                 return True

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,20 @@ from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
+from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
-from service.engine.drafting.drafting import Drafting, checked_drafter
+from service.engine.drafting.drafting import Drafting
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
-from service.engine.kv.layout import check_attention, checked_policy, head_layout, make_pool
+from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
-from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
+from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.mixture import Lookups, MixtureSource
 from service.engine.reading import Reading
 from service.engine.request import (
     DraftSources,
     FinishReason,
-    Generation,
     Request,
     SamplingParams,
     TokenLogprobs,
@@ -59,7 +58,8 @@ from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
-from service.errors import FolioError, GenerationFailed, InvalidRequest, ModelError, PromptTooLong
+from service.errors import InvalidRequest
+from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.policy import ModelShape, Policy
 
@@ -86,7 +86,7 @@ class Engine:
     """Runs requests over one model. Not thread-safe: one thread owns it (see ``AsyncEngine``)."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
-        self.config = config = config or EngineConfig()
+        self.config = config = (config or EngineConfig()).resolved(loaded.device, loaded.dtype)
         self.loaded = loaded
         self.tokenizer = loaded.tokenizer
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
@@ -106,7 +106,7 @@ class Engine:
         groups = pool.layout.num_groups
         self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache, lower, groups)
         self.lent = DraftPages(self.blocks)
-        limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
+        limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
         self.lookups = Lookups()
@@ -122,22 +122,26 @@ class Engine:
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
 
     @classmethod
-    def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
-        """Load a model (folder, hub id or ``embedded``) and build an engine; options are those of EngineConfig.
+    def from_pretrained(cls, model: str, config: EngineConfig | None = None, **options: Any) -> Engine:
+        """Load a model (folder, hub id or ``embedded``) and build an engine; `options` go over those of `config`.
 
         Raises:
             ModelError: the model is not there, not readable or not supported.
-            InvalidRequest: the default drafter does not exist or the default attention policy does not suit the
-                model; its weights have not been read.
+            InvalidRequest: there is no such option; the default drafter does not exist or the default attention policy
+                does not suit the model. Its weights have not been read.
         """
-        config = EngineConfig(dtype=dtype, device=device, **options)
-        checked_drafter(config.drafter)
-        check_attention(model, config)
+        given = config.model_dump() if config is not None else {}
+        config = EngineConfig.of(**{**given, **options}).resolved()
+        defaults = SamplingParams(drafter=config.drafter, attention=config.attention)
+        check_options(defaults, lambda: shape_of(model, config))
+        select_kernels(torch.device(config.device), DTYPES[config.dtype], config.attention_backend)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         ranks = leading(config.tensor_parallel)
         if ranks is not None:
-            config = replace(config, device=ranks.device)
+            config = config.model_copy(update={"device": ranks.device})
             ranks.tell(Load(model, config))
-        return cls(load_model(model, dtype, config.device, config.max_model_len, ranks), config)
+        return cls(load_model(model, config.dtype, config.device, config.max_model_len, ranks), config)
 
     def add_request(
         self,
@@ -148,35 +152,27 @@ class Engine:
         mixture: MixtureSource | None = None,
         reading: Reading | None = None,
     ) -> str:
-        """Queue a request; returns its id.
+        """Queue a request that was let in (`service.engine.admission`); returns its id.
 
         Args:
-            prompt_ids: token ids, at least one.
             draft_sources: what its drafter may draw on besides the prompt.
-            mixture: what its tokens are chosen from besides the model; such a request is dense, and is not drafted.
-            reading: who wants the prompt read, which is then not answered; of ``params`` the attention counts alone.
+            mixture: what its tokens are chosen from besides the model.
+            reading: who wants the prompt read, which is then not answered.
 
         Raises:
-            InvalidRequest, PromptTooLong, Busy: refused at the door; nothing was queued.
+            InvalidRequest: the engine lacks what its drafter or its constraint needs; nothing was queued.
         """
-        params = _for_rows(params or SamplingParams(), mixture, reading)
+        params = params or SamplingParams()
         request_id = request_id or f"r{next(self._ids)}"
         if request_id in self._requests:
             raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
-        self._check_ids(prompt_ids)
-        if params.stop and self.tokenizer is None:
-            raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         request = Request(request_id, prompt_ids, params, draft_sources, reading)
         if mixture is not None:
             request.mixture = mixture.open(params, self._stop_ids(params), self.loaded)
         request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
         self.drafting.open(request, self._stop_ids(params))
-        try:
-            self.scheduler.add(request)
-        except FolioError:
-            self.drafting.close(request)
-            raise
+        self.scheduler.add(request)
         self._requests[request_id] = request
         if self.tokenizer is not None:
             self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
@@ -189,15 +185,19 @@ class Engine:
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
-    def window(self) -> int:
-        """Most tokens, prompt and answer together, of a request under the default policy: by model and by pool."""
-        policy = checked_policy(self.config.attention, self.shape)
+    def vocab_size(self) -> int:
+        return self.loaded.vocab_size
 
-        def too_long(length: int) -> bool:
-            lifetimes = self._lifetimes(policy.resolve(length, self.shape), length)
-            return self.scheduler.most_pages(length, lifetimes) > self.blocks.num_pages
+    @property
+    def num_pages(self) -> int:
+        """Of KV, for all requests together."""
+        return self.blocks.num_pages
 
-        return bisect_left(range(1, self.max_model_len + 1), True, key=too_long)
+    def most_pages(self, prompt_len: int, max_len: int, attention: str | None = None) -> int:
+        """No less than the pages that a request of `max_len` tokens holds at any time under a policy."""
+        policy = checked_policy(attention or self.config.attention, self.shape)
+        lifetimes = self._lifetimes(policy.resolve(prompt_len, self.shape), prompt_len)
+        return self.scheduler.most_pages(max_len, lifetimes)
 
     @property
     def has_work(self) -> bool:
@@ -233,82 +233,17 @@ class Engine:
         self.totals.step_s += time.perf_counter() - started
         return outputs
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        mixture: MixtureSource | None = None,
-    ) -> list[Generation]:
-        """Run prompts to their ends, batched; results in the order of the prompts. ``mixture`` is as in `add_request`.
-
-        Raises:
-            PromptTooLong, InvalidRequest: before anything ran.
-        """
-        shared = params or SamplingParams()
-        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
-        ids: list[str] = []
-        try:
-            for prompt, one in zip(prompts, each, strict=True):
-                ids.append(self.add_request(prompt, one, mixture=mixture))
-        except Exception:
-            for request_id in ids:
-                self.abort(request_id)
-            raise
-        return [_join(parts) for parts in self._run(ids)]
-
-    def read(self, token_ids: Sequence[int], reading: Reading, attention: str | None = None) -> None:
-        """Read a sequence to its end, beside the requests there are.
-
-        Raises:
-            PromptTooLong, InvalidRequest: before anything ran. GenerationFailed: the forward or ``reading`` failed.
-        """
-        params = SamplingParams(max_tokens=1, attention=attention)
-        (parts,) = self._run([self.add_request(token_ids, params, reading=reading)])
-        if parts[-1].error is not None:
-            raise GenerationFailed(f"The text could not be read: {parts[-1].error}.")
-
-    def _run(self, ids: Sequence[str]) -> list[list[TokenOutput]]:
-        """Step until these requests are finished; their outputs. Those of others wait for the next ``step``."""
-        parts: dict[str, list[TokenOutput]] = {request_id: [] for request_id in ids}
-        others: list[TokenOutput] = []
-        while any(not p or not p[-1].finished for p in parts.values()):
-            for output in self.step():
-                parts.get(output.request_id, others).append(output)
-        self._outputs = others + self._outputs
-        return list(parts.values())
-
     def abort(self, request_id: str) -> None:
         """End a request between steps; its pages are free when this returns. Unknown ids are ignored."""
         request = self._requests.get(request_id)
         if request is not None:
             self._outputs.append(self._finish(request, FinishReason.ABORT))
 
-    def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
-        """Compute the KV of a prefix and keep its whole pages on disk, so that prompts that begin so start at once.
-
-        Args:
-            name: of the file; a document's id.
-            token_ids: the prefix; its last, partial page is not kept.
-            attention: the policy that will be asked for; pages of one policy are of no use to another.
-
-        Raises:
-            ModelError: no folder was configured. GenerationFailed: it could not be read or written.
-            PromptTooLong: the prefix does not fit, or is shorter than a page.
-        """
-        warmed = self.warmed
-        if warmed is None:
-            raise ModelError("There is no folder for warmed documents.", hint="Give the engine warm_folder.")
-        size = self.config.page_size
-        if len(token_ids) < size:
-            raise PromptTooLong(f"{len(token_ids)} tokens do not fill a page of {size}: nothing to warm.")
-        written: list[Path] = []
-
-        def write(request: Request) -> None:
-            digests = self.blocks.digests(request.token_ids, request.salt, request.pages)
-            written.append(warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt}))
-
-        self.read(token_ids, Reading(on_read=write), attention)
-        return written[0]
+    def keep_warm(self, name: str, request: Request) -> Path:
+        """Keep the whole pages of a sequence that was read on disk; see ``AsyncEngine.warm``."""
+        assert self.warmed is not None
+        digests = self.blocks.digests(request.token_ids, request.salt, request.pages)
+        return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
 
     def reset(self) -> None:
         """Abort every request and forget the outputs that nobody has taken."""
@@ -362,7 +297,7 @@ class Engine:
         request.lifetimes = self._lifetimes(policy, request.prompt_len)
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
-            request.prefill_grid = self.config.max_step_tokens
+            request.prefill_grid = self.config.step_tokens
         request.salt = f"{self.salt}/{policy.cache_key()}"
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
@@ -374,18 +309,6 @@ class Engine:
 
     def _lifetimes(self, policy: Policy, prompt_len: int) -> PageLifetimes | None:
         return PageLifetimes.of(self.runner.pool.layout, policy, self.shape, prompt_len)
-
-    def _check_ids(self, prompt_ids: Sequence[int]) -> None:
-        if not prompt_ids:
-            raise InvalidRequest("The prompt is empty.", hint="Give at least one token.", param="prompt")
-        low, high = min(prompt_ids), max(prompt_ids)
-        if low < 0 or high >= self.loaded.vocab_size:
-            raise InvalidRequest(
-                f"The prompt holds token id {low if low < 0 else high}; the model knows 0 to "
-                f"{self.loaded.vocab_size - 1}.",
-                hint="Encode it with the model's own tokenizer.",
-                param="prompt",
-            )
 
     def _is_stop(self, request: Request, token: int) -> bool:
         return token in self._stop_ids(request.params)
@@ -545,19 +468,6 @@ class Engine:
         return output
 
 
-def _for_rows(params: SamplingParams, mixture: MixtureSource | None, reading: Reading | None) -> SamplingParams:
-    """The parameters of a request that is mixed or only read. Error: InvalidRequest, for what no mixture allows."""
-    if mixture is not None:
-        if params.adjusted or params.logprobs is not None:
-            raise InvalidRequest(
-                "Penalties, biases, constraints and log-probabilities are those of the model alone.",
-                hint="Ask without a datastore.",
-                param="knn",
-            )
-        return replace(params, attention="dense", drafter="none")
-    return params if reading is None else replace(params, drafter="none")
-
-
 def _guesses(step: Step, forward: Forward) -> dict[str, Verdict]:
     """The verdicts on the rows of mixtures: a guess each, or nothing."""
     found: dict[str, Verdict] = {}
@@ -581,15 +491,3 @@ def _keys(sampling: list[Slice]) -> RowKeys:
 def _rows(part: Slice, first: int) -> slice:
     """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
     return slice(first, first + part.num_rows - len(part.token_ids) + 1)
-
-
-def _join(parts: list[TokenOutput]) -> Generation:
-    last = parts[-1]
-    return Generation(
-        token_ids=[t for p in parts for t in p.token_ids],
-        text="".join(p.text for p in parts),
-        finish_reason=last.finish_reason or "",
-        stats=last.stats,
-        logprobs=[x for p in parts if p.logprobs for x in p.logprobs] or None,
-        sources=[s for p in parts for s in p.sources],
-    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
+
+from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from service.engine.loading.checkpoint import LoadedModel
@@ -40,6 +43,21 @@ class MixtureSource(Protocol):
 
     def open(self, params: SamplingParams, stops: frozenset[int], loaded: LoadedModel) -> Mixture:
         """``stops`` are the tokens that end the output. Raises what refuses the request."""
+
+
+def mixed(params: SamplingParams) -> SamplingParams:
+    """The parameters of a request with a mixture: it is dense, so that rows can be cut off, and is not drafted.
+
+    Raises:
+        InvalidRequest: they ask for what is the model's alone.
+    """
+    if params.adjusted or params.logprobs is not None:
+        raise InvalidRequest(
+            "Penalties, biases, constraints and log-probabilities are those of the model alone.",
+            hint="Ask without a datastore.",
+            param="knn",
+        )
+    return replace(params, attention="dense", drafter="none")
 
 
 class Lookups:

@@ -165,7 +165,12 @@ class TokenOutput:
 
 @dataclass
 class Generation:
-    """A finished request."""
+    """A finished request.
+
+    Attributes:
+        times: when each of ``token_ids`` came, in seconds since the request was handed in.
+        error: why the engine gave up on it; its ``finish_reason`` is then ``error``.
+    """
 
     token_ids: list[int]
     text: str
@@ -173,6 +178,8 @@ class Generation:
     stats: dict[str, Any]
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    error: str | None = None
 
 
 class Request:

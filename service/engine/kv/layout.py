@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from service.engine.config import EngineConfig
-from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, read_config
+from service.engine.loading.checkpoint import DTYPES, LoadedModel
 from service.errors import InvalidRequest, ModelError
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv.head_layout import HeadLayout
@@ -13,19 +13,9 @@ from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, Policy
 
-KV_DTYPES = ("auto", "int8")
-
 
 def kv_dtype(config: EngineConfig) -> torch.dtype:
-    """Of the pages: the model's own, or int8 with a scale a token and head.
-
-    Raises:
-        InvalidRequest: there is no such dtype of KV.
-    """
-    if config.kv_dtype not in KV_DTYPES:
-        raise InvalidRequest(
-            f"Unknown dtype of KV {config.kv_dtype!r}.", hint=f"Choose {' or '.join(KV_DTYPES)}.", param="kv_dtype"
-        )
+    """Of the pages: the model's own, or int8 with a scale a token and head."""
     return torch.int8 if config.kv_dtype == "int8" else DTYPES[config.dtype]
 
 
@@ -41,21 +31,6 @@ def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Po
     except SparseAttentionError as error:
         raise InvalidRequest(f"{error}.", param=param) from error
     return policy
-
-
-def check_attention(model: str, config: EngineConfig) -> None:
-    """Refuse the default policy that a model or its pages do not allow, before weights are loaded.
-
-    Raises:
-        InvalidRequest: as `checked_policy`. ModelError: there is no such model.
-    """
-    described = read_config(model).get_text_config()
-    fingerprint = model if model == EMBEDDED else ""
-    try:
-        shape = ModelShape.of_config(described, config.page_size, fingerprint=fingerprint)
-    except AttributeError:  # a configuration without attention heads: loading says what the model lacks
-        return
-    checked_policy(config.attention, shape)
 
 
 def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:

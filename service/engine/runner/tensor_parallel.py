@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -221,7 +221,7 @@ def _own_share(policy: Policy, model: ModelShape, ranks: Ranks) -> tuple[Policy,
 
 
 def _load(message: Load, ranks: Ranks) -> FollowingRunner:
-    config = replace(message.config, device=ranks.device)
+    config = message.config.model_copy(update={"device": ranks.device})
     loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks)
     runner = ModelRunner(loaded.model, make_pool(loaded, config), config.attention_backend)
     return FollowingRunner(runner, ranks)

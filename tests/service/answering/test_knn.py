@@ -19,7 +19,6 @@ from retrieval.library import Library
 from service.answering.datastores import Datastores
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
 from service.engine.async_engine import AsyncEngine
-from service.engine.engine import Engine
 from service.engine.request import Generation, SamplingParams
 from service.errors import PromptTooLong
 
@@ -28,35 +27,37 @@ TEXTS = [(("a", 1), "The bridge was built by Ada Miller. " * 12), (("b", 1), "Th
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: Path) -> Engine:
-    return Engine.from_pretrained(str(tiny_model), kv_memory=8 << 20, page_size=16, drafter="none")
+def engine(tiny_model: Path) -> Iterator[AsyncEngine]:
+    with AsyncEngine.from_pretrained(str(tiny_model), kv_memory=8 << 20, page_size=16, drafter="none") as door:
+        yield door
 
 
 @pytest.fixture(scope="module")
-def store(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Datastore:
-    builder = StoreBuilder(tmp_path_factory.mktemp("knn") / "s", identity(engine.loaded))
+def store(engine: AsyncEngine, tmp_path_factory: pytest.TempPathFactory) -> Datastore:
+    builder = StoreBuilder(tmp_path_factory.mktemp("knn") / "s", identity(engine.engine.loaded))
     assert build(engine, TEXTS, builder)
     return Datastore.open(builder.finish(lists=12))
 
 
 @pytest.fixture
-def prompt(engine: Engine) -> list[int]:
-    return encode(engine.tokenizer, "Who built the bridge? Ada")
+def prompt(engine: AsyncEngine) -> list[int]:
+    return encode(engine.engine.tokenizer, "Who built the bridge? Ada")
 
 
-def generate(engine: Engine, prompt: list[int], params: SamplingParams, request: KnnRequest) -> Generation:
-    return engine.generate([prompt], params, request)[0]
+def generate(engine: AsyncEngine, prompt: list[int], params: SamplingParams, request: KnnRequest) -> Generation:
+    (found,) = engine.generate([prompt], params, mixture=request)
+    return found
 
 
 @pytest.fixture(autouse=True)
-def _pages_return(engine: Engine) -> Iterator[None]:
+def _pages_return(engine: AsyncEngine) -> Iterator[None]:
     yield
-    engine.check_integrity()
-    assert engine.blocks.num_owned == 0
+    engine.engine.check_integrity()
+    assert engine.engine.blocks.num_owned == 0
 
 
-def test_an_entry_is_the_state_before_its_token(engine: Engine, store: Datastore) -> None:
-    ids = encode(engine.tokenizer, TEXTS[0][1])
+def test_an_entry_is_the_state_before_its_token(engine: AsyncEngine, store: Datastore) -> None:
+    ids = encode(engine.engine.tokenizer, TEXTS[0][1])
     assert store.values[: len(ids) - 1].tolist() == ids[1:]
     assert store.offsets.tolist() == [0, len(ids) - 1]
     states = hidden_states(engine, ids[:40])
@@ -65,7 +66,7 @@ def test_an_entry_is_the_state_before_its_token(engine: Engine, store: Datastore
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "sampled"])
 def test_without_weight_the_model_speaks_alone(
-    engine: Engine, store: Datastore, prompt: list[int], params: dict[str, float]
+    engine: AsyncEngine, store: Datastore, prompt: list[int], params: dict[str, float]
 ) -> None:
     chosen = SamplingParams(max_tokens=40, ignore_eos=True, **params)  # type: ignore[arg-type]
     plain = engine.generate([prompt], chosen)[0]
@@ -84,7 +85,7 @@ def test_without_weight_the_model_speaks_alone(
 )
 @pytest.mark.parametrize("stride", [None, 3, 8])
 def test_knn_speculation_changes_no_token(
-    engine: Engine,
+    engine: AsyncEngine,
     store: Datastore,
     prompt: list[int],
     params: dict[str, float],
@@ -113,7 +114,7 @@ def test_knn_speculation_changes_no_token(
     assert alone.token_ids != one.token_ids  # the neighbours do speak
 
 
-def test_a_stop_string_ends_a_knn_answer(engine: Engine, store: Datastore, prompt: list[int]) -> None:
+def test_a_stop_string_ends_a_knn_answer(engine: AsyncEngine, store: Datastore, prompt: list[int]) -> None:
     options = KnnOptions(4, 0.9, 2.0, stride=8)
     whole = generate(engine, prompt, SamplingParams(max_tokens=30), KnnRequest(ExactSearch(store), options))
     stop = whole.text[5:8]
@@ -122,21 +123,21 @@ def test_a_stop_string_ends_a_knn_answer(engine: Engine, store: Datastore, promp
     assert cut.text == whole.text[: whole.text.index(stop)]
 
 
-def test_a_knn_prompt_that_is_too_long_is_refused(engine: Engine, store: Datastore) -> None:
+def test_a_knn_prompt_that_is_too_long_is_refused(engine: AsyncEngine, store: Datastore) -> None:
     request = KnnRequest(ExactSearch(store), KnnOptions())
     with pytest.raises(PromptTooLong):
-        generate(engine, [1] * engine.max_model_len, SamplingParams(max_tokens=1), request)
+        generate(engine, [1] * engine.window, SamplingParams(max_tokens=1), request)
 
 
-def test_a_datastore_in_pieces_is_the_same(engine: Engine, store: Datastore, tmp_path: Path) -> None:
+def test_a_datastore_in_pieces_is_the_same(engine: AsyncEngine, store: Datastore, tmp_path: Path) -> None:
     """A build whose time is up after every window, and that is begun again, ends in the same files."""
     while True:
-        builder = StoreBuilder(tmp_path / "s", identity(engine.loaded))
+        builder = StoreBuilder(tmp_path / "s", identity(engine.engine.loaded))
         before = builder.entries
         if build(engine, TEXTS, builder, until=0.0 if before else time.monotonic()):
             break
         builder.close()
-        builder = StoreBuilder(tmp_path / "s", identity(engine.loaded))
+        builder = StoreBuilder(tmp_path / "s", identity(engine.engine.loaded))
         build(engine, TEXTS, builder, entries=builder.entries + 1)
         builder.commit()
         builder.close()
@@ -145,9 +146,8 @@ def test_a_datastore_in_pieces_is_the_same(engine: Engine, store: Datastore, tmp
     np.testing.assert_array_equal(again.values, store.values)
 
 
-def test_datastores_follow_the_documents(home: Path, tiny_model: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_model), kv_memory=8 << 20, drafter="none")
-    of_model = identity(engine.loaded)
+def test_datastores_follow_the_documents(home: Path, engine: AsyncEngine) -> None:
+    of_model = identity(engine.engine.loaded)
     options = KnnOptions()
     with Library.open(home) as library:
         stores = Datastores(library)
@@ -204,24 +204,18 @@ def test_ask_with_a_datastore(folio: Folio, home: Path, tiny_model: Path) -> Non
     assert "no lists" in error
 
 
-def test_a_knn_answer_runs_beside_others(engine: Engine, store: Datastore, prompt: list[int]) -> None:
+def test_a_knn_answer_runs_beside_others(engine: AsyncEngine, store: Datastore, prompt: list[int]) -> None:
     """Rows of a kNN request in the steps of others change neither."""
     params = SamplingParams(max_tokens=32, ignore_eos=True)
     request = KnnRequest(ExactSearch(store), KnnOptions(8, 0.5, 2.0))
     alone = generate(engine, prompt, params, request).token_ids
     plain = engine.generate([prompt], params)[0].token_ids
 
-    async def both() -> list[list[int]]:
-        running = AsyncEngine(engine)
-        await running.start()
+    async def tokens(mixture: KnnRequest | None) -> list[int]:
+        outputs = engine.stream(prompt, params, mixture=mixture)
+        return [token async for output in outputs for token in output.token_ids]
 
-        async def tokens(mixture: KnnRequest | None) -> list[int]:
-            outputs = running.generate(prompt, params, mixture=mixture)
-            return [token async for output in outputs for token in output.token_ids]
+    async def three() -> list[list[int]]:
+        return await asyncio.gather(tokens(request), tokens(None), tokens(request))
 
-        try:
-            return await asyncio.gather(tokens(request), tokens(None), tokens(request))
-        finally:
-            await running.stop()
-
-    assert asyncio.run(both()) == [alone, plain, alone]
+    assert asyncio.run(three()) == [alone, plain, alone]
