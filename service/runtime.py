@@ -157,7 +157,7 @@ class Runtime:
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, for decoding only: other threads decode with it too."""
-        return self.engine.engine.tokenizer
+        return self.engine.tokenizer
 
     @staticmethod
     def _warm_up(library: Library) -> None:
