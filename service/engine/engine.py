@@ -28,7 +28,7 @@ from torch import Tensor
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
-from service.engine.block_manager import BlockManager
+from service.engine.block_manager import BlockManager, OutOfPages
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
@@ -39,7 +39,7 @@ from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.mixture import Lookups, MixtureSource
-from service.engine.reading import Reading
+from service.engine.reading import Priority, Reading
 from service.engine.request import (
     DraftSources,
     FinishReason,
@@ -116,7 +116,7 @@ class Engine:
         self._detokenizers: dict[str, Detokenizer] = {}
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
-        resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
+        resources = draft_resources(loaded, config, self.runner, self.lent, self.scheduler, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
         self.drafting = Drafting(resources, config.drafter, most_nodes)
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
@@ -208,12 +208,16 @@ class Engine:
         started = time.perf_counter()
         outputs, self._outputs = self._outputs, []
         outputs += self._settle()
+        self.drafting.resume()
         step = self.scheduler.schedule()
         if not step:
-            self.lookups.wait(_IDLE_S)
-            return outputs
+            return outputs + self._idle()
         try:
             self.drafting.propose(step)
+            step.slices = [part for part in step.slices if not part.request.parked]
+            self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
+            if not step:
+                return outputs
             forwarded = time.perf_counter()
             forward = self.runner.run(step.slices)
             verifying = time.perf_counter()
@@ -399,19 +403,26 @@ class Engine:
             outputs.append(self._output(request, new_ids, pieces, [TARGET] * len(new_ids)))
         return outputs
 
+    def _idle(self) -> list[TokenOutput]:
+        """Where no row can run: wait for look-ups; without any, end a request that waits for a drafter in vain."""
+        if self.lookups:
+            self.lookups.wait(_IDLE_S)
+        elif self.drafting.held:
+            return [self._fail(self.drafting.held[-1], OutOfPages("no page is left for what its drafter must read"))]
+        return []
+
     def _hand_over(self, part: Slice, hidden: Tensor | None) -> list[TokenOutput]:
         """Tell who wanted a sequence read what was read of it; the end, where it is whole."""
         request, reading = part.request, part.request.reading
         assert reading is not None
         try:
-            if reading.on_chunk is not None and hidden is not None:
-                reading.on_chunk(part.start, hidden)
-            if request.num_pending:
+            if not reading.take(request, part.start, hidden):
                 return []
-            if reading.on_read is not None:
-                reading.on_read(request)
         except Exception as error:
             return [self._fail(request, error)]
+        if reading.priority is Priority.DRAFT:  # a drafter's affair, and no request of anybody's
+            self.scheduler.finish(request, FinishReason.STOP)
+            return []
         return [self._finish(request, FinishReason.STOP)]
 
     def _output(self, request: Request, new_ids: list[int], pieces: list[str], sources: list[str]) -> TokenOutput:

@@ -68,10 +68,13 @@ class Scheduler:
         step = max(self.config.max_step_tokens, self.config.max_draft + 1, self.blocks.page_size)
         return sum(lifetimes.most_pages(group, max_len, step) for group in groups)
 
-    def schedule(self) -> Step:
-        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included."""
+    def schedule(self, most_rows: int | None = None) -> Step:
+        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included.
+
+        most_rows: where fewer than `SchedulerConfig.max_step_tokens` are left.
+        """
         step = Step()
-        budget = self.config.max_step_tokens
+        budget = self.config.max_step_tokens if most_rows is None else most_rows
         for request in list(self.running):
             if request.decodes and request in self.running:
                 budget -= self._schedule_decode(step, request)
@@ -275,8 +278,7 @@ class Scheduler:
                 return len(pages)
             except OutOfPages:
                 victim = self.running[-1]
-                answers = request.priority is Priority.ANSWER and victim.priority is not Priority.BACKGROUND
-                if answers and self._reclaim():
+                if victim.priority is Priority.ANSWER and self._reclaim():
                     continue
                 self._preempt(step, victim)
                 if victim is request:

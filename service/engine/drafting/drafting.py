@@ -18,6 +18,7 @@ from drafters.sources.successors import top_successors
 from drafters.stats import DraftingStats, token_sources
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
+from service.engine.drafting.sessions import SeparateDraftModel
 from service.engine.request import Request
 from service.engine.step import Slice, Step
 from service.errors import InvalidRequest
@@ -47,6 +48,8 @@ class Drafting:
         self.most_nodes = most_nodes
         self.totals = DraftingStats()
         self._requests: dict[str, _Drafted] = {}
+        self.held: list[Request] = []
+        """Requests that cannot be decoded before their drafters are ready, and are parked until then."""
 
     def open(self, request: Request, stops: frozenset[int]) -> None:
         """Give a request the drafter that it asks for; ``stops`` are the tokens that end its output.
@@ -95,8 +98,24 @@ class Drafting:
             if not drafted.started:
                 drafted.started = True
                 drafted.drafter.start(drafted.state)
+            if drafted.drafter.lossy and not drafted.drafter.ready:
+                part.request.parked = True
+                self.held.append(part.request)
+                continue
             tree = drafted.drafter.propose(drafted.state, part.draft_budget)
             part.tree = tree if len(tree) else None
+
+    def read_ahead(self, budget: int) -> None:
+        """Let a draft model with pages of its own read prompts, at most so many rows of them."""
+        model = self.resources.draft_model
+        if isinstance(model, SeparateDraftModel):
+            model.read_ahead(budget)
+
+    def resume(self) -> None:
+        """Let the requests run again that waited for their drafters."""
+        for request in self.held:
+            request.parked = not self._requests[request.id].drafter.ready
+        self.held = [request for request in self.held if request.parked]
 
     def adjust(self, part: Slice, logits: Tensor) -> Tensor:
         """The logits that the request's choices are made from; only a lossy drafter changes them."""
@@ -144,6 +163,8 @@ class Drafting:
     def close(self, request: Request) -> dict[str, Any]:
         """End the drafter of a request, wherever it is; returns its figures."""
         drafted = self._requests.pop(request.id, None)
+        if request in self.held:
+            self.held.remove(request)
         if drafted is None:
             return {}
         if drafted.started:
