@@ -24,7 +24,8 @@ from retrieval.knn.store import StoreBuilder, StoreIdentity, windows
 from service.engine.block_manager import OutOfPages
 from service.engine.detokenizer import Detokenizer
 from service.engine.drafting.sessions import PagedDraftModel, PagedSession, SessionClosed
-from service.engine.request import FinishReason, Generation, SamplingParams, TokenOutput
+from service.engine.finish import FinishReason
+from service.engine.request import Generation, SamplingParams, TokenOutput
 from service.engine.runner.cuda_graphs import GraphedRunner
 from service.engine.runner.hidden_states import HiddenStates
 from service.engine.runner.model_runner import ModelRunner

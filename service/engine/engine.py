@@ -2,14 +2,16 @@
 
 A step is
 
-    step     = scheduler.schedule()          which tokens run; pages reserved
-    drafting.propose(step)                   guesses below the pending tokens; may be empty
-    forward  = runner.run(step.slices)       one forward of the unmodified model
-    verdicts = verify(tree, choices)         pure
-    scheduler.commit(step, verdicts)         lengths move, pages return
+    step    = scheduler.schedule()           which tokens run; pages reserved
+    drafting.propose(slice)                  guesses below the pending tokens; may be empty
+    forward = runner.run(step.slices)        one forward of the unmodified model
+    verdict = verify(tree, choices)          pure
+    emitted = stop_checker.take(tokens)      where the output ends, and its text
+    scheduler.commit(step, emitted)          lengths move, pages return
 
-and an exception anywhere before commit is a rollback: no length has moved. The requests of that step then fail with an
-error each; the engine and the other requests go on.
+A failure belongs to one request: what its drafter, its logits, its constraint or its text raises ends it with an error,
+and the others of the step get the tokens that they would have got. Where the forward itself fails, all that it was run
+for fail. No length has moved before commit.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from __future__ import annotations
 import itertools
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,16 +37,15 @@ from service.engine.detokenizer import Detokenizer
 from service.engine.drafting.drafting import Drafting, checked_drafter
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
+from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.kv.layout import check_attention, checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import (
     DraftSources,
-    FinishReason,
     Generation,
     Request,
     SamplingParams,
-    TokenLogprobs,
     TokenOutput,
 )
 from service.engine.runner.device import is_lost
@@ -54,7 +56,7 @@ from service.engine.runner.ranks import leading
 from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstraintCompiler
 from service.engine.sampling.logits_processor import LogitsProcessor
-from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
+from service.engine.sampling.sampler import NO_TOKEN, RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
 from service.errors import Busy, DeviceLost, FolioError, InvalidRequest, ModelError, PromptTooLong
@@ -62,6 +64,21 @@ from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to for a slice that samples.
+
+    Attributes:
+        rows: of the step's logits: its pending token's and its tree's nodes'.
+        verdict: what was verified. emitted: what of it the request keeps.
+    """
+
+    seq: Slice
+    rows: slice
+    verdict: Verdict
+    emitted: Emitted
 
 
 @dataclass
@@ -108,7 +125,6 @@ class Engine:
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
-        self._detokenizers: dict[str, Detokenizer] = {}
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
         resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
@@ -157,18 +173,18 @@ class Engine:
         self._check_ids(prompt_ids)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
-        request = Request(request_id, prompt_ids, params, draft_sources)
+        detokenizer = Detokenizer(self.tokenizer, params.stop) if self.tokenizer is not None else None
+        stop_checker = StopChecker(self._stop_ids(params), params.max_tokens, detokenizer)
+        request = Request(request_id, prompt_ids, params, draft_sources, stop_checker)
         request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
-        self.drafting.open(request, self._stop_ids(params))
+        self.drafting.open(request, stop_checker.stop_ids)
         try:
             self.scheduler.add(request)
         except FolioError:
             self.drafting.close(request)
             raise
         self._requests[request_id] = request
-        if self.tokenizer is not None:
-            self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
         return request_id
 
     @property
@@ -199,32 +215,15 @@ class Engine:
             DeviceLost: the device will answer no later step either.
         """
         started = time.perf_counter()
-        outputs, self._outputs = self._outputs, []
         step = self.scheduler.schedule()
-        if not step:
-            return outputs
-        try:
-            self.drafting.propose(step)
-            forwarded = time.perf_counter()
-            forward = self.runner.run(step.slices)
-            verifying = time.perf_counter()
-            verdicts = self._verify(step, forward)
-            verified = time.perf_counter()
-            forward_s = verified - forwarded
-        except Exception as error:  # whatever the model raises fails this step's requests, not the engine
-            self.scheduler.rollback(step)
-            if is_lost(error):
-                reason = str(error).splitlines()[0]
-                raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
-            log.exception("step failed", requests=[p.request.id for p in step.slices])
-            return outputs + [self._fail(p.request, error) for p in step.slices]
-        self.drafting.count_verifying(step, verified - verifying)
-        self.scheduler.commit(step, verdicts, self._is_stop)
-        outputs += self._collect(step, verdicts, forward)
-        self.drafting.record(step, time.perf_counter() - forwarded)
-        self.totals.steps += 1
-        self.totals.forward_s += forward_s
-        self.totals.step_s += time.perf_counter() - started
+        for request, error in step.failed:
+            self._fail(request, error)
+        self._propose(step)
+        if step:
+            self._run(step)
+            self.totals.steps += 1
+            self.totals.step_s += time.perf_counter() - started
+        outputs, self._outputs = self._outputs, []
         return outputs
 
     def generate(
@@ -367,105 +366,141 @@ class Engine:
                 param="prompt",
             )
 
-    def _is_stop(self, request: Request, token: int) -> bool:
-        return token in self._stop_ids(request.params)
-
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         own = frozenset(params.stop_token_ids)
         return own if params.ignore_eos else own | self.loaded.eos_ids
 
-    def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
-        """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
-        sampling = [(part, first) for part, first in zip(step.slices, forward.first_row, strict=True) if part.samples]
-        logits = self._chosen_from(sampling, forward.logits)
-        keyed = sample(logits, _keys([part for part, _ in sampling])) if sampling else []
-        verdicts = {}
-        for (part, first), walked in zip(sampling, keyed, strict=True):
-            verdict = self.drafting.verify(part, logits[_rows(part, first)], walked)
-            verdicts[part.request.id] = verdict
-            if verdict.path:
-                self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)
-        for part in step.slices:
-            if part.request.policy is not None:
-                count = len(part.token_ids)
-                path = verdicts[part.request.id].path if part.samples else ()
-                part.request.policy.commit([*range(count), *(count + node for node in path)])
-        return verdicts
+    @contextmanager
+    def _failing_alone(self, request: Request) -> Iterator[None]:
+        """What is raised in here fails this request; the others of the step go on."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("request failed", request=request.id)
+            self._fail(request, error)
 
-    def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
+    def _propose(self, step: Step) -> None:
+        """Let the drafters guess. A request whose drafter cannot do without is left out of the step."""
+        batch_size = sum(seq.samples for seq in step.slices)
+        for seq in step.slices:
+            with self._failing_alone(seq.request):
+                self.drafting.propose(seq, batch_size)
+        step.slices = [seq for seq in step.slices if seq.request.finish_reason is None]
+
+    def _run(self, step: Step) -> None:
+        """From the forward to the outputs."""
+        forwarded = time.perf_counter()
+        try:
+            forward = self.runner.run(step.slices)
+            verifying = time.perf_counter()
+            outcomes = self._verify(step, forward)
+        except DeviceLost:
+            raise
+        except Exception as error:  # of the model, and so of all that it was run for
+            log.exception("step failed", requests=[seq.request.id for seq in step.slices])
+            self.scheduler.rollback(step)
+            for seq in step.slices:
+                if seq.request.finish_reason is None:
+                    self._fail(seq.request, error)
+            return
+        verified = time.perf_counter()
+        self.totals.forward_s += verified - forwarded
+        self.drafting.count_verifying([outcome.seq.request for outcome in outcomes], verified - verifying)
+        self.scheduler.commit(step, {outcome.seq.request.id: outcome.emitted for outcome in outcomes})
+        self._collect(step, outcomes, forward)
+        self.drafting.record(step, time.perf_counter() - forwarded)
+
+    def _verify(self, step: Step, forward: Forward) -> list[Outcome]:
+        """Choose a token after every row, walk the trees, end the outputs, and keep the KV of accepted nodes."""
+        sampling = [
+            (seq, _rows(seq, first)) for seq, first in zip(step.slices, forward.first_row, strict=True) if seq.samples
+        ]
+        logits = self._processed(sampling, forward.logits)
+        keyed = sample(logits, _keys([seq for seq, _ in sampling])) if sampling else []
+        outcomes = {}
+        for (seq, rows), walked in zip(sampling, keyed, strict=True):
+            request = seq.request
+            if request.finish_reason is None:
+                with self._failing_alone(request):
+                    verdict = self._judge(seq, logits[rows], walked)
+                    emitted = request.stop_checker.take(verdict.tokens, request.num_output)
+                    outcomes[request.id] = Outcome(seq, rows, verdict, emitted)
+        for seq in step.slices:
+            if seq.request.finish_reason is None:
+                with self._failing_alone(seq.request):
+                    self._keep_rows(seq, outcomes[seq.request.id].verdict.path if seq.samples else ())
+        return [outcome for outcome in outcomes.values() if outcome.seq.request.finish_reason is None]
+
+    def _processed(self, sampling: Sequence[tuple[Slice, slice]], logits: Tensor) -> Tensor:
         """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
         changed = [
-            (part, first)
-            for part, first in sampling
-            if part.request.logits_processor or self.drafting.is_lossy(part.request)
+            (seq, rows) for seq, rows in sampling if seq.request.logits_processor or self.drafting.is_lossy(seq.request)
         ]
         if not changed:
             return logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-        for part, first in changed:
-            rows, request = _rows(part, first), part.request
-            own = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
-            if request.logits_processor is not None:
-                own = request.logits_processor(own, request.token_ids, part.tree or EMPTY)
-            logits[rows] = own
+        for seq, rows in changed:
+            with self._failing_alone(seq.request):
+                own = self.drafting.adjust(seq, logits[rows]).to(logits.dtype)
+                if seq.request.logits_processor is not None:
+                    own = seq.request.logits_processor(own, seq.request.token_ids, seq.tree or EMPTY)
+                logits[rows] = own
         return logits
 
-    def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
+    def _judge(self, seq: Slice, logits: Tensor, walked: Verdict) -> Verdict:
+        """The verdict on a tree: the keyed walk's, or that of a drafter with a rule of its own; logits [n + 1, V].
+
+        Raises:
+            FloatingPointError: it came to a row from which no token can be chosen.
+        """
+        verdict = self.drafting.verify(seq, logits, walked)
+        if NO_TOKEN in verdict.tokens or (verdict is not walked and not has_choice(logits[verdict.rows]).all()):
+            position = seq.start + len(seq.token_ids)
+            raise FloatingPointError(
+                f"no token can be chosen from position {position} on: logits are not numbers, or none is finite"
+            )
+        return verdict
+
+    def _keep_rows(self, seq: Slice, path: Sequence[int]) -> None:
+        """Keep what the forward made of a slice's tokens and of the accepted nodes."""
+        count = len(seq.token_ids)
+        if path:
+            self.runner.keep_nodes(seq.request.pages, seq.start + count, path)
+        if seq.request.policy is not None:
+            seq.request.policy.commit([*range(count), *(count + node for node in path)])
+
+    def _collect(self, step: Step, outcomes: Sequence[Outcome], forward: Forward) -> None:
+        """Queue what the step brought to each request, and end those that are done."""
         now = time.perf_counter()
         self.kernels |= forward.kernels
-        outputs = []
-        for part, first in zip(step.slices, forward.first_row, strict=True):
-            request = part.request
-            request.scheduled = request.scheduled or now
-            if not part.samples:
-                continue
-            if request.logits_processor is not None and request.logits_processor.error is not None:
-                outputs.append(self._fail(request, request.logits_processor.error))
-                continue
-            verdict = verdicts[request.id]
-            before = part.start + len(part.token_ids)
-            new_ids = request.token_ids[before:]
+        for seq in step.slices:
+            seq.request.scheduled = seq.request.scheduled or now
+        for outcome in outcomes:
+            request = outcome.seq.request
             request.last_token = now
             request.first_token = request.first_token or now
-            pieces = self._pieces(request, new_ids, before)
-            new_ids = request.token_ids[before:]  # a stop string may have cut them
             request.steps += 1
-            sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
-            output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
-            if request.params.logprobs is not None:
-                output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
-            if request.finish_reason is not None:
-                done = self._finish(request, request.finish_reason)
-                output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
-            outputs.append(output)
-        return outputs
+            with self._failing_alone(request):
+                self._outputs.append(self._output(outcome, forward.logits[outcome.rows]))
 
-    def _pieces(self, request: Request, new_ids: list[int], before: int) -> list[str]:
-        """The text of each new token; a stop string ends the request at the token that completes it."""
-        detokenizer = self._detokenizers.get(request.id)
-        if detokenizer is None:
-            return []
-        pieces = []
-        for i, token in enumerate(new_ids):
-            last = i + 1 == len(new_ids) and request.finish_reason is not None
-            pieces.append(detokenizer.push([token], last=last))
-            if detokenizer.stopped:
-                request.finish_reason = FinishReason.STOP
-                del request.token_ids[before + i + 1 :]
-                break
-        return pieces
-
-    def _logprobs(
-        self, request: Request, forward: Forward, first: int, verdict: Verdict, token_ids: list[int]
-    ) -> list[TokenLogprobs]:
-        count = request.params.logprobs or 0
-        rows = [first, *(first + node + 1 for node in verdict.path)]
-        return [token_logprobs(forward.logits[row], token, count) for row, token in zip(rows, token_ids, strict=False)]
+    def _output(self, outcome: Outcome, logits: Tensor) -> TokenOutput:
+        """What the step brought to one request, which is ended where it is done; logits [n + 1, V] of the model."""
+        request, emitted, verdict = outcome.seq.request, outcome.emitted, outcome.verdict
+        ids, pieces = emitted.token_ids, emitted.pieces
+        sources = self.drafting.observe(outcome.seq, verdict, ids, logits)
+        output = TokenOutput(request.id, ids, "".join(pieces), sources=sources, pieces=pieces)
+        count = request.params.logprobs
+        if count is not None:
+            reached = zip(verdict.rows, ids, strict=False)
+            output.logprobs = [token_logprobs(logits[row], token, count) for row, token in reached]
+        if emitted.reason is not None:
+            done = self._finish(request, emitted.reason)
+            output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
+        return output
 
     def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
         self.scheduler.finish(request, reason)
         self._requests.pop(request.id, None)
-        self._detokenizers.pop(request.id, None)
         totals = self.totals
         totals.finished += 1
         totals.prompt_tokens += request.prompt_len
@@ -474,26 +509,33 @@ class Engine:
         stats = {**request.stats(), "kernels": sorted(self.kernels), **self.drafting.close(request)}
         return TokenOutput(request.id, [], "", True, reason.value, stats)
 
-    def _fail(self, request: Request, error: Exception) -> TokenOutput:
+    def _fail(self, request: Request, error: Exception) -> None:
+        """End a request with an error; its pages are free when this returns.
+
+        Raises:
+            DeviceLost: the error is none of the request's own.
+        """
+        if is_lost(error):
+            reason = str(error).splitlines()[0]
+            raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
         self.totals.failed += 1
-        request.finish_reason = FinishReason.ERROR
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
-        return output
+        self._outputs.append(output)
 
 
-def _keys(sampling: list[Slice]) -> RowKeys:
+def _keys(sampling: Sequence[Slice]) -> RowKeys:
     """How the tokens after the pending token and the tree's nodes of each slice are chosen."""
     return RowKeys(
-        [part.request.params for part in sampling],
-        [part.tree or EMPTY for part in sampling],
-        [part.start + len(part.token_ids) for part in sampling],
+        [seq.request.params for seq in sampling],
+        [seq.tree or EMPTY for seq in sampling],
+        [seq.start + len(seq.token_ids) for seq in sampling],
     )
 
 
-def _rows(part: Slice, first: int) -> slice:
+def _rows(seq: Slice, first: int) -> slice:
     """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
-    return slice(first, first + part.num_rows - len(part.token_ids) + 1)
+    return slice(first, first + seq.num_rows - len(seq.token_ids) + 1)
 
 
 def _join(parts: list[TokenOutput]) -> Generation:

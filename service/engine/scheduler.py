@@ -12,12 +12,12 @@ Lengths move and pages are freed in ``commit``, ``rollback`` and ``finish`` alon
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from drafters.verify import Verdict
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
-from service.engine.request import FinishReason, Request
+from service.engine.finish import Emitted, FinishReason
+from service.engine.request import Request
 from service.engine.step import Slice, Step
 from service.errors import Busy, PromptTooLong
 from sparse_attn.kv.lifetimes import PageLifetimes
@@ -105,32 +105,29 @@ class Scheduler:
         self._schedule_prefill(step, budget)
         return step
 
-    def commit(self, step: Step, verdicts: dict[str, Verdict], is_stop: Callable[[Request, int], bool]) -> None:
+    def commit(self, step: Step, emitted: Mapping[str, Emitted]) -> None:
         """Move lengths on, append the emitted tokens, return the pages that a rejected draft had reserved.
 
-        Args:
-            verdicts: by request id, for every slice that samples.
-            is_stop: does this token end the sequence of the request?
+        ``emitted`` is by request id, for every slice that samples.
         """
-        for part in step.slices:
-            request = part.request
-            if request.finish_reason is not None:  # aborted during the forward; its pages went back then
+        for seq in step.slices:
+            request = seq.request
+            if request.finish_reason is not None:  # failed after the forward; its pages went back then
                 continue
-            if not part.samples:
-                request.num_computed = part.start + len(part.token_ids)
-                self._publish(request)
-                self._drop_gone(request)
-                continue
-            verdict = verdicts[request.id]
-            kept = self._cut(request, verdict.tokens, is_stop)
-            request.token_ids.extend(kept)
-            # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
-            request.num_computed = part.start + len(part.token_ids) + len(kept) - 1
+            request.num_computed = seq.start + len(seq.token_ids)
+            if seq.samples:
+                self._append(request, emitted[request.id])
             self._publish(request)
             spare = request.pages[self.blocks.pages_for(request.num_computed) :]
             del request.pages[len(request.pages) - len(spare) :]
             self.blocks.release(spare)
             self._drop_gone(request)
+
+    def _append(self, request: Request, emitted: Emitted) -> None:
+        request.token_ids.extend(emitted.token_ids)
+        # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
+        request.num_computed += len(emitted.token_ids) - 1
+        request.finish_reason = emitted.reason
 
     def rollback(self, step: Step) -> None:
         """Undo ``schedule``: the pages it took go back, no length has moved."""
@@ -249,7 +246,7 @@ class Scheduler:
     def _reserve(self, step: Step, request: Request, num_tokens: int) -> int | None:
         """Give the request pages for ``num_tokens`` tokens, preempting younger requests if need be.
 
-        Returns how many pages it took, or None where the request itself was preempted.
+        Returns how many pages it took, or None where the request itself was preempted or can have none.
         """
         wanted = self.blocks.pages_for(num_tokens) - len(request.pages)
         if wanted <= 0:
@@ -258,9 +255,12 @@ class Scheduler:
             try:
                 request.pages += (pages := self.blocks.allocate(wanted))
                 return len(pages)
-            except OutOfPages:
+            except OutOfPages as error:
                 if self._reclaim():
                     continue
+                if self.running == [request]:  # nobody is left who could give pages back
+                    step.failed.append((request, error))
+                    return None
                 victim = self.running[-1]
                 self._preempt(step, victim)
                 if victim is request:
@@ -290,20 +290,6 @@ class Scheduler:
             last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
             first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
             self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
-
-    @staticmethod
-    def _cut(request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> list[int]:
-        """The emitted tokens up to the first that ends the sequence, or up to max_tokens."""
-        kept: list[int] = []
-        for token in tokens:
-            kept.append(token)
-            if is_stop(request, token):
-                request.finish_reason = FinishReason.STOP
-                break
-            if request.num_output + len(kept) == request.params.max_tokens:
-                request.finish_reason = FinishReason.LENGTH
-                break
-        return kept
 
 
 def _row_limit(request: Request) -> int | None:

@@ -84,19 +84,21 @@ class Drafting:
         )
         self._requests[request.id] = _Drafted(drafter, state)
 
-    def propose(self, step: Step) -> None:
-        """Hang a tree below the pending token of every decoding slice that has room for one."""
-        batch_size = sum(part.samples for part in step.slices)
-        for part in step.slices:
-            if not (part.samples and part.draft_budget):
-                continue
-            drafted = self._requests[part.request.id]
-            drafted.state.batch_size = batch_size
-            if not drafted.started:
-                drafted.started = True
-                drafted.drafter.start(drafted.state)
-            tree = drafted.drafter.propose(drafted.state, part.draft_budget)
-            part.tree = tree if len(tree) else None
+    def propose(self, part: Slice, batch_size: int) -> None:
+        """Hang a tree below the pending token of a decoding slice that has room for one.
+
+        Raises:
+            DrafterError: a drafter failed without which the declared distribution cannot be sampled.
+        """
+        if not (part.samples and part.draft_budget):
+            return
+        drafted = self._requests[part.request.id]
+        drafted.state.batch_size = batch_size
+        if not drafted.started:
+            drafted.started = True
+            drafted.drafter.start(drafted.state)
+        tree = drafted.drafter.propose(drafted.state, part.draft_budget)
+        part.tree = tree if len(tree) else None
 
     def adjust(self, part: Slice, logits: Tensor) -> Tensor:
         """The logits that the request's choices are made from; only a lossy drafter changes them."""
@@ -128,12 +130,11 @@ class Drafting:
             drafted.drafter.observe(drafted.state, tree, cut, top)
         return token_sources(tree, cut)
 
-    def count_verifying(self, step: Step, seconds: float) -> None:
-        """Put the time of a step's choices, walks and moved KV down to the requests that decoded in it, in equal
+    def count_verifying(self, requests: Sequence[Request], seconds: float) -> None:
+        """Put the time of a step's choices, walks and moved KV down to the requests that sampled in it, in equal
         shares."""
-        sampling = [part.request.id for part in step.slices if part.samples]
-        for request_id in sampling:
-            self._requests[request_id].drafter.stats.verifying_seconds += seconds / len(sampling)
+        for request in requests:
+            self._requests[request.id].drafter.stats.verifying_seconds += seconds / len(requests)
 
     def record(self, step: Step, seconds: float) -> None:
         """Teach the machine profile the time of a step that decoded only, all that follows the guessing included."""
