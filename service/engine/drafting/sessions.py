@@ -18,8 +18,9 @@ from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree
 from service.engine.block_manager import BlockManager, OutOfPages, Place
+from service.engine.finish import FinishReason
 from service.engine.reading import Priority, Reading
-from service.engine.request import FinishReason, Request, SamplingParams
+from service.engine.request import Request, SamplingParams
 from service.engine.runner.fused_layers import pass_on
 from service.engine.runner.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
@@ -92,7 +93,7 @@ class SeparateDraftModel(PagedDraftModel):
             for part in step.slices:
                 self.scheduler.finish(part.request, FinishReason.ERROR)
             return
-        self.scheduler.commit(step, {}, lambda *_: False)
+        self.scheduler.commit(step, {})
         for part in step.slices:
             if part.request.reading is not None and part.request.reading.take(part.request, part.start):
                 self.scheduler.finish(part.request, FinishReason.STOP)

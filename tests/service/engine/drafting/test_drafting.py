@@ -235,7 +235,9 @@ def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
     engine.check_integrity()
 
 
-@pytest.mark.parametrize("drafter", ["rag:context=200,chunk=8", "draft_model", "rag:target_mix=3,context=200,chunk=8"])
+@pytest.mark.parametrize(
+    "drafter", ["rag:context=200,chunk=16", "draft_model", "rag:target_mix=3,context=200,chunk=16"]
+)
 def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: Any) -> None:
     """No step is longer than its budget, another client's row runs in each, and the request goes on meanwhile."""
     engine = drafting_engine(tmp_path)
@@ -253,7 +255,9 @@ def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: 
         runner.run = counted(runner.run)
     plain = {"drafter": "none", "ignore_eos": True}
     other = engine.add_request(prompt(1), SamplingParams(max_tokens=60, **plain))
-    drafted = engine.add_request(prompt(2) * 2, SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True))
+    drafted = engine.add_request(
+        prompt(2) + prompt(3) + prompt(4), SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
+    )
     request, lossy = engine._requests[drafted], "target_mix" in drafter
     found: list[int] = []
     while not request.num_output:
@@ -275,7 +279,7 @@ def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: 
 
 def test_a_lossy_drafter_that_finds_no_room_fails_its_request() -> None:
     engine = make_engine(pages=8)
-    drafter = "rag:target_mix=3,context=80,chunk=8"
+    drafter = "rag:target_mix=3,context=80,chunk=16"
     params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
     name = engine.add_request(prompt()[:90], params)
     outputs = [output for _ in range(12) for output in engine.step()]
