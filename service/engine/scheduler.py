@@ -13,13 +13,13 @@ Lengths move and pages are freed in ``commit``, ``rollback`` and ``finish`` alon
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from drafters.verify import Verdict
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
+from service.engine.finish import Emitted, FinishReason
 from service.engine.reading import Priority
-from service.engine.request import FinishReason, Request
+from service.engine.request import Request
 from service.engine.step import Slice, Step
 from sparse_attn.kv.lifetimes import PageLifetimes
 
@@ -68,10 +68,13 @@ class Scheduler:
         step = max(self.config.max_step_tokens, self.config.max_draft + 1, self.blocks.page_size)
         return sum(lifetimes.most_pages(group, max_len, step) for group in groups)
 
-    def schedule(self) -> Step:
-        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included."""
+    def schedule(self, most_rows: int | None = None) -> Step:
+        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included.
+
+        most_rows: where fewer than `SchedulerConfig.max_step_tokens` are left.
+        """
         step = Step()
-        budget = self.config.max_step_tokens
+        budget = self.config.max_step_tokens if most_rows is None else most_rows
         for request in list(self.running):
             if request.decodes and request in self.running:
                 budget -= self._schedule_decode(step, request)
@@ -83,45 +86,35 @@ class Scheduler:
             budget -= self._schedule_prefill(step, some, budget)
         return step
 
-    def commit(self, step: Step, verdicts: dict[str, Verdict], is_stop: Callable[[Request, int], bool]) -> None:
+    def commit(self, step: Step, emitted: Mapping[str, Emitted]) -> None:
         """Move lengths on, append the emitted tokens, return the pages that a rejected draft had reserved.
 
-        Args:
-            verdicts: by request id, for every slice that samples.
-            is_stop: does this token end the sequence of the request?
+        ``emitted`` is by request id, for every slice that samples.
         """
-        for part in step.slices:
-            request = part.request
-            if request.finish_reason is not None:  # aborted during the forward; its pages went back then
+        for seq in step.slices:
+            request = seq.request
+            if request.finish_reason is not None:  # failed after the forward; its pages went back then
                 continue
-            if not part.samples:
-                request.num_computed = part.start + len(part.token_ids)
-                self._publish(request)
-                self._drop_gone(request)
-                continue
-            verdict = verdicts[request.id]
-            if request.mixture is not None:
-                self._commit_guess(part, verdict.tokens)
-                continue
-            kept = self._cut(request, verdict.tokens, is_stop)
-            request.token_ids.extend(kept)
-            # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
-            request.num_computed = part.start + len(part.token_ids) + len(kept) - 1
+            request.num_computed = seq.start + len(seq.token_ids)
+            if seq.samples and request.mixture is not None:
+                self._append_guess(request, emitted[request.id])
+            elif seq.samples:
+                self._append(request, emitted[request.id])
             self._publish(request)
             self._release_spare(request)
             self._drop_gone(request)
 
-    def settle(self, request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> None:
+    def settle(self, request: Request, emitted: Emitted) -> None:
         """Put the true tokens of a round in the place of the guesses, and let the request run again.
 
         The true tokens are the guesses up to the first that was wrong, so that what lies in pages is what they say. No
         page is cut that others may read: none was published beyond the tokens that were certain.
         """
-        kept = self._cut(request, tokens, is_stop)
-        request.token_ids[request.num_certain :] = kept
+        request.token_ids[request.num_certain :] = emitted.token_ids
         request.num_provisional = 0
         request.num_computed = min(request.num_computed, len(request.token_ids) - 1)
         request.parked = False
+        request.finish_reason = emitted.reason
         self._publish(request)
         self._release_spare(request)
         self._drop_gone(request)
@@ -151,15 +144,17 @@ class Scheduler:
         assert all(not r.pages for r in self.waiting), "a waiting request holds pages"
         self.blocks.check_integrity([*(r.pages for r in self.running), *lent])
 
-    def _commit_guess(self, part: Slice, guess: Sequence[int]) -> None:
-        """A row of a round: its token lies in pages; the guess is provisional, and without one the request parks."""
-        request = part.request
-        request.num_computed = part.start + len(part.token_ids)
-        request.token_ids.extend(guess)
-        request.num_provisional += len(guess)
-        request.parked = not guess
-        self._publish(request)
-        self._drop_gone(request)
+    def _append(self, request: Request, emitted: Emitted) -> None:
+        request.token_ids.extend(emitted.token_ids)
+        # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
+        request.num_computed += len(emitted.token_ids) - 1
+        request.finish_reason = emitted.reason
+
+    def _append_guess(self, request: Request, guess: Emitted) -> None:
+        """A row of a round: its guess is provisional, and without one the request parks."""
+        request.token_ids.extend(guess.token_ids)
+        request.num_provisional += len(guess.token_ids)
+        request.parked = not guess.token_ids
 
     def _release_spare(self, request: Request) -> None:
         """Give back the pages behind the computed tokens."""
@@ -264,7 +259,7 @@ class Scheduler:
     def _reserve(self, step: Step, request: Request, num_tokens: int) -> int | None:
         """Give the request pages for ``num_tokens`` tokens, preempting younger requests if need be.
 
-        Returns how many pages it took, or None where the request itself was preempted.
+        Returns how many pages it took, or None where the request itself was preempted or can have none.
         """
         wanted = self.blocks.pages_for(num_tokens) - len(request.pages)
         if wanted <= 0:
@@ -273,11 +268,14 @@ class Scheduler:
             try:
                 request.pages += (pages := self.blocks.allocate(wanted))
                 return len(pages)
-            except OutOfPages:
+            except OutOfPages as error:
                 victim = self.running[-1]
-                answers = request.priority is Priority.ANSWER and victim.priority is not Priority.BACKGROUND
-                if answers and self._reclaim():
+                alone = self.running == [request]
+                if (alone or victim.priority is Priority.ANSWER) and self._reclaim():
                     continue
+                if alone:  # nobody is left who could give pages back
+                    step.failed.append((request, error))
+                    return None
                 self._preempt(step, victim)
                 if victim is request:
                     return None
@@ -308,20 +306,6 @@ class Scheduler:
             last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
             first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
             self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
-
-    @staticmethod
-    def _cut(request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> list[int]:
-        """The emitted tokens up to the first that ends the sequence, or up to max_tokens."""
-        kept: list[int] = []
-        for token in tokens:
-            kept.append(token)
-            if is_stop(request, token):
-                request.finish_reason = FinishReason.STOP
-                break
-            if request.num_output + len(kept) == request.params.max_tokens:
-                request.finish_reason = FinishReason.LENGTH
-                break
-        return kept
 
 
 def _row_limit(request: Request) -> int | None:

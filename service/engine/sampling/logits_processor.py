@@ -13,12 +13,11 @@ from service.errors import InvalidRequest
 
 
 class LogitsProcessor:
-    """The changes that one request asks for. `error` is set where its output can no longer be constrained."""
+    """The changes that one request asks for."""
 
     def __init__(self, constrained: ConstrainedText | None, penalised: PenalisedText | None) -> None:
         self._constrained = constrained
         self._penalised = penalised
-        self.error: Exception | None = None
 
     @classmethod
     def of(
@@ -44,12 +43,13 @@ class LogitsProcessor:
         return cls(constrained, PenalisedText(penalties, prompt, temperature, vocab_size))
 
     def __call__(self, logits: Tensor, tokens: Sequence[int], tree: DraftTree) -> Tensor:
-        """Logits [n + 1, V] behind the text's last token and the tree's nodes -> those that are chosen from."""
+        """Logits [n + 1, V] behind the text's last token and the tree's nodes -> those that are chosen from.
+
+        Raises:
+            RuntimeError: the output can no longer be constrained.
+        """
         if self._constrained is not None:
-            try:
-                logits = self._constrained.adjust(logits, tokens, tree)
-            except RuntimeError as error:  # of this request alone: the others of the step go on
-                self.error = error
+            logits = self._constrained.adjust(logits, tokens, tree)
         if self._penalised is not None:
             logits = self._penalised.adjust(logits, tokens, tree)
         return logits

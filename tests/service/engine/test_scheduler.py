@@ -19,8 +19,10 @@ from hypothesis.stateful import (
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict, verify
 from service.engine.block_manager import GONE, BlockManager, OutOfPages
-from service.engine.request import FinishReason, Request, SamplingParams
+from service.engine.finish import Emitted, FinishReason, StopChecker
+from service.engine.request import Request, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.step import Step
 from sparse_attn.kv.lifetimes import HeadGroups, PageLifetimes
 
 PAGE = 4
@@ -33,8 +35,13 @@ def next_token(tokens: Sequence[int]) -> int:
     return (sum((i + 3) * t for i, t in enumerate(tokens)) + len(tokens)) % 9
 
 
-def is_stop(request: Request, token: int) -> bool:
-    return token == STOP
+def kept(verdicts: dict[str, Verdict], step: Step) -> dict[str, Emitted]:
+    """What each request keeps of its verdict."""
+    of = {seq.request.id: seq.request for seq in step.slices}
+    return {
+        name: StopChecker(frozenset({STOP}), of[name].params.max_tokens).take(verdict.tokens, of[name].num_output)
+        for name, verdict in verdicts.items()
+    }
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -96,7 +103,7 @@ class EngineMachine(RuleBasedStateMachine):
                 choices.append(next_token(ids + [int(tree.tokens[n]) for n in path]))
             verdict = verdicts[request.id] = verify(tree, choices)
             self.write(request, len(ids), [int(tree.tokens[n]) for n in verdict.path])
-        self.scheduler.commit(step, verdicts, is_stop)
+        self.scheduler.commit(step, kept(verdicts, step))
         for request in list(self.live):
             if request.finish_reason is not None:
                 self.scheduler.finish(request, request.finish_reason)
@@ -176,7 +183,7 @@ def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> l
             break
         order.append([p.request.id for p in step.slices])
         verdicts = {p.request.id: verify(EMPTY, [next_token(p.request.token_ids)]) for p in step.slices if p.samples}
-        scheduler.commit(step, verdicts, is_stop)
+        scheduler.commit(step, kept(verdicts, step))
         for request in requests:
             if request.finish_reason and request in scheduler.running:
                 scheduler.finish(request, request.finish_reason)
