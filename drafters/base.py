@@ -70,6 +70,10 @@ class Drafter(Protocol):
     def needs_topk(self) -> int:
         """How many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has read what it must, so that `propose` may be asked; True for what reads nothing."""
+
     def start(self, state: RequestState) -> None: ...
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
@@ -91,6 +95,7 @@ class SourceDrafter:
 
     name: str
     needs_topk: int = 0
+    ready: bool = True
 
     def start(self, state: RequestState) -> None:
         pass
@@ -119,6 +124,10 @@ class DraftSession(Protocol):
     @property
     def length(self) -> int:
         """Committed tokens whose KV is written."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tokens that it was opened with are read; before, nothing but this and `close` may be asked."""
 
     def advance(self, token_ids: Sequence[int]) -> Tensor:
         """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
@@ -155,7 +164,10 @@ class DraftModel(Protocol):
     vocab_size: int
 
     def open(self, token_ids: Sequence[int]) -> DraftSession:
-        """Prefill all of token_ids (may be empty), sharing cached prefixes where the pool has them."""
+        """A session that is to read all of token_ids (may be empty), sharing cached prefixes where the pool has them.
+
+        They are read in the engine's steps: the session says when it is `ready`.
+        """
 
 
 class SkipSession(Protocol):

@@ -172,6 +172,10 @@ class Goodput:
     def needs_topk(self) -> int:
         return self._inner.needs_topk
 
+    @property
+    def ready(self) -> bool:
+        return self._inner.ready
+
     def start(self, state: RequestState) -> None:
         self._inner.start(state)
 

@@ -23,8 +23,8 @@ class TrackedDrafter:
 
     An exception in the inner drafter switches it off for this request: it is logged and counted, and the rest
     is plain decoding, so the answer is the same. Only a lossy drafter passes it on, for without it the
-    declared distribution cannot be sampled. One that says after a step how long it will `rest` is not asked meanwhile,
-    and learns nothing of these steps.
+    declared distribution cannot be sampled. One that says after a step how long it will `rest`, or that is not
+    `ready`, is not asked meanwhile, and learns nothing of these steps.
 
     lossy          the target's logits must go through `adjust` before `choose`
     judges         `verify` wants logits: the drafter has a rule of its own in place of the keyed walk
@@ -47,6 +47,11 @@ class TrackedDrafter:
     def needs_topk(self) -> int:
         return 0 if self._inner is None or self._resting else self._inner.needs_topk
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked; one that is switched off is."""
+        return self._inner is None or self._inner.ready
+
     def start(self, state: RequestState) -> None:
         if self._inner is None:
             return
@@ -63,9 +68,9 @@ class TrackedDrafter:
         budget = min(budget, self._budget)
         if self._inner is None or (budget < 1 and not self.lossy):
             return EMPTY
-        self._resting = self._rest > 0
+        self._resting = self._rest > 0 or not self.ready
         if self._resting:
-            self._rest -= 1
+            self._rest = max(0, self._rest - 1)
             return EMPTY
         began = time.perf_counter()
         try:

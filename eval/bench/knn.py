@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
@@ -22,9 +23,15 @@ from typer import Option
 
 from eval.bench import passages
 from eval.bench.base import BenchOptions, Cells, Figures, NewTokens, Row, Texts, bench
-from eval.bench.timer import ratio
+from eval.bench.timer import ratio, timed
 from eval.errors import EvalError
 from retrieval.iterative.strides import Experiences
+from retrieval.knn.decoding import KnnOptions
+from retrieval.knn.search import ExactSearch, ListSearch
+from retrieval.knn.store import Datastore, StoreBuilder, read_manifest
+from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
+from service.engine.async_engine import AsyncEngine
+from service.engine.request import SamplingParams
 
 TARGETS = {"exact_speedup": 7.59, "approximate_speedup": 2.45}
 HELD_OUT = 20
@@ -56,48 +63,43 @@ def run(options: Options, cache: Path | None = None) -> Figures | None:
     """The figures, or None where the time was up before all was done: call again to go on."""
     deadline = time.monotonic() + 60 * options.minutes
     made = Bench(options, cache or passages.cache_folder("knn"))
-    if not made.build(deadline):
-        return None
-    rows = made.measure(deadline)
-    if rows is None:
-        return None
-    return {
-        **made.description(),
-        **options.told("prompts", "new_tokens"),
-        "prompt_tokens": PROMPT_TOKENS,
-        "recall": {str(k): made.recall(k) for k in options.k},
-        "rows": summaries(rows),
-        "targets": TARGETS,
-    }
+    with made.engine:
+        if not made.build(deadline):
+            return None
+        rows = made.measure(deadline)
+        if rows is None:
+            return None
+        return {
+            **made.description(),
+            **options.told("prompts", "new_tokens"),
+            "prompt_tokens": PROMPT_TOKENS,
+            "recall": {str(k): made.recall(k) for k in options.k},
+            "rows": summaries(rows),
+            "targets": TARGETS,
+        }
 
 
 class Bench:
     """One datastore of the embedded reader and the model over it."""
 
     def __init__(self, options: Options, cache: Path) -> None:
-        from service.answering.knn import KnnModel
-        from service.engine.engine import Engine
-
         self.options = options
         self._texts = [*options.text, *passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        engine = Engine.from_pretrained("embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense")
-        self.model = KnnModel(engine)
-        self.identity = self.model.identity()
+        sizes = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
+        self.engine = AsyncEngine.from_pretrained("embedded", **sizes)
+        self.identity = identity(self.engine.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{options.entries}"
 
     def build(self, deadline: float) -> bool:
         """Make the datastore, or go on making it; False when the time was up."""
-        from retrieval.knn.store import StoreBuilder
-        from service.answering.knn import build
-
         if (self.folder / "manifest.json").is_file():
             return True
         self._cache.mkdir(parents=True, exist_ok=True)
         builder = StoreBuilder(self.folder, self.identity)
         documents = ((key, text) for key, text, held_out in self._documents() if not held_out)
-        whole = build(self.model, documents, builder, self.options.entries, deadline)
+        whole = build(self.engine, documents, builder, self.options.entries, deadline)
         print(f"{builder.entries:,} of {self.options.entries:,} entries", file=sys.stderr)
         if not whole:
             builder.close()
@@ -111,16 +113,15 @@ class Bench:
 
     def measure(self, deadline: float) -> list[Row] | None:
         """One row a search, k and prompt, kept in the cache folder as they come; None when the time was up."""
-        from retrieval.knn.decoding import KnnOptions
-
         ks, new_tokens = self.options.k, self.options.new_tokens
-        searches = self._searches()
-        for search, speculate in product(searches.values(), (False, True)):  # loops compile before the clock starts
+        for search, speculate in product(
+            self.searches.values(), (False, True)
+        ):  # loops compile before the clock starts
             self._decode(self._prompts(1)[0], search, KnnOptions(ks[0], speculate=speculate), 4)
         path = self._cache / f"rows-{self.folder.name}-{new_tokens}-{self.options.probes}.jsonl"
         known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         cells = Cells(known)
-        for (name, search), k in product(searches.items(), ks):
+        for (name, search), k in product(self.searches.items(), ks):
             for number, prompt in enumerate(self._prompts(self.options.prompts)):
                 if cells.at(search=name, k=k, prompt=number):
                     continue
@@ -138,9 +139,9 @@ class Bench:
 
     def recall(self, k: int, queries: int = 64) -> float:
         """Share of the true k neighbours that the approximate search finds, of hidden states from the first prompts."""
-        exact, approximate = self._searches().values()
+        exact, approximate = self.searches.values()
         asked = self._prompts(min(8, self.options.prompts))
-        states = np.concatenate([self.model.hidden.of_tokens(self.model.paged, prompt) for prompt in asked])
+        states = np.concatenate([hidden_states(self.engine, prompt) for prompt in asked])
         picked = states[:: max(1, len(states) // queries)][:queries]
         found = zip(exact(picked, k).entries, approximate(picked, k).entries, strict=True)
         return float(np.mean([len(np.intersect1d(one, other)) / k for one, other in found]))
@@ -148,37 +149,29 @@ class Bench:
     def description(self) -> dict[str, Any]:
         return {
             "model": "embedded",
-            "entries": len(self._searches()["exact"].store),
+            "entries": len(self.searches["exact"].store),
             "dimension": self.identity.dim,
             "keys": self.identity.key_type,
             "lists": self.options.lists,
             "probes": self.options.probes,
         }
 
-    def _searches(self) -> dict[str, Any]:
-        from retrieval.knn.search import ExactSearch, ListSearch
-        from retrieval.knn.store import Datastore, read_manifest
-
-        if not hasattr(self, "_opened"):
-            # its hashes are checked when the service opens it; here the same process has just written it, or a bench
-            store = Datastore(self.folder, read_manifest(self.folder))
-            self._opened = {"exact": ExactSearch(store), "approximate": ListSearch(store, self.options.probes)}
-        return self._opened
+    @cached_property
+    def searches(self) -> dict[str, Any]:
+        """Both ways to search. Hashes are checked when a service opens the store; here it has just been written."""
+        store = Datastore(self.folder, read_manifest(self.folder))
+        return {"exact": ExactSearch(store), "approximate": ListSearch(store, self.options.probes)}
 
     def _decode(self, prompt: list[int], search: Any, options: Any, new_tokens: int) -> dict[str, Any]:
-        from service.answering.knn import KnnRequest, generate
-        from service.engine.request import SamplingParams
-
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         request = KnnRequest(search, options, experience=self._experiences.of((search, options)))
-        started = time.perf_counter()
-        found = generate(self.model, prompt, params, request)
-        return {"s": time.perf_counter() - started, "ids": found.token_ids, "stats": found.stats["knn"]}
+        [found], taken = timed(lambda: self.engine.generate([prompt], params, mixture=request))
+        return {"s": taken, "ids": found.token_ids, "stats": found.stats["knn"]}
 
     def _prompts(self, count: int) -> list[list[int]]:
         found = []
         for _, text, held_out in self._documents():
-            ids = self.model.encode(text[: 40 * PROMPT_TOKENS])
+            ids = encode(self.engine.engine.tokenizer, text[: 40 * PROMPT_TOKENS])
             if held_out and len(ids) > 2 * PROMPT_TOKENS:
                 found.append(ids[PROMPT_TOKENS : 2 * PROMPT_TOKENS])
             if len(found) == count:

@@ -126,7 +126,8 @@ class Answerer:
         """The kNN datastore that the question asks for, ready; NotFound and the like where it cannot be used."""
         if question.knn is None:
             return None
-        return await self.datastores.prepare(self.engine, question.owner, question.collection, question.knn)
+        loaded = self.engine.engine.loaded
+        return await self.datastores.prepare(loaded, question.owner, question.collection, question.knn)
 
     async def _respond(
         self, evidence: Evidence, params: SamplingParams, began: float, knn: KnnRequest | None
@@ -143,11 +144,7 @@ class Answerer:
         ttft: float | None = None
         stats: Mapping[str, Any] = {}
         finish = None
-        generated = (
-            self.engine.stream(evidence.prompt.ids, params, sources)
-            if knn is None
-            else self.datastores.stream(self.engine, evidence.prompt.ids, params, knn)
-        )
+        generated = self.engine.stream(evidence.prompt.ids, params, sources, mixture=knn)
         async with aclosing(generated) as outputs:
             async for output in outputs:
                 if ttft is None and output.token_ids:
