@@ -44,14 +44,14 @@ def engine(checkpoint):
         yield engine
 
 
-def test_cells_hold_every_drafter_to_plain_decoding(checkpoint):
-    figures = measured(checkpoint)
+def test_cells_hold_every_drafter_to_plain_decoding(checkpoint, monkeypatch):
+    monkeypatch.setattr("eval.bench.drafters._CLOSE", 0.0)  # all are nearly as fast as the fastest
+    figures = measured(checkpoint, rounds=1)
     assert len(figures["cells"]) == 2 * 2 * 3
     for cell in figures["cells"]:
         assert cell["tokens_per_s"] > 0
-        assert cell["max_tokens"] == 12
+        assert (cell["max_tokens"], cell["rounds"]) == (12, 1 if cell["drafter"] == "none" else 5)
         if cell["drafter"] != "none":
-            assert cell["rounds"] in (2, 10)  # five times as many of those that are nearly the fastest
             assert cell["identical"], cell
             assert cell["divergences"] == []
             assert cell["failures"] == 0
