@@ -18,7 +18,7 @@ from drafters.verify import Verdict
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.request import DraftSources, Request, SamplingParams
 from service.engine.step import Slice
 from service.errors import InvalidRequest
 
@@ -235,9 +235,10 @@ def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
     engine.check_integrity()
 
 
-@pytest.mark.parametrize(
-    "drafter", ["rag:context=200,chunk=16", "draft_model", "rag:target_mix=3,context=200,chunk=16"]
-)
+RAG = "rag:context=200,chunk=16"
+
+
+@pytest.mark.parametrize("drafter", [RAG, "draft_model", f"{RAG},target_mix=3"])
 def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: Any) -> None:
     """No step is longer than its budget, another client's row runs in each, and the request goes on meanwhile."""
     engine = drafting_engine(tmp_path)
@@ -255,9 +256,8 @@ def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: 
         runner.run = counted(runner.run)
     plain = {"drafter": "none", "ignore_eos": True}
     other = engine.add_request(prompt(1), SamplingParams(max_tokens=60, **plain))
-    drafted = engine.add_request(
-        prompt(2) + prompt(3) + prompt(4), SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
-    )
+    params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
+    drafted = engine.add_request(prompt(2) + prompt(3) + prompt(4), params)
     request, lossy = engine._requests[drafted], "target_mix" in drafter
     found: list[int] = []
     while not request.num_output:
@@ -279,9 +279,8 @@ def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: 
 
 def test_a_lossy_drafter_that_finds_no_room_fails_its_request() -> None:
     engine = make_engine(pages=8)
-    drafter = "rag:target_mix=3,context=80,chunk=16"
-    params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
-    name = engine.add_request(prompt()[:90], params)
+    params = SamplingParams(max_tokens=30, drafter="rag:target_mix=3", ignore_eos=True)
+    name = engine.add_request(prompt()[:90], params, draft_sources=DraftSources(prompt=prompt(1)[:80]))
     outputs = [output for _ in range(12) for output in engine.step()]
     assert outputs[-1].request_id == name
     assert "no page is left for what its drafter must read" in outputs[-1].error
