@@ -9,7 +9,6 @@ from torch import Tensor
 from drafters.sampling.penalties import PenalisedText, Penalties
 from drafters.tree import DraftTree
 from service.engine.sampling.constraint import ConstrainedText
-from service.errors import InvalidRequest
 
 
 class LogitsProcessor:
@@ -28,18 +27,9 @@ class LogitsProcessor:
         temperature: float,
         vocab_size: int,
     ) -> LogitsProcessor | None:
-        """What a request asks for, or None where its tokens are chosen from the model's own logits.
-
-        Raises:
-            InvalidRequest: a token id that the model has not.
-        """
+        """What a request asks for, or None where its tokens are chosen from the model's own logits."""
         if penalties == Penalties():
             return cls(constrained, None) if constrained is not None else None
-        unknown = next((token for token, _ in penalties.bias if token >= vocab_size), None)
-        if unknown is not None:
-            raise InvalidRequest(
-                f"logit_bias names token id {unknown}; the model knows 0 to {vocab_size - 1}.", param="logit_bias"
-            )
         return cls(constrained, PenalisedText(penalties, prompt, temperature, vocab_size))
 
     def __call__(self, logits: Tensor, tokens: Sequence[int], tree: DraftTree) -> Tensor:
