@@ -29,10 +29,11 @@ from eval.errors import EvalError
 from eval.figures import write_atomically
 from eval.options import Separated
 from service.engine.loading.checkpoint import load_model
+from service.engine.options import parse_policy
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.pages import PageStats
 from sparse_attn.plan.capture import Captured, capture
-from sparse_attn.plan.policies import Joined, parse_policy
+from sparse_attn.plan.policies import Joined, as_data
 from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
 from sparse_attn.rows import SequenceRows
 
@@ -69,9 +70,7 @@ def measure(options: Options) -> Figures:
     """The command: figures, and the table of `auto` if one is named."""
     figures = run(load_model(options.model), options)
     if options.table is not None:
-        known = json.loads(options.table.read_text(encoding="utf-8")) if options.table.is_file() else {}
-        known[figures["device"]] = figures["table"]
-        write_atomically(options.table, json.dumps(known, indent=2) + "\n")
+        write_table(options.table, figures["device"], figures["table"])
     return figures
 
 
@@ -119,6 +118,13 @@ def make_table(
         parts = [chosen[p][1] if p in chosen and chosen[p][0] <= start else "dense" for p in ("prefill", "decode")]
         table.append({"min_length": start, "policy": "+".join(parts)})
     return table
+
+
+def write_table(path: Path, device: str, table: Sequence[dict[str, Any]]) -> None:
+    """Put the rows of `make_table` into a file that `auto` reads; those of other devices stay."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known[device] = [{**row, "policy": as_data(parse_policy(row["policy"]))} for row in table]
+    write_atomically(path, json.dumps(known, indent=2) + "\n")
 
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:

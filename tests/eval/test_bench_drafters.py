@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drafters.combine.pacing import Pace
+from drafters.models.pacing import Pace
 from drafters.training.distill import DISTILLATION
 from eval.bench.drafter_prompts import make_prompts, quoted
 from eval.bench.drafter_timing import perturbed_gap
