@@ -45,7 +45,7 @@ class Options(BenchOptions):
 def trace(requests: int, shortest: int, longest: int, seed: int = 0) -> list[list[int]]:
     """Prompts of uniformly drawn lengths."""
     rng = random.Random(seed)
-    return [random_ids(rng.randint(shortest, longest), rng.randrange(1 << 30), VOCABULARY) for _ in range(requests)]
+    return [[rng.randrange(3, VOCABULARY) for _ in range(rng.randint(shortest, longest))] for _ in range(requests)]
 
 
 def run(options: Options) -> Figures:

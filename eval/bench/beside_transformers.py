@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from eval.bench.runner import Timing, ask, build, plain, random_ids
+from eval.bench.runner import Timing, ask, build, plain
 from eval.bench.timer import in_turn
 from service.engine.loading.checkpoint import EMBEDDED, prepare
 from service.reader import MODEL_DIR
@@ -42,7 +42,7 @@ def compare(context: int, new_tokens: int, repeats: int) -> tuple[Timing, Timing
     """(transformers with sdpa, the engine, dense and without a drafter) on one prompt of `context` random ids."""
     length = context + new_tokens + KV_HEADROOM
     model = random_llama(length)
-    prompt = random_ids(context, 1, VOCABULARY)
+    prompt = torch.randint(2, VOCABULARY, (context,), generator=torch.Generator().manual_seed(1)).tolist()
     theirs, ours = Timing(), Timing()
     with build(prepare("random-llama-27m", copy.deepcopy(model)), 2 * length) as engine:
         model.set_attn_implementation("sdpa")
