@@ -23,7 +23,7 @@ from eval.bench import reader_attention
 from eval.bench.base import Figures, Policies, ThreadedOptions, Threads, bench
 from eval.bench.paged_candidates import FlexDecode, NumbaDecode
 from eval.bench.reader_attention import CHUNK
-from eval.bench.timer import Marks, Work, time_in_turn
+from eval.bench.timer import Marks, time_in_turn
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import dense, select_kernels
 
@@ -32,6 +32,8 @@ GROUP = HEADS // KV_HEADS
 SCALE = DIM**-0.5
 QUERY_BLOCK = 128
 POLICIES = ("auto", "trianglemix", "lserve", "minference", "xattention:means=true", "xattention", "flexprefill")
+
+Kernel = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def run(options: Options) -> Figures:
     return figures
 
 
-def best(ways: Mapping[str, Work], rounds: int) -> dict[str, float]:
+def best_times(ways: Mapping[str, Kernel], rounds: int) -> dict[str, float]:
     """Seconds of each way in its best round."""
     return {name: times.best for name, times in time_in_turn(ways, rounds).items()}
 
@@ -91,7 +93,7 @@ class Paged:
     def bytes(self) -> int:
         return self.context * KV_HEADS * DIM * 2 * 4
 
-    def attend(self, rows: int, tree: Tensor | None = None, index: BlockIndex | None = None) -> Work:
+    def attend(self, rows: int, tree: Tensor | None = None, index: BlockIndex | None = None) -> Kernel:
         """Our kernel over `rows` new rows of this sequence."""
         attention = select_kernels(torch.device("cpu"), torch.float32).attention
         q, k, v = random_rows(rows)
@@ -123,7 +125,7 @@ def prefill(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
         q, k, v = random_rows(n)
         bounds = torch.tensor([0, n], dtype=torch.int32)
         query, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
-        times = best(
+        times = best_times(
             {
                 **marks.ways(),
                 "ours": partial(ragged, q, k, v, bounds, scale=SCALE),
@@ -154,7 +156,7 @@ def decode(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
 def _decode(paged: Paged, rounds: int) -> dict[str, Any]:
     q = random_rows(1)[0]
     bounds = torch.tensor([0, 1], dtype=torch.int32)
-    ways: dict[str, Work] = {
+    ways: dict[str, Kernel] = {
         "ours": paged.attend(1),
         "torch_gather": lambda: dense.paged_attention(
             q, *paged.layer(), paged.table, paged.lengths, bounds, scale=SCALE
@@ -164,7 +166,7 @@ def _decode(paged: Paged, rounds: int) -> dict[str, Any]:
     if flex := FlexDecode.build(HEADS, SCALE):
         ways["flex_attention_contiguous"] = flex.bind(q, paged.layer)
     marks = Marks()
-    times = best({**marks.ways(), **ways}, rounds)
+    times = best_times({**marks.ways(), **ways}, rounds)
     limit = paged.bytes / marks.bytes_per_s(times["read"])
     return {
         "context": paged.context,
@@ -181,7 +183,7 @@ def trees(context: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
     paged = Paged(context, layers=max(2, 65536 // context))
     for nodes in sizes:
         count = nodes + 1
-        times = best({**marks.ways(), "tree": paged.attend(count, random_tree(count))}, rounds)
+        times = best_times({**marks.ways(), "tree": paged.attend(count, random_tree(count))}, rounds)
         reading = paged.bytes / marks.bytes_per_s(times["read"])
         multiplying = 4 * count * HEADS * DIM * context / marks.flops_per_s(times["matmul"])
         rows.append(
@@ -202,13 +204,13 @@ def sparse_prefill(length: int, densities: list[float], rounds: int) -> list[dic
     ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
     q, k, v = random_rows(length)
     bounds = torch.tensor([0, length], dtype=torch.int32)
-    functions: dict[str, Work] = {"dense": lambda: ragged(q, k, v, bounds, scale=SCALE)}
+    functions: dict[str, Kernel] = {"dense": lambda: ragged(q, k, v, bounds, scale=SCALE)}
     indices = {}
     for wanted in densities:
         index = random_index(length, wanted)
         indices[f"{wanted}"] = index
         functions[f"{wanted}"] = partial(ragged, q, k, v, bounds, scale=SCALE, index=index)
-    times = best(functions, max(rounds // 10, 3))
+    times = best_times(functions, max(rounds // 10, 3))
     return [
         {
             "length": length,
@@ -246,7 +248,7 @@ def page_selection(lengths: list[int], budget: int, rounds: int) -> list[dict[st
             kept[head, 0, torch.randperm(pages, generator=generator)[: budget // PAGE]] = True
         kept[..., -2:] = True
         index = BlockIndex.from_mask(kept, [1], [n], block_q=1, block_k=PAGE) if n > budget else None
-        times = best({"dense": paged.attend(1), "selected": paged.attend(1, index=index)}, rounds)
+        times = best_times({"dense": paged.attend(1), "selected": paged.attend(1, index=index)}, rounds)
         rows.append(
             {
                 "context": n,
@@ -270,13 +272,13 @@ def linear(counts: list[int], rounds: int) -> list[dict[str, Any]]:
         at[0] = (at[0] + 1) % len(weights)
         return weights[at[0]]
 
-    def product(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Work:
+    def product(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Kernel:
         return lambda: multiply(x, weight())
 
     rows = []
     for count in counts:
         x = torch.randn(count, 512)
-        times = best({"ours": product(cpu.linear, x), "library": product(functional.linear, x)}, rounds)
+        times = best_times({"ours": product(cpu.linear, x), "library": product(functional.linear, x)}, rounds)
         rows.append(
             {
                 "rows": count,

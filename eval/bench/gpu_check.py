@@ -125,9 +125,9 @@ class Bench:
 
         source = torch.empty(megabytes << 20, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        self.copy_bytes_per_s = 2 * source.numel() / self.measure(lambda: target.copy_(source))
+        self.copy_bytes_per_s = 2 * source.numel() / self.seconds(lambda: target.copy_(source))
         a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
-        self.flops_per_s = 2 * side**3 / self.measure(lambda: a @ b)
+        self.flops_per_s = 2 * side**3 / self.seconds(lambda: a @ b)
         return {
             "copy_terabytes_per_s": self.copy_bytes_per_s / 1e12,
             "matmul_teraflops_per_s": self.flops_per_s / 1e12,
@@ -144,13 +144,13 @@ class Bench:
                 if 4 * batch * length * self.shape.kv_heads * self.shape.dim > 60 << 30:
                     continue
                 args = self._paged(length, batch, rows_each=1)
-                seconds = self.measure(partial(paged_attention, *args, scale=self.shape.scale))
+                seconds = self.seconds(partial(paged_attention, *args, scale=self.shape.scale))
                 rows.append(self._bandwidth_row("bf16", length, batch, seconds, 2))
                 if batch == 1:
                     q, k, v, *rest = args
                     (k8, k_scale), (v8, v_scale) = quantize(k), quantize(v)
                     int8 = partial(paged_attention, q, k8, v8, *rest, k_scale=k_scale, v_scale=v_scale)
-                    seconds = self.measure(partial(int8, scale=self.shape.scale))
+                    seconds = self.seconds(partial(int8, scale=self.shape.scale))
                     rows.append(self._bandwidth_row("int8", length, batch, seconds, 1 + 4 / self.shape.dim))
         return rows
 
@@ -163,10 +163,10 @@ class Bench:
             q, k, v = self._planted(length)
             bounds = self._ints([0, length])
             flops = 2 * length**2 * self.shape.heads * self.shape.dim
-            ours = self.measure(partial(ragged_attention, q, k, v, bounds, scale=self.shape.scale))
+            ours = self.seconds(partial(ragged_attention, q, k, v, bounds, scale=self.shape.scale))
             row = {"length": length, "ms": ours * 1e3, "fraction_of_matmul": flops / ours / self.flops_per_s}
             for name, attend in _other_attention(q, k, v, self.shape.scale).items():
-                other = self.measure(attend)
+                other = self.seconds(attend)
                 row[f"{name}_ms"], row[f"times_{name}"] = other * 1e3, ours / other
             rows.append(row)
         return rows
@@ -191,13 +191,13 @@ class Bench:
             state = PolicyState(parse_policy(policy), shape, length + 1)
             sequence = SequenceRows(q[context:], k[context:], s.scale, context, pages[0], table[0])
             index = state.plan(sequence)
-            dense = self.measure(partial(attention, *args, scale=s.scale))
+            dense = self.seconds(partial(attention, *args, scale=s.scale))
             row = {"length": length, "chunk": new, "policy": policy, "dense_ms": dense * 1e3}
             if index is None:
                 rows.append({**row, "density": 1.0, "speedup": 1.0, "note": "gated: dense at this length"})
                 continue
-            planning = self.measure(partial(state.plan_prefill, sequence))
-            sparse = self.measure(partial(attention, *args, scale=s.scale, index=index))
+            planning = self.seconds(partial(state.plan_prefill, sequence))
+            sparse = self.seconds(partial(attention, *args, scale=s.scale, index=index))
             rows.append(
                 {
                     **row,
@@ -232,9 +232,9 @@ class Bench:
             return best_pages(page_weights(bounds, s.scale, s.kv_heads, 0, ends), budget // s.page)
 
         index = _decode_index(choose()[0], length, s.page, self.device)
-        dense = self.measure(lambda: paged_attention(*args, scale=s.scale))
-        choosing = self.measure(choose)
-        reading = self.measure(lambda: paged_attention(*args, scale=s.scale, index=index))
+        dense = self.seconds(lambda: paged_attention(*args, scale=s.scale))
+        choosing = self.seconds(choose)
+        reading = self.seconds(lambda: paged_attention(*args, scale=s.scale, index=index))
         return [
             {
                 "length": length,
@@ -264,7 +264,7 @@ class Bench:
             mask &= torch.rand(rows, rows, device=self.device) < 0.3
             mask |= torch.eye(rows, dtype=torch.bool, device=self.device)
             args = (q, k, v, k_pages, v_pages, table, lens, bounds)
-            times[rows] = self.measure(partial(attention, *args, scale=s.scale, tree_masks=[mask]))
+            times[rows] = self.seconds(partial(attention, *args, scale=s.scale, tree_masks=[mask]))
         return [
             {
                 "length": length,
@@ -282,12 +282,12 @@ class Bench:
         from sparse_attn.kernels.triton.attention import paged_attention
 
         args = self._paged(length, 4, rows_each=1)
-        eager = self.measure(lambda: paged_attention(*args, scale=self.shape.scale))
+        eager = self.seconds(lambda: paged_attention(*args, scale=self.shape.scale))
         expected = paged_attention(*args, scale=self.shape.scale)[0]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out, _ = paged_attention(*args, scale=self.shape.scale)
-        replay = self.measure(graph.replay)
+        replay = self.seconds(graph.replay)
         return {
             "length": length,
             "eager_us": eager * 1e6,
@@ -295,7 +295,7 @@ class Bench:
             "equal": bool(torch.equal(out, expected)),
         }
 
-    def measure(self, work: Callable[[], Any]) -> float:
+    def seconds(self, work: Callable[[], Any]) -> float:
         """Median time of a call after warming up; by the device's own clock on a GPU."""
         import torch
 
