@@ -87,7 +87,7 @@ class Bench:
         self._texts = [*options.text, *passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        sizes = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
+        sizes: dict[str, Any] = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
         self.engine = AsyncEngine.from_pretrained("embedded", **sizes)
         self.identity = identity(self.engine.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{options.entries}"
