@@ -125,12 +125,12 @@ class Watch:
             "decode_bytes_in_16_bits": int(self.pages * (pool.page_bytes * narrow + pool.stats_bytes)),
         }
 
-    def _watched(self, budget: int | None = None) -> Step:
+    def _watched(self, most_rows: int | None = None) -> Step:
         if self._engine.scheduler.running:
             self.decode, self.pages = self._engine.stats()["kv_bytes_used"], self._engine.blocks.num_owned
             if self._engine.scheduler.running[0].num_output == 0:
                 self.prefill = max(self.prefill, self.decode)
-        return self._schedule(budget)
+        return self._schedule(most_rows)
 
 
 command = bench(Options, run, "kv_memory")
