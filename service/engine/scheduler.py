@@ -196,6 +196,8 @@ class Scheduler:
             share = -(-left // (len(requests) - i))
             count = min(request.num_pending, self._chunk(request, max(share, self.blocks.page_size)))
             count = min(count, _row_limit(request) or count)
+            if not request.prefill_grid:
+                count = min(count, left)
             start = request.num_computed
             taken = self._reserve(step, request, start + count)
             if taken is None:
