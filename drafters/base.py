@@ -1,10 +1,9 @@
-"""The protocols between the engine and the drafters."""
+"""What a drafter is, and what it sees of a request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -56,49 +55,69 @@ class TopSuccessors:
     log_probs: np.ndarray
 
 
-class Drafter(Protocol):
-    """Guesses for one request; made per request by `registry.build`, sharing tables through `Resources`.
+class Drafter:
+    """Guesses for one request; made for it by `registry.build`, sharing tables through `Resources`.
 
-    The engine calls `start` once after the prompt is known, then per step `propose` and `observe`, then
-    `finish` exactly once, also after an abort. A drafter that raises is dropped by the engine for that
-    request; the answer is exact all the same.
+    The engine calls `start` once after the prompt is known, then in every step `propose`, `adjust`, `verify` and
+    `observe` in this order, and at last `finish` exactly once, also after an abort. Only `propose` must be written;
+    the defaults are those of a lossless drafter that learns nothing. It need not think of bad trees, of tokens that end
+    the output, of the step's budget or of its own exceptions: `tracked.TrackedDrafter`, through which alone the engine
+    calls it, sees to these. One that raises is dropped for its request; the answer is exact all the same.
+
+    name        as statistics show it, and as the source of its nodes
+    lossy       the logits must go through `adjust` before tokens are chosen: the output distribution is another one
+    judges      `verify` has a rule of its own, in place of the keyed walk: its trees must stay as they were drawn
+    needs_topk  how many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)
+    rest        set by `observe`: in so many steps to come it is not asked, and learns nothing of them
     """
 
     name: str
-
-    @property
-    def needs_topk(self) -> int:
-        """How many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)."""
+    lossy: bool = False
+    judges: bool = False
+    needs_topk: int = 0
+    rest: int = 0
 
     @property
     def ready(self) -> bool:
-        """Whether it has read what it must, so that `propose` may be asked; True for what reads nothing."""
+        """Whether it has read what it must, so that `propose` may be asked."""
+        return True
 
-    def start(self, state: RequestState) -> None: ...
+    def start(self, state: RequestState) -> None:
+        """Read the prompt, or begin to: it may be read in the engine's steps, until which it is not `ready`."""
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most `budget` nodes below state.tokens[-1]; the empty tree is welcome."""
+        raise NotImplementedError
+
+    def worth(self, state: RequestState, tree: DraftTree) -> int:
+        """How many nodes of the proposed `tree` to verify, the best ones; all of them by default."""
+        return len(tree)
+
+    def adjust(self, state: RequestState, tree: DraftTree, logits: Tensor) -> Tensor:
+        """The logits [n + 1, V] of the distribution that a lossy drafter declares, for the rows of `tree`."""
+        return logits
+
+    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
+        """The verdict on `tree`: `keyed`, that of the keyed walk, or one by the drafter's own rule.
+
+        logits [n + 1, V] are those that tokens are chosen from, before temperature, top-k and top-p.
+        """
+        return keyed
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
-        """Learn from a step. `tree` is what was verified (the engine may have trimmed it); `verdict.tokens`
-        may have been cut short by a stop or the token limit, and is already part of state.tokens."""
+        """Learn from a step. `tree` is what was verified, which may be less than was proposed; `verdict.tokens` may
+        have been cut short by a stop or the token limit, and is already part of state.tokens."""
 
-    def finish(self, state: RequestState) -> None: ...
+    def finish(self, state: RequestState) -> None:
+        """Give back what was lent."""
 
 
-class SourceDrafter:
+class SourceDrafter(Drafter):
     """A drafter whose guesses are a pure function of the request and some tokens after it.
 
     `grow` may therefore be asked about a future that is itself guessed (`cascade`, `overlap`); it must not
     change what later calls return.
     """
-
-    name: str
-    needs_topk: int = 0
-    ready: bool = True
-
-    def start(self, state: RequestState) -> None:
-        pass
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
         """At most `budget` nodes below the last of state.tokens + extra."""
@@ -106,116 +125,3 @@ class SourceDrafter:
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         return self.grow(state, (), budget)
-
-    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
-        pass
-
-    def finish(self, state: RequestState) -> None:
-        pass
-
-
-class DraftSession(Protocol):
-    """One sequence of a draft model, with its own KV in the pool.
-
-    Committed tokens come first; below the last of them hangs a growing tree of speculative nodes. Nothing is
-    ever computed twice: each call states what it costs.
-    """
-
-    @property
-    def length(self) -> int:
-        """Committed tokens whose KV is written."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether the tokens that it was opened with are read; before, nothing but this and `close` may be asked."""
-
-    def advance(self, token_ids: Sequence[int]) -> Tensor:
-        """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
-
-        Costs one forward of len(token_ids) rows (at least one token).
-        """
-
-    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Add speculative nodes and return their logits [len(tokens), V].
-
-        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
-        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
-        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
-        are not re-run.
-        """
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Keep the KV of the nodes `path` (a chain from a child of the last committed token), drop the
-        others.
-
-        Costs a slot copy, no forward; `length` grows by len(path). An empty path is `rollback`.
-        """
-
-    def rollback(self) -> None:
-        """Drop all speculative nodes. Free."""
-
-    def close(self) -> None:
-        """Return the pages. The session is unusable afterwards; closing twice is allowed."""
-
-
-class DraftModel(Protocol):
-    """A model that drafts: another checkpoint, or the target itself over a shorter prompt."""
-
-    vocab_size: int
-
-    def open(self, token_ids: Sequence[int]) -> DraftSession:
-        """A session that is to read all of token_ids (may be empty), sharing cached prefixes where the pool has them.
-
-        They are read in the engine's steps: the session says when it is `ready`.
-        """
-
-
-class SkipSession(Protocol):
-    """The target itself, drafting over a request's own KV with some layers skipped (SWIFT).
-
-    The request's committed KV is used as it is; the root's KV is not yet written, so the root is node 0 of
-    every tree (parent -1, position len(tokens) - 1).
-    """
-
-    def extend(self, tokens: Sequence[int], parents: Sequence[int], skipped: frozenset[int]) -> Tensor:
-        """As DraftSession.extend, running only the layers not in `skipped` (a skipped layer passes its input
-        on)."""
-
-    def rollback(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class SkippableModel(Protocol):
-    """The engine's hook for self-speculation."""
-
-    num_layers: int
-    vocab_size: int
-
-    def attach(self, request_id: str) -> SkipSession:
-        """A session over the running request of that id."""
-
-
-class Datastore(Protocol):
-    """Continuations of a context suffix in a corpus (REST); retrieval's token store satisfies it."""
-
-    tokenizer: str
-    """Names the tokenizer whose ids these are; `Resources.tokenizer` must be the same."""
-
-    def continuations(
-        self, context: Sequence[int], max_match: int, min_match: int, max_occurrences: int, length: int
-    ) -> tuple[int, np.ndarray]:
-        """What follows the longest suffix of `context` (min_match to max_match tokens) that the corpus holds.
-
-        Returns the suffix' length and ids [n, length], n <= max_occurrences, negative behind a document's end;
-        (0, an empty array) where no such suffix occurs.
-        """
-
-
-class TextCodec(Protocol):
-    """A tokenizer, as re-encoding between two vocabularies needs it."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, no special tokens added."""
-
-    def decode(self, ids: Sequence[int]) -> str: ...

@@ -13,9 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drafters.base import DraftModel, RequestState
+from drafters.base import RequestState
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.rag import Rag
+from drafters.options import RagOptions
+from drafters.protocols import DraftModel
 from drafters.sampling.choice import Sampling
 from drafters.tree import DraftTree
 
@@ -39,10 +41,10 @@ class MixedRag(Rag):
 
     lossy = True
 
-    def __init__(self, model: DraftModel, builder: BestFirst, *, eta: float, length: int, **options) -> None:
-        super().__init__(model, builder, **options)
-        self._eta = eta
-        self._length = length
+    def __init__(self, model: DraftModel, builder: BestFirst, options: RagOptions) -> None:
+        super().__init__(model, builder, options)
+        self._eta = options.target_mix
+        self._length = options.depth
         self._rows: list[Tensor] = []
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:

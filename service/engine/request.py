@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from drafters.base import Datastore
+from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
 from service.engine.block_manager import PageDigests, Place

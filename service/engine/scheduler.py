@@ -197,9 +197,10 @@ class Scheduler:
     def _wanted_by_prompts(self) -> int:
         """Rows that decoding must leave: what is still to be read, at most the share."""
         share = self.config.prefill_share
-        if any(not self._was_refused(request) for request in self._candidates()[:1]):
+        if any(r.priority is not Priority.BACKGROUND and not self._was_refused(r) for r in self._candidates()[:1]):
             return share
-        return min(share, sum(r.num_pending for r in self.running if not r.parked and not r.decodes))
+        reading = [r for r in self.running if not (r.parked or r.decodes or r.priority is Priority.BACKGROUND)]
+        return min(share, sum(r.num_pending for r in reading))
 
     def _schedule_decodes(self, step: Step, rows: int) -> int:
         """Reserve and add the pending tokens of all decoding requests and their drafts; returns the rows taken."""

@@ -1,4 +1,4 @@
-"""Models that draft: sessions of their own in the engine's pages (``drafters.base.DraftModel``).
+"""Models that draft: sessions of their own in the engine's pages (``drafters.protocols.DraftModel``).
 
 A session's prompt is read as rows of steps, in chunks (`service.engine.reading`), and until then its drafter guesses
 nothing. From then on the session is a sequence like any other, but its pages are lent: when a request needs a page and
@@ -102,7 +102,7 @@ class SeparateDraftModel(PagedDraftModel):
 
 
 class PagedSession:
-    """One sequence of a draft model (``drafters.base.DraftSession``).
+    """One sequence of a draft model (``drafters.protocols.DraftSession``).
 
     Invariant, once it is ready: ``tokens`` have their KV in ``pages`` at their own order, the nodes of ``tree`` behind
     them.
@@ -195,7 +195,7 @@ class PagedSession:
 
 
 class SkippingModel:
-    """The target with some layers skipped, over a request's own pages (``drafters.base.SkippableModel``).
+    """The target with some layers skipped, over a request's own pages (``drafters.protocols.SkippableModel``).
 
     Nodes are written where the step's own tree will be, so they take no pages and are overwritten by the verification.
     """
@@ -224,7 +224,7 @@ class SkippingModel:
 
 
 class SkippingSession:
-    """A tree over one request, grown by the skipping target (``drafters.base.SkipSession``)."""
+    """A tree over one request, grown by the skipping target (``drafters.protocols.SkipSession``)."""
 
     def __init__(self, model: SkippingModel, request: Request) -> None:
         self._model = model

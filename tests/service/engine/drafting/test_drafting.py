@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from drafters.base import RequestState, TopSuccessors
-from drafters.combine.pacing import Pace
-from drafters.combine.tracked import TrackedDrafter
-from drafters.registry import names
+from drafters.base import Drafter, RequestState, TopSuccessors
+from drafters.models.pacing import Pace
+from drafters.registry import DRAFTERS
+from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.request import DraftSources, Request, SamplingParams
 from service.engine.step import Slice
 from service.errors import InvalidRequest
 
 from ..conftest import FAMILIES, generate, make_engine, make_model
 
-HERE = [name for name in names() if name not in ("datastore",)]
+HERE = [name for name in DRAFTERS if name != "datastore"]
 
 
 def prompt(seed: int = 0) -> list[int]:
@@ -129,19 +129,15 @@ def test_a_draft_model_equal_to_the_target_is_accepted(tmp_path: Any, monkeypatc
     assert set(result.sources) == {"draft_model", "target"}
 
 
-class Adversary:
+class Adversary(Drafter):
     """Guesses that are right, wrong, doubled or of odd shapes, by a seeded coin."""
 
     name = "adversary"
     needs_topk = 2
-    ready = True
 
     def __init__(self, truth: list[int], seed: int) -> None:
         self._truth = truth
         self._rng = random.Random(seed)
-
-    def start(self, state: RequestState) -> None:
-        pass
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         size = self._rng.randrange(0, budget + 1)
@@ -160,9 +156,6 @@ class Adversary:
         assert top is not None
         assert top.ids.shape == (len(verdict.rows), 2)
         assert tuple(state.tokens[-len(verdict.tokens) :]) == verdict.tokens
-
-    def finish(self, state: RequestState) -> None:
-        pass
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -235,9 +228,10 @@ def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
     engine.check_integrity()
 
 
-@pytest.mark.parametrize(
-    "drafter", ["rag:context=200,chunk=16", "draft_model", "rag:target_mix=3,context=200,chunk=16"]
-)
+RAG = "rag:context=200,chunk=16"
+
+
+@pytest.mark.parametrize("drafter", [RAG, "draft_model", f"{RAG},target_mix=3"])
 def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: Any) -> None:
     """No step is longer than its budget, another client's row runs in each, and the request goes on meanwhile."""
     engine = drafting_engine(tmp_path)
@@ -255,9 +249,8 @@ def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: 
         runner.run = counted(runner.run)
     plain = {"drafter": "none", "ignore_eos": True}
     other = engine.add_request(prompt(1), SamplingParams(max_tokens=60, **plain))
-    drafted = engine.add_request(
-        prompt(2) + prompt(3) + prompt(4), SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
-    )
+    params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
+    drafted = engine.add_request(prompt(2) + prompt(3) + prompt(4), params)
     request, lossy = engine._requests[drafted], "target_mix" in drafter
     found: list[int] = []
     while not request.num_output:
@@ -279,9 +272,8 @@ def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: 
 
 def test_a_lossy_drafter_that_finds_no_room_fails_its_request() -> None:
     engine = make_engine(pages=8)
-    drafter = "rag:target_mix=3,context=80,chunk=16"
-    params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
-    name = engine.add_request(prompt()[:90], params)
+    params = SamplingParams(max_tokens=30, drafter="rag:target_mix=3", ignore_eos=True)
+    name = engine.add_request(prompt()[:90], params, draft_sources=DraftSources(prompt=prompt(1)[:80]))
     outputs = [output for _ in range(12) for output in engine.step()]
     assert outputs[-1].request_id == name
     assert "no page is left for what its drafter must read" in outputs[-1].error
