@@ -87,8 +87,9 @@ class Bench:
         self._texts = [*options.text, *passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        sizes: dict[str, Any] = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
-        self.engine = AsyncEngine.from_pretrained("embedded", **sizes)
+        self.engine = AsyncEngine.from_pretrained(
+            "embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense"
+        )
         self.identity = identity(self.engine.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{options.entries}"
 

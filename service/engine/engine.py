@@ -253,8 +253,8 @@ class Engine:
     def keep_warm(self, name: str, request: Request) -> Path:
         """Keep the whole pages of a sequence that was read on disk; see ``AsyncEngine.warm``."""
         assert self.warmed is not None
-        digests = self.blocks.digests(request.token_ids, request.salt, request.pages)
-        return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
+        keys = self.blocks.tier_keys(request.token_ids, request.pages, request.digests)
+        return self.warmed.write(name, list(keys), list(keys.values()), {"salt": request.salt})
 
     def reset(self) -> None:
         """Abort every request and forget the outputs that nobody has taken."""

@@ -10,7 +10,7 @@ from typing import Any
 from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
-from service.engine.block_manager import Place
+from service.engine.block_manager import PageDigests, Place
 from service.engine.finish import FinishReason, StopChecker
 from service.engine.mixture import Mixture
 from service.engine.reading import Priority, Reading
@@ -206,7 +206,9 @@ class Request:
         self.parked = False
         self.cached_tokens = 0
         self.miss_reason: str | None = None
+        self.refused: tuple[int, int] | None = None  # version of the prefix cache, pages that were not enough
         self.salt = ""
+        self.digests: PageDigests  # of its full pages; the scheduler gives it
         self.policy: PolicyState | None = None  # None: dense
         self.logits_processor: LogitsProcessor | None = None  # None: tokens are chosen from the model's own logits
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end

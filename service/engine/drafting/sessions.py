@@ -84,6 +84,8 @@ class SeparateDraftModel(PagedDraftModel):
         if not self.scheduler.has_work or budget < 1:
             return
         step = self.scheduler.schedule(budget)
+        for request, _ in step.failed:
+            self.scheduler.finish(request, FinishReason.ERROR)
         if not step:
             return
         try:

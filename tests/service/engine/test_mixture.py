@@ -118,7 +118,7 @@ def test_what_is_guessed_is_found_by_nobody() -> None:
     request = engine._requests[name]
     while request.num_provisional < 35:
         engine.step()
-    assert engine.blocks.match([*request.token_ids, 0], request.salt).pages == request.pages[:3]
+    assert engine.blocks.match([*request.token_ids, 0], request.digests).pages == request.pages[:3]
     engine.blocks.release(request.pages[:3])
     engine.abort(name)
     engine.check_integrity()
