@@ -19,13 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
+from eval.bench.base import BenchOptions, Figures, bench
+from eval.bench.timer import seconds
 from eval.errors import EvalError
-from eval.figures import ROOT, report_result
+from eval.figures import ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 KERNEL_TESTS = (
     "tests/sparse_attn/kernels/triton/test_attention.py",
-    "tests/sparse_attn/kernels/triton/test_page_stats.py",
     "tests/sparse_attn/kernels/triton/test_score.py",
     "tests/sparse_attn/kernels/triton/test_write.py",
 )
@@ -67,48 +68,39 @@ class Shape:
         return self.dim**-0.5
 
 
-def command(
-    minutes: Annotated[float, typer.Option(help="Stop beginning new measurements after this long.")] = 7.0,
-    tests: Annotated[bool, typer.Option(help="Run the kernel tests first.")] = True,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
     """Kernel tests, ceilings and benchmarks of the GPU path; on a CPU what can be proven without a GPU."""
-    figures = run(minutes=minutes, tests=tests)
-    report_result(
-        "gpu_check" if figures["device"] != "cpu" else "gpu_check_cpu", figures, as_json=as_json, output=output
-    )
-    for name in figures.get("skipped", []):
-        typer.echo(f"skipped, needs a GPU: {name}", err=True)
-    if figures.get("tests", {}).get("failed"):
-        raise typer.Exit(1)
+
+    minutes: Annotated[float, Option(help="Stop beginning new measurements after this long.")] = 7.0
+    tests: Annotated[bool, Option(help="Run the kernel tests first.")] = True
 
 
-def run(minutes: float = 7.0, tests: bool = True) -> dict[str, Any]:
+def run(options: Options) -> Figures:
     """The figures; see the module's words for what there is on a GPU and on a CPU."""
     import torch
 
-    deadline = time.monotonic() + 60 * minutes
+    deadline = time.monotonic() + 60 * options.minutes
     on_gpu = torch.cuda.is_available()
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
-    if tests:
+    figures: Figures = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
+    if options.tests:
         figures["tests"] = _run_tests(interpreted=not on_gpu)
     if not on_gpu:
         figures["hopper_build"] = _compile_for_hopper()
         figures["skipped"] = list(GPU_ONLY)
         return figures
-    bench = Bench(Shape(), torch.device("cuda"), torch.bfloat16)
-    figures["ceilings"] = bench.ceilings()
+    kernels = Bench(Shape(), torch.device("cuda"), torch.bfloat16)
+    figures["ceilings"] = kernels.ceilings()
     sections: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
-        ("decode", lambda: bench.decode([32768, 131072, 262144], [1, 4, 16])),
-        ("sparse_prefill", lambda: bench.sparse_prefill([8192, 32768, 131072, 262144])),
-        ("dense_prefill", lambda: bench.dense_prefill([8192, 32768, 131072])),
-        ("selected_decode", lambda: bench.selected_decode(262144, 4096)),
-        ("tree", lambda: bench.tree(65536, 64)),
-        ("cuda_graph", lambda: [bench.graph(65536)]),
-        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], bench, deadline)),
-        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], bench, deadline)),
-        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], bench, deadline)),
+        ("decode", lambda: kernels.decode([32768, 131072, 262144], [1, 4, 16])),
+        ("sparse_prefill", lambda: kernels.sparse_prefill([8192, 32768, 131072, 262144])),
+        ("dense_prefill", lambda: kernels.dense_prefill([8192, 32768, 131072])),
+        ("selected_decode", lambda: kernels.selected_decode(262144, 4096)),
+        ("tree", lambda: kernels.tree(65536, 64)),
+        ("cuda_graph", lambda: [kernels.graph(65536)]),
+        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], kernels, deadline)),
+        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], kernels, deadline)),
+        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], kernels, deadline)),
     ]
     for name, measure in sections:
         if time.monotonic() > deadline:
@@ -228,7 +220,7 @@ class Bench:
     def selected_decode(self, length: int, budget: int) -> list[dict[str, Any]]:
         """Decode that reads ``budget`` tokens of the best pages: scoring, choosing and attention against dense."""
         from sparse_attn.kernels.triton.attention import paged_attention
-        from sparse_attn.kernels.triton.page_stats import page_bounds, update_page_stats
+        from sparse_attn.kernels.triton.score import page_bounds, update_page_stats
         from sparse_attn.kv.page_stats import LOGICAL_PAGE, PageStats
         from sparse_attn.plan.select import best_pages, page_weights
 
@@ -315,7 +307,7 @@ class Bench:
         for _ in range(2):
             work()
         if self.device.type != "cuda":
-            return statistics.median(_clocked(work) for _ in range(self.repeats))
+            return statistics.median(seconds(work) for _ in range(self.repeats))
         times = []
         for _ in range(self.repeats):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -499,11 +491,19 @@ def _compile_for_hopper() -> list[dict[str, Any]]:
     return built
 
 
-def _clocked(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def verdict(figures: Figures) -> bool:
+    """Whether the kernel tests passed; what was skipped is named on standard error."""
+    for name in figures.get("skipped", []):
+        typer.echo(f"skipped, needs a GPU: {name}", err=True)
+    return not figures.get("tests", {}).get("failed")
 
+
+def name(options: Options, figures: Figures) -> str:
+    """Of the result: what a CPU can prove is kept apart."""
+    return "gpu_check_cpu" if figures["device"] == "cpu" else "gpu_check"
+
+
+command = bench(Options, run, name, verdict=verdict)
 
 if __name__ == "__main__":
     typer.run(command)

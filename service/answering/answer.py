@@ -26,9 +26,9 @@ from service.answering.evidence import Evidence, EvidenceFinder, Question
 from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.knn import KnnRequest
 from service.answering.prompting import PromptLayout
+from service.engine.async_engine import AsyncEngine
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import FolioError, InvalidRequest
-from service.generation import Generator
 
 __all__ = ["Answer", "Answerer", "Event", "Question", "collect"]
 
@@ -76,9 +76,9 @@ class Generated:
 class Answerer:
     """Answers questions over the documents of one library with one model."""
 
-    def __init__(self, finder: EvidenceFinder, generator: Generator, layout: PromptLayout) -> None:
+    def __init__(self, finder: EvidenceFinder, engine: AsyncEngine, layout: PromptLayout) -> None:
         self.finder = finder
-        self.generator = generator
+        self.engine = engine
         self.layout = layout
         self.datastores = Datastores(finder.library)
         self._experiences = Experiences()
@@ -92,8 +92,8 @@ class Answerer:
         began = time.monotonic()
         if not question.text.strip():
             raise InvalidRequest("The question is empty.", param="question")
-        self.generator.admit()
-        self.generator.check_options(params)
+        self.engine.admit()
+        self.engine.check(params)
         if params.adjusted and (question.mode == "iterative" or question.knn is not None):
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
@@ -105,13 +105,13 @@ class Answerer:
                 raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
             library, kind = self.finder.library, experience_kind(question)
             experience = self._experiences.of(kind)
-            run = IterativeAnswer(question, params, library, self.layout, self.generator, experience)
+            run = IterativeAnswer(question, params, library, self.layout, self.engine, experience)
             evidence = await run.begin()
             answering = self._iterate(run, evidence, began)
         else:
             evidence = await self.finder.find(question, params.max_tokens, params.drafter)
             if evidence.prompt is not None:
-                self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
+                self.engine.check_prompt(evidence.prompt.ids, params, "question")
             answering = self._respond(evidence, params, began, await self._datastore(question))
         yield _search_results(evidence)
         try:
@@ -126,7 +126,8 @@ class Answerer:
         """The kNN datastore that the question asks for, ready; NotFound and the like where it cannot be used."""
         if question.knn is None:
             return None
-        return await self.datastores.prepare(self.generator, question.owner, question.collection, question.knn)
+        loaded = self.engine.engine.loaded
+        return await self.datastores.prepare(loaded, question.owner, question.collection, question.knn)
 
     async def _respond(
         self, evidence: Evidence, params: SamplingParams, began: float, knn: KnnRequest | None
@@ -143,11 +144,7 @@ class Answerer:
         ttft: float | None = None
         stats: Mapping[str, Any] = {}
         finish = None
-        generated = (
-            self.generator.stream(evidence.prompt.ids, params, sources)
-            if knn is None
-            else self.datastores.stream(self.generator, evidence.prompt.ids, params, knn)
-        )
+        generated = self.engine.stream(evidence.prompt.ids, params, sources, mixture=knn)
         async with aclosing(generated) as outputs:
             async for output in outputs:
                 if ttft is None and output.token_ids:

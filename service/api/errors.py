@@ -18,8 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service.api.sse import ClientLeft
-from service.errors import Busy, FolioError, Unavailable
-from service.translation import translate
+from service.errors import Busy, FolioError, Unavailable, translate
 
 log = structlog.get_logger(__name__)
 

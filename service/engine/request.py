@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
-from service.engine.block_manager import Place
+from service.engine.block_manager import PageDigests, Place
+from service.engine.finish import FinishReason, StopChecker
+from service.engine.mixture import Mixture
+from service.engine.reading import Priority, Reading
 from service.engine.sampling.constraint import Constraint
+from service.engine.sampling.logits_processor import LogitsProcessor
 from service.errors import InvalidRequest
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.state import PolicyState
-
-if TYPE_CHECKING:
-    from service.engine.sampling.logits_processor import Adjuster
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,6 @@ class DraftSources:
     datastore: Datastore | None = None
 
 
-class FinishReason(StrEnum):
-    """Why a request ended: the OpenAI words, and two more."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    ABORT = "abort"
-    ERROR = "error"
-
-
 @dataclass
 class TokenLogprobs:
     """Log-probability of a chosen token and of the likeliest ones, of the model's own distribution."""
@@ -165,7 +156,12 @@ class TokenOutput:
 
 @dataclass
 class Generation:
-    """A finished request."""
+    """A finished request.
+
+    Attributes:
+        times: when each of ``token_ids`` came, in seconds since the request was handed in.
+        error: why the engine gave up on it; its ``finish_reason`` is then ``error``.
+    """
 
     token_ids: list[int]
     text: str
@@ -173,6 +169,8 @@ class Generation:
     stats: dict[str, Any]
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    error: str | None = None
 
 
 class Request:
@@ -180,7 +178,8 @@ class Request:
 
     Invariants, between steps: ``num_computed`` tokens have their KV in ``pages``; a decoding request has exactly one
     token, the last, that has not. ``pages`` are owned by this request (shared pages by reference count): one `Place`
-    for every ``page_size`` tokens, without the pages that ``gone`` names.
+    for every ``page_size`` tokens, without the pages that ``gone`` names. The last ``num_provisional`` tokens may be
+    taken back (`service.engine.mixture`); a ``parked`` request keeps what it has and is not scheduled.
     """
 
     def __init__(
@@ -189,26 +188,34 @@ class Request:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         draft_sources: DraftSources | None = None,
+        stop_checker: StopChecker | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.id = request_id
         self.params = params
         self.draft_sources = draft_sources or DraftSources()
+        self.stop_checker = stop_checker or StopChecker(frozenset(params.stop_token_ids), params.max_tokens)
+        self.reading = reading
+        self.mixture: Mixture | None = None  # None: tokens are chosen from the target's own distribution
         self.token_ids = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.pages: list[Place] = []
         self.num_computed = 0
         self.num_published = 0
+        self.num_provisional = 0
+        self.parked = False
         self.cached_tokens = 0
         self.miss_reason: str | None = None
+        self.refused: tuple[int, int] | None = None  # version of the prefix cache, pages that were not enough
         self.salt = ""
+        self.digests: PageDigests  # of its full pages; the scheduler gives it
         self.policy: PolicyState | None = None  # None: dense
-        self.adjuster: Adjuster | None = None  # None: tokens are chosen from the model's own logits
+        self.logits_processor: LogitsProcessor | None = None  # None: tokens are chosen from the model's own logits
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0
         self.preemptions = 0
         self.finish_reason: FinishReason | None = None
-        self.error: str | None = None
         self.steps = 0
         self.arrived = time.perf_counter()
         self.scheduled: float | None = None
@@ -217,16 +224,40 @@ class Request:
 
     @property
     def output_ids(self) -> list[int]:
-        return self.token_ids[self.prompt_len :]
+        return self.token_ids[self.prompt_len : self.num_certain]
 
     @property
     def num_output(self) -> int:
-        return len(self.token_ids) - self.prompt_len
+        return self.num_certain - self.prompt_len
+
+    @property
+    def num_certain(self) -> int:
+        """Tokens that will not be taken back."""
+        return len(self.token_ids) - self.num_provisional
+
+    @property
+    def num_final(self) -> int:
+        """Tokens in pages that will not be taken back."""
+        return min(self.num_computed, self.num_certain)
 
     @property
     def num_pending(self) -> int:
         """Tokens whose KV is still to be computed; 1 while decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its next row is that of its last token."""
+        return self.num_pending == 1 and not self.parked and self.reading is None
+
+    @property
+    def priority(self) -> Priority:
+        return self.reading.priority if self.reading is not None else Priority.ANSWER
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether its pages may come from the prefix cache and go there; hidden states come from computing alone."""
+        return self.reading is None or self.reading.on_chunk is None
 
     def gone(self, group: int, num_tokens: int) -> range:
         """Places whose page of a head group no row from number ``num_tokens`` on will read (``block_manager.Gone``)."""
@@ -235,7 +266,7 @@ class Request:
     @property
     def max_len(self) -> int:
         """Tokens that the request can ever hold."""
-        return self.prompt_len + self.params.max_tokens
+        return self.prompt_len + (self.params.max_tokens if self.reading is None else 0)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the request so far; times in seconds from its arrival."""

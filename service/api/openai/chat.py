@@ -29,7 +29,6 @@ from service.api.openai.schemas import ChatRequest, FolioOptions
 from service.api.sse import EventStream, event, first_item, unless_gone
 from service.engine.request import SamplingParams
 from service.errors import FolioError, InvalidRequest
-from service.generation import fit_tokens
 from service.runtime import Runtime
 
 router = APIRouter(tags=["openai"])
@@ -52,7 +51,7 @@ class Delta:
 async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
-    runtime.generator.admit(body.n)
+    runtime.engine.admit(body.n)
     choices = await _choices(runtime, body, principal)
     streams = merged(choices)
     if body.stream:
@@ -72,9 +71,10 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
         params = [body.sampling(i, tokens, logprobs, greedy=True) for i in range(body.n)]
         return [_answered(runtime, question, one) for one in params]
     ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
-    tokens = wanted or fit_tokens(runtime.generator.window, len(ids), DEFAULT_TOKENS)
-    runtime.generator.check(len(ids), tokens)
+    tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
     params = [body.sampling(i, tokens, logprobs, greedy=False) for i in range(body.n)]
+    runtime.engine.check(params[0])
+    runtime.engine.check_prompt(ids, params[0], "messages")
     return [_talked(runtime, ids, one) for one in params]
 
 
@@ -96,7 +96,7 @@ def _question(turns: list[dict[str, str]], options: FolioOptions, principal: Pri
 async def _talked(runtime: Runtime, ids: list[int], params: SamplingParams) -> AsyncGenerator[Delta, None]:
     """Deltas of a plain conversation."""
     tokenizer = runtime.tokenizer
-    async with aclosing(runtime.generator.stream(ids, params)) as outputs:
+    async with aclosing(runtime.engine.stream(ids, params)) as outputs:
         async for output in outputs:
             delta = Delta(output.text, finish_reason=output.finish_reason, stats=output.stats)
             if output.logprobs:

@@ -37,14 +37,15 @@ DEFAULT_TOKENS = 16
 async def completions(body: CompletionRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
-    generator = runtime.generator
+    engine = runtime.engine
     prompts = await asyncio.to_thread(_prompt_ids, runtime, body.prompt)
-    generator.admit(body.n * len(prompts))
+    engine.admit(body.n * len(prompts))
     tokens = body.max_tokens or DEFAULT_TOKENS
-    for ids in prompts:
-        generator.check(len(ids), tokens, "prompt")
     params = [body.sampling(i, tokens, body.logprobs, greedy=False) for i in range(body.n)]
-    streams = merged([generator.stream(ids, one) for ids in prompts for one in params])
+    engine.check(params[0])
+    for ids in prompts:
+        engine.check_prompt(ids, params[0])
+    streams = merged([engine.stream(ids, one) for ids in prompts for one in params])
     if body.stream:
         started = await first_item(streams)
         return EventStream(_chunks(started, body, runtime, len(prompts)), runtime.settings.ping_s)

@@ -100,7 +100,7 @@ def test_the_same_files_make_the_same_prompt_whatever_their_ids(
 
 def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.window = 500
+    engine.max_model_len = 500
     with pytest.raises(PromptTooLong, match=r"takes .* tokens; the model holds 100") as caught:
         ask("Who?", mode="long", engine=engine)
     assert caught.value.param == "mode"
@@ -108,7 +108,7 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
 
 def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.window = 1300
+    engine.max_model_len = 1300
     answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
     assert len(answer.results) == 1
     assert "1 of 2 passages fit" in answer.mode_reason
@@ -169,7 +169,7 @@ def test_a_failure_in_mid_answer_is_an_event(ask: Ask, make_scripted: Any) -> No
     [({"mode": "magic"}, "mode"), ({"documents": ("nope",)}, None), ({"collection": "nope"}, None)],
 )
 def test_questions_that_cannot_be_asked(ask: Ask, how: dict[str, Any], param: str | None) -> None:
-    from service.translation import translate
+    from service.errors import translate
 
     with pytest.raises(Exception) as caught:
         ask("Who?", **how)

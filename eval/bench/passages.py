@@ -38,11 +38,14 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class KnowledgeBase:
-    """Passages and their vectors, row by row."""
+    """Passages and their vectors, row by row.
+
+    Attributes:
+        vectors: float32[n, d] of norm 1.
+    """
 
     texts: list[str]
     vectors: np.ndarray
-    """float32[n, d] of norm 1"""
 
 
 def default_folders() -> list[Path]:
@@ -51,9 +54,9 @@ def default_folders() -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def cache_folder() -> Path:
-    """``ralm`` in Folio's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio" / "ralm"
+def cache_folder(name: str) -> Path:
+    """A folder of that name in Folio's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio" / name
 
 
 def knowledge_base(count: int, folders: Sequence[Path], cache: Path | None = None) -> KnowledgeBase:
@@ -62,7 +65,7 @@ def knowledge_base(count: int, folders: Sequence[Path], cache: Path | None = Non
     Raises:
         EvalError: there is too little text.
     """
-    home = cache or cache_folder()
+    home = cache or cache_folder("ralm")
     listed = home / "passages.txt"
     if not listed.is_file():
         home.mkdir(parents=True, exist_ok=True)

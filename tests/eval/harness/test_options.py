@@ -1,11 +1,16 @@
 """Options of a run: flags over YAML over defaults, checked before anything is loaded."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from eval.cli import app
 from eval.errors import EvalError
-from eval.harness.configuration import RunOptions, build_plan
+from eval.harness.options import RunOptions
+from eval.harness.plan import build_plan
 
 NEEDED = {"tasks": "passkey", "output": Path("out")}
 
@@ -53,3 +58,23 @@ def test_engines_that_are_asked_alike_share_a_prompter():
     options = RunOptions.load(None, {**NEEDED, "engine": named})
     (_, first), (_, second) = build_plan(options, "").engines
     assert first is second
+
+
+def test_every_field_is_a_flag_of_the_command_and_a_key_of_the_file(tmp_path):
+    flags = {name for option in get_command(app).commands["run"].params for name in option.opts}
+    named = {f"--{field.name.replace('_', '-')}" for field in fields(RunOptions)}
+    assert flags == named | {"--config", "--json"}
+    (tmp_path / "run.yaml").write_text("".join(f"{name.removeprefix('--')}: '64'\n" for name in named))
+    options = RunOptions.load(tmp_path / "run.yaml", {})
+    assert (options.tasks, options.length, options.together, options.new_tokens) == (("64",), (64,), True, 64)
+
+
+def test_a_flag_that_is_given_reaches_the_run(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("eval.harness.plan.build_plan", lambda options, command: seen.append(options) or 1 / 0)
+    arguments = ["run", "--tasks", "passkey,vt", "--length", "2K,64", "--engine", "auto", "--engine", "dense"]
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(app, [*arguments, "--output", str(tmp_path), "--together"], catch_exceptions=False)
+    [options] = seen
+    assert (options.tasks, options.length, options.engine) == (("passkey", "vt"), (2048, 64), ("auto", "dense"))
+    assert (options.together, options.seed, options.output) == (True, 0, tmp_path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from eval.errors import EvalError
 from eval.tasks.quoting import QuoteMaker, read_folder
 from service.answering.passages import Passage
-from service.engine.engine import Engine
+from service.engine.async_engine import AsyncEngine
 from service.engine.request import SamplingParams
 from service.models import layout_for
 
@@ -35,7 +35,7 @@ class Prompts:
     chosen_from: int = 0
 
 
-def make_prompts(engine: Engine, workload: str, context: int, count: int, text: Path, spec_bench: Path) -> Prompts:
+def make_prompts(engine: AsyncEngine, workload: str, context: int, count: int, text: Path, spec_bench: Path) -> Prompts:
     """`count` prompts of about `context` tokens."""
     if workload == "questions":
         return Prompts(_questions(engine, context, count, text))
@@ -50,7 +50,7 @@ def make_prompts(engine: Engine, workload: str, context: int, count: int, text: 
 
 
 def _choose(
-    engine: Engine,
+    engine: AsyncEngine,
     asked: list[list[int]],
     count: int,
     max_tokens: int,
@@ -75,9 +75,9 @@ def quoted(prompt: Sequence[int], answer: Sequence[int]) -> float:
     return longest / max(len(said), 1)
 
 
-def _questions(engine: Engine, context: int, count: int, text: Path) -> list[list[int]]:
+def _questions(engine: AsyncEngine, context: int, count: int, text: Path) -> list[list[int]]:
     """`count` questions about sentences from the text's beginning to its end, fewer where some are the same."""
-    layout = layout_for(engine.loaded.name, engine.tokenizer)
+    layout = layout_for(engine.engine.loaded.name, engine.engine.tokenizer)
     maker = QuoteMaker(read_folder(text))
 
     def prompt(size: int, depth: float) -> list[int]:
@@ -94,12 +94,12 @@ def _questions(engine: Engine, context: int, count: int, text: Path) -> list[lis
     return [ids for i, ids in enumerate(made) if ids not in made[:i]]
 
 
-def _spec_bench(engine: Engine, context: int, count: int, path: Path) -> list[list[int]]:
+def _spec_bench(engine: AsyncEngine, context: int, count: int, path: Path) -> list[list[int]]:
     if not path.is_file():
         raise EvalError(f"there is no {path}", hint="Give Spec-Bench's question.jsonl with --spec-bench.")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     turns = [row["turns"][0] for row in rows if row["category"] in _SPEC_BENCH]
-    encoded = [engine.tokenizer.encode(turn, add_special_tokens=False) for turn in turns]
+    encoded = [engine.engine.tokenizer.encode(turn, add_special_tokens=False) for turn in turns]
     asked, fill = encoded[:count], [token for ids in encoded[count:] for token in ids]
     longest = max(map(len, asked))
     while len(fill) < context:
@@ -107,10 +107,10 @@ def _spec_bench(engine: Engine, context: int, count: int, path: Path) -> list[li
     return [fill[: max(0, context - longest)] + ids for ids in asked]
 
 
-def _random(engine: Engine, context: int, count: int) -> list[list[int]]:
+def _random(engine: AsyncEngine, context: int, count: int) -> list[list[int]]:
     """Random words; a model soon repeats some."""
     rng = random.Random(7)
-    vocab = engine.loaded.vocab_size
+    vocab = engine.engine.loaded.vocab_size
     ids = [rng.randrange(vocab) for _ in range(context - 8)]
     return [ids + [rng.randrange(vocab) for _ in range(8)] for _ in range(count)]
 

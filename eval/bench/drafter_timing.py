@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 import torch
 
 from drafters.sampling.noise import noise
-from service.engine.engine import Engine
+from eval.errors import EvalError
+from service.engine.async_engine import AsyncEngine
 from service.engine.request import DraftSources, SamplingParams
 
 PLAIN = "none"
+_SAME_STEP_S = 1e-4  # tokens of one step are told within less
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Timing:
     Attributes:
         ids: the tokens of each prompt.
         decode_s: seconds from the first token to the last, without `start_s`.
-        tokens: tokens after each prompt's first.
+        tokens: tokens after the step in which all prompts had their first.
+        start_s: seconds that the drafter took before its first guess.
         drafting: DraftingStats as a dictionary, summed.
     """
 
@@ -53,47 +55,35 @@ class Timing:
 
 
 def timed(
-    engine: Engine,
+    engine: AsyncEngine,
     asked: Sequence[list[int]],
     params: SamplingParams,
     drafter: str,
-    batch: int,
     sources: DraftSources | None = None,
 ) -> Timing:
-    """Decode the prompts, `batch` of them at a time, each under a seed of its own; `sources` are for drafters that want
-    more than the prompt."""
-    ids: list[list[int]] = []
-    decode_s = start_s = 0.0
-    tokens = 0
+    """Decode the prompts at once, each under a seed of its own; `sources` are for drafters that want more than the
+    prompt."""
+    each = [replace(params, drafter=drafter, seed=params.seed + i) for i in range(len(asked))]
+    found = engine.generate(asked, each, [sources] * len(asked))
+    if failed := next((one.error for one in found if one.error), None):
+        raise EvalError(f"the engine failed with the drafter {drafter}: {failed}")
+    times = [moment for one in found for moment in one.times]
+    began = max(one.times[0] for one in found)
+    start_s = sum(one.stats.get("drafting", {}).get("starting_seconds", 0.0) for one in found)
     drafting: dict[str, Any] = {}
-    for first in range(0, len(asked), batch):
-        group = asked[first : first + batch]
-        names = [
-            engine.add_request(
-                prompt, replace(params, drafter=drafter, seed=params.seed + first + i), draft_sources=sources
-            )
-            for i, prompt in enumerate(group)
-        ]
-        parts: dict[str, list[int]] = {name: [] for name in names}
-        began: float | None = None
-        before = 0
-        while engine.has_work:
-            for output in engine.step():
-                parts[output.request_id] += output.token_ids
-                if output.finished:
-                    figures = output.stats.get("drafting", {})
-                    start_s += figures.get("starting_seconds", 0.0)
-                    _sum(drafting, figures)
-            if began is None and all(parts.values()):
-                began, before = time.perf_counter(), sum(map(len, parts.values()))
-        decode_s += time.perf_counter() - (began or 0.0)
-        tokens += sum(map(len, parts.values())) - before
-        ids += [parts[name] for name in names]
-    return Timing(ids, max(decode_s - start_s, 1e-9), tokens, start_s, _figures(drafting))
+    for one in found:
+        _sum(drafting, one.stats.get("drafting", {}))
+    return Timing(
+        [one.token_ids for one in found],
+        max(max(times) - began - start_s, 1e-9),
+        sum(moment > began + _SAME_STEP_S for moment in times),
+        start_s,
+        _figures(drafting),
+    )
 
 
 def divergences(
-    engine: Engine,
+    engine: AsyncEngine,
     asked: Sequence[list[int]],
     plain: Sequence[list[int]],
     guessed: Sequence[list[int]],
@@ -115,7 +105,7 @@ def divergences(
 
 
 def perturbed_gap(
-    engine: Engine, prompt: list[int], one: int, other: int, params: SamplingParams, seed: int
+    engine: AsyncEngine, prompt: list[int], one: int, other: int, params: SamplingParams, seed: int
 ) -> float | None:
     """The difference of two candidates' perturbed scores after a prompt; None where one is not among the best
     20."""
