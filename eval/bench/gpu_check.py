@@ -220,7 +220,7 @@ class Bench:
     def selected_decode(self, length: int, budget: int) -> list[dict[str, Any]]:
         """Decode that reads ``budget`` tokens of the best pages: scoring, choosing and attention against dense."""
         from sparse_attn.kernels.triton.attention import paged_attention
-        from sparse_attn.kernels.triton.score import page_bounds, update_page_stats
+        from sparse_attn.kernels.triton.page_stats import page_bounds, update_page_stats
         from sparse_attn.kv.page_stats import LOGICAL_PAGE, PageStats
         from sparse_attn.plan.select import best_pages, page_weights
 
