@@ -18,7 +18,7 @@ State = tuple[Tensor, Tensor]
 """out [T, Hq, D] in the dtype of q, and lse [T, Hq], natural log-sum-exp of the visible scores."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pages:
     """Where the keys and values of S contexts lie, in one layer and head group.
 
@@ -50,7 +50,7 @@ class Pages:
         return sides[0], sides[1]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Rows:
     """T new rows of S sequences, and how they attend.
 

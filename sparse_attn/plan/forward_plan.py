@@ -20,7 +20,7 @@ from sparse_attn.rows import HeadPages, SequenceRows
 EVERY = slice(None)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
     """Rows of a forward that attend together.
 

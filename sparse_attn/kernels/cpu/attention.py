@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
@@ -69,7 +68,7 @@ class Arguments:
         shared = rows.kept.get(cls)
         if shared is None:
             shared = rows.kept[cls] = cls(rows.cu_seqlens, rows.context_lens, rows.tree_masks)
-        one = copy.copy(shared)
+        one = cls.__new__(cls)  # the addresses in the copied call are kept alive by what is shared
         one.call, one.kept = AttentionCall.from_buffer_copy(shared.call), []
         count, num_heads, dim = rows.q.shape
         one.heads(num_heads, rows.k.shape[1], dim)
