@@ -84,8 +84,9 @@ class Bench:
         self._texts = [*texts, *_passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        options = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
-        self.engine = AsyncEngine.from_pretrained("embedded", **options)
+        self.engine = AsyncEngine.from_pretrained(
+            "embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense"
+        )
         self.identity = identity(self.engine.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{entries}"
 

@@ -79,7 +79,8 @@ class EngineConfig(BaseModel):
             return cls(**options)
         except ValidationError as error:
             name, reason = first_problem(error)
-            raise InvalidRequest(f"Option {name!r} is not valid: {reason}.", param=name) from error
+            subject = f"Option {name!r} is not valid" if name else "The options contradict one another"
+            raise InvalidRequest(f"{subject}: {reason}.", param=name or None) from error
 
     @model_validator(mode="after")
     def _decoding_leaves_room_for_prompts(self) -> EngineConfig:

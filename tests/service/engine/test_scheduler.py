@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import pytest
@@ -21,6 +22,7 @@ from drafters.verify import Verdict, verify
 from service.engine import block_manager
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDigests
 from service.engine.finish import Emitted, FinishReason, StopChecker
+from service.engine.reading import Priority, Reading
 from service.engine.request import Request, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
@@ -40,7 +42,9 @@ def kept(verdicts: dict[str, Verdict], step: Step) -> dict[str, Emitted]:
     """What each request keeps of its verdict."""
     of = {seq.request.id: seq.request for seq in step.slices}
     return {
-        name: StopChecker(frozenset({STOP}), of[name].params.max_tokens).take(verdict.tokens, of[name].num_output)
+        name: Emitted(list(verdict.tokens))
+        if of[name].mixture is not None
+        else StopChecker(frozenset({STOP}), of[name].params.max_tokens).take(verdict.tokens, of[name].num_output)
         for name, verdict in verdicts.items()
     }
 
@@ -68,23 +72,33 @@ class EngineMachine(RuleBasedStateMachine):
         self.live: list[Request] = []
         self.finished: list[Request] = []
 
-    @rule(head=st.integers(0, 2), length=st.integers(1, 60), new=st.integers(1, 12), streams=st.booleans())
-    def add(self, head: int, length: int, new: int, streams: bool) -> None:
-        """Prompts of the same head share a prefix of any length; some requests drop pages of the last head group."""
+    @rule(
+        head=st.integers(0, 2),
+        length=st.integers(1, 60),
+        new=st.integers(1, 12),
+        kind=st.sampled_from(["dense", "streams", "mixed", "read", "read for its states"]),
+    )
+    def add(self, head: int, length: int, new: int, kind: str) -> None:
+        """Prompts of the same head share a prefix of any length; some requests drop pages of the last head group, some
+        are guessed on and cut back, some only read."""
         prompt = [(head + i * i) % 7 for i in range(length)]
         self.count += 1
-        request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new))
-        if streams:
+        reading = {"read": Reading(priority=Priority.DRAFT), "read for its states": Reading(on_chunk=lambda *_: None)}
+        request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new), reading=reading.get(kind))
+        if kind == "streams":
             request.salt, last = "streams", self.blocks.num_groups - 1
             request.lifetimes = PageLifetimes(frozenset({last}), STREAMING, length, PAGE, PAGE)
-        request.draft_budget = self.draft
+        if kind == "mixed":
+            request.mixture = Mock()
+        else:
+            request.draft_budget = self.draft
         if self.scheduler.most_pages(request.max_len, request.lifetimes) <= self.blocks.num_pages:
             self.scheduler.add(request)
             self.live.append(request)
 
     @rule(guess=st.integers(0, 2), fails=st.booleans())
     def step(self, guess: int, fails: bool) -> None:
-        had_work = self.scheduler.has_work
+        had_work = any(not request.parked for request in self.live)
         before = {r.id: list(r.token_ids) for r in self.live}
         step = self.scheduler.schedule()
         assert most_rows(step) <= 10
@@ -106,6 +120,11 @@ class EngineMachine(RuleBasedStateMachine):
             self.write(request, part.start, part.token_ids)
             if not part.samples:
                 continue
+            if request.mixture is not None:
+                may = guess and request.num_output + request.num_provisional + 1 < request.params.max_tokens
+                token = next_token(ids) if guess == 1 else 8
+                verdicts[request.id] = Verdict((), (token,) if may else ())
+                continue
             tree = part.tree if part.tree is not None else EMPTY
             choices = []
             for row in range(len(tree) + 1):
@@ -115,10 +134,31 @@ class EngineMachine(RuleBasedStateMachine):
             self.write(request, len(ids), [int(tree.tokens[n]) for n in verdict.path])
         self.scheduler.commit(step, kept(verdicts, step))
         for request in list(self.live):
-            if request.finish_reason is not None:
-                self.scheduler.finish(request, request.finish_reason)
-                self.live.remove(request)
-                self.finished.append(request)
+            if request.reading is not None and not request.num_pending:
+                request.finish_reason = FinishReason.STOP
+            self.end(request)
+
+    @precondition(lambda self: any(request.parked for request in self.live))
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        self.settle_one(data.draw(st.sampled_from([request for request in self.live if request.parked])))
+
+    def settle_one(self, request: Request) -> None:
+        """A round's guesses up to the first that is wrong, and the true token there."""
+        true: list[int] = []
+        for guess in [*request.token_ids[request.num_certain :], None]:
+            true.append(next_token([*request.token_ids[: request.num_certain], *true]))
+            if guess != true[-1]:
+                break
+        checker = StopChecker(frozenset({STOP}), request.params.max_tokens)
+        self.scheduler.settle(request, checker.take(true, request.num_output))
+        self.end(request)
+
+    def end(self, request: Request) -> None:
+        if request.finish_reason is not None:
+            self.scheduler.finish(request, request.finish_reason)
+            self.live.remove(request)
+            self.finished.append(request)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -154,6 +194,8 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(2000):  # no deadlock: everything ends
             if not self.scheduler.has_work:
                 break
+            for request in [request for request in self.live if request.parked]:
+                self.settle_one(request)
             self.step(0, False)
         assert not self.live
         assert self.blocks.num_owned == 0
