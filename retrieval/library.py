@@ -31,6 +31,7 @@ from retrieval.index import maintenance
 from retrieval.index.batching import Batcher
 from retrieval.index.index import Index
 from retrieval.index.searching import Searcher, SearchRequest
+from retrieval.index.snapshot import Snapshot
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
 from retrieval.ingest import archive
 from retrieval.ingest.ingestion import Ingester, Prepared, Refused, Source, sources
@@ -92,6 +93,8 @@ class Library(Shelf):
         self._opening = threading.RLock()
         self._index: Index | None = None
         self._tokenizer: CorpusTokenizer | None = None
+        self._token_stores: tuple[Snapshot | None, dict[str, TokenStore]] = None, {}
+        """by owner, of the newest snapshot that was asked for one"""
         self._searcher = Searcher(database, embedder, self._ready_index)
         self._searches = Batcher(self._searcher)
         self._queries: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
@@ -393,11 +396,17 @@ class Library(Shelf):
             return None
         if generation.tokens.tokenizer != self._tokenizer.fingerprint:
             return None
-        with self.database.read() as connection:
-            mine = store.ids_in_scope(connection, owner, None, None)
-        return generation.tokens.restricted(
-            snapshot.alive & np.array([key[0] in mine for key in generation.documents], dtype=bool)
-        )
+        seen, stores = self._token_stores
+        if seen is not snapshot:
+            stores = {}
+            self._token_stores = snapshot, stores
+        if owner not in stores:
+            with self.database.read() as connection:
+                mine = store.ids_in_scope(connection, owner, None, None)
+            stores[owner] = generation.tokens.restricted(
+                snapshot.alive & np.array([key[0] in mine for key in generation.documents], dtype=bool)
+            )
+        return stores[owner]
 
     def stats(self, owner: str | None = None) -> LibraryStats:
         """Totals of one owner, or of all; the state of the index."""
