@@ -2,7 +2,8 @@
 
 An error is one clear sentence that names the input, and a remedy where there is one. REST turns it into
 RFC 9457 problem+json (`status`, `problem`), the OpenAI routes into their error object (`openai_type`,
-`param`), the command line into a line on stderr and an exit code.
+`param`), the command line into a line on stderr and an exit code. `translate` gives the errors of the packages below
+their place among them.
 """
 
 from __future__ import annotations
@@ -179,6 +180,14 @@ class GenerationFailed(FolioError):
     title = "Generation failed"
 
 
+class DeviceLost(FolioError):
+    """The device of the model is in a state that only a new process can leave."""
+
+    status = 503
+    problem = "device-lost"
+    title = "Device lost"
+
+
 class Unavailable(FolioError):
     """The service is loading, draining, or a part of it is dead."""
 
@@ -214,3 +223,38 @@ class TimedOut(FolioError):
     problem = "timed-out"
     title = "Timed out"
     openai_type = "timeout_error"
+
+
+def translate(error: BaseException) -> FolioError | None:
+    """The FolioError that says the same, or None for an error that nobody foresaw."""
+    if isinstance(error, FolioError):
+        return error
+    from drafters.errors import DrafterError
+    from retrieval import errors as retrieval
+    from sparse_attn.errors import SparseAttentionError
+
+    kinds: list[tuple[type[Exception], type[FolioError]]] = [
+        (retrieval.NotFound, NotFound),
+        (retrieval.OversizedFile, TooLarge),
+        (retrieval.UnreadableFile, UnsupportedFile),
+        (retrieval.IndexCorrupt, IndexStale),
+        (retrieval.EmbedderMismatch, IndexStale),
+        (retrieval.DatastoreMismatch, IndexStale),
+        (retrieval.StoreUnavailable, StoreUnavailable),
+        (retrieval.StoreBusy, StoreUnavailable),
+        (retrieval.LeaseLost, StoreUnavailable),
+        (retrieval.Cancelled, Conflict),
+        (retrieval.RetrieverFailed, Unavailable),
+        (retrieval.RetrievalError, InvalidRequest),
+        (DrafterError, InvalidRequest),
+        (SparseAttentionError, InvalidRequest),
+    ]
+    for theirs, ours in kinds:
+        if isinstance(error, theirs):
+            return ours(_sentence(str(error)))
+    return None
+
+
+def _sentence(message: str) -> str:
+    message = message.strip()
+    return f"{message[:1].upper()}{message[1:]}{'' if message.endswith(('.', '!', '?')) else '.'}"

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
+import sys
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +23,19 @@ from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
 from service.answering.evidence import EvidenceFinder
 from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout
-from service.errors import FolioError, InvalidRequest, Unavailable
-from service.generation import Generator, Observer
+from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
 from service.settings import Settings
-from service.translation import translate
 
 if TYPE_CHECKING:
+    from service.engine.async_engine import AsyncEngine, Observer
     from service.engine.engine import Engine
 
 log = structlog.get_logger(__name__)
+
+LAST_WORDS_S = 1.0
+"""For the streams in flight to be told before the process ends."""
 
 
 class State(StrEnum):
@@ -51,13 +57,15 @@ class Runtime:
         """Why there is no model; whoever waits for `ended` says so to the user."""
         self.observers: list[Observer] = []
         """Called with every output of the engine; to be filled before `start`."""
+        self.on_lost: Callable[[DeviceLost], None] = end_process
+        """What a service does about a device that only a new process can use again."""
         self.ended = asyncio.Event()
         """Set when loading has ended, well or not."""
         self._library = library
         self._owns_library = library is None
-        self._engine = engine
+        self._given = engine
+        self._engine: AsyncEngine | None = None
         self._keys: KeyStore | None = None
-        self._generator: Generator | None = None
         self._answerer: Answerer | None = None
         self._layout: PromptLayout | None = None
         self._chat: ChatLayout | PlainLayout | None = None
@@ -87,16 +95,16 @@ class Runtime:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        if self._generator is not None:
-            await self._generator.async_engine.stop()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop)
         if self._library is not None and self._owns_library:
             await asyncio.to_thread(self._library.close)
 
     async def drain(self) -> None:
         """Take nothing more; wait for what is in flight as long as the settings allow."""
         self._draining = True
-        if self._generator is not None and not await self._generator.drain(self.settings.drain_timeout_s):
-            log.warning("aborting requests in flight", requests=self._generator.in_flight)
+        if self._engine is not None and not await self._engine.drain(self.settings.drain_timeout_s):
+            log.warning("aborting requests in flight", requests=self._engine.in_flight)
 
     @property
     def state(self) -> State:
@@ -104,8 +112,7 @@ class Runtime:
             return State.DRAINING
         if self.failure is not None:
             return State.FAILED
-        ready = self._generator is not None and self._generator.async_engine.ready
-        return State.READY if ready else State.LOADING
+        return State.READY if self._engine is not None and self._engine.ready else State.LOADING
 
     @property
     def library(self) -> Library:
@@ -123,33 +130,34 @@ class Runtime:
         return self._keys
 
     @property
-    def generator(self) -> Generator:
-        if self._generator is None:
+    def engine(self) -> AsyncEngine:
+        """The door to the model. Raises Unavailable while there is none."""
+        if self._engine is None:
             raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
-        return self._generator
+        return self._engine
 
     @property
-    def loaded(self) -> Generator | None:
-        """The generator once there is one; for figures, which may be asked for at any time."""
-        return self._generator
+    def loaded(self) -> AsyncEngine | None:
+        """The engine once there is one; for figures, which may be asked for at any time."""
+        return self._engine
 
     @property
     def answerer(self) -> Answerer:
-        self.generator  # noqa: B018 - raises while there is none
+        self.engine  # noqa: B018 - raises while there is none
         assert self._answerer is not None
         return self._answerer
 
     @property
     def chat(self) -> ChatLayout | PlainLayout:
         """How the model holds a plain conversation."""
-        self.generator  # noqa: B018 - raises while there is none
+        self.engine  # noqa: B018 - raises while there is none
         assert self._chat is not None
         return self._chat
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, for decoding only: other threads decode with it too."""
-        return self.generator.async_engine.engine.tokenizer
+        return self.engine.engine.tokenizer
 
     @staticmethod
     def _warm_up(library: Library) -> None:
@@ -160,9 +168,7 @@ class Runtime:
 
     async def _load(self, serving: bool) -> None:
         try:
-            if self._engine is None:
-                self._engine = await asyncio.to_thread(load_engine, self.settings)
-            await self._assemble(self._engine)
+            await self._assemble(await asyncio.to_thread(self._make_engine), serving)
         except Exception as error:
             self.failure = translate(error)
             if self.failure is None:
@@ -175,21 +181,37 @@ class Runtime:
         finally:
             self.ended.set()
 
-    async def _assemble(self, engine: Engine) -> None:
+    def _make_engine(self) -> AsyncEngine:
         from service.engine.async_engine import AsyncEngine
 
-        if engine.tokenizer is not None:
-            encode = copy.deepcopy(engine.tokenizer)  # the engine's thread has the original
-            fingerprint = engine.loaded.tokenizer_fingerprint or ""
+        return AsyncEngine(self._given, self.settings.engine) if self._given else load_engine(self.settings)
+
+    async def _assemble(self, engine: AsyncEngine, serving: bool) -> None:
+        loaded = engine.engine.loaded
+        if loaded.tokenizer is not None:
+            encode = copy.deepcopy(loaded.tokenizer)  # the engine's thread has the original
+            fingerprint = loaded.tokenizer_fingerprint or ""
             self.library.set_tokenizer(
                 CorpusTokenizer(fingerprint, lambda text: encode.encode(text, add_special_tokens=False))
             )
-        running = AsyncEngine(engine)
-        await running.start()
-        self._layout = layout_for(self.settings.model, engine.tokenizer)
-        self._chat = chat_layout_for(engine.tokenizer)
-        generator = Generator(running, self.settings, self.observers)
-        finder = EvidenceFinder(self.library, self._layout, generator.window, self.settings)
-        self._answerer = Answerer(finder, generator, self._layout)
-        self._generator = generator
-        log.info("ready", model=self.model_name, window=generator.window)
+        self._layout = layout_for(self.settings.model, loaded.tokenizer)
+        self._chat = chat_layout_for(loaded.tokenizer)
+        finder = EvidenceFinder(self.library, self._layout, engine.window, self.settings)
+        self._answerer = Answerer(finder, engine, self._layout)
+        engine.observers = self.observers
+        if serving:
+            engine.on_lost = self._lose
+        await asyncio.to_thread(engine.start)
+        self._engine = engine
+        log.info("ready", model=self.model_name, window=engine.window)
+
+    def _lose(self, error: DeviceLost) -> None:
+        self.failure = error
+        self.on_lost(error)
+
+
+def end_process(error: DeviceLost) -> None:
+    """Say why on stderr and end, without the exit handlers that a lost device can hang."""
+    print(f"folio: {error.detail}", file=sys.stderr, flush=True)
+    time.sleep(LAST_WORDS_S)
+    os._exit(Exit.FAILED)

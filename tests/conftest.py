@@ -50,3 +50,13 @@ def random_llama() -> Callable[..., Any]:
         return LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def reader_tokenizer() -> Any:
+    """The shipped reader's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from service.reader import MODEL_DIR
+
+    return AutoTokenizer.from_pretrained(MODEL_DIR)

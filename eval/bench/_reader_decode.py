@@ -11,7 +11,8 @@ import torch
 
 from eval.bench._reader_prefill import HEADROOM, kernel_time, token_ids
 from eval.errors import EvalError
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from eval.errors import EvalError
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
 

@@ -198,7 +198,7 @@ def _answers(engine: Engine, packer: Packer, example: Example, policy: str) -> d
 def _config(shape: Any, length: int) -> Any:
     import torch
 
-    from service.engine.engine import EngineConfig
+    from service.engine.config import EngineConfig
 
     return EngineConfig(kv_memory=int(2.5 * length * shape.bytes_per_token(torch.float32)), drafter="none")
 

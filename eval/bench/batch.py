@@ -41,7 +41,8 @@ def run(
     """
     import torch
 
-    from service.engine.engine import Engine, EngineConfig
+    from service.engine.config import EngineConfig
+    from service.engine.engine import Engine
     from service.engine.loading.checkpoint import prepare
     from service.engine.request import SamplingParams
 

@@ -78,7 +78,8 @@ def measure(
     """
     import torch
 
-    from service.engine.engine import Engine, EngineConfig
+    from service.engine.config import EngineConfig
+    from service.engine.engine import Engine
     from service.engine.request import SamplingParams
 
     device = next(loaded.model.parameters()).device

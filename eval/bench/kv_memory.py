@@ -16,7 +16,8 @@ import torch
 import typer
 
 from eval.figures import report_result
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
 from service.engine.runner.model_runner import Forward

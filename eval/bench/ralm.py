@@ -39,7 +39,8 @@ from retrieval.types import Hit
 from service.answering.evidence import IterativeOptions, Question
 from service.answering.iterative import QueryText, StrideWriter
 from service.engine.async_engine import AsyncEngine
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.request import SamplingParams
 from service.generation import Generator

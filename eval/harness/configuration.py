@@ -15,7 +15,8 @@ from eval.harness.prompting import PROMPT_SETS, LayoutPrompter, OfficialPrompter
 from eval.harness.retrieving import RetrievalPrompter
 from eval.harness.run import Plan
 from eval.tasks.sources import sources
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import DTYPES, load_model, load_tokenizer
 from service.models import layout_for, shown_name
 from service.settings import EMBEDDED

@@ -32,9 +32,9 @@ from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.knn import KnnRequest
 from service.answering.prompting import PromptLayout
 from service.answering.question import Question
+from service.engine.async_engine import AsyncEngine
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import FolioError, InvalidRequest
-from service.generation import Generator
 
 log = structlog.get_logger(__name__)
 
@@ -103,9 +103,9 @@ class Writing:
 class Answerer:
     """Answers questions over the documents of one library with one model."""
 
-    def __init__(self, finder: EvidenceFinder, generator: Generator, layout: PromptLayout) -> None:
+    def __init__(self, finder: EvidenceFinder, engine: AsyncEngine, layout: PromptLayout) -> None:
         self.finder = finder
-        self.generator = generator
+        self.engine = engine
         self.layout = layout
         self.datastores = Datastores(finder.library)
         self._experiences = Experiences()
@@ -147,8 +147,8 @@ class Answerer:
 
     async def _checked(self, question: Question, params: SamplingParams, owner: str) -> list[Document]:
         """The documents that the question names. Raises FolioError for one that cannot be answered, before any work."""
-        self.generator.admit()
-        self.generator.check_options(params)
+        self.engine.admit()
+        self.engine.check(params)
         if params.adjusted and (question.mode == "iterative" or question.knn is not None):
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
@@ -159,7 +159,7 @@ class Answerer:
 
     def _iterative(self, question: Question, params: SamplingParams, owner: str) -> IterativeAnswer:
         experience = self._experiences.of(experience_kind(question, owner))
-        return IterativeAnswer(question, owner, params, self.finder.library, self.layout, self.generator, experience)
+        return IterativeAnswer(question, owner, params, self.finder.library, self.layout, self.engine, experience)
 
     async def _found(
         self, question: Question, params: SamplingParams, owner: str, named: Sequence[Document]
@@ -168,7 +168,7 @@ class Answerer:
         for_draft = self._drafter_options(params).reads_passages
         evidence = await self.finder.find(question, owner, named, params.max_tokens, for_draft)
         if evidence.prompt is not None:
-            self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
+            self.engine.check_prompt(evidence.prompt.ids, params, "question")
         return evidence
 
     async def _knn(self, question: Question, owner: str) -> KnnRequest | None:
@@ -176,7 +176,7 @@ class Answerer:
         if question.knn is None:
             return None
         options = KnnOptions(**question.knn.model_dump())
-        return await self.datastores.prepare(self.generator, owner, question.collection, options)
+        return await self.datastores.prepare(self.engine, owner, question.collection, options)
 
     async def _outputs(
         self, params: SamplingParams, owner: str, evidence: Evidence, knn: KnnRequest | None
@@ -184,12 +184,12 @@ class Answerer:
         """The engine's outputs for the prompt over the evidence, still to be begun."""
         assert evidence.prompt is not None
         if knn is not None:
-            return self.datastores.stream(self.generator, evidence.prompt.ids, params, knn)
+            return self.datastores.stream(self.engine, evidence.prompt.ids, params, knn)
         store = None
         if self._drafter_options(params).reads_datastore:
             store = await asyncio.to_thread(self.finder.library.token_store, owner)
         sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
-        return self.generator.stream(evidence.prompt.ids, params, sources)
+        return self.engine.stream(evidence.prompt.ids, params, sources)
 
     def _drafter_options(self, params: SamplingParams) -> Options:
         """Those of the drafter that will propose."""

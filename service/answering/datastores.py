@@ -28,11 +28,10 @@ from retrieval.knn.store import REBUILD, Datastore, StoreBuilder, StoreIdentity,
 from retrieval.library import Library
 from service.answering.knn import KnnModel, KnnRequest, build, stream
 from service.engine.request import SamplingParams, TokenOutput
-from service.errors import TimedOut
 
 if TYPE_CHECKING:
+    from service.engine.async_engine import AsyncEngine
     from service.engine.engine import Engine
-    from service.generation import Generator
 
 FOLDER = "knn"
 
@@ -104,9 +103,7 @@ class Datastores:
             built,
         )
 
-    async def prepare(
-        self, generator: Generator, owner: str, collection: str | None, options: KnnOptions
-    ) -> KnnRequest:
+    async def prepare(self, engine: AsyncEngine, owner: str, collection: str | None, options: KnnOptions) -> KnnRequest:
         """The datastore for a question, opened and checked; it serves the answer to its end.
 
         Raises:
@@ -114,31 +111,24 @@ class Datastores:
             IndexCorrupt: its files are damaged. InvalidRequest: it has no lists to search approximately.
         """
         if self._model is None:
-            self._model = await generator.async_engine.run(KnnModel)
+            self._model = await asyncio.wrap_future(engine.run(KnnModel))
         identity = self._model.identity()
         return await asyncio.to_thread(self._find, identity, owner, collection, options)
 
     async def stream(
-        self, generator: Generator, prompt_ids: Sequence[int], params: SamplingParams, request: KnnRequest
+        self, engine: AsyncEngine, prompt_ids: Sequence[int], params: SamplingParams, request: KnnRequest
     ) -> AsyncGenerator[TokenOutput, None]:
-        """As ``Generator.stream``, decoding with a datastore."""
+        """As ``AsyncEngine.stream``, decoding with a datastore."""
         assert self._model is not None
-        limit = generator.settings.total_timeout_s
-        began = last = time.monotonic()
-        first = True
-        with generator.place():
-            outputs = stream(generator.async_engine, self._model, prompt_ids, params, request)
+        with engine.place() as place:
+            outputs = stream(engine, self._model, prompt_ids, params, request)
             async with aclosing(outputs):
                 while True:
                     try:
-                        async with asyncio.timeout(limit - (time.monotonic() - began)):
-                            output = await anext(outputs)
+                        output = await place.wait(anext(outputs))
                     except StopAsyncIteration:
                         return
-                    except TimeoutError as error:
-                        raise TimedOut(f"The answer was not finished within {limit:.0f} s.") from error
-                    generator.observe(output, time.monotonic() - last, first)
-                    first, last = False, time.monotonic()
+                    place.observe(output)
                     yield output
 
     def _find(self, identity: StoreIdentity, owner: str, collection: str | None, options: KnnOptions) -> KnnRequest:

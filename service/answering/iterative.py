@@ -28,11 +28,10 @@ from service.answering.evidence import Evidence, hit_data
 from service.answering.passages import Passage
 from service.answering.prompting import Encoder, Prompt, PromptLayout
 from service.answering.question import Question
+from service.engine.async_engine import AsyncEngine, Place
 from service.engine.detokenizer import Detokenizer
 from service.engine.request import SamplingParams, TokenOutput
-from service.errors import Conflict, TimedOut
-from service.generation import Generator
-from service.translation import translate
+from service.errors import Conflict, translate
 
 DRAFTER = "none"
 """of strides whose request names none: a stride of four tokens seldom repays what a drafter costs to open"""
@@ -68,14 +67,16 @@ class StrideWriter:
         params: SamplingParams,
         library: Passages,
         layout: PromptLayout,
-        generator: Generator,
+        engine: AsyncEngine,
     ) -> None:
         self._question = question
         self._owner = owner
         self._params = replace(params, stop=(), logprobs=None, drafter=params.drafter or DRAFTER)
         self._library = library
         self._layout = layout
-        self._generator = generator
+        self._engine = engine
+        self.place: Place | None = None
+        """the answer's, which its strides share"""
         self._prompts: dict[int, tuple[Hit, Prompt]] = {}
         self.prompt_tokens = 0
         """of all strides, answer so far included"""
@@ -88,10 +89,9 @@ class StrideWriter:
         count = min(self._question.iterative.k, self._params.max_tokens - len(tokens))
         params = replace(self._params, max_tokens=count, seed=(self._params.seed + SEED_STEP * len(tokens)) % 2**63)
         ids = [*prompt.ids, *tokens]
-        self._generator.check(len(ids), count, "question")
         written: list[int] = []
         finish = None
-        async with aclosing(self._generator.continued(ids, params)) as outputs:
+        async with aclosing(self._engine.stream(ids, params, place=self.place)) as outputs:
             async for output in outputs:
                 written += output.token_ids
                 finish = output.finish_reason
@@ -136,7 +136,7 @@ class IterativeAnswer:
         params: SamplingParams,
         library: Library,
         layout: PromptLayout,
-        generator: Generator,
+        engine: AsyncEngine,
         experience: Experience,
     ) -> None:
         """experience: of earlier questions of this kind."""
@@ -146,9 +146,9 @@ class IterativeAnswer:
         self._options = question.iterative
         self._params = params
         self._library = library
-        self._generator = generator
-        self._writer = StrideWriter(question, owner, params, library, layout, generator)
-        self._tokenizer = generator.async_engine.engine.tokenizer
+        self._engine = engine
+        self._writer = StrideWriter(question, owner, params, library, layout, engine)
+        self._tokenizer = engine.engine.tokenizer
         self._query_text: QueryText
         self._retriever: SnapshotRetriever
         self._loop: IterativeRetrieval
@@ -176,7 +176,7 @@ class IterativeAnswer:
         self._query_text = await asyncio.to_thread(QueryText, question.text, options.query_tokens, self._tokenizer)
         overlap = options.overlap
         if overlap is None:
-            overlap = not self._generator.async_engine.engine.config.device.startswith("cpu")
+            overlap = not self._engine.engine.config.device.startswith("cpu")
         how = SpeculationOptions(options.stride, prefetch=options.prefetch, overlap=overlap)
         self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query_text, how, self._experience)
         found = await self._loop.begin()
@@ -213,29 +213,23 @@ class IterativeAnswer:
         Raises FolioError: the retriever or the engine failed, or time is up; what was given before stands.
         """
         text = Detokenizer(self._tokenizer, self._params.stop)
-        limit = self._generator.settings.total_timeout_s
-        began = last = time.monotonic()
         count = 0
         run = self._loop.speculative() if self._options.speculate else self._loop.sequential()
         try:
-            with self._generator.place():
+            with self._engine.place() as self._writer.place:
                 async with aclosing(run) as strides:
                     async for stride in strides:
                         if stride.chunk not in self._read:
                             self._read.append(stride.chunk)
-                        first, count = not count, count + len(stride.tokens)
+                        count += len(stride.tokens)
                         piece = text.push(stride.tokens, last=stride.finish is not None)
                         finish = "stop" if text.stopped else stride.finish
                         stats = self._stats(count) if finish else {}
                         output = TokenOutput("iterative", stride.tokens, piece, bool(finish), finish, stats)
-                        now = time.monotonic()
-                        self._generator.observe(output, now - last, first)
-                        last = now
+                        self._writer.place.observe(output)
                         yield output
                         if finish:
                             return
-                        if now - began > limit:
-                            raise TimedOut(f"The answer was not finished within {limit:.0f} s.")
         except RetrievalError as error:
             raise translate(error) or error from error
 

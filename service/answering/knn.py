@@ -55,7 +55,7 @@ class KnnModel:
         runner = engine.runner
         if isinstance(runner, GraphedRunner):  # a replayed graph shows no hidden states
             runner = ModelRunner(runner.model, runner.pool, runner.backend)
-        chunk = engine.config.max_step_tokens
+        chunk = engine.config.step_tokens
         self.paged = PagedDraftModel(runner, engine.lent, engine.loaded.vocab_size, engine.salt, chunk)
         self.hidden = HiddenStates(engine.loaded.model)
 
@@ -223,17 +223,17 @@ async def stream(
     request: KnnRequest,
 ) -> AsyncGenerator[TokenOutput, None]:
     """Decode one prompt beside the engine's other requests, round by round; every token given is verified."""
-    sequence: KnnSequence = await engine.run(lambda _: model.decoder(prompt_ids, params, request))
+    sequence: KnnSequence = await asyncio.wrap_future(engine.run(lambda _: model.decoder(prompt_ids, params, request)))
     try:
         while True:
-            await engine.run(lambda _: sequence.draft())
+            await asyncio.wrap_future(engine.run(lambda _: sequence.draft()))
             await asyncio.to_thread(sequence.decoder.verify)
-            output: TokenOutput = await engine.run(lambda _: sequence.settle())
+            output: TokenOutput = await asyncio.wrap_future(engine.run(lambda _: sequence.settle()))
             yield output
             if output.finished:
                 return
     finally:
-        await asyncio.shield(engine.run(lambda _: sequence.close()))
+        await asyncio.shield(asyncio.wrap_future(engine.run(lambda _: sequence.close())))
 
 
 def chooser(params: SamplingParams) -> Choose:

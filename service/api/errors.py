@@ -18,9 +18,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service.api.waiting import ClientLeft
-from service.errors import Busy, FolioError, Unavailable
+from service.errors import Busy, FolioError, Unavailable, translate
 from service.fields import reason
-from service.translation import translate
 
 log = structlog.get_logger(__name__)
 

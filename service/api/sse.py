@@ -14,8 +14,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from service.api.waiting import ClientLeft, end, unless_gone
-from service.errors import FolioError
-from service.translation import translate
+from service.errors import FolioError, translate
 
 log = structlog.get_logger(__name__)
 

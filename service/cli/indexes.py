@@ -67,7 +67,7 @@ def _datastore(settings: Settings, library: Library, collection: str | None, lis
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
     with working("Reading the documents …"):
-        return Datastores(library).build(engine, LOCAL_OWNER, collection, lists)
+        return Datastores(library).build(engine.engine, LOCAL_OWNER, collection, lists)
 
 
 @index.command("compact")

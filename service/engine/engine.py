@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,86 +28,39 @@ from torch import Tensor
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
+from service.engine.checks import check_options, shape_of
+from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
-from service.engine.drafting.drafting import Drafting, checked_drafter
+from service.engine.drafting.drafting import Drafting
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
-from service.engine.kv.layout import check_attention, checked_policy, head_layout, kv_dtype
+from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
-from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
+from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.request import (
     DraftSources,
     FinishReason,
-    Generation,
     Request,
     SamplingParams,
     TokenLogprobs,
     TokenOutput,
 )
-from service.engine.runner.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
+from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
-from service.engine.runner.model_runner import Forward, ModelRunner
+from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
-from service.engine.runner.tensor_parallel import LeadingRunner, Load
+from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstraintCompiler
-from service.engine.sampling.logits_processor import adjuster
+from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
-from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
-from sparse_attn.kv.head_layout import HeadLayout
+from service.errors import Busy, InvalidRequest
+from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
-from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How an engine is built.
-
-    Attributes:
-        dtype: of weights and KV: float64, float32, bfloat16 or float16.
-        device: cpu, cuda or cuda:N.
-        kv_memory: bytes for the pages of KV.
-        kv_dtype: of the pages: auto for the model's, or int8 with a scale a token and head.
-        kv_groups: whose streaming heads get pages of their own, which they free: a policy, auto for those of
-            ``attention``, or none.
-        page_size: tokens a page.
-        max_model_len: tokens a request may hold; None for what the model was made for.
-        max_step_tokens: rows of one forward, hence the longest prefill chunk.
-        max_running, max_waiting: requests with pages, and in the queue.
-        prefix_cache: keep the pages of finished requests for prompts that begin alike.
-        host_memory: bytes of host memory for pages that the prefix cache evicts; 0 for none.
-        warm_folder: where ``warm`` keeps the pages of documents across restarts; None for nowhere.
-        attention: policy of requests that name none.
-        drafter: of requests that name none.
-        draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
-        tensor_parallel: ranks that share the model's heads (`service.engine.runner.ranks`); kv_memory is each rank's.
-        attention_backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
-        cuda_graphs: on a GPU, replay decode steps from graphs captured at the start (`runner.cuda_graphs`).
-    """
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    kv_memory: int = 2 << 30
-    kv_dtype: str = "auto"
-    kv_groups: str = "auto"
-    page_size: int = 64
-    max_model_len: int | None = None
-    max_step_tokens: int = 2048
-    max_running: int = 64
-    max_waiting: int = 1024
-    prefix_cache: bool = True
-    host_memory: int = 0
-    warm_folder: Path | None = None
-    attention: str = "auto"
-    drafter: str = "auto"
-    draft_model: str | None = None
-    tensor_parallel: int = 1
-    cuda_graphs: bool = True
-    attention_backend: str = "auto"
 
 
 @dataclass
@@ -129,7 +81,7 @@ class Engine:
     """Runs requests over one model. Not thread-safe: one thread owns it (see ``AsyncEngine``)."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
-        self.config = config = config or EngineConfig()
+        self.config = config = (config or EngineConfig()).resolved(loaded.device, loaded.dtype)
         self.loaded = loaded
         self.tokenizer = loaded.tokenizer
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
@@ -149,7 +101,7 @@ class Engine:
         groups = pool.layout.num_groups
         self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache, lower, groups)
         self.lent = DraftPages(self.blocks)
-        limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
+        limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
         self.totals = EngineTotals()
@@ -164,22 +116,26 @@ class Engine:
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
 
     @classmethod
-    def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
-        """Load a model (folder, hub id or ``embedded``) and build an engine; options are those of EngineConfig.
+    def from_pretrained(cls, model: str, config: EngineConfig | None = None, **options: Any) -> Engine:
+        """Load a model (folder, hub id or ``embedded``) and build an engine; `options` go over those of `config`.
 
         Raises:
             ModelError: the model is not there, not readable or not supported.
-            InvalidRequest: the default drafter does not exist or the default attention policy does not suit the
-                model; its weights have not been read.
+            InvalidRequest: there is no such option; the default drafter does not exist or the default attention policy
+                does not suit the model. Its weights have not been read.
         """
-        config = EngineConfig(dtype=dtype, device=device, **options)
-        checked_drafter(config.drafter)
-        check_attention(model, config)
+        given = config.model_dump() if config is not None else {}
+        config = EngineConfig.of(**{**given, **options}).resolved()
+        defaults = SamplingParams(drafter=config.drafter, attention=config.attention)
+        check_options(defaults, lambda: shape_of(model, config))
+        select_kernels(torch.device(config.device), DTYPES[config.dtype], config.attention_backend)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         ranks = leading(config.tensor_parallel)
         if ranks is not None:
-            config = replace(config, device=ranks.device)
+            config = config.model_copy(update={"device": ranks.device})
             ranks.tell(Load(model, config))
-        return cls(load_model(model, dtype, config.device, config.max_model_len, ranks), config)
+        return cls(load_model(model, config.dtype, config.device, config.max_model_len, ranks), config)
 
     def add_request(
         self,
@@ -188,31 +144,23 @@ class Engine:
         request_id: str | None = None,
         draft_sources: DraftSources | None = None,
     ) -> str:
-        """Queue a request; returns its id.
+        """Queue a request that was let in (`service.engine.admission`); returns its id.
 
         Args:
-            prompt_ids: token ids, at least one.
             draft_sources: what its drafter may draw on besides the prompt.
 
         Raises:
-            InvalidRequest, PromptTooLong, Busy: refused at the door; nothing was queued.
+            InvalidRequest: the engine lacks what its drafter or its constraint needs; nothing was queued.
         """
         params = params or SamplingParams()
         request_id = request_id or f"r{next(self._ids)}"
         if request_id in self._requests:
             raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
-        self._check_ids(prompt_ids)
-        if params.stop and self.tokenizer is None:
-            raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         request = Request(request_id, prompt_ids, params, draft_sources)
-        request.adjuster = adjuster(request, self.constraints, self.loaded.vocab_size)
+        request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
         self.drafting.open(request, self._stop_ids(params))
-        try:
-            self.scheduler.add(request)
-        except FolioError:
-            self.drafting.close(request)
-            raise
+        self.scheduler.add(request)
         self._requests[request_id] = request
         if self.tokenizer is not None:
             self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
@@ -225,15 +173,19 @@ class Engine:
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
-    def window(self) -> int:
-        """Most tokens, prompt and answer together, of a request under the default policy: by model and by pool."""
-        policy = checked_policy(self.config.attention, self.shape)
+    def vocab_size(self) -> int:
+        return self.loaded.vocab_size
 
-        def too_long(length: int) -> bool:
-            lifetimes = self._lifetimes(policy.resolve(length, self.shape), length)
-            return self.scheduler.most_pages(length, lifetimes) > self.blocks.num_pages
+    @property
+    def num_pages(self) -> int:
+        """Of KV, for all requests together."""
+        return self.blocks.num_pages
 
-        return bisect_left(range(1, self.max_model_len + 1), True, key=too_long)
+    def most_pages(self, prompt_len: int, max_len: int, attention: str | None = None) -> int:
+        """No less than the pages that a request of `max_len` tokens holds at any time under a policy."""
+        policy = checked_policy(attention or self.config.attention, self.shape)
+        lifetimes = self._lifetimes(policy.resolve(prompt_len, self.shape), prompt_len)
+        return self.scheduler.most_pages(max_len, lifetimes)
 
     @property
     def has_work(self) -> bool:
@@ -267,64 +219,26 @@ class Engine:
         self.totals.step_s += time.perf_counter() - started
         return outputs
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> list[Generation]:
-        """Run prompts to their ends, batched; results in the order of the prompts.
-
-        Raises:
-            PromptTooLong, InvalidRequest: before anything ran.
-        """
-        shared = params or SamplingParams()
-        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
-        ids: list[str] = []
-        try:
-            for prompt, one in zip(prompts, each, strict=True):
-                ids.append(self.add_request(prompt, one))
-        except Exception:
-            for request_id in ids:
-                self.abort(request_id)
-            raise
-        parts: dict[str, list[TokenOutput]] = {request_id: [] for request_id in ids}
-        while any(not p or not p[-1].finished for p in parts.values()):
-            for output in self.step():
-                parts.setdefault(output.request_id, []).append(output)
-        return [_join(parts[request_id]) for request_id in ids]
-
     def abort(self, request_id: str) -> None:
         """End a request between steps; its pages are free when this returns. Unknown ids are ignored."""
         request = self._requests.get(request_id)
         if request is not None:
             self._outputs.append(self._finish(request, FinishReason.ABORT))
 
-    def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
-        """Compute the KV of a prefix and keep its whole pages on disk, so that prompts that begin so start at once.
-
-        Args:
-            name: of the file; a document's id.
-            token_ids: the prefix; its last, partial page is not kept.
-            attention: the policy that will be asked for; pages of one policy are of no use to another.
+    def keep_warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
+        """Keep a prefix's whole pages on disk, which a request has just computed; see ``AsyncEngine.warm``.
 
         Raises:
-            ModelError: no folder was configured. Busy: requests are running.
-            PromptTooLong: the prefix does not fit, or is shorter than a page.
+            Busy: other requests have taken the pages since.
         """
-        if self.warmed is None:
-            raise ModelError("There is no folder for warmed documents.", hint="Give the engine warm_folder.")
-        if self.has_work:
-            raise Busy("A document can be warmed only while no request is running.")
-        size = self.config.page_size
-        if len(token_ids) < size:
-            raise PromptTooLong(f"{len(token_ids)} tokens do not fill a page of {size}: nothing to warm.")
-        params = SamplingParams(max_tokens=1, attention=attention, drafter="none")
-        request_id = self.add_request([*token_ids, 0], params)
-        request = self._requests[request_id]
-        while not any(output.request_id == request_id and output.finished for output in self.step()):
-            pass
-        match = self.blocks.match([*token_ids, 0], request.salt, request.gone)
+        assert self.warmed is not None
+        ids = [*token_ids, 0]
+        request = Request("", ids, SamplingParams(max_tokens=1, attention=attention))
+        self._set_policy(request)
+        match = self.blocks.match(ids, request.salt, request.gone)
         try:
+            if len(match.pages) < len(token_ids) // self.config.page_size:
+                raise Busy("Other requests took the pages of what was read.", hint="Warm it while none is running.")
             digests = self.blocks.digests(token_ids, request.salt, match.pages)
             return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
         finally:
@@ -382,23 +296,18 @@ class Engine:
         request.lifetimes = self._lifetimes(policy, request.prompt_len)
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
-            request.prefill_grid = self.config.max_step_tokens
+            request.prefill_grid = self.config.step_tokens
         request.salt = f"{self.salt}/{policy.cache_key()}"
+
+    def _logits_processor(self, request: Request) -> LogitsProcessor | None:
+        params, constraint = request.params, request.params.constraint
+        constrained = self.constraints.compile(constraint, request.prompt_len) if constraint is not None else None
+        return LogitsProcessor.of(
+            constrained, params.penalties, request.token_ids, params.temperature, self.loaded.vocab_size
+        )
 
     def _lifetimes(self, policy: Policy, prompt_len: int) -> PageLifetimes | None:
         return PageLifetimes.of(self.runner.pool.layout, policy, self.shape, prompt_len)
-
-    def _check_ids(self, prompt_ids: Sequence[int]) -> None:
-        if not prompt_ids:
-            raise InvalidRequest("The prompt is empty.", hint="Give at least one token.", param="prompt")
-        low, high = min(prompt_ids), max(prompt_ids)
-        if low < 0 or high >= self.loaded.vocab_size:
-            raise InvalidRequest(
-                f"The prompt holds token id {low if low < 0 else high}; the model knows 0 to "
-                f"{self.loaded.vocab_size - 1}.",
-                hint="Encode it with the model's own tokenizer.",
-                param="prompt",
-            )
 
     def _is_stop(self, request: Request, token: int) -> bool:
         return token in self._stop_ids(request.params)
@@ -428,7 +337,9 @@ class Engine:
     def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
         """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
         changed = [
-            (part, first) for part, first in sampling if part.request.adjuster or self.drafting.is_lossy(part.request)
+            (part, first)
+            for part, first in sampling
+            if part.request.logits_processor or self.drafting.is_lossy(part.request)
         ]
         if not changed:
             return logits
@@ -436,8 +347,8 @@ class Engine:
         for part, first in changed:
             rows, request = _rows(part, first), part.request
             own = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
-            if request.adjuster is not None:
-                own = request.adjuster.adjust(own, request.token_ids, part.tree or EMPTY)
+            if request.logits_processor is not None:
+                own = request.logits_processor(own, request.token_ids, part.tree or EMPTY)
             logits[rows] = own
         return logits
 
@@ -450,8 +361,8 @@ class Engine:
             request.scheduled = request.scheduled or now
             if not part.samples:
                 continue
-            if request.adjuster is not None and request.adjuster.error is not None:
-                outputs.append(self._fail(request, request.adjuster.error))
+            if request.logits_processor is not None and request.logits_processor.error is not None:
+                outputs.append(self._fail(request, request.logits_processor.error))
                 continue
             verdict = verdicts[request.id]
             before = part.start + len(part.token_ids)
@@ -513,39 +424,6 @@ class Engine:
         return output
 
 
-def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | None = None) -> KVPool:
-    """The pages that ``kv_memory`` holds, of all heads together or in the groups of ``layout``.
-
-    Raises:
-        ModelError: it does not hold one, or the device does not have it.
-    """
-    dtype = kv_dtype(config)
-    per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
-    num_pages = config.kv_memory // per_page
-    if num_pages < 1:
-        raise ModelError(
-            f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
-            hint="Raise it.",
-            param="kv_memory",
-        )
-    try:
-        return KVPool(loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout)
-    except MemoryError as error:
-        raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error
-
-
-def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> ModelRunner:
-    """What runs the forwards: this process alone, or with the ranks that share the model."""
-    if loaded.ranks is not None:
-        return LeadingRunner(loaded.model, pool, loaded.ranks, config.attention_backend)
-    if config.cuda_graphs and pool.device.type == "cuda":
-        longest = min(loaded.max_len, config.max_model_len or loaded.max_len)
-        pages = min(-(-longest // config.page_size), pool.num_pages)
-        buckets = make_buckets(config.max_running)
-        return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
-    return ModelRunner(loaded.model, pool, config.attention_backend)
-
-
 def _keys(sampling: list[Slice]) -> RowKeys:
     """How the tokens after the pending token and the tree's nodes of each slice are chosen."""
     return RowKeys(
@@ -558,15 +436,3 @@ def _keys(sampling: list[Slice]) -> RowKeys:
 def _rows(part: Slice, first: int) -> slice:
     """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
     return slice(first, first + part.num_rows - len(part.token_ids) + 1)
-
-
-def _join(parts: list[TokenOutput]) -> Generation:
-    last = parts[-1]
-    return Generation(
-        token_ids=[t for p in parts for t in p.token_ids],
-        text="".join(p.text for p in parts),
-        finish_reason=last.finish_reason or "",
-        stats=last.stats,
-        logprobs=[x for p in parts if p.logprobs for x in p.logprobs] or None,
-        sources=[s for p in parts for s in p.sources],
-    )

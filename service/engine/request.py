@@ -6,19 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafters.base import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
 from service.engine.block_manager import Place
 from service.engine.sampling.constraint import Constraint
+from service.engine.sampling.logits_processor import LogitsProcessor
 from service.errors import InvalidRequest
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.policy import PolicyState
-
-if TYPE_CHECKING:
-    from service.engine.sampling.logits_processor import Adjuster
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,12 @@ class TokenOutput:
 
 @dataclass
 class Generation:
-    """A finished request."""
+    """A finished request.
+
+    Attributes:
+        times: when each of ``token_ids`` came, in seconds since the request was handed in.
+        error: why the engine gave up on it; its ``finish_reason`` is then ``error``.
+    """
 
     token_ids: list[int]
     text: str
@@ -173,6 +176,8 @@ class Generation:
     stats: dict[str, Any]
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    error: str | None = None
 
 
 class Request:
@@ -202,7 +207,7 @@ class Request:
         self.miss_reason: str | None = None
         self.salt = ""
         self.policy: PolicyState | None = None  # None: dense
-        self.adjuster: Adjuster | None = None  # None: tokens are chosen from the model's own logits
+        self.logits_processor: LogitsProcessor | None = None  # None: tokens are chosen from the model's own logits
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0

@@ -19,7 +19,6 @@ from drafters.verify import Verdict
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
 from service.engine.request import FinishReason, Request
 from service.engine.step import Slice, Step
-from service.errors import Busy, PromptTooLong
 from sparse_attn.kv.lifetimes import PageLifetimes
 
 
@@ -28,17 +27,13 @@ class SchedulerConfig:
     """Limits of one step.
 
     Attributes:
-        max_model_len: tokens that a request may hold.
         max_step_tokens: rows of one forward.
         max_running: requests that may hold pages at once.
-        max_waiting: requests that may queue; one more is refused with 429.
         max_draft: nodes of a draft tree.
     """
 
-    max_model_len: int
     max_step_tokens: int = 2048
     max_running: int = 64
-    max_waiting: int = 1024
     max_draft: int = 64
 
 
@@ -60,30 +55,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            PromptTooLong: the model or the pool can never hold it.
-            Busy: the queue is full.
-        """
-        limit = self.config.max_model_len
-        if request.max_len > limit:
-            raise PromptTooLong(
-                f"The prompt has {request.prompt_len} tokens and asks for {request.params.max_tokens} more; "
-                f"the model holds {limit} tokens in all.",
-                hint="Shorten the documents, lower max_tokens, or answer by retrieval.",
-                param="prompt",
-            )
-        worst = self.most_pages(request.max_len, request.lifetimes)
-        if worst > self.blocks.num_pages:
-            raise PromptTooLong(
-                f"The request needs {worst} pages of KV of {self.blocks.page_size} tokens; the pool has "
-                f"{self.blocks.num_pages}.",
-                hint="Raise FOLIO_KV_MEMORY, shorten the documents or lower max_tokens.",
-                param="prompt",
-            )
-        if len(self.waiting) >= self.config.max_waiting:
-            raise Busy(f"The queue is full: {len(self.waiting)} requests are waiting.", retry_after=5.0)
+        """Queue a request that the model and the whole pool can hold (`service.engine.admission`)."""
         self.waiting.append(request)
 
     def most_pages(self, max_len: int, lifetimes: PageLifetimes | None) -> int:

@@ -31,7 +31,7 @@ FILES_OF_A_GENERATION = ["dense.faiss", "sparse.npz", "rows.npz", "documents.jso
 def failpoints() -> list[str]:
     """Every failpoint of the library, found in its source; those of the kNN datastore are ``test_knn``'s."""
     names = set()
-    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "failpoints.py", PACKAGE / "knn_store.py"}:
+    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "store/failpoints.py", PACKAGE / "knn/store.py"}:
         for name in re.findall(r'failpoint\(f?"([^"]+)"\)', path.read_text()):
             names |= {name.replace("{name}", file) for file in FILES_OF_A_GENERATION} if "{" in name else {name}
     return sorted(names)

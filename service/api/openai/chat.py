@@ -67,7 +67,7 @@ class Choice:
 async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
-    runtime.generator.admit(body.n)
+    runtime.engine.admit(body.n)
     choices = await _choices(runtime, body, principal)
     if body.stream:
         streams = [choice.stream for choice in choices]
@@ -95,9 +95,9 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
         ]
         return [Choice(answer, Answered()) for answer in answers]
     ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
-    tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.generator.window - len(ids)))
+    tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
     params = [body.sampling(i, tokens, logprobs, greedy=False) for i in range(body.n)]
-    return [Choice(runtime.generator.stream(ids, one), Said(runtime.tokenizer)) for one in params]
+    return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer)) for one in params]
 
 
 def _question(turns: Sequence[dict[str, str]], options: AnswerOptions) -> Question:

@@ -32,10 +32,10 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
     prompts = await asyncio.to_thread(_prompt_ids, runtime, body.prompt)
-    runtime.generator.admit(body.n * len(prompts))
+    runtime.engine.admit(body.n * len(prompts))
     tokens = body.max_tokens or DEFAULT_TOKENS
     params = [body.sampling(i, tokens, body.logprobs, greedy=False) for i in range(body.n)]
-    streams = [runtime.generator.stream(ids, one) for ids in prompts for one in params]
+    streams = [runtime.engine.stream(ids, one) for ids in prompts for one in params]
     chunks = CompletionChunks(body, runtime, len(prompts))
     if body.stream:
         return EventStream(streams, chunks, runtime.settings.ping_s)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafters.resources import Resources
 from service.engine.block_manager import BlockManager
+from service.engine.config import EngineConfig
 from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SkippingModel
 from service.engine.loading.checkpoint import DTYPES, LoadedModel, load_model
 from service.engine.request import Request
 from service.engine.runner.model_runner import ModelRunner
 from sparse_attn.kv.pool import KVPool
-
-if TYPE_CHECKING:
-    from service.engine.engine import EngineConfig
 
 
 def draft_resources(
@@ -34,7 +32,7 @@ def draft_resources(
         vocab_size=loaded.vocab_size,
         tokenizer=loaded.tokenizer_fingerprint,
         codec=_codec(loaded.tokenizer),
-        self_model=PagedDraftModel(runner, lent, loaded.vocab_size, salt, config.max_step_tokens),
+        self_model=PagedDraftModel(runner, lent, loaded.vocab_size, salt, config.step_tokens),
         # Other ranks would have to skip the same layers.
         skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
@@ -45,7 +43,7 @@ def draft_resources(
         own = DraftPages(BlockManager(num_pages, config.page_size, config.prefix_cache))
         draft_runner = ModelRunner(draft.model, pool)
         resources.draft_model = PagedDraftModel(
-            draft_runner, own, draft.vocab_size, draft.fingerprint, config.max_step_tokens
+            draft_runner, own, draft.vocab_size, draft.fingerprint, config.step_tokens
         )
         if not _same_vocabulary(loaded.tokenizer, draft.tokenizer):
             resources.draft_codec = _codec(draft.tokenizer)

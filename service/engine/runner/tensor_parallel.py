@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from drafters.tree import DraftTree
 from service.engine.block_manager import Place
+from service.engine.config import EngineConfig
+from service.engine.kv.layout import make_pool
+from service.engine.loading.checkpoint import load_model
 from service.engine.request import Request, SamplingParams
 from service.engine.runner.model_runner import Forward, ModelRunner
 from service.engine.runner.ranks import Ranks
@@ -27,9 +30,6 @@ from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
 from sparse_attn.sharding import ShardedPolicy, shard_shape
-
-if TYPE_CHECKING:
-    from service.engine.engine import EngineConfig
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,7 @@ def _own_share(policy: Policy, model: ModelShape, ranks: Ranks) -> tuple[Policy,
 
 
 def _load(message: Load, ranks: Ranks) -> FollowingRunner:
-    from service.engine.engine import make_pool
-    from service.engine.loading.checkpoint import load_model
-
-    config = replace(message.config, device=ranks.device)
+    config = message.config.model_copy(update={"device": ranks.device})
     loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks)
     runner = ModelRunner(loaded.model, make_pool(loaded, config), config.attention_backend)
     return FollowingRunner(runner, ranks)

@@ -128,6 +128,16 @@ class ConstrainedText:
         return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
 
 
+def check_constraint(constraint: Constraint) -> None:
+    """Refuse a constraint that cannot be read, whatever the model. Raises InvalidRequest."""
+    try:
+        why = LLMatcher.validate_grammar(_grammar(constraint))
+    except ValueError as error:
+        raise _unreadable(constraint, str(error)) from error
+    if why:
+        raise _unreadable(constraint, why)
+
+
 def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "json_schema":
         json.loads(constraint.text)

@@ -11,7 +11,8 @@ from eval.harness.engines import LocalEngine, OpenAIEngine, Point, folder_name
 from eval.harness.prompting import ModelInput, OfficialPrompter
 from eval.harness.run import Plan, run
 from eval.tasks.sources import sources
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 
 

@@ -102,7 +102,8 @@ class _no_signals:
 @pytest.fixture(scope="session")
 def make_engine(tiny_model: Path) -> Callable[[], Any]:
     """Engines over the tiny model, which is loaded once; each service has one of its own."""
-    from service.engine.engine import Engine, EngineConfig
+    from service.engine.config import EngineConfig
+    from service.engine.engine import Engine
     from service.engine.loading.checkpoint import load_model
 
     loaded = load_model(str(tiny_model))

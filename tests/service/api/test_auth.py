@@ -20,7 +20,7 @@ def tenants(start_service: Callable[..., Any]) -> Any:
     """A service with keys for two owners, a read-only one and a revoked one."""
     service = start_service()
     keys: KeyStore = service.runtime.keys
-    service.accounts.keys = keys
+    service.keys = keys
     service.ada = keys.create("ada", "laptop")[1]
     service.bob = keys.create("bob", "laptop")[1]
     service.reader = keys.create("ada", "reader", ["read"])[1]

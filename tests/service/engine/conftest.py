@@ -19,7 +19,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.kv.layout import kv_dtype
 from service.engine.loading.checkpoint import prepare
 from sparse_attn.kv.pool import bytes_per_page

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
 from service.engine.request import SamplingParams
 from sparse_attn.kernels import dense

@@ -9,7 +9,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice

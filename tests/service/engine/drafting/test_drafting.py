@@ -15,7 +15,8 @@ from drafters.combine.tracked import TrackedDrafter
 from drafters.registry import names
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice

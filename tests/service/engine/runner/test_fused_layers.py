@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from drafters.tree import DraftTree
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 from service.engine.request import Request, SamplingParams
 from service.engine.runner import fused_layers

@@ -149,7 +149,9 @@ def test_a_matcher_at_its_limits_fails_its_own_request_alone(
         engine.add_request(ids, SamplingParams(max_tokens=8, constraint=constraint, drafter="none"))
         for constraint in (JSON, None)
     ]
-    engine._requests[names[0]].adjuster._constrained._matcher.consume_token(0)  # not allowed: an error from now on
+    engine._requests[names[0]].logits_processor._constrained._matcher.consume_token(
+        0
+    )  # not allowed: an error from now on
     last = {}
     while engine.has_work:
         last |= {output.request_id: output for output in engine.step()}

@@ -4,17 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from eval.reader.initialise import build
 from eval.reader.train import Packer
 from service.reader import MODEL_DIR
-
-
-@pytest.fixture(scope="session")
-def reader_tokenizer() -> Any:
-    """The shipped tokenizer."""
-    return AutoTokenizer.from_pretrained(MODEL_DIR)
 
 
 @pytest.fixture(scope="session")
