@@ -11,6 +11,8 @@ from service.errors import InvalidRequest
 
 SHOWN_TYPES = ("literal_error", "greater_than", "greater_than_equal", "less_than", "less_than_equal")
 """Faults whose sentence ends with the value itself: a word or a number, never a text of the user's."""
+WORDS = {"Input should": "must", "greater than or equal to": "at least", "less than or equal to": "at most"}
+"""pydantic's, and ours"""
 
 
 class Strict(BaseModel):
@@ -39,13 +41,21 @@ PolicyName = Annotated[str, Field(max_length=255, description="Sparse attention 
 
 def reason(fault: Mapping[str, Any]) -> str:
     """What is wrong with a value: one fault of a ValidationError, in words and without a full stop."""
-    message = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1).rstrip(".")
+    message = str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
+    for theirs, ours in WORDS.items():
+        message = message.replace(theirs, ours, 1)
     shown = f", not {fault['input']!r:.60}" if fault["type"] in SHOWN_TYPES else ""
     return message[:1].lower() + message[1:] + shown
+
+
+def sentence(name: str, fault: Mapping[str, Any]) -> str:
+    """The fault of the field that the user knows by this name."""
+    why = reason(fault)
+    return f"{name} {why}." if why.startswith("must ") else f"{name}: {why}."
 
 
 def refusal(error: ValidationError, name: Callable[[Sequence[int | str]], str]) -> InvalidRequest:
     """The first fault as users read it; `name` says how they wrote the field at a place."""
     first = error.errors(include_url=False)[0]
     named = name(first["loc"])
-    return InvalidRequest(f"{named}: {reason(first)}.", param=named)
+    return InvalidRequest(sentence(named, first), param=named)

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from service.generation import Generator
 
 from eval.bench._beside_transformers import random_llama
 from eval.bench._passages import KnowledgeBase, cache_folder, knowledge_base
@@ -36,14 +37,13 @@ from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetri
 from retrieval.iterative.speculation import IterativeRetrieval, Retriever
 from retrieval.iterative.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
-from service.answering.evidence import IterativeOptions, Question
 from service.answering.iterative import QueryText, StrideWriter
+from service.answering.question import Iterative, Question
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.request import SamplingParams
-from service.generation import Generator
 from service.reader.layout import ReaderLayout
 from service.settings import EMBEDDED, load_settings
 
@@ -109,7 +109,7 @@ class Bench:
     def __init__(self, model: str, base: KnowledgeBase, tokens: int, k: int, drafter: str) -> None:
         self.base = Base(base.texts)
         self.params = SamplingParams(max_tokens=tokens, ignore_eos=True, drafter=drafter, attention="dense")
-        self.iterative = IterativeOptions(k=k)
+        self.iterative = Iterative(k=k)
         loaded = load_model(EMBEDDED, "float32", "cpu", MAX_LENGTH)
         if model != EMBEDDED:
             random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
@@ -122,8 +122,8 @@ class Bench:
     async def answer(self, question: str, retriever: Retriever, way: Way, turn: int = 0) -> Record:
         """One question, from an empty prefix cache and with the experience of this way and turn."""
         await self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages)))
-        asked = Question(question, mode="iterative", iterative=self.iterative)
-        writer = StrideWriter(asked, self.params, self.base, self.layout, self.generator)
+        asked = Question(question=question, mode="iterative", iterative=self.iterative)
+        writer = StrideWriter(asked, "local", self.params, self.base, self.layout, self.generator)
         text = QueryText(question, self.iterative.query_tokens, self.engine.engine.tokenizer)
         loop = IterativeRetrieval(retriever, writer.write, text, way.options, self._experiences.of((way.name, turn)))
         began = time.perf_counter()

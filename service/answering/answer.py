@@ -122,6 +122,8 @@ class Answerer:
         named = await self._checked(question, params, owner)
         iterative = self._iterative(question, params, owner) if question.mode == "iterative" else None
         evidence = await (iterative.begin() if iterative else self._found(question, params, owner, named))
+        if evidence.prompt is not None:
+            self.engine.check_prompt(evidence.prompt.ids, params, "question")
         knn = await self._knn(question, owner)
         yield _search_results(evidence)
         if evidence.prompt is None:
@@ -164,12 +166,8 @@ class Answerer:
     async def _found(
         self, question: Question, params: SamplingParams, owner: str, named: Sequence[Document]
     ) -> Evidence:
-        """The evidence of the modes long and retrieval, with a prompt that the engine takes."""
         for_draft = self._drafter_options(params).reads_passages
-        evidence = await self.finder.find(question, owner, named, params.max_tokens, for_draft)
-        if evidence.prompt is not None:
-            self.engine.check_prompt(evidence.prompt.ids, params, "question")
-        return evidence
+        return await self.finder.find(question, owner, named, params.max_tokens, for_draft)
 
     async def _knn(self, question: Question, owner: str) -> KnnRequest | None:
         """The datastore that the question asks for, ready. Raises NotFound and the like where it cannot be used."""

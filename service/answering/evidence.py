@@ -117,8 +117,7 @@ class EvidenceFinder:
         prompt = None
         if chars <= limit * CHARS_PER_TOKEN_MAX:
             passages = [
-                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=owner), d.sha256)
-                for d in scope
+                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=owner), d.sha256) for d in scope
             ]
             prompt = self.layout.build(question.text, passages, question.turns)
             tokens = len(prompt.ids)

@@ -1,4 +1,4 @@
-"""A question: what is asked, of which documents, and how the answer is made. Every front end reads it with these models.
+"""A question: what is asked, of which documents, and how the answer is made.
 
 Limits, defaults and descriptions stand here once: REST takes them as its body, the OpenAI routes as their field
 `folio`, the command line as flags. Nothing here needs a model, so that a question can be refused before one is loaded.
@@ -32,28 +32,34 @@ class Frozen(Strict):
 class Iterative(Frozen):
     """How mode iterative works; other modes ignore it."""
 
-    speculate: bool = Field(True, description="Guess what a search will find, verify later; the answer is the same.")
-    k: int = Field(4, ge=1, le=1024, description="Tokens between searches.")
-    stride: int | None = Field(
-        None, ge=1, le=64, description="Strides of k tokens to one search, the last not guessed; null: as pays."
+    speculate: bool = Field(
+        default=True, description="Guess what a search will find, verify later; the answer is the same."
     )
-    query_tokens: int = Field(32, ge=1, le=8192, description="Last tokens that a search is asked with.")
-    retriever: Literal["hybrid", "dense", "sparse"] = Field("hybrid", description="What searches.")
-    prefetch: int = Field(16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses.")
+    k: int = Field(default=4, ge=1, le=1024, description="Tokens between searches.")
+    stride: int | None = Field(
+        default=None, ge=1, le=64, description="Strides of k tokens to one search, the last not guessed; null: as pays."
+    )
+    query_tokens: int = Field(default=32, ge=1, le=8192, description="Last tokens that a search is asked with.")
+    retriever: Literal["hybrid", "dense", "sparse"] = Field(default="hybrid", description="What searches.")
+    prefetch: int = Field(
+        default=16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses."
+    )
     overlap: bool | None = Field(
-        None, description="Write on while guesses are verified; null: where the model is on a GPU."
+        default=None, description="Write on while guesses are verified; null: where the model is on a GPU."
     )
 
 
 class Knn(Frozen):
     """How the model decodes with the datastore of the documents."""
 
-    k: int = Field(64, ge=1, le=4096, description="Neighbours of a token.")
-    weight: float = Field(0.25, ge=0, le=1, description="Share of the neighbours in the mixture (lambda).")
-    temperature: float = Field(100.0, gt=0, description="Of the neighbours' distances.")
-    probes: int | None = Field(None, ge=1, description="Lists of the datastore looked at; null: every entry.")
-    speculate: bool = Field(True, description="Guess tokens and look them up in batches; the answer is the same.")
-    stride: int | None = Field(None, ge=1, le=64, description="Guesses to one look-up; null: as pays best.")
+    k: int = Field(default=64, ge=1, le=4096, description="Neighbours of a token.")
+    weight: float = Field(default=0.25, ge=0, le=1, description="Share of the neighbours in the mixture (lambda).")
+    temperature: float = Field(default=100.0, gt=0, description="Of the neighbours' distances.")
+    probes: int | None = Field(default=None, ge=1, description="Lists of the datastore looked at; null: every entry.")
+    speculate: bool = Field(
+        default=True, description="Guess tokens and look them up in batches; the answer is the same."
+    )
+    stride: int | None = Field(default=None, ge=1, le=64, description="Guesses to one look-up; null: as pays best.")
 
 
 class Turn(Frozen):
@@ -66,19 +72,21 @@ class Turn(Frozen):
 class AnswerOptions(Frozen):
     """Which documents a question is about, and how the answer is made of them."""
 
-    mode: Mode = Field("auto", description="long: read whole; retrieval: passages; auto chooses of these two.")
-    documents: tuple[DocumentId, ...] = Field((), max_length=100, description="Ids; none for the whole collection.")
-    collection: CollectionName | None = Field(None, description="Name of a collection; null for all documents.")
-    passages: int | None = Field(None, ge=1, le=100, description="Passages to retrieve.")
-    iterative: Iterative = Field(Iterative(), description="How mode iterative works.")
-    knn: Knn | None = Field(None, description="Decode with the kNN datastore of the documents; null: without.")
+    mode: Mode = Field(default="auto", description="long: read whole; retrieval: passages; auto chooses of these two.")
+    documents: tuple[DocumentId, ...] = Field(
+        default=(), max_length=100, description="Ids; none for the whole collection."
+    )
+    collection: CollectionName | None = Field(default=None, description="Name of a collection; null for all documents.")
+    passages: int | None = Field(default=None, ge=1, le=100, description="Passages to retrieve.")
+    iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
+    knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
 
 
 class Question(AnswerOptions):
     """A question and how to answer it."""
 
-    text: Text = Field(alias="question", min_length=1, max_length=20_000)
-    history: tuple[Turn, ...] = Field((), max_length=MAX_TURNS, description="Earlier turns, the oldest first.")
+    text: Text = Field(alias="question", min_length=1, max_length=20_000, description="What is asked.")
+    history: tuple[Turn, ...] = Field(default=(), max_length=MAX_TURNS, description="Earlier turns, the oldest first.")
 
     @property
     def turns(self) -> list[dict[str, str]]:
@@ -100,10 +108,10 @@ class Question(AnswerOptions):
         for document in named:
             if document.status != "ready":
                 raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
-        wanted = self.collection
-        if wanted is not None and not library.documents(wanted, owner, limit=1):
-            if wanted not in {collection.name for collection in library.collections(owner)}:
-                raise NotFound(f"There is no collection {wanted[:100]!r}.")
+        if self.collection is not None and not library.documents(self.collection, owner, limit=1):
+            known = {collection.name for collection in library.collections(owner)}
+            if self.collection not in known:  # rather than empty
+                raise NotFound(f"There is no collection {self.collection[:100]!r}.")
         return named
 
 
@@ -113,7 +121,7 @@ class Sampling(Strict):
     max_tokens: Annotated[int, Field(ge=1, le=65536, description="Longest answer, in tokens.")] | None = None
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
-    seed: int = Field(0, ge=0, lt=2**63, description="The same seed gives the same answer.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same answer.")
     drafter: DrafterName | None = None
     attention: PolicyName | None = None
 

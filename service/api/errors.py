@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from service.api.waiting import ClientLeft
 from service.errors import Busy, FolioError, Unavailable, translate
-from service.fields import reason
+from service.fields import reason, sentence
 
 log = structlog.get_logger(__name__)
 
@@ -119,9 +119,11 @@ def _invalid(path: str, found: list[dict[str, Any]]) -> JSONResponse:
     """A body, query or header that does not fit the schema: every fault with its place."""
     faults = [{"param": _place(fault["loc"]), "reason": reason(fault)} for fault in found]
     first = faults[0]
-    detail = f"{first['param'] or 'The body'}: {first['reason']}."
+    detail = sentence(first["param"] or "The body", found[0])
     if path.startswith(OPENAI_ROUTES):
-        return JSONResponse(_openai_error(detail, "invalid_request_error", first["param"] or None, "invalid_value"), 400)
+        return JSONResponse(
+            _openai_error(detail, "invalid_request_error", first["param"] or None, "invalid_value"), 400
+        )
     status = 400 if found[0]["type"] in ("json_invalid", "folio_encoding") else 422
     body = {
         "type": "urn:folio:problem:invalid-request",

@@ -108,7 +108,9 @@ class EventStream(EventSourceResponse, Generic[T]):
         async with self._sending:
             if not self._started:
                 self._started = True
-                await self._send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await self._send(
+                    {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                )
                 data = self._writer.begin() + data
             self._last = time.monotonic()
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
