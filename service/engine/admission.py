@@ -32,11 +32,10 @@ class Admission:
         """Refuse options that this engine does not have. Raises InvalidRequest."""
         engine = self._engine
         check_options(params, lambda: engine.shape)
-        if engine.tokenizer is None:
-            if params.stop:
-                raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
-            if params.constraint is not None:
-                raise InvalidRequest("Constrained output needs a tokenizer, which this model has not.")
+        if params.constraint is not None:
+            engine.constraints.check_tokenizer()
+        if params.stop and engine.tokenizer is None:
+            raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         unknown = next((token for token, _ in params.logit_bias if token >= engine.vocab_size), None)
         if unknown is not None:
             raise InvalidRequest(

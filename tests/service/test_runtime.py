@@ -38,4 +38,4 @@ def test_a_failure_keeps_its_kind_and_is_unavailable_to_requests(
     assert type(runtime.failure) is kind
     assert runtime.failure.exit_code == code
     with pytest.raises(Unavailable, match=says):  # not the fault of whoever asks
-        runtime.generator  # noqa: B018 - raises
+        runtime.engine  # noqa: B018 - raises

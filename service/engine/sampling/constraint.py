@@ -65,16 +65,20 @@ class ConstraintCompiler:
             raise _unreadable(constraint, matcher.get_error())
         return ConstrainedText(matcher, prompt_len, self._vocab_size, self._eos_ids)
 
-    @cached_property
-    def _vocabulary(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
-
+    def check_tokenizer(self) -> None:
+        """Refuse constraints over a model whose tokenizer does not allow them. Raises InvalidRequest."""
         if self._tokenizer is None or not self._tokenizer.is_fast or not self._eos_ids:
             raise InvalidRequest(
                 "Constrained output needs a model with a fast tokenizer and an end-of-sequence token.",
                 hint="Ask without a constraint.",
                 param="structured_outputs",
             )
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        from llguidance.hf import from_tokenizer
+
+        self.check_tokenizer()
         try:
             return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids))
         except ValueError as error:

@@ -18,6 +18,7 @@ from retrieval.knn.store import Datastore, StoreBuilder
 from retrieval.library import Library
 from service.answering.datastores import Datastores
 from service.answering.knn import KnnModel, KnnRequest, build, generate
+from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.request import SamplingParams
 from service.errors import PromptTooLong
@@ -29,6 +30,12 @@ TEXTS = [(("a", 1), "The bridge was built by Ada Miller. " * 12), (("b", 1), "Th
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> KnnModel:
     return KnnModel(Engine.from_pretrained(str(tiny_model), kv_memory=8 << 20, page_size=16, drafter="none"))
+
+
+def alone(model: KnnModel, prompt: list[int], params: SamplingParams) -> list[int]:
+    """What the model says without neighbours."""
+    with AsyncEngine(model.engine) as engine:
+        return engine.generate([prompt], params)[0].token_ids
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +70,11 @@ def test_without_weight_the_model_speaks_alone(
     model: KnnModel, store: Datastore, prompt: list[int], params: dict[str, float]
 ) -> None:
     chosen = SamplingParams(max_tokens=40, ignore_eos=True, **params)  # type: ignore[arg-type]
-    plain = model.engine.generate([prompt], chosen)[0]
+    plain = alone(model, prompt, chosen)
     for speculate in (False, True):
         options = KnnOptions(4, 0.0, speculate=speculate)
         found = generate(model, prompt, chosen, KnnRequest(ExactSearch(store), options))
-        assert found.token_ids == plain.token_ids
+        assert found.token_ids == plain
         assert found.text == plain.text
 
 
@@ -101,8 +108,7 @@ def test_knn_speculation_changes_no_token(
     assert figures["lookups"] >= 48
     if stride is not None:
         assert figures["rounds"] < 48
-    alone = model.engine.generate([prompt], chosen)[0]
-    assert alone.token_ids != one.token_ids  # the neighbours do speak
+    assert alone(model, prompt, chosen) != one.token_ids  # the neighbours do speak
 
 
 def test_a_stop_string_ends_a_knn_answer(model: KnnModel, store: Datastore, prompt: list[int]) -> None:
@@ -199,28 +205,21 @@ def test_ask_with_a_datastore(folio: Folio, home: Path, tiny_model: Path) -> Non
 def test_a_knn_answer_runs_beside_others(model: KnnModel, store: Datastore, prompt: list[int]) -> None:
     """Rounds of a kNN sequence between steps of the engine change neither."""
     from service.answering.knn import stream
-    from service.engine.async_engine import AsyncEngine
 
     params = SamplingParams(max_tokens=32, ignore_eos=True)
     request = KnnRequest(ExactSearch(store), KnnOptions(8, 0.5, 2.0))
-    alone = generate(model, prompt, params, request).token_ids
-    plain = model.engine.generate([prompt], params)[0].token_ids
+    expected = generate(model, prompt, params, request).token_ids, alone(model, prompt, params)
 
     async def both() -> tuple[list[int], list[int]]:
-        running = AsyncEngine(model.engine)
-        await running.start()
-
         async def knn() -> list[int]:
             outputs = stream(running, model, prompt, params, request)
             return [token async for output in outputs for token in output.token_ids]
 
         async def other() -> list[int]:
-            return [token async for output in running.generate(prompt, params) for token in output.token_ids]
+            return [token async for output in running.stream(prompt, params) for token in output.token_ids]
 
-        try:
+        with AsyncEngine(model.engine) as running:
             found = await asyncio.gather(knn(), other())
-        finally:
-            await running.stop()
         return found[0], found[1]
 
-    assert asyncio.run(both()) == (alone, plain)
+    assert asyncio.run(both()) == expected

@@ -45,9 +45,9 @@ class Service:
 
     def idle(self) -> bool:
         """Whether the engine comes to rest with all pages back."""
-        engine = self.runtime.generator.async_engine
+        engine = self.runtime.engine
         for _ in range(200):
-            if engine.engine.stats()["kv_pages_used"] == 0 and not self.runtime.generator.in_flight:
+            if engine.engine.stats()["kv_pages_used"] == 0 and not engine.in_flight:
                 return True
             time.sleep(0.05)
         return False

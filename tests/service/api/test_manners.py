@@ -75,7 +75,7 @@ def test_a_client_that_closes_in_mid_stream_leaves_no_page_behind(service: Any) 
             raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             raw.recv(2000)
     assert service.idle()
-    service.runtime.generator.async_engine.engine.check_integrity()
+    service.runtime.engine.engine.check_integrity()
 
 
 def test_metrics_have_vllms_suffixes(service: Any) -> None:

@@ -14,6 +14,8 @@ from sparse_attn.kv.pages import PageStats
 from sparse_attn.kv.quant import LEVELS, dequantize, quantize
 from sparse_attn.plan.capture import Captured, capture
 
+from .conftest import generate
+
 PAGE = 64
 LENGTH = 1024
 # The parity tolerance of int8 KV: norm of the error ÷ norm of what should be. The reader's attention is sharp: its
@@ -91,10 +93,10 @@ def test_the_reader_says_the_same_over_int8_pages(reader: LoadedModel, token_ids
     """Its next tokens, and its logits within the tolerance."""
     logits, answers = [], []
     for kv_dtype in ("auto", "int8"):
-        config = EngineConfig(kv_memory=64 << 20, kv_dtype=kv_dtype, max_model_len=2048, max_step_tokens=256)
+        config = EngineConfig(kv_memory=64 << 20, kv_dtype=kv_dtype, max_model_len=2048, step_tokens=256)
         engine = Engine(reader, config)
         params = SamplingParams(max_tokens=16, drafter="none", attention="dense", ignore_eos=True, logprobs=20)
-        result = engine.generate([token_ids], params)[0]
+        result = generate(engine, [token_ids], params)[0]
         answers.append(result.token_ids)
         assert result.logprobs is not None
         logits.append(torch.tensor([logprob for _, logprob in result.logprobs[0].top]))

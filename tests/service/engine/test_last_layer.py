@@ -10,9 +10,9 @@ from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 from service.engine.request import SamplingParams
 
-from .conftest import make_model
+from .conftest import generate, make_model
 
-SMALL = {"kv_memory": 8 << 20, "page_size": 16, "max_step_tokens": 96, "prefix_cache": False, "drafter": "none"}
+SMALL = {"kv_memory": 8 << 20, "page_size": 16, "step_tokens": 96, "prefix_cache": False, "drafter": "none"}
 
 
 def logits_of(engine, prompts, attention, every_row):
@@ -27,7 +27,7 @@ def logits_of(engine, prompts, attention, every_row):
 
     engine.runner.run = keep
     try:
-        engine.generate(prompts, SamplingParams(max_tokens=4, ignore_eos=True, attention=attention))
+        generate(engine, prompts, SamplingParams(max_tokens=4, ignore_eos=True, attention=attention))
     finally:
         engine.runner.run = run
     return torch.cat(seen)
@@ -68,5 +68,5 @@ def test_the_last_layer_attends_for_the_last_row_alone(monkeypatch):
     monkeypatch.setattr(backend, "_attend", counted)
     config = EngineConfig(**SMALL)
     engine = Engine(prepare("llama", make_model(dtype=torch.float32)), config)
-    engine.generate([list(range(3, 90)) * 2], SamplingParams(max_tokens=1, ignore_eos=True, attention="dense"))
+    generate(engine, [list(range(3, 90)) * 2], SamplingParams(max_tokens=1, ignore_eos=True, attention="dense"))
     assert rows == [(0, 96), (1, 96), (0, 78), (1, 78), (2, 1)]

@@ -12,7 +12,7 @@ from service.engine.request import Request, SamplingParams
 from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
 from service.engine.step import Slice
 
-from .conftest import make_model
+from .conftest import generate, make_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,7 +54,7 @@ def test_requests_run_to_their_ends_in_graphs_and_without(attention: str, temper
     )
     for graphs in (True, False):
         engine = gpu_engine(cuda_graphs=graphs)
-        results = engine.generate(PROMPTS, params)
+        results = generate(engine, PROMPTS, params)
         assert [len(r.token_ids) for r in results] == [24, 24, 24]
         assert any(name.startswith("triton") for name in engine.stats()["kernels"])
         engine.check_integrity()

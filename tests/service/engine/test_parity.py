@@ -17,7 +17,7 @@ from service.engine.step import Slice
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
 
-from .conftest import FAMILIES, SIZES, make_engine, make_model
+from .conftest import FAMILIES, SIZES, generate, make_engine, make_model
 
 LENGTHS = [70, 5, 33]
 
@@ -80,7 +80,7 @@ def test_logits_equal_those_of_transformers(family: str, chunk: int) -> None:
 def test_greedy_ids_equal_those_of_generate(family: str) -> None:
     engine = make_engine(family)
     expected = reference(family)
-    results = engine.generate(prompts(), SamplingParams(max_tokens=24))
+    results = generate(engine, prompts(), SamplingParams(max_tokens=24))
     for ids, result in zip(prompts(), results, strict=True):
         out = expected.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)
         assert result.token_ids == out[0, len(ids) :].tolist()
@@ -104,7 +104,9 @@ def test_longrope_keeps_its_numbers_whatever_runs_beside() -> None:
     )
     params = SamplingParams(max_tokens=8)
     short = prompts()[1]
-    assert alone.generate([short], params)[0].token_ids == together.generate([short, prompts()[0]], params)[0].token_ids
+    assert (
+        generate(alone, [short], params)[0].token_ids == generate(together, [short, prompts()[0]], params)[0].token_ids
+    )
 
 
 @pytest.mark.parametrize(

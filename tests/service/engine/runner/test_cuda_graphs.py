@@ -24,7 +24,7 @@ from service.engine.step import Slice
 from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, PolicyState
 
-from ..conftest import make_engine
+from ..conftest import generate, make_engine
 
 BUCKETS = [Bucket(1, 1), Bucket(2, 4), Bucket(4, 1), Bucket(4, 8)]
 
@@ -78,10 +78,10 @@ def test_an_engine_over_buckets_gives_the_same_tokens() -> None:
     params = [SamplingParams(max_tokens=14, ignore_eos=True, temperature=t, seed=n, drafter="prompt_lookup")
               for n, t in enumerate((0.0, 0.8, 0.0, 1.0, 0.5))]  # fmt: skip
     plain = make_engine(pages=14)
-    expected = [g.token_ids for g in plain.generate(prompts, params)]
+    expected = [g.token_ids for g in generate(plain, prompts, params)]
     engine = make_engine(pages=14)
     engine.runner = GraphedRunner(engine.loaded.model, engine.runner.pool, make_buckets(8), 14, run_eagerly)
-    assert [g.token_ids for g in engine.generate(prompts, params)] == expected
+    assert [g.token_ids for g in generate(engine, prompts, params)] == expected
     figures = engine.stats()["cuda_graphs"]
     assert figures["replayed"] > 10
     assert figures["eager"]["prefill"] > 0
@@ -93,9 +93,9 @@ def test_a_capture_that_fails_costs_time_and_nothing_else() -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     engine = make_engine()
-    expected = engine.generate([[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids
+    expected = generate(engine, [[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids
     engine.runner = GraphedRunner(engine.loaded.model, engine.runner.pool, BUCKETS, 32, capture)
-    assert engine.generate([[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids == expected
+    assert generate(engine, [[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids == expected
     figures = engine.stats()["cuda_graphs"]
     assert figures["refused"] == "RuntimeError: operation not permitted when stream is capturing"
     assert figures["replayed"] == 0
