@@ -51,20 +51,21 @@ def run(
     """The figures, or None where the time was up before all was done: call again to go on."""
     deadline = time.monotonic() + 60 * minutes
     bench = Bench(entries, texts, lists, probes, cache or cache_folder())
-    if not bench.build(deadline):
-        return None
-    rows = bench.measure(prompts, new_tokens, ks, deadline)
-    if rows is None:
-        return None
-    return {
-        **bench.description(),
-        "prompts": prompts,
-        "prompt_tokens": PROMPT_TOKENS,
-        "new_tokens": new_tokens,
-        "recall": {str(k): bench.recall(k, prompts) for k in ks},
-        "rows": summaries(rows),
-        "targets": TARGETS,
-    }
+    with bench.engine:
+        if not bench.build(deadline):
+            return None
+        rows = bench.measure(prompts, new_tokens, ks, deadline)
+        if rows is None:
+            return None
+        return {
+            **bench.description(),
+            "prompts": prompts,
+            "prompt_tokens": PROMPT_TOKENS,
+            "new_tokens": new_tokens,
+            "recall": {str(k): bench.recall(k, prompts) for k in ks},
+            "rows": summaries(rows),
+            "targets": TARGETS,
+        }
 
 
 def cache_folder() -> Path:
@@ -76,16 +77,16 @@ class Bench:
     """One datastore of the embedded reader and the model over it."""
 
     def __init__(self, entries: int, texts: Sequence[Path], lists: int, probes: int, cache: Path) -> None:
-        from service.answering.knn import KnnModel
-        from service.engine.engine import Engine
+        from service.answering.knn import identity
+        from service.engine.async_engine import AsyncEngine
 
         self.entries, self.lists, self.probes = entries, lists, probes
         self._texts = [*texts, *_passages.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
-        engine = Engine.from_pretrained("embedded", kv_memory=PAGES_MB << 20, drafter="none", attention="dense")
-        self.model = KnnModel(engine)
-        self.identity = self.model.identity()
+        options = {"kv_memory": PAGES_MB << 20, "drafter": "none", "attention": "dense"}
+        self.engine = AsyncEngine.from_pretrained("embedded", **options)
+        self.identity = identity(self.engine.engine.loaded)
         self.folder = cache / f"{self.identity.model}-{entries}"
 
     def build(self, deadline: float) -> bool:
@@ -98,7 +99,7 @@ class Bench:
         self._cache.mkdir(parents=True, exist_ok=True)
         builder = StoreBuilder(self.folder, self.identity)
         documents = ((key, text) for key, text, held_out in self._documents() if not held_out)
-        whole = build(self.model, documents, builder, self.entries, deadline)
+        whole = build(self.engine, documents, builder, self.entries, deadline)
         print(f"{builder.entries:,} of {self.entries:,} entries", file=sys.stderr)
         if not whole:
             builder.close()
@@ -140,9 +141,11 @@ class Bench:
 
     def recall(self, k: int, prompts: int, queries: int = 64) -> float:
         """Share of the true k neighbours that the approximate search finds, of hidden states from the first prompts."""
+        from service.answering.knn import hidden_states
+
         exact, approximate = self._searches().values()
         asked = self._prompts(min(8, prompts))
-        states = np.concatenate([self.model.hidden.of_tokens(self.model.paged, prompt) for prompt in asked])
+        states = np.concatenate([hidden_states(self.engine, prompt) for prompt in asked])
         picked = states[:: max(1, len(states) // queries)][:queries]
         found = zip(exact(picked, k).entries, approximate(picked, k).entries, strict=True)
         return float(np.mean([len(np.intersect1d(one, other)) / k for one, other in found]))
@@ -168,19 +171,21 @@ class Bench:
         return self._opened
 
     def _decode(self, prompt: list[int], search: Any, options: Any, new_tokens: int) -> dict[str, Any]:
-        from service.answering.knn import KnnRequest, generate
+        from service.answering.knn import KnnRequest
         from service.engine.request import SamplingParams
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         request = KnnRequest(search, options, experience=self._experiences.of((search, options)))
         started = time.perf_counter()
-        found = generate(self.model, prompt, params, request)
+        (found,) = self.engine.generate([prompt], params, mixture=request)
         return {"s": time.perf_counter() - started, "ids": found.token_ids, "stats": found.stats["knn"]}
 
     def _prompts(self, count: int) -> list[list[int]]:
+        from service.answering.knn import encode
+
         found = []
         for _, text, held_out in self._documents():
-            ids = self.model.encode(text[: 40 * PROMPT_TOKENS])
+            ids = encode(self.engine.engine.tokenizer, text[: 40 * PROMPT_TOKENS])
             if held_out and len(ids) > 2 * PROMPT_TOKENS:
                 found.append(ids[PROMPT_TOKENS : 2 * PROMPT_TOKENS])
             if len(found) == count:

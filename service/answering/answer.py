@@ -121,10 +121,10 @@ class Answerer:
         began = time.monotonic()
         named = await self._checked(question, params, owner)
         iterative = self._iterative(question, params, owner) if question.mode == "iterative" else None
+        knn = await self._knn(question, owner)
         evidence = await (iterative.begin() if iterative else self._found(question, params, owner, named))
         if evidence.prompt is not None:
             self.engine.check_prompt(evidence.prompt.ids, params, "question")
-        knn = await self._knn(question, owner)
         yield _search_results(evidence)
         if evidence.prompt is None:
             for event in self._nothing(evidence):
@@ -174,7 +174,7 @@ class Answerer:
         if question.knn is None:
             return None
         options = KnnOptions(**question.knn.model_dump())
-        return await self.datastores.prepare(self.engine, owner, question.collection, options)
+        return await self.datastores.prepare(self.engine.engine.loaded, owner, question.collection, options)
 
     async def _outputs(
         self, params: SamplingParams, owner: str, evidence: Evidence, knn: KnnRequest | None
@@ -182,7 +182,7 @@ class Answerer:
         """The engine's outputs for the prompt over the evidence, still to be begun."""
         assert evidence.prompt is not None
         if knn is not None:
-            return self.datastores.stream(self.engine, evidence.prompt.ids, params, knn)
+            return self.engine.stream(evidence.prompt.ids, params, mixture=knn)
         store = None
         if self._drafter_options(params).reads_datastore:
             store = await asyncio.to_thread(self.finder.library.token_store, owner)

@@ -66,8 +66,8 @@ def _datastore(settings: Settings, library: Library, collection: str | None, lis
 
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
-    with working("Reading the documents …"):
-        return Datastores(library).build(engine.engine, LOCAL_OWNER, collection, lists)
+    with working("Reading the documents …"), engine:
+        return Datastores(library).build(engine, LOCAL_OWNER, collection, lists)
 
 
 @index.command("compact")

@@ -24,6 +24,8 @@ from drafters.warm_up import warm_up
 from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
+from service.engine.mixture import MixtureSource, mixed
+from service.engine.reading import Reading
 from service.engine.request import DraftSources, Generation, SamplingParams, TokenOutput
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, TimedOut, Unavailable
 
@@ -157,12 +159,14 @@ class AsyncEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams | None = None,
         draft_sources: DraftSources | None = None,
+        mixture: MixtureSource | None = None,
         place: Place | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request as they come, the last one finished.
 
         Args:
             draft_sources: what its drafter may draw on.
+            mixture: what its tokens are chosen from besides the model.
             place: of an answer that this request is a part of; its holder tells it what to observe.
 
         Raises:
@@ -171,13 +175,13 @@ class AsyncEngine:
             TimedOut: no first token, or no end, in time.
             GenerationFailed: the engine gave up on it. DeviceLost: on all.
         """
-        params = params or SamplingParams()
+        params = mixed(params or SamplingParams()) if mixture is not None else params or SamplingParams()
         self.check(params)
         self.check_prompt(prompt_ids, params)
         mine: AbstractContextManager[Place] = nullcontext(place) if place is not None else self.place()
         with mine as clock:
             taker = _Stream()
-            request_id = self._submit(taker, prompt_ids, params, draft_sources)
+            request_id = self._submit(taker, prompt_ids, params, draft_sources, mixture)
             finished = False
             try:
                 while not finished:
@@ -199,6 +203,8 @@ class AsyncEngine:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         draft_sources: Sequence[DraftSources | None] | None = None,
+        mixture: MixtureSource | None = None,
+        reading: Reading | None = None,
     ) -> list[Generation]:
         """Run prompts to their ends, batched; results in their order. Blocks the calling thread alone.
 
@@ -208,6 +214,8 @@ class AsyncEngine:
         Args:
             params: of each prompt, or one for all.
             draft_sources: of each prompt.
+            mixture: what the tokens of all are chosen from besides the model.
+            reading: who wants the prompts read, which are then not answered.
 
         Raises:
             PromptTooLong, InvalidRequest: before anything ran.
@@ -215,6 +223,8 @@ class AsyncEngine:
         """
         shared = params or SamplingParams()
         each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
+        if mixture is not None:
+            each = [mixed(one) for one in each]
         sources = draft_sources or [None] * len(prompts)
         for prompt, one in zip(prompts, each, strict=True):
             self.check(one)
@@ -228,7 +238,7 @@ class AsyncEngine:
             self.in_flight += len(takers)
         try:
             for taker, prompt, one, source in zip(takers, prompts, each, sources, strict=True):
-                ids.append(self._submit(taker, prompt, one, source))
+                ids.append(self._submit(taker, prompt, one, source, mixture, reading))
             for _ in ids:
                 error = ended.get()
                 if error is not None:
@@ -250,7 +260,7 @@ class AsyncEngine:
             attention: the policy that will be asked for; pages of one policy are of no use to another.
 
         Raises:
-            ModelError: no folder was configured. Busy: other requests took the pages.
+            ModelError: no folder was configured. GenerationFailed: it could not be read or written.
             InvalidRequest, PromptTooLong: the prefix is shorter than a page, or does not fit.
         """
         config = self.engine.config
@@ -258,10 +268,21 @@ class AsyncEngine:
             raise ModelError("There is no folder for warmed documents.", hint="Set warm_folder, and prefix_cache.")
         if len(token_ids) < config.page_size:
             raise InvalidRequest(f"{len(token_ids)} tokens do not fill a page of {config.page_size}: nothing to warm.")
-        (read,) = self.generate([[*token_ids, 0]], SamplingParams(max_tokens=1, attention=attention, drafter="none"))
+        written: list[Path] = []
+        keep = Reading(on_read=lambda request: written.append(self.engine.keep_warm(name, request)))
+        self.read(token_ids, keep, attention)
+        return written[0]
+
+    def read(self, token_ids: Sequence[int], reading: Reading, attention: str | None = None) -> None:
+        """Have a sequence read, in the background of other requests. Blocks the calling thread alone.
+
+        Raises:
+            InvalidRequest, PromptTooLong: before anything ran. GenerationFailed: the forward or ``reading`` failed.
+        """
+        params = SamplingParams(max_tokens=1, attention=attention, drafter="none")
+        (read,) = self.generate([token_ids], params, reading=reading)
         if read.error is not None:
             raise GenerationFailed(f"Reading failed: {read.error}.")
-        return self.run(lambda engine: engine.keep_warm(name, token_ids, attention)).result()
 
     def run(self, action: Callable[[Engine], T]) -> Future[T]:
         """The result of ``action(engine)``, which runs in the engine's thread between steps."""
@@ -281,7 +302,13 @@ class AsyncEngine:
         return future
 
     def _submit(
-        self, taker: _Taker, prompt_ids: Sequence[int], params: SamplingParams, draft_sources: DraftSources | None
+        self,
+        taker: _Taker,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        draft_sources: DraftSources | None,
+        mixture: MixtureSource | None,
+        reading: Reading | None = None,
     ) -> str:
         """Hand a checked request to the engine's thread; its outputs, or why it is refused, go to the taker."""
         request_id = f"r{next(self._ids)}"
@@ -291,7 +318,7 @@ class AsyncEngine:
                 return taker.put(Unavailable(SHUT))
             self._takers[request_id] = taker
             try:
-                self.engine.add_request(prompt_ids, params, request_id, draft_sources)
+                self.engine.add_request(prompt_ids, params, request_id, draft_sources, mixture, reading)
             except Exception as error:
                 del self._takers[request_id]
                 taker.put(error)

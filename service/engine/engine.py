@@ -25,6 +25,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
 from service.engine.block_manager import BlockManager
@@ -37,6 +38,8 @@ from service.engine.drafting.sessions import DraftPages
 from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
+from service.engine.mixture import Lookups, MixtureSource
+from service.engine.reading import Reading
 from service.engine.request import (
     DraftSources,
     FinishReason,
@@ -55,12 +58,14 @@ from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
-from service.errors import Busy, InvalidRequest
+from service.errors import InvalidRequest
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
+
+_IDLE_S = 0.005  # longest wait for look-ups where nothing else is to be done: a command may come meanwhile
 
 
 @dataclass
@@ -104,6 +109,7 @@ class Engine:
         limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
+        self.lookups = Lookups()
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
@@ -143,11 +149,15 @@ class Engine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         draft_sources: DraftSources | None = None,
+        mixture: MixtureSource | None = None,
+        reading: Reading | None = None,
     ) -> str:
         """Queue a request that was let in (`service.engine.admission`); returns its id.
 
         Args:
             draft_sources: what its drafter may draw on besides the prompt.
+            mixture: what its tokens are chosen from besides the model.
+            reading: who wants the prompt read, which is then not answered.
 
         Raises:
             InvalidRequest: the engine lacks what its drafter or its constraint needs; nothing was queued.
@@ -156,7 +166,9 @@ class Engine:
         request_id = request_id or f"r{next(self._ids)}"
         if request_id in self._requests:
             raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
-        request = Request(request_id, prompt_ids, params, draft_sources)
+        request = Request(request_id, prompt_ids, params, draft_sources, reading)
+        if mixture is not None:
+            request.mixture = mixture.open(params, self._stop_ids(params), self.loaded)
         request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
         self.drafting.open(request, self._stop_ids(params))
@@ -195,15 +207,17 @@ class Engine:
         """Run one forward; returns what it brought to each request, and what was aborted since the last step."""
         started = time.perf_counter()
         outputs, self._outputs = self._outputs, []
+        outputs += self._settle()
         step = self.scheduler.schedule()
         if not step:
+            self.lookups.wait(_IDLE_S)
             return outputs
         try:
             self.drafting.propose(step)
             forwarded = time.perf_counter()
             forward = self.runner.run(step.slices)
             verifying = time.perf_counter()
-            verdicts = self._verify(step, forward)
+            verdicts = self._verify(step, forward) | _guesses(step, forward)
             verified = time.perf_counter()
             forward_s = verified - forwarded
         except Exception as error:  # whatever the model raises fails this step's requests, not the engine
@@ -225,24 +239,11 @@ class Engine:
         if request is not None:
             self._outputs.append(self._finish(request, FinishReason.ABORT))
 
-    def keep_warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
-        """Keep a prefix's whole pages on disk, which a request has just computed; see ``AsyncEngine.warm``.
-
-        Raises:
-            Busy: other requests have taken the pages since.
-        """
+    def keep_warm(self, name: str, request: Request) -> Path:
+        """Keep the whole pages of a sequence that was read on disk; see ``AsyncEngine.warm``."""
         assert self.warmed is not None
-        ids = [*token_ids, 0]
-        request = Request("", ids, SamplingParams(max_tokens=1, attention=attention))
-        self._set_policy(request)
-        match = self.blocks.match(ids, request.salt, request.gone)
-        try:
-            if len(match.pages) < len(token_ids) // self.config.page_size:
-                raise Busy("Other requests took the pages of what was read.", hint="Warm it while none is running.")
-            digests = self.blocks.digests(token_ids, request.salt, match.pages)
-            return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
-        finally:
-            self.blocks.release(match.pages)
+        digests = self.blocks.digests(request.token_ids, request.salt, request.pages)
+        return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
 
     def reset(self) -> None:
         """Abort every request and forget the outputs that nobody has taken."""
@@ -356,31 +357,72 @@ class Engine:
         now = time.perf_counter()
         self.kernels |= forward.kernels
         outputs = []
-        for part, first in zip(step.slices, forward.first_row, strict=True):
+        for i, (part, first) in enumerate(zip(step.slices, forward.first_row, strict=True)):
             request = part.request
             request.scheduled = request.scheduled or now
+            if request.reading is not None:
+                outputs += self._hand_over(part, forward.hidden[i] if forward.hidden is not None else None)
             if not part.samples:
+                continue
+            if request.mixture is not None:
+                request.steps += 1
+                if request.parked:
+                    self.lookups.start(request)
                 continue
             if request.logits_processor is not None and request.logits_processor.error is not None:
                 outputs.append(self._fail(request, request.logits_processor.error))
                 continue
             verdict = verdicts[request.id]
             before = part.start + len(part.token_ids)
-            new_ids = request.token_ids[before:]
-            request.last_token = now
-            request.first_token = request.first_token or now
-            pieces = self._pieces(request, new_ids, before)
+            pieces = self._pieces(request, request.token_ids[before:], before)
             new_ids = request.token_ids[before:]  # a stop string may have cut them
             request.steps += 1
             sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
-            output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
+            output = self._output(request, new_ids, pieces, sources)
             if request.params.logprobs is not None:
                 output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
-            if request.finish_reason is not None:
-                done = self._finish(request, request.finish_reason)
-                output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
             outputs.append(output)
         return outputs
+
+    def _settle(self) -> list[TokenOutput]:
+        """Give out what the look-ups of mixtures have decided since the last step."""
+        outputs = []
+        for request, error in self.lookups.ended():
+            assert request.mixture is not None
+            if error is not None:
+                outputs.append(self._fail(request, error))
+                continue
+            before = request.num_certain
+            self.scheduler.settle(request, request.mixture.settle(), self._is_stop)
+            pieces = self._pieces(request, request.token_ids[before:], before)
+            new_ids = request.token_ids[before:]
+            outputs.append(self._output(request, new_ids, pieces, [TARGET] * len(new_ids)))
+        return outputs
+
+    def _hand_over(self, part: Slice, hidden: Tensor | None) -> list[TokenOutput]:
+        """Tell who wanted a sequence read what was read of it; the end, where it is whole."""
+        request, reading = part.request, part.request.reading
+        assert reading is not None
+        try:
+            if reading.on_chunk is not None and hidden is not None:
+                reading.on_chunk(part.start, hidden)
+            if request.num_pending:
+                return []
+            if reading.on_read is not None:
+                reading.on_read(request)
+        except Exception as error:
+            return [self._fail(request, error)]
+        return [self._finish(request, FinishReason.STOP)]
+
+    def _output(self, request: Request, new_ids: list[int], pieces: list[str], sources: list[str]) -> TokenOutput:
+        """What a request is given now, and its end if this is it."""
+        request.last_token = now = time.perf_counter()
+        request.first_token = request.first_token or now
+        output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
+        if request.finish_reason is not None:
+            done = self._finish(request, request.finish_reason)
+            output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
+        return output
 
     def _pieces(self, request: Request, new_ids: list[int], before: int) -> list[str]:
         """The text of each new token; a stop string ends the request at the token that completes it."""
@@ -414,14 +456,27 @@ class Engine:
         totals.cached_tokens += request.cached_tokens
         totals.output_tokens += request.num_output
         stats = {**request.stats(), "kernels": sorted(self.kernels), **self.drafting.close(request)}
+        if request.mixture is not None:
+            stats |= request.mixture.stats()
         return TokenOutput(request.id, [], "", True, reason.value, stats)
 
-    def _fail(self, request: Request, error: Exception) -> TokenOutput:
+    def _fail(self, request: Request, error: BaseException) -> TokenOutput:
         self.totals.failed += 1
         request.finish_reason = FinishReason.ERROR
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
         return output
+
+
+def _guesses(step: Step, forward: Forward) -> dict[str, Verdict]:
+    """The verdicts on the rows of mixtures: a guess each, or nothing."""
+    found: dict[str, Verdict] = {}
+    for part, first, hidden in zip(step.slices, forward.first_row, forward.hidden or [], strict=False):
+        if part.samples and part.request.mixture is not None:
+            position = part.start + len(part.token_ids)
+            guess = part.request.mixture.guess(forward.logits[first], hidden[-1], position)
+            found[part.request.id] = Verdict((), () if guess is None else (guess,))
+    return found
 
 
 def _keys(sampling: list[Slice]) -> RowKeys:

@@ -12,6 +12,8 @@ from drafters.base import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
 from service.engine.block_manager import Place
+from service.engine.mixture import Mixture
+from service.engine.reading import Priority, Reading
 from service.engine.sampling.constraint import Constraint
 from service.engine.sampling.logits_processor import LogitsProcessor
 from service.errors import InvalidRequest
@@ -185,7 +187,8 @@ class Request:
 
     Invariants, between steps: ``num_computed`` tokens have their KV in ``pages``; a decoding request has exactly one
     token, the last, that has not. ``pages`` are owned by this request (shared pages by reference count): one `Place`
-    for every ``page_size`` tokens, without the pages that ``gone`` names.
+    for every ``page_size`` tokens, without the pages that ``gone`` names. The last ``num_provisional`` tokens may be
+    taken back (`service.engine.mixture`); a ``parked`` request keeps what it has and is not scheduled.
     """
 
     def __init__(
@@ -194,15 +197,20 @@ class Request:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         draft_sources: DraftSources | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.id = request_id
         self.params = params
         self.draft_sources = draft_sources or DraftSources()
+        self.reading = reading
+        self.mixture: Mixture | None = None  # None: tokens are chosen from the target's own distribution
         self.token_ids = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.pages: list[Place] = []
         self.num_computed = 0
         self.num_published = 0
+        self.num_provisional = 0
+        self.parked = False
         self.cached_tokens = 0
         self.miss_reason: str | None = None
         self.salt = ""
@@ -222,16 +230,40 @@ class Request:
 
     @property
     def output_ids(self) -> list[int]:
-        return self.token_ids[self.prompt_len :]
+        return self.token_ids[self.prompt_len : self.num_certain]
 
     @property
     def num_output(self) -> int:
-        return len(self.token_ids) - self.prompt_len
+        return self.num_certain - self.prompt_len
+
+    @property
+    def num_certain(self) -> int:
+        """Tokens that will not be taken back."""
+        return len(self.token_ids) - self.num_provisional
+
+    @property
+    def num_final(self) -> int:
+        """Tokens in pages that will not be taken back."""
+        return min(self.num_computed, self.num_certain)
 
     @property
     def num_pending(self) -> int:
         """Tokens whose KV is still to be computed; 1 while decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its next row is that of its last token."""
+        return self.num_pending == 1 and not self.parked and self.reading is None
+
+    @property
+    def priority(self) -> Priority:
+        return self.reading.priority if self.reading is not None else Priority.ANSWER
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether its pages may come from the prefix cache and go there; hidden states come from computing alone."""
+        return self.reading is None or self.reading.on_chunk is None
 
     def gone(self, group: int, num_tokens: int) -> range:
         """Places whose page of a head group no row from number ``num_tokens`` on will read (``block_manager.Gone``)."""
@@ -240,7 +272,7 @@ class Request:
     @property
     def max_len(self) -> int:
         """Tokens that the request can ever hold."""
-        return self.prompt_len + self.params.max_tokens
+        return self.prompt_len + (self.params.max_tokens if self.reading is None else 0)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the request so far; times in seconds from its arrival."""

@@ -2,9 +2,10 @@
 
 Decoding requests run first, one pending token and a draft each. What is left of the step's token budget goes to
 prompts in chunks: equal shares over all requests that are prefilling, so that a long prompt cannot starve a short one,
-in order of arrival. When pages run out the youngest request is preempted: its pages go back, its tokens stay, and it
-is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
-is admitted that the whole pool could not hold, so there is no deadlock.
+in order of arrival; what even they leave goes to what is read in the background. When pages run out the youngest
+request of the least priority is preempted: its pages go back, its tokens stay, and it is computed anew later (mostly
+from the prefix cache). The oldest request can always take what it needs, and no request is admitted that the whole pool
+could not hold, so there is no deadlock. A parked request keeps its pages, but is preempted as any other.
 
 Lengths move and pages are freed in ``commit``, ``rollback`` and ``finish`` alone.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 from drafters.verify import Verdict
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
+from service.engine.reading import Priority
 from service.engine.request import FinishReason, Request
 from service.engine.step import Slice, Step
 from sparse_attn.kv.lifetimes import PageLifetimes
@@ -28,7 +30,7 @@ class SchedulerConfig:
 
     Attributes:
         max_step_tokens: rows of one forward.
-        max_running: requests that may hold pages at once.
+        max_running: requests that may hold pages at once, those that are only read aside.
         max_draft: nodes of a draft tree.
     """
 
@@ -47,7 +49,7 @@ class Scheduler:
         self.blocks = blocks
         self._reclaim = reclaim  # frees pages that are lent to others; False where none are
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []  # in order of arrival
+        self.running: list[Request] = []  # by priority, then in order of arrival
         self.num_preemptions = 0
 
     @property
@@ -71,10 +73,14 @@ class Scheduler:
         step = Step()
         budget = self.config.max_step_tokens
         for request in list(self.running):
-            if request.num_pending == 1 and request in self.running:
+            if request.decodes and request in self.running:
                 budget -= self._schedule_decode(step, request)
         self._admit(max(budget, 0))
-        self._schedule_prefill(step, budget)
+        scheduled = {part.request for part in step.slices}
+        reading = [r for r in self.running if r.num_pending and not r.parked and r not in scheduled]
+        for background in (False, True):
+            some = [r for r in reading if (r.priority is Priority.BACKGROUND) == background]
+            budget -= self._schedule_prefill(step, some, budget)
         return step
 
     def commit(self, step: Step, verdicts: dict[str, Verdict], is_stop: Callable[[Request, int], bool]) -> None:
@@ -94,15 +100,31 @@ class Scheduler:
                 self._drop_gone(request)
                 continue
             verdict = verdicts[request.id]
+            if request.mixture is not None:
+                self._commit_guess(part, verdict.tokens)
+                continue
             kept = self._cut(request, verdict.tokens, is_stop)
             request.token_ids.extend(kept)
             # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
             request.num_computed = part.start + len(part.token_ids) + len(kept) - 1
             self._publish(request)
-            spare = request.pages[self.blocks.pages_for(request.num_computed) :]
-            del request.pages[len(request.pages) - len(spare) :]
-            self.blocks.release(spare)
+            self._release_spare(request)
             self._drop_gone(request)
+
+    def settle(self, request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> None:
+        """Put the true tokens of a round in the place of the guesses, and let the request run again.
+
+        The true tokens are the guesses up to the first that was wrong, so that what lies in pages is what they say. No
+        page is cut that others may read: none was published beyond the tokens that were certain.
+        """
+        kept = self._cut(request, tokens, is_stop)
+        request.token_ids[request.num_certain :] = kept
+        request.num_provisional = 0
+        request.num_computed = min(request.num_computed, len(request.token_ids) - 1)
+        request.parked = False
+        self._publish(request)
+        self._release_spare(request)
+        self._drop_gone(request)
 
     def rollback(self, step: Step) -> None:
         """Undo ``schedule``: the pages it took go back, no length has moved."""
@@ -129,6 +151,22 @@ class Scheduler:
         assert all(not r.pages for r in self.waiting), "a waiting request holds pages"
         self.blocks.check_integrity([*(r.pages for r in self.running), *lent])
 
+    def _commit_guess(self, part: Slice, guess: Sequence[int]) -> None:
+        """A row of a round: its token lies in pages; the guess is provisional, and without one the request parks."""
+        request = part.request
+        request.num_computed = part.start + len(part.token_ids)
+        request.token_ids.extend(guess)
+        request.num_provisional += len(guess)
+        request.parked = not guess
+        self._publish(request)
+        self._drop_gone(request)
+
+    def _release_spare(self, request: Request) -> None:
+        """Give back the pages behind the computed tokens."""
+        spare = request.pages[self.blocks.pages_for(request.num_computed) :]
+        del request.pages[len(request.pages) - len(spare) :]
+        self.blocks.release(spare)
+
     def _schedule_decode(self, step: Step, request: Request) -> int:
         """Reserve and add the pending token of a decoding request; returns the rows that it may take."""
         room = request.max_len - len(request.token_ids) - 1
@@ -147,29 +185,32 @@ class Scheduler:
                 True,
                 new_pages=taken,
                 draft_budget=draft,
+                hidden_rows=_hidden_rows(request, 1, True),
             )
         )
         return 1 + draft
 
-    def _schedule_prefill(self, step: Step, budget: int) -> None:
-        scheduled = {part.request.id for part in step.slices}
-        prefilling = [r for r in self.running if r.id not in scheduled]
-        for i, request in enumerate(prefilling):
-            if budget <= 0:
-                return
+    def _schedule_prefill(self, step: Step, requests: Sequence[Request], budget: int) -> int:
+        """Deal the budget out to these requests in equal shares; returns the rows that they take."""
+        left = budget
+        for i, request in enumerate(requests):
+            if left <= 0:
+                break
             if request not in self.running:  # preempted for an older one
                 continue
-            share = -(-budget // (len(prefilling) - i))
+            share = -(-left // (len(requests) - i))
             count = min(request.num_pending, self._chunk(request, max(share, self.blocks.page_size)))
             count = min(count, _row_limit(request) or count)
             start = request.num_computed
             taken = self._reserve(step, request, start + count)
             if taken is None:
                 continue
-            samples = count == request.num_pending
+            samples = count == request.num_pending and request.reading is None
             chunk = request.token_ids[start : start + count]
-            step.slices.append(Slice(request, start, chunk, samples, new_pages=taken))
-            budget -= count
+            hidden_rows = _hidden_rows(request, count, samples)
+            step.slices.append(Slice(request, start, chunk, samples, new_pages=taken, hidden_rows=hidden_rows))
+            left -= count
+        return budget - left
 
     def _chunk(self, request: Request, count: int) -> int:
         """Round a chunk so that it ends on a page's border, or on the request's own grid, whatever the load."""
@@ -184,10 +225,11 @@ class Scheduler:
             return
         groups = self.blocks.num_groups
         promised = len(self.running) * groups  # a place for each, so that admission does not preempt at once
-        for request in list(self.waiting):
-            if len(self.running) >= self.config.max_running:
-                return
-            if self._prefix_under_way(request):
+        answering = sum(r.reading is None for r in self.running)
+        for request in sorted(self.waiting, key=lambda r: r.priority):
+            if request.reading is None and answering >= self.config.max_running:
+                continue
+            if request.parked or self._prefix_under_way(request):
                 continue
             match = self.blocks.match(_reusable(request), request.salt, request.gone)
             cached = len(match.pages) * self.blocks.page_size
@@ -202,15 +244,16 @@ class Scheduler:
             if not request.preemptions:
                 request.cached_tokens, request.miss_reason = cached, match.miss_reason
             self.running.append(request)
-            self.running.sort(key=lambda r: r.arrived)
+            self.running.sort(key=lambda r: (r.priority, r.arrived))
+            answering += request.reading is None
 
     def _prefix_under_way(self, request: Request) -> bool:
         """Is another request just computing a prefix that this one could then read from the cache?"""
-        if not self.blocks.prefix_cache:
+        if not self.blocks.prefix_cache or not request.shares_prefix:
             return False
         size = self.blocks.page_size
         for other in self.running:
-            if other.num_pending <= 1 or other.salt != request.salt:
+            if other.num_pending <= 1 or other.salt != request.salt or not other.shares_prefix:
                 continue
             limit = min(len(other.token_ids), len(request.token_ids)) - 1
             end = min(limit, other.num_computed + size)  # the page that the other one computes next
@@ -231,9 +274,10 @@ class Scheduler:
                 request.pages += (pages := self.blocks.allocate(wanted))
                 return len(pages)
             except OutOfPages:
-                if self._reclaim():
-                    continue
                 victim = self.running[-1]
+                answers = request.priority is Priority.ANSWER and victim.priority is not Priority.BACKGROUND
+                if answers and self._reclaim():
+                    continue
                 self._preempt(step, victim)
                 if victim is request:
                     return None
@@ -250,7 +294,9 @@ class Scheduler:
         step.preempted.append(victim)
 
     def _publish(self, request: Request) -> None:
-        computed = request.token_ids[: request.num_computed]
+        if not request.shares_prefix:
+            return
+        computed = request.token_ids[: request.num_final]
         request.num_published = self.blocks.publish(computed, request.pages, request.num_published, request.salt)
 
     def _drop_gone(self, request: Request) -> None:
@@ -258,7 +304,7 @@ class Scheduler:
         if request.lifetimes is None:
             return
         for group in request.lifetimes.freeing:
-            gone = request.gone(group, request.num_computed)
+            gone = request.gone(group, request.num_final)
             last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
             first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
             self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
@@ -283,13 +329,22 @@ def _row_limit(request: Request) -> int | None:
     return request.policy.max_rows(request.num_computed) if request.policy is not None else None
 
 
+def _hidden_rows(request: Request, count: int, samples: bool) -> int:
+    """Of how many of its ``count`` rows somebody wants the hidden states."""
+    if request.reading is not None:
+        return count if request.reading.on_chunk is not None else 0
+    return int(samples and request.mixture is not None)
+
+
 def _reusable(request: Request) -> list[int]:
-    """The tokens whose pages may come from the cache.
+    """The tokens whose pages may come from the cache, and one more.
 
     A policy's page selections are made while decoding and are not cached: a preempted request decodes its output again.
     """
+    if not request.shares_prefix:
+        return request.token_ids[:1]
     if request.policy is None:
-        return request.token_ids
+        return request.token_ids[: request.num_certain]
     length = request.prompt_len
     if request.prefill_grid:
         length = length // request.prefill_grid * request.prefill_grid

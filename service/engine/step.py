@@ -19,6 +19,7 @@ class Slice:
         tree: a draft below the pending token; None without one.
         draft_budget: most nodes the tree may have; their pages are reserved.
         all_logits: logits of every token, not of the last alone.
+        hidden_rows: of how many of its last rows the hidden states are wanted.
         new_pages: how many pages the scheduler took for this step, for the rollback.
     """
 
@@ -30,6 +31,7 @@ class Slice:
     new_pages: int = 0
     draft_budget: int = 0
     all_logits: bool = False
+    hidden_rows: int = 0
 
     @property
     def num_rows(self) -> int:

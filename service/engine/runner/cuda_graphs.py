@@ -73,13 +73,13 @@ def choose_bucket(buckets: Sequence[Bucket], sequences: int, rows: int) -> Bucke
     return min(fitting, key=lambda b: (b.total, b.rows), default=None)
 
 
-def why_not(slices: Sequence[Slice], pool: KVPool, model: Any) -> str | None:
+def why_not(slices: Sequence[Slice], pool: KVPool) -> str | None:
     """What keeps a step out of every bucket, in a word; None where nothing does."""
     if pool.layout.num_groups > 1:
         return "head_groups"
-    if getattr(model, "base_model", model)._forward_hooks:  # somebody reads hidden states: a replay calls nobody
-        return "hidden_states"
     for part in slices:
+        if part.hidden_rows:  # a replay shows none
+            return "hidden_states"
         if not part.samples or len(part.token_ids) != 1 or part.all_logits:
             return "prefill"
         state = part.request.policy
@@ -264,7 +264,7 @@ class GraphedRunner(ModelRunner):
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
-        reason = why_not(slices, self.pool, self.model)
+        reason = why_not(slices, self.pool)
         bucket = None
         if reason is None:
             bucket = choose_bucket(list(self._steps), len(slices), max(part.num_rows for part in slices))

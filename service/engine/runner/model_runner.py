@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
+from service.engine.runner.hidden_states import watched
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
 from sparse_attn.host_values import on_device, to_device
@@ -30,11 +32,13 @@ class Forward:
             that) and then one per tree node.
         first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
         kernels: names of the attention kernels that served it.
+        hidden: per slice the hidden states [hidden_rows, d] of its last rows; None where no slice asks for any.
     """
 
     logits: Tensor
     first_row: list[int]
     kernels: set[str]
+    hidden: list[Tensor] | None = None
 
 
 class ModelRunner:
@@ -47,15 +51,17 @@ class ModelRunner:
         self.model = model
         self.pool = pool
         self.backend = backend
-        self.reads_every_row = False  # set while hidden states of rows without logits are wanted too
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
         """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
         with self._on_its_device():
             batch, token_ids, wanted, first_row = self._build(slices)
-            logits = self._forward(batch, token_ids, wanted)
-        return Forward(logits, first_row, batch.kernels)
+            if not any(part.hidden_rows for part in slices):
+                return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
+            with watched(self.model) as seen:
+                logits = self._forward(batch, token_ids, wanted)
+        return Forward(logits, first_row, batch.kernels, _of_slices(seen[0], slices))
 
     def figures(self) -> dict[str, Any]:
         """How the forwards ran, for the statistics of the engine."""
@@ -184,9 +190,10 @@ class ModelRunner:
 
     def _needed(self, slices: Sequence[Slice], trees: bool) -> list[int] | None:
         """Of how many of its last rows each slice reads the output; None where that is all rows."""
-        if self.reads_every_row or (trees and self.pool.device.type == "cuda"):  # there masks are packed for all rows
+        if trees and self.pool.device.type == "cuda":  # there masks are packed for all rows
             return None
-        counts = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
+        sampled = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
+        counts = [max(n, p.hidden_rows) for n, p in zip(sampled, slices, strict=True)]
         return None if all(n == p.num_rows for n, p in zip(counts, slices, strict=True)) else counts
 
     def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
@@ -203,6 +210,12 @@ class ModelRunner:
         first = int(order.min()) // size if order.size else 0
         table = np.array([place[group] for place in pages[first:]], dtype=np.int64)
         return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
+
+
+def _of_slices(hidden: Tensor, slices: Sequence[Slice]) -> list[Tensor]:
+    """The hidden states that each slice asks for, of those of all rows [T, d]."""
+    ends = accumulate(part.num_rows for part in slices)
+    return [hidden[end - part.hidden_rows : end] for end, part in zip(ends, slices, strict=True)]
 
 
 def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:

@@ -48,6 +48,7 @@ class PlannedSlice:
     token_ids: list[int]
     samples: bool
     all_logits: bool
+    hidden_rows: int
     tree: DraftTree | None
     pages: list[Place]
     policy: int | None
@@ -61,14 +62,12 @@ class Run:
         policies: states to begin, by number: the whole model's policy, its shape, the prompt's length.
         commits: (number, rows) of policy states whose rows of the last forward stay.
         ended: numbers of states that are not needed any more.
-        every_row: `ModelRunner.reads_every_row`.
     """
 
     slices: list[PlannedSlice]
     policies: list[tuple[int, Policy, ModelShape, int]]
     commits: list[tuple[int, list[int]]]
     ended: list[int]
-    every_row: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class LeadingRunner(ModelRunner):
 
     def run(self, slices: Sequence[Slice]) -> Forward:
         plan = [_planned(part) for part in slices]
-        self.ranks.tell(Run(plan, self._policies, self._commits, self._ended, self.reads_every_row))
+        self.ranks.tell(Run(plan, self._policies, self._commits, self._ended))
         self._policies, self._commits, self._ended = [], [], []
         return self._with_all(super().run, slices)
 
@@ -184,14 +183,21 @@ class FollowingRunner:
             del self._states[number]
         for number, policy, model, prompt_len in message.policies:
             self._states[number] = PolicyState(*_own_share(policy, model, self.ranks), prompt_len)
-        self.runner.reads_every_row = message.every_row
         self.runner.run([self._slice(plan) for plan in message.slices])
 
     def _slice(self, plan: PlannedSlice) -> Slice:
         request = Request("", [0], SamplingParams())
         request.pages = plan.pages
         request.policy = self._states[plan.policy] if plan.policy is not None else None
-        return Slice(request, plan.start, plan.token_ids, plan.samples, plan.tree, all_logits=plan.all_logits)
+        return Slice(
+            request,
+            plan.start,
+            plan.token_ids,
+            plan.samples,
+            plan.tree,
+            all_logits=plan.all_logits,
+            hidden_rows=plan.hidden_rows,
+        )
 
 
 def _planned(part: Slice) -> PlannedSlice:
@@ -199,7 +205,14 @@ def _planned(part: Slice) -> PlannedSlice:
     assert state is None or isinstance(state, LeadingPolicyState)
     number = state.number if state is not None else None
     return PlannedSlice(
-        part.start, part.token_ids, part.samples, part.all_logits, part.tree, part.request.pages, number
+        part.start,
+        part.token_ids,
+        part.samples,
+        part.all_logits,
+        part.hidden_rows,
+        part.tree,
+        part.request.pages,
+        number,
     )
 
 

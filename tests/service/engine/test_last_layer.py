@@ -17,10 +17,11 @@ SMALL = {"kv_memory": 8 << 20, "page_size": 16, "step_tokens": 96, "prefix_cache
 
 def logits_of(engine, prompts, attention, every_row):
     """Logits of every sampling step of the prompts, run together."""
-    engine.runner.reads_every_row = every_row
     seen, run = [], engine.runner.run
 
     def keep(slices):
+        for part in slices:
+            part.hidden_rows = part.num_rows if every_row else 0
         forward = run(slices)
         seen.append(forward.logits.clone())
         return forward

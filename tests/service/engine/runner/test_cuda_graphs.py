@@ -115,16 +115,17 @@ def test_the_largest_bucket_is_captured_first() -> None:
 def test_what_no_bucket_holds_is_said() -> None:
     engine = make_engine()
     (request,) = prefilled(engine, [60])
-    pool, model = engine.runner.pool, engine.loaded.model
-    assert why_not(decode([request], [3]), pool, model) is None
-    assert why_not([Slice(request, 0, [1, 2], True)], pool, model) == "prefill"
+    pool = engine.runner.pool
+    assert why_not(decode([request], [3]), pool) is None
+    assert why_not([Slice(request, 0, [1, 2], True)], pool) == "prefill"
     shape = ModelShape(3, 4, 2, 16, 16)
     request.policy = PolicyState(parse_policy("streaming:sink=16,local=32,block=16"), shape, 40)
-    assert why_not(decode([request], [3]), pool, model) == "sparse_decode"
+    assert why_not(decode([request], [3]), pool) == "sparse_decode"
     request.policy = PolicyState(parse_policy("xattention:gate=0,block=16,stride=8"), shape, 40)
-    assert why_not(decode([request], [3]), pool, model) is None
-    model.base_model.register_forward_hook(lambda *_: None)
-    assert why_not(decode([request], [3]), pool, model) == "hidden_states"
+    assert why_not(decode([request], [3]), pool) is None
+    (part,) = decode([request], [3])
+    part.hidden_rows = 1
+    assert why_not([part], pool) == "hidden_states"
 
 
 @given(max_running=st.integers(1, 200), sequences=st.integers(1, 70), rows=st.integers(1, 80))
