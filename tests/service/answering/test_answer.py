@@ -193,6 +193,29 @@ def test_a_document_that_cannot_be_read_is_refused(ask: Ask, home: Path) -> None
     assert caught.value.param == "documents"
 
 
+@pytest.mark.parametrize(
+    ("drafter", "opened"), [("suffix", 0), ("none", 0), ("goodput", 0), ("auto", 1), ("datastore", 1), ("rag", 0)]
+)
+def test_the_token_store_is_opened_for_drafters_that_draw_on_it(
+    ask: Ask, drafter: str, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Library, "token_store", lambda _, owner: asked.append(owner))
+    ask("Who built the bridge?", flags={"drafter": drafter})
+    assert asked == ["local"] * opened
+
+
+@pytest.mark.parametrize(("drafter", "wanted"), [("suffix", False), ("rag", True), ("overlap:inner=rag", True)])
+def test_a_second_prompt_is_made_for_drafters_that_read_passages(
+    ask: Ask, scripted: Any, drafter: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    add = scripted.add_request
+    monkeypatch.setattr(scripted, "add_request", lambda *request: given.append(request[3]) or add(*request))
+    assert ask("Who built the bridge?", mode="long", flags={"drafter": drafter}).mode == "long"
+    assert (given[0].prompt is not None) == wanted
+
+
 def test_an_empty_question_is_refused(ask: Ask) -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         ask("  \n")
