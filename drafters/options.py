@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from drafters.errors import DrafterError
 from drafters.research.multi_round import RULES
@@ -16,18 +16,9 @@ def option(default: Any, text: str, least: float | None = None, most: float | No
 
 @dataclass(frozen=True)
 class Options:
-    """What every drafter understands, and what of a request its drafter reads besides the prompt."""
+    """What every drafter understands."""
 
-    reads_datastore: ClassVar[bool] = False
-    """continuations in the corpus"""
-    reads_passages: ClassVar[bool] = False
-    """a prompt over the retrieved passages alone, in place of the whole documents"""
     budget: int = option(32, "nodes of a tree at most", 0, 1024)
-
-
-@dataclass(frozen=True)
-class AutoOptions(Options):
-    reads_datastore = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,6 @@ class RecyclingOptions(Options):
 
 @dataclass(frozen=True)
 class DatastoreOptions(Options):
-    reads_datastore = True
     max_suffix: int = option(16, "longest suffix looked up", 1, 64)
     min_suffix: int = option(2, "shortest suffix used", 1, 64)
     matches: int = option(512, "continuations read", 1, 100_000)
@@ -88,7 +78,6 @@ class MultiRoundOptions(Options):
 
 @dataclass(frozen=True)
 class RagOptions(ModelOptions):
-    reads_passages = True
     depth: int = option(16, "longest path", 1, 64)
     context: int = option(0, "tokens of the prompt that the drafter puts together itself; 0: a 16th of the whole", 0)
     chunk: int = option(256, "tokens of a chunk", 16)
@@ -98,14 +87,12 @@ class RagOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class CascadeOptions(RagOptions):
-    reads_datastore = True
     depth: int = option(16, "longest path", 1, 64)
     helper_budget: int = option(8, "nodes that the helper adds to a draft forward", 1, 64)
 
 
 @dataclass(frozen=True)
 class FusionOptions(RagOptions):
-    reads_datastore = True
     prune: int = option(10, "a retrieval branch starts with one of the draft model's best so many", 1, 64)
     model: str = option("auto", "draft model: auto, none, rag or draft_model")
     always: bool = option(False, "ask the draft model in every round, whether it pays or not")

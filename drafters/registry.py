@@ -20,7 +20,6 @@ from drafters.models.rag import Rag
 from drafters.models.reencoding import ReencodingDrafter
 from drafters.options import (
     AdaptiveOptions,
-    AutoOptions,
     CascadeOptions,
     DatastoreOptions,
     FusionOptions,
@@ -67,13 +66,6 @@ class DrafterSpec:
     def keyed(self) -> bool:
         """Whether the tokens are those of plain decoding, rather than others of the same distribution."""
         return self.name != "multi_round"
-
-    @property
-    def proposer(self) -> DrafterSpec:
-        """Who proposes: itself, but for a drafter that goes on with another's trees."""
-        if isinstance(self.options, (GoodputOptions, OverlapOptions)):
-            return parse(self.options.inner).proposer
-        return self
 
 
 Make = Callable[[Any, Resources], Drafter]
@@ -288,7 +280,7 @@ def _overlap(options: OverlapOptions, resources: Resources) -> Overlap:
     return Overlap(inner)
 
 
-def _auto(options: AutoOptions, resources: Resources) -> Auto:
+def _auto(options: Options, resources: Resources) -> Auto:
     return Auto(_free(resources), resources.profile, resources.habits)
 
 
@@ -298,7 +290,7 @@ def _none(options: Options, resources: Resources) -> Together:
 
 _DRAFTERS: dict[str, tuple[type[Options], Make]] = {
     "none": (Options, _none),
-    "auto": (AutoOptions, _auto),
+    "auto": (Options, _auto),
     "prompt_lookup": (PromptLookupOptions, _prompt_lookup),
     "suffix": (SuffixOptions, _suffix),
     "recycling": (RecyclingOptions, _recycling),
