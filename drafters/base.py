@@ -1,4 +1,4 @@
-"""The protocols between the engine and the drafters."""
+"""What a drafter is, what it sees of a request, and what an engine can lend it."""
 
 from __future__ import annotations
 
@@ -56,44 +56,64 @@ class TopSuccessors:
     log_probs: np.ndarray
 
 
-class Drafter(Protocol):
-    """Guesses for one request; made per request by `registry.build`, sharing tables through `Resources`.
+class Drafter:
+    """Guesses for one request; made for it by `registry.build`, sharing tables through `Resources`.
 
-    The engine calls `start` once after the prompt is known, then per step `propose` and `observe`, then
-    `finish` exactly once, also after an abort. A drafter that raises is dropped by the engine for that
-    request; the answer is exact all the same.
+    The engine calls `start` once after the prompt is known, then in every step `propose`, `adjust`, `verify` and
+    `observe` in this order, and at last `finish` exactly once, also after an abort. Only `propose` must be written;
+    the defaults are those of a lossless drafter that learns nothing. It need not think of bad trees, of tokens that end
+    the output, of the step's budget or of its own exceptions: `tracked.TrackedDrafter`, through which alone the engine
+    calls it, sees to these. One that raises is dropped for its request; the answer is exact all the same.
+
+    name        as statistics show it, and as the source of its nodes
+    lossy       the logits must go through `adjust` before tokens are chosen: the output distribution is another one
+    judges      `verify` has a rule of its own, in place of the keyed walk: its trees must stay as they were drawn
+    needs_topk  how many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)
+    rest        set by `observe`: in so many steps to come it is not asked, and learns nothing of them
     """
 
     name: str
+    lossy: bool = False
+    judges: bool = False
+    needs_topk: int = 0
+    rest: int = 0
 
-    @property
-    def needs_topk(self) -> int:
-        """How many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)."""
-
-    def start(self, state: RequestState) -> None: ...
+    def start(self, state: RequestState) -> None:
+        """Read the prompt."""
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most `budget` nodes below state.tokens[-1]; the empty tree is welcome."""
+        raise NotImplementedError
+
+    def worth(self, state: RequestState, tree: DraftTree) -> int:
+        """How many nodes of the proposed `tree` to verify, the best ones; all of them by default."""
+        return len(tree)
+
+    def adjust(self, state: RequestState, tree: DraftTree, logits: Tensor) -> Tensor:
+        """The logits [n + 1, V] of the distribution that a lossy drafter declares, for the rows of `tree`."""
+        return logits
+
+    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
+        """The verdict on `tree`: `keyed`, that of the keyed walk, or one by the drafter's own rule.
+
+        logits [n + 1, V] are those that tokens are chosen from, before temperature, top-k and top-p.
+        """
+        return keyed
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
-        """Learn from a step. `tree` is what was verified (the engine may have trimmed it); `verdict.tokens`
-        may have been cut short by a stop or the token limit, and is already part of state.tokens."""
+        """Learn from a step. `tree` is what was verified, which may be less than was proposed; `verdict.tokens` may
+        have been cut short by a stop or the token limit, and is already part of state.tokens."""
 
-    def finish(self, state: RequestState) -> None: ...
+    def finish(self, state: RequestState) -> None:
+        """Give back what was lent."""
 
 
-class SourceDrafter:
+class SourceDrafter(Drafter):
     """A drafter whose guesses are a pure function of the request and some tokens after it.
 
     `grow` may therefore be asked about a future that is itself guessed (`cascade`, `overlap`); it must not
     change what later calls return.
     """
-
-    name: str
-    needs_topk: int = 0
-
-    def start(self, state: RequestState) -> None:
-        pass
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
         """At most `budget` nodes below the last of state.tokens + extra."""
@@ -101,12 +121,6 @@ class SourceDrafter:
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         return self.grow(state, (), budget)
-
-    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
-        pass
-
-    def finish(self, state: RequestState) -> None:
-        pass
 
 
 class DraftSession(Protocol):

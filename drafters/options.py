@@ -1,34 +1,96 @@
-"""What each drafter can be told: one class of options a drafter, and how they are read from `key=value,…`."""
+"""What each drafter can be told: one class of options a drafter, which bears its name."""
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from drafters.errors import DrafterError
-from drafters.research.multi_round import RULES
+
+RULES = ("rsd", "specinfer", "spectr")  # of `multi_round`
+FUSED = ("auto", "none", "rag", "draft_model")  # the draft models of `fusion`
+_TEXTS = frozenset({"documents", "datastore"})  # what the free sources copy from
 
 
-def option(default: Any, text: str, least: float | None = None, most: float | None = None) -> Any:
-    """A field of an options class: its default, what it means, and the bounds it must keep."""
-    return field(default=default, metadata={"help": text, "least": least, "most": most})
+def option(
+    default: Any, text: str, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A field of an options class: its default, what it means, and the bounds or choices that it must keep to."""
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every drafter understands."""
+    """A drafter as it is asked for: the base of all options, and what every drafter understands.
+
+    name   of the drafter, as users write it
+    keyed  whether the tokens are those of plain decoding, rather than others of the same distribution
+
+    Raises:
+        DrafterError: a value is out of its bounds, or none of its choices.
+    """
 
     budget: int = option(32, "nodes of a tree at most", 0, 1024)
+
+    name: ClassVar[str]
+    keyed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            least, most, choices = (entry.metadata.get(key) for key in ("least", "most", "choices"))
+            if not (least is None or value >= least) or not (most is None or value <= most):
+                bounds = f"{least} to {'any' if most is None else most}"
+                raise DrafterError(f"drafter {self.name}: {entry.name}={value} is out of bounds ({bounds})")
+            if choices and value not in choices:
+                raise DrafterError(
+                    f"drafter {self.name}: {entry.name} must be one of {', '.join(choices)}, not {value!r}"
+                )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the output distribution differs from the target's own."""
+        return False
+
+    @property
+    def draws_on(self) -> frozenset[str]:
+        """What it reads where it is there: of the request "documents", "datastore" and "draft_prompt", of the engine
+        "draft_model"."""
+        return frozenset()
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """For help texts: option -> meaning and default."""
+        return {entry.name: f"{entry.metadata['help']} ({entry.default})" for entry in fields(cls)}
+
+
+@dataclass(frozen=True)
+class NoDrafterOptions(Options):
+    name = "none"
+
+
+@dataclass(frozen=True)
+class AutoOptions(Options):
+    name = "auto"
+    draws_on = _TEXTS
 
 
 @dataclass(frozen=True)
 class PromptLookupOptions(Options):
+    name = "prompt_lookup"
+
     ngram: int = option(3, "longest n-gram looked up", 1, 32)
     length: int = option(10, "tokens copied", 1, 256)
 
 
 @dataclass(frozen=True)
 class SuffixOptions(Options):
+    name = "suffix"
+    draws_on = frozenset({"documents"})
+
     factor: float = option(8.0, "depth at most this many times the match", 0.1, 100)
     min_match: int = option(1, "shortest match used", 1, 64)
     min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
@@ -37,6 +99,8 @@ class SuffixOptions(Options):
 
 @dataclass(frozen=True)
 class RecyclingOptions(Options):
+    name = "recycling"
+
     ranks: int = option(8, "successors kept of a token", 1, 32)
     depth: int = option(6, "longest path", 1, 32)
     min_score: float = option(0.03, "path score below which a node is dropped", 0, 1)
@@ -44,15 +108,25 @@ class RecyclingOptions(Options):
 
 @dataclass(frozen=True)
 class DatastoreOptions(Options):
+    name = "datastore"
+    draws_on = frozenset({"datastore"})
+
     max_suffix: int = option(16, "longest suffix looked up", 1, 64)
     min_suffix: int = option(2, "shortest suffix used", 1, 64)
     matches: int = option(512, "continuations read", 1, 100_000)
     length: int = option(10, "tokens of a continuation", 1, 256)
     min_score: float = option(0.05, "path score below which a node is dropped", 0, 1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_suffix > self.max_suffix:
+            raise DrafterError(f"drafter datastore: min_suffix={self.min_suffix} exceeds max_suffix={self.max_suffix}")
+
 
 @dataclass(frozen=True)
-class ModelOptions(Options):
+class GrowthOptions(Options):
+    """Of every drafter that grows trees best first."""
+
     depth: int = option(8, "longest path", 1, 64)
     width: int = option(1, "nodes run in one draft forward", 1, 64)
     branching: int = option(3, "children considered of a node", 1, 64)
@@ -62,7 +136,15 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True)
-class AdaptiveOptions(ModelOptions):
+class DraftModelOptions(GrowthOptions):
+    name = "draft_model"
+    draws_on = frozenset({"draft_model"})
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions(DraftModelOptions):
+    name = "adaptive"
+
     depth: int = option(20, "longest path", 1, 64)
     branching: int = option(1, "children considered of a node", 1, 64)
     forwards: int = option(20, "draft forwards of a round at most", 1, 64)
@@ -71,90 +153,94 @@ class AdaptiveOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class MultiRoundOptions(Options):
-    rule: str = option("rsd", f"how children are judged: {', '.join(RULES)}; the distribution is kept, not the tokens")
+    name = "multi_round"
+    keyed = False
+    draws_on = frozenset({"draft_model"})
+
+    rule: str = option("rsd", f"how children are judged: {', '.join(RULES)}", choices=RULES)
     depth: int = option(4, "longest path", 1, 64)
     branching: int = option(2, "draws at a row", 1, 64)
 
 
 @dataclass(frozen=True)
-class RagOptions(ModelOptions):
+class DraftPromptOptions(GrowthOptions):
+    """Of every drafter whose model reads a shorter prompt."""
+
     depth: int = option(16, "longest path", 1, 64)
     context: int = option(0, "tokens of the prompt that the drafter puts together itself; 0: a 16th of the whole", 0)
     chunk: int = option(256, "tokens of a chunk", 16)
     question: int = option(64, "last tokens of the prompt: the question", 1)
-    target_mix: float = option(0.0, "RAPID's eta; above 0 the output distribution changes (lossy)", 0, 1000)
 
 
 @dataclass(frozen=True)
-class CascadeOptions(RagOptions):
-    depth: int = option(16, "longest path", 1, 64)
+class RagOptions(DraftPromptOptions):
+    name = "rag"
+    draws_on = frozenset({"draft_prompt"})
+
+    target_mix: float = option(0.0, "RAPID's eta; above 0 the output distribution changes (lossy)", 0, 1000)
+
+    @property
+    def lossy(self) -> bool:
+        return self.target_mix > 0
+
+
+@dataclass(frozen=True)
+class CascadeOptions(DraftPromptOptions):
+    name = "cascade"
+    draws_on = _TEXTS | {"draft_prompt"}
+
     helper_budget: int = option(8, "nodes that the helper adds to a draft forward", 1, 64)
 
 
 @dataclass(frozen=True)
-class FusionOptions(RagOptions):
+class FusionOptions(DraftPromptOptions):
+    name = "fusion"
+
     prune: int = option(10, "a retrieval branch starts with one of the draft model's best so many", 1, 64)
-    model: str = option("auto", "draft model: auto, none, rag or draft_model")
+    model: str = option("auto", f"draft model: {', '.join(FUSED)}", choices=FUSED)
     always: bool = option(False, "ask the draft model in every round, whether it pays or not")
+
+    @property
+    def draws_on(self) -> frozenset[str]:
+        models = {"none": set(), "rag": {"draft_prompt"}, "draft_model": {"draft_model"}}
+        return _TEXTS | models.get(self.model, {"draft_model", "draft_prompt"})
 
 
 @dataclass(frozen=True)
-class SelfSpeculationOptions(ModelOptions):
+class SelfSpeculationOptions(GrowthOptions):
+    name = "self_speculation"
+
     skip: float = option(0.45, "share of the layers skipped at first", 0, 0.9)
     every: int = option(25, "rounds between searches of the layer set", 1)
 
 
 @dataclass(frozen=True)
 class GoodputOptions(Options):
-    inner: str = option("suffix", "the drafter whose trees are cut")
+    name = "goodput"
+
+    inner: Options = option(SuffixOptions(), "the drafter whose trees are cut")  # noqa: RUF009 - it is frozen
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner.lossy or isinstance(self.inner, NoDrafterOptions | AutoOptions | GoodputOptions | OverlapOptions):
+            raise DrafterError(f"drafter goodput: inner cannot be {self.inner}")
+
+    @property
+    def draws_on(self) -> frozenset[str]:
+        return self.inner.draws_on
 
 
 @dataclass(frozen=True)
 class OverlapOptions(Options):
-    inner: str = option("draft_model", "the model drafter that drafts on: draft_model, rag or cascade")
+    name = "overlap"
 
+    inner: Options = option(DraftModelOptions(), "that drafts on: draft_model, rag or cascade")  # noqa: RUF009
 
-Given = TypeVar("Given", bound=Options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner.lossy or not isinstance(self.inner, DraftModelOptions | RagOptions | CascadeOptions):
+            raise DrafterError(f"drafter overlap: inner must be draft_model, rag or cascade, not {self.inner}")
 
-
-def read_options(drafter: str, kind: type[Given], text: str) -> Given:
-    """`key=value,…` -> options; DrafterError names what is unknown, given twice or out of bounds."""
-    known = {entry.name: entry for entry in fields(kind)}
-    values: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        key = key.strip()
-        if not equals:
-            raise DrafterError(f"drafter {drafter}: write options as key=value, not {item!r}")
-        if key not in known:
-            raise DrafterError(f"drafter {drafter} has no option {key!r}; it has {', '.join(known)}")
-        if key in values:
-            raise DrafterError(f"drafter {drafter}: option {key} is given twice")
-        values[key] = _value(drafter, known[key], get_type_hints(kind)[key], value.strip())
-    return kind(**values)
-
-
-def describe_options(kind: type[Options]) -> dict[str, str]:
-    """For help texts: option -> meaning and default."""
-    return {entry.name: f"{entry.metadata['help']} ({entry.default})" for entry in fields(kind)}
-
-
-def _value(name: str, entry: Field, kind: type, text: str) -> Any:
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise DrafterError(f"drafter {name}: {entry.name} must be true or false, not {text!r}")
-        return text.lower() == "true"
-    try:
-        value = kind(text)
-    except ValueError:
-        raise DrafterError(
-            f"drafter {name}: {entry.name} must be {'a whole number' if kind is int else 'a number'}, not {text!r}"
-        ) from None
-    least, most = entry.metadata["least"], entry.metadata["most"]
-    if not (least is None or value >= least) or not (most is None or value <= most):
-        raise DrafterError(
-            f"drafter {name}: {entry.name}={text} is out of bounds ({least} to {'any' if most is None else most})"
-        )
-    return value
+    @property
+    def draws_on(self) -> frozenset[str]:
+        return self.inner.draws_on

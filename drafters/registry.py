@@ -1,31 +1,37 @@
-"""Drafters by name: `NAME[:key=value,…]`, checked before any work."""
+"""Drafters by name, and how each is made of its options and of what the engine has.
+
+A new drafter is a class that implements `base.Drafter`, an options class that bears its name, and one `register`. It
+may stand in a file of its own, outside this package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from drafters.base import Datastore, Drafter, DraftModel, SourceDrafter
 from drafters.combine.auto import Auto
-from drafters.combine.cascade import Cascade, Together
+from drafters.combine.cascade import Cascade
 from drafters.combine.fusion import Fusion
 from drafters.combine.goodput import Goodput
-from drafters.combine.pacing import Pace
-from drafters.combine.tracked import TrackedDrafter
+from drafters.combine.together import Together
 from drafters.errors import DrafterError
-from drafters.models.best_first import BestFirst, Growth, Stop, never
+from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
+from drafters.models.pacing import Pace
 from drafters.models.rag import Rag
 from drafters.models.reencoding import ReencodingDrafter
 from drafters.options import (
     AdaptiveOptions,
+    AutoOptions,
     CascadeOptions,
     DatastoreOptions,
+    DraftModelOptions,
     FusionOptions,
     GoodputOptions,
-    ModelOptions,
+    GrowthOptions,
     MultiRoundOptions,
+    NoDrafterOptions,
     Options,
     OverlapOptions,
     PromptLookupOptions,
@@ -33,11 +39,8 @@ from drafters.options import (
     RecyclingOptions,
     SelfSpeculationOptions,
     SuffixOptions,
-    describe_options,
-    read_options,
 )
-from drafters.research.adaptive import rejection_likely
-from drafters.research.multi_round import RULES, MultiRound
+from drafters.research.multi_round import MultiRound
 from drafters.research.overlap import Overlap
 from drafters.research.self_speculation import SelfSpeculation
 from drafters.research.target_mix import MixedRag
@@ -46,77 +49,41 @@ from drafters.sources.datastore import DatastoreDrafter
 from drafters.sources.prompt_lookup import PromptLookup
 from drafters.sources.recycling import Recycling
 from drafters.sources.suffix import Suffix
-
-DEFAULT = "auto"
-
-
-@dataclass(frozen=True)
-class DrafterSpec:
-    """A drafter's name and its checked options."""
-
-    name: str
-    options: Options
-
-    @property
-    def lossy(self) -> bool:
-        """Whether the output distribution differs from the target's own."""
-        return getattr(self.options, "target_mix", 0.0) > 0
-
-    @property
-    def keyed(self) -> bool:
-        """Whether the tokens are those of plain decoding, rather than others of the same distribution."""
-        return self.name != "multi_round"
-
+from drafters.tracked import TrackedDrafter
 
 Make = Callable[[Any, Resources], Drafter]
 
+DRAFTERS: dict[str, type[Options]] = {}
+"""The options of every drafter by its name: all that can be asked for."""
 
-def parse(text: str) -> DrafterSpec:
-    """`NAME[:key=value,…]` -> spec; DrafterError names what is unknown or out of bounds, and what is known."""
-    name, _, rest = text.strip().partition(":")
-    if name not in _DRAFTERS:
-        raise DrafterError(f"unknown drafter {name!r}; there are {', '.join(names())}")
-    return DrafterSpec(name, read_options(name, _DRAFTERS[name][0], rest))
+_MAKERS: dict[str, Make] = {}
 
 
-def build(spec: DrafterSpec | str, resources: Resources) -> TrackedDrafter:
+def register(options: type[Options], make: Make) -> None:
+    """Make a drafter known by its options' name. `make` builds it for one request, of its options and the resources.
+
+    Raises:
+        DrafterError: there is a drafter of that name.
+    """
+    if options.name in DRAFTERS:
+        raise DrafterError(f"there is a drafter {options.name!r} already: give its options another name")
+    DRAFTERS[options.name] = options
+    _MAKERS[options.name] = make
+
+
+def build(options: Options, resources: Resources) -> TrackedDrafter:
     """A drafter for one request; DrafterError if the engine lacks what it needs."""
-    if isinstance(spec, str):
-        spec = parse(spec)
-    inner = _make(spec, resources)
-    return TrackedDrafter(inner, resources.calibration, resources.vocab_size, spec.options.budget)
-
-
-def names() -> list[str]:
-    """All drafters that `parse` knows."""
-    return list(_DRAFTERS)
+    inner = _make(options, resources)
+    return TrackedDrafter(inner, resources.calibration, resources.vocab_size, options.budget)
 
 
 def describe() -> dict[str, dict[str, str]]:
     """For help texts: drafter -> option -> meaning and default."""
-    return {name: describe_options(options) for name, (options, _) in _DRAFTERS.items()}
+    return {name: options.describe() for name, options in DRAFTERS.items()}
 
 
-def _make(spec: DrafterSpec, resources: Resources) -> Drafter:
-    return _DRAFTERS[spec.name][1](spec.options, resources)
-
-
-def _growth(options: ModelOptions) -> Growth:
-    return Growth(
-        depth=options.depth,
-        width=options.width,
-        branching=options.branching,
-        min_score=options.min_score,
-        forwards=options.forwards,
-    )
-
-
-def _stop(options: ModelOptions) -> Stop:
-    return rejection_likely(options.stop) if options.stop < 1 else never
-
-
-def _pace(options: ModelOptions, resources: Resources) -> Pace:
-    return Pace(resources.profile, options.depth)
+def _make(options: Options, resources: Resources) -> Drafter:
+    return _MAKERS[options.name](options, resources)
 
 
 def _needs(resource: Any, drafter: str, remedy: str) -> Any:
@@ -125,50 +92,12 @@ def _needs(resource: Any, drafter: str, remedy: str) -> Any:
     return resource
 
 
-def _prompt_lookup(options: PromptLookupOptions, resources: Resources) -> PromptLookup:
-    return PromptLookup(resources.calibration, ngram=options.ngram, length=options.length)
+def _none(options: Options, resources: Resources) -> Together:
+    return Together([])
 
 
-def _suffix(options: SuffixOptions, resources: Resources) -> Suffix:
-    return Suffix(
-        resources.calibration,
-        resources.automata,
-        factor=options.factor,
-        min_match=options.min_match,
-        min_score=options.min_score,
-        branching=options.branching,
-    )
-
-
-def _recycling(options: RecyclingOptions, resources: Resources) -> Recycling:
-    return Recycling(
-        resources.calibration,
-        resources.successors(options.ranks),
-        depth=options.depth,
-        min_score=options.min_score,
-    )
-
-
-def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDrafter:
-    store = _needs(resources.datastore, "datastore", "a library with a token store in the target's tokens")
-    if not _same_tokenizer(store, resources):
-        raise DrafterError(
-            f"the datastore was built with the tokenizer {store.tokenizer}, the model has {resources.tokenizer}: "
-            "build the index again for this model"
-        )
-    return DatastoreDrafter(
-        resources.calibration,
-        store,
-        max_suffix=options.max_suffix,
-        min_suffix=options.min_suffix,
-        matches=options.matches,
-        length=options.length,
-        min_score=options.min_score,
-    )
-
-
-def _same_tokenizer(store: Datastore, resources: Resources) -> bool:
-    return resources.tokenizer is None or store.tokenizer == resources.tokenizer
+def _auto(options: Options, resources: Resources) -> Auto:
+    return Auto(_free(resources), resources.profile, resources.acceptance)
 
 
 def _free(resources: Resources) -> Together:
@@ -182,126 +111,126 @@ def _free(resources: Resources) -> Together:
     return Together(sources)
 
 
-def _draft_model(options: ModelOptions, resources: Resources) -> Drafter:
-    model: DraftModel = _needs(resources.draft_model, "draft_model", "a draft model (set draft_model)")
+def _prompt_lookup(options: PromptLookupOptions, resources: Resources) -> PromptLookup:
+    return PromptLookup(resources.calibration, options)
+
+
+def _suffix(options: SuffixOptions, resources: Resources) -> Suffix:
+    return Suffix(resources.calibration, resources.automata, options)
+
+
+def _recycling(options: RecyclingOptions, resources: Resources) -> Recycling:
+    return Recycling(resources.calibration, resources.successors(options.ranks), options)
+
+
+def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDrafter:
+    store = _needs(resources.datastore, "datastore", "a library with a token store in the target's tokens")
+    if not _same_tokenizer(store, resources):
+        raise DrafterError(
+            f"the datastore was built with the tokenizer {store.tokenizer}, the model has {resources.tokenizer}: "
+            "build the index again for this model"
+        )
+    return DatastoreDrafter(resources.calibration, store, options)
+
+
+def _same_tokenizer(store: Datastore, resources: Resources) -> bool:
+    return resources.tokenizer is None or store.tokenizer == resources.tokenizer
+
+
+def _draft_model(options: DraftModelOptions, resources: Resources) -> Drafter:
+    model: DraftModel = _needs(resources.draft_model, options.name, "a draft model (set draft_model)")
     if resources.draft_codec is not None:
-        codec = _needs(resources.codec, "draft_model", "the target's tokenizer, to re-encode")
+        codec = _needs(resources.codec, options.name, "the target's tokenizer, to re-encode")
         return ReencodingDrafter(model, resources.calibration, codec, resources.draft_codec, length=options.depth)
     if model.vocab_size != resources.vocab_size:
         raise DrafterError(
             f"the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: use a draft "
             "model of the same vocabulary, or give both tokenizers to re-encode between them"
         )
-    return _same_vocabulary(options, resources)
-
-
-def _same_vocabulary(options: ModelOptions, resources: Resources, paced: bool = True) -> ModelDrafter:
-    builder = BestFirst("draft_model", resources.calibration, _growth(options), _stop(options))
-    return ModelDrafter(resources.draft_model, builder, _pace(options, resources) if paced else None)
+    return ModelDrafter(model, _growth("draft_model", options, resources), _pace(options, resources))
 
 
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:
-    if options.rule not in RULES:
-        raise DrafterError(f"drafter multi_round: rule must be one of {', '.join(RULES)}, not {options.rule!r}")
     model: DraftModel = _needs(resources.draft_model, "multi_round", "a draft model (set draft_model)")
     if model.vocab_size != resources.vocab_size:
         raise DrafterError(
             f"drafter multi_round: the draft model has {model.vocab_size} token ids, the target "
             f"{resources.vocab_size}; its distribution cannot be re-encoded, use draft_model"
         )
-    builder = BestFirst("multi_round", resources.calibration, Growth())
-    return MultiRound(model, builder, rule=options.rule, depth=options.depth, branching=options.branching)
+    return MultiRound(model, _growth("multi_round", DraftModelOptions(), resources), options)
 
 
-def _self_model(resources: Resources, drafter: str) -> DraftModel:
-    return _needs(resources.self_model, drafter, "an engine that lends its model for a second sequence")
-
-
-def _rag(options: RagOptions, resources: Resources, paced: bool = True) -> Rag:
-    model = _self_model(resources, "rag")
-    builder = BestFirst("rag", resources.calibration, _growth(options), _stop(options))
-    pace = _pace(options, resources) if paced else None
-    prompt = {"chunk": options.chunk, "context": options.context, "question": options.question}
-    if options.target_mix > 0:
-        return MixedRag(model, builder, eta=options.target_mix, length=options.depth, **prompt)
-    return Rag(model, builder, pace, **prompt)
+def _rag(options: RagOptions, resources: Resources) -> Rag:
+    model, builder = _self_model(options, resources), _growth("rag", options, resources)
+    if options.lossy:
+        return MixedRag(model, builder, options)
+    return Rag(model, builder, options, _pace(options, resources))
 
 
 def _cascade(options: CascadeOptions, resources: Resources) -> Cascade:
-    if options.target_mix > 0:
-        raise DrafterError("drafter cascade is lossless only; use rag for target_mix")
     helper = _free(resources)
-    builder = BestFirst(
-        "cascade", resources.calibration, _growth(options), _stop(options), helper, options.helper_budget
-    )
-    return Cascade(
-        helper,
-        _self_model(resources, "cascade"),
-        builder,
-        _pace(options, resources),
-        chunk=options.chunk,
-        context=options.context,
-        question=options.question,
-    )
+    builder = _growth("cascade", options, resources, helper=helper, helper_budget=options.helper_budget)
+    return Cascade(helper, _self_model(options, resources), builder, options, _pace(options, resources))
 
 
 def _fusion(options: FusionOptions, resources: Resources) -> Fusion:
-    if options.target_mix > 0:
-        raise DrafterError("drafter fusion is lossless only; use rag for target_mix")
-    if options.model not in ("auto", "none", "rag", "draft_model"):
-        raise DrafterError(f"drafter fusion: model must be auto, none, rag or draft_model, not {options.model!r}")
-    model: ModelDrafter | None = None
-    same = resources.draft_model is not None and resources.draft_model.vocab_size == resources.vocab_size
+    return Fusion(_free(resources), _fused_model(options, resources), resources.profile, options)
+
+
+def _fused_model(options: FusionOptions, resources: Resources) -> ModelDrafter | None:
+    """The draft model that is asked for, or that the engine has; it has no pace of its own, fusion asks it where it
+    pays."""
+    own = resources.draft_model
+    same = own is not None and own.vocab_size == resources.vocab_size
     if options.model == "draft_model" or (options.model == "auto" and same):
-        _needs(resources.draft_model if same else None, "fusion", "a draft model of the target's vocabulary")
-        model = _same_vocabulary(options, resources, paced=False)
-    elif options.model == "rag" or (options.model == "auto" and resources.self_model is not None):
-        model = _rag(options, resources, paced=False)  # fusion asks where it pays
-    return Fusion(_free(resources), model, resources.profile, prune=options.prune, always=options.always)
+        model: DraftModel = _needs(own if same else None, "fusion", "a draft model of the target's vocabulary")
+        return ModelDrafter(model, _growth("draft_model", options, resources, ranks=options.prune))
+    if options.model == "rag" or (options.model == "auto" and resources.self_model is not None):
+        return Rag(_self_model(options, resources), _growth("rag", options, resources, ranks=options.prune), options)
+    return None
+
+
+def _self_model(options: Options, resources: Resources) -> DraftModel:
+    return _needs(resources.self_model, options.name, "an engine that lends its model for a second sequence")
+
+
+def _growth(source: str, options: GrowthOptions, resources: Resources, **more: Any) -> BestFirst:
+    return BestFirst(source, resources.calibration, options, **more)
+
+
+def _pace(options: GrowthOptions, resources: Resources) -> Pace:
+    return Pace(resources.profile, options.depth)
 
 
 def _self_speculation(options: SelfSpeculationOptions, resources: Resources) -> SelfSpeculation:
     model = _needs(resources.skippable, "self_speculation", "an engine that can skip layers")
-    builder = BestFirst("self_speculation", resources.calibration, _growth(options), _stop(options))
     search = resources.layer_search(model.num_layers, options.skip, options.every)
-    return SelfSpeculation(model, builder, search)
+    return SelfSpeculation(model, _growth("self_speculation", options, resources), search)
 
 
 def _goodput(options: GoodputOptions, resources: Resources) -> Goodput:
-    if options.inner in ("goodput", "auto", "none", "overlap"):
-        raise DrafterError(f"drafter goodput: inner cannot be {options.inner}")
-    return Goodput(_make(parse(options.inner), resources), resources.profile)
+    return Goodput(_make(options.inner, resources), resources.profile)
 
 
 def _overlap(options: OverlapOptions, resources: Resources) -> Overlap:
-    inner = _make(parse(options.inner), resources)
-    if not isinstance(inner, ModelDrafter) or isinstance(inner, (MixedRag, SelfSpeculation)):
-        raise DrafterError(f"drafter overlap: inner must be draft_model, rag or cascade, not {options.inner}")
+    inner = _make(options.inner, resources)
+    if not isinstance(inner, ModelDrafter):
+        raise DrafterError("drafter overlap needs a draft model of the target's vocabulary")
     return Overlap(inner)
 
 
-def _auto(options: Options, resources: Resources) -> Auto:
-    return Auto(_free(resources), resources.profile, resources.habits)
-
-
-def _none(options: Options, resources: Resources) -> Together:
-    return Together([])
-
-
-_DRAFTERS: dict[str, tuple[type[Options], Make]] = {
-    "none": (Options, _none),
-    "auto": (Options, _auto),
-    "prompt_lookup": (PromptLookupOptions, _prompt_lookup),
-    "suffix": (SuffixOptions, _suffix),
-    "recycling": (RecyclingOptions, _recycling),
-    "datastore": (DatastoreOptions, _datastore),
-    "draft_model": (ModelOptions, _draft_model),
-    "adaptive": (AdaptiveOptions, _draft_model),
-    "multi_round": (MultiRoundOptions, _multi_round),
-    "rag": (RagOptions, _rag),
-    "cascade": (CascadeOptions, _cascade),
-    "fusion": (FusionOptions, _fusion),
-    "self_speculation": (SelfSpeculationOptions, _self_speculation),
-    "goodput": (GoodputOptions, _goodput),
-    "overlap": (OverlapOptions, _overlap),
-}
+register(NoDrafterOptions, _none)
+register(AutoOptions, _auto)
+register(PromptLookupOptions, _prompt_lookup)
+register(SuffixOptions, _suffix)
+register(RecyclingOptions, _recycling)
+register(DatastoreOptions, _datastore)
+register(DraftModelOptions, _draft_model)
+register(AdaptiveOptions, _draft_model)
+register(MultiRoundOptions, _multi_round)
+register(RagOptions, _rag)
+register(CascadeOptions, _cascade)
+register(FusionOptions, _fusion)
+register(SelfSpeculationOptions, _self_speculation)
+register(GoodputOptions, _goodput)
+register(OverlapOptions, _overlap)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from drafters.base import Datastore, DraftModel, SkippableModel, TextCodec
-from drafters.combine.auto import Habits
-from drafters.combine.calibration import Calibration
-from drafters.combine.goodput import MachineProfile
+from drafters.calibration import Calibration
+from drafters.combine.auto import AcceptancePrior
+from drafters.machine_profile import MachineProfile
 from drafters.research.layer_search import LayerSearch
 from drafters.sources.recycling import SuccessorTable
 from drafters.sources.suffix import DocumentAutomata
@@ -22,7 +22,7 @@ class Resources:
     self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
-    calibration, profile, automata, habits and the successor tables learn from every request
+    calibration, profile, automata, acceptance and the successor tables learn from every request
     """
 
     vocab_size: int
@@ -36,7 +36,7 @@ class Resources:
     calibration: Calibration = field(default_factory=Calibration)
     profile: MachineProfile = field(default_factory=MachineProfile)
     automata: DocumentAutomata = field(default_factory=DocumentAutomata)
-    habits: Habits = field(default_factory=Habits)
+    acceptance: AcceptancePrior = field(default_factory=AcceptancePrior)
     _successors: dict[int, SuccessorTable] = field(default_factory=dict)
     _searches: dict[int, LayerSearch] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Resources:
             self,
             calibration=Calibration(),
             automata=DocumentAutomata(),
-            habits=Habits(),
+            acceptance=AcceptancePrior(),
             _successors={},
             _searches={},
         )

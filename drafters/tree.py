@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numba import njit
-from torch import Tensor
 
 from drafters.errors import DrafterError
 
@@ -112,9 +111,6 @@ class DraftTree:
     scores   float64 [n], estimated probability that the node is accepted (in [0, 1], at most its parent's)
     sources  n names of the drafters that proposed the nodes
     features int64 [n], the nodes' cells in `calibration.Calibration`; -1 = none
-    q        float64 [n + 1, V], the distribution from which the children of the root (row 0) and of node i
-             (row i + 1) were drawn without replacement, in order; only for `multi_round`. Pruning or fusing
-             drops it.
 
     A verification forward has rows [root] + nodes: row 0 is the root, row i + 1 is node i.
     """
@@ -124,7 +120,6 @@ class DraftTree:
     scores: np.ndarray
     sources: tuple[str, ...]
     features: np.ndarray
-    q: Tensor | None = field(default=None, compare=False)
 
     @classmethod
     def of(
@@ -134,21 +129,18 @@ class DraftTree:
         scores: Sequence[float] | np.ndarray | None = None,
         source: str | Sequence[str] = "draft",
         features: Sequence[int] | np.ndarray | None = None,
-        q: Tensor | None = None,
     ) -> DraftTree:
-        """Build and validate a tree; scores default to 1, one source name stands for all nodes."""
+        """Any sequences as a tree; scores default to 1, one source name stands for all nodes. Nothing is checked:
+        what a drafter proposes is validated where it comes to the engine (`tracked`)."""
         count = len(tokens)
         names = (source,) * count if isinstance(source, str) else tuple(source)
-        tree = cls(
+        return cls(
             tokens=np.asarray(tokens, dtype=np.int64),
             parents=np.asarray(parents, dtype=np.int64),
             scores=np.ones(count) if scores is None else np.asarray(scores, dtype=np.float64),
             sources=names,
             features=np.full(count, -1) if features is None else np.asarray(features, dtype=np.int64),
-            q=q,
         )
-        tree.validate()
-        return tree
 
     @classmethod
     def chain(cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = "draft") -> DraftTree:
@@ -159,8 +151,7 @@ class DraftTree:
         return len(self.tokens)
 
     def validate(self, vocab_size: int | None = None) -> None:
-        """Raise DrafterError unless the arrays agree in length, parents precede children and ids are in
-        range."""
+        """Raise DrafterError unless the arrays agree in length, parents precede children and ids are in range."""
         count = len(self.tokens)
         if not count == len(self.parents) == len(self.scores) == len(self.sources) == len(self.features):
             parts = {name: len(getattr(self, name)) for name in ("parents", "scores", "sources", "features")}
@@ -191,7 +182,7 @@ class DraftTree:
         return path[::-1]
 
     def ended_by(self, stops: frozenset[int]) -> DraftTree:
-        """Without the nodes below a token of `stops`: nothing is emitted after it. Drops q if any goes."""
+        """Without the nodes below a token of `stops`: nothing is emitted after it."""
         if stops.isdisjoint(self.tokens.tolist()):
             return self
         kept = _above(self.parents, np.isin(self.tokens, list(stops)))
@@ -200,24 +191,22 @@ class DraftTree:
     def trim(self, budget: int) -> DraftTree:
         """The `budget` nodes of the highest scores, ancestors included; the order of nodes is kept.
 
-        A node's score counts as at most its parent's, so the kept set is closed under ancestors. Drops q.
+        A node's score counts as at most its parent's, so the kept set is closed under ancestors.
         """
         if len(self) <= budget:
             return self
         return self.select(_best(self.parents, self.scores, max(budget, 0)))
 
     def select(self, kept: np.ndarray | Sequence[int]) -> DraftTree:
-        """The sub-tree of the nodes `kept` (ascending, closed under ancestors). Drops q."""
+        """The sub-tree of the nodes `kept` (ascending, closed under ancestors)."""
         kept = np.asarray(kept, dtype=np.int64)
-        tree = DraftTree(
+        return DraftTree(
             tokens=self.tokens[kept],
             parents=_renumbered(self.parents, kept),
             scores=self.scores[kept],
             sources=tuple(self.sources[node] for node in kept.tolist()),
             features=self.features[kept],
         )
-        tree.validate()
-        return tree
 
 
 EMPTY = DraftTree.of([], [])
@@ -227,7 +216,7 @@ def fuse(trees: Iterable[DraftTree]) -> DraftTree:
     """One tree by longest-prefix matching (RASD, arXiv 2503.03434, section 3.3).
 
     Nodes whose paths spell the same tokens become one; the best score survives, with the source that gave it.
-    Drops q. Duplicates vanish.
+    Duplicates vanish.
     """
     merged = list(trees)
     size = sum(map(len, merged))

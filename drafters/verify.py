@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from drafters.sampling.choice import exact
-from drafters.sampling.perturbed import walk_perturbed
 from drafters.tree import DraftTree
 
 
@@ -47,12 +43,3 @@ def verify(tree: DraftTree, choices: Sequence[int]) -> Verdict:
             path.append(node)
             tokens.append(int(choices[node + 1]))
     return Verdict(tuple(path), tuple(tokens))
-
-
-def walk(logits: Tensor, tree: DraftTree, temperature: float, seed: int, position: int) -> Verdict:
-    """`verify(tree, choose(logits, …))`, choosing only after the rows that are reached.
-
-    logits [n + 1, V] on a CPU; neither top-k nor top-p; `position` is that of the token after the root.
-    """
-    path, tokens = walk_perturbed(exact(logits), tree.tokens, tree.parents, temperature, seed, position)
-    return Verdict(tuple(path.tolist()), tuple(tokens.tolist()))

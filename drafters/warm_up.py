@@ -5,21 +5,23 @@ from __future__ import annotations
 import torch
 
 from drafters.base import RequestState
-from drafters.combine.goodput import MachineProfile, best_budget
+from drafters.combine.goodput import best_budget
+from drafters.machine_profile import MachineProfile
+from drafters.options import PromptLookupOptions, RecyclingOptions, SuffixOptions
 from drafters.registry import build
 from drafters.resources import Resources
 from drafters.sampling.choice import choose
-from drafters.sources.successors import top_successors
+from drafters.sampling.successors import top_successors
+from drafters.sampling.walk import walk
 from drafters.tree import DraftTree, fuse
-from drafters.verify import walk
 
 
 def warm_up() -> None:
     """Compile what the free drafters compile, so that the first request does not wait for it (seconds after an
     installation, half a second later on, when the compiled code is found on disk)."""
     trees = []
-    for name in ("prompt_lookup", "suffix", "recycling"):
-        drafter = build(name, Resources(vocab_size=4))
+    for options in (PromptLookupOptions(), SuffixOptions(), RecyclingOptions()):
+        drafter = build(options, Resources(vocab_size=4))
         state = RequestState("warm-up", [1, 2, 3, 1, 2], 5, documents=[[1, 2, 3]])
         drafter.start(state)
         tree = drafter.propose(state, 4)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import compress
 
 from drafters.base import RequestState, TopSuccessors
-from drafters.combine.cascade import Together
-from drafters.combine.goodput import Goodput, MachineProfile
+from drafters.combine.goodput import Goodput
+from drafters.combine.together import Together
+from drafters.machine_profile import MachineProfile
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
@@ -22,8 +23,8 @@ _REST, _LONGEST_REST = 4, 16  # steps
 
 
 @dataclass
-class Habits:
-    """What guessing brought lately, over all requests of an engine; a new request starts from it.
+class AcceptancePrior:
+    """What guessing brought lately, over all requests of an engine: what a new request starts from.
 
     accepted  tokens a step
     kept      of what trees promised that copied much, the share that was accepted
@@ -43,19 +44,13 @@ class Auto(Goodput):
 
     name = "auto"
 
-    def __init__(self, retrieval: Together, profile: MachineProfile, habits: Habits) -> None:
+    def __init__(self, retrieval: Together, profile: MachineProfile, prior: AcceptancePrior) -> None:
         super().__init__(retrieval, profile)
         self._retrieval = retrieval
-        self._habits = habits
-        self._accepted = max(habits.accepted, _DOUBT)
-        self._kept = habits.kept
+        self._prior = prior
+        self._accepted = max(prior.accepted, _DOUBT)
+        self._kept = prior.kept
         self._learners = {source.name for source in retrieval.sources if source.needs_topk}
-        self.rest = 0
-        """Steps in which it need not be asked."""
-
-    @property
-    def needs_topk(self) -> int:  # type: ignore[override]
-        return 0 if self._doubted or self._retrieval.spared else self._retrieval.needs_topk
 
     @property
     def _doubted(self) -> bool:
@@ -64,18 +59,21 @@ class Auto(Goodput):
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         trusted = self._kept > _KEPT
         self._retrieval.enough = _COPYING if trusted else math.inf
-        return super().propose(state, 1 if self._doubted else budget)
+        tree = super().propose(state, 1 if self._doubted else budget)
+        if self._doubted or self._retrieval.spared:
+            self.needs_topk = 0
+        return tree
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         super().observe(state, tree, verdict, top)
         accepted = len(verdict.path)
         self._accepted += _SLOW * (accepted - self._accepted)
-        self._habits.accepted += _TRAFFIC * (accepted - self._habits.accepted)
+        self._prior.accepted += _TRAFFIC * (accepted - self._prior.accepted)
         self.rest = min(max(_REST, 2 * self.rest), _LONGEST_REST) if self._accepted < _FUTILE else 0
-        self._habits.accepted *= (1 - _TRAFFIC) ** self.rest  # for nothing is accepted in these
+        self._prior.accepted *= (1 - _TRAFFIC) ** self.rest  # for nothing is accepted in these
         copied = [source not in self._learners for source in tree.sources]
         promised = sum(compress(tree.scores.tolist(), copied))
         if promised > _COPYING:
             kept = min(1.0, sum(copied[node] for node in verdict.path) / promised)
             self._kept += _FAST * (kept - self._kept)
-            self._habits.kept += _TRAFFIC * (kept - self._habits.kept)
+            self._prior.kept += _TRAFFIC * (kept - self._prior.kept)

@@ -11,10 +11,12 @@ import time
 
 import numpy as np
 
-from drafters.base import RequestState, TopSuccessors
-from drafters.combine.cascade import Together
-from drafters.combine.goodput import MachineProfile, best_budget
+from drafters.base import Drafter, RequestState, TopSuccessors
+from drafters.combine.goodput import best_budget
+from drafters.combine.together import Together
+from drafters.machine_profile import MachineProfile
 from drafters.models.draft_model import ModelDrafter
+from drafters.options import FusionOptions
 from drafters.tree import EMPTY, DraftTree, fuse
 from drafters.verify import Verdict
 
@@ -25,7 +27,7 @@ _GAIN = 1.5  # tokens that a draft model is trusted to add before it was asked
 _FORWARDS = 4  # draft forwards that it is trusted to take for them
 
 
-class Fusion:
+class Fusion(Drafter):
     """The drafter `fusion`; one request.
 
     The draft model is started (its prompt prefilled) in the first round that asks it; an answer that retrieval
@@ -39,24 +41,19 @@ class Fusion:
         retrieval: Together,
         model: ModelDrafter | None,
         profile: MachineProfile,
-        *,
-        prune: int = 10,
-        always: bool = False,
+        options: FusionOptions,
     ) -> None:
         self._retrieval = retrieval
         self._model = model
         self._profile = profile
-        self._prune = prune
-        self._always = always
+        self._prune = options.prune
+        self._always = options.always
+        self.needs_topk = retrieval.needs_topk
         self._started = False
         self._rounds = 0
         self._gain = _GAIN  # tokens that the model's tree adds, running mean
         self._cost: float | None = None  # seconds that it takes, running mean
         self._idle = 0
-
-    @property
-    def needs_topk(self) -> int:
-        return self._retrieval.needs_topk
 
     def start(self, state: RequestState) -> None:
         self._retrieval.start(state)

@@ -9,7 +9,6 @@ there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from drafters.base import DraftSession, RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
+from drafters.calibration import Calibration
+from drafters.options import GrowthOptions
 from drafters.sampling.choice import Sampling, best_choices
 from drafters.tree import DraftTree
 
@@ -92,53 +92,28 @@ class Pool:
         return tokens[::-1]
 
 
-@dataclass
-class Growth:
-    """Limits of one tree.
-
-    depth      longest path
-    width      nodes expanded in one draft forward
-    branching  children considered of a node
-    ranks      children remembered of a node (`fusion` prunes by them)
-    min_score  path score below which a node is not worth a place
-    forwards   draft forwards at most
-    """
-
-    depth: int = 8
-    width: int = 1
-    branching: int = 4
-    ranks: int = 10
-    min_score: float = 0.02
-    forwards: int = 16
-
-
-Stop = Callable[[float, float, float], bool]
-"""(best unexpanded path score, expected accepted tokens so far, seconds of the last draft forward) -> stop
-now?"""
-
-
-def never(best: float, expected: float, seconds: float) -> bool:
-    """Only the limits stop the growth."""
-    return False
-
-
 class BestFirst:
-    """Grows trees below the last token of a draft session and remembers what has been run there."""
+    """Grows trees below the last token of a draft session and remembers what has been run there.
+
+    Of a node the best `ranks` children are remembered (`fusion` prunes by them), fewer are considered for the tree. It
+    stops early where some token of the best open path is probably rejected (SpecDec++, arXiv 2405.19715; the paper
+    trains a head for the chance of acceptance, here it is the calibrated path score).
+    """
 
     def __init__(
         self,
         source: str,
         calibration: Calibration,
-        growth: Growth,
-        stop: Stop = never,
+        options: GrowthOptions,
         helper: SourceDrafter | None = None,
         helper_budget: int = 8,
+        ranks: int = 10,
     ) -> None:
         self._source = source
         self._cells = calibration.cells
         self._offset = calibration.block(f"{source}/model", prior_cells())
-        self._growth = growth
-        self._stop = stop
+        self._options = options
+        self._ranks = max(ranks, options.branching)
         self._helper = helper
         self._helper_budget = helper_budget
         self.reset()
@@ -161,8 +136,8 @@ class BestFirst:
         return path
 
     def candidates(self, logits: Tensor, state: RequestState, positions: Sequence[int]) -> list[Candidates]:
-        """`candidates` of the request, as many as this growth remembers."""
-        return candidates(logits, state.sampling, positions, max(self._growth.ranks, self._growth.branching))
+        """`candidates` of the request, as many as are remembered."""
+        return candidates(logits, state.sampling, positions, self._ranks)
 
     def build(
         self,
@@ -175,33 +150,30 @@ class BestFirst:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> DraftTree:
         """A tree of at most `budget` nodes below the session's node `at`, whose children are `root`; `depth` shortens
-        the growth's longest path.
+        the longest path.
 
         The session keeps the nodes that were run, and a later build goes on from them. `interrupted` is asked
         between forwards. Nothing is guessed below a token that ends the output. No more than `budget` nodes are run: a
         self-speculating session has pages for no more.
         """
-        growth = self._growth
-        longest = min(growth.depth, budget, growth.depth if depth is None else depth)
+        options = self._options
+        longest = min(options.depth, budget, options.depth if depth is None else depth)
         pool = Pool(root=at, longest=longest)
         self._add_children(pool, -1, root)
         run = 0
-        for _ in range(growth.forwards):
+        for _ in range(options.forwards):
             open_nodes = [
                 node
                 for node in range(len(pool.tokens))
                 if pool.session_node[node] < 0 and pool.depth[node] < longest and pool.tokens[node] not in state.stops
             ]
             open_nodes.sort(key=lambda node: -pool.scores[node])
-            chosen = open_nodes[: min(growth.width, budget - run)]
+            chosen = open_nodes[: min(options.width, budget - run)]
             if not chosen or interrupted():
                 break
             run += len(chosen)
-            began = time.perf_counter()
             self._expand(session, pool, chosen, state)
-            seconds = time.perf_counter() - began
-            scores = sorted(pool.scores, reverse=True)[:budget]
-            if self._stop(_best_open(pool), 1.0 + sum(scores), seconds):
+            if 1.0 - _best_open(pool) > options.stop:
                 break
         tree = DraftTree.of(pool.tokens, pool.parents, pool.scores, self._source, pool.cells)
         return tree.trim(budget)
@@ -241,11 +213,11 @@ class BestFirst:
         score = pool.scores[parent] if parent >= 0 else 1.0
         on = pool.session_node[parent] if parent >= 0 else pool.root
         classes = np.digitize(children.confidence, CONFIDENCE)
-        ranked = list(zip(children.ids.tolist(), classes.tolist(), strict=True))[: self._growth.branching]
+        ranked = list(zip(children.ids.tolist(), classes.tolist(), strict=True))[: self._options.branching]
         for rank, (token, confidence) in enumerate(ranked):
             cell = self._offset + min(rank, RANKS - 1) * (len(CONFIDENCE) + 1) + confidence
             value = score * self._cells[cell]
-            if value < self._growth.min_score:
+            if value < self._options.min_score:
                 continue
             pool.tokens.append(token)
             pool.parents.append(parent)
@@ -259,5 +231,6 @@ class BestFirst:
 
 
 def _best_open(pool: Pool) -> float:
+    """The path score of the best node that was not expanded."""
     scores = zip(pool.scores, pool.session_node, strict=True)
     return max((score for score, node in scores if node < 0), default=0.0)

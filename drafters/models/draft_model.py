@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from drafters.base import DraftModel, DraftSession, RequestState, TopSuccessors
-from drafters.combine.pacing import Pace
+from drafters.base import Drafter, DraftModel, DraftSession, RequestState, TopSuccessors
 from drafters.models.best_first import BestFirst, Candidates
+from drafters.models.pacing import Pace
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """The drafter `draft_model`: another checkpoint of the same vocabulary, reading the whole context.
 
     `keeps_nodes` says whether the session's nodes keep their KV when they are accepted; where they do not
@@ -23,7 +23,6 @@ class ModelDrafter:
     """
 
     name = "draft_model"
-    needs_topk = 0
     keeps_nodes = True
 
     def __init__(self, model: DraftModel | None, builder: BestFirst, pace: Pace | None = None) -> None:

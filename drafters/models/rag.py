@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from drafters.base import DraftModel, RequestState
-from drafters.combine.pacing import Pace
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
+from drafters.models.pacing import Pace
+from drafters.options import DraftPromptOptions
 
 # tokens of a draft prompt put together here: a sixteenth of the prompt within these bounds (the paper: 4096 tokens or
 # a 24th; on a CPU the drafter's own prefill counts)
@@ -33,25 +34,18 @@ class Rag(ModelDrafter):
         self,
         model: DraftModel,
         builder: BestFirst,
+        options: DraftPromptOptions,
         pace: Pace | None = None,
-        *,
-        chunk: int = 256,
-        context: int = 0,
-        question: int = 64,
-        head: int = 64,
     ) -> None:
         super().__init__(model, builder, pace)
-        self._chunk = chunk
-        self._context = context
-        self._question = question
-        self._head = head
+        self._options = options
 
     def prompt(self, state: RequestState) -> Sequence[int]:
         if state.draft_prompt is not None and len(state.draft_prompt):
             return state.draft_prompt
         prompt = state.tokens[: state.prompt_length]
-        context = self._context or min(_LONGEST, max(_SHORTEST, len(prompt) // _SHARE))
-        return select_chunks(prompt, context, self._chunk, self._question, self._head)
+        context = self._options.context or min(_LONGEST, max(_SHORTEST, len(prompt) // _SHARE))
+        return select_chunks(prompt, context, self._options.chunk, self._options.question)
 
 
 def select_chunks(

@@ -12,17 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drafters.base import DraftModel, DraftSession, RequestState, TextCodec, TopSuccessors
-from drafters.combine.calibration import Calibration
+from drafters.base import Drafter, DraftModel, DraftSession, RequestState, TextCodec
+from drafters.calibration import Calibration
 from drafters.tree import EMPTY, DraftTree
-from drafters.verify import Verdict
 
 
-class ReencodingDrafter:
+class ReencodingDrafter(Drafter):
     """`draft_model` across vocabularies; one request."""
 
     name = "draft_model"
-    needs_topk = 0
 
     def __init__(
         self,
@@ -68,9 +66,6 @@ class ReencodingDrafter:
         scores = self._cells[self._offset] ** np.arange(1, len(tokens) + 1)
         features = np.full(len(tokens), self._offset)
         return DraftTree.of(tokens, np.arange(-1, len(tokens) - 1), scores, self.name, features)
-
-    def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
-        pass
 
     def finish(self, state: RequestState) -> None:
         if self._session is not None:

@@ -7,8 +7,7 @@ rsd        children drawn from q without replacement (arXiv 2402.14160, recursiv
 specinfer  children drawn from q with replacement, judged one after the other (arXiv 2305.09781, algorithm 2)
 spectr     children drawn from q with replacement, k-sequential selection (arXiv 2310.15141, algorithm 3)
 
-A tree that was pruned, trimmed or fused carries no q and is refused: its surviving children are no longer q's
-draws.
+A tree that was pruned or fused since it was drawn is refused: its surviving children are no longer q's draws.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from drafters.base import DraftModel, RequestState
 from drafters.errors import DrafterError
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
+from drafters.options import MultiRoundOptions
 from drafters.sampling.choice import perturb, warp
 from drafters.sampling.noise import uniform
-from drafters.tree import DraftTree
+from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 # keys apart from those of the target's own noise, one for the draws and one for the verdicts
@@ -88,25 +88,20 @@ RULES: dict[str, Rule] = {"rsd": rsd, "specinfer": specinfer, "spectr": spectr}
 WITH_REPLACEMENT = {"specinfer", "spectr"}
 
 
-def judge(tree: DraftTree, p: Tensor, rule: Rule, seed: int, position: int) -> Verdict:
+def judge(tree: DraftTree, q: Tensor, p: Tensor, rule: Rule, seed: int, position: int) -> Verdict:
     """Walk the tree by a rejection rule.
 
-    p float64 [n + 1, V] is the warped target distribution after each row; `position` is that of the root's
-    children. Randomness is keyed by (seed, position), apart from the noise of the draws. Raises DrafterError
-    for a tree without q: one that was pruned, trimmed, fused, or proposed by a drafter that draws nothing.
+    q float64 [n + 1, V] is the distribution that the children of the root (row 0) and of node i (row i + 1) were drawn
+    from, in the order of the nodes; p float64 [n + 1, V] is the warped target distribution after each row; `position`
+    is that of the root's children. Randomness is keyed by (seed, position), apart from the noise of the draws.
     """
-    if tree.q is None:
-        raise DrafterError(
-            "multi-round verification needs every child as it was drawn: this tree was pruned or fused, or its "
-            "drafter has no distribution; use the keyed walk"
-        )
     path: list[int] = []
     tokens: list[int] = []
     row = 0
     while True:
         children = [node for node in range(len(tree)) if tree.parents[node] == row - 1]
         at = position + len(path)
-        selection = rule(p[row], tree.q[row], [int(tree.tokens[node]) for node in children])
+        selection = rule(p[row], q[row], [int(tree.tokens[node]) for node in children])
         draws = _uniforms(seed, at, len(children) + 1)
         accepted = next((i for i in range(len(children)) if draws[i] < selection.accept[i]), None)
         if accepted is None:
@@ -118,19 +113,22 @@ def judge(tree: DraftTree, p: Tensor, rule: Rule, seed: int, position: int) -> V
 
 
 class MultiRound(ModelDrafter):
-    """The drafter `multi_round`: draws its trees from the draft model and judges them itself (`accept`).
+    """The drafter `multi_round`: draws its trees from the draft model and judges them itself.
 
     The first child of every row is expanded, the others are leaves.
     """
 
     name = "multi_round"
+    judges = True
 
-    def __init__(self, model: DraftModel, builder: BestFirst, *, rule: str, depth: int, branching: int) -> None:
+    def __init__(self, model: DraftModel, builder: BestFirst, options: MultiRoundOptions) -> None:
         super().__init__(model, builder)
-        self._rule = RULES[rule]
-        self._replace = rule in WITH_REPLACEMENT
-        self._depth = depth
-        self._branching = branching
+        self._rule = RULES[options.rule]
+        self._replace = options.rule in WITH_REPLACEMENT
+        self._depth = options.depth
+        self._branching = options.branching
+        self._drawn = EMPTY  # the last proposal …
+        self._q = torch.empty(0)  # … and what it was drawn from
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         session = self._open_session()
@@ -154,15 +152,17 @@ class MultiRound(ModelDrafter):
             if depth + 1 < self._depth and len(tokens) < budget:
                 logits = session.extend([drawn[0]], [depth - 1])
                 self._builder.session_children[(depth - 1, drawn[0])] = depth
-        return DraftTree.of(tokens, parents, source=self.name, q=q[: len(tokens) + 1])
+        self._drawn, self._q = DraftTree.of(tokens, parents, source=self.name), q
+        return self._drawn
 
-    def accept(self, state: RequestState, tree: DraftTree, logits: Tensor) -> Verdict:
-        """The verdict on `tree`, from the target's logits [n + 1, V]; takes the place of the keyed walk."""
+    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
+        """The verdict by the rejection rule; DrafterError if `tree` is neither the last proposal nor empty."""
+        if len(tree) and tree is not self._drawn:
+            raise DrafterError("multi_round judges every child as it was drawn: this tree was pruned or fused since")
         sampling = state.sampling
         p = warp(logits, sampling.temperature, sampling.top_k, sampling.top_p).exp().cpu()
-        if not len(tree):
-            tree = DraftTree.of([], [], q=torch.zeros(1, p.shape[-1], dtype=torch.float64))
-        return judge(tree, p, self._rule, sampling.seed, state.next_position)
+        q = self._q if len(tree) else torch.zeros_like(p)  # nothing was drawn from it
+        return judge(tree, q, p, self._rule, sampling.seed, state.next_position)
 
     def _draw(self, log_q: Tensor, seed: int, position: int, count: int) -> list[int]:
         if self._replace:

@@ -12,13 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
 
-from drafters.base import RequestState, TopSuccessors
+from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.models.draft_model import ModelDrafter
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
 
-class Overlap:
+class Overlap(Drafter):
     """The drafter `overlap`: a model drafter with a worker; one request.
 
     The inner drafter is touched by one thread at a time: the worker is joined before any other call.

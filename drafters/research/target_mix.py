@@ -16,6 +16,7 @@ from torch import Tensor
 from drafters.base import DraftModel, RequestState
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.rag import Rag
+from drafters.options import RagOptions
 from drafters.sampling.choice import Sampling
 from drafters.tree import DraftTree
 
@@ -39,10 +40,10 @@ class MixedRag(Rag):
 
     lossy = True
 
-    def __init__(self, model: DraftModel, builder: BestFirst, *, eta: float, length: int, **options) -> None:
-        super().__init__(model, builder, **options)
-        self._eta = eta
-        self._length = length
+    def __init__(self, model: DraftModel, builder: BestFirst, options: RagOptions) -> None:
+        super().__init__(model, builder, options)
+        self._eta = options.target_mix
+        self._length = options.depth
         self._rows: list[Tensor] = []
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from drafters.models.heap import pop, push
+from drafters.sources.heap import pop, push
 
 SEPARATOR = -1  # between documents; never crossed by a guess
 _COUNT_HOPS = 64

@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 
 from drafters.base import Datastore, RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
-from drafters.errors import DrafterError
+from drafters.calibration import Calibration
+from drafters.options import DatastoreOptions
 from drafters.sources.automaton import match_bucket, ratio_bucket
 from drafters.sources.suffix import prior_cells
 from drafters.tree import EMPTY, DraftTree
@@ -25,39 +25,24 @@ class DatastoreDrafter(SourceDrafter):
 
     name = "datastore"
 
-    def __init__(
-        self,
-        calibration: Calibration,
-        store: Datastore,
-        *,
-        max_suffix: int = 16,
-        min_suffix: int = 2,
-        matches: int = 512,
-        length: int = 10,
-        min_score: float = 0.05,
-    ) -> None:
-        if min_suffix > max_suffix:
-            raise DrafterError(f"datastore: min_suffix {min_suffix} exceeds max_suffix {max_suffix}")
+    def __init__(self, calibration: Calibration, store: Datastore, options: DatastoreOptions) -> None:
         self._cells = calibration.cells
         self._offset = calibration.block(self.name, prior_cells())
         self._store = store
-        self._max_suffix = max_suffix
-        self._min_suffix = min_suffix
-        self._matches = matches
-        self._length = length
-        self._min_score = min_score
+        self._options = options
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:
-        context = [*state.tokens[-self._max_suffix :], *extra]
+        options = self._options
+        context = [*state.tokens[-options.max_suffix :], *extra]
         matched, found = self._store.continuations(
-            context, self._max_suffix, self._min_suffix, self._matches, self._length
+            context, options.max_suffix, options.min_suffix, options.matches, options.length
         )
         if not matched or budget < 1:
             return EMPTY
         tokens, parents, shares = count_prefixes(found)
         scores, features = _scored(parents, shares, matched, self._cells, self._offset)
         tree = DraftTree.of(tokens, parents, scores, self.name, features)
-        return tree.select(np.flatnonzero(tree.scores >= self._min_score)).trim(budget)
+        return tree.select(np.flatnonzero(tree.scores >= options.min_score)).trim(budget)
 
 
 @njit(cache=True)

@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit
 
 from drafters.base import RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
+from drafters.calibration import Calibration
+from drafters.options import PromptLookupOptions
 from drafters.tree import EMPTY, DraftTree
 
 
@@ -38,12 +39,12 @@ class PromptLookup(SourceDrafter):
 
     name = "prompt_lookup"
 
-    def __init__(self, calibration: Calibration, *, ngram: int = 3, length: int = 10) -> None:
-        prior = np.linspace(0.5, 0.8, ngram)
+    def __init__(self, calibration: Calibration, options: PromptLookupOptions) -> None:
+        prior = np.linspace(0.5, 0.8, options.ngram)
         self._cells = calibration.cells
-        self._offset = calibration.block(f"{self.name}/{ngram}", prior)
-        self._ngram = ngram
-        self._length = length
+        self._offset = calibration.block(f"{self.name}/{options.ngram}", prior)
+        self._ngram = options.ngram
+        self._length = options.length
         self._text = np.empty(0, dtype=np.int64)
         self._size = 0
 

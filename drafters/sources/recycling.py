@@ -13,8 +13,9 @@ import numpy as np
 from numba import njit
 
 from drafters.base import RequestState, SourceDrafter, TopSuccessors
-from drafters.combine.calibration import Calibration
-from drafters.models.heap import pop, push
+from drafters.calibration import Calibration
+from drafters.options import RecyclingOptions
+from drafters.sources.heap import pop, push
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
@@ -101,21 +102,14 @@ class Recycling(SourceDrafter):
 
     name = "recycling"
 
-    def __init__(
-        self,
-        calibration: Calibration,
-        table: SuccessorTable,
-        *,
-        depth: int = 6,
-        min_score: float = 0.03,
-    ) -> None:
+    def __init__(self, calibration: Calibration, table: SuccessorTable, options: RecyclingOptions) -> None:
         rank = 0.6 ** np.arange(table.ranks)[:, None]
         confidence = np.array([0.01, 0.05, 0.15, 0.3, 0.5, 0.7])[None, :]
         self._cells = calibration.cells
         self._offset = calibration.block(f"{self.name}/{table.ranks}", rank * confidence)
         self._table = table
-        self._depth = depth
-        self._min_score = min_score
+        self._depth = options.depth
+        self._min_score = options.min_score
         self.needs_topk = table.ranks
 
     def grow(self, state: RequestState, extra: Sequence[int], budget: int) -> DraftTree:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from drafters.base import RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
+from drafters.calibration import Calibration
+from drafters.options import SuffixOptions
 from drafters.sources.automaton import SEPARATOR, SuffixAutomaton
 from drafters.tree import EMPTY, DraftTree, fuse
 
@@ -62,23 +63,12 @@ class Suffix(SourceDrafter):
     name = "suffix"
 
     def __init__(
-        self,
-        calibration: Calibration,
-        automata: DocumentAutomata,
-        *,
-        factor: float = 8.0,
-        min_match: int = 1,
-        min_score: float = 0.05,
-        branching: int = 4,
-        starts: int = 3,
+        self, calibration: Calibration, automata: DocumentAutomata, options: SuffixOptions, starts: int = 3
     ) -> None:
         self._cells = calibration.cells
         self._offset = calibration.block(self.name, prior_cells())
         self._automata = automata
-        self._factor = factor
-        self._min_match = min_match
-        self._min_score = min_score
-        self._branching = branching
+        self._options = options
         self._starts = starts
         self._documents: SuffixAutomaton | None = None
         self._document_match = (0, 0)
@@ -111,16 +101,16 @@ class Suffix(SourceDrafter):
 
     def _grow(self, automaton: SuffixAutomaton, match: tuple[int, int], budget: int) -> DraftTree:
         state, matched = match
-        if not state or matched < self._min_match or budget < 1:
+        if not state or matched < self._options.min_match or budget < 1:
             return EMPTY
         tokens, parents, scores, features = automaton.expand(
             match,
-            self._min_match,
+            self._options.min_match,
             self._starts,
             budget,
-            max(1, int(self._factor * matched)),
-            self._min_score,
-            self._branching,
+            max(1, int(self._options.factor * matched)),
+            self._options.min_score,
+            self._options.branching,
             self._cells,
             self._offset,
         )

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine.options import parse_policy
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels import select_kernels
 from sparse_attn.plan.capture import Captured, capture
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, PolicyState
 from sparse_attn.rows import SequenceRows
 

@@ -60,6 +60,8 @@ def command(
     import torch
 
     from service.engine.loading.checkpoint import load_model
+    from service.engine.options import parse_policy
+    from sparse_attn.plan.policies import as_json
 
     if threads:
         torch.set_num_threads(threads)
@@ -78,7 +80,8 @@ def command(
     )
     if table is not None:
         known = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
-        known[figures["device"]] = figures["table"]
+        rows = figures["table"]
+        known[figures["device"]] = [{**row, "policy": as_json(parse_policy(row["policy"]))} for row in rows]
         write_atomically(table, json.dumps(known, indent=2) + "\n")
     report_result("crossovers", figures, as_json=as_json, output=output)
 
@@ -143,7 +146,7 @@ def make_table(
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:
     """Does the policy keep the answers (within MAX_LOSS, a task), or where none were counted, the outputs?"""
-    from sparse_attn.plan.policies import parse_policy
+    from service.engine.options import parse_policy
 
     wanted = replace(parse_policy(row["policy"]), gate=0)
     counted = [tasks for name, tasks in accuracy.items() if wanted in _parts(name)]  # alone, or beside another part
@@ -156,7 +159,8 @@ def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> b
 
 def _parts(name: str) -> list[Policy]:
     """The policy of that name, or the two that it joins, without their gates."""
-    from sparse_attn.plan.policies import Joined, parse_policy
+    from service.engine.options import parse_policy
+    from sparse_attn.plan.policies import Joined
 
     policy = parse_policy(name)
     parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
@@ -220,7 +224,7 @@ class _Bench:
         return [layer.attend(self.kernels, index) for layer, index in zip(layers, indices, strict=True)]
 
     def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
-        from sparse_attn.plan.policies import parse_policy
+        from service.engine.options import parse_policy
         from sparse_attn.plan.policy import PolicyState
 
         policy = parse_policy(text)

@@ -180,8 +180,8 @@ class Bench:
 
     def sparse_prefill(self, lengths: list[int], policy: str = "xattention", chunk: int = 8192) -> list[dict[str, Any]]:
         """The last chunk of a long prompt, sparse against dense: kernel, index and density apart."""
+        from service.engine.options import parse_policy
         from sparse_attn.kernels.triton.attention import attention
-        from sparse_attn.plan.policies import parse_policy
         from sparse_attn.plan.policy import ModelShape, PolicyState
         from sparse_attn.rows import SequenceRows
 

@@ -19,15 +19,15 @@ from typing import Any, Protocol
 
 import httpx
 
-from drafters.errors import DrafterError
-from drafters.registry import names as drafter_names
-from drafters.registry import parse as parse_drafter
+from drafters.registry import DRAFTERS
 from eval.errors import EvalError
 from eval.harness.prompting import ModelInput
 from service.engine.engine import Engine
+from service.engine.options import parse_drafter, parse_policy
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
-from sparse_attn.errors import PolicyError, SparseAttentionError
-from sparse_attn.plan.policies import POLICIES, parse_policy
+from service.errors import InvalidRequest
+from sparse_attn.errors import SparseAttentionError
+from sparse_attn.plan.policies import POLICIES
 
 RETRIEVAL = "retrieval"
 ALIASES = {"rapid": "rag"}
@@ -103,12 +103,12 @@ class Point:
             base = ALIASES.get(base, base)
             if base == RETRIEVAL:
                 retrieval = True
-            elif base in POLICIES and (base not in drafter_names() or not policies):
+            elif base in POLICIES and (base not in DRAFTERS or not policies):
                 policies.append(part)
-            elif base in drafter_names() and drafter == "none":
+            elif base in DRAFTERS and drafter == "none":
                 drafter = base + colon + options
             else:
-                known = ", ".join([*POLICIES, *drafter_names(), *ALIASES, RETRIEVAL])
+                known = ", ".join([*POLICIES, *DRAFTERS, *ALIASES, RETRIEVAL])
                 raise EvalError(
                     f"the engine {name!r} has an unknown or repeated part {part!r}",
                     hint=f"Parts are {known}; or write openai:URL:MODEL.",
@@ -117,10 +117,10 @@ class Point:
         attention = "+".join(policies) or "dense"
         try:
             parse_policy(attention)
-            spec = parse_drafter(drafter)
-        except (PolicyError, DrafterError) as error:
+            asked = parse_drafter(drafter)
+        except InvalidRequest as error:
             raise EvalError(f"the engine {name!r}: {error}", param="engine") from error
-        return cls(name, attention, drafter, retrieval, spec.keyed and not spec.lossy)
+        return cls(name, attention, drafter, retrieval, asked.keyed and not asked.lossy)
 
 
 class LocalEngine:

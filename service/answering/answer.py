@@ -18,8 +18,6 @@ from typing import Any
 
 import structlog
 
-from drafters import registry
-from drafters.options import Options
 from drafters.stats import TARGET
 from retrieval.iterative.strides import Experiences
 from retrieval.knn.decoding import KnnOptions
@@ -33,6 +31,7 @@ from service.answering.knn import KnnRequest
 from service.answering.prompting import PromptLayout
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine
+from service.engine.options import parse_drafter
 from service.engine.request import DraftSources, SamplingParams, TokenOutput
 from service.errors import FolioError, InvalidRequest
 
@@ -166,7 +165,7 @@ class Answerer:
     async def _found(
         self, question: Question, params: SamplingParams, owner: str, named: Sequence[Document]
     ) -> Evidence:
-        for_draft = self._drafter_options(params).reads_passages
+        for_draft = "draft_prompt" in self._draws_on(params)
         return await self.finder.find(question, owner, named, params.max_tokens, for_draft)
 
     async def _knn(self, question: Question, owner: str) -> KnnRequest | None:
@@ -184,14 +183,14 @@ class Answerer:
         if knn is not None:
             return self.engine.stream(evidence.prompt.ids, params, mixture=knn)
         store = None
-        if self._drafter_options(params).reads_datastore:
+        if "datastore" in self._draws_on(params):
             store = await asyncio.to_thread(self.finder.library.token_store, owner)
         sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
         return self.engine.stream(evidence.prompt.ids, params, sources)
 
-    def _drafter_options(self, params: SamplingParams) -> Options:
-        """Those of the drafter that will propose."""
-        return registry.parse(params.drafter or self.finder.settings.drafter).proposer.options
+    def _draws_on(self, params: SamplingParams) -> frozenset[str]:
+        """What the drafter reads besides the prompt (`drafters.options`)."""
+        return parse_drafter(params.drafter or self.finder.settings.drafter).draws_on
 
     def _nothing(self, evidence: Evidence) -> list[Event]:
         """The events of an answer from nothing."""

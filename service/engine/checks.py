@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service.engine.config import EngineConfig
-from service.engine.drafting.drafting import checked_drafter
 from service.engine.kv.layout import checked_policy
 from service.engine.loading.checkpoint import EMBEDDED, read_config
+from service.engine.options import parse_drafter
 from service.engine.request import SamplingParams
 from service.engine.sampling.constraint import check_constraint
 from sparse_attn.plan.policy import ModelShape
@@ -24,7 +24,7 @@ def check_options(params: SamplingParams, shape: Callable[[], ModelShape | None]
         InvalidRequest: names the option, what is wrong with it, and what there is.
     """
     if params.drafter:
-        checked_drafter(params.drafter)
+        parse_drafter(params.drafter)
     if params.constraint is not None:
         check_constraint(params.constraint)
     if params.attention:

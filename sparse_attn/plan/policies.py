@@ -1,7 +1,6 @@
-"""The named policies, and how a user asks for one: ``NAME[:key=value,…]``, or two joined by ``+``.
+"""The named policies: dataclasses of their options. Two can be joined, for prefill and for decode.
 
-``xattention:p=0.95`` is sparse in prefill, ``quest:budget=4096`` in decode; ``xattention+quest`` takes prefill from the
-first and decode from the second.
+`XAttention` is sparse in prefill, `Quest` in decode.
 """
 
 from __future__ import annotations
@@ -335,46 +334,25 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def parse_policy(text: str) -> Policy:
-    """``NAME[:key=value,…]`` or ``PREFILL+DECODE`` as a policy; call its ``check`` with the model's shape next.
+def joined(policies: Sequence[Policy]) -> Policy:
+    """One policy, or two as one: prefill of the first, decode of the second.
 
     Raises:
-        PolicyError: names what is unknown or malformed, and lists what is known.
+        PolicyError: there are more.
     """
-    parts = [_parse_one(part) for part in text.split("+")]
-    if len(parts) == 1:
-        return parts[0]
-    if len(parts) > 2:
-        raise PolicyError(f"{text!r}: at most two policies can be joined, one for prefill and one for decode")
-    return Joined(first=parts[0], second=parts[1])
+    if len(policies) > 2:
+        names = "+".join(policy.name for policy in policies)
+        raise PolicyError(f"{names}: at most two policies can be joined, one for prefill and one for decode")
+    return Joined(first=policies[0], second=policies[1]) if len(policies) == 2 else policies[0]
 
 
-def _parse_one(text: str) -> Policy:
-    name, _, rest = text.strip().partition(":")
-    if name not in POLICIES:
-        raise PolicyError(f"unknown attention policy {name!r}; known are {', '.join(POLICIES)}")
-    cls = POLICIES[name]
-    types = {f.name: type(f.default) for f in fields(cls)}
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = (x.strip() for x in item.partition("="))
-        if not equals or key not in types:
-            raise PolicyError(f"{name}: unknown option {item!r}; options are {', '.join(types)}")
-        if key in options:
-            raise PolicyError(f"{name}: {key} is given twice")
-        options[key] = _value(name, key, value, types[key])
-    return cls(**options)
-
-
-def _value(name: str, key: str, text: str, kind: type) -> Any:
-    if kind is bool:
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise PolicyError(f"{name}: {key}={text!r} is neither true nor false")
-        return text.lower() in ("true", "1")
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise PolicyError(f"{name}: {key}={text!r} is no {kind.__name__}") from error
+def as_json(policy: Policy) -> list[dict[str, Any]]:
+    """A policy as a table of crossovers holds it: ``[{"name": …, option: value, …}]``, two where two are joined."""
+    parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
+    return [
+        {"name": part.name} | {f.name: vars(part)[f.name] for f in fields(part) if vars(part)[f.name] != f.default}
+        for part in parts
+    ]
 
 
 def _positive(policy: Policy, *names: str) -> None:
@@ -425,10 +403,14 @@ def _read_alpha(path: str) -> HeadScores:
 
 @lru_cache(maxsize=32)
 def _read_crossovers(path: str, device: str) -> tuple[tuple[int, Policy], ...]:
-    """``{"cpu": [{"min_length": 0, "policy": "dense"}, …], …}`` → (least length, policy), ascending."""
+    """``{"cpu": [{"min_length": 0, "policy": [{"name": "dense"}]}, …], …}`` → (least length, policy), ascending."""
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))[device]
-        rows = sorted(((int(row["min_length"]), str(row["policy"])) for row in table), key=lambda row: row[0])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = [(int(row["min_length"]), joined([_of_json(part) for part in row["policy"]])) for row in table]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise PatternFileError(f"{path}: no table of crossovers for {device!r}: {error!r}") from error
-    return tuple((at_least, parse_policy(text)) for at_least, text in rows)
+    return tuple(sorted(rows, key=lambda row: row[0]))
+
+
+def _of_json(options: dict[str, Any]) -> Policy:
+    return POLICIES[options["name"]](**{key: value for key, value in options.items() if key != "name"})

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from drafters.base import RequestState, TopSuccessors
-from drafters.combine.tracked import TrackedDrafter
 from drafters.resources import Resources
 from drafters.sampling.choice import Sampling, choose
+from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import verify
 from drafters.warm_up import warm_up

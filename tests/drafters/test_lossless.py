@@ -8,10 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafters.base import RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
-from drafters.combine.tracked import TrackedDrafter
-from drafters.registry import build, names
+from drafters.calibration import Calibration
+from drafters.options import (
+    CascadeOptions,
+    DraftModelOptions,
+    FusionOptions,
+    GoodputOptions,
+    OverlapOptions,
+    RagOptions,
+    RecyclingOptions,
+    SelfSpeculationOptions,
+    SuffixOptions,
+)
+from drafters.registry import DRAFTERS, build
 from drafters.sampling.choice import Sampling
+from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY, DraftTree
 
 SAMPLINGS = [
@@ -22,19 +33,19 @@ SAMPLINGS = [
     Sampling(temperature=1.0, top_k=3, seed=8),
 ]
 SPECS = [
-    *(name for name in names() if name != "self_speculation"),
-    "self_speculation:every=3,depth=4",
-    "draft_model:width=4,depth=4",
-    "draft_model:branching=1,depth=10",
-    "rag:context=64,chunk=16,question=16",
-    "cascade:context=64,chunk=16,question=16,helper_budget=3",
-    "fusion:model=none",
-    "fusion:model=rag,always=true",
-    "fusion:model=draft_model,always=true,prune=2",
-    "goodput:inner=cascade",
-    "overlap:inner=rag",
-    "suffix:min_match=1,branching=8,min_score=0",
-    "recycling:ranks=3,depth=3",
+    *(options() for name, options in DRAFTERS.items() if name != "self_speculation"),
+    SelfSpeculationOptions(every=3, depth=4),
+    DraftModelOptions(width=4, depth=4),
+    DraftModelOptions(branching=1, depth=10),
+    RagOptions(context=64, chunk=16, question=16),
+    CascadeOptions(context=64, chunk=16, question=16, helper_budget=3),
+    FusionOptions(model="none"),
+    FusionOptions(model="rag", always=True),
+    FusionOptions(model="draft_model", always=True, prune=2),
+    GoodputOptions(inner=CascadeOptions()),
+    OverlapOptions(inner=RagOptions()),
+    SuffixOptions(min_match=1, branching=8, min_score=0),
+    RecyclingOptions(ranks=3, depth=3),
 ]
 
 
@@ -46,7 +57,7 @@ def prompt_of(seed: int, vocab: int, length: int = 90) -> list[int]:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=str)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_every_drafter_equals_plain_decoding(lab, spec, sampling):
     target = lab.Model(vocab_size=12, seed=1, copying=3.0)
     draft = lab.Model(vocab_size=12, seed=1, copying=1.0, order=1)
@@ -152,7 +163,7 @@ def test_a_perfect_draft_model_is_always_accepted(lab):
     target = lab.Model(vocab_size=10, seed=2)
     sampling = Sampling(temperature=1.0, top_p=0.9, seed=3)
     prompt = prompt_of(2, 10)
-    drafter = build("draft_model:branching=1,depth=5,min_score=0", lab.resources(target))
+    drafter = build(DraftModelOptions(branching=1, depth=5, min_score=0), lab.resources(target))
     state = RequestState("r", list(prompt), len(prompt), sampling)
     lab.speculate(drafter, target, state, 60)
     assert drafter.stats.acceptance_rate == 1.0

@@ -1,101 +1,142 @@
-"""Names and options: what is accepted, and what the refusals say."""
+"""What can be asked for: options and their bounds, what an engine lacks, and drafters of one's own."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
-from drafters.base import RequestState
+from drafters.base import RequestState, SourceDrafter
 from drafters.errors import DrafterError
-from drafters.registry import build, describe, names, parse
+from drafters.options import (
+    AutoOptions,
+    CascadeOptions,
+    DatastoreOptions,
+    DraftModelOptions,
+    FusionOptions,
+    GoodputOptions,
+    MultiRoundOptions,
+    NoDrafterOptions,
+    Options,
+    OverlapOptions,
+    RagOptions,
+    SelfSpeculationOptions,
+    SuffixOptions,
+    option,
+)
+from drafters.registry import DRAFTERS, build, describe, register
 from drafters.resources import Resources
-from drafters.tree import EMPTY
-from drafters.verify import Verdict
+from drafters.tree import DraftTree
 
 
-def test_options_are_read():
-    spec = parse("suffix:factor=2.5, min_match=3,budget=7")
-    assert (spec.options.factor, spec.options.min_match, spec.options.budget) == (2.5, 3, 7)
-    assert parse("fusion:always=True").options.always is True
-    assert parse("rag:target_mix=10").lossy
-    assert not parse("rag").lossy
-    assert not parse("multi_round").keyed
-    assert parse("fusion").keyed
+def test_what_changes_the_tokens_says_so():
+    assert RagOptions(target_mix=10).lossy
+    assert not RagOptions().lossy
+    assert [name for name, options in DRAFTERS.items() if not options.keyed] == ["multi_round"]
+    assert [name for name, options in DRAFTERS.items() if options().lossy] == []
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("options", "sources"),
     [
-        ("nosuch", "unknown drafter 'nosuch'.*suffix"),
-        ("", "unknown drafter"),
-        ("suffix:depth=3", "no option 'depth'.*factor"),
-        ("suffix:factor", "key=value"),
-        ("suffix:factor=x", "factor must be a number"),
-        ("suffix:min_match=1.5", "min_match must be a whole number"),
-        ("suffix:min_match=0", "out of bounds"),
-        ("suffix:factor=nan", "out of bounds"),
-        ("suffix:factor=1,factor=2", "given twice"),
-        ("rag:target_mix=-1", "target_mix=-1 is out of bounds"),
-        ("fusion:always=yes", "true or false"),
+        (NoDrafterOptions(), set()),
+        (AutoOptions(), {"documents", "datastore"}),
+        (SuffixOptions(), {"documents"}),
+        (RagOptions(), {"draft_prompt"}),
+        (CascadeOptions(), {"documents", "datastore", "draft_prompt"}),
+        (FusionOptions(), {"documents", "datastore", "draft_prompt", "draft_model"}),
+        (FusionOptions(model="none"), {"documents", "datastore"}),
+        (FusionOptions(model="draft_model"), {"documents", "datastore", "draft_model"}),
+        (OverlapOptions(), {"draft_model"}),
+        (OverlapOptions(inner=RagOptions()), {"draft_prompt"}),
+        (GoodputOptions(inner=DatastoreOptions()), {"datastore"}),
     ],
+    ids=repr,
 )
-def test_bad_options_are_named(text, said):
-    with pytest.raises(DrafterError, match=said):
-        parse(text)
+def test_what_a_drafter_draws_on_is_known_before_it_is_made(options, sources):
+    assert options.draws_on == sources
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("options", "changes", "said"),
     [
-        ("draft_model", "draft model"),
-        ("rag", "second sequence"),
-        ("cascade", "second sequence"),
-        ("datastore", "token store"),
-        ("self_speculation", "skip layers"),
-        ("fusion:model=draft_model", "draft model"),
-        ("fusion:model=other", "model must be"),
-        ("goodput:inner=auto", "inner cannot be auto"),
-        ("goodput:inner=nosuch", "unknown drafter"),
-        ("overlap:inner=suffix", "inner must be"),
-        ("multi_round:rule=best", "rule must be one of"),
+        (SuffixOptions, {"min_match": 0}, "drafter suffix: min_match=0 is out of bounds .1 to 64"),
+        (SuffixOptions, {"factor": float("nan")}, "factor=nan is out of bounds"),
+        (RagOptions, {"target_mix": -1.0}, "target_mix=-1.0 is out of bounds"),
+        (RagOptions, {"context": -1}, "context=-1 is out of bounds .0 to any"),
+        (MultiRoundOptions, {"rule": "best"}, "rule must be one of rsd, specinfer, spectr, not 'best'"),
+        (FusionOptions, {"model": "other"}, "drafter fusion: model must be one of auto, none, rag, draft_model"),
+        (DatastoreOptions, {"min_suffix": 17}, "min_suffix=17 exceeds max_suffix=16"),
+        (GoodputOptions, {"inner": AutoOptions()}, "inner cannot be auto"),
+        (GoodputOptions, {"inner": RagOptions(target_mix=1.0)}, "inner cannot be rag"),
+        (OverlapOptions, {"inner": SuffixOptions()}, "inner must be draft_model, rag or cascade, not suffix"),
+        (OverlapOptions, {"inner": RagOptions(target_mix=1.0)}, "inner must be"),
     ],
 )
-def test_what_an_engine_lacks_is_said_before_any_work(text, said):
+def test_what_cannot_be_is_refused_by_name(options, changes, said):
     with pytest.raises(DrafterError, match=said):
-        build(text, Resources(vocab_size=9))
+        options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (DraftModelOptions(), "draft model"),
+        (RagOptions(), "drafter rag needs .* second sequence"),
+        (CascadeOptions(), "drafter cascade needs .* second sequence"),
+        (DatastoreOptions(), "token store"),
+        (SelfSpeculationOptions(), "skip layers"),
+        (FusionOptions(model="draft_model"), "draft model"),
+        (GoodputOptions(inner=DraftModelOptions()), "draft model"),
+    ],
+    ids=repr,
+)
+def test_what_an_engine_lacks_is_said_before_any_work(options, said):
+    with pytest.raises(DrafterError, match=said):
+        build(options, Resources(vocab_size=9))
 
 
 def test_another_vocabulary_needs_both_tokenizers(lab):
     resources = lab.resources(lab.Model(vocab_size=9), lab.Model(vocab_size=11))
     with pytest.raises(DrafterError, match=r"11 token ids, the target 9.*both tokenizers"):
-        build("draft_model", resources)
+        build(DraftModelOptions(), resources)
     with pytest.raises(DrafterError, match="11 token ids"):
-        build("multi_round", resources)
+        build(MultiRoundOptions(), resources)
     with pytest.raises(DrafterError, match="target's vocabulary"):
-        build("fusion:model=draft_model", resources)
+        build(FusionOptions(model="draft_model"), resources)
+
+
+def test_overlap_goes_on_in_the_targets_vocabulary_only(lab):
+    resources = lab.resources(lab.Model(vocab_size=9), lab.Model(vocab_size=11))
+    resources.codec = resources.draft_codec = object()
+    build(DraftModelOptions(), resources)
+    with pytest.raises(DrafterError, match="target's vocabulary"):
+        build(OverlapOptions(), resources)
 
 
 def test_a_datastore_of_another_tokenizer_is_refused(lab):
     resources = lab.resources(lab.Model(vocab_size=9), documents=[[1, 2, 3]])
     resources.tokenizer = "another"
     with pytest.raises(DrafterError, match="tokenizer table, the model has another"):
-        build("datastore", resources)
-    build("auto", resources)  # goes without it
+        build(DatastoreOptions(), resources)
+    build(AutoOptions(), resources)  # goes without it
     resources.tokenizer = "table"
-    build("datastore", resources)
+    build(DatastoreOptions(), resources)
 
 
 def test_every_option_is_described():
     described = describe()
-    assert set(described) == set(names())
+    assert set(described) == set(DRAFTERS)
     for options in described.values():
         assert "budget" in options
         assert all(text for text in options.values())
+    assert described["goodput"]["inner"] == "the drafter whose trees are cut (suffix)"
 
 
 def test_budgets_hold_and_none_is_plain(lab):
     target = lab.Model(vocab_size=9, copying=5.0)
-    for name in names():
-        drafter = build(f"{name}:budget=3", lab.resources(target, documents=[[1, 2, 3, 1, 2, 3]]))
+    for name, options in DRAFTERS.items():
+        drafter = build(options(budget=3), lab.resources(target, documents=[[1, 2, 3, 1, 2, 3]]))
         state = RequestState("r", [1, 2, 3] * 5, 15)
         target.requests["r"] = state
         drafter.start(state)
@@ -108,12 +149,30 @@ def test_budgets_hold_and_none_is_plain(lab):
         drafter.finish(state)
 
 
-def test_a_failure_in_observe_is_survived(lab, caplog):
-    drafter = build("suffix", Resources(vocab_size=9))
-    drafter._inner.observe = None
-    state = RequestState("r", [1, 2, 3], 3)
+@dataclass(frozen=True)
+class TwiceOptions(Options):
+    name = "twice"
+
+    times: int = option(2, "how often the last token is repeated", 1, 8)
+
+
+class Twice(SourceDrafter):
+    name = "twice"
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def grow(self, state, extra, budget):
+        return DraftTree.chain([state.tokens[-1]] * self._times, source=self.name)
+
+
+def test_a_drafter_of_ones_own_is_registered(monkeypatch):
+    monkeypatch.setattr("drafters.registry.DRAFTERS", dict(DRAFTERS))
+    register(TwiceOptions, lambda options, resources: Twice(options.times))
+    drafter = build(TwiceOptions(times=3), Resources(vocab_size=9))
+    state = RequestState("r", [1, 2], 2)
     drafter.start(state)
-    drafter.observe(state, EMPTY, Verdict((), (1,)), None)
-    assert drafter.stats.failures == 1
-    assert "suffix" in caplog.text
-    assert len(drafter.propose(state, 4)) == 0
+    assert drafter.propose(state, 8).tokens.tolist() == [2, 2, 2]
+    assert drafter.propose(state, 2).tokens.tolist() == [2, 2]
+    with pytest.raises(DrafterError, match="there is a drafter 'twice' already"):
+        register(TwiceOptions, lambda options, resources: Twice(1))

@@ -7,15 +7,32 @@ import pytest
 import torch
 
 from drafters.base import RequestState
+from drafters.calibration import Calibration
+from drafters.errors import DrafterError
+from drafters.models.best_first import BestFirst
+from drafters.options import (
+    AdaptiveOptions,
+    CascadeOptions,
+    DraftModelOptions,
+    FusionOptions,
+    GrowthOptions,
+    MultiRoundOptions,
+    Options,
+    OverlapOptions,
+    RagOptions,
+    SelfSpeculationOptions,
+)
 from drafters.registry import build
+from drafters.research.multi_round import MultiRound
 from drafters.research.target_mix import mix
 from drafters.sampling.choice import Sampling
+from drafters.tree import EMPTY, DraftTree, fuse
 from drafters.verify import Verdict
 
 PROMPT = np.random.default_rng(0).integers(0, 12, 400).tolist()
 
 
-def run(lab, spec: str, sampling: Sampling = Sampling(), count: int = 60, draft=None):
+def run(lab, spec: Options, sampling: Sampling = Sampling(), count: int = 60, draft=None):
     target = lab.Model(vocab_size=12, seed=1, copying=3.0)
     draft = draft or lab.Model(vocab_size=12, seed=1, copying=2.0)
     resources = lab.resources(target, draft)
@@ -30,14 +47,20 @@ KEYED = Verdict((), (5,))  # what the keyed walk would have said
 
 
 @pytest.mark.parametrize(
-    "spec", ["draft_model", "rag:context=100,chunk=20,question=20,depth=4", "cascade", "fusion:always=true"]
+    "spec",
+    [
+        DraftModelOptions(),
+        RagOptions(context=100, chunk=20, question=20, depth=4),
+        CascadeOptions(),
+        FusionOptions(always=True),
+    ],
 )
 def test_the_prompt_is_read_once(lab, spec):
     """Rows run = the draft prompt, each emitted token at most once, and the guesses: no round re-reads."""
     draft, drafter, out = run(lab, spec)
     stats = drafter.stats
-    prompt = 110 if spec.startswith("rag") else len(PROMPT)
-    guessed = 17 * stats.steps * (9 if spec == "cascade" else 1)  # forwards and the helper's nodes
+    prompt = 110 if spec.name == "rag" else len(PROMPT)
+    guessed = 17 * stats.steps * (9 if spec.name == "cascade" else 1)  # forwards and the helper's nodes
     assert draft.rows <= prompt + len(out) + guessed
     assert draft.rows >= prompt - 20
 
@@ -47,7 +70,7 @@ def test_accepted_nodes_are_not_run_again(lab):
     last; without keeping nodes it would be twice the tokens."""
     target = lab.Model(vocab_size=12, seed=1)
     resources = lab.resources(target, lab.Model(vocab_size=12, seed=1))
-    drafter = build("draft_model:depth=5,branching=1,min_score=0", resources)
+    drafter = build(DraftModelOptions(depth=5, branching=1, min_score=0), resources)
     state = RequestState("r", list(PROMPT), len(PROMPT))
     lab.speculate(drafter, target, state, 60)
     assert drafter.stats.accepted_length == 6.0
@@ -60,15 +83,15 @@ def test_a_cascade_needs_fewer_draft_forwards(lab):
     """The helper copies what the draft model is about to say, so that one draft forward settles several nodes."""
     target = lab.Model(vocab_size=12, seed=1, copying=9.0)
     forwards = {}
-    for spec in ("rag:depth=12,branching=1,min_score=0", "cascade:depth=12,branching=1,min_score=0"):
+    for spec in (RagOptions(depth=12, branching=1, min_score=0), CascadeOptions(depth=12, branching=1, min_score=0)):
         resources = lab.resources(target, target)
         resources.self_model = lab.Model(vocab_size=12, seed=1, copying=9.0)
         drafter = build(spec, resources)
         state = RequestState("r", PROMPT[:40] * 4, 160)
         lab.speculate(drafter, target, state, 80)
         assert drafter.stats.accepted_length > 5
-        forwards[spec[:3]] = resources.self_model.forwards
-    assert forwards["cas"] < 0.6 * forwards["rag"]
+        forwards[spec.name] = resources.self_model.forwards
+    assert forwards["cascade"] < 0.6 * forwards["rag"]
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5])
@@ -76,7 +99,7 @@ def test_no_more_nodes_are_run_than_there_are_pages_for(lab, budget):
     """A self-speculating session writes where the step's tree will be: the root and `budget` nodes fit there. Many
     children as good as each other must not make it run more."""
     target = lab.Model(vocab_size=12, seed=1, sharpness=0.1)
-    drafter = build("self_speculation:min_score=0,width=2", lab.resources(target))
+    drafter = build(SelfSpeculationOptions(min_score=0, width=2), lab.resources(target))
     state = RequestState("r", list(PROMPT), len(PROMPT), Sampling(temperature=4.0))
     target.requests[state.request_id] = state
     drafter.start(state)
@@ -91,7 +114,7 @@ def test_adaptive_stops_where_a_rejection_is_likely(lab):
     lengths = {}
     for name, draft in (("sharp", sharp), ("wrong", wrong)):
         resources = lab.resources(sharp, draft)
-        drafter = build("adaptive:stop=0.5", resources)
+        drafter = build(AdaptiveOptions(stop=0.5), resources)
         state = RequestState("r", list(PROMPT), len(PROMPT))
         lab.speculate(drafter, sharp, state, 60)
         lengths[name] = drafter.stats.drafted / drafter.stats.steps
@@ -102,7 +125,7 @@ def test_overlap_goes_on_below_what_was_accepted(lab):
     """A draft model that is always right: later rounds find their first nodes run already."""
     target = lab.Model(vocab_size=12, seed=1)
     resources = lab.resources(target, lab.Model(vocab_size=12, seed=1))
-    drafter = build("overlap:inner=draft_model", resources)
+    drafter = build(OverlapOptions(inner=DraftModelOptions()), resources)
     state = RequestState("r", list(PROMPT), len(PROMPT))
     out = lab.speculate(drafter, target, state, 60)
     assert out == lab.plain(target, PROMPT, Sampling(), 60)
@@ -111,7 +134,13 @@ def test_overlap_goes_on_below_what_was_accepted(lab):
 
 
 def test_sessions_are_closed(lab):
-    for spec in ("draft_model", "rag", "cascade", "fusion:always=true", "overlap:inner=rag"):
+    for spec in (
+        DraftModelOptions(),
+        RagOptions(),
+        CascadeOptions(),
+        FusionOptions(always=True),
+        OverlapOptions(inner=RagOptions()),
+    ):
         opened = []
 
         class Counting(lab.Model):
@@ -142,14 +171,14 @@ def test_target_mix_samples_what_it_declares(lab, sampling, eta):
     for depth in (1, 5):
         resources = lab.resources(target)
         resources.self_model = _draft(lab)
-        drafter = build(f"rag:target_mix={eta},depth={depth}", resources)
+        drafter = build(RagOptions(target_mix=eta, depth=depth), resources)
         assert drafter.lossy
         state = RequestState("r", list(context), len(context), sampling)
         assert lab.speculate(drafter, target, state, 20) == expected
 
 
 def test_target_mix_of_zero_is_lossless(lab):
-    drafter = build("rag:target_mix=0", lab.resources(lab.Model(vocab_size=12)))
+    drafter = build(RagOptions(target_mix=0), lab.resources(lab.Model(vocab_size=12)))
     assert not drafter.lossy
 
 
@@ -162,8 +191,7 @@ def test_multi_round_judges_its_own_trees(lab, rule):
     """Equal models accept everything; at temperature 0 the tokens are the greedy ones."""
     target = lab.Model(vocab_size=8, seed=1)
     for sampling, draft in ((Sampling(1.0, seed=3), target), (Sampling(), lab.Model(vocab_size=8, seed=9))):
-        drafter = build(f"multi_round:rule={rule},depth=3", lab.resources(target, draft))
-        assert drafter.judges
+        drafter = build(MultiRoundOptions(rule=rule, depth=3), lab.resources(target, draft))
         state = RequestState("r", PROMPT[:20], 20, sampling)
         state.tokens = [token % 8 for token in state.tokens]
         prompt = list(state.tokens)
@@ -182,6 +210,22 @@ def test_multi_round_judges_its_own_trees(lab, rule):
             assert state.tokens[20:] == plain
 
 
+def test_multi_round_refuses_what_is_not_as_it_was_drawn(lab):
+    """Of a tree that was pruned the surviving children are no longer the draws."""
+    target = lab.Model(vocab_size=8, seed=1)
+    model = lab.resources(target).draft_model
+    drafter = MultiRound(model, BestFirst("x", Calibration(), GrowthOptions()), MultiRoundOptions())
+    state = RequestState("r", [1, 2, 3], 3, Sampling(1.0, seed=3))
+    drafter.start(state)
+    drawn = drafter.propose(state, 8)
+    logits = lab.tree_logits(target, state.tokens, drawn)
+    drafter.verify(state, drawn, logits, KEYED)
+    drafter.verify(state, EMPTY, logits[:1], KEYED)
+    for touched in (drawn.trim(1), fuse([drawn]), DraftTree.chain([2])):
+        with pytest.raises(DrafterError, match="pruned or fused"):
+            drafter.verify(state, touched, logits, KEYED)
+
+
 def test_multi_round_keeps_the_distribution(lab):
     """The first token's frequencies over seeds are the target's, for a draft model that is quite another."""
     target, draft = lab.Model(vocab_size=4, seed=1, sharpness=1.0), lab.Model(vocab_size=4, seed=9, sharpness=1.0)
@@ -189,7 +233,7 @@ def test_multi_round_keeps_the_distribution(lab):
     p = torch.softmax(target.logits(prompt), -1).numpy()
     count = np.zeros(4)
     for seed in range(400):
-        drafter = build("multi_round:rule=rsd,depth=1", lab.resources(target, draft))
+        drafter = build(MultiRoundOptions(rule="rsd", depth=1), lab.resources(target, draft))
         state = RequestState("r", list(prompt), 3, Sampling(1.0, seed=seed))
         drafter.start(state)
         tree = drafter.propose(state, 8)
@@ -215,7 +259,7 @@ def test_a_session_that_fails_leaves_the_answer_exact(lab):
             session.extend = failing
             return session
 
-    for spec in ("rag", "cascade", "fusion:always=true", "overlap:inner=rag"):
+    for spec in (RagOptions(), CascadeOptions(), FusionOptions(always=True), OverlapOptions(inner=RagOptions())):
         resources = lab.resources(target)
         resources.self_model = resources.draft_model = Reclaimed(vocab_size=12, seed=1)
         drafter = build(spec, resources)
@@ -286,7 +330,7 @@ def test_another_vocabulary_is_re_encoded(lab):
     resources = lab.resources(target)
     resources.draft_model = PairModel(target)
     resources.codec, resources.draft_codec = Letters(), Pairs()
-    drafter = build("draft_model:depth=3", resources)
+    drafter = build(DraftModelOptions(depth=3), resources)
     state = RequestState("r", list(prompt), len(prompt))
     assert lab.speculate(drafter, target, state, 40) == lab.plain(target, prompt, Sampling(), 40)
     assert drafter.stats.failures == 0
@@ -295,7 +339,7 @@ def test_another_vocabulary_is_re_encoded(lab):
 
 def test_verify_of_a_failed_drafter_is_the_keyed_walk(lab):
     target = lab.Model(vocab_size=8, seed=1)
-    drafter = build("multi_round", lab.resources(target))
+    drafter = build(MultiRoundOptions(), lab.resources(target))
     state = RequestState("r", [1, 2], 2)
     tree = drafter.propose(state, 4)  # before start: it fails
     assert len(tree) == 0

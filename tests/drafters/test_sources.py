@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafters.base import RequestState, TopSuccessors
-from drafters.combine.calibration import Calibration
+from drafters.calibration import Calibration
 from drafters.models.rag import select_chunks
+from drafters.options import DatastoreOptions, PromptLookupOptions, RecyclingOptions, SuffixOptions
 from drafters.sources.automaton import SEPARATOR, SuffixAutomaton
 from drafters.sources.datastore import DatastoreDrafter, count_prefixes
 from drafters.sources.prompt_lookup import PromptLookup
@@ -59,7 +60,7 @@ def test_automaton_walk_keeps_the_longest_match(text, read):
 @settings(max_examples=60, deadline=None)
 @given(texts, st.integers(1, 12))
 def test_suffix_guesses_are_continuations_in_the_text(text, budget):
-    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0))
     state = state_of(text)
     drafter.start(state)
     tree = drafter.propose(state, budget)
@@ -81,7 +82,7 @@ def is_continuation(path: tuple[int, ...], text: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize("period", [1, 2, 5])
 def test_suffix_copies_a_text_that_repeats_itself_over_itself(period):
-    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0))
     loop = list(range(period))
     state = state_of([90, 91, *loop, *loop, *loop])
     drafter.start(state)
@@ -92,7 +93,7 @@ def test_suffix_copies_a_text_that_repeats_itself_over_itself(period):
 
 @pytest.mark.parametrize(("least", "starts", "expected"), [(1, 3, {10, 20, 30}), (2, 3, {10, 20}), (1, 2, {10, 20})])
 def test_the_root_has_children_of_the_match_and_of_its_shorter_ends(least, starts, expected):
-    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0, min_match=least, starts=starts)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0, min_match=least), starts=starts)
     state = state_of([1, 2, 3, 10, 90, 2, 3, 20, 91, 3, 30, 92, 1, 2, 3])
     drafter.start(state)
     tree = drafter.propose(state, 64)
@@ -100,7 +101,7 @@ def test_the_root_has_children_of_the_match_and_of_its_shorter_ends(least, start
 
 
 def test_a_shorter_match_is_trusted_less():
-    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0))
     state = state_of([*range(10, 16), 50, 90, 15, 60, 91, *range(10, 16)])
     drafter.start(state)
     tree = drafter.propose(state, 64)
@@ -110,14 +111,14 @@ def test_a_shorter_match_is_trusted_less():
 
 
 def test_suffix_stops_at_the_end_of_a_document():
-    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0))
     state = state_of([50, 1, 2], documents=[[1, 2, 1, 2]])
     drafter.start(state)
     assert drafter.propose(state, 16).tokens.tolist() == [1, 2]
 
 
 def test_suffix_copies_a_long_match_deeper_than_a_short_one():
-    drafter = Suffix(Calibration(), DocumentAutomata(), factor=1.0, min_score=0.0)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(factor=1.0, min_score=0.0))
     state = state_of([*range(40), 90, 91, 3])
     drafter.start(state)
     assert max(drafter.propose(state, 32).depths) == 1
@@ -128,7 +129,7 @@ def test_suffix_copies_a_long_match_deeper_than_a_short_one():
 def test_suffix_reads_documents_and_never_crosses_them():
     calibration, automata = Calibration(), DocumentAutomata()
     documents = [[1, 2, 3, 4], [9, 8, 7]]
-    drafter = Suffix(calibration, automata, min_score=0.0)
+    drafter = Suffix(calibration, automata, SuffixOptions(min_score=0.0))
     state = state_of([50, 2, 3], documents=documents)
     drafter.start(state)
     tree = drafter.propose(state, 16)
@@ -138,7 +139,7 @@ def test_suffix_reads_documents_and_never_crosses_them():
 
 
 def test_suffix_prefers_what_was_seen_more_often():
-    drafter = Suffix(Calibration(), DocumentAutomata())
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions())
     state = state_of([5, 6, 7, 1, 5, 6, 7, 2, 5, 6, 8, 3, 5, 6])
     drafter.start(state)
     tree = drafter.propose(state, 8)
@@ -147,7 +148,7 @@ def test_suffix_prefers_what_was_seen_more_often():
 
 
 def test_growing_after_guessed_tokens_changes_nothing():
-    drafter = Suffix(Calibration(), DocumentAutomata(), min_score=0.0)
+    drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0))
     state = state_of([1, 2, 3, 4, 1, 2])
     drafter.start(state)
     before = drafter.propose(state, 8)
@@ -157,7 +158,7 @@ def test_growing_after_guessed_tokens_changes_nothing():
 
 
 def test_prompt_lookup_takes_the_longest_and_latest():
-    drafter = PromptLookup(Calibration(), ngram=3, length=3)
+    drafter = PromptLookup(Calibration(), PromptLookupOptions(ngram=3, length=3))
     state = state_of([1, 2, 3, 10, 11, 2, 3, 20, 21, 22, 1, 2, 3])
     drafter.start(state)
     assert drafter.propose(state, 8).tokens.tolist() == [10, 11, 2]
@@ -170,7 +171,7 @@ def test_prompt_lookup_takes_the_longest_and_latest():
 
 def test_recycling_grows_from_the_last_successors():
     table = SuccessorTable(10, 2)
-    drafter = Recycling(Calibration(), table, min_score=0.0, depth=2)
+    drafter = Recycling(Calibration(), table, RecyclingOptions(min_score=0.0, depth=2))
     state = state_of([0, 1, 2])
     assert len(drafter.propose(state, 8)) == 0, "nothing seen yet"
     top = TopSuccessors(np.array([[3, 4], [5, 6]]), np.log(np.array([[0.9, 0.05], [0.6, 0.3]], np.float32)))
@@ -186,7 +187,7 @@ def test_recycling_grows_from_the_last_successors():
 
 def test_datastore_takes_the_longest_suffix_and_counts(lab):
     store = lab.Store([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5], [7, 2, 3, 6, 6]])
-    drafter = DatastoreDrafter(Calibration(), store, min_score=0.0)
+    drafter = DatastoreDrafter(Calibration(), store, DatastoreOptions(min_score=0.0))
     tree = drafter.propose(state_of([9, 1, 2, 3]), 8)
     first = {int(tree.tokens[n]): tree.scores[n] for n in range(len(tree)) if tree.parents[n] == -1}
     assert set(first) == {4, 5}, "6 follows a shorter suffix only"
@@ -196,7 +197,7 @@ def test_datastore_takes_the_longest_suffix_and_counts(lab):
 
 def test_a_datastore_path_is_scored_by_a_match_that_grows(lab):
     calibration = Calibration()
-    drafter = DatastoreDrafter(calibration, lab.Store([[1, 2, 3, 4, 5]]), min_score=0.0)
+    drafter = DatastoreDrafter(calibration, lab.Store([[1, 2, 3, 4, 5]]), DatastoreOptions(min_score=0.0))
     tree = drafter.propose(state_of([9, 1, 2, 3]), 8)
     assert tree.tokens.tolist() == [4, 5]
     first, second = (tree.features - calibration.block("datastore", prior_cells())).tolist()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drafters.combine.pacing import Pace
+from drafters.models.pacing import Pace
 from drafters.training.distill import DISTILLATION
 from eval.bench._drafter_peer import beside_transformers
 from eval.bench._drafter_prompts import make_prompts, quoted

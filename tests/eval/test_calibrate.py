@@ -7,7 +7,7 @@ import pytest
 
 from eval.calibrate import run
 from eval.errors import EvalError
-from sparse_attn.plan.policies import parse_policy
+from service.engine.options import parse_policy
 from sparse_attn.plan.policy import ModelShape
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from eval.bench.crossovers import make_table, run
 from eval.errors import EvalError
-from sparse_attn.plan.policies import parse_policy
+from service.engine.options import parse_policy
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from drafters import registry
 from drafters.base import RequestState
-from drafters.combine.tracked import TrackedDrafter
 from drafters.errors import DrafterError
 from drafters.resources import Resources
-from drafters.sources.successors import top_successors
+from drafters.sampling.successors import top_successors
 from drafters.stats import DraftingStats, token_sources
+from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
+from service.engine.options import parse_drafter
 from service.engine.request import Request
 from service.engine.step import Slice, Step
 from service.errors import InvalidRequest
@@ -28,14 +29,6 @@ class _Drafted:
     drafter: TrackedDrafter
     state: RequestState
     started: bool = False
-
-
-def checked_drafter(name: str) -> registry.DrafterSpec:
-    """The drafter of a NAME[:key=value,…]. Error: InvalidRequest, where there is no such drafter or option."""
-    try:
-        return registry.parse(name)
-    except DrafterError as error:
-        raise InvalidRequest(f"{error}.", param="drafter") from error
 
 
 class Drafting:
@@ -55,23 +48,22 @@ class Drafting:
             InvalidRequest: there is no such drafter or option, the engine lacks what it needs, or a larger tree is
                 asked for than it has room for (a default is cut to what there is).
         """
-        name = request.params.drafter or self.default
+        options = parse_drafter(request.params.drafter or self.default)
         sources, resources = request.draft_sources, self.resources
         if sources.datastore is not None:
             resources = replace(resources, datastore=sources.datastore)
-        spec = checked_drafter(name)
         try:
-            drafter = registry.build(spec, resources)
+            drafter = registry.build(options, resources)
         except DrafterError as error:
             raise InvalidRequest(f"{error}.", param="drafter") from error
-        if spec.options.budget > self.most_nodes and spec.options.budget != type(spec.options)().budget:
+        if options.budget > self.most_nodes and options.budget != type(options)().budget:
             raise InvalidRequest(
-                f"drafter {spec.name}: a tree of {spec.options.budget} nodes is larger than the {self.most_nodes} that "
+                f"drafter {options}: a tree of {options.budget} nodes is larger than the {self.most_nodes} that "
                 "this engine has room for.",
                 hint="Ask for a smaller budget.",
                 param="drafter",
             )
-        request.draft_budget = 0 if spec.name == "none" else spec.options.budget
+        request.draft_budget = 0 if options.name == "none" else options.budget
         state = RequestState(
             request_id=request.id,
             tokens=request.token_ids,
@@ -111,9 +103,7 @@ class Drafting:
     def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
         """The verdict of a drafter that has a rule of its own, or else the keyed one."""
         drafted = self._requests[part.request.id]
-        if drafted.started and drafted.drafter.judges:
-            return drafted.drafter.verify(drafted.state, part.tree or EMPTY, logits, keyed)
-        return keyed
+        return drafted.drafter.verify(drafted.state, part.tree or EMPTY, logits, keyed) if drafted.started else keyed
 
     def observe(self, part: Slice, verdict: Verdict, emitted: Sequence[int], logits: Tensor) -> list[str]:
         """Tell the drafter what came of the step; returns the source of each emitted token."""

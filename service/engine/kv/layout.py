@@ -6,11 +6,11 @@ import torch
 
 from service.engine.config import EngineConfig
 from service.engine.loading.checkpoint import DTYPES, LoadedModel
+from service.engine.options import parse_policy
 from service.errors import InvalidRequest, ModelError
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, bytes_per_page
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, Policy
 
 
@@ -25,8 +25,8 @@ def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Po
     Raises:
         InvalidRequest: there is none of that name, or they do not.
     """
+    policy = parse_policy(name, param)
     try:
-        policy = parse_policy(name)
         policy.check(shape)
     except SparseAttentionError as error:
         raise InvalidRequest(f"{error}.", param=param) from error

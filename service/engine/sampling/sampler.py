@@ -13,8 +13,9 @@ from torch import Tensor
 
 from drafters.sampling import device as sampling_device
 from drafters.sampling.choice import choose
+from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
-from drafters.verify import Verdict, verify, walk
+from drafters.verify import Verdict, verify
 from service.engine.request import SamplingParams, TokenLogprobs
 from sparse_attn.host_values import to_device
 

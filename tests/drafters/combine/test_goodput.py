@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from drafters.base import Drafter, RequestState, SourceDrafter
-from drafters.combine.auto import Auto, Habits
-from drafters.combine.calibration import Calibration
-from drafters.combine.cascade import Together
-from drafters.combine.goodput import Goodput, MachineProfile, best_budget
-from drafters.combine.tracked import TrackedDrafter
+from drafters.calibration import Calibration
+from drafters.combine.auto import AcceptancePrior, Auto
+from drafters.combine.goodput import Goodput, best_budget
+from drafters.combine.together import Together
+from drafters.machine_profile import MachineProfile
+from drafters.options import FusionOptions
 from drafters.registry import build
 from drafters.research.layer_search import LayerSearch
+from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
@@ -82,9 +84,9 @@ class Copier(SourceDrafter):
         return DraftTree.chain(guessed, [self._score] * len(guessed), self.name)
 
 
-def an_auto(habits: Habits, score: float = 0.9) -> Auto:
+def an_auto(prior: AcceptancePrior, score: float = 0.9) -> Auto:
     sources = Together([Copier("copier", range(10), 0, score), Copier("learner", range(20, 22), 8)])
-    return Auto(sources, taught(lambda batch, rows, context: 1e-2), habits)
+    return Auto(sources, taught(lambda batch, rows, context: 1e-2), prior)
 
 
 def a_step(drafter: Drafter, accepted_source: str) -> DraftTree:
@@ -102,50 +104,50 @@ def one_step(auto: Auto, accepted_source: str) -> set[str]:
 
 
 def test_auto_spares_the_successors_while_copying_keeps_what_it_promises():
-    habits = Habits()
-    auto = an_auto(habits)
+    prior = AcceptancePrior()
+    auto = an_auto(prior)
     assert one_step(auto, "copier") == {"copier"}
     assert auto.needs_topk == 0
     one_step(auto, "nobody")
     for _ in range(8):
         assert one_step(auto, "learner") == {"copier", "learner"}
         assert auto.needs_topk == 8
-    assert one_step(an_auto(habits), "learner") == {"copier", "learner"}, "requests start from what was before them"
+    assert one_step(an_auto(prior), "learner") == {"copier", "learner"}, "requests start from what was before them"
     for _ in range(30):
         one_step(auto, "copier")
-    assert one_step(an_auto(habits), "copier") == {"copier"}
+    assert one_step(an_auto(prior), "copier") == {"copier"}
 
 
 def test_auto_keeps_the_successors_where_copies_promise_little():
-    auto = an_auto(Habits(), score=0.3)
+    auto = an_auto(AcceptancePrior(), score=0.3)
     for _ in range(3):  # though all of them are right
         assert one_step(auto, "copier") == {"copier", "learner"}
         assert auto.needs_topk == 8
 
 
 def test_auto_trusts_copies_as_before_where_a_small_promise_was_broken():
-    habits = Habits()
-    small = an_auto(habits, score=0.3)
+    prior = AcceptancePrior()
+    small = an_auto(prior, score=0.3)
     for _ in range(8):
         one_step(small, "nobody")
-    assert one_step(an_auto(habits), "copier") == {"copier"}
+    assert one_step(an_auto(prior), "copier") == {"copier"}
 
 
 def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_small_tries():
-    habits = Habits()
-    first = tracked(an_auto(habits))
+    prior = AcceptancePrior()
+    first = tracked(an_auto(prior))
     drafted = [len(a_step(first, "nobody")) for _ in range(60)]
     assert drafted[0] == 10
     assert sum(count > 0 for count in drafted[26:]) == 2
     assert set(drafted[26:]) == {0, 1}
-    later = tracked(an_auto(habits))
+    later = tracked(an_auto(prior))
     drafted = [len(a_step(later, "nobody")) for _ in range(32)]
     assert drafted[0] == 1
     assert np.flatnonzero(drafted).tolist() == [0, 1, 6, 15]
 
 
 def test_auto_wakes_where_a_try_succeeds():
-    auto = tracked(an_auto(Habits(accepted=0.0)))
+    auto = tracked(an_auto(AcceptancePrior(accepted=0.0)))
     drafted = [len(a_step(auto, "nobody")) for _ in range(7)]
     assert drafted == [1, 1, *[0] * 4, 1]
     rested = [len(a_step(auto, "copier")) for _ in range(11)]
@@ -153,17 +155,17 @@ def test_auto_wakes_where_a_try_succeeds():
 
 
 def test_successors_are_wanted_only_while_tries_succeed():
-    auto = tracked(an_auto(Habits(accepted=0.5), score=0.3))
+    auto = tracked(an_auto(AcceptancePrior(accepted=0.5), score=0.3))
     wanted = []
     for source in ["nobody"] * 12 + ["learner"] * 12:
         a_step(auto, source)
         wanted.append(auto.needs_topk)
-    assert wanted[:8] == [8] * 6 + [0, 0]
+    assert wanted[:9] == [8] * 7 + [0, 0]
     assert wanted[-2:] == [8, 8]
 
 
 def test_a_resting_drafter_is_neither_asked_nor_taught():
-    inner = an_auto(Habits(accepted=0.0))
+    inner = an_auto(AcceptancePrior(accepted=0.0))
     auto = tracked(inner)
     asked = []
     monitored = inner.observe
@@ -174,8 +176,8 @@ def test_a_resting_drafter_is_neither_asked_nor_taught():
     assert (auto.stats.steps, auto.stats.drafted) == (7, 3)
 
 
-class Fixed:
-    name, needs_topk = "fixed", 0
+class Fixed(Drafter):
+    name = "fixed"
 
     def propose(self, state, budget):
         return DraftTree.of(range(8), range(-1, 7), 0.8 ** np.arange(1, 9))
@@ -185,9 +187,9 @@ def test_nothing_is_drafted_where_rows_cost_as_much_as_steps():
     """Compute-bound: every row costs a step. Memory-bound: rows are free."""
     state = RequestState("r", [1] * 8000, 8000)
     bound = Goodput(Fixed(), taught(lambda batch, rows, context: 1e-2 * batch * rows))
-    assert len(bound.propose(state, 8)) == 0
+    assert len(tracked(bound).propose(state, 8)) == 0
     free = Goodput(Fixed(), taught(lambda batch, rows, context: 1e-2))
-    assert len(free.propose(state, 8)) == 8
+    assert len(tracked(free).propose(state, 8)) == 8
 
 
 def test_large_batches_draft_less():
@@ -196,7 +198,7 @@ def test_large_batches_draft_less():
     sizes = []
     for batch in (1, 4, 16, 64):
         state = RequestState("r", [1] * 8000, 8000, batch_size=batch)
-        sizes.append(len(Goodput(Fixed(), profile).propose(state, 8)))
+        sizes.append(len(tracked(Goodput(Fixed(), profile)).propose(state, 8)))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1]
 
@@ -208,12 +210,12 @@ def test_fusion_asks_its_model_only_where_it_pays(lab):
     for _ in range(30):
         for rows in (1, 4, 16):
             resources.profile.record([rows], [200], 1e-7)
-    drafter = build("fusion:model=draft_model", resources)
+    drafter = build(FusionOptions(model="draft_model"), resources)
     state = RequestState("r", list(range(12)) * 10, 120)
     lab.speculate(drafter, target, state, 60)
     forwards = resources.draft_model.forwards
     always = lab.resources(target)
-    lab.speculate(build("fusion:always=true", always), target, RequestState("r", list(range(12)) * 10, 120), 60)
+    lab.speculate(build(FusionOptions(always=True), always), target, RequestState("r", list(range(12)) * 10, 120), 60)
     assert forwards < 0.5 * always.draft_model.forwards + 20
 
 

@@ -12,8 +12,9 @@ from drafters.errors import DrafterError
 from drafters.sampling.choice import Sampling, best_choices, choose, perturb, warp
 from drafters.sampling.noise import gumbel
 from drafters.sampling.perturbed import insert
+from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
-from drafters.verify import Verdict, verify, walk
+from drafters.verify import Verdict, verify
 
 
 def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:

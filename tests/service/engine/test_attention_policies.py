@@ -90,7 +90,7 @@ def test_pages_of_one_policy_are_not_read_under_another() -> None:
     [
         ("nonsense", "unknown attention policy"),
         ("quest:budget=1", "budget=1"),
-        ("lserve:colour=red", "unknown option"),
+        ("lserve:colour=red", "no option 'colour'"),
         ("lserve", "folio calibrate"),
     ],
 )

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.engine.options import parse_policy
 from sparse_attn.backend import _plan
 from sparse_attn.batch import AttnBatch
 from sparse_attn.kv.pool import KVPool, KVShape
 from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_batch
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, PolicyState
 
 PAGE, HEADS, KV_HEADS, DIM, LAYERS = 16, 4, 2, 16, 2

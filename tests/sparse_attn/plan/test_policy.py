@@ -1,14 +1,16 @@
-"""Policies: asked for in words, refused in words, and the indices they plan for one sequence."""
+"""Policies: what they refuse, and the indices they plan for one sequence."""
 
 import itertools
+import json
 
 import pytest
 import torch
 
+from service.engine.options import parse_policy
 from sparse_attn.errors import PatternFileError, PolicyError
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import AShape, VerticalSlash
-from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, TriangleMix, XAttention, parse_policy
+from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, XAttention, as_json, joined
 from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
 from sparse_attn.rows import SequenceRows
 
@@ -30,33 +32,7 @@ def state_of(text, prompt_len, model=MODEL):
     return PolicyState(policy, model, prompt_len)
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def test_policies_are_parsed_with_their_options():
-    assert parse_policy("dense") == Policy()
-    assert parse_policy("xattention") == XAttention()
-    assert parse_policy("xattention:p=0.95,stride=8,share=true") == XAttention(p=0.95, stride=8, share=True)
-    assert parse_policy(" lserve:budget=2048, streaming=0 ") == LServe(budget=2048, streaming=0.0)
-    assert parse_policy("trianglemix+quest:budget=1024") == Joined(first=TriangleMix(), second=Quest(budget=1024))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sparse", "unknown attention policy 'sparse'; known are dense, streaming, minference"),
-        ("", "unknown attention policy"),
-        ("quest:budgets=3", "quest: unknown option 'budgets=3'; options are gate, block, budget"),
-        ("quest:budget", "unknown option 'budget'"),
-        ("quest:budget=lots", "quest: budget='lots' is no int"),
-        ("xattention:share=maybe", "neither true nor false"),
-        ("quest:budget=1,budget=2", "budget is given twice"),
-        ("dense+dense+dense", "at most two"),
-    ],
-)
-def test_unknown_words_are_refused_with_what_is_known(text, message):
-    with pytest.raises(PolicyError, match=message):
-        parse_policy(text)
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,7 +88,8 @@ def test_shapes_come_from_a_configuration():
 
 def test_auto_takes_the_policy_measured_for_the_length(tmp_path):
     table = tmp_path / "crossovers.json"
-    table.write_text('{"cpu": [{"min_length": 100, "policy": "xattention"}, {"min_length": 0, "policy": "dense"}]}')
+    rows = [{"min_length": 100, "policy": [{"name": "xattention"}]}, {"min_length": 0, "policy": [{"name": "dense"}]}]
+    table.write_text(json.dumps({"cpu": rows}))
     auto = Auto(table=str(table))
     auto.check(MODEL)
     assert auto.resolve(99, MODEL) == Policy()
@@ -120,6 +97,26 @@ def test_auto_takes_the_policy_measured_for_the_length(tmp_path):
     assert PolicyState(auto, MODEL, 100).policy == XAttention()
     with pytest.raises(PatternFileError, match="no table of crossovers for 'tpu'"):
         Auto(table=str(table), device="tpu").check(MODEL)
+
+
+@pytest.mark.parametrize("policy", [Policy(), Quest(budget=512), Joined(first=XAttention(p=0.5), second=Quest(gate=9))])
+def test_a_table_holds_what_was_written(policy, tmp_path):
+    table = tmp_path / "crossovers.json"
+    table.write_text(json.dumps({"cpu": [{"min_length": 0, "policy": as_json(policy)}]}))
+    assert Auto(table=str(table)).resolve(1, MODEL) == policy
+
+
+@pytest.mark.parametrize("policy", [[{"name": "sparse"}], [{"name": "quest", "budgets": 3}], "quest", [{}] * 3, []])
+def test_a_table_of_what_is_no_policy_is_refused(policy, tmp_path):
+    table = tmp_path / "crossovers.json"
+    table.write_text(json.dumps({"cpu": [{"min_length": 0, "policy": policy}]}))
+    with pytest.raises(PatternFileError, match="no table of crossovers"):
+        Auto(table=str(table)).check(MODEL)
+
+
+def test_three_policies_are_not_joined():
+    with pytest.raises(PolicyError, match=r"dense\+quest\+dense: at most two"):
+        joined([Policy(), Quest(), Policy()])
 
 
 def test_auto_takes_the_table_of_the_model_where_one_ships():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from drafters.base import RequestState, TopSuccessors
-from drafters.combine.pacing import Pace
-from drafters.combine.tracked import TrackedDrafter
-from drafters.registry import names
+from drafters.base import Drafter, RequestState, TopSuccessors
+from drafters.models.pacing import Pace
+from drafters.registry import DRAFTERS
+from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 from service.engine.config import EngineConfig
@@ -24,7 +24,7 @@ from service.errors import InvalidRequest
 
 from ..conftest import FAMILIES, generate, make_engine, make_model
 
-HERE = [name for name in names() if name not in ("datastore",)]
+HERE = [name for name in DRAFTERS if name != "datastore"]
 
 
 def prompt(seed: int = 0) -> list[int]:
@@ -129,7 +129,7 @@ def test_a_draft_model_equal_to_the_target_is_accepted(tmp_path: Any, monkeypatc
     assert set(result.sources) == {"draft_model", "target"}
 
 
-class Adversary:
+class Adversary(Drafter):
     """Guesses that are right, wrong, doubled or of odd shapes, by a seeded coin."""
 
     name = "adversary"
@@ -138,9 +138,6 @@ class Adversary:
     def __init__(self, truth: list[int], seed: int) -> None:
         self._truth = truth
         self._rng = random.Random(seed)
-
-    def start(self, state: RequestState) -> None:
-        pass
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         size = self._rng.randrange(0, budget + 1)
@@ -159,9 +156,6 @@ class Adversary:
         assert top is not None
         assert top.ids.shape == (len(verdict.rows), 2)
         assert tuple(state.tokens[-len(verdict.tokens) :]) == verdict.tokens
-
-    def finish(self, state: RequestState) -> None:
-        pass
 
 
 @pytest.mark.parametrize("family", FAMILIES)

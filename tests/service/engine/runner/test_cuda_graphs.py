@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drafters.tree import DraftTree
+from service.engine.options import parse_policy
 from service.engine.request import Request, SamplingParams
 from service.engine.runner.cuda_graphs import (
     Bucket,
@@ -21,7 +22,6 @@ from service.engine.runner.cuda_graphs import (
     why_not,
 )
 from service.engine.step import Slice
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape, PolicyState
 
 from ..conftest import generate, make_engine

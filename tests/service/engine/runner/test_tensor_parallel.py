@@ -16,9 +16,9 @@ import torch
 from transformers import AutoConfig
 
 from service.engine.loading.checkpoint import check_device, check_shares
+from service.engine.options import parse_policy
 from service.engine.runner.ranks import check_devices, join, leading
 from service.errors import InvalidRequest, ModelError
-from sparse_attn.plan.policies import parse_policy
 from sparse_attn.plan.policy import ModelShape
 from sparse_attn.sharding import ShardedPolicy, shard_shape
 

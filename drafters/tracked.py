@@ -1,5 +1,4 @@
-"""What every drafter of a request is wrapped in: limits, calibration, statistics, and a fall that hurts
-nobody."""
+"""The border between the engine and a drafter: limits, calibration, statistics, and a fall that hurts nobody."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import time
 from torch import Tensor
 
 from drafters.base import Drafter, RequestState, TopSuccessors
-from drafters.combine.calibration import Calibration
+from drafters.calibration import Calibration
 from drafters.errors import DrafterError
 from drafters.stats import DraftingStats
 from drafters.tree import EMPTY, DraftTree
@@ -21,14 +20,13 @@ log = logging.getLogger(__name__)
 class TrackedDrafter:
     """A drafter for one request, as the engine uses it.
 
-    An exception in the inner drafter switches it off for this request: it is logged and counted, and the rest
-    is plain decoding, so the answer is the same. Only a lossy drafter passes it on, for without it the
-    declared distribution cannot be sampled. One that says after a step how long it will `rest` is not asked meanwhile,
-    and learns nothing of these steps.
+    What is true of every drafter is done here and nowhere else. A proposed tree is validated, cut below tokens that end
+    the output, and trimmed to the budget and to what the drafter finds worth verifying (`Drafter.worth`).
 
-    lossy          the target's logits must go through `adjust` before `choose`
-    judges         `verify` wants logits: the drafter has a rule of its own in place of the keyed walk
-    stats          of this request
+    An exception in the drafter switches it off for this request: it is logged and counted, and the rest is plain
+    decoding, so the answer is the same. Only a lossy drafter passes it on, for without it the declared distribution
+    cannot be sampled. One that says after a step how long it will `rest` is not asked meanwhile, and learns nothing of
+    these steps.
     """
 
     def __init__(self, inner: Drafter, calibration: Calibration, vocab_size: int, budget: int) -> None:
@@ -37,8 +35,7 @@ class TrackedDrafter:
         self._vocab_size = vocab_size
         self._budget = budget
         self.name = inner.name
-        self.lossy = bool(getattr(inner, "lossy", False))
-        self.judges = hasattr(inner, "accept")
+        self.lossy = inner.lossy
         self._rest = 0
         self._resting = False
         self.stats = DraftingStats()
@@ -71,8 +68,9 @@ class TrackedDrafter:
         try:
             tree = self._inner.propose(state, budget)
             tree.validate(self._vocab_size)
-            # a tree that brings its own q must stay as it was drawn
-            return (tree if tree.q is not None else tree.ended_by(state.stops)).trim(budget)
+            if not self._inner.judges:
+                tree = tree.ended_by(state.stops)
+            return tree.trim(min(budget, self._inner.worth(state, tree)))
         except Exception as error:
             self._fail("propose", state, error)
             return EMPTY
@@ -80,19 +78,24 @@ class TrackedDrafter:
             self.stats.drafting_seconds += time.perf_counter() - began
 
     def adjust(self, state: RequestState, tree: DraftTree, logits: Tensor) -> Tensor:
-        """The logits [n + 1, V] of the distribution that a lossy drafter declares, for the rows of `tree`."""
+        """As `Drafter.adjust`; the logits themselves, but for a lossy drafter."""
         if not self.lossy or self._inner is None:
             return logits
-        return self._inner.adjust(state, tree, logits)  # type: ignore[attr-defined]
+        try:
+            return self._inner.adjust(state, tree, logits)
+        except Exception as error:
+            self._fail("adjust", state, error)
+            return logits
 
     def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
-        """The verdict on `tree`: that of the keyed walk, or by the drafter's own rule (`multi_round`).
-
-        logits [n + 1, V] are the target's, unwarped; they are only read where the drafter has a rule of its
-        own.
-        """
-        accept = getattr(self._inner, "accept", None)
-        return keyed if accept is None else accept(state, tree, logits)
+        """As `Drafter.verify`; `keyed` after a failure, which is exact for any tree."""
+        if self._inner is None:
+            return keyed
+        try:
+            return self._inner.verify(state, tree, logits, keyed)
+        except Exception as error:
+            self._fail("verify", state, error)
+            return keyed
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         began = time.perf_counter()
@@ -102,7 +105,7 @@ class TrackedDrafter:
         if self._inner is not None and not self._resting:
             try:
                 self._inner.observe(state, tree, verdict, top)
-                self._rest = getattr(self._inner, "rest", 0)
+                self._rest = self._inner.rest
             except Exception as error:
                 self._fail("observe", state, error)
         self.stats.drafting_seconds += time.perf_counter() - began
@@ -126,6 +129,6 @@ class TrackedDrafter:
                 log.exception("drafter %s failed to finish after that", self.name)
         if self.lossy and stage != "finish":
             raise DrafterError(
-                f"drafter {self.name} samples a mixed distribution and failed in {stage}: {error}; "
-                "send the request again without target_mix"
+                f"drafter {self.name} samples a distribution of its own and failed in {stage}: {error}; "
+                "send the request again with a lossless drafter"
             ) from error

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafters.sources.successors import top_successors
+from drafters.sampling.successors import top_successors
 
 
 @settings(max_examples=60, deadline=None)

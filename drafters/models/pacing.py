@@ -8,7 +8,7 @@ long as what was last accepted, and rounds are passed over, ever more of them, w
 from __future__ import annotations
 
 from drafters.base import RequestState
-from drafters.combine.goodput import MachineProfile
+from drafters.machine_profile import MachineProfile
 
 _LEAST = 2  # tokens of a draft after one of which nothing was accepted
 _WEIGHT = 0.5  # of the newest round in the running mean

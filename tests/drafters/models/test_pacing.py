@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from drafters.base import RequestState
-from drafters.combine.goodput import MachineProfile
-from drafters.combine.pacing import Pace
+from drafters.machine_profile import MachineProfile
+from drafters.models.pacing import Pace
+from drafters.options import CascadeOptions, DraftModelOptions, RagOptions
 from drafters.registry import build
 from drafters.sampling.choice import Sampling
 
@@ -67,8 +68,10 @@ def test_nothing_rests_before_the_machine_is_known():
     assert all(asked(Pace(MachineProfile(), 8), 20, accepted=0, seconds=1.0))
 
 
-@pytest.mark.parametrize("name", ["rag:context=8,chunk=16", "cascade:context=8,chunk=16", "draft_model"])
-def test_an_unhelpful_drafter_costs_few_forwards_and_no_token(lab, name):
+@pytest.mark.parametrize(
+    "options", [RagOptions(context=8, chunk=16), CascadeOptions(context=8, chunk=16), DraftModelOptions()], ids=str
+)
+def test_an_unhelpful_drafter_costs_few_forwards_and_no_token(lab, options):
     """The draft model is another one altogether: most rounds leave it alone."""
     target, other = lab.Model(vocab_size=31, seed=1), lab.Model(vocab_size=31, seed=2)
     resources = lab.resources(target, other)
@@ -76,6 +79,6 @@ def test_an_unhelpful_drafter_costs_few_forwards_and_no_token(lab, name):
     resources.profile = machine(fixed=1e-7, per_row=1e-7)  # a target so fast that no draft pays
     prompt = [i % 29 for i in range(40)]
     request = RequestState("r", list(prompt), len(prompt))
-    tokens = lab.speculate(build(name, resources), target, request, 60)
+    tokens = lab.speculate(build(options, resources), target, request, 60)
     assert tokens == lab.plain(target, prompt, Sampling(), 60)
     assert other.forwards < 60

@@ -1,0 +1,75 @@
+"""``NAME[:key=value,…]``: how users write drafters and attention policies, which are named dataclasses of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from drafters.options import Options
+from drafters.registry import DRAFTERS
+from service.errors import InvalidRequest
+from sparse_attn.plan.policies import POLICIES, joined
+from sparse_attn.plan.policy import Policy
+
+Named = TypeVar("Named")
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+def parse_drafter(text: str, param: str = "drafter") -> Options:
+    """A drafter, as its options.
+
+    Raises:
+        InvalidRequest: names what is unknown, malformed or out of bounds, and what is known.
+    """
+    try:
+        return _named(text, "drafter", DRAFTERS)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}.", param=param) from error
+
+
+def parse_policy(text: str, param: str = "attention") -> Policy:
+    """An attention policy, or two joined by ``+``: prefill of the first, decode of the second. Call its ``check`` with
+    the model's shape next.
+
+    Raises:
+        InvalidRequest: names what is unknown or malformed, and what is known.
+    """
+    try:
+        return joined([_named(part, "attention policy", POLICIES) for part in text.split("+")])
+    except ValueError as error:
+        raise InvalidRequest(f"{error}.", param=param) from error
+
+
+def _named(text: str, what: str, known: Mapping[str, type[Named]]) -> Named:
+    name, _, rest = text.strip().partition(":")
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+    defaults = {field.name: field.default for field in fields(known[name])}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"{what} {name}: write options as key=value, not {item!r}")
+        if key not in defaults:
+            raise ValueError(f"{what} {name} has no option {key!r}; it has {', '.join(defaults)}")
+        if key in values:
+            raise ValueError(f"{what} {name}: {key} is given twice")
+        values[key] = _value(f"{what} {name}: {key}", value, type(defaults[key]))
+    return known[name](**values)
+
+
+def _value(option: str, text: str, kind: type) -> Any:
+    """What a string stands for where the option's default is of that kind; a drafter may be the option of another."""
+    if issubclass(kind, Options):
+        return _named(text, "drafter", DRAFTERS)
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(f"{option} must be true or false, not {text!r}")
+        return _BOOLEANS[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{option} must be {_NUMBERS.get(kind, kind.__name__)}, not {text!r}") from None
