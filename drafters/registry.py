@@ -1,7 +1,6 @@
 """Drafters by name, and how each is made of its options and of what the engine has.
 
-A new drafter is a class that implements `base.Drafter`, an options class that bears its name, and one `register`. It
-may stand in a file of its own, outside this package.
+`register` makes another one known, from whatever file (examples/own_drafter.py).
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from drafters.base import Datastore, Drafter, DraftModel, SourceDrafter
+from drafters.base import Drafter, SourceDrafter
 from drafters.combine.auto import Auto
 from drafters.combine.cascade import Cascade
 from drafters.combine.fusion import Fusion
@@ -40,6 +39,7 @@ from drafters.options import (
     SelfSpeculationOptions,
     SuffixOptions,
 )
+from drafters.protocols import Datastore, DraftModel
 from drafters.research.multi_round import MultiRound
 from drafters.research.overlap import Overlap
 from drafters.research.self_speculation import SelfSpeculation

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from drafters.base import Datastore, DraftModel, SkippableModel, TextCodec
 from drafters.calibration import Calibration
 from drafters.combine.auto import AcceptancePrior
 from drafters.machine_profile import MachineProfile
+from drafters.protocols import Datastore, DraftModel, SkippableModel, TextCodec
 from drafters.research.layer_search import LayerSearch
 from drafters.sources.recycling import SuccessorTable
 from drafters.sources.suffix import DocumentAutomata

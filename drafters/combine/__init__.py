@@ -1,1 +1,1 @@
-"""Drafters made of others: fusion, cascades, and the choice between them."""
+"""Drafters made of others: sources together, fusion, cascades, trees cut to what pays, and the default."""

@@ -7,11 +7,12 @@ several nodes.
 
 from __future__ import annotations
 
-from drafters.base import DraftModel, RequestState, SourceDrafter, TopSuccessors
+from drafters.base import RequestState, SourceDrafter, TopSuccessors
 from drafters.models.best_first import BestFirst
 from drafters.models.pacing import Pace
 from drafters.models.rag import Rag
 from drafters.options import CascadeOptions
+from drafters.protocols import DraftModel
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 

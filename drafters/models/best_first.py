@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.base import DraftSession, RequestState, SourceDrafter
+from drafters.base import RequestState, SourceDrafter
 from drafters.calibration import Calibration
 from drafters.options import GrowthOptions
+from drafters.protocols import DraftSession
 from drafters.sampling.choice import Sampling, best_choices
 from drafters.tree import DraftTree
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from drafters.base import Drafter, DraftModel, DraftSession, RequestState, TopSuccessors
+from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.pacing import Pace
+from drafters.protocols import DraftModel, DraftSession
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drafters.base import DraftModel, RequestState
+from drafters.base import RequestState
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
 from drafters.models.pacing import Pace
 from drafters.options import DraftPromptOptions
+from drafters.protocols import DraftModel
 
 # tokens of a draft prompt put together here: a sixteenth of the prompt within these bounds (the paper: 4096 tokens or
 # a 24th; on a CPU the drafter's own prefill counts)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drafters.base import Drafter, DraftModel, DraftSession, RequestState, TextCodec
+from drafters.base import Drafter, RequestState
 from drafters.calibration import Calibration
+from drafters.protocols import DraftModel, DraftSession, TextCodec
 from drafters.tree import EMPTY, DraftTree
 
 

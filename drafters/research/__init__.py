@@ -1,1 +1,1 @@
-"""Drafters that are exact and measured, and lose on the machines at hand."""
+"""Drafters that are exact and tested, and were measured to lose on the machines at hand (docs/drafting.md)."""

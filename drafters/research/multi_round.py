@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.base import DraftModel, RequestState
+from drafters.base import RequestState
 from drafters.errors import DrafterError
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
 from drafters.options import MultiRoundOptions
+from drafters.protocols import DraftModel
 from drafters.sampling.choice import perturb, warp
 from drafters.sampling.noise import uniform
 from drafters.tree import EMPTY, DraftTree

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from drafters.base import RequestState, SkippableModel, SkipSession, TopSuccessors
+from drafters.base import RequestState, TopSuccessors
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
+from drafters.protocols import SkippableModel, SkipSession
 from drafters.research.layer_search import LayerSearch
 from drafters.tree import DraftTree
 from drafters.verify import Verdict

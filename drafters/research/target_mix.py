@@ -13,10 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drafters.base import DraftModel, RequestState
+from drafters.base import RequestState
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.rag import Rag
 from drafters.options import RagOptions
+from drafters.protocols import DraftModel
 from drafters.sampling.choice import Sampling
 from drafters.tree import DraftTree
 

@@ -1,1 +1,1 @@
-"""The target's choice of a token, keyed so that the grouping into steps does not matter."""
+"""What touches logits: the target's keyed choices, the walk along them, its best successors, penalties."""

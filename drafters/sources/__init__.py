@@ -1,1 +1,1 @@
-"""Drafters that copy: from the request, the documents, the corpus, or the target's own rankings."""
+"""Drafters without a model: what is copied from texts, or remembered of the target's own choices."""

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from drafters.base import Datastore, RequestState, SourceDrafter
+from drafters.base import RequestState, SourceDrafter
 from drafters.calibration import Calibration
 from drafters.options import DatastoreOptions
+from drafters.protocols import Datastore
 from drafters.sources.automaton import match_bucket, ratio_bucket
 from drafters.sources.suffix import prior_cells
 from drafters.tree import EMPTY, DraftTree

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from drafters.base import Datastore
+from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
 from service.engine.block_manager import Place

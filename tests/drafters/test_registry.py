@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from drafters import registry
 from drafters.base import RequestState, SourceDrafter
 from drafters.errors import DrafterError
 from drafters.options import (
@@ -167,7 +168,8 @@ class Twice(SourceDrafter):
 
 
 def test_a_drafter_of_ones_own_is_registered(monkeypatch):
-    monkeypatch.setattr("drafters.registry.DRAFTERS", dict(DRAFTERS))
+    for table in ("DRAFTERS", "_MAKERS"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     register(TwiceOptions, lambda options, resources: Twice(options.times))
     drafter = build(TwiceOptions(times=3), Resources(vocab_size=9))
     state = RequestState("r", [1, 2], 2)

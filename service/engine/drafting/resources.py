@@ -51,7 +51,7 @@ def draft_resources(
 
 
 class _Codec:
-    """A tokenizer as re-encoding between vocabularies needs it (``drafters.base.TextCodec``)."""
+    """A tokenizer as re-encoding between vocabularies needs it (``drafters.protocols.TextCodec``)."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""Models that draft: sessions of their own in the engine's pages (``drafters.base.DraftModel``).
+"""Models that draft: sessions of their own in the engine's pages (``drafters.protocols.DraftModel``).
 
 A session is a sequence like any other, but its pages are lent: when a request needs a page and none is left, sessions
 are closed, the youngest first, before any request is preempted. The drafter that used it then fails at its next call,
@@ -66,7 +66,7 @@ class PagedDraftModel:
 
 
 class PagedSession:
-    """One sequence of a draft model (``drafters.base.DraftSession``).
+    """One sequence of a draft model (``drafters.protocols.DraftSession``).
 
     Invariant: ``tokens`` have their KV in ``pages`` at their own order, the nodes of ``tree`` behind them.
     """
@@ -168,7 +168,7 @@ class PagedSession:
 
 
 class SkippingModel:
-    """The target with some layers skipped, over a request's own pages (``drafters.base.SkippableModel``).
+    """The target with some layers skipped, over a request's own pages (``drafters.protocols.SkippableModel``).
 
     Nodes are written where the step's own tree will be, so they take no pages and are overwritten by the verification.
     """
@@ -197,7 +197,7 @@ class SkippingModel:
 
 
 class SkippingSession:
-    """A tree over one request, grown by the skipping target (``drafters.base.SkipSession``)."""
+    """A tree over one request, grown by the skipping target (``drafters.protocols.SkipSession``)."""
 
     def __init__(self, model: SkippingModel, request: Request) -> None:
         self._model = model

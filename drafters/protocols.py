@@ -1,0 +1,109 @@
+"""What an engine offers its drafters: models that draft, the corpus, tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class DraftSession(Protocol):
+    """One sequence of a draft model, with its own KV in the pool.
+
+    Committed tokens come first; below the last of them hangs a growing tree of speculative nodes. Nothing is
+    ever computed twice: each call states what it costs.
+    """
+
+    @property
+    def length(self) -> int:
+        """Committed tokens whose KV is written."""
+
+    def advance(self, token_ids: Sequence[int]) -> Tensor:
+        """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
+
+        Costs one forward of len(token_ids) rows (at least one token).
+        """
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Add speculative nodes and return their logits [len(tokens), V].
+
+        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
+        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
+        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
+        are not re-run.
+        """
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the KV of the nodes `path` (a chain from a child of the last committed token), drop the
+        others.
+
+        Costs a slot copy, no forward; `length` grows by len(path). An empty path is `rollback`.
+        """
+
+    def rollback(self) -> None:
+        """Drop all speculative nodes. Free."""
+
+    def close(self) -> None:
+        """Return the pages. The session is unusable afterwards; closing twice is allowed."""
+
+
+class DraftModel(Protocol):
+    """A model that drafts: another checkpoint, or the target itself over a shorter prompt."""
+
+    vocab_size: int
+
+    def open(self, token_ids: Sequence[int]) -> DraftSession:
+        """Prefill all of token_ids (may be empty), sharing cached prefixes where the pool has them."""
+
+
+class SkipSession(Protocol):
+    """The target itself, drafting over a request's own KV with some layers skipped (SWIFT).
+
+    The request's committed KV is used as it is; the root's KV is not yet written, so the root is node 0 of
+    every tree (parent -1, position len(tokens) - 1).
+    """
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int], skipped: frozenset[int]) -> Tensor:
+        """As DraftSession.extend, running only the layers not in `skipped` (a skipped layer passes its input
+        on)."""
+
+    def rollback(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SkippableModel(Protocol):
+    """The engine's hook for self-speculation."""
+
+    num_layers: int
+    vocab_size: int
+
+    def attach(self, request_id: str) -> SkipSession:
+        """A session over the running request of that id."""
+
+
+class Datastore(Protocol):
+    """Continuations of a context suffix in a corpus (REST); retrieval's token store satisfies it."""
+
+    tokenizer: str
+    """Names the tokenizer whose ids these are; `Resources.tokenizer` must be the same."""
+
+    def continuations(
+        self, context: Sequence[int], max_match: int, min_match: int, max_occurrences: int, length: int
+    ) -> tuple[int, np.ndarray]:
+        """What follows the longest suffix of `context` (min_match to max_match tokens) that the corpus holds.
+
+        Returns the suffix' length and ids [n, length], n <= max_occurrences, negative behind a document's end;
+        (0, an empty array) where no such suffix occurs.
+        """
+
+
+class TextCodec(Protocol):
+    """A tokenizer, as re-encoding between two vocabularies needs it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special tokens added."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
