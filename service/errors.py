@@ -180,14 +180,6 @@ class GenerationFailed(FolioError):
     title = "Generation failed"
 
 
-class DeviceLost(FolioError):
-    """The device of the model is in a state that only a new process can leave."""
-
-    status = 503
-    problem = "device-lost"
-    title = "Device lost"
-
-
 class Unavailable(FolioError):
     """The service is loading, draining, or a part of it is dead."""
 
@@ -207,6 +199,13 @@ class StoreUnavailable(Unavailable):
 
     problem = "store-unavailable"
     title = "Store unavailable"
+
+
+class DeviceLost(Unavailable):
+    """The accelerator is in a state that this process cannot leave: it has to end."""
+
+    problem = "device-lost"
+    title = "Device lost"
 
 
 class ReplicaLost(Unavailable):

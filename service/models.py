@@ -43,10 +43,10 @@ def check_request(settings: Settings, params: SamplingParams) -> None:
     """
     from service.engine.checks import check_options, shape_of
 
-    named = replace(
-        params, drafter=params.drafter or settings.drafter, attention=params.attention or settings.attention
-    )
-    check_options(named, lambda: shape_of(settings.model, settings.engine))
+    attention = params.attention or settings.attention
+    named = attention if attention != Settings.model_fields["attention"].default else None  # which suits every model
+    asked = replace(params, drafter=params.drafter or settings.drafter, attention=named)
+    check_options(asked, lambda: shape_of(settings.model, settings.engine))
 
 
 def check_shares_of(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from retrieval.library import Library
 from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
 from service.answering.evidence import EvidenceFinder
-from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout
+from service.answering.prompting import ChatLayout, PlainLayout
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
@@ -47,6 +48,15 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What there is once the model is loaded."""
+
+    engine: AsyncEngine
+    answerer: Answerer
+    chat: ChatLayout | PlainLayout
+
+
 class Runtime:
     """One library, one engine, and what answers with them."""
 
@@ -64,11 +74,8 @@ class Runtime:
         self._library = library
         self._owns_library = library is None
         self._given = engine
-        self._engine: AsyncEngine | None = None
+        self._parts: _Parts | None = None
         self._keys: KeyStore | None = None
-        self._answerer: Answerer | None = None
-        self._layout: PromptLayout | None = None
-        self._chat: ChatLayout | PlainLayout | None = None
         self._loading: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
         self._draining = False
@@ -95,16 +102,16 @@ class Runtime:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.stop)
+        if self.loaded is not None:
+            await asyncio.to_thread(self.loaded.stop)
         if self._library is not None and self._owns_library:
             await asyncio.to_thread(self._library.close)
 
     async def drain(self) -> None:
         """Take nothing more; wait for what is in flight as long as the settings allow."""
         self._draining = True
-        if self._engine is not None and not await self._engine.drain(self.settings.drain_timeout_s):
-            log.warning("aborting requests in flight", requests=self._engine.in_flight)
+        if self.loaded is not None and not await self.loaded.drain(self.settings.drain_timeout_s):
+            log.warning("aborting requests in flight", requests=self.loaded.in_flight)
 
     @property
     def state(self) -> State:
@@ -112,7 +119,7 @@ class Runtime:
             return State.DRAINING
         if self.failure is not None:
             return State.FAILED
-        return State.READY if self._engine is not None and self._engine.ready else State.LOADING
+        return State.READY if self.loaded is not None and self.loaded.ready else State.LOADING
 
     @property
     def library(self) -> Library:
@@ -131,33 +138,33 @@ class Runtime:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The door to the model. Raises Unavailable while there is none."""
-        if self._engine is None:
-            raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
-        return self._engine
+        """The door to the model. Raises Unavailable while there is none, as those below do."""
+        return self._whole.engine
 
     @property
     def loaded(self) -> AsyncEngine | None:
         """The engine once there is one; for figures, which may be asked for at any time."""
-        return self._engine
+        return self._parts.engine if self._parts is not None else None
 
     @property
     def answerer(self) -> Answerer:
-        self.engine  # noqa: B018 - raises while there is none
-        assert self._answerer is not None
-        return self._answerer
+        return self._whole.answerer
 
     @property
     def chat(self) -> ChatLayout | PlainLayout:
         """How the model holds a plain conversation."""
-        self.engine  # noqa: B018 - raises while there is none
-        assert self._chat is not None
-        return self._chat
+        return self._whole.chat
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, for decoding only: other threads decode with it too."""
-        return self.engine.engine.tokenizer
+        return self.engine.tokenizer
+
+    @property
+    def _whole(self) -> _Parts:
+        if self._parts is None:
+            raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
+        return self._parts
 
     @staticmethod
     def _warm_up(library: Library) -> None:
@@ -194,15 +201,13 @@ class Runtime:
             self.library.set_tokenizer(
                 CorpusTokenizer(fingerprint, lambda text: encode.encode(text, add_special_tokens=False))
             )
-        self._layout = layout_for(self.settings.model, loaded.tokenizer)
-        self._chat = chat_layout_for(loaded.tokenizer)
-        finder = EvidenceFinder(self.library, self._layout, engine.window, self.settings)
-        self._answerer = Answerer(finder, engine, self._layout)
+        layout = layout_for(self.settings.model, loaded.tokenizer)
+        finder = EvidenceFinder(self.library, layout, engine.window, self.settings)
         engine.observers = self.observers
         if serving:
             engine.on_lost = self._lose
         await asyncio.to_thread(engine.start)
-        self._engine = engine
+        self._parts = _Parts(engine, Answerer(finder, engine, layout), chat_layout_for(loaded.tokenizer))
         log.info("ready", model=self.model_name, window=engine.window)
 
     def _lose(self, error: DeviceLost) -> None:

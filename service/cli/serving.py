@@ -170,7 +170,7 @@ def _generate(
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings, first_token_timeout_s=math.inf, total_timeout_s=math.inf)
     if ids is None:
-        tokenizer = engine.engine.tokenizer
+        tokenizer = engine.tokenizer
         if tokenizer is None:
             raise InvalidRequest(
                 f"The model {settings.model!r} has no tokenizer.",

@@ -36,7 +36,7 @@ def warm(
         text = library.text(found.id, owner=LOCAL_OWNER)
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
-    tokenizer, size = engine.engine.tokenizer, settings.page_size
+    tokenizer, size = engine.tokenizer, settings.page_size
     if tokenizer is None:
         raise InvalidRequest(f"The model {settings.model!r} has no tokenizer to read a document with.", param="model")
     prefix = shared_prefix(layout_for(settings.model, tokenizer), found, text)

@@ -116,6 +116,11 @@ class AsyncEngine:
         """Most tokens of prompt and answer together."""
         return self._admission.window
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's, None where it has none; for decoding only: the engine's thread has it too."""
+        return self.engine.tokenizer
+
     def check(self, params: SamplingParams) -> None:
         """Refuse options that the engine does not have. Raises InvalidRequest."""
         self._admission.check(params)

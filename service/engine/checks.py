@@ -1,12 +1,13 @@
-"""What can be refused before a model's weights are read, or anything is retrieved for it."""
+"""What can be refused before a model's weights are read, or anything is retrieved for it.
+
+transformers takes seconds to import: where no policy is named, nobody waits for it to be told of a wrong drafter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from service.engine.config import EngineConfig
-from service.engine.kv.layout import checked_policy
-from service.engine.loading.checkpoint import EMBEDDED, read_config
 from service.engine.options import parse_drafter
 from service.engine.request import SamplingParams
 from service.engine.sampling.constraint import check_constraint
@@ -28,6 +29,8 @@ def check_options(params: SamplingParams, shape: Callable[[], ModelShape | None]
     if params.constraint is not None:
         check_constraint(params.constraint)
     if params.attention:
+        from service.engine.kv.layout import checked_policy
+
         known = shape()
         if known is not None:
             checked_policy(params.attention, known)
@@ -41,6 +44,8 @@ def shape_of(model: str, config: EngineConfig) -> ModelShape | None:
     Raises:
         ModelError: there is no such model.
     """
+    from service.engine.loading.checkpoint import EMBEDDED, read_config
+
     described = read_config(model).get_text_config()
     fingerprint = model if model == EMBEDDED else ""
     try:

@@ -48,6 +48,7 @@ from service.engine.request import (
     TokenLogprobs,
     TokenOutput,
 )
+from service.engine.runner.device import is_lost
 from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
 from service.engine.runner.model_runner import Forward
@@ -58,7 +59,7 @@ from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
-from service.errors import InvalidRequest
+from service.errors import DeviceLost, InvalidRequest
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.policy import ModelShape, Policy
@@ -204,7 +205,11 @@ class Engine:
         return self.scheduler.has_work or bool(self._outputs)
 
     def step(self) -> list[TokenOutput]:
-        """Run one forward; returns what it brought to each request, and what was aborted since the last step."""
+        """Run one forward; returns what it brought to each request, and what was aborted since the last step.
+
+        Raises:
+            DeviceLost: the device will answer no later step either.
+        """
         started = time.perf_counter()
         outputs, self._outputs = self._outputs, []
         outputs += self._settle()
@@ -222,6 +227,9 @@ class Engine:
             forward_s = verified - forwarded
         except Exception as error:  # whatever the model raises fails this step's requests, not the engine
             self.scheduler.rollback(step)
+            if is_lost(error):
+                reason = str(error).splitlines()[0]
+                raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
             log.exception("step failed", requests=[p.request.id for p in step.slices])
             return outputs + [self._fail(p.request, error) for p in step.slices]
         self.drafting.count_verifying(step, verified - verifying)

@@ -240,6 +240,28 @@ def test_generate_refuses_in_words(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--drafter", "nosuch"), "unknown drafter 'nosuch'"),
+        (("--attention", "quest:budget=1"), "budget=1"),
+        (("--regex", "("), "The regex of the output cannot be used"),
+    ],
+)
+def test_generate_refuses_before_the_model_is_loaded(
+    folio: Folio, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, says: str
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("service.engine.engine.load_model", load)
+    (tmp_path / "prompt.txt").write_text("x")
+    how = ("generate", "--model", tiny_model, "--prompt-file", tmp_path / "prompt.txt")
+    code, out, err = folio("--home", tmp_path, *how, *arguments)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         (("nosuch",), "nosuch"),
         (("search",), "query"),
         (("search", "x", "--mode", "magic"), "magic"),
