@@ -32,7 +32,7 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 DocumentId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-CollectionName = Annotated[Text, Field(min_length=1, max_length=255)]
+CollectionName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_encodable)]
 Temperature = Annotated[float, Field(ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(gt=0, le=1, description="Keep the likeliest tokens that together reach this.")]
 DrafterName = Annotated[str, Field(max_length=255, description="NAME[:key=value,…]; never changes the tokens.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -90,5 +89,5 @@ def test_a_datastore_is_asked_for_in_every_way_of_asking(service: Any) -> None:
         "messages": [{"role": "user", "content": "How many?"}],
         "folio": {"knn": {"k": 8}},
     }
-    answer = service.client.post("/v1/chat/completions", content=json.dumps(chat))
+    answer = service.client.post("/v1/chat/completions", json=chat)
     assert (answer.status_code, "folio index build --knn" in answer.text) == (404, True)
