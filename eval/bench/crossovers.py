@@ -60,8 +60,6 @@ def command(
     import torch
 
     from service.engine.loading.checkpoint import load_model
-    from service.engine.options import parse_policy
-    from sparse_attn.plan.policies import as_json
 
     if threads:
         torch.set_num_threads(threads)
@@ -79,10 +77,7 @@ def command(
         repeats=repeats,
     )
     if table is not None:
-        known = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
-        rows = figures["table"]
-        known[figures["device"]] = [{**row, "policy": as_json(parse_policy(row["policy"]))} for row in rows]
-        write_atomically(table, json.dumps(known, indent=2) + "\n")
+        write_table(table, figures["device"], figures["table"])
     report_result("crossovers", figures, as_json=as_json, output=output)
 
 
@@ -142,6 +137,16 @@ def make_table(
         parts = [chosen[p][1] if p in chosen and chosen[p][0] <= start else "dense" for p in ("prefill", "decode")]
         table.append({"min_length": start, "policy": "+".join(parts)})
     return table
+
+
+def write_table(path: Path, device: str, table: Sequence[dict[str, Any]]) -> None:
+    """Put the rows of `make_table` into a file that `auto` reads; those of other devices stay."""
+    from service.engine.options import parse_policy
+    from sparse_attn.plan.policies import as_data
+
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known[device] = [{**row, "policy": as_data(parse_policy(row["policy"]))} for row in table]
+    write_atomically(path, json.dumps(known, indent=2) + "\n")
 
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from service.errors import InvalidRequest
 from sparse_attn.plan.policies import POLICIES, joined
 from sparse_attn.plan.policy import Policy
 
-Named = TypeVar("Named")
+Named = TypeVar("Named", bound=Options | Policy)
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _NUMBERS = {int: "a whole number", float: "a number"}
@@ -47,7 +47,7 @@ def _named(text: str, what: str, known: Mapping[str, type[Named]]) -> Named:
     name, _, rest = text.strip().partition(":")
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}")
-    defaults = {field.name: field.default for field in fields(known[name])}  # type: ignore[arg-type]
+    defaults = {field.name: field.default for field in fields(known[name])}
     values: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -61,7 +61,7 @@ def _named(text: str, what: str, known: Mapping[str, type[Named]]) -> Named:
     return known[name](**values)
 
 
-def _value(option: str, text: str, kind: type) -> Any:
+def _value(option: str, text: str, kind: type[Any]) -> Any:
     """What a string stands for where the option's default is of that kind; a drafter may be the option of another."""
     if issubclass(kind, Options):
         return _named(text, "drafter", DRAFTERS)

@@ -346,7 +346,7 @@ def joined(policies: Sequence[Policy]) -> Policy:
     return Joined(first=policies[0], second=policies[1]) if len(policies) == 2 else policies[0]
 
 
-def as_json(policy: Policy) -> list[dict[str, Any]]:
+def as_data(policy: Policy) -> list[dict[str, Any]]:
     """A policy as a table of crossovers holds it: ``[{"name": …, option: value, …}]``, two where two are joined."""
     parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
     return [

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.bench.crossovers import make_table, run
+from eval.bench.crossovers import make_table, run, write_table
 from eval.errors import EvalError
 from service.engine.options import parse_policy
+from sparse_attn.plan.policies import Auto
+from sparse_attn.plan.policy import ModelShape
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,15 @@ def test_the_table_takes_the_fastest_that_is_near_enough_from_where_it_stays_fas
         {"min_length": 8000, "policy": "xattention:gate=4000+quest:budget=512,gate=8000"},
     ]
     assert make_table(rows[:2], max_error=0.05) == [{"min_length": 0, "policy": "dense"}]
+
+
+def test_auto_reads_the_table_that_was_written(tmp_path):
+    shape, path = ModelShape(2, 4, 2, 16, page_size=16), tmp_path / "crossovers.json"
+    write_table(path, "cuda", [{"min_length": 0, "policy": "dense"}])
+    write_table(path, "cpu", [{"min_length": 0, "policy": "dense"}, {"min_length": 90, "policy": "xattention+quest"}])
+    assert Auto(table=str(path), device="cuda").resolve(100, shape) == parse_policy("dense")
+    assert Auto(table=str(path)).resolve(89, shape) == parse_policy("dense")
+    assert Auto(table=str(path)).resolve(90, shape) == parse_policy("xattention+quest")
 
 
 def lost(right, quoted):

@@ -10,7 +10,7 @@ from service.engine.options import parse_policy
 from sparse_attn.errors import PatternFileError, PolicyError
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import AShape, VerticalSlash
-from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, XAttention, as_json, joined
+from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, XAttention, as_data, joined
 from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
 from sparse_attn.rows import SequenceRows
 
@@ -102,7 +102,7 @@ def test_auto_takes_the_policy_measured_for_the_length(tmp_path):
 @pytest.mark.parametrize("policy", [Policy(), Quest(budget=512), Joined(first=XAttention(p=0.5), second=Quest(gate=9))])
 def test_a_table_holds_what_was_written(policy, tmp_path):
     table = tmp_path / "crossovers.json"
-    table.write_text(json.dumps({"cpu": [{"min_length": 0, "policy": as_json(policy)}]}))
+    table.write_text(json.dumps({"cpu": [{"min_length": 0, "policy": as_data(policy)}]}))
     assert Auto(table=str(table)).resolve(1, MODEL) == policy
 
 
