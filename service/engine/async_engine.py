@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -201,7 +202,7 @@ class AsyncEngine:
                     yield output
             finally:
                 if not finished:
-                    self._commands.put(lambda: self._abort(request_id))
+                    self._commands.put(partial(self._abort, request_id))
 
     def generate(
         self,
@@ -253,7 +254,7 @@ class AsyncEngine:
                 self.in_flight -= len(takers)
             for request_id, taker in zip(ids, takers, strict=False):
                 if not taker.finished:
-                    self._commands.put(lambda request_id=request_id: self._abort(request_id))
+                    self._commands.put(partial(self._abort, request_id))
         return [taker.generation() for taker in takers]
 
     def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:

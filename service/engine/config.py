@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    Bytes = int
+else:
+    Bytes = ByteSize  # an int that may be written 2GiB
 
 
 class EngineConfig(BaseModel):
@@ -19,48 +24,48 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
-        "auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
+        default="auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
+    device: str = Field(default="auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
     tensor_parallel: int = Field(
-        1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
+        default=1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
     )
     attention_backend: Literal["auto", "own", "flash-attn", "sdpa", "flex"] = Field(
-        "auto", description="Kernels for long dense runs of rows (--backend); own: Folio's alone."
+        default="auto", description="Kernels for long dense runs of rows (--backend); own: Folio's alone."
     )
     cuda_graphs: bool = Field(
-        True, description="On a GPU, replay decode steps from graphs that are captured at the start."
+        default=True, description="On a GPU, replay decode steps from graphs that are captured at the start."
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
     max_model_len: int | None = Field(
-        None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
+        default=None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
     )
-    page_size: int = Field(64, ge=1, le=1024, description="Tokens of a page of KV.")
-    kv_memory: ByteSize = Field(ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
+    page_size: int = Field(default=64, ge=1, le=1024, description="Tokens of a page of KV.")
+    kv_memory: Bytes = Field(default=2 << 30, ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
     kv_dtype: Literal["auto", "int8"] = Field(
-        "auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
+        default="auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
     )
     kv_groups: str = Field(
-        "auto",
+        default="auto",
         description="Policy whose streaming heads get pages that they free; auto: that of ATTENTION; or none.",
     )
-    prefix_cache: bool = Field(True, description="Keep the KV of finished requests for prompts that begin alike.")
-    host_memory: ByteSize = Field(
-        ByteSize(0), description="Host memory for KV that the prefix cache evicts; 0 for none."
+    prefix_cache: bool = Field(
+        default=True, description="Keep the KV of finished requests for prompts that begin alike."
     )
+    host_memory: Bytes = Field(default=0, description="Host memory for KV that the prefix cache evicts; 0 for none.")
     warm_folder: Path | None = Field(
-        None, description="Folder of the KV of warmed documents; default: kv in the data folder."
+        default=None, description="Folder of the KV of warmed documents; default: kv in the data folder."
     )
-    max_running: int = Field(16, ge=1, le=1024, description="Sequences decoded at once.")
+    max_running: int = Field(default=16, ge=1, le=1024, description="Sequences decoded at once.")
     step_tokens: int = Field(
-        2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
+        default=2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
     )
-    drafter: str = Field("auto", description="Drafter of requests that name none, NAME[:key=value,…].")
-    draft_model: str | None = Field(None, description="Checkpoint for drafters that want a model of their own.")
-    attention: str = Field("auto", description="Sparse attention policy of requests that name none.")
-    queue_limit: int = Field(64, ge=1, description="Requests that may wait for the engine; more get 429.")
-    first_token_timeout_s: float = Field(300, gt=0, description="Longest wait for the first token.")
-    total_timeout_s: float = Field(1800, gt=0, description="Longest time for a whole answer.")
+    drafter: str = Field(default="auto", description="Drafter of requests that name none, NAME[:key=value,…].")
+    draft_model: str | None = Field(default=None, description="Checkpoint for drafters that want a model of their own.")
+    attention: str = Field(default="auto", description="Sparse attention policy of requests that name none.")
+    queue_limit: int = Field(default=64, ge=1, description="Requests that may wait for the engine; more get 429.")
+    first_token_timeout_s: float = Field(default=300, gt=0, description="Longest wait for the first token.")
+    total_timeout_s: float = Field(default=1800, gt=0, description="Longest time for a whole answer.")
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:

@@ -132,17 +132,17 @@ class Engine:
                 does not suit the model. Its weights have not been read.
         """
         given = config.model_dump() if config is not None else {}
-        config = EngineConfig.of(**{**given, **options}).resolved()
-        defaults = SamplingParams(drafter=config.drafter, attention=config.attention)
-        check_options(defaults, lambda: shape_of(model, config))
-        select_kernels(torch.device(config.device), DTYPES[config.dtype], config.attention_backend)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        ranks = leading(config.tensor_parallel)
+        chosen = EngineConfig.of(**{**given, **options}).resolved()
+        defaults = SamplingParams(drafter=chosen.drafter, attention=chosen.attention)
+        check_options(defaults, lambda: shape_of(model, chosen))
+        select_kernels(torch.device(chosen.device), DTYPES[chosen.dtype], chosen.attention_backend)
+        if chosen.threads:
+            torch.set_num_threads(chosen.threads)
+        ranks = leading(chosen.tensor_parallel)
         if ranks is not None:
-            config = config.model_copy(update={"device": ranks.device})
-            ranks.tell(Load(model, config))
-        return cls(load_model(model, config.dtype, config.device, config.max_model_len, ranks), config)
+            chosen = chosen.model_copy(update={"device": ranks.device})
+            ranks.tell(Load(model, chosen))
+        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks), chosen)
 
     def add_request(
         self,
