@@ -19,6 +19,10 @@ def option(
     return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
 
 
+DRAFTERS: dict[str, type[Options]] = {}
+"""The options of every drafter by its name: all that can be asked for. Nothing of it needs torch."""
+
+
 @dataclass(frozen=True)
 class Options:
     """A drafter as it is asked for: the base of all options, and what every drafter understands.
@@ -34,6 +38,10 @@ class Options:
 
     name: ClassVar[str]
     keyed: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            DRAFTERS.setdefault(cls.name, cls)
 
     def __post_init__(self) -> None:
         for entry in fields(self):

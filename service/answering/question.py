@@ -14,7 +14,7 @@ from service.errors import InvalidRequest, NotFound
 from service.fields import CollectionName, DocumentId, DrafterName, PolicyName, Strict, Temperature, Text, TopP
 
 if TYPE_CHECKING:
-    from retrieval.library import Library
+    from retrieval.store.shelf import Shelf
     from retrieval.types import Document
     from service.engine.request import SamplingParams
 
@@ -93,7 +93,7 @@ class Question(AnswerOptions):
         """The history as prompts are built of it."""
         return [turn.model_dump() for turn in self.history]
 
-    def check(self, library: Library, owner: str) -> list[Document]:
+    def check(self, library: Shelf, owner: str) -> list[Document]:
         """The documents that it names. All that can be refused without a model is refused here.
 
         Raises:

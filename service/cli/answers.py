@@ -22,7 +22,7 @@ from service.cli.context import (
     Dtype,
     JsonFlag,
     ModelName,
-    library_of,
+    documents_of,
     settings_of,
 )
 from service.cli.explaining import AnswerWriter, PlainText, SourceColours
@@ -30,7 +30,6 @@ from service.cli.output import emit_json, emit_text, note, working
 from service.fields import refusal
 
 if TYPE_CHECKING:
-    from retrieval.library import Library
     from service.answering.answer import Answer
     from service.engine.request import SamplingParams
     from service.settings import Settings
@@ -112,11 +111,13 @@ def ask(
         sampling = Sampling(**_given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
     except ValidationError as error:
         raise refusal(error, _flag) from error
+    from service.models import check_request
+
+    check_request(settings)  # all refusals come before the long wait for a model
+    with documents_of(settings) as shelf:
+        asked.check(shelf, LOCAL_OWNER)
     writer = None if as_json else SourceColours() if explain else PlainText()
-    with library_of(settings) as library:
-        asked.check(library, LOCAL_OWNER)
-        params = sampling.params(settings.answer_tokens)
-        answer = asyncio.run(_answer(settings, library, asked, params, writer))
+    answer = asyncio.run(_answer(settings, asked, sampling.params(settings.answer_tokens), writer))
     if isinstance(writer, SourceColours):
         writer.legend()
     if as_json:
@@ -141,15 +142,13 @@ def _flag(place: Sequence[int | str]) -> str:
 
 
 async def _answer(
-    settings: Settings, library: Library, question: Question, params: SamplingParams, writer: AnswerWriter | None
+    settings: Settings, question: Question, params: SamplingParams, writer: AnswerWriter | None
 ) -> Answer:
-    """Run one question through the same parts that the service runs; it is refused before a model is loaded."""
+    """Run one question through the same parts that the service runs."""
     from service.answering.answer import collect
-    from service.models import check_request
     from service.runtime import Runtime
 
-    check_request(settings, params)
-    runtime = Runtime(settings, library)
+    runtime = Runtime(settings)
     await runtime.start()
     try:
         with working(f"Loading {settings.model} …"):
