@@ -19,10 +19,6 @@ def option(
     return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
 
 
-DRAFTERS: dict[str, type[Options]] = {}
-"""The options of every drafter by its name: all that can be asked for. Nothing of it needs torch."""
-
-
 @dataclass(frozen=True)
 class Options:
     """A drafter as it is asked for: the base of all options, and what every drafter understands.
@@ -38,10 +34,6 @@ class Options:
 
     name: ClassVar[str]
     keyed: ClassVar[bool] = True
-
-    def __init_subclass__(cls) -> None:
-        if "name" in vars(cls):
-            DRAFTERS.setdefault(cls.name, cls)
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -252,3 +244,26 @@ class OverlapOptions(Options):
     @property
     def draws_on(self) -> frozenset[str]:
         return self.inner.draws_on
+
+
+DRAFTERS: dict[str, type[Options]] = {
+    options.name: options
+    for options in (
+        NoDrafterOptions,
+        AutoOptions,
+        PromptLookupOptions,
+        SuffixOptions,
+        RecyclingOptions,
+        DatastoreOptions,
+        DraftModelOptions,
+        AdaptiveOptions,
+        MultiRoundOptions,
+        RagOptions,
+        CascadeOptions,
+        FusionOptions,
+        SelfSpeculationOptions,
+        GoodputOptions,
+        OverlapOptions,
+    )
+}
+"""All that can be asked for, by name; here, so that a wrong name is told without torch. `registry` makes them."""
