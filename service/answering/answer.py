@@ -121,7 +121,12 @@ class Answerer:
         named = await self._checked(question, params, owner)
         iterative = self._iterative(question, params, owner) if question.mode == "iterative" else None
         knn = await self._knn(question, owner)
-        evidence = await (iterative.begin() if iterative else self._found(question, params, owner, named))
+        draws_on = parse_drafter(params.drafter or self.finder.settings.drafter).draws_on
+        if iterative:
+            evidence = await iterative.begin()
+        else:
+            for_draft = "draft_prompt" in draws_on
+            evidence = await self.finder.find(question, owner, named, params.max_tokens, for_draft)
         if evidence.prompt is not None:
             self.engine.check_prompt(evidence.prompt.ids, params, "question")
         yield _search_results(evidence)
@@ -131,7 +136,11 @@ class Answerer:
             return
         writing = Writing(self.layout, began)
         try:
-            outputs = iterative.outputs() if iterative else await self._outputs(params, owner, evidence, knn)
+            outputs = (
+                iterative.outputs()
+                if iterative
+                else await self._outputs(params, owner, evidence, knn, "datastore" in draws_on)
+            )
             async with aclosing(outputs):
                 async for output in outputs:
                     message = writing.add(output)
@@ -162,12 +171,6 @@ class Answerer:
         experience = self._experiences.of(experience_kind(question, owner))
         return IterativeAnswer(question, owner, params, self.finder.library, self.layout, self.engine, experience)
 
-    async def _found(
-        self, question: Question, params: SamplingParams, owner: str, named: Sequence[Document]
-    ) -> Evidence:
-        for_draft = "draft_prompt" in self._draws_on(params)
-        return await self.finder.find(question, owner, named, params.max_tokens, for_draft)
-
     async def _knn(self, question: Question, owner: str) -> KnnRequest | None:
         """The datastore that the question asks for, ready. Raises NotFound and the like where it cannot be used."""
         if question.knn is None:
@@ -176,21 +179,18 @@ class Answerer:
         return await self.datastores.prepare(self.engine.engine.loaded, owner, question.collection, options)
 
     async def _outputs(
-        self, params: SamplingParams, owner: str, evidence: Evidence, knn: KnnRequest | None
+        self, params: SamplingParams, owner: str, evidence: Evidence, knn: KnnRequest | None, with_store: bool
     ) -> AsyncGenerator[TokenOutput, None]:
-        """The engine's outputs for the prompt over the evidence, still to be begun."""
+        """The engine's outputs for the prompt over the evidence, still to be begun.
+
+        with_store: open the token store, for a drafter that draws on it.
+        """
         assert evidence.prompt is not None
         if knn is not None:
             return self.engine.stream(evidence.prompt.ids, params, mixture=knn)
-        store = None
-        if "datastore" in self._draws_on(params):
-            store = await asyncio.to_thread(self.finder.library.token_store, owner)
+        store = await asyncio.to_thread(self.finder.library.token_store, owner) if with_store else None
         sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
         return self.engine.stream(evidence.prompt.ids, params, sources)
-
-    def _draws_on(self, params: SamplingParams) -> frozenset[str]:
-        """What the drafter reads besides the prompt (`drafters.options`)."""
-        return parse_drafter(params.drafter or self.finder.settings.drafter).draws_on
 
     def _nothing(self, evidence: Evidence) -> list[Event]:
         """The events of an answer from nothing."""

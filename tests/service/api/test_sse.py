@@ -40,7 +40,8 @@ class Client:
         self._left = asyncio.Event()
 
     async def receive(self) -> dict[str, Any]:
-        await self._left.wait()
+        if self.stays_for:
+            await self._left.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
@@ -52,14 +53,22 @@ class Client:
         if len(self.sent) >= self.stays_for:
             self._left.set()
 
-    def read(self, *streams: AsyncGenerator[str, None], ping_s: float = 5.0) -> list[bytes]:
-        response = EventStream(streams, Words(), ping_s)
-        asyncio.run(response({"type": "http"}, self.receive, self.send))
+    def read(self, *sources: Source, ping_s: float = 5.0) -> list[bytes]:
+        """What is sent; once the response has ended, before the loop has, every source must be closed."""
+
+        async def go() -> None:
+            try:
+                streams = [source.stream() for source in sources]
+                await EventStream(streams, Words(), ping_s)({"type": "http"}, self.receive, self.send)
+            finally:
+                assert all(source.closed for source in sources)
+
+        asyncio.run(go())
         return self.sent
 
 
 class Source:
-    """A stream of these words, `pause_s` apart, that then raises `error`; it knows whether it was closed."""
+    """A stream of these words, `pause_s` apart, that then raises `error`; it knows whether it is closed."""
 
     def __init__(self, *words: str, pause_s: float = 0.0, error: Exception | None = None) -> None:
         self.words, self.pause_s, self.error = words, pause_s, error
@@ -82,7 +91,7 @@ def test_an_event_is_one_line_of_json() -> None:
 
 def test_items_of_several_streams_are_sent_between_beginning_and_end() -> None:
     client = Client()
-    sent = client.read(Source("a", "", "b").stream(), Source("c").stream())
+    sent = client.read(Source("a", "", "b"), Source("c"))
     assert client.status == 200
     assert client.complete
     assert (sent[0][:1], sent[-1]) == (b"<", b">")
@@ -91,11 +100,9 @@ def test_items_of_several_streams_are_sent_between_beginning_and_end() -> None:
 
 def test_what_is_refused_before_the_first_item_has_no_response_yet() -> None:
     client = Client()
-    other = Source("a", pause_s=0.5)
     with pytest.raises(Busy):
-        client.read(other.stream(), Source(error=Busy("full")).stream())
+        client.read(Source("a", pause_s=0.5), Source(error=Busy("full")))
     assert client.status is None
-    assert other.closed
 
 
 @pytest.mark.parametrize(
@@ -104,39 +111,28 @@ def test_what_is_refused_before_the_first_item_has_no_response_yet() -> None:
 )
 def test_a_stream_that_breaks_off_says_so_and_ends_the_others(error: Exception, said: bytes) -> None:
     client = Client()
-    endless = Source(*"abc" * 1000, pause_s=0.01)
-    sent = client.read(Source("x", "y", pause_s=0.05, error=error).stream(), endless.stream())
+    sent = client.read(Source("x", "y", pause_s=0.05, error=error), Source(*"abc" * 1000, pause_s=0.01))
     assert sent[-1] == said
     assert client.complete
-    assert endless.closed
 
 
 def test_silence_is_pinged_and_the_source_goes_on() -> None:
-    source = Source("a", "b", pause_s=0.25)
-    sent = Client().read(source.stream(), ping_s=0.1)
+    sent = Client().read(Source("a", "b", pause_s=0.25), ping_s=0.1)
     assert [data for data in sent if not data.startswith(b":")] == [b"<0a", b"0b", b">"]
     assert sent.count(b": ping\n\n") == 2
 
 
 def test_a_client_that_leaves_closes_every_stream() -> None:
-    sources = Source(*"abc" * 1000, pause_s=0.01), Source(*"abc" * 1000, pause_s=0.01)
     client = Client(stays_for=3)
-    client.read(*(source.stream() for source in sources))
+    client.read(Source(*"abc" * 1000, pause_s=0.01), Source(*"abc" * 1000, pause_s=0.01))
     assert not client.complete
-    assert all(source.closed for source in sources)
 
 
 def test_a_client_that_leaves_before_the_first_item() -> None:
-    source = Source("a", pause_s=60)
-    client = Client()
-
-    async def read() -> None:
-        asyncio.get_running_loop().call_later(0.05, client._left.set)
-        await EventStream([source.stream()], Words(), 5.0)({"type": "http"}, client.receive, client.send)
-
+    client = Client(stays_for=0)
     with pytest.raises(ClientLeft):
-        asyncio.run(read())
-    assert source.closed
+        client.read(Source("a", pause_s=60))
+    assert client.status is None
 
 
 @pytest.mark.parametrize("words", [1, 200])
@@ -144,5 +140,5 @@ def test_no_task_is_made_for_an_item(words: int, monkeypatch: pytest.MonkeyPatch
     made = []
     ensure: Callable[..., Any] = asyncio.ensure_future
     monkeypatch.setattr(asyncio, "ensure_future", lambda *one, **how: made.append(one) or ensure(*one, **how))
-    Client().read(Source(*"w" * words).stream())
+    Client().read(Source(*"w" * words))
     assert len(made) <= 4
