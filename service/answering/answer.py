@@ -20,19 +20,16 @@ import structlog
 
 from drafters.stats import TARGET
 from retrieval.iterative.strides import Experiences
-from retrieval.knn.decoding import KnnOptions
 from retrieval.store.shelf import DEFAULT_OWNER
-from retrieval.types import Document
 from service.answering.citations import Citation, unsupported
 from service.answering.datastores import Datastores
 from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
-from service.answering.knn import KnnRequest
+from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting import PromptLayout
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine
-from service.engine.options import parse_drafter
-from service.engine.request import DraftSources, SamplingParams, TokenOutput
+from service.engine.request import SamplingParams, TokenOutput
 from service.errors import FolioError, InvalidRequest
 
 log = structlog.get_logger(__name__)
@@ -67,7 +64,7 @@ class Answer:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
-class Writing:
+class AnswerText:
     """The text of an answer as it comes: what of it may be shown, and how its generation went."""
 
     def __init__(self, layout: PromptLayout, began: float) -> None:
@@ -118,15 +115,8 @@ class Answerer:
         document or drafter; too long; queue full). Later failures are an `error` event, then `done`.
         """
         began = time.monotonic()
-        named = await self._checked(question, params, owner)
-        iterative = self._iterative(question, params, owner) if question.mode == "iterative" else None
-        knn = await self._knn(question, owner)
-        draws_on = parse_drafter(params.drafter or self.finder.settings.drafter).draws_on
-        if iterative:
-            evidence = await iterative.begin()
-        else:
-            for_draft = "draft_prompt" in draws_on
-            evidence = await self.finder.find(question, owner, named, params.max_tokens, for_draft)
+        writer = await self._writer(question, params, owner)
+        evidence = await writer.begin()
         if evidence.prompt is not None:
             self.engine.check_prompt(evidence.prompt.ids, params, "question")
         yield _search_results(evidence)
@@ -134,29 +124,24 @@ class Answerer:
             for event in self._nothing(evidence):
                 yield event
             return
-        writing = Writing(self.layout, began)
+        written = AnswerText(self.layout, began)
         try:
-            outputs = (
-                iterative.outputs()
-                if iterative
-                else await self._outputs(params, owner, evidence, knn, "datastore" in draws_on)
-            )
-            async with aclosing(outputs):
+            async with aclosing(writer.outputs()) as outputs:
                 async for output in outputs:
-                    message = writing.add(output)
+                    message = written.add(output)
                     if message is not None:
                         yield message
-            if iterative:  # by now more passages were read
-                evidence = await iterative.evidence()
-                yield _search_results(evidence)
-            for event in await self._conclusion(evidence, writing, owner):
+            read = await writer.evidence()
+            if read is not evidence:
+                yield _search_results(read)
+            for event in await self._conclusion(read, written, owner):
                 yield event
         except FolioError as error:
             yield Event("error", error.as_problem())
             yield Event("done", {"finish_reason": "error"})
 
-    async def _checked(self, question: Question, params: SamplingParams, owner: str) -> list[Document]:
-        """The documents that the question names. Raises FolioError for one that cannot be answered, before any work."""
+    async def _writer(self, question: Question, params: SamplingParams, owner: str) -> OneShotAnswer | IterativeAnswer:
+        """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
         self.engine.admit()
         self.engine.check(params)
         if params.adjusted and (question.mode == "iterative" or question.knn is not None):
@@ -165,32 +150,12 @@ class Answerer:
                 hint="Use mode long or retrieval, without a kNN datastore.",
                 param="mode",
             )
-        return await asyncio.to_thread(question.check, self.finder.library, owner)
-
-    def _iterative(self, question: Question, params: SamplingParams, owner: str) -> IterativeAnswer:
+        library = self.finder.library
+        named = await asyncio.to_thread(question.check, library, owner)
+        if question.mode != "iterative":
+            return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
         experience = self._experiences.of(experience_kind(question, owner))
-        return IterativeAnswer(question, owner, params, self.finder.library, self.layout, self.engine, experience)
-
-    async def _knn(self, question: Question, owner: str) -> KnnRequest | None:
-        """The datastore that the question asks for, ready. Raises NotFound and the like where it cannot be used."""
-        if question.knn is None:
-            return None
-        options = KnnOptions(**question.knn.model_dump())
-        return await self.datastores.prepare(self.engine.engine.loaded, owner, question.collection, options)
-
-    async def _outputs(
-        self, params: SamplingParams, owner: str, evidence: Evidence, knn: KnnRequest | None, with_store: bool
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """The engine's outputs for the prompt over the evidence, still to be begun.
-
-        with_store: open the token store, for a drafter that draws on it.
-        """
-        assert evidence.prompt is not None
-        if knn is not None:
-            return self.engine.stream(evidence.prompt.ids, params, mixture=knn)
-        store = await asyncio.to_thread(self.finder.library.token_store, owner) if with_store else None
-        sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
-        return self.engine.stream(evidence.prompt.ids, params, sources)
+        return IterativeAnswer(question, owner, params, library, self.layout, self.engine, experience)
 
     def _nothing(self, evidence: Evidence) -> list[Event]:
         """The events of an answer from nothing."""
@@ -200,11 +165,11 @@ class Answerer:
             _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND),
         ]
 
-    async def _conclusion(self, evidence: Evidence, writing: Writing, owner: str) -> list[Event]:
+    async def _conclusion(self, evidence: Evidence, written: AnswerText, owner: str) -> list[Event]:
         """Citations, statistics, and the end."""
         assert evidence.prompt is not None
         # Whole documents are gone through here: not in the event loop, which serves others meanwhile.
-        answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, writing.ids, writing.text)
+        answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, written.ids, written.text)
         if evidence.mode == "iterative":  # a number that the model gives is that of a passage in a prompt long gone
             spans = [span for span in spans if span.quoted]
         citations = await self.finder.checked(spans, owner)
@@ -212,8 +177,8 @@ class Answerer:
         bare = await asyncio.to_thread(unsupported, answer, supported, evidence.prompt.passages)
         return [
             *(Event("citation", citation_data(citation, evidence.names)) for citation in citations),
-            Event("stats", answer_stats(writing.stats, evidence.retrieval_ms, writing.ttft_s, self.layout.name)),
-            _done(evidence, answer, writing.finish, None if supported else NO_SUPPORT, bare),
+            Event("stats", answer_stats(written.stats, evidence.retrieval_ms, written.ttft_s, self.layout.name)),
+            _done(evidence, answer, written.finish, None if supported else NO_SUPPORT, bare),
         ]
 
 
