@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from drafters.tree import DraftTree
+from service.engine.block_manager import PageDigests
 from service.engine.engine import Engine
 from service.engine.request import Request, SamplingParams
 from service.engine.step import Slice
@@ -37,7 +38,7 @@ def tree_forwards(engine: Engine, context: int, turns: int = TURNS) -> dict[str,
     prompt = random.Random(context).choices(range(3, engine.loaded.vocab_size), k=context)
     engine.generate([prompt], SamplingParams(max_tokens=1, ignore_eos=True, drafter="none"))
     request = Request("bench", prompt, SamplingParams())
-    hit = engine.blocks.match([*prompt, 0], engine.salt)
+    hit = engine.blocks.match([*prompt, 0], PageDigests(engine.salt, engine.config.page_size))
     length = len(hit.pages) * engine.config.page_size
     request.pages = [*hit.pages, *engine.blocks.allocate(engine.blocks.pages_for(max(NODES) + 1))]
     parts = {nodes: Slice(request, length, [prompt[-1]], True, tree=_binary_tree(prompt, nodes)) for nodes in NODES}

@@ -15,6 +15,11 @@ else:
     Bytes = ByteSize  # an int that may be written 2GiB
 
 
+def prefill_share(step_tokens: int) -> int:
+    """Rows of a step that decoding requests and their drafts leave to prompts while there are any to read."""
+    return max(1, step_tokens // 4)
+
+
 class EngineConfig(BaseModel):
     """How an engine is built and what it takes.
 
@@ -75,6 +80,16 @@ class EngineConfig(BaseModel):
         except ValidationError as error:
             name, reason = first_problem(error)
             raise InvalidRequest(f"Option {name!r} is not valid: {reason}.", param=name) from error
+
+    @model_validator(mode="after")
+    def _decoding_leaves_room_for_prompts(self) -> EngineConfig:
+        most = self.step_tokens - prefill_share(self.step_tokens)
+        if self.max_running > most:
+            raise ValueError(
+                f"max_running of {self.max_running} leaves prompts too few of the {self.step_tokens} rows of a step; "
+                f"set FOLIO_MAX_RUNNING to {most} or less, or raise FOLIO_STEP_TOKENS"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_process_has_a_host(self) -> EngineConfig:

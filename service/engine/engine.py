@@ -2,21 +2,24 @@
 
 A step is
 
-    step     = scheduler.schedule()          which tokens run; pages reserved
-    drafting.propose(step)                   guesses below the pending tokens; may be empty
-    forward  = runner.run(step.slices)       one forward of the unmodified model
-    verdicts = verify(tree, choices)         pure
-    scheduler.commit(step, verdicts)         lengths move, pages return
+    step    = scheduler.schedule()           which tokens run; pages reserved
+    drafting.propose(slice)                  guesses below the pending tokens; may be empty
+    forward = runner.run(step.slices)        one forward of the unmodified model
+    verdict = verify(tree, choices)          pure
+    emitted = stop_checker.take(tokens)      where the output ends, and its text
+    scheduler.commit(step, emitted)          lengths move, pages return
 
-and an exception anywhere before commit is a rollback: no length has moved. The requests of that step then fail with an
-error each; the engine and the other requests go on.
+A failure belongs to one request: what its drafter, its logits, its constraint or its text raises ends it with an error,
+and the others of the step get the tokens that they would have got. Where the forward itself fails, all that it was run
+for fail. No length has moved before commit.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,21 +31,21 @@ from torch import Tensor
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
-from service.engine.block_manager import BlockManager
+from service.engine.block_manager import BlockManager, OutOfPages
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
 from service.engine.drafting.drafting import Drafting
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
+from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
-from service.engine.mixture import Lookups, MixtureSource
-from service.engine.reading import Reading
+from service.engine.mixture import Lookups, Mixture, MixtureSource
+from service.engine.reading import Priority, Reading
 from service.engine.request import (
     DraftSources,
-    FinishReason,
     Request,
     SamplingParams,
     TokenLogprobs,
@@ -56,7 +59,7 @@ from service.engine.runner.ranks import leading
 from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstraintCompiler
 from service.engine.sampling.logits_processor import LogitsProcessor
-from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
+from service.engine.sampling.sampler import NO_TOKEN, RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
 from service.errors import DeviceLost, InvalidRequest
@@ -67,6 +70,21 @@ from sparse_attn.plan.policy import ModelShape, Policy
 log = structlog.get_logger(__name__)
 
 _IDLE_S = 0.005  # longest wait for look-ups where nothing else is to be done: a command may come meanwhile
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to for a slice that samples.
+
+    Attributes:
+        rows: of the step's logits: its pending token's and its tree's nodes'.
+        verdict: what was verified. emitted: what of it the request keeps.
+    """
+
+    seq: Slice
+    rows: slice
+    verdict: Verdict
+    emitted: Emitted
 
 
 @dataclass
@@ -114,10 +132,9 @@ class Engine:
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
-        self._detokenizers: dict[str, Detokenizer] = {}
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
-        resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
+        resources = draft_resources(loaded, config, self.runner, self.lent, self.scheduler, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
         self.drafting = Drafting(resources, config.drafter, most_nodes)
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
@@ -166,16 +183,16 @@ class Engine:
         request_id = request_id or f"r{next(self._ids)}"
         if request_id in self._requests:
             raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
-        request = Request(request_id, prompt_ids, params, draft_sources, reading)
+        detokenizer = Detokenizer(self.tokenizer, params.stop) if self.tokenizer is not None else None
+        stop_checker = StopChecker(self._stop_ids(params), params.max_tokens, detokenizer)
+        request = Request(request_id, prompt_ids, params, draft_sources, stop_checker, reading)
         if mixture is not None:
-            request.mixture = mixture.open(params, self._stop_ids(params), self.loaded)
+            request.mixture = mixture.open(params, stop_checker.stop_ids, self.loaded)
         request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
-        self.drafting.open(request, self._stop_ids(params))
+        self.drafting.open(request, stop_checker.stop_ids)
         self.scheduler.add(request)
         self._requests[request_id] = request
-        if self.tokenizer is not None:
-            self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
         return request_id
 
     @property
@@ -210,34 +227,20 @@ class Engine:
             DeviceLost: the device will answer no later step either.
         """
         started = time.perf_counter()
-        outputs, self._outputs = self._outputs, []
-        outputs += self._settle()
+        self._settle()
+        self.drafting.resume()
         step = self.scheduler.schedule()
+        for request, error in step.failed:
+            self._fail(request, error)
         if not step:
-            self.lookups.wait(_IDLE_S)
-            return outputs
-        try:
-            self.drafting.propose(step)
-            forwarded = time.perf_counter()
-            forward = self.runner.run(step.slices)
-            verifying = time.perf_counter()
-            verdicts = self._verify(step, forward) | _guesses(step, forward)
-            verified = time.perf_counter()
-            forward_s = verified - forwarded
-        except Exception as error:  # whatever the model raises fails this step's requests, not the engine
-            self.scheduler.rollback(step)
-            if is_lost(error):
-                reason = str(error).splitlines()[0]
-                raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
-            log.exception("step failed", requests=[p.request.id for p in step.slices])
-            return outputs + [self._fail(p.request, error) for p in step.slices]
-        self.drafting.count_verifying(step, verified - verifying)
-        self.scheduler.commit(step, verdicts, self._is_stop)
-        outputs += self._collect(step, verdicts, forward)
-        self.drafting.record(step, time.perf_counter() - forwarded)
-        self.totals.steps += 1
-        self.totals.forward_s += forward_s
-        self.totals.step_s += time.perf_counter() - started
+            self._idle()
+        self._propose(step)
+        self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
+        if step:
+            self._run(step)
+            self.totals.steps += 1
+            self.totals.step_s += time.perf_counter() - started
+        outputs, self._outputs = self._outputs, []
         return outputs
 
     def abort(self, request_id: str) -> None:
@@ -249,8 +252,8 @@ class Engine:
     def keep_warm(self, name: str, request: Request) -> Path:
         """Keep the whole pages of a sequence that was read on disk; see ``AsyncEngine.warm``."""
         assert self.warmed is not None
-        digests = self.blocks.digests(request.token_ids, request.salt, request.pages)
-        return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
+        keys = self.blocks.tier_keys(request.token_ids, request.pages, request.digests)
+        return self.warmed.write(name, list(keys), list(keys.values()), {"salt": request.salt})
 
     def reset(self) -> None:
         """Abort every request and forget the outputs that nobody has taken."""
@@ -317,146 +320,186 @@ class Engine:
     def _lifetimes(self, policy: Policy, prompt_len: int) -> PageLifetimes | None:
         return PageLifetimes.of(self.runner.pool.layout, policy, self.shape, prompt_len)
 
-    def _is_stop(self, request: Request, token: int) -> bool:
-        return token in self._stop_ids(request.params)
-
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         own = frozenset(params.stop_token_ids)
         return own if params.ignore_eos else own | self.loaded.eos_ids
 
-    def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
-        """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
-        sampling = [(part, first) for part, first in zip(step.slices, forward.first_row, strict=True) if part.samples]
-        logits = self._chosen_from(sampling, forward.logits)
-        keyed = sample(logits, _keys([part for part, _ in sampling])) if sampling else []
-        verdicts = {}
-        for (part, first), walked in zip(sampling, keyed, strict=True):
-            verdict = self.drafting.verify(part, logits[_rows(part, first)], walked)
-            verdicts[part.request.id] = verdict
-            if verdict.path:
-                self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)
-        for part in step.slices:
-            if part.request.policy is not None:
-                count = len(part.token_ids)
-                path = verdicts[part.request.id].path if part.samples else ()
-                part.request.policy.commit([*range(count), *(count + node for node in path)])
-        return verdicts
+    @contextmanager
+    def _failing_alone(self, request: Request) -> Iterator[None]:
+        """What is raised in here fails this request; the others of the step go on."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("request failed", request=request.id)
+            self._fail(request, error)
 
-    def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
+    def _propose(self, step: Step) -> None:
+        """Let the drafters guess. A request whose drafter cannot do without is left out of the step."""
+        batch_size = sum(seq.samples for seq in step.slices)
+        for seq in step.slices:
+            with self._failing_alone(seq.request):
+                self.drafting.propose(seq, batch_size)
+        step.slices = [seq for seq in step.slices if seq.request.finish_reason is None and not seq.request.parked]
+
+    def _run(self, step: Step) -> None:
+        """From the forward to the outputs."""
+        forwarded = time.perf_counter()
+        try:
+            forward = self.runner.run(step.slices)
+            verifying = time.perf_counter()
+            outcomes = self._verify(step, forward)
+        except DeviceLost:
+            raise
+        except Exception as error:  # of the model, and so of all that it was run for
+            log.exception("step failed", requests=[seq.request.id for seq in step.slices])
+            self.scheduler.rollback(step)
+            for seq in step.slices:
+                if seq.request.finish_reason is None:
+                    self._fail(seq.request, error)
+            return
+        verified = time.perf_counter()
+        self.totals.forward_s += verified - forwarded
+        self.drafting.count_verifying([outcome.seq.request for outcome in outcomes], verified - verifying)
+        self.scheduler.commit(step, {outcome.seq.request.id: outcome.emitted for outcome in outcomes})
+        self._collect(step, outcomes, forward)
+        self.drafting.record(step, time.perf_counter() - forwarded)
+
+    def _verify(self, step: Step, forward: Forward) -> list[Outcome]:
+        """Choose a token after every row, walk the trees, end the outputs, and keep the KV of accepted nodes."""
+        sampling = [
+            (seq, _rows(seq, first)) for seq, first in zip(step.slices, forward.first_row, strict=True) if seq.samples
+        ]
+        logits = self._processed(sampling, forward.logits)
+        keyed = sample(logits, _keys([seq for seq, _ in sampling])) if sampling else []
+        outcomes = {}
+        for (seq, rows), walked in zip(sampling, keyed, strict=True):
+            request = seq.request
+            if request.finish_reason is None:
+                with self._failing_alone(request):
+                    verdict = self._judge(seq, logits[rows], walked)
+                    if request.mixture is not None:
+                        verdict = _guessed(request.mixture, seq, logits[rows][0], forward.hidden[request.id][-1])
+                        emitted = Emitted(list(verdict.tokens))  # provisional: what ends there is decided later
+                    else:
+                        emitted = request.stop_checker.take(verdict.tokens, request.num_output)
+                    outcomes[request.id] = Outcome(seq, rows, verdict, emitted)
+        for seq in step.slices:
+            if seq.request.finish_reason is None:
+                with self._failing_alone(seq.request):
+                    self._keep_rows(seq, outcomes[seq.request.id].verdict.path if seq.samples else ())
+        return [outcome for outcome in outcomes.values() if outcome.seq.request.finish_reason is None]
+
+    def _processed(self, sampling: Sequence[tuple[Slice, slice]], logits: Tensor) -> Tensor:
         """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
         changed = [
-            (part, first)
-            for part, first in sampling
-            if part.request.logits_processor or self.drafting.is_lossy(part.request)
+            (seq, rows) for seq, rows in sampling if seq.request.logits_processor or self.drafting.is_lossy(seq.request)
         ]
         if not changed:
             return logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-        for part, first in changed:
-            rows, request = _rows(part, first), part.request
-            own = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
-            if request.logits_processor is not None:
-                own = request.logits_processor(own, request.token_ids, part.tree or EMPTY)
-            logits[rows] = own
+        for seq, rows in changed:
+            with self._failing_alone(seq.request):
+                own = self.drafting.adjust(seq, logits[rows]).to(logits.dtype)
+                if seq.request.logits_processor is not None:
+                    own = seq.request.logits_processor(own, seq.request.token_ids, seq.tree or EMPTY)
+                logits[rows] = own
         return logits
 
-    def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
+    def _judge(self, seq: Slice, logits: Tensor, walked: Verdict) -> Verdict:
+        """The verdict on a tree: the keyed walk's, or that of a drafter with a rule of its own; logits [n + 1, V].
+
+        Raises:
+            FloatingPointError: it came to a row from which no token can be chosen.
+        """
+        verdict = self.drafting.verify(seq, logits, walked)
+        if NO_TOKEN in verdict.tokens or (verdict is not walked and not has_choice(logits[verdict.rows]).all()):
+            position = seq.start + len(seq.token_ids)
+            raise FloatingPointError(
+                f"no token can be chosen from position {position} on: logits are not numbers, or none is finite"
+            )
+        return verdict
+
+    def _keep_rows(self, seq: Slice, path: Sequence[int]) -> None:
+        """Keep what the forward made of a slice's tokens and of the accepted nodes."""
+        count = len(seq.token_ids)
+        if path:
+            self.runner.keep_nodes(seq.request.pages, seq.start + count, path)
+        if seq.request.policy is not None:
+            seq.request.policy.commit([*range(count), *(count + node for node in path)])
+
+    def _collect(self, step: Step, outcomes: Sequence[Outcome], forward: Forward) -> None:
+        """Queue what the step brought to each request, and end those that are done."""
         now = time.perf_counter()
         self.kernels |= forward.kernels
-        outputs = []
-        for i, (part, first) in enumerate(zip(step.slices, forward.first_row, strict=True)):
-            request = part.request
-            request.scheduled = request.scheduled or now
-            if request.reading is not None:
-                outputs += self._hand_over(part, forward.hidden[i] if forward.hidden is not None else None)
-            if not part.samples:
-                continue
+        for seq in step.slices:
+            seq.request.scheduled = seq.request.scheduled or now
+            if seq.request.reading is not None and seq.request.finish_reason is None:
+                self._hand_over(seq, seq.request.reading, forward.hidden.get(seq.request.id))
+        for outcome in outcomes:
+            request = outcome.seq.request
+            request.steps += 1
             if request.mixture is not None:
-                request.steps += 1
                 if request.parked:
                     self.lookups.start(request)
                 continue
-            if request.logits_processor is not None and request.logits_processor.error is not None:
-                outputs.append(self._fail(request, request.logits_processor.error))
-                continue
-            verdict = verdicts[request.id]
-            before = part.start + len(part.token_ids)
-            pieces = self._pieces(request, request.token_ids[before:], before)
-            new_ids = request.token_ids[before:]  # a stop string may have cut them
-            request.steps += 1
-            sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
-            output = self._output(request, new_ids, pieces, sources)
-            if request.params.logprobs is not None:
-                output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
-            outputs.append(output)
-        return outputs
+            with self._failing_alone(request):
+                self._outputs.append(self._output(outcome, forward.logits[outcome.rows]))
 
-    def _settle(self) -> list[TokenOutput]:
-        """Give out what the look-ups of mixtures have decided since the last step."""
-        outputs = []
-        for request, error in self.lookups.ended():
-            assert request.mixture is not None
-            if error is not None:
-                outputs.append(self._fail(request, error))
-                continue
-            before = request.num_certain
-            self.scheduler.settle(request, request.mixture.settle(), self._is_stop)
-            pieces = self._pieces(request, request.token_ids[before:], before)
-            new_ids = request.token_ids[before:]
-            outputs.append(self._output(request, new_ids, pieces, [TARGET] * len(new_ids)))
-        return outputs
+    def _output(self, outcome: Outcome, logits: Tensor) -> TokenOutput:
+        """What the step brought to one request, which is ended where it is done; logits [n + 1, V] of the model."""
+        request, emitted, verdict = outcome.seq.request, outcome.emitted, outcome.verdict
+        sources = self.drafting.observe(outcome.seq, verdict, emitted.token_ids, logits)
+        count, logprobs = request.params.logprobs, None
+        if count is not None:
+            reached = zip(verdict.rows, emitted.token_ids, strict=False)
+            logprobs = [token_logprobs(logits[row], token, count) for row, token in reached]
+        return self._given(request, emitted, sources, logprobs)
 
-    def _hand_over(self, part: Slice, hidden: Tensor | None) -> list[TokenOutput]:
-        """Tell who wanted a sequence read what was read of it; the end, where it is whole."""
-        request, reading = part.request, part.request.reading
-        assert reading is not None
-        try:
-            if reading.on_chunk is not None and hidden is not None:
-                reading.on_chunk(part.start, hidden)
-            if request.num_pending:
-                return []
-            if reading.on_read is not None:
-                reading.on_read(request)
-        except Exception as error:
-            return [self._fail(request, error)]
-        return [self._finish(request, FinishReason.STOP)]
-
-    def _output(self, request: Request, new_ids: list[int], pieces: list[str], sources: list[str]) -> TokenOutput:
-        """What a request is given now, and its end if this is it."""
+    def _given(
+        self, request: Request, emitted: Emitted, sources: list[str], logprobs: list[TokenLogprobs] | None = None
+    ) -> TokenOutput:
+        """The output of tokens that were committed; their request is ended where it is done."""
         request.last_token = now = time.perf_counter()
         request.first_token = request.first_token or now
-        output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
-        if request.finish_reason is not None:
-            done = self._finish(request, request.finish_reason)
+        ids, pieces = emitted.token_ids, emitted.pieces
+        output = TokenOutput(request.id, ids, "".join(pieces), logprobs=logprobs, sources=sources, pieces=pieces)
+        if emitted.reason is not None:
+            done = self._finish(request, emitted.reason)
             output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
         return output
 
-    def _pieces(self, request: Request, new_ids: list[int], before: int) -> list[str]:
-        """The text of each new token; a stop string ends the request at the token that completes it."""
-        detokenizer = self._detokenizers.get(request.id)
-        if detokenizer is None:
-            return []
-        pieces = []
-        for i, token in enumerate(new_ids):
-            last = i + 1 == len(new_ids) and request.finish_reason is not None
-            pieces.append(detokenizer.push([token], last=last))
-            if detokenizer.stopped:
-                request.finish_reason = FinishReason.STOP
-                del request.token_ids[before + i + 1 :]
-                break
-        return pieces
+    def _settle(self) -> None:
+        """Give out what the look-ups of mixtures have decided since the last step."""
+        for request, error in self.lookups.ended():
+            with self._failing_alone(request):
+                if error is not None:
+                    raise error
+                assert request.mixture is not None
+                emitted = request.stop_checker.take(request.mixture.settle(), request.num_output)
+                self.scheduler.settle(request, emitted)
+                self._outputs.append(self._given(request, emitted, [TARGET] * len(emitted.token_ids)))
 
-    def _logprobs(
-        self, request: Request, forward: Forward, first: int, verdict: Verdict, token_ids: list[int]
-    ) -> list[TokenLogprobs]:
-        count = request.params.logprobs or 0
-        rows = [first, *(first + node + 1 for node in verdict.path)]
-        return [token_logprobs(forward.logits[row], token, count) for row, token in zip(rows, token_ids, strict=False)]
+    def _idle(self) -> None:
+        """Where no row can run: wait for look-ups; without any, end a request that waits for a drafter in vain."""
+        if self.lookups:
+            self.lookups.wait(_IDLE_S)
+        elif self.drafting.stuck is not None:
+            self._fail(self.drafting.stuck, OutOfPages("no page is left for what its drafter must read"))
+
+    def _hand_over(self, seq: Slice, reading: Reading, hidden: Tensor | None) -> None:
+        """Tell who wanted a sequence read what was read of it, and end it where it is whole."""
+        request = seq.request
+        with self._failing_alone(request):
+            if not reading.take(request, seq.start, hidden):
+                return
+            if reading.priority is Priority.DRAFT:  # a drafter's affair, and no request of anybody's
+                self.scheduler.finish(request, FinishReason.STOP)
+            else:
+                self._outputs.append(self._finish(request, FinishReason.STOP))
 
     def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
         self.scheduler.finish(request, reason)
         self._requests.pop(request.id, None)
-        self._detokenizers.pop(request.id, None)
         totals = self.totals
         totals.finished += 1
         totals.prompt_tokens += request.prompt_len
@@ -467,34 +510,39 @@ class Engine:
             stats |= request.mixture.stats()
         return TokenOutput(request.id, [], "", True, reason.value, stats)
 
-    def _fail(self, request: Request, error: BaseException) -> TokenOutput:
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """End a request with an error; its pages are free when this returns.
+
+        Raises:
+            DeviceLost: the error is none of the request's own.
+        """
+        if is_lost(error):
+            reason = str(error).splitlines()[0]
+            raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
+        if request.priority is Priority.DRAFT:  # its drafter will notice
+            self.scheduler.finish(request, FinishReason.ERROR)
+            return
         self.totals.failed += 1
-        request.finish_reason = FinishReason.ERROR
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
-        return output
+        self._outputs.append(output)
 
 
-def _guesses(step: Step, forward: Forward) -> dict[str, Verdict]:
-    """The verdicts on the rows of mixtures: a guess each, or nothing."""
-    found: dict[str, Verdict] = {}
-    for part, first, hidden in zip(step.slices, forward.first_row, forward.hidden or [], strict=False):
-        if part.samples and part.request.mixture is not None:
-            position = part.start + len(part.token_ids)
-            guess = part.request.mixture.guess(forward.logits[first], hidden[-1], position)
-            found[part.request.id] = Verdict((), () if guess is None else (guess,))
-    return found
+def _guessed(mixture: Mixture, seq: Slice, logits: Tensor, hidden: Tensor) -> Verdict:
+    """A mixture's guess for the token behind a slice, if it has one; logits [V], hidden [d]."""
+    guess = mixture.guess(logits, hidden, seq.start + len(seq.token_ids))
+    return Verdict((), () if guess is None else (guess,))
 
 
-def _keys(sampling: list[Slice]) -> RowKeys:
+def _keys(sampling: Sequence[Slice]) -> RowKeys:
     """How the tokens after the pending token and the tree's nodes of each slice are chosen."""
     return RowKeys(
-        [part.request.params for part in sampling],
-        [part.tree or EMPTY for part in sampling],
-        [part.start + len(part.token_ids) for part in sampling],
+        [seq.request.params for seq in sampling],
+        [seq.tree or EMPTY for seq in sampling],
+        [seq.start + len(seq.token_ids) for seq in sampling],
     )
 
 
-def _rows(part: Slice, first: int) -> slice:
+def _rows(seq: Slice, first: int) -> slice:
     """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
-    return slice(first, first + part.num_rows - len(part.token_ids) + 1)
+    return slice(first, first + seq.num_rows - len(seq.token_ids) + 1)

@@ -71,6 +71,9 @@ class Lookups:
         assert request.mixture is not None
         self._running[self._workers.submit(request.mixture.look_up)] = request
 
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
     def ended(self) -> list[tuple[Request, BaseException | None]]:
         """The requests whose look-ups are done, and what they raised; one that has ended meanwhile is forgotten."""
         done = [future for future in self._running if future.done()]

@@ -38,3 +38,13 @@ class Reading:
     on_chunk: Callable[[int, Tensor], None] | None = None
     on_read: Callable[[Request], None] | None = None
     priority: Priority = Priority.BACKGROUND
+
+    def take(self, request: Request, start: int, hidden: Tensor | None = None) -> bool:
+        """Hand over what was read from ``start`` on; whether that was the last."""
+        if self.on_chunk is not None and hidden is not None:
+            self.on_chunk(start, hidden)
+        if request.num_pending:
+            return False
+        if self.on_read is not None:
+            self.on_read(request)
+        return True

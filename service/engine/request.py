@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
-from service.engine.block_manager import Place
+from service.engine.block_manager import PageDigests, Place
+from service.engine.finish import FinishReason, StopChecker
 from service.engine.mixture import Mixture
 from service.engine.reading import Priority, Reading
 from service.engine.sampling.constraint import Constraint
@@ -124,15 +124,6 @@ class DraftSources:
     datastore: Datastore | None = None
 
 
-class FinishReason(StrEnum):
-    """Why a request ended: the OpenAI words, and two more."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    ABORT = "abort"
-    ERROR = "error"
-
-
 @dataclass
 class TokenLogprobs:
     """Log-probability of a chosen token and of the likeliest ones, of the model's own distribution."""
@@ -197,11 +188,13 @@ class Request:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         draft_sources: DraftSources | None = None,
+        stop_checker: StopChecker | None = None,
         reading: Reading | None = None,
     ) -> None:
         self.id = request_id
         self.params = params
         self.draft_sources = draft_sources or DraftSources()
+        self.stop_checker = stop_checker or StopChecker(frozenset(params.stop_token_ids), params.max_tokens)
         self.reading = reading
         self.mixture: Mixture | None = None  # None: tokens are chosen from the target's own distribution
         self.token_ids = list(prompt_ids)
@@ -213,7 +206,9 @@ class Request:
         self.parked = False
         self.cached_tokens = 0
         self.miss_reason: str | None = None
+        self.refused: tuple[int, int] | None = None  # version of the prefix cache, pages that were not enough
         self.salt = ""
+        self.digests: PageDigests  # of its full pages; the scheduler gives it
         self.policy: PolicyState | None = None  # None: dense
         self.logits_processor: LogitsProcessor | None = None  # None: tokens are chosen from the model's own logits
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
@@ -221,7 +216,6 @@ class Request:
         self.draft_budget = 0
         self.preemptions = 0
         self.finish_reason: FinishReason | None = None
-        self.error: str | None = None
         self.steps = 0
         self.arrived = time.perf_counter()
         self.scheduled: float | None = None

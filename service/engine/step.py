@@ -41,10 +41,16 @@ class Slice:
 
 @dataclass
 class Step:
-    """What the scheduler decided for one forward; ``commit`` or ``rollback`` ends it."""
+    """What the scheduler decided for one forward; ``commit`` or ``rollback`` ends it.
+
+    Attributes:
+        preempted: requests whose pages went to older ones.
+        failed: requests that can have no pages, though nobody else runs, and why.
+    """
 
     slices: list[Slice] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    failed: list[tuple[Request, Exception]] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -32,13 +32,13 @@ class Forward:
             that) and then one per tree node.
         first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
         kernels: names of the attention kernels that served it.
-        hidden: per slice the hidden states [hidden_rows, d] of its last rows; None where no slice asks for any.
+        hidden: by request id, the hidden states [hidden_rows, d] of the last rows of the slices that ask for them.
     """
 
     logits: Tensor
     first_row: list[int]
     kernels: set[str]
-    hidden: list[Tensor] | None = None
+    hidden: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -61,7 +61,7 @@ class ModelRunner:
                 return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
             with watched(self.model) as seen:
                 logits = self._forward(batch, token_ids, wanted)
-        return Forward(logits, first_row, batch.kernels, _of_slices(seen[0], slices))
+        return Forward(logits, first_row, batch.kernels, _by_request(seen[0], slices))
 
     def figures(self) -> dict[str, Any]:
         """How the forwards ran, for the statistics of the engine."""
@@ -212,10 +212,14 @@ class ModelRunner:
         return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
 
 
-def _of_slices(hidden: Tensor, slices: Sequence[Slice]) -> list[Tensor]:
-    """The hidden states that each slice asks for, of those of all rows [T, d]."""
+def _by_request(hidden: Tensor, slices: Sequence[Slice]) -> dict[str, Tensor]:
+    """The hidden states that slices ask for, of those of all rows [T, d]."""
     ends = accumulate(part.num_rows for part in slices)
-    return [hidden[end - part.hidden_rows : end] for end, part in zip(ends, slices, strict=True)]
+    return {
+        part.request.id: hidden[end - part.hidden_rows : end]
+        for end, part in zip(ends, slices, strict=True)
+        if part.hidden_rows
+    }
 
 
 def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:

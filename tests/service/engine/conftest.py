@@ -76,7 +76,7 @@ def make_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
 def make_engine(family: str = "llama", seed: int = 0, pages: int = 64, **options: Any) -> Engine:
     """An engine over ``make_model`` with a pool of so many pages of all heads."""
     model = make_model(family, seed)
-    config = EngineConfig(**{"dtype": "float64", "page_size": 16, "step_tokens": 64, **options})
+    config = EngineConfig(**{"dtype": "float64", "page_size": 16, "step_tokens": 64, "max_running": 12, **options})
     loaded = prepare(family, model)
     memory = pages * bytes_per_page(loaded.kv_shape, config.page_size, kv_dtype(config))
     return Engine(loaded, EngineConfig(**{**vars(config), "kv_memory": memory}))

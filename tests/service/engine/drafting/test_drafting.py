@@ -18,7 +18,7 @@ from drafters.verify import Verdict
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.request import DraftSources, Request, SamplingParams
 from service.engine.step import Slice
 from service.errors import InvalidRequest
 
@@ -199,27 +199,86 @@ def test_a_node_has_the_logits_of_its_path_run_as_a_chain(family: str) -> None:
         assert (got[node + 1] - want).abs().max() < 1e-9
 
 
-def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
-    engine = make_engine()
+def opened(engine: Engine, token_ids: list[int]) -> Any:
+    """A session of the engine's own model that has read these tokens."""
     model = engine.drafting.resources.self_model
     assert model is not None
+    session = model.open(token_ids)
+    while not session.ready:
+        assert engine.step() == []
+    return session
+
+
+def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
+    engine, fresh = make_engine(), make_engine()
     tokens = prompt()[:35]
-    session = model.open(tokens[:-1])
+    session = opened(engine, tokens[:-1])
     session.advance(tokens[-1:])
     session.extend([5, 6], [-1, -1])
     deep = session.extend([7, 8], [1, 2])
-    fresh = make_engine().drafting.resources.self_model
-    assert fresh is not None
-    want = fresh.open(tokens).advance([6, 7])[-1], fresh.open(tokens).advance([6, 7, 8])[-1]
+    want = opened(fresh, tokens).advance([6, 7])[-1], opened(fresh, tokens).advance([6, 7, 8])[-1]
     assert torch.allclose(deep[0], want[0], atol=1e-9)
     assert torch.allclose(deep[1], want[1], atol=1e-9)
     session.commit([1, 2])
     assert session.length == 37
     after = session.advance([9])[-1]
-    assert torch.allclose(after, fresh.open([*tokens, 6, 7]).advance([9])[-1], atol=1e-9)
+    assert torch.allclose(after, opened(fresh, [*tokens, 6, 7]).advance([9])[-1], atol=1e-9)
     session.close()
     session.close()
     engine.check_integrity()
+
+
+RAG = "rag:context=200,chunk=16"
+
+
+@pytest.mark.parametrize("drafter", [RAG, "draft_model", f"{RAG},target_mix=3"])
+def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: Any) -> None:
+    """No step is longer than its budget, another client's row runs in each, and the request goes on meanwhile."""
+    engine = drafting_engine(tmp_path)
+    rows: list[int] = []
+
+    def counted(run: Any) -> Any:
+        def counting(slices: list[Slice]) -> Any:
+            rows[-1] += sum(part.num_rows for part in slices)
+            return run(slices)
+
+        return counting
+
+    separate = engine.drafting.resources.draft_model
+    for runner in (engine.runner, separate.runner):  # type: ignore[union-attr]
+        runner.run = counted(runner.run)
+    plain = {"drafter": "none", "ignore_eos": True}
+    other = engine.add_request(prompt(1), SamplingParams(max_tokens=60, **plain))
+    params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
+    drafted = engine.add_request(prompt(2) + prompt(3) + prompt(4), params)
+    request, lossy = engine._requests[drafted], "target_mix" in drafter
+    found: list[int] = []
+    while not request.num_output:
+        rows.append(0)
+        engine.step()
+    while not (sessions := engine.lent.sessions + separate.lent.sessions) or not sessions[0].ready:  # type: ignore[union-attr]
+        rows.append(0)
+        found.append(request.num_output)
+        assert {other} <= {output.request_id for output in engine.step()}
+    assert len(found) >= 3
+    assert max(rows) <= 64
+    assert (request.num_output > found[0]) != lossy  # such a one has to wait for its other distribution
+    while request.finish_reason is None:
+        rows.append(0)
+        engine.step()
+    assert request.finish_reason == "length"
+    engine.check_integrity()
+
+
+def test_a_lossy_drafter_that_finds_no_room_fails_its_request() -> None:
+    engine = make_engine(pages=8)
+    params = SamplingParams(max_tokens=30, drafter="rag:target_mix=3", ignore_eos=True)
+    name = engine.add_request(prompt()[:90], params, draft_sources=DraftSources(prompt=prompt(1)[:80]))
+    outputs = [output for _ in range(12) for output in engine.step()]
+    assert outputs[-1].request_id == name
+    assert "no page is left for what its drafter must read" in outputs[-1].error
+    engine.check_integrity()
+    assert engine.blocks.num_owned == 0
 
 
 def test_sessions_give_way_before_requests_are_preempted() -> None:
