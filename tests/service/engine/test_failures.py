@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from drafters.combine.calibration import Calibration
+from drafters.combine.tracked import TrackedDrafter
 from torch import Tensor
 
 from drafters.base import RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
-from drafters.combine.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from service.engine.engine import Engine
 from service.engine.finish import StopChecker
