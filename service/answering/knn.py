@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from drafters.sampling.choice import choose
-from retrieval.index.generation import DocumentKey
 from retrieval.iterative.strides import Experience
 from retrieval.knn.decoding import Choose, KnnDecoder, KnnOptions
 from retrieval.knn.search import Search
 from retrieval.knn.store import StoreBuilder, StoreIdentity, windows
+from retrieval.types import DocumentKey
 from service.engine.loading.checkpoint import LoadedModel
 from service.engine.reading import Reading
 from service.engine.request import SamplingParams
