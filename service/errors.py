@@ -9,7 +9,7 @@ their place among them.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Exit(IntEnum):
@@ -48,6 +48,16 @@ class FolioError(Exception):
     def detail(self) -> str:
         """Message and remedy in one text."""
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def as_problem(self) -> dict[str, Any]:
+        """As problem+json (RFC 9457)."""
+        body = {
+            "type": f"urn:folio:problem:{self.problem}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return body | ({"param": self.param} if self.param else {})
 
 
 class InvalidRequest(FolioError):

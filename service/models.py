@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
-    from service.engine.request import SamplingParams
+    from service.engine.sampling.constraint import Constraint
 
 
 def load_engine(settings: Settings, **options: Any) -> AsyncEngine:
@@ -34,19 +33,19 @@ def load_engine(settings: Settings, **options: Any) -> AsyncEngine:
     return AsyncEngine.from_pretrained(settings.model, settings.engine, **options)
 
 
-def check_request(settings: Settings, params: SamplingParams) -> None:
-    """Refuse a request for what can be known of it before the model is loaded.
+def check_request(
+    settings: Settings, drafter: str | None = None, attention: str | None = None, constraint: Constraint | None = None
+) -> None:
+    """Refuse what can be known of a request, or of the settings' defaults, before the model is loaded.
 
     Raises:
-        InvalidRequest: it, or a default of the settings, names a drafter or a policy that there is not, or it has a
-            bad grammar. ModelError: there is no such model.
+        InvalidRequest: there is no such drafter or policy, or the grammar is bad. ModelError: there is no such model.
     """
     from service.engine.checks import check_options, shape_of
 
-    attention = params.attention or settings.attention
-    named = attention if attention != Settings.model_fields["attention"].default else None  # which suits every model
-    asked = replace(params, drafter=params.drafter or settings.drafter, attention=named)
-    check_options(asked, lambda: shape_of(settings.model, settings.engine))
+    policy = attention or settings.attention
+    named = policy if policy != Settings.model_fields["attention"].default else None  # which suits every model
+    check_options(drafter or settings.drafter, named, constraint, lambda: shape_of(settings.model, settings.engine))
 
 
 def check_shares_of(settings: Settings) -> None:

@@ -37,8 +37,8 @@ from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetri
 from retrieval.iterative.speculation import IterativeRetrieval, Retriever
 from retrieval.iterative.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
-from service.answering.evidence import IterativeOptions, Question
 from service.answering.iterative import QueryText, StrideWriter
+from service.answering.question import Iterative, Question
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.request import SamplingParams
 from service.reader.layout import ReaderLayout
@@ -108,7 +108,7 @@ class Bench:
         self.params = SamplingParams(
             max_tokens=options.tokens, ignore_eos=True, drafter=options.drafter, attention="dense"
         )
-        self.iterative = IterativeOptions(k=options.k)
+        self.iterative = Iterative(k=options.k)
         loaded = load_model(EMBEDDED, "float32", "cpu", MAX_LENGTH)
         if model != EMBEDDED:
             random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
@@ -120,8 +120,8 @@ class Bench:
     async def answer(self, question: str, retriever: Retriever, way: Way, turn: int = 0) -> Record:
         """One question, from an empty prefix cache and with the experience of this way and turn."""
         self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages))).result()
-        asked = Question(question, mode="iterative", iterative=self.iterative)
-        writer = StrideWriter(asked, self.params, self.base, self.layout, self.engine)
+        asked = Question(question=question, mode="iterative", iterative=self.iterative)
+        writer = StrideWriter(asked, "local", self.params, self.base, self.layout, self.engine)
         text = QueryText(question, self.iterative.query_tokens, self.engine.engine.tokenizer)
         loop = IterativeRetrieval(retriever, writer.write, text, way.options, self._experiences.of((way.name, turn)))
         began = time.perf_counter()

@@ -166,7 +166,7 @@ def _generate(
     """Load the model and run one prompt, of token ids or of text; with `show` its text goes to stdout as it comes."""
     from service.models import check_request, load_engine
 
-    check_request(settings, params)
+    check_request(settings, params.drafter, params.attention, params.constraint)
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings, first_token_timeout_s=math.inf, total_timeout_s=math.inf)
     if ids is None:

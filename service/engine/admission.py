@@ -31,7 +31,7 @@ class Admission:
     def check(self, params: SamplingParams) -> None:
         """Refuse options that this engine does not have. Raises InvalidRequest."""
         engine = self._engine
-        check_options(params, lambda: engine.shape)
+        check_options(params.drafter, params.attention, params.constraint, lambda: engine.shape)
         if params.constraint is not None:
             engine.constraints.check_tokenizer()
         if params.stop and engine.tokenizer is None:

@@ -1,20 +1,28 @@
 """What can be refused before a model's weights are read, or anything is retrieved for it.
 
-transformers takes seconds to import: where no policy is named, nobody waits for it to be told of a wrong drafter.
+torch and transformers take seconds to import: each check imports what it needs, so that nobody waits for them to be
+told of a wrong drafter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from service.engine.config import EngineConfig
-from service.engine.options import parse_drafter
-from service.engine.request import SamplingParams
-from service.engine.sampling.constraint import check_constraint
-from sparse_attn.plan.policy import ModelShape
+from service.engine.options import check_policy, parse_drafter, parse_policy
+
+if TYPE_CHECKING:
+    from service.engine.sampling.constraint import Constraint
+    from sparse_attn.plan.policy import ModelShape
 
 
-def check_options(params: SamplingParams, shape: Callable[[], ModelShape | None]) -> None:
+def check_options(
+    drafter: str | None,
+    attention: str | None,
+    constraint: Constraint | None,
+    shape: Callable[[], ModelShape | None],
+) -> None:
     """Refuse a drafter that does not exist, a policy that a model of this shape does not allow, a bad grammar.
 
     Args:
@@ -24,16 +32,17 @@ def check_options(params: SamplingParams, shape: Callable[[], ModelShape | None]
     Raises:
         InvalidRequest: names the option, what is wrong with it, and what there is.
     """
-    if params.drafter:
-        parse_drafter(params.drafter)
-    if params.constraint is not None:
-        check_constraint(params.constraint)
-    if params.attention:
-        from service.engine.kv.layout import checked_policy
+    if drafter:
+        parse_drafter(drafter)
+    if constraint is not None:
+        from service.engine.sampling.constraint import check_constraint
 
+        check_constraint(constraint)
+    if attention:
+        policy = parse_policy(attention)
         known = shape()
         if known is not None:
-            checked_policy(params.attention, known)
+            check_policy(policy, known)
 
 
 def shape_of(model: str, config: EngineConfig) -> ModelShape | None:
@@ -45,6 +54,7 @@ def shape_of(model: str, config: EngineConfig) -> ModelShape | None:
         ModelError: there is no such model.
     """
     from service.engine.loading.checkpoint import EMBEDDED, read_config
+    from sparse_attn.plan.policy import ModelShape
 
     described = read_config(model).get_text_config()
     fingerprint = model if model == EMBEDDED else ""

@@ -150,8 +150,7 @@ class Engine:
         """
         given = config.model_dump() if config is not None else {}
         chosen = EngineConfig.of(**{**given, **options}).resolved()
-        defaults = SamplingParams(drafter=chosen.drafter, attention=chosen.attention)
-        check_options(defaults, lambda: shape_of(model, chosen))
+        check_options(chosen.drafter, chosen.attention, None, lambda: shape_of(model, chosen))
         select_kernels(torch.device(chosen.device), DTYPES[chosen.dtype], chosen.attention_backend)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)

@@ -6,9 +6,8 @@ import torch
 
 from service.engine.config import EngineConfig
 from service.engine.loading.checkpoint import DTYPES, LoadedModel
-from service.engine.options import parse_policy
+from service.engine.options import check_policy, parse_policy
 from service.errors import InvalidRequest, ModelError
-from sparse_attn.errors import SparseAttentionError
 from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policy import ModelShape, Policy
@@ -26,10 +25,7 @@ def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Po
         InvalidRequest: there is none of that name, or they do not.
     """
     policy = parse_policy(name, param)
-    try:
-        policy.check(shape)
-    except SparseAttentionError as error:
-        raise InvalidRequest(f"{error}.", param=param) from error
+    check_policy(policy, shape, param)
     return policy
 
 
