@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from drafters.base import RequestState, SourceDrafter
-from drafters.combine.calibration import Calibration
-from drafters.combine.tracked import TrackedDrafter
+from drafters.base import Drafter, RequestState
+from drafters.calibration import Calibration
+from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from service.engine.engine import Engine
 from service.engine.finish import StopChecker
@@ -24,7 +24,7 @@ VICTIM = "r2"
 LATER = 4  # the call that fails: by then the others have tokens of their own
 
 
-class Lossy(SourceDrafter):
+class Lossy(Drafter):
     """A drafter that has to see every step, and fails in one of its methods."""
 
     name = "lossy"
@@ -53,7 +53,9 @@ class Lossy(SourceDrafter):
 class Judging(Lossy):
     """As above, with a rule of its own."""
 
-    def accept(self, *_: Any) -> Any:
+    judges = True
+
+    def verify(self, *_: Any) -> Any:
         raise ValueError("a bug of the drafter")
 
 
