@@ -47,5 +47,7 @@ def test_no_circle_of_imports(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_file_says_what_it_is_about(package: str) -> None:
-    silent = [path for path in sorted((ROOT / package).rglob("*.py")) if not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [
+        path for path in sorted((ROOT / package).rglob("*.py")) if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
     assert not silent, [str(path.relative_to(ROOT)) for path in silent]
