@@ -1,14 +1,12 @@
-"""Speculative decoding: a drafter copies from the prompt, the model verifies; the tokens are those of plain decoding."""
+"""Speculative decoding: a drafter copies from the prompt, the model verifies; the same tokens in fewer steps."""
 
 from folio import LLM, SamplingParams
 
 llm = LLM("embedded")
-text = " ".join(f"Gate {n} of the canal was painted in the colour number {n * n}." for n in range(40))
-prompt = f"{text} Which colour has gate 7?"
+text = "\n".join(f"Gate {n} of the canal was painted in the colour number {n * n}." for n in range(40))
+question = [{"role": "user", "content": f"{text}\nWhich colour has gate 7?"}]
 
-plain, drafted = (
-    llm.generate([prompt], SamplingParams(max_tokens=24, drafter=drafter))[0] for drafter in ("none", "suffix")
-)
+plain, drafted = (llm.chat(question, SamplingParams(max_tokens=24, drafter=drafter)) for drafter in ("none", "suffix"))
 assert drafted.token_ids == plain.token_ids
 print(drafted.text)
 print(f"{plain.stats['decode_steps']} steps without a drafter, {drafted.stats['decode_steps']} with one")

@@ -1,4 +1,4 @@
-"""The official `openai` client against a Folio service: `folio serve` in another terminal, or FOLIO_URL for its address."""
+"""The official `openai` client against a service: `folio serve` in another terminal, FOLIO_URL for its address."""
 
 import os
 

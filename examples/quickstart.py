@@ -3,10 +3,10 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from folio import LLM, Library, ask
+from folio import LLM, Library, SamplingParams, ask
 
 llm = LLM("embedded")
-print(llm.generate(["Ada built the bridge in 1862. Who built it?"])[0].text)
+print(llm.generate(["Ada built the bridge in 1862. The bridge has seven"], SamplingParams(max_tokens=8))[0].text)
 
 with TemporaryDirectory() as home, Library.open(home) as library:
     book = Path(home, "bridge.txt")

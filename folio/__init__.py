@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 if TYPE_CHECKING:
     from folio._ask import ask as ask
     from folio._llm import LLM as LLM
@@ -28,6 +30,9 @@ _HOMES = {
     "SamplingParams": "service.engine.request",
     "ask": "folio._ask",
 }
+
+if not structlog.is_configured():  # a library is silent until something is wrong
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
 
 
 def __getattr__(name: str) -> Any:

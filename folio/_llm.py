@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from service.engine.async_engine import AsyncEngine
 from service.engine.request import Generation, SamplingParams
 from service.errors import InvalidRequest
@@ -14,15 +16,18 @@ class LLM:
     """Any decoder-only checkpoint, ready to generate. Use it from any thread; `close` it, or use it as a context.
 
     Attributes:
+        name: as it was asked for.
         engine: the door to the engine below, with `stream` for asyncio and figures.
     """
 
     def __init__(self, model: str = "embedded", **options: Any) -> None:
-        """Load a model: ``embedded``, a folder, or a hub id. Options are the fields of `service.engine.config.EngineConfig`.
+        """Load a model: ``embedded``, a folder, or a hub id; options are those of `service.engine.config.EngineConfig`.
 
         Raises:
             ModelError: it cannot be found, read or run. InvalidRequest: an option is refused.
         """
+        disable_progress_bar()  # of the weights
+        self.name = model
         self.engine = AsyncEngine.from_pretrained(model, **options)
         self.engine.start()
 
@@ -59,7 +64,7 @@ class LLM:
 
     @property
     def _tokenizer(self) -> Any:
-        tokenizer = self.engine.engine.tokenizer
+        tokenizer = self.engine.tokenizer
         if tokenizer is None:
             raise InvalidRequest("This model has no tokenizer.", hint="Give lists of token ids.", param="prompts")
         return tokenizer

@@ -61,7 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, random_llama) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test, and no pool is larger than a test needs: all of it is touched at once."""
+    """No setting of the machine reaches a test, and no pool is larger than a test needs: all of it is touched."""
     for name in [name for name in os.environ if name.startswith("FOLIO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("FOLIO_KV_MEMORY", "128MiB")
