@@ -85,9 +85,12 @@ class Drafting:
         Raises:
             DrafterError: a drafter failed without which the declared distribution cannot be sampled.
         """
-        if not (part.samples and part.draft_budget):
+        if not part.samples:
             return
         drafted = self._requests[part.request.id]
+        declares = drafted.started and drafted.drafter.lossy  # a distribution of its own, for every row, drafted or not
+        if not (part.draft_budget or declares):
+            return
         drafted.state.batch_size = batch_size
         if not drafted.started:
             drafted.started = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from service.engine.async_engine import AsyncEngine
@@ -16,7 +17,7 @@ from service.engine.request import SamplingParams
 from service.engine.step import Slice
 from service.errors import GenerationFailed
 
-from .conftest import make_engine
+from .conftest import make_engine, make_model
 
 DENSE = SamplingParams(max_tokens=60, attention="dense", drafter="none", ignore_eos=True)
 
@@ -39,12 +40,9 @@ class States:
 
 
 def of_model(token_ids: list[int]) -> np.ndarray:
-    """The hidden states by one forward of the model, in one chunk."""
-    engine, states = make_engine(step_tokens=512), States(len(token_ids))
-    with AsyncEngine(engine) as door:
-        door.read(token_ids, Reading(on_chunk=states.keep))
-    assert states.starts == [0]
-    return states.rows
+    """The hidden states that transformers gives, without pages."""
+    with torch.inference_mode():
+        return make_model().model(input_ids=torch.tensor([token_ids])).last_hidden_state[0].numpy()
 
 
 def recorded(engine: Engine) -> list[list[Slice]]:

@@ -332,18 +332,17 @@ def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(
 
 
 def test_target_mix_samples_the_declared_distribution_wherever_blocks_end() -> None:
-    """η > 0 is lossy, but its tokens must not depend on how many were drafted at a time."""
-    runs = [
-        generate(
-            make_engine(),
-            [prompt()],
-            SamplingParams(
-                max_tokens=16, temperature=1.0, seed=3, drafter=f"rag:target_mix=5,depth={depth},context=64"
-            ),
-        )[0].token_ids
-        for depth in (1, 5)
-    ]
-    assert runs[0] == runs[1]
+    """η > 0 is lossy, but its tokens must not depend on how many were drafted at a time, nor on room for it."""
+
+    def run(depth: int, max_tokens: int) -> list[int]:
+        drafter = f"rag:target_mix=5,depth={depth},context=64"
+        params = SamplingParams(max_tokens=max_tokens, temperature=1.0, seed=3, drafter=drafter, ignore_eos=True)
+        return generate(make_engine(), [prompt()], params)[0].token_ids
+
+    longest = run(5, 24)
+    assert run(1, 24) == longest
+    for most in (5, 8, 11, 16):
+        assert run(5, most) == longest[:most]
 
 
 def test_kv_after_drafting_is_that_of_a_fresh_prefill() -> None:
