@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from folio._ask import ask as ask
     from folio._llm import LLM as LLM
     from retrieval.library import Library as Library
-    from service.engine.request import SamplingParams as SamplingParams
+    from service.engine.params import SamplingParams as SamplingParams
 
 __version__ = version("folio-serve")
 __all__ = ["LLM", "Library", "SamplingParams", "__version__", "ask"]
@@ -27,7 +27,7 @@ __all__ = ["LLM", "Library", "SamplingParams", "__version__", "ask"]
 _HOMES = {
     "LLM": "folio._llm",
     "Library": "retrieval.library",
-    "SamplingParams": "service.engine.request",
+    "SamplingParams": "service.engine.params",
     "ask": "folio._ask",
 }
 

@@ -15,7 +15,7 @@ from retrieval.library import Library
 from service.answering.answer import Answer, Answerer, collect
 from service.answering.evidence import EvidenceFinder
 from service.answering.question import Question
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
 from service.fields import refusal
 from service.libraries import open_library

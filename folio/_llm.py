@@ -8,7 +8,8 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import Generation, SamplingParams
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
 
 

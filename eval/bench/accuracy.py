@@ -27,7 +27,7 @@ from eval.reader.data import FRAMES, UNSEEN_FRAMES, Example, Maker, Question
 from eval.reader.packing import Packer
 from service.engine.async_engine import AsyncEngine
 from service.engine.loading.checkpoint import load_model
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.reader.sentences import split
 from service.reader.tokenizer import REFERENCES
 

@@ -18,7 +18,8 @@ from eval.bench.timer import Marks, in_turn, seconds
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import PageDigests
 from service.engine.engine import Engine
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.step import Slice
 
 NODES = (0, 8, 32)

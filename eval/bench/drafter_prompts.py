@@ -18,7 +18,7 @@ from eval.errors import EvalError
 from eval.tasks.quoting import QuoteMaker, read_folder
 from service.answering.passages import Passage
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.models import layout_for
 
 WORKLOADS = ("quoting", "spec_bench", "nothing", "questions")

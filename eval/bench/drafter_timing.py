@@ -11,7 +11,7 @@ import torch
 from drafters.sampling.noise import noise
 from eval.errors import EvalError
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import DraftSources, SamplingParams
+from service.engine.params import DraftSources, SamplingParams
 
 PLAIN = "none"
 _SAME_STEP_S = 1e-4  # tokens of one step are told within less

@@ -45,7 +45,7 @@ from eval.figures import command_line, git_sha
 from eval.tasks.quoting import read_folder
 from retrieval.index.token_store import TokenStore
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import DraftSources, SamplingParams
+from service.engine.params import DraftSources, SamplingParams
 
 DRAFTERS = (
     "auto",

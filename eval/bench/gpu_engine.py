@@ -122,7 +122,8 @@ def measure(
 def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] = (1, 4, 16)) -> list[Row]:
     """A decode step of so many sequences of ``length`` tokens, launched kernel by kernel and replayed as a graph."""
 
-    from service.engine.request import Request, SamplingParams
+    from service.engine.params import SamplingParams
+    from service.engine.request import Request
     from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
     from service.engine.runner.model_runner import ModelRunner
     from service.engine.step import Slice

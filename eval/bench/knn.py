@@ -31,7 +31,7 @@ from retrieval.knn.search import ExactSearch, ListSearch
 from retrieval.knn.store import Datastore, StoreBuilder, read_manifest
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 
 TARGETS = {"exact_speedup": 7.59, "approximate_speedup": 2.45}
 HELD_OUT = 20

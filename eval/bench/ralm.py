@@ -40,7 +40,7 @@ from retrieval.types import Hit
 from service.answering.iterative import QueryText, StrideWriter
 from service.answering.question import Iterative, Question
 from service.engine.loading.checkpoint import load_model, prepare
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.reader.layout import ReaderLayout
 from service.settings import EMBEDDED
 

@@ -16,7 +16,8 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import LoadedModel
-from service.engine.request import Generation, SamplingParams
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 
 HEADROOM = 64  # tokens of a window that are no prompt
 

@@ -24,7 +24,7 @@ from eval.errors import EvalError
 from eval.harness.prompting import ModelInput
 from service.engine.async_engine import AsyncEngine
 from service.engine.options import parse_drafter, parse_policy
-from service.engine.request import DraftSources, SamplingParams
+from service.engine.params import DraftSources, SamplingParams
 from service.errors import InvalidRequest
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.plan.policies import POLICIES

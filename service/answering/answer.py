@@ -29,7 +29,8 @@ from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting import PromptLayout
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import SamplingParams, TokenOutput
+from service.engine.outputs import TokenOutput
+from service.engine.params import SamplingParams
 from service.errors import FolioError, InvalidRequest
 
 log = structlog.get_logger(__name__)

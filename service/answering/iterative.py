@@ -30,7 +30,8 @@ from service.answering.prompting import Encoder, Prompt, PromptLayout
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine, Place
 from service.engine.detokenizer import Detokenizer
-from service.engine.request import SamplingParams, TokenOutput
+from service.engine.outputs import TokenOutput
+from service.engine.params import SamplingParams
 from service.errors import Conflict, translate
 
 DRAFTER = "none"

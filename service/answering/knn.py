@@ -1,7 +1,7 @@
 """The engine's model as a kNN language model: what a request brings to be one, and what its datastores are made of.
 
 The rows of a kNN request run in the engine's steps beside the others (`service.engine.mixture`); the datastore is
-searched in another thread, and made of sequences that the engine reads in the background (`service.engine.reading`).
+searched in another thread, and made of sequences that the engine reads in the background (`Reading` of `service.engine.request`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from retrieval.knn.search import Search
 from retrieval.knn.store import StoreBuilder, StoreIdentity, windows
 from retrieval.types import DocumentKey
 from service.engine.loading.checkpoint import LoadedModel
-from service.engine.reading import Reading
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Reading
 from service.engine.runner.hidden_states import hidden_size
 from service.errors import InvalidRequest
 

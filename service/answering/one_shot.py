@@ -14,7 +14,8 @@ from service.answering.knn import KnnRequest
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine
 from service.engine.options import parse_drafter
-from service.engine.request import DraftSources, SamplingParams, TokenOutput
+from service.engine.outputs import TokenOutput
+from service.engine.params import DraftSources, SamplingParams
 
 
 class OneShotAnswer:

@@ -16,7 +16,7 @@ from service.fields import CollectionName, DocumentId, DrafterName, PolicyName, 
 if TYPE_CHECKING:
     from retrieval.store.shelf import Shelf
     from retrieval.types import Document
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
 
 MAX_TURNS = 1000
 

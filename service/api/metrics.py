@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.auth import Reader
 
 if TYPE_CHECKING:
-    from service.engine.request import TokenOutput
+    from service.engine.outputs import TokenOutput
     from service.runtime import Runtime
 
 router = APIRouter(tags=["operation"])

@@ -31,7 +31,7 @@ from service.fields import refusal
 
 if TYPE_CHECKING:
     from service.answering.answer import Answer
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.settings import Settings
 
 

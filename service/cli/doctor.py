@@ -173,7 +173,7 @@ def _library(settings: Settings) -> list[Finding]:
 
 def _model(settings: Settings) -> list[Finding]:
     """Load the model and decode one token; alone, where several ranks are to share it."""
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.models import check_shares_of, load_engine
 
     if settings.tensor_parallel > 1:

@@ -31,7 +31,7 @@ from service.errors import Exit, GenerationFailed, InvalidRequest
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.settings import Settings
 
 
@@ -118,7 +118,7 @@ def generate(
         attention_backend=backend,
         tensor_parallel=tp,
     )
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.engine.sampling.constraint import Constraint
 
     constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None

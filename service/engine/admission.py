@@ -11,7 +11,7 @@ from functools import cached_property
 
 from service.engine.checks import check_options
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, PromptTooLong
 
 

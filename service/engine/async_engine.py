@@ -26,8 +26,9 @@ from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.mixture import MixtureSource, mixed
-from service.engine.reading import Reading
-from service.engine.request import DraftSources, Generation, SamplingParams, TokenOutput
+from service.engine.outputs import Generation, TokenOutput
+from service.engine.params import DraftSources, SamplingParams
+from service.engine.request import Reading
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, TimedOut, Unavailable
 
 log = structlog.get_logger(__name__)

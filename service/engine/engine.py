@@ -42,15 +42,11 @@ from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
-from service.engine.mixture import Lookups, Mixture, MixtureSource
-from service.engine.reading import Priority, Reading
-from service.engine.request import (
-    DraftSources,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
+from service.engine.lookups import Lookups
+from service.engine.mixture import Mixture, MixtureSource
+from service.engine.outputs import TokenLogprobs, TokenOutput
+from service.engine.params import DraftSources, SamplingParams
+from service.engine.request import Priority, Reading, Request
 from service.engine.runner.device import is_lost
 from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory

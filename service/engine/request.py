@@ -3,174 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
-from drafters.protocols import Datastore
-from drafters.sampling.choice import Sampling
-from drafters.sampling.penalties import Penalties
+from torch import Tensor
+
 from service.engine.block_manager import PageDigests, Place
 from service.engine.finish import FinishReason, StopChecker
 from service.engine.mixture import Mixture
-from service.engine.reading import Priority, Reading
-from service.engine.sampling.constraint import Constraint
+from service.engine.params import DraftSources, SamplingParams
 from service.engine.sampling.logits_processor import LogitsProcessor
-from service.errors import InvalidRequest
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.state import PolicyState
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one request is decoded.
+class Priority(IntEnum):
+    """Whose rows go first, and whose pages are kept longest; within one, the order of arrival."""
 
-    Attributes:
-        max_tokens: at most this many new tokens; at least 1.
-        temperature: 0 is greedy; otherwise logits are divided by it.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
-        min_p: keep tokens of at least this share of the likeliest one's probability; 0 keeps all.
-        frequency_penalty: taken off a token's logit for each time that the answer holds it.
-        presence_penalty: taken off a token's logit if the answer holds it.
-        repetition_penalty: divides the logits of tokens that prompt or answer hold; 1 changes nothing.
-        logit_bias: pairs of a token id and what is added to its logit.
-        constraint: what the text must be (JSON of a schema, a regular expression, a grammar), None for anything.
-        seed: keys the Gumbel noise together with the position; the same seed gives the same tokens.
-        stop: strings that end the text; the text shown ends before them.
-        stop_token_ids: token ids that end the sequence, besides the model's own.
-        ignore_eos: go on after the model's end-of-sequence tokens.
-        logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
-        drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
-        attention: NAME[:key=value,…] of sparse_attn.plan.policy; None for the engine's default.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    constraint: Constraint | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    drafter: str | None = None
-    attention: str | None = None
-
-    def __post_init__(self) -> None:
-        checks = {
-            "max_tokens must be at least 1": self.max_tokens >= 1,
-            "temperature must be between 0 and 100": 0 <= self.temperature <= 100,
-            "top_k must be 0 (all tokens) or more": self.top_k >= 0,
-            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
-            "min_p must be between 0 and 1": 0 <= self.min_p <= 1,
-            "frequency_penalty must be between -2 and 2": -2 <= self.frequency_penalty <= 2,
-            "presence_penalty must be between -2 and 2": -2 <= self.presence_penalty <= 2,
-            "repetition_penalty must be above 0 and at most 100": 0 < self.repetition_penalty <= 100,
-            "logit_bias takes token ids of 0 or more, each once, and numbers between -100 and 100": all(
-                token >= 0 and -100 <= bias <= 100 for token, bias in self.logit_bias
-            )
-            and len(dict(self.logit_bias)) == len(self.logit_bias),
-            "ignore_eos cannot be had with constrained output": not (self.ignore_eos and self.constraint),
-            "seed must fit 63 bits and not be negative": 0 <= self.seed < 2**63,
-            "logprobs must be between 0 and 20": self.logprobs is None or 0 <= self.logprobs <= 20,
-            "stop takes at most 16 strings of 1 to 1024 characters": len(self.stop) <= 16
-            and all(0 < len(s) <= 1024 for s in self.stop),
-        }
-        for message, fine in checks.items():
-            if not fine:
-                raise InvalidRequest(f"{message}.", param=message.split()[0])
-
-    @property
-    def sampling(self) -> Sampling:
-        """What decides the choice of a token, as the drafters know it."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-
-    @property
-    def penalties(self) -> Penalties:
-        """What changes the logits before that, besides a constraint."""
-        return Penalties(
-            bias=self.logit_bias,
-            repetition=self.repetition_penalty,
-            frequency=self.frequency_penalty,
-            presence=self.presence_penalty,
-            min_p=self.min_p,
-        )
-
-    @property
-    def adjusted(self) -> bool:
-        """Whether tokens are chosen from other logits than the model's own."""
-        return self.constraint is not None or self.penalties != Penalties()
+    ANSWER = 0
+    DRAFT = 1
+    """shares a step's rows with prompts, but takes no page from a request"""
+    BACKGROUND = 2
+    """what the others leave"""
 
 
 @dataclass(frozen=True)
-class DraftSources:
-    """What a request's drafter may draw on besides the prompt; none of it changes the answer.
+class Reading:
+    """A request of prefill alone: it ends when its tokens lie in pages, and no token is chosen.
 
     Attributes:
-        documents: token ids of texts that the answer is likely to repeat.
-        prompt: a shortened prompt (retrieved passages and question) for the RAG drafter.
-        datastore: continuations in the corpus, as far as the asker may see it.
+        on_chunk: called with the number of a chunk's first token and the hidden states [n, d] of its tokens; from the
+            first token on again where the request was preempted. Such a reading leaves the prefix cache alone.
+        on_read: called at the end, while the request has its pages.
+
+    Both run in the engine's thread; what they raise fails the request.
     """
 
-    documents: Sequence[Sequence[int]] = ()
-    prompt: Sequence[int] | None = None
-    datastore: Datastore | None = None
+    on_chunk: Callable[[int, Tensor], None] | None = None
+    on_read: Callable[[Request], None] | None = None
+    priority: Priority = Priority.BACKGROUND
 
-
-@dataclass
-class TokenLogprobs:
-    """Log-probability of a chosen token and of the likeliest ones, of the model's own distribution."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-@dataclass
-class TokenOutput:
-    """What one step brought to one request.
-
-    Attributes:
-        pieces: the text that each of ``token_ids`` added; some are empty. The list is empty without a tokenizer.
-        sources: per token, who supplied it: a drafter's name or "target".
-    """
-
-    request_id: str
-    token_ids: list[int]
-    text: str
-    finished: bool = False
-    finish_reason: str | None = None
-    stats: dict[str, Any] = field(default_factory=dict)
-    logprobs: list[TokenLogprobs] | None = None
-    sources: list[str] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    error: str | None = None
-
-
-@dataclass
-class Generation:
-    """A finished request.
-
-    Attributes:
-        times: when each of ``token_ids`` came, in seconds since the request was handed in.
-        error: why the engine gave up on it; its ``finish_reason`` is then ``error``.
-    """
-
-    token_ids: list[int]
-    text: str
-    finish_reason: str
-    stats: dict[str, Any]
-    logprobs: list[TokenLogprobs] | None = None
-    sources: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    error: str | None = None
+    def take(self, request: Request, start: int, hidden: Tensor | None = None) -> bool:
+        """Hand over what was read from ``start`` on; whether that was the last."""
+        if self.on_chunk is not None and hidden is not None:
+            self.on_chunk(start, hidden)
+        if request.num_pending:
+            return False
+        if self.on_read is not None:
+            self.on_read(request)
+        return True
 
 
 class Request:

@@ -34,8 +34,7 @@ from dataclasses import dataclass
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDigests, Place
 from service.engine.config import prefill_share
 from service.engine.finish import Emitted, FinishReason
-from service.engine.reading import Priority
-from service.engine.request import Request
+from service.engine.request import Priority, Request
 from service.engine.step import Slice, Step
 from sparse_attn.kv.lifetimes import PageLifetimes
 

@@ -14,7 +14,8 @@ from eval.bench.drafter_timing import perturbed_gap
 from eval.bench.drafters import Options, beside, run
 from eval.errors import EvalError
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import Generation, SamplingParams
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 
 
 @pytest.fixture(scope="module")

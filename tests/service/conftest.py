@@ -149,7 +149,7 @@ class ScriptedEngine:
         self.running.pop(request_id, None)
 
     def step(self) -> list[Any]:
-        from service.engine.request import TokenOutput
+        from service.engine.outputs import TokenOutput
 
         if self.running:
             time.sleep(self.pause_s)

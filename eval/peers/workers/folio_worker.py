@@ -23,7 +23,7 @@ def load(request: dict[str, Any]) -> Any:
 
 
 def stream(running: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
 
     engine, point = running
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, attention=point.attention, drafter=point.drafter)

@@ -22,7 +22,7 @@ from service.api.openai.common import Chunks, chat_logprobs, check_model, head, 
 from service.api.openai.schemas import ChatRequest
 from service.api.sse import EventStream
 from service.api.waiting import together, unless_gone
-from service.engine.request import TokenOutput
+from service.engine.outputs import TokenOutput
 from service.errors import InvalidRequest
 from service.fields import refusal
 from service.runtime import Runtime

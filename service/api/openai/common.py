@@ -10,7 +10,7 @@ from typing import Any
 from service.api.errors import openai_problem
 from service.api.openai.schemas import Sampled
 from service.api.sse import event
-from service.engine.request import TokenLogprobs
+from service.engine.outputs import TokenLogprobs
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
 

@@ -17,7 +17,7 @@ from service.api.openai.common import Chunks, check_model, completion_logprobs, 
 from service.api.openai.schemas import CompletionRequest
 from service.api.sse import EventStream
 from service.api.waiting import together, unless_gone
-from service.engine.request import TokenLogprobs, TokenOutput
+from service.engine.outputs import TokenLogprobs, TokenOutput
 from service.runtime import Runtime
 
 router = APIRouter(tags=["openai"])

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from service.answering.question import MAX_TURNS, AnswerOptions
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.engine.sampling.constraint import Constraint
 from service.fields import DrafterName, PolicyName, Strict, Temperature, Text, TopP
 

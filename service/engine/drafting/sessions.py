@@ -1,6 +1,6 @@
 """Models that draft: sessions of their own in the engine's pages (``drafters.protocols.DraftModel``).
 
-A session's prompt is read as rows of steps, in chunks (`service.engine.reading`), and until then its drafter guesses
+A session's prompt is read as rows of steps, in chunks (`Reading` of `service.engine.request`), and until then its drafter guesses
 nothing. From then on the session is a sequence like any other, but its pages are lent: when a request needs a page and
 none is left, sessions are closed, the youngest first, before any request is preempted. The drafter that used it then
 fails at its next call, is switched off for its request, and the answer goes on without it.
@@ -19,8 +19,8 @@ from torch import Tensor
 from drafters.tree import EMPTY, DraftTree
 from service.engine.block_manager import BlockManager, OutOfPages, Place
 from service.engine.finish import FinishReason
-from service.engine.reading import Priority, Reading
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Priority, Reading, Request
 from service.engine.runner.fused_layers import pass_on
 from service.engine.runner.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler

@@ -22,7 +22,8 @@ from service.engine.block_manager import Place
 from service.engine.config import EngineConfig
 from service.engine.kv.layout import make_pool
 from service.engine.loading.checkpoint import load_model
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.model_runner import Forward, ModelRunner
 from service.engine.runner.ranks import Ranks
 from service.engine.step import Slice

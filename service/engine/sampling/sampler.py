@@ -16,7 +16,8 @@ from drafters.sampling.choice import choose
 from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
 from drafters.verify import Verdict, verify
-from service.engine.request import SamplingParams, TokenLogprobs
+from service.engine.outputs import TokenLogprobs
+from service.engine.params import SamplingParams
 from sparse_attn.host_values import to_device
 
 NO_TOKEN = -1

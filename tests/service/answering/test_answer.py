@@ -14,7 +14,7 @@ from retrieval.library import Library
 from retrieval.types import Upload
 from service.answering.answer import NO_SUPPORT, NOTHING_FOUND, Answer, AnswerFailed, Event, collect
 from service.answering.question import Question
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, NotFound, PromptTooLong
 from service.runtime import Runtime
 from service.settings import load_settings

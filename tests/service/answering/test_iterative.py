@@ -15,7 +15,7 @@ from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.library import Library
 from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, collect
 from service.answering.question import Iterative, Question
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
 from service.settings import load_settings

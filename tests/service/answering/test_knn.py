@@ -19,7 +19,8 @@ from retrieval.library import Library
 from service.answering.datastores import Datastores
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
 from service.engine.async_engine import AsyncEngine
-from service.engine.request import Generation, SamplingParams
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 from service.errors import PromptTooLong
 
 Folio = Callable[..., tuple[int, str, str]]

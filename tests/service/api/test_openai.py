@@ -48,7 +48,7 @@ def test_chat_is_the_engine_on_the_template(
     client: openai.OpenAI, model: str, make_engine: Any, tokenizer: Any
 ) -> None:
     from service.engine.async_engine import AsyncEngine
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
 
     ids = tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"]
     answer = client.chat.completions.create(

@@ -129,7 +129,7 @@ def test_an_answer_streams_through_the_gateway(cluster: Cluster) -> None:
 
 
 def test_tokens_are_those_of_one_process(cluster: Cluster) -> None:
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.models import load_engine
 
     prompt = "The bridge at Hampton was built by"

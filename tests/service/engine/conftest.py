@@ -25,7 +25,8 @@ from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.kv.layout import kv_dtype
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Generation, SamplingParams
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 from sparse_attn.kv.pool import bytes_per_page
 
 SIZES: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.engine.admission import Admission
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.engine.sampling.constraint import Constraint
 from service.errors import InvalidRequest, PromptTooLong
 

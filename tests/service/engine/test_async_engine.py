@@ -14,7 +14,8 @@ import pytest
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
-from service.engine.request import SamplingParams, TokenOutput
+from service.engine.outputs import TokenOutput
+from service.engine.params import SamplingParams
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, PromptTooLong, TimedOut, Unavailable
 
 from .conftest import generate, make_engine

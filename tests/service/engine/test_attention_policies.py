@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import VerticalSlash

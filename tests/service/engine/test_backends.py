@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 
 from .conftest import generate, make_engine
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
 
 from .conftest import generate, make_engine

@@ -16,7 +16,8 @@ from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from service.engine.engine import Engine
 from service.engine.finish import StopChecker
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 
 from .conftest import SIZES, make_engine
 

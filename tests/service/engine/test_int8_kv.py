@@ -8,7 +8,7 @@ import torch
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from sparse_attn.kernels import dense
 from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.kv.page_stats import PageStats

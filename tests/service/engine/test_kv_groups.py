@@ -13,7 +13,7 @@ from service.engine.admission import Admission
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import GONE
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, PromptTooLong
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.formats import write_duo

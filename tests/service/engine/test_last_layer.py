@@ -8,7 +8,7 @@ import torch
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 
 from .conftest import generate, make_model
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams, TokenOutput
+from service.engine.outputs import TokenOutput
+from service.engine.params import SamplingParams
 from service.engine.step import Slice
 
 from .conftest import make_engine

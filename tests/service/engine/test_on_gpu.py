@@ -8,7 +8,8 @@ import torch
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
 from service.engine.step import Slice
 

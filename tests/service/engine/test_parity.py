@@ -12,7 +12,8 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.step import Slice
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool

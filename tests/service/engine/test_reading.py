@@ -12,8 +12,8 @@ from torch import Tensor
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
-from service.engine.reading import Reading
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Reading
 from service.engine.step import Slice
 from service.errors import GenerationFailed
 

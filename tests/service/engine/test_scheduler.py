@@ -22,8 +22,8 @@ from drafters.verify import Verdict, verify
 from service.engine import block_manager
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDigests
 from service.engine.finish import Emitted, FinishReason, StopChecker
-from service.engine.reading import Priority, Reading
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Priority, Reading, Request
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Step
 from sparse_attn.kv.head_groups import HeadGroups

@@ -18,7 +18,8 @@ from drafters.verify import Verdict
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import DraftSources, Request, SamplingParams
+from service.engine.params import DraftSources, SamplingParams
+from service.engine.request import Request
 from service.engine.step import Slice
 from service.errors import InvalidRequest
 

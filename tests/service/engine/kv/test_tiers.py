@@ -9,7 +9,7 @@ import pytest
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, ModelError
 
 from ..conftest import generate, make_engine

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from drafters.tree import DraftTree
 from service.engine.options import parse_policy
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.cuda_graphs import (
     Bucket,
     GraphedRunner,

@@ -9,7 +9,8 @@ from drafters.tree import DraftTree
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner import fused_layers
 from service.engine.step import Slice
 from sparse_attn.kernels import select_kernels

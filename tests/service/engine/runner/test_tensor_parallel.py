@@ -30,7 +30,7 @@ RUN = """
 import json, sys
 from service.engine.async_engine import AsyncEngine
 from service.engine.runner.ranks import run_ranks
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.engine.runner.tensor_parallel import follow
 
 folder, size = sys.argv[1], int(sys.argv[2])

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from drafters.tree import EMPTY, DraftTree
 from service.engine.admission import Admission
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.engine.sampling.constraint import Constraint, ConstraintCompiler
 from service.errors import InvalidRequest
 
