@@ -26,6 +26,6 @@ llm = LLM("embedded", prefix_cache=False)
 text = "\n".join(f"House {n} in the long street belongs to family number {n * 7 % 1000}." for n in range(300))
 for policy in ("dense", "pyramid:widest=2048"):
     reply = llm.chat(
-        [{"role": "user", "content": f"{text}\nWhose is house 150?"}], SamplingParams(max_tokens=16, attention=policy)
+        [{"role": "user", "content": f"{text}\nWhose is house 290?"}], SamplingParams(max_tokens=16, attention=policy)
     )
     print(f"{policy}: {reply.stats.get('prefill_density', 1.0):.0%} of the causal blocks: {reply.text!r}")

@@ -18,7 +18,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {
     "quickstart": "bridge.txt 0 43 verified",
     "draft_and_verify": "guesses accepted",
-    "sparse_prefill": "46% of the causal blocks",
+    "sparse_prefill": "42% of the causal blocks",
     "library_search": "hybrid: mill.md",
     "openai_client": "bridge.txt",
     "own_drafter": "in 8 steps",

@@ -1,7 +1,7 @@
 """The engine's model as a kNN language model: what a request brings to be one, and what its datastores are made of.
 
 The rows of a kNN request run in the engine's steps beside the others (`service.engine.mixture`); the datastore is
-searched in another thread, and made of sequences that the engine reads in the background (`Reading` of `service.engine.request`).
+searched in another thread, and made of sequences that the engine reads in the background (`request.Reading`).
 """
 
 from __future__ import annotations

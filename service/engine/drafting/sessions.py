@@ -1,6 +1,6 @@
 """Models that draft: sessions of their own in the engine's pages (``drafters.protocols.DraftModel``).
 
-A session's prompt is read as rows of steps, in chunks (`Reading` of `service.engine.request`), and until then its drafter guesses
+A session's prompt is read as rows of steps, in chunks (`request.Reading`), and until then its drafter guesses
 nothing. From then on the session is a sequence like any other, but its pages are lent: when a request needs a page and
 none is left, sessions are closed, the youngest first, before any request is preempted. The drafter that used it then
 fails at its next call, is switched off for its request, and the answer goes on without it.
