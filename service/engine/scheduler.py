@@ -110,7 +110,7 @@ class Scheduler:
                 return step
         budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts())
         self._admit(budget)
-        scheduled = {seq.request for seq in step.slices}
+        scheduled = {*(seq.request for seq in step.slices), *(request for request, _ in step.failed)}
         reading = [r for r in self.running if r.num_pending and not r.parked and r not in scheduled]
         for background in (False, True):
             some = [r for r in reading if (r.priority is Priority.BACKGROUND) == background]
@@ -209,9 +209,10 @@ class Scheduler:
             if request in step.preempted:  # for an older one
                 continue
             start = request.num_computed
-            taken = self._reserve(step, request, start + 1 + draft)
+            taken = self._reserve(step, request, start + 1 + draft, least=start + 1)
             if taken is None:
                 continue
+            draft = min(draft, len(request.pages) * self.blocks.page_size - start - 1)
             hidden_rows = _hidden_rows(request, 1, True)
             pending = request.token_ids[-1:]
             step.slices.append(
@@ -329,8 +330,10 @@ class Scheduler:
             for page, digest in under_way
         )
 
-    def _reserve(self, step: Step, request: Request, num_tokens: int) -> int | None:
+    def _reserve(self, step: Step, request: Request, num_tokens: int, least: int | None = None) -> int | None:
         """Give the request pages for ``num_tokens`` tokens, preempting younger requests if need be.
+
+        least: tokens that must have pages, where no others can be had; None for all.
 
         Returns how many pages it took, or None where the request itself was preempted or can have none.
         """
@@ -346,6 +349,8 @@ class Scheduler:
                 alone = self.running == [request]
                 if (alone or victim.priority is Priority.ANSWER) and self._reclaim():
                     continue
+                if alone and least is not None and least < num_tokens:  # without a draft, then
+                    return self._reserve(step, request, least)
                 if alone:  # nobody is left who could give pages back
                     step.failed.append((request, error))
                     return None

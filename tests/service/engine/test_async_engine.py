@@ -81,6 +81,7 @@ def test_a_batch_larger_than_the_queue_is_taken_and_kept_in_order() -> None:
 
 
 def test_an_interrupted_batch_is_aborted() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a service in this process has set
     with AsyncEngine(make_engine()) as door:
         slowly(door, 0.05)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -88,6 +89,7 @@ def test_an_interrupted_batch_is_aborted() -> None:
             door.generate([PROMPT, PROMPT[:20]], LONG)
         assert door.run(lambda engine: engine.blocks.num_owned).result() == 0
         assert door.in_flight == 0
+    signal.signal(signal.SIGINT, before)
 
 
 def test_leaving_a_stream_gives_its_pages_back() -> None:

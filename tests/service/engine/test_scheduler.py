@@ -99,14 +99,15 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(guess=st.integers(0, 2), fails=st.booleans())
     def step(self, guess: int, fails: bool) -> None:
-        had_work = any(not request.parked for request in self.live)
+        parked = [request for request in self.live if request.parked]
+        must_run = any(r in self.scheduler.running and not r.parked for r in self.live)
         before = {r.id: list(r.token_ids) for r in self.live}
         step = self.scheduler.schedule()
         assert most_rows(step) <= 10
-        if not had_work:
-            assert not step
+        assert step or not must_run, "a request runs, and nothing is scheduled"
+        assert step or parked or not self.live, "a request waits for nobody, and nothing is scheduled"
+        if not step:
             return
-        assert step, "work, and nothing scheduled"
         if fails:
             self.scheduler.rollback(step)
             assert {r.id: r.token_ids for r in self.live} == before
