@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval.common.files import sha256_of
+from retrieval.common.openmp import release_team
 from retrieval.embedding.bert import Bert, is_plain_bert
 from retrieval.errors import InvalidRequest, UnknownEmbedder
 
@@ -111,6 +112,12 @@ class SentenceEmbedder:
         self._encode(["warm"])
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        try:
+            return self._vectors(texts)
+        finally:
+            release_team()
+
+    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         if self._plain_bert:
             encodings = self._cutting_tokenizer.encode_batch(list(texts))
             return self._bert.encode([encoding.ids for encoding in encodings])

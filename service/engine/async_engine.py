@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from drafters.warm_up import warm_up
+from retrieval.common.openmp import release_team
 from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
@@ -75,7 +76,9 @@ class AsyncEngine:
 
         Errors as of ``Engine.from_pretrained``.
         """
-        return cls(Engine.from_pretrained(model, config, **options))
+        door = cls(Engine.from_pretrained(model, config, **options))
+        release_team()  # loading computes in this thread, steps in another
+        return door
 
     def __enter__(self) -> AsyncEngine:
         self.start()
@@ -87,6 +90,7 @@ class AsyncEngine:
     def start(self) -> None:
         """Start the engine's thread; takes a second, for what drafting compiles."""
         warm_up()
+        release_team()
         self._stopping = self._draining = False
         self._start_thread()
 
