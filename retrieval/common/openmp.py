@@ -1,9 +1,9 @@
 """OpenMP teams of threads that are done with them.
 
-Every thread that runs a parallel loop of torch's has a team of its own, which stays until the thread ends. Once all teams
-together are larger than the machine, the runtime lets nobody spin at a barrier any longer, and each of the hundreds of
-loops of a decode step waits for a sleeping thread to wake: on two cores a step of a 27 M-parameter Llama takes half as
-long again. So whoever runs such loops in passing, beside the engine's thread, gives its team back.
+Every thread that runs a parallel loop of torch's has a team of its own, which stays until the thread ends. Once all
+teams together are larger than the machine, the runtime lets nobody spin at a barrier any longer, and each of the
+hundreds of loops of a decode step waits for a sleeping thread to wake: on two cores a step of a 27 M-parameter Llama
+takes half as long again. So whoever runs such loops in passing, beside the engine's thread, gives its team back.
 """
 
 from __future__ import annotations

@@ -47,12 +47,22 @@ def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
     ends = list(accumulate(1 + len(tree) for tree in keys.trees))
     rows = [slice(end - 1 - len(tree), end) for end, tree in zip(ends, keys.trees, strict=True)]
     any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
-    usable = has_choice(logits)
-    if logits.is_cpu and not any_cut and usable.all():
+    greedy = all(p.temperature == 0 for p in keys.params)
+    if logits.is_cpu and not any_cut and (greedy or has_choice(logits).all()):
         of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
-        return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
-    choices = torch.where(usable, _choices(logits, keys, any_cut), NO_TOKEN).tolist()
+        walked = [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
+        return [_ended(verdict, logits[own]) for verdict, own in zip(walked, rows, strict=True)] if greedy else walked
+    choices = torch.where(has_choice(logits), _choices(logits, keys, any_cut), NO_TOKEN).tolist()
     return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
+
+
+def _ended(verdict: Verdict, logits: Tensor) -> Verdict:
+    """A greedy verdict up to the first row whose best logit is no number; nothing is read but the rows walked."""
+    usable = torch.isfinite(logits[list(verdict.rows), list(verdict.tokens)])
+    if usable.all():
+        return verdict
+    first = int((~usable).nonzero()[0])
+    return Verdict(verdict.path[:first], (*verdict.tokens[:first], NO_TOKEN))
 
 
 def has_choice(logits: Tensor) -> Tensor:
