@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     )
 
     # Model
-    model: str = Field(EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id.")
+    model: str = Field(EMBEDDED, description="embedded, smollm2, a GGUF file, a folder with a checkpoint, or a hub id.")
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
         "auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
     )

@@ -22,7 +22,7 @@ def beside_transformers(
     """Greedy tokens per second after a prompt's first forward: transformers' own decoding and prompt lookup, and ours,
     in turn over the same prompts; medians of `rounds`."""
     path = str(MODEL_DIR) if engine.loaded.name == "embedded" else engine.loaded.name
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=not stop_freely)
     options = {"transformers": {}, "transformers_prompt_lookup": {"prompt_lookup_num_tokens": 10}}
     rates: dict[str, list[float]] = {}

@@ -14,7 +14,7 @@ import typer
 
 from service.cli.context import JsonFlag, library_of, settings_of
 from service.cli.output import emit_json
-from service.errors import Exit, FolioError
+from service.errors import Exit, FolioError, ModelError
 from service.settings import Settings, stray_variables
 from service.translation import translate
 
@@ -72,7 +72,7 @@ def _python(_: Settings) -> list[Finding]:
 def _torch(settings: Settings) -> list[Finding]:
     import torch
 
-    from service.engine.loading.checkpoint import check_device
+    from service.engine.loading.device import check_device
     from service.engine.runner.ranks import check_devices
     from service.models import device_of
 
@@ -145,7 +145,16 @@ def _options(_: Settings) -> list[Finding]:
                 _version(package) if there else f"not installed; for {use}",
             )
         )
-    return findings
+    return [*findings, _smollm2()]
+
+
+def _smollm2() -> Finding:
+    from service.engine.loading.sources import SMOLLM2, smollm2_file
+
+    try:
+        return Finding(SMOLLM2, "ok", str(smollm2_file()))
+    except ModelError as error:
+        return Finding(SMOLLM2, "note", error.detail)
 
 
 def _faiss() -> Finding:

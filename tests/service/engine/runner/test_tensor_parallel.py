@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from service.engine.loading.checkpoint import check_device, check_shares
+from service.engine.loading.device import check_device
+from service.engine.loading.support import check_shares
 from service.engine.options import parse_policy
 from service.engine.runner.ranks import check_devices, join, leading
 from service.errors import InvalidRequest, ModelError
