@@ -74,7 +74,7 @@ def _names(settings: Settings) -> list[str]:
 def _listed(name: str, dtype: str) -> Listed:
     from service.engine.loading.checkpoint import DTYPES
     from service.engine.loading.sources import find_model
-    from service.engine.loading.support import refuse_by_config
+    from service.engine.loading.support import quantisation_of, refuse_by_config
 
     try:
         source = find_model(name)
@@ -88,7 +88,7 @@ def _listed(name: str, dtype: str) -> Listed:
         name,
         architecture=text.model_type,
         parameters=count,
-        weight_bytes=None if count is None else count * DTYPES[dtype].itemsize,
+        weight_bytes=None if count is None or quantisation_of(config) else count * DTYPES[dtype].itemsize,
         max_length=getattr(text, "max_position_embeddings", None),
     )
 

@@ -93,7 +93,7 @@ class AdapterModel:
         try:
             model = get_peft_model(base, LoraConfig.from_pretrained(str(self.folder)))
             weights = load_peft_weights(str(self.folder), device=device)
-            report = set_peft_model_state_dict(model, weights)
+            report: Any = set_peft_model_state_dict(model, weights)
         except Exception as error:  # of peft, which checks by several kinds of error
             raise ModelError(
                 f"The adapter {self.name!r} cannot be merged into {self.base.name!r}: {first_line(error)}",

@@ -22,6 +22,7 @@ from service.engine.runner.fused_norms import fuse_norms
 from service.engine.runner.ranks import Ranks
 from service.engine.runner.row_invariance import make_row_invariant
 from service.errors import ModelError
+from service.settings import EMBEDDED as EMBEDDED
 from sparse_attn.backend import attach
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kv.pool import KVShape

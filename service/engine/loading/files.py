@@ -11,15 +11,14 @@ from service.errors import ModelError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 JSON_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "adapter_config.json", "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "adapter_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
 )  # fmt: skip
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """In transformers' order: the first that is there is read."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
-_BOM = b"\xef\xbb\xbf"
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def check_files(name: str, folder: Path) -> None:
@@ -34,6 +33,7 @@ def check_files(name: str, folder: Path) -> None:
     for file in TOKENIZER_FILES:
         if (folder / file).is_file():
             _refuse_pointer(name, folder / file)
+            _refuse_mark(name, folder / file)
     for path in weight_files(name, folder):
         if not path.is_file():
             raise ModelError(
@@ -60,15 +60,9 @@ def read_json(name: str, path: Path) -> dict[str, Any]:
         ModelError: it is a pointer, begins with a byte order mark, or is no JSON object.
     """
     _refuse_pointer(name, path)
-    data = path.read_bytes()
-    if data.startswith((_BOM, b"\xff\xfe", b"\xfe\xff")):
-        raise ModelError(
-            f"{path.name} of the model {name!r} begins with a byte order mark (BOM).",
-            hint="Save it as UTF-8 without one.",
-            param="model",
-        )
+    _refuse_mark(name, path)
     try:
-        found = json.loads(data)
+        found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} of the model {name!r} is not JSON: {error}.", param="model") from error
     if not isinstance(found, dict):
@@ -102,6 +96,17 @@ def _refuse_pointer(name: str, path: Path) -> None:
             raise ModelError(
                 f"{path.name} of the model {name!r} is a Git LFS pointer, not the file itself.",
                 hint="Fetch the files with `git lfs pull`.",
+                param="model",
+            )
+
+
+def _refuse_mark(name: str, path: Path) -> None:
+    """SentencePiece's tokenizer.model, which is no text, begins with other bytes."""
+    with path.open("rb") as file:
+        if file.read(3).startswith(_MARKS):
+            raise ModelError(
+                f"{path.name} of the model {name!r} begins with a byte order mark (BOM).",
+                hint="Save it as UTF-8 without one.",
                 param="model",
             )
 

@@ -12,7 +12,7 @@ import mmap
 import re
 import struct
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +89,6 @@ def open_gguf(path: Path) -> GGUFFile:
         ModelError: a part is missing, cut off, of another version or no GGUF; names it.
     """
     parts = _parts(path.expanduser().resolve())
-    stats = [part.stat() for part in parts if part.is_file()]
-    return _open(tuple(parts), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
-
-
-def gguf_models(folder: Path) -> list[Path]:
-    """The models in GGUF of a folder, of split ones the first part."""
-    found = sorted(path for path in folder.glob("*.gguf") if path.is_file())
-    return [path for path in found if (part := _SPLIT.match(path.name)) is None or int(part["number"]) == 1]
-
-
-@lru_cache(maxsize=2)
-def _open(parts: tuple[Path, ...], _states: tuple[tuple[int, int], ...]) -> GGUFFile:
-    """Once per state of the files: the configuration, the tokenizer and the weights are asked for one after another."""
     metadata: dict[str, Any] = {}
     tensors: dict[str, GGUFTensor] = {}
     for number, part in enumerate(parts):
@@ -125,7 +112,13 @@ def _open(parts: tuple[Path, ...], _states: tuple[tuple[int, int], ...]) -> GGUF
         )
     if not tensors:
         raise ModelError(f"{name} holds no weights.", hint="Perhaps it is the vocabulary alone.", param="model")
-    return GGUFFile(parts, metadata, tensors)
+    return GGUFFile(tuple(parts), metadata, tensors)
+
+
+def gguf_models(folder: Path) -> list[Path]:
+    """The models in GGUF of a folder, of split ones the first part."""
+    found = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+    return [path for path in found if (part := _SPLIT.match(path.name)) is None or int(part["number"]) == 1]
 
 
 def _parts(path: Path) -> list[Path]:

@@ -88,12 +88,19 @@ class GGUFModel:
         if lacking or "token_embd.weight" not in file.tensors:
             what = f"a number {architecture}.{lacking[0]}" if lacking else "the tensor token_embd.weight"
             raise ModelError(f"{file.paths[0].name} has not {what}.", hint="Convert the model anew.", param="model")
-        values = {renamed: file.own(key) for key, renamed in GGUF_CONFIG_MAPPING[architecture].items() if renamed}
-        values |= {renamed: file.metadata.get(f"tokenizer.ggml.{key}") for key, renamed in _SPECIAL.items()}
-        values |= self._shape_of_attention() | self._rope()
+        if file.own("block_count") > len(file.tensors):
+            raise ModelError(
+                f"{file.paths[0].name} has {len(file.tensors)} tensors for {file.own('block_count')} layers.",
+                param="model",
+            )
+        table: Any = GGUF_CONFIG_MAPPING[architecture]
+        values = {renamed: file.own(key) for key, renamed in table.items() if renamed}
+        values |= {"rope_theta": file.own("rope.freq_base") or 10_000.0} | self._shape_of_attention() | self._rope()
         values["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
         values["tie_word_embeddings"] = "output.weight" not in file.tensors
         said = {key: value for key, value in values.items() if value is not None}
+        # None of these too, or the ids of some other checkpoint, which are transformers' defaults, would be taken.
+        said |= {renamed: file.metadata.get(f"tokenizer.ggml.{key}") for key, renamed in _SPECIAL.items()}
         try:
             return AutoConfig.for_model(ARCHITECTURES[architecture], **said)
         except Exception as error:  # transformers validates, by several kinds of error

