@@ -32,7 +32,6 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
     library.jobs.start_worker() / stop_worker()   # one thread of this process works the queue off
 
 An ``IngestResult`` has ``status`` ``ready`` or ``failed`` and never an exception: a bad file fails alone.
-A quotation's exact span: ``retrieval.align.AlignableText(text).align(quote, near=None) -> (start, end) | None``.
 Sentence spans: ``retrieval.parsing.sentences.sentences(text)``. Tables for keys and audit: ``retrieval.store.tables``,
 through ``library.database.read()`` and ``.write()``.
 """

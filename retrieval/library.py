@@ -14,7 +14,6 @@ on the disk. Every error is a ``retrieval.errors.RetrievalError`` whose text can
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -25,26 +24,25 @@ import numpy as np
 import structlog
 
 from retrieval.checks import check_label, check_query
+from retrieval.common.failpoints import failpoint
+from retrieval.common.progress import CancelCheck
 from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
-from retrieval.errors import RetrievalError, StoreUnavailable
-from retrieval.index import maintenance
+from retrieval.errors import StoreUnavailable
 from retrieval.index.batching import Batcher
-from retrieval.index.index import Index
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
+from retrieval.index.upkeep import IndexUpkeep
+from retrieval.index.verification import verify
 from retrieval.ingest import archive
 from retrieval.ingest.ingestion import Ingester, Prepared, Refused, Source, sources
 from retrieval.ingest.jobs import JobQueue
-from retrieval.ingest.progress import CancelCheck, ProgressMeter
 from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
-from retrieval.store import embedders as embedder_store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.store.shelf import DEFAULT_OWNER, Shelf
@@ -79,20 +77,22 @@ class Library(Shelf):
         chunking: ChunkingOptions,
         blobs: Blobs,
     ) -> None:
-        super().__init__(database, Originals(blobs), Sandbox(replace(limits, parse_seconds=VIEW_S)))
+        originals, lease = Originals(blobs), WriterLease(database, home)
+        super().__init__(database, originals, Sandbox(replace(limits, parse_seconds=VIEW_S)))
         self.home = home
         self.embedder = embedder
         self.limits = limits
         self.chunking = chunking
-        self._lease = WriterLease(database, home)
+        self._lease = lease
         self._sandbox = Sandbox(limits)
-        self._blobs = blobs
-        self.jobs = JobQueue(database, blobs, self._ingest_one)
+        remote = blobs if isinstance(blobs, RemoteBlobs) else None
+        self._upkeep = IndexUpkeep(home / "index", database, embedder, lease, remote)
+        self._ingester = Ingester(
+            database, originals, lease, embedder, self._upkeep.embedder_id, limits, self._sandbox, chunking
+        )
+        self.jobs = JobQueue(database, blobs, self._upkeep, self._ingester)
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
-        self._opening = threading.RLock()
-        self._index: Index | None = None
-        self._tokenizer: CorpusTokenizer | None = None
-        self._searcher = Searcher(database, embedder, self._ready_index)
+        self._searcher = Searcher(database, embedder, self._upkeep.index)
         self._searches = Batcher(self._searcher)
         self._queries: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
 
@@ -129,7 +129,7 @@ class Library(Shelf):
 
     def warm_up(self) -> None:
         """Load the index and the embedding model, so that the first search is not the slow one."""
-        self._ready_index().refresh()
+        self._upkeep.index().refresh()
         self.embedder.encode_queries(["warm"])
 
     def close(self) -> None:
@@ -174,17 +174,8 @@ class Library(Shelf):
         """
         check_label("collection", collection)
         check_label("owner", owner)
-        results = []
-        with self._lease.hold("ingesting", wait_s):
-            index = self._ready_index()
-            ingester = self._ingester()
-            try:
-                for source in sources(files):
-                    results.append(ingester.ingest(source, collection, owner, progress, cancelled))
-            finally:
-                index.refresh()
-            self._build_if_due(index)
-        return results
+        with self._upkeep.writing("ingesting", wait_s):
+            return [self._ingester.ingest(file, collection, owner, progress, cancelled) for file in sources(files)]
 
     def ingest_prepared(
         self,
@@ -206,17 +197,11 @@ class Library(Shelf):
         check_label("collection", collection)
         check_label("owner", owner)
         results = []
-        with self._lease.hold("ingesting", wait_s), self._lease.kept_alive():
-            index = self._ready_index()
-            ingester = self._ingester()
-            try:
-                for item in items:
-                    results.append(ingester.keep(item, collection, owner))
-                    if progress is not None:
-                        progress(results[-1])
-            finally:
-                index.refresh()
-            self._build_if_due(index)
+        with self._lease.kept_alive(), self._upkeep.writing("ingesting", wait_s):
+            for item in items:
+                results.append(self._ingester.keep(item, collection, owner))
+                if progress is not None:
+                    progress(results[-1])
         return results
 
     def known_content(self, collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER) -> frozenset[str]:
@@ -228,11 +213,10 @@ class Library(Shelf):
         self, path: str | os.PathLike[str], collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER
     ) -> int:
         """Write a collection to one archive file. Returns how many documents. Errors: NotFound, EmbedderMismatch."""
-        self._ready_index()
-        fingerprint = self.embedder.fingerprint
+        embedder_id, fingerprint = self._upkeep.embedder_id(), self.embedder.fingerprint
         with self.database.read() as connection:
             return archive.export_collection(
-                connection, self._originals, owner, collection, self._embedder_id, fingerprint, Path(path)
+                connection, self._originals, owner, collection, embedder_id, fingerprint, Path(path)
             )
 
     def import_collection(
@@ -249,17 +233,14 @@ class Library(Shelf):
         StoreBusy, EmbedderMismatch.
         """
         check_label("owner", owner)
-        with self._lease.hold("importing", wait_s):
-            index = self._ready_index()
-            try:
-                with archive.CollectionArchive(Path(path), self.embedder) as opened:
-                    target = collection or opened.collection
-                    check_label("collection", target)
-                    results = [self._ingester().commit(*item) for item in opened.read(owner, target, self._embedder_id)]
-            finally:
-                index.refresh()
-            self._build_if_due(index)
-        return results
+        with (
+            self._upkeep.writing("importing", wait_s),
+            archive.CollectionArchive(Path(path), self.embedder) as opened,
+        ):
+            target = collection or opened.collection
+            check_label("collection", target)
+            found = opened.read(owner, target, self._upkeep.embedder_id())
+            return [self._ingester.commit(*item) for item in found]
 
     def delete(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
         """Remove a document, all its versions, its vectors and its file; no search finds it from now on.
@@ -329,7 +310,7 @@ class Library(Shelf):
         if mode != "sparse":
             check_query_length(longest_query, self.embedder)
         wanted = tuple(documents) if documents is not None else None
-        snapshot = self._ready_index().refresh()
+        snapshot = self._upkeep.index().refresh()
         scope = self._searcher.scope(snapshot, SearchRequest("", 1, mode, owner, collection, wanted))
         return SnapshotRetriever(
             snapshot,
@@ -343,11 +324,11 @@ class Library(Shelf):
 
     def build_index(self) -> IndexReport:
         """Write a new generation where anything changed since the last. Errors: StoreBusy, EmbedderMismatch."""
-        return self._ready_index().build()
+        return self._upkeep.index().build()
 
     def compact(self) -> IndexReport:
         """Drop tombstones and files that nothing names any more. Errors: StoreBusy, EmbedderMismatch."""
-        report = self._ready_index().build()
+        report = self._upkeep.index().build()
         with self.database.write() as connection:
             self._originals.sweep(connection)
         self.jobs.sweep()
@@ -359,49 +340,29 @@ class Library(Shelf):
         The new vectors and the new generation are made beside the old ones, which serve other processes until all
         is ready. Interrupted, it goes on where it was when called again. Error: StoreBusy.
         """
-        with self._lease.hold("rebuilding the index"):
-            with self.database.write() as connection:
-                embedder_id = embedder_store.known(connection, self.embedder)
-            meter = ProgressMeter("index", progress, keep_alive=self._lease.keep_alive)
-            maintenance.embed_missing(self.database, self._lease, self.embedder, embedder_id, meter)
-            report = self._new_index(embedder_id, beside=True).build(force=True)
-            maintenance.switch_embedder(self.database, self._lease, self.embedder)
-            with self._opening:
-                self._embedder_id = embedder_id
-                self._index = self._new_index(embedder_id)
-        return report
+        return self._upkeep.rebuild(progress)
 
     def verify_index(self) -> VerifyReport:
         """Check every hash of the index and of the files, every chunk against its text, and the index against SQL.
 
         Error: EmbedderMismatch.
         """
-        snapshot = self._ready_index().refresh()
-        return maintenance.verify(self.database, self.home / "index", self._originals, snapshot, self._embedder_id)
+        snapshot = self._upkeep.index().refresh()
+        return verify(self.database, self.home / "index", self._originals, snapshot, self._upkeep.embedder_id())
 
     def set_tokenizer(self, tokenizer: CorpusTokenizer) -> None:
         """From the next generation on, keep a token store of the corpus for this tokenizer."""
-        self._tokenizer = tokenizer
-        self._ready_index().tokenizer = tokenizer
+        self._upkeep.set_tokenizer(tokenizer)
 
     def token_store(self, owner: str = DEFAULT_OWNER) -> TokenStore | None:
         """The token store over the owner's live documents; None where the present generation has none of the
         tokenizer that was set."""
-        snapshot = self._ready_index().refresh()
-        generation = snapshot.generation
-        if generation is None or generation.tokens is None or self._tokenizer is None:
-            return None
-        if generation.tokens.tokenizer != self._tokenizer.fingerprint:
-            return None
-        with self.database.read() as connection:
-            mine = store.ids_in_scope(connection, owner, None, None)
-        return generation.tokens.restricted(
-            snapshot.alive & np.array([key[0] in mine for key in generation.documents], dtype=bool)
-        )
+        return self._upkeep.token_store(owner)
 
     def stats(self, owner: str | None = None) -> LibraryStats:
         """Totals of one owner, or of all; the state of the index."""
-        snapshot = self._ready_index().refresh()
+        index = self._upkeep.index()
+        snapshot = index.refresh()
         with self.database.read() as connection:
             totals = store.totals(connection, owner)
         return LibraryStats(
@@ -413,68 +374,5 @@ class Library(Shelf):
             journal_seq=snapshot.seq,
             embedder=self.embedder.fingerprint,
             database=self.database.name,
-            notes=list(self._ready_index().notes),
+            notes=list(index.notes),
         )
-
-    # -- parts
-
-    def _ready_index(self) -> Index:
-        """The index, loaded. Error: EmbedderMismatch."""
-        with self._opening:
-            if self._index is None:
-                self._embedder_id = embedder_store.ensure_current(self.database, self.embedder)
-                self._index = self._new_index(self._embedder_id)
-                if self._index.notes:  # a generation was unsound: fold the journal into a sound one
-                    self._try_build(self._index)
-            return self._index
-
-    def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
-        folder, fingerprint = self.home / "index", self.embedder.fingerprint
-        remote = self._blobs if isinstance(self._blobs, RemoteBlobs) else None
-        index = Index(self.database, folder, self._lease, embedder_id, fingerprint, beside, remote)
-        index.tokenizer = self._tokenizer
-        return index
-
-    def _ingest_one(
-        self,
-        source: Source,
-        collection: str,
-        owner: str,
-        progress: ProgressCallback | None,
-        cancelled: CancelCheck | None,
-    ) -> IngestResult:
-        with self._lease.hold("ingesting"):
-            index = self._ready_index()
-            result = self._ingester().ingest(source, collection, owner, progress, cancelled)
-            index.refresh()
-            self._build_if_due(index)
-        return result
-
-    def _ingester(self) -> Ingester:
-        return Ingester(
-            self.database,
-            self._originals,
-            self._lease,
-            self.embedder,
-            self._embedder_id,
-            self.limits,
-            self._sandbox,
-            self.chunking,
-        )
-
-    def _build_if_due(self, index: Index) -> None:
-        """A journal that has grown long against the generation is folded into a new one."""
-        snapshot = index.snapshot
-        behind = snapshot.pending + snapshot.tombstones
-        indexed = len(snapshot.generation.ids) if snapshot.generation else 0
-        if behind and behind >= 0.2 * indexed:
-            self._try_build(index)
-
-    @staticmethod
-    def _try_build(index: Index) -> None:
-        try:
-            index.build()
-        except RetrievalError as error:
-            # The documents are committed and can be searched through the journal; only the folding failed.
-            index.notes.append(f"the index was not built after ingesting: {error}")
-            log.warning("index not built", cause=str(error))

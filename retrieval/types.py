@@ -9,11 +9,18 @@ from typing import Literal, NamedTuple
 
 Mode = Literal["hybrid", "dense", "sparse"]
 Phase = Literal["parse", "embed", "store", "index"]
+DocumentKey = tuple[str, int]
+"""(document id, version)"""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it is now. ``status`` is ``ready`` or ``failed``; ``error`` says why it failed."""
+    """A document as it is now. ``status`` is ``ready`` or ``failed``; ``error`` says why it failed.
+
+    Attributes:
+        size: bytes of the file.
+        chars: characters (code points) of the stored text.
+    """
 
     id: str
     owner: str
@@ -23,12 +30,10 @@ class Document:
     sha256: str
     media_type: str
     size: int
-    """bytes of the file"""
     status: str
     pages: int
     chunks: int
     chars: int
-    """characters (code points) of the stored text"""
     error: str | None
     created_at: dt.datetime
     updated_at: dt.datetime
@@ -53,7 +58,11 @@ class Collection:
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk that answers a query. ``text`` is the stored text's slice ``start:end``, exactly."""
+    """A chunk that answers a query. ``text`` is the stored text's slice ``start:end``, exactly.
+
+    Attributes:
+        sha256: of the document's file.
+    """
 
     chunk_id: int
     document: str
@@ -65,7 +74,6 @@ class Hit:
     text: str
     version: int = 1
     sha256: str = ""
-    """of the document's file"""
 
     def scored(self, score: float) -> Hit:
         """The same chunk as the answer to another query."""
@@ -81,14 +89,17 @@ class SearchResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an ingest is: ``done`` of ``total`` units (pages in parse, chunks in embed) of the file ``name``."""
+    """How far an ingest is: ``done`` of ``total`` units (pages in parse, chunks in embed) of the file ``name``.
+
+    Attributes:
+        eta_s: seconds left in this phase at the present rate; None while unknown.
+    """
 
     name: str
     phase: Phase
     done: int
     total: int
     eta_s: float | None = None
-    """seconds left in this phase at the present rate; None while unknown"""
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -96,7 +107,11 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What became of one file. ``status``: ready or failed; ``deduplicated``: the content was there already."""
+    """What became of one file. ``status``: ready or failed; ``deduplicated``: the content was there already.
+
+    Attributes:
+        error_kind: class name of the error, for callers that map kinds to statuses.
+    """
 
     id: str | None
     name: str
@@ -108,7 +123,6 @@ class IngestResult:
     deduplicated: bool = False
     seconds: float = 0.0
     error_kind: str | None = None
-    """class name of the error, for callers that map kinds to statuses"""
 
 
 @dataclass(frozen=True)
@@ -138,29 +152,35 @@ class Job:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What ``build_index``, ``compact`` or ``rebuild`` did."""
+    """What ``build_index``, ``compact`` or ``rebuild`` did.
+
+    Attributes:
+        built: False when the newest generation was up to date already.
+    """
 
     generation: int
     chunks: int
     documents: int
     seconds: float
     built: bool
-    """False when the newest generation was up to date already"""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The state of the index and the store; ``ok`` is true when nothing in ``problems``."""
+    """The state of the index and the store; ``ok`` is true when nothing in ``problems``.
+
+    Attributes:
+        live_chunks: chunks that SQL says are live.
+        indexed_chunks: chunks of the newest generation.
+        tombstones: chunks of the generation that are no longer live.
+        pending: live chunks served from the journal, not yet in a generation.
+    """
 
     generation: int
     live_chunks: int
-    """chunks that SQL says are live"""
     indexed_chunks: int
-    """chunks of the newest generation"""
     tombstones: int
-    """chunks of the generation that are no longer live"""
     pending: int
-    """live chunks served from the journal, not yet in a generation"""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -175,6 +195,12 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class LibraryStats:
+    """Totals of a library, and the state of its index.
+
+    Attributes:
+        notes: things worth an operator's attention, such as a generation that was skipped.
+    """
+
     documents: int
     chunks: int
     chars: int
@@ -187,4 +213,3 @@ class LibraryStats:
     embedder: str
     database: str
     notes: list[str] = field(default_factory=list)
-    """things worth an operator's attention, such as a generation that was skipped"""

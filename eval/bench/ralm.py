@@ -225,12 +225,11 @@ def make_retriever(name: str, base: KnowledgeBase, home: Path) -> Retriever:
     """The retriever of that name; indexes that take long to build are kept in ``home``."""
     count = len(base.texts)
     if name == "bm25":
-        path = home / f"bm25-{count}.npz"
-        if not path.is_file():
-            built = SparseIndex.build([terms(text) for text in base.texts])
-            with path.open("wb") as file:
-                built.write(file.write)
-        return SparseRetriever(SparseIndex.read(path))
+        folder = home / f"bm25-{count}"
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            SparseIndex.build([terms(text) for text in base.texts]).save(folder)
+        return SparseRetriever(SparseIndex.load(folder))
     embedder = SentenceEmbedder()
     encoding: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
     index = _dense_index("hnsw" if name == "hnsw" else "flat", base, home)

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from retrieval.common.files import sha256_of
 from retrieval.embedding.bert import Bert, is_plain_bert
 from retrieval.errors import InvalidRequest, UnknownEmbedder
-from retrieval.store.files import sha256_of
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

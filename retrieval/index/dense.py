@@ -16,9 +16,9 @@ import faiss as _faiss
 import numpy as np
 from numba import njit
 
+from retrieval.common.processor import has_bfloat16
 from retrieval.index import gpu_clone
 from retrieval.index.gpu_clone import GpuClone
-from retrieval.index.processor import has_bfloat16
 
 faiss: Any = _faiss  # its stubs know too little of it
 

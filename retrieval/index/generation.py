@@ -1,8 +1,8 @@
 """An index generation: an immutable folder with everything a search needs, and a hash of every file in it.
 
-Layout of ``index/gen-NNNNNNNN-XXXXXXXX``: ``dense.faiss``, ``sparse.npz``, ``rows.npz`` (chunk ids and the document
-of each), ``documents.json``, the token store (``tokens.npy``, ``suffixes.npy``, ``offsets.npy``) where a tokenizer was
-given, and ``manifest.json``, written last.
+Layout of ``index/gen-NNNNNNNN-XXXXXXXX``: ``dense.faiss``, ``sparse.*`` (bm25s' own), ``rows.npz`` (chunk ids and
+the document of each), ``documents.json``, the token store (``tokens.npy``, ``suffixes.npy``, ``offsets.npy``) where a
+tokenizer was given, and ``manifest.json``, written last.
 It is written under a temporary name, synced, read again and compared, renamed, and only then named in SQL.
 """
 
@@ -21,39 +21,47 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.files import Sink, check_hashes, in_words, sync_folder, sync_written, write_synced
 from retrieval.errors import IndexCorrupt
 from retrieval.index.dense import DenseIndex, factory_string
 from retrieval.index.sparse import SparseIndex
 from retrieval.index.token_store import TokenStore, save_array
-from retrieval.store.failpoints import failpoint
-from retrieval.store.files import Sink, check_hashes, in_words, sync_folder, write_synced
+from retrieval.types import DocumentKey
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-DocumentKey = tuple[str, int]
-"""(document id, version)"""
 
 
 @dataclass(frozen=True)
 class GenerationContent:
-    """What goes into a generation. Rows are in rising order of chunk id."""
+    """What goes into a generation. Rows are in rising order of chunk id.
+
+    Attributes:
+        ids: int64[n] chunk ids.
+        document_of_row: int32[n] index into ``documents``.
+        vectors: float32[n, d].
+        tokens: of the documents in the order of ``documents``.
+    """
 
     seq: int
     embedder: str
     ids: np.ndarray
-    """int64[n] chunk ids"""
     document_of_row: np.ndarray
-    """int32[n] index into ``documents``"""
     documents: list[DocumentKey]
     vectors: np.ndarray
-    """float32[n, d]"""
     terms: Sequence[Sequence[str]]
     tokens: TokenStore | None = None
-    """of the documents in the order of ``documents``"""
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """What a generation is, and the hash of every file in it.
+
+    Attributes:
+        files: name → {"sha256", "bytes"}.
+    """
+
     format: int
     seq: int
     chunks: int
@@ -61,7 +69,6 @@ class Manifest:
     dense: str
     tokenizer: str | None
     files: dict[str, dict[str, Any]]
-    """name → {"sha256", "bytes"}"""
 
 
 class Generation:
@@ -115,10 +122,8 @@ def write_generation(index_folder: Path, content: GenerationContent) -> tuple[st
 
 def _write_files(folder: Path, content: GenerationContent) -> str:
     dense = DenseIndex.build(content.ids, content.vectors)
-    sparse = SparseIndex.build(content.terms)
     parts: dict[str, Callable[[Sink], object]] = {
         "dense.faiss": dense.write,
-        "sparse.npz": sparse.write,
         "rows.npz": lambda sink: _save_arrays(sink, ids=content.ids, document_of_row=content.document_of_row),
         "documents.json": lambda sink: sink(json.dumps(content.documents).encode()),
     }
@@ -129,6 +134,10 @@ def _write_files(folder: Path, content: GenerationContent) -> str:
         sha256, size = write_synced(folder / name, write)
         files[name] = {"sha256": sha256, "bytes": size}
         failpoint(f"generation.{name}")
+    for path in SparseIndex.build(content.terms).save(folder):
+        sha256, size = sync_written(path)
+        files[path.name] = {"sha256": sha256, "bytes": size}
+    failpoint("generation.sparse")
     manifest = Manifest(
         format=FORMAT,
         seq=content.seq,
@@ -189,7 +198,7 @@ def load_generation(folder: Path, number: int, manifest_sha256: str, checked: bo
         with np.load(folder / "rows.npz") as rows:
             generation = Generation(number, manifest, rows["ids"], rows["document_of_row"], documents)
         generation.dense = DenseIndex.read(folder / "dense.faiss")
-        generation.sparse = SparseIndex.read(folder / "sparse.npz")
+        generation.sparse = SparseIndex.load(folder)
         if manifest.tokenizer is not None:
             generation.tokens = TokenStore.read(folder, manifest.tokenizer)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

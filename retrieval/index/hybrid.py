@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from retrieval.index.heap import replace_worst
+from retrieval.common.heap import replace_worst
 from retrieval.types import Mode
 
 DENSE_WEIGHT = 0.5

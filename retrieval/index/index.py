@@ -16,10 +16,10 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
+from retrieval.common.failpoints import failpoint
 from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.index import shared_generations
 from retrieval.index.generation import (
-    DocumentKey,
     Generation,
     GenerationContent,
     load_generation,
@@ -31,10 +31,9 @@ from retrieval.index.sparse import SparseSegment, terms
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
 from retrieval.store.blobs import RemoteBlobs
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.tables import chunks, embedders, embeddings, index_generations, journal, now, versions
-from retrieval.types import IndexReport
+from retrieval.types import DocumentKey, IndexReport
 
 log = structlog.get_logger(__name__)
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.common.threads import threads
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Index
 from retrieval.index.snapshot import Query, Scope, Snapshot
 from retrieval.index.sparse import terms
-from retrieval.index.threads import threads
 from retrieval.store import documents as store
 from retrieval.store.database import Database
 from retrieval.types import Hit, Mode, SearchResult

@@ -12,10 +12,10 @@ import shutil
 import time
 from pathlib import Path
 
+from retrieval.common.files import in_words
 from retrieval.errors import IndexCorrupt
 from retrieval.index.generation import MANIFEST
 from retrieval.store.blobs import RemoteBlobs
-from retrieval.store.files import in_words
 
 UNNAMED_GRACE_S = 3600.0
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from retrieval.index.dense import cosines
-from retrieval.index.generation import DocumentKey, Generation
+from retrieval.index.generation import Generation
 from retrieval.index.hybrid import fuse, select, top, weights
 from retrieval.index.sparse import SparseSegment, SparseStatistics
-from retrieval.types import Mode
+from retrieval.types import DocumentKey, Mode
 
 ROUNDING = 1e-5
 """more than what float32 loses when two scores are weighted and added"""
@@ -29,13 +29,16 @@ _NONE = np.empty(0, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Segment:
-    """One document's chunks that are in no generation yet."""
+    """One document's chunks that are in no generation yet.
+
+    Attributes:
+        ids: int64[m].
+        vectors: float32[m, d].
+    """
 
     key: DocumentKey
     ids: np.ndarray
-    """int64[m]"""
     vectors: np.ndarray
-    """float32[m, d]"""
     sparse: SparseSegment
 
 
@@ -50,9 +53,14 @@ class Scope:
 
 @dataclass(frozen=True)
 class Query:
+    """One question to a snapshot.
+
+    Attributes:
+        vector: float32[d]; None in sparse mode.
+    """
+
     text_terms: Sequence[str]
     vector: np.ndarray | None
-    """float32[d]; None in sparse mode"""
     mode: Mode
     k: int
 
@@ -63,11 +71,16 @@ DenseScores = Callable[[Generation, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Snapshot:
+    """One state of the index; see above.
+
+    Attributes:
+        seq: the journal up to here is in this snapshot.
+        alive: bool[documents of the generation].
+    """
+
     seq: int
-    """the journal up to here is in this snapshot"""
     generation: Generation | None
     alive: np.ndarray
-    """bool[documents of the generation]"""
     segments: tuple[Segment, ...]
     _scopes: dict[object, Scope] = field(default_factory=dict, compare=False)
 

@@ -1,4 +1,4 @@
-"""BM25 by bm25s: scores of every posting are computed once, when the index is built.
+"""BM25 by bm25s: scores of every posting are computed once, when the index is built, and memory-mapped afterwards.
 
 The default variant is Lucene's, whose idf is never negative. ``atire`` with ``robertson`` idf is rank-bm25's
 ``BM25Okapi`` with epsilon 0, to which the tests hold this file. Chunks newer than the index are scored by the same
@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -32,6 +33,16 @@ def terms(text: str) -> list[str]:
     return _TERM.findall(unicodedata.normalize("NFKC", text).lower())
 
 
+_FILES = {
+    "data_name": "sparse.data.npy",
+    "indices_name": "sparse.indices.npy",
+    "indptr_name": "sparse.indptr.npy",
+    "vocab_name": "sparse.vocabulary.json",
+    "params_name": "sparse.parameters.json",
+}
+_LENGTHS = "sparse.lengths.npy"
+
+
 class SparseIndex:
     """BM25 over n chunks, by row. Immutable and thread-safe once built."""
 
@@ -47,7 +58,10 @@ class SparseIndex:
         model = bm25s.BM25(k1=K1, b=B, method=method, idf_method=idf_method)
         vocabulary: dict[str, int] = {}
         ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in document] for document in corpus]
-        model.index((ids, vocabulary), show_progress=False)
+        if vocabulary:
+            model.index((ids, vocabulary), show_progress=False)
+        else:  # bm25s takes no corpus without a word
+            model.scores, model.vocab_dict, model.nonoccurrence_array = _no_postings(len(ids)), {}, None
         return cls(model, np.fromiter((len(document) for document in ids), dtype=np.int32, count=len(ids)))
 
     def __len__(self) -> int:
@@ -76,30 +90,28 @@ class SparseIndex:
         scores = self._model.scores
         return _pick_postings(scores["data"], scores["indices"], scores["indptr"], np.array(ids), rows)
 
-    def write(self, sink: Callable[[bytes], object]) -> None:
-        scores = self._model.scores
-        words = "\n".join(sorted(self._model.vocab_dict, key=self._model.vocab_dict.__getitem__)).encode("utf-8")
-        np.savez(
-            _Sink(sink),
-            data=scores["data"],
-            indices=scores["indices"].astype(np.int32),
-            indptr=scores["indptr"].astype(np.int64),
-            lengths=self.lengths,
-            vocabulary=np.frombuffer(words, dtype=np.uint8),
-            method=np.array([self._model.method, self._model.idf_method]),
-        )
+    def save(self, folder: Path) -> list[Path]:
+        """Write it as bm25s does; returns the files."""
+        self._model.save(folder, show_progress=False, **_FILES)
+        np.save(folder / _LENGTHS, self.lengths)
+        return [folder / name for name in (*_FILES.values(), _LENGTHS)]
 
     @classmethod
-    def read(cls, path: Path) -> SparseIndex:
-        with np.load(path) as arrays:
-            method, idf_method = arrays["method"].tolist()
-            model = bm25s.BM25(k1=K1, b=B, method=method, idf_method=idf_method)
-            lengths = arrays["lengths"]
-            model.scores = {name: arrays[name] for name in ("data", "indices", "indptr")} | {"num_docs": len(lengths)}
-            words = arrays["vocabulary"].tobytes().decode("utf-8").split("\n")
-            model.vocab_dict = {word: row for row, word in enumerate(words)}
-            model.nonoccurrence_array = None
-            return cls(model, lengths)
+    def load(cls, folder: Path) -> SparseIndex:
+        """Memory-mapped from the files that ``save`` wrote."""
+        model = bm25s.BM25.load(folder, mmap=True, **_FILES)
+        model.scores |= {name: np.asarray(model.scores[name]) for name in ("data", "indices", "indptr")}
+        return cls(model, np.load(folder / _LENGTHS))
+
+
+def _no_postings(documents: int) -> dict[str, Any]:
+    """What ``bm25s`` keeps of an index, for documents without a word."""
+    return {
+        "data": np.empty(0, np.float32),
+        "indices": np.empty(0, np.int32),
+        "indptr": np.zeros(1, np.int64),
+        "num_docs": documents,
+    }
 
 
 class SparseSegment:
@@ -176,20 +188,3 @@ def _pick_postings(
             if low < end and indices[low] == rows[number]:
                 scores[number] += data[low]
     return scores
-
-
-class _Sink:
-    """The least that ``np.savez`` asks of a file."""
-
-    def __init__(self, write: Callable[[bytes], object]) -> None:
-        self._write = write
-
-    def write(self, data: bytes) -> int:
-        self._write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def read(self, *_: object) -> bytes:
-        raise OSError("not readable")

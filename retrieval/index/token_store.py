@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from retrieval.common.files import Sink
 from retrieval.errors import InvalidRequest
-from retrieval.store.files import Sink
 
 DEPTH = 64
 SEPARATOR = np.uint32(0xFFFFFFFF)
@@ -29,11 +29,14 @@ END = -1
 
 @dataclass(frozen=True)
 class CorpusTokenizer:
-    """The tokenizer of the model that is to be drafted for."""
+    """The tokenizer of the model that is to be drafted for.
+
+    Attributes:
+        encode: text → ids, without special tokens.
+    """
 
     fingerprint: str
     encode: Callable[[str], Sequence[int]]
-    """text → ids, without special tokens"""
 
 
 class TokenStore:

@@ -10,22 +10,22 @@ import hashlib
 import os
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import structlog
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.progress import CancelCheck, ProgressMeter
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import EmptyFile, UnreadableFile
-from retrieval.ingest.progress import CancelCheck, ProgressMeter
 from retrieval.parsing import Limits, ParsedDocument, check_size
 from retrieval.parsing.chunking import Chunk, ChunkingOptions, chunk
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.types import IngestResult, ProgressCallback, Upload
@@ -91,7 +91,11 @@ def _printable(name: str) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A file that is parsed, chunked and embedded, and not yet stored."""
+    """A file that is parsed, chunked and embedded, and not yet stored.
+
+    Attributes:
+        vectors: float32[len(pieces), dim].
+    """
 
     name: str
     data: bytes
@@ -99,7 +103,6 @@ class Prepared:
     parsed: ParsedDocument
     pieces: list[Chunk]
     vectors: np.ndarray
-    """float32[len(pieces), dim]"""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Ingester:
         originals: Originals,
         lease: WriterLease,
         embedder: Embedder,
-        embedder_id: int,
+        embedder_id: Callable[[], int],
         limits: Limits,
         sandbox: Sandbox,
         chunking: ChunkingOptions,
@@ -199,7 +202,7 @@ class Ingester:
     def _version(self, item: Prepared, collection: str, owner: str) -> store.NewVersion:
         size, parsed = len(item.data), item.parsed
         return store.NewVersion(
-            owner, collection, item.name, item.sha256, size, parsed, item.pieces, item.vectors, self._embedder_id
+            owner, collection, item.name, item.sha256, size, parsed, item.pieces, item.vectors, self._embedder_id()
         )
 
     def commit(self, new: store.NewVersion, data: bytes) -> IngestResult:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.progress import CancelCheck
 from retrieval.errors import Cancelled, LeaseLost, StoreBusy
-from retrieval.ingest.ingestion import Source, clean_name
+from retrieval.index.upkeep import IndexUpkeep
+from retrieval.ingest.ingestion import Ingester, Source, clean_name
 from retrieval.store import jobs as store
 from retrieval.store.blobs import Blobs
 from retrieval.store.database import Database
 from retrieval.store.documents import new_id
-from retrieval.store.failpoints import failpoint
 from retrieval.types import IngestResult, Job, Progress, ProgressCallback, Upload
 
 log = structlog.get_logger(__name__)
@@ -31,17 +33,15 @@ BUSY_RETRY_S = 2.0
 RETRY_BASE_S = 2.0
 UPLOAD_GRACE_S = 3600.0
 
-IngestOne = Callable[[Source, str, str, ProgressCallback, Callable[[], bool]], IngestResult]
-"""(source, collection, owner, progress, cancelled) → result"""
-
 
 class JobQueue:
     """Background ingestion of one library: any number of submitters, any number of workers."""
 
-    def __init__(self, database: Database, blobs: Blobs, ingest_one: IngestOne) -> None:
+    def __init__(self, database: Database, blobs: Blobs, upkeep: IndexUpkeep, ingester: Ingester) -> None:
         self._database = database
         self._blobs = blobs
-        self._ingest_one = ingest_one
+        self._upkeep = upkeep
+        self._ingester = ingester
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
@@ -140,6 +140,12 @@ class JobQueue:
                 store.add_result(connection, row.id, result)
             failpoint("job.result_noted")
         self._finish(row, me)
+
+    def _ingest_one(
+        self, source: Source, collection: str, owner: str, progress: ProgressCallback, cancelled: CancelCheck
+    ) -> IngestResult:
+        with self._upkeep.writing("ingesting"):
+            return self._ingester.ingest(source, collection, owner, progress, cancelled)
 
     def _stopped(self, row: Any, me: str) -> None:
         """Cancelled by the user, or stopped with the process."""

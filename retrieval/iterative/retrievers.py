@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from retrieval.common.threads import threads
 from retrieval.index import gpu_clone
 from retrieval.index.dense import DenseIndex, cosines
 from retrieval.index.hybrid import select, top
 from retrieval.index.searching import search_together
 from retrieval.index.snapshot import Query, Scope, Snapshot
 from retrieval.index.sparse import SparseIndex, terms
-from retrieval.index.threads import threads
 from retrieval.types import Mode
 
 Encode = Callable[[Sequence[str]], np.ndarray]

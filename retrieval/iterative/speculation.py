@@ -88,37 +88,43 @@ class RetrievalCache:
 
 @dataclass
 class SpeculationStats:
-    """What one answer did."""
+    """What one answer did.
+
+    Attributes:
+        strides: verified.
+        guesses: that were verified, right or wrong.
+        windows: strides that each search decided about; 1 where nothing was guessed.
+        search_s: in searches, also in those that ran beside the writing.
+        single_search_s: of the last search for one query.
+        written: strides written, wrong ones included.
+    """
 
     strides: int = 0
-    """verified"""
     guesses: int = 0
-    """that were verified, right or wrong"""
     accepted: int = 0
     windows: list[int] = field(default_factory=list)
-    """strides that each search decided about; 1 where nothing was guessed"""
     searches: int = 0
     queries: int = 0
     retries: int = 0
     search_s: float = 0.0
-    """in searches, also in those that ran beside the writing"""
     single_search_s: float = 0.0
-    """of the last search for one query"""
     written: int = 0
-    """strides written, wrong ones included"""
     total_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A query and what the cache answers."""
+    """A query and what the cache answers.
+
+    Attributes:
+        likeness: to the last query that was searched for and counted.
+        start: tokens before it.
+    """
 
     query: Any
     chunk: int
     likeness: float
-    """to the last query that was searched for and counted"""
     start: int
-    """tokens before it"""
     seconds: float
 
 

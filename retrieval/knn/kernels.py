@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from retrieval.index.heap import replace_worst
+from retrieval.common.heap import replace_worst
 
 _STRETCH = 64
 """rows looked at together"""

@@ -14,9 +14,10 @@ from functools import cache
 
 import numpy as np
 
-from retrieval.index.processor import has_bfloat16
+from retrieval.common.processor import has_bfloat16
 from retrieval.knn.kernels import keep_nearest, least_score_within, split_addends
-from retrieval.knn.store import Datastore, packed, unpacked
+from retrieval.knn.storage import packed, unpacked
+from retrieval.knn.store import Datastore
 
 CLOSE = 0.02
 """how far the square norms of queries may be from those that addends were made for; more candidates are the price"""

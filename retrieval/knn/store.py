@@ -4,7 +4,7 @@ An entry is a key (the hidden state after reading a prefix) and a value (the tok
 order of the texts, so that the entries behind a hit are the ones that come next. Keys are memory-mapped.
 
 Layout of a folder ``NAME``: ``keys.bin`` (bfloat16, float16 or float32 [n, d]), ``values.bin`` (int32 [n]),
-``norms.bin`` (float32 [n], squared), where asked for the inverted lists of ``retrieval.knn.search``, and
+``norms.bin`` (float32 [n], squared), where asked for the inverted lists of ``retrieval.knn.lists``, and
 ``manifest.json`` with the hash of each, written last. It is built in ``tmp-NAME``, which a build that was interrupted
 goes on with, and renamed when it is whole.
 
@@ -24,20 +24,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from retrieval.common.failpoints import failpoint
+from retrieval.common.files import check_hashes, in_words, replace_synced, sha256_of, sync_folder, write_synced
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
-from retrieval.index.generation import DocumentKey
-from retrieval.store.failpoints import failpoint
-from retrieval.store.files import check_hashes, in_words, replace_synced, sha256_of, sync_folder, write_synced
+from retrieval.knn.lists import write_lists
+from retrieval.knn.storage import STORAGE, blocks, packed, squared_norms, unpacked
+from retrieval.types import DocumentKey
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
-STORAGE: dict[str, np.dtype[Any]] = {
-    name: np.dtype(kind) for name, kind in (("bfloat16", "<u2"), ("float16", "<f2"), ("float32", "<f4"))
-}
-"""how keys are kept: NumPy has no bfloat16, so its bits"""
 REBUILD = "build it anew with `folio index build --knn`"
-_BLOCK = 1 << 16
 _COMMIT_EVERY = 1 << 15
 
 
@@ -132,8 +129,6 @@ class StoreBuilder:
         Raises:
             InvalidRequest: it has no entries, or fewer than lists.
         """
-        from retrieval.knn.search import write_lists
-
         if not self.entries:
             raise InvalidRequest("there is no text to make a datastore of; ingest documents first")
         if lists > self.entries:
@@ -293,32 +288,6 @@ def windows(count: int, done: int, window: int, overlap: int) -> Iterator[tuple[
         end = min(count, start + window)
         yield start, done, end
         done = end
-
-
-def packed(keys: np.ndarray, key_type: str) -> np.ndarray:
-    """Numbers as they are kept: [n, d] of ``STORAGE[key_type]``, rounded to nearest, ties to even."""
-    if key_type != "bfloat16":
-        return np.ascontiguousarray(keys, dtype=STORAGE[key_type])
-    bits = np.ascontiguousarray(keys, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def unpacked(keys: np.ndarray, key_type: str) -> np.ndarray:
-    """float32[n, d] of keys as they are kept."""
-    if key_type != "bfloat16":
-        return np.ascontiguousarray(keys, dtype=np.float32)
-    return (keys.astype(np.uint32) << 16).view(np.float32)
-
-
-def blocks(keys: np.ndarray, key_type: str, rows: int = _BLOCK) -> Iterator[np.ndarray]:
-    """``rows`` keys at a time, as float32."""
-    for start in range(0, len(keys), rows):
-        yield unpacked(keys[start : start + rows], key_type)
-
-
-def squared_norms(block: np.ndarray) -> np.ndarray:
-    """float32[n] of float32[n, d]."""
-    return np.einsum("nd,nd->n", block, block)
 
 
 def sweep(folder: Path, scope: str, keep: Sequence[str]) -> list[str]:

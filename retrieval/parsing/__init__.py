@@ -5,10 +5,10 @@ from __future__ import annotations
 from retrieval.errors import OversizedFile
 from retrieval.parsing.document import PageProgress, ParsedDocument, page_at
 from retrieval.parsing.limits import Limits
-from retrieval.parsing.sniff import MEDIA_TYPES, is_plain, sniff
+from retrieval.parsing.sniff import MEDIA_TYPES, sniff
 from retrieval.parsing.text import parse_text
 
-__all__ = ["MEDIA_TYPES", "Limits", "ParsedDocument", "check_size", "is_plain", "page_at", "parse", "sniff"]
+__all__ = ["MEDIA_TYPES", "Limits", "ParsedDocument", "check_size", "page_at", "parse", "sniff"]
 
 
 def check_size(name: str, size: int, limits: Limits) -> None:

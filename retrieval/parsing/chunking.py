@@ -37,12 +37,19 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ChunkingOptions:
+    """How long chunks are, and where they end.
+
+    Attributes:
+        max_tokens: no chunk is longer; the default leaves MiniLM's 256 some room and a small reader's prompt
+            several chunks.
+        fill: a chunk at least this full ends at the next paragraph break rather than take part of another
+            paragraph.
+        overlap: tokens of whole sentences repeated from the end of the chunk before, at most.
+    """
+
     max_tokens: int = 192
-    """no chunk is longer; the default leaves MiniLM's 256 some room and a small reader's prompt several chunks"""
     fill: float = 0.6
-    """a chunk at least this full ends at the next paragraph break rather than take part of another paragraph"""
     overlap: int = 0
-    """tokens of whole sentences repeated from the end of the chunk before, at most"""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 8 or not 0 <= self.overlap < self.max_tokens or not 0 < self.fill <= 1:

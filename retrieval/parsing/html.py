@@ -17,7 +17,8 @@ _BLOCKS = {
     "table", "title", "ul",
 }  # fmt: skip
 _SPACE = re.compile(r"[ \t\r\n\f]+")
-_CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
+_META = re.compile(rb"<meta[^<>]+", re.I)
+_CHARSET = re.compile(rb"""charset\s*=\s*(?:["']\s*)?([\w.:-]+)""", re.I)
 
 
 def parse_html(data: bytes, name: str) -> ParsedDocument:
@@ -36,7 +37,7 @@ def html_to_text(markup: str) -> str:
 
 
 def _decode(data: bytes, name: str) -> str:
-    declared = _CHARSET.search(data[:4096])
+    declared = next(filter(None, map(_CHARSET.search, _META.findall(data[:4096]))), None)
     if declared and not data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         try:
             return data.decode(declared.group(1).decode("ascii"))

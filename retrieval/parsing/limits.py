@@ -9,7 +9,12 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on one file; everything over them is refused with an error that names the limit."""
+    """Limits on one file; everything over them is refused with an error that names the limit.
+
+    Attributes:
+        zip_ratio: expanded ÷ compressed bytes of the archive as a whole.
+        parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds).
+    """
 
     file_bytes: int = 256 * MIB
     text_chars: int = 64_000_000
@@ -17,7 +22,5 @@ class Limits:
     zip_entries: int = 10_000
     zip_expanded_bytes: int = 512 * MIB
     zip_ratio: int = 200
-    """expanded ÷ compressed bytes of the archive as a whole"""
     parse_seconds: float = 60.0
-    """wall clock and CPU for one file (a page of a PDF takes some milliseconds)"""
     parse_memory_bytes: int = 512 * MIB

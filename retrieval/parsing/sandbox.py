@@ -2,8 +2,8 @@
 
 One warm process (``retrieval.parsing.worker``) waits for files and forks a child for each, with limits on memory, CPU,
 output, open files and time, without network, and without this process' environment (which may hold passwords). What
-a hostile file can do is make its own parse fail. Pages of a PDF are drawn there too. Plain text and Markdown, which
-need decoding alone, are parsed here.
+a hostile file can do is make its own parse fail. Pages of a PDF are drawn there too. This process looks at no byte of
+a file but to hash and to store it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import structlog
 
 from retrieval import errors
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
-from retrieval.parsing import check_size, is_plain, parse
+from retrieval.parsing import check_size
 from retrieval.parsing.boxes import Box
 from retrieval.parsing.document import PageProgress, ParsedDocument
 from retrieval.parsing.limits import Limits
@@ -51,8 +51,6 @@ class Sandbox:
     def parse(self, data: bytes, name: str, progress: PageProgress | None = None) -> ParsedDocument:
         """Errors: UnreadableFile and its kinds; whatever ``progress`` raises (the parse is then given up)."""
         check_size(name, len(data), self._limits)
-        if is_plain(data, name):
-            return parse(data, name, self._limits)
         header, text = self._perform("parse", data, name, {}, progress)
         pages = [Page(*page) for page in header["pages"]]
         return ParsedDocument(text.decode("utf-8"), pages, header["media_type"], header["notes"])

@@ -49,7 +49,7 @@ _MAGIC = [
     (b"SQLite format 3\x00", "a database"),
 ]
 _UTF_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-_HTML_START = re.compile(rb"^\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S)
+_HTML_TAG = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.I)
 
 
 def sniff(data: bytes, name: str) -> str:
@@ -73,22 +73,13 @@ def sniff(data: bytes, name: str) -> str:
             raise WronglyNamedFile(
                 f"{name} is named as {named.upper()} but its content is text; rename it or export it again"
             )
-        if named == "text" and suffix in ("", ".txt") and _HTML_START.match(data[:4096]):
-            return "html" if suffix == "" else "text"
-        return named
+        return "html" if suffix == "" and _begins_as_html(data[:4096]) else named
     if named != content and not (suffix == "" and content in MEDIA_TYPES):
         raise WronglyNamedFile(
             f"{name} is named {suffix or 'without an ending'} but its content is {content.upper()}; "
             f"rename it to end in .{content}"
         )
     return content
-
-
-def is_plain(data: bytes, name: str) -> bool:
-    """Whether this is text that needs decoding alone: nothing about it can hurt a parser."""
-    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
-    known = KIND_OF_SUFFIX.get(suffix, "text") in ("text", "markdown")
-    return known and not any(data.startswith(magic) for magic, _ in _MAGIC) and b"%PDF-" not in data[:1024]
 
 
 def _content_kind(data: bytes, name: str) -> str:
@@ -106,6 +97,16 @@ def _content_kind(data: bytes, name: str) -> str:
     if b"\x00" in data[:65536] and not data.startswith(_UTF_MARKS):
         raise UnsupportedFile(f"{name} is a binary file of an unknown kind; Folio reads {SUPPORTED}")
     return "text-like"
+
+
+def _begins_as_html(head: bytes) -> bool:
+    """Whether a tag of HTML comes first, but for a declaration and comments."""
+    head = head.lstrip()
+    if head.startswith(b"<?xml"):
+        head = head.partition(b">")[2].lstrip()
+    while head.startswith(b"<!--"):
+        head = head.partition(b"-->")[2].lstrip()
+    return _HTML_TAG.match(head) is not None
 
 
 def _zip_kind(data: bytes, name: str) -> str:

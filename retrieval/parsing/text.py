@@ -53,7 +53,7 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
 
 def parse_text(data: bytes, name: str, media_type: str) -> ParsedDocument:
     text, encoding = decode(data, name)
-    if not text.strip():
+    if not text or text.isspace():
         raise EmptyFile(f"{name} holds nothing but white space; nothing to ingest")
     stored = storable(text)
     parsed = single_page(stored, media_type)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from retrieval.common.files import in_words, replace_synced, sha256_of, sync_folder
 from retrieval.errors import StoreUnavailable
-from retrieval.store.files import in_words, replace_synced, sha256_of, sync_folder
 
 CHUNK = 1 << 20
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
+from retrieval.common.failpoints import failpoint
 from retrieval.errors import NotFound
 from retrieval.parsing.chunking import Chunk
 from retrieval.parsing.document import ParsedDocument
-from retrieval.store.failpoints import failpoint
 from retrieval.store.tables import (
     chunks,
     collections,
@@ -50,7 +50,12 @@ _LIVE_CHUNKS = (
 
 @dataclass(frozen=True)
 class NewVersion:
-    """Everything that one commit writes of a document."""
+    """Everything that one commit writes of a document.
+
+    Attributes:
+        vectors: float32[len(chunks), d].
+        history: versions before this one, oldest first; what was there already is older still.
+    """
 
     owner: str
     collection: str
@@ -60,22 +65,23 @@ class NewVersion:
     parsed: ParsedDocument
     chunks: Sequence[Chunk]
     vectors: np.ndarray
-    """float32[len(chunks), d]"""
     embedder_id: int
     history: Sequence[OldVersion] = ()
-    """versions before this one, oldest first; what was there already is older still"""
 
 
 @dataclass(frozen=True)
 class OldVersion:
-    """A version that is kept to be read, and is not searched."""
+    """A version that is kept to be read, and is not searched.
+
+    Attributes:
+        data: its file, where that is yet to be stored.
+    """
 
     sha256: str
     size: int
     parsed: ParsedDocument
     created_at: dt.datetime
     data: bytes = b""
-    """its file, where that is yet to be stored"""
 
 
 def new_id() -> str:

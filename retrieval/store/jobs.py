@@ -1,7 +1,8 @@
 """The queue of background jobs. Every change of state is one transaction; a job is claimed under a lease.
 
 A worker that dies leaves a job ``running`` with a lease that runs out (at once, where the worker was a process of
-this machine that is gone); another worker then takes it up after the files that were already done.
+this machine that is gone); another worker then takes it up after the files that were already done. A file at which the
+worker dies twice fails the job.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from retrieval.types import IngestResult, Job
 
 LEASE = dt.timedelta(seconds=120)
 MAX_ATTEMPTS = 3
+DIED = "its worker died; it is tried once more"
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 FINISHED = (DONE, FAILED, CANCELLED)
 
@@ -115,7 +117,7 @@ def heartbeat(connection: sa.Connection, job: str, me: str, progress: dict[str, 
 
 def add_result(connection: sa.Connection, job: str, result: IngestResult) -> None:
     results = connection.execute(sa.select(jobs.c.results).where(jobs.c.id == job)).scalar_one()
-    _update(connection, job, results=[*results, result.__dict__])
+    _update(connection, job, results=[*results, result.__dict__], error=None)
 
 
 def finish(connection: sa.Connection, job: str, status: str, error: str | None = None) -> None:
@@ -139,10 +141,13 @@ def _release_orphans(connection: sa.Connection) -> None:
             continue
         if row.cancel_requested:
             finish(connection, row.id, CANCELLED)
+        elif row.error == DIED:
+            file = row.payload["files"][len(row.results)]["name"]
+            finish(connection, row.id, FAILED, f"its worker died twice at {file}; submit the other files without it")
         elif row.attempts >= row.max_attempts:
-            finish(connection, row.id, FAILED, f"given up after {row.attempts} attempts: the worker died each time")
+            finish(connection, row.id, FAILED, f"given up after {row.attempts} attempts: the worker died at the last")
         else:
-            requeue(connection, row.id, 0.0, row.attempts, None)
+            requeue(connection, row.id, 0.0, row.attempts, DIED)
 
 
 def _is_dead(who: str) -> bool:

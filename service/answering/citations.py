@@ -1,46 +1,20 @@
-"""Citations: the words of an answer, found again in the stored text.
-
-A quotation is aligned by turning it into a pattern that forgives what parsing and printing do to text (line
-breaks, hyphenation at line ends, ligatures, the shapes of quotes and dashes) and nothing else: a changed
-word, digit or letter does not match. The pattern runs over the stored text, so a match *is* the exact span.
-"""
+"""Citations: the words of an answer, found again in the stored text (`alignment`), and what of it they leave bare."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from retrieval.parsing.sentences import sentences
+from service.answering.alignment import WORD, align_elided
 from service.answering.passages import Passage, Span
-
-DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-DOUBLE_QUOTES = '"\u201c\u201d\u201e\u00ab\u00bb'
-SINGLE_QUOTES = "'\u2018\u2019\u201a\u0060\u00b4"
-LIGATURES = {
-    "ffi": "\ufb03",
-    "ffl": "\ufb04",
-    "ff": "\ufb00",
-    "fi": "\ufb01",
-    "fl": "\ufb02",
-    "st": "\ufb06",
-}
-UNLIGATURE = {ligature: letters for letters, ligature in LIGATURES.items()} | {"\ufb05": "st"}
-
-BREAK = rf"(?:\u00ad|\u200b|[{DASHES[:3]}][ \t]*\r?\n\s*)?"
-"""What may part two letters of one word in stored text: a soft hyphen, or a hyphen at a line's end."""
 
 QUOTATION = re.compile(
     r'"([^"\n]{2,2000})"|\u201c([^\u201c\u201d]{2,2000})\u201d|\u00ab([^\u00ab\u00bb]{2,2000})\u00bb'
 )
 MARKER = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
-ELISION = re.compile(r"\s*(?:\[\s*(?:\u2026|\.\s?\.\s?\.)\s*\]|\u2026|\.\s?\.\s?\.)\s*")
-SENTENCE_END = re.compile(
-    r"(?<=[.!?])[\"\u201d\u2019')\]]*(?:\s*\[\d[\d\s,]*\])*\s+(?=[\"\u201c\u2018'(\[]?[A-Z0-9])"
-    r"|\n\s*\n|\n(?=\s*[-*\u2022\d])"
-)
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 COMMON_WORDS = (
     "a an and are as at be been but by can did do does for from had has have he her his how i if in into is "
     "it its not of on one or our she so such than that the their them then there these they this to was we "
@@ -51,38 +25,6 @@ SHORTEST_UNMARKED = 3
 """Words that a quotation without a marker needs to count as a citation and not as a manner of speaking."""
 SUPPORT = 0.6
 """Share of an answer sentence's content words that one sentence of the evidence must hold to support it."""
-
-
-def align(quote: str, text: str, start: int = 0) -> tuple[int, int] | None:
-    """The first span of `text` from `start` on that `quote` repeats, as character offsets, or None."""
-    quote = quote.strip()
-    if not quote:
-        return None
-    pattern = _pattern(quote)
-    found = pattern.search(text, start) if pattern else None
-    if found is None:
-        trimmed = quote.rstrip(".,;:!? ")
-        if trimmed == quote or not trimmed:
-            return None
-        found = _pattern(trimmed).search(text, start)
-    return (found.start(), found.end()) if found else None
-
-
-def align_elided(quote: str, text: str) -> list[tuple[int, int]]:
-    """Spans of a quotation that leaves words out with an ellipsis: one a fragment, in order, or none."""
-    whole = align(quote, text)
-    if whole:
-        return [whole]
-    fragments = [f for f in ELISION.split(quote) if f]
-    if len(fragments) < 2 or any(len(WORD.findall(f)) < 2 for f in fragments):
-        return []
-    spans: list[tuple[int, int]] = []
-    for fragment in fragments:
-        span = align(fragment, text, spans[-1][1] if spans else 0)
-        if span is None:
-            return []
-        spans.append(span)
-    return spans
 
 
 def spans_in_answer(answer: str, passages: Sequence[Passage]) -> list[Span]:
@@ -127,76 +69,9 @@ def unsupported(answer: str, supported: Sequence[Span], passages: Sequence[Passa
     return bare
 
 
-def sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Offsets of the sentences of a text, without the white space around them."""
-    start = 0
-    for end in [*(m.end() for m in SENTENCE_END.finditer(text)), len(text)]:
-        piece = text[start:end]
-        left = start + len(piece) - len(piece.lstrip())
-        right = start + len(piece.rstrip())
-        if right > left:
-            yield left, right
-        start = end
-
-
 def content_words(text: str) -> frozenset[str]:
     """Lower-case words that carry meaning."""
     return frozenset(word.lower() for word in WORD.findall(MARKER.sub(" ", text))) - COMMON
-
-
-@lru_cache(maxsize=256)
-def _pattern(quote: str) -> re.Pattern[str]:
-    """A pattern for the stored forms of a quotation."""
-    quote = "".join(UNLIGATURE.get(c, c) for c in unicodedata.normalize("NFC", quote))
-    broken_word = rf"(?<=\w)[{DASHES[:3]}]\s+(?=[a-z])|\u00ad"
-    quote = re.sub(broken_word, "\u00ad", quote)
-    units = [_unit(token, first=at == 0) for at, token in enumerate(_tokens(quote))]
-    joined = []
-    for at, (unit, is_letter) in enumerate(units):
-        joined.append(unit)
-        if is_letter and at + 1 < len(units) and units[at + 1][1]:
-            joined.append(BREAK)
-    left = r"(?<!\w)" if quote[0].isalnum() else ""
-    right = r"(?!\w)" if quote[-1].isalnum() else ""
-    return re.compile(left + "".join(joined) + right)
-
-
-def _tokens(quote: str) -> list[str]:
-    """Characters, with white space, dashes, ellipses and would-be ligatures as one each."""
-    return re.findall(rf"\s+|[{DASHES}]+|\u2026|\.\s?\.\s?\.|ffi|ffl|ff|fi|fl|st|.", quote, flags=re.DOTALL)
-
-
-def _unit(token: str, *, first: bool) -> tuple[str, bool]:
-    """The pattern of one token, and whether it is a letter of a word."""
-    if token.isspace():
-        return r"\s+", False
-    if token[0] in DASHES:
-        return rf"[{DASHES}]{{1,3}}\s*", False
-    if token == "\u00ad":
-        return rf"(?:[{DASHES[:3]}\u00ad]\s*)?", False
-    if token == "\u2026" or (token.startswith(".") and len(token) > 1):
-        return r"(?:\u2026|\.\s?\.\s?\.)", False
-    if token in DOUBLE_QUOTES:
-        return f"(?:[{DOUBLE_QUOTES}]|``|'')", False
-    if token in SINGLE_QUOTES:
-        return f"[{SINGLE_QUOTES}]", False
-    if token in LIGATURES:
-        return _ligature(token), True
-    decomposed = unicodedata.normalize("NFD", token)
-    forms = [token] if decomposed == token else [token, decomposed]
-    if first and token.swapcase() != token and len(token.swapcase()) == 1:
-        forms.append(token.swapcase())
-    alternatives = "|".join(re.escape(form) for form in forms)
-    return (alternatives if len(forms) == 1 else f"(?:{alternatives})"), token.isalnum()
-
-
-def _ligature(letters: str) -> str:
-    forms = [BREAK.join(letters), LIGATURES[letters]]
-    if letters == "st":
-        forms.append("\ufb05")
-    if len(letters) == 3:
-        forms += [LIGATURES["ff"] + BREAK + letters[2], "f" + BREAK + LIGATURES[letters[1:]]]
-    return f"(?:{'|'.join(forms)})"
 
 
 def _marker_after(answer: str, at: int) -> re.Match[str] | None:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from retrieval.errors import DatastoreMismatch, NotFound
 from retrieval.index.dense import FLAT_UP_TO
-from retrieval.index.generation import DocumentKey
 from retrieval.iterative.strides import Experiences
 from retrieval.knn.decoding import KnnOptions
 from retrieval.knn.search import ExactSearch, ListSearch, Search
 from retrieval.knn.store import REBUILD, Datastore, StoreBuilder, StoreIdentity, read_manifest, sweep
 from retrieval.library import Library
+from retrieval.types import DocumentKey
 from service.answering.knn import KnnModel, KnnRequest, build, stream
 from service.engine.request import SamplingParams, TokenOutput
 from service.errors import TimedOut

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from drafters.sampling.choice import choose
-from retrieval.index.generation import DocumentKey
 from retrieval.iterative.strides import Experience
 from retrieval.knn.decoding import Choose, KnnDecoder, KnnOptions
 from retrieval.knn.search import Search
 from retrieval.knn.store import StoreBuilder, StoreIdentity, windows
+from retrieval.types import DocumentKey
 from service.engine.block_manager import OutOfPages
 from service.engine.detokenizer import Detokenizer
 from service.engine.drafting.sessions import PagedDraftModel, PagedSession, SessionClosed

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from retrieval.common.progress import ProgressMeter
 from retrieval.errors import UnreadableFile
 from retrieval.ingest.ingestion import Prepared, Refused, Source, parse_and_chunk, sources
-from retrieval.ingest.progress import ProgressMeter
 from retrieval.library import Library
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions

@@ -1,8 +1,7 @@
-"""Sentences of a text, as exact character spans.
+"""Sentences of a text as the reader is given them.
 
-The reader quotes whole sentences, so this is the unit of its citations. The rules are plain: a sentence ends
-at ``.``, ``!`` or ``?`` (closing quotes included) before white space and something that can open a sentence,
-at a blank line, and before a list item; what is longer than `LONGEST` characters is cut at a clause.
+The reader quotes whole sentences, so this is the unit of its citations: those of `retrieval.parsing.sentences`, of
+which one that is longer than `LONGEST` characters is cut at a clause.
 """
 
 from __future__ import annotations
@@ -10,17 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from retrieval.parsing.sentences import sentences
+
 LONGEST = 320
 """Characters of the longest sentence (about 80 tokens); the reader was trained on no longer ones."""
 
-_BREAK = re.compile(
-    r"(?<=[.!?])(?:[\"'\u201d\u2019)\]]{0,3})\s+(?=[\"'\u201c\u2018(\[]{0,2}[A-Z0-9])"
-    r"|\s*\n\s*\n\s*"
-    r"|\s*\n(?=\s*(?:[-*\u2022]\s|\d{1,3}[.)]\s))"
-)
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Sir|Jr|Sr|vs|etc|cf|Fig|No|Vol|pp|ed|e\.g|i\.e)|(?:^|[\s(.])[A-Z])\.$"
-)
 _CLAUSE = re.compile(r"[;:,\u2014)]\s+")
 
 
@@ -45,27 +38,13 @@ class Sentence:
 
 def split(text: str) -> list[Sentence]:
     """The sentences of `text` in order; what holds no letter or digit is left out."""
-    sentences = []
-    for start, end in _spans(text):
+    found = []
+    for start, end in sentences(text):
         for begin, finish in _cut(text, start, end):
             sentence = _sentence(text, begin, finish)
             if any(c.isalnum() for c in sentence.words):
-                sentences.append(sentence)
-    return sentences
-
-
-def _spans(text: str) -> list[tuple[int, int]]:
-    spans, start = [], 0
-    for match in _BREAK.finditer(text):
-        closing = len(match.group()) - len(match.group().lstrip("\"'\u201d\u2019)]"))
-        end = match.start() + closing
-        blank = match.group().count("\n") > 1
-        if not blank and _ABBREVIATION.search(text, max(start, end - 8), end):
-            continue
-        spans.append((start, end))
-        start = match.end()
-    spans.append((start, len(text)))
-    return spans
+                found.append(sentence)
+    return found
 
 
 def _cut(text: str, start: int, end: int) -> list[tuple[int, int]]:

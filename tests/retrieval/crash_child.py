@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from conftest import WordEmbedder
 
+from retrieval.common import failpoints
 from retrieval.library import Library
-from retrieval.store import failpoints
 from retrieval.types import Upload
 
 

@@ -19,19 +19,19 @@ import pytest
 from conftest import WordEmbedder
 
 import retrieval
+from retrieval.common.failpoints import EXIT_CODE
 from retrieval.library import Library
-from retrieval.store.failpoints import EXIT_CODE
 
 pytestmark = pytest.mark.crash
 
 PACKAGE = Path(retrieval.__file__).parent
-FILES_OF_A_GENERATION = ["dense.faiss", "sparse.npz", "rows.npz", "documents.json"]
+FILES_OF_A_GENERATION = ["dense.faiss", "rows.npz", "documents.json"]
 
 
 def failpoints() -> list[str]:
     """Every failpoint of the library, found in its source; those of the kNN datastore are ``test_knn``'s."""
     names = set()
-    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "store/failpoints.py", PACKAGE / "knn/store.py"}:
+    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "common/failpoints.py", PACKAGE / "knn/store.py"}:
         for name in re.findall(r'failpoint\(f?"([^"]+)"\)', path.read_text()):
             names |= {name.replace("{name}", file) for file in FILES_OF_A_GENERATION} if "{" in name else {name}
     return sorted(names)
@@ -127,7 +127,7 @@ def test_two_hundred_random_kills(place, processes) -> None:
 
 def test_the_environment_names_a_failpoint(tmp_path: Path) -> None:
     program = (
-        "from retrieval.store.failpoints import failpoint\nfor _ in range(3): print(1, flush=True); failpoint('x')"
+        "from retrieval.common.failpoints import failpoint\nfor _ in range(3): print(1, flush=True); failpoint('x')"
     )
     environment = os.environ | {"FOLIO_FAILPOINT": "x:2"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

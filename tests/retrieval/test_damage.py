@@ -15,14 +15,17 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from retrieval.common import files
 from retrieval.errors import StoreUnavailable
 from retrieval.index import generation
 from retrieval.index.token_store import CorpusTokenizer
 from retrieval.library import Library
-from retrieval.store import files
 from retrieval.types import Upload
 
-KINDS = ["dense.faiss", "sparse.npz", "rows.npz", "documents.json", "tokens.npy", "suffixes.npy", "manifest.json"]
+KINDS = [
+    "dense.faiss", "sparse.data.npy", "sparse.vocabulary.json", "sparse.lengths.npy", "rows.npz", "documents.json",
+    "tokens.npy", "suffixes.npy", "manifest.json",
+]  # fmt: skip
 
 
 def truncate(path: Path) -> None:
@@ -101,11 +104,11 @@ def test_verify_names_the_file_that_was_altered(tmp_path: Path, open_library) ->
     filled(tmp_path, open_library)
     with open_library(tmp_path) as library:
         library.build_index()
-        flip_a_bit(newest(tmp_path) / "sparse.npz")
+        flip_a_bit(newest(tmp_path) / "sparse.data.npy")
         original = next((tmp_path / "files").glob("??/*"))
         flip_a_bit(original)
         problems = "\n".join(library.verify_index().problems)
-    assert "sparse.npz was altered" in problems
+    assert "sparse.data.npy was altered" in problems
     assert "file of document" in problems
 
 

@@ -31,9 +31,8 @@ def corpus(size: int, seed: int) -> list[list[str]]:
 def test_bm25_survives_a_round_trip(tmp_path) -> None:
     documents = corpus(50, 0)
     index = SparseIndex.build(documents)
-    with (tmp_path / "s").open("wb") as file:
-        index.write(file.write)
-    again = SparseIndex.read(tmp_path / "s")
+    index.save(tmp_path)
+    again = SparseIndex.load(tmp_path)
     for query in corpus(10, 1):
         np.testing.assert_array_equal(again.scores(query), index.scores(query))
     assert again.scores(["unheard"]).tolist() == [0.0] * 50

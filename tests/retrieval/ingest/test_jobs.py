@@ -66,6 +66,57 @@ def test_a_job_of_a_dead_worker_is_resumed_after_the_files_done(library: Library
     assert [result.name for result in done.results] == ["a.txt", "b.pdf", "c.txt"]
 
 
+def killed(library: Library) -> None:
+    """The worker dies over its job, and its lease runs out."""
+    with pytest.raises(SystemExit):
+        library.jobs.run_next()
+    with library.database.write() as connection:
+        connection.execute(sa.update(jobs).values(expires_at=now() - dt.timedelta(seconds=1)))
+
+
+def test_a_file_that_kills_its_worker_twice_is_not_taken_again(library: Library) -> None:
+    job = library.jobs.submit([FILES[0], FILES[2]], "default", "local")
+    real = library.jobs._ingest_one
+    seen: list[str] = []
+
+    def dies_at_the_second(source, *rest):
+        seen.append(source.name)
+        if source.name == "c.txt":
+            raise SystemExit
+        return real(source, *rest)
+
+    library.jobs._ingest_one = dies_at_the_second
+    killed(library)
+    killed(library)
+    assert not library.jobs.run_next()
+    failed = library.jobs.get(job.id, "local")
+    assert (failed.status, failed.error) == (
+        "failed",
+        "its worker died twice at c.txt; submit the other files without it",
+    )
+    assert seen == ["a.txt", "c.txt", "c.txt"]
+    assert library.search("swan").hits
+
+
+def test_a_death_at_another_file_is_counted_anew(library: Library) -> None:
+    """Two restarts of the machine during one long job are no fault of a file."""
+    job = library.jobs.submit([FILES[0], FILES[2]], "default", "local")
+    real = library.jobs._ingest_one
+    seen: list[str] = []
+
+    def dies_once_at_each(source, *rest):
+        if source.name not in seen:
+            seen.append(source.name)
+            raise SystemExit
+        return real(source, *rest)
+
+    library.jobs._ingest_one = dies_once_at_each
+    killed(library)
+    killed(library)
+    assert library.jobs.run_next()
+    assert library.jobs.get(job.id, "local").status == "done"
+
+
 def test_a_job_that_kills_every_worker_is_given_up(library: Library) -> None:
     job = library.jobs.submit(FILES[:1], "default", "local")
     with library.database.write() as connection:

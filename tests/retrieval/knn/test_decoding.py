@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.common.failpoints import EXIT_CODE
 from retrieval.errors import DatastoreMismatch, IndexCorrupt, InvalidRequest, NotFound, StoreBusy
 from retrieval.iterative.strides import SpeculationOptions, StrideScheduler
 from retrieval.knn import kernels as knn_kernels
@@ -24,7 +25,6 @@ from retrieval.knn.kernels import squared_distances
 from retrieval.knn.scan import Addends, error_bound, multiplies_bfloat16
 from retrieval.knn.search import ExactSearch, ListSearch
 from retrieval.knn.store import Datastore, StoreBuilder, StoreIdentity, sweep, windows
-from retrieval.store.failpoints import EXIT_CODE
 
 DIM = 6
 VOCABULARY = 11

@@ -1,4 +1,4 @@
-"""Chunks and sentences: exact slices that lose nothing."""
+"""Chunks: exact slices that lose nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retrieval.errors import InvalidRequest
 from retrieval.parsing import parse
 from retrieval.parsing.chunking import ChunkingOptions, chunk
-from retrieval.parsing.sentences import paragraphs, sentences
+from retrieval.parsing.sentences import sentences
 from retrieval.types import Page
 
 
@@ -38,36 +38,6 @@ def test_chunks_are_slices_that_cover_every_word_within_the_limit(text: str, max
     if overlap == 0:
         assert all(one.end <= two.start for one, two in pairwise(pieces))
     assert all(one.start < two.start for one, two in pairwise(pieces))
-
-
-@given(TEXTS)
-def test_sentences_are_exact_and_in_order(text: str) -> None:
-    spans = list(sentences(text))
-    assert all(text[start:end] == text[start:end].strip() != "" for start, end in spans)
-    assert all(one[1] <= two[0] for one, two in pairwise(spans))
-    assert re.sub(r"\s", "", "".join(text[slice(*span)] for span in spans)) == re.sub(r"\s", "", text)
-
-
-def test_sentence_rules() -> None:
-    text = (
-        'Mr. Smith met Dr. J. K. Jones, e.g. at No. 5 St. James Street. "Is it so?" he asked. It was 3.5 m!\r\n'
-        "Was it? Yes.\r\n\r\nA new paragraph without a stop\n\nThe end. これは文です。次の文です。"
-    )
-    assert [text[slice(*span)] for span in sentences(text)] == [
-        "Mr. Smith met Dr. J. K. Jones, e.g. at No. 5 St. James Street.",
-        '"Is it so?" he asked.',
-        "It was 3.5 m!",
-        "Was it?",
-        "Yes.",
-        "A new paragraph without a stop",
-        "The end.",
-        "これは文です。",
-        "次の文です。",
-    ]
-
-
-def test_windows_line_ends_do_not_end_paragraphs() -> None:
-    assert list(paragraphs("one\r\ntwo\r\n\r\nthree")) == [(0, 8), (12, 17)]
 
 
 def test_chunks_of_a_book_end_where_sentences_end(shared: Path) -> None:

@@ -13,14 +13,17 @@ import psutil
 import pytest
 
 from retrieval.errors import NotFound, ParserLimit, UnreadableFile
+from retrieval.index.sparse import terms
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.sandbox import Sandbox
+from retrieval.parsing.sentences import sentences
 
 HOSTILE = make_files.hostile()
 # What may be read after all: nothing in it did harm.
 READABLE = {
     "traversal.docx", "deep.html", "attributes.html", "entities.html", "comment.html", "endless.pdf", "wide.csv",
     "quote.csv", "deep.eml", "external.docx", "deep.epub", "laughs.epub", "open.html", "bomb.docx",
+    "comments.txt", "comments", "meta.html", "breaks.txt",
 }  # fmt: skip
 
 
@@ -116,6 +119,27 @@ def test_a_parse_that_takes_too_much_memory_is_ended() -> None:
             small.parse(b"<p>word</p>" * 10_000_000, "big.html")
     finally:
         small.close()
+
+
+@pytest.mark.parametrize("name", ["big.txt", "big.md"])
+def test_plain_text_is_read_by_the_limited_child_too(name: str) -> None:
+    small = Sandbox(Limits(parse_memory_bytes=150 << 20))
+    try:
+        with pytest.raises(UnreadableFile, match="needs more than 150 MiB"):
+            small.parse(b"word " * 32_000_000, name)
+    finally:
+        small.close()
+
+
+@pytest.mark.parametrize("pattern", ["<!-- ", ". ", "\r\n ", "\n", " ", "*", '!"', "[1] ", "- "])
+def test_text_is_split_in_time_that_grows_with_its_length(pattern: str) -> None:
+    """What this process does with a text that the parser has handed over."""
+    text = ("word." + pattern * 500_000)[:500_000] + "word"
+    started = time.process_time()
+    for first, last in sentences(text):
+        assert first < last
+    terms(text)
+    assert time.process_time() - started < 10
 
 
 def test_the_parser_sees_nothing_of_our_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

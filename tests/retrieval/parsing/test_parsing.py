@@ -60,6 +60,21 @@ def test_html() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        ("<html>", "text/html"),
+        ('\n<?xml version="1.0"?> <!-- one --><!-- two -->\n<!DOCTYPE html>', "text/html"),
+        ("<!-- endless", "text/plain"),
+        ("<htmlx>", "text/plain"),
+        ("<!---->" * 500, "text/plain"),
+    ],
+)
+def test_a_file_without_an_ending_is_html_where_it_begins_so(head: str, kind: str) -> None:
+    assert parse(f"{head}<p>word".encode(), "page").media_type == kind
+    assert parse(f"{head}<p>word".encode(), "page.txt").media_type == "text/plain"
+
+
 def test_html_charset() -> None:
     assert parse('<meta charset="cp1251"><p>Привет</p>'.encode("cp1251"), "a.html").text == "Привет"
 

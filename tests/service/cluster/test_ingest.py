@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from retrieval.common.progress import ProgressMeter
 from retrieval.errors import EmptyFile, UnreadableFile
 from retrieval.ingest.ingestion import Refused, Source, parse_and_chunk, prepare
-from retrieval.ingest.progress import ProgressMeter
 from retrieval.library import Library
 from retrieval.store.tables import chunks, embeddings, pages, versions
 

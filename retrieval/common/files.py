@@ -45,6 +45,13 @@ def write_synced(path: Path, write: Callable[[Sink], object]) -> tuple[str, int]
     return digest.hexdigest(), size
 
 
+def sync_written(path: Path) -> tuple[str, int]:
+    """Sync a file that a library has written. Returns (sha256, bytes)."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Checking the store and the index against each other, and embedding a library anew."""
+"""Checking the store and the index against each other."""
 
 from __future__ import annotations
 
@@ -7,24 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
-import structlog
 
-from retrieval.embedding.embedder import Embedder
 from retrieval.errors import IndexCorrupt
 from retrieval.index.generation import check_files
 from retrieval.index.snapshot import Snapshot
-from retrieval.ingest.progress import ProgressMeter
-from retrieval.store import embedders as embedder_store
 from retrieval.store.database import Database
-from retrieval.store.failpoints import failpoint
-from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
 from retrieval.store.tables import chunks, documents, embeddings, index_generations, versions
 from retrieval.types import VerifyReport
-
-log = structlog.get_logger(__name__)
-
-REEMBED_BATCH = 1024
 
 
 def verify(
@@ -56,52 +46,6 @@ def verify(
         pending=snapshot.pending,
         problems=problems,
     )
-
-
-def embed_missing(
-    database: Database, lease: WriterLease, embedder: Embedder, embedder_id: int, meter: ProgressMeter
-) -> int:
-    """Embed every chunk that this embedder has not embedded yet, in batches that each survive a crash."""
-    without = (
-        sa.select(chunks.c.id, chunks.c.text)
-        .where(~sa.exists().where(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == embedder_id))
-        .order_by(chunks.c.id)
-    )
-    with database.read() as connection:
-        total = connection.execute(sa.select(sa.func.count()).select_from(without.subquery())).scalar_one()
-    done = 0
-    while True:
-        with database.read() as connection:
-            rows = connection.execute(without.limit(REEMBED_BATCH)).all()
-        if not rows:
-            return done
-        vectors = np.ascontiguousarray(embedder.encode_documents([row.text for row in rows]), dtype="<f4")
-        with database.write() as connection:
-            lease.confirm(connection)
-            alive = set(
-                connection.execute(sa.select(chunks.c.id).where(chunks.c.id.in_([r.id for r in rows]))).scalars()
-            )
-            batch = [
-                {"chunk_id": row.id, "embedder_id": embedder_id, "vector": vector.tobytes()}
-                for row, vector in zip(rows, vectors, strict=True)
-                if row.id in alive
-            ]
-            if batch:
-                connection.execute(sa.insert(embeddings), batch)
-        failpoint("reembed.batch")
-        done += len(rows)
-        meter("embed", done, max(total, done))
-
-
-def switch_embedder(database: Database, lease: WriterLease, embedder: Embedder) -> None:
-    """From now on the library is of this embedder; the vectors of the others go."""
-    with database.write() as connection:
-        lease.confirm(connection)
-        embedder_id = embedder_store.make_current(connection, embedder)
-        connection.execute(sa.delete(index_generations).where(index_generations.c.embedder_id != embedder_id))
-        connection.execute(sa.delete(embeddings).where(embeddings.c.embedder_id != embedder_id))
-        failpoint("switch.before_commit")
-    log.info("embedder switched", embedder=embedder.fingerprint)
 
 
 def _database_problems(connection: sa.Connection) -> Iterator[str]:
