@@ -64,7 +64,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "drafted": {"drafter": "prompt_lookup", "attention": "dense", "temperature": 0.7, "seed": 3},
     "sparse": {"drafter": "prompt_lookup", "attention": "streaming:sink=16,local=32,block=16"},
 }
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+    "TRITON_INTERPRET": "0",
+}
 
 
 def two_processes(*arguments: str, size: int = 2) -> subprocess.CompletedProcess[str]:
