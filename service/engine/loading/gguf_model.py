@@ -20,6 +20,7 @@ from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from service.engine.loading.device import check_memory, gigabytes
+from service.engine.loading.folder import first_line
 from service.engine.loading.gguf_file import GGUFFile, GGUFTensor
 from service.engine.loading.weights import build_whole, refuse_unlike
 from service.errors import ModelError
@@ -93,19 +94,24 @@ class GGUFModel:
                 f"{file.paths[0].name} has {len(file.tensors)} tensors for {file.own('block_count')} layers.",
                 param="model",
             )
-        table: Any = GGUF_CONFIG_MAPPING[architecture]
+        try:
+            return AutoConfig.for_model(ARCHITECTURES[architecture], **self._values())
+        except ModelError:
+            raise
+        except Exception as error:  # values may be of any type, and transformers validates by several kinds of error
+            raise ModelError(f"{file.paths[0].name} describes no model: {first_line(error)}", param="model") from error
+
+    def _values(self) -> dict[str, Any]:
+        """Of the configuration, by transformers' names."""
+        file = self.file
+        table: Any = GGUF_CONFIG_MAPPING[file.architecture]
         values = {renamed: file.own(key) for key, renamed in table.items() if renamed}
         values |= {"rope_theta": file.own("rope.freq_base") or 10_000.0} | self._shape_of_attention() | self._rope()
         values["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
         values["tie_word_embeddings"] = "output.weight" not in file.tensors
         said = {key: value for key, value in values.items() if value is not None}
         # None of these too, or the ids of some other checkpoint, which are transformers' defaults, would be taken.
-        said |= {renamed: file.metadata.get(f"tokenizer.ggml.{key}") for key, renamed in _SPECIAL.items()}
-        try:
-            return AutoConfig.for_model(ARCHITECTURES[architecture], **said)
-        except Exception as error:  # transformers validates, by several kinds of error
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{file.paths[0].name} describes no model: {first}", param="model") from error
+        return said | {renamed: file.metadata.get(f"tokenizer.ggml.{key}") for key, renamed in _SPECIAL.items()}
 
     def _shape_of_attention(self) -> dict[str, Any]:
         """What transformers' table leaves out: heads of their own length, windows, soft caps, scales of queries."""
@@ -146,7 +152,8 @@ class GGUFModel:
     def generation(self) -> GenerationConfig:
         """What the file says of sampling and of the tokens that end an answer."""
         said = self.file.metadata
-        ends = sorted({said[f"tokenizer.ggml.{key}"] for key in _ENDS if f"tokenizer.ggml.{key}" in said})
+        named = [said.get(f"tokenizer.ggml.{key}") for key in _ENDS]
+        ends = sorted({token for token in named if isinstance(token, int)})
         values = {
             "eos_token_id": ends or None,
             "temperature": said.get("general.sampling.temp"),
@@ -164,7 +171,7 @@ class GGUFModel:
         """
         said, path = self.file.metadata, self.file.paths[0]
         kind, tokens = said.get("tokenizer.ggml.model"), said.get("tokenizer.ggml.tokens")
-        if kind is None or tokens is None:
+        if kind is None or not isinstance(tokens, list):
             log.warning("model has no tokenizer: token ids only", model=self.name)
             return None
         if kind not in _TOKENIZERS:
@@ -173,11 +180,16 @@ class GGUFModel:
                 hint="It reads gpt2 (byte-level BPE) and llama (SentencePiece).",
                 param="model",
             )
+        if len(tokens) > self.config.vocab_size:
+            raise ModelError(
+                f"{path.name} has {len(tokens)} tokens, and an embedding of {self.config.vocab_size}.", param="model"
+            )
         try:
             found = PreTrainedTokenizerFast(name_or_path=str(path.parent), gguf_file=path.name)
         except Exception as error:  # of the tokenizers' library too, which has no base of its own
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"The tokenizer in {path.name} cannot be built: {first}", param="model") from error
+            raise ModelError(
+                f"The tokenizer in {path.name} cannot be built: {first_line(error)}", param="model"
+            ) from error
         self._remark(found)
         return found
 
@@ -186,7 +198,7 @@ class GGUFModel:
         from transformers.integrations import gguf
 
         known = getattr(getattr(gguf, "gguf_tokenizer_mapping", None), "GGUF_PRE_TOKENIZER_SPLITS", {})
-        split = self.file.metadata.get("tokenizer.ggml.pre", "default")
+        split = str(self.file.metadata.get("tokenizer.ggml.pre", "default"))
         if self.file.metadata["tokenizer.ggml.model"] == "gpt2" and split not in known and split not in _SPLITS:
             log.warning("words are split as GPT-2's: the file's pre-tokenizer is not known", pre=split, model=self.name)
         if not tokenizer.chat_template:
@@ -203,8 +215,11 @@ class GGUFModel:
             _dequantised(tensor, rows=1)
         check_memory(self.name, self.num_parameters * dtype.itemsize, str(dtype).removeprefix("torch."), device)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        with torch.device("meta"):
-            empty = kind(config)
+        try:
+            with torch.device("meta"):
+                empty = kind(config)
+        except Exception as error:  # sizes that are no model's fail in any layer
+            raise ModelError(f"{path.name} describes no model: {first_line(error)}", param="model") from error
         processor = TENSOR_PROCESSORS.get(self.file.architecture, TensorProcessor)(config=config.to_dict())
         names = _names(self.file.architecture, empty)
         self._check_tensors(empty, names)

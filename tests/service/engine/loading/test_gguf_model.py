@@ -22,7 +22,7 @@ from service.engine.request import SamplingParams
 from service.errors import ModelError
 
 from ..conftest import make_model
-from .conftest import write_gguf
+from .conftest import VOCABULARY, write_gguf
 
 Write = Callable[..., Path]
 IDS = torch.tensor([[1, 5, 9, 33, 2, 60, 7, 7, 41, 5, 9, 33] * 3])
@@ -139,6 +139,10 @@ def test_the_engine_runs_it(gguf_file: Write) -> None:
         ({"tokenizer.ggml.model": "rwkv"}, "a tokenizer of the kind 'rwkv'"),
         ({"tokenizer.ggml.eos_token_id": 5000}, "The tokenizer in llama.gguf cannot be built"),
         ({"llama.attention.head_count": 5}, "llama.gguf"),
+        ({"llama.attention.head_count": 0}, "llama.gguf"),
+        ({"llama.attention.head_count_kv": [2, 2, 1]}, "llama.gguf"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": "much"}, "llama.gguf describes no model"),
+        ({"tokenizer.ggml.tokens": [*VOCABULARY, "more"]}, "has 98 tokens, and an embedding of 97"),
     ],
 )
 def test_refused_before_weights_are_read(
