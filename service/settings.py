@@ -57,7 +57,8 @@ class Settings(BaseSettings, EngineConfig):
     )
 
     # Model
-    model: str = Field(EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id.")
+    model: str = Field(EMBEDDED, description="embedded, smollm2, a GGUF file, a folder with a checkpoint, or a hub id.")
+
     # Answering
     answer_tokens: int = Field(
         256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."

@@ -118,9 +118,13 @@ def distil(target: str, text: Sequence[Path], output: Path, recipe: Recipe, draf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    teacher = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    student = smaller(teacher, recipe.layers) if draft is None else AutoModelForCausalLM.from_pretrained(draft)
+    tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+    teacher = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, trust_remote_code=False).eval()
+    student = (
+        smaller(teacher, recipe.layers)
+        if draft is None
+        else AutoModelForCausalLM.from_pretrained(draft, trust_remote_code=False)
+    )
     words = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in text)
     ids = torch.tensor(tokenizer.encode(words, add_special_tokens=False))
     cut = len(ids) * 9 // 10

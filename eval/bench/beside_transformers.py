@@ -87,7 +87,7 @@ def _generate(model: Any, prompt: list[int], new_tokens: int, timing: Timing) ->
 def load(name: str) -> Any:
     """transformers' own model of that name, in float32."""
     path = str(MODEL_DIR) if name == EMBEDDED else name
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 @torch.inference_mode()

@@ -41,8 +41,8 @@ def load(folder: str) -> tuple[Any, Packer]:
     """The model in float32 and its packer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, Packer(AutoTokenizer.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    return model, Packer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 @torch.no_grad()

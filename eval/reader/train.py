@@ -218,7 +218,7 @@ def prepare(recipe: Recipe, folder: Path, *, resume: bool = False) -> tuple[Any,
         from transformers import AutoTokenizer
 
         texts = json.loads(kept.read_text(encoding="utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     else:
         texts = documents(map(Path, recipe.text), seed=recipe.seed) if recipe.text else []
         texts += documents(default_folders(), most_per_file=60, limit=40_000, seed=recipe.seed)

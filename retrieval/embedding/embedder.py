@@ -220,7 +220,7 @@ def _load_quietly(folder: Path, device: str) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False)
         # The first call sets the tokenizer's padding and truncation; from then on threads may share it.
         model.encode(["warm"], show_progress_bar=False)
         return model

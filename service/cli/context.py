@@ -24,7 +24,10 @@ IntoCollection = Annotated[str, typer.Option("--collection", "-c", help="Name of
 SourcePaths = Annotated[list[Path], typer.Argument(help="Files, or folders to go through.", metavar="PATH…")]
 Host = Annotated[str | None, typer.Option(help="Address; another than loopback needs an API key.")]
 Port = Annotated[int | None, typer.Option(help="Port; 0 for any free one.")]
-ModelName = Annotated[str | None, typer.Option("--model", "-m", help="embedded, a checkpoint's folder, or a hub id.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="embedded, smollm2, a GGUF file, a checkpoint's folder, or a hub id."),
+]
 DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="Dense attention: auto, own, flash-attn, sdpa or flex.")]
 TensorParallel = Annotated[

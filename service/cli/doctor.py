@@ -14,7 +14,7 @@ import typer
 
 from service.cli.context import JsonFlag, library_of, settings_of
 from service.cli.output import emit_json
-from service.errors import Exit, FolioError, translate
+from service.errors import Exit, FolioError, ModelError, translate
 from service.settings import Settings, stray_variables
 
 
@@ -71,7 +71,7 @@ def _python(_: Settings) -> list[Finding]:
 def _torch(settings: Settings) -> list[Finding]:
     import torch
 
-    from service.engine.loading.checkpoint import check_device
+    from service.engine.loading.device import check_device
     from service.engine.runner.ranks import check_devices
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -142,7 +142,16 @@ def _options(_: Settings) -> list[Finding]:
                 _version(package) if there else f"not installed; for {use}",
             )
         )
-    return findings
+    return [*findings, _smollm2()]
+
+
+def _smollm2() -> Finding:
+    from service.engine.loading.sources import SMOLLM2, smollm2_file
+
+    try:
+        return Finding(SMOLLM2, "ok", str(smollm2_file()))
+    except ModelError as error:
+        return Finding(SMOLLM2, "note", error.detail)
 
 
 def _faiss() -> Finding:

@@ -77,4 +77,4 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int) -> Any:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder, save_jinja_files=False)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

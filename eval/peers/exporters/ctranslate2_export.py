@@ -5,7 +5,7 @@ import sys
 from ctranslate2.converters.transformers import LlamaLoader
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype="float32")
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype="float32", trust_remote_code=False)
 spec = LlamaLoader().get_model_spec(model)
 spec.register_vocabulary([str(token) for token in range(model.config.vocab_size)])
 spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"

@@ -15,7 +15,7 @@ def load(request: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(request["threads"])
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32, trust_remote_code=False).eval()
     model.generation_config.eos_token_id = None
     extra = {"prompt_lookup_num_tokens": 10} if request["option"] == "prompt_lookup" else {}
     return model, extra

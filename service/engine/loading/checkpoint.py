@@ -1,30 +1,34 @@
-"""From a folder, a hub id or the word `embedded` to a model that the engine can run."""
+"""From the name of a model to one that the engine can run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
+from service.engine.loading.device import check_device
+from service.engine.loading.folder import first_line, refuse_own_code
+from service.engine.loading.sampling_defaults import SamplingDefaults
+from service.engine.loading.sources import find_model
+from service.engine.loading.support import check_shares, refuse_by_config
 from service.engine.runner.fused_layers import fuse_layers
 from service.engine.runner.fused_norms import fuse_norms
 from service.engine.runner.ranks import Ranks
 from service.engine.runner.row_invariance import make_row_invariant
 from service.errors import ModelError
+from service.settings import EMBEDDED as EMBEDDED
 from sparse_attn.backend import attach
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kv.pool import KVShape
 
 log = structlog.get_logger(__name__)
 
-EMBEDDED = "embedded"
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -42,8 +46,10 @@ class LoadedModel:
         tokenizer: None where the checkpoint has none; then prompts are token ids and text is empty.
         max_len: positions that the model was made for.
         eos_ids: tokens that end a sequence.
-        fingerprint: names configuration and weights, so that KV of other weights is never taken for this model's.
+        fingerprint: names configuration and weights, so that KV of other weights is never taken for this model's;
+            the hash of a GGUF file.
         ranks: the processes that have a share of the heads each; None for this one alone.
+        sampling: what the checkpoint's makers sample with, for requests that do not say.
     """
 
     name: str
@@ -54,6 +60,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     fingerprint: str
     ranks: Ranks | None = None
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -90,19 +97,21 @@ def load_model(
     With ``ranks``, all of which must be in this call, each loads its share by transformers' tensor-parallel plan.
 
     Raises:
-        ModelError: it cannot be found or read, is not a decoder, or needs what the engine does not have;
-            the message names the model and the cause.
+        ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine
+            does not have; the message names the model and the cause.
     """
     if dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}.", hint=f"Choose one of {', '.join(DTYPES)}.", param="dtype")
-    path, config = _path(name), read_config(name)
-    _refuse_by_config(name, config)
+    source = find_model(name)
+    refuse_by_config(name, source.config)
     check_device(device)
     if ranks is not None:
-        check_shares(name, config, ranks.size)
+        check_shares(name, source.config, ranks.size)
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
+    tokenizer, generation = source.tokenizer(), source.generation()
+    sampling = SamplingDefaults.of(name, generation)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placed)
+        model: Any = source.build(DTYPES[dtype], device, placed)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"The model {name!r} does not fit into the memory of {device}.",
@@ -110,9 +119,10 @@ def load_model(
             param="model",
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"The model {name!r} cannot be loaded: {_first_line(error)}", param="model") from error
-    loaded = prepare(name, model.eval(), load_tokenizer(path), max_model_len)
-    loaded.ranks = ranks
+        refuse_own_code(name, error)
+        raise ModelError(f"The model {name!r} cannot be loaded: {first_line(error)}", param="model") from error
+    loaded = prepare(name, model.eval(), tokenizer, max_model_len, source.fingerprint)
+    loaded.ranks, loaded.sampling = ranks, sampling
     return loaded
 
 
@@ -122,90 +132,16 @@ def read_config(name: str) -> Any:
     Raises:
         ModelError: there is none.
     """
-    path = _path(name)
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        where = "in this folder" if Path(path).is_dir() else "as a folder or on the hub"
-        raise ModelError(
-            f"No model {name!r} {where}: {_first_line(error)}",
-            hint="Give a folder with config.json and safetensors, a hub id, or 'embedded'.",
-            param="model",
-        ) from error
+    return find_model(name).config
 
 
-def _path(name: str) -> str:
-    if name != EMBEDDED:
-        return name
-    from service.reader import MODEL_DIR, verify_model
-
-    verify_model()
-    return str(MODEL_DIR)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch cannot use here.
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, or None where it has none (said in the log).
 
     Raises:
-        ModelError: says whether the GPU, the driver or the build of torch is what is missing.
+        ModelError: there is one and it cannot be read.
     """
-    if not device.startswith("cuda"):
-        return
-    if torch.version.cuda is None:
-        raise ModelError(
-            f"{device} was asked for, and torch {torch.__version__} is a build without CUDA.",
-            hint="Install torch's CUDA wheel, or use --device cpu.",
-            param="device",
-        )
-    count = torch.cuda.device_count()
-    if count == 0:
-        raise ModelError(
-            f"{device} was asked for, and torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU.",
-            hint="Look at `nvidia-smi`: the driver may be missing or too old for this wheel; or use --device cpu.",
-            param="device",
-        )
-    number = int(device.partition(":")[2] or 0)
-    if number >= count:
-        raise ModelError(f"{device} was asked for; this machine has {count} GPU(s), from cuda:0 on.", param="device")
-    capability, built = torch.cuda.get_device_capability(number), torch.cuda.get_arch_list()
-    if built and not any(_runs_on(arch, capability) for arch in built):
-        raise ModelError(
-            f"{torch.cuda.get_device_name(number)} is of compute capability {capability[0]}.{capability[1]}, for which "
-            f"torch {torch.__version__} is not built ({', '.join(built)}).",
-            hint="Install a wheel of torch for this GPU, or use --device cpu.",
-            param="device",
-        )
-
-
-def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether code for ``arch`` (sm_90a, compute_80 …) runs on a GPU: binaries within a major version, PTX upwards."""
-    kind, _, number = arch.partition("_")
-    digits = "".join(c for c in number if c.isdigit())
-    version = int(digits[:-1] or 0), int(digits[-1:] or 0)
-    return version <= capability and (kind == "compute" or version[0] == capability[0])
-
-
-def check_shares(name: str, config: Any, size: int) -> None:
-    """Refuse a model that cannot be dealt out to ``size`` ranks.
-
-    Raises:
-        ModelError: its heads do not divide, or transformers has no plan for it.
-    """
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    if heads % size or kv_heads % size:
-        raise ModelError(
-            f"The model {name!r} has {heads} query and {kv_heads} KV heads, which {size} ranks cannot share evenly.",
-            hint="Choose a --tp that divides both.",
-            param="tensor_parallel",
-        )
-    if not getattr(text, "base_model_tp_plan", None):
-        raise ModelError(
-            f"transformers has no tensor-parallel plan for the model {name!r} ({text.model_type}).",
-            hint="Use --tp 1.",
-            param="tensor_parallel",
-        )
+    return find_model(name).tokenizer()
 
 
 def _shared(ranks: Ranks) -> Any:
@@ -214,13 +150,15 @@ def _shared(ranks: Ranks) -> Any:
     return DistributedConfig(tp_size=ranks.size)
 
 
-def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | None = None) -> LoadedModel:
-    """Attach paged attention to a model in memory.
+def prepare(
+    name: str, model: Any, tokenizer: Any = None, max_model_len: int | None = None, fingerprint: str | None = None
+) -> LoadedModel:
+    """Attach paged attention to a model in memory; ``fingerprint`` where its weights have a name already.
 
     Raises:
         ModelError: as ``load_model``.
     """
-    _refuse_by_config(name, model.config)
+    refuse_by_config(name, model.config)
     try:
         shape = attach(model)
     except UnsupportedModelFeature as error:
@@ -233,45 +171,8 @@ def prepare(name: str, model: Any, tokenizer: Any = None, max_model_len: int | N
     max_len = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 20)
     max_len = min(max_len, max_model_len or max_len)
     _pin_rope(name, model, max_len)
-    return LoadedModel(name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer), _fingerprint(model))
-
-
-def load_tokenizer(path: str) -> Any:
-    """The checkpoint's tokenizer, or None where there is none (said in the log)."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("model has no tokenizer: token ids only", model=path, error=_first_line(error))
-        return None
-
-
-def _refuse_by_config(name: str, config: Any) -> None:
-    text_config = config.get_text_config()
-    if config.is_encoder_decoder:
-        raise ModelError(f"{name!r} is an encoder-decoder model; Folio runs decoder-only models.", param="model")
-    if not getattr(text_config, "is_causal", True) or getattr(text_config, "use_bidirectional_attention", False):
-        raise ModelError(f"{name!r} attends in both directions; Folio runs causal models.", param="model")
-    known = {"full_attention", "sliding_attention"}
-    kinds = sorted(set(getattr(text_config, "layer_types", None) or []) - known)
-    if kinds:
-        raise ModelError(
-            f"{name!r} has layers of type {', '.join(kinds)}, which paged KV does not cover.", param="model"
-        )
-    rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
-    if "dynamic" in _rope_types(rope):
-        raise ModelError(
-            f"{name!r} uses dynamic RoPE scaling, whose angles depend on the longest sequence of a batch.",
-            hint="Use a checkpoint with linear, yarn, llama3 or longrope scaling.",
-            param="model",
-        )
-
-
-def _rope_types(rope: Any) -> set[str]:
-    """Kinds of RoPE in a configuration, which may have one for all layers or one a layer type."""
-    if not isinstance(rope, dict):
-        return set()
-    own = {str(rope[key]) for key in ("rope_type", "type") if rope.get(key)}
-    return own.union(*(_rope_types(value) for value in rope.values()))
+    fingerprint = fingerprint or _fingerprint(model)
+    return LoadedModel(name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer), fingerprint)
 
 
 def _pin_rope(name: str, model: Any, max_len: int) -> None:
@@ -323,7 +224,3 @@ def _local(weight: Any) -> Any:
 
 def _device_map(device: str) -> Any:
     return None if device == "cpu" else {"": device}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from service.engine.loading.checkpoint import check_device, check_shares
+from service.engine.loading.device import check_device
+from service.engine.loading.support import check_shares
 from service.engine.options import parse_policy
 from service.engine.runner.ranks import check_devices, join, leading
 from service.errors import InvalidRequest, ModelError
@@ -23,6 +24,7 @@ from sparse_attn.plan.policy import ModelShape
 from sparse_attn.plan.sharding import ShardedPolicy, shard_shape
 
 from ..conftest import make_model
+from ..loading.conftest import write_gguf
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -63,7 +65,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "drafted": {"drafter": "prompt_lookup", "attention": "dense", "temperature": 0.7, "seed": 3},
     "sparse": {"drafter": "prompt_lookup", "attention": "streaming:sink=16,local=32,block=16"},
 }
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+    "TRITON_INTERPRET": "0",
+}
 
 
 def two_processes(*arguments: str, size: int = 2) -> subprocess.CompletedProcess[str]:
@@ -87,6 +94,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     for name in ("llama", "qwen3"):
         make_model(name, max_position_embeddings=256).save_pretrained(folder / name)
+    write_gguf(folder / "llama.gguf", make_model(max_position_embeddings=256))
     return folder
 
 
@@ -95,15 +103,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_give_the_tokens_of_one(checkpoints: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 97, (n,), generator=generator).tolist() * 2 for n in (9, 41)]
-    jobs = json.dumps({"models": ["llama", "qwen3"], "prompts": prompts, "requests": REQUESTS})
+    models = ["llama", "qwen3", "llama.gguf"]
+    jobs = json.dumps({"models": models, "prompts": prompts, "requests": REQUESTS})
     found = []
     for size in (1, 2):
         done = two_processes(str(checkpoints), str(size), jobs)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(json.loads(done.stdout.splitlines()[-1]))  # the log is before it
     one, two = found
-    assert [one.pop(f"{name}/heads") for name in ("llama", "qwen3")] == [2, 2]
-    assert [two.pop(f"{name}/heads") for name in ("llama", "qwen3")] == [1, 1]
+    assert [one.pop(f"{name}/heads") for name in models] == [2, 2, 2]
+    assert [two.pop(f"{name}/heads") for name in models] == [1, 1, 1]
     assert two == one
 
 
