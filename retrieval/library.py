@@ -207,7 +207,7 @@ class Library(Shelf):
     def known_content(self, collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER) -> frozenset[str]:
         """SHA-256 of the files that need not be read again."""
         found = self.documents(collection, owner)
-        return frozenset(document.sha256 for document in found if document.status == store.READY)
+        return frozenset(document.sha256 for document in found if document.readable)
 
     def export_collection(
         self, path: str | os.PathLike[str], collection: str = DEFAULT_COLLECTION, owner: str = DEFAULT_OWNER

@@ -65,7 +65,7 @@ def _time_ingest(embedder: SentenceEmbedder, file: Path) -> float:
         started = time.perf_counter()
         [result] = library.ingest([file])
         seconds = time.perf_counter() - started
-    if result.status != "ready":
+    if result.status == "failed":
         raise ValueError(result.error)
     return seconds
 

@@ -217,7 +217,18 @@ class Ingester:
         if same is None:
             return None
         seconds = time.perf_counter() - started
-        return IngestResult(same.id, same.name, same.status, same.pages, same.chunks, None, same.version, True, seconds)
+        return IngestResult(
+            same.id,
+            same.name,
+            same.status,
+            same.pages,
+            same.chunks,
+            None,
+            same.version,
+            deduplicated=True,
+            seconds=seconds,
+            notes=same.notes,
+        )
 
     def _commit(self, new: store.NewVersion, data: bytes, started: float) -> IngestResult:
         self._add_files(new, data)
@@ -231,7 +242,9 @@ class Ingester:
         pages, count = len(new.parsed.pages), len(new.chunks)
         log.info("document stored", document=document, version=version, chunks=count, pages=pages)
         seconds = time.perf_counter() - started
-        return IngestResult(document, new.name, store.READY, pages, count, None, version, False, seconds)
+        status = store.PARTIAL if new.parsed.partial else store.READY
+        notes = new.parsed.notes
+        return IngestResult(document, new.name, status, pages, count, None, version, seconds=seconds, notes=notes)
 
     def _add_files(self, new: store.NewVersion, data: bytes) -> None:
         for sha256, file in [(new.sha256, data), *((old.sha256, old.data) for old in new.history)]:

@@ -161,7 +161,7 @@ class JobQueue:
     def _finish(self, row: Any, me: str) -> None:
         with self._database.write() as connection:
             results = store.get(connection, row.owner, row.id).results
-            failed = [result for result in results if result.status != "ready"]
+            failed = [result for result in results if result.status == "failed"]
             status = store.FAILED if len(failed) == len(results) else store.DONE
             store.finish(connection, row.id, status, "; ".join(result.error or "" for result in failed) or None)
         failpoint("job.finished")

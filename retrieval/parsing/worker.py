@@ -70,7 +70,15 @@ def _wait(child: int, seconds: float) -> dict[str, Any]:
 def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], bytes]:
     parsed = parse(data, name, limits, lambda done, total: _tell({"progress": [done, total]}))
     pages = [[page.number, page.start, page.end] for page in parsed.pages]
-    return {"pages": pages, "media_type": parsed.media_type, "notes": parsed.notes}, parsed.text.encode("utf-8")
+    header = {
+        "pages": pages,
+        "media_type": parsed.media_type,
+        "notes": parsed.notes,
+        "places": parsed.places,
+        "tables": [[table.header, table.rows] for table in parsed.tables],
+        "unread_share": parsed.unread_share,
+    }
+    return header, parsed.text.encode("utf-8")
 
 
 def _boxes(

@@ -70,6 +70,15 @@ class Shelf:
         """The number of the page on which the character at ``offset`` is. Error: NotFound."""
         return page_at(self.pages(document, owner, version=version), offset)
 
+    def place_of(
+        self, document: str, start: int, end: int, owner: str = DEFAULT_OWNER, *, version: int | None = None
+    ) -> str:
+        """Where in the file the characters ``start:end`` stand, for people: "Sales, Zone EUR, B7", "page 3"; "" for a
+        file without places. Error: NotFound."""
+        check_span(start, end)
+        with self.database.read() as connection:
+            return store.read_place(connection, owner, document, start, end, version)
+
     def chunks(self, document: str, owner: str = DEFAULT_OWNER) -> list[Hit]:
         """All chunks of a document in order, with score 0. Error: NotFound."""
         with self.database.read() as connection:

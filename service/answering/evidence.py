@@ -173,7 +173,7 @@ class EvidenceFinder:
         if question.documents:
             named = [self.library.document(one, question.owner) for one in dict.fromkeys(question.documents)]
             for document in named:
-                if document.status != "ready":
+                if not document.readable:
                     raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
             return named
         found = self.library.documents(
@@ -183,7 +183,7 @@ class EvidenceFinder:
             known = {collection.name for collection in self.library.collections(question.owner)}
             if question.collection not in known:
                 raise NotFound(f"There is no collection {question.collection[:100]!r}.")
-        readable = [document for document in found if document.status == "ready"]
+        readable = [document for document in found if document.readable]
         return readable if len(found) <= self.WHOLE_DOCUMENTS else None
 
     def _read_whole(self, question: Question, scope: Sequence[Document], room: int) -> Evidence:
@@ -270,9 +270,10 @@ class EvidenceFinder:
         try:
             stored = self.library.text(span.document, owner=owner, start=span.start, end=span.end)
             page = self.library.page_of(span.document, span.start, owner)
+            place = self.library.place_of(span.document, span.start, span.end, owner)
         except RetrievalNotFound:
             return check(span, None, span.page)
-        verdict = check(span, stored, page)
+        verdict = replace(check(span, stored, page), place=place)
         return replace(verdict, boxes=self._boxes(span, owner)) if verdict.verified else verdict
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
@@ -294,6 +295,7 @@ def hit_data(hit: Hit) -> dict[str, Any]:
         "start": hit.start,
         "end": hit.end,
         "page": hit.page,
+        "place": hit.place,
         "score": hit.score,
         "text": hit.text,
     }

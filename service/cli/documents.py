@@ -22,7 +22,7 @@ from service.cli.context import (
     library_of,
     settings_of,
 )
-from service.cli.output import console, emit_json, emit_table, emit_text, error_line
+from service.cli.output import console, emit_json, emit_table, emit_text, error_line, note
 from service.errors import Exit, InvalidRequest
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def show_document(
     elif stored is not None:
         emit_text(stored)
     else:
-        emit_table(["field", "value"], [[key, value] for key, value in _document(found).items()])
+        emit_table(["field", "value"], [[key, _shown(value)] for key, value in _document(found).items()])
 
 
 @docs.command("rm")
@@ -207,6 +207,8 @@ def _print_results(results: list[IngestResult]) -> None:
     for result in results:
         if result.error:
             error_line(result.error)
+        for said in result.notes:
+            note(f"{result.name}: {said}")
 
 
 def _status(result: IngestResult) -> str:
@@ -214,12 +216,16 @@ def _status(result: IngestResult) -> str:
 
 
 def _result(result: IngestResult) -> dict[str, Any]:
-    names = ("id", "name", "status", "pages", "chunks", "error", "version", "deduplicated", "seconds")
+    names = ("id", "name", "status", "pages", "chunks", "error", "notes", "version", "deduplicated", "seconds")
     return {name: getattr(result, name) for name in names}
 
 
 def _planned(name: str) -> dict[str, Any]:
     return {"id": None, "name": name, "status": "planned", "pages": 0, "chunks": 0, "error": None}
+
+
+def _shown(value: Any) -> Any:
+    return "\n".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _document(document: Document) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def search(
         emit_json({"results": [hit_data(hit) for hit in found.hits], "generation": found.generation})
         return
     for hit in found.hits:
-        typer.echo(f"{hit.score:.3f}  {hit.name}, page {hit.page}, {hit.document}:{hit.start}-{hit.end}")
+        typer.echo(
+            f"{hit.score:.3f}  {hit.name}, {hit.place or f'page {hit.page}'}, {hit.document}:{hit.start}-{hit.end}"
+        )
         typer.echo(f"       {' '.join(hit.text.split())[:300]}\n")
     if not found.hits:
         note("Nothing found.")
