@@ -18,14 +18,14 @@ Element = Any
 """of xml.etree, as defusedxml makes it: without entities, which a hostile file uses to grow without end"""
 
 
-def read_xml(archive: zipfile.ZipFile, entry: str) -> Element | None:
-    """The root of an entry; None where it is not there. Error: DamagedFile."""
+def read_xml(archive: zipfile.ZipFile, entry: str, name: str) -> Element | None:
+    """The root of an entry of the file ``name``; None where it is not there. Error: DamagedFile."""
     try:
         return fromstring(archive.read(entry))
     except KeyError:
         return None
     except (ParseError, DefusedXmlException, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DamagedFile(f"{entry} within it cannot be read ({error}); save the file anew") from error
+        raise DamagedFile(f"{name} is damaged: {entry} within it cannot be read ({error}); save it anew") from error
 
 
 def check_archive(data: bytes, name: str, limits: Limits) -> None:

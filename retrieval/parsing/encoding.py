@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -202,5 +203,11 @@ def _blocks_of_text(sample: bytes, encoding: str) -> int:
     except UnicodeDecodeError:
         return 0
     odd = sum(unicodedata.category(ch) in ("Cc", "Cn", "Co", "Cs") and ch not in "\t\n\r\f" for ch in text)
+    seams = sum(_is_seam(one, two) for one, two in itertools.pairwise(text))
     blocks = len({ord(ch) >> 8 for ch in text})
-    return blocks if odd <= 0.001 * len(text) and blocks <= 24 + len(text) / 8 else 0
+    return blocks if odd <= 0.001 * len(text) and seams <= 0.1 * len(text) and blocks <= 24 + len(text) / 8 else 0
+
+
+def _is_seam(one: str, two: str) -> bool:
+    """Whether a Latin letter meets one of another alphabet, which is rare within a word."""
+    return (one < "\u0250") != (two < "\u0250") and one.isalpha() and two.isalpha()

@@ -30,7 +30,7 @@ def parse_epub(data: bytes, name: str, limits: Limits) -> ParsedDocument:
     unread = 0
     with zipfile.ZipFile(BytesIO(data)) as archive:
         chapters = _chapters(archive, name)
-        locked = _locked(archive)
+        locked = _locked(archive, name)
         for number, path in enumerate(chapters, 1):
             try:
                 if path in locked:
@@ -54,10 +54,10 @@ def parse_epub(data: bytes, name: str, limits: Limits) -> ParsedDocument:
 
 def _chapters(archive: zipfile.ZipFile, name: str) -> list[str]:
     """Paths of the chapters within the archive, in reading order."""
-    container = read_xml(archive, "META-INF/container.xml")
+    container = read_xml(archive, "META-INF/container.xml", name)
     rootfile = container.find(f".//{_CONTAINER}rootfile") if container is not None else None
     package = rootfile.get("full-path", "") if rootfile is not None else ""
-    root = read_xml(archive, package) if package else None
+    root = read_xml(archive, package, name) if package else None
     if root is None:
         raise DamagedFile(f"{name} does not say where its chapters are; get the file again")
     hrefs = {item.get("id"): item.get("href", "") for item in root.iter(_OPF + "item")}
@@ -69,8 +69,8 @@ def _chapters(archive: zipfile.ZipFile, name: str) -> list[str]:
     ]
 
 
-def _locked(archive: zipfile.ZipFile) -> set[str]:
-    root = read_xml(archive, "META-INF/encryption.xml")
+def _locked(archive: zipfile.ZipFile, name: str) -> set[str]:
+    root = read_xml(archive, "META-INF/encryption.xml", name)
     references = root.iter("{http://www.w3.org/2001/04/xmlenc#}CipherReference") if root is not None else ()
     return {unquote(reference.get("URI", "")) for reference in references}
 

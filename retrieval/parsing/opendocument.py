@@ -27,7 +27,7 @@ def parse_opendocument(data: bytes, name: str, limits: Limits) -> ParsedDocument
     """Errors: UnreadableFile and its kinds."""
     check_archive(data, name, limits)
     with zipfile.ZipFile(BytesIO(data)) as archive:
-        content, styles = read_xml(archive, "content.xml"), read_xml(archive, "styles.xml")
+        content, styles = read_xml(archive, "content.xml", name), read_xml(archive, "styles.xml", name)
     body = content.find(f"{_OFFICE}body/{_OFFICE}text") if content is not None else None
     if body is None:
         raise DamagedFile(f"{name} has no text part; save it anew")

@@ -53,14 +53,14 @@ def parse_word(data: bytes, name: str, limits: Limits) -> ParsedDocument:
     check_archive(data, name, limits)
     builder = TextBuilder()
     with zipfile.ZipFile(BytesIO(data)) as archive:
-        document = read_xml(archive, "word/document.xml")
+        document = read_xml(archive, "word/document.xml", name)
         body = document.find(_W + "body") if document is not None else None
         if body is None:
             raise DamagedFile(f"{name} has no text part; save it anew")
-        reading = _Reading(_heading_styles(archive))
+        reading = _Reading(_heading_styles(archive, name))
         _write_blocks(builder, body, reading)
-        _write_notes(builder, archive, reading)
-        _write_margins(builder, archive, reading)
+        _write_notes(builder, archive, reading, name)
+        _write_margins(builder, archive, reading, name)
         if "word/comments.xml" in archive.namelist():
             builder.notes.append("comments were not read")
     if reading.hidden:
@@ -72,9 +72,9 @@ def parse_word(data: bytes, name: str, limits: Limits) -> ParsedDocument:
     return builder.document(MEDIA_TYPES["docx"])
 
 
-def _heading_styles(archive: zipfile.ZipFile) -> dict[str, int]:
+def _heading_styles(archive: zipfile.ZipFile, name: str) -> dict[str, int]:
     levels = {"Title": 1, **{f"Heading{level}": level for level in range(1, 7)}}
-    root = read_xml(archive, "word/styles.xml")
+    root = read_xml(archive, "word/styles.xml", name)
     for style in root.iter(_W + "style") if root is not None else ():
         named = style.find(_W + "name")
         match = _HEADING.fullmatch(named.get(_W + "val", "")) if named is not None else None
@@ -173,10 +173,10 @@ def _merged_down(table: Element, rows: list[tuple[int, dict[int, Cell]]]) -> lis
     return rows
 
 
-def _write_notes(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Reading) -> None:
+def _write_notes(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Reading, name: str) -> None:
     notes = {}
     for kind in ("footnote", "endnote"):
-        root = read_xml(archive, f"word/{kind}s.xml")
+        root = read_xml(archive, f"word/{kind}s.xml", name)
         for found in root.findall(_W + kind) if root is not None else ():
             notes[kind, found.get(_W + "id", "")] = found
     for number, key in enumerate(reading.cited, 1):
@@ -186,12 +186,12 @@ def _write_notes(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Readi
             builder.add(f"[{number}] {text}", (f"{key[0]} {number}",))
 
 
-def _write_margins(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Reading) -> None:
+def _write_margins(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Reading, name: str) -> None:
     """Headers and footers, each text once; page numbers alone are no text."""
     written = set()
     for entry in sorted(archive.namelist()):
         match = _PART.fullmatch(entry)
-        root = read_xml(archive, entry) if match else None
+        root = read_xml(archive, entry, name) if match else None
         if match is None or root is None:
             continue
         text = " ".join("".join(_text(root, reading)).split())

@@ -50,7 +50,7 @@ def ingest(
     """Read files into the library. What is there already is not read again, so a broken-off ingest is resumed
     by giving the same command again."""
     from retrieval.errors import Cancelled
-    from retrieval.ingest.ingestion import sources
+    from retrieval.ingest.sources import sources
 
     if dry_run:
         names = [source.name for source in sources(paths)]
