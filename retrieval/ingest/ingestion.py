@@ -200,7 +200,7 @@ class Ingester:
             sha256 = hashlib.sha256(data).hexdigest()
             with self._database.write() as connection:
                 document = store.record_failure(connection, owner, collection, name, sha256, len(data), str(error))
-        log.warning("file not ingested", name=name, kind=type(error).__name__, cause=str(error))
+        log.info("file not ingested", name=name, kind=type(error).__name__, cause=str(error))
         seconds = time.perf_counter() - started
         return IngestResult(
             document, name, store.FAILED, 0, 0, str(error), 0, False, seconds, error_kind=type(error).__name__

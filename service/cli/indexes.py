@@ -136,7 +136,7 @@ def search(
             query,
             limit,
             collection=collection,
-            documents=document or None,
+            documents=[library.find(one, LOCAL_OWNER).id for one in document] if document else None,
             owner=LOCAL_OWNER,
             mode=mode.value,
         )

@@ -81,7 +81,6 @@ def ingest(
     collection: str,
     owner: str,
     workers: int = 1,
-    follow_links: bool = False,
     progress: Callable[[IngestResult], None] | None = None,
 ) -> list[IngestResult]:
     """What `library.ingest(paths)` does, with as many parsers and as many embedders at work.
@@ -90,7 +89,7 @@ def ingest(
 
     Raises what `library.ingest` raises; Unavailable when a worker dies again and again.
     """
-    files = [{"source": pickle.dumps(source)} for source in sources(_absolute(paths), follow_links=follow_links)]
+    files = [{"source": pickle.dumps(source)} for source in sources(_absolute(paths))]
     if not files:
         return []
     known = library.known_content(collection, owner)
