@@ -30,26 +30,19 @@ _MOST_DOUBTFUL = 0.1
 _HIGH_LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*\n?")
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
 _ESCAPE = re.compile(rb"\x1b[$(]")  # as ISO-2022 begins another set of characters
+_HIGH = bytes(range(128, 256))
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r\f\x1b"})
 _FEW_LETTERS = 12
-_LATIN = (
-    "cp1250",
-    "iso8859-2",
-    "cp1254",
-    "cp1257",
-    "iso8859-15",
-    "iso8859-16",
-    "mac-roman",
-    "mac-latin2",
-    "cp862",
-    "cp437",
-)
+_LATIN = ("cp1250", "iso8859-2", "cp1254", "cp1257", "iso8859-15", "iso8859-16", "mac-latin2", "cp852", "cp862", "cp437")
+"""taken for cp1252 where there is little to go by"""
 _DOS = ("cp437", "cp852", "cp855", "cp857", "cp858", "cp860", "cp861", "cp862", "cp863", "cp865", "cp866")
+_NO_ENCODINGS = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7", "mbcs", "oem")
+"""codecs of text that no file is in, and that may do more than decode"""
 _WORD_BEYOND = re.compile(r"(?=\w*[^\x00-\x7f])[^\W\d_]+")
 _CAPITAL_INSIDE = re.compile(r"[a-z\xdf-\xff][\xc0-\xd6\xd8-\xde]|[\xdf-\xf6\xf8-\xff][A-Z]")
+_SIGNS = "\xa1-\xa9\xab\xac\xae-\xb1\xb4-\xb6\xb8\xbb-\xbf\xd7\xf7\u201a\u201e\u2020-\u2022\u2030\u2200-\u23ff"
 _SIGN_INSIDE = re.compile(
-    r"(?<=[^\W\d_])[\xa1-\xa9\xab-\xac\xae-\xb1\xb4-\xb6\xb8\xbb-\xbf\xd7\xf7\u201a\u201e\u2020-\u2022\u2030\u2200-\u23ff](?=[^\W\d_])"
-    r"|(?<![\u2500-\u259f])[\u2500-\u259f](?![\u2500-\u259f])"
+    rf"(?<=[^\W\d_])[{_SIGNS}](?=[^\W\d_])|(?<![\u2500-\u259f])[\u2500-\u259f](?![\u2500-\u259f])"
 )
 _WIDER = {"iso8859-1": "cp1252", "iso8859-9": "cp1254", "ascii": "utf-8", "shift_jis": "cp932", "gb2312": "gb18030"} | {
     "gbk": "gb18030", "euc_kr": "cp949", "tis-620": "cp874", "iso8859-11": "cp874"
@@ -86,7 +79,13 @@ def decode(data: bytes, name: str, declared: str | None = None) -> Decoded:
     wide = wide_encoding(data)
     if wide:
         return _decoded(data, wide)
-    for candidate in _candidates(data, declared):
+    utf8 = _decoded(data, "utf-8")
+    shifted = _ESCAPE.search(data) is not None
+    # A sequence of two bytes or more that is valid UTF-8 is hardly ever anything else.
+    if _beyond_ascii(utf8.text) >= 3 * utf8.doubtful and not shifted:
+        return utf8
+    for encoding in _likely(data, declared, shifted):
+        candidate = _decoded(data, encoding)
         if candidate.doubtful <= _MOST_DOUBTFUL * _beyond_ascii(candidate.text):
             return candidate
     raise UnsupportedFile(f"{name} is neither UTF-8 nor any encoding that could be recognised; save it as UTF-8")
@@ -101,20 +100,16 @@ def wide_encoding(data: bytes) -> str | None:
     return min(read)[1] if read else None
 
 
-def _candidates(data: bytes, declared: str | None) -> Iterator[Decoded]:
-    """Readings of the file, the likeliest first."""
-    utf8 = _decoded(data, "utf-8")
-    # A sequence of two bytes or more that is valid UTF-8 is hardly ever anything else.
-    shifted = _ESCAPE.search(data) is not None
-    if _beyond_ascii(utf8.text) >= 2 * utf8.doubtful and not shifted:
-        yield utf8
-    if declared and _known(declared):
-        yield _decoded(data, _known(declared))
+def _likely(data: bytes, declared: str | None, shifted: bool) -> Iterator[str]:
+    """Encodings that the file may be in, the likeliest first."""
+    if declared and (claimed := _known(declared)):
+        yield claimed
     if _is_typography(data) and not shifted:
-        yield _decoded(data, "cp1252")
-    guesses = [_decoded(data, encoding) for encoding in _guesses(data) if not _is_binary(data)]
-    yield from sorted(guesses, key=lambda guess: (guess.doubtful > 0, _oddness(guess.text)))
-    yield from (_decoded(data, encoding) for encoding in _WIDE[2:] if _blocks_of_text(data[:_SAMPLE], encoding))
+        yield "cp1252"
+    if not _is_binary(data):
+        sample = _telling(data)
+        yield from sorted(_guesses(sample), key=lambda encoding: _oddness(_decoded(sample, encoding)))
+    yield from (encoding for encoding in _WIDE[2:] if _blocks_of_text(data[:_SAMPLE], encoding))
 
 
 def _decoded(data: bytes, encoding: str) -> Decoded:
@@ -126,30 +121,37 @@ def _decoded(data: bytes, encoding: str) -> Decoded:
         return Decoded(text, encoding, text.count("\ufffd") - own)
 
 
-def _guesses(data: bytes) -> list[str]:
-    """A few, by the language of the lines that tell: those with bytes beyond ASCII, from all over the file."""
-    from chardet import detect_all
-
+def _telling(data: bytes) -> bytes:
+    """Lines with bytes beyond ASCII, from all over the file."""
     lines = _HIGH_LINE.findall(data)
     while sum(map(len, lines)) > _SAMPLE and len(lines) > 1:
         lines = lines[::2]
-    sample = b"".join(lines)[:_SAMPLE] or data[:_SAMPLE]
+    return b"".join(lines)[:_SAMPLE] or data[:_SAMPLE]
+
+
+def _guesses(sample: bytes) -> list[str]:
+    """A few, by language."""
+    from chardet import detect_all
+
     found = [_known(guess["encoding"]) for guess in detect_all(sample, max_bytes=_SAMPLE) if guess["encoding"]]
     guesses = [encoding for encoding in found if encoding and not encoding.startswith("utf")][:3]
     if any(encoding in _DOS for encoding in guesses):
         guesses.append("cp850")
     # So few letters tell Western from Central European by chance; the common one is meant.
-    few = sum(map(len, _HIGH_RUN.findall(sample))) < _FEW_LETTERS and guesses[:1] and guesses[0] in _LATIN
-    return list(dict.fromkeys(["cp1252", *guesses] if few else [*guesses, "cp1252"]))
+    few = len(sample) - len(sample.translate(None, _HIGH)) < _FEW_LETTERS
+    western = few and guesses and guesses[0] in _LATIN
+    return list(dict.fromkeys(["cp1252", *guesses] if western else [*guesses, "cp1252"]))
 
 
 def _known(label: str) -> str | None:
     """Python's name for an encoding, in the wider form that is meant in practice; None where it has none."""
     try:
-        name = codecs.lookup(label).name
-    except LookupError:
+        found = codecs.lookup(label.strip())
+    except (LookupError, ValueError):
         return None
-    return _WIDER.get(name, name)
+    if not found._is_text_encoding or found.name in _NO_ENCODINGS:
+        return None
+    return _WIDER.get(found.name, found.name)
 
 
 def _is_binary(data: bytes) -> bool:
@@ -169,14 +171,13 @@ def _is_typography(data: bytes) -> bool:
     return few and not any(ch > "\x7f" and ch.isalpha() for ch in text)
 
 
-def _oddness(text: str) -> float:
-    """Share of the characters beyond ASCII that stand as none would in any language: two alphabets in a word, a sign
-    or a capital in the midst of one, a piece of a frame alone."""
-    sample = text[:_SAMPLE]
-    beyond = _beyond_ascii(sample)
-    odd = sum(_mixes_alphabets(word) for word in _WORD_BEYOND.findall(sample))
-    odd += len(_CAPITAL_INSIDE.findall(sample)) + len(_SIGN_INSIDE.findall(sample))
-    return round(odd / max(beyond, 1), 2)
+def _oddness(reading: Decoded) -> tuple[bool, float]:
+    """Whether there is doubt, and the share of the characters beyond ASCII that stand as none would in any language:
+    two alphabets in a word, a sign or a capital in the midst of one, a piece of a frame alone."""
+    text = reading.text
+    odd = sum(_mixes_alphabets(word) for word in _WORD_BEYOND.findall(text))
+    odd += len(_CAPITAL_INSIDE.findall(text)) + len(_SIGN_INSIDE.findall(text))
+    return reading.doubtful > 0, round(odd / max(_beyond_ascii(text), 1), 2)
 
 
 def _mixes_alphabets(word: str) -> bool:

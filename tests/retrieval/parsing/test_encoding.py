@@ -85,3 +85,13 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         decode(bytes(range(1, 256)) * 40, "b.txt")
     with pytest.raises(UnsupportedFile, match="claims to be utf-16-le but is not"):
         decode(b"\xff\xfe" + b"\x00\xd8" * 40, "b.txt")
+
+
+def test_a_short_text_with_one_bad_byte_stays_utf8() -> None:
+    decoded = decode("déjà vu".encode() + b" \xff", "a.txt")
+    assert (decoded.text, decoded.doubtful) == ("déjà vu \ufffd", 1)
+
+
+@pytest.mark.parametrize("label", ["base64", "rot13", "unicode_escape", "idna", "utf-7"])
+def test_a_declaration_of_what_is_no_encoding_is_ignored(label: str) -> None:
+    assert decode("ñandú \\x41".encode("cp1252"), "a.html", label).text == "ñandú \\x41"
