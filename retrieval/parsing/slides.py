@@ -39,7 +39,9 @@ def parse_slides(data: bytes, name: str, limits: Limits) -> ParsedDocument:
         if pictures:
             alone = builder.length == before
             unread += alone
-            builder.notes.append(f"slide {number}: {'only ' * alone}pictures, which were not read ({pictures})")
+            builder.notes.append(
+                f"slide {number}: {'only ' * alone}pictures or diagrams, which were not read ({pictures})"
+            )
     if not builder.length:
         raise EmptyFile(f"{name} has {len(slides)} slides but no text in them; nothing to ingest")
     return builder.document(MEDIA_TYPES["pptx"], unread_share=unread / max(len(slides), 1))
@@ -51,7 +53,7 @@ def _in_order(shapes: Iterable[Any]) -> list[Any]:
 
 
 def _write_shapes(builder: TextBuilder, shapes: Iterable[Any], path: tuple[str, ...]) -> int:
-    """Returns how many pictures there were."""
+    """Returns how many pictures and diagrams there were."""
     pictures = 0
     for shape in shapes:
         kind = _kind(shape)
@@ -67,8 +69,8 @@ def _write_shapes(builder: TextBuilder, shapes: Iterable[Any], path: tuple[str, 
             )
         elif shape.has_chart:
             _write_chart(builder, shape.chart, path)
-        else:
-            pictures += kind == _PICTURE
+        else:  # the other frames hold diagrams and embedded files
+            pictures += kind == _PICTURE or shape.element.tag.endswith("}graphicFrame")
     return pictures
 
 
