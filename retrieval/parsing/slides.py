@@ -39,9 +39,8 @@ def parse_slides(data: bytes, name: str, limits: Limits) -> ParsedDocument:
         if pictures:
             alone = builder.length == before
             unread += alone
-            builder.notes.append(
-                f"slide {number}: {'only ' * alone}pictures or diagrams, which were not read ({pictures})"
-            )
+            what = "only pictures or diagrams" if alone else "pictures or diagrams"
+            builder.notes.append(f"slide {number}: {what}, which were not read ({pictures})")
     if not builder.length:
         raise EmptyFile(f"{name} has {len(slides)} slides but no text in them; nothing to ingest")
     return builder.document(MEDIA_TYPES["pptx"], unread_share=unread / max(len(slides), 1))

@@ -124,7 +124,8 @@ def search(
     mode: Annotated[SearchMode, typer.Option(help="What to search with.")] = SearchMode.HYBRID,
     collection: Collection = None,
     document: Annotated[
-        list[str] | None, typer.Option("--document", "-d", help="Search this document (id or name) alone; may be repeated.")
+        list[str] | None,
+        typer.Option("--document", "-d", help="Search this document (id or name) alone; may be repeated."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
