@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +14,7 @@ from retrieval.parsing.archives import check_archive
 from retrieval.parsing.builder import TextBuilder
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.limits import Limits
+from retrieval.parsing.number_format import plain
 from retrieval.parsing.sniff import MEDIA_TYPES
 from retrieval.parsing.table_text import Cell, write_table
 
@@ -81,14 +83,14 @@ def _kind(shape: Any) -> int | None:
 
 
 def _write_chart(builder: TextBuilder, chart: Any, path: tuple[str, ...]) -> None:
+    """The title, and a line a series: ``Sales: Q1: 1001, Q2: 1200``."""
     if chart.has_title and chart.chart_title.has_text_frame:
         _write(builder, chart.chart_title.text_frame.text, path)
     for plot in chart.plots:
-        categories = [str(category) for category in plot.categories]
         for series in plot.series:
-            values = ["" if value is None else f"{value:g}" for value in series.values]
-            points = [f"{c}: {v}" for c, v in zip(categories, values, strict=False) if v]
-            _write(builder, f"{series.name}: {', '.join(points)}", path)
+            points = zip(plot.categories, series.values, strict=False)
+            said = [f"{category}: {plain(Decimal(repr(value)))}" for category, value in points if value is not None]
+            _write(builder, f"{series.name}: {', '.join(said)}", path)
 
 
 def _write(builder: TextBuilder, text: str, path: tuple[str, ...]) -> None:

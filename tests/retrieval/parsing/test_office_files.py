@@ -237,6 +237,8 @@ def test_a_mail_that_is_one_file() -> None:
 
 def test_slides_with_their_table_and_notes_and_without_what_is_hidden() -> None:
     from pptx import Presentation
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
     from pptx.util import Inches
 
     presentation = Presentation()
@@ -249,11 +251,20 @@ def test_slides_with_their_table_and_notes_and_without_what_is_hidden() -> None:
     for row, values in enumerate((("Zone", "Sum"), ("EUR", "1001"))):
         for column, value in enumerate(values):
             table.cell(row, column).text = value
+    figures = CategoryChartData()
+    figures.categories = ["Q1", "Q2"]
+    figures.add_series("Sales", (1234567, 0.3))
+    first.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, Inches(1), Inches(5), Inches(4), Inches(2), figures)
     first.notes_slide.notes_text_frame.text = "Speak slowly."
     buffer = BytesIO()
     presentation.save(buffer)
     parsed = parse(buffer.getvalue(), "a.pptx")
-    assert parsed.text.split("\n\n") == ["Bridges", "Zone: EUR | Sum: 1001", "Speak slowly."]
+    assert parsed.text.split("\n\n") == [
+        "Bridges",
+        "Zone: EUR | Sum: 1001",
+        "Sales: Q1: 1234567, Q2: 0.3",
+        "Speak slowly.",
+    ]
     assert (said(parsed, "1001"), said(parsed, "slowly")) == ("slide 1, Sum, B2", "slide 1, notes")
     assert parsed.notes == ["slide 2 is hidden and was not read"]
 
