@@ -142,8 +142,7 @@ def _fill(digits: str, slots: list[str], grouped: bool) -> list[str]:
     least = len(slots) - next((i for i, slot in enumerate(slots) if slot == "0"), len(slots))
     digits = digits.rjust(least, "0")
     if grouped:
-        digits = f"{int(digits or 0):0{len(digits)},d}" if len(digits) <= 3 else _thousands(digits)
-        return [digits if digits.strip("0") or least else "", *[""] * (len(slots) - 1)]
+        return [_thousands(digits), *[""] * (len(slots) - 1)]
     filled = [""] * len(slots)
     for i in range(len(slots) - 1, 0, -1):
         filled[i], digits = digits[-1:], digits[:-1]

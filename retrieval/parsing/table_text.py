@@ -47,9 +47,8 @@ def write_table(
         rows: (number in the file, cells), in order.
         spanning: numbers of rows with cells merged across columns, which tells a heading of two rows.
     """
-    filled = [
-        (number, cells) for number, row in rows if (cells := {c: cell for c, cell in row.items() if cell.text.strip()})
-    ]
+    kept = ((number, {column: cell for column, cell in row.items() if cell.text.strip()}) for number, row in rows)
+    filled = [(number, cells) for number, cells in kept if cells]
     first, depth = _heading(filled, spanning)
     names = _names([cells for _, cells in filled[first : first + depth]])
     spans = []
@@ -73,10 +72,8 @@ def _write_row(
         if at or label:
             builder.add(SEPARATOR)
         text = one_line(cell.text)
-        builder.add(
-            f"{name}: {text}" if name else text,
-            (*path, *([name] if name else []), f"{letters(column)}{number}"),
-        )
+        named = [name] if name else []
+        builder.add(": ".join([*named, text]), (*path, *named, f"{letters(column)}{number}"))
 
 
 def one_line(text: str) -> str:
@@ -112,7 +109,9 @@ def _heading(rows: Sequence[tuple[int, Row]], spanning: Collection[int]) -> tupl
 
 
 def _is_heading(cells: Row) -> bool:
-    """Words, or years beside words."""
+    """Words, or years beside words; a word with a colon is the label of the value beside it."""
+    if any(cell.text.rstrip().endswith(":") for cell in cells.values()):
+        return False
     words = [cell for cell in cells.values() if cell.is_text and not _is_number(cell.text)]
     return bool(words) and all(
         (cell.is_text and not _is_number(cell.text)) or _YEAR.fullmatch(cell.text) for cell in cells.values()
@@ -129,5 +128,5 @@ def _names(heading: Sequence[Row]) -> dict[int, str]:
     names = {}
     for column in columns:
         parts = [one_line(row[column].text) for row in heading if column in row]
-        names[column] = " ".join(dict.fromkeys(parts)).rstrip(":")
+        names[column] = " ".join(dict.fromkeys(parts))
     return names
