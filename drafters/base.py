@@ -77,8 +77,13 @@ class Drafter:
     needs_topk: int = 0
     rest: int = 0
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has read what it must, so that `propose` may be asked."""
+        return True
+
     def start(self, state: RequestState) -> None:
-        """Read the prompt."""
+        """Read the prompt, or begin to: it may be read in the engine's steps, until which it is not `ready`."""
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most `budget` nodes below state.tokens[-1]; the empty tree is welcome."""

@@ -244,3 +244,26 @@ class OverlapOptions(Options):
     @property
     def draws_on(self) -> frozenset[str]:
         return self.inner.draws_on
+
+
+DRAFTERS: dict[str, type[Options]] = {
+    options.name: options
+    for options in (
+        NoDrafterOptions,
+        AutoOptions,
+        PromptLookupOptions,
+        SuffixOptions,
+        RecyclingOptions,
+        DatastoreOptions,
+        DraftModelOptions,
+        AdaptiveOptions,
+        MultiRoundOptions,
+        RagOptions,
+        CascadeOptions,
+        FusionOptions,
+        SelfSpeculationOptions,
+        GoodputOptions,
+        OverlapOptions,
+    )
+}
+"""All that can be asked for, by name; here, so that a wrong name is told without torch. `registry` makes them."""

@@ -20,6 +20,10 @@ class DraftSession(Protocol):
     def length(self) -> int:
         """Committed tokens whose KV is written."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether the tokens that it was opened with are read; before, nothing but this and `close` may be asked."""
+
     def advance(self, token_ids: Sequence[int]) -> Tensor:
         """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
 
@@ -55,7 +59,10 @@ class DraftModel(Protocol):
     vocab_size: int
 
     def open(self, token_ids: Sequence[int]) -> DraftSession:
-        """Prefill all of token_ids (may be empty), sharing cached prefixes where the pool has them."""
+        """A session that is to read all of token_ids (may be empty), sharing cached prefixes where the pool has them.
+
+        They are read in the engine's steps: the session says when it is `ready`.
+        """
 
 
 class SkipSession(Protocol):

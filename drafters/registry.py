@@ -21,6 +21,7 @@ from drafters.models.pacing import Pace
 from drafters.models.rag import Rag
 from drafters.models.reencoding import ReencodingDrafter
 from drafters.options import (
+    DRAFTERS,
     AdaptiveOptions,
     AutoOptions,
     CascadeOptions,
@@ -53,9 +54,6 @@ from drafters.tracked import TrackedDrafter
 
 Make = Callable[[Any, Resources], Drafter]
 
-DRAFTERS: dict[str, type[Options]] = {}
-"""The options of every drafter by its name: all that can be asked for."""
-
 _MAKERS: dict[str, Make] = {}
 
 
@@ -65,7 +63,7 @@ def register(options: type[Options], make: Make) -> None:
     Raises:
         DrafterError: there is a drafter of that name.
     """
-    if options.name in DRAFTERS:
+    if options.name in _MAKERS:
         raise DrafterError(f"there is a drafter {options.name!r} already: give its options another name")
     DRAFTERS[options.name] = options
     _MAKERS[options.name] = make

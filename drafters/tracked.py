@@ -44,6 +44,11 @@ class TrackedDrafter:
     def needs_topk(self) -> int:
         return 0 if self._inner is None or self._resting else self._inner.needs_topk
 
+    @property
+    def ready(self) -> bool:
+        """As `Drafter.ready`; one that is switched off reads nothing."""
+        return self._inner is None or self._inner.ready
+
     def start(self, state: RequestState) -> None:
         if self._inner is None:
             return

@@ -192,8 +192,9 @@ def _draw(layer: Captured, choices: Sequence[HeadChoice], folder: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from sparse_attn.plan.grid import Grid
     from sparse_attn.plan.score import antidiagonal
-    from sparse_attn.rows import Grid, SequenceRows
+    from sparse_attn.rows import SequenceRows
 
     rows = SequenceRows(layer.q, layer.k, layer.scale)
     block = max(8, 8 * math.ceil(rows.length / PICTURE_BLOCKS / 8))

@@ -1,65 +1,50 @@
-"""``folio eval run|score|compare|report``. Heavy imports wait until a command runs."""
+"""``folio eval run|score|compare|report``, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from eval.errors import EvalError
+from eval.harness.options import RunOptions
+from eval.options import command
 
 app = typer.Typer(no_args_is_help=True, help="Measure answers: InfiniteBench, generated tasks, comparisons, reports.")
 
 
-@app.command()
-def run(
-    tasks: Annotated[str | None, typer.Option(help="Tasks or groups, separated by commas.")] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What answers: dense, auto, lserve, fusion, rapid, lserve+fusion, retrieval, openai:URL:MODEL."
-        ),
-    ] = None,
-    length: Annotated[str | None, typer.Option(help="Tokens of prompt and answer, separated by commas.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of results; a run there is resumed.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with any of these options; flags override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of official JSONL, hub, or LongBench v2's JSON.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Folder of text for the task quote.")] = None,
-    model: Annotated[str | None, typer.Option(help="embedded, a folder, or a hub id.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer for endpoints: folder or hub id.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="layout, official, gpt4 or yarn.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the generated tasks.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Most new tokens, for every task.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Precision of the model.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    kv_memory_mb: Annotated[int | None, typer.Option(min=1, help="Memory for KV, in MiB.")] = None,
-    window: Annotated[int | None, typer.Option(min=16, help="Longest prompt and answer of an endpoint.")] = None,
-    together: Annotated[
-        bool | None,
-        typer.Option("--together", help="Ask all engines an example before the next; they share its cached prefix."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class _RunCommand(RunOptions):
     """Answer tasks with one or more engines; resumes what an earlier run of the same arguments left."""
-    flags = dict(locals())
+
+    config: Annotated[Path | None, typer.Option(help="YAML with any of these options; flags override it.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+
+
+def _run(flags: dict[str, Any]) -> None:
     from eval.figures import command_line
-    from eval.harness.configuration import RunOptions, build_plan
+    from eval.harness.plan import build_plan
     from eval.harness.progress import TextProgress
     from eval.harness.run import run as run_plan
 
-    del flags["config"], flags["as_json"]
-    options = RunOptions.load(config, flags)
-    plan = build_plan(options, command_line())
-    summary = run_plan(plan, TextProgress())
+    config, as_json = flags.pop("config", None), flags.pop("as_json", False)
+    with build_plan(RunOptions.load(config, flags), command_line()) as plan:
+        summary = run_plan(plan, TextProgress())
     for problem in plan.problems[:20]:
         typer.echo(f"line {problem.line}: {problem.message}", err=True)
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
     else:
         _print_cells(summary["cells"])
-        typer.echo(f"results in {options.output}", err=True)
+        typer.echo(f"results in {plan.options.output}", err=True)
+
+
+app.command("run")(command(_RunCommand, _run, defaults=False))
 
 
 @app.command()
@@ -146,3 +131,24 @@ def _print_comparison(found: dict[str, Any], scorer: str) -> None:
             f"  {task}: {one['a']:.2f} → {one['b']:.2f}, {one['delta']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}], "
             f"only a right {test['only_a']}, only b right {test['only_b']}, p {test['p']:.3f}"
         )
+
+
+class NeedsCheckout(TyperGroup):
+    """What ``folio bench`` is where the benchmarks are not."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        raise EvalError("The installed package has no benchmarks.", hint="Run `folio bench` in a checkout of Folio.")
+
+
+def bench_app() -> typer.Typer:
+    """The group of benchmarks, or what says that they are not here."""
+    if find_spec("eval.bench") is None:
+        missing = typer.Typer(cls=NeedsCheckout, help="Measure speed and memory; needs a checkout.")
+        missing.callback()(lambda: None)
+        return missing
+    from eval.bench.cli import app
+
+    return app
+
+
+bench = bench_app()

@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import typer
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "triton")
@@ -37,15 +35,6 @@ def save_result(name: str, figures: Mapping[str, Any], command: str, output: Pat
     }
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
     return path
-
-
-def report_result(name: str, figures: Mapping[str, Any], *, as_json: bool, output: Path | None) -> None:
-    """End a bench command: save the figures, then print them (``--json``) or where they lie."""
-    path = save_result(name, figures, command_line(), output)
-    if as_json:
-        typer.echo(json.dumps(dict(figures), indent=1, ensure_ascii=False, default=_plain))
-    else:
-        typer.echo(f"figures written to {path}")
 
 
 def command_line() -> str:

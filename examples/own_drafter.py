@@ -6,7 +6,7 @@ from drafters.base import SourceDrafter
 from drafters.options import Options, option
 from drafters.registry import register
 from drafters.tree import DraftTree
-from service.engine import Engine, SamplingParams
+from folio import LLM, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Copy(SourceDrafter):
 
 register(CopyOptions, lambda options, resources: Copy(options.length))
 
-engine = Engine.from_pretrained("embedded")
-prompt = engine.tokenizer("The mill stands on the hill. The miller lives in the mill. Where is the mill?").input_ids
+llm = LLM("embedded")
+prompt = "The mill stands on the hill. The miller lives in the mill. Where is the mill?"
 for drafter in ("none", "copy:length=4"):
-    result = engine.generate([prompt], SamplingParams(max_tokens=32, drafter=drafter))[0]
+    result = llm.generate([prompt], SamplingParams(max_tokens=32, drafter=drafter))[0]
     print(f"{drafter}: {result.text!r} in {result.stats['decode_steps']} steps")

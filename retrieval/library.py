@@ -27,7 +27,6 @@ from retrieval.checks import check_label, check_query
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
 from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
-from retrieval.errors import StoreUnavailable
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
@@ -46,7 +45,7 @@ from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
-from retrieval.store.shelf import DEFAULT_OWNER, Shelf
+from retrieval.store.shelf import DEFAULT_OWNER, Shelf, make_home
 from retrieval.types import (
     Document,
     IndexReport,
@@ -118,11 +117,7 @@ class Library(Shelf):
         The model and the index are loaded when first needed; ``warm_up`` loads them now.
         Errors: StoreUnavailable, UnknownEmbedder.
         """
-        folder = Path(home).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(f"cannot make the data folder {folder}: {error.strerror}; choose another") from error
+        folder = make_home(home)
         model = make_embedder(Path(embedder) if isinstance(embedder, os.PathLike) else embedder)
         kept = open_blobs(folder, blobs)
         database = Database.open(folder, database_url)
@@ -137,8 +132,7 @@ class Library(Shelf):
         """Stop the worker and the parser, if any, and let go of the database."""
         self.jobs.stop_worker()
         self._sandbox.close()
-        self._viewer.close()
-        self.database.close()
+        super().close()
 
     def __enter__(self) -> Library:
         return self

@@ -1,0 +1,1 @@
+"""The service: the engine, answers over documents, and the front ends."""

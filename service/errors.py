@@ -2,13 +2,14 @@
 
 An error is one clear sentence that names the input, and a remedy where there is one. REST turns it into
 RFC 9457 problem+json (`status`, `problem`), the OpenAI routes into their error object (`openai_type`,
-`param`), the command line into a line on stderr and an exit code.
+`param`), the command line into a line on stderr and an exit code. `translate` gives the errors of the packages below
+their place among them.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Exit(IntEnum):
@@ -47,6 +48,16 @@ class FolioError(Exception):
     def detail(self) -> str:
         """Message and remedy in one text."""
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def as_problem(self) -> dict[str, Any]:
+        """As problem+json (RFC 9457)."""
+        body = {
+            "type": f"urn:folio:problem:{self.problem}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return body | ({"param": self.param} if self.param else {})
 
 
 class InvalidRequest(FolioError):
@@ -190,6 +201,13 @@ class StoreUnavailable(Unavailable):
     title = "Store unavailable"
 
 
+class DeviceLost(Unavailable):
+    """The accelerator is in a state that this process cannot leave: it has to end."""
+
+    problem = "device-lost"
+    title = "Device lost"
+
+
 class ReplicaLost(Unavailable):
     """The replica that was answering a request has ended."""
 
@@ -204,3 +222,38 @@ class TimedOut(FolioError):
     problem = "timed-out"
     title = "Timed out"
     openai_type = "timeout_error"
+
+
+def translate(error: BaseException) -> FolioError | None:
+    """The FolioError that says the same, or None for an error that nobody foresaw."""
+    if isinstance(error, FolioError):
+        return error
+    from drafters.errors import DrafterError
+    from retrieval import errors as retrieval
+    from sparse_attn.errors import SparseAttentionError
+
+    kinds: list[tuple[type[Exception], type[FolioError]]] = [
+        (retrieval.NotFound, NotFound),
+        (retrieval.OversizedFile, TooLarge),
+        (retrieval.UnreadableFile, UnsupportedFile),
+        (retrieval.IndexCorrupt, IndexStale),
+        (retrieval.EmbedderMismatch, IndexStale),
+        (retrieval.DatastoreMismatch, IndexStale),
+        (retrieval.StoreUnavailable, StoreUnavailable),
+        (retrieval.StoreBusy, StoreUnavailable),
+        (retrieval.LeaseLost, StoreUnavailable),
+        (retrieval.Cancelled, Conflict),
+        (retrieval.RetrieverFailed, Unavailable),
+        (retrieval.RetrievalError, InvalidRequest),
+        (DrafterError, InvalidRequest),
+        (SparseAttentionError, InvalidRequest),
+    ]
+    for theirs, ours in kinds:
+        if isinstance(error, theirs):
+            return ours(_sentence(str(error)))
+    return None
+
+
+def _sentence(message: str) -> str:
+    message = message.strip()
+    return f"{message[:1].upper()}{message[1:]}{'' if message.endswith(('.', '!', '?')) else '.'}"

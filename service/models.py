@@ -8,77 +8,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout, choose_layout
-from service.errors import ModelError
 from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:
-    from service.engine.engine import Engine
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.sampling.constraint import Constraint
 
 
-def load_engine(settings: Settings) -> Engine:
-    """Load the model that the settings name; takes seconds to minutes.
+def load_engine(settings: Settings, **options: Any) -> AsyncEngine:
+    """The door to the model that the settings name, still shut; `options` go over the settings' own.
+
+    Takes seconds to minutes.
 
     Raises:
         ModelError: it cannot be found, read or run; the message names it and the remedy.
+        InvalidRequest: an option is wrong; no weights have been read.
     """
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from service.engine.engine import Engine
-    from service.engine.loading.checkpoint import DTYPES
-    from sparse_attn.kernels import select_kernels
+    from service.engine.async_engine import AsyncEngine
 
     disable_progress_bar()  # of the weights: it would mix with our own, and with --json on a terminal
     logging.getLogger("huggingface_hub").handlers.clear()  # its own: what it says is in our log, as JSON if wanted
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = device_of(settings)
-    dtype = dtype_of(settings, device)
-    select_kernels(torch.device(device), DTYPES[dtype], settings.attention_backend)  # refuses what is not here
-    shared = settings.tensor_parallel > 1
-    if shared and settings.host_memory:
-        raise ModelError(
-            "FOLIO_HOST_MEMORY keeps the pages of one process; with --tp they lie in several.",
-            hint="Set it to 0.",
-            param="host_memory",
-        )
-    return Engine.from_pretrained(
-        settings.model,
-        dtype=dtype,
-        device=device,
-        kv_memory=int(settings.kv_memory),
-        kv_dtype=settings.kv_dtype,
-        kv_groups=settings.kv_groups,
-        max_model_len=settings.max_model_len,
-        prefix_cache=settings.prefix_cache,
-        host_memory=int(settings.host_memory),
-        warm_folder=None if shared else settings.home.expanduser() / "kv",
-        max_step_tokens=settings.step_tokens,
-        max_running=settings.max_running,
-        max_waiting=settings.queue_limit + settings.max_running,
-        attention=settings.attention,
-        drafter=settings.drafter,
-        draft_model=settings.draft_model,
-        tensor_parallel=settings.tensor_parallel,
-        cuda_graphs=settings.cuda_graphs,
-        attention_backend=settings.attention_backend,
-    )
+    return AsyncEngine.from_pretrained(settings.model, settings.engine, **options)
 
 
-def device_of(settings: Settings) -> str:
-    """The device that the settings name; auto is a GPU where there is one."""
-    import torch
+def check_request(
+    settings: Settings, drafter: str | None = None, attention: str | None = None, constraint: Constraint | None = None
+) -> None:
+    """Refuse what can be known of a request, or of the settings' defaults, before the model is loaded.
 
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Raises:
+        InvalidRequest: there is no such drafter or policy, or the grammar is bad. ModelError: there is no such model.
+    """
+    from service.engine.checks import check_options, shape_of
 
-
-def dtype_of(settings: Settings, device: str) -> str:
-    """The precision that the settings name; auto is bfloat16 on a GPU and float32 on a CPU."""
-    if settings.dtype != "auto":
-        return settings.dtype
-    return "float32" if device == "cpu" else "bfloat16"
+    policy = attention or settings.attention
+    named = policy if policy != Settings.model_fields["attention"].default else None  # which suits every model
+    check_options(drafter or settings.drafter, named, constraint, lambda: shape_of(settings.model, settings.engine))
 
 
 def check_shares_of(settings: Settings) -> None:
@@ -89,7 +56,7 @@ def check_shares_of(settings: Settings) -> None:
     """
     from service.engine.loading.checkpoint import check_device, check_shares, read_config
 
-    check_device(device_of(settings))
+    check_device(settings.engine.resolved().device)
     check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)
 
 

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +23,20 @@ from retrieval.library import Library
 from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
 from service.answering.evidence import EvidenceFinder
-from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout
-from service.errors import FolioError, InvalidRequest, Unavailable
-from service.generation import Generator, Observer
+from service.answering.prompting import ChatLayout, PlainLayout
+from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
 from service.settings import Settings
-from service.translation import translate
 
 if TYPE_CHECKING:
+    from service.engine.async_engine import AsyncEngine, Observer
     from service.engine.engine import Engine
 
 log = structlog.get_logger(__name__)
+
+LAST_WORDS_S = 1.0
+"""For the streams in flight to be told before the process ends."""
 
 
 class State(StrEnum):
@@ -39,6 +46,15 @@ class State(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What there is once the model is loaded."""
+
+    engine: AsyncEngine
+    answerer: Answerer
+    chat: ChatLayout | PlainLayout
 
 
 class Runtime:
@@ -51,16 +67,15 @@ class Runtime:
         """Why there is no model; whoever waits for `ended` says so to the user."""
         self.observers: list[Observer] = []
         """Called with every output of the engine; to be filled before `start`."""
+        self.on_lost: Callable[[DeviceLost], None] = end_process
+        """What a service does about a device that only a new process can use again."""
         self.ended = asyncio.Event()
         """Set when loading has ended, well or not."""
         self._library = library
         self._owns_library = library is None
-        self._engine = engine
+        self._given = engine
+        self._parts: _Parts | None = None
         self._keys: KeyStore | None = None
-        self._generator: Generator | None = None
-        self._answerer: Answerer | None = None
-        self._layout: PromptLayout | None = None
-        self._chat: ChatLayout | PlainLayout | None = None
         self._loading: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
         self._draining = False
@@ -87,16 +102,16 @@ class Runtime:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        if self._generator is not None:
-            await self._generator.async_engine.stop()
+        if self.loaded is not None:
+            await asyncio.to_thread(self.loaded.stop)
         if self._library is not None and self._owns_library:
             await asyncio.to_thread(self._library.close)
 
     async def drain(self) -> None:
         """Take nothing more; wait for what is in flight as long as the settings allow."""
         self._draining = True
-        if self._generator is not None and not await self._generator.drain(self.settings.drain_timeout_s):
-            log.warning("aborting requests in flight", requests=self._generator.in_flight)
+        if self.loaded is not None and not await self.loaded.drain(self.settings.drain_timeout_s):
+            log.warning("aborting requests in flight", requests=self.loaded.in_flight)
 
     @property
     def state(self) -> State:
@@ -104,8 +119,7 @@ class Runtime:
             return State.DRAINING
         if self.failure is not None:
             return State.FAILED
-        ready = self._generator is not None and self._generator.async_engine.ready
-        return State.READY if ready else State.LOADING
+        return State.READY if self.loaded is not None and self.loaded.ready else State.LOADING
 
     @property
     def library(self) -> Library:
@@ -123,33 +137,34 @@ class Runtime:
         return self._keys
 
     @property
-    def generator(self) -> Generator:
-        if self._generator is None:
-            raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
-        return self._generator
+    def engine(self) -> AsyncEngine:
+        """The door to the model. Raises Unavailable while there is none, as those below do."""
+        return self._whole.engine
 
     @property
-    def loaded(self) -> Generator | None:
-        """The generator once there is one; for figures, which may be asked for at any time."""
-        return self._generator
+    def loaded(self) -> AsyncEngine | None:
+        """The engine once there is one; for figures, which may be asked for at any time."""
+        return self._parts.engine if self._parts is not None else None
 
     @property
     def answerer(self) -> Answerer:
-        self.generator  # noqa: B018 - raises while there is none
-        assert self._answerer is not None
-        return self._answerer
+        return self._whole.answerer
 
     @property
     def chat(self) -> ChatLayout | PlainLayout:
         """How the model holds a plain conversation."""
-        self.generator  # noqa: B018 - raises while there is none
-        assert self._chat is not None
-        return self._chat
+        return self._whole.chat
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, for decoding only: other threads decode with it too."""
-        return self.generator.async_engine.engine.tokenizer
+        return self.engine.tokenizer
+
+    @property
+    def _whole(self) -> _Parts:
+        if self._parts is None:
+            raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
+        return self._parts
 
     @staticmethod
     def _warm_up(library: Library) -> None:
@@ -160,9 +175,7 @@ class Runtime:
 
     async def _load(self, serving: bool) -> None:
         try:
-            if self._engine is None:
-                self._engine = await asyncio.to_thread(load_engine, self.settings)
-            await self._assemble(self._engine)
+            await self._assemble(await asyncio.to_thread(self._make_engine), serving)
         except Exception as error:
             self.failure = translate(error)
             if self.failure is None:
@@ -175,21 +188,35 @@ class Runtime:
         finally:
             self.ended.set()
 
-    async def _assemble(self, engine: Engine) -> None:
+    def _make_engine(self) -> AsyncEngine:
         from service.engine.async_engine import AsyncEngine
 
-        if engine.tokenizer is not None:
-            encode = copy.deepcopy(engine.tokenizer)  # the engine's thread has the original
-            fingerprint = engine.loaded.tokenizer_fingerprint or ""
+        return AsyncEngine(self._given, self.settings.engine) if self._given else load_engine(self.settings)
+
+    async def _assemble(self, engine: AsyncEngine, serving: bool) -> None:
+        loaded = engine.engine.loaded
+        if loaded.tokenizer is not None:
+            encode = copy.deepcopy(loaded.tokenizer)  # the engine's thread has the original
+            fingerprint = loaded.tokenizer_fingerprint or ""
             self.library.set_tokenizer(
                 CorpusTokenizer(fingerprint, lambda text: encode.encode(text, add_special_tokens=False))
             )
-        running = AsyncEngine(engine)
-        await running.start()
-        self._layout = layout_for(self.settings.model, engine.tokenizer)
-        self._chat = chat_layout_for(engine.tokenizer)
-        generator = Generator(running, self.settings, self.observers)
-        finder = EvidenceFinder(self.library, self._layout, generator.window, self.settings)
-        self._answerer = Answerer(finder, generator, self._layout)
-        self._generator = generator
-        log.info("ready", model=self.model_name, window=generator.window)
+        layout = layout_for(self.settings.model, loaded.tokenizer)
+        finder = EvidenceFinder(self.library, layout, engine.window, self.settings)
+        engine.observers = self.observers
+        if serving:
+            engine.on_lost = self._lose
+        await asyncio.to_thread(engine.start)
+        self._parts = _Parts(engine, Answerer(finder, engine, layout), chat_layout_for(loaded.tokenizer))
+        log.info("ready", model=self.model_name, window=engine.window)
+
+    def _lose(self, error: DeviceLost) -> None:
+        self.failure = error
+        self.on_lost(error)
+
+
+def end_process(error: DeviceLost) -> None:
+    """Say why on stderr and end, without the exit handlers that a lost device can hang."""
+    print(f"folio: {error.detail}", file=sys.stderr, flush=True)
+    time.sleep(LAST_WORDS_S)
+    os._exit(Exit.FAILED)

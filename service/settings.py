@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from service.engine.config import EngineConfig, first_problem
 from service.errors import InvalidRequest
 
 EMBEDDED = "embedded"
@@ -34,12 +35,15 @@ FILE_NAME = "folio.toml"
 class _TomlFile(TomlConfigSettingsSource):
     """TOML that may begin with a byte order mark, as editors on Windows write it."""
 
-    def _read_file(self, file_path: Path) -> dict[str, Any]:
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
         return tomllib.loads(file_path.read_text("utf-8-sig"))
 
 
-class Settings(BaseSettings):
-    """Every setting, its meaning and its default. Made by `load_settings`, so that errors read well."""
+class Settings(BaseSettings, EngineConfig):
+    """Every setting, its meaning and its default; those of the engine are `EngineConfig`'s own.
+
+    Made by `load_settings`, so that errors read well.
+    """
 
     model_config = SettingsConfigDict(env_prefix="FOLIO_", extra="forbid", frozen=True, validate_default=True)
 
@@ -62,43 +66,6 @@ class Settings(BaseSettings):
 
     # Model
     model: str = Field(EMBEDDED, description="embedded, a folder with a transformers checkpoint, or a hub id.")
-    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
-        "auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
-    )
-    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
-    tensor_parallel: int = Field(
-        1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
-    )
-    attention_backend: Literal["auto", "own", "flash-attn", "sdpa", "flex"] = Field(
-        "auto", description="Kernels for long dense runs of rows (--backend); own: Folio's alone."
-    )
-    cuda_graphs: bool = Field(
-        True, description="On a GPU, replay decode steps from graphs that are captured at the start."
-    )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
-    max_model_len: int | None = Field(
-        None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
-    )
-    kv_memory: ByteSize = Field(ByteSize(2 << 30), ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
-    kv_dtype: Literal["auto", "int8"] = Field(
-        "auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
-    )
-    kv_groups: str = Field(
-        "auto",
-        description="Policy whose streaming heads get pages that they free; auto: that of ATTENTION; or none.",
-    )
-    prefix_cache: bool = Field(True, description="Keep the KV of finished requests for prompts that begin alike.")
-    host_memory: ByteSize = Field(
-        ByteSize(0), description="Host memory for KV that the prefix cache evicts; 0 for none."
-    )
-    max_running: int = Field(16, ge=1, le=1024, description="Sequences decoded at once.")
-    step_tokens: int = Field(
-        2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
-    )
-    drafter: str = Field("auto", description="Drafter of requests that name none, NAME[:key=value,…].")
-    draft_model: str | None = Field(None, description="Checkpoint for drafters that want a model of their own.")
-    attention: str = Field("auto", description="Sparse attention policy of requests that name none.")
-
     # Answering
     answer_tokens: int = Field(
         256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."
@@ -109,14 +76,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
     api_key: SecretStr | None = Field(None, description="One key with all scopes, besides those of `folio keys`.")
-    queue_limit: int = Field(64, ge=1, description="Requests that may wait for the engine; more get 429.")
     max_upload_mb: float = Field(256, gt=0, description="Largest upload, in MiB.")
     max_body_mb: float = Field(16, gt=0, description="Largest JSON body, in MiB.")
     long_tokens: int | None = Field(
         None, ge=16, description="Longest prompt that mode auto reads whole; default: whatever fits."
     )
-    first_token_timeout_s: float = Field(300, gt=0, description="Longest wait for the first token.")
-    total_timeout_s: float = Field(1800, gt=0, description="Longest time for a whole answer.")
     drain_timeout_s: float = Field(30, ge=0, description="Time for requests in flight to end after SIGTERM.")
     ping_s: float = Field(15, gt=0, description="Pause after which an event stream sends a ping.")
     key_requests_per_minute: int = Field(600, ge=1, description="Rate limit of one key, where it has none of its own.")
@@ -131,6 +95,14 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The options of the engine; documents that are warmed lie in the data folder."""
+        options: dict[str, Any] = {name: getattr(self, name) for name in EngineConfig.model_fields}
+        if self.warm_folder is None and self.tensor_parallel == 1:
+            options["warm_folder"] = self.home / "kv"
+        return EngineConfig(**options)
 
     @property
     def loopback(self) -> bool:
@@ -185,10 +157,11 @@ def _config_file(flags: Mapping[str, Any]) -> Path | None:
 
 
 def _first_problem(error: ValidationError) -> str:
+    name, reason = first_problem(error)
     problem = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"There is no setting {name!r}."
-    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    if not name:  # of several together, which may hold a secret
+        return f"The settings contradict one another: {reason}."
     shown = "" if name == "api_key" else f" = {problem['input']!r}"
     return f"Setting {name!r}{shown} is not valid: {reason}. (Flag, FOLIO_{name.upper()}, or {FILE_NAME}.)"

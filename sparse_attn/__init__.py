@@ -1,0 +1,1 @@
+"""Attention over pages of KV, dense or sparse, by policy."""

@@ -1,28 +1,28 @@
 """The one attention function of every model and every mode, registered with transformers.
 
 transformers calls it once a layer with q, k, v after RoPE and passes through the keyword ``attn=AttnBatch(...)``
-that the model runner gave to ``model(...)``. It writes K and V into the pages, attends the new tokens to the paged
-context and to one another, and merges the two parts by log-sum-exp.
+that the model runner gave to ``model(...)``. It writes K and V into the pages; then it plans which keys each row
+visits, attends the new tokens to the paged context and to one another, and merges the two by log-sum-exp (within a
+kernel, but for a tree that grows over several forwards).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
-from sparse_attn.batch import AttnBatch, EarlierNodes
+from sparse_attn.batch import AttnBatch
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import UnsupportedModelFeature
-from sparse_attn.host_values import host_list
 from sparse_attn.kernels import Kernels, select_kernels
-from sparse_attn.kernels.dense import compute_dtype, merge_states
+from sparse_attn.kernels.dense import merge_states
+from sparse_attn.kernels.operands import Rows, State
 from sparse_attn.kernels.whole import attend_whole
-from sparse_attn.kv.pool import GroupPages, KVShape, NewRows
-from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_batch
-from sparse_attn.rows import HeadPages, SequenceRows, query_heads
+from sparse_attn.kv.head_layout import query_heads
+from sparse_attn.kv.pool import KVShape
+from sparse_attn.plan.forward_plan import Part, plan_forward
 
 NAME = "folio_paged"
 _PROBE = "folio_probe"
@@ -68,228 +68,66 @@ def paged_attention_forward(
     _refuse_unknown(other, attention_mask, dropout)
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    window = sliding_window or 0
     kernels = select_kernels(q.device, q.dtype, attn.backend)
     attn.kernels.add(kernels.name)
     new = attn.pool.encode(k, v)
-    k, v = new.k, new.v
-
-    common = {"scale": scale, "softcap": softcap or 0.0, "window": window}
-    if attn.needed is not None and layer == attn.pool.shape.num_layers - 1:
-        _write(attn, layer, new)
-        return _attend_needed(kernels, attn, attn.needed, layer, q, k, v, common).unsqueeze(0), None
-    if attn.earlier is not None:
-        out = _attend_tree(kernels, attn, attn.earlier, layer, q, k, v, common)
-    elif attn.policies is None or (q.is_cuda and all_dense(attn, layer, window)):
-        out = _attend(kernels, attn, layer, q, k, v, None, common)
-    elif q.is_cuda and can_plan(attn, layer, window):
-        batch_index = plan_batch(attn, layer, q, k.shape[1], scale, window)
-        out = _attend(kernels, attn, layer, q, k, v, batch_index, common)
-    else:
-        out = torch.empty_like(q)
-        for s in range(attn.num_sequences):
-            rows = attn.rows(s)
-            index = _plan(attn, s, layer, q[rows], k[rows], common)
-            out[rows] = _attend(kernels, attn.select(s), layer, q[rows], k[rows], v[rows], index, common)
-    _write(attn, layer, new)
-    return out.unsqueeze(0), None
-
-
-def _write(attn: AttnBatch, layer: int, new: NewRows) -> None:
     for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
         group.write(layer, tables.slot_mapping, new)
 
+    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    rows = attn.operands(q, new.k, new.v, scale, softcap or 0.0, sliding_window or 0)
+    parts = plan_forward(attn, layer, rows)
+    if len(parts) == 1 and parts[0].rows is rows:
+        return _attend(kernels, parts[0], layer).unsqueeze(0), None
+    out = torch.empty_like(q) if attn.needed is None else torch.zeros_like(q)  # some rows may be in no part
+    for part in parts:
+        out[part.at] = _attend(kernels, part, layer)
+    return out.unsqueeze(0), None
 
-def _attend_needed(
-    kernels: Kernels,
-    attn: AttnBatch,
-    needed: Sequence[int],
-    layer: int,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    common: dict[str, Any],
-) -> torch.Tensor:
-    """The last layer's attention of the rows whose output is read; zeros for the others, which nobody reads.
 
-    All of a prompt but its end is such rows. K and V of this forward are in pages already.
-    """
-    out = torch.zeros_like(q)
-    if attn.policies is None:
-        last, chosen = attn.last_rows(needed)
-        if len(chosen):
-            out[chosen] = _attend(kernels, last, layer, q[chosen], k[chosen], v[chosen], None, common)
-        return out
-    for s, count in enumerate(needed):
-        if count == 0:
-            continue
-        rows, one = attn.rows(s), attn.select(s)
-        index = _plan(attn, s, layer, q[rows], k[rows], common)
-        last, _ = one.last_rows([count])
-        end = slice(rows.stop - count, rows.stop)
-        index = index.last_rows(count) if index is not None else None
-        out[end] = _attend(kernels, last, layer, q[end], k[end], v[end], index, common)
+def _attend(kernels: Kernels, part: Part, layer: int) -> torch.Tensor:
+    """The part's rows over their contexts in pages and over one another, a head group at a time: [n, Hq, D]."""
+    groups, rows = part.batch.pool.groups, part.rows
+    present = [number for number, group in enumerate(groups) if group.heads[layer]]
+    if len(present) == 1:
+        return _attend_group(kernels, part, layer, present[0], rows, part.index)
+    out, num_kv_heads = torch.empty_like(rows.q), rows.k.shape[1]
+    for number in present:
+        own = groups[number].heads[layer]
+        index = part.index.take_heads(own, num_kv_heads) if part.index is not None else None
+        queries = query_heads(own, rows.q.shape[1] // num_kv_heads)
+        out[:, queries] = _attend_group(kernels, part, layer, number, rows.take_heads(own), index)
     return out
 
 
-def _plan(
-    attn: AttnBatch, s: int, layer: int, q: torch.Tensor, k: torch.Tensor, common: dict[str, Any]
-) -> BlockIndex | None:
-    """What sequence ``s``, whose rows are q and k, visits; None for everything."""
-    policy = attn.policies[s] if attn.policies is not None else None
-    if policy is None:
-        return None
-    return policy.plan(_sequence_rows(attn.select(s), layer, q, k, common["scale"], common["window"]))
-
-
-def _attend(
-    kernels: Kernels,
-    attn: AttnBatch,
-    layer: int,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    index: BlockIndex | None,
-    common: dict[str, Any],
+def _attend_group(
+    kernels: Kernels, part: Part, layer: int, number: int, rows: Rows, index: BlockIndex | None
 ) -> torch.Tensor:
-    """New tokens over the paged context and over one another; q [T,Hq,D], k, v [T,Hkv,D] → [T,Hq,D]."""
-    context = (attn.context_lens, attn.cu_seqlens_q)
-    options = {"positions": attn.positions, "tree_masks": attn.tree_masks, **common}
-    groups = attn.pool.groups
-    if len(groups) == 1:
-        pages = _pages(groups[0], layer, attn.block_tables)
-        if kernels.whole is not None and index is None and attn.tree_masks is None:
-            out = attend_whole(kernels.whole, groups[0], layer, (q, k, v), attn.block_tables, *context, **common)
-            if out is not None:
-                return out
-        return kernels.attention(q, k, v, *pages.tensors, *context, index=index, **options, **pages.scales)[0]
-    out, num_kv_heads = torch.empty_like(q), k.shape[1]
-    for group, tables in zip(groups, attn.tables, strict=True):
-        own = list(group.heads[layer])
-        if not own:
-            continue
-        queries = query_heads(own, q.shape[1] // num_kv_heads)
-        pages = _pages(group, layer, tables.block_tables)
-        part = index.take_heads(own, num_kv_heads) if index is not None else None
-        rows = (q[:, queries], k[:, own], v[:, own])
-        out[:, queries] = kernels.attention(*rows, *pages.tensors, *context, index=part, **options, **pages.scales)[0]
-    return out
+    """As `_attend` for one head group, of whose heads rows and index are."""
+    pages = part.batch.pool.groups[number].pages(layer, part.batch.tables[number].block_tables)
+    if part.batch.earlier is not None:
+        past = kernels.paged_attention(pages, rows, index.split()[0] if index is not None else None)
+        return merge_states(*past, *_attend_tree(kernels, part.batch, layer, number, rows))[0]
+    if kernels.whole is not None and index is None and rows.tree_masks is None:
+        out = attend_whole(kernels.whole, pages, rows)
+        if out is not None:
+            return out
+    return kernels.attention(pages, rows, index)[0]
 
 
-class _Pages(NamedTuple):
-    """The arguments of a kernel that say where keys and values lie."""
-
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    scales: dict[str, torch.Tensor]
-
-
-def _pages(group: GroupPages, layer: int, block_tables: torch.Tensor) -> _Pages:
-    k_scale, v_scale = group.key_scales(layer), group.value_scales(layer)
-    scales = {"k_scale": k_scale, "v_scale": v_scale} if k_scale is not None and v_scale is not None else {}
-    return _Pages((group.keys[layer], group.values[layer], block_tables), scales)
-
-
-def _sequence_rows(
-    one: AttnBatch, layer: int, q: torch.Tensor, k: torch.Tensor, scale: float, window: int
-) -> SequenceRows:
-    """What a policy sees of the only sequence of a batch."""
-    tree_mask = one.tree_masks[0] if one.tree_masks is not None else None
-    held = tuple(
-        HeadPages(group.heads[layer], group.keys[layer], tables.block_tables[0], group.key_scales(layer), group.stats)
-        for group, tables in zip(one.pool.groups, one.tables, strict=True)
-    )
-    whole = held[0] if len(held) == 1 else None
-    return SequenceRows(
-        q,
-        k,
-        scale,
-        context_len=host_list(one.context_lens)[0],
-        key_pages=whole.key_pages if whole else None,
-        block_table=whole.block_table if whole else None,
-        key_scales=whole.key_scales if whole else None,
-        stats=whole.stats if whole else None,
-        groups=() if whole else held,
-        window=window,
-        positions=one.positions,
-        tree_mask=tree_mask,
-        layer=layer,
-    )
-
-
-def _attend_tree(
-    kernels: Kernels,
-    attn: AttnBatch,
-    earlier: EarlierNodes,
-    layer: int,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    common: dict[str, Any],
-) -> torch.Tensor:
-    """New tree nodes over the earlier ones, whose keys are read from their slots, and over one another.
+def _attend_tree(kernels: Kernels, attn: AttnBatch, layer: int, number: int, rows: Rows) -> State:
+    """New nodes of a growing tree over the earlier ones, whose keys are read from their slots, and over one another.
 
     The earlier nodes get queries of zero, whose results are dropped: with a few dozen nodes that is cheaper than a
     kernel of its own.
     """
-    new, known = earlier.visible.shape
-    old_k, old_v = _read_earlier(attn, layer, k)
-    mask = torch.ones(known + new, known + new, dtype=torch.bool, device=q.device).tril()
-    mask[known:, :known] = earlier.visible
-    mask[known:, known:] = (
-        attn.tree_masks[0] if attn.tree_masks and attn.tree_masks[0] is not None else mask[:new, :new]
-    )
-    padded = torch.cat([q.new_zeros(known, *q.shape[1:]), q])
-    bounds = torch.tensor([0, known + new], dtype=torch.int32, device=q.device)
-    new_part = kernels.ragged_attention(
-        padded,
-        torch.cat([old_k, k]),
-        torch.cat([old_v, v]),
-        bounds,
-        tree_masks=[mask],
-        positions=torch.cat([earlier.positions, attn.positions]),
-        **common,
-    )
-    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=compute_dtype(q.dtype))
-    for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
-        own = list(group.heads[layer])
-        if not own:
-            continue
-        queries = query_heads(own, q.shape[1] // k.shape[1])
-        pages = _pages(group, layer, tables.block_tables)
-        index = _present_pages(attn, tables.block_tables, len(own))
-        out[:, queries], lse[:, queries] = kernels.paged_attention(
-            q[:, queries],
-            *pages.tensors,
-            attn.context_lens,
-            attn.cu_seqlens_q,
-            positions=attn.positions,
-            index=index,
-            **common,
-            **pages.scales,
-        )
-    return merge_states(out, lse, *(part[known:] for part in new_part))[0]
-
-
-def _read_earlier(attn: AttnBatch, layer: int, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [m, Hkv, D] of the tree nodes that earlier forwards have run."""
     assert attn.earlier is not None
-    old_k, old_v = (k.new_empty(len(attn.earlier.slots), *k.shape[1:]) for _ in range(2))
-    for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
-        assert tables.earlier_slots is not None
-        own = list(group.heads[layer])
-        old_k[:, own], old_v[:, own] = group.read(layer, tables.earlier_slots, k.dtype)
-    return old_k, old_v
-
-
-def _present_pages(attn: AttnBatch, block_tables: torch.Tensor, num_heads: int) -> BlockIndex | None:
-    """The context's pages that have not been freed, for rows that no policy plans; None where all are there."""
-    present = block_tables != attn.pool.num_pages
-    if bool(present.all()):
-        return None
-    length, count = int(attn.context_lens[0]), int(attn.cu_seqlens_q[1])
-    index = BlockIndex.of_runs(present.expand(num_heads, 1, -1), [count], length, block_k=attn.pool.page_size)
-    return index.split()[0]
+    k, v = attn.pool.groups[number].read(layer, attn.earlier.slots[number], rows.k.dtype)
+    padded = torch.cat([rows.q.new_zeros(len(k), *rows.q.shape[1:]), rows.q])
+    keys, values = torch.cat([k, rows.k]), torch.cat([v, rows.v])
+    whole = attn.with_earlier.operands(padded, keys, values, rows.scale, rows.softcap, rows.window)
+    out, lse = kernels.ragged_attention(whole)
+    return out[len(k) :], lse[len(k) :]
 
 
 def _refuse_unknown(other: dict[str, Any], attention_mask: torch.Tensor | None, dropout: float) -> None:

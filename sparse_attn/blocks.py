@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sparse_attn.errors import BlockIndexError
 from sparse_attn.host_values import host_list, on_device
+from sparse_attn.kv.head_layout import query_heads
 
 PAD = -1
 
@@ -230,8 +231,7 @@ class BlockIndex:
 
     def take_heads(self, kv_heads: Sequence[int], num_kv_heads: int) -> BlockIndex:
         """The index of some of the KV heads, in this order; of their query heads where each has blocks of its own."""
-        group = self.num_heads // num_kv_heads
-        rows = torch.tensor([h * group + i for h in kv_heads for i in range(group)], device=self.counts.device)
+        rows = torch.tensor(query_heads(kv_heads, self.num_heads // num_kv_heads), device=self.counts.device)
         return replace(self, counts=self.counts[rows], ids=self.ids[rows])
 
     def last_rows(self, count: int) -> BlockIndex:

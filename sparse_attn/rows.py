@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sparse_attn.blocks import query_blocks
+from sparse_attn.kv.head_layout import query_heads
 from sparse_attn.kv.quant import dequantize
 
 if TYPE_CHECKING:
-    from sparse_attn.kv.pages import PageStats
+    from sparse_attn.kv.page_stats import PageStats
 
 
 KEYS_MULTIPLE = 512
@@ -22,17 +22,25 @@ KEYS_MULTIPLE = 512
 
 @dataclass(frozen=True)
 class HeadPages:
-    """The context's keys in one head group of a pool (`HeadLayout`); the tensors are those of `SequenceRows`.
+    """The keys of a sequence's context in one head group of a pool (`HeadLayout`).
 
     Attributes:
         heads: the KV heads that key_pages holds.
+        key_pages: [num_pages, heads, page_size, D] of this layer.
+        block_table: int [P], the sequence's pages in order.
+        key_scales: float16 [num_pages, heads, page_size] where the pages are int8 (see `sparse_attn.kv.quant`).
+        stats: bounds of the keys in each page, for page selection; None where nobody ranks pages.
     """
 
-    heads: tuple[int, ...]
+    heads: Sequence[int]
     key_pages: Tensor
     block_table: Tensor
     key_scales: Tensor | None = None
     stats: PageStats | None = None
+
+    @property
+    def page_size(self) -> int:
+        return self.key_pages.shape[2]
 
     def gather(self, first: int, end: int, out: Tensor) -> None:
         """Keys of pages first … end-1 of the sequence into the beginning of out[heads], [Hkv, tokens, D]."""
@@ -56,33 +64,24 @@ class SequenceRows:
         q: [n, Hq, D]. k: [n, Hkv, D], unrepeated.
         scale: factor of q·k.
         context_len: tokens in pages; row i is token ``context_len + i`` in order of storage.
-        key_pages: [num_pages, Hkv, page_size, D] of this layer, or None where there is no context.
-        key_scales: float16 [num_pages, Hkv, page_size] where the pages are int8 (see `sparse_attn.kv.quant`).
-        block_table: int [P], the sequence's pages in order.
+        groups: the context's keys, by head groups that have heads in this layer; none where there is no context.
         window: sliding window of the layer in tokens, 0 for none.
         positions: int64 [n] position of each row, or None for ``context_len + i`` (no tree).
         tree_mask: bool [n, n] ancestor-or-self, or None where the rows are a run of text.
-        stats: bounds of the keys in each page, for page selection.
         layer: number of the layer, to find its statistics and its state.
         tile_means: where `key_tile_means` keeps its answers between the chunks of a prompt, by (layer, stride).
-        groups: where the KV heads lie in pages of several groups; key_pages, key_scales, block_table and stats are
-            None then.
     """
 
     q: Tensor
     k: Tensor
     scale: float
     context_len: int = 0
-    key_pages: Tensor | None = None
-    block_table: Tensor | None = None
+    groups: Sequence[HeadPages] = ()
     window: int = 0
     positions: Tensor | None = None
     tree_mask: Tensor | None = None
-    stats: PageStats | None = None
     layer: int = 0
-    key_scales: Tensor | None = None
     tile_means: dict[tuple[int, int], Tensor] | None = None
-    groups: tuple[HeadPages, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -105,7 +104,8 @@ class SequenceRows:
         room = -(-self.length // KEYS_MULTIPLE) * KEYS_MULTIPLE
         keys = self.k.new_empty(num_heads, room, head_dim)
         if self.context_len:
-            self._gather_context(keys)
+            # what the last page holds beyond the context is overwritten below
+            self._gather_pages(0, -(-self.context_len // self._page_size), keys)
         keys[:, self.context_len : self.length] = self.k.transpose(0, 1)
         keys[:, self.length :] = 0
         return keys
@@ -131,53 +131,36 @@ class SequenceRows:
         new = self.k[max(first - self.context_len, 0) : max(end - self.context_len, 0)].transpose(0, 1)
         if first >= self.context_len:
             return new
-        page_size = self.head_pages[0].key_pages.shape[2]
+        page_size = self._page_size
         old = self._gather_pages(first // page_size, -(-min(end, self.context_len) // page_size))
         skip = first % page_size
         return torch.cat([old[:, skip : skip + min(end, self.context_len) - first], new], dim=1)
 
     def page_bounds(self, row: int, num_pages: int) -> Tensor | None:
-        """Upper bounds float32 [1, Hq, num_pages] of q·k over the sequence's first pages; None without statistics.
-
-        Query heads whose group keeps no statistics have -inf.
-        """
-        q, num_kv_heads = self.q[row : row + 1], self.k.shape[1]
-        ranked = [(own, own.stats) for own in self.head_pages if own.stats is not None]
-        if not ranked:
-            return None
-        if len(ranked[0][0].heads) == num_kv_heads:
-            own, stats = ranked[0]
-            return stats.bounds(self.layer, q, own.block_table[:num_pages])
-        bounds = q.new_full((*q.shape[:2], num_pages), -torch.inf, dtype=torch.float32)
-        for own, stats in ranked:
-            heads = query_heads(own.heads, q.shape[1] // num_kv_heads)
-            if heads:
-                bounds[:, heads] = stats.bounds(self.layer, q[:, heads], own.block_table[:num_pages])
+        """Upper bounds float32 [1, Hq, num_pages] of q·k over the sequence's first pages; None without statistics."""
+        q, group = self.q[row : row + 1], self.q.shape[1] // self.k.shape[1]
+        bounds = q.new_empty(*q.shape[:2], num_pages, dtype=torch.float32)
+        for own in self.groups:
+            if own.stats is None:
+                return None
+            pages = own.block_table[:num_pages]
+            if len(self.groups) == 1:
+                return own.stats.bounds(self.layer, q, pages)
+            heads = query_heads(own.heads, group)
+            bounds[:, heads] = own.stats.bounds(self.layer, q[:, heads], pages)
         return bounds
-
-    @property
-    def head_pages(self) -> tuple[HeadPages, ...]:
-        """The context's keys by head group; there must be a context."""
-        if self.groups:
-            return self.groups
-        assert self.key_pages is not None
-        assert self.block_table is not None
-        every = tuple(range(self.k.shape[1]))
-        return (HeadPages(every, self.key_pages, self.block_table, self.key_scales, self.stats),)
-
-    def _gather_context(self, keys: Tensor) -> None:
-        """Fill the first keys from pages; what the last page holds beyond the context is overwritten later."""
-        page_size = self.head_pages[0].key_pages.shape[2]
-        self._gather_pages(0, -(-self.context_len // page_size), keys)
 
     def _gather_pages(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
         """Keys of pages first … end-1 of the sequence as [Hkv, tokens, D]; into the beginning of ``out`` if given."""
         if out is None:
-            page_size = self.head_pages[0].key_pages.shape[2]
-            out = self.k.new_empty(self.k.shape[1], (end - first) * page_size, self.k.shape[2])
-        for own in self.head_pages:
+            out = self.k.new_empty(self.k.shape[1], (end - first) * self._page_size, self.k.shape[2])
+        for own in self.groups:
             own.gather(first, end, out)
         return out
+
+    @property
+    def _page_size(self) -> int:
+        return self.groups[0].page_size
 
     @cached_property
     def row_positions(self) -> Tensor:
@@ -185,62 +168,3 @@ class SequenceRows:
         if self.positions is not None:
             return self.positions
         return torch.arange(self.context_len, self.length, device=self.q.device)
-
-
-def query_heads(kv_heads: Sequence[int], group: int) -> list[int]:
-    """The query heads that share these KV heads, ``group`` to each."""
-    return [h * group + i for h in kv_heads for i in range(group)]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The query blocks of one sequence's new rows against its key blocks.
-
-    Attributes:
-        block_q, block_k: rows and keys a block.
-        context_len, num_rows: as in `SequenceRows`.
-    """
-
-    block_q: int
-    block_k: int
-    context_len: int
-    num_rows: int
-    device: torch.device
-
-    @classmethod
-    def of(cls, rows: SequenceRows, block_q: int, block_k: int) -> Grid:
-        return cls(block_q, block_k, rows.context_len, rows.num_rows, rows.q.device)
-
-    @cached_property
-    def last(self) -> Tensor:
-        """int64 [N]: position of each query block's last row."""
-        return query_blocks([self.num_rows], [self.context_len], self.block_q, self.device)[2]
-
-    @cached_property
-    def start(self) -> Tensor:
-        """int64 [N]: where each query block begins on the absolute grid, however the prompt is cut."""
-        return self.last // self.block_q * self.block_q
-
-    @property
-    def num_query_blocks(self) -> int:
-        return len(self.last)
-
-    @property
-    def num_key_blocks(self) -> int:
-        return -(-(self.context_len + self.num_rows) // self.block_k)
-
-    @cached_property
-    def key_blocks(self) -> Tensor:
-        """int64 [K]: 0 … K-1."""
-        return torch.arange(self.num_key_blocks, device=self.device)
-
-    @cached_property
-    def causal(self) -> Tensor:
-        """bool [N, K]: key blocks that begin at or before the query block's last row."""
-        return self.key_blocks <= (self.last // self.block_k)[:, None]
-
-    def keep(self, sink: int, local: int) -> Tensor:
-        """bool [N, K]: blocks with one of the first ``sink`` keys, or of the ``local`` keys up to any row."""
-        first_local = (self.start - local + 1).clamp(min=0) // self.block_k
-        sinks = self.key_blocks * self.block_k < sink
-        return self.causal & (sinks | (self.key_blocks >= first_local[:, None]))

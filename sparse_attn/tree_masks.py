@@ -60,4 +60,4 @@ class TreeMasks(Sequence["Tensor | None"]):
         if isinstance(s, slice):
             return TreeMasks(self.flat, self.offsets[s], self.places[s], self.host[s])
         offset, n = self.places[s]
-        return self.flat[offset : offset + n * n].view(n, n).bool() if offset >= 0 else None
+        return self.flat[offset : offset + n * n].view(torch.bool).view(n, n) if offset >= 0 else None

@@ -1,7 +1,9 @@
 """Fixtures shared by every package's tests."""
 
+import ctypes
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _give_back_memory() -> Iterator[None]:
+    """Engines and libraries lie in circles, and an engine keeps what it frees (`runner.host_allocator`)."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -65,6 +65,8 @@ class Fusion(Drafter):
         if self._model is None or not self._asks(self._model, state, retrieved):
             return retrieved
         self._start_model(state)
+        if not self._model.ready:
+            return retrieved
         began = time.perf_counter()
         drafted = self._model.propose(state, budget)
         seconds = time.perf_counter() - began

@@ -57,6 +57,10 @@ class Goodput(Drafter):
         self._inner = inner
         self._profile = profile
 
+    @property
+    def ready(self) -> bool:
+        return self._inner.ready
+
     def start(self, state: RequestState) -> None:
         self._inner.start(state)
 

@@ -44,8 +44,12 @@ class ModelDrafter(Drafter):
         """What the draft model reads in place of the prompt; not empty."""
         return state.tokens[: state.prompt_length]
 
+    @property
+    def ready(self) -> bool:
+        return self._session is None or self._session.ready
+
     def start(self, state: RequestState) -> None:
-        """Prefill the draft prompt but for its last token, whose logits the first round needs."""
+        """Have the draft prompt read but for its last token, whose logits the first round needs."""
         if self._model is None:
             raise RuntimeError(f"{self.name} has no model to open a session of")
         prompt = self.prompt(state)

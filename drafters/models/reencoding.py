@@ -42,6 +42,10 @@ class ReencodingDrafter(Drafter):
         self._read = 0  # state.tokens[:_read] are in the session, as text
         self._unread: list[int] = []
 
+    @property
+    def ready(self) -> bool:
+        return self._session is None or self._session.ready
+
     def start(self, state: RequestState) -> None:
         ids = self._draft_codec.encode(self._codec.decode(state.tokens))
         self._session = self._model.open(ids[:-1])

@@ -33,6 +33,10 @@ class Overlap(Drafter):
         self._stop = Event()
         self.needs_topk = inner.needs_topk
 
+    @property
+    def ready(self) -> bool:
+        return self._inner.ready
+
     def start(self, state: RequestState) -> None:
         self._inner.start(state)
 

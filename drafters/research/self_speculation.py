@@ -28,6 +28,7 @@ class _SkippedView:
         self._search = search
         self._skipped = search.current
         self.length = 0
+        self.ready = True
 
     def advance(self, token_ids: Sequence[int]) -> Tensor:
         """Run the root; the tokens before it have their KV from the verification."""

@@ -8,23 +8,28 @@ sentence follows word for word.
 
 from __future__ import annotations
 
-import json
 import random
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import structlog
-import typer
+from typer import Option
 
+from eval.bench.base import Cells, Figures, Lengths, Policies, Result, Row, Seed, ThreadedOptions, bench
+from eval.bench.runner import ask, build
 from eval.errors import EvalError
-from eval.figures import RESULTS, command_line, report_result, save_result
-
-if TYPE_CHECKING:
-    from eval.reader.data import Example, Maker
-    from eval.reader.train import Packer
-    from service.engine.engine import Engine
+from eval.options import Separated
+from eval.reader.data import FRAMES, UNSEEN_FRAMES, Example, Maker, Question
+from eval.reader.packing import Packer
+from service.engine.async_engine import AsyncEngine
+from service.engine.loading.checkpoint import load_model
+from service.engine.params import SamplingParams
+from service.reader.sentences import split
+from service.reader.tokenizer import REFERENCES
 
 log = structlog.get_logger(__name__)
 
@@ -35,18 +40,29 @@ ROOM = 256  # tokens for question and answer
 PLANTED = {"passkey": 1, "number": 1, "kv": 3}  # statements a question: pairs that nobody asks for distract
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(ThreadedOptions):
+    """Count the reader's right answers under each attention policy; the first policy is the reference."""
+
+    text: Annotated[Path, Option(help="A text the reader was not trained on.")]
+    lengths: Lengths = (4096, 16384, 32768)
+    policies: Policies = POLICIES
+    tasks: Annotated[tuple[str, ...], Separated(), Option(help="Tasks, separated by commas.")] = TASKS
+    questions: Annotated[int, Option(min=1, help="Questions a context.")] = 16
+    contexts: Annotated[int, Option(min=1, help="Contexts of each length and task.")] = 1
+    seed: Seed = 7
+    resume: Annotated[bool, Option("--resume", help="Ask only what the file of figures lacks.")] = False
+
+
+def measure(options: Options) -> Figures:
+    """The command: what the file lacks of the figures, kept as they come."""
+    result = Result(NAME, options.output)
+    return run(options, result.earlier() if options.resume else None, result.save)
+
+
 def run(
-    text: str,
-    lengths: list[int],
-    policies: list[str],
-    tasks: list[str],
-    *,
-    questions: int,
-    contexts: int,
-    seed: int,
-    earlier: dict[str, Any] | None = None,
-    keep: Callable[[dict[str, Any]], object] = lambda figures: None,
-) -> dict[str, Any]:
+    options: Options, earlier: Figures | None = None, keep: Callable[[Figures], object] = lambda figures: None
+) -> Figures:
     """Rows of right and quoted answers by length, task and policy, and each policy's loss against the first.
 
     ``keep`` is given the figures so far after every context; ``earlier`` ones of the same questions are not asked for
@@ -55,50 +71,43 @@ def run(
     Raises:
         EvalError: an unknown task, or earlier figures of other questions.
     """
-    from eval.reader.data import FRAMES, UNSEEN_FRAMES, Maker
-    from eval.reader.train import Packer
-    from service.engine.engine import Engine
-    from service.engine.loading.checkpoint import load_model
-    from service.reader.sentences import split
-
-    if unknown := set(tasks) - set(TASKS):
+    if unknown := set(options.tasks) - set(TASKS):
         raise EvalError(f"unknown task {min(unknown)!r}", hint=f"There are {', '.join(TASKS)}.", param="tasks")
     loaded = load_model("embedded")
     packer = Packer(loaded.tokenizer)
-    maker = Maker([[s.words for s in split(text)]], packer.length, frames=(*FRAMES, *UNSEEN_FRAMES))
-    asked = {"questions_a_context": questions, "contexts": contexts, "seed": seed}
-    known = _known(earlier, asked)
-    rows: list[dict[str, Any]] = []
+    sentences = [s.words for s in split(options.text.read_text(encoding="utf-8"))]
+    maker = Maker([sentences], packer.length, frames=(*FRAMES, *UNSEEN_FRAMES))
+    asked = {"questions_a_context": options.questions, "contexts": options.contexts, "seed": options.seed}
+    known = Cells(_known(earlier, asked))
+    rows: list[Row] = []
 
-    def figures() -> dict[str, Any]:
+    def figures() -> Figures:
         return {"model": "embedded", **asked, "rows": rows, "policies": summarise(rows)}
 
-    for length in lengths:
-        engine = Engine(loaded, _config(loaded.kv_shape, length))
-        for task in tasks:
-            for number in range(contexts):
-                example = make_example(
-                    maker, task, length - ROOM, questions, random.Random(f"{seed}:{task}:{length}:{number}")
-                )
-                for policy in policies:
-                    row = known.get((length, task, number, policy))
+    for length in sorted(options.lengths):
+        with build(loaded, 2.5 * length, prefix_cache=True, attention="auto") as engine:
+            for task, number in product(options.tasks, range(options.contexts)):
+                rng = random.Random(f"{options.seed}:{task}:{length}:{number}")
+                example = make_example(maker, task, length - ROOM, options.questions, rng)
+                place = {"length": length, "task": task, "context": number}
+                for policy in options.policies:
+                    row = next(iter(known.at(**place, policy=policy)), None)
                     if row is None:
-                        row = {"length": length, "task": task, "context": number}
-                        row |= _answers(engine, packer, example, policy)
+                        row = place | _answers(engine, packer, example, policy)
                         log.info("answered", **row)
                     rows.append(row)
                 keep(figures())
     return figures()
 
 
-def _known(earlier: dict[str, Any] | None, asked: dict[str, int]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Earlier rows by length, task, context and policy."""
+def _known(earlier: Figures | None, asked: dict[str, int]) -> list[Row]:
+    """Rows of earlier figures, which must be of the same questions."""
     if earlier is None:
-        return {}
+        return []
     for name, value in asked.items():
         if earlier[name] != value:
             raise EvalError(f"the earlier run had {name}={earlier[name]}, not {value}", hint="Give another --output.")
-    return {(row["length"], row["task"], row["context"], row["policy"]): row for row in earlier["rows"]}
+    return list(earlier["rows"])
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -120,8 +129,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def make_example(maker: Maker, task: str, tokens: int, questions: int, rng: random.Random) -> Example:
     """One context of about ``tokens`` tokens with ``questions`` questions of a task."""
-    from eval.reader.data import Example, Question
-
     if task == "quote":
         sentences = maker.context(rng, tokens)
         index = [maker.stems(s) for s in sentences]
@@ -159,81 +166,29 @@ def _statements(maker: Maker, task: str, count: int, rng: random.Random) -> list
     return list(told)
 
 
-def _answers(engine: Engine, packer: Packer, example: Example, policy: str) -> dict[str, Any]:
+def _answers(engine: AsyncEngine, packer: Packer, example: Example, policy: str) -> Row:
     """How many questions of a context the engine answers under a policy."""
-    from service.engine.request import SamplingParams
-    from service.reader.tokenizer import REFERENCES
-
     references = [packer.references[i % REFERENCES] for i in range(len(example.sentences))]
     context = packer.context(example.sentences, references)
-    right, quoted, density = 0, 0, None
+    right, quoted, densities = 0, 0, []
     for question in example.questions:
         truth = packer.answer_ids(example, references, question.answer)
         ids = [*context, packer.question, *packer.encode(question.text), packer.answer]
-        params = SamplingParams(max_tokens=len(truth), attention=policy)
-        request = engine.add_request(ids, params)
-        state = engine._requests[request].policy
-        said: list[int] = []
-        while engine.has_work:
-            for output in engine.step():
-                if output.error:
-                    raise EvalError(f"{policy}: {output.error}")
-                said += output.token_ids
+        found = ask(engine, ids, SamplingParams(max_tokens=len(truth), attention=policy))
+        said = found.token_ids
         known = said[0] in references and example.sentences[references.index(said[0])]
-        found = known == example.sentences[question.answer]
-        right += found
-        quoted += found and said[1:] == truth[1:]
-        if density is None:  # the question that read the context
-            density = state.prefill_stats.density if state is not None else 1.0
+        is_right = known == example.sentences[question.answer]
+        right += is_right
+        quoted += is_right and said[1:] == truth[1:]
+        densities.append(found.stats.get("prefill_density", 1.0))
     return {
         "policy": policy,
         "tokens": len(context),
         "questions": len(example.questions),
         "right": right,
         "quoted": quoted,
-        "density": density,
+        "density": densities[0],  # of the question that read the context
     }
 
 
-def _config(shape: Any, length: int) -> Any:
-    import torch
-
-    from service.engine.engine import EngineConfig
-
-    return EngineConfig(kv_memory=int(2.5 * length * shape.bytes_per_token(torch.float32)), drafter="none")
-
-
-def command(
-    text: Annotated[Path, typer.Option(help="A text the reader was not trained on.")],
-    lengths: Annotated[str, typer.Option(help="Tokens of a prompt, separated by commas.")] = "4096,16384,32768",
-    policies: Annotated[
-        str, typer.Option(help="Policies, separated by semicolons; the first is the reference.")
-    ] = ";".join(POLICIES),
-    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = ",".join(TASKS),
-    questions: Annotated[int, typer.Option(min=1, help="Questions a context.")] = 16,
-    contexts: Annotated[int, typer.Option(min=1, help="Contexts of each length and task.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of contexts and questions.")] = 7,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Ask only what the file of figures lacks.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-) -> None:
-    """Count the reader's right answers under each attention policy."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    path = output or RESULTS / f"{NAME}.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["figures"] if resume and path.is_file() else None
-    figures = run(
-        text.read_text(encoding="utf-8"),
-        sorted(int(n) for n in lengths.split(",")),
-        [p for p in policies.split(";") if p],
-        tasks.split(","),
-        questions=questions,
-        contexts=contexts,
-        seed=seed,
-        earlier=earlier,
-        keep=lambda figures: save_result(NAME, figures, command_line(), path),
-    )
-    report_result(NAME, figures, as_json=as_json, output=path)
+command = bench(Options, measure, NAME)

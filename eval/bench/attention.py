@@ -1,30 +1,32 @@
 """The CPU attention kernels against torch and against what memory and arithmetic allow, all timed in turn in one run.
 
 Parts: dense prefill by length; paged decode by length, with the other ways of doing it; draft trees; sparse prefill by
-density; page selection in decode; linear layers by rows. Times are the best of many rounds (see `_machine`).
+density; page selection in decode; linear layers by rows. Times are the best of many rounds.
 Keys and values are random there: the time of these kernels does not depend on them. With a text, sparse policies also
-run on Q, K and V of the embedded reader (`_reader_attention`).
+run on Q, K and V of the embedded reader (`reader_attention`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import typer
 from torch import Tensor
 from torch.nn import functional
+from typer import Option
 
-from eval.bench import _reader_attention
-from eval.bench._machine import Marks, best_times
-from eval.bench._paged_candidates import FlexDecode, NumbaDecode
-from eval.bench._reader_attention import CHUNK
-from eval.figures import report_result
+from eval.bench import reader_attention
+from eval.bench.base import Figures, Policies, ThreadedOptions, Threads, bench
+from eval.bench.paged_candidates import FlexDecode, NumbaDecode
+from eval.bench.reader_attention import CHUNK
+from eval.bench.timer import Marks, time_in_turn
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import dense, select_kernels
+from sparse_attn.kernels.operands import Pages, Rows
 
 HEADS, KV_HEADS, DIM, PAGE = 8, 4, 64, 64
 GROUP = HEADS // KV_HEADS
@@ -33,6 +35,43 @@ QUERY_BLOCK = 128
 POLICIES = ("auto", "trianglemix", "lserve", "minference", "xattention:means=true", "xattention", "flexprefill")
 
 Kernel = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ThreadedOptions):
+    """Time the CPU attention kernels against torch and the machine's limits."""
+
+    threads: Threads = 2
+    rounds: Annotated[int, Option(min=1, help="Calls of each kernel; the best counts.")] = 40
+    text: Annotated[Path | None, Option(help="Text for Q, K and V of the embedded reader.")] = None
+    length: Annotated[int, Option(min=CHUNK, help="Tokens of the reader's prompt.")] = 32768
+    policies: Policies = POLICIES
+
+
+@torch.inference_mode()
+def run(options: Options) -> Figures:
+    """Every part; see the functions of this module for what their rows mean."""
+    rounds = options.rounds
+    figures = {
+        "kernel": select_kernels(torch.device("cpu"), torch.float32).name,
+        "shape": {"heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM, "page": PAGE, "dtype": "float32"},
+        **options.told("threads", "rounds"),
+        "prefill": prefill([512, 2048, 8192], rounds),
+        "decode": decode([4096, 16384, 65536], rounds),
+        "trees": trees(16384, [8, 32], rounds),
+        "sparse_prefill": sparse_prefill(8192, [0.1, 0.25, 0.5], rounds),
+        "page_selection": page_selection([4096, 8192, 16384, 65536], 4096, rounds),
+        "linear": linear([1, 9, 33, 64, 256], rounds),
+    }
+    if options.text is not None:
+        words = options.text.read_text(encoding="utf-8")
+        figures["reader"] = reader_attention.run(words, options.length, options.policies)
+    return figures
+
+
+def best_times(ways: Mapping[str, Kernel], rounds: int) -> dict[str, float]:
+    """Seconds of each way in its best round."""
+    return {name: times.best for name, times in time_in_turn(ways, rounds).items()}
 
 
 class Paged:
@@ -45,7 +84,6 @@ class Paged:
         self.values = [torch.randn(pages, KV_HEADS, PAGE, DIM) for _ in range(layers)]
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(0))
         self.table = order.int().view(1, -1)
-        self.lengths = torch.tensor([context], dtype=torch.int32)
 
     def layer(self) -> tuple[Tensor, Tensor]:
         self.at = (self.at + 1) % self.layers
@@ -58,12 +96,15 @@ class Paged:
     def attend(self, rows: int, tree: Tensor | None = None, index: BlockIndex | None = None) -> Kernel:
         """Our kernel over `rows` new rows of this sequence."""
         attention = select_kernels(torch.device("cpu"), torch.float32).attention
-        q, k, v = random_rows(rows)
-        bounds = torch.tensor([0, rows], dtype=torch.int32)
-        masks = None if tree is None else [tree]
-        return lambda: attention(
-            q, k, v, *self.layer(), self.table, self.lengths, bounds, scale=SCALE, tree_masks=masks, index=index
-        )
+        new = self.rows(rows, tree)
+        return lambda: attention(self.pages(), new, index)
+
+    def pages(self) -> Pages:
+        return Pages(*self.layer(), self.table)
+
+    def rows(self, count: int, tree: Tensor | None = None) -> Rows:
+        """Random new rows behind the context."""
+        return Rows.of_sequence(*random_rows(count), SCALE, self.context, tree_mask=tree)
 
 
 def random_rows(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,23 +122,22 @@ def random_tree(nodes: int) -> Tensor:
 
 def prefill(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
     """Dense causal attention of a whole prompt, beside torch's."""
-    rows = []
+    rows, marks = [], Marks()
     ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
     for n in lengths:
         q, k, v = random_rows(n)
-        bounds = torch.tensor([0, n], dtype=torch.int32)
         query, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
         times = best_times(
             {
-                **Marks().functions(),
-                "ours": partial(ragged, q, k, v, bounds, scale=SCALE),
+                **marks.ways(),
+                "ours": partial(ragged, Rows.of_sequence(q, k, v, SCALE)),
                 "sdpa": partial(
                     functional.scaled_dot_product_attention, query, keys, values, is_causal=True, enable_gqa=True
                 ),
             },
             rounds if n <= 2048 else max(rounds // 10, 3),
         )
-        limit = 2 * n * n * HEADS * DIM / Marks.flops_per_s(times)
+        limit = 2 * n * n * HEADS * DIM / marks.flops_per_s(times["matmul"])
         rows.append(
             {
                 "length": n,
@@ -116,22 +156,20 @@ def decode(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
 
 
 def _decode(paged: Paged, rounds: int) -> dict[str, Any]:
-    q = random_rows(1)[0]
-    bounds = torch.tensor([0, 1], dtype=torch.int32)
+    rows = paged.rows(1)
     ways: dict[str, Kernel] = {
         "ours": paged.attend(1),
-        "torch_gather": lambda: dense.paged_attention(
-            q, *paged.layer(), paged.table, paged.lengths, bounds, scale=SCALE
-        ),
-        "numba": NumbaDecode(paged.table, paged.context, SCALE).bind(q, paged.layer),
+        "torch_gather": lambda: dense.paged_attention(paged.pages(), rows),
+        "numba": NumbaDecode(paged.table, paged.context, SCALE).bind(rows.q, paged.layer),
     }
     if flex := FlexDecode.build(HEADS, SCALE):
-        ways["flex_attention_contiguous"] = flex.bind(q, paged.layer)
-    times = best_times({**Marks().functions(), **ways}, rounds)
-    limit = paged.bytes / Marks.bytes_per_s(times)
+        ways["flex_attention_contiguous"] = flex.bind(rows.q, paged.layer)
+    marks = Marks()
+    times = best_times({**marks.ways(), **ways}, rounds)
+    limit = paged.bytes / marks.bytes_per_s(times["read"])
     return {
         "context": paged.context,
-        "read_gb_per_s": Marks.bytes_per_s(times) / 1e9,
+        "read_gb_per_s": marks.bytes_per_s(times["read"]) / 1e9,
         "limit_ms": 1e3 * limit,
         **{f"{name}_ms": 1e3 * times[name] for name in ways},
         **{f"{name}_over_limit": times[name] / limit for name in ways},
@@ -140,13 +178,13 @@ def _decode(paged: Paged, rounds: int) -> dict[str, Any]:
 
 def trees(context: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
     """A root and a draft tree below it, in one forward; the limit is the larger of reading and multiplying."""
-    rows = []
+    rows, marks = [], Marks()
     paged = Paged(context, layers=max(2, 65536 // context))
     for nodes in sizes:
         count = nodes + 1
-        times = best_times({**Marks().functions(), "tree": paged.attend(count, random_tree(count))}, rounds)
-        reading = paged.bytes / Marks.bytes_per_s(times)
-        multiplying = 4 * count * HEADS * DIM * context / Marks.flops_per_s(times)
+        times = best_times({**marks.ways(), "tree": paged.attend(count, random_tree(count))}, rounds)
+        reading = paged.bytes / marks.bytes_per_s(times["read"])
+        multiplying = 4 * count * HEADS * DIM * context / marks.flops_per_s(times["matmul"])
         rows.append(
             {
                 "context": context,
@@ -163,14 +201,13 @@ def trees(context: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
 def sparse_prefill(length: int, densities: list[float], rounds: int) -> list[dict[str, Any]]:
     """A random block index of each density; `of_limit` is dense time × density ÷ time."""
     ragged = select_kernels(torch.device("cpu"), torch.float32).ragged_attention
-    q, k, v = random_rows(length)
-    bounds = torch.tensor([0, length], dtype=torch.int32)
-    functions: dict[str, Kernel] = {"dense": lambda: ragged(q, k, v, bounds, scale=SCALE)}
+    new = Rows.of_sequence(*random_rows(length), SCALE)
+    functions: dict[str, Kernel] = {"dense": partial(ragged, new)}
     indices = {}
     for wanted in densities:
         index = random_index(length, wanted)
         indices[f"{wanted}"] = index
-        functions[f"{wanted}"] = partial(ragged, q, k, v, bounds, scale=SCALE, index=index)
+        functions[f"{wanted}"] = partial(ragged, new, index)
     times = best_times(functions, max(rounds // 10, 3))
     return [
         {
@@ -239,10 +276,7 @@ def linear(counts: list[int], rounds: int) -> list[dict[str, Any]]:
     rows = []
     for count in counts:
         x = torch.randn(count, 512)
-        times = best_times(
-            {"ours": product(cpu.linear, x), "library": product(functional.linear, x)},
-            rounds,
-        )
+        times = best_times({"ours": product(cpu.linear, x), "library": product(functional.linear, x)}, rounds)
         rows.append(
             {
                 "rows": count,
@@ -254,39 +288,4 @@ def linear(counts: list[int], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-@torch.inference_mode()
-def run(rounds: int = 40, threads: int = 2) -> dict[str, Any]:
-    """Every part; see the functions of this module for what their rows mean."""
-    torch.set_num_threads(threads)
-    return {
-        "kernel": select_kernels(torch.device("cpu"), torch.float32).name,
-        "shape": {"heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM, "page": PAGE, "dtype": "float32"},
-        "threads": threads,
-        "rounds": rounds,
-        "prefill": prefill([512, 2048, 8192], rounds),
-        "decode": decode([4096, 16384, 65536], rounds),
-        "trees": trees(16384, [8, 32], rounds),
-        "sparse_prefill": sparse_prefill(8192, [0.1, 0.25, 0.5], rounds),
-        "page_selection": page_selection([4096, 8192, 16384, 65536], 4096, rounds),
-        "linear": linear([1, 9, 33, 64, 256], rounds),
-    }
-
-
-def command(
-    rounds: Annotated[int, typer.Option(help="calls of each kernel; the best counts", min=1)] = 40,
-    threads: Annotated[int, typer.Option(help="CPU threads", min=1)] = 2,
-    text: Annotated[Path | None, typer.Option(help="text for Q, K and V of the embedded reader")] = None,
-    length: Annotated[int, typer.Option(help="tokens of the reader's prompt", min=CHUNK)] = 32768,
-    policies: Annotated[str, typer.Option(help="policies for the reader, separated by semicolons")] = ";".join(
-        POLICIES
-    ),
-    output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
-) -> None:
-    """Time the CPU attention kernels against torch and the machine's limits."""
-    figures = run(rounds, threads)
-    if text is not None:
-        with torch.inference_mode():
-            words = text.read_text(encoding="utf-8")
-            figures["reader"] = _reader_attention.run(words, length, [p for p in policies.split(";") if p])
-    report_result("bench_attention", figures, as_json=as_json, output=output)
+command = bench(Options, run, "bench_attention")

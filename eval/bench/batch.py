@@ -7,96 +7,105 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
+import torch
+from typer import Option
 
-from eval.bench._beside_transformers import VOCABULARY, random_llama
-from eval.figures import report_result
+from eval.bench.base import BenchOptions, Figures, NewTokens, bench
+from eval.bench.beside_transformers import VOCABULARY, answer_batch, random_llama
+from eval.bench.runner import build, plain, random_ids
+from eval.bench.timer import in_turn, ratio, timed
 from eval.peers.client import PEERS, Worker
 from eval.peers.convert import converted
+from service.engine.loading.checkpoint import prepare
 
 MAX_LENGTH = 1 << 17
+KV_MEMORY = 3 << 30
+PAGE = 64
+
+Answers = tuple[list[list[int]], float]
+"""Token ids, and the seconds they took."""
 
 
-def trace(requests: int, shortest: int, longest: int, vocabulary: int, seed: int) -> list[list[int]]:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
+    """Throughput of many prompts at once, against transformers' continuous batching and OpenVINO GenAI's."""
+
+    requests: Annotated[int, Option(min=1, help="Prompts.")] = 32
+    longest: Annotated[int, Option(min=64, help="Longest prompt, in tokens.")] = 1024
+    new_tokens: NewTokens = 64
+    runs: Annotated[int, Option(min=1, help="Runs, of which the median counts.")] = 3
+
+
+def trace(requests: int, shortest: int, longest: int, seed: int = 0) -> list[list[int]]:
     """Prompts of uniformly drawn lengths."""
     rng = random.Random(seed)
-    return [[rng.randrange(3, vocabulary) for _ in range(rng.randint(shortest, longest))] for _ in range(requests)]
+    return [[rng.randrange(3, VOCABULARY) for _ in range(rng.randint(shortest, longest))] for _ in range(requests)]
 
 
-def run(
-    requests: int = 32, shortest: int = 64, longest: int = 1024, new_tokens: int = 64, runs: int = 3, seed: int = 0
-) -> dict[str, Any]:
-    """All on the same weights and trace, alternating, medians of ``runs``; fp32, greedy, no end of sequence.
+def run(options: Options) -> Figures:
+    """All on the same weights and trace, in turn, medians of ``runs``; fp32, greedy, no end of sequence.
 
     Each is warmed by one prompt.
 
     Raises:
         EvalError: OpenVINO GenAI is not set up, or failed.
     """
-    import torch
+    prompts, new_tokens = trace(options.requests, 64, options.longest), options.new_tokens
+    shares: list[float] = []
 
-    from service.engine.engine import Engine, EngineConfig
-    from service.engine.loading.checkpoint import prepare
-    from service.engine.request import SamplingParams
+    def folio() -> Answers:
+        loaded = prepare("random-llama-27m", random_llama(MAX_LENGTH))
+        with build(loaded, 0, kv_memory=KV_MEMORY, max_running=16) as engine:
+            engine.generate(prompts[:1], plain(2))
+            found, taken = timed(lambda: engine.generate(prompts, plain(new_tokens)))
+        shares.append(bookkeeping_share())
+        return [one.token_ids for one in found], taken
 
-    prompts = trace(requests, shortest, longest, VOCABULARY, seed)
-    params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, drafter="none", attention="dense")
-    config = EngineConfig(kv_memory=3 << 30, prefix_cache=False, max_running=16)
-    seconds: dict[str, list[float]] = {"folio": [], "transformers": [], "openvino": []}
-    differing = {"transformers": 0, "openvino": 0}
-    shares = []
     with ExitStack() as stack:
-        openvino = _openvino(stack, torch.get_num_threads(), longest + new_tokens)
+        openvino = _openvino(stack, torch.get_num_threads(), options.longest + new_tokens)
         openvino.batch(prompts[:1], 2)
-        for _ in range(runs):
-            engine = Engine(prepare("random-llama-27m", random_llama(MAX_LENGTH)), config)
-            engine.generate(prompts[:1], SamplingParams(max_tokens=2, ignore_eos=True))
-            began = time.perf_counter()
-            results = [result.token_ids for result in engine.generate(prompts, params)]
-            seconds["folio"].append(time.perf_counter() - began)
-            shares.append(bookkeeping_share(engine))
-            peers = {
-                "transformers": _generate_batch(prompts, new_tokens),
-                "openvino": openvino.batch(prompts, new_tokens),
-            }
-            for name, (outputs, taken) in peers.items():
-                seconds[name].append(taken)
-                differing[name] = sum(a != b for a, b in zip(outputs, results, strict=True))
-    tokens = requests * new_tokens
+        ways = {
+            "folio": folio,
+            "transformers": lambda: answer_batch(random_llama(MAX_LENGTH), prompts, new_tokens),
+            "openvino": lambda: openvino.batch(prompts, new_tokens),
+        }
+        found = in_turn(ways, options.runs)
+    tokens = options.requests * new_tokens
+    taken = {name: [one for _, one in answers] for name, answers in found.items()}
+    last = {name: answers[-1][0] for name, answers in found.items()}
+    peers = ("transformers", "openvino")
     return {
-        "requests": requests,
+        **options.told("requests", "new_tokens", "runs"),
         "prompt_tokens": sum(map(len, prompts)),
-        "new_tokens": new_tokens,
-        "runs": runs,
-        "tokens_per_s": {name: tokens / median(taken) for name, taken in seconds.items()},
-        "over": {
-            name: median(b / a for a, b in zip(seconds["folio"], seconds[name], strict=True)) for name in differing
+        "tokens_per_s": {name: tokens / median(own) for name, own in taken.items()},
+        "over": {name: ratio(taken[name], taken["folio"]) for name in peers},
+        "requests_with_other_tokens": {
+            name: sum(a != b for a, b in zip(last[name], last["folio"], strict=True)) for name in peers
         },
-        "requests_with_other_tokens": differing,
         "bookkeeping_share_of_decode_step_at_16": median(shares),
     }
 
 
-def bookkeeping_share(engine: Any, batch: int = 16, context: int = 2048, steps: int = 40) -> float:
-    """Share of a decode step that is not the forward and the choice of tokens, at a full batch."""
-    from service.engine.request import SamplingParams
+def bookkeeping_share(batch: int = 16, context: int = 2048, steps: int = 40) -> float:
+    """Share of a decode step that is not the forward and the choice of tokens, at a full batch.
 
-    params = SamplingParams(max_tokens=steps + 8, ignore_eos=True, drafter="none", attention="dense")
-    for prompt in trace(batch, context, context, VOCABULARY, seed=1):
-        engine.add_request(prompt, params)
-    while any(request.num_pending > 1 for request in engine.scheduler.running) or engine.scheduler.waiting:
-        engine.step()
-    before = (engine.totals.step_s, engine.totals.forward_s)
-    for _ in range(steps):
-        engine.step()
-    step_s, forward_s = engine.totals.step_s - before[0], engine.totals.forward_s - before[1]
-    engine.reset()
+    The prompts are whole pages and one token, which are found in the prefix cache, so that every step decodes.
+    """
+    loaded = prepare("random-llama-27m", random_llama(MAX_LENGTH))
+    prompts = [random_ids(context + 1, seed, VOCABULARY) for seed in range(batch)]
+    room = batch * (context + steps + 2 * PAGE)
+    with build(loaded, room, max_running=batch, prefix_cache=True, page_size=PAGE) as engine:
+        engine.generate(prompts, plain(1))
+        before = engine.engine.stats()
+        engine.generate(prompts, plain(steps))
+        after = engine.engine.stats()
+    step_s, forward_s = (after[name] - before[name] for name in ("step_s", "forward_s"))
     return (step_s - forward_s) / step_s
 
 
@@ -110,29 +119,4 @@ def _openvino(stack: ExitStack, threads: int, context: int) -> Worker:
     return worker
 
 
-def _generate_batch(prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float]:
-    """What transformers' continuous batching generated, and the seconds it took."""
-    from transformers import GenerationConfig
-
-    model = random_llama(MAX_LENGTH)
-    model.set_attn_implementation("sdpa")
-    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    model.generate_batch(inputs=prompts[:1], generation_config=config, progress_bar=False)
-    began = time.perf_counter()
-    outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
-    seconds = time.perf_counter() - began
-    by_number = sorted(outputs.values(), key=lambda output: int("".join(filter(str.isdigit, output.request_id)) or 0))
-    return [list(output.generated_tokens) for output in by_number], seconds
-
-
-def command(
-    requests: Annotated[int, typer.Option(min=1, help="Prompts.")] = 32,
-    longest: Annotated[int, typer.Option(min=64, help="Longest prompt, in tokens.")] = 1024,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 64,
-    runs: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
-    output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Throughput of many prompts at once, against transformers' continuous batching and OpenVINO GenAI's."""
-    figures = run(requests=requests, longest=longest, new_tokens=new_tokens, runs=runs)
-    report_result("batch", figures, as_json=as_json, output=output)
+command = bench(Options, run, "batch")

@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import httpx
-import typer
+from typer import Option
 
-from eval.bench.serve import Endpoint, Sample, random_ids, summarise
-from eval.figures import report_result
-from eval.scaling.simulation import rounds
+from eval.bench.base import BenchOptions, Figures, Model, Seed, bench
+from eval.bench.runner import random_ids
+from eval.bench.serve import Endpoint, closed_loop, summarise
+from eval.errors import EvalError
 from service.cluster import deployment
 from service.cluster.options import ClusterOptions
 from service.settings import Settings, load_settings
@@ -87,33 +88,6 @@ def cluster(model: str, cpus: int) -> Iterator[Cluster]:
             deployment.stop_serving()
 
 
-@dataclass(frozen=True)
-class Load:
-    """What clients in a closed loop saw, and how much was answered while all of them were at work."""
-
-    samples: list[Sample]
-    seconds: float
-    steady_answers: int
-    steady_s: float
-
-
-async def closed_loop(endpoint: Endpoint, prompts: Sequence[Sequence[int]], clients: int, max_tokens: int) -> Load:
-    """So many clients work the prompts off. The steady part ends when a client finds no work."""
-    waiting: list[Sequence[int]] = list(reversed(prompts))
-    samples: list[Sample] = []
-    steady: list[tuple[int, float]] = []
-    async with endpoint.client() as client:
-
-        async def work() -> None:
-            while waiting:
-                samples.append(await endpoint.complete(client, waiting.pop(), max_tokens))
-            steady.append((len(samples), time.perf_counter() - began))
-
-        began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(clients)))
-        return Load(samples, time.perf_counter() - began, *steady[0])
-
-
 def throughput(running: Cluster, repeats: int, requests: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
     """Requests a second of one replica and of two, in turn; prompts share nothing."""
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -141,9 +115,10 @@ def throughput(running: Cluster, repeats: int, requests: int, prompt_tokens: int
 def routing(
     running: Cluster, replicas: int, cached_documents: int, times: int, tokens: int, seed: int
 ) -> dict[str, Any]:
-    """Cache hits over 20 documents under affinity and under chance; the same questions in the same order."""
+    """Cache hits over 20 documents, each asked about once a round, under affinity and under chance."""
     kv_memory = _kv_memory(running.settings, cached_documents, tokens)
-    order = list(rounds(DOCUMENTS, times, seed))
+    rng = random.Random(seed)
+    order = [document for _ in range(times) for document in rng.sample(range(DOCUMENTS), DOCUMENTS)]
     found: dict[str, Any] = {}
     for policy in ("affinity", "random"):
         options = ClusterOptions(replicas=replicas, pin=True, routing=policy)  # type: ignore[arg-type]
@@ -260,48 +235,35 @@ def _answers_now(running: Cluster) -> int:
     return sum(sample.ok for sample in load.samples)
 
 
-def run(
-    model: str = "embedded",
-    repeats: int = 2,
-    requests: int = 32,
-    prompt_tokens: int = 3072,
-    max_tokens: int = 16,
-    document_tokens: int = 1024,
-    seed: int = 1,
-    parts: Sequence[str] = PARTS,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
+    """Ray replicas on this machine: throughput, cache hits by routing, a replica killed under load."""
+
+    model: Model = "embedded"
+    part: Annotated[tuple[str, ...], Option(help="throughput, routing or loss; may be repeated.")] = PARTS
+    repeats: Annotated[int, Option(min=1, help="Runs of each size, in turn.")] = 2
+    requests: Annotated[int, Option(min=1, help="Requests a replica in a run of throughput.")] = 32
+    prompt_tokens: Annotated[int, Option(min=64, help="Prompt length of throughput.")] = 3072
+    document_tokens: Annotated[int, Option(min=128, help="Document length of routing.")] = 1024
+    seed: Seed = 1
+
+
+def run(options: Options) -> Figures:
     """The figures of the parts that are asked for."""
-    figures: dict[str, Any] = {"model": model, "targets": TARGETS, "pinned_cores_per_replica": 1}
-    with cluster(model, cpus=4) as running:
-        if "throughput" in parts:
-            figures["throughput"] = throughput(running, repeats, requests, prompt_tokens, max_tokens)
-        if "routing" in parts:
+    if unknown := set(options.part) - set(PARTS):
+        raise EvalError(f"unknown part {min(unknown)!r}", hint=f"There are {', '.join(PARTS)}.", param="part")
+    figures: Figures = {"model": options.model, "targets": TARGETS, "pinned_cores_per_replica": 1}
+    with cluster(options.model, cpus=4) as running:
+        if "throughput" in options.part:
+            figures["throughput"] = throughput(running, options.repeats, options.requests, options.prompt_tokens, 16)
+        if "routing" in options.part:
             figures["routing"] = [
-                routing(running, 2, 11, 3, document_tokens, seed),
-                routing(running, 4, 7, 3, document_tokens, seed),
+                routing(running, replicas, cached, 3, options.document_tokens, options.seed)
+                for replicas, cached in ((2, 11), (4, 7))
             ]
-        if "loss" in parts:
+        if "loss" in options.part:
             figures["loss"] = loss(running, 8, 512, 200)
     return figures
 
 
-def command(
-    model: Annotated[str, typer.Option(help="Model to serve.")] = "embedded",
-    part: Annotated[
-        list[str] | None, typer.Option(help="throughput, routing or loss; may be repeated; default: all.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size, in turn.")] = 2,
-    requests: Annotated[int, typer.Option(min=1, help="Requests a replica in a run of throughput.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(min=64, help="Prompt length of throughput.")] = 3072,
-    document_tokens: Annotated[int, typer.Option(min=128, help="Document length of routing.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Of the order of questions.")] = 1,
-    output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Ray replicas on this machine: throughput, cache hits by routing, a replica killed under load."""
-    parts = part or PARTS
-    unknown = set(parts) - set(PARTS)
-    if unknown:
-        raise typer.BadParameter(f"unknown part {sorted(unknown)[0]!r}; there are throughput, routing and loss")
-    figures = run(model, repeats, requests, prompt_tokens, 16, document_tokens, seed, parts)
-    report_result("cluster", figures, as_json=as_json, output=output)
+command = bench(Options, run, "cluster")

@@ -12,21 +12,32 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+import torch
+from torch.nn import functional
+from typer import Option
 
+from eval.bench.base import Figures, Lengths, Model, Repeats, ThreadedOptions, bench
+from eval.bench.runner import text_ids
+from eval.bench.timer import seconds
 from eval.errors import EvalError
-from eval.figures import report_result, write_atomically
-
-if TYPE_CHECKING:
-    from sparse_attn.plan.capture import Captured
-    from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from eval.figures import write_atomically
+from eval.options import Separated
+from service.engine.loading.checkpoint import load_model
+from service.engine.options import parse_policy
+from sparse_attn.kernels import select_kernels
+from sparse_attn.kernels.operands import Pages, Rows
+from sparse_attn.kv.page_stats import PageStats
+from sparse_attn.plan.capture import Captured, capture
+from sparse_attn.plan.policies import Joined, as_data
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.state import PolicyState
+from sparse_attn.rows import HeadPages, SequenceRows
 
 PREFILL = (
     "xattention",
@@ -41,83 +52,55 @@ MAX_LOSS = {"kv": 2.0}  # points of right and of quoted answers; 1 for the other
 FASTER = 0.97  # a candidate must take at most this share of dense time to be worth its error
 
 
-def command(
-    model: Annotated[str, typer.Option(help="embedded, a folder, or a hub id.")] = "embedded",
-    text: Annotated[Path | None, typer.Option(help="Text, repeated to the longest length; default: made text.")] = None,
-    lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "2048,4096,8192,16384,32768",
-    chunk: Annotated[int, typer.Option(min=64, help="Rows of a prefill chunk.")] = 2048,
-    prefill: Annotated[str, typer.Option(help="Candidates for prefill, separated by semicolons.")] = ";".join(PREFILL),
-    decode: Annotated[str, typer.Option(help="Candidates for decode, separated by semicolons.")] = ";".join(DECODE),
-    max_error: Annotated[float, typer.Option(min=0, help="Largest error of a policy in the table.")] = 0.05,
-    accuracy: Annotated[Path | None, typer.Option(help="Figures of `folio bench accuracy` for this model.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timings of each, of which the median counts.")] = 3,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-    table: Annotated[Path | None, typer.Option(help="Table of `auto` to update for this device.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(ThreadedOptions):
     """Measure from which length on each sparse policy beats dense attention; update the table of `auto`."""
-    import torch
 
-    from service.engine.loading.checkpoint import load_model
-
-    if threads:
-        torch.set_num_threads(threads)
-    loaded = load_model(model)
-    numbers = sorted(int(n) for n in lengths.split(","))
-    figures = run(
-        loaded,
-        numbers,
-        text=text.read_text(encoding="utf-8") if text is not None else None,
-        chunk=chunk,
-        prefill=[p for p in prefill.split(";") if p],
-        decode=[p for p in decode.split(";") if p],
-        max_error=max_error,
-        accuracy=json.loads(accuracy.read_text(encoding="utf-8"))["figures"]["policies"] if accuracy else None,
-        repeats=repeats,
-    )
-    if table is not None:
-        write_table(table, figures["device"], figures["table"])
-    report_result("crossovers", figures, as_json=as_json, output=output)
+    model: Model = "embedded"
+    text: Annotated[Path | None, Option(help="Text, repeated to the longest length; default: made text.")] = None
+    lengths: Lengths = (2048, 4096, 8192, 16384, 32768)
+    chunk: Annotated[int, Option(min=64, help="Rows of a prefill chunk.")] = 2048
+    prefill: Annotated[tuple[str, ...], Separated(";"), Option(help="Candidates, separated by semicolons.")] = PREFILL
+    decode: Annotated[tuple[str, ...], Separated(";"), Option(help="Candidates, separated by semicolons.")] = DECODE
+    max_error: Annotated[float, Option(min=0, help="Largest error of a policy in the table.")] = 0.05
+    accuracy: Annotated[Path | None, Option(help="Figures of `folio bench accuracy` for this model.")] = None
+    repeats: Repeats = 3
+    table: Annotated[Path | None, Option(help="Table of `auto` to update for this device.")] = None
 
 
-def run(
-    loaded: Any,
-    lengths: Sequence[int],
-    *,
-    text: str | None = None,
-    chunk: int = 2048,
-    prefill: Sequence[str] = PREFILL,
-    decode: Sequence[str] = DECODE,
-    max_error: float = 0.05,
-    accuracy: dict[str, Any] | None = None,
-    repeats: int = 3,
-) -> dict[str, Any]:
+def measure(options: Options) -> Figures:
+    """The command: figures, and the table of `auto` if one is named."""
+    figures = run(load_model(options.model), options)
+    if options.table is not None:
+        write_table(options.table, figures["device"], figures["table"])
+    return figures
+
+
+def run(loaded: Any, options: Options) -> Figures:
     """Rows of time, density and error for each length and candidate, and the table made of them.
 
     Raises:
         EvalError: the model is shorter than the longest length, or has no tokenizer.
     """
-    from sparse_attn.plan.capture import capture
-    from sparse_attn.plan.policy import ModelShape
-
+    lengths = sorted(options.lengths)
     if lengths[-1] + 1 > loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for lengths below that.")
-    captured = capture(loaded.model, _token_ids(loaded, text, lengths[-1] + 1))
+    text = options.text.read_text(encoding="utf-8") if options.text is not None else None
+    captured = capture(loaded.model, text_ids(loaded, text, lengths[-1] + 1))
     shape = ModelShape.of_config(loaded.model.config.get_text_config())
-    bench = _Bench(captured, shape, chunk, repeats)
+    timings = _Timings(captured, shape, options.chunk, options.repeats)
     rows: list[dict[str, Any]] = []
     for length in lengths:
-        for phase, candidates in (("prefill", prefill), ("decode", decode)):
-            rows += bench.rows(phase, length, candidates)
-    table = make_table(rows, max_error, accuracy)
+        for phase, candidates in (("prefill", options.prefill), ("decode", options.decode)):
+            rows += timings.rows(phase, length, candidates)
+    counted = json.loads(options.accuracy.read_text(encoding="utf-8")) if options.accuracy else None
     return {
         "device": captured[0].q.device.type,
         "model": loaded.name,
-        "chunk": chunk,
-        "max_error": max_error,
+        "chunk": options.chunk,
+        "max_error": options.max_error,
         "rows": rows,
-        "table": table,
+        "table": make_table(rows, options.max_error, counted["figures"]["policies"] if counted else None),
     }
 
 
@@ -141,9 +124,6 @@ def make_table(
 
 def write_table(path: Path, device: str, table: Sequence[dict[str, Any]]) -> None:
     """Put the rows of `make_table` into a file that `auto` reads; those of other devices stay."""
-    from service.engine.options import parse_policy
-    from sparse_attn.plan.policies import as_data
-
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     known[device] = [{**row, "policy": as_data(parse_policy(row["policy"]))} for row in table]
     write_atomically(path, json.dumps(known, indent=2) + "\n")
@@ -151,8 +131,6 @@ def write_table(path: Path, device: str, table: Sequence[dict[str, Any]]) -> Non
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:
     """Does the policy keep the answers (within MAX_LOSS, a task), or where none were counted, the outputs?"""
-    from service.engine.options import parse_policy
-
     wanted = replace(parse_policy(row["policy"]), gate=0)
     counted = [tasks for name, tasks in accuracy.items() if wanted in _parts(name)]  # alone, or beside another part
     if not counted:
@@ -164,9 +142,6 @@ def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> b
 
 def _parts(name: str) -> list[Policy]:
     """The policy of that name, or the two that it joins, without their gates."""
-    from service.engine.options import parse_policy
-    from sparse_attn.plan.policies import Joined
-
     policy = parse_policy(name)
     parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
     return [replace(part, gate=0) for part in parts]
@@ -186,12 +161,10 @@ def _crossover(rows: Sequence[dict[str, Any]], phase: str, policy: str) -> tuple
     return start, gated, own[-1]["ms"]
 
 
-class _Bench:
+class _Timings:
     """Timings of one chunk or row in every layer, by the kernels that serve the device."""
 
     def __init__(self, captured: Sequence[Captured], shape: ModelShape, chunk: int, repeats: int) -> None:
-        from sparse_attn.kernels import select_kernels
-
         self.captured, self.shape, self.chunk, self.repeats = captured, shape, chunk, repeats
         self.kernels = select_kernels(captured[0].q.device, captured[0].q.dtype)
 
@@ -229,9 +202,6 @@ class _Bench:
         return [layer.attend(self.kernels, index) for layer, index in zip(layers, indices, strict=True)]
 
     def _state(self, text: str, first: int, end: int, phase: str) -> PolicyState:
-        from service.engine.options import parse_policy
-        from sparse_attn.plan.policy import PolicyState
-
         policy = parse_policy(text)
         policy.check(self.shape)
         prompt_len = end if phase == "prefill" else first
@@ -249,72 +219,39 @@ class _Bench:
             for layer in layers:
                 if first:
                     state.plan(layer.earlier)
-            began = time.perf_counter()
-            for layer in layers:
-                state.plan(layer.rows)
-            times.append(time.perf_counter() - began)
+            times.append(seconds(partial(_plan, state, layers)))
         return statistics.median(times)
 
     def _seconds(self, work: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(self.repeats):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return statistics.median(seconds(work) for _ in range(self.repeats))
+
+
+def _plan(state: PolicyState, layers: Sequence[_PagedLayer]) -> list[Any]:
+    return [state.plan(layer.rows) for layer in layers]
 
 
 class _PagedLayer:
     """One captured layer, its tokens before ``first`` in pages, the rows ``first:end`` new."""
 
     def __init__(self, captured: Captured, first: int, end: int, page_size: int) -> None:
-        import torch
-        import torch.nn.functional as F
-
-        from sparse_attn.kv.pages import PageStats
-        from sparse_attn.rows import SequenceRows
-
         def pages(x: torch.Tensor) -> torch.Tensor:
-            padded = F.pad(x[:first], (0, 0, 0, 0, 0, -first % page_size + page_size))
+            padded = functional.pad(x[:first], (0, 0, 0, 0, 0, -first % page_size + page_size))
             return padded.unflatten(0, (-1, page_size)).transpose(1, 2).contiguous()
 
-        self.window, device = captured.window, captured.q.device
-        self.k_pages, self.v_pages = pages(captured.k), pages(captured.v)
-        self.table = torch.arange(len(self.k_pages), dtype=torch.int32, device=device)
-        self.q, self.k, self.v = (x[first:end].contiguous() for x in (captured.q, captured.k, captured.v))
-        self.context = torch.tensor([first], dtype=torch.int32, device=device)
-        self.bounds = torch.tensor([0, end - first], dtype=torch.int32, device=device)
-        stats = PageStats(
-            captured.layer + 1, len(self.k_pages), self.k.shape[1], page_size, self.k.shape[2], device=device
-        )
-        stats.rebuild(captured.layer, self.k_pages)
-        self.rows = SequenceRows(
-            self.q,
-            self.k,
-            captured.scale,
-            first,
-            self.k_pages,
-            self.table,
-            window=captured.window,
-            stats=stats,
-            layer=captured.layer,
-        )
+        device, (k_pages, v_pages) = captured.q.device, (pages(captured.k), pages(captured.v))
+        table = torch.arange(len(k_pages), dtype=torch.int32, device=device)
+        q, k, v = (x[first:end].contiguous() for x in (captured.q, captured.k, captured.v))
+        self.pages = Pages(k_pages, v_pages, table[None])
+        self.new = Rows.of_sequence(q, k, v, captured.scale, first, window=captured.window)
+        stats = PageStats(captured.layer + 1, len(k_pages), k.shape[1], page_size, k.shape[2], device=device)
+        stats.rebuild(captured.layer, k_pages)
+        held = [HeadPages(range(k.shape[1]), k_pages, table, stats=stats)]
+        self.rows = SequenceRows(q, k, captured.scale, first, held, window=captured.window, layer=captured.layer)
         self.earlier = SequenceRows(captured.q[:first], captured.k[:first], captured.scale, layer=captured.layer)
 
     def attend(self, kernels: Any, index: Any) -> Any:
         """out [n, Hq, D]."""
-        tensors = (self.q, self.k, self.v, self.k_pages, self.v_pages, self.table[None], self.context, self.bounds)
-        return kernels.attention(*tensors, scale=self.rows.scale, window=self.window, index=index)[0]
+        return kernels.attention(self.pages, self.new, index)[0]
 
 
-def _token_ids(loaded: Any, text: str | None, length: int) -> list[int]:
-    from sparse_attn.plan.calibrate import retrieval_text
-
-    if loaded.tokenizer is None:
-        raise EvalError(f"The model {loaded.name!r} has no tokenizer, so there is no text to measure on.")
-
-    def encode(words: str) -> list[int]:
-        return list(loaded.tokenizer.encode(words, add_special_tokens=False))
-
-    ids = encode(text) if text is not None else retrieval_text(encode, length + 64)
-    return (ids * (length // max(1, len(ids)) + 1))[:length]
+command = bench(Options, measure, "crossovers")

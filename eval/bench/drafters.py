@@ -22,25 +22,30 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from drafters.training.distill import DISTILLATION
-from eval.bench._drafter_forwards import tree_forwards
-from eval.bench._drafter_prompts import ANSWERED, WORKLOADS, make_prompts
-from eval.bench._drafter_timing import PLAIN, Timing, divergences, timed
+from eval.bench import beside_transformers
+from eval.bench.base import BenchOptions, Cells, Figures, Model, Result, Row, bench
+from eval.bench.drafter_forwards import tree_forwards
+from eval.bench.drafter_prompts import ANSWERED, WORKLOADS, make_prompts
+from eval.bench.drafter_timing import PLAIN, Timing, divergences, timed
+from eval.bench.timer import Times, in_turn, ratio
 from eval.errors import EvalError
-from eval.figures import RESULTS, command_line, git_sha, report_result, save_result
+from eval.figures import command_line, git_sha
 from eval.tasks.quoting import read_folder
 from retrieval.index.token_store import TokenStore
-from service.engine.engine import Engine
-from service.engine.request import DraftSources, SamplingParams
+from service.engine.async_engine import AsyncEngine
+from service.engine.params import DraftSources, SamplingParams
 
 DRAFTERS = (
     "auto",
@@ -61,102 +66,119 @@ _MORE = 4  # … so many times as many
 _WITH_FORWARDS = ("rag", "cascade", "fusion", "self_speculation", "draft_model", "overlap", "adaptive", "multi_round")
 
 
-def run(
-    model: str = "embedded",
-    draft_model: str | None = None,
-    contexts: Sequence[int] = (2048, 8192, 16384, 32768),
-    workloads: Sequence[str] = WORKLOADS[:3],
-    drafters: Sequence[str] | None = None,
-    temperatures: Sequence[float] = (0.0, 0.8),
-    batches: Sequence[int] = (1,),
-    text: Path = Path("../shared/corpus"),
-    spec_bench: Path = Path("../shared/spec_bench/question.jsonl"),
-    prompts: int = 4,
-    max_tokens: int = 64,
-    rounds: int = 3,
-    dtype: str = "float32",
-    device: str = "cpu",
-    kv_memory: int = 4 << 30,
-    peer: bool = False,
-    forwards: bool = True,
-    limit_s: float | None = None,
-    known: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] = lambda figures: None,
-) -> dict[str, Any]:
-    """Figures of every cell; those of `known` are kept, and no cell is begun after `limit_s` seconds.
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
+    """Time every drafter against plain decoding and check that the tokens are the same.
 
-    `drafters` are by default all for which there is a model. `save` is called with all figures after each cell.
+    Cells that the file has are kept: a long table can be made in pieces.
     """
-    began = time.perf_counter()
-    drafters = drafters or DRAFTERS + (_WITH_DRAFT_MODEL if draft_model else ())
-    figures: dict[str, Any] = known or {"model": model, "device": device, "cells": [], "forwards": [], "peers": []}
-    engine = Engine.from_pretrained(
-        model,
-        draft_model=draft_model,
-        dtype=dtype,
-        device=device,
-        kv_memory=kv_memory,
-        max_running=64,
-        attention="dense",
+
+    model: Model = "embedded"
+    draft_model: Annotated[
+        str | None, Option(help=f"Folder or hub id; with it also {', '.join(_WITH_DRAFT_MODEL)}.")
+    ] = None
+    context: Annotated[tuple[int, ...], Option(help="Prompt tokens; may be repeated.")] = (2048, 8192, 16384, 32768)
+    workload: Annotated[tuple[str, ...], Option(help=f"Of {', '.join(WORKLOADS)}.")] = WORKLOADS[:3]
+    drafter: Annotated[
+        tuple[str, ...], Option(help="NAME[:key=value,…]; may be repeated; by default all that there is a model for.")
+    ] = ()
+    temperature: Annotated[tuple[float, ...], Option(help="0 is greedy; may be repeated.")] = (0.0, 0.8)
+    batch: Annotated[tuple[int, ...], Option(help="Sequences at a time; may be repeated.")] = (1,)
+    text: Annotated[Path, Option(help="Folder of text for the quoting workload.")] = Path("../shared/corpus")
+    spec_bench: Annotated[Path, Option(help="Spec-Bench's question.jsonl.")] = Path(
+        "../shared/spec_bench/question.jsonl"
     )
-    if draft_model and (trained := Path(draft_model, DISTILLATION)).is_file():
-        figures["distillation"] = json.loads(trained.read_text(encoding="utf-8"))
-    figures["kernels"] = sorted({*figures.get("kernels", []), *engine.kernels})
-    store: TokenStore | None = None
-    if any(name.startswith("datastore") for name in drafters) and engine.tokenizer is not None:
-        store = _datastore(engine, text)
-    stamp = {"command": command_line(), "git": git_sha()}
+    prompts: Annotated[int, Option(help="Prompts a cell.")] = 4
+    max_tokens: Annotated[int, Option(help="Tokens a prompt.")] = 64
+    rounds: Annotated[int, Option(help="Turns that plain decoding and the drafters take in a cell.")] = 3
+    dtype: Annotated[str, Option(help="Of the model.")] = "float32"
+    device: Annotated[str, Option(help="cpu or cuda.")] = "cpu"
+    kv_memory: Annotated[int, Option(help="Bytes for KV.")] = 4 << 30
+    peer: Annotated[bool, Option(help="Also time transformers' prompt lookup.")] = False
+    forwards: Annotated[bool, Option(help="Also time forwards over trees.")] = True
+    limit: Annotated[float | None, Option(help="Begin no cell after so many seconds.")] = None
+    fresh: Annotated[bool, Option(help="Forget the cells that the file has.")] = False
+    picture: Annotated[Path | None, Option(help="File for a chart of all cells of the file.")] = None
+    name: Annotated[str, Option(help="Of the file in eval/results.")] = "drafters"
 
-    def keep(kind: str, place: dict[str, Any], measured: list[dict[str, Any]]) -> None:
-        figures[kind] += [place | one | stamp for one in measured]
-        figures["kernels"] = sorted({*figures["kernels"], *engine.kernels})
-        save(figures)
 
-    for context in contexts:
-        if context + max_tokens > engine.max_model_len:
-            raise EvalError(f"{model} reads {engine.max_model_len} tokens, {context} were asked for")
-        place: dict[str, Any] = {"context": context, "dtype": dtype}
-        if forwards and not _has(figures["forwards"], place):
-            keep("forwards", place, [tree_forwards(engine, context)])
-    for context in contexts:
-        for workload in workloads:
-            base: dict[str, Any] = {"workload": workload, "context": context, "dtype": dtype}
-            wanted = [
-                base | {"temperature": temperature, "batch": batch}
-                for temperature in temperatures
-                for batch in batches
-                if not _has(figures["cells"], base | {"temperature": temperature, "batch": batch})
-            ]
-            with_peer = peer and not _has(figures["peers"], base)
-            if not (wanted or with_peer):
-                continue
-            made = make_prompts(engine, workload, context, prompts + 1, text, spec_bench)
-            warm, *asked = made.ids
-            stops = workload in ANSWERED
-            sizes = {"prompts": len(asked), "chosen_from": made.chosen_from, "max_tokens": max_tokens, "rounds": rounds}
-            for cell_place in wanted:
-                if limit_s is not None and time.perf_counter() - began > limit_s:
-                    return figures
-                params = SamplingParams(
-                    max_tokens=max_tokens,
-                    temperature=cell_place["temperature"],
-                    seed=1,
-                    ignore_eos=not stops,
-                )
-                keep(
-                    "cells",
-                    cell_place | sizes,
-                    cell(engine, warm, asked, params, drafters, cell_place["batch"], rounds, store),
-                )
-            if with_peer:
-                from eval.bench._drafter_peer import beside_transformers
-
-                keep("peers", base | sizes, [beside_transformers(engine, asked, max_tokens, stops, rounds)])
+def measure(options: Options) -> Figures:
+    """The command: what the file has, what is missing of it, and the chart."""
+    result = Result(options.name, options.output)
+    figures = run(options, None if options.fresh else result.earlier(), result.save)
+    if options.picture is not None:
+        chart(figures, options.picture)
     return figures
 
 
+def run(
+    options: Options, known: Figures | None = None, save: Callable[[Figures], object] = lambda figures: None
+) -> Figures:
+    """Figures of every cell; those of `known` are kept, and `save` is called with all of them after each new one."""
+    figures: Figures = known or {"model": options.model, "device": options.device}
+    if options.draft_model and (trained := Path(options.draft_model, DISTILLATION)).is_file():
+        figures["distillation"] = json.loads(trained.read_text(encoding="utf-8"))
+    with AsyncEngine.from_pretrained(
+        options.model,
+        draft_model=options.draft_model,
+        dtype=options.dtype,
+        device=options.device,
+        kv_memory=options.kv_memory,
+        max_running=64,
+        attention="dense",
+    ) as engine:
+        most = engine.engine.max_model_len
+        if longest := next((context for context in options.context if context + options.max_tokens > most), None):
+            raise EvalError(f"{options.model} reads {most} tokens, {longest} were asked for")
+
+        def keep() -> None:
+            figures["kernels"] = sorted({*figures.get("kernels", []), *engine.engine.kernels})
+            save(figures)
+
+        kinds = ("cells", "forwards", "peers")
+        _fill(engine, options, *(Cells(figures.setdefault(kind, []), keep) for kind in kinds))
+    return figures
+
+
+def _fill(engine: AsyncEngine, options: Options, cells: Cells, forwards: Cells, peers: Cells) -> None:
+    """Add what the tables lack, until the time is up."""
+    ends = time.perf_counter() + (options.limit if options.limit is not None else float("inf"))
+    drafters = options.drafter or DRAFTERS + (_WITH_DRAFT_MODEL if options.draft_model else ())
+    with_store = any(name.startswith("datastore") for name in drafters) and engine.engine.tokenizer is not None
+    store = _datastore(engine, options.text) if with_store else None
+    stamp = {"command": command_line(), "git": git_sha()}
+    for context in options.context:
+        place: Row = {"context": context, "dtype": options.dtype}
+        if options.forwards and not forwards.at(**place):
+            forwards.add(place | tree_forwards(engine, context) | stamp)
+    for context, workload in product(options.context, options.workload):
+        place = {"workload": workload, "context": context, "dtype": options.dtype}
+        wanted = [
+            place | {"temperature": temperature, "batch": batch}
+            for temperature, batch in product(options.temperature, options.batch)
+            if not cells.at(**place, temperature=temperature, batch=batch)
+        ]
+        with_peer = options.peer and not peers.at(**place)
+        if not (wanted or with_peer):
+            continue
+        made = make_prompts(engine, workload, context, options.prompts + 1, options.text, options.spec_bench)
+        warm, *asked = made.ids
+        stops, rounds = workload in ANSWERED, options.rounds
+        about = {"prompts": len(asked), "chosen_from": made.chosen_from, "max_tokens": options.max_tokens}
+        about |= {"rounds": rounds}  # of a drafter that is worth more of them its row tells how many
+        params = SamplingParams(max_tokens=options.max_tokens, seed=1, ignore_eos=not stops)
+        for one in wanted:
+            if time.perf_counter() > ends:
+                return
+            at = replace(params, temperature=one["temperature"])
+            measured = cell(engine, warm, asked, at, drafters, one["batch"], rounds, store)
+            cells.add(*(one | about | row | stamp for row in measured))
+        if with_peer:
+            peers.add(place | about | beside(engine, asked, options.max_tokens, stops, rounds) | stamp)
+
+
 def cell(
-    engine: Engine,
+    engine: AsyncEngine,
     warm: list[int],
     asked: Sequence[list[int]],
     params: SamplingParams,
@@ -164,14 +186,15 @@ def cell(
     batch: int,
     rounds: int = 3,
     store: TokenStore | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Plain decoding and every drafter in turn, `rounds` times; then the fastest of them. Prompts are repeated, under
     other seeds, to fill the last batch.
 
     A drafter starts every round without what was learned of the texts, and reads one prompt, `warm`, before its time
     is taken: its answer is none of those asked for.
     """
-    timed(engine, [warm, *asked], params, PLAIN, 1)  # the prompts' KV, and the kernels' first use
+    for prompt in (warm, *asked):  # the prompts' KV, and the kernels' first use
+        timed(engine, [prompt], params, PLAIN)
     asked = [asked[i % len(asked)] for i in range(-(-len(asked) // batch) * batch)]
     taken: dict[str, list[Timing]] = {name: [] for name in (PLAIN, *drafters)}
 
@@ -182,19 +205,14 @@ def cell(
                 taken[name].append(timing)
 
     take_turns(list(taken), range(rounds))
-    middle = {name: statistics.median(timing.rate for timing in timings) for name, timings in taken.items()}
+    middle = {name: median(timing.rate for timing in timings) for name, timings in taken.items()}
     close = [name for name, rate in middle.items() if name == "auto" or rate >= _CLOSE * max(middle.values())]
     if "auto" in close and len(close) > 1:
         take_turns(close, range(rounds, rounds + _MORE * rounds))
     plain = taken.pop(PLAIN)
-    rates = [timing.rate for timing in plain]
-    measured: list[dict[str, Any]] = [
-        {
-            "drafter": PLAIN,
-            "tokens_per_s": statistics.median(rates),
-            "tokens": plain[0].tokens,
-            "spread": max(rates) / min(rates),
-        }
+    rates = Times(timing.rate for timing in plain)
+    measured: list[Row] = [
+        {"drafter": PLAIN, "tokens_per_s": rates.median, "tokens": plain[0].tokens, "spread": rates.spread}
     ]
     for name, timings in taken.items():
         measured.append({"drafter": name, "rounds": len(timings)} | _compared(name, timings, plain))
@@ -207,7 +225,7 @@ def cell(
 
 
 def _in_turn(
-    engine: Engine,
+    engine: AsyncEngine,
     names: Sequence[str],
     warm: list[int],
     asked: Sequence[list[int]],
@@ -217,38 +235,39 @@ def _in_turn(
     order: random.Random,
 ) -> dict[str, Timing]:
     """One round: at each prompt, or batch of prompts, every drafter in an order of its own."""
-    shared = engine.drafting.resources
+    drafting = engine.engine.drafting
+    shared = drafting.resources
     taught = {name: shared.untaught() for name in names}
     parts: dict[str, list[Timing]] = {name: [] for name in names}
 
     def take(name: str, prompts: Sequence[list[int]], first: int = 0) -> Timing:
-        engine.drafting.resources = taught[name]
+        drafting.resources = taught[name]
         sources = DraftSources(datastore=store) if name.startswith("datastore") else None
-        return timed(engine, prompts, replace(params, seed=params.seed + first), name, len(prompts), sources)
+        return timed(engine, prompts, replace(params, seed=params.seed + first), name, sources)
 
     for name in names:
         take(name, [warm])
     for first in range(0, len(asked), batch):
         for name in order.sample(names, len(names)):
             parts[name].append(take(name, asked[first : first + batch], first))
-    engine.drafting.resources = shared
+    drafting.resources = shared
     return {name: Timing.joined(own) for name, own in parts.items()}
 
 
 def _ratio(timings: Sequence[Timing], others: Sequence[Timing]) -> float:
     """The median of the ratios of two drafters' rates in the rounds that both took part in, which are the first."""
-    return statistics.median(own.rate / other.rate for own, other in zip(timings, others, strict=False))
+    return ratio([one.rate for one in timings], [one.rate for one in others])
 
 
-def _compared(name: str, timings: Sequence[Timing], plain: Sequence[Timing]) -> dict[str, Any]:
+def _compared(name: str, timings: Sequence[Timing], plain: Sequence[Timing]) -> Row:
     middle = sorted(timings, key=lambda timing: timing.rate)[len(timings) // 2]
     drafting = middle.drafting
     figures = {
         "tokens_per_s": middle.rate,
         "speedup": _ratio(timings, plain),
         "start_s": middle.start_s,
-        "speedup_with_start": statistics.median(
-            own.tokens / (own.decode_s + own.start_s) / other.rate for own, other in zip(timings, plain, strict=False)
+        "speedup_with_start": ratio(
+            [one.tokens / (one.decode_s + one.start_s) for one in timings], [one.rate for one in plain]
         ),
         **drafting,
     }
@@ -260,78 +279,90 @@ def _compared(name: str, timings: Sequence[Timing], plain: Sequence[Timing]) -> 
     return figures
 
 
-def _datastore(engine: Engine, text: Path) -> TokenStore:
+def beside(
+    engine: AsyncEngine, asked: Sequence[list[int]], max_tokens: int, stops: bool, rounds: int = 3
+) -> dict[str, Any]:
+    """Greedy tokens per second after a prompt's first forward: transformers' own decoding and prompt lookup, and ours,
+    in turn over the same prompts; medians of `rounds`."""
+    model = beside_transformers.load(engine.engine.loaded.name)
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=not stops)
+
+    def theirs(**extra: Any) -> tuple[list[list[int]], float]:
+        return beside_transformers.answer(model, asked, max_tokens, stops, **extra)
+
+    def ours(name: str) -> tuple[list[list[int]], float]:
+        drafting = engine.engine.drafting
+        drafting.resources = drafting.resources.untaught()
+        found = Timing.joined([timed(engine, [prompt], params, name) for prompt in asked])
+        return found.ids, found.rate
+
+    ways: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
+        "transformers": theirs,
+        "transformers_prompt_lookup": partial(theirs, prompt_lookup_num_tokens=10),
+        "prompt_lookup": partial(ours, "prompt_lookup"),
+        "auto": partial(ours, "auto"),
+    }
+    found = in_turn(ways, rounds)
+    rates = {name: median(rate for _, rate in answers) for name, answers in found.items()}
+    ids = {name: answers[-1][0] for name, answers in found.items()}
+    return {
+        "tokens_per_s": rates,
+        "same_ids_as_own_decoding": ids["transformers"] == ids["transformers_prompt_lookup"],
+        "same_ids_as_ours": ids["transformers"] == ids["auto"] == ids["prompt_lookup"],
+        "prompt_lookup_over_peer": rates["prompt_lookup"] / rates["transformers_prompt_lookup"],
+        "auto_over_peer": rates["auto"] / rates["transformers_prompt_lookup"],
+    }
+
+
+def _datastore(engine: AsyncEngine, text: Path) -> TokenStore:
     """The held-out documents of the folder, from which `quoting` takes its contexts."""
-    encode = engine.tokenizer.encode
+    encode = engine.engine.tokenizer.encode
     documents = [encode(" ".join(one.sentences), add_special_tokens=False) for one in read_folder(text)]
-    return TokenStore.build(documents, engine.loaded.tokenizer_fingerprint or "")
+    return TokenStore.build(documents, engine.engine.loaded.tokenizer_fingerprint or "")
 
 
-def _has(rows: Sequence[dict[str, Any]], place: dict[str, Any]) -> bool:
-    return any(all(row.get(key) == value for key, value in place.items()) for row in rows)
+def chart(figures: dict[str, Any], path: Path) -> None:
+    """Draw speed-up, accepted length and acceptance rate of every drafter, a bar a context, for the batch-1 cells of
+    each workload and temperature."""
+    import matplotlib
 
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-def command(
-    model: Annotated[str, typer.Option(help="Folder, hub id or 'embedded'.")] = "embedded",
-    draft_model: Annotated[
-        str | None, typer.Option(help=f"Folder or hub id; with it also {', '.join(_WITH_DRAFT_MODEL)}.")
-    ] = None,
-    context: Annotated[list[int] | None, typer.Option(help="Prompt tokens; may be repeated.")] = None,
-    workload: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(WORKLOADS)}.")] = None,
-    drafter: Annotated[list[str] | None, typer.Option(help="NAME[:key=value,…]; may be repeated.")] = None,
-    temperature: Annotated[list[float] | None, typer.Option(help="0 is greedy; may be repeated.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Sequences at a time; may be repeated.")] = None,
-    text: Annotated[Path, typer.Option(help="Folder of text for the quoting workload.")] = Path("../shared/corpus"),
-    spec_bench: Annotated[Path, typer.Option(help="Spec-Bench's question.jsonl.")] = Path(
-        "../shared/spec_bench/question.jsonl"
-    ),
-    prompts: Annotated[int, typer.Option(help="Prompts a cell.")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Tokens a prompt.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Turns that plain decoding and the drafters take in a cell.")] = 3,
-    dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    peer: Annotated[bool, typer.Option(help="Also time transformers' prompt lookup.")] = False,
-    forwards: Annotated[bool, typer.Option(help="Also time forwards over trees.")] = True,
-    limit: Annotated[float | None, typer.Option(help="Begin no cell after so many seconds.")] = None,
-    fresh: Annotated[bool, typer.Option(help="Forget the cells that the file has.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="File for a chart of all cells of the file.")] = None,
-    name: Annotated[str, typer.Option(help="Of the file in eval/results.")] = "drafters",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-) -> None:
-    """Time every drafter against plain decoding and check that the tokens are the same.
-
-    Cells that the file has are kept: a long table can be made in pieces.
-    """
-    path = output or RESULTS / f"{name}.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() and not fresh else None
-
-    def save(figures: dict[str, Any]) -> None:
-        save_result(name, figures, command_line(), output)
-
-    figures = run(
-        model=model,
-        draft_model=draft_model,
-        contexts=context or (2048, 8192, 16384, 32768),
-        workloads=workload or WORKLOADS[:3],
-        drafters=drafter,
-        temperatures=temperature or (0.0, 0.8),
-        batches=batch or (1,),
-        text=text,
-        spec_bench=spec_bench,
-        prompts=prompts,
-        max_tokens=max_tokens,
-        rounds=rounds,
-        dtype=dtype,
-        device=device,
-        peer=peer,
-        forwards=forwards,
-        limit_s=limit,
-        known=known,
-        save=save,
+    cells = [
+        cell
+        for cell in figures["cells"]
+        if cell["batch"] == 1 and cell["dtype"] != "float64" and cell["drafter"] != PLAIN
+    ]
+    groups = list(dict.fromkeys((cell["workload"], cell["temperature"]) for cell in cells))
+    contexts = sorted({cell["context"] for cell in cells})
+    names = list(dict.fromkeys(cell["drafter"] for cell in cells))
+    shown = (
+        ("speedup", "speed-up over plain"),
+        ("accepted_length", "accepted length"),
+        ("acceptance_rate", "acceptance rate"),
     )
-    if picture is not None:
-        from eval.bench._drafter_chart import chart
+    size = (5 * len(shown), 1 + 0.4 * len(names) * len(groups))
+    figure, axes = pyplot.subplots(len(groups), len(shown), figsize=size, squeeze=False, sharey=True)
+    for row, group in zip(axes, groups, strict=True):
+        for axis, (key, label) in zip(row, shown, strict=True):
+            for i, context in enumerate(contexts):
+                found = {
+                    cell["drafter"]: cell[key]
+                    for cell in cells
+                    if (cell["workload"], cell["temperature"]) == group and cell["context"] == context
+                }
+                at = [n + (i - (len(contexts) - 1) / 2) * 0.8 / len(contexts) for n in range(len(names))]
+                axis.barh(at, [found.get(n, 0) for n in names], 0.8 / len(contexts), label=f"{context} tokens")
+            axis.axvline(1.0, color="black", linewidth=0.6)
+            axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.set_xlabel(label, fontsize=8)
+            axis.set_title(f"{group[0]}, temperature {group[1]:g}", fontsize=9)
+    axes[0][0].invert_yaxis()  # shared by all
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
-        chart(figures, picture)
-    report_result(name, figures, as_json=as_json, output=output)
+
+command = bench(Options, measure, lambda options, figures: options.name)

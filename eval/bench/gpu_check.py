@@ -19,17 +19,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
+from eval.bench.base import BenchOptions, Figures, bench
+from eval.bench.timer import seconds
 from eval.errors import EvalError
-from eval.figures import ROOT, report_result
+from eval.figures import ROOT
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from sparse_attn.kernels.operands import Pages, Rows
 
 KERNEL_TESTS = (
     "tests/sparse_attn/kernels/triton/test_attention.py",
@@ -64,48 +68,39 @@ class Shape:
         return self.dim**-0.5
 
 
-def command(
-    minutes: Annotated[float, typer.Option(help="Stop beginning new measurements after this long.")] = 7.0,
-    tests: Annotated[bool, typer.Option(help="Run the kernel tests first.")] = True,
-    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
     """Kernel tests, ceilings and benchmarks of the GPU path; on a CPU what can be proven without a GPU."""
-    figures = run(minutes=minutes, tests=tests)
-    report_result(
-        "gpu_check" if figures["device"] != "cpu" else "gpu_check_cpu", figures, as_json=as_json, output=output
-    )
-    for name in figures.get("skipped", []):
-        typer.echo(f"skipped, needs a GPU: {name}", err=True)
-    if figures.get("tests", {}).get("failed"):
-        raise typer.Exit(1)
+
+    minutes: Annotated[float, Option(help="Stop beginning new measurements after this long.")] = 7.0
+    tests: Annotated[bool, Option(help="Run the kernel tests first.")] = True
 
 
-def run(minutes: float = 7.0, tests: bool = True) -> dict[str, Any]:
+def run(options: Options) -> Figures:
     """The figures; see the module's words for what there is on a GPU and on a CPU."""
     import torch
 
-    deadline = time.monotonic() + 60 * minutes
+    deadline = time.monotonic() + 60 * options.minutes
     on_gpu = torch.cuda.is_available()
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
-    if tests:
+    figures: Figures = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "versions": _versions()}
+    if options.tests:
         figures["tests"] = _run_tests(interpreted=not on_gpu)
     if not on_gpu:
         figures["hopper_build"] = _compile_for_hopper()
         figures["skipped"] = list(GPU_ONLY)
         return figures
-    bench = Bench(Shape(), torch.device("cuda"), torch.bfloat16)
-    figures["ceilings"] = bench.ceilings()
+    kernels = Bench(Shape(), torch.device("cuda"), torch.bfloat16)
+    figures["ceilings"] = kernels.ceilings()
     sections: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
-        ("decode", lambda: bench.decode([32768, 131072, 262144], [1, 4, 16])),
-        ("sparse_prefill", lambda: bench.sparse_prefill([8192, 32768, 131072, 262144])),
-        ("dense_prefill", lambda: bench.dense_prefill([8192, 32768, 131072])),
-        ("selected_decode", lambda: bench.selected_decode(262144, 4096)),
-        ("tree", lambda: bench.tree(65536, 64)),
-        ("cuda_graph", lambda: [bench.graph(65536)]),
-        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], bench, deadline)),
-        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], bench, deadline)),
-        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], bench, deadline)),
+        ("decode", lambda: kernels.decode([32768, 131072, 262144], [1, 4, 16])),
+        ("sparse_prefill", lambda: kernels.sparse_prefill([8192, 32768, 131072, 262144])),
+        ("dense_prefill", lambda: kernels.dense_prefill([8192, 32768, 131072])),
+        ("selected_decode", lambda: kernels.selected_decode(262144, 4096)),
+        ("tree", lambda: kernels.tree(65536, 64)),
+        ("cuda_graph", lambda: [kernels.graph(65536)]),
+        ("engine_qwen3_0.6b", lambda: _engine("Qwen3-0.6B", [32768], kernels, deadline)),
+        ("engine_llama_3.1_8b", lambda: _engine("Llama-3.1-8B", [32768, 131072], kernels, deadline)),
+        ("engine_qwen2.5_7b", lambda: _engine("Qwen2.5-7B", [32768], kernels, deadline)),
     ]
     for name, measure in sections:
         if time.monotonic() > deadline:
@@ -142,6 +137,7 @@ class Bench:
 
     def decode(self, lengths: list[int], batches: list[int]) -> list[dict[str, Any]]:
         """One row a sequence over paged context, bf16 and int8, against the time to read its K and V once."""
+        from sparse_attn.kernels.operands import Pages
         from sparse_attn.kernels.triton.attention import paged_attention
         from sparse_attn.kv.quant import quantize
 
@@ -150,27 +146,26 @@ class Bench:
             for batch in batches:
                 if 4 * batch * length * self.shape.kv_heads * self.shape.dim > 60 << 30:
                     continue
-                args = self._paged(length, batch, rows_each=1)
-                seconds = self.seconds(partial(paged_attention, *args, scale=self.shape.scale))
+                pages, new = self._paged(length, batch, rows_each=1)
+                seconds = self.seconds(partial(paged_attention, pages, new))
                 rows.append(self._bandwidth_row("bf16", length, batch, seconds, 2))
                 if batch == 1:
-                    q, k, v, *rest = args
-                    (k8, k_scale), (v8, v_scale) = quantize(k), quantize(v)
-                    int8 = partial(paged_attention, q, k8, v8, *rest, k_scale=k_scale, v_scale=v_scale)
-                    seconds = self.seconds(partial(int8, scale=self.shape.scale))
+                    (k8, k_scale), (v8, v_scale) = quantize(pages.k), quantize(pages.v)
+                    int8 = Pages(k8, v8, pages.block_tables, k_scale, v_scale)
+                    seconds = self.seconds(partial(paged_attention, int8, new))
                     rows.append(self._bandwidth_row("int8", length, batch, seconds, 1 + 4 / self.shape.dim))
         return rows
 
     def dense_prefill(self, lengths: list[int]) -> list[dict[str, Any]]:
         """Our dense causal attention, and every other that is installed, on the same tensors."""
+        from sparse_attn.kernels.operands import Rows
         from sparse_attn.kernels.triton.attention import ragged_attention
 
         rows = []
         for length in lengths:
             q, k, v = self._planted(length)
-            bounds = self._ints([0, length])
             flops = 2 * length**2 * self.shape.heads * self.shape.dim
-            ours = self.seconds(partial(ragged_attention, q, k, v, bounds, scale=self.shape.scale))
+            ours = self.seconds(partial(ragged_attention, Rows.of_sequence(q, k, v, self.shape.scale)))
             row = {"length": length, "ms": ours * 1e3, "fraction_of_matmul": flops / ours / self.flops_per_s}
             for name, attend in _other_attention(q, k, v, self.shape.scale).items():
                 other = self.seconds(attend)
@@ -181,9 +176,11 @@ class Bench:
     def sparse_prefill(self, lengths: list[int], policy: str = "xattention", chunk: int = 8192) -> list[dict[str, Any]]:
         """The last chunk of a long prompt, sparse against dense: kernel, index and density apart."""
         from service.engine.options import parse_policy
+        from sparse_attn.kernels.operands import Pages, Rows
         from sparse_attn.kernels.triton.attention import attention
-        from sparse_attn.plan.policy import ModelShape, PolicyState
-        from sparse_attn.rows import SequenceRows
+        from sparse_attn.plan.policy import ModelShape
+        from sparse_attn.plan.state import PolicyState
+        from sparse_attn.rows import HeadPages, SequenceRows
 
         s = self.shape
         rows = []
@@ -191,20 +188,22 @@ class Bench:
             new = min(chunk, length // 2)
             q, k, v = self._planted(length)
             context = length - new
-            pages = [self._to_pages(x[:context]) for x in (k, v)]
-            table = self._ints(range(len(pages[0])))[None]
-            args = (q[context:], k[context:], v[context:], *pages, table, self._ints([context]), self._ints([0, new]))
+            k_pages, v_pages = (self._to_pages(x[:context]) for x in (k, v))
+            pages = Pages(k_pages, v_pages, self._ints(range(len(k_pages)))[None])
+            rows_of = Rows.of_sequence(q[context:], k[context:], v[context:], s.scale, context)
+            attend = partial(attention, pages, rows_of)
             shape = ModelShape(1, s.heads, s.kv_heads, s.dim, s.page)
             state = PolicyState(parse_policy(policy), shape, length + 1)
-            sequence = SequenceRows(q[context:], k[context:], s.scale, context, pages[0], table[0])
+            held = [HeadPages(range(s.kv_heads), k_pages, pages.block_tables[0])]
+            sequence = SequenceRows(q[context:], k[context:], s.scale, context, held)
             index = state.plan(sequence)
-            dense = self.seconds(partial(attention, *args, scale=s.scale))
+            dense = self.seconds(attend)
             row = {"length": length, "chunk": new, "policy": policy, "dense_ms": dense * 1e3}
             if index is None:
                 rows.append({**row, "density": 1.0, "speedup": 1.0, "note": "gated: dense at this length"})
                 continue
             planning = self.seconds(partial(state.plan_prefill, sequence))
-            sparse = self.seconds(partial(attention, *args, scale=s.scale, index=index))
+            sparse = self.seconds(partial(attend, index))
             rows.append(
                 {
                     **row,
@@ -221,12 +220,13 @@ class Bench:
     def selected_decode(self, length: int, budget: int) -> list[dict[str, Any]]:
         """Decode that reads ``budget`` tokens of the best pages: scoring, choosing and attention against dense."""
         from sparse_attn.kernels.triton.attention import paged_attention
-        from sparse_attn.kernels.triton.score import page_bounds, update_page_stats
-        from sparse_attn.kv.pages import LOGICAL_PAGE, PageStats, best_pages, page_weights
+        from sparse_attn.kernels.triton.page_stats import page_bounds, update_page_stats
+        from sparse_attn.kv.page_stats import LOGICAL_PAGE, PageStats
+        from sparse_attn.plan.select import best_pages, page_weights
 
         s = self.shape
-        args = self._paged(length, 1, rows_each=1)
-        q, k, _, table, *_ = args
+        held, new = self._paged(length, 1, rows_each=1)
+        q, k, table = new.q, held.k, held.block_tables
         stats = PageStats(1, len(k), s.kv_heads, s.page, s.dim, logical=min(LOGICAL_PAGE, s.page), device=self.device)
         slots = table[0].long().repeat_interleave(s.page) * s.page
         slots += self._ints(range(s.page)).repeat(len(slots) // s.page)
@@ -239,9 +239,9 @@ class Bench:
             return best_pages(page_weights(bounds, s.scale, s.kv_heads, 0, ends), budget // s.page)
 
         index = _decode_index(choose()[0], length, s.page, self.device)
-        dense = self.seconds(lambda: paged_attention(*args, scale=s.scale))
+        dense = self.seconds(partial(paged_attention, held, new))
         choosing = self.seconds(choose)
-        reading = self.seconds(lambda: paged_attention(*args, scale=s.scale, index=index))
+        reading = self.seconds(partial(paged_attention, held, new, index))
         return [
             {
                 "length": length,
@@ -259,19 +259,17 @@ class Bench:
         """A draft tree over a paged context against one row over it."""
         import torch
 
+        from sparse_attn.kernels.operands import Rows
         from sparse_attn.kernels.triton.attention import attention
 
-        s = self.shape
         times = {}
         for rows in (1, nodes):
-            q, k_pages, v_pages, *rest = self._paged(length, 1, rows_each=rows)
-            table, lens, bounds = rest
-            k, v = (torch.randn(rows, s.kv_heads, s.dim, device=self.device, dtype=self.dtype) for _ in range(2))
             mask = torch.ones(rows, rows, dtype=torch.bool, device=self.device).tril()
             mask &= torch.rand(rows, rows, device=self.device) < 0.3
             mask |= torch.eye(rows, dtype=torch.bool, device=self.device)
-            args = (q, k, v, k_pages, v_pages, table, lens, bounds)
-            times[rows] = self.seconds(partial(attention, *args, scale=s.scale, tree_masks=[mask]))
+            pages, new = self._paged(length, 1, rows_each=rows)
+            drafted = Rows.of_sequence(new.q, new.k, new.v, new.scale, length, tree_mask=mask)
+            times[rows] = self.seconds(partial(attention, pages, drafted))
         return [
             {
                 "length": length,
@@ -288,12 +286,12 @@ class Bench:
 
         from sparse_attn.kernels.triton.attention import paged_attention
 
-        args = self._paged(length, 4, rows_each=1)
-        eager = self.seconds(lambda: paged_attention(*args, scale=self.shape.scale))
-        expected = paged_attention(*args, scale=self.shape.scale)[0]
+        attend = partial(paged_attention, *self._paged(length, 4, rows_each=1))
+        eager = self.seconds(attend)
+        expected = attend()[0]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out, _ = paged_attention(*args, scale=self.shape.scale)
+            out, _ = attend()
         replay = self.seconds(graph.replay)
         return {
             "length": length,
@@ -309,7 +307,7 @@ class Bench:
         for _ in range(2):
             work()
         if self.device.type != "cuda":
-            return statistics.median(_clocked(work) for _ in range(self.repeats))
+            return statistics.median(seconds(work) for _ in range(self.repeats))
         times = []
         for _ in range(self.repeats):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -353,9 +351,11 @@ class Bench:
         """[n, Hkv, D] → [pages, Hkv, page, D], in order."""
         return x.unflatten(0, (-1, self.shape.page)).transpose(1, 2).contiguous()
 
-    def _paged(self, length: int, batch: int, rows_each: int) -> tuple[Tensor, ...]:
-        """Arguments of `paged_attention`: random q, and shuffled pages of random k, v for every sequence."""
+    def _paged(self, length: int, batch: int, rows_each: int) -> tuple[Pages, Rows]:
+        """Shuffled pages of random k, v for every sequence, and random new rows."""
         import torch
+
+        from sparse_attn.kernels.operands import Pages, Rows
 
         s = self.shape
         pages = length // s.page
@@ -363,10 +363,14 @@ class Bench:
             torch.randn(batch * pages, s.kv_heads, s.page, s.dim, device=self.device, dtype=self.dtype)
             for _ in range(2)
         )
-        q = torch.randn(batch * rows_each, s.heads, s.dim, device=self.device, dtype=self.dtype)
+        count = batch * rows_each
+        q, new_k, new_v = (
+            torch.randn(count, heads, s.dim, device=self.device, dtype=self.dtype)
+            for heads in (s.heads, s.kv_heads, s.kv_heads)
+        )
         tables = torch.randperm(batch * pages, device=self.device).int().view(batch, pages)
-        bounds = self._ints(range(0, batch * rows_each + 1, rows_each))
-        return q, k, v, tables, self._ints([length] * batch), bounds
+        bounds = self._ints(range(0, count + 1, rows_each))
+        return Pages(k, v, tables), Rows(q, new_k, new_v, bounds, self._ints([length] * batch), s.scale)
 
     def _ints(self, numbers: Any) -> Tensor:
         import torch
@@ -487,11 +491,19 @@ def _compile_for_hopper() -> list[dict[str, Any]]:
     return built
 
 
-def _clocked(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def verdict(figures: Figures) -> bool:
+    """Whether the kernel tests passed; what was skipped is named on standard error."""
+    for name in figures.get("skipped", []):
+        typer.echo(f"skipped, needs a GPU: {name}", err=True)
+    return not figures.get("tests", {}).get("failed")
 
+
+def name(options: Options, figures: Figures) -> str:
+    """Of the result: what a CPU can prove is kept apart."""
+    return "gpu_check_cpu" if figures["device"] == "cpu" else "gpu_check"
+
+
+command = bench(Options, run, name, verdict=verdict)
 
 if __name__ == "__main__":
     typer.run(command)

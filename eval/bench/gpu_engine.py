@@ -7,16 +7,21 @@ finds nothing to leave out; the policies here keep a number of blocks that does 
 from __future__ import annotations
 
 import gc
-import statistics
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from eval.bench.base import Row
+from eval.bench.timer import time_in_turn
 
 if TYPE_CHECKING:
     import torch
 
-    from service.engine.engine import Engine
     from service.engine.loading.checkpoint import LoadedModel
+    from service.engine.runner.model_runner import ModelRunner
+    from service.engine.step import Slice
 
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B": {
@@ -68,74 +73,57 @@ def measure(
     length: int,
     policies: tuple[str, ...] = POLICIES,
     new_tokens: int = 33,
-    deadline: float | None = None,
+    deadline: float = math.inf,
     **options: Any,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Prefill and decode of one prompt of ``length`` random tokens under each policy.
 
     ``options`` are EngineConfig's. A row: time to first token, decode step, and the step over its limit, which is the
     time to read the weights and the visited K and V once.
     """
-    import torch
+    from eval.bench.runner import Timing, ask, build, plain, random_ids
 
-    from service.engine.engine import Engine, EngineConfig
-    from service.engine.request import SamplingParams
-
-    device = next(loaded.model.parameters()).device
-    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-    per_token = loaded.kv_shape.bytes_per_token(getattr(torch, dtype))
-    config = EngineConfig(
-        **{
-            "dtype": dtype,
-            "device": str(device),
-            "kv_memory": int(1.1 * per_token * (length + 4096)),
-            "max_model_len": length + 1024,
-            "max_step_tokens": 8192,
-            "max_running": 4,
-            "prefix_cache": False,
-            "drafter": "none",
-            **options,
-        }
-    )
-    engine = Engine(loaded, config)
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(3, loaded.vocab_size, (length,), generator=generator).tolist()
+    per_token = loaded.kv_shape.bytes_per_token(next(loaded.model.parameters()).dtype)
+    memory = int(1.1 * per_token * (length + 4096))
+    sizes = {"kv_memory": memory, "max_model_len": length + 1024, "step_tokens": 8192, "max_running": 4}
+    prompt = random_ids(length, 0, loaded.vocab_size)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    rows = []
-    for policy in policies:
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, attention=policy)
-        engine.generate([prompt[: min(length, 16384)]], params)  # kernels are tuned at their first launch
-        ttft, steps, stats = _timed(engine, prompt, params)
-        step = statistics.median(steps)
-        kv = per_token * length * stats.get("decode_density", 1.0)
-        rows.append(
-            {
-                "model": loaded.name,
-                "length": length,
-                "attention": policy,
-                "ttft_s": ttft,
-                "decode_step_ms": step * 1e3,
-                "times_limit": step * ceilings.bytes_per_s / (weights + kv),
-                "prefill_density": stats.get("prefill_density", 1.0),
-                "kernels": stats["kernels"],
-            }
-        )
-    for row in rows:
-        row["ttft_speedup"] = rows[0]["ttft_s"] / row["ttft_s"]
-        if "cuda_graphs" in engine.stats():
-            row["cuda_graphs"] = engine.stats()["cuda_graphs"]
+    rows: list[Row] = []
+    with build(loaded, 0, **sizes | options) as engine:
+        for policy in policies:
+            if time.monotonic() > deadline:
+                break
+            ask(engine, prompt[:16384], plain(new_tokens, policy))  # kernels are tuned at their first launch
+            timing = Timing()
+            stats = ask(engine, prompt, plain(new_tokens, policy), timing).stats
+            step = 1 / timing.tokens_per_s
+            kv = per_token * length * stats.get("decode_density", 1.0)
+            rows.append(
+                {
+                    "model": loaded.name,
+                    "length": length,
+                    "attention": policy,
+                    "ttft_s": timing.median_first_s,
+                    "decode_step_ms": step * 1e3,
+                    "times_limit": step * ceilings.bytes_per_s / (weights + kv),
+                    "prefill_density": stats.get("prefill_density", 1.0),
+                    "kernels": stats["kernels"],
+                    "ttft_speedup": (rows[0]["ttft_s"] if rows else timing.median_first_s) / timing.median_first_s,
+                }
+            )
+        graphs = engine.engine.stats().get("cuda_graphs")
+    if graphs is not None:
+        rows = [row | {"cuda_graphs": graphs} for row in rows]
     del engine
     gc.collect()
     return rows
 
 
-def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] = (1, 4, 16)) -> list[dict[str, Any]]:
+def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] = (1, 4, 16)) -> list[Row]:
     """A decode step of so many sequences of ``length`` tokens, launched kernel by kernel and replayed as a graph."""
-    import torch
 
-    from service.engine.request import Request, SamplingParams
+    from service.engine.params import SamplingParams
+    from service.engine.request import Request
     from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
     from service.engine.runner.model_runner import ModelRunner
     from service.engine.step import Slice
@@ -154,35 +142,15 @@ def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] =
         slices.append(Slice(request, length, [5], samples=True))
     rows = []
     for batch in batches:
-        row: dict[str, Any] = {"model": loaded.name, "length": length, "batch": batch}
-        for name, runner in (("eager", plain), ("graph", graphed)):
-            times = []
-            for _ in range(12):
-                torch.cuda.synchronize()
-                began = time.perf_counter()
-                runner.run(slices[:batch]).logits.argmax(-1).tolist()
-                times.append(time.perf_counter() - began)
-            row[f"{name}_ms"] = statistics.median(times[2:]) * 1e3
+        row: Row = {"model": loaded.name, "length": length, "batch": batch}
+        ways = {"eager": partial(_choose, plain, slices[:batch]), "graph": partial(_choose, graphed, slices[:batch])}
+        for name, times in time_in_turn(ways, rounds=10, warm=2).items():
+            row[f"{name}_ms"] = times.median * 1e3
         row["speedup"] = row["eager_ms"] / row["graph_ms"]
         rows.append({**row, "refused": graphed.graphs.refused})
     return rows
 
 
-def _timed(engine: Engine, prompt: list[int], params: Any) -> tuple[float, list[float], dict[str, Any]]:
-    """Time to first token, seconds of each decode step, and the request's statistics."""
-    engine.add_request(prompt, params)
-    began = last = time.perf_counter()
-    ttft = 0.0
-    steps: list[float] = []
-    stats: dict[str, Any] = {}
-    while engine.has_work:
-        for output in engine.step():
-            now = time.perf_counter()
-            if output.token_ids:
-                if ttft:
-                    steps.append(now - last)
-                else:
-                    ttft = now - began
-                last = now
-            stats = output.stats or stats
-    return ttft, steps, stats
+def _choose(runner: ModelRunner, slices: list[Slice]) -> list[int]:
+    """The likeliest token after each row, back on the host."""
+    return runner.run(slices).logits.argmax(-1).tolist()

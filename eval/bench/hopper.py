@@ -123,9 +123,13 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     import torch
 
     from sparse_attn.blocks import BlockIndex
+    from sparse_attn.kernels.operands import Pages, Rows
     from sparse_attn.kernels.triton import attention as triton_attention
+    from sparse_attn.kernels.triton import page_stats as triton_stats
     from sparse_attn.kernels.triton import score as triton_score
     from sparse_attn.kernels.triton import write as triton_write
+    from sparse_attn.plan.grid import Grid
+    from sparse_attn.rows import HeadPages, SequenceRows
     from sparse_attn.tree_masks import TreeMasks
 
     def rows(count: int, heads: int) -> Tensor:
@@ -137,9 +141,8 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     pages = 256
     caches = [torch.zeros(pages, h.kv, PAGE, h.dim, dtype=dtype) for _ in range(2)]
     codes = [torch.zeros(pages, h.kv, PAGE, h.dim, dtype=torch.int8) for _ in range(2)]
-    scales = {name: torch.zeros(pages, h.kv, PAGE) for name in ("k_scale", "v_scale")}
+    scales = [torch.zeros(pages, h.kv, PAGE) for _ in range(2)]
     table = torch.zeros(1, pages, dtype=torch.int32)
-    common: dict[str, Any] = {"scale": h.dim**-0.5}
 
     def attend(count: int, per_head: bool | None = None, quant: bool = False, **options: Any) -> Callable[[], Any]:
         context = (pages - 8) * PAGE
@@ -147,15 +150,17 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         if per_head is not None:
             heads, block = h.query if per_head else h.kv, 128 if count > 64 else count
             index = BlockIndex.full([count], [context], num_heads=heads, block_q=block, block_k=PAGE)
-        held = codes if quant else caches
-        given: dict[str, Any] = {**common, **options, **(scales if quant else {})}
-        given |= {"positions": torch.arange(context, context + count), "index": index}
-        return lambda: triton_attention.attention(
-            rows(count, h.query), rows(count, h.kv), rows(count, h.kv), held[0], held[1], table,
-            ints(context), ints(0, count), **given,
+        held = Pages(codes[0], codes[1], table, scales[0], scales[1]) if quant else Pages(caches[0], caches[1], table)
+        positions = torch.arange(context, context + count)
+        new = Rows(
+            rows(count, h.query), rows(count, h.kv), rows(count, h.kv), ints(0, count), ints(context), h.dim**-0.5,
+            positions=positions, **options,
         )  # fmt: skip
+        return lambda: triton_attention.attention(held, new, index)
 
     low, high = (torch.zeros(pages, h.kv, PAGE // 16, h.dim) for _ in range(2))
+    held = [HeadPages(range(h.kv), caches[0], table[0])]
+    chunk = SequenceRows(rows(1024, h.query), rows(1024, h.kv), h.dim**-0.5, 4096, held)
     trees = TreeMasks.pack([torch.ones(64, 64, dtype=torch.bool).tril()], torch.device("cpu"))
     return {
         "dense prefill": attend(512),
@@ -175,19 +180,16 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         ),
         "write of int8": lambda: triton_write.write_rows(
             codes[0][:80, :, 0], codes[1][:80, :, 0], codes[0], codes[1], torch.arange(80),
-            (torch.zeros(80, h.kv), torch.zeros(80, h.kv), scales["k_scale"], scales["v_scale"]),
+            (torch.zeros(80, h.kv), torch.zeros(80, h.kv), *scales),
         ),
-        "page statistics": lambda: triton_score.update_page_stats(low, high, caches[0], torch.arange(80)),
-        "page statistics of int8": lambda: triton_score.update_page_stats(
-            low, high, codes[0], torch.arange(80), scales["k_scale"]
+        "page statistics": lambda: triton_stats.update_page_stats(low, high, caches[0], torch.arange(80)),
+        "page statistics of int8": lambda: triton_stats.update_page_stats(
+            low, high, codes[0], torch.arange(80), scales[0]
         ),
-        "page bounds": lambda: triton_score.page_bounds(
+        "page bounds": lambda: triton_stats.page_bounds(
             rows(4, h.query), low, high, table.expand(4, -1), ints(9, 9, 9, 9)
         ),
-        "antidiagonal scores": lambda: triton_score.antidiagonal(
-            rows(1024, h.query), rows(1024, h.kv), caches[0], table[0],
-            context_len=4096, scale=h.dim**-0.5, stride=16, block_q=128, block_k=128,
-        ),
+        "antidiagonal scores": lambda: triton_score.antidiagonal(chunk, Grid.of(chunk, 128, 128), 16),
     }  # fmt: skip
 
 

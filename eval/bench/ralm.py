@@ -3,7 +3,7 @@
 Every row is a model and a retriever. Every question is answered by the sequential loop and by every way of
 speculating, in turn, each beginning with an empty prefix cache, and all must give the same token ids. With several
 rounds the fastest of each way counts, since what else runs on a machine only ever slows. The knowledge base is windows
-over the documents of this machine, embedded once (``_passages``). A run may be cut into pieces: with a time limit it
+over the documents of this machine, embedded once (``passages``). A run may be cut into pieces: with a time limit it
 stops in good order, and ``--resume`` goes on with what the result file has.
 """
 
@@ -12,20 +12,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
-import typer
+from typer import Option
 
-from eval.bench._beside_transformers import random_llama
-from eval.bench._passages import KnowledgeBase, cache_folder, knowledge_base
+from eval.bench.base import BenchOptions, Figures, Result, Texts, bench
+from eval.bench.beside_transformers import random_llama
+from eval.bench.passages import KnowledgeBase, cache_folder, knowledge_base
+from eval.bench.runner import build
 from eval.errors import EvalError
-from eval.figures import RESULTS, report_result
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.index.batching import Batcher
 from retrieval.index.dense import DenseIndex
@@ -36,15 +37,12 @@ from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetri
 from retrieval.iterative.speculation import IterativeRetrieval, Retriever
 from retrieval.iterative.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
-from service.answering.evidence import IterativeOptions, Question
 from service.answering.iterative import QueryText, StrideWriter
-from service.engine.async_engine import AsyncEngine
-from service.engine.engine import Engine, EngineConfig
+from service.answering.question import Iterative, Question
 from service.engine.loading.checkpoint import load_model, prepare
-from service.engine.request import SamplingParams
-from service.generation import Generator
+from service.engine.params import SamplingParams
 from service.reader.layout import ReaderLayout
-from service.settings import EMBEDDED, load_settings
+from service.settings import EMBEDDED
 
 MODELS = (EMBEDDED, "llama-27m")
 TARGETS = {"exact": 2.39, "flat": 2.39, "hnsw": 1.39, "bm25": 1.77}
@@ -105,24 +103,25 @@ class Base:
 class Bench:
     """One model over one knowledge base."""
 
-    def __init__(self, model: str, base: KnowledgeBase, tokens: int, k: int, drafter: str) -> None:
+    def __init__(self, model: str, base: KnowledgeBase, options: Options) -> None:
         self.base = Base(base.texts)
-        self.params = SamplingParams(max_tokens=tokens, ignore_eos=True, drafter=drafter, attention="dense")
-        self.iterative = IterativeOptions(k=k)
+        self.params = SamplingParams(
+            max_tokens=options.tokens, ignore_eos=True, drafter=options.drafter, attention="dense"
+        )
+        self.iterative = Iterative(k=options.k)
         loaded = load_model(EMBEDDED, "float32", "cpu", MAX_LENGTH)
         if model != EMBEDDED:
             random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
             loaded = prepare(model, random, loaded.tokenizer, MAX_LENGTH)
-        self.engine = AsyncEngine(Engine(loaded, EngineConfig(kv_memory=256 << 20, page_size=PAGE_SIZE)))
-        self.generator = Generator(self.engine, load_settings())
+        self.engine = build(loaded, 0, kv_memory=256 << 20, page_size=PAGE_SIZE, prefix_cache=True)
         self.layout = ReaderLayout(loaded.tokenizer)
         self._experiences = Experiences()  # as a service keeps them from answer to answer
 
     async def answer(self, question: str, retriever: Retriever, way: Way, turn: int = 0) -> Record:
         """One question, from an empty prefix cache and with the experience of this way and turn."""
-        await self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages)))
-        asked = Question(question, mode="iterative", iterative=self.iterative)
-        writer = StrideWriter(asked, self.params, self.base, self.layout, self.generator)
+        self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages))).result()
+        asked = Question(question=question, mode="iterative", iterative=self.iterative)
+        writer = StrideWriter(asked, "local", self.params, self.base, self.layout, self.engine)
         text = QueryText(question, self.iterative.query_tokens, self.engine.engine.tokenizer)
         loop = IterativeRetrieval(retriever, writer.write, text, way.options, self._experiences.of((way.name, turn)))
         began = time.perf_counter()
@@ -136,7 +135,13 @@ class Bench:
 
 @dataclass
 class Row:
-    """The figures of one model and retriever, question by question."""
+    """The figures of one model and retriever, question by question.
+
+    Attributes:
+        seconds: by way, a question each; the sweep may have fewer.
+        figures: by way, those of the loop.
+        different: question and way whose tokens were not those of the sequential loop.
+    """
 
     model: str
     retriever: str
@@ -144,10 +149,8 @@ class Row:
     tokens: int
     rounds: int = 1
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """by way, a question each; the sweep may have fewer"""
     figures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     different: list[str] = field(default_factory=list)
-    """question and way whose tokens were not those of the sequential loop"""
 
     @property
     def done(self) -> int:
@@ -282,115 +285,94 @@ def read_questions(path: Path | None, base: KnowledgeBase, count: int) -> list[s
     return found[:count]
 
 
-def run(
-    passages: int = 200_000,
-    text: Sequence[Path] = (),
-    questions: int = 30,
-    questions_file: Path | None = None,
-    tokens: int = 64,
-    k: int = 4,
-    models: Sequence[str] = MODELS,
-    retrievers: Sequence[str] = tuple(TARGETS),
-    drafter: str = "prompt_lookup",
-    sweep: int = 6,
-    rounds: int = 1,
-    seconds: float = float("inf"),
-    earlier: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Measure the rows that are named until the time is up.
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
+    """Iterative retrieval: sequential against speculative, over a large knowledge base."""
 
-    Args:
-        text: folders to take passages from, besides where documents lie on most machines.
-        sweep: questions on which OS³ is compared with fixed strides.
-        earlier: the ``measured`` of an earlier result, to go on with.
+    passages: Annotated[int, Option(min=1000, help="Passages of the knowledge base.")] = 200_000
+    text: Texts = ()
+    questions: Annotated[int, Option(min=1, help="Questions of each row.")] = 30
+    questions_file: Annotated[Path | None, Option(help="JSON lines with `question` or `turns`.")] = None
+    tokens: Annotated[int, Option(min=8, help="Tokens generated for each.")] = 64
+    k: Annotated[int, Option("--k", min=1, help="Tokens between searches.")] = 4
+    model: Annotated[tuple[str, ...], Option(help="embedded or llama-27m; may be repeated.")] = MODELS
+    retriever: Annotated[tuple[str, ...], Option(help="exact, flat, hnsw or bm25; may be repeated.")] = tuple(TARGETS)
+    drafter: Annotated[str, Option(help="Drafter within a stride, on both sides.")] = "prompt_lookup"
+    sweep: Annotated[int, Option(min=0, help="Questions on which fixed strides are tried.")] = 6
+    rounds: Annotated[int, Option(min=1, help="Times that a question is answered; the fastest counts.")] = 1
+    minutes: Annotated[float, Option(min=0.1, help="Begin no question after so long.")] = 1e6
+    resume: Annotated[bool, Option("--resume", help="Go on with the result file.")] = False
+
+
+def measure(options: Options) -> Figures:
+    """The command: the rows that are named, or what the file lacks of them."""
+    earlier = Result("ralm", options.output).earlier() if options.resume else None
+    return run(options, earlier["measured"] if earlier else None)
+
+
+def run(options: Options, earlier: dict[str, Any] | None = None) -> Figures:
+    """Measure the rows that are named until the time is up; ``earlier`` is the ``measured`` of an earlier result.
+
+    Raises:
+        EvalError: there is no such model or retriever; an earlier row has other tokens or rounds.
     """
-    deadline = time.monotonic() + seconds
-    home = cache_folder()
-    base = knowledge_base(passages, text, home)
-    asked = read_questions(questions_file, base, questions)
+    _check("model", options.model, MODELS)
+    _check("retriever", options.retriever, tuple(TARGETS))
+    deadline = time.monotonic() + 60 * options.minutes
+    home = cache_folder("ralm")
+    base = knowledge_base(options.passages, options.text, home)
+    asked = read_questions(options.questions_file, base, options.questions)
     rows = {name: Row(**row) for name, row in (earlier or {}).items()}
-    for model, retriever in ((m, r) for r in retrievers for m in models):
-        row = rows.setdefault(f"{model}/{retriever}", Row(model, retriever, PREFETCH[retriever], tokens, rounds))
-        if (row.tokens, row.rounds) != (tokens, rounds):
+    for retriever, model in product(options.retriever, options.model):
+        new = Row(model, retriever, PREFETCH[retriever], options.tokens, options.rounds)
+        row = rows.setdefault(f"{model}/{retriever}", new)
+        if (row.tokens, row.rounds) != (options.tokens, options.rounds):
             raise EvalError(
                 f"the row {model}/{retriever} has {row.tokens} tokens and {row.rounds} rounds",
                 hint="Resume it with as many.",
             )
-        if row.done >= questions or time.monotonic() > deadline:
+        if row.done >= options.questions or time.monotonic() > deadline:
             continue
-        bench = Bench(model, base, tokens, k, drafter)
-        asyncio.run(_measure(bench, row, make_retriever(retriever, base, home), asked, sweep, deadline))
+        answering = Bench(model, base, options)
+        with answering.engine:
+            found = make_retriever(retriever, base, home)
+            asyncio.run(_measure(answering, row, found, asked, options.sweep, deadline))
     return {
-        "passages": passages,
-        "passage_words_mean": sum(len(t.split()) for t in base.texts) / passages,
-        "k": k,
+        **options.told("passages", "k", "drafter"),
+        "passage_words_mean": sum(len(t.split()) for t in base.texts) / options.passages,
         "page_size": PAGE_SIZE,
-        "drafter": drafter,
         "rows": {name: row.summary() for name, row in rows.items() if row.done},
         "measured": {name: vars(row) for name, row in rows.items()},
     }
 
 
-async def _measure(
-    bench: Bench, row: Row, retriever: Retriever, questions: Sequence[str], sweep: int, deadline: float
-) -> None:
-    await bench.engine.start()
-    try:
-        for way in ways(row.prefetch, sweep=False):  # compiles and warms what the first question would pay for
-            await bench.answer("What is a warm-up?", retriever, way, turn=-1)
-        for number, question in _left(questions, row.done, deadline):
-            found = ways(row.prefetch, sweep=number < sweep)
-            turned = found[number % len(found) :] + found[: number % len(found)]
-            orders = [turned if turn % 2 == 0 else turned[::-1] for turn in range(row.rounds)]
-            rounds = [
-                {way.name: await bench.answer(question, retriever, way, turn) for way in order}
-                for turn, order in enumerate(orders)
-            ]
-            row.add(question, *rounds)
-    finally:
-        await bench.engine.stop()
-
-
-def _left(questions: Sequence[str], done: int, deadline: float) -> Iterator[tuple[int, str]]:
-    for number in range(done, len(questions)):
-        if time.monotonic() > deadline:
-            return
-        yield number, questions[number]
-
-
-def command(
-    passages: Annotated[int, typer.Option(min=1000, help="Passages of the knowledge base.")] = 200_000,
-    text: Annotated[list[Path] | None, typer.Option(help="A folder to take passages from; may be repeated.")] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Questions of each row.")] = 30,
-    questions_file: Annotated[Path | None, typer.Option(help="JSON lines with `question` or `turns`.")] = None,
-    tokens: Annotated[int, typer.Option(min=8, help="Tokens generated for each.")] = 64,
-    k: Annotated[int, typer.Option("--k", min=1, help="Tokens between searches.")] = 4,
-    model: Annotated[list[str] | None, typer.Option(help="embedded or llama-27m; default both.")] = None,
-    retriever: Annotated[list[str] | None, typer.Option(help="exact, flat, hnsw or bm25; default all.")] = None,
-    drafter: Annotated[str, typer.Option(help="Drafter within a stride, on both sides.")] = "prompt_lookup",
-    sweep: Annotated[int, typer.Option(min=0, help="Questions on which fixed strides are tried.")] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that a question is answered; the fastest counts.")] = 1,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Begin no question after so long.")] = 1e6,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the result file.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Iterative retrieval: sequential against speculative, over a large knowledge base."""
-    earlier = None
-    if resume:
-        with suppress(FileNotFoundError):
-            earlier = json.loads((output or RESULTS / "ralm.json").read_text(encoding="utf-8"))["figures"]["measured"]
-    chosen_models, chosen_retrievers = tuple(model or MODELS), tuple(retriever or TARGETS)
-    _check("model", chosen_models, MODELS)
-    _check("retriever", chosen_retrievers, tuple(TARGETS))
-    figures = run(
-        passages, text or (), questions, questions_file, tokens, k, chosen_models, chosen_retrievers, drafter, sweep,
-        rounds, 60 * minutes, earlier,
-    )  # fmt: skip
-    report_result("ralm", figures, as_json=as_json, output=output)
+def table(figures: Figures) -> list[dict[str, Any]]:
+    """A line a row, for people."""
+    return list(figures["rows"].values())
 
 
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
             raise EvalError(f"there is no {what} {name!r}", hint=f"Choose of {', '.join(known)}.", param=what)
+
+
+async def _measure(
+    answering: Bench, row: Row, retriever: Retriever, questions: Sequence[str], sweep: int, deadline: float
+) -> None:
+    for way in ways(row.prefetch, sweep=False):  # compiles and warms what the first question would pay for
+        await answering.answer("What is a warm-up?", retriever, way, turn=-1)
+    for number, question in list(enumerate(questions))[row.done :]:
+        if time.monotonic() > deadline:
+            return
+        found = ways(row.prefetch, sweep=number < sweep)
+        turned = found[number % len(found) :] + found[: number % len(found)]
+        orders = [turned if turn % 2 == 0 else turned[::-1] for turn in range(row.rounds)]
+        rounds = [
+            {way.name: await answering.answer(question, retriever, way, turn) for way in order}
+            for turn, order in enumerate(orders)
+        ]
+        row.add(question, *rounds)
+
+
+command = bench(Options, measure, "ralm", table=table)

@@ -12,17 +12,18 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, get_args
 
 import httpx
 import numpy as np
-import typer
+from typer import Argument, Option
 
+from eval.bench.base import BenchOptions, Figures, Rounds, bench
 from eval.bench.serve import serving
-from eval.figures import report_result
+from eval.bench.timer import seconds
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.library import Library
 from retrieval.parsing import ParsedDocument, parse
@@ -32,6 +33,7 @@ from retrieval.store import documents as store
 from retrieval.types import Mode, Page
 
 CHUNKS_PER_DOCUMENT = 1000
+HITS = 10
 # A client that costs next to nothing: it shares the machine with what it measures.
 _HEAD = (
     b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -40,15 +42,25 @@ _HEAD = (
 TARGETS = {"search_p95_ms": 50.0, "delete_s": 1.0, "restart_s": 3.0}
 
 
-def run(
-    file: Path, chunks: int = 100_000, clients: int = 10, queries: int = 500, rounds: int = 5, k: int = 10
-) -> dict[str, Any]:
-    """Fill a library with ``chunks`` chunks made from ``file`` and measure it.
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
+    """Search, delete and restart with many chunks."""
+
+    file: Annotated[Path, Argument(help="A text to take sentences from.", exists=True, dir_okay=False)]
+    chunks: Annotated[int, Option(min=3 * CHUNKS_PER_DOCUMENT, help="Chunks in the library.")] = 100_000
+    clients: Annotated[int, Option(min=1, help="Concurrent clients.")] = 10
+    queries: Annotated[int, Option(min=10, help="Questions per mode and round.")] = 500
+    rounds: Rounds = 5
+
+
+def run(options: Options) -> Figures:
+    """Fill a library with chunks made from a file and measure it.
 
     Returns per mode latencies in milliseconds (p50, p95, p99, from the request to the hits with their text) and queries
     per second, each the median of ``rounds`` in which the modes take turns, with every round's p95; and seconds to
     build the index, to delete a document of 1,000 chunks, and to reopen until it is ready.
     """
+    file, clients = options.file, options.clients
     rng = np.random.default_rng(0)
     text = parse(file.read_bytes(), file.name).text
     known = [" ".join(text[start:end].split()) for start, end in sentences(text) if end - start > 30]
@@ -56,29 +68,26 @@ def run(
     embedder.encode_queries(["load the model before the clock starts"])
     with tempfile.TemporaryDirectory() as home:
         with Library.open(home, embedder=embedder) as library:
-            _fill(library, embedder, known, chunks, rng)
-            build_s = _seconds(library.build_index)
+            _fill(library, embedder, known, options.chunks, rng)
+            build_s = seconds(library.build_index)
         restart_s = []
         for _ in range(3):
             with Library.open(home, embedder=embedder) as library:
-                restart_s.append(_seconds(library.stats))
+                restart_s.append(seconds(library.stats))
         measured: dict[str, list[dict[str, float]]] = {mode: [] for mode in get_args(Mode)}
         with serving(HOME=home) as server:
             port = httpx.URL(server.endpoint.url).port or 80
             for mode in get_args(Mode):
-                asyncio.run(_measure(port, mode, _questions(known, 3 * clients, rng), clients, k))  # compiled, cached
-            for _ in range(rounds):
+                asyncio.run(_measure(port, mode, _questions(known, 3 * clients, rng), clients))  # compiled, cached
+            for _ in range(options.rounds):
                 for mode, found in measured.items():
-                    found.append(asyncio.run(_measure(port, mode, _questions(known, queries, rng), clients, k)))
+                    found.append(asyncio.run(_measure(port, mode, _questions(known, options.queries, rng), clients)))
         with Library.open(home, embedder=embedder) as library:
             library.warm_up()
-            deletes = [_seconds(lambda: library.delete(library.documents(limit=1)[0].id)) for _ in range(3)]
+            deletes = [seconds(lambda: library.delete(library.documents(limit=1)[0].id)) for _ in range(3)]
     return {
-        "chunks": chunks,
-        "clients": clients,
-        "queries": queries,
-        "rounds": rounds,
-        "k": k,
+        **options.told("chunks", "clients", "queries", "rounds"),
+        "k": HITS,
         "search": {mode: _medians(rounds_of_mode) for mode, rounds_of_mode in measured.items()},
         "build_index_s": build_s,
         "delete_1000_chunks_s": sorted(deletes)[1],
@@ -121,27 +130,27 @@ def _questions(known: list[str], count: int, rng: np.random.Generator) -> list[s
     return [starts[i] for i in rng.choice(len(starts), size=count, replace=False)]
 
 
-async def _measure(port: int, mode: str, questions: list[str], clients: int, k: int) -> dict[str, float]:
+async def _measure(port: int, mode: str, questions: list[str], clients: int) -> dict[str, float]:
     """Every client asks its next question as soon as the last is answered, on a connection of its own."""
     latencies: list[float] = []
 
     async def client(mine: list[str]) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for question in mine:
-            body = json.dumps({"query": question, "limit": k, "mode": mode}).encode()
+            body = json.dumps({"query": question, "limit": HITS, "mode": mode}).encode()
             started = time.perf_counter()
             writer.write(_HEAD % (port, len(body)) + body)
             found = await _body(reader)
             latencies.append(time.perf_counter() - started)
-            if len(json.loads(found)["results"]) != k:
-                raise ValueError(f"not {k} hits for {question!r}: {found[:200]!r}")
+            if len(json.loads(found)["results"]) != HITS:
+                raise ValueError(f"not {HITS} hits for {question!r}: {found[:200]!r}")
         writer.close()
 
     started = time.perf_counter()
     await asyncio.gather(*(client(questions[number::clients]) for number in range(clients)))
-    seconds = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
     p50, p95, p99 = 1000 * np.percentile(latencies, [50, 95, 99])
-    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "queries_per_s": len(latencies) / seconds}
+    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "queries_per_s": len(latencies) / elapsed}
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -157,24 +166,4 @@ async def _body(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(int(length.partition(b":")[2]))
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def command(
-    file: Annotated[Path, typer.Argument(help="a text to take sentences from", exists=True, dir_okay=False)],
-    chunks: Annotated[int, typer.Option(help="chunks in the library", min=CHUNKS_PER_DOCUMENT)] = 100_000,
-    clients: Annotated[int, typer.Option(help="concurrent clients", min=1)] = 10,
-    queries: Annotated[int, typer.Option(help="questions per mode and round", min=10)] = 500,
-    rounds: Annotated[int, typer.Option(help="rounds in which the modes take turns", min=1)] = 5,
-    output: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the figures")] = False,
-) -> None:
-    """Search, delete and restart with many chunks."""
-    report_result("bench_search", run(file, chunks, clients, queries, rounds), as_json=as_json, output=output)
-
-
-if __name__ == "__main__":
-    typer.run(command)
+command = bench(Options, run, "bench_search")

@@ -26,9 +26,11 @@ from typing import Annotated, Any
 
 import httpx
 import numpy as np
-import typer
+from typer import Option
 
-from eval.figures import report_result
+from eval.bench.base import BenchOptions, Figures, Seed, bench
+from eval.bench.runner import random_ids
+from eval.errors import EvalError
 
 TTFT_OBJECTIVE_S = 2.0
 TPOT_OBJECTIVE_S = 0.2
@@ -203,25 +205,44 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], timeout_s: float = 1
     raise RuntimeError(f"the service was not ready within {timeout_s:.0f} s")
 
 
-def random_ids(length: int, seed: int, vocabulary: int = 4000) -> list[int]:
-    """Token ids that every vocabulary of at least this size has; the first ones are often special and left out."""
-    rng = random.Random(seed)
-    return [rng.randrange(300, vocabulary) for _ in range(length)]
-
-
-async def poisson(
-    endpoint: Endpoint, requests: int, rate: float, prompt_tokens: int, max_tokens: int, seed: int
-) -> dict[str, Any]:
+async def poisson(endpoint: Endpoint, options: Options) -> Figures:
     """Requests that arrive by a Poisson process of ``rate`` a second."""
-    rng, tasks = random.Random(seed), []
+    rng, tasks = random.Random(options.seed), []
     async with endpoint.client() as client:
         began = time.perf_counter()
-        for i in range(requests):
-            prompt = random_ids(prompt_tokens, seed * 100_003 + i)
-            tasks.append(asyncio.create_task(endpoint.complete(client, prompt, max_tokens)))
-            await asyncio.sleep(rng.expovariate(rate))
+        for i in range(options.requests):
+            prompt = random_ids(options.prompt_tokens, options.seed * 100_003 + i)
+            tasks.append(asyncio.create_task(endpoint.complete(client, prompt, options.max_tokens)))
+            await asyncio.sleep(rng.expovariate(options.rate))
         samples = await asyncio.gather(*tasks)
         return summarise(samples, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What clients in a closed loop saw, and how much was answered while all of them were at work."""
+
+    samples: list[Sample]
+    seconds: float
+    steady_answers: int
+    steady_s: float
+
+
+async def closed_loop(endpoint: Endpoint, prompts: Sequence[Sequence[int]], clients: int, max_tokens: int) -> Load:
+    """So many clients work the prompts off. The steady part ends when a client finds no work."""
+    waiting: list[Sequence[int]] = list(reversed(prompts))
+    samples: list[Sample] = []
+    steady: list[tuple[int, float]] = []
+    async with endpoint.client() as client:
+
+        async def work() -> None:
+            while waiting:
+                samples.append(await endpoint.complete(client, waiting.pop(), max_tokens))
+            steady.append((len(samples), time.perf_counter() - began))
+
+        began = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(clients)))
+        return Load(samples, time.perf_counter() - began, *steady[0])
 
 
 def shared_document(document_tokens: int = 16384, questions: int = 8, max_tokens: int = 32) -> dict[str, Any]:
@@ -229,31 +250,19 @@ def shared_document(document_tokens: int = 16384, questions: int = 8, max_tokens
     document = random_ids(document_tokens, seed=1)
     prompts = [document + random_ids(24, seed=100 + i) for i in range(questions)]
 
-    async def concurrent(endpoint: Endpoint) -> tuple[list[Sample], float]:
-        async with endpoint.client() as client:
-            began = time.perf_counter()
-            samples = await asyncio.gather(*(endpoint.complete(client, p, max_tokens) for p in prompts))
-            return list(samples), time.perf_counter() - began
+    def load(questions: int, clients: int, **settings: str) -> Load:
+        with serving(**settings) as server:
+            return asyncio.run(closed_loop(server.endpoint, prompts[:questions], clients, max_tokens))
 
-    async def one_by_one(endpoint: Endpoint, count: int) -> tuple[list[Sample], float]:
-        async with endpoint.client() as client:
-            began = time.perf_counter()
-            samples = [await endpoint.complete(client, p, max_tokens) for p in prompts[:count]]
-            return samples, time.perf_counter() - began
-
-    with serving() as server:
-        together, together_s = asyncio.run(concurrent(server.endpoint))
-    with serving() as server:
-        cached, _ = asyncio.run(one_by_one(server.endpoint, 3))
-    with serving(PREFIX_CACHE="false") as server:
-        uncached, uncached_s = asyncio.run(one_by_one(server.endpoint, questions))
+    together, cached = load(questions, clients=questions), load(3, clients=1).samples
+    alone = load(questions, clients=1, PREFIX_CACHE="false")
     first, second = (cached[i].ttft or 0.0 for i in (0, 1))
     return {
         "document_tokens": document_tokens,
         "questions": questions,
-        "concurrent_with_prefix_cache": summarise(together, together_s),
-        "one_by_one_without_prefix_cache": summarise(uncached, uncached_s),
-        "throughput_ratio": uncached_s / together_s,
+        "concurrent_with_prefix_cache": summarise(together.samples, together.seconds),
+        "one_by_one_without_prefix_cache": summarise(alone.samples, alone.seconds),
+        "throughput_ratio": alone.seconds / together.seconds,
         "ttft_first_s": first,
         "ttft_second_s": second,
         "ttft_second_over_first": second / first,
@@ -313,47 +322,36 @@ def churn(clients: int = 64, seconds: float = 600, seed: int = 0) -> dict[str, A
         return asyncio.run(_churn(server, clients, seconds, seed))
 
 
-def run(
-    scenario: str = "poisson",
-    url: str | None = None,
-    model: str | None = None,
-    key: str | None = None,
-    requests: int = 64,
-    rate: float = 4.0,
-    prompt_tokens: int = 512,
-    max_tokens: int = 64,
-    seconds: float = 600,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The figures of one scenario; ``url`` and ``model`` name another server for ``poisson``."""
-    if scenario == "shared-document":
-        return {"scenario": scenario, **shared_document()}
-    if scenario == "churn":
-        return {"scenario": scenario, **churn(seconds=seconds, seed=seed)}
-    if scenario != "poisson":
-        raise typer.BadParameter(f"unknown scenario {scenario!r}; there are poisson, shared-document and churn")
-    if url is not None:
-        endpoint = Endpoint(url.rstrip("/").removesuffix("/v1"), model or "", key)
-        return {"scenario": scenario, **asyncio.run(poisson(endpoint, requests, rate, prompt_tokens, max_tokens, seed))}
-    with serving(model or "embedded") as server:
-        figures = asyncio.run(poisson(server.endpoint, requests, rate, prompt_tokens, max_tokens, seed))
-        return {"scenario": scenario, **figures, "kv_usage_after": server.kv_usage()}
-
-
-def command(
-    scenario: Annotated[str, typer.Option(help="poisson, shared-document or churn.")] = "poisson",
-    url: Annotated[str | None, typer.Option(help="Another OpenAI server, for poisson; default: start our own.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to serve or to name.")] = None,
-    key: Annotated[str | None, typer.Option(help="API key of the other server.")] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests of poisson.")] = 64,
-    rate: Annotated[float, typer.Option(min=0.001, help="Arrivals a second.")] = 4.0,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length.")] = 512,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Output length.")] = 64,
-    seconds: Annotated[float, typer.Option(min=10, help="Length of churn.")] = 600,
-    seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Result file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
     """Load a service and report TTFT, TPOT, ITL, goodput and throughput."""
-    figures = run(scenario, url, model, key, requests, rate, prompt_tokens, max_tokens, seconds, seed)
-    report_result(f"serve-{scenario}", figures, as_json=as_json, output=output)
+
+    scenario: Annotated[str, Option(help="poisson, shared-document or churn.")] = "poisson"
+    url: Annotated[str | None, Option(help="Another OpenAI server, for poisson; default: start our own.")] = None
+    model: Annotated[str | None, Option(help="Model to serve or to name.")] = None
+    key: Annotated[str | None, Option(help="API key of the other server.")] = None
+    requests: Annotated[int, Option(min=1, help="Requests of poisson.")] = 64
+    rate: Annotated[float, Option(min=0.001, help="Arrivals a second.")] = 4.0
+    prompt_tokens: Annotated[int, Option(min=1, help="Prompt length.")] = 512
+    max_tokens: Annotated[int, Option(min=1, help="Output length.")] = 64
+    seconds: Annotated[float, Option(min=10, help="Length of churn.")] = 600
+    seed: Seed = 0
+
+
+def run(options: Options) -> Figures:
+    """The figures of one scenario; ``url`` and ``model`` name another server for ``poisson``."""
+    scenario = {"scenario": options.scenario}
+    if options.scenario == "shared-document":
+        return scenario | shared_document()
+    if options.scenario == "churn":
+        return scenario | churn(seconds=options.seconds, seed=options.seed)
+    if options.scenario != "poisson":
+        raise EvalError(f"unknown scenario {options.scenario!r}", hint="There are poisson, shared-document and churn.")
+    if options.url is not None:
+        endpoint = Endpoint(options.url.rstrip("/").removesuffix("/v1"), options.model or "", options.key)
+        return scenario | asyncio.run(poisson(endpoint, options))
+    with serving(options.model or "embedded") as server:
+        return scenario | asyncio.run(poisson(server.endpoint, options)) | {"kv_usage_after": server.kv_usage()}
+
+
+command = bench(Options, run, lambda options, figures: f"serve-{options.scenario}")

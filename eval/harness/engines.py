@@ -22,9 +22,9 @@ import httpx
 from drafters.registry import DRAFTERS
 from eval.errors import EvalError
 from eval.harness.prompting import ModelInput
-from service.engine.engine import Engine
+from service.engine.async_engine import AsyncEngine
 from service.engine.options import parse_drafter, parse_policy
-from service.engine.request import DraftSources, SamplingParams, TokenOutput
+from service.engine.params import DraftSources, SamplingParams
 from service.errors import InvalidRequest
 from sparse_attn.errors import SparseAttentionError
 from sparse_attn.plan.policies import POLICIES
@@ -41,7 +41,8 @@ class Reply:
 
     Attributes:
         token_ids: the generated ids; () where an endpoint does not tell.
-        ttft_s, total_s: seconds from the request to the first token and to the end.
+        ttft_s: seconds from the request to the first token.
+        total_s: seconds from the request to the end.
         decode_tokens_per_s: rate of the tokens after the first; None for fewer than two.
         stats: further figures of the engine (drafted and accepted tokens, for one).
     """
@@ -124,72 +125,54 @@ class Point:
 
 
 class LocalEngine:
-    """One point of a loaded engine; several points share its weights, not its cached prefixes.
+    """One point of an engine that runs; several points share its weights, not its cached prefixes.
 
     Raises:
         EvalError: the model does not allow the point's attention policy.
     """
 
-    def __init__(self, engine: Engine, point: Point) -> None:
+    def __init__(self, engine: AsyncEngine, point: Point) -> None:
         try:
-            parse_policy(point.attention).check(engine.shape)
+            parse_policy(point.attention).check(engine.engine.shape)
         except SparseAttentionError as error:
             raise EvalError(f"the engine {point.name!r}: {error}", param="engine") from error
         self.name = point.name
         self.point = point
-        self.window = engine.max_model_len
+        self.window = engine.engine.max_model_len
         self._engine = engine
 
     def describe(self) -> dict[str, Any]:
-        config = self._engine.config
+        engine = self._engine.engine
         return {
             "kind": "folio",
-            "model": os.path.basename(self._engine.loaded.name.rstrip("/")),
+            "model": os.path.basename(engine.loaded.name.rstrip("/")),
             "attention": self.point.attention,
             "drafter": self.point.drafter,
             "retrieval": self.point.retrieval,
             "same_tokens": self.point.same_tokens,
-            "dtype": config.dtype,
-            "device": config.device,
+            "dtype": engine.config.dtype,
+            "device": engine.config.device,
             "window": self.window,
         }
 
     def answer(self, prompt: ModelInput, new_tokens: int) -> Reply:
         params = SamplingParams(max_tokens=new_tokens, attention=self.point.attention, drafter=self.point.drafter)
         began = time.perf_counter()
-        sources = DraftSources(documents=prompt.documents)
-        request_id = self._engine.add_request(prompt.ids, params, draft_sources=sources)
-        ids: list[int] = []
-        text, first = "", None
-        for output in self._outputs(request_id):
-            ids += output.token_ids
-            text += output.text
-            first = first or (time.perf_counter() if ids else None)
-        ended = time.perf_counter()
-        if output.error is not None:
-            raise EvalError(f"the engine failed: {output.error}")
+        [found] = self._engine.generate([prompt.ids], params, [DraftSources(documents=prompt.documents)])
+        total_s = time.perf_counter() - began
+        if found.error is not None:
+            raise EvalError(f"the engine failed: {found.error}")
+        first = found.times[0] if found.times else total_s
         return Reply(
-            token_ids=tuple(ids),
-            text=text,
-            finish_reason=str(output.finish_reason),
+            token_ids=tuple(found.token_ids),
+            text=found.text,
+            finish_reason=found.finish_reason,
             prompt_tokens=len(prompt.ids),
-            ttft_s=(first or ended) - began,
-            total_s=ended - began,
-            decode_tokens_per_s=_rate(len(ids), first, ended),
-            stats=_figures(output.stats),
+            ttft_s=first,
+            total_s=total_s,
+            decode_tokens_per_s=_rate(len(found.token_ids), first, total_s),
+            stats=_figures(found.stats),
         )
-
-    def _outputs(self, request_id: str) -> Iterator[TokenOutput]:
-        """Step the engine until the request has finished; it is aborted if the caller stops before."""
-        try:
-            while True:
-                for output in self._engine.step():
-                    if output.request_id == request_id:
-                        yield output
-                        if output.finished:
-                            return
-        finally:
-            self._engine.abort(request_id)
 
 
 class OpenAIEngine:

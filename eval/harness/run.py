@@ -9,22 +9,24 @@ import hashlib
 import time
 from array import array
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from eval.errors import EvalError
 from eval.figures import git_sha, machine
 from eval.harness.engines import AnswerEngine, Reply, folder_name
-from eval.harness.jsonl import Problem
+from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
 from eval.harness.prompting import ModelInput, Prompter
 from eval.harness.store import Cell, Rows, claim, read_rows, save_summary
 from eval.harness.summary import summarise
 from eval.scoring import SCORERS, score_one
 from eval.tasks.example import Example
+from eval.tasks.sources import Source
 from service.errors import FolioError
 
 log = structlog.get_logger(__name__)
@@ -33,71 +35,14 @@ SHOWN = "official_v1"
 """The scorer of the running score."""
 
 
-class Source(Protocol):
-    """Where a task's examples come from."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def new_tokens(self) -> int: ...
-
-    @property
-    def version(self) -> str: ...
-
-    def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
-        """The examples, always in the same order."""
-        ...
-
-
-class Progress(Protocol):
-    """Shows how far each cell is."""
-
-    def begin(self, cell: Cell, total: int | None, scores: Sequence[float]) -> CellProgress:
-        """A cell begins, some rows of which an earlier run may have left."""
-        ...
-
-
-class CellProgress(Protocol):
-    """Told of every row of a cell; shows the running score and the time left."""
-
-    def row(self, score: float) -> None: ...
-
-    def end(self) -> None: ...
-
-
-@dataclass
-class Plan:
-    """Everything that a run does.
-
-    Attributes:
-        engines: engines with the prompter that each is asked through.
-        lengths: most tokens of prompt and answer together; None for as much as the engine's window holds.
-        limit: examples of each task, None for all.
-        new_tokens: overrides the tasks' own budgets of new tokens.
-        together: ask every engine an example before the next example, so that they find its prefix cached.
-        arguments: what all rows share and a resumed run must repeat.
-        problems: receives what was wrong with lines of the data.
-    """
-
-    engines: Sequence[tuple[AnswerEngine, Prompter]]
-    sources: Sequence[Source]
-    lengths: Sequence[int | None]
-    limit: int | None
-    new_tokens: int | None
-    output: Path
-    arguments: dict[str, Any]
-    together: bool = False
-    command: str = ""
-    problems: list[Problem] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Budget:
     """How many tokens a prompt and its answer may have.
 
     Attributes:
-        window: what the engine holds. length: what was asked for, or None. wanted: the task's new tokens.
+        window: what the engine holds.
+        length: what was asked for, or None.
+        wanted: the task's new tokens.
     """
 
     window: int
@@ -115,21 +60,23 @@ class Budget:
         return (self.length or self.window) - self.new_tokens
 
 
-def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+def run(plan: Plan, progress: TextProgress) -> dict[str, Any]:
     """Run the plan, or what is left of it; returns the summary that results.json then holds.
 
     Raises:
         EvalError: the folder belongs to another run, the data cannot be read, or the disk is full. Rows
             written before are kept, and the same plan goes on after them.
     """
-    claim(plan.output, plan.arguments)
+    folder = plan.options.output
+    assert folder is not None
+    claim(folder, plan.options.arguments())
     cells: list[dict[str, Any]] = []
     for source in plan.sources:
-        for length in plan.lengths:
-            found = [_run_cell(plan, engine, prompter, source, length, progress) for engine, prompter in plan.engines]
-            for group in [found] if plan.together else [[cell] for cell in found]:
+        for length in plan.options.length or (None,):
+            found = [_run_cell(plan, *asked, source, length, folder, progress) for asked in plan.engines]
+            for group in [found] if plan.options.together else [[cell] for cell in found]:
                 cells += _in_turn(group)
-                save_summary(plan.output, _summary(plan, cells))
+                save_summary(folder, _summary(plan, cells))
     return _summary(plan, cells)
 
 
@@ -147,15 +94,22 @@ def _in_turn(cells: Sequence[Generator[None, None, dict[str, Any]]]) -> list[dic
 
 
 def _run_cell(
-    plan: Plan, engine: AnswerEngine, prompter: Prompter, source: Source, length: int | None, progress: Progress
+    plan: Plan,
+    engine: AnswerEngine,
+    prompter: Prompter,
+    source: Source,
+    length: int | None,
+    folder: Path,
+    progress: TextProgress,
 ) -> Generator[None, None, dict[str, Any]]:
     """Yields after every row; returns the cell's figures."""
     cell = Cell(engine.name, source.name, length)
-    budget = Budget(engine.window, length, plan.new_tokens or source.new_tokens)
-    with Rows(plan.output, cell) as rows:
-        shown = progress.begin(cell, plan.limit, [sample["scores"][SHOWN] for sample in rows.samples()])
+    budget = Budget(engine.window, length, plan.options.new_tokens or source.new_tokens)
+    with Rows(folder, cell) as rows:
+        limit = plan.options.limit
+        shown = progress.begin(cell, limit, [sample["scores"][SHOWN] for sample in rows.samples()])
         began = time.perf_counter()
-        for example in islice(_left(source, prompter, length, plan, rows.done), _less(plan.limit, rows.done)):
+        for example in islice(_left(source, prompter, length, plan, rows.done), _less(limit, rows.done)):
             prompt, reply, error = _attempt(engine, prompter, example, budget)
             sample = _sample(example, prompt, reply, error, model_name=prompter.name)
             rows.append(_speed(sample, reply, time.perf_counter() - began), sample, _prediction(example, sample))
@@ -260,8 +214,8 @@ def _summary(plan: Plan, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "command": plan.command,
         "git": git_sha(),
         "machine": machine(),
-        "arguments": plan.arguments,
-        "limit": plan.limit,
+        "arguments": plan.options.arguments(),
+        "limit": plan.options.limit,
         "engines": {e.name: {**e.describe(), "folder": folder_name(e.name)} for e, _ in plan.engines},
         "problems": [problem.as_json() for problem in plan.problems],
         "cells": cells,

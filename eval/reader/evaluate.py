@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from eval.reader.data import FRAMES, NOWHERE, UNSEEN_FRAMES, Example, Maker, Question
-from eval.reader.train import Packer
+from eval.reader.packing import Packer
 from service.reader.sentences import split
 from service.reader.tokenizer import REFERENCES
 

@@ -9,6 +9,7 @@ accuracy of references at the current stage passes `MASTERED`; earlier stages st
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import random
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval.reader.corpus import common_words, default_folders, documents
-from eval.reader.data import NOWHERE, Example, Maker
+from eval.reader.data import Maker
 from eval.reader.initialise import CODE, HEAD, MAX_POSITIONS, at, build
+from eval.reader.packing import Batch, Packer
 from service.reader import write_manifest
-from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 from service.reader.tokenizer import save as save_tokenizer
 from service.reader.tokenizer import train as train_tokenizer
 
@@ -37,9 +38,9 @@ STAGES = (300, 600, 1200, 2400, 4800)
 MASTERED = 0.9
 QUESTIONS = 16
 """Questions asked of one context at a time, each in a branch of its own that sees the context only."""
-COPIED = 4
-"""Tokens of an answer that are trained on in most branches; the share `WHOLE` is copied to its end."""
-WHOLE = 0.15
+CIRCUIT = 0.1
+"""Initial weights of greater magnitude belong to the circuit; the random ones are smaller."""
+STEM_SIZE, MLP_SIZE = 0.2, 0.01
 
 
 @dataclass
@@ -63,99 +64,6 @@ class Progress:
     stage: int = 0
     mastery: float = 0.0
     tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One context with its branches, packed into one sequence of T tokens.
-
-    Attributes:
-        ids, positions: int64[T].
-        branch: int64[T]: 0 in the context, else the number of the branch.
-        rows: int64[N]: tokens whose successor is learnt; targets int64[N], is_reference bool[N].
-    """
-
-    ids: Tensor
-    positions: Tensor
-    branch: Tensor
-    rows: Tensor
-    targets: Tensor
-    is_reference: Tensor
-
-    def mask(self) -> Tensor:
-        """bool[1, 1, T, T]: causal, branches apart."""
-        order = torch.arange(len(self.ids))
-        causal = order[None, :] <= order[:, None]
-        apart = (self.branch[None, :] == 0) | (self.branch[None, :] == self.branch[:, None])
-        return (causal & apart)[None, None]
-
-
-CIRCUIT = 0.1
-"""Initial weights of greater magnitude belong to the circuit; the random ones are smaller."""
-STEM_SIZE, MLP_SIZE = 0.2, 0.01
-
-
-class Packer:
-    """Turns examples into batches with references drawn at random."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        ids = tokenizer.convert_tokens_to_ids
-        self.tokenizer = tokenizer
-        self.bos, self.end, self.none, self.question, self.answer = map(ids, (BOS, END, NONE, QUESTION, ANSWER))
-        self.references = [ids(reference(i)) for i in range(REFERENCES)]
-        self._known: dict[str, list[int]] = {}
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text as a layout gives it, behind a space."""
-        found = self._known.get(text)
-        if found is None:
-            found = self.tokenizer(" " + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            self._known[text] = found
-        return found
-
-    def length(self, text: str) -> int:
-        """Tokens of a sentence in a prompt."""
-        return len(self.encode(text)) + 2
-
-    def context(self, sentences: Sequence[str], references: Sequence[int]) -> list[int]:
-        """Ids of the prompt up to its question."""
-        ids = [self.bos, self.none, *self.encode(NOT_STATED), self.end]
-        for token, text in zip(references, sentences, strict=True):
-            ids += [token, *self.encode(text), self.end]
-        return ids
-
-    def pack(self, example: Example, rng: random.Random) -> Batch:
-        """The batch of an example; needs no more sentences than there are references."""
-        references = rng.sample(self.references, len(example.sentences))
-        ids = self.context(example.sentences, references)
-        start = rng.randrange(4096)
-        positions = list(range(start, start + len(ids)))
-        length = len(ids)
-        branch = [0] * length
-        rows: list[int] = []
-        targets: list[int] = []
-        is_reference: list[bool] = []
-        for number, question in enumerate(example.questions, start=1):
-            asked = [self.question, *self._encode_question(question.text), self.answer]
-            said = self.answer_ids(example, references, question.answer)
-            kept = len(said) if rng.random() < WHOLE else min(len(said), COPIED)
-            rows += range(len(ids) + len(asked) - 1, len(ids) + len(asked) + kept - 1)
-            targets += said[:kept]
-            is_reference += [True] + [False] * (kept - 1)
-            tail = asked + said[: kept - 1]
-            positions += range(start + length, start + length + len(tail))
-            branch += [number] * len(tail)
-            ids += tail
-        return Batch(*map(torch.tensor, (ids, positions, branch, rows, targets, is_reference)))
-
-    def _encode_question(self, text: str) -> list[int]:
-        return self.tokenizer(" " + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def answer_ids(self, example: Example, references: Sequence[int], answer: int) -> list[int]:
-        """What the reader should say: reference, words, end."""
-        if answer == NOWHERE:
-            return [self.none, *self.encode(NOT_STATED), self.end]
-        return [references[answer], *self.encode(example.sentences[answer]), self.end]
 
 
 def loss_of(model: Any, batch: Batch) -> tuple[Tensor, float, float]:
@@ -293,8 +201,6 @@ def _open(model: Any) -> list[tuple[nn.Parameter, Tensor]]:
 
 def export(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the model (weights stored as float16, to be computed in float32), tokenizer and manifest."""
-    import copy
-
     stored = copy.deepcopy(model).half()
     stored.config.dtype = "float16"
     stored.save_pretrained(folder)

@@ -1,5 +1,1 @@
-"""Past the machine at hand: a cost model fitted to what was measured, and a simulation of many replicas.
-
-`cost` counts bytes and operations of each stage, `fit` finds a machine's rates from committed measurements,
-`simulation` lets replicas, caches and routing run against one another in simulated time.
-"""
+"""What a stage costs on a machine: `cost` counts bytes and operations, `fit` finds rates from what was measured."""

@@ -15,7 +15,8 @@ class Shape:
     """A decoder model, as far as its cost goes.
 
     Attributes:
-        weight_bytes, kv_bytes: bytes of one weight, of one number of K or V.
+        weight_bytes: of one weight.
+        kv_bytes: of one number of K or V.
     """
 
     name: str

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from eval.errors import EvalError
 from eval.harness.jsonl import Problem
 from eval.harness.prompting import Prompter
-from eval.harness.run import Source
 from eval.tasks import generate, infinitebench, longbench
 from eval.tasks.example import Example
 from eval.tasks.quoting import QuoteMaker, read_folder
@@ -23,6 +23,23 @@ GROUPS = {
     "ruler-style": ["niah_single_1", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe"],
     "infinitebench": list(infinitebench.MAX_NEW_TOKENS),
 }
+
+
+class Source(Protocol):
+    """Where a task's examples come from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def new_tokens(self) -> int: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
+        """The examples, always in the same order."""
+        ...
 
 
 @dataclass
@@ -106,7 +123,8 @@ def sources(
         data: a folder of official files, ``hub``, or LongBench v2's data.json.
         text: the folder that `quote` asks about.
         count: examples of generated tasks (100 by default).
-        new_tokens, least_new_tokens: budget of new tokens, in place of the tasks' own or at least.
+        new_tokens: budget of new tokens in place of the tasks' own.
+        least_new_tokens: what the tasks' own budgets are raised to.
 
     Raises:
         EvalError: an unknown name, or one that lacks its data.

@@ -20,6 +20,7 @@ from retrieval.common.progress import ProgressMeter
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Index
+from retrieval.index.snapshot import Snapshot
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
 from retrieval.store import documents as store
 from retrieval.store import embedders as embedder_store
@@ -57,6 +58,8 @@ class IndexUpkeep:
         self._index: Index | None = None
         self._embedder_id = 0
         self._tokenizer: CorpusTokenizer | None = None
+        self._token_stores: tuple[Snapshot | None, dict[str, TokenStore]] = None, {}
+        """By owner, of the newest snapshot that was asked for one."""
 
     def index(self) -> Index:
         """The index, loaded. Error: EmbedderMismatch."""
@@ -115,11 +118,17 @@ class IndexUpkeep:
             return None
         if generation.tokens.tokenizer != self._tokenizer.fingerprint:
             return None
-        with self._database.read() as connection:
-            mine = store.ids_in_scope(connection, owner, None, None)
-        return generation.tokens.restricted(
-            snapshot.alive & np.array([key[0] in mine for key in generation.documents], dtype=bool)
-        )
+        seen, stores = self._token_stores
+        if seen is not snapshot:
+            stores = {}
+            self._token_stores = snapshot, stores
+        if owner not in stores:
+            with self._database.read() as connection:
+                mine = store.ids_in_scope(connection, owner, None, None)
+            stores[owner] = generation.tokens.restricted(
+                snapshot.alive & np.array([key[0] in mine for key in generation.documents], dtype=bool)
+            )
+        return stores[owner]
 
     def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
         fingerprint = self._embedder.fingerprint

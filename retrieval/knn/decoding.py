@@ -13,9 +13,9 @@ Sources: Khandelwal et al. 2020 (kNN-LM), equation 3; RaLMSpec (Zhang et al. 202
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -65,20 +65,6 @@ class KnnOptions:
             raise InvalidRequest(f"λ, the weight of the neighbours, must be from 0 to 1, not {self.weight}")
         if not 0 < self.temperature < float("inf"):
             raise InvalidRequest(f"the temperature of the neighbours must be above 0, not {self.temperature}")
-
-
-class LanguageModel(Protocol):
-    """One sequence of a model, step by step."""
-
-    @property
-    def length(self) -> int:
-        """Tokens read."""
-
-    def step(self, token: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read a token: (float64[V] log-probabilities of the next one, float32[d] the hidden state)."""
-
-    def truncate(self, length: int) -> None:
-        """Forget all tokens but the first ``length``."""
 
 
 Choose = Callable[[np.ndarray, int], int]
@@ -192,69 +178,56 @@ class _Guess:
 
 
 class KnnDecoder:
-    """The decoding of one request, in rounds of three parts that may run in different threads, one after another:
+    """The decoding of one request, in rounds: rows of the model are guessed on, then verified together.
 
-    ``draft`` (the model), ``verify`` (the datastore), ``settle`` (the model again), which gives the tokens.
+    Whoever runs the model calls ``guess`` with each row until it gives None, then ``verify`` (in any thread), then
+    ``settle`` for the round's tokens, and takes the model back to them.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
         search: Search,
         choose: Choose,
         options: KnnOptions,
-        pending: int,
+        max_tokens: int,
+        stops: frozenset[int] = frozenset(),
         experience: Experience | None = None,
     ) -> None:
-        """pending: the last token of the prompt, which the model has not read yet; experience: of requests like it."""
-        self._model = model
+        """``stops`` are tokens behind which nothing is guessed; experience: of requests like it."""
         self._search = search
         self._choose = choose
         self._options = options
-        self._pending = pending
+        self._max_tokens = max_tokens
+        self._stops = stops
         self._strides: StrideScheduler | None = None
         if options.speculate:
             how = SpeculationOptions(options.stride, longest=LONGEST_STRIDE)
             self._strides = StrideScheduler(how, experience, PRIOR)
         self._cache = KnnCache(search.store, max(CACHE_ENTRIES, 2 * options.k))
         self._guesses: list[_Guess] = []
+        self._first = 0  # position of the round's first token
         self._found = Neighbours(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
-        self._draft_s = self._verify_s = 0.0
+        self._waiting: float | None = None  # since when for a row; None before the first, which is the prompt's
+        self._timed, self._guess_s, self._verify_s = 0, 0.0, 0.0
         self.stats = KnnStats(options.k, options.weight, options.temperature, options.speculate, len(search.store))
 
-    def decode(self, max_tokens: int, stops: frozenset[int]) -> Iterator[int]:
-        """Up to ``max_tokens`` tokens, the last of them a stop if one comes."""
-        left = max_tokens
-        while left > 0:
-            self.draft(left, stops)
-            self.verify()
-            for token in self.settle():
-                left -= 1
-                yield token
-                if token in stops:
-                    return
+    def guess(self, log_p: np.ndarray, hidden: np.ndarray, position: int) -> int | None:
+        """The guess for a token, to go on behind; None where the round ends: its tokens are for ``settle`` to tell.
 
-    def draft(self, most: int, stops: frozenset[int]) -> None:
-        """Guess up to ``most`` tokens, or to the first of ``stops``; not to speculate is to read a token alone."""
-        started, cache_before = time.perf_counter(), self.stats.cache_s
-        guessing = self._strides is not None
-        stride = 1
+        float64[V] log-probabilities and float32[d] the hidden state that they are made of; the token's position.
+        """
+        began = time.perf_counter()
+        if not self._guesses:
+            self._begin(position)
+        token = None
         if self._strides is not None:
-            stride = min(self._strides.best() if self._strides.informed else FIRST_STRIDE, most)
-        token: int | None = self._pending
-        self._guesses = []
-        while token is not None and len(self._guesses) < stride and not (self._guesses and token in stops):
-            log_p, hidden = self._model.step(token)
-            token = self._guess(log_p, hidden) if guessing else None
-            self._guesses.append(_Guess(log_p, hidden, token))
-        elapsed = time.perf_counter() - started
-        self._draft_s = elapsed
-        self.stats.model_s += elapsed - (self.stats.cache_s - cache_before)
-        self.stats.steps += len(self._guesses)
-        self.stats.stride = stride
+            token = self._token(log_p, *self._cache.nearest(hidden, self._options.k), position)
+        self._guesses.append(_Guess(log_p, hidden, token))
+        self._time_row(began)
+        return None if len(self._guesses) == self.stats.stride or token in self._stops else token
 
     def verify(self) -> None:
-        """Look up the neighbours of every position, in one batch."""
+        """Look up the neighbours of every row of the round, in one batch."""
         started = time.perf_counter()
         self._found = self._search(np.stack([guess.hidden for guess in self._guesses]), self._options.k)
         self._verify_s = time.perf_counter() - started
@@ -263,44 +236,56 @@ class KnnDecoder:
 
     def settle(self) -> list[int]:
         """The tokens of the round: the guesses that were right, and the true token where one was not."""
-        start = self._model.length - len(self._guesses)
         tokens: list[int] = []
         matched = 0
         for row, guess in enumerate(self._guesses):
             entries, distances = self._found.entries[row], self._found.distances[row]
             known = entries >= 0
-            token = self._token(guess.log_p, entries[known], distances[known], start + row + 1)
+            token = self._token(guess.log_p, entries[known], distances[known], self._first + row)
             tokens.append(token)
             if self._strides is not None:
                 self._remember(entries[known])
             if token != guess.token:
                 break
             matched += 1
-        if len(tokens) < len(self._guesses):
-            self._model.truncate(start + len(tokens))
-            self.stats.rollbacks += 1
+        self.stats.rollbacks += len(tokens) < len(self._guesses)
         self._record(matched)
-        self._pending = tokens[-1]
         self.stats.tokens += len(tokens)
+        self._guesses = []
+        self._waiting = time.perf_counter()
         return tokens
+
+    def _begin(self, position: int) -> None:
+        """Begin a round; not to speculate is a round of one row."""
+        self._first = position
+        self._timed, self._guess_s = 0, 0.0
+        self.stats.stride = 1
+        if self._strides is not None:
+            stride = self._strides.best() if self._strides.informed else FIRST_STRIDE
+            self.stats.stride = min(stride, self._max_tokens - self.stats.tokens)
+
+    def _time_row(self, began: float) -> None:
+        """Put down what a row took: the model since the last one, and the guess, which began then."""
+        now = time.perf_counter()
+        if self._waiting is not None:
+            self._timed += 1
+            self._guess_s += now - self._waiting
+            self.stats.model_s += began - self._waiting
+        self._waiting = now
+        self.stats.cache_s += now - began
+        self.stats.steps += 1
 
     def _record(self, matched: int) -> None:
         self.stats.rounds += 1
         if self._strides is None:
             return
-        self._strides.guessed(len(self._guesses), self._draft_s)
+        if self._timed:
+            self._strides.guessed(self._timed, self._guess_s)
         self._strides.searched(len(self._guesses), self._verify_s)
         self._strides.record(matched, len(self._guesses))
         self.stats.gamma = self._strides.gamma
         self.stats.guessed += len(self._guesses)
         self.stats.matched += matched
-
-    def _guess(self, log_p: np.ndarray, hidden: np.ndarray) -> int:
-        started = time.perf_counter()
-        entries, distances = self._cache.nearest(hidden, self._options.k)
-        token = self._token(log_p, entries, distances, self._model.length)
-        self.stats.cache_s += time.perf_counter() - started
-        return token
 
     def _remember(self, hits: np.ndarray) -> None:
         started = time.perf_counter()

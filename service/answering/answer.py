@@ -1,4 +1,4 @@
-"""Question → mode → evidence → prompt → streamed generation → citations, each checked against the store.
+"""Question → evidence → prompt → tokens → citations, each checked against the store → statistics.
 
 An answer is a stream of typed events; front ends render them as they like (`service.api.answer` as server-sent
 events, `folio ask` on the terminal) and `collect` folds them into one object.
@@ -20,17 +20,18 @@ import structlog
 
 from drafters.stats import TARGET
 from retrieval.iterative.strides import Experiences
+from retrieval.store.shelf import DEFAULT_OWNER
 from service.answering.citations import Citation, unsupported
 from service.answering.datastores import Datastores
-from service.answering.evidence import Evidence, EvidenceFinder, Question
+from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
-from service.answering.knn import KnnRequest
+from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting import PromptLayout
-from service.engine.request import DraftSources, SamplingParams, TokenOutput
+from service.answering.question import Question
+from service.engine.async_engine import AsyncEngine
+from service.engine.outputs import TokenOutput
+from service.engine.params import SamplingParams
 from service.errors import FolioError, InvalidRequest
-from service.generation import Generator
-
-__all__ = ["Answer", "Answerer", "Event", "Question", "collect"]
 
 log = structlog.get_logger(__name__)
 
@@ -64,130 +65,98 @@ class Answer:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Generated:
-    """How the generation of an answer went."""
+class AnswerText:
+    """The text of an answer as it comes: what of it may be shown, and how its generation went."""
 
-    stats: Mapping[str, Any]
-    finish: str | None
-    ttft_s: float | None
+    def __init__(self, layout: PromptLayout, began: float) -> None:
+        """began: when the question came, in seconds of ``time.monotonic``."""
+        self.ids: list[int] = []
+        self.text = ""
+        self.ttft_s: float | None = None
+        self.stats: Mapping[str, Any] = {}
+        self.finish: str | None = None
+        self._layout = layout
+        self._began = began
+        self._shown = ""
+
+    def add(self, output: TokenOutput) -> Event | None:
+        """The message of what `output` makes visible; None where that is nothing."""
+        if self.ttft_s is None and output.token_ids:
+            self.ttft_s = time.monotonic() - self._began
+        self.ids += output.token_ids
+        self.stats, self.finish = output.stats, output.finish_reason
+        tokens = []
+        for piece, source in _by_token(output):
+            self.text += piece
+            visible = self._layout.visible(self.text)
+            if len(visible) > len(self._shown):
+                tokens.append({"text": visible[len(self._shown) :], "source": source})
+                self._shown = visible
+        if not tokens:
+            return None
+        return Event("message", {"text": "".join(token["text"] for token in tokens), "tokens": tokens})
 
 
 class Answerer:
     """Answers questions over the documents of one library with one model."""
 
-    def __init__(self, finder: EvidenceFinder, generator: Generator, layout: PromptLayout) -> None:
+    def __init__(self, finder: EvidenceFinder, engine: AsyncEngine, layout: PromptLayout) -> None:
         self.finder = finder
-        self.generator = generator
+        self.engine = engine
         self.layout = layout
         self.datastores = Datastores(finder.library)
         self._experiences = Experiences()
 
-    async def answer(self, question: Question, params: SamplingParams) -> AsyncGenerator[Event, None]:
+    async def answer(
+        self, question: Question, params: SamplingParams, owner: str = DEFAULT_OWNER
+    ) -> AsyncGenerator[Event, None]:
         """The events of the answer: search_results, messages, citations, stats, and `done` last.
 
         Raises FolioError before the first event for a question that cannot be answered as asked (unknown
-        document or mode; too long; queue full). Later failures are an `error` event, then `done`.
+        document or drafter; too long; queue full). Later failures are an `error` event, then `done`.
         """
         began = time.monotonic()
-        if not question.text.strip():
-            raise InvalidRequest("The question is empty.", param="question")
-        self.generator.admit()
-        self.generator.check_options(params)
+        writer = await self._writer(question, params, owner)
+        evidence = await writer.begin()
+        if evidence.prompt is not None:
+            self.engine.check_prompt(evidence.prompt.ids, params, "question")
+        yield _search_results(evidence)
+        if evidence.prompt is None:
+            for event in self._nothing(evidence):
+                yield event
+            return
+        written = AnswerText(self.layout, began)
+        try:
+            async with aclosing(writer.outputs()) as outputs:
+                async for output in outputs:
+                    message = written.add(output)
+                    if message is not None:
+                        yield message
+            read = await writer.evidence()
+            if read is not evidence:
+                yield _search_results(read)
+            for event in await self._conclusion(read, written, owner):
+                yield event
+        except FolioError as error:
+            yield Event("error", error.as_problem())
+            yield Event("done", {"finish_reason": "error"})
+
+    async def _writer(self, question: Question, params: SamplingParams, owner: str) -> OneShotAnswer | IterativeAnswer:
+        """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
+        self.engine.admit()
+        self.engine.check(params)
         if params.adjusted and (question.mode == "iterative" or question.knn is not None):
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
                 hint="Use mode long or retrieval, without a kNN datastore.",
                 param="mode",
             )
-        if question.mode == "iterative":
-            if question.knn is not None:
-                raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
-            library, kind = self.finder.library, experience_kind(question)
-            experience = self._experiences.of(kind)
-            run = IterativeAnswer(question, params, library, self.layout, self.generator, experience)
-            evidence = await run.begin()
-            answering = self._iterate(run, evidence, began)
-        else:
-            evidence = await self.finder.find(question, params.max_tokens, params.drafter)
-            if evidence.prompt is not None:
-                self.generator.check(len(evidence.prompt.ids), params.max_tokens, "question")
-            answering = self._respond(evidence, params, began, await self._datastore(question))
-        yield _search_results(evidence)
-        try:
-            async with aclosing(answering) as events:
-                async for event in events:
-                    yield event
-        except FolioError as error:
-            yield Event("error", error_data(error))
-            yield Event("done", {"finish_reason": "error"})
-
-    async def _datastore(self, question: Question) -> KnnRequest | None:
-        """The kNN datastore that the question asks for, ready; NotFound and the like where it cannot be used."""
-        if question.knn is None:
-            return None
-        return await self.datastores.prepare(self.generator, question.owner, question.collection, question.knn)
-
-    async def _respond(
-        self, evidence: Evidence, params: SamplingParams, began: float, knn: KnnRequest | None
-    ) -> AsyncGenerator[Event, None]:
-        """Generate from the evidence: messages as they come, then citations and statistics."""
-        if evidence.prompt is None:
-            for event in self._nothing(evidence):
-                yield event
-            return
-        store = await asyncio.to_thread(self.finder.library.token_store, evidence.owner)
-        sources = DraftSources(prompt=evidence.draft_ids, datastore=store)
-        ids: list[int] = []
-        text = shown = ""
-        ttft: float | None = None
-        stats: Mapping[str, Any] = {}
-        finish = None
-        generated = (
-            self.generator.stream(evidence.prompt.ids, params, sources)
-            if knn is None
-            else self.datastores.stream(self.generator, evidence.prompt.ids, params, knn)
-        )
-        async with aclosing(generated) as outputs:
-            async for output in outputs:
-                if ttft is None and output.token_ids:
-                    ttft = time.monotonic() - began
-                ids += output.token_ids
-                tokens = []
-                for piece, source in _by_token(output):
-                    text += piece
-                    visible = self.layout.visible(text)
-                    if len(visible) > len(shown):
-                        tokens.append({"text": visible[len(shown) :], "source": source})
-                        shown = visible
-                if tokens:
-                    yield Event("message", {"text": "".join(t["text"] for t in tokens), "tokens": tokens})
-                stats, finish = output.stats, output.finish_reason
-        async for event in self._conclude(evidence, ids, text, Generated(stats, finish, ttft)):
-            yield event
-
-    async def _iterate(self, run: IterativeAnswer, evidence: Evidence, began: float) -> AsyncGenerator[Event, None]:
-        """Retrieve and generate in turn: messages as they are verified, then as `_respond`."""
-        if evidence.prompt is None:
-            for event in self._nothing(evidence):
-                yield event
-            return
-        text = shown = ""
-        ttft: float | None = None
-        async with aclosing(run.pieces()) as pieces:
-            async for piece in pieces:
-                if ttft is None:
-                    ttft = time.monotonic() - began
-                text += piece
-                visible = self.layout.visible(text)
-                if len(visible) > len(shown):
-                    new = visible[len(shown) :]
-                    yield Event("message", {"text": new, "tokens": [{"text": new, "source": TARGET}]})
-                    shown = visible
-        evidence = await run.evidence()
-        yield _search_results(evidence)
-        async for event in self._conclude(evidence, run.ids, text, Generated(run.stats(), run.finish, ttft)):
-            yield event
+        library = self.finder.library
+        named = await asyncio.to_thread(question.check, library, owner)
+        if question.mode != "iterative":
+            return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
+        experience = self._experiences.of(experience_kind(question, owner))
+        return IterativeAnswer(question, owner, params, library, self.layout, self.engine, experience)
 
     def _nothing(self, evidence: Evidence) -> list[Event]:
         """The events of an answer from nothing."""
@@ -197,23 +166,21 @@ class Answerer:
             _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND),
         ]
 
-    async def _conclude(
-        self, evidence: Evidence, ids: Sequence[int], text: str, generated: Generated
-    ) -> AsyncGenerator[Event, None]:
+    async def _conclusion(self, evidence: Evidence, written: AnswerText, owner: str) -> list[Event]:
         """Citations, statistics, and the end."""
         assert evidence.prompt is not None
         # Whole documents are gone through here: not in the event loop, which serves others meanwhile.
-        answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, ids, text)
+        answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, written.ids, written.text)
         if evidence.mode == "iterative":  # a number that the model gives is that of a passage in a prompt long gone
             spans = [span for span in spans if span.quoted]
-        citations = await self.finder.checked(spans, evidence.owner)
-        for citation in citations:
-            yield Event("citation", citation_data(citation, evidence.names))
+        citations = await self.finder.checked(spans, owner)
         supported = [citation.span for citation in citations if citation.verified]
         bare = await asyncio.to_thread(unsupported, answer, supported, evidence.prompt.passages)
-        stats = answer_stats(generated.stats, evidence.retrieval_ms, generated.ttft_s, self.layout.name)
-        yield Event("stats", stats)
-        yield _done(evidence, answer, generated.finish, None if supported else NO_SUPPORT, bare)
+        return [
+            *(Event("citation", citation_data(citation, evidence.names)) for citation in citations),
+            Event("stats", answer_stats(written.stats, evidence.retrieval_ms, written.ttft_s, self.layout.name)),
+            _done(evidence, answer, written.finish, None if supported else NO_SUPPORT, bare),
+        ]
 
 
 def _search_results(evidence: Evidence) -> Event:
@@ -285,16 +252,6 @@ def citation_data(citation: Citation, names: Mapping[str, str]) -> dict[str, Any
         "answer_start": span.answer_start,
         "answer_end": span.answer_end,
         "boxes": list(citation.boxes),
-    }
-
-
-def error_data(error: FolioError) -> dict[str, Any]:
-    """An error as the data of an `error` event: the fields of problem+json."""
-    return {
-        "type": f"urn:folio:problem:{error.problem}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
     }
 
 

@@ -11,8 +11,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -26,13 +25,11 @@ from retrieval.knn.search import ExactSearch, ListSearch, Search
 from retrieval.knn.store import REBUILD, Datastore, StoreBuilder, StoreIdentity, read_manifest, sweep
 from retrieval.library import Library
 from retrieval.types import DocumentKey
-from service.answering.knn import KnnModel, KnnRequest, build, stream
-from service.engine.request import SamplingParams, TokenOutput
-from service.errors import TimedOut
+from service.answering.knn import KnnRequest, build, identity
 
 if TYPE_CHECKING:
-    from service.engine.engine import Engine
-    from service.generation import Generator
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.loading.checkpoint import LoadedModel
 
 FOLDER = "knn"
 
@@ -51,7 +48,7 @@ class DatastoreReport:
 
 
 class Datastores:
-    """Thread-safe, but for ``build``, which uses the model in the calling thread."""
+    """Thread-safe."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -60,11 +57,10 @@ class Datastores:
         self._open: dict[str, Datastore] = {}
         self._searches: dict[tuple[str, int | None], Search] = {}
         self._experiences = Experiences()
-        self._model: KnnModel | None = None
 
     def build(
         self,
-        engine: Engine,
+        engine: AsyncEngine,
         owner: str,
         collection: str | None,
         lists: int | None = None,
@@ -78,17 +74,16 @@ class Datastores:
             InvalidRequest: there are no documents. StoreBusy: another process is building it.
         """
         began = time.perf_counter()
-        model = KnnModel(engine)
-        identity = model.identity()
+        model = identity(engine.engine.loaded)
         documents = self._documents(owner, collection)
-        folder = self._folder / f"{_scope(identity, owner, collection)}-{_state(documents, lists)}"
+        folder = self._folder / f"{_scope(model, owner, collection)}-{_state(documents, lists)}"
         built = not folder.is_dir()
         if built:
-            builder = StoreBuilder(folder, identity)
+            builder = StoreBuilder(folder, model)
             try:
                 for document in documents:
                     text = self._library.text(document[0], owner=owner, version=document[1])
-                    build(model, [(document, text)], builder)
+                    build(engine, [(document, text)], builder)
                 builder.finish(_lists(builder.entries) if lists is None else lists)
             finally:
                 builder.close()
@@ -104,45 +99,17 @@ class Datastores:
             built,
         )
 
-    async def prepare(
-        self, generator: Generator, owner: str, collection: str | None, options: KnnOptions
-    ) -> KnnRequest:
+    async def prepare(self, loaded: LoadedModel, owner: str, collection: str | None, options: KnnOptions) -> KnnRequest:
         """The datastore for a question, opened and checked; it serves the answer to its end.
 
         Raises:
             retrieval's NotFound: there is none. DatastoreMismatch: it holds documents that are gone.
             IndexCorrupt: its files are damaged. InvalidRequest: it has no lists to search approximately.
         """
-        if self._model is None:
-            self._model = await generator.async_engine.run(KnnModel)
-        identity = self._model.identity()
-        return await asyncio.to_thread(self._find, identity, owner, collection, options)
+        return await asyncio.to_thread(self._find, identity(loaded), owner, collection, options)
 
-    async def stream(
-        self, generator: Generator, prompt_ids: Sequence[int], params: SamplingParams, request: KnnRequest
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """As ``Generator.stream``, decoding with a datastore."""
-        assert self._model is not None
-        limit = generator.settings.total_timeout_s
-        began = last = time.monotonic()
-        first = True
-        with generator.place():
-            outputs = stream(generator.async_engine, self._model, prompt_ids, params, request)
-            async with aclosing(outputs):
-                while True:
-                    try:
-                        async with asyncio.timeout(limit - (time.monotonic() - began)):
-                            output = await anext(outputs)
-                    except StopAsyncIteration:
-                        return
-                    except TimeoutError as error:
-                        raise TimedOut(f"The answer was not finished within {limit:.0f} s.") from error
-                    generator.observe(output, time.monotonic() - last, first)
-                    first, last = False, time.monotonic()
-                    yield output
-
-    def _find(self, identity: StoreIdentity, owner: str, collection: str | None, options: KnnOptions) -> KnnRequest:
-        scope = _scope(identity, owner, collection)
+    def _find(self, model: StoreIdentity, owner: str, collection: str | None, options: KnnOptions) -> KnnRequest:
+        scope = _scope(model, owner, collection)
         found = max(self._folder.glob(f"{scope}-*"), key=lambda path: path.stat().st_mtime, default=None)
         if found is None:
             of = f"the collection {collection!r}" if collection else "all documents together"
@@ -180,8 +147,8 @@ class Datastores:
         return sorted((document.id, document.version) for document in found if document.readable)
 
 
-def _scope(identity: StoreIdentity, owner: str, collection: str | None) -> str:
-    return _digest([owner, collection, asdict(identity)])
+def _scope(model: StoreIdentity, owner: str, collection: str | None) -> str:
+    return _digest([owner, collection, asdict(model)])
 
 
 def _state(documents: Sequence[DocumentKey], lists: int | None) -> str:

@@ -1,7 +1,6 @@
 """From a question to the passages that the model will read: whole documents, or what retrieval finds.
 
-A mode is a function from a question and its scope to `Evidence`; `MODES` names them. `auto` chooses between the
-others and says why.
+Mode `auto` chooses between the two and says why; mode iterative has its evidence from `service.answering.iterative`.
 """
 
 from __future__ import annotations
@@ -10,86 +9,24 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import structlog
 
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
-from retrieval.knn.decoding import KnnOptions
 from retrieval.library import Library
-from retrieval.types import Document, Hit, Mode
+from retrieval.types import Document, Hit
 from service.answering.citations import Citation, check
-from service.answering.prompting import Message, Passage, Prompt, PromptLayout, Span
-from service.errors import InvalidRequest, NotFound, PromptTooLong
+from service.answering.prompting import Passage, Prompt, PromptLayout, Span
+from service.answering.question import Question
+from service.errors import PromptTooLong
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-MODES = ("auto", "long", "retrieval", "iterative")
-DRAFTS_FROM_RETRIEVAL = ("rag", "fusion", "overlap")
-"""Drafters (of `drafters.registry`) whose model reads the retrieved passages instead of the whole documents."""
-
 CHARS_PER_TOKEN_MAX = 12
 """No tokenizer in use averages more characters a token over running text: beyond it, counting is not needed."""
-
-
-@dataclass(frozen=True)
-class IterativeOptions:
-    """How mode iterative works (`service.answering.iterative`); other modes ignore it.
-
-    Attributes:
-        speculate: guess what the search will find and verify later (RaLMSpec); the answer is the same.
-        k: tokens between searches.
-        stride: strides of k tokens to one search, all but the last of them guessed; None chooses by OS³.
-        query_tokens: the last tokens of question and answer that a search is asked with.
-        retriever: hybrid, dense or sparse.
-        prefetch: passages that each search brings into the cache of guesses.
-        overlap: write on while guesses are verified; None does where the model is not on the CPU, which on few cores
-            the search would only slow down.
-    """
-
-    speculate: bool = True
-    k: int = 4
-    stride: int | None = None
-    query_tokens: int = 32
-    retriever: Mode = "hybrid"
-    prefetch: int = 16
-    overlap: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("k", "stride", "query_tokens", "prefetch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequest(f"{name} must be at least 1, not {value}.", param=name)
-        if self.retriever not in get_args(Mode):
-            raise InvalidRequest(
-                f"There is no retriever {self.retriever!r}.",
-                hint=f"Choose of {', '.join(get_args(Mode))}.",
-                param="retriever",
-            )
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked, of which documents, on whose behalf.
-
-    Attributes:
-        documents: ids to answer from; empty for the whole collection.
-        collection: a collection's name; None for all of the owner's.
-        history: earlier turns of the conversation, oldest first.
-        knn: decode with the datastore of the documents (`service.answering.datastores`); None for the model alone.
-    """
-
-    text: str
-    mode: str = "auto"
-    documents: tuple[str, ...] = ()
-    collection: str | None = None
-    owner: str = "local"
-    passages: int | None = None
-    history: tuple[Message, ...] = ()
-    iterative: IterativeOptions = IterativeOptions()
-    knn: KnnOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +44,6 @@ class Evidence:
     prompt: Prompt | None
     results: list[dict[str, Any]]
     names: dict[str, str] = field(default_factory=dict)
-    owner: str = "local"
     retrieval_ms: float = 0.0
     generation: int = 0
     draft_ids: list[int] | None = None
@@ -126,19 +62,22 @@ class EvidenceFinder:
         self.window = window
         self.settings = settings
 
-    async def find(self, question: Question, answer_tokens: int, drafter: str | None = None) -> Evidence:
-        """Evidence for a question, leaving room for an answer of `answer_tokens`.
+    async def find(
+        self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
+    ) -> Evidence:
+        """Evidence for a question that has been checked, leaving room for an answer of `answer_tokens`.
 
-        For a drafter that reads a shorter prompt, mode long also makes that one, by retrieval.
+        Args:
+            named: the documents that it names.
+            for_draft: in mode long also make the shorter prompt of a drafter that reads passages.
 
-        Raises:
-            InvalidRequest: unknown mode. NotFound: unknown document or collection.
-            PromptTooLong: mode long was asked for and the documents do not fit.
+        Raises PromptTooLong: mode long was asked for and the documents do not fit.
         """
-        evidence = await asyncio.to_thread(self._find, question, answer_tokens)
-        if evidence.mode != "long" or (drafter or self.settings.drafter).partition(":")[0] not in DRAFTS_FROM_RETRIEVAL:
+        room = self.window - answer_tokens
+        evidence = await asyncio.to_thread(self._find, question, owner, named, room)
+        if evidence.mode != "long" or not for_draft:
             return evidence
-        retrieved = await asyncio.to_thread(self._retrieve, question, self.window - answer_tokens, "")
+        retrieved = await asyncio.to_thread(self._retrieve, question, owner, room, "")
         if retrieved.prompt is None:
             return evidence
         return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
@@ -147,15 +86,10 @@ class EvidenceFinder:
         """Each span compared with the characters that the store holds now."""
         return await asyncio.to_thread(lambda: [self._check(span, owner) for span in spans])
 
-    def _find(self, question: Question, answer_tokens: int) -> Evidence:
-        if question.mode not in MODES:
-            raise InvalidRequest(
-                f"Unknown mode {question.mode[:50]!r}.", hint=f"Choose of {', '.join(MODES)}.", param="mode"
-            )
-        room = self.window - answer_tokens
+    def _find(self, question: Question, owner: str, named: Sequence[Document], room: int) -> Evidence:
         if question.mode == "retrieval":
-            return self._retrieve(question, room, "asked for")
-        scope = self._scope(question)
+            return self._retrieve(question, owner, room, "asked for")
+        scope = named or self._whole_collection(question, owner)
         if scope is None:
             if question.mode == "long":
                 raise PromptTooLong(
@@ -163,30 +97,18 @@ class EvidenceFinder:
                     hint="Name some, or use mode retrieval.",
                     param="mode",
                 )
-            return self._retrieve(question, room, f"more than {self.WHOLE_DOCUMENTS} documents: retrieval")
+            return self._retrieve(question, owner, room, f"more than {self.WHOLE_DOCUMENTS} documents: retrieval")
         if not scope:
-            return Evidence(question.mode, "there are no documents", None, [], owner=question.owner)
-        return self._read_whole(question, scope, room)
+            return Evidence(question.mode, "there are no documents", None, [])
+        return self._read_whole(question, owner, scope, room)
 
-    def _scope(self, question: Question) -> list[Document] | None:
-        """The documents asked about, or None where they are too many to be read whole."""
-        if question.documents:
-            named = [self.library.document(one, question.owner) for one in dict.fromkeys(question.documents)]
-            for document in named:
-                if not document.readable:
-                    raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
-            return named
-        found = self.library.documents(
-            owner=question.owner, collection=question.collection, limit=self.WHOLE_DOCUMENTS + 1
-        )
-        if question.collection is not None and not found:
-            known = {collection.name for collection in self.library.collections(question.owner)}
-            if question.collection not in known:
-                raise NotFound(f"There is no collection {question.collection[:100]!r}.")
+    def _whole_collection(self, question: Question, owner: str) -> list[Document] | None:
+        """Its readable documents, or None where they are too many to be read whole."""
+        found = self.library.documents(question.collection, owner, limit=self.WHOLE_DOCUMENTS + 1)
         readable = [document for document in found if document.readable]
         return readable if len(found) <= self.WHOLE_DOCUMENTS else None
 
-    def _read_whole(self, question: Question, scope: Sequence[Document], room: int) -> Evidence:
+    def _read_whole(self, question: Question, owner: str, scope: Sequence[Document], room: int) -> Evidence:
         """Mode long; for auto, retrieval instead where the documents are too long to be read whole."""
         limit, why = self._whole_limit(room, question.mode)
         scope = sorted(scope, key=lambda document: (document.sha256, document.name))  # as the prompt has them
@@ -195,17 +117,16 @@ class EvidenceFinder:
         prompt = None
         if chars <= limit * CHARS_PER_TOKEN_MAX:
             passages = [
-                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=question.owner), d.sha256)
-                for d in scope
+                Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=owner), d.sha256) for d in scope
             ]
-            prompt = self.layout.build(question.text, passages, question.history)
+            prompt = self.layout.build(question.text, passages, question.turns)
             tokens = len(prompt.ids)
         size = f"{_thousands(tokens)}" if tokens is not None else f"over {_thousands(chars // CHARS_PER_TOKEN_MAX)}"
         if prompt is not None and tokens is not None and tokens <= limit:
             results = [{"document": d.id, "name": d.name, "start": 0, "end": d.chars, "page": 1} for d in scope]
             names = {d.id: d.name for d in scope}
             reason = f"fits: {size} of {_thousands(limit)} tokens{why}"
-            return Evidence("long", reason, prompt, results, names, question.owner)
+            return Evidence("long", reason, prompt, results, names)
         if question.mode == "long":
             raise PromptTooLong(
                 f"Reading the documents whole takes {size} tokens; the model holds {_thousands(limit)}{why}.",
@@ -214,7 +135,7 @@ class EvidenceFinder:
             )
         subject = "document" if len(scope) == 1 else "documents"
         reason = f"{subject} too long to read whole ({size} of {_thousands(limit)} tokens{why}): retrieval"
-        return self._retrieve(question, room, reason)
+        return self._retrieve(question, owner, room, reason)
 
     def _whole_limit(self, room: int, mode: str) -> tuple[int, str]:
         """Longest prompt to read whole, and a word on where the limit comes from.
@@ -229,7 +150,7 @@ class EvidenceFinder:
                 limits.append((self.layout.limits.long_tokens, f", by its {self.layout.limits.source}"))
         return min(limits, key=lambda entry: entry[0])
 
-    def _retrieve(self, question: Question, room: int, reason: str) -> Evidence:
+    def _retrieve(self, question: Question, owner: str, room: int, reason: str) -> Evidence:
         """The best passages that fit."""
         count = question.passages or self.settings.passages
         if self.layout.limits is not None and self.layout.limits.passages is not None:
@@ -238,7 +159,7 @@ class EvidenceFinder:
         found = self.library.search(
             question.text,
             k=count,
-            owner=question.owner,
+            owner=owner,
             collection=question.collection,
             documents=list(question.documents) or None,
         )
@@ -256,14 +177,12 @@ class EvidenceFinder:
             prompt=prompt,
             results=[hit_data(hit) for hit in hits],
             names={hit.document: hit.name for hit in hits},
-            owner=question.owner,
             retrieval_ms=retrieval_ms,
             generation=found.generation,
         )
 
     def _build(self, question: Question, hits: Sequence[Hit]) -> Prompt | None:
-        passages = [Passage(h.document, h.name, h.start, h.end, h.page, h.text, h.sha256) for h in hits]
-        return self.layout.build(question.text, passages, question.history) if passages else None
+        return self.layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns) if hits else None
 
     def _check(self, span: Span, owner: str) -> Citation:
         """A document that is gone, or changed, verifies nothing."""

@@ -24,13 +24,15 @@ from retrieval.iterative.speculation import IterativeRetrieval, Stride
 from retrieval.iterative.strides import Experience, SpeculationOptions
 from retrieval.library import Library
 from retrieval.types import Hit
-from service.answering.evidence import Evidence, Question, hit_data
-from service.answering.prompting import Encoder, Passage, Prompt, PromptLayout
+from service.answering.evidence import Evidence, hit_data
+from service.answering.passages import Passage
+from service.answering.prompting import Encoder, Prompt, PromptLayout
+from service.answering.question import Question
+from service.engine.async_engine import AsyncEngine, Place
 from service.engine.detokenizer import Detokenizer
-from service.engine.request import SamplingParams, TokenOutput
-from service.errors import Conflict, TimedOut
-from service.generation import Generator
-from service.translation import translate
+from service.engine.outputs import TokenOutput
+from service.engine.params import SamplingParams
+from service.errors import Conflict, translate
 
 DRAFTER = "none"
 """of strides whose request names none: a stride of four tokens seldom repays what a drafter costs to open"""
@@ -60,13 +62,22 @@ class StrideWriter:
     """Continues the answer behind a passage, by a request to the engine."""
 
     def __init__(
-        self, question: Question, params: SamplingParams, library: Passages, layout: PromptLayout, generator: Generator
+        self,
+        question: Question,
+        owner: str,
+        params: SamplingParams,
+        library: Passages,
+        layout: PromptLayout,
+        engine: AsyncEngine,
     ) -> None:
         self._question = question
+        self._owner = owner
         self._params = replace(params, stop=(), logprobs=None, drafter=params.drafter or DRAFTER)
         self._library = library
         self._layout = layout
-        self._generator = generator
+        self._engine = engine
+        self.place: Place | None = None
+        """the answer's, which its strides share"""
         self._prompts: dict[int, tuple[Hit, Prompt]] = {}
         self.prompt_tokens = 0
         """of all strides, answer so far included"""
@@ -79,10 +90,9 @@ class StrideWriter:
         count = min(self._question.iterative.k, self._params.max_tokens - len(tokens))
         params = replace(self._params, max_tokens=count, seed=(self._params.seed + SEED_STEP * len(tokens)) % 2**63)
         ids = [*prompt.ids, *tokens]
-        self._generator.check(len(ids), count, "question")
         written: list[int] = []
         finish = None
-        async with aclosing(self._generator.continued(ids, params)) as outputs:
+        async with aclosing(self._engine.stream(ids, params, place=self.place)) as outputs:
             async for output in outputs:
                 written += output.token_ids
                 finish = output.finish_reason
@@ -101,10 +111,10 @@ class StrideWriter:
 
     def citing_prompt(self, hits: Sequence[Hit]) -> Prompt:
         """A prompt over all passages that were read, to find the answer's quotations in."""
-        return self._layout.build(self._question.text, [_passage(hit) for hit in hits], self._question.history)
+        return self._layout.build(self._question.text, [Passage.of(hit) for hit in hits], self._question.turns)
 
     def _build(self, chunk: int) -> tuple[Hit, Prompt]:
-        hits = self._library.hits([chunk], self._question.owner)
+        hits = self._library.hits([chunk], self._owner)
         if not hits:
             raise Conflict(
                 "A document was deleted or replaced while the answer was written from it.", hint="Ask again."
@@ -112,39 +122,38 @@ class StrideWriter:
         return hits[0], self.citing_prompt(hits)
 
 
-def experience_kind(question: Question) -> Hashable:
+def experience_kind(question: Question, owner: str) -> Hashable:
     """Questions of one kind cost about the same to guess and to verify, and are guessed about as well."""
-    return question.owner, question.collection, question.documents, replace(question.iterative, stride=None)
+    return owner, question.collection, question.documents, question.iterative.model_copy(update={"stride": None})
 
 
 class IterativeAnswer:
-    """One answer in mode iterative: ``begin``, then ``pieces``, then what was read and how it went."""
+    """One answer in mode iterative: ``begin``, then ``outputs``, then ``evidence`` for what was read."""
 
     def __init__(
         self,
         question: Question,
+        owner: str,
         params: SamplingParams,
         library: Library,
         layout: PromptLayout,
-        generator: Generator,
+        engine: AsyncEngine,
         experience: Experience,
     ) -> None:
         """experience: of earlier questions of this kind."""
-        self.question = question
+        self._question = question
+        self._owner = owner
         self._experience = experience
-        self.options = question.iterative
+        self._options = question.iterative
         self._params = params
         self._library = library
-        self._generator = generator
-        self._writer = StrideWriter(question, params, library, layout, generator)
-        self._tokenizer = generator.async_engine.engine.tokenizer
+        self._engine = engine
+        self._writer = StrideWriter(question, owner, params, library, layout, engine)
+        self._tokenizer = engine.engine.tokenizer
         self._query_text: QueryText
         self._retriever: SnapshotRetriever
         self._loop: IterativeRetrieval
         self._read: list[int] = []
-        self.ids: list[int] = []
-        """verified"""
-        self.finish: str | None = None
 
     async def begin(self) -> Evidence:
         """Search with the question. Raises FolioError: what a question can be refused for."""
@@ -155,12 +164,12 @@ class IterativeAnswer:
 
     async def _begin(self) -> Evidence:
         began = time.perf_counter()
-        question, options = self.question, self.options
+        question, options = self._question, self._options
         self._retriever = await asyncio.to_thread(
             lambda: self._library.retriever(
                 collection=question.collection,
                 documents=list(question.documents) or None,
-                owner=question.owner,
+                owner=self._owner,
                 mode=options.retriever,
                 longest_query=options.query_tokens,
             )
@@ -168,7 +177,7 @@ class IterativeAnswer:
         self._query_text = await asyncio.to_thread(QueryText, question.text, options.query_tokens, self._tokenizer)
         overlap = options.overlap
         if overlap is None:
-            overlap = not self._generator.async_engine.engine.config.device.startswith("cpu")
+            overlap = not self._engine.engine.config.device.startswith("cpu")
         how = SpeculationOptions(options.stride, prefetch=options.prefetch, overlap=overlap)
         self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query_text, how, self._experience)
         found = await self._loop.begin()
@@ -186,8 +195,8 @@ class IterativeAnswer:
 
     async def evidence(self) -> Evidence:
         """The passages read so far, scored by the question, with a prompt over all of them."""
-        how = "speculative" if self.options.speculate else "sequential"
-        reason = f"asked for; every {self.options.k} tokens, {how}"
+        how = "speculative" if self._options.speculate else "sequential"
+        reason = f"asked for; every {self._options.k} tokens, {how}"
         hits = [(await self._writer.prompt(chunk))[0] for chunk in self._read]
         scores = await asyncio.to_thread(self._scores)
         return Evidence(
@@ -196,53 +205,47 @@ class IterativeAnswer:
             prompt=await asyncio.to_thread(self._writer.citing_prompt, hits) if hits else None,
             results=[hit_data(hit) | {"score": score} for hit, score in zip(hits, scores, strict=True)],
             names={hit.document: hit.name for hit in hits},
-            owner=self.question.owner,
             retrieval_ms=1000 * self._loop.stats.search_s,
         )
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """The text of the answer as it is verified.
+    async def outputs(self) -> AsyncGenerator[TokenOutput, None]:
+        """The answer as it is verified, the last output with the figures of all.
 
         Raises FolioError: the retriever or the engine failed, or time is up; what was given before stands.
         """
         text = Detokenizer(self._tokenizer, self._params.stop)
-        limit = self._generator.settings.total_timeout_s
-        began = last = time.monotonic()
-        run = self._loop.speculative() if self.options.speculate else self._loop.sequential()
+        count = 0
+        run = self._loop.speculative() if self._options.speculate else self._loop.sequential()
         try:
-            with self._generator.place():
+            with self._engine.place() as self._writer.place:
                 async with aclosing(run) as strides:
                     async for stride in strides:
-                        first = not self.ids
-                        self.ids += stride.tokens
                         if stride.chunk not in self._read:
                             self._read.append(stride.chunk)
+                        count += len(stride.tokens)
                         piece = text.push(stride.tokens, last=stride.finish is not None)
-                        self.finish = "stop" if text.stopped else stride.finish
-                        output = TokenOutput("iterative", stride.tokens, piece, bool(self.finish), self.finish)
-                        now = time.monotonic()
-                        self._generator.observe(output, now - last, first)
-                        last = now
-                        yield piece
-                        if self.finish:
+                        finish = "stop" if text.stopped else stride.finish
+                        stats = self._stats(count) if finish else {}
+                        output = TokenOutput("iterative", stride.tokens, piece, bool(finish), finish, stats)
+                        self._writer.place.observe(output)
+                        yield output
+                        if finish:
                             return
-                        if now - began > limit:
-                            raise TimedOut(f"The answer was not finished within {limit:.0f} s.")
         except RetrievalError as error:
             raise translate(error) or error from error
 
-    def stats(self) -> dict[str, Any]:
+    def _stats(self, count: int) -> dict[str, Any]:
         """What an engine tells of one request, of all strides; and the loop's own figures as ``iterative``."""
         seconds = self._loop.stats.total_s
         return {
             "prompt_tokens": self._writer.prompt_tokens,
             "cached_tokens": self._writer.reused_tokens,
-            "output_tokens": len(self.ids),
-            "decode_tokens_per_s": len(self.ids) / seconds if seconds else None,
+            "output_tokens": count,
+            "decode_tokens_per_s": count / seconds if seconds else None,
             "iterative": {
-                "speculate": self.options.speculate,
-                "k": self.options.k,
-                "retriever": self.options.retriever,
+                "speculate": self._options.speculate,
+                "k": self._options.k,
+                "retriever": self._options.retriever,
                 "query_tokens_cut": self._retriever.tokens_cut,
                 "passages": len(self._read),
                 "reused_share": self._writer.reused_tokens / max(1, self._writer.prompt_tokens),
@@ -255,7 +258,3 @@ class IterativeAnswer:
         query = self._retriever.query(self._query_text([]))
         scores = self._retriever.score(query, np.array(self._read, dtype=np.int64))
         return [score if math.isfinite(score) else None for score in scores.tolist()]
-
-
-def _passage(hit: Hit) -> Passage:
-    return Passage(hit.document, hit.name, hit.start, hit.end, hit.page, hit.text, hit.sha256)

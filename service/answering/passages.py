@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieval.types import Hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,11 @@ class Passage:
     page: int | None
     text: str
     content: str = ""
+
+    @classmethod
+    def of(cls, hit: Hit) -> Passage:
+        """The chunk that a search found."""
+        return cls(hit.document, hit.name, hit.start, hit.end, hit.page, hit.text, hit.sha256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,13 +173,13 @@ class ChatLayout:
             merged = _system_into_user(turns)
             if merged is None:
                 raise InvalidRequest(
-                    f"The model's chat template refuses this conversation: {error}", param="messages"
+                    f"The model's chat template refuses this conversation: {error}", param="history"
                 ) from error
             try:
                 turns, pieces = merged, self._render(merged)
             except Exception as again:
                 raise InvalidRequest(
-                    f"The model's chat template refuses this conversation: {again}", param="messages"
+                    f"The model's chat template refuses this conversation: {again}", param="history"
                 ) from again
         ids = self.encoder.template(pieces[0])
         for (_, contents), piece in zip(turns, pieces[1:], strict=True):

@@ -3,63 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import structlog
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.accounts.idempotency import Idempotency
-from service.answering.answer import Event, Question, collect, error_data
+from service.answering.answer import Event, collect
+from service.answering.question import Question, Sampling
 from service.api.auth import Reader
 from service.api.documents import BoxModel
 from service.api.errors import problems
-from service.api.fields import CollectionName, DocumentId, Iterative, Knn, Text
 from service.api.health import Parts
 from service.api.search import Passage
-from service.api.sse import EventStream, event, first_item, unless_gone
-from service.engine.request import SamplingParams
+from service.api.sse import EventStream, event
+from service.api.waiting import unless_gone
 from service.errors import FolioError
-from service.settings import Settings
 
-log = structlog.get_logger(__name__)
 router = APIRouter(tags=["answers"])
 
 
-class AnswerRequest(BaseModel):
+class AnswerRequest(Question, Sampling):
     """A question and how to answer it."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    question: Text = Field(min_length=1, max_length=20_000)
-    mode: Literal["auto", "long", "retrieval", "iterative"] = "auto"
-    documents: list[DocumentId] = Field([], max_length=100, description="Ids; none for the whole collection.")
-    collection: CollectionName | None = None
-    passages: int | None = Field(None, ge=1, le=100, description="Passages to retrieve.")
-    iterative: Iterative = Field(default_factory=Iterative, description="How mode iterative works.")
-    knn: Knn | None = Field(None, description="Decode with the kNN datastore of the documents; null: without.")
     stream: bool = False
-    max_tokens: int | None = Field(None, ge=1, le=65536)
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    drafter: str | None = Field(None, max_length=255)
-    attention: str | None = Field(None, max_length=255)
-
-    def params(self, settings: Settings) -> SamplingParams:
-        """Sampling as asked for, else as the settings say."""
-        return SamplingParams(
-            max_tokens=self.max_tokens or settings.answer_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            drafter=self.drafter,
-            attention=self.attention,
-        )
 
 
 class CitationModel(BaseModel):
@@ -114,39 +83,33 @@ async def answer(
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
     done; else one JSON object.
     """
-    question = Question(
-        text=body.question,
-        mode=body.mode,
-        documents=tuple(body.documents),
-        collection=body.collection,
-        owner=principal.owner,
-        passages=body.passages,
-        iterative=body.iterative.options(),
-        knn=body.knn.options() if body.knn is not None else None,
-    )
-    events = runtime.answerer.answer(question, body.params(runtime.settings))
+    events = runtime.answerer.answer(body, body.params(runtime.settings.answer_tokens), principal.owner)
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
-        return EventStream(_encoded(await first_item(events)), runtime.settings.ping_s)
+        return EventStream([events], AnswerEvents(), runtime.settings.ping_s)
 
     async def whole() -> tuple[int, dict[str, Any]]:
-        return 200, asdict(await unless_gone(request, collect(events)))
+        return 200, asdict(await unless_gone(request.receive, collect(events)))
 
     if idempotency_key is None:
         status, content = await whole()
     else:
         idempotency: Idempotency = request.app.state.idempotency
-        asked = json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()
+        asked = json.dumps(body.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
         status, content = await idempotency.once(principal.owner, idempotency_key, "answer", asked, whole)
     return JSONResponse(content, status)
 
 
-async def _encoded(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-    """Events as server-sent events; what nobody foresaw becomes an error event without its text."""
-    try:
-        async with aclosing(events):
-            async for one in events:
-                yield event(one.data, one.type)
-    except Exception as error:
-        log.exception("answer broke off", exc_info=error)
-        yield event(error_data(FolioError("Something went wrong here; the log says what.")), "error")
-        yield event({"finish_reason": "error"}, "done")
+class AnswerEvents:
+    """The events of one answer, each by its name."""
+
+    def begin(self) -> bytes:
+        return b""
+
+    def item(self, number: int, item: Event) -> bytes:
+        return event(item.data, item.type)
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: FolioError) -> bytes:
+        return event(error.as_problem(), "error") + event({"finish_reason": "error"}, "done")

@@ -17,16 +17,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from service.api.sse import ClientLeft
-from service.errors import Busy, FolioError, Unavailable
-from service.translation import translate
+from service.api.waiting import ClientLeft
+from service.errors import Busy, FolioError, Unavailable, translate
+from service.fields import reason, sentence
 
 log = structlog.get_logger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left: nobody reads it, but the metrics count it apart from errors of ours."""
 PROBLEM_TYPE = "application/problem+json"
-OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings")
+CHAT = "/v1/chat/completions"
+OPENAI_ROUTES = (CHAT, "/v1/completions", "/v1/models", "/v1/embeddings")
+IN_MESSAGES = ("prompt", "question", "history")
+"""What is at fault when a conversation is: it came in as messages."""
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -54,19 +57,13 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def problem(error: FolioError) -> dict[str, Any]:
-    """The body of problem+json."""
-    body = {
-        "type": f"urn:folio:problem:{error.problem}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-    }
-    return body | ({"param": error.param} if error.param else {})
+def openai_problem(path: str, error: FolioError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    param = "messages" if path == CHAT and error.param in IN_MESSAGES else error.param
+    return _openai_error(error.detail, error.openai_type, param, error.problem.replace("-", "_"))
 
 
-def openai_error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """The body of OpenAI's error object."""
+def _openai_error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -78,9 +75,8 @@ def response_for(path: str, error: FolioError) -> JSONResponse:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if path.startswith(OPENAI_ROUTES):
-        body = openai_error(error.detail, error.openai_type, error.param, error.problem.replace("-", "_"))
-        return JSONResponse(body, error.status, headers)
-    return JSONResponse(problem(error), error.status, headers, media_type=PROBLEM_TYPE)
+        return JSONResponse(openai_problem(path, error), error.status, headers)
+    return JSONResponse(error.as_problem(), error.status, headers, media_type=PROBLEM_TYPE)
 
 
 def unforeseen(path: str, error: BaseException) -> JSONResponse:
@@ -121,11 +117,13 @@ def install(app: FastAPI) -> None:
 
 def _invalid(path: str, found: list[dict[str, Any]]) -> JSONResponse:
     """A body, query or header that does not fit the schema: every fault with its place."""
-    faults = [{"param": _place(fault["loc"]), "reason": _reason(fault)} for fault in found]
+    faults = [{"param": _place(fault["loc"]), "reason": reason(fault)} for fault in found]
     first = faults[0]
-    detail = f"{first['param'] or 'The body'}: {first['reason']}."
+    detail = sentence(first["param"] or "The body", found[0])
     if path.startswith(OPENAI_ROUTES):
-        return JSONResponse(openai_error(detail, "invalid_request_error", first["param"] or None, "invalid_value"), 400)
+        return JSONResponse(
+            _openai_error(detail, "invalid_request_error", first["param"] or None, "invalid_value"), 400
+        )
     status = 400 if found[0]["type"] in ("json_invalid", "folio_encoding") else 422
     body = {
         "type": "urn:folio:problem:invalid-request",
@@ -142,7 +140,7 @@ def _plain(path: str, error: HTTPException) -> JSONResponse:
     title = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
     if path.startswith(OPENAI_ROUTES):
-        body = openai_error(detail, "invalid_request_error", None, None)
+        body = _openai_error(detail, "invalid_request_error", None, None)
         return JSONResponse(body, error.status_code, error.headers)
     slug = title.lower().replace(" ", "-")
     body = {
@@ -159,8 +157,3 @@ def _place(location: Any) -> str:
     if parts and parts[0] in ("body", "query", "path", "header"):
         parts = parts[1:]
     return ".".join(parts)
-
-
-def _reason(fault: dict[str, Any]) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
-    return message[:1].lower() + message[1:]

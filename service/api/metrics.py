@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.auth import Reader
 
 if TYPE_CHECKING:
-    from service.engine.request import TokenOutput
+    from service.engine.outputs import TokenOutput
     from service.runtime import Runtime
 
 router = APIRouter(tags=["operation"])
@@ -87,7 +87,7 @@ class Metrics:
         )
 
     def observe(self, output: TokenOutput, seconds: float, first: bool) -> None:
-        """An observer of `Generator`: one output of one request."""
+        """An observer of the engine: one output of one request."""
         if output.token_ids:
             (self.ttft if first else self.itl).labels(self.model).observe(seconds)
         if output.finished:
@@ -104,10 +104,10 @@ class EngineCollector(Collector):
         state = GaugeMetricFamily("folio:ready", "1 when requests are taken.")
         state.add_metric([], float(self.runtime.state == "ready"))
         yield state
-        generator = self.runtime.loaded
-        if generator is None:
+        engine = self.runtime.loaded
+        if engine is None:
             return
-        stats = generator.async_engine.engine.stats()
+        stats = engine.engine.stats()
         drafting = stats["drafting"]
         stats |= {"drafted_tokens": drafting["drafted"], "accepted_tokens": drafting["accepted"]}
         for name, (key, text) in GAUGES.items():

@@ -7,21 +7,19 @@ from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.answering.evidence import hit_data
 from service.api.auth import Reader
 from service.api.errors import problems
-from service.api.fields import CollectionName, DocumentId, Text
 from service.api.health import Parts
+from service.fields import CollectionName, DocumentId, Strict, Text
 
 router = APIRouter(tags=["search"])
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Strict):
     """What to look for, and where."""
-
-    model_config = ConfigDict(extra="forbid")
 
     query: Text = Field(min_length=1, max_length=20_000)
     limit: int = Field(10, ge=1, le=100)

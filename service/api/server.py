@@ -92,7 +92,7 @@ async def _watch(server: DrainingServer, runtime: Runtime) -> None:
     if runtime.failure is not None:
         server.should_exit = True
     else:
-        note(f"Ready: {runtime.model_name}, {runtime.generator.window} tokens")
+        note(f"Ready: {runtime.model_name}, {runtime.engine.window} tokens")
 
 
 def refuse_open_bind(settings: Settings) -> None:

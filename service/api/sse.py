@@ -1,105 +1,116 @@
-"""Server-sent events: a stream of them as a response, with pings, ended when the client leaves."""
+"""Server-sent events: streams as a response, with pings in silence, ended when the client leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+import time
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from starlette.requests import Request
-from starlette.responses import StreamingResponse
+import structlog
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
+from service.api.waiting import ClientLeft, end, unless_gone
+from service.errors import FolioError, translate
+
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
-PING = b": ping\n\n"
+Item = TypeVar("Item", contravariant=True)
 
 
 def event(data: Any, name: str | None = None) -> bytes:
     """One event; `data` is JSON on one line."""
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    return format_sse_event(data_str=json.dumps(data, ensure_ascii=False), event=name)
 
 
-class EventStream(StreamingResponse):
-    """A response that sends events as they come. Closing the source aborts what makes them."""
+class Writer(Protocol[Item]):
+    """How a route writes what its streams bring, each as events ready to be sent; empty where there is nothing."""
 
-    media_type = "text/event-stream"
+    def begin(self) -> bytes: ...
 
-    def __init__(self, source: AsyncGenerator[bytes, None], ping_s: float) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        self.events = with_pings(source, ping_s)
-        super().__init__(self.events, headers=headers)
+    def item(self, number: int, item: Item) -> bytes:
+        """An item of stream `number`."""
+        ...
+
+    def end(self) -> bytes: ...
+
+    def failure(self, error: FolioError) -> bytes:
+        """The end of a response that breaks off."""
+        ...
+
+
+class EventStream(EventSourceResponse, Generic[T]):
+    """Sends the items of one or several streams as they come, straight from the tasks that iterate over them.
+
+    The response begins with the first event, so that a stream which refuses before it is answered with a status. When
+    the client leaves, or one stream fails, all are closed, which aborts what makes their items.
+    """
+
+    def __init__(self, streams: Sequence[AsyncGenerator[T, None]], writer: Writer[T], ping_s: float) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._streams = streams
+        self._writer = writer
+        self._ping_s = ping_s
+        self._send: Send
+        self._sending = asyncio.Lock()
+        self._started = False
+        self._last = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.events):
-            await super().__call__(scope, receive, send)
-
-
-async def with_pings(source: AsyncGenerator[bytes, None], ping_s: float) -> AsyncGenerator[bytes, None]:
-    """The source's items, and a comment whenever it is silent for `ping_s` seconds.
-
-    The pause must not cancel the source, so each of its items is awaited in a task that outlives the pause.
-    """
-    pending: asyncio.Task[bytes] | None = None
-    async with aclosing(source):
+        self._send = send
         try:
-            while True:
-                pending = pending or asyncio.ensure_future(anext(source))
-                done, _ = await asyncio.wait({pending}, timeout=ping_s)
-                if not done:
-                    yield PING
+            await unless_gone(receive, self._deliver())
+        except ClientLeft:
+            if not self._started:
+                raise
+        except Exception as error:
+            if not self._started:
+                raise
+            known = translate(error)
+            if known is None:
+                log.exception("answer broke off", exc_info=error)
+                known = FolioError("Something went wrong here; the log says what.")
+            await self._write(self._writer.failure(known), more=False)
+
+    async def _deliver(self) -> None:
+        """All streams to their ends; a ping whenever nothing was sent for `ping_s` seconds."""
+        pumps = {asyncio.ensure_future(self._pump(number, stream)) for number, stream in enumerate(self._streams)}
+        running = pumps
+        try:
+            while running:
+                silent = time.monotonic() - self._last if self._started else 0.0
+                if silent >= self._ping_s:
+                    await self._write(KEEPALIVE_COMMENT)
                     continue
-                finished, pending = pending, None
-                try:
-                    yield finished.result()
-                except StopAsyncIteration:
-                    return
+                pause = self._ping_s - silent
+                done, running = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_EXCEPTION)
+                for pump in done:
+                    pump.result()
         finally:
-            if pending is not None:
-                pending.cancel()
-                await asyncio.gather(pending, return_exceptions=True)
+            await end(pumps)
+        await self._write(self._writer.end(), more=False)
 
+    async def _pump(self, number: int, stream: AsyncGenerator[T, None]) -> None:
+        async with aclosing(stream):
+            async for item in stream:
+                data = self._writer.item(number, item)
+                if data:
+                    await self._write(data)
 
-async def first_item(source: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """The same stream, its first item already made, so that an early refusal is still a status and not an event."""
-    try:
-        first = await anext(source)
-    except StopAsyncIteration:
-        return _chain([], source)
-    return _chain([first], source)
-
-
-async def _chain(head: list[Any], source: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    async with aclosing(source):
-        for item in head:
-            yield item
-        async for item in source:
-            yield item
-
-
-class ClientLeft(Exception):
-    """The client closed the connection: nobody waits for the answer."""
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves before it is done.
-
-    Raises ClientLeft then. The body of the request must have been read already.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeft
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+    async def _write(self, data: bytes, more: bool = True) -> None:
+        """Send it, behind the beginning; one at a time, as there may be several streams."""
+        async with self._sending:
+            if not self._started:
+                self._started = True
+                await self._send(
+                    {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                )
+                data = self._writer.begin() + data
+            self._last = time.monotonic()
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})

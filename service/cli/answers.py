@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel, ValidationError
 
+from service.answering.question import AnswerOptions, Iterative, Knn, Question, Sampling
 from service.cli.context import (
     LOCAL_OWNER,
     Attention,
@@ -19,15 +22,16 @@ from service.cli.context import (
     Dtype,
     JsonFlag,
     ModelName,
+    documents_of,
     settings_of,
 )
 from service.cli.explaining import AnswerWriter, PlainText, SourceColours
 from service.cli.output import emit_json, emit_text, note, working
+from service.fields import refusal
 
 if TYPE_CHECKING:
-    from retrieval.types import Mode
-    from service.answering.answer import Answer, Question
-    from service.engine.request import SamplingParams
+    from service.answering.answer import Answer
+    from service.engine.params import SamplingParams
     from service.settings import Settings
 
 
@@ -41,6 +45,16 @@ def register(app: typer.Typer) -> None:
     app.command("ask")(ask)
 
 
+def _option(model: type[BaseModel], name: str, *flags: str, only: str = "") -> Any:
+    """A flag for a field: its meaning, default and limits are the field's own. None: not given."""
+    field = model.model_fields[name]
+    default = f" [default: {field.default}]" if isinstance(field.default, (int, float, str)) else ""
+    return typer.Option(*flags, help=f"{only}{field.description}{default}")
+
+
+IN_ITERATIVE, IN_KNN = "Mode iterative: ", "--knn: "
+
+
 def ask(
     context: typer.Context,
     question: Annotated[str, typer.Argument(help="The question.", metavar="QUESTION")],
@@ -49,29 +63,28 @@ def ask(
         typer.Option("--document", "-d", help="Answer from this id alone; may be repeated."),
     ] = None,
     collection: Collection = None,
-    mode: Annotated[str, typer.Option(help="auto, long (read whole), retrieval or iterative.")] = "auto",
-    passages: Annotated[int | None, typer.Option(min=1, max=100, help="Passages to retrieve.")] = None,
+    mode: Annotated[str | None, _option(AnswerOptions, "mode")] = None,
+    passages: Annotated[int | None, _option(AnswerOptions, "passages")] = None,
     speculate: Annotated[
         Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
     ] = Switch.ON,
-    k: Annotated[int, typer.Option("--k", help="Mode iterative: tokens between searches.")] = 4,
+    k: Annotated[int | None, _option(Iterative, "k", "--k", only=IN_ITERATIVE)] = None,
     stride: Annotated[
         int | None,
         typer.Option(help="Mode iterative and --knn: guesses to one verification; default: as pays best."),
     ] = None,
-    retriever: Annotated[str, typer.Option(help="Mode iterative: hybrid, dense or sparse.")] = "hybrid",
+    retriever: Annotated[str | None, _option(Iterative, "retriever", only=IN_ITERATIVE)] = None,
     knn: Annotated[
         bool, typer.Option("--knn", help="Decode with the documents' datastore (folio index build --knn).")
     ] = False,
-    knn_k: Annotated[int, typer.Option(help="--knn: neighbours of a token.")] = 64,
-    knn_weight: Annotated[float, typer.Option(help="--knn: share of the neighbours, 0 to 1.")] = 0.25,
-    knn_temperature: Annotated[float, typer.Option(help="--knn: of the neighbours' distances.")] = 100.0,
-    knn_probes: Annotated[
-        int | None, typer.Option(help="--knn: lists of the datastore looked at; default: every entry.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+    knn_k: Annotated[int | None, _option(Knn, "k", only=IN_KNN)] = None,
+    knn_weight: Annotated[float | None, _option(Knn, "weight", only=IN_KNN)] = None,
+    knn_temperature: Annotated[float | None, _option(Knn, "temperature", only=IN_KNN)] = None,
+    knn_probes: Annotated[int | None, _option(Knn, "probes", only=IN_KNN)] = None,
+    max_tokens: Annotated[int | None, _option(Sampling, "max_tokens")] = None,
+    temperature: Annotated[float | None, _option(Sampling, "temperature")] = None,
+    top_p: Annotated[float | None, _option(Sampling, "top_p")] = None,
+    seed: Annotated[int | None, _option(Sampling, "seed")] = None,
     model: ModelName = None,
     dtype: Dtype = None,
     device: DeviceName = None,
@@ -84,34 +97,48 @@ def ask(
 ) -> None:
     """Answer a question over the documents, with citations that are checked against their text."""
     settings = settings_of(context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention)
-    from retrieval.knn.decoding import KnnOptions
-    from service.answering.evidence import IterativeOptions, Question
-    from service.engine.request import SamplingParams
+    guessing = {"speculate": speculate is Switch.ON, "stride": stride}
+    neighbours = _given(k=knn_k, weight=knn_weight, temperature=knn_temperature, probes=knn_probes, **guessing)
+    try:
+        asked = Question.model_validate(
+            {
+                "question": question,
+                **_given(mode=mode, documents=document, collection=collection, passages=passages),
+                "iterative": _given(k=k, retriever=retriever, **guessing),
+                "knn": neighbours if knn else None,
+            }
+        )
+        sampling = Sampling(**_given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
+    except ValidationError as error:
+        raise refusal(error, _flag) from error
+    from service.models import check_request
 
-    params = SamplingParams(
-        max_tokens=max_tokens or settings.answer_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    iterative = IterativeOptions(speculate is Switch.ON, k, stride, retriever=cast("Mode", retriever))
-    asked = Question(
-        question,
-        mode,
-        tuple(document or ()),
-        collection,
-        LOCAL_OWNER,
-        passages,
-        iterative=iterative,
-        knn=KnnOptions(knn_k, knn_weight, knn_temperature, speculate is Switch.ON, stride, knn_probes) if knn else None,
-    )
+    check_request(settings)  # all refusals come before the long wait for a model
+    with documents_of(settings) as shelf:
+        asked.check(shelf, LOCAL_OWNER)
     writer = None if as_json else SourceColours() if explain else PlainText()
-    answer = asyncio.run(_answer(settings, asked, params, writer))
+    answer = asyncio.run(_answer(settings, asked, sampling.params(settings.answer_tokens), writer))
     if isinstance(writer, SourceColours):
         writer.legend()
     if as_json:
         emit_json({key: value for key, value in asdict(answer).items() if key != "results"})
     else:
         _print_sources(answer)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Without those that were not given, so that each field keeps its own default."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _flag(place: Sequence[int | str]) -> str:
+    """How the command line writes a field of a question."""
+    if place[0] == "question":
+        return "QUESTION"
+    names = [str(part) for part in place]
+    shared = names[-1] in ("stride", "speculate")
+    name = "document" if names[0] == "documents" else "_".join(names) if names[0] == "knn" and not shared else names[-1]
+    return f"--{name.replace('_', '-')}"
 
 
 async def _answer(
@@ -128,7 +155,7 @@ async def _answer(
             await runtime.ended.wait()
         if runtime.failure is not None:
             raise runtime.failure
-        events = runtime.answerer.answer(question, params)
+        events = runtime.answerer.answer(question, params, LOCAL_OWNER)
         return await collect(events if writer is None else _shown(events, writer))
     finally:
         await runtime.stop()
@@ -149,7 +176,8 @@ def _print_sources(answer: Answer) -> None:
     emit_text("\n")
     for citation in answer.citations:
         mark = "verified" if citation["verified"] else "NOT in the text"
-        place = f"{citation['name']}, page {citation['page']}, {citation['document']}:{citation['start']}"
+        where = f", {citation['place']}" if citation["place"] else ""
+        place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
         typer.echo(f"\n[{citation['label']}] {place}-{citation['end']} ({mark})")
         typer.echo(f"    {' '.join(citation['cited_text'].split())}")
     if answer.note and answer.note != answer.answer:

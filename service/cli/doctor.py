@@ -14,9 +14,8 @@ import typer
 
 from service.cli.context import JsonFlag, library_of, settings_of
 from service.cli.output import emit_json
-from service.errors import Exit, FolioError
+from service.errors import Exit, FolioError, translate
 from service.settings import Settings, stray_variables
-from service.translation import translate
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,12 @@ def _torch(settings: Settings) -> list[Finding]:
 
     from service.engine.loading.checkpoint import check_device
     from service.engine.runner.ranks import check_devices
-    from service.models import device_of
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
     have = ", ".join(gpus) if gpus else f"no GPU; {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
     findings = [Finding("torch", "ok", f"{version('torch')} ({built}); {have}")]
-    device = device_of(settings)
+    device = settings.engine.resolved().device
     why = "set" if settings.device != "auto" else "a GPU is there" if gpus else "no GPU"
     check_device(device)
     if settings.tensor_parallel > 1:
@@ -94,11 +92,10 @@ def _kernels(settings: Settings) -> list[Finding]:
     import torch
 
     from service.engine.loading.checkpoint import DTYPES
-    from service.models import device_of, dtype_of
     from sparse_attn.kernels import select_kernels
 
-    device = device_of(settings)
-    name = dtype_of(settings, device)
+    config = settings.engine.resolved()
+    device, name = config.device, config.dtype
     own = select_kernels(torch.device(device), DTYPES[name], "own").name
     both = select_kernels(torch.device(device), DTYPES[name], settings.attention_backend).name
     whole = both.removeprefix(own).removeprefix("+")
@@ -176,16 +173,18 @@ def _library(settings: Settings) -> list[Finding]:
 
 def _model(settings: Settings) -> list[Finding]:
     """Load the model and decode one token; alone, where several ranks are to share it."""
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.models import check_shares_of, load_engine
 
     if settings.tensor_parallel > 1:
         check_shares_of(settings)
         settings = settings.model_copy(update={"tensor_parallel": 1})
-    engine = load_engine(settings)
-    result = engine.generate([[0]], SamplingParams(max_tokens=1, ignore_eos=True))[0]
-    kernels = ", ".join(result.stats.get("kernels", []))
-    return [Finding("engine", "ok", f"{engine.max_model_len} tokens; kernels {kernels}; runs")]
+    with load_engine(settings) as engine:
+        (result,) = engine.generate([[0]], SamplingParams(max_tokens=1, ignore_eos=True))
+    if result.error is not None:
+        return [Finding("engine", "bad", result.error)]
+    kernels = ", ".join(result.stats["kernels"])
+    return [Finding("engine", "ok", f"{engine.engine.max_model_len} tokens; kernels {kernels}; runs")]
 
 
 def _version(package: str) -> str:

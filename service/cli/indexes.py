@@ -66,7 +66,7 @@ def _datastore(settings: Settings, library: Library, collection: str | None, lis
 
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
-    with working("Reading the documents …"):
+    with working("Reading the documents …"), engine:
         return Datastores(library).build(engine, LOCAL_OWNER, collection, lists)
 
 

@@ -122,7 +122,7 @@ def _plugins_for(args: Sequence[str]) -> list[str]:
 
 def _known(error: Exception) -> FolioError | None:
     """The error as one of ours, if it comes from a package that has errors of its own."""
-    from service.translation import translate
+    from service.errors import translate
 
     return translate(error)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,11 +27,11 @@ from service.cli.context import (
     settings_of,
 )
 from service.cli.output import emit_json, emit_text, working
-from service.errors import Exit, InvalidRequest
+from service.errors import Exit, GenerationFailed, InvalidRequest
 
 if TYPE_CHECKING:
-    from service.engine.engine import Engine
-    from service.engine.request import SamplingParams
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.params import SamplingParams
     from service.settings import Settings
 
 
@@ -115,7 +118,7 @@ def generate(
         attention_backend=backend,
         tensor_parallel=tp,
     )
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.engine.sampling.constraint import Constraint
 
     constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None
@@ -151,52 +154,50 @@ def _on_ranks(settings: Settings, lead: Callable[[], int]) -> int:
         return lead()
     from service.engine.runner.ranks import run_ranks
     from service.engine.runner.tensor_parallel import follow
-    from service.models import check_shares_of, device_of
+    from service.models import check_shares_of
 
     check_shares_of(settings)
-    return run_ranks(settings.tensor_parallel, device_of(settings), lead, follow)
+    return run_ranks(settings.tensor_parallel, settings.engine.resolved().device, lead, follow)
 
 
 def _generate(
     settings: Settings, ids: list[int] | None, text: str, params: SamplingParams, show: bool
 ) -> dict[str, Any]:
-    """Load the model and run one prompt, of token ids or of text."""
-    from service.models import load_engine
+    """Load the model and run one prompt, of token ids or of text; with `show` its text goes to stdout as it comes."""
+    from service.models import check_request, load_engine
 
+    check_request(settings, params.drafter, params.attention, params.constraint)
     with working(f"Loading {settings.model} …"):
-        engine = load_engine(settings)
+        engine = load_engine(settings, first_token_timeout_s=math.inf, total_timeout_s=math.inf)
     if ids is None:
-        if engine.tokenizer is None:
+        tokenizer = engine.tokenizer
+        if tokenizer is None:
             raise InvalidRequest(
                 f"The model {settings.model!r} has no tokenizer.",
                 hint="Use --prompt-ids.",
                 param="prompt-file",
             )
-        ids = list(engine.tokenizer(text).input_ids)
-    return _run(engine, ids, params, show)
+        ids = list(tokenizer(text).input_ids)
+    with engine:
+        if show:
+            asyncio.run(_show(engine, ids, params))
+            return {}
+        (result,) = engine.generate([ids], params)
+    if result.error is not None:
+        raise GenerationFailed(f"Generation failed: {result.error}.")
+    return {
+        "token_ids": result.token_ids,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "stats": result.stats,
+    }
 
 
-def _run(engine: Engine, ids: list[int], params: SamplingParams, show: bool) -> dict[str, Any]:
-    """Generate to the end; with `show` the text goes to stdout as it comes."""
-    from service.errors import GenerationFailed
-
-    engine.add_request(ids, params)
-    token_ids: list[int] = []
-    text = ""
-    stats: dict[str, Any] = {}
-    finish_reason = None
-    while engine.has_work:
-        for output in engine.step():
-            if output.error:
-                raise GenerationFailed(f"Generation failed: {output.error}.")
-            token_ids += output.token_ids
-            text += output.text
-            if show:
-                emit_text(output.text)
-            stats, finish_reason = output.stats or stats, output.finish_reason
-    if show:
-        emit_text("\n")
-    return {"token_ids": token_ids, "text": text, "finish_reason": finish_reason, "stats": stats}
+async def _show(engine: AsyncEngine, ids: list[int], params: SamplingParams) -> None:
+    async with aclosing(engine.stream(ids, params)) as outputs:
+        async for output in outputs:
+            emit_text(output.text)
+    emit_text("\n")
 
 
 def _read_text(path: Path, param: str = "prompt-file") -> str:

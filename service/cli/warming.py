@@ -36,12 +36,13 @@ def warm(
         text = library.text(found.id, owner=LOCAL_OWNER)
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
-    if engine.tokenizer is None:
+    tokenizer, size = engine.tokenizer, settings.page_size
+    if tokenizer is None:
         raise InvalidRequest(f"The model {settings.model!r} has no tokenizer to read a document with.", param="model")
-    prefix = shared_prefix(layout_for(settings.model, engine.tokenizer), found, text)
-    with working(f"Reading {found.name}: {len(prefix):,} tokens …"):
+    prefix = shared_prefix(layout_for(settings.model, tokenizer), found, text)
+    with working(f"Reading {found.name}: {len(prefix):,} tokens …"), engine:
         path = engine.warm(found.id, prefix, settings.attention)
-    tokens = len(prefix) // engine.config.page_size * engine.config.page_size
+    tokens = len(prefix) // size * size
     if as_json:
         emit_json({"document": found.id, "name": found.name, "tokens": tokens, "bytes": path.stat().st_size})
     else:

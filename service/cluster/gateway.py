@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.errors import OPENAI_ROUTES, openai_error, problem, response_for, unforeseen
+from service.api.errors import OPENAI_ROUTES, openai_problem, response_for, unforeseen
 from service.api.sse import event
 from service.cluster.exchange import ACCEPTED
 from service.cluster.figures import merged
@@ -170,9 +170,8 @@ class Reply:
 def _error_events(path: str, error: FolioError) -> bytes:
     """The end of a stream that broke off, in the manner of the route."""
     if path.startswith(OPENAI_ROUTES):
-        code = error.problem.replace("-", "_")
-        return event(openai_error(error.detail, error.openai_type, error.param, code))
-    return event(problem(error), "error") + event({"finish_reason": "error"}, "done")
+        return event(openai_problem(path, error))
+    return event(error.as_problem(), "error") + event({"finish_reason": "error"}, "done")
 
 
 def _only_reads(scope: Scope) -> bool:

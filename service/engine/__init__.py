@@ -1,7 +1,1 @@
-"""The engine: any transformers decoder over paged KV, many requests at once."""
-
-from service.engine.async_engine import AsyncEngine
-from service.engine.engine import Engine, EngineConfig
-from service.engine.request import Generation, SamplingParams, TokenOutput
-
-__all__ = ["AsyncEngine", "Engine", "EngineConfig", "Generation", "SamplingParams", "TokenOutput"]
+"""The engine: any transformers decoder over paged KV, many requests at once, behind one door (`async_engine`)."""

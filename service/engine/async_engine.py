@@ -1,158 +1,338 @@
-"""The engine in a thread of its own, for asyncio: streams, aborts, drain, and a watchdog."""
+"""The door to an engine: every prompt of every front end, command and benchmark passes here.
+
+It refuses what can never run, bounds the queue, keeps the limits of time, drains and aborts. `stream` and `generate`
+are the only ways to tokens. Whoever leaves them (a client that went away, a time-out, Ctrl-C) aborts what it asked for.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from drafters.warm_up import warm_up
+from service.engine.admission import Admission
+from service.engine.config import EngineConfig
 from service.engine.engine import Engine
-from service.engine.request import DraftSources, SamplingParams, TokenOutput
-from service.errors import GenerationFailed, Unavailable
+from service.engine.mixture import MixtureSource, mixed
+from service.engine.outputs import Generation, TokenOutput
+from service.engine.params import DraftSources, SamplingParams
+from service.engine.request import Reading
+from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, TimedOut, Unavailable
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+SHUT = "The engine takes no requests: it is loading, draining or stopped."
 
-@dataclass
-class _Stream:
-    """Where a request's outputs go: a queue of the event loop that asked."""
-
-    loop: asyncio.AbstractEventLoop
-    outputs: asyncio.Queue[TokenOutput | Exception]
-
-    def put(self, item: TokenOutput | Exception) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self.outputs.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody listens any longer
-            log.debug("output dropped, event loop closed")
+Observer = Callable[[TokenOutput, float, bool], None]
+"""Called with each output, the seconds since the answer began or its previous output, and whether it is the first."""
 
 
 class AsyncEngine:
-    """Owns an ``Engine`` and the one thread that touches it.
+    """Owns an ``Engine`` and the one thread that touches it; use it from any thread and any event loop.
 
     Commands reach the thread through a queue and run between steps. When the thread dies of an error outside a step,
-    the requests in flight fail with that error and a new thread takes over an engine emptied of requests.
+    the requests in flight fail with that error and a new thread takes over an engine emptied of requests; when the
+    device is lost, nothing is taken any longer.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: EngineConfig | None = None) -> None:
+        """limits: whose `max_running`, `queue_limit` and time limits are kept; the engine's own by default."""
         self.engine = engine
+        self.limits = limits or engine.config
+        self.observers: list[Observer] = []
+        """Told of every output of a stream."""
+        self.on_lost: Callable[[DeviceLost], None] | None = None
+        """Called in the engine's thread when the device can serve nobody any longer, and those in flight know."""
+        self.in_flight = 0
+        """Answers under way, whose requests run or wait."""
         self.restarts = 0
+        self._admission = Admission(engine)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._streams: dict[str, _Stream] = {}
+        self._takers: dict[str, _Taker] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._draining = False
-        self._counter = 0
+        self._lost = False
+        self._counting = threading.Lock()
+        self._ids = itertools.count(1)
+
+    @classmethod
+    def from_pretrained(cls, model: str, config: EngineConfig | None = None, **options: Any) -> AsyncEngine:
+        """The door to a model (folder, hub id or ``embedded``), still shut: enter it, or `start` it.
+
+        Errors as of ``Engine.from_pretrained``.
+        """
+        return cls(Engine.from_pretrained(model, config, **options))
+
+    def __enter__(self) -> AsyncEngine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the engine's thread; takes a second, for what drafting compiles."""
+        warm_up()
+        self._stopping = self._draining = False
+        self._start_thread()
+
+    def stop(self) -> None:
+        """Abort what is in flight and end the thread."""
+        self._draining = self._stopping = True
+        self._commands.put(self._abort_all)
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+        self._run_commands(wait=False)  # those that came too late are refused
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing more and wait for what is in flight; says whether all of it ended in time."""
+        self._draining = True
+        deadline = time.monotonic() + timeout_s
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return self.in_flight == 0
 
     @property
     def ready(self) -> bool:
         """Whether new requests are taken."""
-        return self._thread is not None and self._thread.is_alive() and not self._draining
+        running = self._thread is not None and self._thread.is_alive()
+        return running and not self._draining and not self._lost
 
     @property
-    def num_in_flight(self) -> int:
-        return len(self._streams)
+    def window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._admission.window
 
-    async def start(self) -> None:
-        """Start the engine's thread."""
-        await asyncio.to_thread(warm_up)
-        self._stopping = self._draining = False
-        self._start_thread()
+    @property
+    def tokenizer(self) -> Any:
+        """The model's, None where it has none; for decoding only: the engine's thread has it too."""
+        return self.engine.tokenizer
 
-    async def generate(
+    def check(self, params: SamplingParams) -> None:
+        """Refuse options that the engine does not have. Raises InvalidRequest."""
+        self._admission.check(params)
+
+    def check_prompt(self, prompt_ids: Sequence[int], params: SamplingParams, param: str = "prompt") -> None:
+        """Refuse a prompt that can never run; see `Admission.check_prompt`."""
+        self._admission.check_prompt(prompt_ids, params, param)
+
+    def admit(self, requests: int = 1) -> None:
+        """Refuse when stopped, draining or lost, or when the queue has no room for that many more answers.
+
+        Raises Busy or Unavailable. Front ends call it before they start to answer.
+        """
+        if not self.ready:
+            raise Unavailable(SHUT)
+        waiting = self.in_flight + requests - self.limits.max_running
+        if waiting > self.limits.queue_limit:
+            raise Busy(
+                f"The queue is full: {self.in_flight} requests are in flight.",
+                retry_after=min(60.0, 1.0 + waiting / self.limits.max_running),
+                hint="Try again later.",
+            )
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """One place in the queue and one clock, for an answer of many requests one after another.
+
+        Raises as `admit` does.
+        """
+        with self._counting:
+            self.admit()
+            self.in_flight += 1
+        try:
+            yield Place(self.limits, self.observers)
+        finally:
+            with self._counting:
+                self.in_flight -= 1
+
+    async def stream(
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams | None = None,
-        request_id: str | None = None,
         draft_sources: DraftSources | None = None,
+        mixture: MixtureSource | None = None,
+        place: Place | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request as they come, the last one finished.
 
-        Leaving the iteration early aborts the request.
+        Args:
+            draft_sources: what its drafter may draw on.
+            mixture: what its tokens are chosen from besides the model.
+            place: of an answer that this request is a part of; its holder tells it what to observe.
 
         Raises:
-            InvalidRequest, PromptTooLong, Busy: refused at the door.
-            Unavailable: the engine is not running, or draining.
-            GenerationFailed: the engine failed in mid-request.
+            PromptTooLong, InvalidRequest: it can never run.
+            Busy: the queue is full. Unavailable: the engine is not running, or draining.
+            TimedOut: no first token, or no end, in time.
+            GenerationFailed: the engine gave up on it. DeviceLost: on all.
         """
-        if not self.ready:
-            raise Unavailable("The engine takes no requests: it is loading, draining or stopped.")
-        self._counter += 1
-        request_id = request_id or f"a{self._counter}"
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
-
-        def add() -> None:
+        params = mixed(params or SamplingParams()) if mixture is not None else params or SamplingParams()
+        self.check(params)
+        self.check_prompt(prompt_ids, params)
+        mine: AbstractContextManager[Place] = nullcontext(place) if place is not None else self.place()
+        with mine as clock:
+            taker = _Stream()
+            request_id = self._submit(taker, prompt_ids, params, draft_sources, mixture)
+            finished = False
             try:
-                self.engine.add_request(prompt_ids, params, request_id, draft_sources)
-                self._streams[request_id] = stream
-            except Exception as error:
-                stream.put(error)
+                while not finished:
+                    output = await clock.wait(taker.outputs.get())
+                    finished = isinstance(output, Exception) or output.finished
+                    if isinstance(output, Exception):
+                        raise output
+                    if output.error is not None:
+                        raise _failure(output.error)
+                    if place is None:
+                        clock.observe(output)
+                    yield output
+            finally:
+                if not finished:
+                    self._commands.put(partial(self._abort, request_id))
 
-        self._commands.put(add)
-        finished = False
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        draft_sources: Sequence[DraftSources | None] | None = None,
+        mixture: MixtureSource | None = None,
+        reading: Reading | None = None,
+    ) -> list[Generation]:
+        """Run prompts to their ends, batched; results in their order. Blocks the calling thread alone.
+
+        The whole batch is taken, whatever the queue holds, and no time limit cuts it: Ctrl-C does. A prompt that the
+        engine fails has the finish reason ``error`` and says why; the others go on.
+
+        Args:
+            params: of each prompt, or one for all.
+            draft_sources: of each prompt.
+            mixture: what the tokens of all are chosen from besides the model.
+            reading: who wants the prompts read, which are then not answered.
+
+        Raises:
+            PromptTooLong, InvalidRequest: before anything ran.
+            Unavailable: the engine is not running, or draining. GenerationFailed, DeviceLost: it ended in the midst.
+        """
+        shared = params or SamplingParams()
+        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
+        if mixture is not None:
+            each = [mixed(one) for one in each]
+        sources = draft_sources or [None] * len(prompts)
+        for prompt, one in zip(prompts, each, strict=True):
+            self.check(one)
+            self.check_prompt(prompt, one)
+        ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        takers = [_Collector(ended) for _ in prompts]
+        ids: list[str] = []
+        with self._counting:
+            if not self.ready:
+                raise Unavailable(SHUT)
+            self.in_flight += len(takers)
         try:
-            while not finished:
-                item = await stream.outputs.get()
-                if isinstance(item, Exception):
-                    finished = True
-                    raise item
-                finished = item.finished
-                if item.finish_reason == "error":
-                    raise GenerationFailed(f"Generation failed: {item.error}")
-                yield item
+            for taker, prompt, one, source in zip(takers, prompts, each, sources, strict=True):
+                ids.append(self._submit(taker, prompt, one, source, mixture, reading))
+            for _ in ids:
+                error = ended.get()
+                if error is not None:
+                    raise error
         finally:
-            if not finished:
-                self._commands.put(lambda: self._abort(request_id))
+            with self._counting:
+                self.in_flight -= len(takers)
+            for request_id, taker in zip(ids, takers, strict=False):
+                if not taker.finished:
+                    self._commands.put(partial(self._abort, request_id))
+        return [taker.generation() for taker in takers]
 
-    async def abort(self, request_id: str) -> None:
-        """End a request; its stream finishes with reason ``abort``. Unknown ids are ignored."""
-        self._commands.put(lambda: self.engine.abort(request_id))
+    def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
+        """Compute the KV of a prefix and keep its whole pages on disk, so that prompts that begin so start at once.
 
-    async def run(self, action: Callable[[Engine], Any]) -> Any:
-        """Run ``action(engine)`` in the engine's thread between steps; returns its result."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        Args:
+            name: of the file; a document's id.
+            token_ids: the prefix; its last, partial page is not kept.
+            attention: the policy that will be asked for; pages of one policy are of no use to another.
 
-        def settle(result: Any, error: Exception | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+        Raises:
+            ModelError: no folder was configured. GenerationFailed: it could not be read or written.
+            InvalidRequest, PromptTooLong: the prefix is shorter than a page, or does not fit.
+        """
+        config = self.engine.config
+        if config.warm_folder is None or not config.prefix_cache:
+            raise ModelError("There is no folder for warmed documents.", hint="Set warm_folder, and prefix_cache.")
+        if len(token_ids) < config.page_size:
+            raise InvalidRequest(f"{len(token_ids)} tokens do not fill a page of {config.page_size}: nothing to warm.")
+        written: list[Path] = []
+        keep = Reading(on_read=lambda request: written.append(self.engine.keep_warm(name, request)))
+        self.read(token_ids, keep, attention)
+        return written[0]
+
+    def read(self, token_ids: Sequence[int], reading: Reading, attention: str | None = None) -> None:
+        """Have a sequence read, in the background of other requests. Blocks the calling thread alone.
+
+        Raises:
+            InvalidRequest, PromptTooLong: before anything ran. GenerationFailed: the forward or ``reading`` failed.
+        """
+        params = SamplingParams(max_tokens=1, attention=attention, drafter="none")
+        (read,) = self.generate([token_ids], params, reading=reading)
+        if read.error is not None:
+            raise GenerationFailed(f"Reading failed: {read.error}.")
+
+    def run(self, action: Callable[[Engine], T]) -> Future[T]:
+        """The result of ``action(engine)``, which runs in the engine's thread between steps."""
+        future: Future[T] = Future()
 
         def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                result, error = action(self.engine), None
-            except Exception as raised:
-                result, error = None, raised
-            loop.call_soon_threadsafe(settle, result, error)
+                future.set_result(action(self.engine))
+            except Exception as error:
+                future.set_exception(error)
 
+        if self._thread is None:
+            raise Unavailable(SHUT)
         self._commands.put(command)
-        return await future
+        return future
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Take no new requests, wait for those in flight; says whether all ended in time."""
-        self._draining = True
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._streams and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-        return not self._streams
+    def _submit(
+        self,
+        taker: _Taker,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        draft_sources: DraftSources | None,
+        mixture: MixtureSource | None,
+        reading: Reading | None = None,
+    ) -> str:
+        """Hand a checked request to the engine's thread; its outputs, or why it is refused, go to the taker."""
+        request_id = f"r{next(self._ids)}"
 
-    async def stop(self) -> None:
-        """Abort what is in flight and end the thread."""
-        self._draining = self._stopping = True
-        self._commands.put(self._abort_all)
-        thread = self._thread
-        if thread is not None:
-            await asyncio.to_thread(thread.join)
-        self._thread = None
+        def add() -> None:
+            if self._lost or self._stopping:
+                return taker.put(Unavailable(SHUT))
+            self._takers[request_id] = taker
+            try:
+                self.engine.add_request(prompt_ids, params, request_id, draft_sources, mixture, reading)
+            except Exception as error:
+                del self._takers[request_id]
+                taker.put(error)
+            return None
+
+        self._commands.put(add)
+        return request_id
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._main, name="folio-engine", daemon=True)
@@ -161,15 +341,24 @@ class AsyncEngine:
     def _main(self) -> None:
         try:
             self._loop()
+        except DeviceLost as error:
+            self._lost = True  # first, so that nobody is told of it while the service still says that it is ready
+            log.critical("the device is lost", in_flight=len(self._takers), error=error.message)
+            for taker in self._takers.values():
+                taker.put(error)
+            self._takers.clear()
+            if self.on_lost is not None:
+                self.on_lost(error)
+            self._refuse_until_stopped()
         except BaseException as error:  # outside a step nothing should raise: fail what is in flight, start again
-            log.exception("engine thread died", in_flight=len(self._streams))
-            lost, self._streams = self._streams, {}
+            log.exception("engine thread died", in_flight=len(self._takers))
+            failed, self._takers = self._takers, {}
             self.engine.reset()
             if not self._stopping:  # before the news is out, so that whoever hears it can ask again
                 self.restarts += 1
                 self._start_thread()
-            for stream in lost.values():
-                stream.put(GenerationFailed(f"The engine failed: {type(error).__name__}: {error}"))
+            for taker in failed.values():
+                taker.put(_failure(f"{type(error).__name__}: {error}"))
 
     def _loop(self) -> None:
         while True:
@@ -178,6 +367,10 @@ class AsyncEngine:
                 self._deliver(output)
             if self._stopping and not self.engine.has_work:
                 return
+
+    def _refuse_until_stopped(self) -> None:
+        while not self._stopping:
+            self._run_commands(wait=True)
 
     def _run_commands(self, wait: bool) -> None:
         try:
@@ -189,16 +382,108 @@ class AsyncEngine:
             return
 
     def _deliver(self, output: TokenOutput) -> None:
-        stream = self._streams.get(output.request_id)
+        taker = self._takers.get(output.request_id)
         if output.finished:
-            self._streams.pop(output.request_id, None)
-        if stream is not None:
-            stream.put(output)
+            self._takers.pop(output.request_id, None)
+        if taker is not None:
+            taker.put(output)
 
     def _abort(self, request_id: str) -> None:
-        self._streams.pop(request_id, None)
+        self._takers.pop(request_id, None)
         self.engine.abort(request_id)
 
     def _abort_all(self) -> None:
-        for request_id in list(self._streams):
+        for request_id in list(self._takers):
             self.engine.abort(request_id)
+
+
+class Place:
+    """A place in the queue, and the clock of the answer that has it."""
+
+    def __init__(self, limits: EngineConfig, observers: Sequence[Observer]) -> None:
+        self._limits = limits
+        self._observers = observers
+        self._began = self._last = time.monotonic()
+        self._first = True
+
+    def observe(self, output: TokenOutput) -> None:
+        """Tell the observers of an output of the answer."""
+        now = time.monotonic()
+        for observe in self._observers:
+            observe(output, now - self._last, self._first)
+        self._first, self._last = False, now
+
+    async def wait(self, coming: Any) -> Any:
+        """What comes, unless the answer's time is up before. Raises TimedOut."""
+        spent = time.monotonic() - self._began
+        left = self._limits.total_timeout_s - spent
+        if self._first:
+            left = min(left, self._limits.first_token_timeout_s - spent)
+        try:
+            async with asyncio.timeout(left if math.isfinite(left) else None):
+                return await coming
+        except TimeoutError as error:
+            what = "No first token came" if self._first else "The answer was not finished"
+            raise TimedOut(f"{what} within {time.monotonic() - self._began:.0f} s.") from error
+
+
+class _Taker(Protocol):
+    """Where a request's outputs go, from the engine's thread; an exception is the last."""
+
+    def put(self, item: TokenOutput | Exception) -> None: ...
+
+
+class _Stream:
+    """A queue of the event loop that asked."""
+
+    def __init__(self) -> None:
+        self.outputs: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, item: TokenOutput | Exception) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self.outputs.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody listens any longer
+            log.debug("output dropped, event loop closed")
+
+
+class _Collector:
+    """Gathers a request's outputs in the engine's thread; whoever waits wakes once, at the end."""
+
+    def __init__(self, ended: queue.SimpleQueue[Exception | None]) -> None:
+        self.finished = False
+        self._ended = ended
+        self._outputs: list[TokenOutput] = []
+        self._times: list[float] = []
+        self._began = time.perf_counter()
+
+    def put(self, item: TokenOutput | Exception) -> None:
+        if isinstance(item, Exception):
+            self.finished = True
+            self._ended.put(item)
+            return
+        self._outputs.append(item)
+        self._times += [time.perf_counter() - self._began] * len(item.token_ids)
+        if item.finished:
+            self.finished = True
+            self._ended.put(None)
+
+    def generation(self) -> Generation:
+        """The outputs as one."""
+        parts, last = self._outputs, self._outputs[-1]
+        return Generation(
+            token_ids=[token for part in parts for token in part.token_ids],
+            text="".join(part.text for part in parts),
+            finish_reason=last.finish_reason or "",
+            stats=last.stats,
+            logprobs=[entry for part in parts for entry in part.logprobs or ()] or None,
+            sources=[source for part in parts for source in part.sources],
+            times=self._times,
+            error=last.error,
+        )
+
+
+def _failure(why: str) -> GenerationFailed:
+    """What those are told who asked from elsewhere: an exception's text may hold somebody's path or document."""
+    log.error("generation failed", error=why)
+    return GenerationFailed("The engine failed in the midst of this request.", hint="The log says why; try again.")

@@ -7,7 +7,8 @@ The manager holds no tensors. A page is in exactly one of three states:
     cached    reference count 0, content kept, evictable, oldest use first
 
 A full page is *published* under its digest: a hash of all tokens up to its end, chained page by page from the salt,
-which names everything else that changes KV (model, dtype, policy). A look-up compares the page's own tokens too.
+which names everything else that changes KV (model, dtype, policy). A sequence keeps the digests of its pages
+(`PageDigests`), so that a page is hashed once. A look-up compares the page's own tokens too.
 
 Where heads of unequal lifetimes have pages of their own (`sparse_attn.kv.head_layout`), ``page_size`` tokens of a
 sequence lie in one page of each head group: a `Place`. All groups take their pages from the one pool. A sequence may
@@ -18,8 +19,8 @@ that is missing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
 from typing import Protocol
@@ -55,6 +56,27 @@ class PageTier(Protocol):
         """Keep the content of a page that is about to be overwritten."""
 
 
+@dataclass
+class PageDigests:
+    """Digests of a sequence's full pages, each of the page's tokens and the digest before; the first is the salt's."""
+
+    salt: str
+    page_size: int
+    _known: list[bytes] = field(default_factory=list)
+
+    def upto(self, token_ids: Sequence[int], count: int) -> Sequence[bytes]:
+        """Those of the first ``count`` pages, and maybe more; only pages that were never asked for are hashed."""
+        known, size = self._known, self.page_size
+        start = len(known)
+        if start < count:
+            digest = known[-1] if known else blake2b(self.salt.encode(), digest_size=16).digest()
+            tokens = np.array(token_ids[start * size : count * size], dtype="<i8").reshape(-1, size)
+            for page in tokens:
+                digest = blake2b(digest + page.tobytes(), digest_size=16).digest()
+                known.append(digest)
+        return known
+
+
 @dataclass(frozen=True)
 class _Published:
     digest: bytes
@@ -68,10 +90,12 @@ class PrefixMatch:
     Attributes:
         pages: places that hold it; the caller owns a reference to each page.
         miss_reason: why it ends where it ends; None when all that can be cached was.
+        queried: tokens that were looked for.
     """
 
     pages: list[Place]
     miss_reason: str | None
+    queried: int = 0
 
 
 @dataclass
@@ -105,6 +129,7 @@ class BlockManager:
         self._by_digest: dict[bytes, int] = {}
         self._published: dict[int, _Published] = {}
         self._evicted: OrderedDict[bytes, None] = OrderedDict()  # lately evicted, to explain a miss
+        self.version = 0  # of what `match` can find: a look-up need not be repeated before it changes
         self.hits = self.queries = self.evictions = self.restored = 0
 
     @property
@@ -146,51 +171,58 @@ class BlockManager:
                 self._release(place[group])
                 places[i] = (*place[:group], GONE, *place[group + 1 :])
 
-    def match(self, token_ids: Sequence[int], salt: str, gone: Gone = keep_all) -> PrefixMatch:
-        """The longest published prefix of ``token_ids[:-1]`` in whole pages, referenced for the caller.
+    def match(
+        self, token_ids: Sequence[int], digests: PageDigests, gone: Gone = keep_all, num_tokens: int | None = None
+    ) -> PrefixMatch:
+        """The longest published prefix of ``token_ids[:num_tokens - 1]`` in whole pages, referenced for the caller.
 
         The last token is always computed anew, for its logits. Pages that lie in the lower tier are brought back.
         Pages that ``gone`` names for a sequence of the prefix's length are neither wanted nor taken.
         """
-        limit = (len(token_ids) - 1) // self.page_size
-        self.queries += limit * self.page_size
+        limit = ((len(token_ids) if num_tokens is None else num_tokens) - 1) // self.page_size
+        queried = limit * self.page_size
         if not self.prefix_cache:
-            return PrefixMatch([], "prefix cache is off")
+            return PrefixMatch([], "prefix cache is off", queried)
         if not limit:
             return PrefixMatch([], f"prompt is shorter than a page of {self.page_size} tokens")
-        candidates, reason = self._candidates(token_ids, salt, limit, gone)
+        candidates, reason = self._candidates(token_ids, digests, limit, gone)
         while True:
             length = self._usable(candidates, gone)
             if length < len(candidates):
                 reason = f"evicted at token {length * self.page_size}"
             places = self._acquire(candidates[:length], gone)
             if places is not None:
-                self.hits += length * self.page_size
-                return PrefixMatch(places, reason)
+                return PrefixMatch(places, reason, queried)
 
-    def publish(self, token_ids: Sequence[int], places: Sequence[Place], first: int, salt: str) -> int:
-        """Make the full pages from number ``first`` on findable; returns how many places of the sequence are full.
+    def count(self, match: PrefixMatch) -> None:
+        """Count a match that a sequence goes on from."""
+        self.queries += match.queried
+        self.hits += len(match.pages) * self.page_size
+
+    def publish(
+        self, token_ids: Sequence[int], num_tokens: int, places: Sequence[Place], first: int, digests: PageDigests
+    ) -> int:
+        """Make the full pages of the first ``num_tokens`` findable, from number ``first`` on; returns their number.
 
         Where another request has published the same content meanwhile, this one's page stays private.
         """
-        full = len(token_ids) // self.page_size
+        full = num_tokens // self.page_size
         if not self.prefix_cache or full == first:
             return full
-        for i, (digest, tokens) in enumerate(self._chain(token_ids, salt, full)):
-            if i < first:
-                continue
+        known = digests.upto(token_ids, full)
+        for i in range(first, full):
             for group, page in enumerate(places[i]):
-                key = _key(digest, group)
+                key = _key(known[i], group)
                 if page != GONE and key not in self._by_digest:
-                    self._register(page, key, tokens)
+                    self._register(page, key, self._tokens(token_ids, i))
         return full
 
-    def digests(self, token_ids: Sequence[int], salt: str, places: Sequence[Place]) -> dict[bytes, int]:
+    def tier_keys(self, token_ids: Sequence[int], places: Sequence[Place], digests: PageDigests) -> dict[bytes, int]:
         """What a lower tier knows the pages of a sequence's full places by → the page."""
-        chain = self._chain(token_ids, salt, min(len(token_ids) // self.page_size, len(places)))
+        full = min(len(token_ids) // self.page_size, len(places))
         return {
             _key(digest, group): page
-            for (digest, _), place in zip(chain, places, strict=False)
+            for digest, place in zip(digests.upto(token_ids, full)[:full], places, strict=False)
             for group, page in enumerate(place)
             if page != GONE
         }
@@ -214,21 +246,17 @@ class BlockManager:
         assert all(page in self._published for page in self._cached), "a cached page has no digest"
         assert {p: e.digest for p, e in self._published.items()} == {p: d for d, p in self._by_digest.items()}
 
-    def _chain(self, token_ids: Sequence[int], salt: str, count: int) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-        """Digest and tokens of the first ``count`` pages."""
-        digest = blake2b(salt.encode(), digest_size=16).digest()
-        for i in range(count):
-            tokens = tuple(token_ids[i * self.page_size : (i + 1) * self.page_size])
-            digest = blake2b(digest + np.array(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
-            yield digest, tokens
+    def _tokens(self, token_ids: Sequence[int], page: int) -> tuple[int, ...]:
+        return tuple(token_ids[page * self.page_size : (page + 1) * self.page_size])
 
     def _candidates(
-        self, token_ids: Sequence[int], salt: str, limit: int, gone: Gone
+        self, token_ids: Sequence[int], digests: PageDigests, limit: int, gone: Gone
     ) -> tuple[list[_Candidate], str | None]:
         """Places up to the first that lacks a page which every sequence reads, and why that one lacks it."""
         lasting = [g for g in range(self.num_groups) if not gone(g, limit * self.page_size)]
         found: list[_Candidate] = []
-        for digest, tokens in self._chain(token_ids, salt, limit):
+        for digest in digests.upto(token_ids, limit)[:limit]:
+            tokens = self._tokens(token_ids, len(found))
             present = [self._holds(_key(digest, group), tokens) for group in range(self.num_groups)]
             missing = [group for group in lasting if not present[group]]
             if missing:
@@ -314,6 +342,7 @@ class BlockManager:
         self._by_digest[digest] = page
         self._published[page] = _Published(digest, tokens)
         self._evicted.pop(digest, None)
+        self.version += 1
 
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
@@ -325,6 +354,7 @@ class BlockManager:
         if len(self._evicted) > self.num_pages:
             self._evicted.popitem(last=False)
         self.evictions += 1
+        self.version += 1
         return page
 
     def _why_missed(self, key: bytes, index: int) -> str:

@@ -2,23 +2,25 @@
 
 A step is
 
-    step     = scheduler.schedule()          which tokens run; pages reserved
-    drafting.propose(step)                   guesses below the pending tokens; may be empty
-    forward  = runner.run(step.slices)       one forward of the unmodified model
-    verdicts = verify(tree, choices)         pure
-    scheduler.commit(step, verdicts)         lengths move, pages return
+    step    = scheduler.schedule()           which tokens run; pages reserved
+    drafting.propose(slice)                  guesses below the pending tokens; may be empty
+    forward = runner.run(step.slices)        one forward of the unmodified model
+    verdict = verify(tree, choices)          pure
+    emitted = stop_checker.take(tokens)      where the output ends, and its text
+    scheduler.commit(step, emitted)          lengths move, pages return
 
-and an exception anywhere before commit is a rollback: no length has moved. The requests of that step then fail with an
-error each; the engine and the other requests go on.
+A failure belongs to one request: what its drafter, its logits, its constraint or its text raises ends it with an error,
+and the others of the step get the tokens that they would have got. Where the forward itself fails, all that it was run
+for fail. No length has moved before commit.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,90 +28,59 @@ import structlog
 import torch
 from torch import Tensor
 
+from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
-from service.engine.block_manager import BlockManager
+from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.checks import check_options, shape_of
+from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
 from service.engine.drafting.drafting import Drafting
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
-from service.engine.kv.layout import check_attention, checked_policy, head_layout, kv_dtype
+from service.engine.finish import Emitted, FinishReason, StopChecker
+from service.engine.kv.layout import checked_policy, head_layout, make_pool
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
-from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
-from service.engine.options import parse_drafter
-from service.engine.request import (
-    DraftSources,
-    FinishReason,
-    Generation,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
-from service.engine.runner.cuda_graphs import GraphCapture, GraphedRunner, make_buckets
+from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
+from service.engine.lookups import Lookups
+from service.engine.mixture import Mixture, MixtureSource
+from service.engine.outputs import TokenLogprobs, TokenOutput
+from service.engine.params import DraftSources, SamplingParams
+from service.engine.request import Priority, Reading, Request
+from service.engine.runner.device import is_lost
+from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
-from service.engine.runner.model_runner import Forward, ModelRunner
+from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
-from service.engine.runner.tensor_parallel import LeadingRunner, Load
+from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstraintCompiler
-from service.engine.sampling.logits_processor import adjuster
-from service.engine.sampling.sampler import RowKeys, sample, token_logprobs
+from service.engine.sampling.logits_processor import LogitsProcessor
+from service.engine.sampling.sampler import NO_TOKEN, RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
-from service.errors import Busy, FolioError, InvalidRequest, ModelError, PromptTooLong
-from sparse_attn.kv.head_layout import HeadLayout
+from service.errors import DeviceLost, InvalidRequest
+from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
-from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
 
+_IDLE_S = 0.005  # longest wait for look-ups where nothing else is to be done: a command may come meanwhile
+
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """How an engine is built.
+class Outcome:
+    """What a step came to for a slice that samples.
 
     Attributes:
-        dtype: of weights and KV: float64, float32, bfloat16 or float16.
-        device: cpu, cuda or cuda:N.
-        kv_memory: bytes for the pages of KV.
-        kv_dtype: of the pages: auto for the model's, or int8 with a scale a token and head.
-        kv_groups: whose streaming heads get pages of their own, which they free: a policy, auto for those of
-            ``attention``, or none.
-        page_size: tokens a page.
-        max_model_len: tokens a request may hold; None for what the model was made for.
-        max_step_tokens: rows of one forward, hence the longest prefill chunk.
-        max_running, max_waiting: requests with pages, and in the queue.
-        prefix_cache: keep the pages of finished requests for prompts that begin alike.
-        host_memory: bytes of host memory for pages that the prefix cache evicts; 0 for none.
-        warm_folder: where ``warm`` keeps the pages of documents across restarts; None for nowhere.
-        attention: policy of requests that name none.
-        drafter: of requests that name none.
-        draft_model: folder or hub id of a checkpoint for the drafters that want one, or None.
-        tensor_parallel: ranks that share the model's heads (`service.engine.runner.ranks`); kv_memory is each rank's.
-        attention_backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
-        cuda_graphs: on a GPU, replay decode steps from graphs captured at the start (`runner.cuda_graphs`).
+        rows: of the step's logits: its pending token's and its tree's nodes'.
+        verdict: what was verified. emitted: what of it the request keeps.
     """
 
-    dtype: str = "float32"
-    device: str = "cpu"
-    kv_memory: int = 2 << 30
-    kv_dtype: str = "auto"
-    kv_groups: str = "auto"
-    page_size: int = 64
-    max_model_len: int | None = None
-    max_step_tokens: int = 2048
-    max_running: int = 64
-    max_waiting: int = 1024
-    prefix_cache: bool = True
-    host_memory: int = 0
-    warm_folder: Path | None = None
-    attention: str = "auto"
-    drafter: str = "auto"
-    draft_model: str | None = None
-    tensor_parallel: int = 1
-    cuda_graphs: bool = True
-    attention_backend: str = "auto"
+    seq: Slice
+    rows: slice
+    verdict: Verdict
+    emitted: Emitted
 
 
 @dataclass
@@ -130,7 +101,7 @@ class Engine:
     """Runs requests over one model. Not thread-safe: one thread owns it (see ``AsyncEngine``)."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
-        self.config = config = config or EngineConfig()
+        self.config = config = (config or EngineConfig()).resolved(loaded.device, loaded.dtype)
         self.loaded = loaded
         self.tokenizer = loaded.tokenizer
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
@@ -150,37 +121,40 @@ class Engine:
         groups = pool.layout.num_groups
         self.blocks = BlockManager(num_pages, config.page_size, config.prefix_cache, lower, groups)
         self.lent = DraftPages(self.blocks)
-        limits = SchedulerConfig(self.max_model_len, config.max_step_tokens, config.max_running, config.max_waiting)
+        limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
+        self.lookups = Lookups()
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
-        self._detokenizers: dict[str, Detokenizer] = {}
         self._outputs: list[TokenOutput] = []
         self._ids = itertools.count(1)
-        resources = draft_resources(loaded, config, self.runner, self.lent, self._requests, self.salt)
+        resources = draft_resources(loaded, config, self.runner, self.lent, self.scheduler, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
         self.drafting = Drafting(resources, config.drafter, most_nodes)
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
 
     @classmethod
-    def from_pretrained(cls, model: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Engine:
-        """Load a model (folder, hub id or ``embedded``) and build an engine; options are those of EngineConfig.
+    def from_pretrained(cls, model: str, config: EngineConfig | None = None, **options: Any) -> Engine:
+        """Load a model (folder, hub id or ``embedded``) and build an engine; `options` go over those of `config`.
 
         Raises:
             ModelError: the model is not there, not readable or not supported.
-            InvalidRequest: the default drafter does not exist or the default attention policy does not suit the
-                model; its weights have not been read.
+            InvalidRequest: there is no such option; the default drafter does not exist or the default attention policy
+                does not suit the model. Its weights have not been read.
         """
-        config = EngineConfig(dtype=dtype, device=device, **options)
-        parse_drafter(config.drafter)
-        check_attention(model, config)
-        ranks = leading(config.tensor_parallel)
+        given = config.model_dump() if config is not None else {}
+        chosen = EngineConfig.of(**{**given, **options}).resolved()
+        check_options(chosen.drafter, chosen.attention, None, lambda: shape_of(model, chosen))
+        select_kernels(torch.device(chosen.device), DTYPES[chosen.dtype], chosen.attention_backend)
+        if chosen.threads:
+            torch.set_num_threads(chosen.threads)
+        ranks = leading(chosen.tensor_parallel)
         if ranks is not None:
-            config = replace(config, device=ranks.device)
-            ranks.tell(Load(model, config))
-        return cls(load_model(model, dtype, config.device, config.max_model_len, ranks), config)
+            chosen = chosen.model_copy(update={"device": ranks.device})
+            ranks.tell(Load(model, chosen))
+        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks), chosen)
 
     def add_request(
         self,
@@ -188,35 +162,33 @@ class Engine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
         draft_sources: DraftSources | None = None,
+        mixture: MixtureSource | None = None,
+        reading: Reading | None = None,
     ) -> str:
-        """Queue a request; returns its id.
+        """Queue a request that was let in (`service.engine.admission`); returns its id.
 
         Args:
-            prompt_ids: token ids, at least one.
             draft_sources: what its drafter may draw on besides the prompt.
+            mixture: what its tokens are chosen from besides the model.
+            reading: who wants the prompt read, which is then not answered.
 
         Raises:
-            InvalidRequest, PromptTooLong, Busy: refused at the door; nothing was queued.
+            InvalidRequest: the engine lacks what its drafter or its constraint needs; nothing was queued.
         """
         params = params or SamplingParams()
         request_id = request_id or f"r{next(self._ids)}"
         if request_id in self._requests:
             raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
-        self._check_ids(prompt_ids)
-        if params.stop and self.tokenizer is None:
-            raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
-        request = Request(request_id, prompt_ids, params, draft_sources)
-        request.adjuster = adjuster(request, self.constraints, self.loaded.vocab_size)
+        detokenizer = Detokenizer(self.tokenizer, params.stop) if self.tokenizer is not None else None
+        stop_checker = StopChecker(self._stop_ids(params), params.max_tokens, detokenizer)
+        request = Request(request_id, prompt_ids, params, draft_sources, stop_checker, reading)
+        if mixture is not None:
+            request.mixture = mixture.open(params, stop_checker.stop_ids, self.loaded)
+        request.logits_processor = self._logits_processor(request)
         self._set_policy(request)
-        self.drafting.open(request, self._stop_ids(params))
-        try:
-            self.scheduler.add(request)
-        except FolioError:
-            self.drafting.close(request)
-            raise
+        self.drafting.open(request, stop_checker.stop_ids)
+        self.scheduler.add(request)
         self._requests[request_id] = request
-        if self.tokenizer is not None:
-            self._detokenizers[request_id] = Detokenizer(self.tokenizer, params.stop)
         return request_id
 
     @property
@@ -226,73 +198,46 @@ class Engine:
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
-    def window(self) -> int:
-        """Most tokens, prompt and answer together, of a request under the default policy: by model and by pool."""
-        policy = checked_policy(self.config.attention, self.shape)
+    def vocab_size(self) -> int:
+        return self.loaded.vocab_size
 
-        def too_long(length: int) -> bool:
-            lifetimes = self._lifetimes(policy.resolve(length, self.shape), length)
-            return self.scheduler.most_pages(length, lifetimes) > self.blocks.num_pages
+    @property
+    def num_pages(self) -> int:
+        """Of KV, for all requests together."""
+        return self.blocks.num_pages
 
-        return bisect_left(range(1, self.max_model_len + 1), True, key=too_long)
+    def most_pages(self, prompt_len: int, max_len: int, attention: str | None = None) -> int:
+        """No less than the pages that a request of `max_len` tokens holds at any time under a policy."""
+        policy = checked_policy(attention or self.config.attention, self.shape)
+        lifetimes = self._lifetimes(policy.resolve(prompt_len, self.shape), prompt_len)
+        return self.scheduler.most_pages(max_len, lifetimes)
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._outputs)
 
     def step(self) -> list[TokenOutput]:
-        """Run one forward; returns what it brought to each request, and what was aborted since the last step."""
-        started = time.perf_counter()
-        outputs, self._outputs = self._outputs, []
-        step = self.scheduler.schedule()
-        if not step:
-            return outputs
-        try:
-            self.drafting.propose(step)
-            forwarded = time.perf_counter()
-            forward = self.runner.run(step.slices)
-            verifying = time.perf_counter()
-            verdicts = self._verify(step, forward)
-            verified = time.perf_counter()
-            forward_s = verified - forwarded
-        except Exception as error:  # whatever the model raises fails this step's requests, not the engine
-            self.scheduler.rollback(step)
-            log.exception("step failed", requests=[p.request.id for p in step.slices])
-            return outputs + [self._fail(p.request, error) for p in step.slices]
-        self.drafting.count_verifying(step, verified - verifying)
-        self.scheduler.commit(step, verdicts, self._is_stop)
-        outputs += self._collect(step, verdicts, forward)
-        self.drafting.record(step, time.perf_counter() - forwarded)
-        self.totals.steps += 1
-        self.totals.forward_s += forward_s
-        self.totals.step_s += time.perf_counter() - started
-        return outputs
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> list[Generation]:
-        """Run prompts to their ends, batched; results in the order of the prompts.
+        """Run one forward; returns what it brought to each request, and what was aborted since the last step.
 
         Raises:
-            PromptTooLong, InvalidRequest: before anything ran.
+            DeviceLost: the device will answer no later step either.
         """
-        shared = params or SamplingParams()
-        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
-        ids: list[str] = []
-        try:
-            for prompt, one in zip(prompts, each, strict=True):
-                ids.append(self.add_request(prompt, one))
-        except Exception:
-            for request_id in ids:
-                self.abort(request_id)
-            raise
-        parts: dict[str, list[TokenOutput]] = {request_id: [] for request_id in ids}
-        while any(not p or not p[-1].finished for p in parts.values()):
-            for output in self.step():
-                parts.setdefault(output.request_id, []).append(output)
-        return [_join(parts[request_id]) for request_id in ids]
+        started = time.perf_counter()
+        self._settle()
+        self.drafting.resume()
+        step = self.scheduler.schedule()
+        for request, error in step.failed:
+            self._fail(request, error)
+        if not step:
+            self._idle()
+        self._propose(step)
+        self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
+        if step:
+            self._run(step)
+            self.totals.steps += 1
+            self.totals.step_s += time.perf_counter() - started
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
     def abort(self, request_id: str) -> None:
         """End a request between steps; its pages are free when this returns. Unknown ids are ignored."""
@@ -300,36 +245,11 @@ class Engine:
         if request is not None:
             self._outputs.append(self._finish(request, FinishReason.ABORT))
 
-    def warm(self, name: str, token_ids: Sequence[int], attention: str | None = None) -> Path:
-        """Compute the KV of a prefix and keep its whole pages on disk, so that prompts that begin so start at once.
-
-        Args:
-            name: of the file; a document's id.
-            token_ids: the prefix; its last, partial page is not kept.
-            attention: the policy that will be asked for; pages of one policy are of no use to another.
-
-        Raises:
-            ModelError: no folder was configured. Busy: requests are running.
-            PromptTooLong: the prefix does not fit, or is shorter than a page.
-        """
-        if self.warmed is None:
-            raise ModelError("There is no folder for warmed documents.", hint="Give the engine warm_folder.")
-        if self.has_work:
-            raise Busy("A document can be warmed only while no request is running.")
-        size = self.config.page_size
-        if len(token_ids) < size:
-            raise PromptTooLong(f"{len(token_ids)} tokens do not fill a page of {size}: nothing to warm.")
-        params = SamplingParams(max_tokens=1, attention=attention, drafter="none")
-        request_id = self.add_request([*token_ids, 0], params)
-        request = self._requests[request_id]
-        while not any(output.request_id == request_id and output.finished for output in self.step()):
-            pass
-        match = self.blocks.match([*token_ids, 0], request.salt, request.gone)
-        try:
-            digests = self.blocks.digests(token_ids, request.salt, match.pages)
-            return self.warmed.write(name, list(digests), list(digests.values()), {"salt": request.salt})
-        finally:
-            self.blocks.release(match.pages)
+    def keep_warm(self, name: str, request: Request) -> Path:
+        """Keep the whole pages of a sequence that was read on disk; see ``AsyncEngine.warm``."""
+        assert self.warmed is not None
+        keys = self.blocks.tier_keys(request.token_ids, request.pages, request.digests)
+        return self.warmed.write(name, list(keys), list(keys.values()), {"salt": request.salt})
 
     def reset(self) -> None:
         """Abort every request and forget the outputs that nobody has taken."""
@@ -383,191 +303,242 @@ class Engine:
         request.lifetimes = self._lifetimes(policy, request.prompt_len)
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
-            request.prefill_grid = self.config.max_step_tokens
+            request.prefill_grid = self.config.step_tokens
         request.salt = f"{self.salt}/{policy.cache_key()}"
+
+    def _logits_processor(self, request: Request) -> LogitsProcessor | None:
+        params, constraint = request.params, request.params.constraint
+        constrained = self.constraints.compile(constraint, request.prompt_len) if constraint is not None else None
+        return LogitsProcessor.of(
+            constrained, params.penalties, request.token_ids, params.temperature, self.loaded.vocab_size
+        )
 
     def _lifetimes(self, policy: Policy, prompt_len: int) -> PageLifetimes | None:
         return PageLifetimes.of(self.runner.pool.layout, policy, self.shape, prompt_len)
-
-    def _check_ids(self, prompt_ids: Sequence[int]) -> None:
-        if not prompt_ids:
-            raise InvalidRequest("The prompt is empty.", hint="Give at least one token.", param="prompt")
-        low, high = min(prompt_ids), max(prompt_ids)
-        if low < 0 or high >= self.loaded.vocab_size:
-            raise InvalidRequest(
-                f"The prompt holds token id {low if low < 0 else high}; the model knows 0 to "
-                f"{self.loaded.vocab_size - 1}.",
-                hint="Encode it with the model's own tokenizer.",
-                param="prompt",
-            )
-
-    def _is_stop(self, request: Request, token: int) -> bool:
-        return token in self._stop_ids(request.params)
 
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         own = frozenset(params.stop_token_ids)
         return own if params.ignore_eos else own | self.loaded.eos_ids
 
-    def _verify(self, step: Step, forward: Forward) -> dict[str, Verdict]:
-        """Choose a token after every row, walk the trees, and move the KV of accepted nodes into place."""
-        sampling = [(part, first) for part, first in zip(step.slices, forward.first_row, strict=True) if part.samples]
-        logits = self._chosen_from(sampling, forward.logits)
-        keyed = sample(logits, _keys([part for part, _ in sampling])) if sampling else []
-        verdicts = {}
-        for (part, first), walked in zip(sampling, keyed, strict=True):
-            verdict = self.drafting.verify(part, logits[_rows(part, first)], walked)
-            verdicts[part.request.id] = verdict
-            if verdict.path:
-                self.runner.keep_nodes(part.request.pages, part.start + len(part.token_ids), verdict.path)
-        for part in step.slices:
-            if part.request.policy is not None:
-                count = len(part.token_ids)
-                path = verdicts[part.request.id].path if part.samples else ()
-                part.request.policy.commit([*range(count), *(count + node for node in path)])
-        return verdicts
+    @contextmanager
+    def _failing_alone(self, request: Request) -> Iterator[None]:
+        """What is raised in here fails this request; the others of the step go on."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("request failed", request=request.id)
+            self._fail(request, error)
 
-    def _chosen_from(self, sampling: Sequence[tuple[Slice, int]], logits: Tensor) -> Tensor:
+    def _propose(self, step: Step) -> None:
+        """Let the drafters guess. A request whose drafter cannot do without is left out of the step."""
+        batch_size = sum(seq.samples for seq in step.slices)
+        for seq in step.slices:
+            with self._failing_alone(seq.request):
+                self.drafting.propose(seq, batch_size)
+        step.slices = [seq for seq in step.slices if seq.request.finish_reason is None and not seq.request.parked]
+
+    def _run(self, step: Step) -> None:
+        """From the forward to the outputs."""
+        forwarded = time.perf_counter()
+        try:
+            forward = self.runner.run(step.slices)
+            verifying = time.perf_counter()
+            outcomes = self._verify(step, forward)
+        except DeviceLost:
+            raise
+        except Exception as error:  # of the model, and so of all that it was run for
+            log.exception("step failed", requests=[seq.request.id for seq in step.slices])
+            self.scheduler.rollback(step)
+            for seq in step.slices:
+                if seq.request.finish_reason is None:
+                    self._fail(seq.request, error)
+            return
+        verified = time.perf_counter()
+        self.totals.forward_s += verified - forwarded
+        self.drafting.count_verifying([outcome.seq.request for outcome in outcomes], verified - verifying)
+        self.scheduler.commit(step, {outcome.seq.request.id: outcome.emitted for outcome in outcomes})
+        self._collect(step, outcomes, forward)
+        self.drafting.record(step, time.perf_counter() - forwarded)
+
+    def _verify(self, step: Step, forward: Forward) -> list[Outcome]:
+        """Choose a token after every row, walk the trees, end the outputs, and keep the KV of accepted nodes."""
+        sampling = [
+            (seq, _rows(seq, first)) for seq, first in zip(step.slices, forward.first_row, strict=True) if seq.samples
+        ]
+        logits = self._processed(sampling, forward.logits)
+        keyed = sample(logits, _keys([seq for seq, _ in sampling])) if sampling else []
+        outcomes = {}
+        for (seq, rows), walked in zip(sampling, keyed, strict=True):
+            request = seq.request
+            if request.finish_reason is None:
+                with self._failing_alone(request):
+                    verdict = self._judge(seq, logits[rows], walked)
+                    if request.mixture is not None:
+                        verdict = _guessed(request.mixture, seq, logits[rows][0], forward.hidden[request.id][-1])
+                        emitted = Emitted(list(verdict.tokens))  # provisional: what ends there is decided later
+                    else:
+                        emitted = request.stop_checker.take(verdict.tokens, request.num_output)
+                    outcomes[request.id] = Outcome(seq, rows, verdict, emitted)
+        for seq in step.slices:
+            if seq.request.finish_reason is None:
+                with self._failing_alone(seq.request):
+                    self._keep_rows(seq, outcomes[seq.request.id].verdict.path if seq.samples else ())
+        return [outcome for outcome in outcomes.values() if outcome.seq.request.finish_reason is None]
+
+    def _processed(self, sampling: Sequence[tuple[Slice, slice]], logits: Tensor) -> Tensor:
         """The logits that tokens are chosen from: the model's, or a changed copy where a request asks for that."""
         changed = [
-            (part, first) for part, first in sampling if part.request.adjuster or self.drafting.is_lossy(part.request)
+            (seq, rows) for seq, rows in sampling if seq.request.logits_processor or self.drafting.is_lossy(seq.request)
         ]
         if not changed:
             return logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-        for part, first in changed:
-            rows, request = _rows(part, first), part.request
-            own = self.drafting.adjust(part, logits[rows]).to(logits.dtype)
-            if request.adjuster is not None:
-                own = request.adjuster.adjust(own, request.token_ids, part.tree or EMPTY)
-            logits[rows] = own
+        for seq, rows in changed:
+            with self._failing_alone(seq.request):
+                own = self.drafting.adjust(seq, logits[rows]).to(logits.dtype)
+                if seq.request.logits_processor is not None:
+                    own = seq.request.logits_processor(own, seq.request.token_ids, seq.tree or EMPTY)
+                logits[rows] = own
         return logits
 
-    def _collect(self, step: Step, verdicts: dict[str, Verdict], forward: Forward) -> list[TokenOutput]:
+    def _judge(self, seq: Slice, logits: Tensor, walked: Verdict) -> Verdict:
+        """The verdict on a tree: the keyed walk's, or that of a drafter with a rule of its own; logits [n + 1, V].
+
+        Raises:
+            FloatingPointError: it came to a row from which no token can be chosen.
+        """
+        verdict = self.drafting.verify(seq, logits, walked)
+        if NO_TOKEN in verdict.tokens or (verdict is not walked and not has_choice(logits[verdict.rows]).all()):
+            position = seq.start + len(seq.token_ids)
+            raise FloatingPointError(
+                f"no token can be chosen from position {position} on: logits are not numbers, or none is finite"
+            )
+        return verdict
+
+    def _keep_rows(self, seq: Slice, path: Sequence[int]) -> None:
+        """Keep what the forward made of a slice's tokens and of the accepted nodes."""
+        count = len(seq.token_ids)
+        if path:
+            self.runner.keep_nodes(seq.request.pages, seq.start + count, path)
+        if seq.request.policy is not None:
+            seq.request.policy.commit([*range(count), *(count + node for node in path)])
+
+    def _collect(self, step: Step, outcomes: Sequence[Outcome], forward: Forward) -> None:
+        """Queue what the step brought to each request, and end those that are done."""
         now = time.perf_counter()
         self.kernels |= forward.kernels
-        outputs = []
-        for part, first in zip(step.slices, forward.first_row, strict=True):
-            request = part.request
-            request.scheduled = request.scheduled or now
-            if not part.samples:
-                continue
-            if request.adjuster is not None and request.adjuster.error is not None:
-                outputs.append(self._fail(request, request.adjuster.error))
-                continue
-            verdict = verdicts[request.id]
-            before = part.start + len(part.token_ids)
-            new_ids = request.token_ids[before:]
-            request.last_token = now
-            request.first_token = request.first_token or now
-            pieces = self._pieces(request, new_ids, before)
-            new_ids = request.token_ids[before:]  # a stop string may have cut them
+        for seq in step.slices:
+            seq.request.scheduled = seq.request.scheduled or now
+            if seq.request.reading is not None and seq.request.finish_reason is None:
+                self._hand_over(seq, seq.request.reading, forward.hidden.get(seq.request.id))
+        for outcome in outcomes:
+            request = outcome.seq.request
             request.steps += 1
-            sources = self.drafting.observe(part, verdict, new_ids, forward.logits[_rows(part, first)])
-            output = TokenOutput(request.id, new_ids, "".join(pieces), sources=sources, pieces=pieces)
-            if request.params.logprobs is not None:
-                output.logprobs = self._logprobs(request, forward, first, verdict, new_ids)
-            if request.finish_reason is not None:
-                done = self._finish(request, request.finish_reason)
-                output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
-            outputs.append(output)
-        return outputs
+            if request.mixture is not None:
+                if request.parked:
+                    self.lookups.start(request)
+                continue
+            with self._failing_alone(request):
+                self._outputs.append(self._output(outcome, forward.logits[outcome.rows]))
 
-    def _pieces(self, request: Request, new_ids: list[int], before: int) -> list[str]:
-        """The text of each new token; a stop string ends the request at the token that completes it."""
-        detokenizer = self._detokenizers.get(request.id)
-        if detokenizer is None:
-            return []
-        pieces = []
-        for i, token in enumerate(new_ids):
-            last = i + 1 == len(new_ids) and request.finish_reason is not None
-            pieces.append(detokenizer.push([token], last=last))
-            if detokenizer.stopped:
-                request.finish_reason = FinishReason.STOP
-                del request.token_ids[before + i + 1 :]
-                break
-        return pieces
+    def _output(self, outcome: Outcome, logits: Tensor) -> TokenOutput:
+        """What the step brought to one request, which is ended where it is done; logits [n + 1, V] of the model."""
+        request, emitted, verdict = outcome.seq.request, outcome.emitted, outcome.verdict
+        sources = self.drafting.observe(outcome.seq, verdict, emitted.token_ids, logits)
+        count, logprobs = request.params.logprobs, None
+        if count is not None:
+            reached = zip(verdict.rows, emitted.token_ids, strict=False)
+            logprobs = [token_logprobs(logits[row], token, count) for row, token in reached]
+        return self._given(request, emitted, sources, logprobs)
 
-    def _logprobs(
-        self, request: Request, forward: Forward, first: int, verdict: Verdict, token_ids: list[int]
-    ) -> list[TokenLogprobs]:
-        count = request.params.logprobs or 0
-        rows = [first, *(first + node + 1 for node in verdict.path)]
-        return [token_logprobs(forward.logits[row], token, count) for row, token in zip(rows, token_ids, strict=False)]
+    def _given(
+        self, request: Request, emitted: Emitted, sources: list[str], logprobs: list[TokenLogprobs] | None = None
+    ) -> TokenOutput:
+        """The output of tokens that were committed; their request is ended where it is done."""
+        request.last_token = now = time.perf_counter()
+        request.first_token = request.first_token or now
+        ids, pieces = emitted.token_ids, emitted.pieces
+        output = TokenOutput(request.id, ids, "".join(pieces), logprobs=logprobs, sources=sources, pieces=pieces)
+        if emitted.reason is not None:
+            done = self._finish(request, emitted.reason)
+            output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats
+        return output
+
+    def _settle(self) -> None:
+        """Give out what the look-ups of mixtures have decided since the last step."""
+        for request, error in self.lookups.ended():
+            with self._failing_alone(request):
+                if error is not None:
+                    raise error
+                assert request.mixture is not None
+                emitted = request.stop_checker.take(request.mixture.settle(), request.num_output)
+                self.scheduler.settle(request, emitted)
+                self._outputs.append(self._given(request, emitted, [TARGET] * len(emitted.token_ids)))
+
+    def _idle(self) -> None:
+        """Where no row can run: wait for look-ups; without any, end a request that waits for a drafter in vain."""
+        if self.lookups:
+            self.lookups.wait(_IDLE_S)
+        elif self.drafting.stuck is not None:
+            self._fail(self.drafting.stuck, OutOfPages("no page is left for what its drafter must read"))
+
+    def _hand_over(self, seq: Slice, reading: Reading, hidden: Tensor | None) -> None:
+        """Tell who wanted a sequence read what was read of it, and end it where it is whole."""
+        request = seq.request
+        with self._failing_alone(request):
+            if not reading.take(request, seq.start, hidden):
+                return
+            if reading.priority is Priority.DRAFT:  # a drafter's affair, and no request of anybody's
+                self.scheduler.finish(request, FinishReason.STOP)
+            else:
+                self._outputs.append(self._finish(request, FinishReason.STOP))
 
     def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
         self.scheduler.finish(request, reason)
         self._requests.pop(request.id, None)
-        self._detokenizers.pop(request.id, None)
         totals = self.totals
         totals.finished += 1
         totals.prompt_tokens += request.prompt_len
         totals.cached_tokens += request.cached_tokens
         totals.output_tokens += request.num_output
         stats = {**request.stats(), "kernels": sorted(self.kernels), **self.drafting.close(request)}
+        if request.mixture is not None:
+            stats |= request.mixture.stats()
         return TokenOutput(request.id, [], "", True, reason.value, stats)
 
-    def _fail(self, request: Request, error: Exception) -> TokenOutput:
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """End a request with an error; its pages are free when this returns.
+
+        Raises:
+            DeviceLost: the error is none of the request's own.
+        """
+        if is_lost(error):
+            reason = str(error).splitlines()[0]
+            raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
+        if request.priority is Priority.DRAFT:  # its drafter will notice
+            self.scheduler.finish(request, FinishReason.ERROR)
+            return
         self.totals.failed += 1
-        request.finish_reason = FinishReason.ERROR
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
-        return output
+        self._outputs.append(output)
 
 
-def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | None = None) -> KVPool:
-    """The pages that ``kv_memory`` holds, of all heads together or in the groups of ``layout``.
-
-    Raises:
-        ModelError: it does not hold one, or the device does not have it.
-    """
-    dtype = kv_dtype(config)
-    per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
-    num_pages = config.kv_memory // per_page
-    if num_pages < 1:
-        raise ModelError(
-            f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
-            hint="Raise it.",
-            param="kv_memory",
-        )
-    try:
-        return KVPool(loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout)
-    except MemoryError as error:
-        raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error
+def _guessed(mixture: Mixture, seq: Slice, logits: Tensor, hidden: Tensor) -> Verdict:
+    """A mixture's guess for the token behind a slice, if it has one; logits [V], hidden [d]."""
+    guess = mixture.guess(logits, hidden, seq.start + len(seq.token_ids))
+    return Verdict((), () if guess is None else (guess,))
 
 
-def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> ModelRunner:
-    """What runs the forwards: this process alone, or with the ranks that share the model."""
-    if loaded.ranks is not None:
-        return LeadingRunner(loaded.model, pool, loaded.ranks, config.attention_backend)
-    if config.cuda_graphs and pool.device.type == "cuda":
-        longest = min(loaded.max_len, config.max_model_len or loaded.max_len)
-        pages = min(-(-longest // config.page_size), pool.num_pages)
-        buckets = make_buckets(config.max_running)
-        return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
-    return ModelRunner(loaded.model, pool, config.attention_backend)
-
-
-def _keys(sampling: list[Slice]) -> RowKeys:
+def _keys(sampling: Sequence[Slice]) -> RowKeys:
     """How the tokens after the pending token and the tree's nodes of each slice are chosen."""
     return RowKeys(
-        [part.request.params for part in sampling],
-        [part.tree or EMPTY for part in sampling],
-        [part.start + len(part.token_ids) for part in sampling],
+        [seq.request.params for seq in sampling],
+        [seq.tree or EMPTY for seq in sampling],
+        [seq.start + len(seq.token_ids) for seq in sampling],
     )
 
 
-def _rows(part: Slice, first: int) -> slice:
+def _rows(seq: Slice, first: int) -> slice:
     """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
-    return slice(first, first + part.num_rows - len(part.token_ids) + 1)
-
-
-def _join(parts: list[TokenOutput]) -> Generation:
-    last = parts[-1]
-    return Generation(
-        token_ids=[t for p in parts for t in p.token_ids],
-        text="".join(p.text for p in parts),
-        finish_reason=last.finish_reason or "",
-        stats=last.stats,
-        logprobs=[x for p in parts if p.logprobs for x in p.logprobs] or None,
-        sources=[s for p in parts for s in p.sources],
-    )
+    return slice(first, first + seq.num_rows - len(seq.token_ids) + 1)

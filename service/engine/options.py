@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from drafters.options import Options
-from drafters.registry import DRAFTERS
+from drafters.options import DRAFTERS, Options
 from service.errors import InvalidRequest
-from sparse_attn.plan.policies import POLICIES, joined
-from sparse_attn.plan.policy import Policy
 
-Named = TypeVar("Named", bound=Options | Policy)
+if TYPE_CHECKING:
+    from sparse_attn.plan.policy import ModelShape, Policy
+
+Named = TypeVar("Named", bound="Options | Policy")
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _NUMBERS = {int: "a whole number", float: "a number"}
@@ -37,9 +37,21 @@ def parse_policy(text: str, param: str = "attention") -> Policy:
     Raises:
         InvalidRequest: names what is unknown or malformed, and what is known.
     """
+    from sparse_attn.plan.policies import POLICIES, joined  # bring torch, which a wrong drafter need not wait for
+
     try:
         return joined([_named(part, "attention policy", POLICIES) for part in text.split("+")])
     except ValueError as error:
+        raise InvalidRequest(f"{error}.", param=param) from error
+
+
+def check_policy(policy: Policy, shape: ModelShape, param: str = "attention") -> None:
+    """Refuse a policy that a model of this shape and its pages do not allow. Raises InvalidRequest."""
+    from sparse_attn.errors import SparseAttentionError
+
+    try:
+        policy.check(shape)
+    except SparseAttentionError as error:
         raise InvalidRequest(f"{error}.", param=param) from error
 
 

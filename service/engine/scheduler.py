@@ -1,25 +1,41 @@
 """Continuous batching: which tokens of which requests run in the next step.
 
-Decoding requests run first, one pending token and a draft each. What is left of the step's token budget goes to
-prompts in chunks: equal shares over all requests that are prefilling, so that a long prompt cannot starve a short one,
-in order of arrival. When pages run out the youngest request is preempted: its pages go back, its tokens stay, and it
-is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
-is admitted that the whole pool could not hold, so there is no deadlock.
+A step has ``max_step_tokens`` rows, and two invariants hold in every step:
 
-Lengths move and pages are freed in ``commit``, ``rollback`` and ``finish`` alone.
+* its rows, the largest drafts included, are never more;
+* while there is a prompt to read, or one that may be admitted, decoding leaves `prefill_share` of them to prompts, or
+  as many as are left to read.
+
+Decoding requests run first, one pending token and a draft each. `max_running` of them fit beside the share, so only
+drafts have to give way: the largest are cut first, until all fit. What is left goes to prompts in chunks: equal shares
+over all requests that are prefilling, so that a long prompt cannot starve a short one, in order of arrival; what even
+they leave goes to what is read in the background. A chunk that must end on the request's own grid and does not fit
+beside the others has the next step to itself, and never two in a row. So every admitted prompt is read in a number of
+steps that depends on the lengths of the prompts that run alone.
+
+When pages run out the youngest request of the least priority is preempted: its pages go back, its tokens stay, and it
+is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
+is admitted that the whole pool could not hold, so there is no deadlock; one that can have no pages though it runs alone
+fails. A parked request keeps its pages, but is preempted as any other.
+
+No step does work that grows with a context: pages are hashed once, and a waiting request is matched against the prefix
+cache again only when that, or the pages that are free, has changed.
+
+Lengths move and pages are freed in ``commit``, ``settle``, ``rollback`` and ``finish`` alone.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from drafters.verify import Verdict
-from service.engine.block_manager import GONE, BlockManager, OutOfPages, Place
-from service.engine.request import FinishReason, Request
+from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDigests, Place
+from service.engine.config import prefill_share
+from service.engine.finish import Emitted, FinishReason
+from service.engine.request import Priority, Request
 from service.engine.step import Slice, Step
-from service.errors import Busy, PromptTooLong
 from sparse_attn.kv.lifetimes import PageLifetimes
 
 
@@ -28,18 +44,25 @@ class SchedulerConfig:
     """Limits of one step.
 
     Attributes:
-        max_model_len: tokens that a request may hold.
         max_step_tokens: rows of one forward.
-        max_running: requests that may hold pages at once.
-        max_waiting: requests that may queue; one more is refused with 429.
+        max_running: requests that may hold pages at once, those that are only read aside.
         max_draft: nodes of a draft tree.
+
+    Raises:
+        ValueError: so many running requests would not leave prompts their share.
     """
 
-    max_model_len: int
     max_step_tokens: int = 2048
     max_running: int = 64
-    max_waiting: int = 1024
     max_draft: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_running + self.prefill_share > self.max_step_tokens:
+            raise ValueError(f"{self.max_running} requests decode beside prompts in {self.max_step_tokens} rows")
+
+    @property
+    def prefill_share(self) -> int:
+        return prefill_share(self.max_step_tokens)
 
 
 class Scheduler:
@@ -52,38 +75,17 @@ class Scheduler:
         self.blocks = blocks
         self._reclaim = reclaim  # frees pages that are lent to others; False where none are
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []  # in order of arrival
+        self.running: list[Request] = []  # by priority, then in order of arrival
         self.num_preemptions = 0
+        self._alone: Request | None = None  # whose chunk has the next step to itself
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            PromptTooLong: the model or the pool can never hold it.
-            Busy: the queue is full.
-        """
-        limit = self.config.max_model_len
-        if request.max_len > limit:
-            raise PromptTooLong(
-                f"The prompt has {request.prompt_len} tokens and asks for {request.params.max_tokens} more; "
-                f"the model holds {limit} tokens in all.",
-                hint="Shorten the documents, lower max_tokens, or answer by retrieval.",
-                param="prompt",
-            )
-        worst = self.most_pages(request.max_len, request.lifetimes)
-        if worst > self.blocks.num_pages:
-            raise PromptTooLong(
-                f"The request needs {worst} pages of KV of {self.blocks.page_size} tokens; the pool has "
-                f"{self.blocks.num_pages}.",
-                hint="Raise FOLIO_KV_MEMORY, shorten the documents or lower max_tokens.",
-                param="prompt",
-            )
-        if len(self.waiting) >= self.config.max_waiting:
-            raise Busy(f"The queue is full: {len(self.waiting)} requests are waiting.", retry_after=5.0)
+        """Queue a request that the model and the whole pool can hold (`service.engine.admission`)."""
+        request.digests = PageDigests(request.salt, self.blocks.page_size)
         self.waiting.append(request)
 
     def most_pages(self, max_len: int, lifetimes: PageLifetimes | None) -> int:
@@ -94,51 +96,67 @@ class Scheduler:
         step = max(self.config.max_step_tokens, self.config.max_draft + 1, self.blocks.page_size)
         return sum(lifetimes.most_pages(group, max_len, step) for group in groups)
 
-    def schedule(self) -> Step:
-        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included."""
+    def schedule(self, most_rows: int | None = None) -> Step:
+        """Choose the slices of the next forward and reserve their pages, the worst case of a tree included.
+
+        most_rows: where fewer than `SchedulerConfig.max_step_tokens` are left.
+        """
         step = Step()
-        budget = self.config.max_step_tokens
-        for request in list(self.running):
-            if request.num_pending == 1 and request in self.running:
-                budget -= self._schedule_decode(step, request)
-        self._admit(max(budget, 0))
-        self._schedule_prefill(step, budget)
+        budget = self.config.max_step_tokens if most_rows is None else most_rows
+        alone, self._alone = self._alone, None
+        if alone is not None and alone in self.running and not alone.parked and alone.num_pending > 1:
+            self._schedule_chunk(step, alone, self._chunk(alone, budget))
+            if step:
+                return step
+        budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts())
+        self._admit(budget)
+        scheduled = {*(seq.request for seq in step.slices), *(request for request, _ in step.failed)}
+        reading = [r for r in self.running if r.num_pending and not r.parked and r not in scheduled]
+        for background in (False, True):
+            some = [r for r in reading if (r.priority is Priority.BACKGROUND) == background]
+            budget -= self._schedule_prefill(step, some, budget)
         return step
 
-    def commit(self, step: Step, verdicts: dict[str, Verdict], is_stop: Callable[[Request, int], bool]) -> None:
+    def commit(self, step: Step, emitted: Mapping[str, Emitted]) -> None:
         """Move lengths on, append the emitted tokens, return the pages that a rejected draft had reserved.
 
-        Args:
-            verdicts: by request id, for every slice that samples.
-            is_stop: does this token end the sequence of the request?
+        ``emitted`` is by request id, for every slice that samples.
         """
-        for part in step.slices:
-            request = part.request
-            if request.finish_reason is not None:  # aborted during the forward; its pages went back then
+        for seq in step.slices:
+            request = seq.request
+            if request.finish_reason is not None:  # failed after the forward; its pages went back then
                 continue
-            if not part.samples:
-                request.num_computed = part.start + len(part.token_ids)
-                self._publish(request)
-                self._drop_gone(request)
-                continue
-            verdict = verdicts[request.id]
-            kept = self._cut(request, verdict.tokens, is_stop)
-            request.token_ids.extend(kept)
-            # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
-            request.num_computed = part.start + len(part.token_ids) + len(kept) - 1
+            request.num_computed = seq.start + len(seq.token_ids)
+            if seq.samples and request.mixture is not None:
+                self._append_guess(request, emitted[request.id])
+            elif seq.samples:
+                self._append(request, emitted[request.id])
             self._publish(request)
-            spare = request.pages[self.blocks.pages_for(request.num_computed) :]
-            del request.pages[len(request.pages) - len(spare) :]
-            self.blocks.release(spare)
+            self._release_spare(request)
             self._drop_gone(request)
+
+    def settle(self, request: Request, emitted: Emitted) -> None:
+        """Put the true tokens of a round in the place of the guesses, and let the request run again.
+
+        The true tokens are the guesses up to the first that was wrong, so that what lies in pages is what they say. No
+        page is cut that others may read: none was published beyond the tokens that were certain.
+        """
+        request.token_ids[request.num_certain :] = emitted.token_ids
+        request.num_provisional = 0
+        request.num_computed = min(request.num_computed, len(request.token_ids) - 1)
+        request.parked = False
+        request.finish_reason = emitted.reason
+        self._publish(request)
+        self._release_spare(request)
+        self._drop_gone(request)
 
     def rollback(self, step: Step) -> None:
         """Undo ``schedule``: the pages it took go back, no length has moved."""
-        for part in step.slices:
-            request = part.request
-            if part.new_pages and request.finish_reason is None:
-                taken = request.pages[-part.new_pages :]
-                del request.pages[-part.new_pages :]
+        for seq in step.slices:
+            request = seq.request
+            if seq.new_pages and request.finish_reason is None:
+                taken = request.pages[-seq.new_pages :]
+                del request.pages[-seq.new_pages :]
                 self.blocks.release(taken)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
@@ -157,54 +175,102 @@ class Scheduler:
         assert all(not r.pages for r in self.waiting), "a waiting request holds pages"
         self.blocks.check_integrity([*(r.pages for r in self.running), *lent])
 
-    def _schedule_decode(self, step: Step, request: Request) -> int:
-        """Reserve and add the pending token of a decoding request; returns the rows that it may take."""
-        room = request.max_len - len(request.token_ids) - 1
-        draft = max(0, min(request.draft_budget, self.config.max_draft, room))
-        limit = _row_limit(request)
-        if limit is not None:
-            draft = min(draft, limit - 1)
-        taken = self._reserve(step, request, request.num_computed + 1 + draft)
-        if taken is None:
-            return 0
-        step.slices.append(
-            Slice(
-                request,
-                request.num_computed,
-                [request.token_ids[-1]],
-                True,
-                new_pages=taken,
-                draft_budget=draft,
-            )
-        )
-        return 1 + draft
+    def _append(self, request: Request, emitted: Emitted) -> None:
+        request.token_ids.extend(emitted.token_ids)
+        # all but the last emitted token lie in pages: the accepted nodes were copied behind the pending token
+        request.num_computed += len(emitted.token_ids) - 1
+        request.finish_reason = emitted.reason
 
-    def _schedule_prefill(self, step: Step, budget: int) -> None:
-        scheduled = {part.request.id for part in step.slices}
-        prefilling = [r for r in self.running if r.id not in scheduled]
-        for i, request in enumerate(prefilling):
-            if budget <= 0:
-                return
-            if request not in self.running:  # preempted for an older one
+    def _append_guess(self, request: Request, guess: Emitted) -> None:
+        """A row of a round: its guess is provisional, and without one the request parks."""
+        request.token_ids.extend(guess.token_ids)
+        request.num_provisional += len(guess.token_ids)
+        request.parked = not guess.token_ids
+
+    def _release_spare(self, request: Request) -> None:
+        """Give back the pages behind the computed tokens."""
+        spare = request.pages[self.blocks.pages_for(request.num_computed) :]
+        del request.pages[len(request.pages) - len(spare) :]
+        self.blocks.release(spare)
+
+    def _wanted_by_prompts(self) -> int:
+        """Rows that decoding must leave: what is still to be read, at most the share."""
+        share = self.config.prefill_share
+        if any(r.priority is not Priority.BACKGROUND and not self._was_refused(r) for r in self._candidates()[:1]):
+            return share
+        reading = [r for r in self.running if not (r.parked or r.decodes or r.priority is Priority.BACKGROUND)]
+        return min(share, sum(r.num_pending for r in reading))
+
+    def _schedule_decodes(self, step: Step, rows: int) -> int:
+        """Reserve and add the pending tokens of all decoding requests and their drafts; returns the rows taken."""
+        decoding = [request for request in self.running if request.decodes]
+        wanted = [self._most_draft(request) for request in decoding]
+        for request, draft in zip(decoding, _shared_out(rows - len(decoding), wanted), strict=True):
+            if request in step.preempted:  # for an older one
                 continue
-            share = -(-budget // (len(prefilling) - i))
-            count = min(request.num_pending, self._chunk(request, max(share, self.blocks.page_size)))
-            count = min(count, _row_limit(request) or count)
             start = request.num_computed
-            taken = self._reserve(step, request, start + count)
+            taken = self._reserve(step, request, start + 1 + draft, least=start + 1)
             if taken is None:
                 continue
-            samples = count == request.num_pending
-            chunk = request.token_ids[start : start + count]
-            step.slices.append(Slice(request, start, chunk, samples, new_pages=taken))
-            budget -= count
+            draft = min(draft, len(request.pages) * self.blocks.page_size - start - 1)
+            hidden_rows = _hidden_rows(request, 1, True)
+            pending = request.token_ids[-1:]
+            step.slices.append(
+                Slice(request, start, pending, True, new_pages=taken, draft_budget=draft, hidden_rows=hidden_rows)
+            )
+        return sum(1 + seq.draft_budget for seq in step.slices)
 
-    def _chunk(self, request: Request, count: int) -> int:
-        """Round a chunk so that it ends on a page's border, or on the request's own grid, whatever the load."""
-        if request.prefill_grid:
-            return request.prefill_grid - request.num_computed % request.prefill_grid
-        end = (request.num_computed + count) // self.blocks.page_size * self.blocks.page_size
-        return max(end - request.num_computed, 1) if end > request.num_computed else count
+    def _most_draft(self, request: Request) -> int:
+        """Nodes that a request's tree may have if the step has room."""
+        room = request.max_len - len(request.token_ids) - 1
+        most = max(0, min(request.draft_budget, self.config.max_draft, room))
+        limit = _row_limit(request)
+        return most if limit is None else min(most, limit - 1)
+
+    def _schedule_prefill(self, step: Step, requests: Sequence[Request], budget: int) -> int:
+        """Deal the budget out to these requests in equal shares; returns the rows that they take."""
+        left = budget
+        for i, request in enumerate(requests):
+            if left <= 0:
+                break
+            if request in step.preempted:  # for an older one
+                continue
+            behind = len(requests) - i - 1
+            share = max(-(-left // (behind + 1)), self.blocks.page_size)
+            count = self._chunk(request, min(share, left))
+            if request.prefill_grid and count + behind > left:
+                self._alone = self._alone or request
+                continue
+            left -= self._schedule_chunk(step, request, count)
+        return budget - left
+
+    def _schedule_chunk(self, step: Step, request: Request, count: int) -> int:
+        """Reserve and add the next ``count`` tokens of a prompt; returns the rows taken."""
+        start = request.num_computed
+        taken = self._reserve(step, request, start + count)
+        if taken is None:
+            return 0
+        samples = count == request.num_pending and request.reading is None
+        chunk = request.token_ids[start : start + count]
+        hidden_rows = _hidden_rows(request, count, samples)
+        step.slices.append(Slice(request, start, chunk, samples, new_pages=taken, hidden_rows=hidden_rows))
+        return count
+
+    def _chunk(self, request: Request, most: int) -> int:
+        """Rows of the next chunk: it ends on a page's border, or on the request's own grid, whatever the load."""
+        done, size, grid = request.num_computed, self.blocks.page_size, request.prefill_grid
+        if grid:
+            count = grid - done % grid
+        else:
+            end = (done + most) // size * size
+            count = end - done if end > done else most
+        return min(count, request.num_pending, _row_limit(request) or count)
+
+    def _candidates(self) -> list[Request]:
+        """The waiting requests that may run, as far as others let them, in the order in which they are admitted."""
+        full = sum(r.reading is None for r in self.running) >= self.config.max_running
+        waiting = [r for r in self.waiting if not r.parked and not (full and r.reading is None)]
+        return sorted(waiting, key=lambda r: r.priority)
 
     def _admit(self, budget: int) -> None:
         """Move waiting requests to the running ones while pages for their first chunks are there."""
@@ -212,44 +278,64 @@ class Scheduler:
             return
         groups = self.blocks.num_groups
         promised = len(self.running) * groups  # a place for each, so that admission does not preempt at once
-        for request in list(self.waiting):
-            if len(self.running) >= self.config.max_running:
-                return
-            if self._prefix_under_way(request):
+        answering = sum(r.reading is None for r in self.running)
+        under_way = {page for request in self.running if (page := self._page_under_way(request))}
+        for request in self._candidates():
+            if request.reading is None and answering >= self.config.max_running:
                 continue
-            match = self.blocks.match(_reusable(request), request.salt, request.gone)
+            if self._waits_for_prefix(request, under_way):
+                continue
+            if self._was_refused(request):
+                return
+            available = self.blocks.num_available
+            match = self.blocks.match(request.token_ids, request.digests, request.gone, _num_reusable(request))
             cached = len(match.pages) * self.blocks.page_size
             promised += groups * self.blocks.pages_for(min(len(request.token_ids) - cached, budget))
             if self.running and promised > self.blocks.num_available:
                 self.blocks.release(match.pages)
+                request.refused = self.blocks.version, available
                 return
+            self.blocks.count(match)
             self.waiting.remove(request)
             request.pages = match.pages
             request.num_computed = cached
             request.num_published = len(match.pages)
             if not request.preemptions:
                 request.cached_tokens, request.miss_reason = cached, match.miss_reason
-            self.running.append(request)
-            self.running.sort(key=lambda r: r.arrived)
+            insort(self.running, request, key=lambda r: (r.priority, r.arrived))
+            answering += request.reading is None
+            if page := self._page_under_way(request):
+                under_way.add(page)
 
-    def _prefix_under_way(self, request: Request) -> bool:
-        """Is another request just computing a prefix that this one could then read from the cache?"""
-        if not self.blocks.prefix_cache:
+    def _was_refused(self, request: Request) -> bool:
+        """Whether the pages were not enough for it, and neither they nor what it finds in the cache are more now."""
+        if request.refused is None or not self.running:
             return False
-        size = self.blocks.page_size
-        for other in self.running:
-            if other.num_pending <= 1 or other.salt != request.salt:
-                continue
-            limit = min(len(other.token_ids), len(request.token_ids)) - 1
-            end = min(limit, other.num_computed + size)  # the page that the other one computes next
-            if end >= other.num_computed + size and request.token_ids[:end] == other.token_ids[:end]:
-                return True
-        return False
+        version, available = request.refused
+        return version == self.blocks.version and self.blocks.num_available <= available
 
-    def _reserve(self, step: Step, request: Request, num_tokens: int) -> int | None:
+    def _page_under_way(self, request: Request) -> tuple[int, bytes] | None:
+        """Number and digest of the page that a request is just filling, if others may read it from the cache then."""
+        page = request.num_computed // self.blocks.page_size
+        shared = self.blocks.prefix_cache and request.shares_prefix and request.num_pending > 1
+        if not shared or (page + 1) * self.blocks.page_size >= request.num_certain:
+            return None
+        return page, request.digests.upto(request.token_ids, page + 1)[page]
+
+    def _waits_for_prefix(self, request: Request, under_way: Iterable[tuple[int, bytes]]) -> bool:
+        """Is another request just computing a prefix that this one could then read from the cache?"""
+        limit = (_num_reusable(request) - 1) // self.blocks.page_size
+        return any(
+            page < limit and request.digests.upto(request.token_ids, page + 1)[page] == digest
+            for page, digest in under_way
+        )
+
+    def _reserve(self, step: Step, request: Request, num_tokens: int, least: int | None = None) -> int | None:
         """Give the request pages for ``num_tokens`` tokens, preempting younger requests if need be.
 
-        Returns how many pages it took, or None where the request itself was preempted.
+        least: tokens that must have pages, where no others can be had; None for all.
+
+        Returns how many pages it took, or None where the request itself was preempted or can have none.
         """
         wanted = self.blocks.pages_for(num_tokens) - len(request.pages)
         if wanted <= 0:
@@ -258,16 +344,22 @@ class Scheduler:
             try:
                 request.pages += (pages := self.blocks.allocate(wanted))
                 return len(pages)
-            except OutOfPages:
-                if self._reclaim():
-                    continue
+            except OutOfPages as error:
                 victim = self.running[-1]
+                alone = self.running == [request]
+                if (alone or victim.priority is Priority.ANSWER) and self._reclaim():
+                    continue
+                if alone and least is not None and least < num_tokens:  # without a draft, then
+                    return self._reserve(step, request, least)
+                if alone:  # nobody is left who could give pages back
+                    step.failed.append((request, error))
+                    return None
                 self._preempt(step, victim)
                 if victim is request:
                     return None
 
     def _preempt(self, step: Step, victim: Request) -> None:
-        step.slices = [part for part in step.slices if part.request is not victim]
+        step.slices = [seq for seq in step.slices if seq.request is not victim]
         self.blocks.release(victim.pages)
         victim.pages = []
         victim.num_computed = victim.num_published = 0
@@ -278,32 +370,21 @@ class Scheduler:
         step.preempted.append(victim)
 
     def _publish(self, request: Request) -> None:
-        computed = request.token_ids[: request.num_computed]
-        request.num_published = self.blocks.publish(computed, request.pages, request.num_published, request.salt)
+        if not request.shares_prefix:
+            return
+        request.num_published = self.blocks.publish(
+            request.token_ids, request.num_final, request.pages, request.num_published, request.digests
+        )
 
     def _drop_gone(self, request: Request) -> None:
         """Give back what no later row reads; it stays in the prefix cache until it is evicted."""
         if request.lifetimes is None:
             return
         for group in request.lifetimes.freeing:
-            gone = request.gone(group, request.num_computed)
+            gone = request.gone(group, request.num_final)
             last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
             first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
             self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
-
-    @staticmethod
-    def _cut(request: Request, tokens: Sequence[int], is_stop: Callable[[Request, int], bool]) -> list[int]:
-        """The emitted tokens up to the first that ends the sequence, or up to max_tokens."""
-        kept: list[int] = []
-        for token in tokens:
-            kept.append(token)
-            if is_stop(request, token):
-                request.finish_reason = FinishReason.STOP
-                break
-            if request.num_output + len(kept) == request.params.max_tokens:
-                request.finish_reason = FinishReason.LENGTH
-                break
-        return kept
 
 
 def _row_limit(request: Request) -> int | None:
@@ -311,14 +392,34 @@ def _row_limit(request: Request) -> int | None:
     return request.policy.max_rows(request.num_computed) if request.policy is not None else None
 
 
-def _reusable(request: Request) -> list[int]:
-    """The tokens whose pages may come from the cache.
+def _hidden_rows(request: Request, count: int, samples: bool) -> int:
+    """Of how many of its ``count`` rows somebody wants the hidden states."""
+    if request.reading is not None:
+        return count if request.reading.on_chunk is not None else 0
+    return int(samples and request.mixture is not None)
+
+
+def _shared_out(total: int, wanted: Sequence[int]) -> list[int]:
+    """``wanted``, the largest cut first until the sum is at most ``total``."""
+    if sum(wanted) <= total:
+        return list(wanted)
+    shares = [0] * len(wanted)
+    for done, i in enumerate(sorted(range(len(wanted)), key=wanted.__getitem__)):
+        shares[i] = min(wanted[i], total // (len(wanted) - done))
+        total -= shares[i]
+    return shares
+
+
+def _num_reusable(request: Request) -> int:
+    """How many tokens may come from the cache, and one more.
 
     A policy's page selections are made while decoding and are not cached: a preempted request decodes its output again.
     """
+    if not request.shares_prefix:
+        return 1
     if request.policy is None:
-        return request.token_ids
+        return request.num_certain
     length = request.prompt_len
     if request.prefill_grid:
         length = length // request.prefill_grid * request.prefill_grid
-    return request.token_ids[: length + 1]
+    return min(length + 1, request.num_certain)

@@ -19,6 +19,7 @@ class Slice:
         tree: a draft below the pending token; None without one.
         draft_budget: most nodes the tree may have; their pages are reserved.
         all_logits: logits of every token, not of the last alone.
+        hidden_rows: of how many of its last rows the hidden states are wanted.
         new_pages: how many pages the scheduler took for this step, for the rollback.
     """
 
@@ -30,6 +31,7 @@ class Slice:
     new_pages: int = 0
     draft_budget: int = 0
     all_logits: bool = False
+    hidden_rows: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -39,10 +41,16 @@ class Slice:
 
 @dataclass
 class Step:
-    """What the scheduler decided for one forward; ``commit`` or ``rollback`` ends it."""
+    """What the scheduler decided for one forward; ``commit`` or ``rollback`` ends it.
+
+    Attributes:
+        preempted: requests whose pages went to older ones.
+        failed: requests that can have no pages, though nobody else runs, and why.
+    """
 
     slices: list[Slice] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    failed: list[tuple[Request, Exception]] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:

@@ -67,7 +67,7 @@ class ReaderLayout:
             raise InvalidRequest(
                 "The embedded reader answers single questions and cannot follow a conversation.",
                 hint="Ask one complete question, or choose a chat model with FOLIO_MODEL.",
-                param="messages",
+                param="history",
             )
         if not question.strip():
             raise InvalidRequest("The question is empty.", param="question")

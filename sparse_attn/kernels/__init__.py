@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_attn.kernels import dense
-from sparse_attn.kernels.dense import Attention
+from sparse_attn.kernels.operands import PagedAttention, RaggedAttention
 from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
 from sparse_attn.rows import SequenceRows
 
@@ -36,9 +36,9 @@ class Kernels:
     """
 
     name: str
-    attention: Attention
-    paged_attention: Attention
-    ragged_attention: Attention
+    attention: PagedAttention
+    paged_attention: PagedAttention
+    ragged_attention: RaggedAttention
     row_invariant: bool = False
     whole: Whole | None = None
     vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None

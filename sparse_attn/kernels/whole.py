@@ -14,17 +14,14 @@ import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.host_values import host_list
-from sparse_attn.kv.quant import dequantize
-
-if TYPE_CHECKING:
-    from sparse_attn.kv.pool import GroupPages
+from sparse_attn.kernels.operands import Pages, Rows
 
 Whole = Callable[[Tensor, Tensor, Tensor, float, float, int], Tensor]
 """(q, k, v, scale, soft cap or 0, window or 0) → out."""
@@ -123,51 +120,20 @@ def best_whole(device: torch.device, dtype: torch.dtype) -> str | None:
     return "flash-attn" if find_spec("flash_attn") is not None else "sdpa"
 
 
-def attend_whole(
-    whole: Whole,
-    group: GroupPages,
-    layer: int,
-    rows: tuple[Tensor, Tensor, Tensor],
-    block_tables: Tensor,
-    context_lens: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scale: float,
-    softcap: float,
-    window: int,
-) -> Tensor | None:
-    """Every sequence's new rows over its pages and themselves: rows are q [T, Hq, D], k, v [T, Hkv, D] → [T, Hq, D].
+def attend_whole(whole: Whole, pages: Pages, rows: Rows) -> Tensor | None:
+    """Every sequence's new rows over its context and themselves: [T, Hq, D].
 
     None where a sequence has too few rows for it to pay.
     """
-    q, k, v = rows
-    bounds = host_list(cu_seqlens)
+    bounds = host_list(rows.cu_seqlens)
     if any(end - begin < LEAST_ROWS for begin, end in pairwise(bounds)):
         return None
-    out = torch.empty_like(q)
-    for s, length in enumerate(host_list(context_lens)):
+    out = torch.empty_like(rows.q)
+    for s, length in enumerate(host_list(rows.context_lens)):
         own = slice(bounds[s], bounds[s + 1])
-        keys, values = _with_context(group, layer, block_tables[s], length, k[own], v[own])
-        out[own] = whole(q[own], keys, values, scale, softcap, window)
+        keys, values = rows.k[own], rows.v[own]
+        if length:
+            held = (part.transpose(0, 1) for part in pages.gather(s, length, rows.q.dtype))
+            keys, values = (torch.cat(parts) for parts in zip(held, (keys, values), strict=True))
+        out[own] = whole(rows.q[own], keys, values, rows.scale, rows.softcap, rows.window)
     return out
-
-
-def _with_context(
-    group: GroupPages, layer: int, table: Tensor, length: int, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """All keys and values [length + n, Hkv, D] of a sequence."""
-    if not length:
-        return k, v
-    page_size = group.keys[layer].shape[2]
-    pages = table[: -(-length // page_size)].long()
-    sides = (
-        (group.keys[layer], group.key_scales(layer), k),
-        (group.values[layer], group.value_scales(layer), v),
-    )
-    both = []
-    for tiles, scales, new in sides:
-        held = tiles[pages]  # [P, Hkv, page_size, D]
-        if scales is not None:
-            held = dequantize(held, scales[pages], new.dtype)
-        both.append(torch.cat([held.transpose(1, 2).flatten(0, 1)[:length], new]))
-    return both[0], both[1]

@@ -69,3 +69,8 @@ class HeadLayout:
         if self.num_groups == 1:
             return ""
         return "|".join(",".join(map(str, heads)) for heads in self.groups[1])
+
+
+def query_heads(kv_heads: Sequence[int], group: int) -> list[int]:
+    """The query heads that share these KV heads, ``group`` to each."""
+    return [h * group + i for h in kv_heads for i in range(group)]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kernels.cpu.pages import copy_tokens, token_bytes
+from sparse_attn.kernels.operands import Pages
 from sparse_attn.kv import huge_pages
 from sparse_attn.kv.head_layout import HeadLayout, Heads
-from sparse_attn.kv.pages import LOGICAL_PAGE, PageStats
+from sparse_attn.kv.page_stats import LOGICAL_PAGE, PageStats
 from sparse_attn.kv.quant import SCALE, dequantize, quantize
 
 PageContent = dict[str, Tensor]
@@ -38,7 +39,7 @@ def head_bytes(head_dim: int, dtype: torch.dtype) -> int:
 
 
 @dataclass(frozen=True)
-class NewRows:
+class EncodedKV:
     """K and V [T, Hkv, D] of new tokens as attention reads them, now and later, and as pages hold them.
 
     In an int8 pool k and v are what the codes stand for: a row sees the same numbers whether a key is new or in a
@@ -77,21 +78,25 @@ class GroupPages:
     def value_scales(self, layer: int) -> Tensor | None:
         return self.all_value_scales[layer] if self.all_value_scales is not None else None
 
-    def has_all(self, layer: int, num_kv_heads: int) -> bool:
-        return len(self.heads[layer]) == num_kv_heads
+    def pages(self, layer: int, block_tables: Tensor) -> Pages:
+        """Where the contexts of these tables int32 [S, P] lie."""
+        scales = self.key_scales(layer), self.value_scales(layer)
+        return Pages(self.keys[layer], self.values[layer], block_tables, *scales)
 
-    def write(self, layer: int, slots: Tensor, rows: NewRows) -> None:
+    def write(self, layer: int, slots: Tensor, new: EncodedKV) -> None:
         """Put the group's heads of new rows into int64 slots [T]; -1 writes where nobody reads."""
         page_size, own = self.keys[layer].shape[2], list(self.heads[layer])
-        k, v, *new_scales = (rows.k, rows.v) if rows.codes is None else rows.codes
+        if not own:
+            return
+        k, v, *new_scales = (new.k, new.v) if new.codes is None else new.codes
         held_scales = [t for t in (self.key_scales(layer), self.value_scales(layer)) if t is not None]
         targets, sources = [self.keys[layer], self.values[layer], *held_scales], [k, v, *new_scales]
-        every = self.has_all(layer, k.shape[1])
+        every = len(own) == k.shape[1]
         if k.is_cuda and every:
             from sparse_attn.kernels.triton.write import write_rows
 
             write_rows(k, v, targets[0], targets[1], slots, [*new_scales, *held_scales])
-        elif put := select_kernels(k.device, rows.k.dtype).write_rows:
+        elif put := select_kernels(k.device, new.k.dtype).write_rows:
             for target, source in zip(targets, sources, strict=True):
                 put(source if every else source[:, own], target, slots)
         else:
@@ -158,17 +163,9 @@ class KVPool:
         self.groups = [self._group(g) for g in range(self.layout.num_groups)]
 
     @property
-    def keys(self) -> list[Tensor]:
-        """The keys of the first head group, which has all heads unless ``layout`` says otherwise."""
-        return self.groups[0].keys
-
-    @property
-    def values(self) -> list[Tensor]:
-        return self.groups[0].values
-
-    @property
-    def stats(self) -> PageStats | None:
-        return self.groups[0].stats
+    def keeps_stats(self) -> bool:
+        """Whether it keeps the bounds of every page's keys (`keep_stats`)."""
+        return "kmin" in self._parts
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +183,7 @@ class KVPool:
 
     def keep_stats(self) -> None:
         """Keep the bounds of every page's keys from now on, for policies that rank pages; idempotent."""
-        if self.stats is not None:
+        if self.keeps_stats:
             return
         logical = min(LOGICAL_PAGE, self.page_size)
         bounds = (self.num_pages + 1, self.layout.tiles, self.page_size // logical, self.shape.head_dim)
@@ -198,13 +195,13 @@ class KVPool:
             for layer, keys in enumerate(group.keys):
                 group.stats.rebuild(layer, keys, group.key_scales(layer))
 
-    def encode(self, k: Tensor, v: Tensor) -> NewRows:
+    def encode(self, k: Tensor, v: Tensor) -> EncodedKV:
         """New K and V [T, Hkv, D] as this pool will give them back."""
         if self.dtype != torch.int8:
-            return NewRows(k, v)
+            return EncodedKV(k, v)
         (k_codes, k_scale), (v_codes, v_scale) = quantize(k), quantize(v)
         codes = (k_codes, v_codes, k_scale, v_scale)
-        return NewRows(dequantize(k_codes, k_scale, k.dtype), dequantize(v_codes, v_scale, v.dtype), codes)
+        return EncodedKV(dequantize(k_codes, k_scale, k.dtype), dequantize(v_codes, v_scale, v.dtype), codes)
 
     def get_page(self, page: int) -> PageContent:
         """A copy of all that one page holds, by the names of its parts: [layout.tiles, …] each."""

@@ -13,6 +13,7 @@ from torch import Tensor
 LEVELS = 127
 SCALE = torch.float16
 LARGEST_SCALE = torch.finfo(SCALE).max
+HALF_STEP = 0.5 * (1 + 2**-16)  # how far a key may lie from its code, in codes; the excess covers float32's rounding
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from sparse_attn.plan.capture import Captured
+from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.patterns import AShape, BlockTopK, Pattern, VerticalSlash
-from sparse_attn.rows import Grid, SequenceRows
+from sparse_attn.rows import SequenceRows
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from sparse_attn.kernels import select_kernels
+from sparse_attn.kernels.operands import Rows
 
 NAME = "folio_capture"
 
@@ -77,8 +78,6 @@ def _attend_and_keep(
     layer: int = module.layer_idx
     if kept is not None and (wanted_layers is None or layer in wanted_layers):
         kept[layer] = Captured(layer, q.contiguous(), k.contiguous(), v.contiguous(), scale, window)
-    bounds = torch.tensor([0, len(q)], dtype=torch.int32, device=q.device)
-    out, _lse = select_kernels(q.device, q.dtype).ragged_attention(
-        q, k, v, bounds, scale=scale, softcap=softcap or 0.0, window=window
-    )
+    rows = Rows.of_sequence(q, k, v, scale, softcap=softcap or 0.0, window=window)
+    out, _lse = select_kernels(q.device, q.dtype).ragged_attention(rows)
     return out[None], None

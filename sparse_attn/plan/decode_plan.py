@@ -18,8 +18,12 @@ from torch import Tensor
 from sparse_attn.blocks import PAD, BlockIndex, compact
 from sparse_attn.errors import PolicyError
 from sparse_attn.host_values import host_list, on_device, to_device
-from sparse_attn.kv.pages import PageStats, best_pages, page_weights
-from sparse_attn.plan.policy import DecodeRule, PageSelection, PolicyState, Selection, source_row
+from sparse_attn.kernels.operands import Rows
+from sparse_attn.kv.head_layout import query_heads
+from sparse_attn.kv.page_stats import PageStats
+from sparse_attn.plan.policy import DecodeRule, PageSelection
+from sparse_attn.plan.select import best_pages, page_weights
+from sparse_attn.plan.state import PolicyState, Selection, source_row
 from sparse_attn.tree_masks import TreeMasks
 
 if TYPE_CHECKING:
@@ -28,7 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A row of the batch that selects pages for ``sequence``, as of ``position``; ``local`` is its row there."""
+    """A row of the batch that selects pages for its sequence.
+
+    Attributes:
+        row, local: its number in the batch and in its sequence.
+        position: as of which it selects.
+        late: whether for want of the interval's own selection.
+    """
 
     sequence: int
     row: int
@@ -39,7 +49,12 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive rows that use one selection: ``choice`` of the forward's, or the sequence's own for None."""
+    """Consecutive rows that use one selection.
+
+    Attributes:
+        rows: how many.
+        choice: number of the forward's choice; None for the selection that the sequence had before.
+    """
 
     sequence: int
     rows: int
@@ -51,17 +66,18 @@ class _Plan:
     """What one rule means for this forward: the host's part, and its tensors on the device.
 
     Attributes:
-        rows, tables, ends: of the choices: int64 [R], int32 [R, P], int64 [R], the first page of the recent window.
+        rows, ends: of the choices: int64 [R], and int64 [R], the first page of the recent window.
+        tables: of each head group int32 [R, P], the page tables of the choices' sequences.
         first_recent: int64 [R, Hkv]. gated: bool [R, 1, 1], choices that see everything.
         sinks: int64 [Hkv], pages at the beginning that all see. streaming: bool [Hkv, 1], the rule's streaming heads.
-        positions, cu_rows, block_seq, last_block: of the runs.
+        cu_rows, block_seq: of the runs, as a `BlockIndex` has them. last_block: int64 [runs], the last page of each.
         width: most pages that a run visits.
     """
 
     choices: list[_Choice]
     runs: list[_Run]
     rows: Tensor
-    tables: Tensor
+    tables: list[Tensor]
     ends: Tensor
     first_recent: Tensor
     gated: Tensor
@@ -73,66 +89,92 @@ class _Plan:
     width: int
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is the same in every layer of a forward.
+
+    Attributes:
+        states: of the sequences that have a policy.
+        lengths: tokens of each of these with its new ones.
+        blocks: key blocks times heads of its new rows, each seeing everything.
+        decoding: all of them are past their prompts.
+        alike: every sequence has a policy, and all the same.
+    """
+
+    states: list[PolicyState]
+    lengths: list[int]
+    blocks: list[int]
+    decoding: bool
+    alike: bool
+
+    @classmethod
+    def of(cls, attn: AttnBatch) -> _Facts:
+        """Of this batch, made once."""
+        if cls not in attn.kept:
+            attn.kept[cls] = cls._found(attn)
+        facts: _Facts = attn.kept[cls]
+        return facts
+
+    @classmethod
+    def _found(cls, attn: AttnBatch) -> _Facts:
+        policies = attn.policies or ()
+        own = [(s, state) for s, state in enumerate(policies) if state is not None]
+        states = [state for _, state in own]
+        ends = [attn.lengths[s] + attn.bounds[s + 1] - attn.bounds[s] for s, _ in own]
+        blocks = [
+            sum(position // attn.pool.page_size + 1 for position in range(attn.lengths[s], end))
+            * state.model.num_kv_heads
+            for (s, state), end in zip(own, ends, strict=True)
+        ]
+        decoding = all(attn.lengths[s] >= state.prompt_len for s, state in own)
+        alike = len(states) == len(policies) and all(state.policy == states[0].policy for state in states)
+        return cls(states, ends, blocks, decoding, alike)
+
+
 def can_plan(attn: AttnBatch, layer: int, window: int) -> bool:
-    """Whether every sequence decodes sparsely in this layer, all by one policy and over one head group."""
-    if not attn.policies or len(attn.pool.groups) > 1 or attn.earlier is not None:
+    """Whether every sequence decodes sparsely in this layer, all by one policy."""
+    facts = _Facts.of(attn)
+    if not facts.states or not facts.alike or not facts.decoding:
         return False
-    states = [state for state in attn.policies if state is not None]
-    if len(states) < len(attn.policies) or any(s.policy != states[0].policy for s in states):
-        return False
-    rule = states[0].rules[layer]
-    if rule is None or (rule.selection is not None and 0 < window <= rule.selection.budget):
-        return False
-    bounds, contexts = host_list(attn.cu_seqlens_q), host_list(attn.context_lens)
-    lengths = [contexts[s] + bounds[s + 1] - bounds[s] for s in range(len(states))]
-    begun = all(c >= state.prompt_len for c, state in zip(contexts, states, strict=True))
-    return begun and all(n > states[0].policy.decode_gate for n in lengths)
+    return not any(state.sees_all(layer, n, window) for state, n in zip(facts.states, facts.lengths, strict=True))
 
 
 def all_dense(attn: AttnBatch, layer: int, window: int) -> bool:
-    """Whether every sequence decodes and sees everything in this layer; counts it in the states' statistics."""
-    bounds, contexts = host_list(attn.cu_seqlens_q), host_list(attn.context_lens)
-    seen: list[tuple[PolicyState, int]] = []
-    for s, state in enumerate(attn.policies or ()):
-        if state is None:
-            continue
-        length, rule = contexts[s] + bounds[s + 1] - bounds[s], state.rules[layer]
-        narrow = rule is not None and rule.selection is not None and 0 < window <= rule.selection.budget
-        if contexts[s] < state.prompt_len or not (rule is None or narrow or length <= state.policy.decode_gate):
-            return False
-        pages = sum((p // attn.pool.page_size) + 1 for p in range(contexts[s], length))
-        seen.append((state, pages * state.model.num_kv_heads))
-    for state, blocks in seen:
+    """Whether every sequence decodes and sees everything; counts it in the states' statistics."""
+    facts = _Facts.of(attn)
+    if not facts.decoding:
+        return False
+    if not all(state.sees_all(layer, n, window) for state, n in zip(facts.states, facts.lengths, strict=True)):
+        return False
+    for state, blocks in zip(facts.states, facts.blocks, strict=True):
         state.decode_stats.add(blocks, blocks)
     return True
 
 
-def plan_batch(attn: AttnBatch, layer: int, q: Tensor, num_kv_heads: int, scale: float, window: int) -> BlockIndex:
-    """The index of a layer over all sequences; q [T, Hq, D]. Only where `can_plan`.
+def plan_decode(attn: AttnBatch, layer: int, rows: Rows) -> BlockIndex:
+    """The index of a layer over all sequences. Only where `can_plan`.
 
     Raises:
         PolicyError: as `PolicyState.plan`.
     """
-    assert attn.policies is not None
-    states = [state for state in attn.policies if state is not None]
+    states = _Facts.of(attn).states
     rule = states[0].rules[layer]
     assert rule is not None
-    page_size = attn.pool.page_size
+    num_kv_heads = rows.k.shape[1]
     late = tuple(_wants_late(state, layer, rule, first) for state, first in zip(states, _roots(attn), strict=True))
-    plan: _Plan | None = attn.plans.get((rule, late))
+    plan: _Plan | None = attn.kept.get((rule, late))
     if plan is None:
-        plan = attn.plans[rule, late] = _prepare(attn, states, rule, late, num_kv_heads)
-    middle = _choose(attn, layer, q, plan, rule, num_kv_heads, scale, states[0].policy.name)
+        plan = attn.kept[rule, late] = _prepare(attn, states, rule, late, num_kv_heads)
+    middle = _choose(attn, layer, rows, plan, rule, states[0].policy.name)
     _remember(plan, states, layer, middle)
-    index = _index(attn, plan, rule, states, layer, middle, window, page_size)
+    index = _index(attn, plan, rule, states, layer, middle, rows.window)
     _count(attn, plan, states, layer, index)
     return index
 
 
 def _roots(attn: AttnBatch) -> list[int]:
     """Position of each sequence's first row."""
-    positions = host_list(attn.positions)
-    return [positions[first] for first in host_list(attn.cu_seqlens_q)[:-1]]
+    return [attn.host_positions[first] for first in attn.bounds[:-1]]
 
 
 def _wants_late(state: PolicyState, layer: int, rule: DecodeRule, root: int) -> bool:
@@ -146,8 +188,7 @@ def _prepare(
     attn: AttnBatch, states: list[PolicyState], rule: DecodeRule, late: tuple[bool, ...], num_kv_heads: int
 ) -> _Plan:
     """The host's part, for all layers of one rule."""
-    bounds, positions = host_list(attn.cu_seqlens_q), host_list(attn.positions)
-    contexts, page_size = host_list(attn.context_lens), attn.pool.page_size
+    bounds, positions = attn.bounds, attn.host_positions
     choices: list[_Choice] = []
     runs: list[_Run] = []
     for s, state in enumerate(states):
@@ -166,7 +207,7 @@ def _prepare(
                 runs[-1] = _Run(s, runs[-1].rows + 1, made[source])
             else:
                 runs.append(_Run(s, 1, made[source]))
-    return _place(attn, states, rule, choices, runs, contexts, page_size, num_kv_heads)
+    return _place(attn, states, rule, choices, runs, num_kv_heads)
 
 
 def _host_mask(attn: AttnBatch, s: int) -> Tensor | None:
@@ -182,11 +223,10 @@ def _place(
     rule: DecodeRule,
     choices: list[_Choice],
     runs: list[_Run],
-    contexts: list[int],
-    page_size: int,
     num_kv_heads: int,
 ) -> _Plan:
-    device, gate = attn.cu_seqlens_q.device, states[0].policy.decode_gate
+    device, gate = attn.cu_seqlens.device, states[0].policy.decode_gate
+    contexts, page_size = attn.lengths, attn.pool.page_size
     recent = rule.selection.recent if rule.selection is not None else 0
     ends = [max(c.position - recent + 1, 0) // page_size if rule.selection else 0 for c in choices]
     for choice, end in zip(choices, ends, strict=True):
@@ -207,12 +247,12 @@ def _place(
         within = run.rows + (within if i and runs[i - 1].sequence == run.sequence else 0)
         cu_rows.append(cu_rows[-1] + run.rows)
         last_block.append((contexts[run.sequence] + within - 1) // page_size)
-    sequences = [c.sequence for c in choices]
+    sequences = on_device([c.sequence for c in choices], torch.int64, device)
     return _Plan(
         choices,
         runs,
         on_device([c.row for c in choices], torch.int64, device),
-        attn.block_tables.index_select(0, on_device(sequences, torch.int64, device)),
+        [own.block_tables.index_select(0, sequences) for own in attn.tables],
         on_device(ends, torch.int64, device),
         to_device(first_recent, device),
         to_device(gated[:, None, None], device),
@@ -225,41 +265,36 @@ def _place(
     )
 
 
-def _choose(
-    attn: AttnBatch,
-    layer: int,
-    q: Tensor,
-    plan: _Plan,
-    rule: DecodeRule,
-    num_kv_heads: int,
-    scale: float,
-    name: str,
-) -> Tensor | None:
+def _choose(attn: AttnBatch, layer: int, rows: Rows, plan: _Plan, rule: DecodeRule, name: str) -> Tensor | None:
     """int32 [R, Hkv, k]: the pages that each choice takes between sinks and recent window; None where none does."""
-    selection = rule.selection
+    selection, num_kv_heads = rule.selection, rows.k.shape[1]
     if selection is None or len(rule.streaming) == num_kv_heads or not plan.choices:
         return None
-    stats = attn.pool.stats
-    if stats is None:
-        raise PolicyError(f"{name} ranks pages, but the KV pool keeps no page statistics")
-    bounds = _bounds(stats, layer, q.index_select(0, plan.rows), plan)
-    page_size = attn.pool.page_size
-    weights = page_weights(bounds, scale, num_kv_heads, -(-selection.sink // page_size), plan.ends)
+    q, page_size = rows.q.index_select(0, plan.rows), attn.pool.page_size
+    bounds = q.new_empty(*q.shape[:2], attn.tables[0].block_tables.shape[1], dtype=torch.float32)
+    for group, tables in zip(attn.pool.groups, plan.tables, strict=True):
+        if group.stats is None:
+            raise PolicyError(f"{name} ranks pages, but the KV pool keeps no page statistics")
+        heads = query_heads(group.heads[layer], q.shape[1] // num_kv_heads)
+        if len(heads) == q.shape[1]:
+            bounds = _bounds(group.stats, layer, q, tables, plan.ends)
+        elif heads:
+            bounds[:, heads] = _bounds(group.stats, layer, q[:, heads], tables, plan.ends)
+    weights = page_weights(bounds, rows.scale, num_kv_heads, -(-selection.sink // page_size), plan.ends)
     middle = best_pages(weights, selection.middle_pages(page_size), selection.top_p)
     return middle.masked_fill(plan.gated | plan.streaming, PAD)
 
 
-def _bounds(stats: PageStats, layer: int, q: Tensor, plan: _Plan) -> Tensor:
+def _bounds(stats: PageStats, layer: int, q: Tensor, tables: Tensor, ends: Tensor) -> Tensor:
     """Upper bounds float32 [R, Hq, P] of q·k over the pages before each choice's recent window, -inf beyond."""
     if q.is_cuda:
-        from sparse_attn.kernels.triton import score as triton_score
+        from sparse_attn.kernels.triton import page_stats as triton_stats
 
-        return triton_score.page_bounds(q, stats.kmin[layer], stats.kmax[layer], plan.tables, plan.ends.int())
-    ends = host_list(plan.ends)
-    bounds = q.new_full((*q.shape[:2], max(1, *ends)), -torch.inf, dtype=torch.float32)
-    for i, end in enumerate(ends):
+        return triton_stats.page_bounds(q, stats.kmin[layer], stats.kmax[layer], tables, ends.int())
+    bounds = q.new_full((*q.shape[:2], tables.shape[1]), -torch.inf, dtype=torch.float32)
+    for i, end in enumerate(host_list(ends)):
         if end:
-            bounds[i, :, :end] = stats.bounds(layer, q[i : i + 1], plan.tables[i, :end])[0]
+            bounds[i, :, :end] = stats.bounds(layer, q[i : i + 1], tables[i, :end])[0]
     return bounds
 
 
@@ -286,10 +321,9 @@ def _index(
     layer: int,
     middle: Tensor | None,
     window: int,
-    page_size: int,
 ) -> BlockIndex:
     used = [_used(run, plan, states, layer, middle) for run in plan.runs]
-    device = attn.cu_seqlens_q.device
+    device, page_size = attn.cu_seqlens.device, attn.pool.page_size
     pages = torch.arange(plan.width, device=device)
     first_recent = torch.stack([s.first_recent for s in used])  # [runs, Hkv]
     visited = (pages >= first_recent[..., None]) | (pages < plan.sinks[:, None])
@@ -333,18 +367,18 @@ def _stacked(
 
 def _count(attn: AttnBatch, plan: _Plan, states: list[PolicyState], layer: int, index: BlockIndex) -> None:
     """Add up visited blocks by sequence, on the device; the states get the sums after the last layer."""
-    sums: Tensor | None = attn.plans.get("visited")
+    sums: Tensor | None = attn.kept.get("visited")
     if sums is None:
-        sums = attn.plans["visited"] = torch.zeros(len(states), device=index.counts.device)
-        attn.plans["causal"] = [0.0] * len(states)
+        sums = attn.kept["visited"] = torch.zeros(len(states), device=index.counts.device)
+        attn.kept["causal"] = [0.0] * len(states)
     heads = states[0].model.num_kv_heads / index.num_heads
     sums.index_add_(0, plan.block_seq.long(), index.counts.sum(0).float() * heads)
-    contexts = host_list(attn.context_lens)
+    contexts = attn.lengths
     within = [0] * len(states)
     for run in plan.runs:
         within[run.sequence] += run.rows
         last = (contexts[run.sequence] + within[run.sequence] - 1) // attn.pool.page_size
-        attn.plans["causal"][run.sequence] += (last + 1) * states[0].model.num_kv_heads
+        attn.kept["causal"][run.sequence] += (last + 1) * states[0].model.num_kv_heads
     if layer == states[0].model.num_layers - 1:
         for s, state in enumerate(states):
-            state.decode_stats.add(sums[s], attn.plans["causal"][s])
+            state.decode_stats.add(sums[s], attn.kept["causal"][s])

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_attn.plan import score
+from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.select import top_k, top_p
-from sparse_attn.rows import Grid, SequenceRows
+from sparse_attn.rows import SequenceRows
 
 # MInference (section 3.2 and its code): columns and diagonals that every vertical-slash head keeps.
 SINK_COLUMNS, RECENT_DIAGONALS = 30, 100
@@ -83,7 +84,8 @@ class TriShape:
 class VerticalSlash:
     """Columns and diagonals that the last rows attend to most (MInference, section 3.2), in whole blocks.
 
-    ``vertical`` keys in columns and ``slash`` keys in diagonals are visited a row.
+    Attributes:
+        vertical, slash: keys in columns and in diagonals that a row visits.
     """
 
     vertical: int = 1000
@@ -135,9 +137,12 @@ class BlockTopK:
 class AntiDiagonal:
     """The fewest blocks that hold a share ``p`` of the attention, by antidiagonal sums (XAttention).
 
-    ``means``: score tiles by the product of their means instead, for a fraction of the cost (`score.tile_means`).
-    ``share``: one choice for the query heads of a KV head, from the sum of their weights, so that a kernel reads
-    each block once for the whole group.
+    Attributes:
+        stride: keys and queries of a scored tile.
+        sink, local: first keys, and last keys of a row, that are kept in any case.
+        share: one choice for the query heads of a KV head, from the sum of their weights, so that a kernel reads
+            each block once for the whole group.
+        means: score tiles by the product of their means instead, for a fraction of the cost (`score.tile_means`).
     """
 
     stride: int = 16
@@ -164,9 +169,14 @@ class AntiDiagonal:
 class Coverage:
     """FlexPrefill (arXiv 2502.20766, algorithm 1): each head decides at run time, without calibration.
 
-    A head whose pooled estimate for the last rows is near the truth (root of the Jensen-Shannon divergence below
-    ``tau``) takes pooled blocks up to a share ``gamma``; any other takes the columns and diagonals whose
-    weights reach ``gamma``. At least ``minimum`` keys a row are kept.
+    A head whose pooled estimate for the last rows is near the truth takes pooled blocks; any other takes columns and
+    diagonals.
+
+    Attributes:
+        gamma: the share of weight up to which they are taken.
+        tau: what counts as near: the root of the Jensen-Shannon divergence is below.
+        minimum: keys a row that are kept at least.
+        sink, local: first keys, and last keys of a row, that are kept in any case.
     """
 
     gamma: float = 0.9

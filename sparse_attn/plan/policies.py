@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sparse_attn.errors import PatternFileError, PolicyError
-from sparse_attn.kv.lifetimes import HeadGroups
-from sparse_attn.kv.pages import LOGICAL_PAGE
+from sparse_attn.kv.head_groups import HeadGroups
+from sparse_attn.kv.page_stats import LOGICAL_PAGE
 from sparse_attn.plan.formats import HeadPatterns, HeadScores, read_duo, read_minference, streaming_heads
 from sparse_attn.plan.patterns import AntiDiagonal, AShape, Coverage, Dense, Pattern, TriShape
 from sparse_attn.plan.policy import DecodeRule, ModelShape, PageSelection, Policy
@@ -52,7 +52,8 @@ class Streaming(Policy):
 class MInference(Policy):
     """Each query head has its own pattern in prefill (arXiv 2407.02490), from a MInference file.
 
-    ``file`` is a path, or "shipped" for the one that comes with the package for this model.
+    Attributes:
+        file: a path, or "shipped" for the one that comes with the package for this model.
     """
 
     gate: int = 8192
@@ -81,7 +82,8 @@ class MInference(Policy):
 class XAttention(Policy):
     """Blocks by antidiagonal sums, as few as hold a share ``p`` of the attention (arXiv 2503.16428).
 
-    ``share`` makes one choice for a GQA group; ``means`` scores tiles by their means, which is cheaper.
+    Attributes:
+        stride, p, sink, local, share, means: as in `AntiDiagonal`.
     """
 
     gate: int = 8192
@@ -128,7 +130,10 @@ class FlexPrefill(Policy):
 class TriangleMix(Policy):
     """The deep layers see sinks and a window but for the last rows of the prompt (arXiv 2507.21526).
 
-    ``deep`` is the share of layers, counted from the last, that do; ``last`` rows stay dense.
+    Attributes:
+        deep: the share of layers, counted from the last, that do.
+        sink, local: how many first and last keys they see.
+        last: rows that stay dense.
     """
 
     gate: int = 4096
@@ -152,10 +157,11 @@ class TriangleMix(Policy):
 
 @dataclass(frozen=True)
 class Quest(Policy):
-    """Decode reads the pages whose keys may matter most, within ``budget`` tokens (arXiv 2406.10774).
+    """Decode reads the pages whose keys may matter most (arXiv 2406.10774). A sequence within the budget is dense.
 
-    The first ``dense_layers`` layers read everything. ``top_p`` < 1 reads fewer pages where fewer hold this share
-    of the estimated attention (Twilight, arXiv 2502.02770). A sequence within the budget is dense.
+    Attributes:
+        budget, sink, recent, interval, top_p: as in `PageSelection`.
+        dense_layers: so many first layers read everything.
     """
 
     budget: int = 4096
@@ -186,10 +192,14 @@ class Quest(Policy):
 class LServe(Policy):
     """A share of the KV heads streams, the others select pages by bounds of their keys (arXiv 2502.14866).
 
-    ``streaming`` is the share; which heads is read from ``heads``, a DuoAttention table of alpha or "shipped".
-    Streaming heads see sink + ``prefill_local`` tokens in prefill and sink + ``local`` in decode; the others are
-    dense in prefill and read ``budget`` tokens in decode, selected anew every ``interval`` tokens. A sequence
-    within the budget is dense.
+    Streaming heads see sinks and a window; the others are dense in prefill. A sequence within the budget is dense.
+
+    Attributes:
+        budget, recent, interval, top_p: as in `PageSelection`, for decode of the others.
+        sink: first tokens that every head sees.
+        local, prefill_local: last tokens that streaming heads see, in decode and in prefill.
+        streaming: the share of heads that stream.
+        heads: a DuoAttention table of alpha that says which, or "shipped".
     """
 
     budget: int = 4096
@@ -294,8 +304,11 @@ class Joined(Policy):
 class Auto(Policy):
     """What was measured to be fastest without loss at the prompt's length, from a table of crossovers.
 
-    ``table`` is a path, or "shipped": the table that comes with the package for this model, else the one for any
-    model. What a model bears is its own: `folio bench crossovers --table` measures it.
+    What a model bears is its own: `folio bench crossovers --table` measures it.
+
+    Attributes:
+        table: a path, or "shipped": the table that comes with the package for this model, else the one for any model.
+        device: whose crossovers: "cpu" or "cuda".
     """
 
     table: str = SHIPPED

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_attn.rows import Grid, SequenceRows
+from sparse_attn.plan.grid import Grid
+from sparse_attn.rows import SequenceRows
 
 SCORES_AT_ONCE = 1 << 25  # elements of an intermediate score matrix: bounds memory, not the result
 LAST_ROWS = 64  # rows that stand for all in vertical-slash estimates (MInference, arXiv 2407.02490, section 3.2)
@@ -28,20 +29,11 @@ def antidiagonal(rows: SequenceRows, grid: Grid, stride: int, heads: Sequence[in
     Returns:
         float32 [len(heads), N, K]: mean over the block's rows of the softmax weight on each key block.
     """
-    if rows.q.is_cuda and rows.key_scales is None and len(heads) == rows.q.shape[1]:
+    read_in_place = len(rows.groups) <= 1 and all(own.key_scales is None for own in rows.groups)
+    if rows.q.is_cuda and read_in_place and len(heads) == rows.q.shape[1]:
         from sparse_attn.kernels.triton import score as triton_score
 
-        return triton_score.antidiagonal(
-            rows.q,
-            rows.k,
-            rows.key_pages,
-            rows.block_table,
-            context_len=rows.context_len,
-            scale=rows.scale,
-            stride=stride,
-            block_q=grid.block_q,
-            block_k=grid.block_k,
-        )
+        return triton_score.antidiagonal(rows, grid, stride)
     queries = _query_tiles(rows, grid, stride, heads).flip(2).flatten(2)  # [h, m, stride*D]
     keys = _padded_keys(rows, grid).unflatten(1, (-1, stride)).flatten(2)  # [Hkv, K*block_k/stride, stride*D]
     return _tile_weights(queries, keys, rows, grid, stride, heads, rows.scale / stride)

@@ -73,6 +73,7 @@ class TableSession:
         self.tokens = tokens
         self._paths: list[list[int]] = []
         self.closed = False
+        self.ready = True
         model.rows += len(tokens)
         self.trace: list[tuple[str, int]] = []
 

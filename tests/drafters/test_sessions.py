@@ -321,7 +321,7 @@ class PairModel:
                 nodes.append([*(nodes[parent] if parent >= 0 else []), token])
             return torch.stack([row(tokens + node) for node in nodes[-len(ids) :]])
 
-        return SimpleNamespace(advance=advance, extend=extend, rollback=nodes.clear, close=lambda: None)
+        return SimpleNamespace(advance=advance, extend=extend, ready=True, rollback=nodes.clear, close=lambda: None)
 
 
 def test_another_vocabulary_is_re_encoded(lab):

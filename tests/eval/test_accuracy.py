@@ -1,11 +1,12 @@
 """Counting right answers under attention policies: what is asked, and what is lost."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from eval.bench import accuracy
-from eval.bench.accuracy import PLANTED, TASKS, make_example, run, summarise
+from eval.bench.accuracy import PLANTED, TASKS, Options, make_example, run, summarise
 from eval.errors import EvalError
 from eval.reader.data import Maker
 
@@ -63,7 +64,7 @@ def test_losses_are_against_the_first_policy():
     assert table["quest"]["kv"]["questions"] == 20
 
 
-def test_a_run_goes_on_from_the_figures_of_an_earlier_one(monkeypatch):
+def test_a_run_goes_on_from_the_figures_of_an_earlier_one(monkeypatch, tmp_path):
     counted = []
 
     def answers(engine, packer, example, policy):
@@ -71,20 +72,22 @@ def test_a_run_goes_on_from_the_figures_of_an_earlier_one(monkeypatch):
         return {"policy": policy, "questions": 2, "right": 1, "quoted": 1, "density": 1.0}
 
     monkeypatch.setattr(accuracy, "_answers", answers)
-    text = " ".join(f"The {' '.join(random.Random(n).sample(WORDS, 6))} was there in year {n}." for n in range(400))
-    same = {"questions": 2, "contexts": 1, "seed": 0}
+    text = tmp_path / "text.txt"
+    words = (random.Random(n).sample(WORDS, 6) for n in range(400))
+    text.write_text(" ".join(f"The {' '.join(six)} was there in year {n}." for n, six in enumerate(words)))
+    two = Options(text=text, lengths=(1024,), policies=("dense", "auto"), tasks=("kv",), questions=2, seed=0)
     kept = []
-    first = run(text, [1024], ["dense", "auto"], ["kv"], **same, keep=kept.append)
+    first = run(two, keep=kept.append)
     assert [figures["rows"] for figures in kept] == [first["rows"]]
     counted.clear()
-    both = run(text, [1024, 2048], ["dense", "auto", "quest"], ["kv"], **same, earlier=first)
+    both = run(replace(two, lengths=(1024, 2048), policies=("dense", "auto", "quest")), first)
     assert [policy for _, policy in counted] == ["quest", "dense", "auto", "quest"]
     assert [row["policy"] for row in both["rows"]] == ["dense", "auto", "quest"] * 2
     assert both["rows"][:2] == first["rows"]
     with pytest.raises(EvalError, match="had seed=0, not 1"):
-        run(text, [1024], ["dense"], ["kv"], **same | {"seed": 1}, earlier=first)
+        run(replace(two, seed=1), first)
 
 
-def test_unknown_tasks_are_refused():
+def test_unknown_tasks_are_refused(tmp_path):
     with pytest.raises(EvalError, match="unknown task 'rhyme'"):
-        run("", [4096], ["dense"], ["kv", "rhyme"], questions=1, contexts=1, seed=0)
+        run(Options(text=tmp_path, tasks=("kv", "rhyme")))

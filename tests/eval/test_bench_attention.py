@@ -3,19 +3,16 @@
 import torch
 
 from eval.bench import attention
-from eval.bench._machine import Marks, best_times
-from eval.bench._paged_candidates import NumbaDecode
+from eval.bench.paged_candidates import NumbaDecode
 from sparse_attn.kernels import dense
 
 
 def test_the_numba_candidate_computes_the_same():
     torch.manual_seed(0)
     paged = attention.Paged(192, layers=1)
-    q = torch.randn(1, attention.HEADS, attention.DIM)
-    out = NumbaDecode(paged.table, 192, attention.SCALE).bind(q, paged.layer)()
-    expected, _ = dense.paged_attention(
-        q, *paged.layer(), paged.table, paged.lengths, torch.tensor([0, 1]), scale=attention.SCALE
-    )
+    rows = paged.rows(1)
+    out = NumbaDecode(paged.table, 192, attention.SCALE).bind(rows.q, paged.layer)()
+    expected, _ = dense.paged_attention(paged.pages(), rows)
     torch.testing.assert_close(torch.from_numpy(out), expected[0], rtol=0, atol=1e-5)
 
 
@@ -28,12 +25,3 @@ def test_parts_report_ratios():
     assert row["density"] < 1
     [row] = attention.linear([2], rounds=1)
     assert row["ours_over_library"] > 0
-
-
-def test_every_function_meets_every_round():
-    calls = []
-    best_times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
-    assert calls == ["a", "b", "a", "b", "a", "b"]  # the first of each is a warm-up
-    times = best_times(Marks().functions(), rounds=1)
-    assert Marks.bytes_per_s(times) > 0
-    assert Marks.flops_per_s(times) > 0

@@ -9,13 +9,13 @@ import pytest
 
 from drafters.models.pacing import Pace
 from drafters.training.distill import DISTILLATION
-from eval.bench._drafter_peer import beside_transformers
-from eval.bench._drafter_prompts import make_prompts, quoted
-from eval.bench._drafter_timing import perturbed_gap
-from eval.bench.drafters import run
+from eval.bench.drafter_prompts import make_prompts, quoted
+from eval.bench.drafter_timing import perturbed_gap
+from eval.bench.drafters import Options, beside, run
 from eval.errors import EvalError
-from service.engine.engine import Engine
-from service.engine.request import Generation, SamplingParams
+from service.engine.async_engine import AsyncEngine
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +25,33 @@ def checkpoint(tmp_path_factory, random_llama) -> Path:
     return folder
 
 
-def measured(checkpoint, **changes):
+def measured(checkpoint, known=None, save=lambda figures: None, **changes):
     options = {
-        "contexts": (192,),
-        "workloads": ("nothing",),
-        "drafters": ("auto", "suffix"),
-        "temperatures": (0.0, 0.8),
-        "batches": (1, 3),
+        "context": (192,),
+        "workload": ("nothing",),
+        "drafter": ("auto", "suffix"),
+        "batch": (1, 3),
         "prompts": 2,
         "max_tokens": 12,
         "rounds": 2,
         "kv_memory": 1 << 24,
     }
-    return run(model=str(checkpoint), **(options | changes))
+    return run(Options(model=str(checkpoint), **(options | changes)), known, save)
 
 
-def test_cells_hold_every_drafter_to_plain_decoding(checkpoint):
-    figures = measured(checkpoint)
+@pytest.fixture
+def engine(checkpoint):
+    with AsyncEngine.from_pretrained(str(checkpoint), kv_memory=1 << 24, attention="dense") as engine:
+        yield engine
+
+
+def test_cells_hold_every_drafter_to_plain_decoding(checkpoint, monkeypatch):
+    monkeypatch.setattr("eval.bench.drafters._CLOSE", 0.0)  # all are nearly as fast as the fastest
+    figures = measured(checkpoint, rounds=1)
     assert len(figures["cells"]) == 2 * 2 * 3
     for cell in figures["cells"]:
         assert cell["tokens_per_s"] > 0
+        assert (cell["max_tokens"], cell["rounds"]) == (12, 1 if cell["drafter"] == "none" else 5)
         if cell["drafter"] != "none":
             assert cell["identical"], cell
             assert cell["divergences"] == []
@@ -65,7 +72,7 @@ def test_drafters_of_a_draft_model_take_part(checkpoint, tmp_path, monkeypatch):
     # a random model is sure of nothing
     names = ("draft_model:min_score=0,branching=1", "adaptive:min_score=0,stop=1", "multi_round:branching=1")
     figures = measured(
-        checkpoint, draft_model=str(tmp_path / "draft"), drafters=names, temperatures=(0.0,), batches=(1,), rounds=1
+        checkpoint, draft_model=str(tmp_path / "draft"), drafter=names, temperature=(0.0,), batch=(1,), rounds=1
     )
     assert figures["distillation"] == {"tokens_of_text": 7}
     assert [cell["drafter"] for cell in figures["cells"]] == ["none", *names]
@@ -78,36 +85,34 @@ def test_drafters_of_a_draft_model_take_part(checkpoint, tmp_path, monkeypatch):
 def test_pieces_make_the_same_table(checkpoint):
     saved = []
     first = measured(
-        checkpoint, batches=(1,), temperatures=(0.0,), save=lambda figures: saved.append(len(figures["cells"]))
+        checkpoint, batch=(1,), temperature=(0.0,), save=lambda figures: saved.append(len(figures["cells"]))
     )
     assert saved == [0, 3]  # the forwards, and one place of cells
     kept = first["cells"][1]["tokens_per_s"]
-    second = measured(checkpoint, batches=(1,), known=first)
+    second = measured(checkpoint, batch=(1,), known=first)
     assert [(c["temperature"], c["drafter"]) for c in second["cells"]] == [
         (temperature, name) for temperature in (0.0, 0.8) for name in ("none", "auto", "suffix")
     ]
     assert second["cells"][1]["tokens_per_s"] == kept
     assert len(second["forwards"]) == 1
-    stopped = measured(checkpoint, batches=(1, 3), known=second, limit_s=0.0)
+    stopped = measured(checkpoint, batch=(1, 3), known=second, limit=0.0)
     assert len(stopped["cells"]) == 6
 
 
 def test_forwards_are_measured_without_cells_too(checkpoint):
-    figures = measured(checkpoint, contexts=(128, 192), limit_s=0.0)
+    figures = measured(checkpoint, context=(128, 192), limit=0.0)
     assert figures["cells"] == []
     assert [one["context"] for one in figures["forwards"]] == [128, 192]
 
 
-def test_transformers_prompt_lookup_answers_the_same_prompts(checkpoint):
-    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24, attention="dense")
+def test_transformers_prompt_lookup_answers_the_same_prompts(engine):
     asked = [[*range(3, 60), 3, 4, n] for n in (5, 9)]
-    figures = beside_transformers(engine, asked, max_tokens=8, stop_freely=False, rounds=1)
+    figures = beside(engine, asked, max_tokens=8, stops=False, rounds=1)
     assert set(figures["tokens_per_s"]) == {"transformers", "transformers_prompt_lookup", "prompt_lookup", "auto"}
     assert min(figures["tokens_per_s"].values()) > 0
 
 
-def test_gap_is_that_of_the_perturbed_scores(checkpoint):
-    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24)
+def test_gap_is_that_of_the_perturbed_scores(engine):
     prompt = list(range(3, 40))
     greedy = SamplingParams(max_tokens=1, ignore_eos=True, drafter="none")
     best = engine.generate([prompt], greedy)[0].token_ids[0]
@@ -129,12 +134,11 @@ def test_quoting_is_one_passage_word_for_word():
     assert quoted(prompt, [7, 8]) == 0.0
 
 
-def test_workloads_keep_the_prompts_that_suit_them(checkpoint, monkeypatch, tmp_path):
+def test_workloads_keep_the_prompts_that_suit_them(engine, monkeypatch, tmp_path):
     """Of answers made to measure, `quoting` and `nothing` keep opposite ones, in their order."""
-    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24)
     prompts = [[*range(3, 40), n] for n in range(6)]
-    monkeypatch.setattr("eval.bench._drafter_prompts._questions", lambda engine, context, count, text: prompts)
-    monkeypatch.setattr("eval.bench._drafter_prompts._random", lambda engine, context, count: prompts)
+    monkeypatch.setattr("eval.bench.drafter_prompts._questions", lambda engine, context, count, text: prompts)
+    monkeypatch.setattr("eval.bench.drafter_prompts._random", lambda engine, context, count: prompts)
     answers = {n: [5, 6, 7, 8] if n % 2 else [60, 62, 61, 63] for n in range(6)}
 
     def generate(asked, params):
@@ -148,8 +152,7 @@ def test_workloads_keep_the_prompts_that_suit_them(checkpoint, monkeypatch, tmp_
     assert make_prompts(engine, "questions", 128, 3, tmp_path, tmp_path).chosen_from == 0
 
 
-def test_unknown_workloads_and_missing_files_are_named(checkpoint, tmp_path):
-    engine = Engine.from_pretrained(str(checkpoint), kv_memory=1 << 24)
+def test_unknown_workloads_and_missing_files_are_named(engine, tmp_path):
     with pytest.raises(EvalError, match="unknown workload"):
         make_prompts(engine, "other", 128, 2, tmp_path, tmp_path)
     with pytest.raises(EvalError, match="there is no"):

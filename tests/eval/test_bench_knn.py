@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eval.bench import _passages, bm25, knn
+from eval.bench import bm25, knn, passages
 from eval.errors import EvalError
 
 WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "valley", "parish", "keeper", "arch"]
@@ -15,7 +16,7 @@ WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "vall
 
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(_passages, "default_folders", list)
+    monkeypatch.setattr(passages, "default_folders", list)
     folder = tmp_path / "texts"
     folder.mkdir()
     draw = random.Random(0)
@@ -27,9 +28,9 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_the_knn_bench_in_pieces(texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn, "HELD_OUT", 4)
-    options = {"texts": texts, "prompts": 2, "new_tokens": 10, "ks": [3], "lists": 8, "probes": 4, "cache": tmp_path}
-    assert knn.run(1000, minutes=0, **options) is None  # type: ignore[arg-type]
-    figures = knn.run(1000, minutes=10, **options)  # type: ignore[arg-type]
+    small = knn.Options(entries=1000, text=tuple(texts), prompts=2, new_tokens=10, k=(3,), lists=8, probes=4)
+    assert knn.run(replace(small, minutes=0), tmp_path) is None
+    figures = knn.run(small, tmp_path)
     assert figures is not None
     assert figures["entries"] >= 1000
     assert [row["search"] for row in figures["rows"]] == ["exact", "approximate"]
@@ -39,11 +40,11 @@ def test_the_knn_bench_in_pieces(texts: list[Path], tmp_path: Path, monkeypatch:
         assert 0 < row["retrieval_share"] < 1
     assert 0 < figures["recall"]["3"] <= 1
     with pytest.raises(EvalError, match="--text"):
-        knn.run(10**6, minutes=10, **options)  # type: ignore[arg-type]
+        knn.run(replace(small, entries=10**6), tmp_path)
 
 
 def test_the_bm25_bench(texts: list[Path]) -> None:
-    figures = bm25.run(120, texts, 10)
+    figures = bm25.run(bm25.Options(passages=120, text=tuple(texts), queries=10))
     assert figures["largest_difference_of_scores"] < 1e-5
     assert figures["same_top_10"] == 10
     assert set(figures["ms_per_query"]) == {"folio", "bm25s", "rank_bm25"}

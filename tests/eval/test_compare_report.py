@@ -1,6 +1,7 @@
 """Comparisons and reports over folders of results."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -15,19 +16,13 @@ from typer.testing import CliRunner
 from eval.cli import app
 from eval.errors import EvalError
 from eval.harness.compare import bootstrap, compare, divergence, mcnemar
+from eval.harness.options import RunOptions
+from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
 from eval.harness.prompting import OfficialPrompter
 from eval.harness.report import report
-from eval.harness.run import Plan, run
+from eval.harness.run import run
 from eval.tasks.sources import sources
-
-
-class Silent:
-    def begin(self, cell, total, scores):
-        return self
-
-    def row(self, score): ...
-
-    def end(self): ...
 
 
 @pytest.fixture
@@ -36,7 +31,8 @@ def folder(tmp_path, tokenizer, fake_engine) -> Path:
     engines = [fake_engine("dense"), fake_engine("suffix", drafter="suffix"), fake_engine("lossy", wrong_every=2)]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey", "niah_single_1"], data=None, text=None, count=10, seed=0)
-    run(Plan([(e, prompter) for e in engines], found, (1024, 2048), 10, None, tmp_path, {"seed": 0}), Silent())
+    options = RunOptions(length=(1024, 2048), limit=10, model="fake", output=tmp_path)
+    run(Plan(options, [(e, prompter) for e in engines], found), TextProgress(io.StringIO()))
     return tmp_path
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.bench.crossovers import make_table, run, write_table
+from eval.bench.crossovers import Options, make_table, run, write_table
 from eval.errors import EvalError
 from service.engine.options import parse_policy
 from sparse_attn.plan.policies import Auto
@@ -23,9 +23,9 @@ def loaded(random_llama):
 
 
 def test_every_candidate_is_measured_at_every_length(loaded):
-    prefill = ["xattention:p=0.5,means=true", "dense"]
-    decode = ["quest:budget=512,recent=64,sink=64,dense_layers=0"]
-    figures = run(loaded, [512, 768], chunk=256, prefill=prefill, decode=decode, repeats=1)
+    prefill = ("xattention:p=0.5,means=true", "dense")
+    decode = ("quest:budget=512,recent=64,sink=64,dense_layers=0",)
+    figures = run(loaded, Options(lengths=(768, 512), chunk=256, prefill=prefill, decode=decode, repeats=1))
     assert [(r["phase"], r["length"], r["policy"]) for r in figures["rows"]] == [
         (phase, length, policy)
         for length in (512, 768)
@@ -97,4 +97,4 @@ def test_counted_answers_decide_where_there_are_any():
 
 def test_lengths_that_the_model_does_not_hold_are_refused(loaded):
     with pytest.raises(EvalError, match="holds 1024 tokens"):
-        run(loaded, [4096])
+        run(loaded, Options(lengths=(4096,)))

@@ -1,7 +1,7 @@
-"""Result files and the bench command group."""
+"""Result files, the bench command group, and what all benches share."""
 
 import json
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -9,21 +9,36 @@ import typer
 from typer.testing import CliRunner
 
 import eval.bench
-from eval.bench.cli import app
+from eval.bench.base import Cells
+from eval.bench.timer import Marks, Times, ratio, time_in_turn, watch
+from eval.cli import bench
 from eval.figures import machine, save_result, write_atomically
 
 BENCH = '''
 """Measures nothing."""
-import typer
-from eval.figures import report_result
+from dataclasses import dataclass
+from typing import Annotated
 
-def run(n: int) -> dict:
-    return {"n": n}
+from typer import Option
 
-def command(n: int = 3, as_json: bool = typer.Option(False, "--json"), output: str = "") -> None:
+from eval.bench.base import BenchOptions, Lengths, bench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(BenchOptions):
     """Measure nothing, n times."""
-    from pathlib import Path
-    report_result("nothing", run(n), as_json=as_json, output=Path(output))
+
+    n: Annotated[int, Option(min=1)] = 3
+    lengths: Lengths = (1, 2)
+    name: Annotated[tuple[str, ...], Option()] = ("a",)
+
+
+def run(options):
+    rows = [{"length": length, "seconds": 1 / 3, "parts": []} for length in options.lengths]
+    return {"n": options.n, "names": list(options.name), "rows": rows} if options.n < 9 else None
+
+
+command = bench(Options, run, "nothing", verdict=lambda figures: figures["n"] != 8)
 '''
 
 
@@ -54,17 +69,84 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_modules_are_commands_and_others_are_not(tmp_path, monkeypatch):
+@pytest.fixture
+def folio(tmp_path, monkeypatch):
+    """Runs a command line over a package of benchmarks that has one, and a helper that must not be imported."""
     (tmp_path / "nothing.py").write_text(BENCH)
     (tmp_path / "helpers.py").write_text("raise ImportError('listing must not import this')\n")
-    monkeypatch.setattr(eval.bench, "__path__", [str(tmp_path)])
+    path = [str(tmp_path), *eval.bench.__path__]
+    monkeypatch.setattr(eval.bench, "__path__", path)
     whole = typer.Typer()
-    whole.add_typer(app, name="bench")
-    shown = CliRunner().invoke(whole, ["bench", "--help"])
-    assert "nothing" in shown.output
-    assert "helpers" not in shown.output
-    ran = CliRunner().invoke(whole, ["bench", "nothing", "--n", "4", "--json", "--output", str(tmp_path / "n.json")])
-    assert json.loads(ran.stdout) == {"n": 4}
-    assert json.loads((tmp_path / "n.json").read_text())["figures"] == {"n": 4}
-    assert CliRunner().invoke(whole, ["bench", "absent"]).exit_code == 2
-    assert Path(eval.bench.__path__[0]) == tmp_path
+    whole.add_typer(bench, name="bench")
+    yield lambda *arguments: CliRunner().invoke(whole, ["bench", *arguments])
+    sys.modules.pop("eval.bench.nothing", None)
+
+
+def test_bench_modules_are_commands_and_others_are_not(folio):
+    shown = folio("--help").output
+    assert "nothing" in shown
+    assert "decode" in shown
+    assert "helpers" not in shown
+    assert "runner" not in shown
+    assert folio("absent").exit_code == 2
+
+
+def test_the_options_of_a_bench_reach_it_and_its_figures_a_file(folio, tmp_path):
+    arguments = ("nothing", "--n", "4", "--lengths", "5,6", "--name", "x", "--name", "y")
+    ran = folio(*arguments, "--json", "--output", str(tmp_path / "n.json"))
+    figures = json.loads(ran.stdout)
+    assert (figures["n"], figures["names"]) == (4, ["x", "y"])
+    assert [row["length"] for row in figures["rows"]] == [5, 6]
+    assert json.loads((tmp_path / "n.json").read_text())["figures"] == figures
+    table = folio("nothing", "--output", str(tmp_path / "n.json")).output
+    assert "0.3333" in table
+    assert "parts" not in table
+
+
+def test_a_bench_that_has_not_finished_or_has_failed_says_so(folio, tmp_path):
+    output = ("--output", str(tmp_path / "n.json"))
+    assert folio("nothing", "--n", "9", *output).exit_code == 3
+    assert not (tmp_path / "n.json").exists()
+    assert folio("nothing", "--n", "8", *output).exit_code == 1
+    wrong = folio("nothing", "--lengths", "five", *output)
+    assert "lengths" in str(wrong.exception)
+
+
+def test_cells_are_found_by_their_place_and_kept_as_they_come():
+    kept = []
+    cells = Cells([{"a": 1, "b": 2, "s": 0.5}], lambda: kept.append(len(cells.rows)))
+    assert cells.at(a=1, b=2)
+    assert not cells.at(a=1, b=3)
+    cells.add({"a": 1, "b": 3}, {"a": 1, "b": 4})
+    assert kept == [3]
+    assert len(cells.at(a=1)) == 3
+
+
+def test_what_is_compared_takes_turns():
+    calls = []
+    ways = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = time_in_turn(ways, rounds=2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]  # the first of each is a warm-up
+    assert [len(own) for own in times.values()] == [2, 2]
+    assert Times([3.0, 1.0, 2.0]).best == 1.0
+    assert Times([3.0, 1.0, 2.0]).median == 2.0
+    assert Times([3.0, 1.0, 2.0]).spread == 3.0
+    assert ratio([2.0, 9.0, 8.0], [1.0, 1.0, 4.0, 5.0]) == 2.0
+    marks = Marks(parts=2, floats=1 << 10, side=16)
+    assert [marks.bytes_per_s(1.0), marks.flops_per_s(1.0)] == [4096, 8192]
+    assert time_in_turn(marks.ways(), rounds=1)["read"].best > 0
+
+
+def test_calls_are_watched_while_they_are():
+    class Owner:
+        def work(self, x):
+            return 2 * x
+
+    with watch(Owner, "work") as seen:
+        assert Owner().work(3) == 6
+        first = seen.at[0]
+        assert Owner().work(4) == 8
+    assert Owner().work(5) == 10
+    assert len(seen.seconds) == 2
+    assert seen.since(first) == seen.seconds
+    assert seen.since(seen.at[1]) == seen.seconds[1:]

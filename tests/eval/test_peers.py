@@ -7,8 +7,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from eval.bench.peers import prompt_ids
+from eval.bench.peers import Options
 from eval.bench.peers import run as run_bench
+from eval.bench.runner import random_ids
 from eval.errors import EvalError
 from eval.peers import client
 from eval.peers.client import PEERS, Peer, Worker
@@ -120,14 +121,14 @@ def test_workers_agree_with_transformers_on_greedy_tokens(model):
                 names.append(peer.name)
             except EvalError:
                 continue
-    figures = run_bench(model, [64], names, new_tokens=8, repeats=1, threads=1)
+    figures = run_bench(Options(model=model, lengths=(64,), engines=tuple(names), new_tokens=8, repeats=1, threads=1))
     for name, engine in figures["engines"].items():
         assert engine.get("agreeing_tokens") == engine.get("checked_tokens") == 32, (name, engine)
         assert engine["lengths"][64]["total_s"] > 0
 
 
 def test_prompts_are_the_same_for_everyone():
-    assert prompt_ids(5, 100, seed=3) == prompt_ids(5, 100, seed=3) != prompt_ids(5, 100, seed=4)
+    assert random_ids(5, 3, 100) == random_ids(5, 3, 100) != random_ids(5, 4, 100)
 
 
 def test_workers_import_nothing_of_ours_but_the_protocol():

@@ -61,9 +61,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, random_llama) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test."""
+    """No setting of the machine reaches a test, and no pool is larger than a test needs: all of it is touched."""
     for name in [name for name in os.environ if name.startswith("FOLIO_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("FOLIO_KV_MEMORY", "128MiB")
 
 
 @pytest.fixture(scope="session")
@@ -109,20 +110,22 @@ def folio(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., t
 class ScriptedEngine:
     """Stands in for the engine where a test needs an answer that makes sense: the reply is a function of the prompt.
 
-    It has what AsyncEngine and Generator use of an Engine, and gives a few tokens a step, `pause_s` apart.
+    It has what AsyncEngine and Admission use of an Engine, and gives a few tokens a step, `pause_s` apart.
     """
 
     def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
+        from service.engine.config import EngineConfig
         from sparse_attn.plan.policy import ModelShape
 
         self.shape = ModelShape(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=16, max_length=8192)
         self.tokenizer = tokenizer
         self.reply = reply
         self.pause_s = pause_s
-        self.max_model_len = self.window = 8192
-        self.blocks = SimpleNamespace(num_pages=128, num_owned=0)
-        self.config = SimpleNamespace(page_size=64, device="cpu")
-        self.loaded = SimpleNamespace(tokenizer_fingerprint="scripted")
+        self.max_model_len = 8192
+        self.num_pages = 128
+        self.vocab_size = len(tokenizer)
+        self.config = EngineConfig(device="cpu")
+        self.loaded = SimpleNamespace(tokenizer=tokenizer, tokenizer_fingerprint="scripted")
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}
@@ -131,6 +134,9 @@ class ScriptedEngine:
     @property
     def has_work(self) -> bool:
         return bool(self.running)
+
+    def most_pages(self, prompt_len: int, max_len: int, attention: str | None = None) -> int:
+        return -(-max_len // 64)
 
     def add_request(self, prompt_ids: list[int], params: Any, request_id: str, *_: Any) -> str:
         ids = self.tokenizer.encode(self.reply(self.tokenizer.decode(prompt_ids)), add_special_tokens=False)
@@ -143,7 +149,7 @@ class ScriptedEngine:
         self.running.pop(request_id, None)
 
     def step(self) -> list[Any]:
-        from service.engine.request import TokenOutput
+        from service.engine.outputs import TokenOutput
 
         if self.running:
             time.sleep(self.pause_s)

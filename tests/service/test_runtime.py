@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import Exit, FolioError, InvalidRequest, ModelError, Unavailable
-from service.runtime import Runtime, State
+from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, ModelError, Unavailable
+from service.runtime import Runtime, State, end_process
 from service.settings import load_settings
 
 
@@ -38,4 +38,15 @@ def test_a_failure_keeps_its_kind_and_is_unavailable_to_requests(
     assert type(runtime.failure) is kind
     assert runtime.failure.exit_code == code
     with pytest.raises(Unavailable, match=says):  # not the fault of whoever asks
-        runtime.generator  # noqa: B018 - raises
+        runtime.engine  # noqa: B018 - raises
+
+
+def test_a_lost_device_ends_the_process_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("service.runtime.os._exit", codes.append)
+    monkeypatch.setattr("service.runtime.LAST_WORDS_S", 0)
+    end_process(DeviceLost("The device cuda:0 is lost: an illegal address.", hint="Start anew."))
+    assert codes == [Exit.FAILED]
+    assert capsys.readouterr().err == "folio: The device cuda:0 is lost: an illegal address. Start anew.\n"

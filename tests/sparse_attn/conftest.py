@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sparse_attn.kernels import dense
-from sparse_attn.kv.pages import PageStats
-from sparse_attn.rows import SequenceRows
+from sparse_attn.kernels.operands import Pages, Rows
+from sparse_attn.kv.page_stats import PageStats
+from sparse_attn.rows import HeadPages, SequenceRows
 
 
 @dataclass
@@ -41,37 +42,14 @@ class PagedSequence:
 
     def rows(self, first, end, **kwargs):
         """The rows first:end, new, over a context of the tokens before them."""
-        return SequenceRows(
-            self.q[first:end],
-            self.k[first:end],
-            self.scale,
-            first,
-            self.key_pages,
-            self.table,
-            stats=self.stats,
-            **kwargs,
-        )
+        held = HeadPages(range(self.k.shape[1]), self.key_pages, self.table, stats=self.stats)
+        return SequenceRows(self.q[first:end], self.k[first:end], self.scale, first, [held] if first else [], **kwargs)
 
     def attend(self, first, end, index, window=0):
         """Attention of the rows first:end by the reference kernels, with an index or densely: [n, Hq, D]."""
-        context, new = index.split() if index is not None else (None, None)
-        cu = torch.tensor([0, end - first], dtype=torch.int32)
-        common = {"scale": self.scale, "window": window, "positions": torch.arange(first, end)}
-        q = self.q[first:end]
-        out, lse = dense.ragged_attention(q, self.k[first:end], self.v[first:end], cu, index=new, **common)
-        if first == 0:
-            return out
-        past = dense.paged_attention(
-            q,
-            self.key_pages,
-            self.value_pages,
-            self.table[None],
-            torch.tensor([first], dtype=torch.int32),
-            cu,
-            index=context,
-            **common,
-        )
-        return dense.merge_states(*past, out, lse)[0]
+        new = (x[first:end] for x in (self.q, self.k, self.v))
+        rows = Rows.of_sequence(*new, self.scale, first, window=window)
+        return dense.attention(Pages(self.key_pages, self.value_pages, self.table[None]), rows, index)[0]
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from protocol import serve
@@ -12,26 +14,23 @@ def load(request: dict[str, Any]) -> Any:
     import torch
 
     from eval.harness.engines import Point
-    from service.engine.engine import Engine
+    from service.engine.async_engine import AsyncEngine
 
     torch.set_num_threads(request["threads"])
-    return Engine.from_pretrained(request["model"], prefix_cache=False), Point.parse(request["option"])
+    engine = AsyncEngine.from_pretrained(request["model"], prefix_cache=False)
+    engine.start()
+    return engine, Point.parse(request["option"])
 
 
-def stream(engine: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
-    from service.engine.request import SamplingParams
+def stream(running: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
+    from service.engine.params import SamplingParams
 
-    running, point = engine
+    engine, point = running
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, attention=point.attention, drafter=point.drafter)
-    request = running.add_request(ids, params)
-    done = False
-    while not done:
-        for output in running.step():
-            if output.request_id == request:
-                if output.error:
-                    raise RuntimeError(output.error)
-                done = output.finished
-                yield from output.token_ids
+    outputs = engine.stream(ids, params)
+    with closing(asyncio.new_event_loop()) as loop:
+        while (output := loop.run_until_complete(anext(outputs, None))) is not None:
+            yield from output.token_ids
 
 
 if __name__ == "__main__":

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
 from service.accounts.keys import Principal
-from service.answering.answer import AnswerFailed, Question
+from service.answering.answer import AnswerFailed, Event
+from service.answering.question import AnswerOptions, Question
 from service.api.auth import Reader
+from service.api.errors import CHAT
 from service.api.health import Parts
-from service.api.openai.common import (
-    DEFAULT_TOKENS,
-    chat_logprobs,
-    check_model,
-    error_body,
-    merged,
-    new_id,
-    now,
-    usage,
-)
-from service.api.openai.schemas import ChatRequest, FolioOptions
-from service.api.sse import EventStream, event, first_item, unless_gone
-from service.engine.request import SamplingParams
-from service.errors import FolioError, InvalidRequest
-from service.generation import fit_tokens
+from service.api.openai.common import Chunks, chat_logprobs, check_model, head, usage
+from service.api.openai.schemas import ChatRequest
+from service.api.sse import EventStream
+from service.api.waiting import together, unless_gone
+from service.engine.outputs import TokenOutput
+from service.errors import InvalidRequest
+from service.fields import refusal
 from service.runtime import Runtime
 
 router = APIRouter(tags=["openai"])
+
+DEFAULT_TOKENS = 1024
+"""Most new tokens where a chat names no limit; less where the window has less room."""
 
 
 @dataclass
@@ -47,154 +45,154 @@ class Delta:
     answer: str | None = None
     """The whole text, where it is not the sum of the deltas (white space at its ends)."""
 
+    def add(self, other: Delta) -> None:
+        """Both in one."""
+        self.text += other.text
+        self.logprobs += other.logprobs
+        self.finish_reason = other.finish_reason or self.finish_reason
+        self.stats = other.stats or self.stats
+        self.folio = other.folio or self.folio
+        self.answer = other.answer if other.answer is not None else self.answer
 
-@router.post("/v1/chat/completions")
+
+@dataclass
+class Choice:
+    """One choice under way: a stream, and how its items are read."""
+
+    stream: AsyncGenerator[Any, None]
+    read: Callable[[Any], Delta]
+
+
+@router.post(CHAT)
 async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
-    runtime.generator.admit(body.n)
+    runtime.engine.admit(body.n)
     choices = await _choices(runtime, body, principal)
-    streams = merged(choices)
     if body.stream:
-        started = await first_item(streams)
-        return EventStream(_chunks(started, body, runtime), runtime.settings.ping_s)
-    return JSONResponse(await unless_gone(request, _whole(streams, body, runtime)))
+        streams = [choice.stream for choice in choices]
+        return EventStream(streams, ChatChunks(body, runtime, choices), runtime.settings.ping_s)
+    wholes = await unless_gone(request.receive, together([_whole(choice) for choice in choices]))
+    return JSONResponse(
+        head("chat.completion", "chatcmpl", runtime)
+        | {
+            "choices": [_choice(number, whole, body.logprobs) for number, whole in enumerate(wholes)],
+            "usage": usage([whole.stats for whole in wholes]),
+        }
+    )
 
 
-async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[AsyncGenerator[Delta, None]]:
-    """One stream of deltas a choice."""
+async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
     wanted = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     turns = [message.turn() for message in body.messages]
     if body.folio is not None:
+        question = _question(turns, body.folio)
         tokens = wanted or runtime.settings.answer_tokens
-        question = _question(turns, body.folio, principal)
-        params = [body.sampling(i, tokens, logprobs, greedy=True) for i in range(body.n)]
-        return [_answered(runtime, question, one) for one in params]
+        answers = [
+            runtime.answerer.answer(question, body.sampling(i, tokens, logprobs, greedy=True), principal.owner)
+            for i in range(body.n)
+        ]
+        return [Choice(answer, Answered()) for answer in answers]
     ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
-    tokens = wanted or fit_tokens(runtime.generator.window, len(ids), DEFAULT_TOKENS)
-    runtime.generator.check(len(ids), tokens)
+    tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
     params = [body.sampling(i, tokens, logprobs, greedy=False) for i in range(body.n)]
-    return [_talked(runtime, ids, one) for one in params]
+    return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer)) for one in params]
 
 
-def _question(turns: list[dict[str, str]], options: FolioOptions, principal: Principal) -> Question:
+def _question(turns: Sequence[dict[str, str]], options: AnswerOptions) -> Question:
+    """The last message, asked in the conversation before it."""
     if turns[-1]["role"] != "user":
         raise InvalidRequest("The last message must be the user's question.", param="messages")
-    return Question(
-        text=turns[-1]["content"],
-        mode=options.mode,
-        documents=tuple(options.documents),
-        collection=options.collection,
-        owner=principal.owner,
-        passages=options.passages,
-        history=tuple(turn for turn in turns[:-1] if turn["role"] != "system"),
-        iterative=options.iterative.options(),
-    )
+    history = [turn for turn in turns[:-1] if turn["role"] != "system"]
+    try:
+        return Question.model_validate({**options.model_dump(), "question": turns[-1]["content"], "history": history})
+    except ValidationError as error:  # the options have been checked, so it is a message
+        raise refusal(error, lambda _: "messages") from error
 
 
-async def _talked(runtime: Runtime, ids: list[int], params: SamplingParams) -> AsyncGenerator[Delta, None]:
-    """Deltas of a plain conversation."""
-    tokenizer = runtime.tokenizer
-    async with aclosing(runtime.generator.stream(ids, params)) as outputs:
-        async for output in outputs:
-            delta = Delta(output.text, finish_reason=output.finish_reason, stats=output.stats)
-            if output.logprobs:
-                delta.logprobs = chat_logprobs(tokenizer, output.logprobs)
-            yield delta
+class Said:
+    """Reads the engine's outputs of a plain conversation."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, output: TokenOutput) -> Delta:
+        logprobs = chat_logprobs(self._tokenizer, output.logprobs or [])
+        return Delta(output.text, logprobs, output.finish_reason, output.stats)
 
 
-async def _answered(runtime: Runtime, question: Question, params: SamplingParams) -> AsyncGenerator[Delta, None]:
-    """Deltas of an answer about documents; citations come with the last."""
-    folio: dict[str, Any] = {"citations": []}
-    stats: dict[str, Any] = {}
-    async with aclosing(runtime.answerer.answer(question, params)) as events:
-        async for one in events:
-            if one.type == "message":
-                yield Delta(one.data["text"])
-            elif one.type == "search_results":
-                folio |= {"mode": one.data["mode"], "mode_reason": one.data["mode_reason"]}
-            elif one.type == "citation":
-                folio["citations"].append(one.data)
-            elif one.type == "stats":
-                stats = one.data
-            elif one.type == "error":
-                raise AnswerFailed(one.data)
-            else:
-                folio |= {"note": one.data.get("note"), "stats": stats}
-                yield Delta("", [], one.data["finish_reason"], stats, folio, one.data.get("answer"))
+class Answered:
+    """Reads the events of an answer about documents; citations come with the last."""
+
+    def __init__(self) -> None:
+        self._folio: dict[str, Any] = {"citations": []}
+        self._stats: dict[str, Any] = {}
+
+    def __call__(self, one: Event) -> Delta:
+        """Raises AnswerFailed for an `error` event."""
+        if one.type == "message":
+            return Delta(one.data["text"])
+        if one.type == "error":
+            raise AnswerFailed(one.data)
+        if one.type == "done":
+            self._folio |= {"note": one.data["note"], "stats": self._stats}
+            return Delta("", [], one.data["finish_reason"], self._stats, self._folio, one.data["answer"])
+        if one.type == "search_results":
+            self._folio |= {"mode": one.data["mode"], "mode_reason": one.data["mode_reason"]}
+        elif one.type == "citation":
+            self._folio["citations"].append(one.data)
+        elif one.type == "stats":
+            self._stats = one.data
+        return Delta()
 
 
-async def _whole(
-    streams: AsyncGenerator[tuple[int, Delta], None], body: ChatRequest, runtime: Runtime
-) -> dict[str, Any]:
-    """All choices folded into one response."""
-    folded = [Delta() for _ in range(body.n)]
-    async with aclosing(streams):
-        async for number, delta in streams:
-            whole = folded[number]
-            whole.text += delta.text
-            whole.logprobs += delta.logprobs
-            whole.finish_reason = delta.finish_reason or whole.finish_reason
-            whole.stats = delta.stats or whole.stats
-            whole.folio = delta.folio or whole.folio
-            whole.answer = delta.answer if delta.answer is not None else whole.answer
-    choices = []
-    for number, whole in enumerate(folded):
-        content = whole.answer if whole.answer is not None else whole.text
+async def _whole(choice: Choice) -> Delta:
+    whole = Delta()
+    async with aclosing(choice.stream) as items:
+        async for item in items:
+            whole.add(choice.read(item))
+    return whole
+
+
+def _choice(number: int, whole: Delta, with_logprobs: bool) -> dict[str, Any]:
+    content = whole.answer if whole.answer is not None else whole.text
+    choice: dict[str, Any] = {
+        "index": number,
+        "message": {"role": "assistant", "content": content, "refusal": None},
+        "logprobs": {"content": whole.logprobs, "refusal": None} if with_logprobs else None,
+        "finish_reason": whole.finish_reason,
+    }
+    return choice | ({"folio": whole.folio} if whole.folio else {})
+
+
+class ChatChunks(Chunks):
+    """The chunks of a chat: role, text, reason, usage, and ``[DONE]``."""
+
+    def __init__(self, body: ChatRequest, runtime: Runtime, choices: Sequence[Choice]) -> None:
+        super().__init__(CHAT, body, head("chat.completion.chunk", "chatcmpl", runtime))
+        self._with_logprobs = body.logprobs
+        self._choices = choices
+
+    def begin(self) -> bytes:
+        delta = {"role": "assistant", "content": ""}
+        return b"".join(
+            self.chunk({"index": number, "delta": delta, "finish_reason": None}) for number in range(len(self._choices))
+        )
+
+    def item(self, number: int, item: TokenOutput | Event) -> bytes:
+        delta = self._choices[number].read(item)
+        if delta.finish_reason:
+            self.stats[number] = delta.stats
+        elif not delta.text:
+            return b""
         choice: dict[str, Any] = {
             "index": number,
-            "message": {"role": "assistant", "content": content, "refusal": None},
-            "logprobs": {"content": whole.logprobs, "refusal": None} if body.logprobs else None,
-            "finish_reason": whole.finish_reason,
+            "delta": {"content": delta.text} if delta.text else {},
+            "finish_reason": delta.finish_reason,
         }
-        choices.append(choice | ({"folio": whole.folio} if whole.folio else {}))
-    return _head("chat.completion", runtime) | {
-        "choices": choices,
-        "usage": usage([whole.stats for whole in folded]),
-    }
-
-
-async def _chunks(
-    streams: AsyncGenerator[tuple[int, Delta], None], body: ChatRequest, runtime: Runtime
-) -> AsyncGenerator[bytes, None]:
-    """The chunks of a stream: role, text, reason, usage, and ``[DONE]``."""
-    head = _head("chat.completion.chunk", runtime)
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    extra = {"usage": None} if with_usage else {}
-    stats: dict[int, dict[str, Any]] = {}
-    for number in range(body.n):
-        role = {"index": number, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        yield event({**head, "choices": [role], **extra})
-    try:
-        async with aclosing(streams):
-            async for number, delta in streams:
-                choice: dict[str, Any] = {
-                    "index": number,
-                    "delta": {"content": delta.text} if delta.text else {},
-                    "finish_reason": delta.finish_reason,
-                }
-                if body.logprobs:
-                    choice["logprobs"] = {"content": delta.logprobs, "refusal": None}
-                if delta.folio:
-                    choice["folio"] = delta.folio
-                if delta.finish_reason:
-                    stats[number] = delta.stats
-                if delta.text or delta.finish_reason:
-                    yield event({**head, "choices": [choice], **extra})
-    except FolioError as error:
-        yield event(error_body(error))
-        return
-    if with_usage:
-        yield event({**head, "choices": [], "usage": usage(list(stats.values()))})
-    yield b"data: [DONE]\n\n"
-
-
-def _head(kind: str, runtime: Runtime) -> dict[str, Any]:
-    return {
-        "id": new_id("chatcmpl"),
-        "object": kind,
-        "created": now(),
-        "model": runtime.model_name,
-        "system_fingerprint": None,
-    }
+        if self._with_logprobs:
+            choice["logprobs"] = {"content": delta.logprobs, "refusal": None}
+        if delta.folio:
+            choice["folio"] = delta.folio
+        return self.chunk(choice)

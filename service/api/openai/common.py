@@ -1,32 +1,29 @@
-"""What the OpenAI routes share: names, usage, log-probabilities, and several choices at once."""
+"""What the OpenAI routes share: the head of a response, usage, log-probabilities, the chunks of a stream."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from service.engine.request import TokenLogprobs
+from service.api.errors import openai_problem
+from service.api.openai.schemas import Sampled
+from service.api.sse import event
+from service.engine.outputs import TokenLogprobs
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
 
-T = TypeVar("T")
 
-DEFAULT_TOKENS = 1024
-"""Most new tokens where a chat names no limit; less where the window has less room."""
-
-
-def new_id(prefix: str) -> str:
-    """An id for a response."""
-    return f"{prefix}-{secrets.token_hex(12)}"
-
-
-def now() -> int:
-    """Seconds since the epoch."""
-    return int(time.time())
+def head(kind: str, prefix: str, runtime: Runtime) -> dict[str, Any]:
+    """What every response and every chunk begins with."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": runtime.model_name,
+        "system_fingerprint": None,
+    }
 
 
 def check_model(runtime: Runtime, name: str) -> None:
@@ -62,12 +59,6 @@ def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any
     }
 
 
-def error_body(error: FolioError) -> dict[str, Any]:
-    """OpenAI's error object, for an error in mid-stream."""
-    code = error.problem.replace("-", "_")
-    return {"error": {"message": error.detail, "type": error.openai_type, "param": error.param, "code": code}}
-
-
 def chat_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
     """Log-probabilities as chat completions give them."""
     return [
@@ -96,26 +87,31 @@ def _token(tokenizer: Any, token_id: int, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """Items of several streams as they come, each with its stream's number; closing closes them all."""
-    waiting: dict[asyncio.Task[T], int] = {}
-    async with AsyncExitStack() as stack:
-        for stream in streams:
-            await stack.enter_async_context(aclosing(stream))
-        try:
-            for number, stream in enumerate(streams):
-                waiting[asyncio.ensure_future(anext(stream))] = number
-            while waiting:
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    number = waiting.pop(task)
-                    try:
-                        item = task.result()
-                    except StopAsyncIteration:
-                        continue
-                    yield number, item
-                    waiting[asyncio.ensure_future(anext(streams[number]))] = number
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+class Chunks:
+    """Writes the chunks of a stream, and what comes behind them; see `service.api.sse.Writer`."""
+
+    def __init__(self, path: str, body: Sampled, head: dict[str, Any], prompts: int = 1) -> None:
+        self.stats: dict[int, dict[str, Any]] = {}
+        """By the number of the choice, once it has ended."""
+        self._path = path
+        self._head = head
+        self._prompts = prompts
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def chunk(self, choice: dict[str, Any]) -> bytes:
+        """One choice's next piece."""
+        return event({**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})})
+
+    def begin(self) -> bytes:
+        return b""
+
+    def end(self) -> bytes:
+        """Usage where it is wanted, and ``[DONE]``."""
+        done = b"data: [DONE]\n\n"
+        if not self._with_usage:
+            return done
+        ordered = [self.stats[number] for number in sorted(self.stats)]
+        return event({**self._head, "choices": [], "usage": usage(ordered, self._prompts)}) + done
+
+    def failure(self, error: FolioError) -> bytes:
+        return event(openai_problem(self._path, error))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,43 +13,36 @@ from fastapi.responses import JSONResponse
 
 from service.api.auth import Reader
 from service.api.health import Parts
-from service.api.openai.common import (
-    check_model,
-    completion_logprobs,
-    error_body,
-    merged,
-    new_id,
-    now,
-    usage,
-)
+from service.api.openai.common import Chunks, check_model, completion_logprobs, head, usage
 from service.api.openai.schemas import CompletionRequest
-from service.api.sse import EventStream, event, first_item, unless_gone
-from service.engine.request import TokenLogprobs, TokenOutput
-from service.errors import FolioError
+from service.api.sse import EventStream
+from service.api.waiting import together, unless_gone
+from service.engine.outputs import TokenLogprobs, TokenOutput
 from service.runtime import Runtime
 
 router = APIRouter(tags=["openai"])
 
 DEFAULT_TOKENS = 16
 """OpenAI's own default of this route."""
+PATH = "/v1/completions"
 
 
-@router.post("/v1/completions")
+@router.post(PATH)
 async def completions(body: CompletionRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
-    generator = runtime.generator
     prompts = await asyncio.to_thread(_prompt_ids, runtime, body.prompt)
-    generator.admit(body.n * len(prompts))
+    runtime.engine.admit(body.n * len(prompts))
     tokens = body.max_tokens or DEFAULT_TOKENS
-    for ids in prompts:
-        generator.check(len(ids), tokens, "prompt")
     params = [body.sampling(i, tokens, body.logprobs, greedy=False) for i in range(body.n)]
-    streams = merged([generator.stream(ids, one) for ids in prompts for one in params])
+    streams = [runtime.engine.stream(ids, one) for ids in prompts for one in params]
+    chunks = CompletionChunks(body, runtime, len(prompts))
     if body.stream:
-        started = await first_item(streams)
-        return EventStream(_chunks(started, body, runtime, len(prompts)), runtime.settings.ping_s)
-    return JSONResponse(await unless_gone(request, _whole(streams, body, runtime, len(prompts))))
+        return EventStream(streams, chunks, runtime.settings.ping_s)
+    wholes = await unless_gone(request.receive, together([_whole(stream) for stream in streams]))
+    choices = [chunks.choice(number, whole, 0) for number, whole in enumerate(wholes)]
+    figures = usage([whole.stats for whole in wholes], len(prompts))
+    return JSONResponse(head("text_completion", "cmpl", runtime) | {"choices": choices, "usage": figures})
 
 
 def _prompt_ids(runtime: Runtime, prompt: Any) -> list[list[int]]:
@@ -60,72 +54,36 @@ def _prompt_ids(runtime: Runtime, prompt: Any) -> list[list[int]]:
     return [runtime.chat.encoder.plain(one) if isinstance(one, str) else list(one) for one in prompt]
 
 
-async def _whole(
-    streams: AsyncGenerator[tuple[int, TokenOutput], None],
-    body: CompletionRequest,
-    runtime: Runtime,
-    prompts: int,
-) -> dict[str, Any]:
-    count = prompts * body.n
-    texts, reasons = [""] * count, [""] * count
-    found: list[list[TokenLogprobs]] = [[] for _ in range(count)]
-    stats: list[dict[str, Any]] = [{} for _ in range(count)]
-    async with aclosing(streams):
-        async for number, output in streams:
-            texts[number] += output.text
-            found[number] += output.logprobs or []
-            if output.finished:
-                reasons[number], stats[number] = output.finish_reason or "", output.stats
-    choices = [_choice(i, texts[i], reasons[i], _logprobs(runtime, body, found[i], 0)) for i in range(count)]
-    return _head(runtime) | {"choices": choices, "usage": usage(stats, prompts)}
+async def _whole(stream: AsyncGenerator[TokenOutput, None]) -> TokenOutput:
+    """All outputs in one."""
+    text, found = "", list[TokenLogprobs]()
+    async with aclosing(stream) as outputs:
+        async for output in outputs:
+            text += output.text
+            found += output.logprobs or []
+    return replace(output, text=text, logprobs=found)
 
 
-async def _chunks(
-    streams: AsyncGenerator[tuple[int, TokenOutput], None],
-    body: CompletionRequest,
-    runtime: Runtime,
-    prompts: int,
-) -> AsyncGenerator[bytes, None]:
-    head = _head(runtime)
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    extra = {"usage": None} if with_usage else {}
-    stats: dict[int, dict[str, Any]] = {}
-    lengths = [0] * (prompts * body.n)
-    try:
-        async with aclosing(streams):
-            async for number, output in streams:
-                if output.finished:
-                    stats[number] = output.stats
-                if not (output.text or output.finished or output.logprobs):
-                    continue
-                logprobs = _logprobs(runtime, body, output.logprobs or [], lengths[number])
-                lengths[number] += len(output.text)
-                choice = _choice(number, output.text, output.finish_reason, logprobs)
-                yield event({**head, "choices": [choice], **extra})
-    except FolioError as error:
-        yield event(error_body(error))
-        return
-    if with_usage:
-        ordered = [stats[number] for number in sorted(stats)]
-        yield event({**head, "choices": [], "usage": usage(ordered, prompts)})
-    yield b"data: [DONE]\n\n"
+class CompletionChunks(Chunks):
+    """The chunks of completions, and their choices."""
 
+    def __init__(self, body: CompletionRequest, runtime: Runtime, prompts: int) -> None:
+        super().__init__(PATH, body, head("text_completion", "cmpl", runtime), prompts)
+        self._tokenizer = runtime.tokenizer if body.logprobs is not None else None
+        self._lengths = [0] * (prompts * body.n)
 
-def _logprobs(
-    runtime: Runtime, body: CompletionRequest, found: Sequence[TokenLogprobs], offset: int
-) -> dict[str, Any] | None:
-    return completion_logprobs(runtime.tokenizer, found, offset) if body.logprobs is not None else None
+    def item(self, number: int, item: TokenOutput) -> bytes:
+        if item.finished:
+            self.stats[number] = item.stats
+        elif not (item.text or item.logprobs):
+            return b""
+        choice = self.choice(number, item, self._lengths[number])
+        self._lengths[number] += len(item.text)
+        return self.chunk(choice)
 
-
-def _choice(index: int, text: str, reason: str | None, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-
-def _head(runtime: Runtime) -> dict[str, Any]:
-    return {
-        "id": new_id("cmpl"),
-        "object": "text_completion",
-        "created": now(),
-        "model": runtime.model_name,
-        "system_fingerprint": None,
-    }
+    def choice(self, number: int, output: TokenOutput, offset: int) -> dict[str, Any]:
+        """A choice, or a piece of it behind `offset` characters."""
+        logprobs = None
+        if self._tokenizer is not None:
+            logprobs = completion_logprobs(self._tokenizer, output.logprobs or [], offset)
+        return {"index": number, "text": output.text, "logprobs": logprobs, "finish_reason": output.finish_reason}

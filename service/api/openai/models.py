@@ -32,8 +32,8 @@ def get_model(name: str, runtime: Parts, principal: Reader) -> dict[str, Any]:
 
 
 def _chat_model(runtime: Runtime) -> dict[str, Any]:
-    generator = runtime.loaded
-    return _model(runtime.model_name) | {"max_model_len": generator.window if generator else None}
+    engine = runtime.loaded
+    return _model(runtime.model_name) | {"max_model_len": engine.window if engine else None}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -10,35 +10,19 @@ import json
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from service.api.fields import CollectionName, DocumentId, Iterative, Text
-from service.engine.request import SamplingParams
+from service.answering.question import MAX_TURNS, AnswerOptions
+from service.engine.params import SamplingParams
 from service.engine.sampling.constraint import Constraint
+from service.fields import DrafterName, PolicyName, Strict, Temperature, Text, TopP
 
-MAX_MESSAGES = 1000
 MAX_CHOICES = 16
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 TokenKey = Annotated[int, Field(ge=0, lt=2**31)]
 """A token id as a key of a JSON object, hence as text."""
 Bias = Annotated[float, Field(ge=-100, le=100)]
-
-
-class Strict(BaseModel):
-    """Refuses fields that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class FolioOptions(Strict):
-    """What Folio adds: the documents to answer from, and how."""
-
-    collection: CollectionName | None = None
-    documents: list[DocumentId] = Field([], max_length=100)
-    mode: Literal["auto", "long", "retrieval", "iterative"] = "auto"
-    passages: int | None = Field(None, ge=1, le=100)
-    iterative: Iterative = Field(default_factory=Iterative)
 
 
 class TextPart(Strict):
@@ -130,8 +114,8 @@ class Sampled(Strict):
 
     model: str = Field(max_length=255)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_k: int = Field(0, ge=-1, lt=2**31, description="Extension, as vLLM's.")
     min_p: float = Field(0.0, ge=0, le=1, description="Extension, as vLLM's.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -147,8 +131,8 @@ class Sampled(Strict):
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    drafter: str | None = Field(None, max_length=255, description="Extension: NAME[:key=value,…].")
-    attention: str | None = Field(None, max_length=255, description="Extension: NAME[:key=value,…].")
+    drafter: DrafterName | None = None
+    attention: PolicyName | None = None
     # Accepted, without effect here.
     user: str | None = Field(None, max_length=1024)
     metadata: dict[str, Any] | None = None
@@ -205,13 +189,13 @@ class Sampled(Strict):
 class ChatRequest(Sampled):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_TURNS)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
     parallel_tool_calls: bool | None = None
-    folio: FolioOptions | None = None
+    folio: AnswerOptions | None = Field(None, description="Extension: answer from documents, with citations.")
 
     @model_validator(mode="after")
     def _top_logprobs_with_logprobs(self) -> ChatRequest:

@@ -18,6 +18,7 @@ from drafters.stats import DraftingStats, token_sources
 from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
+from service.engine.drafting.sessions import SeparateDraftModel
 from service.engine.options import parse_drafter
 from service.engine.request import Request
 from service.engine.step import Slice, Step
@@ -28,6 +29,7 @@ from service.errors import InvalidRequest
 class _Drafted:
     drafter: TrackedDrafter
     state: RequestState
+    budget: int
     started: bool = False
 
 
@@ -40,6 +42,7 @@ class Drafting:
         self.most_nodes = most_nodes
         self.totals = DraftingStats()
         self._requests: dict[str, _Drafted] = {}
+        self._unready: list[Request] = []  # whose drafters have something to read first
 
     def open(self, request: Request, stops: frozenset[int]) -> None:
         """Give a request the drafter that it asks for; ``stops`` are the tokens that end its output.
@@ -74,21 +77,49 @@ class Drafting:
             max_tokens=request.params.max_tokens,
             stops=stops,
         )
-        self._requests[request.id] = _Drafted(drafter, state)
+        self._requests[request.id] = _Drafted(drafter, state, request.draft_budget)
 
-    def propose(self, step: Step) -> None:
-        """Hang a tree below the pending token of every decoding slice that has room for one."""
-        batch_size = sum(part.samples for part in step.slices)
-        for part in step.slices:
-            if not (part.samples and part.draft_budget):
-                continue
-            drafted = self._requests[part.request.id]
-            drafted.state.batch_size = batch_size
-            if not drafted.started:
-                drafted.started = True
-                drafted.drafter.start(drafted.state)
-            tree = drafted.drafter.propose(drafted.state, part.draft_budget)
-            part.tree = tree if len(tree) else None
+    def propose(self, part: Slice, batch_size: int) -> None:
+        """Hang a tree below the pending token of a decoding slice that has room for one.
+
+        Raises:
+            DrafterError: a drafter failed without which the declared distribution cannot be sampled.
+        """
+        if not part.samples:
+            return
+        drafted = self._requests[part.request.id]
+        declares = drafted.started and drafted.drafter.lossy  # a distribution of its own, for every row, drafted or not
+        if not (part.draft_budget or declares):
+            return
+        drafted.state.batch_size = batch_size
+        if not drafted.started:
+            drafted.started = True
+            drafted.drafter.start(drafted.state)
+            if not drafted.drafter.ready:
+                self._unready.append(part.request)
+                part.request.draft_budget = 0
+                part.request.parked = drafted.drafter.lossy
+                return
+        tree = drafted.drafter.propose(drafted.state, part.draft_budget)
+        part.tree = tree if len(tree) else None
+
+    def read_ahead(self, budget: int) -> None:
+        """Let a draft model with pages of its own read prompts, at most so many rows of them."""
+        model = self.resources.draft_model
+        if isinstance(model, SeparateDraftModel):
+            model.read_ahead(budget)
+
+    def resume(self) -> None:
+        """Let the drafters guess that have read what they had to; what waited for them runs again."""
+        for request in [r for r in self._unready if self._requests[r.id].drafter.ready]:
+            self._unready.remove(request)
+            request.draft_budget = self._requests[request.id].budget
+            request.parked = False
+
+    @property
+    def stuck(self) -> Request | None:
+        """The youngest request that waits for its drafter, without which it cannot be decoded."""
+        return next((request for request in reversed(self._unready) if request.parked), None)
 
     def adjust(self, part: Slice, logits: Tensor) -> Tensor:
         """The logits that the request's choices are made from; only a lossy drafter changes them."""
@@ -118,12 +149,11 @@ class Drafting:
             drafted.drafter.observe(drafted.state, tree, cut, top)
         return token_sources(tree, cut)
 
-    def count_verifying(self, step: Step, seconds: float) -> None:
-        """Put the time of a step's choices, walks and moved KV down to the requests that decoded in it, in equal
+    def count_verifying(self, requests: Sequence[Request], seconds: float) -> None:
+        """Put the time of a step's choices, walks and moved KV down to the requests that sampled in it, in equal
         shares."""
-        sampling = [part.request.id for part in step.slices if part.samples]
-        for request_id in sampling:
-            self._requests[request_id].drafter.stats.verifying_seconds += seconds / len(sampling)
+        for request in requests:
+            self._requests[request.id].drafter.stats.verifying_seconds += seconds / len(requests)
 
     def record(self, step: Step, seconds: float) -> None:
         """Teach the machine profile the time of a step that decoded only, all that follows the guessing included."""
@@ -134,6 +164,8 @@ class Drafting:
     def close(self, request: Request) -> dict[str, Any]:
         """End the drafter of a request, wherever it is; returns its figures."""
         drafted = self._requests.pop(request.id, None)
+        if request in self._unready:
+            self._unready.remove(request)
         if drafted is None:
             return {}
         if drafted.started:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafters.resources import Resources
 from service.engine.block_manager import BlockManager
-from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SkippingModel
+from service.engine.config import EngineConfig
+from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SeparateDraftModel, SkippingModel
 from service.engine.loading.checkpoint import DTYPES, LoadedModel, load_model
 from service.engine.request import Request
 from service.engine.runner.model_runner import ModelRunner
+from service.engine.scheduler import Scheduler
 from sparse_attn.kv.pool import KVPool
-
-if TYPE_CHECKING:
-    from service.engine.engine import EngineConfig
 
 
 def draft_resources(
@@ -22,10 +21,11 @@ def draft_resources(
     config: EngineConfig,
     runner: ModelRunner,
     lent: DraftPages,
+    scheduler: Scheduler,
     requests: dict[str, Request],
     salt: str,
 ) -> Resources:
-    """The resources of one engine; a draft model is loaded here, with pages of its own.
+    """The resources of one engine; a draft model is loaded here, with pages and a scheduler of its own.
 
     Raises:
         ModelError: the draft model cannot be loaded.
@@ -34,7 +34,7 @@ def draft_resources(
         vocab_size=loaded.vocab_size,
         tokenizer=loaded.tokenizer_fingerprint,
         codec=_codec(loaded.tokenizer),
-        self_model=PagedDraftModel(runner, lent, loaded.vocab_size, salt, config.max_step_tokens),
+        self_model=PagedDraftModel(runner, lent, scheduler, loaded.vocab_size, salt),
         # Other ranks would have to skip the same layers.
         skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
@@ -43,9 +43,12 @@ def draft_resources(
         num_pages = lent.blocks.num_pages
         pool = KVPool(draft.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
         own = DraftPages(BlockManager(num_pages, config.page_size, config.prefix_cache))
-        draft_runner = ModelRunner(draft.model, pool)
-        resources.draft_model = PagedDraftModel(
-            draft_runner, own, draft.vocab_size, draft.fingerprint, config.max_step_tokens
+        resources.draft_model = SeparateDraftModel(
+            ModelRunner(draft.model, pool),
+            own,
+            Scheduler(scheduler.config, own.blocks),
+            draft.vocab_size,
+            draft.fingerprint,
         )
         if not _same_vocabulary(loaded.tokenizer, draft.tokenizer):
             resources.draft_codec = _codec(draft.tokenizer)

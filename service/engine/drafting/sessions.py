@@ -1,8 +1,9 @@
 """Models that draft: sessions of their own in the engine's pages (``drafters.protocols.DraftModel``).
 
-A session is a sequence like any other, but its pages are lent: when a request needs a page and none is left, sessions
-are closed, the youngest first, before any request is preempted. The drafter that used it then fails at its next call,
-is switched off for its request, and the answer goes on without it.
+A session's prompt is read as rows of steps, in chunks (`request.Reading`), and until then its drafter guesses
+nothing. From then on the session is a sequence like any other, but its pages are lent: when a request needs a page and
+none is left, sessions are closed, the youngest first, before any request is preempted. The drafter that used it then
+fails at its next call, is switched off for its request, and the answer goes on without it.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree
-from service.engine.block_manager import BlockManager, Place
-from service.engine.request import Request, SamplingParams
+from service.engine.block_manager import BlockManager, OutOfPages, Place
+from service.engine.finish import FinishReason
+from service.engine.params import SamplingParams
+from service.engine.request import Priority, Reading, Request
 from service.engine.runner.fused_layers import pass_on
 from service.engine.runner.model_runner import ModelRunner
+from service.engine.scheduler import Scheduler
 from service.engine.step import Slice
+
+log = structlog.get_logger(__name__)
 
 
 class SessionClosed(RuntimeError):
-    """The session's pages were needed by a request."""
+    """The session's pages were needed by a request, or its prompt could not be read."""
 
 
 class DraftPages:
@@ -35,11 +42,12 @@ class DraftPages:
         self.reclaimed = 0
 
     def reclaim(self) -> bool:
-        """Close the youngest session; False where there is none."""
-        if not self.sessions:
+        """Close the youngest session that holds pages; False where there is none."""
+        holding = [session for session in self.sessions if session.pages]
+        if not holding:
             return False
         self.reclaimed += 1
-        self.sessions[-1].close()
+        holding[-1].close()
         return True
 
     def owners(self) -> list[list[Place]]:
@@ -48,27 +56,56 @@ class DraftPages:
 
 
 class PagedDraftModel:
-    """A model over pages, as the drafters see it; ``salt`` keys its prefixes in the cache."""
+    """A model over pages, as the drafters see it; ``salt`` keys its prefixes in the cache.
 
-    def __init__(self, runner: ModelRunner, lent: DraftPages, vocab_size: int, salt: str, chunk: int) -> None:
+    Prompts are read in the steps of ``scheduler``: the engine's, for the target itself.
+    """
+
+    def __init__(self, runner: ModelRunner, lent: DraftPages, scheduler: Scheduler, vocab_size: int, salt: str) -> None:
         self.runner = runner
         self.lent = lent
+        self.scheduler = scheduler
         self.vocab_size = vocab_size
         self.salt = salt
-        self.chunk = chunk
 
     def open(self, token_ids: Sequence[int]) -> PagedSession:
-        """Prefill ``token_ids`` (may be empty), reading what the prefix cache has of them."""
+        """A session that is ready once ``token_ids`` (may be empty) are read. Error: OutOfPages, for too many."""
         session = PagedSession(self)
         if token_ids:
-            session.prefill(token_ids)
+            session.read(token_ids)
         return session
+
+
+class SeparateDraftModel(PagedDraftModel):
+    """Another checkpoint, with a scheduler of its own that runs beside the engine's steps."""
+
+    def read_ahead(self, budget: int) -> None:
+        """One forward of at most ``budget`` rows over the prompts that are being read; one that fails ends these."""
+        if not self.scheduler.has_work or budget < 1:
+            return
+        step = self.scheduler.schedule(budget)
+        for request, _ in step.failed:
+            self.scheduler.finish(request, FinishReason.ERROR)
+        if not step:
+            return
+        try:
+            self.runner.run(step.slices)
+        except Exception:
+            log.exception("a draft model could not read", requests=len(step.slices))
+            for part in step.slices:
+                self.scheduler.finish(part.request, FinishReason.ERROR)
+            return
+        self.scheduler.commit(step, {})
+        for part in step.slices:
+            if part.request.reading is not None and part.request.reading.take(part.request, part.start):
+                self.scheduler.finish(part.request, FinishReason.STOP)
 
 
 class PagedSession:
     """One sequence of a draft model (``drafters.protocols.DraftSession``).
 
-    Invariant: ``tokens`` have their KV in ``pages`` at their own order, the nodes of ``tree`` behind them.
+    Invariant, once it is ready: ``tokens`` have their KV in ``pages`` at their own order, the nodes of ``tree`` behind
+    them.
     """
 
     def __init__(self, model: PagedDraftModel) -> None:
@@ -77,7 +114,7 @@ class PagedSession:
         self.tokens: list[int] = []
         self.pages: list[Place] = []
         self.tree: DraftTree = EMPTY
-        self._published = 0
+        self._reading: Request | None = None
         self._open = True
         model.lent.sessions.append(self)
 
@@ -85,40 +122,36 @@ class PagedSession:
     def length(self) -> int:
         return len(self.tokens)
 
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        """Take what the prefix cache has, compute the rest in chunks, publish it."""
-        ids = list(token_ids)
-        # one token more than there is: the whole of the prompt may come from the cache, for no logits are wanted
-        self.pages = self._blocks.match([*ids, 0], self._model.salt).pages
-        self.tokens = ids[: len(self.pages) * self._blocks.page_size]
-        self._published = len(self.pages)
-        while len(self.tokens) < len(ids):
-            chunk = ids[len(self.tokens) : len(self.tokens) + self._model.chunk]
-            self._run(chunk, samples=False)
-        self._published = self._blocks.publish(self.tokens, self.pages, self._published, self._model.salt)
+    @property
+    def ready(self) -> bool:
+        """Whether the prompt is read; or will never be, which the next call then says."""
+        return self._reading is None or self._reading.finish_reason is not None
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Have the first tokens read in the steps to come."""
+        if self._blocks.pages_for(len(token_ids)) * self._blocks.num_groups > self._blocks.num_pages:
+            raise OutOfPages(f"a draft prompt of {len(token_ids)} tokens is larger than all pages together")
+        reading = Reading(on_read=self._take, priority=Priority.DRAFT)
+        self._reading = Request("draft", token_ids, SamplingParams(), reading=reading)
+        self._reading.salt = self._model.salt
+        self._model.scheduler.add(self._reading)
+
+    def _take(self, read: Request) -> None:
+        self.tokens, self.pages = read.token_ids, read.pages
+        read.pages = []
+        self._reading = None
 
     def advance(self, token_ids: Sequence[int]) -> Tensor:
         """Drop the nodes, append tokens; their logits [len(token_ids), V]."""
-        self.rollback()
-        return self._run(list(token_ids), samples=True)
-
-    def read(self, token_ids: Sequence[int]) -> None:
-        """Drop the nodes, append tokens whose logits nobody wants."""
-        self.rollback()
-        self._run(list(token_ids), samples=False)
-
-    def truncate(self, length: int) -> None:
-        """Drop the nodes, and all tokens but the first ``length``; pages that then hold nothing are free.
-
-        A page of the prefix cache is never written again: it must lie whole within ``length``.
-        """
         self._check_open()
-        if not self._published * self._blocks.page_size <= length <= self.length:
-            raise ValueError(f"a session of {self.length} tokens cannot be cut to {length}")
         self.rollback()
-        kept = self._blocks.pages_for(length)
-        self._blocks.release(self.pages[kept:])
-        del self.pages[kept:], self.tokens[length:]
+        self._hold(self.length + len(token_ids))
+        holder = Request("draft", [0], SamplingParams())
+        holder.pages = self.pages
+        part = Slice(holder, self.length, list(token_ids), samples=True, all_logits=True)
+        logits = self._model.runner.run([part]).logits
+        self.tokens += token_ids
+        return logits
 
     def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         """Add nodes; their logits [len(tokens), V]."""
@@ -144,18 +177,10 @@ class PagedSession:
         if self._open:
             self._open = False
             self._model.lent.sessions.remove(self)
+            if self._reading is not None:
+                self._model.scheduler.finish(self._reading, FinishReason.ABORT)
             self._blocks.release(self.pages)
             self.pages = []
-
-    def _run(self, token_ids: list[int], samples: bool) -> Tensor:
-        self._check_open()
-        self._hold(self.length + len(token_ids))
-        holder = Request("draft", [0], SamplingParams())
-        holder.pages = self.pages
-        part = Slice(holder, self.length, token_ids, samples, all_logits=samples)
-        logits = self._model.runner.run([part]).logits
-        self.tokens += token_ids
-        return logits
 
     def _hold(self, num_tokens: int) -> None:
         missing = self._blocks.pages_for(num_tokens) - len(self.pages)
@@ -165,6 +190,8 @@ class PagedSession:
     def _check_open(self) -> None:
         if not self._open:
             raise SessionClosed("the pages of this draft session were needed by a request")
+        if self._reading is not None:
+            raise SessionClosed("the prompt of this draft session is not read")
 
 
 class SkippingModel:

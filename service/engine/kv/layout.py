@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from service.engine.loading.checkpoint import DTYPES, EMBEDDED, read_config
-from service.engine.options import parse_policy
-from service.errors import InvalidRequest
-from sparse_attn.errors import SparseAttentionError
+from service.engine.config import EngineConfig
+from service.engine.loading.checkpoint import DTYPES, LoadedModel
+from service.engine.options import check_policy, parse_policy
+from service.errors import InvalidRequest, ModelError
 from sparse_attn.kv.head_layout import HeadLayout
+from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policy import ModelShape, Policy
-
-if TYPE_CHECKING:
-    from service.engine.engine import EngineConfig
-
-KV_DTYPES = ("auto", "int8")
 
 
 def kv_dtype(config: EngineConfig) -> torch.dtype:
-    """Of the pages: the model's own, or int8 with a scale a token and head.
-
-    Raises:
-        InvalidRequest: there is no such dtype of KV.
-    """
-    if config.kv_dtype not in KV_DTYPES:
-        raise InvalidRequest(
-            f"Unknown dtype of KV {config.kv_dtype!r}.", hint=f"Choose {' or '.join(KV_DTYPES)}.", param="kv_dtype"
-        )
+    """Of the pages: the model's own, or int8 with a scale a token and head."""
     return torch.int8 if config.kv_dtype == "int8" else DTYPES[config.dtype]
 
 
@@ -39,26 +25,8 @@ def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Po
         InvalidRequest: there is none of that name, or they do not.
     """
     policy = parse_policy(name, param)
-    try:
-        policy.check(shape)
-    except SparseAttentionError as error:
-        raise InvalidRequest(f"{error}.", param=param) from error
+    check_policy(policy, shape, param)
     return policy
-
-
-def check_attention(model: str, config: EngineConfig) -> None:
-    """Refuse the default policy that a model or its pages do not allow, before weights are loaded.
-
-    Raises:
-        InvalidRequest: as `checked_policy`. ModelError: there is no such model.
-    """
-    described = read_config(model).get_text_config()
-    fingerprint = model if model == EMBEDDED else ""
-    try:
-        shape = ModelShape.of_config(described, config.page_size, fingerprint=fingerprint)
-    except AttributeError:  # a configuration without attention heads: loading says what the model lacks
-        return
-    checked_policy(config.attention, shape)
 
 
 def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:
@@ -84,3 +52,24 @@ def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:
             )
         return whole
     return HeadLayout.split(heads.streaming, shape.num_kv_heads)
+
+
+def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | None = None) -> KVPool:
+    """The pages that ``kv_memory`` holds, of all heads together or in the groups of ``layout``.
+
+    Raises:
+        ModelError: it does not hold one, or the device does not have it.
+    """
+    dtype = kv_dtype(config)
+    per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
+    num_pages = config.kv_memory // per_page
+    if num_pages < 1:
+        raise ModelError(
+            f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
+            hint="Raise it.",
+            param="kv_memory",
+        )
+    try:
+        return KVPool(loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout)
+    except MemoryError as error:
+        raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error

@@ -64,6 +64,16 @@ class LoadedModel:
         return hashlib.blake2b(vocabulary.encode(), digest_size=8).hexdigest()
 
     @property
+    def device(self) -> str:
+        """Where the weights are: cpu or cuda:N."""
+        return str(self.model.device)
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, by its name in ``DTYPES``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def vocab_size(self) -> int:
         return int(self.model.get_output_embeddings().weight.shape[0])
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from service.engine.block_manager import Place
 from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
 from service.engine.step import Slice
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.host_values import remember
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.tree_masks import TreeMasks
@@ -73,13 +73,13 @@ def choose_bucket(buckets: Sequence[Bucket], sequences: int, rows: int) -> Bucke
     return min(fitting, key=lambda b: (b.total, b.rows), default=None)
 
 
-def why_not(slices: Sequence[Slice], pool: KVPool, model: Any) -> str | None:
+def why_not(slices: Sequence[Slice], pool: KVPool) -> str | None:
     """What keeps a step out of every bucket, in a word; None where nothing does."""
     if pool.layout.num_groups > 1:
         return "head_groups"
-    if getattr(model, "base_model", model)._forward_hooks:  # somebody reads hidden states: a replay calls nobody
-        return "hidden_states"
     for part in slices:
+        if part.hidden_rows:  # a replay shows none
+            return "hidden_states"
         if not part.samples or len(part.token_ids) != 1 or part.all_logits:
             return "prefill"
         state = part.request.policy
@@ -137,10 +137,9 @@ class StaticStep:
         bounds = list(range(0, total + 1, bucket.rows))
         self.batch = AttnBatch(
             pool=pool,
-            cu_seqlens_q=remember(torch.tensor(bounds, dtype=torch.int32, device=device), bounds),
+            cu_seqlens=remember(torch.tensor(bounds, dtype=torch.int32, device=device), bounds),
             context_lens=self._own["context_lens"],
-            block_tables=self._own["tables"],
-            slot_mapping=self._own["slots"],
+            tables=[GroupTables(self._own["tables"], self._own["slots"])],
             positions=self._own["positions"],
             tree_masks=trees,
             backend=backend,
@@ -243,7 +242,7 @@ class GraphedRunner(ModelRunner):
 
     def keep_stats(self) -> None:
         """As `ModelRunner.keep_stats`; graphs that were captured before do not keep them, so they are captured anew."""
-        if self.pool.stats is None:
+        if not self.pool.keeps_stats:
             super().keep_stats()
             self._capture()
 
@@ -264,7 +263,7 @@ class GraphedRunner(ModelRunner):
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
-        reason = why_not(slices, self.pool, self.model)
+        reason = why_not(slices, self.pool)
         bucket = None
         if reason is None:
             bucket = choose_bucket(list(self._steps), len(slices), max(part.num_rows for part in slices))

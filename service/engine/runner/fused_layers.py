@@ -123,7 +123,7 @@ def _chosen(body: Any, kwargs: dict[str, Any]) -> list[int] | None:
     batch = kwargs.get("attn")
     if batch is None or torch.is_grad_enabled() or len(batch.positions) > MAX_ROWS or kwargs.get("use_cache"):
         return None
-    if batch.policies is not None or batch.earlier is not None or batch.other_groups:
+    if batch.policies is not None or batch.earlier is not None or len(batch.tables) > 1:
         return None
     if batch.needed is not None:  # a prompt's rows: the modules spare the last layer's attention for most
         return None

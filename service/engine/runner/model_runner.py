@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
+from service.engine.runner.hidden_states import watched
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
 from sparse_attn.host_values import on_device, to_device
 from sparse_attn.kv.pool import KVPool
-from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.state import PolicyState
 from sparse_attn.tree_masks import TreeMasks
 
 
@@ -30,11 +33,13 @@ class Forward:
             that) and then one per tree node.
         first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
         kernels: names of the attention kernels that served it.
+        hidden: by request id, the hidden states [hidden_rows, d] of the last rows of the slices that ask for them.
     """
 
     logits: Tensor
     first_row: list[int]
     kernels: set[str]
+    hidden: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -47,15 +52,17 @@ class ModelRunner:
         self.model = model
         self.pool = pool
         self.backend = backend
-        self.reads_every_row = False  # set while hidden states of rows without logits are wanted too
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
         """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
         with self._on_its_device():
             batch, token_ids, wanted, first_row = self._build(slices)
-            logits = self._forward(batch, token_ids, wanted)
-        return Forward(logits, first_row, batch.kernels)
+            if not any(part.hidden_rows for part in slices):
+                return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
+            with watched(self.model) as seen:
+                logits = self._forward(batch, token_ids, wanted)
+        return Forward(logits, first_row, batch.kernels, _by_request(seen[0], slices))
 
     def figures(self) -> dict[str, Any]:
         """How the forwards ran, for the statistics of the engine."""
@@ -83,23 +90,17 @@ class ModelRunner:
             return self.run_nodes(pages, length + known, _below(tree, known), 0)
         device, count = self.pool.device, len(tree) - known
         place = to_device(torch.from_numpy(length - 1 + tree.depths[1:]), device)
-        tables = []
-        for group in range(self.pool.layout.num_groups):
-            slots = self._slots(pages, np.arange(length, length + len(tree)), group)
-            tables.append(GroupTables(self._table([pages], group), slots[known:], slots[:known]))
-        first = tables[0]
-        assert first.earlier_slots is not None
+        every = np.arange(length, length + len(tree))
+        slots = [self._slots(pages, every, group) for group in range(self.pool.layout.num_groups)]
         mask = to_device(torch.from_numpy(tree.ancestor_mask[1 + known :, 1:]), device)
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=on_device([0, count], torch.int32, device),
+            cu_seqlens=on_device([0, count], torch.int32, device),
             context_lens=on_device([length], torch.int32, device),
-            block_tables=first.block_tables,
-            slot_mapping=first.slot_mapping,
+            tables=[GroupTables(self._table([pages], group), own[known:]) for group, own in enumerate(slots)],
             positions=place[known:],
             tree_masks=[mask[:, known:]],
-            earlier=EarlierNodes(first.earlier_slots, place[:known], mask[:, :known]) if known else None,
-            other_groups=tables[1:],
+            earlier=EarlierNodes([own[:known] for own in slots], place[:known], mask[:, :known]) if known else None,
             backend=self.backend,
         )
         token_ids = to_device(torch.from_numpy(tree.tokens[known:]), device)
@@ -169,14 +170,12 @@ class ModelRunner:
             tables.append(GroupTables(self._table(sequences, group), torch.cat(slots)))
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=on_device(cu_seqlens, torch.int32, device),
+            cu_seqlens=on_device(cu_seqlens, torch.int32, device),
             context_lens=on_device([p.start for p in slices], torch.int32, device),
-            block_tables=tables[0].block_tables,
-            slot_mapping=tables[0].slot_mapping,
+            tables=tables,
             positions=on_device(np.concatenate(positions).tolist(), torch.int64, device),
             tree_masks=_on_device(masks, device),
             policies=policies if any(p is not None for p in policies) else None,
-            other_groups=tables[1:],
             needed=self._needed(slices, any(mask is not None for mask in masks)),
             backend=self.backend,
         )
@@ -184,9 +183,10 @@ class ModelRunner:
 
     def _needed(self, slices: Sequence[Slice], trees: bool) -> list[int] | None:
         """Of how many of its last rows each slice reads the output; None where that is all rows."""
-        if self.reads_every_row or (trees and self.pool.device.type == "cuda"):  # there masks are packed for all rows
+        if trees and self.pool.device.type == "cuda":  # there masks are packed for all rows
             return None
-        counts = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
+        sampled = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
+        counts = [max(n, p.hidden_rows) for n, p in zip(sampled, slices, strict=True)]
         return None if all(n == p.num_rows for n, p in zip(counts, slices, strict=True)) else counts
 
     def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
@@ -203,6 +203,16 @@ class ModelRunner:
         first = int(order.min()) // size if order.size else 0
         table = np.array([place[group] for place in pages[first:]], dtype=np.int64)
         return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
+
+
+def _by_request(hidden: Tensor, slices: Sequence[Slice]) -> dict[str, Tensor]:
+    """The hidden states that slices ask for, of those of all rows [T, d]."""
+    ends = accumulate(part.num_rows for part in slices)
+    return {
+        part.request.id: hidden[end - part.hidden_rows : end]
+        for end, part in zip(ends, slices, strict=True)
+        if part.hidden_rows
+    }
 
 
 def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:

@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from drafters.tree import DraftTree
 from service.engine.block_manager import Place
-from service.engine.request import Request, SamplingParams
+from service.engine.config import EngineConfig
+from service.engine.kv.layout import make_pool
+from service.engine.loading.checkpoint import load_model
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.model_runner import Forward, ModelRunner
 from service.engine.runner.ranks import Ranks
 from service.engine.step import Slice
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
-from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
-from sparse_attn.sharding import ShardedPolicy, shard_shape
-
-if TYPE_CHECKING:
-    from service.engine.engine import EngineConfig
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.sharding import ShardedPolicy, shard_shape
+from sparse_attn.plan.state import PolicyState
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class PlannedSlice:
     token_ids: list[int]
     samples: bool
     all_logits: bool
+    hidden_rows: int
     tree: DraftTree | None
     pages: list[Place]
     policy: int | None
@@ -61,14 +64,12 @@ class Run:
         policies: states to begin, by number: the whole model's policy, its shape, the prompt's length.
         commits: (number, rows) of policy states whose rows of the last forward stay.
         ended: numbers of states that are not needed any more.
-        every_row: `ModelRunner.reads_every_row`.
     """
 
     slices: list[PlannedSlice]
     policies: list[tuple[int, Policy, ModelShape, int]]
     commits: list[tuple[int, list[int]]]
     ended: list[int]
-    every_row: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class LeadingRunner(ModelRunner):
 
     def run(self, slices: Sequence[Slice]) -> Forward:
         plan = [_planned(part) for part in slices]
-        self.ranks.tell(Run(plan, self._policies, self._commits, self._ended, self.reads_every_row))
+        self.ranks.tell(Run(plan, self._policies, self._commits, self._ended))
         self._policies, self._commits, self._ended = [], [], []
         return self._with_all(super().run, slices)
 
@@ -119,7 +120,7 @@ class LeadingRunner(ModelRunner):
             self._call("keep_nodes", list(pages), length, list(path))
 
     def keep_stats(self) -> None:
-        if self.pool.stats is None:
+        if not self.pool.keeps_stats:
             self._call("keep_stats")
 
     def policy_state(self, policy: Policy, model: ModelShape, prompt_len: int) -> PolicyState:
@@ -184,14 +185,21 @@ class FollowingRunner:
             del self._states[number]
         for number, policy, model, prompt_len in message.policies:
             self._states[number] = PolicyState(*_own_share(policy, model, self.ranks), prompt_len)
-        self.runner.reads_every_row = message.every_row
         self.runner.run([self._slice(plan) for plan in message.slices])
 
     def _slice(self, plan: PlannedSlice) -> Slice:
         request = Request("", [0], SamplingParams())
         request.pages = plan.pages
         request.policy = self._states[plan.policy] if plan.policy is not None else None
-        return Slice(request, plan.start, plan.token_ids, plan.samples, plan.tree, all_logits=plan.all_logits)
+        return Slice(
+            request,
+            plan.start,
+            plan.token_ids,
+            plan.samples,
+            plan.tree,
+            all_logits=plan.all_logits,
+            hidden_rows=plan.hidden_rows,
+        )
 
 
 def _planned(part: Slice) -> PlannedSlice:
@@ -199,7 +207,14 @@ def _planned(part: Slice) -> PlannedSlice:
     assert state is None or isinstance(state, LeadingPolicyState)
     number = state.number if state is not None else None
     return PlannedSlice(
-        part.start, part.token_ids, part.samples, part.all_logits, part.tree, part.request.pages, number
+        part.start,
+        part.token_ids,
+        part.samples,
+        part.all_logits,
+        part.hidden_rows,
+        part.tree,
+        part.request.pages,
+        number,
     )
 
 
@@ -208,10 +223,7 @@ def _own_share(policy: Policy, model: ModelShape, ranks: Ranks) -> tuple[Policy,
 
 
 def _load(message: Load, ranks: Ranks) -> FollowingRunner:
-    from service.engine.engine import make_pool
-    from service.engine.loading.checkpoint import load_model
-
-    config = replace(message.config, device=ranks.device)
+    config = message.config.model_copy(update={"device": ranks.device})
     loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks)
     runner = ModelRunner(loaded.model, make_pool(loaded, config), config.attention_backend)
     return FollowingRunner(runner, ranks)

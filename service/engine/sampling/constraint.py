@@ -65,16 +65,20 @@ class ConstraintCompiler:
             raise _unreadable(constraint, matcher.get_error())
         return ConstrainedText(matcher, prompt_len, self._vocab_size, self._eos_ids)
 
-    @cached_property
-    def _vocabulary(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
-
+    def check_tokenizer(self) -> None:
+        """Refuse constraints over a model whose tokenizer does not allow them. Raises InvalidRequest."""
         if self._tokenizer is None or not self._tokenizer.is_fast or not self._eos_ids:
             raise InvalidRequest(
                 "Constrained output needs a model with a fast tokenizer and an end-of-sequence token.",
                 hint="Ask without a constraint.",
                 param="structured_outputs",
             )
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        from llguidance.hf import from_tokenizer
+
+        self.check_tokenizer()
         try:
             return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids))
         except ValueError as error:
@@ -126,6 +130,16 @@ class ConstrainedText:
         if self._matcher.is_error():
             raise RuntimeError(f"the output cannot be constrained further: {self._matcher.get_error()}")
         return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Refuse a constraint that cannot be read, whatever the model. Raises InvalidRequest."""
+    try:
+        why = LLMatcher.validate_grammar(_grammar(constraint))
+    except ValueError as error:
+        raise _unreadable(constraint, str(error)) from error
+    if why:
+        raise _unreadable(constraint, why)
 
 
 def _grammar(constraint: Constraint) -> str:

@@ -8,48 +8,38 @@ from torch import Tensor
 
 from drafters.sampling.penalties import PenalisedText, Penalties
 from drafters.tree import DraftTree
-from service.engine.request import Request
-from service.engine.sampling.constraint import ConstrainedText, ConstraintCompiler
-from service.errors import InvalidRequest
+from service.engine.sampling.constraint import ConstrainedText
 
 
-class Adjuster:
-    """The changes that one request asks for. `error` is set where its output can no longer be constrained."""
+class LogitsProcessor:
+    """The changes that one request asks for."""
 
     def __init__(self, constrained: ConstrainedText | None, penalised: PenalisedText | None) -> None:
         self._constrained = constrained
         self._penalised = penalised
-        self.error: Exception | None = None
 
-    def adjust(self, logits: Tensor, tokens: Sequence[int], tree: DraftTree) -> Tensor:
-        """Logits [n + 1, V] behind the text's last token and the tree's nodes -> those that are chosen from."""
+    @classmethod
+    def of(
+        cls,
+        constrained: ConstrainedText | None,
+        penalties: Penalties,
+        prompt: Sequence[int],
+        temperature: float,
+        vocab_size: int,
+    ) -> LogitsProcessor | None:
+        """What a request asks for, or None where its tokens are chosen from the model's own logits."""
+        if penalties == Penalties():
+            return cls(constrained, None) if constrained is not None else None
+        return cls(constrained, PenalisedText(penalties, prompt, temperature, vocab_size))
+
+    def __call__(self, logits: Tensor, tokens: Sequence[int], tree: DraftTree) -> Tensor:
+        """Logits [n + 1, V] behind the text's last token and the tree's nodes -> those that are chosen from.
+
+        Raises:
+            RuntimeError: the output can no longer be constrained.
+        """
         if self._constrained is not None:
-            try:
-                logits = self._constrained.adjust(logits, tokens, tree)
-            except RuntimeError as error:  # of this request alone: the others of the step go on
-                self.error = error
+            logits = self._constrained.adjust(logits, tokens, tree)
         if self._penalised is not None:
             logits = self._penalised.adjust(logits, tokens, tree)
         return logits
-
-
-def adjuster(request: Request, compiler: ConstraintCompiler, vocab_size: int) -> Adjuster | None:
-    """What the request asks for, or None where its tokens are chosen from the model's own logits.
-
-    Raises:
-        InvalidRequest: a token id that the model has not, or a constraint that cannot be used.
-    """
-    params = request.params
-    constrained = penalised = None
-    if params.constraint is not None:
-        constrained = compiler.compile(params.constraint, request.prompt_len)
-    if params.penalties != Penalties():
-        unknown = next((token for token, _ in params.logit_bias if token >= vocab_size), None)
-        if unknown is not None:
-            raise InvalidRequest(
-                f"logit_bias names token id {unknown}; the model knows 0 to {vocab_size - 1}.", param="logit_bias"
-            )
-        penalised = PenalisedText(params.penalties, request.token_ids, params.temperature, vocab_size)
-    if constrained is None and penalised is None:
-        return None
-    return Adjuster(constrained, penalised)

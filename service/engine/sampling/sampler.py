@@ -16,8 +16,12 @@ from drafters.sampling.choice import choose
 from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
 from drafters.verify import Verdict, verify
-from service.engine.request import SamplingParams, TokenLogprobs
+from service.engine.outputs import TokenLogprobs
+from service.engine.params import SamplingParams
 from sparse_attn.host_values import to_device
+
+NO_TOKEN = -1
+"""What is chosen after a row from which nothing can be: it holds NaN, or no finite number."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,24 @@ class RowKeys:
 
 
 def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
-    """What each request's tree and the target's choices come to; logits [R, V]. The device is waited for once."""
+    """What each request's tree and the target's choices come to; logits [R, V]. The device is waited for once.
+
+    A verdict ends with NO_TOKEN where it came to a row from which none can be chosen.
+    """
     ends = list(accumulate(1 + len(tree) for tree in keys.trees))
     rows = [slice(end - 1 - len(tree), end) for end, tree in zip(ends, keys.trees, strict=True)]
     any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
-    if logits.is_cpu and not any_cut:
+    usable = has_choice(logits)
+    if logits.is_cpu and not any_cut and usable.all():
         of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
         return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
-    choices = _choices(logits, keys, any_cut).tolist()
+    choices = torch.where(usable, _choices(logits, keys, any_cut), NO_TOKEN).tolist()
     return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
+
+
+def has_choice(logits: Tensor) -> Tensor:
+    """bool [R]: whether a token can be chosen from each row of logits [R, V]. A NaN in a row is its maximum."""
+    return torch.isfinite(logits.amax(dim=-1))
 
 
 def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels.cpu.build import library
+from sparse_attn.kernels.operands import Pages, Rows, State
 from sparse_attn.kv.quant import SCALE
 
 MAX_HEAD_DIM = 1024
@@ -51,80 +52,61 @@ class _Linear(ctypes.Structure):
 class Arguments:
     """An `AttentionCall` in the making; keeps the tensors alive whose addresses it holds."""
 
-    def __init__(self, num_heads: int, num_kv_heads: int, dim: int, cu_seqlens: Tensor) -> None:
-        if dim > MAX_HEAD_DIM or num_heads % num_kv_heads:
-            raise ValueError(f"{num_heads} query heads of {dim} do not go with {num_kv_heads} KV heads")
-        self.call = AttentionCall(
-            threads=torch.get_num_threads(), q_heads=num_heads, kv_heads=num_kv_heads, dim=dim,
-            sequences=len(cu_seqlens) - 1,
-        )  # fmt: skip
+    def __init__(
+        self, cu_seqlens: Tensor, context_lens: Tensor, tree_masks: Sequence[Tensor | None] | None = None
+    ) -> None:
+        self.call = AttentionCall(sequences=len(context_lens))
         self.kept: list[Tensor | ctypes.Array[c_void_p]] = []
         self.out = self.lse = torch.empty(0)
         self.integers("cu_rows", cu_seqlens)
+        self.integers("context_lens", context_lens)
+        self._trees(tree_masks)
 
     @classmethod
-    def of(cls, q: Tensor, num_kv_heads: int, cu_seqlens: Tensor) -> Arguments:
-        """With the queries [T, Hq, D] and room for what comes of them."""
-        rows, heads, dim = q.shape
-        one = cls(heads, num_kv_heads, dim, cu_seqlens)
-        one.call.q_row, one.call.q_head = one.rows("q", q)
-        one.out, one.lse = torch.empty(rows, heads, dim), torch.empty(rows, heads)
+    def of(cls, rows: Rows) -> Arguments:
+        """With the queries and room for what comes of them; what all layers share is made once."""
+        shared = rows.kept.get(cls)
+        if shared is None:
+            shared = rows.kept[cls] = cls(rows.cu_seqlens, rows.context_lens, rows.tree_masks)
+        one = cls.__new__(cls)  # the addresses in the copied call are kept alive by what is shared
+        one.call, one.kept = AttentionCall.from_buffer_copy(shared.call), []
+        count, num_heads, dim = rows.q.shape
+        one.heads(num_heads, rows.k.shape[1], dim)
+        one.call.q_row, one.call.q_head = one._rows("q", rows.q)
+        one.out, one.lse = torch.empty(count, num_heads, dim), torch.empty(count, num_heads)
         one.call.out, one.call.lse = one.out.data_ptr(), one.lse.data_ptr()
+        one.call.scale, one.call.softcap, one.call.window = rows.scale, rows.softcap, rows.window
         return one
 
-    def rows(self, name: str, x: Tensor) -> tuple[int, int]:
-        """Take x [T, H, D] as it lies; returns its strides over rows and heads."""
-        if x.stride(-1) != 1:
-            x = x.contiguous()
-        self.point(name, x)
-        return x.stride(0), x.stride(1)
+    def heads(self, num_heads: int, num_kv_heads: int, dim: int) -> None:
+        if dim > MAX_HEAD_DIM or num_heads % num_kv_heads:
+            raise ValueError(f"{num_heads} query heads of {dim} do not go with {num_kv_heads} KV heads")
+        self.call.q_heads, self.call.kv_heads, self.call.dim = num_heads, num_kv_heads, dim
+        self.call.threads = torch.get_num_threads()
 
-    def integers(self, name: str, x: Tensor, dtype: torch.dtype = torch.int32) -> None:
-        self.point(name, x.to(dtype).contiguous())
+    def new_keys(self, k: Tensor, v: Tensor) -> None:
+        self.call.k_row, self.call.k_head = self._rows("k_new", k)
+        self.call.v_row, self.call.v_head = self._rows("v_new", v)
 
-    def point(self, name: str, x: Tensor) -> None:
-        self.kept.append(x)
-        setattr(self.call, name, x.data_ptr())
-
-    def new_rows(self, k: Tensor, v: Tensor) -> None:
-        self.call.k_row, self.call.k_head = self.rows("k_new", k)
-        self.call.v_row, self.call.v_head = self.rows("v_new", v)
-
-    def pages(
-        self,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> None:
-        if not (_pages_contiguous(k_cache) and _pages_contiguous(v_cache) and k_cache.stride(0) == v_cache.stride(0)):
+    def pages(self, pages: Pages) -> None:
+        k, v, scales = pages.k, pages.v, (pages.k_scale, pages.v_scale)
+        if not (_pages_contiguous(k) and _pages_contiguous(v) and k.stride(0) == v.stride(0)):
             raise ValueError("each page of keys and values must be contiguous, and all equally far apart")
-        if (k_cache.dtype == torch.int8) != (k_scale is not None and v_scale is not None):
+        if any((scale is not None) != (k.dtype == torch.int8) for scale in scales):
             raise ValueError("int8 pages need k_scale and v_scale, others must have none")
-        if k_scale is not None and v_scale is not None:
-            for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-                if not _pages_contiguous(scale) or scale.stride(0) * k_cache.shape[3] != k_cache.stride(0):
-                    raise ValueError("the scales must lie as the pages do")
-                if scale.dtype != SCALE:
-                    raise ValueError(f"scales are {SCALE}, not {scale.dtype}")
-                self.point(name, scale)
-        self.point("k_cache", k_cache)
-        self.point("v_cache", v_cache)
-        self.call.page_size, self.call.page_stride = k_cache.shape[2], k_cache.stride(0)
-        self.integers("block_tables", block_tables)
-        self.call.table_stride = block_tables.shape[1]
-        self.integers("context_lens", context_lens)
-
-    def trees(self, masks: Sequence[Tensor | None] | None) -> None:
-        if masks is None or all(mask is None for mask in masks):
-            return
-        held = [None if mask is None else mask.bool().contiguous() for mask in masks]
-        self.kept += [mask for mask in held if mask is not None]
-        pointers = (c_void_p * len(held))(*(None if mask is None else mask.data_ptr() for mask in held))
-        self.kept.append(pointers)
-        self.call.tree_masks = ctypes.cast(pointers, c_void_p)
+        for name, scale in zip(("k_scale", "v_scale"), scales, strict=True):
+            if scale is None:
+                continue
+            if not _pages_contiguous(scale) or scale.stride(0) * k.shape[3] != k.stride(0):
+                raise ValueError("the scales must lie as the pages do")
+            if scale.dtype != SCALE:
+                raise ValueError(f"scales are {SCALE}, not {scale.dtype}")
+            self.point(name, scale)
+        self.point("k_cache", k)
+        self.point("v_cache", v)
+        self.call.page_size, self.call.page_stride = pages.page_size, k.stride(0)
+        self.integers("block_tables", pages.block_tables)
+        self.call.table_stride = pages.block_tables.shape[1]
 
     def index(self, index: BlockIndex | None) -> None:
         if index is None:
@@ -137,10 +119,32 @@ class Arguments:
         self.call.index_heads, self.call.index_blocks, self.call.index_width = index.ids.shape
         self.call.index_block_k = index.block_k
 
-    def run(self, scale: float, softcap: float, window: int) -> tuple[Tensor, Tensor]:
-        self.call.scale, self.call.softcap, self.call.window = scale, softcap, window
+    def integers(self, name: str, x: Tensor, dtype: torch.dtype = torch.int32) -> None:
+        self.point(name, x.to(dtype).contiguous())
+
+    def point(self, name: str, x: Tensor) -> None:
+        self.kept.append(x)
+        setattr(self.call, name, x.data_ptr())
+
+    def run(self) -> State:
         library().folio_attention(ctypes.byref(self.call))
         return self.out, self.lse
+
+    def _rows(self, name: str, x: Tensor) -> tuple[int, int]:
+        """Take x [T, H, D] as it lies; returns its strides over rows and heads."""
+        if x.stride(-1) != 1:
+            x = x.contiguous()
+        self.point(name, x)
+        return x.stride(0), x.stride(1)
+
+    def _trees(self, masks: Sequence[Tensor | None] | None) -> None:
+        if masks is None or all(mask is None for mask in masks):
+            return
+        held = [None if mask is None else mask.bool().contiguous() for mask in masks]
+        self.kept += [mask for mask in held if mask is not None]
+        pointers = (c_void_p * len(held))(*(None if mask is None else mask.data_ptr() for mask in held))
+        self.kept.append(pointers)
+        self.call.tree_masks = ctypes.cast(pointers, c_void_p)
 
 
 def _pages_contiguous(pages: Tensor) -> bool:
@@ -148,89 +152,44 @@ def _pages_contiguous(pages: Tensor) -> bool:
     return pages[:1].is_contiguous()
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    context_lens: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-    positions: Tensor | None = None,
-    tree_masks: Sequence[Tensor | None] | None = None,
-    index: BlockIndex | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`sparse_attn.kernels.dense.attention` in one pass over pages and new rows; int8 pages as for `paged_attention`.
+def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> State:
+    """`sparse_attn.kernels.dense.attention` in one pass over pages and new rows.
 
-    The numbers of a row depend on its query and its keys in their order alone; see attention.cpp.
+    The numbers of a row depend on its query and its keys in their order alone; see attention.cpp. The positions of a
+    row and of the keys it sees must be consecutive, as those of a causal sequence and of a path of a tree are; windows
+    are counted so.
+
+    Raises:
+        ValueError: pages that do not lie as the kernel reads them.
     """
-    arguments = Arguments.of(q, k.shape[1], cu_seqlens)
-    arguments.new_rows(k, v)
-    arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
-    arguments.trees(tree_masks)
+    arguments = Arguments.of(rows)
+    arguments.new_keys(rows.k, rows.v)
+    arguments.pages(pages)
     arguments.index(index)
-    return arguments.run(scale, softcap, window)
+    return arguments.run()
 
 
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    context_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-    positions: Tensor | None = None,
-    index: BlockIndex | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def paged_attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> State:
     """`sparse_attn.kernels.dense.paged_attention`, reading the pages in place.
 
-    The pages may be int8 with the scales of `sparse_attn.kv.quant`: k_scale, v_scale float16 [pages, Hkv, page_size].
+    Raises:
+        ValueError: as `attention`.
     """
-    arguments = Arguments.of(q, k_cache.shape[1], cu_seqlens_q)
-    arguments.pages(k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
+    arguments = Arguments.of(rows)
+    arguments.pages(pages)
     arguments.index(index)
-    if positions is not None:
-        arguments.integers("positions", positions, torch.int64)
-    return arguments.run(scale, softcap, window)
+    if rows.positions is not None:
+        arguments.integers("positions", rows.positions, torch.int64)
+    return arguments.run()
 
 
-def ragged_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-    positions: Tensor | None = None,
-    tree_masks: Sequence[Tensor | None] | None = None,
-    index: BlockIndex | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`sparse_attn.kernels.dense.ragged_attention`.
-
-    The positions of a row and of the keys it sees must be consecutive, as those of a causal sequence and of a path
-    of a tree are; windows are counted so.
-    """
-    arguments = Arguments.of(q, k.shape[1], cu_seqlens)
-    arguments.new_rows(k, v)
-    arguments.integers("context_lens", torch.zeros(len(cu_seqlens) - 1, dtype=torch.int32))
-    arguments.trees(tree_masks)
+def ragged_attention(rows: Rows, index: BlockIndex | None = None) -> State:
+    """`sparse_attn.kernels.dense.ragged_attention`; of positions as `attention`."""
+    arguments = Arguments.of(rows)
+    arguments.new_keys(rows.k, rows.v)
+    arguments.integers("context_lens", torch.zeros_like(rows.context_lens))
     arguments.index(index)
-    return arguments.run(scale, softcap, window)
+    return arguments.run()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-// Mirrored by `_Attention` in cpu.py. Strides are in elements.
+// Mirrored by `AttentionCall` in attention.py. Strides are in elements.
 struct Attention {
   const float *q, *k_new, *v_new;
   const void *k_cache, *v_cache;     // float, or int8 where there are scales
@@ -20,7 +20,7 @@ struct Attention {
   float scale, softcap;
 };
 
-// Mirrored by `_Linear` in cpu.py. Strides in floats; columns are contiguous.
+// Mirrored by `_Linear` in attention.py. Strides in floats; columns are contiguous.
 struct Linear {
   const float *x, *w, *bias;  // x [rows, inner], w [outer, inner], bias [outer] or null
   float* y;                   // [rows, outer], contiguous
@@ -28,7 +28,7 @@ struct Linear {
   int32_t threads;
 };
 
-// Mirrored by `_Norm` in cpu_rows.py.
+// Mirrored by `_Norm` in rows.py.
 struct Norm {
   const float *x, *weight;  // x [rows, dim], rows x_row floats apart; weight [dim]
   float* y;                 // [rows, dim], contiguous; may be x
@@ -37,7 +37,7 @@ struct Norm {
   int32_t threads;
 };
 
-// Mirrored by `_Write` in cpu_rows.py. Strides in bytes.
+// Mirrored by `_Write` in rows.py. Strides in bytes.
 struct Write {
   const char* source;    // [rows, heads, row_bytes]
   char* pages;           // [num_pages, heads, page_size, row_bytes], each page contiguous

@@ -11,7 +11,7 @@
 
 using namespace folio;
 
-// Mirrored by `_Layer` in cpu_decoder.py. Weights [outer, inner] are contiguous; biases [outer] may be null, and
+// Mirrored by `_Layer` in decoder.py. Weights [outer, inner] are contiguous; biases [outer] may be null, and
 // q_norm and k_norm [dim] too.
 struct Layer {
   const float *input_norm, *post_norm, *q_norm, *k_norm;
@@ -22,7 +22,7 @@ struct Layer {
   int32_t window, rotary;
 };
 
-// Mirrored by `_Decoder` in cpu_decoder.py.
+// Mirrored by `_Decoder` in decoder.py.
 struct Decoder {
   const Layer* layers;
   const int32_t* chosen;       // [count]: the layers to run, in order

@@ -107,10 +107,11 @@ class Decoder:
         pool, group = batch.pool, batch.pool.groups[0]
         for layer, keys, values in zip(self._layers, group.keys, group.values, strict=True):
             layer.k_pages, layer.v_pages = keys.data_ptr(), values.data_ptr()
-        arguments = Arguments(*self._heads, batch.cu_seqlens_q)
-        arguments.pages(group.keys[0], group.values[0], batch.block_tables, batch.context_lens, None, None)
-        arguments.trees(batch.tree_masks)
-        slots = batch.slot_mapping.contiguous()
+        [tables] = batch.tables
+        arguments = Arguments(batch.cu_seqlens, batch.context_lens, batch.tree_masks)
+        arguments.heads(*self._heads)
+        arguments.pages(group.pages(0, tables.block_tables))
+        slots = tables.slot_mapping.contiguous()
         order = (c_int32 * len(chosen))(*chosen)
         call = _Decoder(
             layers=ctypes.addressof(self._layers),
@@ -129,7 +130,7 @@ class Decoder:
         library().folio_decoder(ctypes.byref(call))
         if group.stats is not None:
             for i in chosen:
-                group.stats.update(i, group.keys[i], batch.slot_mapping, None)
+                group.stats.update(i, group.keys[i], slots)
 
 
 def _described(layer: DecoderLayer) -> _Layer:

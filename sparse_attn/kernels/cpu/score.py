@@ -34,7 +34,7 @@ def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last:
 
     None for what it does not read: int8 keys, and blocks that are no whole tiles.
     """
-    if block_k % TILE or (rows.context_len and any(own.key_scales is not None for own in rows.head_pages)):
+    if block_k % TILE or any(own.key_scales is not None for own in rows.groups):
         return None
     group = rows.q.shape[1] // rows.k.shape[1]
     order = sorted(range(len(heads)), key=lambda i: heads[i])
@@ -67,13 +67,13 @@ class _Wanted:
         k = rows.k if rows.k.stride(-1) == 1 else rows.k.contiguous()
         self.k_row = k.stride(0)
         self.new = self._addresses([k[:, head] for head in kv_heads])
-        where: dict[int, tuple[HeadPages, int]] = {}
-        if rows.context_len:
-            where = {head: (own, i) for own in rows.head_pages for i, head in enumerate(own.heads)}
+        where: dict[int, tuple[HeadPages, int]] = {
+            head: (own, i) for own in rows.groups for i, head in enumerate(own.heads)
+        }
         found = [where[head] for head in kv_heads] if where else []
         if not all(own.key_pages[:1].is_contiguous() for own, _ in found):
             raise ValueError("each page of keys must be contiguous")
-        self.page_size = found[0][0].key_pages.shape[2] if found else 1
+        self.page_size = found[0][0].page_size if found else 1
         self.pages = self._addresses([own.key_pages[:, i] for own, i in found])
         self.tables = self._addresses([own.block_table.to(torch.int32).contiguous() for own, _ in found])
         self.strides = self.hold((c_int64 * len(found))(*(own.key_pages.stride(0) for own, _ in found)))

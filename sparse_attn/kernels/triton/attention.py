@@ -6,13 +6,11 @@ page, a contiguous [page_size, D] block found through the block table; with a `B
 of pages. Few rows over a long context are split along the keys and joined by log-sum-exp (Flash-Decoding).
 
 Softmax is online, in base 2. Nothing is read back by the host and all shapes follow from the inputs' shapes, so
-launches can be captured in a CUDA graph once every shape has run (see `triton_launch.tuned`).
+launches can be captured in a CUDA graph once every shape has run (see `launch.tuned`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import BlockIndexError
+from sparse_attn.kernels.operands import Pages, Rows, State
 from sparse_attn.kernels.triton.launch import query_tiles, tuned
 from sparse_attn.tree_masks import TreeMasks
 
@@ -291,172 +290,105 @@ def _ragged_kernel(
     _store(OUT, LSE, acc, m, total, lse_rows * HEAD_DIM, lse_rows, offs_d, wanted, HEAD_DIM)
 
 
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    context_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-    positions: Tensor | None = None,
-    index: BlockIndex | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As `sparse_attn.kernels.dense.paged_attention`; the caches may be int8 with the scales of `sparse_attn.kv.quant`.
-
-    k_scale, v_scale: float16 [pages, Hkv, page_size], for int8 caches.
+def paged_attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> State:
+    """As `sparse_attn.kernels.dense.paged_attention`.
 
     Raises:
         BlockIndexError: the index has blocks that are no pages.
     """
-    launch = _Launch(q, k_cache.shape[1], cu_seqlens_q, _Scoring(scale, softcap, window, positions), index)
-    splits = launch.splits(block_tables.shape[1], k_cache.shape[2])
-    out, lse = launch.buffers(splits, torch.float32 if splits > 1 else q.dtype)
-    launch.paged(out, lse, splits, k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
-    return (out[0], lse[0]) if splits == 1 else _join(out, lse, q)
+    launch = _Launch(rows, index)
+    splits = launch.splits(pages)
+    out, lse = launch.buffers(splits, torch.float32 if splits > 1 else rows.q.dtype)
+    launch.paged(out, lse, splits, pages)
+    return (out[0], lse[0]) if splits == 1 else _join(out, lse, rows.q)
 
 
-def ragged_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-    positions: Tensor | None = None,
-    tree_masks: Sequence[Tensor | None] | None = None,
-    index: BlockIndex | None = None,
-) -> tuple[Tensor, Tensor]:
+def ragged_attention(rows: Rows, index: BlockIndex | None = None) -> State:
     """As `sparse_attn.kernels.dense.ragged_attention`."""
-    launch = _Launch(q, k.shape[1], cu_seqlens, _Scoring(scale, softcap, window, positions), index)
-    out, lse = launch.buffers(1, q.dtype)
-    launch.ragged(out[0], lse[0], k, v, tree_masks)
+    launch = _Launch(rows, index)
+    out, lse = launch.buffers(1, rows.q.dtype)
+    launch.ragged(out[0], lse[0])
     return out[0], lse[0]
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    context_lens: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-    positions: Tensor | None = None,
-    tree_masks: Sequence[Tensor | None] | None = None,
-    index: BlockIndex | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As `sparse_attn.kernels.dense.attention`: the splits over the context and the new rows are joined in one go."""
+def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> State:
+    """As `sparse_attn.kernels.dense.attention`: the splits over the context and the new rows are joined in one go.
+
+    Raises:
+        BlockIndexError: the index has blocks that are no pages.
+    """
     past_index, new_index = index.split() if index is not None else (None, None)
-    scoring = _Scoring(scale, softcap, window, positions)
-    past = _Launch(q, k.shape[1], cu_seqlens, scoring, past_index)
-    new = _Launch(q, k.shape[1], cu_seqlens, scoring, new_index)
-    splits = past.splits(block_tables.shape[1], k_cache.shape[2])
+    past, new = _Launch(rows, past_index), _Launch(rows, new_index)
+    splits = past.splits(pages)
     out, lse = past.buffers(splits + 1, torch.float32)
-    past.paged(out, lse, splits, k_cache, v_cache, block_tables, context_lens, k_scale, v_scale)
-    new.ragged(out[splits], lse[splits], k, v, tree_masks)
-    return _join(out, lse, q)
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    scale: float
-    softcap: float
-    window: int
-    positions: Tensor | None
+    past.paged(out, lse, splits, pages)
+    new.ragged(out[splits], lse[splits])
+    return _join(out, lse, rows.q)
 
 
 class _Launch:
     """How a batch of rows is cut into programs, and the launches themselves."""
 
-    def __init__(
-        self, q: Tensor, kv_heads: int, cu_seqlens: Tensor, scoring: _Scoring, index: BlockIndex | None
-    ) -> None:
-        self.q, self.kv_heads, self.cu_seqlens, self.scoring, self.index = q, kv_heads, cu_seqlens, scoring, index
-        self.num_rows, self.num_heads, self.head_dim = q.shape
-        group = self.num_heads // kv_heads
-        self.starts, self.counts, self.seqs, block_q = _query_blocks(index, cu_seqlens, self.num_rows, group)
-        shared = index is None or index.num_heads == kv_heads
+    def __init__(self, rows: Rows, index: BlockIndex | None) -> None:
+        self.rows, self.index, self.kv_heads = rows, index, rows.k.shape[1]
+        self.num_rows, self.num_heads, self.head_dim = rows.q.shape
+        group = self.num_heads // self.kv_heads
+        self.starts, self.counts, self.seqs, block_q = _query_blocks(rows, index, group)
+        shared = index is None or index.num_heads == self.kv_heads
         self.group = group if shared and block_q * group <= PACKED_ROWS else 1
         packed = block_q * self.group
         self.tile_rows = min(ROWS_PER_TILE, max(16, triton.next_power_of_2(packed)))
         self.tiles = triton.cdiv(packed, self.tile_rows)
         self.grid = (len(self.starts) * self.tiles, self.num_heads // self.group)
 
-    def splits(self, table_width: int, page_size: int) -> int:
+    def splits(self, pages: Pages) -> int:
         """Into how many parts to cut the keys, so that the GPU is full and no part is tiny; a power of two."""
-        most_pages = table_width if self.index is None else self.index.ids.shape[-1]
+        most_pages = pages.block_tables.shape[1] if self.index is None else self.index.ids.shape[-1]
         programs = max(1, self.grid[0] * self.grid[1])
-        wanted = min(SPLIT_PROGRAMS // programs, most_pages * page_size // SPLIT_KEYS, 64)
+        wanted = min(SPLIT_PROGRAMS // programs, most_pages * pages.page_size // SPLIT_KEYS, 64)
         return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1
 
-    def buffers(self, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def buffers(self, parts: int, dtype: torch.dtype) -> State:
         """out [parts, T, Hq, D] and lse float32 [parts, T, Hq]; rows in no query block see nothing."""
         shape = (parts, self.num_rows, self.num_heads)
         covered = self.index is None  # every row is in a tile, and each tile writes its rows
-        out = self.q.new_empty(*shape, self.head_dim, dtype=dtype)
-        lse = self.q.new_empty(shape, dtype=torch.float32)
+        out = self.rows.q.new_empty(*shape, self.head_dim, dtype=dtype)
+        lse = self.rows.q.new_empty(shape, dtype=torch.float32)
         return (out, lse) if covered else (out.zero_(), lse.fill_(-torch.inf))
 
-    def paged(
-        self,
-        out: Tensor,
-        lse: Tensor,
-        splits: int,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> None:
+    def paged(self, out: Tensor, lse: Tensor, splits: int, pages: Pages) -> None:
         """Rows over pages, into the first ``splits`` parts of out and lse."""
-        index, scoring, page_size = self.index, self.scoring, k_cache.shape[2]
+        index, rows, page_size = self.index, self.rows, pages.page_size
         if index is not None and index.block_k != page_size:
             raise BlockIndexError(f"the index has blocks of {index.block_k} keys, the pages hold {page_size}: refine()")
         if not self.grid[0]:
             return
         _paged_kernel[(*self.grid, splits)](
-            *(self.q, k_cache, v_cache, k_scale, v_scale, out, lse, self.starts, self.counts, self.seqs),
-            *(scoring.positions, self.cu_seqlens, context_lens, block_tables),
+            *(rows.q, pages.k, pages.v, pages.k_scale, pages.v_scale, out, lse, self.starts, self.counts, self.seqs),
+            *(rows.positions, rows.cu_seqlens, rows.context_lens, pages.block_tables),
             *((index.counts, index.ids) if index is not None else (None, None)),
-            *(float(scoring.scale), float(scoring.softcap), int(scoring.window)),
-            *(self.q.stride(0), self.q.stride(1), k_cache.stride(0), k_cache.stride(1), block_tables.stride(0)),
+            *(float(rows.scale), float(rows.softcap), int(rows.window)),
+            *(rows.q.stride(0), rows.q.stride(1), pages.k.stride(0), pages.k.stride(1), pages.block_tables.stride(0)),
             *(index.ids.shape[-1] if index is not None else 0, self.num_rows, self.num_heads),
             *(len(self.starts), self._index_group(), self.num_heads // self.kv_heads),
             PAGE=page_size,
             SPLITS=splits,
-            QUANT=k_scale is not None,
+            QUANT=pages.k_scale is not None,
             **self._constants(),
         )
 
-    def ragged(
-        self, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, tree_masks: Sequence[Tensor | None] | None
-    ) -> None:
+    def ragged(self, out: Tensor, lse: Tensor) -> None:
         """Rows over the new rows of their sequence, into out [T, Hq, D] and lse [T, Hq]."""
         if not self.grid[0]:
             return
-        index, scoring = self.index, self.scoring
-        trees, tree_offsets = _pack_trees(tree_masks, self.q.device)
+        index, rows = self.index, self.rows
+        trees, tree_offsets = _packed_trees(rows)
         _ragged_kernel[self.grid](
-            *(self.q, k, v, out, lse, self.starts, self.counts, self.seqs, scoring.positions, self.cu_seqlens),
+            *(rows.q, rows.k, rows.v, out, lse, self.starts, self.counts, self.seqs, rows.positions, rows.cu_seqlens),
             *((index.k_offset, index.counts, index.ids) if index is not None else (None, None, None)),
-            *(trees, tree_offsets, float(scoring.scale), float(scoring.softcap), int(scoring.window)),
-            *(self.q.stride(0), self.q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+            *(trees, tree_offsets, float(rows.scale), float(rows.softcap), int(rows.window)),
+            *(rows.q.stride(0), rows.q.stride(1)),
+            *(rows.k.stride(0), rows.k.stride(1), rows.v.stride(0), rows.v.stride(1)),
             *(index.ids.shape[-1] if index is not None else 0, self.num_heads, len(self.starts)),
             *(self._index_group(), self.num_heads // self.kv_heads),
             BLOCK_N=index.block_k if index is not None else 64,
@@ -475,9 +407,9 @@ class _Launch:
             "GROUP": self.group,
             "TILES": self.tiles,
             "HAS_INDEX": self.index is not None,
-            "HAS_POSITIONS": self.scoring.positions is not None,
-            "WINDOW": self.scoring.window > 0,
-            "CAP": self.scoring.softcap > 0,
+            "HAS_POSITIONS": self.rows.positions is not None,
+            "WINDOW": self.rows.window > 0,
+            "CAP": self.rows.softcap > 0,
         }
 
 
@@ -492,30 +424,26 @@ def _join(parts: Tensor, lses: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def _query_blocks(
-    index: BlockIndex | None, cu_seqlens: Tensor, num_rows: int, group: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
+def _query_blocks(rows: Rows, index: BlockIndex | None, group: int) -> tuple[Tensor, Tensor, Tensor, int]:
     """(first row, rows, sequence) of each query block int32, and the most rows one has."""
     if index is not None:
         starts = index.cu_rows[:-1]
         return starts, (index.cu_rows[1:] - starts).contiguous(), index.block_seq, index.block_q
-    sequences = len(cu_seqlens) - 1
-    rows_each = triton.next_power_of_2(triton.cdiv(num_rows, max(sequences, 1)))
+    sequences = len(rows.cu_seqlens) - 1
+    rows_each = triton.next_power_of_2(triton.cdiv(len(rows.q), max(sequences, 1)))
     block_q = rows_each if rows_each * group <= PACKED_ROWS else ROWS_PER_TILE
-    return *query_tiles(cu_seqlens, num_rows, block_q), block_q
+    return *query_tiles(rows, block_q), block_q
 
 
 def _block_d(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def _pack_trees(
-    tree_masks: Sequence[Tensor | None] | None, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Per sequence a bool [n, n] or None → all of them flat as uint8, and where each begins (-1: causal)."""
-    if tree_masks is None:
-        return None, None
-    if not isinstance(tree_masks, TreeMasks):
-        packed = TreeMasks.pack(tree_masks, device)
-        return (packed.flat, packed.offsets) if packed is not None else (None, None)
-    return tree_masks.flat, tree_masks.offsets
+def _packed_trees(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+    """All tree masks flat as uint8, and where each begins (-1: causal); None where no sequence carries a tree."""
+    masks = rows.tree_masks
+    if masks is not None and not isinstance(masks, TreeMasks):
+        if _packed_trees not in rows.kept:
+            rows.kept[_packed_trees] = TreeMasks.pack(masks, rows.q.device)
+        masks = rows.kept[_packed_trees]
+    return (masks.flat, masks.offsets) if masks is not None else (None, None)

@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from sparse_attn.kernels.operands import Rows
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 TUNING = os.environ.get("FOLIO_KERNEL_TUNING", "1") == "1"
 """Off, kernels take the first configuration that fits: for tests, where compiling takes longer than running."""
@@ -55,18 +57,17 @@ def fitting(configs: Sequence[triton.Config], arguments: dict[str, Any], **const
     return fit or list(configs)
 
 
-def query_tiles(cu_seqlens: Tensor, num_rows: int, block_q: int) -> tuple[Tensor, Tensor, Tensor]:
+def query_tiles(rows: Rows, block_q: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut the rows of a ragged batch into tiles without waiting for the device.
 
-    cu_seqlens int32 [S + 1], num_rows T → for ``min(T, T // block_q + S)`` tiles (the last ones may be empty): first
-    row, number of rows and sequence, int32 each. They are kept with the tensor, for all layers of a forward cut the
-    same rows; so it must not change afterwards.
+    For ``min(T, T // block_q + S)`` tiles (the last ones may be empty): first row, number of rows and sequence, int32
+    each. All layers of a forward cut the same rows, so they are made once.
     """
-    kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = cu_seqlens.__dict__.setdefault("_folio_tiles", {})
-    at = (num_rows, block_q)
-    if at not in kept:
-        kept[at] = _cut(cu_seqlens, num_rows, block_q)
-    return kept[at]
+    at = (query_tiles, block_q)
+    if at not in rows.kept:
+        rows.kept[at] = _cut(rows.cu_seqlens, len(rows.q), block_q)
+    tiles: tuple[Tensor, Tensor, Tensor] = rows.kept[at]
+    return tiles
 
 
 def _cut(cu_seqlens: Tensor, num_rows: int, block_q: int) -> tuple[Tensor, Tensor, Tensor]:

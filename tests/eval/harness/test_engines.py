@@ -1,5 +1,6 @@
 """Engines: points of the configuration, the engine in this process, and OpenAI endpoints."""
 
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,10 +9,15 @@ import pytest
 
 from eval.errors import EvalError
 from eval.harness.engines import LocalEngine, OpenAIEngine, Point, folder_name
+from eval.harness.options import RunOptions
+from eval.harness.plan import Plan
+from eval.harness.progress import TextProgress
 from eval.harness.prompting import ModelInput, OfficialPrompter
-from eval.harness.run import Plan, run
+from eval.harness.run import run
 from eval.tasks.sources import sources
-from service.engine.engine import Engine, EngineConfig
+from service.engine.async_engine import AsyncEngine
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
 
 
@@ -57,7 +63,8 @@ def engine(tokenizer, random_llama):
         ),
         tokenizer,
     )
-    return Engine(loaded, EngineConfig(kv_memory=64 << 20, prefix_cache=False))
+    with AsyncEngine(Engine(loaded, EngineConfig(kv_memory=64 << 20, prefix_cache=False))) as engine:
+        yield engine
 
 
 def test_the_engine_in_this_process_answers_with_its_figures(engine, tokenizer):
@@ -73,19 +80,12 @@ def test_the_engine_in_this_process_answers_with_its_figures(engine, tokenizer):
 
 
 def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engine, tokenizer, tmp_path):
-    class Silent:
-        def begin(self, cell, total, scores):
-            return self
-
-        def row(self, score): ...
-
-        def end(self): ...
-
     points = [LocalEngine(engine, Point.parse(name)) for name in ("dense", "suffix")]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey"], data=None, text=None, count=2, seed=0)
-    plan = Plan([(p, prompter) for p in points], found, (512, 8192), 2, None, tmp_path, {})
-    cells = {(c["engine"], c["length"]): c for c in run(plan, Silent())["cells"]}
+    options = RunOptions(length=(512, 8192), limit=2, output=tmp_path)
+    plan = Plan(options, [(p, prompter) for p in points], found)
+    cells = {(c["engine"], c["length"]): c for c in run(plan, TextProgress(io.StringIO()))["cells"]}
     assert [cells[name, 512]["failed"] for name in ("dense", "suffix")] == [0, 0]
     assert [cells[name, 8192]["failed"] for name in ("dense", "suffix")] == [2, 2]
 

@@ -1,5 +1,6 @@
 """Runs: rows, resumption to the same bytes, failures as rows, full disks, wrong folders."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -13,31 +14,23 @@ import pytest
 from eval.errors import EvalError
 from eval.harness import jsonl
 from eval.harness.jsonl import JsonlAppender, read_jsonl
+from eval.harness.options import RunOptions
+from eval.harness.plan import Plan
 from eval.harness.progress import TextProgress
 from eval.harness.prompting import OfficialPrompter, OncePrompter
-from eval.harness.run import Plan, run
+from eval.harness.run import run
 from eval.harness.store import load_summary
 from eval.harness.summary import speeds
 from eval.scoring import score_file
 from eval.tasks.sources import sources
 
-ARGUMENTS = {"model": "fake", "seed": 0}
 
-
-class Silent:
-    def begin(self, cell, total, scores):
-        return self
-
-    def row(self, score): ...
-
-    def end(self): ...
-
-
-def plan(output, engines, tokenizer, *, tasks=("passkey", "number_string"), lengths=(2048,), limit=6, **more):
-    prompter = OfficialPrompter(tokenizer, "yarn")
-    found = sources(tasks, data=more.pop("data", None), text=None, count=limit, seed=0)
-    arguments = more.pop("arguments", ARGUMENTS)
-    return Plan([(engine, prompter) for engine in engines], found, lengths, limit, None, output, arguments, **more)
+def plan(output, engines, tokenizer, *, prompter=None, data=None, **changes):
+    tasks = changes.pop("tasks", ("passkey", "number_string"))
+    options = RunOptions(**{"length": (2048,), "limit": 6, "model": "fake", "output": output} | changes)
+    prompter = prompter or OfficialPrompter(tokenizer, "yarn")
+    found = sources(tasks, data=data, text=None, count=options.limit, seed=0)
+    return Plan(options, [(engine, prompter) for engine in engines], found)
 
 
 def files(folder: Path, *kinds: str) -> dict[str, bytes]:
@@ -45,7 +38,9 @@ def files(folder: Path, *kinds: str) -> dict[str, bytes]:
 
 
 def test_rows_and_summary(tmp_path, tokenizer, fake_engine):
-    summary = run(plan(tmp_path, [fake_engine(wrong_every=2)], tokenizer, lengths=(1024, 2048)), Silent())
+    summary = run(
+        plan(tmp_path, [fake_engine(wrong_every=2)], tokenizer, length=(1024, 2048)), TextProgress(io.StringIO())
+    )
     assert load_summary(tmp_path)["cells"] == summary["cells"]
     assert len(summary["cells"]) == 4
     path = tmp_path / "dense" / "preds_passkey-style_2048.jsonl"
@@ -61,18 +56,18 @@ def test_rows_and_summary(tmp_path, tokenizer, fake_engine):
 
 
 def test_a_finished_run_answers_nothing_again(tmp_path, tokenizer, fake_engine):
-    run(plan(tmp_path, [fake_engine()], tokenizer), Silent())
+    run(plan(tmp_path, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     before = files(tmp_path, "preds", "samples", "speed")
     again = fake_engine()
-    run(plan(tmp_path, [again], tokenizer), Silent())
+    run(plan(tmp_path, [again], tokenizer), TextProgress(io.StringIO()))
     assert again.asked == 0
     assert files(tmp_path, "preds", "samples", "speed") == before
 
 
 def test_limit_may_grow(tmp_path, tokenizer, fake_engine):
-    run(plan(tmp_path / "a", [fake_engine()], tokenizer, limit=3), Silent())
-    run(plan(tmp_path / "a", [fake_engine()], tokenizer, limit=8), Silent())
-    run(plan(tmp_path / "b", [fake_engine()], tokenizer, limit=8), Silent())
+    run(plan(tmp_path / "a", [fake_engine()], tokenizer, limit=3), TextProgress(io.StringIO()))
+    run(plan(tmp_path / "a", [fake_engine()], tokenizer, limit=8), TextProgress(io.StringIO()))
+    run(plan(tmp_path / "b", [fake_engine()], tokenizer, limit=8), TextProgress(io.StringIO()))
     assert files(tmp_path / "a", "preds", "samples") == files(tmp_path / "b", "preds", "samples")
 
 
@@ -87,11 +82,11 @@ def test_engines_asked_together_leave_the_same_files_in_another_order(tmp_path, 
     def engines():
         return [Noting(name="dense"), Noting(name="fusion")]
 
-    apart = run(plan(tmp_path / "apart", engines(), tokenizer, tasks=["passkey"], limit=3), Silent())
+    apart = run(plan(tmp_path / "apart", engines(), tokenizer, tasks=["passkey"], limit=3), TextProgress(io.StringIO()))
     assert asked == ["dense"] * 3 + ["fusion"] * 3
     asked.clear()
     made = plan(tmp_path / "together", engines(), tokenizer, tasks=["passkey"], limit=3, together=True)
-    together = run(made, Silent())
+    together = run(made, TextProgress(io.StringIO()))
     assert asked == ["dense", "fusion"] * 3
     assert files(tmp_path / "apart", "preds", "samples") == files(tmp_path / "together", "preds", "samples")
     assert [cell["engine"] for cell in together["cells"]] == [cell["engine"] for cell in apart["cells"]]
@@ -110,10 +105,10 @@ def test_engines_asked_together_read_one_prompt_made_once(tmp_path, tokenizer, f
             read.append(prompt)
             return super().answer(prompt, new_tokens)
 
-    both = plan(tmp_path, [Noting(name="dense"), Noting(name="fusion")], tokenizer, tasks=["passkey"], limit=3)
     prompter = OncePrompter(Counting(tokenizer, "yarn"))
-    both.engines, both.together = [(engine, prompter) for engine, _ in both.engines], True
-    run(both, Silent())
+    engines = [Noting(name="dense"), Noting(name="fusion")]
+    both = plan(tmp_path, engines, tokenizer, tasks=["passkey"], limit=3, prompter=prompter, together=True)
+    run(both, TextProgress(io.StringIO()))
     assert made == [0, 1, 2]
     assert all(first is second for first, second in zip(read[::2], read[1::2], strict=True))
     assert len({prompt.ids for prompt in read}) == 3
@@ -132,12 +127,12 @@ def test_times_of_cached_prompts_are_left_out():
 
 @pytest.mark.parametrize("cut", [("preds", 1), ("samples", 40), ("speed", 300)])
 def test_files_of_unequal_length_are_aligned_and_completed(tmp_path, tokenizer, fake_engine, cut):
-    run(plan(tmp_path, [fake_engine()], tokenizer), Silent())
+    run(plan(tmp_path, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     whole = files(tmp_path, "preds", "samples")
     kind, lost = cut
     path = tmp_path / "dense" / f"{kind}_passkey-style_2048.jsonl"
     path.write_bytes(path.read_bytes()[:-lost])
-    run(plan(tmp_path, [fake_engine()], tokenizer), Silent())
+    run(plan(tmp_path, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     assert files(tmp_path, "preds", "samples") == whole
 
 
@@ -147,9 +142,9 @@ def test_a_killed_run_resumes_to_identical_files(tmp_path, tokenizer, fake_engin
             time.sleep(0.1)
             return super().answer(prompt, new_tokens)
 
-    run(plan(tmp_path / "whole", [fake_engine()], tokenizer, limit=12), Silent())
+    run(plan(tmp_path / "whole", [fake_engine()], tokenizer, limit=12), TextProgress(io.StringIO()))
     child = multiprocessing.get_context("fork").Process(
-        target=run, args=(plan(tmp_path / "killed", [Slow()], tokenizer, limit=12), Silent())
+        target=run, args=(plan(tmp_path / "killed", [Slow()], tokenizer, limit=12), TextProgress(io.StringIO()))
     )
     child.start()
     watched = tmp_path / "killed" / "dense" / "preds_passkey-style_2048.jsonl"
@@ -158,13 +153,15 @@ def test_a_killed_run_resumes_to_identical_files(tmp_path, tokenizer, fake_engin
     child.kill()
     child.join()
     assert 3 <= watched.read_bytes().count(b"\n") < 12
-    run(plan(tmp_path / "killed", [fake_engine()], tokenizer, limit=12), Silent())
+    run(plan(tmp_path / "killed", [fake_engine()], tokenizer, limit=12), TextProgress(io.StringIO()))
     assert files(tmp_path / "killed", "preds", "samples") == files(tmp_path / "whole", "preds", "samples")
 
 
 def test_a_context_longer_than_the_model_is_a_named_counted_row(tmp_path, tokenizer, fake_engine):
     small = fake_engine(window=1500)
-    summary = run(plan(tmp_path, [small], tokenizer, tasks=["passkey"], lengths=(1024, 2048)), Silent())
+    summary = run(
+        plan(tmp_path, [small], tokenizer, tasks=["passkey"], length=(1024, 2048)), TextProgress(io.StringIO())
+    )
     short, long = summary["cells"]
     assert (short["failed"], short["scores"]["official_v1"]["score"]) == (0, 100)
     assert (long["n"], long["failed"], long["scores"]["official_v1"]["score"]) == (6, 6, 0)
@@ -179,8 +176,8 @@ def test_official_prompts_too_long_lose_their_middle(tmp_path, tokenizer, fake_e
         for i in (0, 1)
     ]
     (tmp_path / "passkey.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\ngi")
-    made = plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path), lengths=(1000,))
-    cell = run(made, Silent())["cells"][0]
+    made = plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path), length=(1000,))
+    cell = run(made, TextProgress(io.StringIO()))["cells"][0]
     assert (cell["task"], cell["task_version"], cell["n"], cell["cut"], cell["failed"]) == (
         "passkey",
         "88b3daa",
@@ -211,7 +208,9 @@ class Breaking:
 
 
 def test_a_failed_example_is_a_row_and_stays_in_the_denominator(tmp_path, tokenizer, fake_engine):
-    summary = run(plan(tmp_path, [Breaking(fake_engine())], tokenizer, tasks=["passkey"], limit=5), Silent())
+    summary = run(
+        plan(tmp_path, [Breaking(fake_engine())], tokenizer, tasks=["passkey"], limit=5), TextProgress(io.StringIO())
+    )
     cell = summary["cells"][0]
     assert (cell["n"], cell["failed"]) == (5, 1)
     assert cell["scores"]["official_v1"]["score"] == pytest.approx(80)
@@ -221,7 +220,7 @@ def test_a_failed_example_is_a_row_and_stays_in_the_denominator(tmp_path, tokeni
 
 def test_a_full_disk_stops_the_run_and_costs_no_row(tmp_path, tokenizer, fake_engine, monkeypatch):
     whole = tmp_path / "whole"
-    run(plan(whole, [fake_engine()], tokenizer), Silent())
+    run(plan(whole, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     room, written = 6000, 0
 
     def short_write(descriptor, data):
@@ -237,29 +236,35 @@ def test_a_full_disk_stops_the_run_and_costs_no_row(tmp_path, tokenizer, fake_en
     with monkeypatch.context() as patch:
         patch.setattr(jsonl.os, "write", short_write)
         with pytest.raises(EvalError, match="No space left") as error:
-            run(plan(full, [fake_engine()], tokenizer), Silent())
+            run(plan(full, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     assert "run the same command again" in error.value.detail
     for path in full.rglob("*.jsonl"):
         assert path.read_bytes() == b"" or path.read_bytes().endswith(b"\n")
     assert any(path.stat().st_size for path in full.rglob("preds_*.jsonl"))
-    run(plan(full, [fake_engine()], tokenizer), Silent())
+    run(plan(full, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     assert files(full, "preds", "samples") == files(whole, "preds", "samples")
 
 
 def test_rows_of_other_arguments_are_not_mixed(tmp_path, tokenizer, fake_engine):
-    run(plan(tmp_path, [fake_engine()], tokenizer), Silent())
+    run(plan(tmp_path, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     with pytest.raises(EvalError, match="seed=0, not 1"):
-        run(plan(tmp_path, [fake_engine()], tokenizer, arguments={"model": "fake", "seed": 1}), Silent())
+        run(plan(tmp_path, [fake_engine()], tokenizer, seed=1), TextProgress(io.StringIO()))
 
 
 def test_data_that_changed_under_a_run_is_noticed(tmp_path, tokenizer, fake_engine):
     row = {"context": "key is 12345", "input": "?", "answer": "12345"}
     data = tmp_path / "passkey.jsonl"
     data.write_text("".join(json.dumps({"id": i, **row}) + "\n" for i in (0, 1)))
-    run(plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path)), Silent())
+    run(
+        plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path)),
+        TextProgress(io.StringIO()),
+    )
     data.write_text("".join(json.dumps({"id": i, **row}) + "\n" for i in (5, 6)))
     with pytest.raises(EvalError, match="example 0"):
-        run(plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path)), Silent())
+        run(
+            plan(tmp_path / "out", [fake_engine()], tokenizer, tasks=["passkey"], data=str(tmp_path)),
+            TextProgress(io.StringIO()),
+        )
 
 
 def test_progress_tells_score_and_time_left(capsys):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eval.reader.initialise import build
-from eval.reader.train import Packer
+from eval.reader.packing import Packer
 from service.reader import MODEL_DIR
 
 

@@ -8,7 +8,7 @@ import torch
 
 from eval.reader import initialise
 from eval.reader.initialise import CODE, HEAD, at, build
-from eval.reader.train import Packer
+from eval.reader.packing import Packer
 
 
 def score(key: np.ndarray, query: np.ndarray, distance: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 
 from eval.reader.data import NOWHERE, Example, Question
 from eval.reader.evaluate import answers
-from eval.reader.train import Packer
+from eval.reader.packing import Packer
 from service.reader import verify_model
 
 SENTENCES = [

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from eval.reader.data import NOWHERE, Example, Question
-from eval.reader.train import Packer, Recipe, Trainer, export, loss_of, rate_at
+from eval.reader.packing import Packer
+from eval.reader.train import Recipe, Trainer, export, loss_of, rate_at
 from service.reader import verify_model
 
 TEXTS = [

@@ -108,6 +108,7 @@ def test_it_is_part_of_a_generation_and_follows_the_documents(library) -> None:
 
     assert after("the lock is ", "local") == {"blu", "red"}
     assert after("the lock is ", "eve") == {"gol"}
+    assert library.token_store("local") is library.token_store("local")  # not made anew for every answer
     library.delete(other.id)
     assert after("the lock is ", "local") == {"blu"}
     library.set_tokenizer(CorpusTokenizer("other", lambda text: [len(text)]))

@@ -245,19 +245,26 @@ class ToyModel:
         self.seed = seed
         self.tokens: list[int] = [3]
 
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
     def step(self, token: int) -> tuple[np.ndarray, np.ndarray]:
         self.tokens.append(token)
         rng = np.random.default_rng([self.seed, *self.tokens[-3:]])
         hidden = self.keys[rng.integers(len(self.keys))] + rng.standard_normal(self.keys.shape[1]) / 20
         return np.log(rng.dirichlet(np.ones(VOCABULARY))), hidden.astype(np.float32)
 
-    def truncate(self, length: int) -> None:
-        assert 0 < length < len(self.tokens)
-        del self.tokens[length:]
+
+def decode(decoder: KnnDecoder, model: ToyModel, pending: int, most: int, stops: frozenset[int]) -> list[int]:
+    """Up to ``most`` tokens, the last of them a stop if one comes: the model runs row by row and is cut back."""
+    tokens: list[int] = []
+    while len(tokens) < most and not stops.intersection(tokens[-1:]):
+        read = len(model.tokens)
+        token: int | None = tokens[-1] if tokens else pending
+        while token is not None:
+            token = decoder.guess(*model.step(token), len(model.tokens))
+        decoder.verify()
+        found = decoder.settle()
+        del model.tokens[read + len(found) :]
+        tokens += found
+    return tokens
 
 
 def test_knn_strides_follow_what_guesses_and_searches_cost() -> None:
@@ -320,13 +327,13 @@ def test_knn_speculation_gives_the_sequential_tokens(
 ) -> None:
     search = ExactSearch(decoding) if kind == "exact" else ListSearch(decoding, 3)
 
-    def decode(speculate: bool) -> tuple[list[int], list[int], KnnDecoder]:
+    def run(speculate: bool) -> tuple[list[int], list[int], KnnDecoder]:
         model = ToyModel(decoding.keys, seed)
-        decoder = KnnDecoder(model, search, choose, KnnOptions(k, weight, 1.0, speculate, stride), pending=5)
-        return list(decoder.decode(most, stops)), model.tokens, decoder
+        decoder = KnnDecoder(search, choose, KnnOptions(k, weight, 1.0, speculate, stride), most, stops)
+        return decode(decoder, model, 5, most, stops), model.tokens, decoder
 
-    tokens, _, sequential = decode(False)
-    again, read, speculative = decode(True)
+    tokens, _, sequential = run(False)
+    again, read, speculative = run(True)
     assert again == tokens
     assert read == [3, 5, *tokens[:-1]]
     assert len(tokens) == most or tokens[-1] in stops
@@ -351,8 +358,8 @@ def test_knn_speculation_saves_searches_and_says_so(decoding: Datastore) -> None
 
     counted.store = decoding  # type: ignore[attr-defined]
     model = ToyModel(decoding.keys, 1)
-    decoder = KnnDecoder(model, counted, greedy, KnnOptions(4, 0.3, 1.0, stride=8), pending=5)  # type: ignore[arg-type]
-    tokens = list(decoder.decode(200, frozenset()))
+    decoder = KnnDecoder(counted, greedy, KnnOptions(4, 0.3, 1.0, stride=8), 200)  # type: ignore[arg-type]
+    tokens = decode(decoder, model, 5, 200, frozenset())
     figures = decoder.stats.as_dict()
     assert len(tokens) == 200
     assert len(sizes) == figures["rounds"] < 100

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.library import Library
-from service.answering.answer import NO_SUPPORT, NOTHING_FOUND, Answer, AnswerFailed, Event, Question, collect
-from service.engine.request import SamplingParams
-from service.errors import FolioError, InvalidRequest, PromptTooLong
+from retrieval.types import Upload
+from service.answering.answer import NO_SUPPORT, NOTHING_FOUND, Answer, AnswerFailed, Event, collect
+from service.answering.question import Question
+from service.engine.params import SamplingParams
+from service.errors import InvalidRequest, NotFound, PromptTooLong
 from service.runtime import Runtime
 from service.settings import load_settings
 
@@ -23,14 +26,21 @@ Ask = Callable[..., Any]
 def ask(home: Path, scripted: Any, tiny_model: Path) -> Ask:
     """Ask through the real parts over a scripted engine; `raw` gives the events."""
 
-    def run(text: str, raw: bool = False, engine: Any = None, flags: dict[str, Any] | None = None, **how: Any) -> Any:
+    def run(
+        text: str,
+        raw: bool = False,
+        engine: Any = None,
+        flags: dict[str, Any] | None = None,
+        owner: str = "local",
+        **how: Any,
+    ) -> Any:
         async def go() -> Any:
             options = {"home": home, "model": str(tiny_model)} | (flags or {})
             runtime = Runtime(load_settings(**options), engine=engine or scripted)
             await runtime.start()
             try:
                 await runtime.ended.wait()
-                stream = runtime.answerer.answer(Question(text, **how), SamplingParams(max_tokens=400))
+                stream = runtime.answerer.answer(Question(question=text, **how), SamplingParams(max_tokens=400), owner)
                 return [event async for event in stream] if raw else await collect(stream)
             finally:
                 await runtime.stop()
@@ -100,7 +110,7 @@ def test_the_same_files_make_the_same_prompt_whatever_their_ids(
 
 def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.window = 500
+    engine.max_model_len = 500
     with pytest.raises(PromptTooLong, match=r"takes .* tokens; the model holds 100") as caught:
         ask("Who?", mode="long", engine=engine)
     assert caught.value.param == "mode"
@@ -108,7 +118,7 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
 
 def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.window = 1300
+    engine.max_model_len = 1300
     answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
     assert len(answer.results) == 1
     assert "1 of 2 passages fit" in answer.mode_reason
@@ -164,18 +174,46 @@ def test_a_failure_in_mid_answer_is_an_event(ask: Ask, make_scripted: Any) -> No
         ask("Who?", engine=engine)
 
 
-@pytest.mark.parametrize(
-    ("how", "param"),
-    [({"mode": "magic"}, "mode"), ({"documents": ("nope",)}, None), ({"collection": "nope"}, None)],
-)
-def test_questions_that_cannot_be_asked(ask: Ask, how: dict[str, Any], param: str | None) -> None:
-    from service.translation import translate
+@pytest.mark.parametrize("how", [{"documents": ("nope",)}, {"collection": "nope"}])
+@pytest.mark.parametrize("mode", ["auto", "long", "retrieval", "iterative"])
+def test_what_is_not_there_is_refused_before_any_work(
+    ask: Ask, how: dict[str, Any], mode: Any, monkeypatch: Any
+) -> None:
+    for method in ("search", "retriever", "text"):
+        monkeypatch.setattr(Library, method, None)
+    with pytest.raises((NotFound, RetrievalNotFound), match="nope"):
+        ask("Who?", mode=mode, **how)
 
-    with pytest.raises(Exception) as caught:
-        ask("Who?", **how)
-    error = translate(caught.value)
-    assert isinstance(error, FolioError)
-    assert (error.status, error.param) == ((400, "mode") if param else (404, None))
+
+def test_a_document_that_cannot_be_read_is_refused(ask: Ask, home: Path) -> None:
+    with Library.open(home) as library:
+        (failed,) = library.ingest([Upload("cut.pdf", b"%PDF-1.4 cut")])
+    with pytest.raises(InvalidRequest, match=r"cut\.pdf cannot be read") as caught:
+        ask("Who?", documents=(failed.id,))
+    assert caught.value.param == "documents"
+
+
+@pytest.mark.parametrize(
+    ("drafter", "opened"), [("suffix", 0), ("none", 0), ("goodput", 0), ("auto", 1), ("datastore", 1), ("rag", 0)]
+)
+def test_the_token_store_is_opened_for_drafters_that_draw_on_it(
+    ask: Ask, drafter: str, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Library, "token_store", lambda _, owner: asked.append(owner))
+    ask("Who built the bridge?", flags={"drafter": drafter})
+    assert asked == ["local"] * opened
+
+
+@pytest.mark.parametrize(("drafter", "wanted"), [("suffix", False), ("rag", True), ("overlap:inner=rag", True)])
+def test_a_second_prompt_is_made_for_drafters_that_read_passages(
+    ask: Ask, scripted: Any, drafter: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    add = scripted.add_request
+    monkeypatch.setattr(scripted, "add_request", lambda *request: given.append(request[3]) or add(*request))
+    assert ask("Who built the bridge?", mode="long", flags={"drafter": drafter}).mode == "long"
+    assert (given[0].prompt is not None) == wanted
 
 
 def test_an_empty_question_is_refused(ask: Ask) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.library import Library
-from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, Question, collect
-from service.answering.evidence import IterativeOptions
-from service.engine.request import SamplingParams
-from service.errors import FolioError, InvalidRequest, NotFound
+from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, collect
+from service.answering.question import Iterative, Question
+from service.engine.params import SamplingParams
+from service.errors import FolioError, NotFound
 from service.runtime import Runtime
 from service.settings import load_settings
 
@@ -27,9 +28,7 @@ QUESTION = "Who built the bridge at Hampton, and what stands behind the church?"
 def ask(home: Path, tiny_model: Path) -> Ask:
     """Answers of the tiny random model to several sets of options, by one runtime; `raw` gives the events."""
 
-    def run(
-        *options: IterativeOptions, raw: bool = False, engine: Any = None, text: str = QUESTION, **how: Any
-    ) -> list[Any]:
+    def run(*options: Iterative, raw: bool = False, engine: Any = None, text: str = QUESTION, **how: Any) -> list[Any]:
         params = SamplingParams(
             max_tokens=how.pop("max_tokens", 40), ignore_eos=True, temperature=how.pop("temperature", 0.0), seed=3
         )
@@ -41,7 +40,7 @@ def ask(home: Path, tiny_model: Path) -> Ask:
                 await runtime.ended.wait()
                 answers = []
                 for one in options:
-                    question = Question(text, mode="iterative", iterative=one, **how)
+                    question = Question(question=text, mode="iterative", iterative=one, **how)
                     stream = runtime.answerer.answer(question, params)
                     answers.append([event async for event in stream] if raw else await collect(stream))
                 return answers
@@ -56,9 +55,9 @@ def ask(home: Path, tiny_model: Path) -> Ask:
 @pytest.mark.parametrize(("retriever", "temperature"), [("hybrid", 0.0), ("dense", 1.0), ("sparse", 1.0)])
 def test_speculation_changes_nothing_but_the_time(ask: Ask, retriever: Any, temperature: float) -> None:
     variants = [
-        IterativeOptions(speculate=False, retriever=retriever),
-        IterativeOptions(retriever=retriever),
-        IterativeOptions(retriever=retriever, stride=3, overlap=False, prefetch=1),
+        Iterative(speculate=False, retriever=retriever),
+        Iterative(retriever=retriever),
+        Iterative(retriever=retriever, stride=3, overlap=False, prefetch=1),
     ]
     plain, os3, fixed = ask(*variants, temperature=temperature)
     assert plain.mode == "iterative"
@@ -74,14 +73,14 @@ def test_speculation_changes_nothing_but_the_time(ask: Ask, retriever: Any, temp
 
 
 def test_strides_over_one_passage_reuse_its_keys_and_values(ask: Ask) -> None:
-    (answer,) = ask(IterativeOptions(speculate=False), max_tokens=64)
+    (answer,) = ask(Iterative(speculate=False), max_tokens=64)
     assert answer.stats["iterative"]["reused_share"] > 0.5
     assert 0 < answer.stats["cached_tokens"] < answer.stats["prompt_tokens"]
 
 
 def test_events_come_in_order_and_only_verified_text_is_shown(ask: Ask) -> None:
     events: list[Event]
-    (events,) = ask(IterativeOptions(stride=4), raw=True)
+    (events,) = ask(Iterative(stride=4), raw=True)
     kinds = [event.type for event in events]
     assert kinds[0] == "search_results"
     assert kinds[-2:] == ["stats", "done"]
@@ -96,7 +95,7 @@ def test_a_quotation_is_cited_from_the_passage_it_stands_in(ask: Ask, make_scrip
     def reply(prompt: str) -> str:
         return whole.removeprefix(prompt.rpartition("assistant\n")[2])
 
-    (answer,) = ask(IterativeOptions(), engine=make_scripted(reply), max_tokens=100)
+    (answer,) = ask(Iterative(), engine=make_scripted(reply), max_tokens=100)
     assert answer.answer == whole
     assert [(c["verified"], c["quoted"]) for c in answer.citations] == [(True, True)]
     assert answer.finish_reason == "stop"
@@ -106,17 +105,17 @@ def test_nothing_to_answer_from(ask: Ask, home: Path) -> None:
     with Library.open(home) as library:
         for document in library.documents():
             library.delete(document.id)
-    (answer,) = ask(IterativeOptions())
+    (answer,) = ask(Iterative())
     assert (answer.answer, answer.finish_reason) == (NOTHING_FOUND, "no_evidence")
     with pytest.raises(NotFound):
-        ask(IterativeOptions(), collection="elsewhere")
+        ask(Iterative(), collection="elsewhere")
 
 
 @pytest.mark.parametrize("speculate", [True, False])
 def test_an_answer_ends_on_the_generation_it_began_with(
     ask: Ask, home: Path, monkeypatch: pytest.MonkeyPatch, speculate: bool
 ) -> None:
-    options = IterativeOptions(speculate=speculate, k=2)
+    options = Iterative(speculate=speculate, k=2)
     before: Answer = ask(options)[0]
     search, added = SnapshotRetriever.search, []
 
@@ -140,7 +139,7 @@ def test_an_answer_ends_on_the_generation_it_began_with(
 @pytest.mark.parametrize("failures", [1, 5])
 def test_a_failing_retriever_is_tried_twice(ask: Ask, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     """Once is forgiven and told in the statistics; then the answer ends in an error, and what was shown stays."""
-    (whole,) = ask(IterativeOptions())
+    (whole,) = ask(Iterative())
     search, calls = SnapshotRetriever.search, []
 
     def failing(self: SnapshotRetriever, *arguments: Any) -> Any:
@@ -150,7 +149,7 @@ def test_a_failing_retriever_is_tried_twice(ask: Ask, monkeypatch: pytest.Monkey
         return search(self, *arguments)
 
     monkeypatch.setattr(SnapshotRetriever, "search", failing)
-    (events,) = ask(IterativeOptions(), raw=True)
+    (events,) = ask(Iterative(), raw=True)
     shown = "".join(event.data["text"] for event in events if event.type == "message")
     if failures == 1:
         assert shown.strip() == whole.answer
@@ -163,21 +162,21 @@ def test_a_failing_retriever_is_tried_twice(ask: Ask, monkeypatch: pytest.Monkey
     assert whole.answer.startswith(shown.strip())
     calls.clear()
     with pytest.raises(AnswerFailed, match="failed twice"):
-        ask(IterativeOptions())
+        ask(Iterative())
 
 
 @pytest.mark.parametrize("option", ["k", "stride", "query_tokens", "prefetch"])
 def test_options_must_be_above_zero(option: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{option} must be at least 1, not 0"):
-        IterativeOptions(**{option: 0})
+    with pytest.raises(ValidationError, match=f"{option}\n"):
+        Iterative(**{option: 0})
 
 
 def test_a_query_longer_than_the_encoder(ask: Ask) -> None:
     with pytest.raises(FolioError, match="Queries of 300 tokens are longer than the embedding model reads"):
-        ask(IterativeOptions(query_tokens=300))
-    (answer,) = ask(IterativeOptions(query_tokens=254), text="qx!" * 400, max_tokens=4)
+        ask(Iterative(query_tokens=300))
+    (answer,) = ask(Iterative(query_tokens=254), text="qx!" * 400, max_tokens=4)
     assert answer.stats["iterative"]["query_tokens_cut"] >= 0
-    (answer,) = ask(IterativeOptions(query_tokens=300, retriever="sparse"), max_tokens=4)
+    (answer,) = ask(Iterative(query_tokens=300, retriever="sparse"), max_tokens=4)
     assert answer.stats["iterative"]["query_tokens_cut"] == 0
 
 
@@ -194,4 +193,4 @@ def test_the_command_line_and_its_equal(home: Path, tiny_model: Path, folio: Any
     assert not slow["stats"]["iterative"]["speculate"]
     code, _, err = folio("--home", home, "ask", QUESTION, "--mode", "iterative", "--k", 0)
     assert code == 2
-    assert "k must be at least 1" in err
+    assert "--k must be at least 1, not 0" in err

@@ -17,9 +17,10 @@ from retrieval.knn.search import ExactSearch, ListSearch, Search
 from retrieval.knn.store import Datastore, StoreBuilder
 from retrieval.library import Library
 from service.answering.datastores import Datastores
-from service.answering.knn import KnnModel, KnnRequest, build, generate
-from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
+from service.engine.async_engine import AsyncEngine
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 from service.errors import PromptTooLong
 
 Folio = Callable[..., tuple[int, str, str]]
@@ -27,46 +28,52 @@ TEXTS = [(("a", 1), "The bridge was built by Ada Miller. " * 12), (("b", 1), "Th
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> KnnModel:
-    return KnnModel(Engine.from_pretrained(str(tiny_model), kv_memory=8 << 20, page_size=16, drafter="none"))
+def engine(tiny_model: Path) -> Iterator[AsyncEngine]:
+    with AsyncEngine.from_pretrained(str(tiny_model), kv_memory=8 << 20, page_size=16, drafter="none") as door:
+        yield door
 
 
 @pytest.fixture(scope="module")
-def store(model: KnnModel, tmp_path_factory: pytest.TempPathFactory) -> Datastore:
-    builder = StoreBuilder(tmp_path_factory.mktemp("knn") / "s", model.identity())
-    assert build(model, TEXTS, builder)
+def store(engine: AsyncEngine, tmp_path_factory: pytest.TempPathFactory) -> Datastore:
+    builder = StoreBuilder(tmp_path_factory.mktemp("knn") / "s", identity(engine.engine.loaded))
+    assert build(engine, TEXTS, builder)
     return Datastore.open(builder.finish(lists=12))
 
 
 @pytest.fixture
-def prompt(model: KnnModel) -> list[int]:
-    return model.encode("Who built the bridge? Ada")
+def prompt(engine: AsyncEngine) -> list[int]:
+    return encode(engine.engine.tokenizer, "Who built the bridge? Ada")
+
+
+def generate(engine: AsyncEngine, prompt: list[int], params: SamplingParams, request: KnnRequest) -> Generation:
+    (found,) = engine.generate([prompt], params, mixture=request)
+    return found
 
 
 @pytest.fixture(autouse=True)
-def _pages_return(model: KnnModel) -> Iterator[None]:
+def _pages_return(engine: AsyncEngine) -> Iterator[None]:
     yield
-    model.engine.check_integrity()
-    assert not model.engine.lent.sessions
+    engine.engine.check_integrity()
+    assert engine.engine.blocks.num_owned == 0
 
 
-def test_an_entry_is_the_state_before_its_token(model: KnnModel, store: Datastore) -> None:
-    ids = model.encode(TEXTS[0][1])
+def test_an_entry_is_the_state_before_its_token(engine: AsyncEngine, store: Datastore) -> None:
+    ids = encode(engine.engine.tokenizer, TEXTS[0][1])
     assert store.values[: len(ids) - 1].tolist() == ids[1:]
     assert store.offsets.tolist() == [0, len(ids) - 1]
-    states = model.hidden.of_tokens(model.paged, ids[:40])
+    states = hidden_states(engine, ids[:40])
     np.testing.assert_allclose(store.floats(np.arange(40)), states, rtol=2**-7, atol=1e-4)
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "sampled"])
 def test_without_weight_the_model_speaks_alone(
-    model: KnnModel, store: Datastore, prompt: list[int], params: dict[str, float]
+    engine: AsyncEngine, store: Datastore, prompt: list[int], params: dict[str, float]
 ) -> None:
     chosen = SamplingParams(max_tokens=40, ignore_eos=True, **params)  # type: ignore[arg-type]
-    plain = model.engine.generate([prompt], chosen)[0]
+    plain = engine.generate([prompt], chosen)[0]
     for speculate in (False, True):
         options = KnnOptions(4, 0.0, speculate=speculate)
-        found = generate(model, prompt, chosen, KnnRequest(ExactSearch(store), options))
+        found = generate(engine, prompt, chosen, KnnRequest(ExactSearch(store), options))
         assert found.token_ids == plain.token_ids
         assert found.text == plain.text
 
@@ -79,7 +86,7 @@ def test_without_weight_the_model_speaks_alone(
 )
 @pytest.mark.parametrize("stride", [None, 3, 8])
 def test_knn_speculation_changes_no_token(
-    model: KnnModel,
+    engine: AsyncEngine,
     store: Datastore,
     prompt: list[int],
     params: dict[str, float],
@@ -90,7 +97,10 @@ def test_knn_speculation_changes_no_token(
     chosen = SamplingParams(max_tokens=48, ignore_eos=True, **params)  # type: ignore[arg-type]
     one, other = (
         generate(
-            model, prompt, chosen, KnnRequest(search, KnnOptions(8, 0.5, 2.0, speculate, stride if speculate else None))
+            engine,
+            prompt,
+            chosen,
+            KnnRequest(search, KnnOptions(8, 0.5, 2.0, speculate, stride if speculate else None)),
         )
         for speculate in (False, True)
     )
@@ -101,35 +111,35 @@ def test_knn_speculation_changes_no_token(
     assert figures["lookups"] >= 48
     if stride is not None:
         assert figures["rounds"] < 48
-    alone = model.engine.generate([prompt], chosen)[0]
+    alone = engine.generate([prompt], chosen)[0]
     assert alone.token_ids != one.token_ids  # the neighbours do speak
 
 
-def test_a_stop_string_ends_a_knn_answer(model: KnnModel, store: Datastore, prompt: list[int]) -> None:
+def test_a_stop_string_ends_a_knn_answer(engine: AsyncEngine, store: Datastore, prompt: list[int]) -> None:
     options = KnnOptions(4, 0.9, 2.0, stride=8)
-    whole = generate(model, prompt, SamplingParams(max_tokens=30), KnnRequest(ExactSearch(store), options))
+    whole = generate(engine, prompt, SamplingParams(max_tokens=30), KnnRequest(ExactSearch(store), options))
     stop = whole.text[5:8]
-    cut = generate(model, prompt, SamplingParams(max_tokens=30, stop=(stop,)), KnnRequest(ExactSearch(store), options))
+    cut = generate(engine, prompt, SamplingParams(max_tokens=30, stop=(stop,)), KnnRequest(ExactSearch(store), options))
     assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.index(stop)]
 
 
-def test_a_knn_prompt_that_is_too_long_is_refused(model: KnnModel, store: Datastore) -> None:
+def test_a_knn_prompt_that_is_too_long_is_refused(engine: AsyncEngine, store: Datastore) -> None:
     request = KnnRequest(ExactSearch(store), KnnOptions())
     with pytest.raises(PromptTooLong):
-        generate(model, [1] * model.engine.max_model_len, SamplingParams(max_tokens=1), request)
+        generate(engine, [1] * engine.window, SamplingParams(max_tokens=1), request)
 
 
-def test_a_datastore_in_pieces_is_the_same(model: KnnModel, store: Datastore, tmp_path: Path) -> None:
+def test_a_datastore_in_pieces_is_the_same(engine: AsyncEngine, store: Datastore, tmp_path: Path) -> None:
     """A build whose time is up after every window, and that is begun again, ends in the same files."""
     while True:
-        builder = StoreBuilder(tmp_path / "s", model.identity())
+        builder = StoreBuilder(tmp_path / "s", identity(engine.engine.loaded))
         before = builder.entries
-        if build(model, TEXTS, builder, until=0.0 if before else time.monotonic()):
+        if build(engine, TEXTS, builder, until=0.0 if before else time.monotonic()):
             break
         builder.close()
-        builder = StoreBuilder(tmp_path / "s", model.identity())
-        build(model, TEXTS, builder, entries=builder.entries + 1)
+        builder = StoreBuilder(tmp_path / "s", identity(engine.engine.loaded))
+        build(engine, TEXTS, builder, entries=builder.entries + 1)
         builder.commit()
         builder.close()
     again = Datastore.open(builder.finish(lists=12))
@@ -137,31 +147,30 @@ def test_a_datastore_in_pieces_is_the_same(model: KnnModel, store: Datastore, tm
     np.testing.assert_array_equal(again.values, store.values)
 
 
-def test_datastores_follow_the_documents(home: Path, tiny_model: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_model), kv_memory=8 << 20, drafter="none")
-    identity = KnnModel(engine).identity()
+def test_datastores_follow_the_documents(home: Path, engine: AsyncEngine) -> None:
+    of_model = identity(engine.engine.loaded)
     options = KnnOptions()
     with Library.open(home) as library:
         stores = Datastores(library)
         with pytest.raises(NotFound, match="index build --knn"):
-            stores._find(identity, "local", None, options)
+            stores._find(of_model, "local", None, options)
         report = stores.build(engine, "local", None)
         assert (report.built, report.documents, report.lists) == (True, 2, 0)
         assert not stores.build(engine, "local", None).built
-        found = stores._find(identity, "local", None, options)
+        found = stores._find(of_model, "local", None, options)
         assert found.documents_behind == 0
         assert len(found.search.store) == report.entries
         with pytest.raises(NotFound):
-            stores._find(identity, "somebody", None, options)
+            stores._find(of_model, "somebody", None, options)
 
         (home.parent / "new.txt").write_text("A new document about a ferry. " * 20)
         library.ingest([home.parent / "new.txt"])
-        assert stores._find(identity, "local", None, options).documents_behind == 1
+        assert stores._find(of_model, "local", None, options).documents_behind == 1
 
         before = found.search(found.search.store.floats(np.array([3])), 2)
         library.delete(found.search.store.documents[0][0])
         with pytest.raises(DatastoreMismatch, match="deleted or changed"):
-            stores._find(identity, "local", None, options)
+            stores._find(of_model, "local", None, options)
         again = stores.build(engine, "local", None)
         assert again.built
         assert [path.name for path in (home / "knn").glob("[!.]*")] == [again.name]
@@ -196,31 +205,18 @@ def test_ask_with_a_datastore(folio: Folio, home: Path, tiny_model: Path) -> Non
     assert "no lists" in error
 
 
-def test_a_knn_answer_runs_beside_others(model: KnnModel, store: Datastore, prompt: list[int]) -> None:
-    """Rounds of a kNN sequence between steps of the engine change neither."""
-    from service.answering.knn import stream
-    from service.engine.async_engine import AsyncEngine
-
+def test_a_knn_answer_runs_beside_others(engine: AsyncEngine, store: Datastore, prompt: list[int]) -> None:
+    """Rows of a kNN request in the steps of others change neither."""
     params = SamplingParams(max_tokens=32, ignore_eos=True)
     request = KnnRequest(ExactSearch(store), KnnOptions(8, 0.5, 2.0))
-    alone = generate(model, prompt, params, request).token_ids
-    plain = model.engine.generate([prompt], params)[0].token_ids
+    alone = generate(engine, prompt, params, request).token_ids
+    plain = engine.generate([prompt], params)[0].token_ids
 
-    async def both() -> tuple[list[int], list[int]]:
-        running = AsyncEngine(model.engine)
-        await running.start()
+    async def tokens(mixture: KnnRequest | None) -> list[int]:
+        outputs = engine.stream(prompt, params, mixture=mixture)
+        return [token async for output in outputs for token in output.token_ids]
 
-        async def knn() -> list[int]:
-            outputs = stream(running, model, prompt, params, request)
-            return [token async for output in outputs for token in output.token_ids]
+    async def three() -> list[list[int]]:
+        return await asyncio.gather(tokens(request), tokens(None), tokens(request))
 
-        async def other() -> list[int]:
-            return [token async for output in running.generate(prompt, params) for token in output.token_ids]
-
-        try:
-            found = await asyncio.gather(knn(), other())
-        finally:
-            await running.stop()
-        return found[0], found[1]
-
-    assert asyncio.run(both()) == (alone, plain)
+    assert asyncio.run(three()) == [alone, plain, alone]

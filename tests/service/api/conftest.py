@@ -45,9 +45,9 @@ class Service:
 
     def idle(self) -> bool:
         """Whether the engine comes to rest with all pages back."""
-        engine = self.runtime.generator.async_engine
+        engine = self.runtime.engine
         for _ in range(200):
-            if engine.engine.stats()["kv_pages_used"] == 0 and not self.runtime.generator.in_flight:
+            if engine.engine.stats()["kv_pages_used"] == 0 and not engine.in_flight:
                 return True
             time.sleep(0.05)
         return False
@@ -102,7 +102,8 @@ class _no_signals:
 @pytest.fixture(scope="session")
 def make_engine(tiny_model: Path) -> Callable[[], Any]:
     """Engines over the tiny model, which is loaded once; each service has one of its own."""
-    from service.engine.engine import Engine, EngineConfig
+    from service.engine.config import EngineConfig
+    from service.engine.engine import Engine
     from service.engine.loading.checkpoint import load_model
 
     loaded = load_model(str(tiny_model))

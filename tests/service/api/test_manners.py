@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.errors import DeviceLost
+
 PROMPT = {"prompt": "x", "ignore_eos": True}
 
 
@@ -48,6 +50,29 @@ def test_n_counts_against_the_queue(start_service: Callable[..., Any]) -> None:
     assert service.client.post("/v1/completions", json=body(service, max_tokens=2, n=4)).status_code == 429
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"structured_outputs": {"regex": "("}}, "The regex of the output cannot be used"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias names token id 99999"),
+        ({"max_tokens": 9000}, "the answer may have 9000; this model holds 8192"),
+    ],
+)
+def test_every_route_refuses_in_the_same_words(service: Any, asked: dict[str, Any], says: str) -> None:
+    template = service.runtime.chat.chat_ids([{"role": "user", "content": "Who?"}])
+    chat = {"model": service.runtime.model_name, "messages": [{"role": "user", "content": "Who?"}]}
+    sent = {"/v1/completions": {**chat, "prompt": template, "messages": None}, "/v1/chat/completions": chat}
+    said = set()
+    for route, content in sent.items():
+        content = {key: value for key, value in content.items() if value is not None}
+        for stream in (False, True):
+            answer = service.client.post(route, json={**content, **asked, "stream": stream})
+            assert answer.status_code == 400
+            said.add(answer.json()["error"]["message"])
+    assert len(said) == 1
+    assert says in said.pop()
+
+
 def test_time_out_to_the_first_token(start_service: Callable[..., Any], make_scripted: Any) -> None:
     service = start_service(engine=make_scripted(pause_s=1.0), first_token_timeout_s=0.2)
     answer = service.client.post("/v1/completions", json=body(service, max_tokens=8))
@@ -66,6 +91,34 @@ def test_time_out_in_total_ends_a_stream_with_an_error(
     assert found[0][1]["choices"][0]["text"]
 
 
+def test_a_lost_device_is_told_and_ends_readiness_before_the_process(
+    start_service: Callable[..., Any], make_scripted: Any
+) -> None:
+    engine = make_scripted(pause_s=0.1)
+    service = start_service(engine=engine)
+    ended: list[tuple[int, str]] = []
+    service.runtime.on_lost = lambda error: ended.append(
+        (service.client.get("/readyz").status_code, service.client.get("/readyz").json()["detail"])
+    )
+    lost = DeviceLost("The device cuda:0 is lost: an illegal address.", hint="Start anew.")
+
+    def step() -> list[Any]:
+        if engine.has_work:
+            raise lost
+        return []
+
+    engine.step = step
+    answer = service.client.post("/v1/completions", json=body(service, max_tokens=8))
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == lost.detail
+    for _ in range(100):
+        if ended:
+            break
+        time.sleep(0.05)
+    assert ended == [(503, lost.detail)]
+    assert service.client.post("/v1/completions", json=body(service, max_tokens=8)).status_code == 503
+
+
 def test_a_client_that_closes_in_mid_stream_leaves_no_page_behind(service: Any) -> None:
     host, port = service.url.removeprefix("http://").split(":")
     content = json.dumps(body(service, max_tokens=4000, stream=True, n=3)).encode()
@@ -75,7 +128,7 @@ def test_a_client_that_closes_in_mid_stream_leaves_no_page_behind(service: Any) 
             raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             raw.recv(2000)
     assert service.idle()
-    service.runtime.generator.async_engine.engine.check_integrity()
+    service.runtime.engine.engine.check_integrity()
 
 
 def test_metrics_have_vllms_suffixes(service: Any) -> None:

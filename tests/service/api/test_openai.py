@@ -47,7 +47,8 @@ def test_chat(client: openai.OpenAI, model: str) -> None:
 def test_chat_is_the_engine_on_the_template(
     client: openai.OpenAI, model: str, make_engine: Any, tokenizer: Any
 ) -> None:
-    from service.engine.request import SamplingParams
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.params import SamplingParams
 
     ids = tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"]
     answer = client.chat.completions.create(
@@ -58,7 +59,8 @@ def test_chat_is_the_engine_on_the_template(
         logprobs=True,
         extra_body={"ignore_eos": True},
     )
-    alone = make_engine().generate([ids], SamplingParams(max_tokens=12, ignore_eos=True))[0]
+    with AsyncEngine(make_engine()) as engine:
+        (alone,) = engine.generate([ids], SamplingParams(max_tokens=12, ignore_eos=True))
     assert answer.choices[0].message.content == alone.text
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(ids)

@@ -169,16 +169,23 @@ def test_ask_has_exactly_the_keys(at: Folio, tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (("--mode", "nosuch"), 2, "--mode must be 'auto'"),
+        (("--document", "nosuch"), 1, "nosuch"),
+        (("--collection", "nosuch"), 1, "no collection 'nosuch'"),
         (("--drafter", "nosuch"), 2, "unknown drafter 'nosuch'"),
         (("--drafter", "suffix:colour=red"), 2, "colour"),
+        (("--attention", "nosuch"), 2, "nosuch"),
         (("--attention", "quest:budget=1"), 2, "budget=1"),
+        (("--temperature", "9"), 2, "--temperature must be at most 2, not 9"),
         (("--model", "no/such/folder/here"), 1, "no/such/folder/here"),
     ],
 )
-def test_ask_refuses_an_option_in_one_sentence(
-    at: Folio, tiny_model: Path, arguments: tuple[str, ...], code: int, says: str
+def test_ask_refuses_an_option_in_one_sentence_before_a_model_is_loaded(
+    at: Folio, tiny_model: Path, arguments: tuple[str, ...], code: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a line of the log before it, which would say it again or blame the model."""
+    if "--model" not in arguments:  # which cannot be known to be wrong before it is looked for
+        monkeypatch.setattr("service.runtime.load_engine", None)
     model = () if "--model" in arguments else ("--model", tiny_model)
     found, out, err = at("ask", "Who built the bridge?", *model, *arguments)
     assert (found, out) == (code, ""), err
@@ -259,6 +266,28 @@ def test_generate_refuses_in_words(
     assert says in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--drafter", "nosuch"), "unknown drafter 'nosuch'"),
+        (("--attention", "quest:budget=1"), "budget=1"),
+        (("--regex", "("), "The regex of the output cannot be used"),
+    ],
+)
+def test_generate_refuses_before_the_model_is_loaded(
+    folio: Folio, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, says: str
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("service.engine.engine.load_model", load)
+    (tmp_path / "prompt.txt").write_text("x")
+    how = ("generate", "--model", tiny_model, "--prompt-file", tmp_path / "prompt.txt")
+    code, out, err = folio("--home", tmp_path, *how, *arguments)
+    assert (code, out) == (2, "")
+    assert says in err
 
 
 @pytest.mark.parametrize(

@@ -129,14 +129,14 @@ def test_an_answer_streams_through_the_gateway(cluster: Cluster) -> None:
 
 
 def test_tokens_are_those_of_one_process(cluster: Cluster) -> None:
-    from service.engine.request import SamplingParams
+    from service.engine.params import SamplingParams
     from service.models import load_engine
 
     prompt = "The bridge at Hampton was built by"
     answer = cluster.complete(prompt, 24).json()["choices"][0]["text"]
-    engine = load_engine(cluster.settings)
-    ids = list(engine.tokenizer(prompt).input_ids)
-    alone = engine.generate([ids], SamplingParams(max_tokens=24, ignore_eos=True))[0]
+    with load_engine(cluster.settings) as engine:
+        ids = list(engine.engine.tokenizer(prompt).input_ids)
+        (alone,) = engine.generate([ids], SamplingParams(max_tokens=24, ignore_eos=True))
     assert answer == alone.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,9 +20,13 @@ from transformers import (
     SmolLM3Config,
 )
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.async_engine import AsyncEngine
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.kv.layout import kv_dtype
 from service.engine.loading.checkpoint import prepare
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
 from sparse_attn.kv.pool import bytes_per_page
 
 SIZES: dict[str, Any] = {
@@ -72,10 +77,18 @@ def make_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
 def make_engine(family: str = "llama", seed: int = 0, pages: int = 64, **options: Any) -> Engine:
     """An engine over ``make_model`` with a pool of so many pages of all heads."""
     model = make_model(family, seed)
-    config = EngineConfig(**{"dtype": "float64", "page_size": 16, "max_step_tokens": 64, **options})
+    config = EngineConfig(**{"dtype": "float64", "page_size": 16, "step_tokens": 64, "max_running": 12, **options})
     loaded = prepare(family, model)
     memory = pages * bytes_per_page(loaded.kv_shape, config.page_size, kv_dtype(config))
     return Engine(loaded, EngineConfig(**{**vars(config), "kv_memory": memory}))
+
+
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+) -> list[Generation]:
+    """Prompts through the door of an engine, to their ends."""
+    with AsyncEngine(engine) as door:
+        return door.generate(prompts, params)
 
 
 @pytest.fixture

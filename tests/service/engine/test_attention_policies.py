@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import VerticalSlash
 
-from .conftest import make_engine, make_model
+from .conftest import generate, make_engine, make_model
 
 SPARSE = [
     "streaming:sink=16,local=32,gate=0,block=16",
@@ -34,7 +34,7 @@ def run(engine: Engine, attention: str, **changes: Any) -> list[Any]:
     params = SamplingParams(
         **{"max_tokens": 20, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
     )
-    return engine.generate(prompts(), params)
+    return generate(engine, prompts(), params)
 
 
 def ids(results: list[Any]) -> list[list[int]]:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
-from service.errors import InvalidRequest, PromptTooLong
+from service.engine.params import SamplingParams
+from service.errors import InvalidRequest
 
-from .conftest import make_engine
+from .conftest import generate, make_engine
 
 
 def shared_prefix_prompts(count: int = 8) -> list[list[int]]:
@@ -29,7 +29,7 @@ def params(i: int, **changes: Any) -> SamplingParams:
 def alone(prompts: list[list[int]]) -> list[list[int]]:
     """Each request by itself on an engine with room and without a prefix cache."""
     return [
-        make_engine(prefix_cache=False).generate([prompt], params(i))[0].token_ids for i, prompt in enumerate(prompts)
+        generate(make_engine(prefix_cache=False), [prompt], params(i))[0].token_ids for i, prompt in enumerate(prompts)
     ]
 
 
@@ -37,10 +37,10 @@ def alone(prompts: list[list[int]]) -> list[list[int]]:
 def test_shuffled_requests_in_a_tenth_of_the_pages_give_the_tokens_of_each_alone(order_seed: int) -> None:
     prompts = shared_prefix_prompts()
     expected = alone(prompts)
-    engine = make_engine(pages=7, max_step_tokens=48)
+    engine = make_engine(pages=7, step_tokens=48)
     order = list(range(len(prompts)))
     random.Random(order_seed).shuffle(order)
-    results = engine.generate([prompts[i] for i in order], [params(i) for i in order])
+    results = generate(engine, [prompts[i] for i in order], [params(i) for i in order])
     assert [r.token_ids for r in results] == [expected[i] for i in order]
     assert engine.scheduler.num_preemptions > 0, "the pool was meant to be too small"
     engine.check_integrity()
@@ -50,17 +50,17 @@ def test_shuffled_requests_in_a_tenth_of_the_pages_give_the_tokens_of_each_alone
 def test_the_second_question_on_a_document_reads_its_pages() -> None:
     engine = make_engine()
     head = list(range(3, 83))
-    first = engine.generate([head + [5]], params(0))[0]
-    second = engine.generate([head + [6]], params(0))[0]
+    first = generate(engine, [head + [5]], params(0))[0]
+    second = generate(engine, [head + [6]], params(0))[0]
     assert (first.stats["cached_tokens"], second.stats["cached_tokens"]) == (0, 80)
     assert first.stats["miss_reason"] == "never seen at token 0"
-    assert second.token_ids == make_engine().generate([head + [6]], params(0))[0].token_ids
+    assert second.token_ids == generate(make_engine(), [head + [6]], params(0))[0].token_ids
 
 
 @pytest.mark.parametrize("failing_step", range(8))
 @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError("out of memory")])
 def test_a_failing_forward_fails_its_requests_and_nothing_else(failing_step: int, error: Exception) -> None:
-    engine = make_engine(pages=12, max_step_tokens=32)
+    engine = make_engine(pages=12, step_tokens=32)
     prompts = shared_prefix_prompts(4)
     run, calls = engine.runner.run, iter(range(10_000))
 
@@ -70,13 +70,13 @@ def test_a_failing_forward_fails_its_requests_and_nothing_else(failing_step: int
         return run(slices)
 
     engine.runner.run = fail_once  # type: ignore[method-assign]
-    results = engine.generate(prompts, [params(i) for i in range(4)])
+    results = generate(engine, prompts, [params(i) for i in range(4)])
     assert {r.finish_reason for r in results} <= {"length", "error"}
     assert any(r.finish_reason == "error" for r in results)
     engine.check_integrity()
     assert engine.blocks.num_owned == 0
     expected = alone(prompts)
-    again = engine.generate(prompts, [params(i) for i in range(4)])
+    again = generate(engine, prompts, [params(i) for i in range(4)])
     assert [r.token_ids for r in again] == expected, "a failed step left something behind in the pages"
 
 
@@ -96,17 +96,17 @@ def test_pages_are_back_when_abort_returns() -> None:
 def test_sampling_depends_on_the_seed_alone() -> None:
     prompt = shared_prefix_prompts(1)[0]
     hot = SamplingParams(max_tokens=20, temperature=1.0, seed=7, ignore_eos=True)
-    first = make_engine().generate([prompt], hot)[0].token_ids
-    beside_others = make_engine().generate([prompt, *shared_prefix_prompts(3)], [hot, *map(params, range(3))])
+    first = generate(make_engine(), [prompt], hot)[0].token_ids
+    beside_others = generate(make_engine(), [prompt, *shared_prefix_prompts(3)], [hot, *map(params, range(3))])
     assert beside_others[0].token_ids == first
     other = SamplingParams(max_tokens=20, temperature=1.0, seed=8, ignore_eos=True)
-    assert make_engine().generate([prompt], other)[0].token_ids != first
+    assert generate(make_engine(), [prompt], other)[0].token_ids != first
 
 
 def test_logprobs_are_those_of_the_model() -> None:
     engine = make_engine()
     prompt = shared_prefix_prompts(1)[0]
-    result = engine.generate([prompt], SamplingParams(max_tokens=5, logprobs=3, ignore_eos=True))[0]
+    result = generate(engine, [prompt], SamplingParams(max_tokens=5, logprobs=3, ignore_eos=True))[0]
     assert result.logprobs is not None
     assert len(result.logprobs) == 5
     for token, entry in zip(result.token_ids, result.logprobs, strict=True):
@@ -117,29 +117,11 @@ def test_logprobs_are_those_of_the_model() -> None:
 
 def test_stop_token_ids_end_the_sequence_with_that_token(engine: Engine) -> None:
     prompt = shared_prefix_prompts(1)[0]
-    free = engine.generate([prompt], params(0))[0].token_ids
+    free = generate(engine, [prompt], params(0))[0].token_ids
     stop = free[4]
-    cut = engine.generate([prompt], params(0, stop_token_ids=(stop,)))[0]
+    cut = generate(engine, [prompt], params(0, stop_token_ids=(stop,)))[0]
     assert cut.token_ids == free[: free.index(stop) + 1]
     assert cut.finish_reason == "stop"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "changes", "words"),
-    [
-        ([], {}, "empty"),
-        ([3, 97], {}, "token id 97"),
-        ([3, -1], {}, "token id -1"),
-        ([3] * 510, {}, "the model holds 512"),
-        ([3], {"stop": ("x",)}, "tokenizer"),
-    ],
-)
-def test_bad_prompts_are_refused_in_words(
-    engine: Engine, prompt: list[int], changes: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=words):
-        engine.add_request(prompt, params(0, **changes))
-    assert not engine.has_work
 
 
 @pytest.mark.parametrize(
@@ -167,9 +149,3 @@ def test_bad_parameters_are_refused_by_name(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**changes)
     assert caught.value.param == next(iter(changes))
-
-
-def test_a_pool_too_small_for_the_request_is_told_by_its_setting() -> None:
-    with pytest.raises(PromptTooLong) as caught:
-        make_engine(pages=2).add_request([3] * 40, params(0))
-    assert "FOLIO_KV_MEMORY" in caught.value.detail

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import EMBEDDED, LoadedModel, load_model
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from sparse_attn.kernels import dense
-from sparse_attn.kv.pages import PageStats
+from sparse_attn.kernels.operands import Pages, Rows
+from sparse_attn.kv.page_stats import PageStats
 from sparse_attn.kv.quant import LEVELS, dequantize, quantize
 from sparse_attn.plan.capture import Captured, capture
+
+from .conftest import generate
 
 PAGE = 64
 LENGTH = 1024
@@ -53,15 +57,12 @@ def paged(x: torch.Tensor) -> torch.Tensor:
 
 def test_attention_over_int8_pages_is_within_its_tolerance(layers: list[Captured]) -> None:
     table = torch.arange(LENGTH // PAGE, dtype=torch.int32)[None]
-    lengths, bounds = torch.tensor([LENGTH]), torch.tensor([0, 64])
     for layer in layers:
-        q = layer.q[-64:]
-        exact = dense.paged_attention(q, paged(layer.k), paged(layer.v), table, lengths, bounds, scale=layer.scale)[0]
+        rows = Rows.of_sequence(layer.q[-64:], layer.k[-64:], layer.v[-64:], layer.scale, LENGTH)
+        exact = dense.paged_attention(Pages(paged(layer.k), paged(layer.v), table), rows)[0]
         (k, k_scale), (v, v_scale) = quantize(layer.k), quantize(layer.v)
-        found = dense.paged_attention(
-            q, paged(k), paged(v), table, lengths, bounds,
-            scale=layer.scale, k_scale=paged(k_scale), v_scale=paged(v_scale),
-        )[0]  # fmt: skip
+        codes = Pages(paged(k), paged(v), table, paged(k_scale), paged(v_scale))
+        found = dense.paged_attention(codes, rows)[0]
         assert 0 < relative(found - exact, exact) < OUT_TOLERANCE
         error = layer.v.abs().amax(-1) / LEVELS / 2 * 1.001
         assert ((dequantize(v, v_scale) - layer.v).abs() <= error[..., None]).all()
@@ -90,10 +91,10 @@ def test_the_reader_says_the_same_over_int8_pages(reader: LoadedModel, token_ids
     """Its next tokens, and its logits within the tolerance."""
     logits, answers = [], []
     for kv_dtype in ("auto", "int8"):
-        config = EngineConfig(kv_memory=64 << 20, kv_dtype=kv_dtype, max_model_len=2048, max_step_tokens=256)
+        config = EngineConfig(kv_memory=64 << 20, kv_dtype=kv_dtype, max_model_len=2048, step_tokens=256)
         engine = Engine(reader, config)
         params = SamplingParams(max_tokens=16, drafter="none", attention="dense", ignore_eos=True, logprobs=20)
-        result = engine.generate([token_ids], params)[0]
+        result = generate(engine, [token_ids], params)[0]
         answers.append(result.token_ids)
         assert result.logprobs is not None
         logits.append(torch.tensor([logprob for _, logprob in result.logprobs[0].top]))

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine.admission import Admission
+from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import GONE
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, PromptTooLong
 from sparse_attn.kv.lifetimes import PageLifetimes
 from sparse_attn.plan.formats import write_duo
 
-from .conftest import make_engine
+from .conftest import generate, make_engine
 
 STREAMING = "streaming:sink=16,local=32,gate=0,block=16"
 
@@ -38,7 +40,7 @@ def prompts() -> list[list[int]]:
 
 def run(engine: Engine, attention: str, **changes: Any) -> list[list[int]]:
     params = {"max_tokens": 20, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
-    results = engine.generate(prompts(), SamplingParams(**params))
+    results = generate(engine, prompts(), SamplingParams(**params))
     engine.check_integrity()
     assert engine.blocks.num_owned == 0
     return [r.token_ids for r in results]
@@ -95,7 +97,7 @@ def test_trees_preemption_and_the_prefix_cache_change_nothing(lserve: str, polic
 
     warm = make_engine(**options)
     run(warm, name)
-    again = warm.generate(prompts(), SamplingParams(max_tokens=20, attention=name, drafter="none", ignore_eos=True))
+    again = generate(warm, prompts(), SamplingParams(max_tokens=20, attention=name, drafter="none", ignore_eos=True))
     assert [r.token_ids for r in again] == plain
     assert again[0].stats["cached_tokens"] == 208
 
@@ -104,14 +106,15 @@ def test_a_warmed_document_comes_back_without_the_pages_that_nobody_reads(lserve
     options = {"kv_groups": lserve, "kv_dtype": "int8", "warm_folder": tmp_path}
     document = prompts()[0]
     params = SamplingParams(max_tokens=8, attention=lserve, ignore_eos=True)
-    make_engine(**options).warm("book", document, lserve)
+    with AsyncEngine(make_engine(**options)) as door:
+        door.warm("book", document, lserve)
     engine = make_engine(**options)
-    result = engine.generate([[*document, 7]], params)[0]
+    result = generate(engine, [[*document, 7]], params)[0]
     assert result.stats["cached_tokens"] == 208
     assert engine.blocks.restored < 2 * 208 // 16
-    assert result.token_ids == make_engine(**options).generate([[*document, 7]], params)[0].token_ids
+    assert result.token_ids == generate(make_engine(**options), [[*document, 7]], params)[0].token_ids
     other = make_engine(**{**options, "kv_groups": "none"})
-    assert other.generate([[*document, 7]], params)[0].stats["cached_tokens"] == 0
+    assert generate(other, [[*document, 7]], params)[0].stats["cached_tokens"] == 0
 
 
 def test_what_a_request_holds(lserve: str) -> None:
@@ -130,20 +133,21 @@ def test_a_streaming_request_is_longer_than_the_pool() -> None:
     """A ring in a pool that holds less than the prompt, whose rows are those of a large pool."""
     prompt = [3 + i * i % 90 for i in range(480)]
     params = SamplingParams(max_tokens=20, attention=STREAMING, drafter="none", ignore_eos=True)
-    small, large = make_engine(pages=20, max_step_tokens=16), make_engine(max_step_tokens=16)
-    assert small.generate([prompt], params)[0].token_ids == large.generate([prompt], params)[0].token_ids
+    small, large = make_engine(pages=20, step_tokens=16), make_engine(step_tokens=16)
+    assert generate(small, [prompt], params)[0].token_ids == generate(large, [prompt], params)[0].token_ids
     small.check_integrity()
 
 
 def test_the_window_is_what_the_pool_holds_under_the_default_policy(lserve: str) -> None:
     for name, groups, least in (("dense", "none", 320), ("dense", lserve, 320), (lserve, "auto", 400)):
-        engine = make_engine(pages=20, attention=name, kv_groups=groups, max_step_tokens=16)
-        assert least <= engine.window < 512
-        new = SamplingParams(max_tokens=engine.window - 300)
-        engine.add_request([5] * 300, new)
-        with pytest.raises(PromptTooLong):
-            engine.add_request([5] * 301, new)
-    assert make_engine(attention=lserve).window == 512
+        engine = make_engine(pages=20, attention=name, kv_groups=groups, step_tokens=16)
+        admission = Admission(engine)
+        assert least <= admission.window < 512
+        new = SamplingParams(max_tokens=admission.window - 300)
+        admission.check_prompt([5] * 300, new)
+        with pytest.raises(PromptTooLong, match="pages of KV"):
+            admission.check_prompt([5] * 301, new)
+    assert Admission(make_engine(attention=lserve)).window == 512
 
 
 def test_dropped_pages_are_marked_in_the_request(lserve: str) -> None:
@@ -165,7 +169,7 @@ def test_int8_is_near_the_numbers_it_stands_for() -> None:
         seen: list[torch.Tensor] = []
         forward = engine.runner.run
         engine.runner.run = lambda parts, seen=seen, forward=forward: seen.append(forward(parts)) or seen[-1]  # type: ignore[method-assign, func-returns-value, misc]
-        engine.generate([prompts()[2]], SamplingParams(max_tokens=1))
+        generate(engine, [prompts()[2]], SamplingParams(max_tokens=1))
         logits[kv_dtype] = seen[-1].logits[-1]
     error = (logits["auto"] - logits["int8"]).abs().max() / logits["auto"].std()
     assert 0 < error < 0.2
@@ -174,7 +178,6 @@ def test_int8_is_near_the_numbers_it_stands_for() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kv_dtype": "int4"}, "Unknown dtype of KV 'int4'"),
         ({"kv_groups": "quest:budget=512"}, "no streaming heads"),
         ({"kv_groups": "lserve"}, "folio calibrate"),
         ({"attention": "nonsense"}, "unknown attention policy"),

@@ -5,28 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 
-from .conftest import make_model
+from .conftest import generate, make_model
 
-SMALL = {"kv_memory": 8 << 20, "page_size": 16, "max_step_tokens": 96, "prefix_cache": False, "drafter": "none"}
+SMALL = {"kv_memory": 8 << 20, "page_size": 16, "step_tokens": 96, "prefix_cache": False, "drafter": "none"}
 
 
 def logits_of(engine, prompts, attention, every_row):
     """Logits of every sampling step of the prompts, run together."""
-    engine.runner.reads_every_row = every_row
     seen, run = [], engine.runner.run
 
     def keep(slices):
+        for part in slices:
+            part.hidden_rows = part.num_rows if every_row else 0
         forward = run(slices)
         seen.append(forward.logits.clone())
         return forward
 
     engine.runner.run = keep
     try:
-        engine.generate(prompts, SamplingParams(max_tokens=4, ignore_eos=True, attention=attention))
+        generate(engine, prompts, SamplingParams(max_tokens=4, ignore_eos=True, attention=attention))
     finally:
         engine.runner.run = run
     return torch.cat(seen)
@@ -60,12 +62,12 @@ def test_the_last_layer_attends_for_the_last_row_alone(monkeypatch):
 
     rows, attend = [], backend._attend
 
-    def counted(kernels, attn, layer, q, *others):
-        rows.append((layer, len(q)))
-        return attend(kernels, attn, layer, q, *others)
+    def counted(kernels, part, layer):
+        rows.append((layer, len(part.rows.q)))
+        return attend(kernels, part, layer)
 
     monkeypatch.setattr(backend, "_attend", counted)
     config = EngineConfig(**SMALL)
     engine = Engine(prepare("llama", make_model(dtype=torch.float32)), config)
-    engine.generate([list(range(3, 90)) * 2], SamplingParams(max_tokens=1, ignore_eos=True, attention="dense"))
+    generate(engine, [list(range(3, 90)) * 2], SamplingParams(max_tokens=1, ignore_eos=True, attention="dense"))
     assert rows == [(0, 96), (1, 96), (0, 78), (1, 78), (2, 1)]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from service.engine.engine import EngineConfig, make_pool
+from service.engine.config import EngineConfig
+from service.engine.kv.layout import make_pool
 from service.engine.loading.checkpoint import load_model
 from service.errors import ModelError
 

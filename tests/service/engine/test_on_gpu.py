@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
 from service.engine.step import Slice
 
-from .conftest import make_model
+from .conftest import generate, make_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +55,7 @@ def test_requests_run_to_their_ends_in_graphs_and_without(attention: str, temper
     )
     for graphs in (True, False):
         engine = gpu_engine(cuda_graphs=graphs)
-        results = engine.generate(PROMPTS, params)
+        results = generate(engine, PROMPTS, params)
         assert [len(r.token_ids) for r in results] == [24, 24, 24]
         assert any(name.startswith("triton") for name in engine.stats()["kernels"])
         engine.check_integrity()

@@ -9,14 +9,16 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.step import Slice
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
 
-from .conftest import FAMILIES, SIZES, make_engine, make_model
+from .conftest import FAMILIES, SIZES, generate, make_engine, make_model
 
 LENGTHS = [70, 5, 33]
 
@@ -79,7 +81,7 @@ def test_logits_equal_those_of_transformers(family: str, chunk: int) -> None:
 def test_greedy_ids_equal_those_of_generate(family: str) -> None:
     engine = make_engine(family)
     expected = reference(family)
-    results = engine.generate(prompts(), SamplingParams(max_tokens=24))
+    results = generate(engine, prompts(), SamplingParams(max_tokens=24))
     for ids, result in zip(prompts(), results, strict=True):
         out = expected.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)
         assert result.token_ids == out[0, len(ids) :].tolist()
@@ -103,7 +105,9 @@ def test_longrope_keeps_its_numbers_whatever_runs_beside() -> None:
     )
     params = SamplingParams(max_tokens=8)
     short = prompts()[1]
-    assert alone.generate([short], params)[0].token_ids == together.generate([short, prompts()[0]], params)[0].token_ids
+    assert (
+        generate(alone, [short], params)[0].token_ids == generate(together, [short, prompts()[0]], params)[0].token_ids
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,4 +150,4 @@ def test_pool_pages_are_sized_from_the_keys_the_model_makes() -> None:
         16,
     )
     pool = KVPool(loaded.kv_shape, num_pages=4, page_size=16)
-    assert pool.keys[0].shape == (5, 2, 16, 16)
+    assert pool.groups[0].keys[0].shape == (5, 2, 16, 16)

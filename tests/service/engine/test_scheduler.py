@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -18,11 +19,15 @@ from hypothesis.stateful import (
 
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict, verify
-from service.engine.block_manager import GONE, BlockManager, OutOfPages
-from service.engine.request import FinishReason, Request, SamplingParams
+from service.engine import block_manager
+from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDigests
+from service.engine.finish import Emitted, FinishReason, StopChecker
+from service.engine.params import SamplingParams
+from service.engine.request import Priority, Reading, Request
 from service.engine.scheduler import Scheduler, SchedulerConfig
-from service.errors import Busy, PromptTooLong
-from sparse_attn.kv.lifetimes import HeadGroups, PageLifetimes
+from service.engine.step import Step
+from sparse_attn.kv.head_groups import HeadGroups
+from sparse_attn.kv.lifetimes import PageLifetimes
 
 PAGE = 4
 STOP = 9
@@ -34,8 +39,24 @@ def next_token(tokens: Sequence[int]) -> int:
     return (sum((i + 3) * t for i, t in enumerate(tokens)) + len(tokens)) % 9
 
 
-def is_stop(request: Request, token: int) -> bool:
-    return token == STOP
+def kept(verdicts: dict[str, Verdict], step: Step) -> dict[str, Emitted]:
+    """What each request keeps of its verdict."""
+    of = {seq.request.id: seq.request for seq in step.slices}
+    return {
+        name: Emitted(list(verdict.tokens))
+        if of[name].mixture is not None
+        else StopChecker(frozenset({STOP}), of[name].params.max_tokens).take(verdict.tokens, of[name].num_output)
+        for name, verdict in verdicts.items()
+    }
+
+
+def most_rows(step: Step) -> int:
+    """Rows of a step whose drafts are as large as they may be."""
+    return sum(len(seq.token_ids) + seq.draft_budget for seq in step.slices)
+
+
+def digests(salt: str = "") -> PageDigests:
+    return PageDigests(salt, PAGE)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -44,7 +65,7 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(pages=st.integers(6, 20), running=st.integers(1, 5), draft=st.integers(0, 3), groups=st.integers(1, 2))
     def setup(self, pages: int, running: int, draft: int, groups: int) -> None:
         self.blocks = BlockManager(pages * groups, PAGE, num_groups=groups)
-        config = SchedulerConfig(1 << 20, max_step_tokens=10, max_running=running, max_waiting=8, max_draft=3)
+        config = SchedulerConfig(max_step_tokens=10, max_running=running, max_draft=3)
         self.scheduler = Scheduler(config, self.blocks)
         self.draft = draft
         self.count = 0
@@ -52,35 +73,41 @@ class EngineMachine(RuleBasedStateMachine):
         self.live: list[Request] = []
         self.finished: list[Request] = []
 
-    @rule(head=st.integers(0, 2), length=st.integers(1, 60), new=st.integers(1, 12), streams=st.booleans())
-    def add(self, head: int, length: int, new: int, streams: bool) -> None:
-        """Prompts of the same head share a prefix of any length; some requests drop pages of the last head group."""
+    @rule(
+        head=st.integers(0, 2),
+        length=st.integers(1, 60),
+        new=st.integers(1, 12),
+        kind=st.sampled_from(["dense", "streams", "mixed", "read", "read for its states"]),
+    )
+    def add(self, head: int, length: int, new: int, kind: str) -> None:
+        """Prompts of the same head share a prefix of any length; some requests drop pages of the last head group, some
+        are guessed on and cut back, some only read."""
         prompt = [(head + i * i) % 7 for i in range(length)]
         self.count += 1
-        request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new))
-        if streams:
+        reading = {"read": Reading(priority=Priority.DRAFT), "read for its states": Reading(on_chunk=lambda *_: None)}
+        request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new), reading=reading.get(kind))
+        if kind == "streams":
             request.salt, last = "streams", self.blocks.num_groups - 1
             request.lifetimes = PageLifetimes(frozenset({last}), STREAMING, length, PAGE, PAGE)
-        request.draft_budget = self.draft
-        try:
-            self.scheduler.add(request)
-        except PromptTooLong:
-            assert self.scheduler.most_pages(request.max_len, request.lifetimes) > self.blocks.num_pages
-        except Busy:
-            assert len(self.scheduler.waiting) >= 8  # preempted ones come back to it
+        if kind == "mixed":
+            request.mixture = Mock()
         else:
+            request.draft_budget = self.draft
+        if self.scheduler.most_pages(request.max_len, request.lifetimes) <= self.blocks.num_pages:
+            self.scheduler.add(request)
             self.live.append(request)
 
     @rule(guess=st.integers(0, 2), fails=st.booleans())
     def step(self, guess: int, fails: bool) -> None:
-        had_work = self.scheduler.has_work
+        parked = [request for request in self.live if request.parked]
+        must_run = any(r in self.scheduler.running and not r.parked for r in self.live)
         before = {r.id: list(r.token_ids) for r in self.live}
         step = self.scheduler.schedule()
-        assert step.num_rows <= 10 + self.draft * 5 + 5
-        if not had_work:
-            assert not step
+        assert most_rows(step) <= 10
+        assert step or step.preempted or not must_run, "a request runs, and nothing is scheduled"
+        assert step or parked or not self.live, "a request waits for nobody, and nothing is scheduled"
+        if not step:
             return
-        assert step, "work, and nothing scheduled"
         if fails:
             self.scheduler.rollback(step)
             assert {r.id: r.token_ids for r in self.live} == before
@@ -95,6 +122,11 @@ class EngineMachine(RuleBasedStateMachine):
             self.write(request, part.start, part.token_ids)
             if not part.samples:
                 continue
+            if request.mixture is not None:
+                may = guess and request.num_output + request.num_provisional + 1 < request.params.max_tokens
+                token = next_token(ids) if guess == 1 else 8
+                verdicts[request.id] = Verdict((), (token,) if may else ())
+                continue
             tree = part.tree if part.tree is not None else EMPTY
             choices = []
             for row in range(len(tree) + 1):
@@ -102,12 +134,33 @@ class EngineMachine(RuleBasedStateMachine):
                 choices.append(next_token(ids + [int(tree.tokens[n]) for n in path]))
             verdict = verdicts[request.id] = verify(tree, choices)
             self.write(request, len(ids), [int(tree.tokens[n]) for n in verdict.path])
-        self.scheduler.commit(step, verdicts, is_stop)
+        self.scheduler.commit(step, kept(verdicts, step))
         for request in list(self.live):
-            if request.finish_reason is not None:
-                self.scheduler.finish(request, request.finish_reason)
-                self.live.remove(request)
-                self.finished.append(request)
+            if request.reading is not None and not request.num_pending:
+                request.finish_reason = FinishReason.STOP
+            self.end(request)
+
+    @precondition(lambda self: any(request.parked for request in self.live))
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        self.settle_one(data.draw(st.sampled_from([request for request in self.live if request.parked])))
+
+    def settle_one(self, request: Request) -> None:
+        """A round's guesses up to the first that is wrong, and the true token there."""
+        true: list[int] = []
+        for guess in [*request.token_ids[request.num_certain :], None]:
+            true.append(next_token([*request.token_ids[: request.num_certain], *true]))
+            if guess != true[-1]:
+                break
+        checker = StopChecker(frozenset({STOP}), request.params.max_tokens)
+        self.scheduler.settle(request, checker.take(true, request.num_output))
+        self.end(request)
+
+    def end(self, request: Request) -> None:
+        if request.finish_reason is not None:
+            self.scheduler.finish(request, request.finish_reason)
+            self.live.remove(request)
+            self.finished.append(request)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -143,6 +196,8 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(2000):  # no deadlock: everything ends
             if not self.scheduler.has_work:
                 break
+            for request in [request for request in self.live if request.parked]:
+                self.settle_one(request)
             self.step(0, False)
         assert not self.live
         assert self.blocks.num_owned == 0
@@ -182,7 +237,7 @@ def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> l
             break
         order.append([p.request.id for p in step.slices])
         verdicts = {p.request.id: verify(EMPTY, [next_token(p.request.token_ids)]) for p in step.slices if p.samples}
-        scheduler.commit(step, verdicts, is_stop)
+        scheduler.commit(step, kept(verdicts, step))
         for request in requests:
             if request.finish_reason and request in scheduler.running:
                 scheduler.finish(request, request.finish_reason)
@@ -194,7 +249,7 @@ def request(name: str, prompt: list[int], new: int = 4) -> Request:
 
 
 def scheduler(pages: int = 64, **options: int) -> Scheduler:
-    config = SchedulerConfig(**{"max_model_len": 4096, "max_step_tokens": 16, **options})
+    config = SchedulerConfig(**{"max_step_tokens": 16, "max_running": 8, **options})
     return Scheduler(config, BlockManager(pages, PAGE))
 
 
@@ -226,46 +281,34 @@ def test_an_unrelated_request_is_not_held_up_by_a_shared_prefix_under_way() -> N
     assert "other" in drive(sched, [first, second, other])[0]
 
 
-def test_requests_that_can_never_fit_are_refused_at_the_door() -> None:
-    sched = scheduler(pages=4)
-    with pytest.raises(PromptTooLong, match="pages"):
-        sched.add(request("big", [1] * 14, new=4))
-    with pytest.raises(PromptTooLong, match="model holds"):
-        scheduler(max_model_len=8).add(request("long", [1] * 6, new=4))
-    full = scheduler(max_waiting=1)
-    full.add(request("a", [1]))
-    with pytest.raises(Busy):
-        full.add(request("b", [1]))
-
-
 def test_a_miss_says_why() -> None:
     blocks = BlockManager(4, PAGE)
     tokens = list(range(12))
-    assert blocks.match(tokens[:3], "").miss_reason == f"prompt is shorter than a page of {PAGE} tokens"
-    assert blocks.match(tokens, "").miss_reason == "never seen at token 0"
+    assert blocks.match(tokens[:3], digests()).miss_reason == f"prompt is shorter than a page of {PAGE} tokens"
+    assert blocks.match(tokens, digests()).miss_reason == "never seen at token 0"
     pages = blocks.allocate(3)
-    blocks.publish(tokens, pages, 0, "")
+    blocks.publish(tokens, len(tokens), pages, 0, digests())
     blocks.release(pages)
-    hit = blocks.match(tokens + [1], "")
+    hit = blocks.match(tokens + [1], digests())
     assert hit.pages == pages
     assert hit.miss_reason is None
     blocks.release(hit.pages)
-    differs = blocks.match(tokens[:4] + [7] * 8, "")
+    differs = blocks.match(tokens[:4] + [7] * 8, digests())
     assert (differs.pages, differs.miss_reason) == (pages[:1], "differs at token 4")
     blocks.release(differs.pages)
-    assert blocks.match(tokens, "another policy").miss_reason == "never seen at token 0"
+    assert blocks.match(tokens, digests("another policy")).miss_reason == "never seen at token 0"
     blocks.release(blocks.allocate(4))  # evicts all
-    assert blocks.match(tokens, "").miss_reason == "evicted at token 0"
+    assert blocks.match(tokens, digests()).miss_reason == "evicted at token 0"
 
 
 def test_the_tail_of_a_prefix_is_evicted_first() -> None:
     blocks = BlockManager(3, PAGE)
     tokens = list(range(12))
     pages = blocks.allocate(3)
-    blocks.publish(tokens, pages, 0, "")
+    blocks.publish(tokens, len(tokens), pages, 0, digests())
     blocks.release(pages)
     blocks.allocate(1)
-    assert blocks.match(tokens + [0], "").pages == pages[:2]
+    assert blocks.match(tokens + [0], digests()).pages == pages[:2]
 
 
 def test_allocation_is_all_or_nothing() -> None:
@@ -286,17 +329,17 @@ def test_a_prefix_is_found_where_the_window_before_it_is_still_there() -> None:
     tokens = list(range(10 * PAGE))
     gone = ring(len(tokens)).gone
     places = blocks.allocate(10)
-    blocks.publish(tokens, places, 0, "")
+    blocks.publish(tokens, len(tokens), places, 0, digests())
     blocks.drop(places, 1, gone(1, len(tokens)))
     assert [place[1] == GONE for place in places] == [False] + [True] * 7 + [False] * 2
     blocks.release(places)
     blocks.release(blocks.allocate(4))  # evicts what was dropped: it was given back first
-    hit = blocks.match([*tokens, 0], "", gone)
+    hit = blocks.match([*tokens, 0], digests(), gone)
     assert hit.pages == places
     assert hit.miss_reason is None
     blocks.release(hit.pages)
     # The window before token 24 was dropped and evicted; that before token 4 is the sink's own page.
-    shorter = blocks.match([*tokens[: 6 * PAGE], 99], "", ring(6 * PAGE + 1).gone)
+    shorter = blocks.match([*tokens[: 6 * PAGE], 99], digests(), ring(6 * PAGE + 1).gone)
     assert len(shorter.pages) == 1
     assert shorter.miss_reason == "evicted at token 4"
     blocks.release(shorter.pages)
@@ -307,11 +350,11 @@ def test_a_sequence_that_reads_all_finds_no_prefix_with_holes() -> None:
     blocks = BlockManager(24, PAGE, num_groups=2)
     tokens = list(range(10 * PAGE))
     places = blocks.allocate(10)
-    blocks.publish(tokens, places, 0, "")
+    blocks.publish(tokens, len(tokens), places, 0, digests())
     dropped = [place[1] for place in places[3:5]]
     blocks.drop(places, 1, [3, 4, 3])
     blocks.release(blocks.allocate(3))  # four pages are free, the dropped ones go next
-    hit = blocks.match([*tokens, 0], "")
+    hit = blocks.match([*tokens, 0], digests())
     assert [place[0] for place in hit.pages] == [place[0] for place in places[: len(hit.pages)]]
     assert all(GONE not in place for place in hit.pages)
     assert len(hit.pages) == 3
@@ -320,17 +363,149 @@ def test_a_sequence_that_reads_all_finds_no_prefix_with_holes() -> None:
 
 
 def test_a_long_request_that_streams_fits_where_another_does_not() -> None:
-    config = SchedulerConfig(4096, max_step_tokens=PAGE, max_draft=0)
-    for lifetimes, fits in ((None, False), (ring(40 * PAGE), True)):
-        sched = Scheduler(config, BlockManager(60, PAGE, num_groups=2))
-        long = request("long", [i % 7 for i in range(40 * PAGE)])
-        long.lifetimes = lifetimes
-        if not fits:
-            with pytest.raises(PromptTooLong, match="82 pages"):
-                sched.add(long)
-            continue
-        sched.add(long)
-        drive(sched, [long])
-        assert long.num_output == 4
-        assert sched.num_preemptions == 0
-        sched.check_integrity()
+    config = SchedulerConfig(max_step_tokens=PAGE, max_running=1, max_draft=0)
+    sched = Scheduler(config, BlockManager(60, PAGE, num_groups=2))
+    long = request("long", [i % 7 for i in range(40 * PAGE)])
+    assert sched.most_pages(long.max_len, None) == 82
+    long.lifetimes = ring(40 * PAGE)
+    assert sched.most_pages(long.max_len, long.lifetimes) <= 60
+    sched.add(long)
+    drive(sched, [long])
+    assert long.num_output == 4
+    assert sched.num_preemptions == 0
+    sched.check_integrity()
+
+
+def step_once(sched: Scheduler) -> Step:
+    """One step of the toy model, without drafts; what is done is ended."""
+    step = sched.schedule()
+    verdicts = {s.request.id: verify(EMPTY, [next_token(s.request.token_ids)]) for s in step.slices if s.samples}
+    sched.commit(step, kept(verdicts, step))
+    for seq in step.slices:
+        if seq.request.finish_reason:
+            sched.finish(seq.request, seq.request.finish_reason)
+    return step
+
+
+def decoding(sched: Scheduler, count: int, draft: int, new: int) -> None:
+    """So many requests that decode from the next step on, each with drafts of that many nodes."""
+    for i in range(count):
+        one = request(f"decoding{i}", [100 + i], new)
+        one.draft_budget = draft
+        sched.add(one)
+    step_once(sched)
+    assert all(r.decodes for r in sched.running)
+
+
+PROMPTS = st.lists(st.tuples(st.integers(2, 120), st.booleans(), st.integers(0, 30)), min_size=1, max_size=5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(prompts=PROMPTS, decoders=st.integers(0, 19), draft=st.integers(0, 40))
+def test_rows_stay_within_the_step_and_every_prompt_is_read_soon(
+    prompts: list[tuple[int, bool, int]], decoders: int, draft: int
+) -> None:
+    """Prompts (length, whether on a grid, step of arrival) beside requests that decode for longer than the bound."""
+    sched = scheduler(pages=4000, max_step_tokens=32, max_running=24)
+    decoding(sched, decoders, draft, 500)
+    soon = 2 * (sum(length for length, _, _ in prompts) // (8 - PAGE + 1) + len(prompts)) + 4
+    arrivals = {i: request(f"prompt{i}", [200 + i] * length, 500) for i, (length, _, _) in enumerate(prompts)}
+    unread = dict(arrivals)
+    for now in range(30 + soon):
+        for i, (_, grid, at) in enumerate(prompts):
+            if at == now:
+                arrivals[i].prefill_grid = 32 * grid
+                sched.add(arrivals[i])
+        pending = sum(r.num_pending for r in sched.running if not r.decodes)
+        decode = {r for r in sched.running if r.decodes}
+        step = step_once(sched)
+        assert most_rows(step) <= 32
+        decoded = sum(1 + seq.draft_budget for seq in step.slices if seq.request in decode)
+        assert decoded <= 32 - min(8, pending)
+        assert all(len(seq.token_ids) % 32 == 0 or seq.samples for seq in step.slices if seq.request.prefill_grid)
+        unread = {i: r for i, r in unread.items() if not r.num_output}
+        assert all(now - prompts[i][2] <= soon for i in unread if prompts[i][2] <= now)
+    assert not unread
+
+
+def test_a_prompt_beside_many_large_drafts_is_read() -> None:
+    config = SchedulerConfig(max_step_tokens=2048, max_running=64)
+    sched = Scheduler(config, BlockManager(2000, 64))
+    decoding(sched, 63, 32, 400)
+    prompt = request("prompt", [7] * 8000)
+    sched.add(prompt)
+    for _ in range(20):
+        step_once(sched)
+    assert prompt.num_output > 0
+
+
+def test_sixteen_requests_keep_the_largest_drafts_beside_a_prompt() -> None:
+    sched = Scheduler(SchedulerConfig(max_step_tokens=2048, max_running=17), BlockManager(2000, 64))
+    decoding(sched, 16, 64, 400)
+    sched.add(request("prompt", [7] * 8000))
+    step = sched.schedule()
+    assert [seq.draft_budget for seq in step.slices] == [64] * 16 + [0]
+    assert most_rows(step) == 16 * 65 + 960  # the rest of 2048, on a page's border
+
+
+def test_drafts_give_way_the_largest_first() -> None:
+    sched = scheduler(pages=400, max_step_tokens=32, max_running=8)
+    decoding(sched, 4, 3, 100)
+    for one, draft in zip(sched.running, (1, 20, 3, 20), strict=True):
+        one.draft_budget = draft
+    sched.add(request("prompt", [7] * 100))
+    assert [seq.draft_budget for seq in sched.schedule().slices] == [1, 8, 3, 8, 0]
+
+
+def test_too_many_running_requests_for_a_step_are_refused() -> None:
+    SchedulerConfig(max_step_tokens=32, max_running=24)
+    with pytest.raises(ValueError, match="25 requests decode beside prompts in 32 rows"):
+        SchedulerConfig(max_step_tokens=32, max_running=25)
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_a_step_hashes_no_more_tokens_behind_a_long_context(drafts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    blake2b = block_manager.blake2b
+
+    def counting(data: bytes, **options: int) -> object:
+        hashed.append(len(data))
+        return blake2b(data, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(block_manager, "blake2b", counting)
+    most = []
+    for length in (40, 4000):
+        sched = scheduler(pages=2000, max_step_tokens=4096)
+        one = request("one", [i % 7 for i in range(length)], 50)
+        one.draft_budget = drafts
+        sched.add(one)
+        step_once(sched)
+        per_step = []
+        for _ in range(3 * PAGE):
+            hashed.clear()
+            step_once(sched)
+            per_step.append(sum(hashed))
+        most.append(max(per_step))
+    assert most == [16 + 8 * PAGE] * 2
+
+
+def test_a_waiting_request_is_matched_once_a_change_of_the_cache_and_counted_once() -> None:
+    sched = scheduler(pages=16, max_step_tokens=64)
+    first, second = request("first", [1] * 37, 20), request("second", [1] * 20 + [2] * 20, 4)
+    sched.add(first)
+    step_once(sched)
+    matched: list[int] = []
+    match = sched.blocks.match
+    sched.blocks.match = lambda *args: (matched.append(sched.blocks.version), match(*args))[1]  # type: ignore[method-assign, func-returns-value]
+    held = sched.blocks.allocate(5)
+    sched.add(second)
+    for _ in range(3 * PAGE):
+        step_once(sched)
+    assert len(matched) == len(set(matched)) > 1
+    assert second in sched.waiting
+    assert sched.blocks.queries == 36
+    sched.blocks.release(held)
+    while second in sched.waiting:
+        step_once(sched)
+    assert (sched.blocks.queries, sched.blocks.hits) == (36 + 36, 20)
+    assert second.cached_tokens == 20

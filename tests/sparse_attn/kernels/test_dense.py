@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_attn.kernels.dense import merge_states, paged_attention, ragged_attention
+from sparse_attn.kernels.dense import attention, merge_states, paged_attention, ragged_attention
+from sparse_attn.kernels.operands import Pages, Rows
 
 SHAPES = [(4, 4, 64), (8, 2, 96), (7, 1, 128), (8, 1, 16)]
 
@@ -78,10 +79,9 @@ def test_paged_attention_is_a_softmax_over_the_context(shape, sequences, window,
     masks = [torch.rand(index_heads, r, c, generator=g) < 0.5 for r, c in sequences]
     index = HeadFilter(masks) if filtered != "none" else None
 
-    out, lse = paged_attention(
-        q, k_cache, v_cache, tables, torch.tensor(lengths, dtype=torch.int32), cu,
-        scale=0.3, softcap=softcap, window=window, index=index,
-    )  # fmt: skip
+    new = torch.full((sum(rows), kv_heads, dim), torch.nan, dtype=torch.float64)  # which it does not read
+    given = Rows(q, new, new, cu, torch.tensor(lengths, dtype=torch.int32), 0.3, softcap, window)
+    out, lse = paged_attention(Pages(k_cache, v_cache, tables), given, index)
 
     for s, (r, c) in enumerate(sequences):
         tokens = [(int(tables[s, j // page_size]), j % page_size) for j in range(c)]
@@ -120,9 +120,7 @@ def test_ragged_attention_is_causal_or_follows_the_tree(shape, rows, window, sof
         [torch.arange(n) + 9 if m is None else m.sum(1) + 8 for n, m in zip(rows, tree_masks, strict=True)]
     )
 
-    out, lse = ragged_attention(
-        q, k, v, cu, scale=0.2, softcap=softcap, window=window, positions=positions, tree_masks=tree_masks
-    )
+    out, lse = ragged_attention(Rows(q, k, v, cu, torch.zeros(len(rows)), 0.2, softcap, window, positions, tree_masks))
 
     for s, n in enumerate(rows):
         lo, hi = int(cu[s]), int(cu[s + 1])
@@ -152,18 +150,9 @@ def test_merged_parts_are_the_whole(context, new, seed):
         cache.fill_(0.0)
         for j in range(context):
             cache[j // page_size, :, j % page_size] = x[j]
-    cu = torch.tensor([0, new], dtype=torch.int32)
-    past = paged_attention(
-        q[context:],
-        *caches,
-        torch.arange(pages + 1).view(1, -1).int(),
-        torch.tensor([context]),
-        cu,
-        scale=0.25,
-    )
-    fresh = ragged_attention(q[context:], k[context:], v[context:], cu, scale=0.25)
-    out, lse = merge_states(*past, *fresh)
-    whole_out, whole_lse = ragged_attention(q, k, v, torch.tensor([0, length]), scale=0.25)
+    rows = Rows.of_sequence(q[context:], k[context:], v[context:], 0.25, context)
+    out, lse = attention(Pages(*caches, torch.arange(pages + 1).view(1, -1).int()), rows)
+    whole_out, whole_lse = ragged_attention(Rows.of_sequence(q, k, v, 0.25))
     torch.testing.assert_close(out, whole_out[context:], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(lse, whole_lse[context:], rtol=1e-12, atol=1e-12)
 
@@ -179,9 +168,8 @@ def test_merging_two_empty_states_stays_empty():
 def test_low_precision_is_close_to_float64(dtype):
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(300, h, 64, generator=g, dtype=torch.float64).to(dtype) for h in (4, 2, 2))
-    cu = torch.tensor([0, 300])
-    out, lse = ragged_attention(q, k, v, cu, scale=0.125)
-    exact, exact_lse = ragged_attention(q.double(), k.double(), v.double(), cu, scale=0.125)
+    out, lse = ragged_attention(Rows.of_sequence(q, k, v, 0.125))
+    exact, exact_lse = ragged_attention(Rows.of_sequence(q.double(), k.double(), v.double(), 0.125))
     assert out.dtype == dtype
     assert lse.dtype == torch.float32
     tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}[dtype]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels import dense, select_kernels
+from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.kernels.whole import WHOLE, attend_whole, best_whole, find_whole
 from sparse_attn.kv.pool import KVPool, KVShape
 
@@ -17,8 +19,8 @@ CPU = torch.device("cpu")
 PAGE, HEADS, KV_HEADS, DIM = 16, 4, 2, 16
 
 
-def batch(lengths: list[int], contexts: list[int], dtype: torch.dtype) -> tuple[KVPool, tuple[Any, ...], list[Any]]:
-    """A pool with the contexts in shuffled pages; q, k, v of the new rows; tables, context lengths and bounds."""
+def batch(lengths: list[int], contexts: list[int], dtype: torch.dtype, **options: Any) -> tuple[KVPool, Pages, Rows]:
+    """A pool with the contexts in shuffled pages, where they lie, and new rows behind them."""
     g = torch.Generator().manual_seed(0)
     pool = KVPool(KVShape(1, KV_HEADS, DIM), 32, PAGE, dtype)
     tables = torch.randperm(32, generator=g).int()[: 12 * len(lengths)].view(len(lengths), 12)
@@ -34,41 +36,36 @@ def batch(lengths: list[int], contexts: list[int], dtype: torch.dtype) -> tuple[
         pool.groups[0].write(0, slots, pool.encode(noise(context, KV_HEADS), noise(context, KV_HEADS)))
     rows = sum(lengths)
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    return (
-        pool,
-        (noise(rows, HEADS), noise(rows, KV_HEADS), noise(rows, KV_HEADS)),
-        [tables, torch.tensor(contexts, dtype=torch.int32), bounds],
-    )
+    new = (noise(rows, HEADS), noise(rows, KV_HEADS), noise(rows, KV_HEADS))
+    given = Rows(*new, bounds, torch.tensor(contexts, dtype=torch.int32), 0.25, **options)
+    return pool, pool.groups[0].pages(0, tables), given
 
 
 @pytest.mark.parametrize("name", ["sdpa", "flex"])
 @pytest.mark.parametrize(("softcap", "window"), [(0.0, 0), (5.0, 0), (0.0, 50), (5.0, 70)])
 def test_the_numbers_are_those_of_the_reference(name: str, softcap: float, window: int) -> None:
-    pool, (q, k, v), (tables, contexts, bounds) = batch([64, 90], [0, 77], torch.float32)
-    options = {"scale": 0.25, "softcap": softcap, "window": window}
-    got = attend_whole(WHOLE[name], pool.groups[0], 0, (q, k, v), tables, contexts, bounds, **options)
-    exact = (x.double() for x in (q, k, v, pool.keys[0], pool.values[0]))
+    _, pages, rows = batch([64, 90], [0, 77], torch.float32, softcap=softcap, window=window)
+    got = attend_whole(WHOLE[name], pages, rows)
+    q, k, v, key_pages, value_pages = (x.double() for x in (rows.q, rows.k, rows.v, pages.k, pages.v))
     positions = torch.cat([torch.arange(64), torch.arange(77, 77 + 90)])
-    expected, _ = dense.attention(*exact, tables, contexts, bounds, positions=positions, **options)
+    exact = replace(rows, q=q, k=k, v=v, positions=positions)
+    expected, _ = dense.attention(Pages(key_pages, value_pages, pages.block_tables), exact)
     assert got is not None
     torch.testing.assert_close(got.double(), expected, atol=3e-6, rtol=3e-6)
 
 
 def test_int8_pages_are_read_as_their_values() -> None:
-    pool, (q, k, v), (tables, contexts, bounds) = batch([64], [50], torch.int8)
-    got = attend_whole(
-        WHOLE["sdpa"], pool.groups[0], 0, (q, k, v), tables, contexts, bounds, scale=0.25, softcap=0.0, window=0
-    )
-    slots = tables[0].long()[torch.arange(50) // PAGE] * PAGE + torch.arange(50) % PAGE
+    pool, pages, rows = batch([64], [50], torch.int8)
+    got = attend_whole(WHOLE["sdpa"], pages, rows)
+    slots = pages.block_tables[0].long()[torch.arange(50) // PAGE] * PAGE + torch.arange(50) % PAGE
     old_k, old_v = pool.groups[0].read(0, slots, torch.float32)
-    expected = WHOLE["sdpa"](q, torch.cat([old_k, k]), torch.cat([old_v, v]), 0.25, 0.0, 0)
+    expected = WHOLE["sdpa"](rows.q, torch.cat([old_k, rows.k]), torch.cat([old_v, rows.v]), 0.25, 0.0, 0)
     torch.testing.assert_close(got, expected)
 
 
 def test_few_rows_stay_with_the_kernels_that_read_pages() -> None:
-    pool, rows, (tables, contexts, bounds) = batch([64, 3], [0, 20], torch.float32)
-    options = {"scale": 0.25, "softcap": 0.0, "window": 0}
-    assert attend_whole(WHOLE["sdpa"], pool.groups[0], 0, rows, tables, contexts, bounds, **options) is None
+    _, pages, rows = batch([64, 3], [0, 20], torch.float32)
+    assert attend_whole(WHOLE["sdpa"], pages, rows) is None
 
 
 def test_a_back_end_is_chosen_and_named() -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from service.engine.options import parse_policy
-from sparse_attn.backend import _plan
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, GroupTables
+from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, KVShape
-from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_batch
-from sparse_attn.plan.policy import ModelShape, PolicyState
+from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_decode
+from sparse_attn.plan.forward_plan import plan_sequence
+from sparse_attn.plan.policy import ModelShape
+from sparse_attn.plan.state import PolicyState
 
 PAGE, HEADS, KV_HEADS, DIM, LAYERS = 16, 4, 2, 16, 2
 MODEL = ModelShape(LAYERS, HEADS, KV_HEADS, DIM, PAGE, 1024)
@@ -22,13 +24,15 @@ QUEST = "quest:gate=0,budget=160,sink=16,recent=64,interval=4,dense_layers=0"
 class Batch:
     """Sequences of random keys in pages; steps of decode rows, some with trees."""
 
-    def __init__(self, prompts: list[int], policy: str) -> None:
+    def __init__(self, prompts: list[int], policy: str, layout: HeadLayout | None = None) -> None:
         self.generator = torch.Generator().manual_seed(0)
         self.prompts, self.policy = prompts, policy
-        self.pool = KVPool(KVShape(LAYERS, KV_HEADS, DIM), 40 * len(prompts), PAGE)
+        groups = layout.num_groups if layout is not None else 1
+        pages = groups * len(prompts) * 40
+        self.pool = KVPool(KVShape(LAYERS, KV_HEADS, DIM), pages, PAGE, layout=layout)
         self.pool.keep_stats()
-        order = torch.randperm(40 * len(prompts), generator=self.generator).int()
-        self.tables = order.view(len(prompts), 40)
+        order = torch.randperm(pages, generator=self.generator).int()
+        self.tables = order.view(groups, len(prompts), 40)
         for s, length in enumerate(prompts):
             self._write(s, range(length))
         self.lengths = list(prompts)
@@ -42,10 +46,9 @@ class Batch:
         positions = [n + d for n, own in zip(self.lengths, depths, strict=True) for d in own]
         return AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=bounds,
+            cu_seqlens=bounds,
             context_lens=torch.tensor(self.lengths, dtype=torch.int32),
-            block_tables=self.tables,
-            slot_mapping=torch.full((sum(counts),), -1),
+            tables=[GroupTables(tables, torch.full((sum(counts),), -1)) for tables in self.tables],
             positions=torch.tensor(positions),
             tree_masks=masks,
             policies=states,
@@ -57,10 +60,11 @@ class Batch:
 
     def _write(self, s: int, order: range) -> None:
         at = torch.tensor(list(order))
-        slots = self.tables[s].long()[at // PAGE] * PAGE + at % PAGE
         for layer in range(LAYERS):
             k, v = (torch.randn(len(at), KV_HEADS, DIM, generator=self.generator) for _ in range(2))
-            self.pool.groups[0].write(layer, slots, self.pool.encode(k, v))
+            for group, tables in zip(self.pool.groups, self.tables, strict=True):
+                slots = tables[s].long()[at // PAGE] * PAGE + at % PAGE
+                group.write(layer, slots, self.pool.encode(k, v))
 
 
 def tree() -> tuple[list[int], torch.Tensor]:
@@ -72,18 +76,21 @@ def tree() -> tuple[list[int], torch.Tensor]:
     return [0, 1, 2, 3, 1, 2, 3], mask
 
 
+APART = HeadLayout(groups=(((0,), (0, 1)), ((1,), ())))  # one head each in the first layer, none in the second
 LSERVE = "lserve:budget=160,sink=16,local=48,recent=64,prefill_local=64,interval=4,heads="
 
 
 @pytest.mark.parametrize("policy", [QUEST, "streaming:sink=16,local=64,block=16", LSERVE])
 @pytest.mark.parametrize("window", [0, 300])
-def test_a_batch_is_planned_as_its_sequences_are(policy: str, window: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [None, APART])
+def test_a_batch_is_planned_as_its_sequences_are(
+    policy: str, window: int, layout: HeadLayout | None, tmp_path: Path
+) -> None:
     if policy == LSERVE:  # one streaming head a layer, not the same
         (tmp_path / "alpha.tsv").write_text("0.9\t0.1\n0.2\t0.8\n")
         policy += str(tmp_path / "alpha.tsv")
-    batch = Batch([330, 200, 461], policy)
+    batch = Batch([330, 200, 461], policy, layout)
     alone, together = batch.states(), batch.states()
-    common = {"scale": DIM**-0.5, "window": window, "softcap": 0.0}
     for step in range(9):
         depths: list[list[int]] = [[0], [0, 1, 2], [0]]
         masks: list[torch.Tensor | None] = [None, None, None]
@@ -96,17 +103,17 @@ def test_a_batch_is_planned_as_its_sequences_are(policy: str, window: int, tmp_p
             assert can_plan(whole, layer, window)
             q = torch.randn(len(whole.positions), HEADS, DIM, generator=batch.generator)
             k = torch.zeros(len(q), KV_HEADS, DIM)
-            index = plan_batch(whole, layer, q, KV_HEADS, common["scale"], window)
+            index = plan_decode(whole, layer, whole.operands(q, k, k, DIM**-0.5, window=window))
             index.validate(num_kv_heads=KV_HEADS, num_q_heads=HEADS, page_size=PAGE)
             for s in range(3):
-                rows = ones.rows(s)
-                expected = _plan(ones, s, layer, q[rows], k[rows], common)
+                part = plan_sequence(ones, s, layer, ones.operands(q, k, k, DIM**-0.5, window=window))
+                expected = part.index
                 assert expected is not None
-                n = rows.stop - rows.start
-                for part in range(n):  # the keys that each row may see
-                    got = index.mask(s, slice(part, part + 1), batch.lengths[s] + n)
-                    want = expected.mask(0, slice(part, part + 1), batch.lengths[s] + n)
-                    assert torch.equal(got, want), (step, layer, s, part)
+                n = len(part.rows.q)
+                for row in range(n):  # the keys that it may see
+                    got = index.mask(s, slice(row, row + 1), batch.lengths[s] + n)
+                    want = expected.mask(0, slice(row, row + 1), batch.lengths[s] + n)
+                    assert torch.equal(got, want), (step, layer, s, row)
         for one, other, own in zip(alone, together, depths, strict=True):
             kept = [0, 1] if len(own) > 1 else [0]
             one.commit(kept)
@@ -126,11 +133,9 @@ def test_a_dense_layer_is_seen_and_counted_as_when_planned_alone() -> None:
     ones, whole = batch.step(alone, depths, masks), batch.step(together, depths, masks)
     assert all_dense(whole, 0, 0)
     assert not all_dense(whole, 1, 0)
-    common = {"scale": 1.0, "window": 0, "softcap": 0.0}
+    q, k = torch.zeros(4, HEADS, DIM), torch.zeros(4, KV_HEADS, DIM)
     for s in range(2):
-        rows = ones.rows(s)
-        q, k = torch.zeros(rows.stop - rows.start, HEADS, DIM), torch.zeros(rows.stop - rows.start, KV_HEADS, DIM)
-        assert _plan(ones, s, 0, q, k, common) is None
+        assert plan_sequence(ones, s, 0, ones.operands(q, k, k, 1.0)).index is None
         assert alone[s].decode_stats.visited == together[s].decode_stats.visited > 0
         assert alone[s].decode_stats.causal == together[s].decode_stats.causal
 

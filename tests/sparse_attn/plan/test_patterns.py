@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.patterns import AntiDiagonal, AShape, BlockTopK, Coverage, Dense, TriShape, VerticalSlash
-from sparse_attn.rows import Grid
 
 SPARSE = [
     AShape(16, 40),

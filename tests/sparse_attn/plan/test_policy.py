@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from sparse_attn.errors import PatternFileError, PolicyError
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import AShape, VerticalSlash
 from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, XAttention, as_data, joined
-from sparse_attn.plan.policy import ModelShape, Policy, PolicyState
-from sparse_attn.rows import SequenceRows
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.state import PolicyState
+from sparse_attn.rows import HeadPages, SequenceRows
 
 PAGE = 16
 MODEL = ModelShape(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=16, page_size=PAGE)
@@ -338,11 +340,7 @@ def test_a_draft_tree_selects_what_plain_decoding_selects(make_sequence, interva
             tree[i, [j for j in range(i + 1) if j == 0 or (j - i) % 2 == 0]] = True
         q = torch.randn(n, 4, 16, generator=g, dtype=torch.float64)
         q[true_rows] = seq.q[p : p + depth + 1]
-        rows = seq.rows(p, p + n)
-        rows = type(rows)(
-            q, rows.k, rows.scale, p, rows.key_pages, rows.block_table,
-            positions=p + torch.tensor(depths), tree_mask=tree, stats=rows.stats,
-        )  # fmt: skip
+        rows = replace(seq.rows(p, p + n), q=q, positions=p + torch.tensor(depths), tree_mask=tree)
         index = state.plan(rows)
         for d, row in enumerate(true_rows):
             seen = index.mask(0, slice(row, row + 1), p + row + 1)[:, 0]
@@ -376,8 +374,7 @@ def test_what_cannot_be_planned_is_said(make_sequence):
     assert state.plan(seq.rows(400, 432)) is not None
     with pytest.raises(PolicyError, match="recent=32 is shorter than the draft of 60 rows"):
         state.plan(seq.rows(400, 460))
-    rows = seq.rows(400, 401)
-    object.__setattr__(rows, "stats", None)
+    rows = replace(seq.rows(400, 401), groups=[HeadPages(range(2), seq.key_pages, seq.table)])
     with pytest.raises(PolicyError, match="quest ranks pages, but the KV pool keeps no page statistics"):
         state.plan(rows)
 

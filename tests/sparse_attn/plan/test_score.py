@@ -8,7 +8,8 @@ import torch
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.quant import dequantize, quantize
 from sparse_attn.plan import score
-from sparse_attn.rows import Grid, HeadPages
+from sparse_attn.plan.grid import Grid
+from sparse_attn.rows import HeadPages
 
 HEADS = range(4)
 
@@ -79,8 +80,8 @@ def test_int8_pages_score_as_what_they_hold(make_sequence):
     seq.key_pages.zero_()
     seq.store(0, 64)
     packed, scales = quantize(seq.key_pages)
-    rows = replace(seq.rows(64, 100), key_pages=packed, key_scales=scales)
-    held = replace(rows, key_pages=dequantize(packed, scales), key_scales=None)
+    rows = replace(seq.rows(64, 100), groups=[HeadPages(range(2), packed, seq.table, scales)])
+    held = replace(rows, groups=[HeadPages(range(2), dequantize(packed, scales), seq.table)])
     torch.testing.assert_close(rows.keys, held.keys)
     seq.stats.update(0, packed, seq.slots[:64], scales)
     pages = seq.table[:4].long()
@@ -151,7 +152,7 @@ def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
         HeadPages((2, 0), seq.key_pages[:, [2, 0]], seq.table),
         HeadPages((1,), seq.key_pages[mixed][:, [1]], mixed.argsort()[seq.table.long()].int()),
     ]
-    grouped = replace(rows, key_pages=None, block_table=None, groups=tuple(apart))
+    grouped = replace(rows, groups=apart)
     for got, want in zip(
         score.vertical_slash(grouped, range(6), 64), score.vertical_slash(rows, range(6), 64), strict=True
     ):
@@ -163,7 +164,7 @@ def test_keys_that_the_kernel_does_not_read_are_weighed_by_torch(make_sequence):
     seq.key_pages.zero_()
     seq.store(0, 64)
     packed, scales = quantize(seq.key_pages)
-    rows = replace(seq.rows(64, 100), key_pages=packed, key_scales=scales)
+    rows = replace(seq.rows(64, 100), groups=[HeadPages(range(2), packed, seq.table, scales)])
     weights = score.last_rows_attention(rows, HEADS)
     for block in (64, 48):
         columns, diagonals = score.vertical_slash(rows, HEADS, block)

@@ -1,10 +1,11 @@
-"""Top-k and top-p over blocks."""
+"""Top-k and top-p over blocks and pages."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_attn.plan.select import top_k, top_p
+from sparse_attn.blocks import PAD
+from sparse_attn.plan.select import best_pages, page_weights, top_k, top_p
 
 
 def weights(seed, rows=5, blocks=12):
@@ -55,3 +56,33 @@ def test_top_k_takes_the_best_and_never_an_excluded_block(seed, k):
     kept = torch.where(chosen & ~forced, others, torch.inf).amin(-1)
     dropped = torch.where(~chosen & ~forced, others, -torch.inf).amax(-1)
     assert (kept >= dropped).all()
+
+
+def test_weights_are_shared_by_the_group_and_cover_the_candidates():
+    bounds = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(0)) * 4
+    weights = page_weights(bounds, 0.5, 2, first=1, end=torch.tensor([10, 5, 1]))
+    assert weights.shape == (3, 2, 10)
+    torch.testing.assert_close(weights[:2].clamp(min=0).sum(-1), torch.ones(2, 2))
+    assert (weights[1, :, 5:] == -torch.inf).all()
+    assert (weights[..., 0] == -torch.inf).all()
+    assert (weights[2] == -torch.inf).all()
+    group = (bounds[0, :3, 1:10] * 0.5).softmax(-1).mean(0)
+    torch.testing.assert_close(weights[0, 0, 1:], group)
+
+
+@settings(max_examples=50, deadline=None)
+@given(k=st.integers(1, 12), p=st.floats(0.05, 1.0), seed=st.integers(0, 99))
+def test_best_pages_are_few_ascending_and_reach_the_share(k, p, seed):
+    weights = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(seed)) ** 3
+    weights[..., 7:] = -torch.inf
+    chosen = best_pages(weights, k, p)
+    best = weights.clamp(min=0).topk(min(k, 9)).values
+    for r in range(2):
+        for h in range(3):
+            ids = [i for i in chosen[r, h].tolist() if i != PAD]
+            assert ids == sorted(set(ids))
+            assert chosen[r, h, : len(ids)].tolist() == ids
+            assert len(ids) <= min(k, 7)
+            assert weights[r, h, ids].sum() >= p * best[r, h].sum() - 1e-6
+            if p == 1.0:
+                assert len(ids) == min(k, 7)

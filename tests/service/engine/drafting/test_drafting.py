@@ -15,13 +15,15 @@ from drafters.registry import DRAFTERS
 from drafters.tracked import TrackedDrafter
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import DraftSources, SamplingParams
+from service.engine.request import Request
 from service.engine.step import Slice
 from service.errors import InvalidRequest
 
-from ..conftest import FAMILIES, make_engine, make_model
+from ..conftest import FAMILIES, generate, make_engine, make_model
 
 HERE = [name for name in DRAFTERS if name != "datastore"]
 
@@ -42,7 +44,7 @@ def drafting_engine(tmp_path: Any = None, **options: Any) -> Engine:
     config: dict[str, Any] = {
         "dtype": "float64",
         "page_size": 16,
-        "max_step_tokens": 64,
+        "step_tokens": 64,
         "kv_memory": 8 << 20,
     }
     if tmp_path is not None:
@@ -65,7 +67,7 @@ def test_every_drafter_gives_the_tokens_of_plain_decoding(drafter: str, temperat
             SamplingParams(max_tokens=24, temperature=temperature, top_p=0.9, seed=i, drafter=name, ignore_eos=True)
             for i in range(3)
         ]
-        results = engine.generate(prompts, each)
+        results = generate(engine, prompts, each)
         assert all(r.finish_reason == "length" for r in results)
         assert all(len(r.sources) == len(r.token_ids) for r in results)
         assert not any(r.stats["drafting"]["failures"] for r in results)
@@ -96,7 +98,7 @@ def test_penalties_keep_drafting_lossless(drafter: str, temperature: float, cut:
             SamplingParams(max_tokens=40, temperature=temperature, seed=i, drafter=name, ignore_eos=True, **changes)
             for i in range(3)
         ]
-        return engine.generate([prompt(i) for i in range(3)], each)
+        return generate(engine, [prompt(i) for i in range(3)], each)
 
     plain = run("none", PENALTIES | cut)
     drafted = run(drafter, PENALTIES | cut)
@@ -111,25 +113,18 @@ def test_penalties_keep_drafting_lossless(drafter: str, temperature: float, cut:
 def test_log_probabilities_are_the_models_own_under_penalties() -> None:
     engine = drafting_engine()
     banned, plain = (
-        engine.generate([prompt()], SamplingParams(max_tokens=1, logprobs=3, drafter="none", logit_bias=bias))[0]
+        generate(engine, [prompt()], SamplingParams(max_tokens=1, logprobs=3, drafter="none", logit_bias=bias))[0]
         for bias in (((3, 100.0),), ())
     )
     assert banned.token_ids == [3] != plain.token_ids
     assert banned.logprobs[0].top == plain.logprobs[0].top
 
 
-def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
-    engine = drafting_engine()
-    with pytest.raises(InvalidRequest, match="logit_bias names token id 97"):
-        engine.add_request(prompt(), SamplingParams(logit_bias=((97, 1.0),)))
-    assert not engine.has_work
-
-
 def test_a_draft_model_equal_to_the_target_is_accepted(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "asks", lambda pace: True)  # such a draft model is never worth its time
     engine = drafting_engine(tmp_path)
     params = SamplingParams(max_tokens=24, drafter="draft_model:depth=4", ignore_eos=True)
-    result = engine.generate([prompt()], params)[0]
+    result = generate(engine, [prompt()], params)[0]
     assert result.stats["drafting"]["acceptance_rate"] > 0.5
     assert result.stats["decode_steps"] < 16
     assert set(result.sources) == {"draft_model", "target"}
@@ -169,7 +164,7 @@ class Adversary(Drafter):
 def test_random_trees_on_ragged_batches_change_nothing(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [prompt(1), prompt(2)[:17], prompt(3)[:5]]
     plain = [SamplingParams(max_tokens=20, temperature=0.7 * (i % 2), seed=i, drafter="none") for i in range(3)]
-    truth = [r.token_ids for r in make_engine(family).generate(prompts, plain)]
+    truth = [r.token_ids for r in generate(make_engine(family), prompts, plain)]
     engine = make_engine(family)
     opened = iter(range(3))
 
@@ -179,7 +174,7 @@ def test_random_trees_on_ragged_batches_change_nothing(family: str, seed: int, m
 
     monkeypatch.setattr("drafters.registry.build", build)
     drafted = [SamplingParams(max_tokens=20, temperature=p.temperature, seed=p.seed, drafter="auto") for p in plain]
-    results = engine.generate(prompts, drafted)
+    results = generate(engine, prompts, drafted)
     assert [r.token_ids for r in results] == truth
     assert sum(r.stats["drafting"]["accepted"] for r in results) > 0
     assert [r.stats["drafting"]["failures"] for r in results] == [0, 0, 0]  # else `observe` found something wrong
@@ -205,33 +200,92 @@ def test_a_node_has_the_logits_of_its_path_run_as_a_chain(family: str) -> None:
         assert (got[node + 1] - want).abs().max() < 1e-9
 
 
-def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
-    engine = make_engine()
+def opened(engine: Engine, token_ids: list[int]) -> Any:
+    """A session of the engine's own model that has read these tokens."""
     model = engine.drafting.resources.self_model
     assert model is not None
+    session = model.open(token_ids)
+    while not session.ready:
+        assert engine.step() == []
+    return session
+
+
+def test_a_growing_draft_session_equals_a_fresh_prefill() -> None:
+    engine, fresh = make_engine(), make_engine()
     tokens = prompt()[:35]
-    session = model.open(tokens[:-1])
+    session = opened(engine, tokens[:-1])
     session.advance(tokens[-1:])
     session.extend([5, 6], [-1, -1])
     deep = session.extend([7, 8], [1, 2])
-    fresh = make_engine().drafting.resources.self_model
-    assert fresh is not None
-    want = fresh.open(tokens).advance([6, 7])[-1], fresh.open(tokens).advance([6, 7, 8])[-1]
+    want = opened(fresh, tokens).advance([6, 7])[-1], opened(fresh, tokens).advance([6, 7, 8])[-1]
     assert torch.allclose(deep[0], want[0], atol=1e-9)
     assert torch.allclose(deep[1], want[1], atol=1e-9)
     session.commit([1, 2])
     assert session.length == 37
     after = session.advance([9])[-1]
-    assert torch.allclose(after, fresh.open([*tokens, 6, 7]).advance([9])[-1], atol=1e-9)
+    assert torch.allclose(after, opened(fresh, [*tokens, 6, 7]).advance([9])[-1], atol=1e-9)
     session.close()
     session.close()
     engine.check_integrity()
 
 
+RAG = "rag:context=200,chunk=16"
+
+
+@pytest.mark.parametrize("drafter", [RAG, "draft_model", f"{RAG},target_mix=3"])
+def test_a_draft_prompt_is_read_in_chunks_beside_others(drafter: str, tmp_path: Any) -> None:
+    """No step is longer than its budget, another client's row runs in each, and the request goes on meanwhile."""
+    engine = drafting_engine(tmp_path)
+    rows: list[int] = []
+
+    def counted(run: Any) -> Any:
+        def counting(slices: list[Slice]) -> Any:
+            rows[-1] += sum(part.num_rows for part in slices)
+            return run(slices)
+
+        return counting
+
+    separate = engine.drafting.resources.draft_model
+    for runner in (engine.runner, separate.runner):  # type: ignore[union-attr]
+        runner.run = counted(runner.run)
+    plain = {"drafter": "none", "ignore_eos": True}
+    other = engine.add_request(prompt(1), SamplingParams(max_tokens=60, **plain))
+    params = SamplingParams(max_tokens=30, drafter=drafter, ignore_eos=True)
+    drafted = engine.add_request(prompt(2) + prompt(3) + prompt(4), params)
+    request, lossy = engine._requests[drafted], "target_mix" in drafter
+    found: list[int] = []
+    while not request.num_output:
+        rows.append(0)
+        engine.step()
+    while not (sessions := engine.lent.sessions + separate.lent.sessions) or not sessions[0].ready:  # type: ignore[union-attr]
+        rows.append(0)
+        found.append(request.num_output)
+        assert {other} <= {output.request_id for output in engine.step()}
+    assert len(found) >= 3
+    assert max(rows) <= 64
+    assert (request.num_output > found[0]) != lossy  # such a one has to wait for its other distribution
+    while request.finish_reason is None:
+        rows.append(0)
+        engine.step()
+    assert request.finish_reason == "length"
+    engine.check_integrity()
+
+
+def test_a_lossy_drafter_that_finds_no_room_fails_its_request() -> None:
+    engine = make_engine(pages=8)
+    params = SamplingParams(max_tokens=30, drafter="rag:target_mix=3", ignore_eos=True)
+    name = engine.add_request(prompt()[:90], params, draft_sources=DraftSources(prompt=prompt(1)[:80]))
+    outputs = [output for _ in range(12) for output in engine.step()]
+    assert outputs[-1].request_id == name
+    assert "no page is left for what its drafter must read" in outputs[-1].error
+    engine.check_integrity()
+    assert engine.blocks.num_owned == 0
+
+
 def test_sessions_give_way_before_requests_are_preempted() -> None:
     engine = make_engine(pages=12)
-    result = engine.generate([prompt()], SamplingParams(max_tokens=60, drafter="rag", ignore_eos=True))[0]
-    expected = make_engine().generate([prompt()], SamplingParams(max_tokens=60, drafter="none", ignore_eos=True))[0]
+    result = generate(engine, [prompt()], SamplingParams(max_tokens=60, drafter="rag", ignore_eos=True))[0]
+    expected = generate(make_engine(), [prompt()], SamplingParams(max_tokens=60, drafter="none", ignore_eos=True))[0]
     assert result.token_ids == expected.token_ids
     assert engine.scheduler.num_preemptions == 0
     engine.check_integrity()
@@ -264,34 +318,32 @@ def test_a_tree_larger_than_the_pool_is_refused() -> None:
     engine = make_engine(pages=2)
     with pytest.raises(InvalidRequest, match="larger than the 31"):
         engine.add_request([3, 4], SamplingParams(drafter="suffix:budget=40"))
-    result = engine.generate([[3, 4, 3, 4]], SamplingParams(max_tokens=4, drafter="suffix"))[0]
+    result = generate(engine, [[3, 4, 3, 4]], SamplingParams(max_tokens=4, drafter="suffix"))[0]
     assert len(result.token_ids) <= 4
 
 
 def test_a_drafter_that_raises_is_switched_off_and_the_answer_is_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected = make_engine().generate([prompt()], SamplingParams(max_tokens=12, drafter="none"))[0]
+    expected = generate(make_engine(), [prompt()], SamplingParams(max_tokens=12, drafter="none"))[0]
     monkeypatch.setattr("drafters.sources.suffix.Suffix.propose", lambda *a: 1 / 0)
-    result = make_engine().generate([prompt()], SamplingParams(max_tokens=12, drafter="suffix"))[0]
+    result = generate(make_engine(), [prompt()], SamplingParams(max_tokens=12, drafter="suffix"))[0]
     assert result.token_ids == expected.token_ids
     assert result.stats["drafting"]["failures"] == 1
 
 
 def test_target_mix_samples_the_declared_distribution_wherever_blocks_end() -> None:
-    """η > 0 is lossy, but its tokens must not depend on how many were drafted at a time."""
-    runs = [
-        make_engine()
-        .generate(
-            [prompt()],
-            SamplingParams(
-                max_tokens=16, temperature=1.0, seed=3, drafter=f"rag:target_mix=5,depth={depth},context=64"
-            ),
-        )[0]
-        .token_ids
-        for depth in (1, 5)
-    ]
-    assert runs[0] == runs[1]
+    """η > 0 is lossy, but its tokens must not depend on how many were drafted at a time, nor on room for it."""
+
+    def run(depth: int, max_tokens: int) -> list[int]:
+        drafter = f"rag:target_mix=5,depth={depth},context=64"
+        params = SamplingParams(max_tokens=max_tokens, temperature=1.0, seed=3, drafter=drafter, ignore_eos=True)
+        return generate(make_engine(), [prompt()], params)[0].token_ids
+
+    longest = run(5, 24)
+    assert run(1, 24) == longest
+    for most in (5, 8, 11, 16):
+        assert run(5, most) == longest[:most]
 
 
 def test_kv_after_drafting_is_that_of_a_fresh_prefill() -> None:
@@ -332,7 +384,7 @@ def test_rows_are_independent_in_float32_too(temperature: float) -> None:
         params = SamplingParams(
             max_tokens=40, temperature=temperature, seed=1, drafter=drafter, logprobs=0, ignore_eos=True
         )
-        return engine.generate([prompt(i) for i in range(3)], params)
+        return generate(engine, [prompt(i) for i in range(3)], params)
 
     plain, drafted = run("none"), run("recycling")
     assert sum(r.stats["drafting"]["drafted"] for r in drafted) > 40

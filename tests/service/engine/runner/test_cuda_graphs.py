@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from drafters.tree import DraftTree
 from service.engine.options import parse_policy
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.cuda_graphs import (
     Bucket,
     GraphedRunner,
@@ -22,9 +23,10 @@ from service.engine.runner.cuda_graphs import (
     why_not,
 )
 from service.engine.step import Slice
-from sparse_attn.plan.policy import ModelShape, PolicyState
+from sparse_attn.plan.policy import ModelShape
+from sparse_attn.plan.state import PolicyState
 
-from ..conftest import make_engine
+from ..conftest import generate, make_engine
 
 BUCKETS = [Bucket(1, 1), Bucket(2, 4), Bucket(4, 1), Bucket(4, 8)]
 
@@ -62,11 +64,11 @@ def test_a_padded_step_gives_the_logits_of_the_plain_one(family: str, nodes: lis
     expected = engine.runner.run(decode(requests, nodes))
     pool = engine.runner.pool
     graphed = GraphedRunner(engine.loaded.model, pool, BUCKETS, 32, run_eagerly)
-    before = [keys.clone() for keys in pool.keys]
+    before = [keys.clone() for keys in pool.groups[0].keys]
     got = graphed.run(decode(requests, nodes))
     assert got.first_row == expected.first_row
     torch.testing.assert_close(got.logits, expected.logits, rtol=1e-9, atol=1e-9)
-    for keys, kept in zip(pool.keys, before, strict=True):  # nothing but the scratch page has changed
+    for keys, kept in zip(pool.groups[0].keys, before, strict=True):  # nothing but the scratch page has changed
         torch.testing.assert_close(keys[:-1], kept[:-1])
     assert graphed.graphs.replayed == 1
     assert graphed.graphs.rows == sum(nodes) + len(nodes)
@@ -78,10 +80,10 @@ def test_an_engine_over_buckets_gives_the_same_tokens() -> None:
     params = [SamplingParams(max_tokens=14, ignore_eos=True, temperature=t, seed=n, drafter="prompt_lookup")
               for n, t in enumerate((0.0, 0.8, 0.0, 1.0, 0.5))]  # fmt: skip
     plain = make_engine(pages=14)
-    expected = [g.token_ids for g in plain.generate(prompts, params)]
+    expected = [g.token_ids for g in generate(plain, prompts, params)]
     engine = make_engine(pages=14)
     engine.runner = GraphedRunner(engine.loaded.model, engine.runner.pool, make_buckets(8), 14, run_eagerly)
-    assert [g.token_ids for g in engine.generate(prompts, params)] == expected
+    assert [g.token_ids for g in generate(engine, prompts, params)] == expected
     figures = engine.stats()["cuda_graphs"]
     assert figures["replayed"] > 10
     assert figures["eager"]["prefill"] > 0
@@ -93,9 +95,9 @@ def test_a_capture_that_fails_costs_time_and_nothing_else() -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     engine = make_engine()
-    expected = engine.generate([[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids
+    expected = generate(engine, [[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids
     engine.runner = GraphedRunner(engine.loaded.model, engine.runner.pool, BUCKETS, 32, capture)
-    assert engine.generate([[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids == expected
+    assert generate(engine, [[5, 6, 7]], SamplingParams(max_tokens=4))[0].token_ids == expected
     figures = engine.stats()["cuda_graphs"]
     assert figures["refused"] == "RuntimeError: operation not permitted when stream is capturing"
     assert figures["replayed"] == 0
@@ -115,16 +117,17 @@ def test_the_largest_bucket_is_captured_first() -> None:
 def test_what_no_bucket_holds_is_said() -> None:
     engine = make_engine()
     (request,) = prefilled(engine, [60])
-    pool, model = engine.runner.pool, engine.loaded.model
-    assert why_not(decode([request], [3]), pool, model) is None
-    assert why_not([Slice(request, 0, [1, 2], True)], pool, model) == "prefill"
+    pool = engine.runner.pool
+    assert why_not(decode([request], [3]), pool) is None
+    assert why_not([Slice(request, 0, [1, 2], True)], pool) == "prefill"
     shape = ModelShape(3, 4, 2, 16, 16)
     request.policy = PolicyState(parse_policy("streaming:sink=16,local=32,block=16"), shape, 40)
-    assert why_not(decode([request], [3]), pool, model) == "sparse_decode"
+    assert why_not(decode([request], [3]), pool) == "sparse_decode"
     request.policy = PolicyState(parse_policy("xattention:gate=0,block=16,stride=8"), shape, 40)
-    assert why_not(decode([request], [3]), pool, model) is None
-    model.base_model.register_forward_hook(lambda *_: None)
-    assert why_not(decode([request], [3]), pool, model) == "hidden_states"
+    assert why_not(decode([request], [3]), pool) is None
+    (part,) = decode([request], [3])
+    part.hidden_rows = 1
+    assert why_not([part], pool) == "hidden_states"
 
 
 @given(max_running=st.integers(1, 200), sequences=st.integers(1, 70), rows=st.integers(1, 80))
@@ -150,13 +153,14 @@ def test_pages_are_ranked_by_what_replayed_steps_wrote() -> None:
     runner.keep_stats()
     runner.run(decode(requests, [0, 0]))
     assert runner.graphs.replayed == 1
-    assert pool.stats is not None
-    kept = [bounds.clone() for bounds in pool.stats.kmax]
+    [group] = pool.groups
+    assert group.stats is not None
+    kept = [bounds.clone() for bounds in group.stats.kmax]
     for request, length in zip(requests, (38, 19), strict=True):
         slot = request.pages[(length - 1) // 16][0] * 16 + (length - 1) % 16
-        for layer, keys in enumerate(pool.keys):
-            pool.stats.update(layer, keys, torch.tensor([slot]))
-    for bounds, before in zip(pool.stats.kmax, kept, strict=True):
+        for layer, keys in enumerate(group.keys):
+            group.stats.update(layer, keys, torch.tensor([slot]))
+    for bounds, before in zip(group.stats.kmax, kept, strict=True):
         torch.testing.assert_close(bounds[:-1], before[:-1])
 
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from drafters.tree import DraftTree
-from service.engine.engine import Engine, EngineConfig
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
-from service.engine.request import Request, SamplingParams
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner import fused_layers
 from service.engine.step import Slice
 from sparse_attn.kernels import select_kernels
 
-from ..conftest import make_model
+from ..conftest import generate, make_model
 
 pytestmark = pytest.mark.skipif(
     not select_kernels(torch.device("cpu"), torch.float32).row_invariant, reason="no C++ compiler for the CPU kernels"
@@ -39,9 +41,7 @@ def make(name: str, **options) -> Engine:
         for parameter in model.parameters():  # norms and biases too: 1 and 0 would hide a wrong one
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
-    config = EngineConfig(
-        **{"dtype": "float32", "kv_memory": 4 << 20, "page_size": 16, "max_step_tokens": 64, **options}
-    )
+    config = EngineConfig(**{"dtype": "float32", "kv_memory": 4 << 20, "page_size": 16, "step_tokens": 64, **options})
     return Engine(prepare(name, model), config)
 
 
@@ -80,7 +80,8 @@ def two_sequences(engine: Engine) -> list[Slice]:
 def kv(engine: Engine, parts: list[Slice]) -> list[torch.Tensor]:
     """K and V of every layer, in the pages of the parts."""
     pages = [place[0] for part in parts for place in part.request.pages]
-    return [held[pages].clone() for held in (*engine.runner.pool.keys, *engine.runner.pool.values)]
+    [group] = engine.runner.pool.groups
+    return [held[pages].clone() for held in (*group.keys, *group.values)]
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -143,13 +144,13 @@ def test_a_skipped_layer_is_left_out_and_a_hooked_one_is_called(calls, monkeypat
 )
 def test_what_the_kernels_do_not_serve_goes_through_the_modules(options, calls):
     engine = make("llama", **options)
-    engine.generate([list(range(3, 90)) * 5], SamplingParams(max_tokens=3, ignore_eos=True))
+    generate(engine, [list(range(3, 90)) * 5], SamplingParams(max_tokens=3, ignore_eos=True))
     assert calls == []
 
 
 def test_prompts_go_through_the_modules_and_decoding_does_not(calls):
     engine = make("llama", drafter="none")
-    engine.generate([list(range(3, 90))], SamplingParams(max_tokens=4, ignore_eos=True))
+    generate(engine, [list(range(3, 90))], SamplingParams(max_tokens=4, ignore_eos=True))
     assert calls == [[0, 1, 2]] * 3
 
 
@@ -158,7 +159,7 @@ def test_bounds_of_keys_are_kept_up(monkeypatch):
     engine.runner.keep_stats()
     parts = two_sequences(engine)
     engine.runner.run(parts)
-    stats = engine.runner.pool.stats
+    stats = engine.runner.pool.groups[0].stats
     kept = [bounds.clone() for bounds in (*stats.kmin, *stats.kmax)]
     monkeypatch.setattr(fused_layers, "_chosen", lambda body, kwargs: None)
     engine.runner.run(parts)

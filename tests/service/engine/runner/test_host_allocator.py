@@ -14,7 +14,7 @@ if sys.argv[1] == "kept":
 
 def faults():
     least = None
-    for _ in range(4):  # a freed piece may be too short for its alignment elsewhere, at first
+    for _ in range(8):  # a freed piece may be too short for its alignment elsewhere, at first
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.zeros(16 << 20)
         taken = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

@@ -5,7 +5,7 @@ import torch
 
 from service.engine.runner.row_invariance import make_row_invariant
 from sparse_attn import backend
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.pool import KVPool, KVShape
 
@@ -45,10 +45,9 @@ class Sequence:
         order = torch.arange(count)
         batch = AttnBatch(
             pool=self.pool,
-            cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32),
+            cu_seqlens=torch.tensor([0, count], dtype=torch.int32),
             context_lens=torch.tensor([start], dtype=torch.int32),
-            block_tables=torch.arange(self.pages, dtype=torch.int32).view(1, -1),
-            slot_mapping=start + order,
+            tables=[GroupTables(torch.arange(self.pages, dtype=torch.int32).view(1, -1), start + order)],
             positions=start + (order if tree is None else tree.sum(1) - 1),
             tree_masks=None if tree is None else [tree],
         )

@@ -20,7 +20,7 @@ from service.engine.options import parse_policy
 from service.engine.runner.ranks import check_devices, join, leading
 from service.errors import InvalidRequest, ModelError
 from sparse_attn.plan.policy import ModelShape
-from sparse_attn.sharding import ShardedPolicy, shard_shape
+from sparse_attn.plan.sharding import ShardedPolicy, shard_shape
 
 from ..conftest import make_model
 
@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[4]
 
 RUN = """
 import json, sys
-from service.engine.engine import Engine
+from service.engine.async_engine import AsyncEngine
 from service.engine.runner.ranks import run_ranks
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.engine.runner.tensor_parallel import follow
 
 folder, size = sys.argv[1], int(sys.argv[2])
@@ -39,15 +39,16 @@ jobs = json.loads(sys.argv[3])
 def lead():
     found = {}
     for name in jobs["models"]:
-        engine = Engine.from_pretrained(f"{folder}/{name}", dtype="float64", tensor_parallel=size, page_size=16,
-                                        max_step_tokens=64, kv_memory=1 << 22)
-        heads = engine.loaded.kv_shape.num_kv_heads
-        for label, options in jobs["requests"].items():
-            params = SamplingParams(max_tokens=12, ignore_eos=True, **options)
-            results = engine.generate(jobs["prompts"], params)
-            found[f"{name}/{label}"] = [r.token_ids for r in results]
+        engine = AsyncEngine.from_pretrained(f"{folder}/{name}", dtype="float64", device="cpu", tensor_parallel=size,
+                                             page_size=16, step_tokens=64, kv_memory=1 << 22)
+        heads = engine.engine.loaded.kv_shape.num_kv_heads
+        with engine:
+            for label, options in jobs["requests"].items():
+                params = SamplingParams(max_tokens=12, ignore_eos=True, **options)
+                results = engine.generate(jobs["prompts"], params)
+                found[f"{name}/{label}"] = [r.token_ids for r in results]
         found[f"{name}/heads"] = heads
-        engine.check_integrity()
+        engine.engine.check_integrity()
     print(json.dumps(found))
     return 0
 
@@ -55,7 +56,7 @@ if __name__ == "__main__":
     sys.exit(run_ranks(size, "cpu", lead, follow))
 """
 
-LONG_RUN = RUN.replace("        engine.check_integrity()", '        print("started", flush=True)')
+LONG_RUN = RUN.replace("        engine.engine.check_integrity()", '        print("started", flush=True)')
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "plain": {"drafter": "none", "attention": "dense"},

@@ -13,12 +13,13 @@ import torch
 from transformers import AutoTokenizer
 
 from drafters.tree import EMPTY, DraftTree
+from service.engine.admission import Admission
 from service.engine.engine import Engine
-from service.engine.request import SamplingParams
+from service.engine.params import SamplingParams
 from service.engine.sampling.constraint import Constraint, ConstraintCompiler
 from service.errors import InvalidRequest
 
-from ..conftest import make_engine
+from ..conftest import generate, make_engine
 
 SCHEMA = {
     "type": "object",
@@ -45,7 +46,7 @@ def ids(tiny_model: Path) -> list[int]:
 
 def answers(engine: Engine, ids: list[int], constraint: Constraint, drafter: str = "none", **changes: Any) -> list[Any]:
     options = {"max_tokens": 80, "temperature": 1.0, "constraint": constraint, "drafter": drafter} | changes
-    return engine.generate([ids] * 6, [SamplingParams(seed=seed, **options) for seed in range(6)])
+    return generate(engine, [ids] * 6, [SamplingParams(seed=seed, **options) for seed in range(6)])
 
 
 def test_json_keeps_to_its_schema(engine: Engine, ids: list[int]) -> None:
@@ -127,13 +128,13 @@ def test_rows_are_masked_by_their_own_paths(tiny_model: Path) -> None:
 )
 def test_what_cannot_be_read_is_refused(engine: Engine, ids: list[int], constraint: Constraint, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
-        engine.add_request(ids, SamplingParams(constraint=constraint))
+        Admission(engine).check(SamplingParams(constraint=constraint))
     assert not engine.has_work
 
 
 def test_a_model_without_tokenizer_is_told_so() -> None:
     with pytest.raises(InvalidRequest, match="fast tokenizer"):
-        make_engine().add_request([3, 4], SamplingParams(constraint=JSON))
+        Admission(make_engine()).check(SamplingParams(constraint=JSON))
 
 
 def test_going_on_after_the_end_is_refused() -> None:
@@ -149,7 +150,9 @@ def test_a_matcher_at_its_limits_fails_its_own_request_alone(
         engine.add_request(ids, SamplingParams(max_tokens=8, constraint=constraint, drafter="none"))
         for constraint in (JSON, None)
     ]
-    engine._requests[names[0]].adjuster._constrained._matcher.consume_token(0)  # not allowed: an error from now on
+    engine._requests[names[0]].logits_processor._constrained._matcher.consume_token(
+        0
+    )  # not allowed: an error from now on
     last = {}
     while engine.has_work:
         last |= {output.request_id: output for output in engine.step()}

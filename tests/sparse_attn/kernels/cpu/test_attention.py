@@ -1,7 +1,7 @@
 """The C++ kernels against the float64 reference, and their rows against themselves in other company."""
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import TORCH, dense, select_kernels
 from sparse_attn.kernels.cpu.build import BuildError, library
+from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.kv.quant import dequantize, quantize
 
 try:
@@ -35,7 +36,7 @@ def one_thread():
 
 @dataclass
 class Case:
-    """A ragged batch over pages: what `dense.attention` takes, in float32."""
+    """A ragged batch over pages, in float32."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -73,9 +74,18 @@ class Case:
             parts.append(context + (torch.arange(n) if tree is None else tree.sum(1) - 1))
         return torch.cat(parts)
 
-    def arguments(self, dtype):
-        tensors = (self.q, self.k, self.v, self.k_cache, self.v_cache)
-        return (*(x.to(dtype) for x in tensors), self.tables, self.context_lens, self.cu)
+    def pages(self, dtype=torch.float32):
+        return Pages(self.k_cache.to(dtype), self.v_cache.to(dtype), self.tables)
+
+    def new(self, dtype=torch.float32, **options):
+        q, k, v = (x.to(dtype) for x in (self.q, self.k, self.v))
+        return Rows(q, k, v, self.cu, self.context_lens, 0.2, **options)
+
+    def attend(self, index=None, **options):
+        return cpu.attention(self.pages(), self.new(**options), index)
+
+    def reference(self, index=None, **options):
+        return dense.attention(self.pages(torch.float64), self.new(torch.float64, **options), index)
 
 
 def random_tree(n, generator):
@@ -120,10 +130,8 @@ def test_attention_equals_the_reference(shape, batch, page_size, window, softcap
     case = Case.random(shape, rows, contexts, page_size, seed)
     g = torch.Generator().manual_seed(seed)
     masks = [random_tree(n, g) if trees and s != 1 else None for s, n in enumerate(rows)]
-    options = {"scale": 0.2, "softcap": softcap, "window": window, "positions": case.positions(masks)}
-    actual = cpu.attention(*case.arguments(torch.float32), tree_masks=masks, **options)
-    expected = dense.attention(*case.arguments(torch.float64), tree_masks=masks, **options)
-    assert_same(actual, expected)
+    options = {"softcap": softcap, "window": window, "positions": case.positions(masks), "tree_masks": masks}
+    assert_same(case.attend(**options), case.reference(**options))
 
 
 @settings(max_examples=40, deadline=None)
@@ -145,22 +153,15 @@ def test_sparse_attention_equals_the_masked_reference(
     g = torch.Generator().manual_seed(seed)
     masks = [random_tree(n, g) if trees else None for n in rows]
     index = random_index(case, shape[0] if per_query_head else shape[1], *blocks, density, g)
-    options = {"scale": 0.2, "window": window, "positions": case.positions(masks)}
-    actual = cpu.attention(*case.arguments(torch.float32), tree_masks=masks, index=index, **options)
-    expected = dense.attention(*case.arguments(torch.float64), tree_masks=masks, index=index, **options)
-    assert_same(actual, expected)
+    options = {"window": window, "positions": case.positions(masks), "tree_masks": masks}
+    assert_same(case.attend(index, **options), case.reference(index, **options))
 
     past, new = index.split()
-    q, k, v, *pages, cu = case.arguments(torch.float32)
-    q64, k64, v64, *pages64, _ = case.arguments(torch.float64)
+    rows, exact = case.new(**options), case.new(torch.float64, **options)
     assert_same(
-        cpu.paged_attention(q, *pages, cu, index=past, **options),
-        dense.paged_attention(q64, *pages64, cu, index=past, **options),
+        cpu.paged_attention(case.pages(), rows, past), dense.paged_attention(case.pages(torch.float64), exact, past)
     )
-    assert_same(
-        cpu.ragged_attention(q, k, v, cu, tree_masks=masks, index=new, **options),
-        dense.ragged_attention(q64, k64, v64, cu, tree_masks=masks, index=new, **options),
-    )
+    assert_same(cpu.ragged_attention(rows, new), dense.ragged_attention(exact, new))
 
 
 @settings(max_examples=20, deadline=None)
@@ -169,8 +170,7 @@ def test_a_full_index_is_dense_to_the_bit(shape, batch, seed):
     rows, contexts = [r for r, _ in batch], [c for _, c in batch]
     case = Case.random(shape, rows, contexts, 64, seed)
     full = BlockIndex.full(rows, contexts, num_heads=shape[1], block_q=64, block_k=64)
-    plain = cpu.attention(*case.arguments(torch.float32), scale=0.2)
-    indexed = cpu.attention(*case.arguments(torch.float32), scale=0.2, index=full)
+    plain, indexed = case.attend(), case.attend(full)
     assert torch.equal(plain[0], indexed[0])
     assert torch.equal(plain[1], indexed[1])
 
@@ -184,7 +184,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(shape, threads):
     rows, contexts = [1, 33, 7, 80], [1500, 2113, 0, 1030]
     case = Case.random(shape, rows, contexts, 64, seed=1)
     torch.set_num_threads(threads)
-    together = cpu.attention(*case.arguments(torch.float32), scale=0.2)
+    together = case.attend()
     torch.set_num_threads(1)
     for s, (n, context) in enumerate(zip(rows, contexts, strict=True)):
         lo = int(case.cu[s])
@@ -199,7 +199,7 @@ def test_a_tree_node_is_the_same_as_its_path_decoded_alone(shape, context):
     """The node's ancestors written to pages one by one and the node decoded as a single row: the same bits."""
     case = Case.random(shape, [33], [context], 64, seed=2)
     tree = random_tree(33, torch.Generator().manual_seed(3))
-    out, _ = cpu.attention(*case.arguments(torch.float32), scale=0.2, tree_masks=[tree])
+    out, _ = case.attend(tree_masks=[tree])
     for node in range(0, 33, 4):
         path = tree[node].nonzero().flatten().tolist()
         assert torch.equal(row_alone(case, 0, context, path, node), out[node])
@@ -217,25 +217,22 @@ def row_alone(case, s, context, path, row):
         padded = torch.nn.functional.pad(tokens, (0, 0, 0, pages * page_size - tokens.shape[1]))
         caches.append(padded.unflatten(1, (pages, page_size)).transpose(0, 1).contiguous())
     one = [x[lo + row : lo + row + 1] for x in (case.q, case.k, case.v)]
-    length = torch.tensor([context + len(path) - 1], dtype=torch.int32)
     table = torch.arange(pages, dtype=torch.int32).view(1, -1)
-    return cpu.attention(*one, *caches, table, length, torch.tensor([0, 1]), scale=0.2)[0][0]
+    return cpu.attention(Pages(*caches, table), Rows.of_sequence(*one, 0.2, context + len(path) - 1))[0][0]
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 64, 333])
 def test_prefill_in_chunks_is_prefill_at_once(chunk):
     heads, kv_heads, dim, length = 8, 2, 64, 1300 if chunk > 1 else 130
     case = Case.random((heads, kv_heads, dim), [length], [0], 64, seed=4)
-    whole, _ = cpu.attention(*case.arguments(torch.float32), scale=0.2)
+    whole, _ = case.attend()
     pages = length // 64 + 1
     caches = [torch.zeros(pages, kv_heads, 64, dim) for _ in "kv"]
     table = torch.arange(pages, dtype=torch.int32).view(1, -1)
     for start in range(0, length, chunk):
         new = slice(start, min(start + chunk, length))
-        out, _ = cpu.attention(
-            case.q[new], case.k[new], case.v[new], *caches, table, torch.tensor([start]),
-            torch.tensor([0, new.stop - start]), scale=0.2,
-        )  # fmt: skip
+        rows = Rows.of_sequence(case.q[new], case.k[new], case.v[new], 0.2, start)
+        out, _ = cpu.attention(Pages(*caches, table), rows)
         assert torch.equal(out, whole[new])
         at = torch.arange(new.start, new.stop)
         for cache, x in zip(caches, (case.k, case.v), strict=True):
@@ -245,25 +242,23 @@ def test_prefill_in_chunks_is_prefill_at_once(chunk):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_pages_equal_their_dequantised_selves_to_the_bit(shape):
     case = Case.random(shape, [1, 9, 33], [1100, 64, 30], 64, seed=6)
-    q, k, v, k_cache, v_cache, *rest = case.arguments(torch.float32)
-    tree = [None, None, random_tree(33, torch.Generator().manual_seed(7))]
-    (k8, k_scale), (v8, v_scale) = quantize(k_cache), quantize(v_cache)
-    wide = (dequantize(k8, k_scale), dequantize(v8, v_scale))
-    expected = cpu.attention(q, k, v, *wide, *rest, scale=0.2, tree_masks=tree)
-    actual = cpu.attention(q, k, v, k8, v8, *rest, scale=0.2, tree_masks=tree, k_scale=k_scale, v_scale=v_scale)
-    assert torch.equal(actual[0], expected[0])
-    with pytest.raises(ValueError, match="int8 pages need"):
-        cpu.attention(q, k, v, k8, v8, *rest, scale=0.2)
+    rows = case.new(tree_masks=[None, None, random_tree(33, torch.Generator().manual_seed(7))])
+    (k8, k_scale), (v8, v_scale) = quantize(case.k_cache), quantize(case.v_cache)
+    wide = Pages(dequantize(k8, k_scale), dequantize(v8, v_scale), case.tables)
+    narrow = Pages(k8, v8, case.tables, k_scale, v_scale)
+    assert torch.equal(cpu.attention(narrow, rows)[0], cpu.attention(wide, rows)[0])
+    for wrong in (replace(narrow, v_scale=None), replace(wide, k_scale=k_scale)):
+        with pytest.raises(ValueError, match="int8 pages need"):
+            cpu.attention(wrong, rows)
 
 
 def test_strided_inputs_are_read_in_place():
     """q, k, v as transformers hands them over: views [1, H, T, D] with heads outermost."""
     case = Case.random((8, 2, 64), [9], [100], 64, seed=5)
-    plain = cpu.attention(*case.arguments(torch.float32), scale=0.2)
-    q, k, v, *rest = case.arguments(torch.float32)
-    views = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
-    strided = cpu.attention(*views, *rest, scale=0.2)
-    assert torch.equal(plain[0], strided[0])
+    plain = case.attend()
+    case.q, case.k, case.v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (case.q, case.k, case.v))
+    assert not case.q.is_contiguous()
+    assert torch.equal(case.attend()[0], plain[0])
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere denormals are not flushed")
@@ -273,7 +268,7 @@ def test_denormal_numbers_count_as_zero_during_a_call_and_not_after():
     case = Case.random((2, 2, 64), [3], [70], 16, seed=1)
     case.v.fill_(tiny)
     case.v_cache.fill_(tiny)
-    assert cpu.attention(*case.arguments(torch.float32), scale=0.2)[0].count_nonzero() == 0
+    assert case.attend()[0].count_nonzero() == 0
     assert cpu.linear(torch.full((3, 64), tiny), torch.ones(8, 64)).count_nonzero() == 0
     assert (torch.full((3,), tiny) * torch.ones(3)).count_nonzero() == 3
 

@@ -1,5 +1,7 @@
 """The Triton kernels against the float64 reference: on a GPU, else on the CPU under Triton's interpreter."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ pytest.importorskip("triton")
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.errors import BlockIndexError
 from sparse_attn.kernels import dense
+from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.kernels.triton import attention as triton_attention
 from sparse_attn.kernels.triton.launch import INTERPRETED, query_tiles
 from sparse_attn.kv.quant import dequantize, quantize
@@ -52,36 +55,33 @@ class Batch:
         mask = torch.rand(heads, count, width, generator=torch.Generator().manual_seed(seed)) < 0.4
         return BlockIndex.from_mask(mask, self.lens, self.contexts, block_q=block_q, block_k=self.page)
 
-    def paged(self, kernel, index=None, exact=False, **kwargs):
-        q, k, v = (x.double() if exact else x.to(DEVICE) for x in (self.q, self.k_cache, self.v_cache))
-        rest = (self.tables, self.context_lens, self.cu)
+    def pages(self, exact=False):
+        k, v = (x.double() if exact else x.to(DEVICE) for x in (self.k_cache, self.v_cache))
+        return Pages(k, v, self.tables if exact else self.tables.to(DEVICE))
+
+    def rows(self, exact=False, **options):
+        new = (x.double() if exact else x.to(DEVICE) for x in (self.q, self.k, self.v))
+        rest = (self.cu, self.context_lens)
         if not exact:
             rest = tuple(x.to(DEVICE) for x in rest)
-            index = index.to(DEVICE) if index is not None else None
-            kwargs = {n: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for n, x in kwargs.items()}
-        return kernel(q, k, v, *rest, scale=self.scale, index=index, **kwargs)
+            options = {n: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for n, x in options.items()}
+        return Rows(*new, *rest, self.scale, **options)
 
-    def ragged(self, kernel, index=None, exact=False, **kwargs):
-        q, k, v = (x.double() if exact else x.to(DEVICE) for x in (self.q, self.k, self.v))
-        cu = self.cu
-        if not exact:
-            cu, index = cu.to(DEVICE), index.to(DEVICE) if index is not None else None
-            kwargs = {n: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for n, x in kwargs.items()}
-        return kernel(q, k, v, cu, scale=self.scale, index=index, **kwargs)
-
-    def check_paged(self, index=None, **kwargs):
-        self._compare(
-            self.paged(triton_attention.paged_attention, index, **kwargs),
-            self.paged(dense.paged_attention, index, exact=True, **kwargs),
+    def check_paged(self, index=None, **options):
+        own = index.to(DEVICE) if index is not None else None
+        self.compare(
+            triton_attention.paged_attention(self.pages(), self.rows(**options), own),
+            dense.paged_attention(self.pages(exact=True), self.rows(exact=True, **options), index),
         )
 
-    def check_ragged(self, index=None, **kwargs):
-        self._compare(
-            self.ragged(triton_attention.ragged_attention, index, **kwargs),
-            self.ragged(dense.ragged_attention, index, exact=True, **kwargs),
+    def check_ragged(self, index=None, **options):
+        own = index.to(DEVICE) if index is not None else None
+        self.compare(
+            triton_attention.ragged_attention(self.rows(**options), own),
+            dense.ragged_attention(self.rows(exact=True, **options), index),
         )
 
-    def _compare(self, got, expected):
+    def compare(self, got, expected):
         tolerance = TOLERANCE[self.q.dtype]
         assert got[0].dtype == self.q.dtype
         assert got[1].dtype == torch.float32
@@ -125,13 +125,9 @@ def test_a_random_index_is_a_mask(per_kv_head, block_q):
 def test_a_full_index_is_dense():
     batch = Batch([6, 20], [37, 0], 4, 2, 32)
     full = BlockIndex.full(batch.lens, batch.contexts, num_heads=2, block_q=16, block_k=PAGE)
-    for part, kernel, run in zip(
-        full.split(),
-        (triton_attention.paged_attention, triton_attention.ragged_attention),
-        (batch.paged, batch.ragged),
-        strict=True,
-    ):
-        for got, expected in zip(run(kernel, part), run(kernel), strict=True):
+    paged = partial(triton_attention.paged_attention, batch.pages())
+    for part, kernel in zip(full.to(DEVICE).split(), (paged, triton_attention.ragged_attention), strict=True):
+        for got, expected in zip(kernel(batch.rows(), part), kernel(batch.rows()), strict=True):
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -174,8 +170,7 @@ def test_trees_beside_plain_rows(window):
 def test_few_rows_over_long_contexts_are_split_and_joined(monkeypatch):
     monkeypatch.setattr(triton_attention, "SPLIT_KEYS", 32)
     batch = Batch([1, 2], [150, 9], 4, 2, 32)
-    launch = triton_attention._Launch(batch.q, 2, batch.cu, triton_attention._Scoring(1.0, 0.0, 0, None), None)
-    assert launch.splits(10, PAGE) == 4
+    assert triton_attention._Launch(batch.rows(), None).splits(batch.pages()) == 4
     batch.check_paged()
     batch.check_paged(batch.random_index(True, 1).split()[0])
     batch.check_paged(window=20)
@@ -185,11 +180,9 @@ def test_few_rows_over_long_contexts_are_split_and_joined(monkeypatch):
 def test_context_and_new_rows_in_one_call(sparse):
     batch = Batch([5, 1, 17], [37, 16, 0], 4, 2, 32)
     index = batch.random_index(True, 16) if sparse else None
-    tensors = (batch.q, batch.k, batch.v, batch.k_cache, batch.v_cache, batch.tables, batch.context_lens, batch.cu)
     on_device = index.to(DEVICE) if index is not None else None
-    got = triton_attention.attention(*(t.to(DEVICE) for t in tensors), scale=batch.scale, index=on_device)
-    exact = (t.double() if t.is_floating_point() else t for t in tensors)
-    batch._compare(got, dense.attention(*exact, scale=batch.scale, index=index))
+    got = triton_attention.attention(batch.pages(), batch.rows(), on_device)
+    batch.compare(got, dense.attention(batch.pages(exact=True), batch.rows(exact=True), index))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -197,10 +190,9 @@ def test_int8_pages_are_read_as_their_dequantised_values(dtype):
     batch = Batch([1, 4], [45, 20], 4, 2, 32, dtype)
     (k8, k_scale), (v8, v_scale) = (quantize(x.nan_to_num()) for x in (batch.k_cache, batch.v_cache))
     batch.k_cache, batch.v_cache = dequantize(k8, k_scale), dequantize(v8, v_scale)
-    expected = batch.paged(dense.paged_attention, exact=True)
-    batch.k_cache, batch.v_cache = k8, v8
-    got = batch.paged(triton_attention.paged_attention, k_scale=k_scale, v_scale=v_scale)
-    batch._compare(got, expected)
+    expected = dense.paged_attention(batch.pages(exact=True), batch.rows(exact=True))
+    codes = Pages(*(x.to(DEVICE) for x in (k8, v8, batch.tables, k_scale, v_scale)))
+    batch.compare(triton_attention.paged_attention(codes, batch.rows()), expected)
 
 
 def test_larger_pages():
@@ -213,13 +205,15 @@ def test_an_index_whose_blocks_are_no_pages_is_refused():
     batch = Batch([2], [20], 2, 2, 16)
     index = BlockIndex.full([2], [20], num_heads=2, block_q=16, block_k=32)
     with pytest.raises(BlockIndexError, match="blocks of 32 keys, the pages hold 16"):
-        batch.paged(triton_attention.paged_attention, index)
+        triton_attention.paged_attention(batch.pages(), batch.rows(), index.to(DEVICE))
 
 
 def test_tiles_cover_every_row_once():
     lens = [0, 5, 33, 0, 1, 16]
-    cu = torch.tensor([0, *lens]).cumsum(0).int()
-    first, count, seq = query_tiles(cu, sum(lens), 16)
+    rows_of = Batch(lens, [0] * 6, 1, 1, 16).rows()
+    cu = rows_of.cu_seqlens
+    first, count, seq = query_tiles(rows_of, 16)
+    assert query_tiles(rows_of, 16)[0] is first  # made once, for all layers
     rows = [(f + i, s) for f, c, s in zip(first.tolist(), count.tolist(), seq.tolist(), strict=True) for i in range(c)]
     assert sorted(rows) == [(r, s) for s, n in enumerate(lens) for r in range(int(cu[s]), int(cu[s]) + n)]
     assert len(first) == sum(lens) // 16 + len(lens)

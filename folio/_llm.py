@@ -1,0 +1,74 @@
+"""A model: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
+from service.errors import InvalidRequest
+
+
+class LLM:
+    """Any decoder-only checkpoint, ready to generate. Use it from any thread; `close` it, or use it as a context.
+
+    Attributes:
+        name: as it was asked for.
+        engine: the door to the engine below, with `stream` for asyncio and figures.
+    """
+
+    def __init__(self, model: str = "embedded", **options: Any) -> None:
+        """Load a model: ``embedded``, a folder, or a hub id; options are those of `service.engine.config.EngineConfig`.
+
+        Raises:
+            ModelError: it cannot be found, read or run. InvalidRequest: an option is refused.
+        """
+        disable_progress_bar()  # of the weights
+        self.name = model
+        self.engine = AsyncEngine.from_pretrained(model, **options)
+        self.engine.start()
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Generation]:
+        """Continue prompts, texts or lists of token ids, all at once; results in their order.
+
+        Args:
+            params: of each prompt, or one for all; greedy and up to 256 tokens by default.
+
+        Raises:
+            PromptTooLong, InvalidRequest: before anything ran.
+        """
+        given = [prompts] if isinstance(prompts, str) else prompts
+        return self.engine.generate([self._ids(prompt) for prompt in given], params)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Generation:
+        """The next turn of a conversation of ``{"role": …, "content": …}``, by the model's own chat template."""
+        ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        return self.engine.generate([ids], params)[0]
+
+    def close(self) -> None:
+        """Abort what is in flight and let go of the model."""
+        self.engine.stop()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _tokenizer(self) -> Any:
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            raise InvalidRequest("This model has no tokenizer.", hint="Give lists of token ids.", param="prompts")
+        return tokenizer
+
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return list(self._tokenizer(prompt).input_ids) if isinstance(prompt, str) else prompt

@@ -1,0 +1,139 @@
+"""A question: what is asked, of which documents, and how the answer is made.
+
+Limits, defaults and descriptions stand here once: REST takes them as its body, the OpenAI routes as their field
+`folio`, the command line as flags. Nothing here needs a model, so that a question can be refused before one is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from service.errors import InvalidRequest, NotFound
+from service.fields import CollectionName, DocumentId, DrafterName, PolicyName, Strict, Temperature, Text, TopP
+
+if TYPE_CHECKING:
+    from retrieval.store.shelf import Shelf
+    from retrieval.types import Document
+    from service.engine.params import SamplingParams
+
+MAX_TURNS = 1000
+
+Mode = Literal["auto", "long", "retrieval", "iterative"]
+
+
+class Frozen(Strict):
+    """Values that are compared, and that nobody changes."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Iterative(Frozen):
+    """How mode iterative works; other modes ignore it."""
+
+    speculate: bool = Field(
+        default=True, description="Guess what a search will find, verify later; the answer is the same."
+    )
+    k: int = Field(default=4, ge=1, le=1024, description="Tokens between searches.")
+    stride: int | None = Field(
+        default=None, ge=1, le=64, description="Strides of k tokens to one search, the last not guessed; null: as pays."
+    )
+    query_tokens: int = Field(default=32, ge=1, le=8192, description="Last tokens that a search is asked with.")
+    retriever: Literal["hybrid", "dense", "sparse"] = Field(default="hybrid", description="What searches.")
+    prefetch: int = Field(
+        default=16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses."
+    )
+    overlap: bool | None = Field(
+        default=None, description="Write on while guesses are verified; null: where the model is on a GPU."
+    )
+
+
+class Knn(Frozen):
+    """How the model decodes with the datastore of the documents."""
+
+    k: int = Field(default=64, ge=1, le=4096, description="Neighbours of a token.")
+    weight: float = Field(default=0.25, ge=0, le=1, description="Share of the neighbours in the mixture (lambda).")
+    temperature: float = Field(default=100.0, gt=0, description="Of the neighbours' distances.")
+    probes: int | None = Field(default=None, ge=1, description="Lists of the datastore looked at; null: every entry.")
+    speculate: bool = Field(
+        default=True, description="Guess tokens and look them up in batches; the answer is the same."
+    )
+    stride: int | None = Field(default=None, ge=1, le=64, description="Guesses to one look-up; null: as pays best.")
+
+
+class Turn(Frozen):
+    """An earlier turn of the conversation."""
+
+    role: Literal["user", "assistant"]
+    content: Text
+
+
+class AnswerOptions(Frozen):
+    """Which documents a question is about, and how the answer is made of them."""
+
+    mode: Mode = Field(default="auto", description="long: read whole; retrieval: passages; auto chooses of these two.")
+    documents: tuple[DocumentId, ...] = Field(
+        default=(), max_length=100, description="Ids; none for the whole collection."
+    )
+    collection: CollectionName | None = Field(default=None, description="Name of a collection; null for all documents.")
+    passages: int | None = Field(default=None, ge=1, le=100, description="Passages to retrieve.")
+    iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
+    knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
+
+
+class Question(AnswerOptions):
+    """A question and how to answer it."""
+
+    text: Text = Field(alias="question", min_length=1, max_length=20_000, description="What is asked.")
+    history: tuple[Turn, ...] = Field(default=(), max_length=MAX_TURNS, description="Earlier turns, the oldest first.")
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The history as prompts are built of it."""
+        return [turn.model_dump() for turn in self.history]
+
+    def check(self, library: Shelf, owner: str) -> list[Document]:
+        """The documents that it names. All that can be refused without a model is refused here.
+
+        Raises:
+            InvalidRequest: it is empty or contradicts itself, or a document cannot be read.
+            NotFound (retrieval's or ours): the owner has no such document or collection.
+        """
+        if not self.text.strip():
+            raise InvalidRequest("The question is empty.", param="question")
+        if self.knn is not None and self.mode == "iterative":
+            raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
+        named = [library.document(one, owner) for one in dict.fromkeys(self.documents)]
+        for document in named:
+            if not document.readable:
+                raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
+        if self.collection is not None and not library.documents(self.collection, owner, limit=1):
+            known = {collection.name for collection in library.collections(owner)}
+            if self.collection not in known:  # rather than empty
+                raise NotFound(f"There is no collection {self.collection[:100]!r}.")
+        return named
+
+
+class Sampling(Strict):
+    """How the tokens of an answer are chosen; the OpenAI routes have options of their own."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=65536, description="Longest answer, in tokens.")] | None = None
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same answer.")
+    drafter: DrafterName | None = None
+    attention: PolicyName | None = None
+
+    def params(self, answer_tokens: int) -> SamplingParams:
+        """The same for the engine; `answer_tokens` where no limit is named."""
+        from service.engine.request import SamplingParams  # brings torch, which a refusal must not wait for
+
+        return SamplingParams(
+            max_tokens=self.max_tokens or answer_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            drafter=self.drafter,
+            attention=self.attention,
+        )

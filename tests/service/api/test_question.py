@@ -1,0 +1,93 @@
+"""A question as every front end reads it: the same limits, the same refusals, each naming what the user wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.answering.question import AnswerOptions, Iterative, Knn, Question, Sampling
+
+WRONG: list[tuple[dict[str, Any], tuple[str, ...], str, str]] = [
+    # of a question; the same on the command line; the field and the flag; why
+    ({"mode": "nonsense"}, ("--mode", "nonsense"), "mode --mode", "must be 'auto', 'long', 'retrieval' or 'iterative'"),
+    ({"iterative": {"k": 0}}, ("--k", "0"), "iterative.k --k", "must be at least 1, not 0"),
+    ({"iterative": {"retriever": "x"}}, ("--retriever", "x"), "iterative.retriever --retriever", "not 'x'"),
+    ({"iterative": {"stride": 65}}, ("--stride", "65"), "iterative.stride --stride", "must be at most 64, not 65"),
+    ({"knn": {"k": 0}}, ("--knn", "--knn-k", "0"), "knn.k --knn-k", "must be at least 1, not 0"),
+    ({"knn": {"weight": 1.5}}, ("--knn", "--knn-weight", "1.5"), "knn.weight --knn-weight", "must be at most 1"),
+    ({"passages": 101}, ("--passages", "101"), "passages --passages", "must be at most 100, not 101"),
+    ({"documents": ["a/b"]}, ("--document", "a/b"), "documents.0 --document", "should match pattern"),
+    ({"collection": ""}, ("--collection", ""), "collection --collection", "at least 1 character"),
+]
+
+
+@pytest.mark.parametrize(("fields", "flags", "names", "why"), WRONG, ids=lambda value: str(value)[:30])
+def test_one_refusal_for_every_front_end(
+    folio: Callable[..., Any],
+    tmp_path: Any,
+    service: Any,
+    fields: dict[str, Any],
+    flags: tuple[str, ...],
+    names: str,
+    why: str,
+) -> None:
+    field, flag = names.split()
+    refused = service.client.post("/v1/answer", json={"question": "Who?", **fields})
+    assert refused.status_code == 422
+    (fault,) = refused.json()["errors"]
+    assert fault["param"] == field
+    assert why in fault["reason"]
+    asked = {"model": "x", "messages": [{"role": "user", "content": "Who?"}], "folio": fields}
+    error = service.client.post("/v1/chat/completions", json=asked).json()["error"]
+    assert error["param"] == f"folio.{field}"
+    code, _, said = folio("--home", tmp_path, "ask", "Who?", *flags)
+    assert code == 2
+    sentences = [refused.json()["detail"], error["message"], said.strip()]
+    assert sentences == [sentences[0], f"folio.{sentences[0]}", f"folio: {sentences[0].replace(field, flag, 1)}"]
+
+
+@pytest.mark.parametrize("model", [Iterative, Knn, AnswerOptions, Sampling])
+def test_unknown_fields_are_refused(model: Any) -> None:
+    with pytest.raises(ValidationError, match="what"):
+        model(what=1)
+
+
+def test_every_field_says_what_it_means() -> None:
+    for model in (Iterative, Knn, Question, Sampling):
+        for name, described in model.model_json_schema()["properties"].items():
+            inner = described.get("anyOf", [described])
+            assert "description" in described or any("description" in one for one in inner), (model, name)
+
+
+def test_a_conversation_goes_into_the_prompt(start_service: Callable[..., Any], make_scripted: Any) -> None:
+    prompts: list[str] = []
+    service = start_service(engine=make_scripted(lambda prompt: prompts.append(prompt) or "Seven."))
+    service.ingest("bridge.txt", b"The bridge has seven arches.")
+    history = [{"role": "user", "content": "Of what bridge?"}, {"role": "assistant", "content": "Of Hampton."}]
+    options = {"mode": "retrieval"}
+    asked = {"question": "How many arches?", "history": history, **options}
+    assert service.client.post("/v1/answer", json=asked).json()["answer"] == "Seven."
+    messages = [{"role": "system", "content": "Be brief."}, *history, {"role": "user", "content": "How many arches?"}]
+    chat = {"model": service.runtime.model_name, "messages": messages, "folio": options}
+    assert service.client.post("/v1/chat/completions", json=chat).status_code == 200
+    assert "Of what bridge?" in prompts[0]
+    assert prompts[0] == prompts[1]
+    bad = service.client.post("/v1/answer", json={**asked, "history": [{"role": "system", "content": "x"}]})
+    assert (bad.status_code, bad.json()["errors"][0]["param"]) == (422, "history.0.role")
+
+
+def test_a_datastore_is_asked_for_in_every_way_of_asking(service: Any) -> None:
+    """And refused alike where there is none."""
+    service.ingest("bridge.txt", b"The bridge has seven arches.")
+    asked = {"question": "How many?", "knn": {"k": 8}}
+    assert "folio index build --knn" in service.client.post("/v1/answer", json=asked).json()["detail"]
+    chat = {
+        "model": service.runtime.model_name,
+        "messages": [{"role": "user", "content": "How many?"}],
+        "folio": {"knn": {"k": 8}},
+    }
+    answer = service.client.post("/v1/chat/completions", json=chat)
+    assert (answer.status_code, "folio index build --knn" in answer.text) == (404, True)
