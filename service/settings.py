@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ FILE_NAME = "folio.toml"
 class _TomlFile(TomlConfigSettingsSource):
     """TOML that may begin with a byte order mark, as editors on Windows write it."""
 
-    def _read_file(self, file_path: Any) -> dict[str, Any]:
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
         return tomllib.loads(file_path.read_text("utf-8-sig"))
 
 
