@@ -15,9 +15,12 @@ DocumentKey = tuple[str, int]
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it is now. ``status`` is ``ready`` or ``failed``; ``error`` says why it failed.
+    """A document as it is now. ``error`` says why it failed.
 
     Attributes:
+        status: ``ready``, ``partial`` (searched like a ready one, but more than a tenth of it could not be read) or
+            ``failed``.
+        notes: sentences about what was not read, or read with doubt.
         size: bytes of the file.
         chars: characters (code points) of the stored text.
     """
@@ -37,6 +40,21 @@ class Document:
     error: str | None
     created_at: dt.datetime
     updated_at: dt.datetime
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is text of it."""
+        return self.status != "failed"
+
+
+class Place(NamedTuple):
+    """Characters ``start`` to ``end`` (exclusive) of the stored text stand at ``path`` in the file, from the whole to
+    the part: ``("Sales", "Zone EUR", "B7")``."""
+
+    start: int
+    end: int
+    path: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,7 @@ class Hit:
 
     Attributes:
         sha256: of the document's file.
+        place: where in the file it stands, for people ("Sales, B7 to C9", "page 3"); "" for a file without places.
     """
 
     chunk_id: int
@@ -74,6 +93,7 @@ class Hit:
     text: str
     version: int = 1
     sha256: str = ""
+    place: str = ""
 
     def scored(self, score: float) -> Hit:
         """The same chunk as the answer to another query."""
@@ -107,9 +127,10 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What became of one file. ``status``: ready or failed; ``deduplicated``: the content was there already.
+    """What became of one file. ``status``: ready, partial or failed; ``deduplicated``: the content was there already.
 
     Attributes:
+        notes: of the document.
         error_kind: class name of the error, for callers that map kinds to statuses.
     """
 
@@ -123,6 +144,7 @@ class IngestResult:
     deduplicated: bool = False
     seconds: float = 0.0
     error_kind: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

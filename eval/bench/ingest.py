@@ -68,7 +68,7 @@ def _time_ingest(embedder: SentenceEmbedder, file: Path) -> float:
     """From the path to a committed document in a searchable index."""
     with tempfile.TemporaryDirectory() as home, Library.open(home, embedder=embedder) as library:
         [result], taken = timed(lambda: library.ingest([file]))
-    if result.status != "ready":
+    if result.status == "failed":
         raise ValueError(result.error)
     return taken
 

@@ -65,7 +65,7 @@ def _generation_problems(connection: sa.Connection, folder: Path) -> Iterator[st
 
 def _text_problems(connection: sa.Connection) -> Iterator[str]:
     current = sa.select(documents.c.id, documents.c.name, documents.c.version, documents.c.chunks).where(
-        documents.c.status == "ready"
+        documents.c.status != "failed"
     )
     for document in connection.execute(current).all():
         text = connection.execute(

@@ -20,13 +20,13 @@ import sqlalchemy as sa
 
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import ArchiveError
-from retrieval.ingest.ingestion import clean_name
+from retrieval.ingest.sources import clean_name
 from retrieval.parsing import ParsedDocument
 from retrieval.parsing.chunking import Chunk
 from retrieval.store import documents as store
 from retrieval.store.originals import Originals
 from retrieval.store.tables import chunks, embeddings
-from retrieval.types import Document, Page
+from retrieval.types import Document, Page, Place
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -44,7 +44,7 @@ def export_collection(
     path: Path,
 ) -> int:
     """Write the archive to ``path`` (whole or not at all). Returns the number of documents."""
-    ready = [found for found in store.listing(connection, owner, collection, None, None) if found.status == store.READY]
+    ready = [found for found in store.listing(connection, owner, collection, None, None) if found.readable]
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -68,9 +68,7 @@ def _export_document(
         .where(chunks.c.document_id == found.id)
         .order_by(chunks.c.ordinal)
     ).all()
-    pages = store.read_pages(connection, found.owner, found.id, None)
-    text = store.read_text(connection, found.owner, found.id, 0, None, None)
-    parsed = ParsedDocument(text, pages, found.media_type)
+    parsed = store.read_parsed(connection, found.owner, found.id)
     vectors = b"".join(row.vector for row in rows)
     return {
         **_write_version(archive, found.id, found.name, originals.read(found.sha256), parsed, vectors=vectors),
@@ -96,6 +94,9 @@ def _write_version(
         "media_type": parsed.media_type,
         "sha256": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()},
         "pages": [[page.number, page.start, page.end] for page in parsed.pages],
+        "notes": parsed.notes,
+        "places": parsed.places,
+        "unread_share": parsed.unread_share,
     }
 
 
@@ -162,7 +163,14 @@ class CollectionArchive:
     def _read_version(self, entry: dict[str, Any]) -> tuple[bytes, ParsedDocument]:
         """Its file, and what was read from it."""
         text = _part(self._archive, entry, "text").decode("utf-8")
-        parsed = ParsedDocument(text, [Page(*page) for page in entry["pages"]], entry["media_type"])
+        parsed = ParsedDocument(
+            text,
+            [Page(*page) for page in entry["pages"]],
+            entry["media_type"],
+            entry.get("notes", []),
+            [Place(start, end, tuple(path)) for start, end, path in entry.get("places", [])],
+            unread_share=entry.get("unread_share", 0.0),
+        )
         return _part(self._archive, entry, "original"), parsed
 
 

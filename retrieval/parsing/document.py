@@ -7,20 +7,52 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from retrieval.types import Page
+from retrieval.types import Page, Place
 
 PageProgress = Callable[[int, int], None]
 """called with (pages done, pages in all)"""
 
 
+PARTIAL_ABOVE = 0.1
+"""share of the pages (or parts) not read above which a document counts as partially read"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of the text that belong together. A chunk cuts none of them.
+
+    Attributes:
+        header: words that make a row mean something alone (caption, names of columns); "" where each row has them.
+        rows: (start, end) of each row in the text, in order, the header's own row excepted.
+    """
+
+    header: str
+    rows: list[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class ParsedDocument:
-    """A document's text and where its pages lie in it. ``pages`` covers the text in order, without overlap."""
+    """A document's text, where its pages and smaller places lie in it, and what is not in it.
+
+    Attributes:
+        pages: cover the text in order, without overlap.
+        notes: sentences about what was not read, or read with doubt, page by page or part by part.
+        places: in order of their starts, without overlap; they need not cover the text.
+        tables: in order, without overlap.
+        unread_share: pages (or parts) that were not read ÷ all of them, from 0 to 1.
+    """
 
     text: str
     pages: list[Page]
     media_type: str
     notes: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    unread_share: float = 0.0
+
+    @property
+    def partial(self) -> bool:
+        return self.unread_share > PARTIAL_ABOVE
 
 
 def single_page(text: str, media_type: str) -> ParsedDocument:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from retrieval.errors import EmptyFile
 from retrieval.parsing.document import ParsedDocument, single_page, storable
-from retrieval.parsing.text import decode
+from retrieval.parsing.encoding import decode
 
 _HIDDEN = {"script", "style", "template", "noscript", "svg"}
 _LINES = {"br", "hr", "li", "tr", "dt", "dd", "option"}

@@ -30,9 +30,9 @@ from retrieval import errors
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
 from retrieval.parsing import check_size
 from retrieval.parsing.boxes import Box
-from retrieval.parsing.document import PageProgress, ParsedDocument
+from retrieval.parsing.document import PageProgress, ParsedDocument, Table
 from retrieval.parsing.limits import Limits
-from retrieval.types import Page
+from retrieval.types import Page, Place
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,11 @@ class Sandbox:
         check_size(name, len(data), self._limits)
         header, text = self._perform("parse", data, name, {}, progress)
         pages = [Page(*page) for page in header["pages"]]
-        return ParsedDocument(text.decode("utf-8"), pages, header["media_type"], header["notes"])
+        places = [Place(start, end, tuple(path)) for start, end, path in header["places"]]
+        tables = [Table(said, [(start, end) for start, end in rows]) for said, rows in header["tables"]]
+        return ParsedDocument(
+            text.decode("utf-8"), pages, header["media_type"], header["notes"], places, tables, header["unread_share"]
+        )
 
     def boxes(self, data: bytes, name: str, pages: Sequence[Page], text: str, start: int, end: int) -> list[Box]:
         """``retrieval.parsing.boxes.boxes``. Errors: UnreadableFile and its kinds."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrieval.errors import NotFound, UnreadableFile
@@ -47,10 +47,17 @@ def main() -> None:
 
 
 def _preload(name: str) -> None:
-    """The office parsers are slow to import; once the first such file has come, every child has them."""
-    if name.lower().endswith((".docx", ".pptx", ".xlsx", ".epub", ".csv")):
-        with contextlib.suppress(ImportError):
-            import retrieval.parsing.office  # noqa: F401
+    """Some parsers are slow to import; once the first such file has come, every child has its own."""
+    suffix = PurePosixPath(name).suffix.lower()
+    with contextlib.suppress(ImportError):
+        if suffix == ".xlsx":
+            import retrieval.parsing.spreadsheet
+        elif suffix == ".pptx":
+            import retrieval.parsing.slides
+        elif suffix == ".eml":
+            import retrieval.parsing.mail  # noqa: F401
+        elif suffix not in ("", ".pdf", ".html"):
+            import chardet  # noqa: F401
 
 
 def _wait(child: int, seconds: float) -> dict[str, Any]:
@@ -70,7 +77,15 @@ def _wait(child: int, seconds: float) -> dict[str, Any]:
 def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], bytes]:
     parsed = parse(data, name, limits, lambda done, total: _tell({"progress": [done, total]}))
     pages = [[page.number, page.start, page.end] for page in parsed.pages]
-    return {"pages": pages, "media_type": parsed.media_type, "notes": parsed.notes}, parsed.text.encode("utf-8")
+    header = {
+        "pages": pages,
+        "media_type": parsed.media_type,
+        "notes": parsed.notes,
+        "places": parsed.places,
+        "tables": [[table.header, table.rows] for table in parsed.tables],
+        "unread_share": parsed.unread_share,
+    }
+    return header, parsed.text.encode("utf-8")
 
 
 def _boxes(

@@ -6,6 +6,7 @@ import datetime as dt
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from retrieval.common.failpoints import failpoint
 from retrieval.errors import NotFound
 from retrieval.parsing.chunking import Chunk
 from retrieval.parsing.document import ParsedDocument
+from retrieval.parsing.places import pack, place_of, unpack
 from retrieval.store.tables import (
     chunks,
     collections,
@@ -28,6 +30,7 @@ from retrieval.store.tables import (
 from retrieval.types import Collection, Document, Hit, Page
 
 READY = "ready"
+PARTIAL = "partial"
 FAILED = "failed"
 
 
@@ -39,12 +42,12 @@ _CHUNKS_BY_ID = sa.select(chunks).where(
 _LIVE_BY_ID = sa.select(documents.c.id, documents.c.version, documents.c.name, documents.c.sha256).where(
     documents.c.id.in_(sa.bindparam("ids", expanding=True)),
     documents.c.owner == sa.bindparam("owner"),
-    documents.c.status == READY,
+    documents.c.status != FAILED,
 )
 _LIVE_CHUNKS = (
     sa.select(chunks, documents.c.name, documents.c.sha256)
     .join(documents, sa.and_(documents.c.id == chunks.c.document_id, documents.c.version == chunks.c.version))
-    .where(documents.c.owner == sa.bindparam("owner"), documents.c.status == READY)
+    .where(documents.c.owner == sa.bindparam("owner"), documents.c.status != FAILED)
 )
 
 
@@ -92,7 +95,7 @@ def find_same_content(connection: sa.Connection, owner: str, collection: str, sh
     """A ready document of the collection with exactly these bytes."""
     row = connection.execute(
         _select_documents(owner)
-        .where(documents.c.sha256 == sha256, documents.c.status == READY, collections.c.name == collection)
+        .where(documents.c.sha256 == sha256, documents.c.status != FAILED, collections.c.name == collection)
         .limit(1)
     ).one_or_none()
     return _document(row) if row else None
@@ -116,11 +119,12 @@ def commit_version(connection: sa.Connection, new: NewVersion) -> tuple[str, int
         "sha256": new.sha256,
         "media_type": new.parsed.media_type,
         "size": new.size,
-        "status": READY,
+        "status": PARTIAL if new.parsed.partial else READY,
         "pages": len(new.parsed.pages),
         "chunks": len(new.chunks),
         "chars": len(new.parsed.text),
         "error": None,
+        "notes": new.parsed.notes,
         "updated_at": now(),
     }
     if known:
@@ -150,7 +154,7 @@ def record_failure(
             documents.c.collection_id == collection_id, documents.c.name == name
         )
     ).one_or_none()
-    if known and known.status == READY:
+    if known and known.status != FAILED:
         return str(known.id)
     values = {"sha256": sha256, "size": size, "error": error, "updated_at": now()}
     if known:
@@ -201,6 +205,17 @@ def get(connection: sa.Connection, owner: str, document: str) -> Document:
     return _document(row)
 
 
+def named(connection: sa.Connection, owner: str, reference: str) -> list[Document]:
+    """The document of this id alone, else those of this name, else those whose path ends in it."""
+    by = documents.c.id == reference, documents.c.name == reference
+    by_path = documents.c.name.endswith(f"/{reference}", autoescape=True)
+    found = [_document(row) for row in connection.execute(_select_documents(owner).where(sa.or_(*by, by_path)))]
+    for exact in ("id", "name"):
+        if chosen := [document for document in found if getattr(document, exact) == reference]:
+            return chosen
+    return found
+
+
 def listing(
     connection: sa.Connection, owner: str, collection: str | None, limit: int | None, after: str | None
 ) -> list[Document]:
@@ -219,7 +234,7 @@ def ids_in_scope(
     connection: sa.Connection, owner: str, collection: str | None, wanted: Sequence[str] | None
 ) -> set[str]:
     """Ids of the ready documents of an owner, of a collection, among those wanted. Error: NotFound."""
-    query = sa.select(documents.c.id).where(documents.c.owner == owner, documents.c.status == READY)
+    query = sa.select(documents.c.id).where(documents.c.owner == owner, documents.c.status != FAILED)
     if collection is not None:
         query = query.where(documents.c.collection_id == _collection_id(connection, owner, collection))
     found = set(connection.execute(query).scalars())
@@ -256,6 +271,31 @@ def read_pages(connection: sa.Connection, owner: str, document: str, version: in
     """Error: NotFound."""
     found = get(connection, owner, document)
     return _pages(connection, document, version or found.version)
+
+
+def read_parsed(connection: sa.Connection, owner: str, document: str) -> ParsedDocument:
+    """All that was read from the file of the present version. Error: NotFound."""
+    found = get(connection, owner, document)
+    row = connection.execute(_of_version(document, found.version)).one()
+    return _parsed(row, _pages(connection, document, found.version))
+
+
+def read_place(connection: sa.Connection, owner: str, document: str, start: int, end: int, version: int | None) -> str:
+    """Where in the file the characters ``start:end`` stand, for people. Error: NotFound."""
+    found = get(connection, owner, document)
+    number = version or found.version
+    packed = connection.execute(_of_version(document, number, versions.c.places)).scalar_one_or_none()
+    return place_of(unpack(packed) if packed else [], _pages(connection, document, number), start, end)
+
+
+def _of_version(document: str, version: int, *columns: sa.Column[Any]) -> sa.Select[Any]:
+    return sa.select(*(columns or (versions,))).where(versions.c.document_id == document, versions.c.version == version)
+
+
+def _parsed(row: sa.Row, spans: list[Page]) -> ParsedDocument:  # type: ignore[type-arg]
+    """Of a row of versions; tables served the chunks alone, and are not kept."""
+    places = unpack(row.places) if row.places else []
+    return ParsedDocument(row.text, spans, row.media_type, row.notes, places, unread_share=row.unread_share)
 
 
 def _pages(connection: sa.Connection, document: str, version: int) -> list[Page]:
@@ -325,6 +365,7 @@ def _hit(row: sa.Row, document: sa.Row, score: float) -> Hit:  # type: ignore[ty
         text=row.text,
         version=row.version,
         sha256=document.sha256,
+        place=row.place,
     )
 
 
@@ -360,6 +401,9 @@ def _insert_text(connection: sa.Connection, document: str, version: int, new: Ol
             media_type=new.parsed.media_type,
             size=new.size,
             text=new.parsed.text,
+            notes=new.parsed.notes,
+            places=pack(new.parsed.places) if new.parsed.places else None,
+            unread_share=new.parsed.unread_share,
             created_at=new.created_at,
         )
     )
@@ -385,6 +429,7 @@ def _insert_chunks(connection: sa.Connection, document: str, version: int, new: 
                 "end": chunk.end,
                 "page": chunk.page,
                 "tokens": chunk.tokens,
+                "place": place_of(new.parsed.places, new.parsed.pages, chunk.start, chunk.end),
                 "text": chunk.text,
             }
             for ordinal, chunk in enumerate(new.chunks)
@@ -424,7 +469,7 @@ def older_versions(connection: sa.Connection, document: str, before: int) -> lis
             OldVersion(
                 row.sha256,
                 row.size,
-                ParsedDocument(row.text, _pages(connection, document, row.version), row.media_type),
+                _parsed(row, _pages(connection, document, row.version)),
                 row.created_at,
             ),
         )
@@ -444,7 +489,7 @@ def totals(connection: sa.Connection, owner: str | None) -> dict[str, int]:
         sa.func.coalesce(sa.func.sum(documents.c.chunks), 0).label("chunks"),
         sa.func.coalesce(sa.func.sum(documents.c.chars), 0).label("chars"),
         sa.func.coalesce(sa.func.sum(documents.c.size), 0).label("bytes"),
-    ).where(documents.c.status == READY)
+    ).where(documents.c.status != FAILED)
     if owner is not None:
         query = query.where(documents.c.owner == owner)
     return {name: int(value) for name, value in connection.execute(query).one()._mapping.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retrieval.checks import check_span
-from retrieval.errors import NotFound, StoreUnavailable
+from retrieval.errors import InvalidRequest, NotFound, StoreUnavailable
 from retrieval.parsing import MEDIA_TYPES, Limits, page_at
 from retrieval.parsing.boxes import Box
 from retrieval.parsing.sandbox import Sandbox
@@ -65,6 +65,18 @@ class Shelf:
         with self.database.read() as connection:
             return store.get(connection, owner, document)
 
+    def find(self, reference: str, owner: str = DEFAULT_OWNER) -> Document:
+        """The document of this id, else of this name, else whose path ends in it.
+
+        Errors: NotFound; InvalidRequest where there are several.
+        """
+        with self.database.read() as connection:
+            named = store.named(connection, owner, reference)
+        if len(named) > 1:
+            where = ", ".join(f"{document.id} in {document.collection}" for document in named)
+            raise InvalidRequest(f"{reference} is the name of several documents ({where}); give the id of one")
+        return named[0] if named else self.document(reference, owner)
+
     def text(
         self,
         document: str,
@@ -87,6 +99,15 @@ class Shelf:
     def page_of(self, document: str, offset: int, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> int:
         """The number of the page on which the character at ``offset`` is. Error: NotFound."""
         return page_at(self.pages(document, owner, version=version), offset)
+
+    def place_of(
+        self, document: str, start: int, end: int, owner: str = DEFAULT_OWNER, *, version: int | None = None
+    ) -> str:
+        """Where in the file the characters ``start:end`` stand, for people: "Sales, Zone EUR, B7", "page 3"; "" for a
+        file without places. Error: NotFound."""
+        check_span(start, end)
+        with self.database.read() as connection:
+            return store.read_place(connection, owner, document, start, end, version)
 
     def chunks(self, document: str, owner: str = DEFAULT_OWNER) -> list[Hit]:
         """All chunks of a document in order, with score 0. Error: NotFound."""

@@ -67,6 +67,7 @@ documents = sa.Table(
     sa.Column("chunks", sa.Integer, nullable=False),
     sa.Column("chars", sa.BigInteger, nullable=False),
     sa.Column("error", sa.Text),
+    sa.Column("notes", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("created_at", Time, nullable=False),
     sa.Column("updated_at", Time, nullable=False),
     sa.UniqueConstraint("collection_id", "name"),
@@ -83,6 +84,9 @@ versions = sa.Table(
     sa.Column("media_type", sa.String(127), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("text", sa.Text, nullable=False),
+    sa.Column("notes", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("places", sa.LargeBinary),  # as retrieval.parsing.places packs them; null for none
+    sa.Column("unread_share", sa.Float, nullable=False, server_default="0"),
     sa.Column("created_at", Time, nullable=False),
     sa.Index(None, "sha256"),
 )
@@ -109,6 +113,7 @@ chunks = sa.Table(
     sa.Column("end", sa.BigInteger, nullable=False),
     sa.Column("page", sa.Integer, nullable=False),
     sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("place", sa.Text, nullable=False, server_default=""),
     # A copy of the slice: a search must not read a whole book to show ten passages of it.
     sa.Column("text", sa.Text, nullable=False),
     sa.Index(None, "document_id", "version", "ordinal"),

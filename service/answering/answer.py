@@ -244,6 +244,7 @@ def citation_data(citation: Citation, names: Mapping[str, str]) -> dict[str, Any
         "start": span.start,
         "end": span.end,
         "page": citation.page,
+        "place": citation.place,
         "cited_text": span.cited_text,
         "verified": citation.verified,
         "quoted": span.quoted,

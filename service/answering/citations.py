@@ -145,6 +145,8 @@ class Citation:
     span: Span
     page: int | None
     verified: bool
+    place: str = ""
+    """where in the file it stands, for people; "" for a file without places"""
     boxes: tuple[dict[str, float], ...] = ()
     """where it is printed, for a PDF: see `retrieval.parsing.boxes.Box`"""
 

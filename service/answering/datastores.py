@@ -144,7 +144,7 @@ class Datastores:
     def _documents(self, owner: str, collection: str | None) -> list[DocumentKey]:
         """The live documents, in order."""
         found = self._library.documents(collection, owner)
-        return sorted((document.id, document.version) for document in found if document.status == "ready")
+        return sorted((document.id, document.version) for document in found if document.readable)
 
 
 def _scope(model: StoreIdentity, owner: str, collection: str | None) -> str:

@@ -105,7 +105,7 @@ class EvidenceFinder:
     def _whole_collection(self, question: Question, owner: str) -> list[Document] | None:
         """Its readable documents, or None where they are too many to be read whole."""
         found = self.library.documents(question.collection, owner, limit=self.WHOLE_DOCUMENTS + 1)
-        readable = [document for document in found if document.status == "ready"]
+        readable = [document for document in found if document.readable]
         return readable if len(found) <= self.WHOLE_DOCUMENTS else None
 
     def _read_whole(self, question: Question, owner: str, scope: Sequence[Document], room: int) -> Evidence:
@@ -189,9 +189,10 @@ class EvidenceFinder:
         try:
             stored = self.library.text(span.document, owner=owner, start=span.start, end=span.end)
             page = self.library.page_of(span.document, span.start, owner)
+            place = self.library.place_of(span.document, span.start, span.end, owner)
         except RetrievalNotFound:
             return check(span, None, span.page)
-        verdict = check(span, stored, page)
+        verdict = replace(check(span, stored, page), place=place)
         return replace(verdict, boxes=self._boxes(span, owner)) if verdict.verified else verdict
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
@@ -213,6 +214,7 @@ def hit_data(hit: Hit) -> dict[str, Any]:
         "start": hit.start,
         "end": hit.end,
         "page": hit.page,
+        "place": hit.place,
         "score": hit.score,
         "text": hit.text,
     }

@@ -106,7 +106,7 @@ class Question(AnswerOptions):
             raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
         named = [library.document(one, owner) for one in dict.fromkeys(self.documents)]
         for document in named:
-            if document.status != "ready":
+            if not document.readable:
                 raise InvalidRequest(f"{document.name} cannot be read: {document.error}", param="documents")
         if self.collection is not None and not library.documents(self.collection, owner, limit=1):
             known = {collection.name for collection in library.collections(owner)}

@@ -39,6 +39,7 @@ class CitationModel(BaseModel):
     start: int
     end: int
     page: int | None
+    place: str = Field(description="Where in the file it stands: a page, a cell, a paragraph, a slide, a chapter.")
     cited_text: str
     verified: bool = Field(description="The stored characters start:end equal cited_text.")
     quoted: bool = Field(description="The answer repeats the words; else it refers to their passage.")

@@ -46,6 +46,7 @@ class DocumentModel(BaseModel):
     chunks: int
     chars: int
     error: str | None
+    notes: list[str]
     created_at: dt.datetime
     updated_at: dt.datetime
 

@@ -27,6 +27,7 @@ class JobDocument(BaseModel):
     pages: int
     chunks: int
     error: str | None
+    notes: list[str] = []
     deduplicated: bool = False
 
 

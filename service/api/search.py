@@ -37,6 +37,7 @@ class Passage(BaseModel):
     start: int
     end: int
     page: int | None
+    place: str = ""
     score: float | None = None
     text: str | None = None
 

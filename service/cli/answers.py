@@ -176,7 +176,8 @@ def _print_sources(answer: Answer) -> None:
     emit_text("\n")
     for citation in answer.citations:
         mark = "verified" if citation["verified"] else "NOT in the text"
-        place = f"{citation['name']}, page {citation['page']}, {citation['document']}:{citation['start']}"
+        where = f", {citation['place']}" if citation["place"] else ""
+        place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
         typer.echo(f"\n[{citation['label']}] {place}-{citation['end']} ({mark})")
         typer.echo(f"    {' '.join(citation['cited_text'].split())}")
     if answer.note and answer.note != answer.answer:

@@ -82,7 +82,7 @@ def ingest(home: Path) -> dict[str, str]:
     began = time.monotonic()
     with Library.open(home) as library:
         results = library.ingest(chapters)
-        failed = [result.error for result in results if result.status != "ready"]
+        failed = [result.error for result in results if result.status == "failed"]
         if failed:
             raise DemoFailed(f"the handbook cannot be ingested: {failed[0]}")
         report = library.build_index()

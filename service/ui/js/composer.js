@@ -27,7 +27,7 @@ export class Composer {
   /** Offer these documents and their collections; keep the choice where it still stands. */
   offer(documents) {
     const chosen = this.scope.value;
-    const ready = documents.filter((document) => document.status === "ready").sort(byName);
+    const ready = documents.filter((document) => document.status !== "failed").sort(byName);
     const collections = [...new Set(ready.map((document) => document.collection).filter(Boolean))].sort();
     const options = [el("option", { value: "" }, "All documents")];
     if (collections.length > 1) options.push(el("optgroup", { label: "Collections" }, ...collections.map((name) => el("option", { value: `collection:${name}` }, name))));

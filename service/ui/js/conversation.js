@@ -10,7 +10,7 @@ const TURNS = "folio.turns";
 const KEPT = 20;
 
 export class Conversation {
-  /** @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane, `pageOf(passage)` */
+  /** @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane */
   constructor(on) {
     this.on = on;
     this.coloured = false;
@@ -101,7 +101,6 @@ export class Conversation {
     const box = byId("turns");
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
     const how = {
-      pageOf: this.on.pageOf,
       coloured: this.coloured,
       openCitation: (...which) => this.open(...which),
       openResult: (result) => { this.left(); this.on.open(result); },

@@ -104,7 +104,7 @@ export class Documents {
     const [result] = job.documents;
     const cause = result?.error ?? job.error;
     if (cause || job.status !== "done") report({ title: `${name} was not added`, detail: cause ?? `The job was ${job.status}.` });
-    else announce(result?.deduplicated ? `${name} was there already.` : `${name} is ready.`);
+    else announce([result?.deduplicated ? `${name} was there already.` : `${name} is ready.`, ...(result?.notes ?? [])].join(" "));
   }
 
   async #remove(document) {
@@ -150,7 +150,8 @@ export class Documents {
       el("button", { type: "button", class: "document-open", title: item.name, disabled: failed, on: { click: () => this.on.open(item) } },
         icon(failed ? "doubt" : "document"),
         el("span", { class: "document-name" }, item.name),
-        el("span", { class: "document-facts" }, facts(item))),
+        el("span", { class: "document-facts" }, facts(item)),
+        ...item.notes.map((said) => el("span", { class: "document-note" }, said))),
       el("span", { class: "document-actions" },
         failed ? null : el("button", { type: "button", class: "quiet", title: "Ask only this document", "aria-label": `Ask only ${item.name}`, on: { click: () => this.on.scope(item) } }, icon("focus")),
         el("button", { type: "button", class: "quiet", title: "Delete", "aria-label": `Delete ${item.name}`, on: { click: () => this.#remove(item) } }, icon("delete"))));
@@ -174,9 +175,8 @@ function arrivingRow(key, { name, label, share, left }) {
 
 function facts(item) {
   if (item.status === "failed") return item.error ?? "Failed";
-  if (item.status !== "ready") return `${item.status}…`;
   const size = item.chars === undefined ? "" : `${approximate(item.chars)} characters`;
-  return [item.pages > 1 ? count(item.pages, "page") : "", size, item.version > 1 ? `version ${item.version}` : ""].filter(Boolean).join(" · ");
+  return [item.status === "partial" ? "read in part" : "", item.pages > 1 ? count(item.pages, "page") : "", size, item.version > 1 ? `version ${item.version}` : ""].filter(Boolean).join(" · ");
 }
 
 function approximate(number) {

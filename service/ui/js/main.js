@@ -23,8 +23,8 @@ const documents = new Documents({
   change: (items) => { composer.offer(items); showStarters(items, (words) => composer.suggest(words)); },
   remove: (id) => source.forget(id),
 });
-const conversation = new Conversation({ running: (on) => composer.running(on), open: (what) => { view("source"); source.open(what); }, pageOf });
-const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id), pageOf });
+const conversation = new Conversation({ running: (on) => composer.running(on), open: (what) => { view("source"); source.open(what); } });
+const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
 
 byId("open-help").addEventListener("click", showShortcuts);
 byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
@@ -46,12 +46,7 @@ api.modes().then((known) => composer.offerModes(known)).catch(report);
 watch();
 
 function load() {
-  documents.start().then(() => conversation.redraw()).catch(report); // pages are shown by what the documents say
-}
-
-/** The page of a passage, where its document is known to have several. */
-function pageOf({ document: id, page }) {
-  return page && documents.find(id)?.pages > 1 ? page : null;
+  documents.start().catch(report);
 }
 
 /** On a narrow screen one pane is seen at a time. */

@@ -11,8 +11,7 @@ const WINDOW = 40_000; // characters fetched on either side of the passage, and 
 
 export class Source {
   /**
-   * @param {Object} on `step(±1)` to the next or previous citation, `opened(documentId or null)`,
-   *   `pageOf(passage)`.
+   * @param {Object} on `step(±1)` to the next or previous citation, `opened(documentId or null)`.
    */
   constructor(on) {
     this.on = on;
@@ -24,7 +23,7 @@ export class Source {
 
   /**
    * Show a document.
-   * @param {Object} what {document: id, name, start, end, page, cited_text, verified, number, boxes}; offsets in code
+   * @param {Object} what {document: id, name, start, end, place, cited_text, verified, number, boxes}; offsets in code
    *   points. Without them the text is shown from its beginning; without `verified`, no badge; with `boxes`, the
    *   pages of a PDF before the text.
    */
@@ -43,9 +42,9 @@ export class Source {
       const same = this.#check(what);
       await this.#view(same && what.boxes?.length ? "page" : "text");
       if (this.shown !== what) return;
-      const page = this.on.pageOf(what) ? `, page ${what.page}` : "";
+      const place = what.place ? `, ${what.place}` : "";
       const truth = what.verified === undefined ? "" : what.verified ? ", verified" : ", not verified";
-      announce(`Source: ${what.name}${page}${truth}`);
+      announce(`Source: ${what.name}${place}${truth}`);
     } catch (error) {
       if (this.shown !== what) return;
       const gone = error.status === 404;
@@ -76,7 +75,7 @@ export class Source {
       el("p", { class: "source-name" }, what.name),
       el("p", { class: "source-meta" },
         what.number ? el("span", {}, `Citation ${what.number}`) : null,
-        this.on.pageOf(what) ? el("span", {}, `Page ${what.page}`) : null,
+        what.place ? el("span", { class: "place" }, what.place) : null,
         verified === undefined ? null : badge(verified),
         verified && what.boxes?.length ? el("span", { class: "views" }, this.#choice("page", "Page"), this.#choice("text", "Text")) : null,
         what.number ? el("span", { class: "step" }, step(-1, "Previous citation", "[", "‹"), step(1, "Next citation", "]", "›")) : null));

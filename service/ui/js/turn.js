@@ -72,8 +72,7 @@ export function draftSources(turn) {
 /**
  * The turn as it stands.
  * @param {Object} turn
- * @param {{coloured: boolean, openCitation: Function, openResult: Function, pageOf: Function}} how `pageOf` gives the
- *   page of a passage, or null where its document has no pages to speak of
+ * @param {{coloured: boolean, openCitation: Function, openResult: Function}} how
  */
 export function render(turn, how) {
   const running = turn.state === "running";
@@ -84,7 +83,7 @@ export function render(turn, how) {
     howLine(turn),
     el("div", { class: running ? "answer running" : "answer", "aria-busy": running }, ...answerNodes(turn, how, open)),
     how.coloured ? legend(turn) : null,
-    list.length ? citationList(list, open, how.pageOf) : null,
+    list.length ? citationList(list, open) : null,
     ...notes(turn),
     turn.results.length && !running ? readPassages(turn, how) : null,
   ].filter(Boolean);
@@ -118,12 +117,12 @@ function chip(number, verified, open) {
   return el("button", { type: "button", class: "chip", "data-number": number, "data-verified": verified, "aria-label": label, title: label, on: { click: () => open(number) } }, `${number}`);
 }
 
-function citationList(list, open, pageOf) {
+function citationList(list, open) {
   return el("ol", { class: "citations", "aria-label": "Citations" }, ...list.map((citation, i) =>
     el("li", {},
       el("button", { type: "button", class: "citation", "data-number": i + 1, on: { click: () => open(i + 1) } },
         el("span", { class: "number" }, `${i + 1}`),
-        el("span", { class: "where" }, citation.name || citation.document, pageOf(citation) ? el("small", {}, ` · page ${citation.page}`) : null),
+        el("span", { class: "where" }, citation.name || citation.document, citation.place ? el("small", {}, ` · ${citation.place}`) : null),
         badge(citation.verified),
         el("span", { class: "quote" }, citation.cited_text.replace(/\s+/g, " "))))));
 }
@@ -155,7 +154,7 @@ function readPassages(turn, how) {
     el("summary", {}, `Read ${count(turn.results.length, "passage")}`),
     el("ol", {}, ...turn.results.map((result) => el("li", {},
       el("button", { type: "button", class: "quiet", on: { click: () => how.openResult(result) } },
-        `${result.name}${how.pageOf(result) ? ` · page ${result.page}` : ""}`)))));
+        `${result.name}${result.place ? ` · ${result.place}` : ""}`)))));
 }
 
 function legend(turn) {
