@@ -11,6 +11,9 @@ import codecs
 
 from retrieval.errors import EmptyFile, UnsupportedFile
 from retrieval.parsing.document import ParsedDocument, single_page, storable
+from retrieval.parsing.markdown import without_tags
+
+MARKDOWN = "text/markdown"
 
 _MARKS = [
     (codecs.BOM_UTF8, "utf-8"),
@@ -55,8 +58,13 @@ def parse_text(data: bytes, name: str, media_type: str) -> ParsedDocument:
     text, encoding = decode(data, name)
     if not text or text.isspace():
         raise EmptyFile(f"{name} holds nothing but white space; nothing to ingest")
+    tags = 0
+    if media_type == MARKDOWN:
+        text, tags = without_tags(text)
     stored = storable(text)
     parsed = single_page(stored, media_type)
+    if tags:
+        parsed.notes.append(f"{tags} HTML tags or comments in the Markdown were left out")
     if encoding != "utf-8":
         parsed.notes.append(f"decoded as {encoding}")
     if stored != text:
