@@ -22,6 +22,14 @@ class UnreadableFile(RetrievalError):
     """Root of the errors of one file; ingestion records it for that file and goes on with the others."""
 
 
+class NoSuchFile(UnreadableFile):
+    """Nothing that may be read stands at the path: no file, or a link out of the folder. No document is made of it."""
+
+
+class NameTaken(UnreadableFile):
+    """Another file of the same ingest has the name. No document is made of this one."""
+
+
 class UnsupportedFile(UnreadableFile):
     """No parser for this content."""
 

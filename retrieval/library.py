@@ -34,8 +34,9 @@ from retrieval.index.token_store import CorpusTokenizer, TokenStore
 from retrieval.index.upkeep import IndexUpkeep
 from retrieval.index.verification import verify
 from retrieval.ingest import archive
-from retrieval.ingest.ingestion import Ingester, Prepared, Refused, Source, sources
+from retrieval.ingest.ingestion import Ingester, Prepared, Refused
 from retrieval.ingest.jobs import JobQueue
+from retrieval.ingest.sources import Source, sources
 from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
@@ -157,6 +158,7 @@ class Library(Shelf):
         *,
         progress: ProgressCallback | None = None,
         cancelled: CancelCheck | None = None,
+        follow_links: bool = False,
         wait_s: float = 5.0,
     ) -> list[IngestResult]:
         """Ingest files (paths, folders, or ``Upload``s of bytes), one result each, in order.
@@ -164,18 +166,20 @@ class Library(Shelf):
         Content that the collection has already is not stored twice (``deduplicated``); the same name with new
         content is a new version of the same document. Each file is committed by itself, and can be searched from
         then on. A file that cannot be read gives a result with ``status="failed"`` and ``error``, and the others
-        go on.
+        go on. So does the second of two files that would get one name (``retrieval.ingest.sources``).
 
         Args:
             progress: called often, from this thread.
+            follow_links: also read what links in a folder point to outside of it.
             cancelled: asked often; once true, ``Cancelled`` is raised and what was committed stays.
             wait_s: seconds to wait for another process that is writing.
         Errors: StoreBusy, EmbedderMismatch, Cancelled, LeaseLost.
         """
         check_label("collection", collection)
         check_label("owner", owner)
+        given = sources(files, follow_links=follow_links)
         with self._upkeep.writing("ingesting", wait_s):
-            return [self._ingester.ingest(file, collection, owner, progress, cancelled) for file in sources(files)]
+            return [self._ingester.ingest(file, collection, owner, progress, cancelled) for file in given]
 
     def ingest_prepared(
         self,

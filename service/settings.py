@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,13 @@ EMBEDDED = "embedded"
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FILE_NAME = "folio.toml"
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """TOML that may begin with a byte order mark, as editors on Windows write it."""
+
+    def _read_file(self, file_path: Path) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_text("utf-8-sig"))
 
 
 class Settings(BaseSettings):
@@ -139,7 +147,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then environment, then the file."""
-        file = TomlConfigSettingsSource(settings_cls, _config_file(init_settings()))
+        file = _TomlFile(settings_cls, _config_file(init_settings()))
         return init_settings, env_settings, file
 
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from retrieval.embedding.embedder import Embedder
 from retrieval.errors import ArchiveError
-from retrieval.ingest.ingestion import clean_name
+from retrieval.ingest.sources import clean_name
 from retrieval.parsing import ParsedDocument
 from retrieval.parsing.chunking import Chunk
 from retrieval.store import documents as store

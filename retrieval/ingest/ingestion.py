@@ -7,12 +7,9 @@ cannot be read fails alone, with its cause.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 import numpy as np
 import structlog
@@ -20,73 +17,18 @@ import structlog
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck, ProgressMeter
 from retrieval.embedding.embedder import Embedder
-from retrieval.errors import EmptyFile, UnreadableFile
-from retrieval.parsing import Limits, ParsedDocument, check_size
+from retrieval.errors import EmptyFile, NameTaken, NoSuchFile, UnreadableFile
+from retrieval.ingest.sources import Source
+from retrieval.parsing import Limits, ParsedDocument
 from retrieval.parsing.chunking import Chunk, ChunkingOptions, chunk
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals
-from retrieval.types import IngestResult, ProgressCallback, Upload
+from retrieval.types import IngestResult, ProgressCallback
 
 log = structlog.get_logger(__name__)
-
-NAME_LENGTH = 255
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file to ingest: its label, and where its bytes are."""
-
-    name: str
-    origin: Path | bytes
-
-    def read(self, limits: Limits) -> bytes:
-        """Error: UnreadableFile."""
-        if isinstance(self.origin, bytes):
-            check_size(self.name, len(self.origin), limits)
-            return self.origin
-        try:
-            if not self.origin.is_file():
-                what = "there is no such file" if not self.origin.exists() else "it is not a regular file"
-                raise UnreadableFile(f"{self.name}: {what} at {self.origin}")
-            check_size(self.name, self.origin.stat().st_size, limits)
-            return self.origin.read_bytes()
-        except OSError as error:
-            raise UnreadableFile(f"{self.name} cannot be read: {error.strerror}; check its permissions") from error
-
-
-def sources(items: Iterable[str | os.PathLike[str] | Upload]) -> Iterator[Source]:
-    """Files as given; a folder stands for the files under it (hidden ones excepted), labelled by their path in it."""
-    for item in items:
-        if isinstance(item, Upload):
-            yield Source(clean_name(item.name), item.data)
-            continue
-        path = Path(item)
-        if not path.is_dir():
-            yield Source(clean_name(path.name), path)
-            continue
-        for file in sorted(path.rglob("*")):
-            inside = file.relative_to(path)
-            if file.is_file() and not any(part.startswith(".") for part in inside.parts):
-                yield Source(_printable("/".join((path.resolve().name, *inside.parts))), file)
-
-
-def clean_name(name: str) -> str:
-    """A label from a name that may be hostile: its last component, printable, of bounded length."""
-    return _printable(PurePosixPath(name.replace("\\", "/")).name)
-
-
-def _printable(name: str) -> str:
-    shown = "".join(
-        ch for ch in unicodedata.normalize("NFC", name) if unicodedata.category(ch) not in ("Cc", "Cf", "Cs")
-    )
-    shown = shown.strip() or "unnamed"
-    if len(shown) <= NAME_LENGTH:
-        return shown
-    stem, dot, suffix = shown.rpartition(".")
-    return f"{stem[: NAME_LENGTH - 17]}….{suffix}" if dot and len(suffix) < 16 else shown[:NAME_LENGTH]
 
 
 @dataclass(frozen=True)
@@ -253,10 +195,12 @@ class Ingester:
     def _failed(
         self, name: str, data: bytes, collection: str, owner: str, error: UnreadableFile, started: float
     ) -> IngestResult:
-        sha256 = hashlib.sha256(data).hexdigest()
-        with self._database.write() as connection:
-            document = store.record_failure(connection, owner, collection, name, sha256, len(data), str(error))
-        log.warning("file not ingested", name=name, kind=type(error).__name__, cause=str(error))
+        document = None
+        if not isinstance(error, (NoSuchFile, NameTaken)):
+            sha256 = hashlib.sha256(data).hexdigest()
+            with self._database.write() as connection:
+                document = store.record_failure(connection, owner, collection, name, sha256, len(data), str(error))
+        log.info("file not ingested", name=name, kind=type(error).__name__, cause=str(error))
         seconds = time.perf_counter() - started
         return IngestResult(
             document, name, store.FAILED, 0, 0, str(error), 0, False, seconds, error_kind=type(error).__name__

@@ -18,7 +18,8 @@ from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
 from retrieval.errors import Cancelled, LeaseLost, StoreBusy
 from retrieval.index.upkeep import IndexUpkeep
-from retrieval.ingest.ingestion import Ingester, Source, clean_name
+from retrieval.ingest.ingestion import Ingester
+from retrieval.ingest.sources import Source, clean_name, name_taken
 from retrieval.store import jobs as store
 from retrieval.store.blobs import Blobs
 from retrieval.store.database import Database
@@ -128,8 +129,11 @@ class JobQueue:
     def _run(self, row: Any, me: str) -> None:
         beat = _Heartbeat(self._database, row.id, me, self._stop)
         done = len(row.results)
-        for entry in row.payload["files"][done:]:
+        files = row.payload["files"]
+        for at, entry in enumerate(files[done:], done):
             source = self._source(row.id, entry)
+            if any(entry["name"] == other["name"] for other in files[:at]):
+                source = Source(source.name, name_taken(source.name))
             try:
                 result = self._ingest_one(source, row.payload["collection"], row.owner, beat.report, beat.should_stop)
             except (Cancelled, LeaseLost):

@@ -19,18 +19,25 @@ def check_size(name: str, size: int, limits: Limits) -> None:
         )
 
 
-def parse(data: bytes, name: str, limits: Limits | None = None, progress: PageProgress | None = None) -> ParsedDocument:
-    """Parse in this process. Errors: UnreadableFile and its kinds, each naming the file and the remedy."""
+def parse(
+    data: bytes, name: str, limits: Limits | None = None, progress: PageProgress | None = None, *, depth: int = 0
+) -> ParsedDocument:
+    """Parse in this process. ``depth``: how many files this one lies within (an attachment of a mail).
+
+    Errors: UnreadableFile and its kinds, each naming the file and the remedy.
+    """
     limits = limits or Limits()
     check_size(name, len(data), limits)
     kind = sniff(data, name)
-    parsed = _parse_kind(kind, data, name, limits, progress)
+    parsed = _parse_kind(kind, data, name, limits, progress, depth)
     if len(parsed.text) > limits.text_chars:
         raise OversizedFile(f"{name} has {len(parsed.text)} characters and the limit is {limits.text_chars}; split it")
     return parsed
 
 
-def _parse_kind(kind: str, data: bytes, name: str, limits: Limits, progress: PageProgress | None) -> ParsedDocument:
+def _parse_kind(
+    kind: str, data: bytes, name: str, limits: Limits, progress: PageProgress | None, depth: int
+) -> ParsedDocument:
     # Parsers of rarer kinds are imported when first used: a plain-text library should start in no time.
     if kind in ("text", "markdown"):
         return parse_text(data, name, MEDIA_TYPES[kind])
@@ -42,6 +49,34 @@ def _parse_kind(kind: str, data: bytes, name: str, limits: Limits, progress: Pag
         from retrieval.parsing.pdf import parse_pdf
 
         return parse_pdf(data, name, limits, progress)
-    from retrieval.parsing.office import parse_email, parse_office
+    if kind == "xlsx":
+        from retrieval.parsing.spreadsheet import parse_spreadsheet
 
-    return parse_email(data, name) if kind == "eml" else parse_office(kind, data, name, limits)
+        return parse_spreadsheet(data, name, limits)
+    if kind == "eml":
+        from retrieval.parsing.mail import parse_mail
+
+        return parse_mail(data, name, limits, depth)
+    if kind == "csv":
+        from retrieval.parsing.delimited import parse_delimited
+
+        return parse_delimited(data, name, MEDIA_TYPES[kind])
+    if kind == "docx":
+        from retrieval.parsing.word import parse_word
+
+        return parse_word(data, name, limits)
+    if kind == "pptx":
+        from retrieval.parsing.slides import parse_slides
+
+        return parse_slides(data, name, limits)
+    if kind == "epub":
+        from retrieval.parsing.epub import parse_epub
+
+        return parse_epub(data, name, limits)
+    if kind == "odt":
+        from retrieval.parsing.opendocument import parse_opendocument
+
+        return parse_opendocument(data, name, limits)
+    from retrieval.parsing.rtf import parse_rtf
+
+    return parse_rtf(data, name)

@@ -44,7 +44,9 @@ def furniture(edges: Sequence[Edge]) -> dict[int, int]:
 
 def _key(text: str) -> str:
     words = _NUMBER.sub("#", text.casefold()).split()
-    return " ".join("#" if at in (0, len(words) - 1) and _ROMAN.fullmatch(word) else word for at, word in enumerate(words))
+    return " ".join(
+        "#" if at in (0, len(words) - 1) and _ROMAN.fullmatch(word) else word for at, word in enumerate(words)
+    )
 
 
 def _comes_again(key: str, edge: Edge, same: Sequence[Edge]) -> bool:

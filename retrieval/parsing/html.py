@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 
 from retrieval.errors import EmptyFile
 from retrieval.parsing.document import ParsedDocument, Table, storable
-from retrieval.parsing.text import decode
+from retrieval.parsing.encoding import Decoded, decode
 from retrieval.types import Page
 
 _HIDDEN = {"script", "style", "template", "noscript", "svg"}
@@ -55,14 +55,14 @@ _CHARSET = re.compile(rb"""charset\s*=\s*(?:["']\s*)?([\w.:-]+)""", re.I)
 
 def parse_html(data: bytes, name: str) -> ParsedDocument:
     """The content: blocks parted by a blank line, table cells by a tab, ``pre`` kept as it is."""
-    extractor = _extract(_decode(data, name))
+    decoded = _decode(data, name)
+    extractor = _extract(decoded.text)
     written = extractor.content()
     if not written.text:
         raise EmptyFile(f"{name} has no visible text; nothing to ingest")
     text = storable(written.text)
-    return ParsedDocument(
-        text, [Page(1, 0, len(text))], "text/html", notes=[*extractor.notes, *written.notes], tables=written.tables
-    )
+    notes = [*decoded.notes(), *extractor.notes, *written.notes]
+    return ParsedDocument(text, [Page(1, 0, len(text))], "text/html", notes=notes, tables=written.tables)
 
 
 def html_to_text(markup: str) -> str:
@@ -91,14 +91,9 @@ def _extract(markup: str) -> _Extractor:
     return extractor
 
 
-def _decode(data: bytes, name: str) -> str:
+def _decode(data: bytes, name: str) -> Decoded:
     declared = next(filter(None, map(_CHARSET.search, _META.findall(data[:4096]))), None)
-    if declared and not data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return data.decode(declared.group(1).decode("ascii"))
-        except (LookupError, UnicodeDecodeError):
-            pass  # a wrong declaration is common; decode() then judges by the bytes
-    return decode(data, name)[0]
+    return decode(data, name, declared.group(1).decode("ascii", "replace") if declared else None)
 
 
 @dataclass

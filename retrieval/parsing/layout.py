@@ -198,9 +198,7 @@ def _cut_at_gaps(ruler: _Ruler, lines: list[Segment], measured: list[Segment]) -
 
 
 def _words_and_gaps(ruler: _Ruler, lines: Sequence[Segment]) -> Iterable[tuple[list[Segment], list[_Gap]]]:
-    return [
-        (words, _gaps(words, line.height)) for words, line in zip(ruler.words(lines), lines, strict=True)
-    ]
+    return [(words, _gaps(words, line.height)) for words, line in zip(ruler.words(lines), lines, strict=True)]
 
 
 def _has_gutter(ruler: _Ruler, segments: Sequence[Segment]) -> bool:
@@ -211,9 +209,7 @@ def _has_gutter(ruler: _Ruler, segments: Sequence[Segment]) -> bool:
         fifth = (one.end - one.start) // 5
         probes.append(Segment(one.start + fifth, one.end - fifth, one.box, ""))
     gaps = [gap for _, found in _words_and_gaps(ruler, probes) for gap in found]
-    return any(
-        one is not two and min(one.right, two.right) > max(one.left, two.left) for one in gaps for two in gaps
-    )
+    return any(one is not two and min(one.right, two.right) > max(one.left, two.left) for one in gaps for two in gaps)
 
 
 def _around_wide_lines(segments: Sequence[Segment]) -> list[Segment]:
@@ -241,7 +237,9 @@ def _gaps(words: Sequence[Segment], height: float) -> list[_Gap]:
     pairs = enumerate(zip(words, words[1:], strict=False), 1)
     spaces = ((at, one.box.right, two.box.left) for at, (one, two) in pairs)
     return [
-        _Gap(at, left, right, (right - left) / height) for at, left, right in spaces if right - left >= _GAP * height > 0
+        _Gap(at, left, right, (right - left) / height)
+        for at, left, right in spaces
+        if right - left >= _GAP * height > 0
     ]
 
 

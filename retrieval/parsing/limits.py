@@ -13,6 +13,7 @@ class Limits:
 
     Attributes:
         zip_ratio: expanded ÷ compressed bytes of the archive as a whole.
+        attachments: of one mail that are read.
         parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds).
     """
 
@@ -22,5 +23,6 @@ class Limits:
     zip_entries: int = 10_000
     zip_expanded_bytes: int = 512 * MIB
     zip_ratio: int = 200
+    attachments: int = 100
     parse_seconds: float = 60.0
     parse_memory_bytes: int = 512 * MIB

@@ -174,7 +174,9 @@ def page_text(document: pdfium.PdfDocument, page: pdfium.PdfPage) -> tuple[PageT
     try:
         raw = text_page.get_text_range(errors="replace") if text_page.count_chars() else ""
         index = np.arange(len(raw))
-        if len(raw.encode("utf-16-le", "replace")) > 2 * len(raw):  # PDFium counts UTF-16 units; Python counts code points.
+        if len(raw.encode("utf-16-le", "replace")) > 2 * len(
+            raw
+        ):  # PDFium counts UTF-16 units; Python counts code points.
             units = np.fromiter((1 + (ch > "\uffff") for ch in raw), dtype=np.int64, count=len(raw))
             index = np.cumsum(units) - units
         raw = _DROPPED.sub(" ", raw)

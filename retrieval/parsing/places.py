@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 import zlib
 from collections.abc import Sequence
 
@@ -59,7 +58,9 @@ def _said(first: tuple[str, ...], last: tuple[str, ...]) -> str:
     """Both ends in one phrase: what they share, then from … to …."""
     if first == last:
         return ", ".join(first)
-    shared = len(os.path.commonprefix([first[:-1], last[:-1]]))
+    shared = 0
+    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
+        shared += 1
     if shared == 0:
         return f"{', '.join(first)} to {', '.join(last)}"
     return ", ".join([*first[:shared], f"{first[-1]} to {last[-1]}"])

@@ -8,13 +8,15 @@ from io import BytesIO
 from pathlib import PurePosixPath
 
 from retrieval.errors import DamagedFile, EmptyFile, EncryptedFile, UnsupportedFile, WronglyNamedFile
+from retrieval.parsing.encoding import wide_encoding
 
 TEXT_SUFFIXES = {"", ".txt", ".text", ".log", ".rst", ".tex", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".xml"} | {
     ".ini", ".py", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".go", ".rs", ".sh", ".sql", ".srt", ".vtt", ".org"
 }  # fmt: skip
 KIND_OF_SUFFIX = {
     ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html", ".xhtml": "html", ".pdf": "pdf",
-    ".docx": "docx", ".pptx": "pptx", ".xlsx": "xlsx", ".epub": "epub", ".csv": "csv", ".eml": "eml",
+    ".docx": "docx", ".pptx": "pptx", ".xlsx": "xlsx", ".epub": "epub", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
+    ".eml": "eml", ".rtf": "rtf", ".odt": "odt",
 } | dict.fromkeys(TEXT_SUFFIXES, "text")  # fmt: skip
 MEDIA_TYPES = {
     "text": "text/plain",
@@ -25,10 +27,12 @@ MEDIA_TYPES = {
     "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
     "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
     "epub": "application/epub+zip",
+    "odt": "application/vnd.oasis.opendocument.text",
+    "rtf": "application/rtf",
     "csv": "text/csv",
     "eml": "message/rfc822",
 }
-SUPPORTED = "text, Markdown, HTML, PDF, DOCX, PPTX, XLSX, EPUB, CSV and e-mail (.eml)"
+SUPPORTED = "text, Markdown, HTML, PDF, DOCX, PPTX, XLSX, ODT, RTF, EPUB, CSV, TSV and e-mail (.eml)"
 
 _MAGIC = [
     (b"%PDF-", "pdf"),
@@ -45,9 +49,16 @@ _MAGIC = [
     (b"Rar!\x1a\x07", "a RAR archive"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive"),
     (b"\x7fELF", "a program"),
-    (b"{\\rtf", "an RTF document"),
+    (b"{\\rtf", "rtf"),
     (b"SQLite format 3\x00", "a database"),
 ]
+_OLE = [
+    ("__properties_version", "an Outlook message (.msg); save it as .eml, or print it to PDF"),
+    ("WordDocument", "a document of Word 97 to 2003 (.doc); save it as DOCX"),
+    ("Workbook", "a workbook of Excel 97 to 2003 (.xls); save it as XLSX"),
+    ("PowerPoint Document", "a presentation of PowerPoint 97 to 2003 (.ppt); save it as PPTX"),
+]
+"""streams that tell what a compound file is"""
 _UTF_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _HTML_TAG = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.I)
 
@@ -69,7 +80,7 @@ def sniff(data: bytes, name: str) -> str:
                 f"{name}: files ending in {suffix!r} are not known; Folio reads {SUPPORTED}. "
                 "If it is plain text, give it the ending .txt"
             )
-        if named in ("pdf", "docx", "pptx", "xlsx", "epub"):
+        if named in ("pdf", "docx", "pptx", "xlsx", "epub", "odt", "rtf"):
             raise WronglyNamedFile(
                 f"{name} is named as {named.upper()} but its content is text; rename it or export it again"
             )
@@ -89,12 +100,12 @@ def _content_kind(data: bytes, name: str) -> str:
                 return _zip_kind(data, name)
             if kind == "ole":
                 return _refuse_ole(data, name)
-            if kind == "pdf":
+            if kind in ("pdf", "rtf"):
                 return kind
             raise UnsupportedFile(f"{name} is {kind}, which has no text to read; Folio reads {SUPPORTED}")
     if b"%PDF-" in data[:1024]:
         return "pdf"
-    if b"\x00" in data[:65536] and not data.startswith(_UTF_MARKS):
+    if b"\x00" in data[:65536] and not data.startswith(_UTF_MARKS) and not wide_encoding(data):
         raise UnsupportedFile(f"{name} is a binary file of an unknown kind; Folio reads {SUPPORTED}")
     return "text-like"
 
@@ -113,6 +124,7 @@ def _zip_kind(data: bytes, name: str) -> str:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = set(archive.namelist())
+            mimetype = _head_of(archive, "mimetype") if "mimetype" in entries else b""
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DamagedFile(
             f"{name} is cut off or damaged: its zip directory cannot be read ({error}); get the file again"
@@ -122,10 +134,23 @@ def _zip_kind(data: bytes, name: str) -> str:
             return kind
     if "META-INF/container.xml" in entries:
         return "epub"
-    raise UnsupportedFile(f"{name} is a zip archive; unpack it and ingest its files")
+    if mimetype == MEDIA_TYPES["odt"].encode():
+        return "odt"
+    if mimetype.startswith(b"application/vnd.oasis.opendocument."):
+        what = mimetype.rpartition(b".")[2].decode("ascii", "replace")[:40]
+        raise UnsupportedFile(f"{name} is an OpenDocument {what}; save it as DOCX, XLSX or PPTX")
+    raise UnsupportedFile(f"{name} is a zip archive of {len(entries)} files; unpack it and ingest the folder")
+
+
+def _head_of(archive: zipfile.ZipFile, entry: str) -> bytes:
+    with archive.open(entry) as file:
+        return file.read(128)
 
 
 def _refuse_ole(data: bytes, name: str) -> str:
     if "EncryptedPackage".encode("utf-16-le") in data:
         raise EncryptedFile(f"{name} is protected by a password; save a copy without one and ingest that")
+    for stream, what in _OLE:
+        if stream.encode("utf-16-le") in data:
+            raise UnsupportedFile(f"{name} is {what}")
     raise UnsupportedFile(f"{name} is in the old Office format; save it as DOCX, XLSX or PPTX")

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrieval.errors import NotFound, UnreadableFile
@@ -47,10 +47,17 @@ def main() -> None:
 
 
 def _preload(name: str) -> None:
-    """The office parsers are slow to import; once the first such file has come, every child has them."""
-    if name.lower().endswith((".docx", ".pptx", ".xlsx", ".epub", ".csv")):
-        with contextlib.suppress(ImportError):
-            import retrieval.parsing.office  # noqa: F401
+    """Some parsers are slow to import; once the first such file has come, every child has its own."""
+    suffix = PurePosixPath(name).suffix.lower()
+    with contextlib.suppress(ImportError):
+        if suffix == ".xlsx":
+            import retrieval.parsing.spreadsheet
+        elif suffix == ".pptx":
+            import retrieval.parsing.slides
+        elif suffix == ".eml":
+            import retrieval.parsing.mail  # noqa: F401
+        elif suffix not in ("", ".pdf", ".html"):
+            import chardet  # noqa: F401
 
 
 def _wait(child: int, seconds: float) -> dict[str, Any]:

@@ -205,6 +205,17 @@ def get(connection: sa.Connection, owner: str, document: str) -> Document:
     return _document(row)
 
 
+def named(connection: sa.Connection, owner: str, reference: str) -> list[Document]:
+    """The document of this id alone, else those of this name, else those whose path ends in it."""
+    by = documents.c.id == reference, documents.c.name == reference
+    by_path = documents.c.name.endswith(f"/{reference}", autoescape=True)
+    found = [_document(row) for row in connection.execute(_select_documents(owner).where(sa.or_(*by, by_path)))]
+    for exact in ("id", "name"):
+        if chosen := [document for document in found if getattr(document, exact) == reference]:
+            return chosen
+    return found
+
+
 def listing(
     connection: sa.Connection, owner: str, collection: str | None, limit: int | None, after: str | None
 ) -> list[Document]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retrieval.checks import check_span
-from retrieval.errors import NotFound
+from retrieval.errors import InvalidRequest, NotFound
 from retrieval.parsing import MEDIA_TYPES, page_at
 from retrieval.parsing.boxes import Box
 from retrieval.parsing.sandbox import Sandbox
@@ -46,6 +46,18 @@ class Shelf:
         """Error: NotFound."""
         with self.database.read() as connection:
             return store.get(connection, owner, document)
+
+    def find(self, reference: str, owner: str = DEFAULT_OWNER) -> Document:
+        """The document of this id, else of this name, else whose path ends in it.
+
+        Errors: NotFound; InvalidRequest where there are several.
+        """
+        with self.database.read() as connection:
+            named = store.named(connection, owner, reference)
+        if len(named) > 1:
+            where = ", ".join(f"{document.id} in {document.collection}" for document in named)
+            raise InvalidRequest(f"{reference} is the name of several documents ({where}); give the id of one")
+        return named[0] if named else self.document(reference, owner)
 
     def text(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 docs = typer.Typer(help="List, show and remove documents.", no_args_is_help=True, rich_markup_mode=None)
 
+LINE_S = 5.0
+"""between two lines of progress"""
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -44,16 +47,19 @@ def ingest(
     context: typer.Context,
     paths: SourcePaths,
     collection: IntoCollection = "default",
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Also read what links in a folder point to outside of it.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name the files.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Read files into the library. What is there already is not read again, so a broken-off ingest is resumed
     by giving the same command again."""
     from retrieval.errors import Cancelled
-    from retrieval.ingest.ingestion import sources
+    from retrieval.ingest.sources import sources
 
     if dry_run:
-        names = [source.name for source in sources(paths)]
+        names = [source.name for source in sources(paths, follow_links=follow_links)]
         if as_json:
             emit_json({"documents": [_planned(name) for name in names]})
         else:
@@ -61,7 +67,9 @@ def ingest(
         return
     with library_of(settings_of(context)) as library, _progress_bar() as show, _interrupts() as stop:
         try:
-            results = library.ingest(paths, collection, LOCAL_OWNER, progress=show, cancelled=stop.is_set)
+            results = library.ingest(
+                paths, collection, LOCAL_OWNER, progress=show, cancelled=stop.is_set, follow_links=follow_links
+            )
         except Cancelled:
             error_line("interrupted; documents that were finished are stored. The same command goes on from here.")
             raise typer.Exit(Exit.INTERRUPTED) from None
@@ -96,7 +104,7 @@ def list_documents(context: typer.Context, collection: Collection = None, as_jso
 @docs.command("show")
 def show_document(
     context: typer.Context,
-    document: Annotated[str, typer.Argument(help="Id of a document.", metavar="ID")],
+    document: Annotated[str, typer.Argument(help="Id or name of a document.", metavar="DOCUMENT")],
     text: Annotated[bool, typer.Option("--text", help="The stored text, unchanged, and nothing else.")] = False,
     start: Annotated[int, typer.Option(min=0, help="First character of the text.")] = 0,
     end: Annotated[int | None, typer.Option(min=0, help="Character after the last.")] = None,
@@ -104,9 +112,9 @@ def show_document(
 ) -> None:
     """Show one document, or its text."""
     with library_of(settings_of(context)) as library:
-        found = library.document(document, LOCAL_OWNER)
-        stored = library.text(document, start, end, LOCAL_OWNER) if text else None
-        pages = library.pages(document, LOCAL_OWNER) if not text else []
+        found = library.find(document, LOCAL_OWNER)
+        stored = library.text(found.id, start, end, LOCAL_OWNER) if text else None
+        pages = library.pages(found.id, LOCAL_OWNER) if not text else []
     if as_json:
         extra: dict[str, Any] = {"text": stored} if text else {"page_spans": [asdict(page) for page in pages]}
         emit_json(_document(found) | extra)
@@ -119,7 +127,7 @@ def show_document(
 @docs.command("rm")
 def remove_documents(
     context: typer.Context,
-    documents: Annotated[list[str], typer.Argument(help="Ids of documents.", metavar="ID…")],
+    documents: Annotated[list[str], typer.Argument(help="Ids or names of documents.", metavar="DOCUMENT…")],
     yes: Yes = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -132,7 +140,7 @@ def remove_documents(
             _confirm(f"Remove {len(documents)} document(s)?")
         for document in documents:
             try:
-                removed.append(library.delete(document, LOCAL_OWNER))
+                removed.append(library.delete(library.find(document, LOCAL_OWNER).id, LOCAL_OWNER))
             except NotFound as error:
                 missing.append(document)
                 error_line(f"{error}.")
@@ -170,11 +178,23 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+class _ProgressLines:
+    """A line on stderr every few seconds: what is read, and how far it is."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, progress: IngestProgress) -> None:
+        if time.monotonic() - self._said >= LINE_S:
+            self._said = time.monotonic()
+            note(f"{progress.name}: {progress.phase} {progress.done} of {progress.total}")
+
+
 @contextmanager
 def _progress_bar() -> Iterator[Any]:
-    """A callback for the library's progress that draws a bar on stderr; nothing where that is no terminal."""
+    """A callback for the library's progress: a bar on stderr, and lines where that is no terminal."""
     if not console.is_terminal:
-        yield lambda progress: None
+        yield _ProgressLines()
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Eta

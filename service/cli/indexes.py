@@ -124,7 +124,8 @@ def search(
     mode: Annotated[SearchMode, typer.Option(help="What to search with.")] = SearchMode.HYBRID,
     collection: Collection = None,
     document: Annotated[
-        list[str] | None, typer.Option("--document", "-d", help="Search this id alone; may be repeated.")
+        list[str] | None,
+        typer.Option("--document", "-d", help="Search this document (id or name) alone; may be repeated."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -136,7 +137,7 @@ def search(
             query,
             limit,
             collection=collection,
-            documents=document or None,
+            documents=[library.find(one, LOCAL_OWNER).id for one in document] if document else None,
             owner=LOCAL_OWNER,
             mode=mode.value,
         )

@@ -11,6 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_ENDLESS = 1_000_000
+"""columns of an output that is no terminal"""
+
 console = Console(stderr=True, highlight=False)
 """For people: progress, warnings, errors."""
 
@@ -34,11 +37,14 @@ def emit_text(text: str) -> None:
 
 
 def emit_table(columns: list[str], rows: list[list[Any]]) -> None:
-    """A plain table on stdout."""
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    """A plain table on stdout: wrapped to a terminal, a line a row elsewhere, never cut."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(highlight=False, markup=False).print(table)
+    terminal = sys.stdout.isatty()
+    Console(highlight=False, markup=False, width=None if terminal else _ENDLESS).print(table)
 
 
 def error_line(message: str) -> None:

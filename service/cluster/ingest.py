@@ -14,7 +14,8 @@ from typing import Any
 
 from retrieval.common.progress import ProgressMeter
 from retrieval.errors import UnreadableFile
-from retrieval.ingest.ingestion import Prepared, Refused, Source, parse_and_chunk, sources
+from retrieval.ingest.ingestion import Prepared, Refused, parse_and_chunk
+from retrieval.ingest.sources import Source, sources
 from retrieval.library import Library
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
@@ -40,7 +41,7 @@ class Parser:
         self._sandbox = Sandbox(limits)
 
     def __call__(self, row: Row) -> Row:
-        return {"item": pickle.dumps(self._read(Source(row["name"], Path(row["path"]))))}
+        return {"item": pickle.dumps(self._read(pickle.loads(row["source"])))}
 
     def _read(self, source: Source) -> Refused | Source | tuple[Any, ...]:
         data = b""
@@ -88,7 +89,7 @@ def ingest(
 
     Raises what `library.ingest` raises; Unavailable when a worker dies again and again.
     """
-    files = [{"name": source.name, "path": str(source.origin)} for source in sources(_absolute(paths))]
+    files = [{"source": pickle.dumps(source)} for source in sources(_absolute(paths))]
     if not files:
         return []
     known = library.known_content(collection, owner)

@@ -59,3 +59,8 @@ def test_every_setting_is_documented() -> None:
 
 def test_typing_errors_in_the_environment_are_found() -> None:
     assert stray_variables({"FOLIO_PROT": "1", "FOLIO_PORT": "1", "FOLIO_CONFIG": "x", "HOME": "/"}) == ["FOLIO_PROT"]
+
+
+def test_a_byte_order_mark_in_the_file_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "folio.toml").write_bytes(b"\xef\xbb\xbfport = 1111\n")
+    assert load_settings(home=tmp_path).port == 1111

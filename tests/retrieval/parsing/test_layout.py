@@ -40,7 +40,12 @@ def test_columns_are_read_one_after_the_other(pieces: list[Piece]) -> None:
 
 def test_columns_under_a_title_and_over_a_line_across() -> None:
     title = (60.0, 740.0, 20.0, "Report of the mill and of the harbour")
-    across = (60.0, 600.0, 11.0, "Both were read aloud to the whole of the assembly on the first day of the next month.")
+    across = (
+        60.0,
+        600.0,
+        11.0,
+        "Both were read aloud to the whole of the assembly on the first day of the next month.",
+    )
     assert read([[title, *ROWWISE, across]]) == "\n".join([title[3], "", *LEFT, *RIGHT, across[3]])
 
 
@@ -64,7 +69,9 @@ def test_a_table_is_rows_with_its_caption_and_header() -> None:
     caption = (72.0, 664.0, 11.0, "Table 2: What the lamp burned")
     before = column(72, ["The keeper kept a book of all the oil that the lamp burned.", "It is copied here."])
     parsed = parse(make_files.placed_pdf([[*before, caption, *table(650)]]), "t.pdf")
-    assert parsed.text.endswith("\nTable 2: What the lamp burned\nYear\tOil\tPrice\n1890\t12 litres\t4.50\n1891\t40 litres\t9.00")
+    assert parsed.text.endswith(
+        "\nTable 2: What the lamp burned\nYear\tOil\tPrice\n1890\t12 litres\t4.50\n1891\t40 litres\t9.00"
+    )
     [found] = parsed.tables
     assert found.header == "Table 2: What the lamp burned\nYear\tOil\tPrice"
     assert [parsed.text[start:end] for start, end in found.rows] == ["1890\t12 litres\t4.50", "1891\t40 litres\t9.00"]

@@ -99,9 +99,9 @@ def test_a_made_pdf() -> None:
     ("name", "data", "words"),
     [
         ("a.docx", make_files.docx(make_files.paragraph("Hello from Word.")), "Hello from Word."),
-        ("a.xlsx", make_files.xlsx([["Name", "Age"], ["Ann", "7"]]), "| Ann | 7 |"),
+        ("a.xlsx", make_files.xlsx([["Name", "Age"], ["Ann", "7"]]), "Sheet | Name: Ann | Age: 7"),
         ("a.epub", make_files.epub(["<html><body><p>Chapter one.</p></body></html>"]), "Chapter one."),
-        ("a.csv", "Name,Age\nAnn,7\n".encode("utf-16"), "| Ann | 7 |"),
+        ("a.csv", "Name,Age\nAnn,7\n".encode("utf-16"), "Name: Ann | Age: 7"),
         ("a.eml", b"Subject: Hi\nFrom: ann@x.org\nContent-Type: text/html\n\n<p>Good <b>day</b></p>", "Good day"),
     ],
 )

@@ -99,8 +99,38 @@ def test_search_has_exactly_the_keys(at: Folio) -> None:
     found = json_of(at("search", "who built the bridge", "--json", "-k", 2))
     assert set(found) == {"results", "generation"}
     hit = found["results"][0]
-    assert set(hit) == {"chunk_id", "document", "name", "start", "end", "page", "score", "text"}
+    assert set(hit) == {"chunk_id", "document", "name", "start", "end", "page", "place", "score", "text"}
     assert hit["name"] == "bridge.txt"
+
+
+def test_documents_are_shown_by_name_with_their_notes(at: Folio, tmp_path: Path) -> None:
+    letter = tmp_path / "letters" / f"{'long-' * 20}letter.txt"
+    letter.parent.mkdir()
+    letter.write_bytes("The gate isn’t open; it cost £5.".encode("cp1252"))
+    said = "decoded as cp1252 with 0 doubtful bytes"
+    code, out, err = at("ingest", letter.parent)
+    assert (code, said in err) == (0, True)
+    assert f"letters/{letter.name}" in out  # not cut: this is no terminal
+    assert json_of(at("docs", "show", letter.name, "--json"))["notes"] == [said]
+    assert said in at("docs", "show", f"letters/{letter.name}")[1]
+    assert at("docs", "show", letter.name, "--text")[1] == "The gate isn’t open; it cost £5."
+    assert json_of(at("search", "gate", "-d", letter.name, "--json"))["results"][0]["name"] == f"letters/{letter.name}"
+
+
+def test_an_error_is_told_once(folio: Folio, tmp_path: Path) -> None:
+    _, out, err = folio("--home", tmp_path / "new", "ingest", tmp_path / "nowhere.txt")
+    assert (out + err).count("no such file") == 1
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch: Any, capsys: Any) -> None:
+    from retrieval.types import Progress
+    from service.cli import documents
+
+    show = documents._ProgressLines()
+    show(Progress("book.pdf", "parse", 1, 9))
+    monkeypatch.setattr(documents, "LINE_S", 0.0)
+    show(Progress("book.pdf", "parse", 2, 9))
+    assert capsys.readouterr().err.splitlines() == ["book.pdf: parse 2 of 9"]
 
 
 def test_index_commands(at: Folio, home: Path) -> None:

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from retrieval.common.progress import ProgressMeter
 from retrieval.errors import EmptyFile, UnreadableFile
-from retrieval.ingest.ingestion import Refused, Source, parse_and_chunk, prepare
+from retrieval.ingest.ingestion import Refused, parse_and_chunk, prepare
+from retrieval.ingest.sources import Source
 from retrieval.library import Library
 from retrieval.store.tables import chunks, embeddings, pages, versions
 

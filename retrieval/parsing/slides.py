@@ -1,0 +1,97 @@
+"""PPTX: a page a slide, with its tables, charts' names and speaker's notes. Hidden slides are noted, not stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import BytesIO
+from typing import Any
+
+from pptx import Presentation
+
+from retrieval.errors import EmptyFile
+from retrieval.parsing.archives import check_archive
+from retrieval.parsing.builder import TextBuilder
+from retrieval.parsing.document import ParsedDocument
+from retrieval.parsing.limits import Limits
+from retrieval.parsing.sniff import MEDIA_TYPES
+from retrieval.parsing.table_text import Cell, write_table
+
+_GROUP, _PICTURE = 6, 13
+"""MSO_SHAPE_TYPE"""
+
+
+def parse_slides(data: bytes, name: str, limits: Limits) -> ParsedDocument:
+    """Errors: UnreadableFile and its kinds."""
+    check_archive(data, name, limits)
+    builder = TextBuilder()
+    unread = 0
+    slides = list(Presentation(BytesIO(data)).slides)
+    for number, slide in enumerate(slides, 1):
+        builder.part()
+        builder.begin_page()
+        if slide._element.get("show") in ("0", "false"):
+            builder.notes.append(f"slide {number} is hidden and was not read")
+            continue
+        before = builder.length
+        pictures = _write_shapes(builder, _in_order(slide.shapes), (f"slide {number}",))
+        if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
+            _write(builder, slide.notes_slide.notes_text_frame.text, (f"slide {number}", "notes"))
+        if pictures:
+            alone = builder.length == before
+            unread += alone
+            builder.notes.append(f"slide {number}: {'only ' * alone}pictures, which were not read ({pictures})")
+    if not builder.length:
+        raise EmptyFile(f"{name} has {len(slides)} slides but no text in them; nothing to ingest")
+    return builder.document(MEDIA_TYPES["pptx"], unread_share=unread / max(len(slides), 1))
+
+
+def _in_order(shapes: Iterable[Any]) -> list[Any]:
+    """From top to bottom, then left to right; those without a position of their own (titles) first."""
+    return sorted(shapes, key=lambda shape: (shape.top or 0, shape.left or 0))
+
+
+def _write_shapes(builder: TextBuilder, shapes: Iterable[Any], path: tuple[str, ...]) -> int:
+    """Returns how many pictures there were."""
+    pictures = 0
+    for shape in shapes:
+        kind = _kind(shape)
+        if kind == _GROUP:
+            pictures += _write_shapes(builder, _in_order(shape.shapes), path)
+        elif shape.has_text_frame:
+            _write(builder, shape.text_frame.text, path)
+        elif shape.has_table:
+            rows = enumerate(shape.table.rows, 1)
+            builder.part("\n\n")
+            write_table(
+                builder, ((n, {c: Cell(cell.text) for c, cell in enumerate(row.cells, 1)}) for n, row in rows), path
+            )
+        elif shape.has_chart:
+            _write_chart(builder, shape.chart, path)
+        else:
+            pictures += kind == _PICTURE
+    return pictures
+
+
+def _kind(shape: Any) -> int | None:
+    try:
+        return int(shape.shape_type) if shape.shape_type is not None else None
+    except NotImplementedError:  # a shape of a kind that the library does not know
+        return None
+
+
+def _write_chart(builder: TextBuilder, chart: Any, path: tuple[str, ...]) -> None:
+    if chart.has_title and chart.chart_title.has_text_frame:
+        _write(builder, chart.chart_title.text_frame.text, path)
+    for plot in chart.plots:
+        categories = [str(category) for category in plot.categories]
+        for series in plot.series:
+            values = ["" if value is None else f"{value:g}" for value in series.values]
+            points = [f"{c}: {v}" for c, v in zip(categories, values, strict=False) if v]
+            _write(builder, f"{series.name}: {', '.join(points)}", path)
+
+
+def _write(builder: TextBuilder, text: str, path: tuple[str, ...]) -> None:
+    text = text.replace("\v", "\n").strip()
+    if text:
+        builder.part()
+        builder.add(text, path)

@@ -1,0 +1,245 @@
+"""Office files, mail and tables: what they show is stored, with its place; what is hidden or unreadable is noted."""
+
+from __future__ import annotations
+
+import datetime as dt
+from email.message import EmailMessage
+from io import BytesIO
+
+import pytest
+from openpyxl import Workbook
+
+from retrieval.errors import UnsupportedFile
+from retrieval.parsing import Limits, parse
+from retrieval.parsing.document import ParsedDocument
+from retrieval.parsing.places import place_of
+from tests.retrieval import make_files
+
+W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+
+
+def saved(book: Workbook) -> bytes:
+    buffer = BytesIO()
+    book.save(buffer)
+    return buffer.getvalue()
+
+
+def said(parsed: ParsedDocument, words: str) -> str:
+    """The place of the first occurrence of the words."""
+    at = parsed.text.index(words)
+    return place_of(parsed.places, parsed.pages, at, at + len(words))
+
+
+def test_a_sheet_keeps_every_value_as_it_is_shown() -> None:
+    book = Workbook()
+    sheet = book.active
+    sheet.title = "Sales"
+    sheet.append(["Account", None, "Country", "Status", "Paid", "Due", "Share"])
+    sheet.append([1001, None, "NA", "NULL", True, dt.date(2024, 3, 5), 0.125])
+    sheet.append(["007", None, "None", "nan", False, None, 1])
+    sheet["G2"].number_format = sheet["G3"].number_format = "0.0%"
+    parsed = parse(saved(book), "a.xlsx")
+    assert parsed.text.split("\n") == [
+        "Sales | Account: 1001 | Country: NA | Status: NULL | Paid: TRUE | Due: 2024-03-05 | Share: 12.5%",
+        "Sales | Account: 007 | Country: None | Status: nan | Paid: FALSE | Share: 100.0%",
+    ]
+    assert said(parsed, "12.5%") == "Sales, Share, G2"
+    assert said(parsed, "007 | Country: None") == "Sales, A3 to C3"
+    (table,) = parsed.tables
+    assert [parsed.text[start:end] for start, end in table.rows] == parsed.text.split("\n")
+
+
+def test_merged_cells_count_for_all_they_span() -> None:
+    book = Workbook()
+    sheet = book.active
+    for row in (["Zone", "2023", None], [None, "Q1", "Q2"], ["EUR", 1, 2], [None, 3, 4]):
+        sheet.append(row)
+    sheet.merge_cells("B1:C1")
+    sheet.merge_cells("A3:A4")
+    assert parse(saved(book), "a.xlsx").text.split("\n") == [
+        "Sheet | Zone: EUR | 2023 Q1: 1 | 2023 Q2: 2",
+        "Sheet | Zone: EUR | 2023 Q1: 3 | 2023 Q2: 4",
+    ]
+
+
+def test_what_a_sheet_hides_or_has_not_computed_is_noted() -> None:
+    book = Workbook()
+    sheet = book.active
+    for row in (["Name", "Secret", "Sum"], ["Ann", "x1", "=1+1"], ["Bob", "x2", 5]):
+        sheet.append(row)
+    sheet.column_dimensions["B"].hidden = True
+    sheet.row_dimensions[3].hidden = True
+    book.create_sheet("Old").sheet_state = "hidden"
+    book["Old"].append(["gone"])
+    parsed = parse(saved(book), "a.xlsx")
+    assert parsed.text == "Sheet | Name: Ann"
+    assert sorted(note.partition(" (")[0] for note in parsed.notes) == [
+        "sheet Old is hidden and was not read",
+        "sheet Sheet: formulas without a stored result were not read",
+        "sheet Sheet: hidden columns were not read",
+        "sheet Sheet: hidden rows were not read",
+    ]
+
+
+def test_a_title_above_the_heading_is_kept_and_a_sheet_is_a_page() -> None:
+    book = Workbook()
+    for row in (["Report of 2024"], ["Name", "Age"], ["Ann", 7]):
+        book.active.append(row)
+    book.create_sheet("Two").append(["alone"])
+    parsed = parse(saved(book), "a.xlsx")
+    assert [parsed.text[page.start : page.end].strip() for page in parsed.pages] == [
+        "Sheet | Report of 2024\nSheet | Name: Ann | Age: 7",
+        "Two | alone",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "Nom;Prix\nHélène;5,50 €\n"),
+        ("a.csv", "Nom\tPrix\r\nHélène\t5,50 €"),
+        ("a.tsv", "Nom\tPrix\nHélène\t5,50 €\n"),
+        ("a.csv", '"Nom","Prix"\n"Hélène","5,50 €"\n'),
+        ("a.csv", "Nom|Prix\rHélène|5,50 €\r"),
+    ],
+)
+def test_the_delimiter_is_told_by_the_rows(name: str, text: str) -> None:
+    parsed = parse(text.encode(), name)
+    assert parsed.text == "Nom: Hélène | Prix: 5,50 €"
+    assert said(parsed, "5,50 €") == "Prix, B2"
+
+
+def test_an_open_quotation_mark_swallows_nothing() -> None:
+    parsed = parse(b'Name,Size\nscreen,27"\npipe,"3\nbolt,9\n', "a.csv")
+    assert parsed.text.split("\n") == ['Name: screen | Size: 27"', 'Name: pipe | Size: "3', "Name: bolt | Size: 9"]
+    assert "never closed" in parsed.notes[0]
+
+
+def test_numbers_alone_have_no_heading() -> None:
+    assert parse(b"1,2\n3,4\n", "a.csv").text == "1 | 2\n3 | 4"
+
+
+def test_a_word_document_with_all_that_lies_beside_its_text() -> None:
+    box = "<w:r><w:pict><w:txbxContent><w:p><w:r><w:t>In a box</w:t></w:r></w:p></w:txbxContent></w:pict></w:r>"
+    row = "<w:tr>{}</w:tr>"
+    cell = "<w:tc><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:tc>"
+    table = "".join(row.format("".join(map(cell.format, cells))) for cells in (("Zone", "Sum"), ("EUR", "1001")))
+    body = (
+        '<w:p><w:pPr><w:pStyle w:val="Heading2"/></w:pPr><w:r><w:t>Bridges</w:t></w:r></w:p>'
+        '<w:p><w:r><w:t>It opened</w:t></w:r><w:r><w:footnoteReference w:id="2"/></w:r><w:r><w:t>.</w:t></w:r>'
+        f"<w:r><w:rPr><w:vanish/></w:rPr><w:t>secret</w:t></w:r><w:del><w:r><w:t>no</w:t></w:r></w:del>{box}</w:p>"
+        f"<w:tbl>{table}</w:tbl>"
+    )
+    notes = '<w:footnotes {W}><w:footnote w:id="2"><w:p><w:r><w:t>In 1890.</w:t></w:r></w:p></w:footnote></w:footnotes>'
+    header = "<w:hdr {W}><w:p><w:r><w:t>Confidential</w:t></w:r></w:p></w:hdr>"
+    extra = {"word/footnotes.xml": notes.replace("{W}", W).encode(), "word/comments.xml": b"<x/>"}
+    extra |= {f"word/header{n}.xml": header.replace("{W}", W).encode() for n in (1, 2)}
+    parsed = parse(make_files.docx(body, extra=extra), "a.docx")
+    assert parsed.text.split("\n\n") == [
+        "## Bridges",
+        "It opened[1].",
+        "In a box",
+        "Zone: EUR | Sum: 1001",
+        "[1] In 1890.",
+        "Header: Confidential",
+    ]
+    places = [said(parsed, words) for words in ("opened", "box", "1001", "1890", "Confidential")]
+    assert places == ["paragraph 2", "text box", "table 1, Sum, B2", "footnote 1", "header"]
+    assert parsed.notes == ["comments were not read", "hidden text was not read (6 characters)"]
+
+
+def mail(*attachments: tuple[str, bytes, str]) -> bytes:
+    message = EmailMessage()
+    message["Subject"], message["From"] = "Figures", "ann@example.org"
+    message.set_content("See the files.")
+    for name, data, kind in attachments:
+        message.add_attachment(data, maintype=kind.split("/")[0], subtype=kind.split("/")[1], filename=name)
+    return message.as_bytes()
+
+
+def test_attachments_are_read_and_those_that_cannot_be_are_noted() -> None:
+    data = mail(
+        ("sums.csv", b"Zone,Sum\nEUR,1001\n", "text/csv"),
+        ("pages.pdf", make_files.pdf(["First.", "Second."]), "application/pdf"),
+        ("broken.pdf", b"%PDF-1.4 broken", "application/pdf"),
+        ("logo.png", b"\x89PNG\r\n\x1a\n", "image/png"),
+    )
+    parsed = parse(data, "a.eml")
+    assert said(parsed, "See the files.") == "body"
+    assert said(parsed, "1001") == "attachment sums.csv, Sum, B2"
+    assert said(parsed, "Second.") == "attachment pages.pdf, page 2"
+    assert len(parsed.notes) == 2
+    assert parsed.notes[0].startswith("attachment broken.pdf was not read: broken.pdf")
+    assert parsed.notes[1] == "attachment logo.png was not read: it is image, not text"
+    assert parsed.partial
+
+
+def test_mails_within_mails_end_and_attachments_are_counted() -> None:
+    data = mail()
+    for _ in range(6):
+        outer = EmailMessage()
+        outer["Subject"] = "Fwd"
+        outer.set_content("see below")
+        outer.add_attachment(data, maintype="application", subtype="octet-stream", filename="inner.eml")
+        data = outer.as_bytes()
+    parsed = parse(data, "a.eml")
+    assert any("lies in more than 3 mails" in note for note in parsed.notes)
+    many = parse(mail(*[(f"{n}.txt", b"word", "text/plain") for n in range(5)]), "a.eml", Limits(attachments=2))
+    assert many.text.count("word") == 2
+    assert many.notes == ["5 attachments: those after the first 2 were not read"]
+
+
+def test_rich_text() -> None:
+    data = (
+        rb"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Times;}}{\*\generator x;}It\'92s \u8364?5 \b bold\b0 .\par "
+        rb"Next {\v secret}line \u-10179?\u-8704?.{\pict 00ff}}"
+    )
+    parsed = parse(data, "a.rtf")
+    assert parsed.text == "It’s €5 bold.\n\nNext line 😀."
+    assert said(parsed, "line") == "paragraph 2"
+    assert parsed.notes == [
+        "pictures and embedded objects were not read (1)",
+        "hidden text was not read (6 characters)",
+    ]
+
+
+def test_open_document() -> None:
+    names = " ".join(
+        f'xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"' for name in ("office", "text", "table")
+    )
+    cell = "<table:table-cell><text:p>{}</text:p></table:table-cell>"
+    rows = "".join(
+        f"<table:table-row>{''.join(map(cell.format, cells))}</table:table-row>"
+        for cells in (("Zone", "Sum"), ("EUR", "9"))
+    )
+    content = (
+        f"<office:document-content {names}><office:body><office:text>"
+        '<text:h text:outline-level="1">Bridges</text:h><text:p>It<text:s text:c="2"/>opened.'
+        "<office:annotation><text:p>remark</text:p></office:annotation></text:p>"
+        f"<table:table>{rows}</table:table></office:text></office:body></office:document-content>"
+    )
+    mimetype = b"application/vnd.oasis.opendocument.text"
+    parsed = parse(make_files.archive({"mimetype": mimetype, "content.xml": content.encode()}), "a.odt")
+    assert parsed.text == "# Bridges\n\nIt  opened.\n\nZone: EUR | Sum: 9"
+    assert said(parsed, "9") == "table 1, Sum, B2"
+    assert parsed.notes == ["comments were not read"]
+
+
+def test_chapters_are_named_and_those_that_are_missing_noted() -> None:
+    data = make_files.epub(["<html><body><h1>The Bridge</h1><p>It stood.</p></body></html>"])
+    parsed = parse(data, "a.epub")
+    assert said(parsed, "stood") == "chapter 1, The Bridge"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "remedy"),
+    [
+        ("a.doc", make_files.ole("WordDocument"), r"Word 97 to 2003 \(.doc\); save it as DOCX"),
+        ("a.xls", make_files.ole("Workbook"), r"Excel 97 to 2003 \(.xls\); save it as XLSX"),
+        ("a.msg", make_files.ole("__properties_version1.0"), r"Outlook message \(.msg\); save it as .eml"),
+        ("a.zip", make_files.archive({"a.txt": b"x", "b.txt": b"y"}), "zip archive of 2 files; unpack it"),
+    ],
+)
+def test_what_is_not_read_is_refused_with_the_remedy(name: str, data: bytes, remedy: str) -> None:
+    with pytest.raises(UnsupportedFile, match=remedy):
+        parse(data, name)
