@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from retrieval.errors import EmptyFile
-from retrieval.parsing.document import ParsedDocument, Table, storable
+from retrieval.parsing.document import Heading, ParsedDocument, Table, storable
 from retrieval.parsing.encoding import Decoded, decode
 from retrieval.types import Page
 
@@ -36,8 +36,8 @@ _OUT_OF_SVG = {
 _AROUND_TAGS = {"nav", "aside", "footer", "header", "dialog"}
 _AROUND_ROLES = {"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "dialog"}
 _AROUND_NAMES = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|interlanguage|"
-    r"languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|noprint)(?:$|[\s_-])",
+    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
+    r"interlanguage|languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|noprint)(?:$|[\s_-])",
     re.I,
 )
 _INSIDE = {"main", "article"}
@@ -62,7 +62,8 @@ def parse_html(data: bytes, name: str) -> ParsedDocument:
         raise EmptyFile(f"{name} has no visible text; nothing to ingest")
     text = storable(written.text)
     notes = [*decoded.notes(), *extractor.notes, *written.notes]
-    return ParsedDocument(text, [Page(1, 0, len(text))], "text/html", notes=notes, tables=written.tables)
+    pages = [Page(1, 0, len(text))]
+    return ParsedDocument(text, pages, "text/html", notes, tables=written.tables, headings=written.headings)
 
 
 def html_to_text(markup: str) -> str:
@@ -71,7 +72,7 @@ def html_to_text(markup: str) -> str:
 
 
 def _extract(markup: str) -> _Extractor:
-    """Errors in the markup do not hide text: what an unclosed tag would swallow is read as if the tag were not there."""
+    """Errors in the markup do not hide text: what an unclosed tag would swallow is read as if it were not there."""
     hidden = set(_HIDDEN)
     notes = []
     while True:
@@ -123,7 +124,7 @@ class _Region:
 class _Written:
     text: str
     tables: list[Table] = field(default_factory=list)
-    headings: list[tuple[int, int]] = field(default_factory=list)
+    headings: list[Heading] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -165,7 +166,7 @@ class _Extractor(HTMLParser):
         self._region: _Region | None = None
         self._tables: list[_MarkedTable] = []
         self._open_tables: list[_MarkedTable] = []
-        self._headings: list[Span] = []
+        self._headings: list[tuple[Span, int]] = []
         self._marks: dict[str, int] = {}
         self._names = False
 
@@ -187,9 +188,8 @@ class _Extractor(HTMLParser):
         written = self._write(kept)
         if left < total:
             gone = " ".join(piece.text for piece, keep in zip(self._pieces, kept, strict=True) if not keep)
-            written.notes.append(
-                f"left out around the content (menus, headers, footers): {total - left} characters, as “{gone[:60].strip()}…”"
-            )
+            said = f"{total - left} characters, as “{gone[:60].strip()}…”"
+            written.notes.append(f"left out around the content (menus, headers, footers): {said}")
         return written
 
     def _write(self, kept: Sequence[bool]) -> _Written:
@@ -211,7 +211,10 @@ class _Extractor(HTMLParser):
         def offsets(span: Span) -> Span:
             return starts[span[0]], min(ends[span[1] - 1], len(text))
 
-        written = _Written(text, headings=[offsets(span) for span in self._headings if all(kept[slice(*span)])])
+        written = _Written(text)
+        for span, level in self._headings:
+            if all(kept[slice(*span)]):
+                written.headings.append(Heading(*offsets(span), level))
         written.tables = list(self._written_tables(text, kept, offsets))
         return written
 
@@ -344,7 +347,7 @@ class _Extractor(HTMLParser):
             if self._open_tables:
                 self._open_tables[-1].caption = (start, len(self._pieces))
         else:
-            self._headings.append((start, len(self._pieces)))
+            self._headings.append(((start, len(self._pieces)), int(tag[1])))
 
     # -- text
 

@@ -11,6 +11,7 @@ import ctypes
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -176,10 +177,7 @@ def _upright(segments: Sequence[Segment]) -> bool:
 
 
 def _descending(segments: Sequence[Segment]) -> bool:
-    return all(
-        after.box.bottom < before.box.bottom + 1.5 * before.height
-        for before, after in zip(segments, segments[1:], strict=False)
-    )
+    return all(after.box.bottom < before.box.bottom + 1.5 * before.height for before, after in pairwise(segments))
 
 
 # -- gaps
@@ -234,7 +232,7 @@ class _Gap(NamedTuple):
 
 
 def _gaps(words: Sequence[Segment], height: float) -> list[_Gap]:
-    pairs = enumerate(zip(words, words[1:], strict=False), 1)
+    pairs = enumerate(pairwise(words), 1)
     spaces = ((at, one.box.right, two.box.left) for at, (one, two) in pairs)
     return [
         _Gap(at, left, right, (right - left) / height)
@@ -254,7 +252,7 @@ def _shared(gap: _Gap, every: Sequence[_Gap], segments: Sequence[Segment]) -> bo
 def _cut(line: Segment, words: Sequence[Segment], at: set[int]) -> list[Segment]:
     bounds = [0, *sorted(at), len(words)]
     parts = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         inside = words[first:last]
         box = Box(inside[0].box.left, line.box.bottom, inside[-1].box.right, line.box.top)
         start, end = inside[0].start, inside[-1].end
@@ -404,7 +402,7 @@ def _blocks(rows: Rows, segments: Sequence[Segment]) -> list[Block]:
 
 
 def _pitch(rows: Rows) -> float:
-    steps = [one[0].box.top - two[0].box.top for one, two in zip(rows, rows[1:], strict=False)]
+    steps = [one[0].box.top - two[0].box.top for one, two in pairwise(rows)]
     return _median([step for step in steps if step > 0])
 
 

@@ -26,8 +26,10 @@ _LONGEST = 60
 """characters of a word that are looked at"""
 _HEADS = {"self", "non", "well", "semi", "quasi", "cross", "ex"}
 """words that a hyphen joins to the next"""
-_CLOSED = {"an", "in", "on", "to", "with", "some", "any", "every", "other", "more", "there", "where", "when", "what", "how",
-    "who", "over", "under", "out", "up", "for", "never", "further", "can", "else", "through", "like"}  # fmt: skip
+_CLOSED = {
+    "an", "in", "on", "to", "with", "some", "any", "every", "other", "more", "there", "where", "when", "what", "how",
+    "who", "over", "under", "out", "up", "for", "never", "further", "can", "else", "through", "like",
+}  # fmt: skip
 """words that, put before another one, are written in one piece with it"""
 
 Extent = Callable[[int], tuple[float, float]]
@@ -95,7 +97,8 @@ def _inside_word(raw: str, at: int, base: int) -> bool:
     """Whether an accent beside its letter is none that stands for an apostrophe or a quotation mark."""
     if raw[base] in "ıȷ" or raw[at] in _BELOW:
         return True
-    return raw[at - 1 : at].isalpha() and (raw[at] not in _APOSTROPHES or raw[max(at - 2, 0) : at].isalpha() and at > 1)
+    before = raw[max(at - 2, 0) : at]
+    return before[-1:].isalpha() and (raw[at] not in _APOSTROPHES or (len(before) == 2 and before.isalpha()))
 
 
 def words_of(texts: Iterable[str]) -> set[str]:
@@ -125,7 +128,8 @@ def mend_hyphens(text: str, words: set[str]) -> tuple[str, list[int]]:
 def _belongs(before: str, after: str, words: set[str]) -> bool:
     head = re.search(r"[^\W_]*$", before)
     tail = re.match(r"[^\W_]*", after)
-    assert head is not None and tail is not None
+    assert head is not None
+    assert tail is not None
     first, second = head[0].lower(), tail[0].lower()
     if not first or not second:
         return True

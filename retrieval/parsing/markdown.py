@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from retrieval.parsing.document import Heading
+
+_HEADING = re.compile(r"^ {0,3}(?P<marks>#{1,6})[ \t]+(?P<said>[^\r\n]*?)[ \t]*#*[ \t]*\r?$", re.M)
 _CODE = re.compile(r"^(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^(?P=fence)[`~]*[ \t]*$|\Z)|`[^`\n]+`", re.M | re.S)
 _TAGS = (
     "a|abbr|address|article|aside|b|big|blockquote|br|caption|center|cite|code|col|colgroup|dd|del|details|dfn|div|dl|dt|em|"
@@ -25,6 +28,16 @@ def without_tags(text: str) -> tuple[str, int]:
         count += found
         at = code.end() if code else at
     return "".join(parts), count
+
+
+def headings_of(text: str) -> list[Heading]:
+    """The lines that begin with ``#``, code excepted, without their marks."""
+    code = [found.span() for found in _CODE.finditer(text)]
+    return [
+        Heading(*found.span("said"), len(found["marks"]))
+        for found in _HEADING.finditer(text)
+        if found["said"] and not any(start <= found.start() < end for start, end in code)
+    ]
 
 
 def _plain(text: str) -> tuple[str, int]:

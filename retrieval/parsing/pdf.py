@@ -15,7 +15,7 @@ import numpy as np
 import pypdfium2 as pdfium
 
 from retrieval.errors import DamagedFile, EmptyFile, EncryptedFile, OversizedFile
-from retrieval.parsing.document import PageProgress, ParsedDocument, Table, storable
+from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table, storable
 from retrieval.parsing.forms import form_values
 from retrieval.parsing.furniture import EDGE, Edge, furniture
 from retrieval.parsing.layout import BREAK, PageText, read_blocks, write
@@ -105,7 +105,7 @@ class _Read:
         parts: list[str] = []
         pages: list[Page] = []
         tables: list[Table] = []
-        headings: list[tuple[int, int]] = []
+        headings: list[Heading] = []
         at = 0
         for number, (page, (start, end)) in enumerate(zip(self.pages, spans, strict=True), 1):
             text, dropped = mend_hyphens(page.text[start:end], words)
@@ -114,7 +114,7 @@ class _Read:
                 at += len(separator)
             place = _Moved(start, end, at, np.array(dropped))
             tables += [Table(head, place.spans(rows)) for head, rows in page.tables]
-            headings += place.spans(page.headings)
+            headings += [Heading(*span, 1) for span in place.spans(page.headings)]
             pages.append(Page(number, at, at + len(text)))
             parts.append(text)
             at += len(text)
@@ -124,6 +124,7 @@ class _Read:
             "application/pdf",
             notes=list(self._notes(spans)),
             tables=[table for table in tables if table.rows],
+            headings=headings,
             unread_share=len({*self.pictures, *self.garbled}) / len(self.pages),
         )
 
@@ -138,7 +139,8 @@ class _Read:
             yield f"{_numbers(self.garbled)}: the fonts do not say which letters they print; much of the text is lost"
         running = _running(self.pages, spans)
         if running:
-            yield f"running headers and footers were left out on {_numbers([number for number, _ in running])}, as “{running[0][1]}”"
+            pages = _numbers([number for number, _ in running])
+            yield f"running headers and footers were left out on {pages}, as “{running[0][1]}”"
 
 
 @dataclass(frozen=True)

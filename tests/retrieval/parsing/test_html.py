@@ -74,9 +74,10 @@ def test_a_table_is_rows_with_caption_and_header() -> None:
 
 
 def test_markdown_loses_its_html_tags_but_not_its_code() -> None:
-    text = '<div align="center">\n\n# Gate<br>house\n\n</div>\n\n`<b>` Vec<String> <https://a.org>\n\n```\n<p>\n```\n<!-- x -->'
+    code = "`<b>` Vec<String> <https://a.org>\n\n```\n<p>\n```\n"
+    text = f'<div align="center">\n\n# Gate<br>house\n\n</div>\n\n{code}<!-- x -->'
     stored, count = without_tags(text)
-    assert stored == "\n\n# Gate\nhouse\n\n\n\n`<b>` Vec<String> <https://a.org>\n\n```\n<p>\n```\n"
+    assert stored == f"\n\n# Gate\nhouse\n\n\n\n{code}"
     assert count == 4
     parsed = parse(text.encode(), "a.md")
     assert (parsed.text, len(parsed.notes)) == (stored, 1)

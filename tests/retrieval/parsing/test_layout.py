@@ -85,7 +85,8 @@ def test_form_values_stand_beside_their_labels(shared: Path) -> None:
     [box] = boxes(data, "form.pdf", parsed.pages, parsed.text, start, start + 4)
     [label] = boxes(data, "form.pdf", parsed.pages, parsed.text, 0, 18)
     assert box.left >= label.right - 1
-    assert box.bottom < label.top and label.bottom < box.top
+    assert box.bottom < label.top
+    assert label.bottom < box.top
 
 
 def test_pages_that_are_pictures_are_named(shared: Path) -> None:
@@ -112,7 +113,8 @@ def with_furniture(number: int) -> list[Piece]:
 def test_running_headers_and_footers_are_left_out() -> None:
     data = make_files.placed_pdf([with_furniture(number) for number in range(5)])
     parsed = parse(data, "h.pdf")
-    assert "History" not in parsed.text and "17" not in parsed.text
+    assert "History" not in parsed.text
+    assert "17" not in parsed.text
     assert parsed.text.count("The mill was built") == 5
     assert parsed.notes == ["running headers and footers were left out on pages 1 to 5, as “17 History of the mill”"]
     start = parsed.text.index("The lamp is newer. gamma")
