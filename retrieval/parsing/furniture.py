@@ -52,7 +52,9 @@ def _key(text: str) -> str:
 def _comes_again(key: str, edge: Edge, same: Sequence[Edge]) -> bool:
     near = [other for other in same if abs(other.height - edge.height) <= _NEAR]
     if any(ch.isalpha() for ch in key):
-        return len({other.page for other in near}) >= _LEAST
+        pages = {other.page for other in near}
+        # Left and right pages may differ; headings of chapters, numbered alike, are further apart.
+        return len(pages) >= _LEAST and any(0 < abs(page - edge.page) <= 2 for page in pages)
     if "#" not in key:
         return False
     # Numbers alone may be anything; those of pages rise with them.

@@ -30,14 +30,15 @@ _INLINE = {"a", "b", "i", "em", "strong", "span", "code", "small", "sub", "sup",
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 # These end a drawing that was not closed, as they do in a browser.
 _OUT_OF_SVG = {
-    "body", "br", "center", "dd", "div", "dl", "dt", "em", "h1", "h2", "h3", "h4", "h5", "h6", "head", "hr", "img", "li",
-    "ol", "p", "pre", "ruby", "span", "strong", "table", "ul",
+    "body", "br", "center", "dd", "div", "dl", "dt", "em", "h1", "h2", "h3", "h4", "h5", "h6", "head", "hr", "img",
+    "li", "ol", "p", "pre", "ruby", "span", "strong", "table", "ul",
 }  # fmt: skip
 _AROUND_TAGS = {"nav", "aside", "footer", "header", "dialog"}
 _AROUND_ROLES = {"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "dialog"}
 _AROUND_NAMES = re.compile(
     r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
-    r"interlanguage|languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|noprint)(?:$|[\s_-])",
+    r"interlanguage|languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|"
+    r"noprint)(?:$|[\s_-])",
     re.I,
 )
 _INSIDE = {"main", "article"}

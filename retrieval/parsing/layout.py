@@ -11,7 +11,7 @@ import ctypes
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -441,7 +441,7 @@ def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
         if start:
             result.append(Block(block.kind, block.rows[:start]))
         if start < len(block.rows):
-            small = [row for row in block.rows[start:] if row[0].height < 0.92 * usual]
+            small = list(takewhile(lambda row: row[0].height < 0.92 * usual, block.rows[start:]))
             rest = block.rows[start + len(small) :]
             result.append(Block("note", small))
             if rest:

@@ -24,10 +24,10 @@ from retrieval.parsing.limits import Limits
 from retrieval.types import Page
 
 _FPDF_ERR_PASSWORD = 4
-_DROPPED = re.compile("[\x02\x00]")
+_MARKS = str.maketrans({"\x02": BREAK, "\x00": " "})  # older PDFiums mark a hyphen with U+0002
 _FEW = 200
 """characters; a page with fewer is looked at for pictures of text"""
-_PICTURE = 0.4
+_PICTURE = 0.85
 """share of a page that a picture covers to be a scan of it"""
 _UNKNOWN = re.compile("[\ufffd\ue000-\uf8ff]")
 
@@ -36,6 +36,8 @@ def open_pdf(data: bytes, name: str) -> pdfium.PdfDocument:
     """Errors: EncryptedFile, DamagedFile."""
     try:
         document = pdfium.PdfDocument(data)
+        if document.get_formtype() != pdfium.raw.FORMTYPE_NONE:
+            document.init_forms()
     except pdfium.PdfiumError as error:
         if getattr(error, "err_code", None) == _FPDF_ERR_PASSWORD:
             raise EncryptedFile(
@@ -44,8 +46,6 @@ def open_pdf(data: bytes, name: str) -> pdfium.PdfDocument:
         raise DamagedFile(
             f"{name} is cut off or damaged: no PDF reader can open it ({error}); get the file again"
         ) from error
-    if document.get_formtype() != pdfium.raw.FORMTYPE_NONE:
-        document.init_forms()
     return document
 
 
@@ -132,8 +132,8 @@ class _Read:
         if self.pictures:
             one = len(self.pictures) == 1
             yield (
-                f"{_numbers(self.pictures)} {'is a picture' if one else 'are pictures'} without a text layer "
-                f"(a scan?) and {'was' if one else 'were'} not read; run the file through OCR and add it again"
+                f"{_numbers(self.pictures)} {'is a picture' if one else 'are pictures'} (a scan?) with little or no "
+                "text layer; what is in pictures was not read: run the file through OCR and add it again"
             )
         if self.garbled:
             yield f"{_numbers(self.garbled)}: the fonts do not say which letters they print; much of the text is lost"
@@ -181,7 +181,7 @@ def page_text(document: pdfium.PdfDocument, page: pdfium.PdfPage) -> tuple[PageT
         ):  # PDFium counts UTF-16 units; Python counts code points.
             units = np.fromiter((1 + (ch > "\uffff") for ch in raw), dtype=np.int64, count=len(raw))
             index = np.cumsum(units) - units
-        raw = _DROPPED.sub(" ", raw)
+        raw = raw.translate(_MARKS) if "\x02" in raw or "\x00" in raw else raw
         if not raw.isascii():
             raw, index = join_accents(raw, index, lambda at: text_page.get_charbox(at)[::2])
         values = form_values(document, page)

@@ -70,7 +70,8 @@ def test_bad_options_are_refused(bad: dict[str, float]) -> None:
         ChunkingOptions(**bad)  # type: ignore[arg-type]
 
 
-SECTIONS = "Mill\n\nIt stands by the river.\n\nOil\n\nYear\tLitres\n1890\t12. A row\n1891\t40 of it\n1892\t7 or so\n\nGate\n\nIt is shut."
+TABLE = "Year\tLitres\n1890\t12. A row\n1891\t40 of it\n1892\t7 or so"
+SECTIONS = f"Mill\n\nIt stands by the river.\n\nOil\n\n{TABLE}\n\nGate\n\nIt is shut."
 
 
 def sections() -> tuple[list[Table], list[Heading]]:

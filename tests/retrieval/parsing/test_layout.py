@@ -91,7 +91,7 @@ def test_form_values_stand_beside_their_labels(shared: Path) -> None:
 
 def test_pages_that_are_pictures_are_named(shared: Path) -> None:
     parsed = parse((shared / "cases" / "mixed_scan.pdf").read_bytes(), "scan.pdf")
-    assert parsed.notes[0].startswith("pages 2 to 6 are pictures without a text layer")
+    assert parsed.notes[0].startswith("pages 2 to 6 are pictures (a scan?) with little or no text layer")
     assert (parsed.partial, len(parsed.pages)) == (True, 6)
 
 
@@ -180,3 +180,13 @@ def test_accents_printed_over_their_letters_are_joined(pieces: list[Piece], word
 
 def test_an_apostrophe_is_no_accent() -> None:
     assert "l\u00b4eau" in read([[(72, 700, 11, "de l\u00b4eau")]])
+
+
+def test_headings_of_chapters_are_no_running_headers() -> None:
+    pages = []
+    for number in range(12):
+        body = column(72, [f"{line} {'abcdefghijkl'[number]}." for line in BODY])
+        pages.append([(72.0, 730.0, 18.0, f"Chapter {number // 3 + 1}"), *body] if number % 3 == 0 else body)
+    parsed = parse(make_files.placed_pdf(pages), "c.pdf")
+    assert parsed.text.count("Chapter") == 4
+    assert [parsed.text[start:end] for start, end, _ in parsed.headings] == [f"Chapter {n}" for n in range(1, 5)]
