@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ EDGE = 3
 """lines at the top and at the bottom of a page that are looked at; where all of them come again, none is furniture"""
 _LEAST = 3
 """pages on which a line must stand to be furniture"""
+_REACH = 20
+"""pages before and after that are looked at"""
 _NEAR = 15.0
 """points by which its height may differ"""
 _NUMBER = re.compile(r"\d+")
@@ -28,11 +31,17 @@ class Edge:
 
 
 def furniture(edges: Sequence[Edge]) -> dict[int, int]:
-    """Of the lines at one edge (all tops, or all bottoms): page → how many of the outermost are furniture."""
+    """Of the lines at one edge (all tops, or all bottoms), by rising page: page → how many of the outermost are
+    furniture."""
     known: defaultdict[str, list[Edge]] = defaultdict(list)
     for edge in edges:
         known[_key(edge.text)].append(edge)
-    again = {(edge.page, edge.depth) for key, same in known.items() for edge in same if _comes_again(key, edge, same)}
+    again = {
+        (edge.page, edge.depth)
+        for key, same in known.items()
+        for edge in same
+        if _comes_again(key, edge, _within_reach(edge, same))
+    }
     counts: dict[int, int] = {}
     for page in {edge.page for edge in edges}:
         depths = [(page, depth) in again for depth in range(EDGE)]
@@ -47,6 +56,13 @@ def _key(text: str) -> str:
     return " ".join(
         "#" if at in (0, len(words) - 1) and _ROMAN.fullmatch(word) else word for at, word in enumerate(words)
     )
+
+
+def _within_reach(edge: Edge, same: Sequence[Edge]) -> Sequence[Edge]:
+    """Those on pages nearby; edges are in the order of their pages."""
+    first = bisect.bisect_left(same, edge.page - _REACH, key=lambda other: other.page)
+    last = bisect.bisect_right(same, edge.page + _REACH, key=lambda other: other.page)
+    return same[first:last]
 
 
 def _comes_again(key: str, edge: Edge, same: Sequence[Edge]) -> bool:

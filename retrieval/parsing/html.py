@@ -113,12 +113,13 @@ class _Region:
     linked: int = 0
     links: int = 0
     closed: bool = False
+    left_out: bool = False
 
-    @property
-    def left_out(self) -> bool:
+    def decide(self) -> None:
+        """After the region that it lies in. What was never closed may be anything."""
         menu = self.links >= _LINKS and self.linked >= _LINKED * self.chars
         mine = self.closed and (bool(self.why) or menu)
-        return mine or (self.outer is not None and self.outer.left_out)
+        self.left_out = mine or (self.outer is not None and self.outer.left_out)
 
 
 @dataclass
@@ -129,7 +130,7 @@ class _Written:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Piece:
     gap: str
     text: str
@@ -165,6 +166,7 @@ class _Extractor(HTMLParser):
         self._open: list[tuple[str, _Region | None]] = []
         self._counts: dict[str, int] = {}
         self._region: _Region | None = None
+        self._regions: list[_Region] = []
         self._tables: list[_MarkedTable] = []
         self._open_tables: list[_MarkedTable] = []
         self._headings: list[tuple[Span, int]] = []
@@ -181,6 +183,8 @@ class _Extractor(HTMLParser):
 
     def content(self) -> _Written:
         """Without what surrounds it."""
+        for region in self._regions:
+            region.decide()
         kept = [piece.region is None or not piece.region.left_out for piece in self._pieces]
         total = sum(len(piece.text) for piece in self._pieces)
         left = sum(len(piece.text) for piece, keep in zip(self._pieces, kept, strict=True) if keep)
@@ -291,8 +295,11 @@ class _Extractor(HTMLParser):
         self._counts[tag] = self._counts.get(tag, 0) + 1
         if region is not None:
             self._region = region
+            self._regions.append(region)
 
     def _region_of(self, tag: str, attrs: list[tuple[str, str | None]]) -> _Region | None:
+        if not attrs and tag not in _AROUND_TAGS and tag not in ("ul", "ol"):
+            return None
         given = {name: value or "" for name, value in attrs}
         style = given.get("style", "").replace(" ", "").lower()
         if tag in _WHOLE:
@@ -317,12 +324,12 @@ class _Extractor(HTMLParser):
             opened, outer = self._open.pop()
             self._counts[opened] -= 1
             if self._region is not outer and self._region is not None:
+                self._region.closed = opened == tag
                 self._leave(self._region, outer)
             if opened == tag:
                 return
 
     def _leave(self, region: _Region, outer: _Region | None) -> None:
-        region.closed = True
         self._region = outer
         if outer is not None:
             outer.chars += region.chars

@@ -36,6 +36,9 @@ _SPARSE = 1.5
 """times the usual width a character that a line must have to be taken for several cells"""
 _BUFFER = (pdfium.raw.FS_RECTF * 512)()
 _SLOTS = [ctypes.byref(one) for one in _BUFFER]
+_MOST_LINES = 1_000
+_MOST_CHARS = 1_000
+"""of a page, and of a line, that are looked at for columns: more is no page that people read"""
 _GAP = 0.8
 """width of a gutter, in heights of the line, where several lines agree on it"""
 _WIDE_GAP = 2.0
@@ -100,9 +103,12 @@ def read_blocks(
     lines = [(start, end) for start, end in lines if not raw[start:end].isspace()]
     ruler = _Ruler(text_page, raw, index, turned)
     segments = ruler.lines(lines)
-    if _upright(segments):
+    if len(lines) <= _MOST_LINES and _upright(segments):
         columns = _has_gutter(ruler, segments)
-        rows = _cut_at_gaps(ruler, segments, segments if columns else _around_wide_lines(segments))
+        measured = (
+            [one for one in segments if len(one.text) <= _MOST_CHARS] if columns else _around_wide_lines(segments)
+        )
+        rows = _cut_at_gaps(ruler, segments, measured)
         if values or columns or not _descending(segments):
             segments = [segment for row in rows for segment in row]
             rows = _ordered([*segments, *values])
@@ -201,7 +207,7 @@ def _words_and_gaps(ruler: _Ruler, lines: Sequence[Segment]) -> Iterable[tuple[l
 
 def _has_gutter(ruler: _Ruler, segments: Sequence[Segment]) -> bool:
     """Whether the middles of some lines, from all over the page, have gaps above one another."""
-    long = [one for one in segments if one.end - one.start > 30]
+    long = [one for one in segments if 30 < one.end - one.start <= _MOST_CHARS]
     probes = []
     for one in long[len(long) // _PROBED // 2 :: max(len(long) // _PROBED, 1)]:
         fifth = (one.end - one.start) // 5
@@ -216,7 +222,7 @@ def _around_wide_lines(segments: Sequence[Segment]) -> list[Segment]:
     usual = _median(widths)
     wide = [number for number, width in enumerate(widths) if width > _SPARSE * usual and " " in segments[number].text]
     near = {number for found in wide for number in range(max(found - 1, 0), min(found + 2, len(segments)))}
-    return [segments[number] for number in sorted(near)]
+    return [segments[number] for number in sorted(near) if len(segments[number].text) <= _MOST_CHARS]
 
 
 def _median(values: Sequence[float]) -> float:

@@ -52,7 +52,14 @@ def test_a_page_of_links_alone_is_kept() -> None:
 
 
 def test_a_menu_that_is_not_closed_hides_nothing() -> None:
-    assert "Anna" in parse(f"<body><nav><a>Home</a>{CONTENT}".encode(), "a.html").text
+    for end in ("", "</body></html>"):
+        page = f"<body><p>{'More to read here. ' * 9}</p><nav><a>Home</a>{CONTENT}{end}"
+        assert "Anna" in parse(page.encode(), "a.html").text
+
+
+def test_regions_as_deep_as_can_be_cost_no_recursion() -> None:
+    page = f"{'<nav>' * 50_000}Home{'</nav>' * 50_000}{CONTENT}"
+    assert parse(page.encode(), "a.html").text == CONTENT[3:-4]
 
 
 def test_the_header_of_an_article_is_content() -> None:
