@@ -32,6 +32,8 @@ _ENDED = re.compile(r"""[.!?:;。！？]["'”’»)\]\d]*$""")
 
 _PROBED = 5
 """lines of a page whose words are measured to see whether the page has columns"""
+_LETTER = 0.5
+"""width of a letter, in heights of the line, at most: the usual one of a page may be that of its table's rows"""
 _SPARSE = 1.5
 """times the usual width a character that a line must have to be taken for several cells"""
 _BUFFER = (pdfium.raw.FS_RECTF * 512)()
@@ -220,7 +222,11 @@ def _around_wide_lines(segments: Sequence[Segment]) -> list[Segment]:
     """Lines that are too wide for their characters, as those with several cells are, and those around them."""
     widths = [(one.box.right - one.box.left) / (one.end - one.start) for one in segments]
     usual = _median(widths)
-    wide = [number for number, width in enumerate(widths) if width > _SPARSE * usual and " " in segments[number].text]
+    wide = [
+        number
+        for number, (width, one) in enumerate(zip(widths, segments, strict=True))
+        if width > _SPARSE * min(usual, _LETTER * one.height) and " " in one.text
+    ]
     near = {number for found in wide for number in range(max(found - 1, 0), min(found + 2, len(segments)))}
     return [segments[number] for number in sorted(near) if len(segments[number].text) <= _MOST_CHARS]
 
