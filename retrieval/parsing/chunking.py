@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,6 +92,8 @@ def chunk(
 
     context = _Contexts(text, tables, headings, token_starts, options.context_tokens)
     pieces = list(_pieces(text, starts, count, options.max_tokens, tables))
+    names = {heading.start for heading in headings}
+    pieces = [replace(piece, is_heading=piece.start in names) for piece in pieces] if names else pieces
     return [
         Chunk(start, end, page_at(pages, start), count(start, end), text[start:end], context.of(start, end))
         for start, end in _pack(pieces, count, options)
@@ -156,6 +158,7 @@ class _Piece:
     start: int
     end: int
     ends_paragraph: bool
+    is_heading: bool = False
 
 
 def _pieces(
@@ -232,6 +235,8 @@ def _pack(pieces: list[_Piece], count: Callable[[int, int], int], options: Chunk
         index = max(index, first + 1)
         if index < len(pieces):
             index = _back_to_paragraph(pieces, first, index, count, options)
+            while index > first + 1 and pieces[index - 1].is_heading:  # it goes with what it names
+                index -= 1
         yield start, pieces[index - 1].end
         if index < len(pieces):
             index = _back_for_overlap(pieces, first, index, count, options.overlap)

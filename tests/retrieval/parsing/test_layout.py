@@ -170,8 +170,8 @@ def test_hyphens_in_a_file() -> None:
     ("pieces", "word"),
     [
         ([(72, 700, 11, "a na"), (93.7, 700, 11, "\u00a8"), (93.7, 700, 11, "ive gate")], "naïve"),
-        ([(72, 700, 11, "the cafe"), (100.4, 700, 11, "\u00b4"), (105.1, 700, 11, " by the gate")], "café"),
-        ([(72, 700, 11, "the fac"), (100.5, 700, 11, "\u00b8"), (105, 700, 11, "ade")], "façade"),
+        ([(72, 700, 11, "the cafe"), (106.4, 700, 11, "\u00b4"), (111.2, 700, 11, " by the gate")], "café"),
+        ([(72, 700, 11, "the fac"), (106, 700, 11, "\u00b8"), (110.6, 700, 11, "ade")], "façade"),
     ],
 )
 def test_accents_printed_over_their_letters_are_joined(pieces: list[Piece], word: str) -> None:
