@@ -58,10 +58,10 @@ class TextBuilder:
         self.length += len(part.text)
 
     def document(self, media_type: str, *, unread_share: float = 0.0) -> ParsedDocument:
-        starts = self._pages or [0]
-        ends = [*starts[1:], self.length]
+        text = "".join(self._parts).rstrip("\n")  # an empty page at the end leaves what parts it from the last
+        starts = [min(start, len(text)) for start in self._pages] or [0]
+        ends = [*starts[1:], len(text)]
         pages = [Page(number, start, end) for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1)]
-        text = "".join(self._parts)
         return ParsedDocument(
             text, pages, media_type, self.notes, self._places, self._tables, unread_share, headings=self._headings
         )

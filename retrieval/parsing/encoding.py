@@ -33,18 +33,7 @@ _ESCAPE = re.compile(rb"\x1b[$(]")  # as ISO-2022 begins another set of characte
 _HIGH = bytes(range(128, 256))
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r\f\x1b"})
 _FEW_LETTERS = 12
-_LATIN = (
-    "cp1250",
-    "iso8859-2",
-    "cp1254",
-    "cp1257",
-    "iso8859-15",
-    "iso8859-16",
-    "mac-latin2",
-    "cp852",
-    "cp862",
-    "cp437",
-)
+_LATIN = ("cp1250", "iso8859-2", "cp1254", "cp1257", "iso8859-15", "iso8859-16", "cp852", "cp862", "cp437")
 """taken for cp1252 where there is little to go by"""
 _DOS = ("cp437", "cp852", "cp855", "cp857", "cp858", "cp860", "cp861", "cp862", "cp863", "cp865", "cp866")
 _NO_ENCODINGS = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7", "mbcs", "oem")

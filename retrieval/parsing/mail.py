@@ -17,6 +17,7 @@ from retrieval.parsing.sniff import MEDIA_TYPES
 
 _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _ENDINGS = {"message/rfc822": ".eml", "text/html": ".html", "text/plain": ".txt", "application/pdf": ".pdf"}
+_WITHOUT_TEXT = {"image": "an image", "audio": "a recording", "video": "a film"}
 _DEEPEST = 3
 """mails within mails that are opened"""
 
@@ -34,7 +35,7 @@ def parse_mail(data: bytes, name: str, limits: Limits, depth: int = 0) -> Parsed
     if text:
         builder.part()
         builder.add(text, ("body",))
-    parts = list(message.iter_attachments())
+    parts = list(message.iter_attachments()) if message.is_multipart() else [message] if body is None else []
     read = [_attach(builder, part, limits, depth) for part in parts[: limits.attachments]]
     if len(parts) > limits.attachments:
         builder.notes.append(f"{len(parts)} attachments: those after the first {limits.attachments} were not read")
@@ -51,8 +52,8 @@ def _attach(builder: TextBuilder, part: Any, limits: Limits, depth: int) -> bool
     builder.part()
     builder.add(f"Attachment: {called}")
     kind = part.get_content_maintype()
-    if kind in ("image", "audio", "video"):
-        builder.notes.append(f"attachment {called} was not read: it is {kind}, not text")
+    if kind in _WITHOUT_TEXT:
+        builder.notes.append(f"attachment {called} was not read: it is {_WITHOUT_TEXT[kind]}")
         return True
     try:
         if depth >= _DEEPEST:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal, localcontext
 from functools import lru_cache
 
 Value = bool | int | float | str | dt.datetime | dt.date | dt.time | dt.timedelta | None
@@ -21,12 +21,14 @@ _TOKEN = re.compile(
     r"|(?P<digit>[0#?])|(?P<point>\.)|(?P<comma>,)|(?P<percent>%)|(?P<text>@)|(?P<literal>.)",
     re.S | re.I,
 )
+_EXACT = Context(prec=10_000)
+"""no digit that a file can hold is rounded away but by its own format"""
 _LONGEST_FIXED = 21
 """digits before the point up to which a number without a format is written in full"""
 
 
 def shown(value: Value, number_format: str) -> str:
-    """ "" for None."""
+    """The value for people; nothing for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -35,7 +37,11 @@ def shown(value: Value, number_format: str) -> str:
         return value
     if isinstance(value, (dt.datetime, dt.date, dt.time, dt.timedelta)):
         return _date(value, number_format)
-    return _number(Decimal(repr(value)), isinstance(value, float), number_format)
+    number, is_float = Decimal(repr(value)), isinstance(value, float)
+    if number_format == "General":
+        return plain(number, is_float)
+    with localcontext(_EXACT):
+        return _number(number, is_float, number_format)
 
 
 def plain(number: Decimal, is_float: bool = True) -> str:
@@ -136,8 +142,7 @@ def _fill(digits: str, slots: list[str], grouped: bool) -> list[str]:
     least = len(slots) - next((i for i, slot in enumerate(slots) if slot == "0"), len(slots))
     digits = digits.rjust(least, "0")
     if grouped:
-        digits = f"{int(digits or 0):0{len(digits)},d}" if len(digits) <= 3 else _thousands(digits)
-        return [digits if digits.strip("0") or least else "", *[""] * (len(slots) - 1)]
+        return [_thousands(digits), *[""] * (len(slots) - 1)]
     filled = [""] * len(slots)
     for i in range(len(slots) - 1, 0, -1):
         filled[i], digits = digits[-1:], digits[:-1]

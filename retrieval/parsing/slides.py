@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +14,7 @@ from retrieval.parsing.archives import check_archive
 from retrieval.parsing.builder import TextBuilder
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.limits import Limits
+from retrieval.parsing.number_format import plain
 from retrieval.parsing.sniff import MEDIA_TYPES
 from retrieval.parsing.table_text import Cell, write_table
 
@@ -39,7 +41,8 @@ def parse_slides(data: bytes, name: str, limits: Limits) -> ParsedDocument:
         if pictures:
             alone = builder.length == before
             unread += alone
-            builder.notes.append(f"slide {number}: {'only ' * alone}pictures, which were not read ({pictures})")
+            what = "only pictures or diagrams" if alone else "pictures or diagrams"
+            builder.notes.append(f"slide {number}: {what}, which were not read ({pictures})")
     if not builder.length:
         raise EmptyFile(f"{name} has {len(slides)} slides but no text in them; nothing to ingest")
     return builder.document(MEDIA_TYPES["pptx"], unread_share=unread / max(len(slides), 1))
@@ -51,7 +54,7 @@ def _in_order(shapes: Iterable[Any]) -> list[Any]:
 
 
 def _write_shapes(builder: TextBuilder, shapes: Iterable[Any], path: tuple[str, ...]) -> int:
-    """Returns how many pictures there were."""
+    """Returns how many pictures and diagrams there were."""
     pictures = 0
     for shape in shapes:
         kind = _kind(shape)
@@ -67,8 +70,8 @@ def _write_shapes(builder: TextBuilder, shapes: Iterable[Any], path: tuple[str, 
             )
         elif shape.has_chart:
             _write_chart(builder, shape.chart, path)
-        else:
-            pictures += kind == _PICTURE
+        else:  # the other frames hold diagrams and embedded files
+            pictures += kind == _PICTURE or shape.element.tag.endswith("}graphicFrame")
     return pictures
 
 
@@ -80,14 +83,14 @@ def _kind(shape: Any) -> int | None:
 
 
 def _write_chart(builder: TextBuilder, chart: Any, path: tuple[str, ...]) -> None:
+    """The title, and a line a series: ``Sales: Q1: 1001, Q2: 1200``."""
     if chart.has_title and chart.chart_title.has_text_frame:
         _write(builder, chart.chart_title.text_frame.text, path)
     for plot in chart.plots:
-        categories = [str(category) for category in plot.categories]
         for series in plot.series:
-            values = ["" if value is None else f"{value:g}" for value in series.values]
-            points = [f"{c}: {v}" for c, v in zip(categories, values, strict=False) if v]
-            _write(builder, f"{series.name}: {', '.join(points)}", path)
+            points = zip(plot.categories, series.values, strict=False)
+            said = [f"{category}: {plain(Decimal(repr(value)))}" for category, value in points if value is not None]
+            _write(builder, f"{series.name}: {', '.join(said)}", path)
 
 
 def _write(builder: TextBuilder, text: str, path: tuple[str, ...]) -> None:

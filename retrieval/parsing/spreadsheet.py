@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,7 +15,7 @@ from typing import Any
 from openpyxl import load_workbook
 from openpyxl.utils import range_boundaries
 
-from retrieval.errors import DamagedFile, EmptyFile
+from retrieval.errors import EmptyFile
 from retrieval.parsing.archives import check_archive
 from retrieval.parsing.builder import TextBuilder
 from retrieval.parsing.document import ParsedDocument
@@ -68,29 +70,39 @@ def parse_spreadsheet(data: bytes, name: str, limits: Limits) -> ParsedDocument:
             continue
         builder.part()
         builder.begin_page()
-        try:
-            _read_sheet(builder, sheet, _layout(data, sheet._worksheet_path))
-        except (DamagedFile, MemoryError):
-            raise
-        except Exception as error:
-            unread += 1
-            builder.notes.append(f"sheet {sheet.title} was not read to its end: it is damaged ({str(error)[:100]})")
+        unread += not _read_sheet(builder, sheet, _layout(data, sheet._worksheet_path))
     _note_the_rest(builder, data, workbook)
     if not builder.length:
         raise EmptyFile(f"{name} has no values in its sheets; nothing to ingest")
     return builder.document(MEDIA_TYPES["xlsx"], unread_share=unread / max(len(sheets), 1))
 
 
-def _read_sheet(builder: TextBuilder, sheet: Any, layout: _Layout) -> None:
+def _read_sheet(builder: TextBuilder, sheet: Any, layout: _Layout) -> bool:
+    """Whether the sheet was read to its end."""
     sheet.reset_dimensions()  # some programs write a wrong one
-    spanning = {row: 1 for first, row, last, end in layout.merged if last > first and row == end}
-    before = builder.length
-    try:
-        write_table(builder, _merged(_rows(sheet, layout), layout), (sheet.title,), sheet.title, spanning)
-    finally:
-        _note_hidden(builder, sheet.title, layout)
-    if builder.length == before and not layout.uncomputed:
+    spanning = {row for first, row, last, end in layout.merged if last > first and row == end}
+    before, noted = builder.length, len(builder.notes)
+    rows = _merged(_until_damage(_rows(sheet, layout), builder, sheet.title), layout)
+    write_table(builder, rows, (sheet.title,), sheet.title, spanning)
+    whole = len(builder.notes) == noted
+    _note_hidden(builder, sheet.title, layout)
+    if builder.length == before and len(builder.notes) == noted:
         builder.notes.append(f"sheet {sheet.title} is empty")
+    return whole
+
+
+def _until_damage(
+    rows: Iterator[tuple[int, dict[int, Cell]]], builder: TextBuilder, title: str
+) -> Iterator[tuple[int, dict[int, Cell]]]:
+    number = 0
+    try:
+        for number, cells in rows:
+            yield number, cells
+    except MemoryError:
+        raise
+    except Exception as error:  # openpyxl raises many kinds of error at damaged sheets
+        cause = f"{type(error).__name__}: {str(error)[:100]}"
+        builder.notes.append(f"sheet {title} is damaged ({cause}); what follows row {number} was not read")
 
 
 def _rows(sheet: Any, layout: _Layout) -> Iterator[tuple[int, dict[int, Cell]]]:
@@ -110,22 +122,21 @@ def _rows(sheet: Any, layout: _Layout) -> Iterator[tuple[int, dict[int, Cell]]]:
 
 def _merged(rows: Iterator[tuple[int, dict[int, Cell]]], layout: _Layout) -> Iterator[tuple[int, Row]]:
     """The rows with a merged cell's value in each row that it spans, and in each column where it is one row high."""
-    below: dict[tuple[int, int], Cell] = {}
+    reaching: list[tuple[int, int, Cell]] = []  # (last row, column, cell) of those that reach further down
     starting: dict[int, list[tuple[int, int, int]]] = {}
     for first, top, last, bottom in layout.merged:
         starting.setdefault(top, []).append((first, last, bottom))
     for number, cells in rows:
-        for (row, column), cell in list(below.items()):
-            if row == number:
-                cells.setdefault(column, cell)
-                del below[row, column]
+        reaching = [merged for merged in reaching if merged[0] >= number]
+        for _, column, cell in reaching:
+            cells.setdefault(column, cell)
         for first, last, bottom in starting.get(number, []):
-            cell = cells.get(first)
-            if cell is None:
+            if first not in cells:
                 continue
             if bottom == number:
-                cells.update(dict.fromkeys(range(first, last + 1), cell))
-            below.update({(row, first): cell for row in range(number + 1, bottom + 1)})
+                cells.update(dict.fromkeys(range(first, last + 1), cells[first]))
+            else:
+                reaching.append((bottom, first, cells[first]))
         yield number, cells
 
 
@@ -133,9 +144,11 @@ def _layout(data: bytes, path: str) -> _Layout:
     layout = _Layout()
     with zipfile.ZipFile(BytesIO(data)) as archive, archive.open(path) as file:
         tail = b""
-        while block := file.read(_BLOCK):
-            _scan(tail + block, len(tail), layout)
-            tail = (tail + block)[-_LONGEST_TAG:]
+        # reading the cells will come upon the same damage, and tell it
+        with contextlib.suppress(zipfile.BadZipFile, zlib.error, EOFError):
+            while block := file.read(_BLOCK):
+                _scan(tail + block, len(tail), layout)
+                tail = (tail + block)[-_LONGEST_TAG:]
     return layout
 
 

@@ -7,7 +7,7 @@ they are, and blank cells, rows and columns are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from retrieval.parsing.builder import TextBuilder
@@ -38,19 +38,18 @@ def write_table(
     rows: Iterable[tuple[int, Row]],
     path: tuple[str, ...] = (),
     label: str = "",
-    spanning: Mapping[int, int] | None = None,
+    spanning: Collection[int] = (),
 ) -> None:
     """Add the rows of a table; each cell's place is (*path, name of its column, address).
 
     Args:
         label: a name that each row begins with, as that of a sheet.
         rows: (number in the file, cells), in order.
-        spanning: row number → cells merged across columns in it, which tells a heading of two rows.
+        spanning: numbers of rows with cells merged across columns, which tells a heading of two rows.
     """
-    filled = [
-        (number, cells) for number, row in rows if (cells := {c: cell for c, cell in row.items() if cell.text.strip()})
-    ]
-    first, depth = _heading(filled, spanning or {})
+    kept = ((number, {column: cell for column, cell in row.items() if cell.text.strip()}) for number, row in rows)
+    filled = [(number, cells) for number, cells in kept if cells]
+    first, depth = _heading(filled, spanning)
     names = _names([cells for _, cells in filled[first : first + depth]])
     spans = []
     for at, (number, cells) in enumerate(filled):
@@ -73,10 +72,8 @@ def _write_row(
         if at or label:
             builder.add(SEPARATOR)
         text = one_line(cell.text)
-        builder.add(
-            f"{name}: {text}" if name else text,
-            (*path, *([name] if name else []), f"{letters(column)}{number}"),
-        )
+        named = [name] if name else []
+        builder.add(": ".join([*named, text]), (*path, *named, f"{letters(column)}{number}"))
 
 
 def one_line(text: str) -> str:
@@ -92,7 +89,7 @@ def letters(column: int) -> str:
     return said
 
 
-def _heading(rows: Sequence[tuple[int, Row]], spanning: Mapping[int, int]) -> tuple[int, int]:
+def _heading(rows: Sequence[tuple[int, Row]], spanning: Collection[int]) -> tuple[int, int]:
     """(index of the first row of the heading, how many rows it has); (0, 0) for a sheet without one."""
     widest = max((len(cells) for _, cells in rows), default=0)
     for index, (_, cells) in enumerate(rows[:_DEEPEST]):
@@ -102,7 +99,7 @@ def _heading(rows: Sequence[tuple[int, Row]], spanning: Mapping[int, int]) -> tu
             return 0, 0
         depth = 1
         while (
-            spanning.get(rows[index + depth - 1][0])
+            rows[index + depth - 1][0] in spanning
             and len(rows) > index + depth + 1
             and _is_heading(rows[index + depth][1])
         ):
@@ -112,7 +109,9 @@ def _heading(rows: Sequence[tuple[int, Row]], spanning: Mapping[int, int]) -> tu
 
 
 def _is_heading(cells: Row) -> bool:
-    """Words, or years beside words."""
+    """Words, or years beside words; a word with a colon is the label of the value beside it."""
+    if any(cell.text.rstrip().endswith(":") for cell in cells.values()):
+        return False
     words = [cell for cell in cells.values() if cell.is_text and not _is_number(cell.text)]
     return bool(words) and all(
         (cell.is_text and not _is_number(cell.text)) or _YEAR.fullmatch(cell.text) for cell in cells.values()
@@ -129,5 +128,5 @@ def _names(heading: Sequence[Row]) -> dict[int, str]:
     names = {}
     for column in columns:
         parts = [one_line(row[column].text) for row in heading if column in row]
-        names[column] = " ".join(dict.fromkeys(parts)).rstrip(":")
+        names[column] = " ".join(dict.fromkeys(parts))
     return names

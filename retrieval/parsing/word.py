@@ -26,6 +26,7 @@ _LEFT_OUT = {_W + "del", _W + "moveFrom", _W + "rPr", _W + "pPr", _W + "instrTex
 _AS_TEXT = {_W + "tab": "\t", _W + "br": "\n", _W + "cr": "\n", _W + "noBreakHyphen": "-", _W + "softHyphen": ""}
 _WRAPPERS = {_W + "sdt", _W + "sdtContent", _W + "ins", _W + "moveTo", _W + "smartTag", _W + "customXml"}
 _PART = re.compile(r"word/(header|footer)\d*\.xml")
+_UNREAD = ("word/diagrams/", "word/charts/", "word/embeddings/")
 _HEADING = re.compile(r"heading\s*([1-6])|(title)", re.I)
 
 
@@ -63,6 +64,8 @@ def parse_word(data: bytes, name: str, limits: Limits) -> ParsedDocument:
         _write_margins(builder, archive, reading, name)
         if "word/comments.xml" in archive.namelist():
             builder.notes.append("comments were not read")
+        if any(entry.startswith(_UNREAD) for entry in archive.namelist()):
+            builder.notes.append("diagrams, charts and embedded files were not read")
     if reading.hidden:
         builder.notes.append(f"hidden text was not read ({reading.hidden} characters)")
     if reading.pictures:
@@ -83,19 +86,19 @@ def _heading_styles(archive: zipfile.ZipFile, name: str) -> dict[str, int]:
     return levels
 
 
-def _blocks(parent: Element) -> Iterator[Element]:
-    """Paragraphs and tables in order, through what only wraps them."""
+def _within(parent: Element, *tags: str) -> Iterator[Element]:
+    """Children of these tags in order, through what only wraps them."""
     for child in parent:
-        if child.tag in (_W + "p", _W + "tbl"):
+        if child.tag in tags:
             yield child
         elif child.tag in _WRAPPERS:
-            yield from _blocks(child)
+            yield from _within(child, *tags)
 
 
 def _write_blocks(builder: TextBuilder, parent: Element, reading: _Reading, path: tuple[str, ...] = ()) -> None:
     """path: of all that is written, in place of the number of each paragraph and table."""
     in_list = False
-    for block in _blocks(parent):
+    for block in _within(parent, _W + "p", _W + "tbl"):
         if block.tag == _W + "tbl":
             reading.tables += 1
             _write_table(builder, block, reading, path or (f"table {reading.tables}",))
@@ -148,29 +151,21 @@ def _is_hidden(run: Element) -> bool:
 
 
 def _write_table(builder: TextBuilder, table: Element, reading: _Reading, path: tuple[str, ...]) -> None:
+    """The value of a cell that is merged downwards counts in each row that it spans."""
     rows = []
-    for number, row in enumerate(table.findall(_W + "tr"), 1):
+    above: dict[int, Cell] = {}
+    for number, row in enumerate(_within(table, _W + "tr"), 1):
         cells, column = {}, 1
-        for cell in row.iter(_W + "tc"):
-            text = "".join(_text(cell, reading)).strip()
-            cells[column] = Cell(text)
-            span = cell.find(f"{_W}tcPr/{_W}gridSpan")
+        for element in _within(row, _W + "tc"):
+            merge = element.find(f"{_W}tcPr/{_W}vMerge")
+            goes_on = merge is not None and merge.get(_W + "val") != "restart"
+            cell = Cell("".join(_text(element, reading)).strip())
+            cells[column] = above[column] = above.get(column, cell) if goes_on else cell
+            span = element.find(f"{_W}tcPr/{_W}gridSpan")
             column += int(span.get(_W + "val", 1)) if span is not None else 1
         rows.append((number, cells))
     builder.part()
-    write_table(builder, _merged_down(table, rows), path)
-
-
-def _merged_down(table: Element, rows: list[tuple[int, dict[int, Cell]]]) -> list[tuple[int, dict[int, Cell]]]:
-    """The rows with the value of a cell that is merged downwards in each row that it spans."""
-    above: dict[int, Cell] = {}
-    for (_, cells), row in zip(rows, table.findall(_W + "tr"), strict=True):
-        for column, cell in zip(list(cells), row.iter(_W + "tc"), strict=False):
-            merge = cell.find(f"{_W}tcPr/{_W}vMerge")
-            if merge is not None and merge.get(_W + "val") != "restart":
-                cells[column] = above.get(column, cells[column])
-            above[column] = cells[column]
-    return rows
+    write_table(builder, rows, path)
 
 
 def _write_notes(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Reading, name: str) -> None:

@@ -92,6 +92,10 @@ class Tenants(RuleBasedStateMachine):
         with pytest.raises(NotFound):
             library.page_of(document, 0, owner=thief)
         with pytest.raises(NotFound):
+            library.place_of(document, 0, 1, owner=thief)
+        with pytest.raises(NotFound):
+            library.find(document, owner=thief)
+        with pytest.raises(NotFound):
             library.boxes(document, 0, 1, owner=thief)
         with pytest.raises(NotFound):
             library.page_image(document, 1, owner=thief)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
+import io
+import re
+import zipfile
 from email.message import EmailMessage
 from io import BytesIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openpyxl import Workbook
 
 from retrieval.errors import UnsupportedFile
@@ -93,6 +99,39 @@ def test_a_title_above_the_heading_is_kept_and_a_sheet_is_a_page() -> None:
     ]
 
 
+def test_a_damaged_sheet_is_read_as_far_as_it_goes() -> None:
+    book = Workbook()
+    for number in range(5000):
+        book.active.append([f"name {number}", number])
+    data = saved(book)
+    with zipfile.ZipFile(BytesIO(data)) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    parts[sheet] = parts[sheet][: len(parts[sheet]) // 2]
+    parsed = parse(make_files.archive(parts), "a.xlsx")
+    assert "Sheet | name 1000 | 1000" in parsed.text
+    assert "name 4999" not in parsed.text
+    assert re.fullmatch(r"sheet Sheet is damaged \(.*\); what follows row \d+ was not read", parsed.notes[0])
+    assert parsed.partial
+
+
+VALUES = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=12)
+
+
+@given(st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=2, max_size=6))
+def test_every_value_stands_at_its_address(rows: list[list[str]]) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows(rows)
+    parsed = parse(buffer.getvalue().encode(), "a.csv")
+    read = {place.path[-1]: parsed.text[place.start : place.end] for place in parsed.places}
+    headed = "A1" not in read
+    for number, row in enumerate(rows[headed:], 1 + headed):
+        for column, value in zip("ABC", row, strict=True):
+            assert read[f"{column}{number}"].endswith(value)
+    for name in rows[0]:
+        assert name in parsed.text
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -115,8 +154,11 @@ def test_an_open_quotation_mark_swallows_nothing() -> None:
     assert "never closed" in parsed.notes[0]
 
 
-def test_numbers_alone_have_no_heading() -> None:
-    assert parse(b"1,2\n3,4\n", "a.csv").text == "1 | 2\n3 | 4"
+@pytest.mark.parametrize(
+    ("data", "text"), [(b"1,2\n3,4\n", "1 | 2\n3 | 4"), (b"Name:,Ann\nCity:,Oslo\n", "Name: | Ann\nCity: | Oslo")]
+)
+def test_numbers_and_labels_are_no_heading(data: bytes, text: str) -> None:
+    assert parse(data, "a.csv").text == text
 
 
 def test_a_word_document_with_all_that_lies_beside_its_text() -> None:
@@ -170,7 +212,7 @@ def test_attachments_are_read_and_those_that_cannot_be_are_noted() -> None:
     assert said(parsed, "Second.") == "attachment pages.pdf, page 2"
     assert len(parsed.notes) == 2
     assert parsed.notes[0].startswith("attachment broken.pdf was not read: broken.pdf")
-    assert parsed.notes[1] == "attachment logo.png was not read: it is image, not text"
+    assert parsed.notes[1] == "attachment logo.png was not read: it is an image"
     assert parsed.partial
 
 
@@ -187,6 +229,47 @@ def test_mails_within_mails_end_and_attachments_are_counted() -> None:
     many = parse(mail(*[(f"{n}.txt", b"word", "text/plain") for n in range(5)]), "a.eml", Limits(attachments=2))
     assert many.text.count("word") == 2
     assert many.notes == ["5 attachments: those after the first 2 were not read"]
+
+
+def test_a_mail_that_is_one_file() -> None:
+    message = EmailMessage()
+    message["Subject"] = "The file"
+    message.set_content(b"Zone,Sum\nEUR,1001\n", maintype="text", subtype="csv", filename="sums.csv")
+    assert said(parse(message.as_bytes(), "a.eml"), "1001") == "attachment sums.csv, Sum, B2"
+
+
+def test_slides_with_their_table_and_notes_and_without_what_is_hidden() -> None:
+    from pptx import Presentation
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
+    from pptx.util import Inches
+
+    presentation = Presentation()
+    for title in ("Bridges", "Secret"):
+        slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+        slide.shapes.title.text = title
+    slide._element.set("show", "0")
+    first = presentation.slides[0]
+    table = first.shapes.add_table(2, 2, Inches(1), Inches(3), Inches(4), Inches(1)).table
+    for row, values in enumerate((("Zone", "Sum"), ("EUR", "1001"))):
+        for column, value in enumerate(values):
+            table.cell(row, column).text = value
+    figures = CategoryChartData()
+    figures.categories = ["Q1", "Q2"]
+    figures.add_series("Sales", (1234567, 0.3))
+    first.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, Inches(1), Inches(5), Inches(4), Inches(2), figures)
+    first.notes_slide.notes_text_frame.text = "Speak slowly."
+    buffer = BytesIO()
+    presentation.save(buffer)
+    parsed = parse(buffer.getvalue(), "a.pptx")
+    assert parsed.text.split("\n\n") == [
+        "Bridges",
+        "Zone: EUR | Sum: 1001",
+        "Sales: Q1: 1234567, Q2: 0.3",
+        "Speak slowly.",
+    ]
+    assert (said(parsed, "1001"), said(parsed, "slowly")) == ("slide 1, Sum, B2", "slide 1, notes")
+    assert parsed.notes == ["slide 2 is hidden and was not read"]
 
 
 def test_rich_text() -> None:
