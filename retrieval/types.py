@@ -81,6 +81,7 @@ class Hit:
     Attributes:
         sha256: of the document's file.
         place: where in the file it stands, for people ("Sales, B7 to C9", "page 3"); "" for a file without places.
+        context: what makes it mean something alone: headings of its section, caption and header of its table.
     """
 
     chunk_id: int
@@ -94,6 +95,7 @@ class Hit:
     version: int = 1
     sha256: str = ""
     place: str = ""
+    context: str = ""
 
     def scored(self, score: float) -> Hit:
         """The same chunk as the answer to another query."""

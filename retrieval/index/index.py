@@ -29,6 +29,7 @@ from retrieval.index.generation import (
 from retrieval.index.snapshot import Segment, Snapshot
 from retrieval.index.sparse import SparseSegment, terms
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
+from retrieval.parsing.chunking import in_context
 from retrieval.store.blobs import RemoteBlobs
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
@@ -170,13 +171,14 @@ class Index:
             (document, version),
             np.array([row.id for row in rows], dtype=np.int64),
             _vectors(rows),
-            SparseSegment([terms(row.text) for row in rows]),
+            SparseSegment([terms(in_context(row.context, row.text)) for row in rows]),
         )
 
     def _live_chunks(self) -> sa.Select:  # type: ignore[type-arg]
         """Every row of ``chunks`` is live: a delete or a new version removes rows in its own transaction."""
         return (
-            sa.select(chunks.c.id, chunks.c.document_id, chunks.c.version, chunks.c.text, embeddings.c.vector)
+            sa.select(chunks.c.id, chunks.c.document_id, chunks.c.version, chunks.c.context, chunks.c.text)
+            .add_columns(embeddings.c.vector)
             .join(
                 embeddings, sa.and_(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == self._embedder_id)
             )
@@ -238,7 +240,7 @@ class Index:
             document_of_row=np.array([index_of[row.document_id, row.version] for row in rows], dtype=np.int32),
             documents=list(index_of),
             vectors=_vectors(rows),
-            terms=[terms(row.text) for row in rows],
+            terms=[terms(in_context(row.context, row.text)) for row in rows],
             tokens=tokens,
         )
 

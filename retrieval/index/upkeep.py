@@ -22,6 +22,7 @@ from retrieval.errors import RetrievalError
 from retrieval.index.index import Index
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
+from retrieval.parsing.chunking import in_context
 from retrieval.store import documents as store
 from retrieval.store import embedders as embedder_store
 from retrieval.store.blobs import RemoteBlobs
@@ -151,7 +152,7 @@ def _embed_missing(
 ) -> int:
     """Embed every chunk that this embedder has not embedded yet, in batches that each survive a crash."""
     without = (
-        sa.select(chunks.c.id, chunks.c.text)
+        sa.select(chunks.c.id, chunks.c.context, chunks.c.text)
         .where(~sa.exists().where(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == embedder_id))
         .order_by(chunks.c.id)
     )
@@ -163,7 +164,8 @@ def _embed_missing(
             rows = connection.execute(without.limit(REEMBED_BATCH)).all()
         if not rows:
             return done
-        vectors = np.ascontiguousarray(embedder.encode_documents([row.text for row in rows]), dtype="<f4")
+        texts = [in_context(row.context, row.text) for row in rows]
+        vectors = np.ascontiguousarray(embedder.encode_documents(texts), dtype="<f4")
         with database.write() as connection:
             lease.confirm(connection)
             alive = set(

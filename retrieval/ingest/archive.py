@@ -72,7 +72,7 @@ def _export_document(
     vectors = b"".join(row.vector for row in rows)
     return {
         **_write_version(archive, found.id, found.name, originals.read(found.sha256), parsed, vectors=vectors),
-        "chunks": [[row.start, row.end, row.page, row.tokens] for row in rows],
+        "chunks": [[row.start, row.end, row.page, row.tokens, row.context] for row in rows],
         "history": [
             _write_version(archive, f"{found.id}/{number}", found.name, originals.read(old.sha256), old.parsed)
             | {"created_at": old.created_at.isoformat()}
@@ -135,12 +135,15 @@ class CollectionArchive:
     ) -> tuple[store.NewVersion, bytes]:
         original, parsed = self._read_version(entry)
         text = parsed.text
-        pieces = [Chunk(start, end, page, tokens, text[start:end]) for start, end, page, tokens in entry["chunks"]]
+        pieces = [  # archives of older versions have no contexts
+            Chunk(start, end, page, tokens, text[start:end], *context)
+            for start, end, page, tokens, *context in entry["chunks"]
+        ]
         if self._manifest["embedder"] == self._embedder.fingerprint:
             data = _part(self._archive, entry, "vectors")
             vectors = np.frombuffer(data, dtype="<f4").reshape(len(pieces), self._embedder.dim)
         else:
-            vectors = self._embedder.encode_documents([piece.text for piece in pieces])
+            vectors = self._embedder.encode_documents([piece.in_context for piece in pieces])
         history = []
         for old in entry.get("history", []):
             data, old_parsed = self._read_version(old)

@@ -63,7 +63,7 @@ def prepare(
     parsed, pieces = parse_and_chunk(name, data, sandbox, embedder, chunking, meter)
     meter("embed", 0, len(pieces))
     vectors = embedder.encode_documents(
-        [piece.text for piece in pieces], lambda done, total: meter("embed", done, total)
+        [piece.in_context for piece in pieces], lambda done, total: meter("embed", done, total)
     )
     return Prepared(name, data, hashlib.sha256(data).hexdigest(), parsed, pieces, vectors)
 
@@ -73,7 +73,7 @@ def parse_and_chunk(
 ) -> tuple[ParsedDocument, list[Chunk]]:
     """The part of `prepare` that needs the embedder's tokenizer alone. Error: UnreadableFile."""
     parsed = sandbox.parse(data, name, lambda done, total: meter("parse", done, total))
-    pieces = chunk(parsed.text, parsed.pages, embedder.token_starts, chunking)
+    pieces = chunk(parsed.text, parsed.pages, embedder.token_starts, chunking, parsed.tables, parsed.headings)
     if not pieces:
         raise EmptyFile(f"{name} has no words to index; nothing to ingest")
     return parsed, pieces

@@ -13,7 +13,7 @@ from io import BytesIO
 import pypdfium2 as pdfium
 
 from retrieval.errors import NotFound
-from retrieval.parsing.pdf import open_pdf, page_text
+from retrieval.parsing.pdf import open_pdf, page_text, stored_index
 from retrieval.types import Page
 
 HIGHEST_IMAGE = 4000
@@ -57,12 +57,13 @@ def _boxes_of_page(document, page: Page, text: str, start: int, end: int) -> Ite
     pdf_page = document[page.number - 1]
     text_page = pdf_page.get_textpage()
     try:
-        now, index = page_text(text_page)
-        if now != text[page.start : page.end]:
+        now, raw_index = page_text(document, pdf_page)
+        index = stored_index(now, raw_index, text[page.start : page.end])
+        if index is None:
             return
         width, height = pdf_page.get_size()
         characters = (
-            text_page.get_charbox(int(index[offset - page.start]))
+            text_page.get_charbox(at) if (at := int(index[offset - page.start])) >= 0 else now.values[-1 - at]
             for offset in range(start, end)
             if not text[offset].isspace()
         )

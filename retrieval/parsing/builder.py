@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrieval.parsing.document import ParsedDocument, Table, storable
+from retrieval.parsing.document import Heading, ParsedDocument, Table, storable
 from retrieval.types import Page, Place
 
 
@@ -20,6 +20,7 @@ class TextBuilder:
         self._places: list[Place] = []
         self._pages: list[int] = []
         self._tables: list[Table] = []
+        self._headings: list[Heading] = []
 
     def add(self, text: str, path: tuple[str, ...] = ()) -> None:
         if not text:
@@ -53,6 +54,7 @@ class TextBuilder:
         self._places += [Place(at + place.start, at + place.end, (*path, *place.path)) for place in inner]
         for table in part.tables:
             self.add_table(table.header, [(at + start, at + end) for start, end in table.rows])
+        self._headings += [Heading(at + start, at + end, level) for start, end, level in part.headings]
         self.length += len(part.text)
 
     def document(self, media_type: str, *, unread_share: float = 0.0) -> ParsedDocument:
@@ -60,4 +62,6 @@ class TextBuilder:
         starts = [min(start, len(text)) for start in self._pages] or [0]
         ends = [*starts[1:], len(text)]
         pages = [Page(number, start, end) for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1)]
-        return ParsedDocument(text, pages, media_type, self.notes, self._places, self._tables, unread_share)
+        return ParsedDocument(
+            text, pages, media_type, self.notes, self._places, self._tables, unread_share, headings=self._headings
+        )

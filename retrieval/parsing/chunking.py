@@ -1,19 +1,21 @@
-"""Token-aware chunks that end where a sentence or paragraph ends.
+"""Token-aware chunks that end where a sentence, paragraph or row of a table ends.
 
 Token positions of the whole text are counted once; a chunk's length is then a difference of two look-ups. Chunks
 do not overlap by default: whole sentences are kept together, so a sentence is never cut unless it alone is longer
-than a chunk.
+than a chunk. What a chunk needs to mean something alone (the headings of its section, the caption and header of its
+table) is its context: embedded, searched and shown with it, and no part of its text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from retrieval.errors import InvalidRequest
-from retrieval.parsing.document import page_at
+from retrieval.parsing.document import Heading, Table, page_at
 from retrieval.parsing.sentences import Span, paragraphs, sentences
 from retrieval.types import Page
 
@@ -26,13 +28,24 @@ TokenStarts = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Chunk:
-    """``text`` is the slice ``start:end`` of the document's text, exactly; ``page`` is where it starts."""
+    """``text`` is the slice ``start:end`` of the document's text, exactly; ``page`` is where it starts. ``tokens`` are
+    those of the text; ``context`` has lines that stand above it in the document."""
 
     start: int
     end: int
     page: int
     tokens: int
     text: str
+    context: str = ""
+
+    @property
+    def in_context(self) -> str:
+        """What is embedded and searched."""
+        return in_context(self.context, self.text)
+
+
+def in_context(context: str, text: str) -> str:
+    return f"{context}\n{text}" if context else text
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,13 @@ class ChunkingOptions:
         fill: a chunk at least this full ends at the next paragraph break rather than take part of another
             paragraph.
         overlap: tokens of whole sentences repeated from the end of the chunk before, at most.
+        context_tokens: of a chunk's context, at most; with max_tokens still within what MiniLM reads.
     """
 
     max_tokens: int = 192
     fill: float = 0.6
     overlap: int = 0
+    context_tokens: int = 48
 
     def __post_init__(self) -> None:
         if self.max_tokens < 8 or not 0 <= self.overlap < self.max_tokens or not 0 < self.fill <= 1:
@@ -59,9 +74,14 @@ class ChunkingOptions:
 
 
 def chunk(
-    text: str, pages: list[Page], token_starts: TokenStarts, options: ChunkingOptions | None = None
+    text: str,
+    pages: list[Page],
+    token_starts: TokenStarts,
+    options: ChunkingOptions | None = None,
+    tables: Sequence[Table] = (),
+    headings: Sequence[Heading] = (),
 ) -> list[Chunk]:
-    """Chunks in order, covering every sentence of ``text``."""
+    """Chunks in order, covering every sentence and row of ``text``."""
     options = options or ChunkingOptions()
     starts = np.asarray(token_starts(text), dtype=np.int64)
 
@@ -70,10 +90,65 @@ def chunk(
         first, last = np.searchsorted(starts, (start, end))
         return max(int(last - first), (end - start) // CHARS_PER_TOKEN)
 
+    context = _Contexts(text, tables, headings, token_starts, options.context_tokens)
+    pieces = list(_pieces(text, starts, count, options.max_tokens, tables))
+    names = {heading.start for heading in headings}
+    pieces = [replace(piece, is_heading=piece.start in names) for piece in pieces] if names else pieces
     return [
-        Chunk(start, end, page_at(pages, start), count(start, end), text[start:end])
-        for start, end in _pack(list(_pieces(text, starts, count, options.max_tokens)), count, options)
+        Chunk(start, end, page_at(pages, start), count(start, end), text[start:end], context.of(start, end))
+        for start, end in _pack(pieces, count, options)
     ]
+
+
+class _Contexts:
+    """What stands above a chunk and belongs to it."""
+
+    def __init__(
+        self,
+        text: str,
+        tables: Sequence[Table],
+        headings: Sequence[Heading],
+        token_starts: TokenStarts,
+        max_tokens: int,
+    ) -> None:
+        self._text = text
+        self._headings = headings
+        self._tables = [table for table in tables if table.rows]
+        self._token_starts = token_starts
+        self._max_tokens = max_tokens
+        self._known: dict[str, str] = {}
+
+    def of(self, start: int, end: int) -> str:
+        lines = [" › ".join(self._section(start))]
+        at = bisect.bisect_right(self._tables, start, key=lambda table: table.rows[0][0]) - 1
+        if at >= 0 and start < self._tables[at].rows[-1][1]:
+            lines.append(self._tables[at].header)
+        context = "\n".join(filter(None, lines))
+        if context not in self._known:
+            self._known[context] = self._cut(context)
+        return self._known[context]
+
+    def _section(self, start: int) -> list[str]:
+        """The headings above, from the whole to the part; not those within the chunk."""
+        found: list[str] = []
+        level = 7
+        for number in range(bisect.bisect_left(self._headings, (start,)) - 1, -1, -1):
+            heading = self._headings[number]
+            if heading.level < level and heading.end <= start:
+                level = heading.level
+                found.append(" ".join(self._text[heading.start : heading.end].split()))
+            if level == 1:
+                break
+        return found[::-1]
+
+    def _cut(self, context: str) -> str:
+        """Its last tokens, which are nearest to the chunk; the names of columns come last."""
+        if not context:
+            return ""
+        starts = self._token_starts(context)
+        if len(starts) <= self._max_tokens:
+            return context
+        return context[int(starts[len(starts) - self._max_tokens]) :]
 
 
 @dataclass(frozen=True)
@@ -83,13 +158,44 @@ class _Piece:
     start: int
     end: int
     ends_paragraph: bool
+    is_heading: bool = False
 
 
-def _pieces(text: str, starts: np.ndarray, count: Callable[[int, int], int], max_tokens: int) -> Iterator[_Piece]:
-    for first, last in paragraphs(text):
-        for start, end in sentences(text, first, last):
-            for part_start, part_end in _split(text, start, end, starts, count, max_tokens):
-                yield _Piece(part_start, part_end, part_end == last)
+def _pieces(
+    text: str, starts: np.ndarray, count: Callable[[int, int], int], max_tokens: int, tables: Sequence[Table]
+) -> Iterator[_Piece]:
+    """Sentences, and rows of tables, which are never cut into sentences."""
+    for whole in _wholes(text, tables):
+        for part_start, part_end in _split(text, whole.start, whole.end, starts, count, max_tokens):
+            yield _Piece(part_start, part_end, whole.ends_paragraph and part_end == whole.end)
+
+
+def _wholes(text: str, tables: Sequence[Table]) -> Iterator[_Piece]:
+    at = 0
+    for table in tables:
+        for number, (row_start, row_end) in enumerate(table.rows):
+            yield from _sentence_pieces(text, at, row_start)
+            start, end = _trimmed(text, row_start, row_end)
+            if start < end:
+                yield _Piece(start, end, number == len(table.rows) - 1)
+            at = max(at, row_end)
+    yield from _sentence_pieces(text, at, len(text))
+
+
+def _sentence_pieces(text: str, start: int, end: int) -> Iterator[_Piece]:
+    if start >= end:
+        return
+    for first, last in paragraphs(text[start:end]):
+        for one, other in sentences(text, start + first, start + last):
+            yield _Piece(one, other, other == start + last)
+
+
+def _trimmed(text: str, start: int, end: int) -> Span:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def _split(
@@ -129,6 +235,8 @@ def _pack(pieces: list[_Piece], count: Callable[[int, int], int], options: Chunk
         index = max(index, first + 1)
         if index < len(pieces):
             index = _back_to_paragraph(pieces, first, index, count, options)
+            while index > first + 1 and pieces[index - 1].is_heading:  # it goes with what it names
+                index -= 1
         yield start, pieces[index - 1].end
         if index < len(pieces):
             index = _back_for_overlap(pieces, first, index, count, options.overlap)

@@ -6,6 +6,7 @@ import bisect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from retrieval.types import Page, Place
 
@@ -30,6 +31,17 @@ class Table:
     rows: list[tuple[int, int]]
 
 
+class Heading(NamedTuple):
+    """Characters ``start:end`` of the text name what follows, down to the next heading of this level or a higher one.
+
+    ``level`` is 1 for the highest.
+    """
+
+    start: int
+    end: int
+    level: int
+
+
 @dataclass(frozen=True)
 class ParsedDocument:
     """A document's text, where its pages and smaller places lie in it, and what is not in it.
@@ -39,6 +51,7 @@ class ParsedDocument:
         notes: sentences about what was not read, or read with doubt, page by page or part by part.
         places: in order of their starts, without overlap; they need not cover the text.
         tables: in order, without overlap.
+        headings: in order, without overlap.
         unread_share: pages (or parts) that were not read ÷ all of them, from 0 to 1.
     """
 
@@ -48,6 +61,7 @@ class ParsedDocument:
     notes: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    headings: list[Heading] = field(default_factory=list, kw_only=True)
     unread_share: float = 0.0
 
     @property

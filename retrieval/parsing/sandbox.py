@@ -30,7 +30,7 @@ from retrieval import errors
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
 from retrieval.parsing import check_size
 from retrieval.parsing.boxes import Box
-from retrieval.parsing.document import PageProgress, ParsedDocument, Table
+from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table
 from retrieval.parsing.limits import Limits
 from retrieval.types import Page, Place
 
@@ -56,7 +56,14 @@ class Sandbox:
         places = [Place(start, end, tuple(path)) for start, end, path in header["places"]]
         tables = [Table(said, [(start, end) for start, end in rows]) for said, rows in header["tables"]]
         return ParsedDocument(
-            text.decode("utf-8"), pages, header["media_type"], header["notes"], places, tables, header["unread_share"]
+            text.decode("utf-8"),
+            pages,
+            header["media_type"],
+            header["notes"],
+            places,
+            tables,
+            header["unread_share"],
+            headings=[Heading(*heading) for heading in header["headings"]],
         )
 
     def boxes(self, data: bytes, name: str, pages: Sequence[Page], text: str, start: int, end: int) -> list[Box]:

@@ -83,6 +83,7 @@ def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byte
         "notes": parsed.notes,
         "places": parsed.places,
         "tables": [[table.header, table.rows] for table in parsed.tables],
+        "headings": parsed.headings,
         "unread_share": parsed.unread_share,
     }
     return header, parsed.text.encode("utf-8")

@@ -366,6 +366,7 @@ def _hit(row: sa.Row, document: sa.Row, score: float) -> Hit:  # type: ignore[ty
         version=row.version,
         sha256=document.sha256,
         place=row.place,
+        context=row.context,
     )
 
 
@@ -429,6 +430,7 @@ def _insert_chunks(connection: sa.Connection, document: str, version: int, new: 
                 "end": chunk.end,
                 "page": chunk.page,
                 "tokens": chunk.tokens,
+                "context": chunk.context,
                 "place": place_of(new.parsed.places, new.parsed.pages, chunk.start, chunk.end),
                 "text": chunk.text,
             }

@@ -114,6 +114,7 @@ chunks = sa.Table(
     sa.Column("page", sa.Integer, nullable=False),
     sa.Column("tokens", sa.Integer, nullable=False),
     sa.Column("place", sa.Text, nullable=False, server_default=""),
+    sa.Column("context", sa.Text, nullable=False, server_default=""),
     # A copy of the slice: a search must not read a whole book to show ten passages of it.
     sa.Column("text", sa.Text, nullable=False),
     sa.Index(None, "document_id", "version", "ordinal"),

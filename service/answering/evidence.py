@@ -215,6 +215,7 @@ def hit_data(hit: Hit) -> dict[str, Any]:
         "end": hit.end,
         "page": hit.page,
         "place": hit.place,
+        "context": hit.context,
         "score": hit.score,
         "text": hit.text,
     }

@@ -69,7 +69,7 @@ class Embedding:
         if not isinstance(item, tuple):
             return row
         name, data, parsed, pieces = item
-        vectors = self._embedder.encode_documents([piece.text for piece in pieces])
+        vectors = self._embedder.encode_documents([piece.in_context for piece in pieces])
         prepared = Prepared(name, data, hashlib.sha256(data).hexdigest(), parsed, pieces, vectors)
         return {"item": pickle.dumps(prepared)}
 

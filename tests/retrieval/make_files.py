@@ -30,6 +30,27 @@ def pdf(pages: Sequence[str], count: int | None = None, content: bytes | None = 
     return pdf_of_objects(objects)
 
 
+def placed_pdf(
+    pages: Sequence[Sequence[tuple[float, float, float, str]]], extra: bytes = b"", more: Sequence[bytes] = ()
+) -> bytes:
+    """A PDF in Helvetica of pieces of text (x, y, size, text), in this order; ``extra`` goes into every page's
+    dictionary, ``more`` are objects that it may name, numbered from 3."""
+    objects: list[bytes] = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", *more]
+    kids = []
+    for pieces in pages:
+        drawn = "".join(f"BT /F1 {size} Tf {x} {y} Td ({text}) Tj ET\n" for x, y, size, text in pieces)
+        stream = drawn.encode("cp1252")
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+        kids.append(f"{len(objects) + 1} 0 R")
+        objects.append(
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents %d 0 R %s /Resources << /Font << /F1 << "
+            b"/Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >> >> >> >>"
+            % (len(objects), extra)
+        )
+    objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>".encode()
+    return pdf_of_objects(objects)
+
+
 def pdf_of_objects(objects: Sequence[bytes], trailer: bytes = b"") -> bytes:
     out = bytearray(b"%PDF-1.4\n")
     offsets = []

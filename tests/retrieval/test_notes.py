@@ -40,3 +40,12 @@ def test_an_archive_carries_notes_and_places(half_read: Library, tmp_path: Path)
     (copied,) = half_read.import_collection(tmp_path / "all.folio", "copy")
     assert (copied.status, copied.notes) == ("partial", ["page 2 was not read"])
     assert half_read.place_of(copied.id or "", 0, 3) == "Sales, Zone, A2"
+
+
+def test_a_chunk_is_found_and_shown_with_its_context(library: Library) -> None:
+    text = "# Harbour\n\n## Lamps\n\n" + "It burns forty litres of oil. " * 60 + "\n\n# Mill\n\nIt turns."
+    library.ingest([Upload("a.md", text.encode())])
+    hits = library.search("harbour", mode="sparse").hits
+    assert len(hits) > 1
+    assert {hit.context for hit in hits[1:]} <= {"Harbour › Lamps", ""}
+    assert any(hit.context == "Harbour › Lamps" and "Harbour" not in hit.text for hit in hits)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from retrieval.errors import InvalidRequest
 from retrieval.parsing import parse
 from retrieval.parsing.chunking import ChunkingOptions, chunk
+from retrieval.parsing.document import Heading, Table
 from retrieval.parsing.sentences import sentences
 from retrieval.types import Page
 
@@ -67,3 +68,46 @@ def test_pages() -> None:
 def test_bad_options_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidRequest, match="chunking needs"):
         ChunkingOptions(**bad)  # type: ignore[arg-type]
+
+
+TABLE = "Year\tLitres\n1890\t12. A row\n1891\t40 of it\n1892\t7 or so"
+SECTIONS = f"Mill\n\nIt stands by the river.\n\nOil\n\n{TABLE}\n\nGate\n\nIt is shut."
+
+
+def sections() -> tuple[list[Table], list[Heading]]:
+    rows = [(found.start(), found.end()) for found in re.finditer(r"18\d\d.*", SECTIONS)]
+    at = {word: SECTIONS.index(word) for word in ("Mill", "Oil", "Gate")}
+    headings = [Heading(at["Mill"], at["Mill"] + 4, 1), Heading(at["Oil"], at["Oil"] + 3, 2)]
+    return [Table("Year\tLitres", rows)], [*headings, Heading(at["Gate"], at["Gate"] + 4, 2)]
+
+
+def test_a_row_is_never_cut_and_carries_its_header_and_headings() -> None:
+    pieces = chunk(
+        SECTIONS, [Page(1, 0, len(SECTIONS))], word_starts, ChunkingOptions(max_tokens=9, fill=0.2), *sections()
+    )
+    of_text = {piece.text: piece for piece in pieces}
+    last = next(piece for piece in pieces if "1892" in piece.text)
+    assert last.in_context.startswith("Mill › Oil\nYear\tLitres\n18")
+    assert not any(text.endswith("12.") for text in of_text), "no row is cut after its full stop"
+    for row in ("1890\t12. A row", "1891\t40 of it", "1892\t7 or so"):
+        assert sum(row in text for text in of_text) == 1
+    assert not any(text.endswith(("Oil", "Gate")) for text in of_text), "a heading goes with what it names"
+
+
+def test_a_context_is_cut_at_its_beginning() -> None:
+    text = f"{'Long ' * 60}end\n\nWords of the section."
+    options = ChunkingOptions(max_tokens=8, context_tokens=3)
+    pieces = chunk(text, [Page(1, 0, len(text))], word_starts, options, (), [Heading(0, 303, 1)])
+    assert pieces[-1].context == "Long Long end"
+
+
+@given(TEXTS, st.data())
+def test_rows_cover_what_they_covered(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    rows = [(one, two) for one, two in zip(cuts[::2], cuts[1::2], strict=False) if one < two]
+    pieces = chunk(text, [Page(1, 0, len(text))], word_starts, ChunkingOptions(max_tokens=8), [Table("Head", rows)])
+    covered = np.zeros(len(text), dtype=bool)
+    for piece in pieces:
+        covered[piece.start : piece.end] = True
+        assert piece.tokens <= 8
+    assert all(covered[at] for at, character in enumerate(text) if not character.isspace())

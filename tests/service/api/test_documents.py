@@ -38,7 +38,7 @@ def test_search_gives_slices_of_the_text(service: Any, book: dict[str, Any]) -> 
     hit = found["results"][0]
     assert hit["document"] == book["id"]
     assert hit["text"] == BOOK[hit["start"] : hit["end"]]
-    assert set(hit) == {"chunk_id", "document", "name", "start", "end", "page", "place", "score", "text"}
+    assert set(hit) == {"chunk_id", "document", "name", "start", "end", "page", "place", "context", "score", "text"}
     assert isinstance(found["generation"], int)
 
 
