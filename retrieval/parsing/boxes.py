@@ -62,7 +62,7 @@ def _boxes_of_page(document, page: Page, text: str, start: int, end: int) -> Ite
         if index is None:
             return
         width, height = pdf_page.get_size()
-        characters = (
+        characters: Iterator[Rectangle] = (
             text_page.get_charbox(at) if (at := int(index[offset - page.start])) >= 0 else now.values[-1 - at]
             for offset in range(start, end)
             if not text[offset].isspace()

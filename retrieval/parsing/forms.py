@@ -14,10 +14,12 @@ _MARKED_TYPES = (pdfium.raw.FPDF_FORMFIELD_CHECKBOX, pdfium.raw.FPDF_FORMFIELD_R
 _FIELDS_A_PAGE = 5_000
 
 
-def form_values(document: pdfium.PdfDocument, page: pdfium.PdfPage) -> list[tuple[Segment, tuple[float, ...]]]:
+def form_values(
+    document: pdfium.PdfDocument, page: pdfium.PdfPage
+) -> list[tuple[Segment, tuple[float, float, float, float]]]:
     """The filled fields of a page: each as a segment, with its rectangle (left, bottom, right, top) on the page."""
     count = min(pdfium.raw.FPDFPage_GetAnnotCount(page), _FIELDS_A_PAGE)
-    found: list[tuple[Segment, tuple[float, ...]]] = []
+    found: list[tuple[Segment, tuple[float, float, float, float]]] = []
     for said, rectangle in _annotations(document, page, count) if count > 0 else ():
         box = displayed(*rectangle, page.get_rotation())
         found.append((Segment(0, 0, box, said, value=len(found)), rectangle))

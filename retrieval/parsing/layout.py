@@ -491,7 +491,7 @@ class PageText:
     headings: list[tuple[int, int]]
     lines: list[tuple[int, int]]
     tops: list[float]
-    values: list[tuple[float, ...]] = field(default_factory=list)
+    values: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def index(self, raw_index: np.ndarray) -> np.ndarray:
         """int64[len(text)] of each character in PDFium's numbering; below 0, −1 − the number of its form value."""
