@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import structlog
 import torch
@@ -13,11 +13,9 @@ from transformers import GenerationConfig
 
 from service.engine.loading.files import TOKENIZER_FILES, check_files, check_weights, read_json
 from service.engine.loading.folder import FolderModel, first_line
+from service.engine.loading.source import Source
 from service.engine.loading.weights import refuse_unlike
 from service.errors import ModelError
-
-if TYPE_CHECKING:
-    from service.engine.loading.sources import Source
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -56,7 +54,7 @@ def adapter_base(name: str, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class AdapterModel:
-    """A LoRA folder and the model below (`service.engine.loading.sources.Source`)."""
+    """A LoRA folder and the model below (`service.engine.loading.source.Source`)."""
 
     name: str
     folder: Path

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A folder or hub id (`service.engine.loading.sources.Source`).
+    """A folder or hub id (`service.engine.loading.source.Source`).
 
     Attributes:
         name: as the user gave it.

