@@ -56,7 +56,7 @@ def _parse_kind(
     if kind == "eml":
         from retrieval.parsing.mail import parse_mail
 
-        return parse_mail(data, name, limits, depth)
+        return parse_mail(data, name, limits, parse, depth)
     if kind == "csv":
         from retrieval.parsing.delimited import parse_delimited
 

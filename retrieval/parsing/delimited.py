@@ -41,7 +41,7 @@ def _rows(text: str, delimiter: str, quoting: int) -> Iterator[tuple[int, Row]]:
 
 
 def _read(text: str, delimiter: str, *, quoting: int = csv.QUOTE_MINIMAL, strict: bool = False) -> Iterator[list[str]]:
-    csv.field_size_limit(max(len(text), 1))
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     if "\r" in text and "\n" not in text:
         text = text.replace("\r", "\n")
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=strict)  # type: ignore[arg-type]

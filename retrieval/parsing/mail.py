@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+from collections.abc import Callable
 from email.message import EmailMessage
 from typing import Any
 
@@ -22,7 +23,11 @@ _DEEPEST = 3
 """mails within mails that are opened"""
 
 
-def parse_mail(data: bytes, name: str, limits: Limits, depth: int = 0) -> ParsedDocument:
+ParseAttachment = Callable[..., ParsedDocument]
+"""`retrieval.parsing.parse`."""
+
+
+def parse_mail(data: bytes, name: str, limits: Limits, parse: ParseAttachment, depth: int = 0) -> ParsedDocument:
     """Places are (part,) and what lies below it in an attachment. Error: DamagedFile for what is no mail."""
     message = email.message_from_bytes(data, policy=email.policy.default)
     headers = [(header, value) for header in _HEADERS if (value := _header(message, header))]
@@ -36,7 +41,7 @@ def parse_mail(data: bytes, name: str, limits: Limits, depth: int = 0) -> Parsed
         builder.part()
         builder.add(text, ("body",))
     parts = list(message.iter_attachments()) if message.is_multipart() else [message] if body is None else []
-    read = [_attach(builder, part, limits, depth) for part in parts[: limits.attachments]]
+    read = [_attach(builder, part, limits, parse, depth) for part in parts[: limits.attachments]]
     if len(parts) > limits.attachments:
         builder.notes.append(f"{len(parts)} attachments: those after the first {limits.attachments} were not read")
     if any(part.defects for part in message.walk()):
@@ -44,10 +49,8 @@ def parse_mail(data: bytes, name: str, limits: Limits, depth: int = 0) -> Parsed
     return builder.document(MEDIA_TYPES["eml"], unread_share=(len(parts) - sum(read)) / (len(parts) + 1))
 
 
-def _attach(builder: TextBuilder, part: Any, limits: Limits, depth: int) -> bool:
+def _attach(builder: TextBuilder, part: Any, limits: Limits, parse: ParseAttachment, depth: int) -> bool:
     """Whether the attachment was read; a picture, which has no text to miss, is only noted."""
-    from retrieval.parsing import parse
-
     called = str(part.get_filename() or "unnamed" + _ENDINGS.get(part.get_content_type(), ""))
     builder.part()
     builder.add(f"Attachment: {called}")

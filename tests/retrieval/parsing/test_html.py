@@ -17,7 +17,7 @@ CONTENT = "<p>The keeper of the northern gate is Anna, and she lights the lamp o
 def test_an_unclosed_tag_swallows_nothing(tag: str, shared: Path) -> None:
     page = (shared / "cases" / "svg_unclosed.html").read_text().replace("svg>", f"{tag}>")
     parsed = parse(page.encode(), "a.html")
-    assert parsed.text == "Before.\n\nAfter the unclosed " + f"{tag}.\n\nThe keeper is Anna.".replace("svg>", "svg")
+    assert parsed.text == "Before.\n\nAfter the unclosed svg.\n\nThe keeper is Anna."
 
 
 @pytest.mark.parametrize("start", ["<script>", "<style>", "<!--"])

@@ -46,7 +46,7 @@ def test_columns_under_a_title_and_over_a_line_across() -> None:
         11.0,
         "Both were read aloud to the whole of the assembly on the first day of the next month.",
     )
-    assert read([[title, *ROWWISE, across]]) == "\n".join([title[3], "", *LEFT, *RIGHT, across[3]])
+    assert read([[title, *ROWWISE, across]]) == "\n".join([title[3], "", *LEFT, *RIGHT, "", across[3]])
 
 
 def test_columns_of_the_shared_case(shared: Path) -> None:
