@@ -46,10 +46,10 @@ def test_a_name_is_shown_as_it_is(folio: Any, name: str) -> None:
 
 
 def test_a_hostile_document_is_shown_as_text(folio: Any) -> None:
-    document = folio.upload("pumps.md", HOSTILE_TEXT.encode())
+    document = folio.upload("pumps.txt", HOSTILE_TEXT.encode())  # of Markdown no tag is stored
     folio.page.click(".document-open")
     pane = folio.page.locator("#source-text")
-    expect(pane).to_contain_text("<svg onload=alert(1)>")
+    expect(pane).to_contain_text("<script>alert(1)</script>")
     expect(pane).to_contain_text("<iframe")
     assert pane.evaluate("node => node.querySelectorAll('script, img, iframe, style, svg, a, b').length") == 0
     folio.ask("What does the pump at Harwell deliver an hour?")
