@@ -12,7 +12,9 @@ import structlog
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.engine.engine import Engine, EngineConfig
+from service.engine.async_engine import AsyncEngine
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.loading import sources
 from service.engine.loading.checkpoint import load_model, load_tokenizer, read_config
 from service.engine.loading.gguf_model import GGUFModel
@@ -116,11 +118,11 @@ def test_config_ids_template_and_sampling(gguf_file: Write) -> None:
 
 
 def test_the_engine_runs_it(gguf_file: Write) -> None:
-    engine = Engine.from_pretrained(str(gguf_file()), kv_memory=8 << 20, page_size=16)
     with torch.no_grad():
         expected = make_model(dtype=torch.float32).generate(IDS[:, :12], max_new_tokens=8, do_sample=False)
     params = SamplingParams(max_tokens=8, ignore_eos=True)
-    got = engine.generate([IDS[0, :12].tolist()], params)[0].token_ids
+    with AsyncEngine.from_pretrained(str(gguf_file()), device="cpu", kv_memory=8 << 20, page_size=16) as engine:
+        got = engine.generate([IDS[0, :12].tolist()], params)[0].token_ids
     assert got[: len(expected[0]) - 12] == expected[0, 12:].tolist()
 
 
@@ -211,8 +213,8 @@ class TestSmolLM2:
         assert loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == ids
         with torch.no_grad():
             expected = reference.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :]
-        engine = Engine(loaded, EngineConfig(kv_memory=64 << 20))
         params = [SamplingParams(max_tokens=20, drafter=drafter) for drafter in ("none", "prompt_lookup", "suffix")]
-        answers = [engine.generate([ids], one)[0] for one in params]
+        with AsyncEngine(Engine(loaded, EngineConfig(device="cpu", dtype="float32", kv_memory=64 << 20))) as engine:
+            answers = [engine.generate([ids], one)[0] for one in params]
         assert [answer.token_ids for answer in answers] == [expected.tolist()] * 3
         assert any(answer.stats["drafting"]["accepted"] > 0 for answer in answers[1:])
