@@ -43,14 +43,14 @@ def ask(
     Raises:
         InvalidRequest: an option or a file is refused. NotFound, PromptTooLong, ModelError: as they say.
     """
+    try:
+        asked = Question.model_validate({"question": question, **options})
+    except ValidationError as error:
+        raise refusal(error, lambda place: ".".join(map(str, place))) from error
     settings = load_settings()
     with ExitStack() as opened:
         if library is None:
             library = opened.enter_context(open_library(settings))
-        try:
-            asked = Question.model_validate({"question": question, **options})
-        except ValidationError as error:
-            raise refusal(error, lambda place: ".".join(map(str, place))) from error
         results = library.ingest(files)
         failed = next((result for result in results if result.status == "failed"), None)
         if failed is not None:

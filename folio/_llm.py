@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
-from service.engine.async_engine import AsyncEngine
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
+from service.models import load_engine
+from service.settings import load_settings
 
 
 class LLM:
@@ -22,14 +21,15 @@ class LLM:
     """
 
     def __init__(self, model: str = "embedded", **options: Any) -> None:
-        """Load a model: ``embedded``, a folder, or a hub id; options are those of `service.engine.config.EngineConfig`.
+        """Load a model: ``embedded``, ``smollm2``, a GGUF file, a folder, or a hub id.
+
+        Options are settings (docs/operations.md) and go before FOLIO_* variables: ``kv_memory``, ``dtype``, ….
 
         Raises:
             ModelError: it cannot be found, read or run. InvalidRequest: an option is refused.
         """
-        disable_progress_bar()  # of the weights
         self.name = model
-        self.engine = AsyncEngine.from_pretrained(model, **options)
+        self.engine = load_engine(load_settings(model=model, **options))
         self.engine.start()
 
     def generate(
