@@ -69,20 +69,6 @@ class ParsedDocument:
         return self.unread_share > PARTIAL_ABOVE
 
 
-def single_page(text: str, media_type: str) -> ParsedDocument:
-    return ParsedDocument(text, [Page(1, 0, len(text))], media_type)
-
-
-def join_pages(texts: list[str], media_type: str, separator: str = "\n\n") -> ParsedDocument:
-    """The pages' texts with ``separator`` between; each page's span ends before its separator."""
-    pages: list[Page] = []
-    at = 0
-    for number, text in enumerate(texts, 1):
-        pages.append(Page(number, at, at + len(text)))
-        at += len(text) + len(separator)
-    return ParsedDocument(separator.join(texts), pages, media_type)
-
-
 def page_at(pages: list[Page], offset: int) -> int:
     """The number of the page on which the character at ``offset`` lies (a separator belongs to the page before)."""
     index = bisect.bisect_right([page.start for page in pages], offset) - 1
