@@ -30,8 +30,9 @@ from service.models import chat_layout_for, layout_for, load_engine, shown_name
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.engine.async_engine import AsyncEngine, Observer
+    from service.engine.async_engine import AsyncEngine
     from service.engine.engine import Engine
+    from service.engine.ticket import Observer
 
 log = structlog.get_logger(__name__)
 

@@ -28,10 +28,11 @@ from service.answering.evidence import Evidence, hit_data
 from service.answering.passages import Passage
 from service.answering.prompting import Encoder, Prompt, PromptLayout
 from service.answering.question import Question
-from service.engine.async_engine import AsyncEngine, Place
+from service.engine.async_engine import AsyncEngine
 from service.engine.detokenizer import Detokenizer
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
+from service.engine.ticket import Ticket
 from service.errors import Conflict, translate
 
 DRAFTER = "none"
@@ -76,7 +77,7 @@ class StrideWriter:
         self._library = library
         self._layout = layout
         self._engine = engine
-        self.place: Place | None = None
+        self.ticket: Ticket | None = None
         """the answer's, which its strides share"""
         self._prompts: dict[int, tuple[Hit, Prompt]] = {}
         self.prompt_tokens = 0
@@ -92,7 +93,7 @@ class StrideWriter:
         ids = [*prompt.ids, *tokens]
         written: list[int] = []
         finish = None
-        async with aclosing(self._engine.stream(ids, params, place=self.place)) as outputs:
+        async with aclosing(self._engine.stream(ids, params, ticket=self.ticket)) as outputs:
             async for output in outputs:
                 written += output.token_ids
                 finish = output.finish_reason
@@ -217,7 +218,7 @@ class IterativeAnswer:
         count = 0
         run = self._loop.speculative() if self._options.speculate else self._loop.sequential()
         try:
-            with self._engine.place() as self._writer.place:
+            with self._engine.ticket() as self._writer.ticket:
                 async with aclosing(run) as strides:
                     async for stride in strides:
                         if stride.chunk not in self._read:
@@ -227,7 +228,7 @@ class IterativeAnswer:
                         finish = "stop" if text.stopped else stride.finish
                         stats = self._stats(count) if finish else {}
                         output = TokenOutput("iterative", stride.tokens, piece, bool(finish), finish, stats)
-                        self._writer.place.observe(output)
+                        self._writer.ticket.observe(output)
                         yield output
                         if finish:
                             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import queue
 import threading
 import time
@@ -30,15 +29,13 @@ from service.engine.mixture import MixtureSource, mixed
 from service.engine.outputs import Generation, TokenOutput
 from service.engine.params import DraftSources, SamplingParams
 from service.engine.request import Reading
-from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, TimedOut, Unavailable
+from service.engine.ticket import Observer, Ticket
+from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, Unavailable
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 SHUT = "The engine takes no requests: it is loading, draining or stopped."
-
-Observer = Callable[[TokenOutput, float, bool], None]
-"""Called with each output, the seconds since the answer began or its previous output, and whether it is the first."""
 
 
 class AsyncEngine:
@@ -151,7 +148,7 @@ class AsyncEngine:
             )
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
+    def ticket(self) -> Iterator[Ticket]:
         """One place in the queue and one clock, for an answer of many requests one after another.
 
         Raises as `admit` does.
@@ -160,7 +157,7 @@ class AsyncEngine:
             self.admit()
             self.in_flight += 1
         try:
-            yield Place(self.limits, self.observers)
+            yield Ticket(self.limits, self.observers)
         finally:
             with self._counting:
                 self.in_flight -= 1
@@ -171,14 +168,14 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         draft_sources: DraftSources | None = None,
         mixture: MixtureSource | None = None,
-        place: Place | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request as they come, the last one finished.
 
         Args:
             draft_sources: what its drafter may draw on.
             mixture: what its tokens are chosen from besides the model.
-            place: of an answer that this request is a part of; its holder tells it what to observe.
+            ticket: of an answer that this request is a part of; its holder tells it what to observe.
 
         Raises:
             PromptTooLong, InvalidRequest: it can never run.
@@ -189,7 +186,7 @@ class AsyncEngine:
         params = mixed(params or SamplingParams()) if mixture is not None else params or SamplingParams()
         self.check(params)
         self.check_prompt(prompt_ids, params)
-        mine: AbstractContextManager[Place] = nullcontext(place) if place is not None else self.place()
+        mine: AbstractContextManager[Ticket] = nullcontext(ticket) if ticket is not None else self.ticket()
         with mine as clock:
             taker = _Stream()
             request_id = self._submit(taker, prompt_ids, params, draft_sources, mixture)
@@ -202,7 +199,7 @@ class AsyncEngine:
                         raise output
                     if output.error is not None:
                         raise _failure(output.error)
-                    if place is None:
+                    if ticket is None:
                         clock.observe(output)
                     yield output
             finally:
@@ -399,36 +396,6 @@ class AsyncEngine:
     def _abort_all(self) -> None:
         for request_id in list(self._takers):
             self.engine.abort(request_id)
-
-
-class Place:
-    """A place in the queue, and the clock of the answer that has it."""
-
-    def __init__(self, limits: EngineConfig, observers: Sequence[Observer]) -> None:
-        self._limits = limits
-        self._observers = observers
-        self._began = self._last = time.monotonic()
-        self._first = True
-
-    def observe(self, output: TokenOutput) -> None:
-        """Tell the observers of an output of the answer."""
-        now = time.monotonic()
-        for observe in self._observers:
-            observe(output, now - self._last, self._first)
-        self._first, self._last = False, now
-
-    async def wait(self, coming: Any) -> Any:
-        """What comes, unless the answer's time is up before. Raises TimedOut."""
-        spent = time.monotonic() - self._began
-        left = self._limits.total_timeout_s - spent
-        if self._first:
-            left = min(left, self._limits.first_token_timeout_s - spent)
-        try:
-            async with asyncio.timeout(left if math.isfinite(left) else None):
-                return await coming
-        except TimeoutError as error:
-            what = "No first token came" if self._first else "The answer was not finished"
-            raise TimedOut(f"{what} within {time.monotonic() - self._began:.0f} s.") from error
 
 
 class _Taker(Protocol):

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -80,8 +80,16 @@ def test_a_batch_larger_than_the_queue_is_taken_and_kept_in_order() -> None:
     assert [one.stats["prompt_tokens"] for one in found] == [len(prompt) for prompt in prompts]
 
 
+@pytest.fixture
+def _python_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, whatever a service in this process has set."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_python_interrupts")
 def test_an_interrupted_batch_is_aborted() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a service in this process has set
     with AsyncEngine(make_engine()) as door:
         slowly(door, 0.05)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -89,7 +97,6 @@ def test_an_interrupted_batch_is_aborted() -> None:
             door.generate([PROMPT, PROMPT[:20]], LONG)
         assert door.run(lambda engine: engine.blocks.num_owned).result() == 0
         assert door.in_flight == 0
-    signal.signal(signal.SIGINT, before)
 
 
 def test_leaving_a_stream_gives_its_pages_back() -> None:
@@ -142,12 +149,12 @@ def test_one_place_serves_many_requests_and_tells_what_its_holder_observes() -> 
     async def test(door: AsyncEngine) -> None:
         seen: list[tuple[str, bool]] = []
         door.observers.append(lambda output, seconds, first: seen.append((output.text, first)))
-        with door.place() as place:
+        with door.ticket() as ticket:
             for _ in range(3):
-                assert [o async for o in door.stream(PROMPT, SHORT, place=place)]
+                assert [o async for o in door.stream(PROMPT, SHORT, ticket=ticket)]
                 assert door.in_flight == 1
-            place.observe(TokenOutput("", [], "a"))
-            place.observe(TokenOutput("", [], "b"))
+            ticket.observe(TokenOutput("", [], "a"))
+            ticket.observe(TokenOutput("", [], "b"))
         assert seen == [("a", True), ("b", False)]
         outputs = [o async for o in door.stream(PROMPT, SHORT)]
         assert [first for _, first in seen[2:]] == [True] + [False] * (len(outputs) - 1)
