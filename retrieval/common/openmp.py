@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 OMP_PAUSE_SOFT = 1  # omp.h
+RUNTIMES = ("libgomp", "libgomp-*", "libiomp5", "libomp")
 
 
 def release_team() -> bool:
@@ -30,11 +31,9 @@ def _runtime() -> Any:
     """The OpenMP runtime that torch brought along; None where it has none of its own."""
     import torch
 
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.so*")):
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:
-            continue
+    folder = Path(torch.__file__).parent / "lib"
+    for path in (found for name in RUNTIMES for found in folder.glob(f"{name}.so*")):
+        library = ctypes.CDLL(str(path))  # torch has loaded it: nothing new is
         if hasattr(library, "omp_pause_resource_all"):
             return library
     return None
