@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bm25s import stopwords
 
@@ -18,10 +19,12 @@ MOST_WORDS = 24
 """Carried into one question: about what two questions and the names of an answer come to."""
 MOST_NAMES = 8
 """Carried from one answer."""
+MOST_TURNS = 20
+"""Looked back over."""
 READ_CHARS = 2_000
 """Of each turn: what it is about stands at its beginning."""
 
-_WORD = re.compile(r"[^\W_]+(?:[.'’/-][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:(?:[.'’/-]|(?<=\d),(?=\d))[^\W_]+)*")
 _ELISION = re.compile(r"^(?:l|d|c|j|n|s|m|t|qu)['’](?=\w)", re.IGNORECASE)
 _POSSESSIVE = re.compile(r"['’]s$")
 _CLAUSE = re.compile(
@@ -43,7 +46,7 @@ class _Language:
         function: words that name nothing, in lower case.
         refers: what stands for something said before.
         opens: how a question begins that continues another.
-        defines: how one begins that asks what a thing is.
+        defines: how one begins that asks what a thing is, of which nothing need be known.
         definite: what stands before a thing that is known; `articles`: before any thing.
         capitals: whether a capital within a sentence makes a name.
     """
@@ -79,20 +82,20 @@ _ENGLISH_THAT = (
 _LANGUAGES = {
     "en": _language(
         stopwords.STOPWORDS_EN_PLUS,
-        "much many tell say said says please give show list name describe explain compare summarise summarize would could shall may might must us "
-        "one ones else such another whose exactly mean means meant called yet also there's that's",
+        "much many tell say said says please give show list name describe explain compare summarise summarize would "
+        "could shall may might must us one ones else such another whose exactly mean means meant called yet also",
         rf"{_ENGLISH_IT}|its|itself|they|them|their|theirs|he|him|his|she|her|hers|former|latter|ones|the same|else|"
         rf"(?:the|this|that|which|other|first|last|next) one|others?|{_ENGLISH_THERE}|{_ENGLISH_THAT}|"
         r"th(?:is|ese|ose)(?! (?:document|text|file|book|paper|report|librar|collection))",
         "and|but|or|also|so|then|what about|how about|what else|who else",
-        "what (?:is|are) (?!the)|who (?:is|was) (?!the)|what does|define|explain|describe",
+        "what (?:is|are) (?!the)|who (?:is|was) (?!the)|what does (?!the)|define|explain|describe",
         "the",
         "a an its their his her",
     ),
     "de": _language(
         stopwords.STOPWORDS_GERMAN,
-        "wer wen wem wessen wo wann warum wieso weshalb wie viel viele wieviel gibt bitte wird wurde wurden heißt nennt "
-        "genau bedeutet",
+        "wer wen wem wessen wo wann warum wieso weshalb wie viel viele wieviel gibt bitte wird wurde wurden heißt "
+        "nennt genau bedeutet",
         "er|es(?! gibt)|ihn|ihm|ihre?[mnrs]?|seine?[mnrs]?|dessen|deren|diese[mnrs]?|jene[mnrs]?|dort|davon|dazu|damit|"
         "dafür|daran|darin|daraus|darauf|derselbe|dieselbe|dasselbe|sonst|andere[mnrs]?|sie|ihnen|letztere[mnrs]?",
         "und|aber|oder|auch|also|was ist mit|wie steht es mit|was sonst|wer sonst",
@@ -112,8 +115,8 @@ _LANGUAGES = {
     ),
     "fr": _language(
         stopwords.STOPWORDS_FRENCH,
-        "quel quelle quels quelles combien comment pourquoi quand où qui que quoi est-ce a-t-il a-t-elle sont était été "
-        "signifie appelle exactement est-il est-elle",
+        "quel quelle quels quelles combien comment pourquoi quand où qui que quoi est-ce a-t-il a-t-elle sont était "
+        "été signifie appelle exactement est-il est-elle",
         "elles?|ils?(?! y a)|lui|leurs?|sa|ses|celui|celles?|ceux|cela|ça|cet|cette|ces|là|a-t-elle|est-elle|est-il|"
         "mêmes?|autres?",
         "et|mais|ou|aussi|alors|qu['’]en est-il|et pour|quoi d['’]autre",
@@ -130,6 +133,7 @@ def stand_alone(question: str, turns: Sequence[tuple[str, str]]) -> str:
     Args:
         turns: (role, text) of each earlier turn, oldest first; role is user or assistant.
     """
+    turns = [(role, text[:READ_CHARS]) for role, text in turns[-MOST_TURNS:]]
     asked = [text for role, text in turns if role == "user"]
     if not asked:
         return question
@@ -138,20 +142,20 @@ def stand_alone(question: str, turns: Sequence[tuple[str, str]]) -> str:
     topic: list[str] = []
     before: list[str] = []
     names: list[str] = []
+    spoken = " ".join([*asked, question])
     for role, text in turns:
-        text = text[:READ_CHARS]
-        language = _language_of(text)
+        language = _language_of(text, spoken)
         if role != "user":
-            names = _names(text, language)[:MOST_NAMES]
+            names = [name for name in _names(text, language) if not _is_number(name)][:MOST_NAMES]
         elif topic and _refers_back(text, [*topic, *before, *names], language):
             before = _content(text, language)
             topic = [*_kept(topic, text, language), *_names(text, language)]
         else:
             topic, before, names = _content(text, language), [], []
-    language = _language_of(f"{question} {asked[-1][:READ_CHARS]}")
+    language = _language_of(question, spoken)
     if not _refers_back(question, [*topic, *before, *names], language):
         return question
-    carried = [*_kept(topic, question, language), *_kept(before, question, language), *names]
+    carried = _kept([*topic, *before, *names], question, language)
     known = {word.casefold() for word in _words(question)}
     fresh = {word.casefold(): word for word in carried if word.casefold() not in known}
     return " ".join([question, *list(fresh.values())[:MOST_WORDS]])
@@ -170,10 +174,9 @@ def _refers_back(question: str, earlier: Sequence[str], language: _Language) -> 
         return True
     if named:
         return False
-    known = _definite(question, language)
     if len(content) == 1:
-        return bool(known) or language.defines.match(question) is None
-    return not known.isdisjoint(word.casefold() for word in earlier)
+        return language.defines.match(question) is None
+    return not _definite(question, language).isdisjoint(word.casefold() for word in earlier)
 
 
 def _explained(question: str, at: int, language: _Language) -> bool:
@@ -183,14 +186,14 @@ def _explained(question: str, at: int, language: _Language) -> bool:
         return False
     clause = question[: breaks[-1]]
     words = [word.casefold() for word in _words(clause)]
-    thing = any(a in language.articles and b not in language.function for a, b in zip(words, words[1:], strict=False))
+    thing = any(a in language.articles and b not in language.function for a, b in pairwise(words))
     return thing or bool(_names(clause, language))
 
 
 def _definite(question: str, language: _Language) -> set[str]:
     """The words behind a definite article: of things that are taken for known."""
     words = [word.casefold() for word in _words(question)]
-    return {b for a, b in zip(words, words[1:], strict=False) if a in language.definite and b not in language.function}
+    return {b for a, b in pairwise(words) if a in language.definite and b not in language.function}
 
 
 def _kept(words: Sequence[str], question: str, language: _Language) -> list[str]:
@@ -226,10 +229,10 @@ def _words(text: str) -> list[str]:
     return [_ELISION.sub("", _POSSESSIVE.sub("", word)) for word in _WORD.findall(text)]
 
 
-def _language_of(text: str) -> _Language:
-    """The language with the most function words in the text; English where none has any."""
-    keys = [word.casefold() for word in _words(text)]
-    return max(_LANGUAGES.values(), key=lambda language: sum(key in language.function for key in keys))
+def _language_of(text: str, conversation: str) -> _Language:
+    """The language with the most function words in the text, or as many and more in the conversation."""
+    words = [[word.casefold() for word in _words(one)] for one in (text, conversation)]
+    return max(_LANGUAGES.values(), key=lambda language: [sum(w in language.function for w in one) for one in words])
 
 
 def _han_refers_back(question: str) -> bool:
@@ -237,5 +240,5 @@ def _han_refers_back(question: str) -> bool:
 
 
 def _last_that_stands(asked: Sequence[str]) -> str:
-    standing = [text[:READ_CHARS] for text in asked if not _han_refers_back(text)]
-    return (standing or [asked[0][:READ_CHARS]])[-1]
+    standing = [text for text in asked if not _han_refers_back(text)]
+    return (standing or asked[:1])[-1]

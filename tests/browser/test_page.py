@@ -254,3 +254,64 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab(serve: Any, visit: Any) -> 
     expect(folio.page.locator("#documents-empty")).to_be_visible()
     expect(dialog).to_be_hidden()
     assert folio.page.evaluate("JSON.stringify(localStorage)") == "{}"
+
+
+def test_a_follow_up_is_asked_in_its_conversation(folio: Any, chapter: bytes) -> None:
+    """With the turns before it; what was searched for is shown, and kept over a reload."""
+    folio.upload("02-paged-kv.md", chapter)
+    asked: list[dict[str, Any]] = []
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    folio.page.check("#modes [value=retrieval]")
+    folio.ask("How many tokens does a page of KV hold by default?")
+    expect(folio.page.locator("#question")).to_have_attribute("placeholder", "Ask a follow-up…")
+    expect(folio.page.locator(".query")).to_have_count(0)
+    folio.ask("And what happens to it when its reference count is zero?")
+    first, second = folio.turns
+    assert asked[0]["history"] == []
+    assert asked[1]["history"] == [
+        {"role": "user", "content": first["question"]},
+        {"role": "assistant", "content": first["text"]},
+    ]
+    expect(folio.page.locator(".query")).to_have_text(f"searched for: {second['query']}")
+    assert "KV" in second["query"].split()
+    folio.page.reload()
+    expect(folio.page.locator(".query")).to_contain_text("searched for")
+    folio.ask("Why?")
+    assert [turn["content"] for turn in asked[2]["history"]][2] == second["question"]
+
+
+def test_a_new_conversation_forgets_and_keeps_in_sight(folio: Any, chapter: bytes) -> None:
+    folio.upload("02-paged-kv.md", chapter)
+    asked: list[dict[str, Any]] = []
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    button = folio.page.get_by_label("New conversation")
+    expect(button).to_be_hidden()
+    folio.ask(QUESTION)
+    button.click()
+    expect(button).to_be_hidden()
+    expect(folio.page.locator("#question")).to_be_focused()
+    expect(folio.page.locator("#question")).to_have_attribute("placeholder", "Ask a question…")
+    folio.page.reload()
+    expect(folio.page.locator(".anew")).to_have_count(1)
+    folio.ask("What is a ragged batch?")
+    assert asked[-1]["history"] == []
+    expect(folio.page.locator(".turn")).to_have_count(2)
+    expect(folio.page.locator(".turn + .anew + .turn")).to_have_count(1)
+    folio.page.locator("#turns").focus()
+    folio.page.keyboard.press("n")
+    expect(folio.page.locator(".anew")).to_have_count(2)
+    folio.page.reload()
+    expect(folio.page.locator(".turn + .anew + .turn + .anew")).to_have_count(1)
+
+
+def test_what_brought_no_answer_is_no_part_of_the_conversation(folio: Any, chapter: bytes) -> None:
+    folio.expected = ("ERR_FAILED",)
+    folio.upload("02-paged-kv.md", chapter)
+    folio.ask(QUESTION)
+    folio.page.route("**/v1/answer", lambda route: route.abort())
+    folio.ask("Is anybody there?")
+    asked: list[dict[str, Any]] = []
+    folio.page.unroute("**/v1/answer")
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    folio.ask("And how large is it?")
+    assert [turn["content"] for turn in asked[0]["history"]] == [QUESTION, folio.turns[0]["text"]]

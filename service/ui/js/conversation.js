@@ -1,4 +1,7 @@
-/** The questions of this tab and their answers, newest last. They outlive a reload, not the tab. */
+/**
+ * The questions of this tab and their answers, newest last. They outlive a reload, not the tab. Each question is asked
+ * in the conversation before it, back to the turn that began it.
+ */
 
 import { byId, count, el } from "./dom.js";
 import { showFigures } from "./figures.js";
@@ -7,16 +10,22 @@ import { numbered } from "./pieces.js";
 import { draftSources, newTurn, render, run } from "./turn.js";
 
 const TURNS = "folio.turns";
+const ANEW = "folio.anew";
 const KEPT = 20;
+const SENT_CHARS = 100_000; // of history: below what the service takes, in any script
 
 export class Conversation {
-  /** @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane */
+  /**
+   * @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane, `following(boolean)` says
+   *   whether the next question is a follow-up
+   */
   constructor(on) {
     this.on = on;
     this.coloured = false;
     this.stopper = null;
     this.cited = null; // {turn, number} whose passage is shown
     this.turns = restore();
+    this.anew = sessionStorage.getItem(ANEW) !== null; // the next question begins a conversation
     this.nodes = new Map();
     this.awaited = 0;
     addEventListener("beforeunload", () => this.stop());
@@ -25,18 +34,28 @@ export class Conversation {
   }
 
   async ask(question, request) {
-    const turn = newTurn(question, request);
+    const turn = { ...newTurn(question, request), fresh: this.anew };
+    const history = this.anew ? [] : historyOf(this.turns);
     this.turns.push(turn);
+    this.#setAnew(false);
     this.stopper = new AbortController();
     this.on.running(true);
     this.#showAll();
     this.#scrollTo(turn);
     announce("Looking for an answer.");
-    await run(turn, this.stopper.signal, (type) => this.#changed(turn, type));
+    await run(turn, history, this.stopper.signal, (type) => this.#changed(turn, type));
     this.stopper = null;
     this.on.running(false);
     keep(this.turns);
     announce(spoken(turn));
+  }
+
+  /** Let the next question stand alone; what was said before stays in sight. */
+  startAnew() {
+    if (this.anew || !this.turns.length || this.stopper) return;
+    this.#setAnew(true);
+    byId("turns").lastElementChild.scrollIntoView({ block: "end" });
+    announce("The next question begins a new conversation.");
   }
 
   /** Stop the running answer; returns whether one was running. */
@@ -76,16 +95,32 @@ export class Conversation {
     for (const turn of this.turns) this.#show(turn);
   }
 
+  #setAnew(on) {
+    this.anew = on;
+    if (on) sessionStorage.setItem(ANEW, "");
+    else sessionStorage.removeItem(ANEW);
+    this.#showAll();
+  }
+
   #showAll() {
     byId("welcome").hidden = this.turns.length > 0;
     for (const turn of this.turns) {
       if (this.nodes.has(turn)) continue;
+      if (turn.fresh && this.nodes.size) this.#divide();
       const node = el("article", { class: "turn" });
       this.nodes.set(turn, node);
       byId("turns").append(node);
       this.#show(turn);
     }
+    if (this.anew) this.#divide();
+    this.on.following(this.turns.length > 0 && !this.anew);
     this.#foot();
+  }
+
+  /** A line behind which a new conversation begins. */
+  #divide() {
+    const box = byId("turns");
+    if (!box.lastElementChild.matches(".anew")) box.append(el("p", { class: "anew" }, "New conversation"));
   }
 
   #changed(turn, type) {
@@ -136,6 +171,19 @@ function spoken(turn) {
   if (turn.state === "stopped") return "The answer was stopped.";
   const { list } = numbered(turn.citations);
   return `Answer: ${turn.text} ${list.length ? count(list.length, "citation") : "No citation"}.`;
+}
+
+/** The conversation that the last turn belongs to, as the service takes it; what brought no answer is left out. */
+export function historyOf(turns) {
+  const history = [];
+  let chars = 0;
+  for (const turn of [...turns].reverse()) {
+    chars += turn.question.length + turn.text.length;
+    if (chars > SENT_CHARS) break;
+    if (turn.text && !turn.error) history.unshift({ role: "user", content: turn.question }, { role: "assistant", content: turn.text });
+    if (turn.fresh) break;
+  }
+  return history;
 }
 
 function restore() {

@@ -14,17 +14,18 @@ const ENDS = {
 /** What is known of a turn before its first event; plain data, so that a reload can bring it back. */
 export function newTurn(question, request) {
   return {
-    question, request, state: "running", mode: "", reason: "", results: [], text: "", runs: [], citations: [],
+    question, request, fresh: false, state: "running", mode: "", reason: "", query: null, results: [], text: "", runs: [], citations: [],
     unsupported: [], note: null, stats: null, error: null, finish: null,
   };
 }
 
 /**
  * Run a turn to its end; `changed()` is called after every event. Never throws: failures are part of the turn.
+ * @param {Object[]} history earlier turns, as the service takes them
  */
-export async function run(turn, signal, changed) {
+export async function run(turn, history, signal, changed) {
   try {
-    for await (const { type, data } of api.answer(turn.request, signal)) {
+    for await (const { type, data } of api.answer({ ...turn.request, history }, signal)) {
       take(turn, type, data);
       changed(type);
     }
@@ -38,7 +39,7 @@ export async function run(turn, signal, changed) {
 
 function take(turn, type, data) {
   if (type === "search_results") {
-    Object.assign(turn, { mode: data.mode, reason: data.mode_reason ?? "", results: data.results ?? [] });
+    Object.assign(turn, { mode: data.mode, reason: data.mode_reason ?? "", query: data.query ?? null, results: data.results ?? [] });
   } else if (type === "message") {
     turn.text += data.text;
     turn.runs.push(...(data.tokens ?? [{ text: data.text, source: TARGET }]));
@@ -93,8 +94,10 @@ function howLine(turn) {
   const tag = turn.mode ? el("span", { class: "mode-tag" }, turn.mode) : null;
   const waiting = turn.state === "running" && !turn.text;
   const reason = turn.reason ? el("span", {}, turn.reason) : null;
+  const made = turn.query && turn.query !== turn.question;
+  const query = made ? el("span", { class: "query" }, `${turn.mode === "long" ? "understood as" : "searched for"}: ${turn.query}`) : null;
   const state = waiting ? el("span", { class: "running" }, turn.mode ? "Reading" : "Looking for evidence") : null;
-  return el("p", { class: "how" }, tag, reason, state);
+  return el("p", { class: "how" }, tag, reason, query, state);
 }
 
 function answerNodes(turn, how, open) {

@@ -1,0 +1,126 @@
+"""A follow-up gets the words that it leaves out; a question that stands alone gets none."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from service.answering.follow_up import MOST_WORDS, stand_alone
+
+BRIDGE = [
+    ("user", "Who built the bridge at Hampton?"),
+    ("assistant", "The bridge at Hampton was built by Ada Miller in 1862."),
+]
+
+
+def asked(*questions: str, answer: str = "") -> list[tuple[str, str]]:
+    return [turn for question in questions for turn in (("user", question), ("assistant", answer))]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "And how much does it weigh?",
+        "When was that?",
+        "Why?",
+        "And the mill?",
+        "How many arches does the bridge have?",
+        "Where was she born?",
+        "In which year?",
+        "Who was the architect?",
+        "How many are there?",
+        "What about the second arch?",
+        "Is there another one?",
+        "Tell me more.",
+        "Who lived there?",
+    ],
+)
+def test_a_follow_up_carries_what_it_is_about(question: str) -> None:
+    query = stand_alone(question, BRIDGE)
+    assert query.startswith(question)
+    assert {"Hampton", "built"} <= set(query.split())
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is a page of KV?",
+        "Who wrote News from Nowhere?",
+        "And who wrote News from Nowhere?",
+        "What is paging?",
+        "What happens to a page when its reference count is zero?",
+        "If the cut-out has stopped the motor, how is it started again?",
+        "Is it true that the oldest oak stands behind the church?",
+        "How many names are on the waiting list?",
+        "What is this document about?",
+        "Was ist ein Zeiger?",
+        "Wann wurde die Mühle zerstört?",
+        "¿Qué es la paginación?",
+        "什么是分页注意力？",
+    ],
+)
+def test_a_new_topic_is_searched_for_as_it_stands(question: str) -> None:
+    assert stand_alone(question, BRIDGE) == question
+
+
+@pytest.mark.parametrize(
+    ("first", "answer", "follow_up", "words"),
+    [
+        ("Wer hat die Brücke in Hampton gebaut?", "Ada Miller.", "Und wie schwer ist sie?", "Brücke Hampton gebaut"),
+        ("¿Quién construyó el puente de Hampton?", "Ada Miller.", "¿Y cuánto pesa?", "construyó puente Hampton"),
+        ("Qui a construit le pont de Hampton ?", "Ada Miller.", "Combien d'arches a-t-il ?", "construit pont Hampton"),
+    ],
+)
+def test_languages(first: str, answer: str, follow_up: str, words: str) -> None:
+    query = stand_alone(follow_up, [("user", first), ("assistant", answer)])
+    assert query.startswith(f"{follow_up} ")
+    assert set(words.split()) <= set(query.split())
+
+
+def test_chinese_carries_the_last_question_that_stands() -> None:
+    turns = asked("谁建造了汉普顿的桥？", "它有多重？")
+    assert stand_alone("那高度呢？", turns) == "谁建造了汉普顿的桥？ 那高度呢？"
+
+
+def test_a_name_takes_the_place_of_the_name_before() -> None:
+    turns = asked("How long is the Forth Bridge?", answer="The Forth Bridge is 2,467 metres long, at Queensferry.")
+    query = stand_alone("And the Tay Bridge?", turns)
+    assert "long" in query.split()
+    assert not {"Forth", "Queensferry", "2,467"} & set(query.split())
+    assert "Forth" in stand_alone("And in 1920?", turns)
+    assert "1910" not in stand_alone("And in 1920?", asked("How many people lived at Leeds in 1910?"))
+
+
+def test_a_conversation_keeps_its_topic_and_forgets_turns_in_between() -> None:
+    turns = asked("Who designed the Forth Bridge?", "And how much does it weigh?", "How high are its towers?")
+    words = set(stand_alone("What are they made of?", turns).split())
+    assert {"Forth", "Bridge", "towers"} <= words
+    assert "weigh" not in words
+
+
+def test_the_names_of_the_answer_are_carried_and_its_numbers_are_not() -> None:
+    words = set(stand_alone("Where was she born?", BRIDGE).split())
+    assert {"Ada", "Miller"} <= words
+    assert "1862" not in words
+
+
+def test_a_new_topic_in_between_ends_the_old_one() -> None:
+    turns = [*BRIDGE, *asked("Who wrote News from Nowhere?", answer="William Morris wrote it.")]
+    words = set(stand_alone("When was he born?", turns).split())
+    assert {"Nowhere", "William"} <= words
+    assert not {"Hampton", "Ada"} & words
+
+
+def test_what_is_carried_is_bounded_in_words_and_time() -> None:
+    long = " ".join(f"Word{number}" for number in range(50_000))
+    began = time.perf_counter()
+    query = stand_alone("And why?", asked(*[f"What is {long}?"] * 200, answer=long))
+    assert time.perf_counter() - began < 2
+    assert len(query.split()) <= 2 + MOST_WORDS
+
+
+@pytest.mark.parametrize("question", ["", "?", "…", "\U0001f4d6", "ما وزنها؟"])
+def test_questions_without_words_of_a_known_language(question: str) -> None:
+    assert stand_alone(question, BRIDGE).startswith(question)
+    assert stand_alone(question, []) == question
