@@ -1,10 +1,10 @@
 """One run: the library is built, search is measured over all questions, the model answers some; rows as they come.
 
-    DIR/library_DATA/            the documents, with their index
-    DIR/rows_DATA_MODEL_MODE.jsonl   answers as they came (`eval.qa.replies.Reply`)
-    DIR/scored_DATA_MODEL_MODE.jsonl each held to its question
-    DIR/results.json             figures of every run in the folder
-    DIR/report.md, report.html   the same for people, with pictures
+DIR/library_DATA/            the documents, with their index
+DIR/rows_DATA_MODEL_MODE.jsonl   answers as they came (`eval.qa.replies.Reply`)
+DIR/scored_DATA_MODEL_MODE.jsonl each held to its question
+DIR/results.json             figures of every run in the folder
+DIR/report.md, report.html   the same for people, with pictures
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
@@ -31,7 +29,7 @@ from eval.qa.judging import rule
 from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
 from service.libraries import embedder_of
-from service.models import check_request, shown_name
+from service.models import check_request
 from service.settings import Settings, load_settings
 
 EVERY_S = 10.0
