@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report|qa``, and ``folio bench`` where it is. Heavy imports wait for a command."""
+"""``folio eval run|score|compare|report|qa|conversation``, and ``folio bench`` where it is. Heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -113,6 +113,27 @@ def _qa(flags: dict[str, Any]) -> None:
 
 
 app.command("qa")(command(QaOptions, _qa))
+
+
+@app.command()
+def conversation(
+    data: Annotated[list[Path] | None, typer.Option(help="Questions of our own format; default: those kept.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Also let it put follow-ups into whole questions.")
+    ] = None,
+    library: Annotated[Path, typer.Option(help="Folder of the documents' library.")] = Path("conversation"),
+    output: Annotated[Path | None, typer.Option(help="File; default: eval/results/conversation.json.")] = None,
+) -> None:
+    """How well second turns find their passages, by what is searched for: as they stand, by rule, by a model."""
+    from eval.figures import command_line, save_result
+    from eval.qa.conversation import DATA, lines, measure
+    from service.libraries import embedder_of
+    from service.settings import load_settings
+
+    rows = measure(data or DATA, library, embedder_of(load_settings()), model or ())
+    for line in lines(rows):
+        typer.echo(line)
+    typer.echo(str(save_result("conversation", {"rows": rows}, command_line(), output)), err=True)
 
 
 def _print_cells(cells: list[dict[str, Any]]) -> None:
