@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report|qa|conversation``, and ``folio bench`` where it is. Heavy imports wait for a command."""
+"""``folio eval run|score|compare|report|qa|conversation``, and ``folio bench`` where it is. Heavy imports wait."""
 
 from __future__ import annotations
 

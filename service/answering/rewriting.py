@@ -1,11 +1,11 @@
-"""A follow-up put into a question that stands alone by the model itself, for models that were measured to do it well."""
+"""A follow-up put into a question that stands alone by the model itself, where it was measured to do that well."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from service.answering.prompting import ChatLayout
-from service.answering.question import Question, Turn
+from service.answering.question import Question
 from service.engine.params import SamplingParams
 
 INSTRUCTIONS = (
