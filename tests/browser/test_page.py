@@ -315,3 +315,56 @@ def test_what_brought_no_answer_is_no_part_of_the_conversation(folio: Any, chapt
     folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
     folio.ask("And how large is it?")
     assert [turn["content"] for turn in asked[0]["history"]] == [QUESTION, folio.turns[0]["text"]]
+
+
+def test_an_answer_is_copied_with_its_citations(folio: Any, chapter: bytes) -> None:
+    folio.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    folio.upload("02-paged-kv.md", chapter)
+    folio.ask(QUESTION)
+    turn = folio.turns[-1]
+    folio.page.get_by_role("button", name="Copy").click()
+    copied = folio.page.evaluate("navigator.clipboard.readText()")
+    assert copied == folio.page.evaluate("turn => import('/js/actions.js').then(m => m.withCitations(turn))", turn)
+    assert "[1] 02-paged-kv.md" in copied
+    assert " ".join(turn["citations"][0]["cited_text"].split()) in copied
+
+
+def test_the_last_question_can_be_asked_again_and_changed(folio: Any, chapter: bytes) -> None:
+    folio.upload("02-paged-kv.md", chapter)
+    asked: list[dict[str, Any]] = []
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    folio.ask(QUESTION)
+    folio.ask("What is a ragged batch?")
+    expect(folio.page.locator(".turn").first.get_by_role("button", name="Ask again")).to_have_count(0)
+    folio.page.get_by_role("button", name="Ask again").click()
+    folio.finished()
+    assert len(asked) == 3
+    assert asked[2] == asked[1]
+    expect(folio.page.locator(".turn")).to_have_count(2)
+    edit = folio.page.get_by_role("button", name="Edit question")
+    edit.click()
+    expect(folio.page.locator("#question")).to_be_focused()
+    expect(folio.page.locator("#question")).to_have_value("What is a ragged batch?")
+    folio.page.keyboard.press("Escape")
+    expect(folio.page.locator("#question")).to_have_value("")
+    expect(folio.page.locator(".edited")).to_have_count(0)
+    edit.click()
+    folio.ask("What is chunked prefill?")
+    assert [turn["question"] for turn in folio.turns] == [QUESTION, "What is chunked prefill?"]
+    assert asked[3]["history"] == asked[1]["history"]
+
+
+def test_the_focus_stays_where_it_was(folio: Any, chapter: bytes) -> None:
+    """When an answer is drawn anew, and when the source that was opened is closed again."""
+    folio.upload("02-paged-kv.md", chapter)
+    folio.ask(QUESTION)
+    chip = folio.page.locator(".chip").first
+    chip.focus()
+    folio.page.keyboard.press("t")
+    expect(chip).to_be_focused()
+    folio.page.keyboard.press("t")
+    folio.page.keyboard.press("Enter")
+    folio.page.wait_for_selector("#source-text mark")
+    folio.page.locator("#source-close").focus()
+    folio.page.keyboard.press("Enter")
+    expect(chip).to_be_focused()

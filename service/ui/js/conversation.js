@@ -3,7 +3,7 @@
  * in the conversation before it, back to the turn that began it.
  */
 
-import { byId, count, el } from "./dom.js";
+import { byId, count, el, refill } from "./dom.js";
 import { showFigures } from "./figures.js";
 import { announce } from "./notices.js";
 import { numbered } from "./pieces.js";
@@ -17,7 +17,7 @@ const SENT_CHARS = 100_000; // of history: below what the service takes, in any 
 export class Conversation {
   /**
    * @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane, `following(boolean)` says
-   *   whether the next question is a follow-up
+   *   whether the next question is a follow-up, `edit(words)` puts them where questions are written
    */
   constructor(on) {
     this.on = on;
@@ -26,6 +26,7 @@ export class Conversation {
     this.cited = null; // {turn, number} whose passage is shown
     this.turns = restore();
     this.anew = sessionStorage.getItem(ANEW) !== null; // the next question begins a conversation
+    this.edited = null; // the turn in whose place the next question is asked
     this.nodes = new Map();
     this.awaited = 0;
     addEventListener("beforeunload", () => this.stop());
@@ -34,18 +35,22 @@ export class Conversation {
   }
 
   async ask(question, request) {
-    const turn = { ...newTurn(question, request), fresh: this.anew };
-    const history = this.anew ? [] : historyOf(this.turns);
+    const fresh = this.edited?.fresh ?? this.anew;
+    if (this.edited) this.#remove(this.edited);
+    const turn = { ...newTurn(question, request), fresh };
+    const history = fresh ? [] : historyOf(this.turns);
+    const before = this.turns.at(-1);
     this.turns.push(turn);
-    this.#setAnew(false);
     this.stopper = new AbortController();
     this.on.running(true);
-    this.#showAll();
+    this.#setAnew(false);
+    if (before) this.#show(before); // others follow it now
     this.#scrollTo(turn);
     announce("Looking for an answer.");
     await run(turn, history, this.stopper.signal, (type) => this.#changed(turn, type));
     this.stopper = null;
     this.on.running(false);
+    this.#show(turn); // what can be done with it
     keep(this.turns);
     announce(spoken(turn));
   }
@@ -53,9 +58,40 @@ export class Conversation {
   /** Let the next question stand alone; what was said before stays in sight. */
   startAnew() {
     if (this.anew || !this.turns.length || this.stopper) return;
+    this.stopEditing();
     this.#setAnew(true);
+    this.#show(this.turns.at(-1));
     byId("turns").lastElementChild.scrollIntoView({ block: "end" });
     announce("The next question begins a new conversation.");
+  }
+
+  /** Leave the last question as it was asked; returns whether it was being changed. */
+  stopEditing() {
+    if (!this.edited) return false;
+    this.nodes.get(this.edited).classList.remove("edited");
+    this.edited = null;
+    return true;
+  }
+
+  #edit(turn) {
+    this.edited = turn;
+    this.nodes.get(turn).classList.add("edited");
+    this.on.edit(turn.question);
+    announce("The question can be changed. Escape leaves it as it was.");
+  }
+
+  #retry(turn) {
+    this.edited = turn;
+    byId("question").focus();
+    this.ask(turn.question, turn.request);
+  }
+
+  #remove(turn) {
+    this.stopEditing();
+    if (this.cited?.turn === turn) this.left();
+    this.turns = this.turns.filter((each) => each !== turn);
+    this.nodes.get(turn).remove();
+    this.nodes.delete(turn);
   }
 
   /** Stop the running answer; returns whether one was running. */
@@ -139,8 +175,9 @@ export class Conversation {
       coloured: this.coloured,
       openCitation: (...which) => this.open(...which),
       openResult: (result) => { this.left(); this.on.open(result); },
+      again: turn === this.turns.at(-1) && !this.anew && !this.stopper ? { retry: (which) => this.#retry(which), edit: (which) => this.#edit(which) } : null,
     };
-    this.nodes.get(turn).replaceChildren(...render(turn, how));
+    refill(this.nodes.get(turn), ...render(turn, how));
     this.#markChips();
     if (atEnd && turn.state === "running") box.scrollTop = box.scrollHeight;
   }

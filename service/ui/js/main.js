@@ -27,6 +27,7 @@ const conversation = new Conversation({
   running: (on) => composer.running(on),
   open: (what) => { view("source"); source.open(what); },
   following: (on) => composer.following(on),
+  edit: (words) => composer.suggest(words),
 });
 const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
 
@@ -44,7 +45,11 @@ wireShortcuts({
   n: startAnew,
   u: () => byId("file").click(),
   t: toggleColours,
-  Escape: () => { if (!conversation.stop()) { conversation.left(); source.close(); view("ask"); } },
+  Escape: () => {
+    if (conversation.stop()) return;
+    if (conversation.stopEditing()) composer.suggest("");
+    else { conversation.left(); source.close(); view("ask"); }
+  },
 });
 
 load();

@@ -1,5 +1,6 @@
 /** One question and its answer: what is known of it, and how it looks. */
 
+import { actions } from "./actions.js";
 import * as api from "./api.js";
 import { count, el, icon } from "./dom.js";
 import { numbered, pieces } from "./pieces.js";
@@ -73,7 +74,7 @@ export function draftSources(turn) {
 /**
  * The turn as it stands.
  * @param {Object} turn
- * @param {{coloured: boolean, openCitation: Function, openResult: Function}} how
+ * @param {{coloured: boolean, openCitation: Function, openResult: Function, again: Object|null}} how
  */
 export function render(turn, how) {
   const running = turn.state === "running";
@@ -87,6 +88,7 @@ export function render(turn, how) {
     list.length ? citationList(list, open) : null,
     ...notes(turn),
     turn.results.length && !running ? readPassages(turn, how) : null,
+    running ? null : actions(turn, how.again),
   ].filter(Boolean);
 }
 
