@@ -125,7 +125,8 @@ class EvidenceFinder:
             passages = [
                 Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=owner), d.sha256) for d in scope
             ]
-            asked, prompt = fitted(question, lambda one: self._build(one, passages), limit)
+            least = LAST_EXCHANGE if question.mode == "auto" else 0  # which retrieval has room for
+            asked, prompt = fitted(question, lambda one: self._build(one, passages), limit, least)
             tokens = len(prompt.ids)
         size = f"{_thousands(tokens)}" if tokens is not None else f"over {_thousands(chars // CHARS_PER_TOKEN_MAX)}"
         if prompt is not None and tokens is not None and tokens <= limit:

@@ -75,7 +75,6 @@ def test_a_model_that_follows_no_conversation_is_asked_what_stands_alone(ask: As
         answer = ask(follow_up("And how many arches has it?", FIRST, REPLY, mode=mode), model="embedded")
         assert answer.query == standalone(follow_up("And how many arches has it?", FIRST, REPLY))
         assert answer.stats["history_turns"] == 0
-        assert answer.mode_reason in ("asked for", answer.mode_reason)
         assert "seven arches" in answer.answer
 
 
@@ -120,6 +119,18 @@ def test_what_has_no_room_is_left_out_and_said(ask: Ask, make_scripted: Any, hom
         assert FIRST[1] in prompts[-1]
         assert "oldest oak?" not in prompts[-1]
         assert len(answer.results) == 2
+
+
+def test_auto_retrieves_where_the_last_exchange_leaves_no_room_to_read_whole(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted()
+    engine.max_model_len = 2600
+    long = [FIRST, ("assistant", "It was built " + "slowly " * 120)]
+    assert ask(follow_up("And how many arches has it?"), engine=engine).mode == "long"
+    answer = ask(follow_up("And how many arches has it?", *long), engine=engine)
+    assert answer.mode == "retrieval"
+    assert answer.stats["history_turns"] == 2
+    asked = ask(follow_up("And how many arches has it?", *long, mode="long"), engine=engine)
+    assert (asked.mode, asked.stats["history_turns"]) == ("long", 0)
 
 
 def test_passages_go_before_the_last_exchange(ask: Ask, make_scripted: Any) -> None:
