@@ -118,7 +118,6 @@ class Answerer:
         document or drafter; too long; queue full). Later failures are an `error` event, then `done`.
         """
         began = time.monotonic()
-        question = await asyncio.to_thread(understood, question, self.layout)
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:
@@ -156,6 +155,7 @@ class Answerer:
             )
         library = self.finder.library
         named = await asyncio.to_thread(question.check, library, owner)
+        question = await understood(question, self.layout, self.engine, self.finder.settings.follow_ups)
         if question.mode != "iterative":
             return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
         experience = self._experiences.of(experience_kind(question, owner))

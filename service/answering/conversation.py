@@ -5,12 +5,17 @@ A search, and a model that cannot follow a conversation, need a question that st
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import aclosing
 
 from service.answering.follow_up import stand_alone
-from service.answering.prompting import Prompt, PromptLayout
+from service.answering.prompting import ChatLayout, Prompt, PromptLayout
 from service.answering.question import Question
+from service.answering.rewriting import rewriting_ids, rewriting_params, rewritten
+from service.engine.async_engine import AsyncEngine
+from service.settings import FollowUps
 
 LAST_EXCHANGE = 2
 """Turns without which a follow-up says nothing: the last question and its answer."""
@@ -21,14 +26,33 @@ def standalone(question: Question) -> str:
     return stand_alone(question.text, [(turn.role, turn.content) for turn in question.history])
 
 
-def understood(question: Question, layout: PromptLayout) -> Question:
-    """The question with its `query`; as one question without turns, for a layout that follows no conversation."""
+async def understood(question: Question, layout: PromptLayout, engine: AsyncEngine, by: FollowUps = "rule") -> Question:
+    """The question with its `query`; as one question without turns, for a layout that follows no conversation.
+
+    Args:
+        by: rule, or model: the one that answers, where it has a chat template and gives a question.
+
+    Raises FolioError: the model that was asked to rewrite it failed.
+    """
     if not question.history:
         return question
-    query = standalone(question)
+    query = None
+    if by == "model" and isinstance(layout, ChatLayout):
+        query = await _by_model(question, layout, engine)
+    if query is None:
+        query = await asyncio.to_thread(standalone, question)
     if layout.follows:
         return question.searched_as(query)
     return question.model_copy(update={"text": query, "history": ()})
+
+
+async def _by_model(question: Question, layout: ChatLayout, engine: AsyncEngine) -> str | None:
+    ids = await asyncio.to_thread(rewriting_ids, layout, question)
+    reply = ""
+    async with aclosing(engine.stream(ids, rewriting_params())) as outputs:
+        async for output in outputs:
+            reply += output.text
+    return rewritten(reply)
 
 
 def fitted(

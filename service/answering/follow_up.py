@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bm25s import stopwords
@@ -45,32 +45,57 @@ class _Language:
     Attributes:
         function: words that name nothing, in lower case.
         refers: what stands for something said before.
+        things: those of them that never stand for a person.
         opens: how a question begins that continues another.
         defines: how one begins that asks what a thing is, of which nothing need be known.
         definite: what stands before a thing that is known; `articles`: before any thing.
+        which: what stands before a thing that is asked for.
+        links: what may stand within the name of a thing, as "of".
         capitals: whether a capital within a sentence makes a name.
     """
 
     function: frozenset[str]
     refers: re.Pattern[str]
+    things: re.Pattern[str]
     opens: re.Pattern[str]
     defines: re.Pattern[str]
     definite: frozenset[str]
     articles: frozenset[str]
+    which: frozenset[str]
+    links: frozenset[str]
     capitals: bool = True
 
 
 def _language(
-    function: Iterable[str], also: str, refers: str, opens: str, defines: str, definite: str, articles: str
+    function: Iterable[str],
+    also: str,
+    *,
+    things: str,
+    persons: str,
+    opens: str,
+    defines: str,
+    definite: str,
+    articles: str,
+    which: str,
+    links: str,
+    capitals: bool = True,
 ) -> _Language:
+    """persons: patterns of words that stand for a thing or a person."""
+
+    def words(pattern: str) -> re.Pattern[str]:
+        return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE)
+
     return _Language(
         frozenset(function) | frozenset(also.split()),
-        re.compile(rf"\b(?:{refers})\b", re.IGNORECASE),
+        words(f"{things}|{persons}"),
+        words(things),
         re.compile(rf"\W*(?:{opens})\b", re.IGNORECASE),
         re.compile(rf"\W*(?:{defines})\b", re.IGNORECASE),
         frozenset(definite.split()),
         frozenset(f"{definite} {articles}".split()),
-        capitals="die" not in definite.split(),
+        frozenset(which.split()),
+        frozenset(links.split()),
+        capitals,
     )
 
 
@@ -84,45 +109,57 @@ _LANGUAGES = {
         stopwords.STOPWORDS_EN_PLUS,
         "much many tell say said says please give show list name describe explain compare summarise summarize would "
         "could shall may might must us one ones else such another whose exactly mean means meant called yet also",
-        rf"{_ENGLISH_IT}|its|itself|they|them|their|theirs|he|him|his|she|her|hers|former|latter|ones|the same|else|"
-        rf"(?:the|this|that|which|other|first|last|next) one|others?|{_ENGLISH_THERE}|{_ENGLISH_THAT}|"
+        things=rf"{_ENGLISH_IT}|its|itself|{_ENGLISH_THERE}|{_ENGLISH_THAT}|"
         r"th(?:is|ese|ose)(?! (?:document|text|file|book|paper|report|librar|collection))",
-        "and|but|or|also|so|then|what about|how about|what else|who else",
-        "what (?:is|are) (?!the)|who (?:is|was) (?!the)|what does (?!the)|define|explain|describe",
-        "the",
-        "a an its their his her",
+        persons="they|them|their|theirs|he|him|his|she|her|hers|former|latter|ones|the same|else|others?|"
+        "(?:the|this|that|which|other|first|last|next) one",
+        opens="and|but|or|also|so|then|what about|how about|what else|who else",
+        defines="what (?:is|are) (?!the)|who (?:is|was) (?!the)|what does (?!the)|define|explain|describe",
+        definite="the",
+        articles="a an its their his her",
+        which="which what",
+        links="of at in on for from to with between",
     ),
     "de": _language(
         stopwords.STOPWORDS_GERMAN,
         "wer wen wem wessen wo wann warum wieso weshalb wie viel viele wieviel gibt bitte wird wurde wurden heißt "
         "nennt genau bedeutet",
-        "er|es(?! gibt)|ihn|ihm|ihre?[mnrs]?|seine?[mnrs]?|dessen|deren|diese[mnrs]?|jene[mnrs]?|dort|davon|dazu|damit|"
-        "dafür|daran|darin|daraus|darauf|derselbe|dieselbe|dasselbe|sonst|andere[mnrs]?|sie|ihnen|letztere[mnrs]?",
-        "und|aber|oder|auch|also|was ist mit|wie steht es mit|was sonst|wer sonst",
-        "was (?:ist|sind) (?!de|da|di)|wer (?:ist|war) (?!de|da|di)|was bedeutet",
-        "der die das den dem des im am zum zur vom beim",
-        "ein eine einen einem einer eines",
+        things="es(?! gibt)|dort|davon|dazu|damit|dafür|daran|darin|daraus|darauf|dasselbe",
+        persons="er|ihn|ihm|ihre?[mnrs]?|seine?[mnrs]?|dessen|deren|diese[mnrs]?|jene[mnrs]?|derselbe|dieselbe|sonst|"
+        "andere[mnrs]?|sie|ihnen|letztere[mnrs]?",
+        opens="und|aber|oder|auch|also|was ist mit|wie steht es mit|was sonst|wer sonst",
+        defines="was (?:ist|sind) (?!de|da|di)|wer (?:ist|war) (?!de|da|di)|was bedeutet",
+        definite="der die das den dem des im am zum zur vom beim",
+        articles="ein eine einen einem einer eines",
+        which="welche welcher welches welchen welchem",
+        links="von an in auf für zu mit aus bei",
+        capitals=False,
     ),
     "es": _language(
         stopwords.STOPWORDS_SPANISH,
         "cuánto cuánta cuántos cuántas cuál cuáles qué quién quiénes dónde cuándo cómo hay tiene tienen significa "
         "llama exactamente",
-        "él|ellas?|ellos|ello|sus?|suy[oa]s?|esto|eso|est[ae]s?|es[ae]|es[ao]s|allí|ahí|mism[ao]s?|otr[ao]s?",
-        "y|e|pero|o|también|entonces|qué hay de|qué pasa con|qué más|quién más",
-        "qué (?:es|son)|quién (?:es|fue)|qué significa",
-        "el la los las del al",
-        "un una unos unas",
+        things="ello|esto|eso|allí|ahí",
+        persons="él|ellas?|ellos|sus?|suy[oa]s?|est[ae]s?|es[ae]|es[ao]s|mism[ao]s?|otr[ao]s?",
+        opens="y|e|pero|o|también|entonces|qué hay de|qué pasa con|qué más|quién más",
+        defines="qué (?:es|son)|quién (?:es|fue)|qué significa",
+        definite="el la los las del al",
+        articles="un una unos unas",
+        which="qué cuál cuáles",
+        links="de del en para con a",
     ),
     "fr": _language(
         stopwords.STOPWORDS_FRENCH,
         "quel quelle quels quelles combien comment pourquoi quand où qui que quoi est-ce a-t-il a-t-elle sont était "
         "été signifie appelle exactement est-il est-elle",
-        "elles?|ils?(?! y a)|lui|leurs?|sa|ses|celui|celles?|ceux|cela|ça|cet|cette|ces|là|a-t-elle|est-elle|est-il|"
-        "mêmes?|autres?",
-        "et|mais|ou|aussi|alors|qu['’]en est-il|et pour|quoi d['’]autre",
-        "qu['’]est-ce que? |qui (?:est|était)|que signifie",
-        "le la les du des au aux",
-        "un une",
+        things="cela|ça|là",
+        persons="elles?|ils?(?! y a)|lui|leurs?|sa|ses|celui|celles?|ceux|cet|cette|ces|mêmes?|autres?",
+        opens="et|mais|ou|aussi|alors|qu['’]en est-il|et pour|quoi d['’]autre",
+        defines="qu['’]est-ce que? |qui (?:est|était)|que signifie",
+        definite="le la les du des au aux",
+        articles="un une",
+        which="quel quelle quels quelles",
+        links="de du des à en pour avec",
     ),
 }
 
@@ -139,26 +176,74 @@ def stand_alone(question: str, turns: Sequence[tuple[str, str]]) -> str:
         return question
     if _HAN.search(question):
         return f"{_last_that_stands(asked)} {question}" if _han_refers_back(question) else question
-    topic: list[str] = []
-    before: list[str] = []
-    names: list[str] = []
     spoken = " ".join([*asked, question])
+    said = _Said()
     for role, text in turns:
-        language = _language_of(text, spoken)
-        if role != "user":
-            names = [name for name in _names(text, language) if not _is_number(name)][:MOST_NAMES]
-        elif topic and _refers_back(text, [*topic, *before, *names], language):
-            before = _content(text, language)
-            topic = [*_kept(topic, text, language), *_names(text, language)]
-        else:
-            topic, before, names = _content(text, language), [], []
+        said = said.after(role, text, _language_of(text, spoken))
     language = _language_of(question, spoken)
-    if not _refers_back(question, [*topic, *before, *names], language):
+    if not _refers_back(question, said.words, language):
         return question
-    carried = _kept([*topic, *before, *names], question, language)
     known = {word.casefold() for word in _words(question)}
+    carried = _kept(said.meant(question, language), question, language)
     fresh = {word.casefold(): word for word in carried if word.casefold() not in known}
     return " ".join([question, *list(fresh.values())[:MOST_WORDS]])
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a conversation is about.
+
+    Attributes:
+        topic, topic_things: all words of the question that opened the topic; those that name things. Names that later
+            questions bring are among both.
+        before, before_things: of the turn before, where that is another.
+        names: of the last answer.
+        thing: whether the last question asked for a thing, so that the answer names one.
+    """
+
+    topic: tuple[str, ...] = ()
+    topic_things: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    before_things: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    thing: bool = True
+
+    @property
+    def words(self) -> list[str]:
+        return [*self.topic, *self.before, *self.names]
+
+    def after(self, role: str, text: str, language: _Language) -> _Said:
+        """With one turn more."""
+        if role != "user":
+            names = [name for name in _names(text, language) if not _is_number(name)]
+            return replace(self, names=tuple(names[:MOST_NAMES]))
+        content, things = tuple(_content(text, language)), tuple(_things(text, language))
+        thing = any(word.casefold() in language.which for word in _words(text)[:2])
+        if not self.topic or not _refers_back(text, self.words, language):
+            return _Said(content, things, thing=thing)
+        names = _names(text, language)
+        topic, topic_things = ([*_kept(one, text, language), *names] for one in (self.topic, self.topic_things))
+        return replace(
+            self,
+            topic=tuple(topic),
+            topic_things=tuple(topic_things),
+            before=content,
+            before_things=things,
+            thing=thing,
+        )
+
+    def meant(self, question: str, language: _Language) -> list[str]:
+        """The words that the question leaves out.
+
+        A pronoun, or "the bridge", stands for a thing or a person of which something new is asked: the words for things
+        are enough. A question without either leaves out what is said of them, too.
+        """
+        pointer = language.refers.search(question)
+        known = pointer is None and not language.opens.match(question) and bool(_definite(question, language))
+        if not (pointer or known) or not _content(question, language):
+            return self.words
+        names = () if known or (language.things.match(question, pointer.start()) and not self.thing) else self.names
+        return [*(self.topic_things or self.topic), *self.before_things, *names]
 
 
 def _refers_back(question: str, earlier: Sequence[str], language: _Language) -> bool:
@@ -194,6 +279,28 @@ def _definite(question: str, language: _Language) -> set[str]:
     """The words behind a definite article: of things that are taken for known."""
     words = [word.casefold() for word in _words(question)]
     return {b for a, b in pairwise(words) if a in language.definite and b not in language.function}
+
+
+def _things(text: str, language: _Language) -> list[str]:
+    """Words that name things: what follows an article or "which", with what is linked to it, and names."""
+    found: list[str] = []
+    phrase: list[str] = []
+    begun = False
+    for word in [*_words(text), ""]:
+        key = word.casefold()
+        linked = bool(phrase) and phrase[-1].casefold() in language.links
+        verb = bool(phrase) and phrase[-1][0].isupper() and word[:1].islower()  # behind a name
+        if key in language.links and phrase:
+            phrase.append(word)
+        elif key in language.articles | language.which and linked:
+            continue
+        elif word and key not in language.function and not verb and (begun or _is_name(word, language)):
+            begun = True
+            phrase.append(word)
+        else:
+            found += phrase[:-1] if linked else phrase
+            phrase, begun = [], key in language.articles | language.which
+    return found
 
 
 def _kept(words: Sequence[str], question: str, language: _Language) -> list[str]:

@@ -147,7 +147,7 @@ def test_a_terminal_conversation_can_be_stopped_and_left(home: Path, tmp_path: P
     from retrieval.library import Library
 
     minutes = tmp_path / "minutes.txt"
-    minutes.write_text("The committee discussed the drainage of the lower meadow at length.\n" * 1500)
+    minutes.write_text("The committee discussed the drainage of the lower meadow at length.\n" * 800)
     with Library.open(home) as library:
         (long,) = library.ingest([minutes])
     terminal = Terminal(home, "--mode", "long", "--document", str(long.id))
