@@ -19,6 +19,8 @@ MOST_WORDS = 24
 """Carried into one question: about what two questions and the names of an answer come to."""
 MOST_NAMES = 8
 """Carried from one answer."""
+NAMED, UNNAMED = 3, 4
+"""Words of a question that begins with "And", from which on it needs no others: with a name among them, without."""
 MOST_TURNS = 20
 """Looked back over."""
 READ_CHARS = 2_000
@@ -107,7 +109,7 @@ _ENGLISH_THAT = (
 _LANGUAGES = {
     "en": _language(
         stopwords.STOPWORDS_EN_PLUS,
-        "much many tell say said says please give show list name describe explain compare summarise summarize would "
+        "much many tell say said says please give show describe explain compare summarise summarize would "
         "could shall may might must us one ones else such another whose exactly mean means meant called yet also",
         things=rf"{_ENGLISH_IT}|its|itself|{_ENGLISH_THERE}|{_ENGLISH_THAT}|"
         r"th(?:is|ese|ose)(?! (?:document|text|file|book|paper|report|librar|collection))",
@@ -194,8 +196,8 @@ class _Said:
     """What a conversation is about.
 
     Attributes:
-        topic, topic_things: all words of the question that opened the topic; those that name things. Names that later
-            questions bring are among both.
+        topic, topic_things: all words of the question that opened the topic; those that name things. Among both are the
+            names that later questions brought or meant.
         before, before_things: of the turn before, where that is another.
         names: of the last answer.
         thing: whether the last question asked for a thing, so that the answer names one.
@@ -221,16 +223,9 @@ class _Said:
         thing = any(word.casefold() in language.which for word in _words(text)[:2])
         if not self.topic or not _refers_back(text, self.words, language):
             return _Said(content, things, thing=thing)
-        names = _names(text, language)
+        names = [*self._answered(text, language), *_names(text, language)]
         topic, topic_things = ([*_kept(one, text, language), *names] for one in (self.topic, self.topic_things))
-        return replace(
-            self,
-            topic=tuple(topic),
-            topic_things=tuple(topic_things),
-            before=content,
-            before_things=things,
-            thing=thing,
-        )
+        return _Said(tuple(topic), tuple(topic_things), content, things, thing=thing)
 
     def meant(self, question: str, language: _Language) -> list[str]:
         """The words that the question leaves out.
@@ -239,11 +234,18 @@ class _Said:
         are enough. A question without either leaves out what is said of them, too.
         """
         pointer = language.refers.search(question)
-        known = pointer is None and not language.opens.match(question) and bool(_definite(question, language))
+        known = not language.opens.match(question) and bool(_definite(question, language))
         if not (pointer or known) or not _content(question, language):
             return self.words
-        names = () if known or (language.things.match(question, pointer.start()) and not self.thing) else self.names
-        return [*(self.topic_things or self.topic), *self.before_things, *names]
+        things = self.topic_things or self.topic
+        return [*things, *self.before_things, *self._answered(question, language)]
+
+    def _answered(self, question: str, language: _Language) -> tuple[str, ...]:
+        """The names of the last answer, where a pronoun of the question can stand for them."""
+        pointer = language.refers.search(question)
+        if pointer is None or (language.things.match(question, pointer.start()) and not self.thing):
+            return ()
+        return self.names
 
 
 def _refers_back(question: str, earlier: Sequence[str], language: _Language) -> bool:
@@ -254,7 +256,7 @@ def _refers_back(question: str, earlier: Sequence[str], language: _Language) -> 
     rest = question[opened.end() :] if opened else question
     content, named = _content(rest, language), bool(_names(rest, language))
     if opened:
-        return not named or len(content) < 3
+        return len(content) < (NAMED if named else UNNAMED)
     if not content:
         return True
     if named:

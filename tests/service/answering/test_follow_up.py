@@ -123,6 +123,11 @@ def test_the_names_of_the_answer_are_carried_and_its_numbers_are_not() -> None:
     assert "1862" not in words
 
 
+def test_who_was_meant_stays_meant() -> None:
+    turns = [*BRIDGE, ("user", "Where was she born?"), ("assistant", "In Leeds.")]
+    assert {"Ada", "Miller", "Leeds"} <= set(stand_alone("When did she die?", turns).split())
+
+
 def test_a_new_topic_in_between_ends_the_old_one() -> None:
     turns = [*BRIDGE, *asked("Who wrote News from Nowhere?", answer="William Morris wrote it.")]
     words = set(stand_alone("When was he born?", turns).split())
