@@ -13,10 +13,10 @@
 // Products of bfloat16 take two neighbours along the sum at once: of a query or key two channels, of weights and values
 // two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded to
 // bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes through
-// them, a single row's too, for their order of summation is another one.
+// them, a single row's too, for their order of summation is another one. A processor that has no products of bfloat16
+// widens what it reads, a tile at a time, and multiplies floats.
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "amx.h"
@@ -42,8 +42,8 @@ struct Task {
   float* partial;
 };
 
-constexpr int LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
-struct alignas(64) Line { float floats[LINE]; };
+constexpr int LINE = 64;  // bytes of a cache line: a vector that lies across two costs two accesses
+struct alignas(LINE) Line { float floats[LINE / sizeof(float)]; };
 
 // Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
 struct State {
@@ -59,23 +59,26 @@ struct State {
 // Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them, for
 // where none are asked for the memory rests.
 class Fetch {
-  const float* sides[2] = {};
-  int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;
+  const char* sides[2] = {};
+  int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;  // next and end in bytes, row and part in lines
 
   void lines(int count) {
-    for (; count > 0 && side < 2; --count) {
-      prefetch(sides[side] + next);
-      next += LINE;
-      if (next >= end) next = 0, ++side;
+    while (count > 0 && side < 2) {
+      const char* const first = sides[side];
+      const int stop = std::min(end, next + count * LINE);
+      count -= (stop - next + LINE - 1) / LINE;
+      for (int at = next; at < stop; at += LINE) prefetch(first + at);
+      next = stop;
+      if (next == end) next = 0, ++side;
     }
   }
 
  public:
-  // The next tile's rows, of so many units. `pause` will be called `pauses` times meanwhile, and `step` as often as two
+  // The next tile's rows, of so many bytes. `pause` will be called `pauses` times meanwhile, and `step` as often as two
   // loops over the units of each of `groups` groups of rows have it.
-  void begin(const float* keys, const float* values, int units, int pauses, int groups) {
-    sides[0] = keys, sides[1] = values, side = next = 0, end = units * TILE;
-    row = (units + LINE - 1) / LINE;
+  void begin(const char* keys, const char* values, int bytes, int units, int pauses, int groups) {
+    sides[0] = keys, sides[1] = values, side = next = 0, end = bytes * TILE;
+    row = (bytes + LINE - 1) / LINE;
     const int calls = 2 * groups * units * (TILE / LANES / MAX_VECTORS);
     for (every = 2; calls / every > 2 * TILE;) every *= 2;
     part = pauses ? ((2 * TILE - calls / every) * row + pauses - 1) / pauses : 0;
@@ -112,14 +115,14 @@ int keys_of(const Attention& c, int sequence) {
 // `Unit` is what products are of. Rows of queries, keys and weights are counted in units, each as large as a float.
 template <class Unit>
 class Worker {
-  static constexpr bool PAIRS = std::is_same_v<Unit, Pair>, TILED = PAIRS && HAS_TILES;
+  static constexpr bool PAIRS = Unit::NUMBERS > 1, TILED = PAIRS && HAS_TILES;
   static constexpr int KEYS_STEP = PAIRS ? 32 : LANES;  // keys of a tile are filled up to a multiple of it
   static constexpr int WEIGHTS_ROW = TILE / Unit::NUMBERS;
 
  public:
   explicit Worker(const Attention& call)
       : c(call), width(round_up(c.dim, LANES)), units(c.dim / Unit::NUMBERS),
-        depth(TILED ? round_up(units, 16) : units), padded(c.dim % LANES != 0) {}
+        depth(TILED ? round_up(units, 16) : units), padded(c.dim % LANES != 0), rounded(c.products == BFLOAT16) {}
 
   void run(const Task& task) {
     begin(task);
@@ -146,6 +149,7 @@ class Worker {
   const int units;  // of a query or key
   const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
+  const bool rounded;  // to bfloat16: queries, keys and values
 #if defined(__AMX_BF16__)
   Tiles tiles;
 #endif
@@ -205,7 +209,7 @@ class Worker {
     static thread_local std::vector<Line> memory;
     const size_t held = TILED ? round_up(rows, GROUP_ROWS) : rows;  // a group of rows is multiplied whole
     const size_t group = TILED ? GROUP_ROWS : MAX_ROWS, tile = size_t(TILE) * width;
-    const auto lines = [](size_t n) { return (n + LINE - 1) / LINE; };
+    const auto lines = [](size_t n) { return (n * sizeof(float) + LINE - 1) / LINE; };
     const auto lay_out = [&](auto take) {
       columns = take(size_t(depth) * TILE);
       copies = take(tile);
@@ -237,17 +241,9 @@ class Worker {
 
   // The query at element `at`: times the scale where it is of floats, for pairs of its own value.
   void pack_query(int64_t at, float* out) const {
-    const auto* narrow = static_cast<const uint16_t*>(c.q) + at;
-    const auto* wide = static_cast<const float*>(c.q) + at;
-    const bool is_narrow = c.q_kind == BFLOAT16;
-    if constexpr (PAIRS) {
-      if (is_narrow)
-        std::memcpy(out, narrow, c.dim * sizeof *narrow);
-      else
-        narrow_row(wide, c.dim, reinterpret_cast<uint16_t*>(out));
-    } else {
-      for (int d = 0; d < c.dim; ++d) out[d] = (is_narrow ? widen_bf16(narrow[d]) : wide[d]) * c.scale;
-    }
+    unit_row<Unit>(c.q_kind, c.q, nullptr, at, c.dim, rounded, out);
+    if (!PAIRS)
+      for (int d = 0; d < c.dim; ++d) out[d] *= c.scale;
   }
 
   // --- which keys ---------------------------------------------------------------------------------
@@ -315,17 +311,18 @@ class Worker {
     return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
   }
 
-  // `count` rows of the cache from element `at` on: where they lie, or in `room` where they are held in another type.
+  // `count` rows of the cache from element `at` on: where they lie, or in `room` where they are held as something else.
   const float* held_rows(const void* cache, const uint16_t* scales, int64_t at, int count, float* room) const {
-    if (c.page_kind != INT8) return element<Unit>(cache, at);
-    decode_rows<Unit>(static_cast<const int8_t*>(cache) + at, scales + at / c.dim, count, c.dim, room);
+    if (are_units<Unit>(c.page_kind, rounded)) return element<Unit>(cache, at);
+    for (int i = 0; i < count; ++i)
+      unit_row<Unit>(c.page_kind, cache, scales, at + int64_t(i) * c.dim, c.dim, rounded, room + i * units);
     return room;
   }
 
   // The same for the new row at element `at`.
   const float* new_row(const void* all, int64_t at, float* room) const {
-    if (!PAIRS || c.new_kind != FLOAT32) return element<Unit>(all, at);
-    narrow_row(static_cast<const float*>(all) + at, c.dim, reinterpret_cast<uint16_t*>(room));
+    if (are_units<Unit>(c.new_kind, rounded)) return element<Unit>(all, at);
+    unit_row<Unit>(c.new_kind, all, nullptr, at, c.dim, rounded, room);
     return room;
   }
 
@@ -365,10 +362,10 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    if (c.page_kind != INT8 && after < c.context_lens[t.sequence]) {
-      const int64_t at = context_row(after);
-      fetch.begin(held_rows(c.k_cache, nullptr, at, 1, nullptr), held_rows(c.v_cache, nullptr, at, 1, nullptr), units,
-                  TILE / LANES * (units / LANES) + (PAIRS ? TILE / 2 : 0),
+    if (after < c.context_lens[t.sequence]) {
+      const int64_t at = context_row(after) * KIND_BYTES[c.page_kind];
+      fetch.begin(static_cast<const char*>(c.k_cache) + at, static_cast<const char*>(c.v_cache) + at,
+                  c.dim * KIND_BYTES[c.page_kind], units, TILE / LANES * (units / LANES) + (PAIRS ? TILE / 2 : 0),
                   TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
     }
     tile(count, 0, rows);
@@ -467,13 +464,16 @@ class Worker {
   // queries its columns, for transposing queries once is less than transposing all keys; each sum is the same.
   void tile_few(int count, int filled) {
     tiles.shape(GROUP_ROWS);
+    alignas(64) float turned[TILE * GROUP_ROWS];
+    const float* groups[TILE / GROUP_ROWS];
+    for (int j = 0; j < filled; j += GROUP_ROWS) groups[j / GROUP_ROWS] = sixteen_keys(j);
+    const auto product = filled == TILE ? tile_tall_product<4> : tile_tall_product<2>;
+    product(groups, units, units, query_columns, turned);
     for (int j = 0; j < filled; j += GROUP_ROWS) {
-      alignas(64) float turned[GROUP_ROWS * GROUP_ROWS];
-      tile_product<false>(sixteen_keys(j), units, units, query_columns, GROUP_ROWS, turned, GROUP_ROWS, GROUP_ROWS);
       for (int i = 0; i < units / LANES; ++i) fetch.pause();
       const float* lines[GROUP_ROWS];
       vec row[GROUP_ROWS];
-      for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + i * GROUP_ROWS;
+      for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + (j + i) * GROUP_ROWS;
       transpose_square(lines, 0, row);
       for (int r = 0; r < rows; ++r) store(scores + r * TILE + j, row[r]);
     }
@@ -486,8 +486,8 @@ class Worker {
     int i = 1;
     while (i < GROUP_ROWS && k_rows[j + i] == k_rows[j] + i * units) ++i;
     if (i == GROUP_ROWS) return k_rows[j];
-    for (i = 0; i < GROUP_ROWS; ++i) std::copy(k_rows[j + i], k_rows[j + i] + units, columns + i * units);
-    return columns;
+    for (i = 0; i < GROUP_ROWS; ++i) std::copy(k_rows[j + i], k_rows[j + i] + units, columns + (j + i) * units);
+    return columns + j * units;
   }
 
   void soften_group(int count, int filled, int r0, int size) {
@@ -759,7 +759,7 @@ void attend_all(const Attention& c) {
 
 extern "C" void folio_attention(const Attention* call) {
   if (call->products == BFLOAT16)
-    attend_all<Pair>(*call);
+    attend_all<Narrow>(*call);
   else
     attend_all<Single>(*call);
 }

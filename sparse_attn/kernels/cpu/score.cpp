@@ -25,12 +25,13 @@ struct LastRows {
   const uint16_t* const* scales;      // [sources]: of int8 pages, page 0 of the KV head's
   const int64_t* page_stride;         // [sources]
   const int32_t* const* block_table;  // [sources]: pages of the context in order
-  const void* const* k_new;           // [sources]: keys behind the context, of `products`
+  const void* const* k_new;           // [sources]: keys behind the context, of new_kind
   float *stats;                       // [heads, rows, 4, tiles]: maximum, and the three sums
   float *vertical, *slash;            // [heads, blocks], zero
   int64_t k_row;
   int32_t sources, heads, rows, dim, page_size, context, length, block, tiles, threads;
-  int32_t depth, page_kind, products;  // depth: units of a row of q, what is behind those of dim is zero
+  int32_t depth;              // units of a row of q: what is behind those of dim is zero
+  Kind page_kind, new_kind, products;
   float scale;
 };
 
@@ -63,7 +64,7 @@ class KeyTiles {
  public:
   explicit KeyTiles(const LastRows& call)
       : c(call), units(c.dim / Unit::NUMBERS), columns(size_t(c.depth) * TILE),
-        scores(size_t(TILED ? GROUP_ROWS : MAX_ROWS) * TILE), decoded(c.page_kind == INT8 ? size_t(units) * TILE : 0),
+        scores(size_t(TILED ? GROUP_ROWS : MAX_ROWS) * TILE), decoded(size_t(units) * TILE),
         ahead(2 * c.block + TILE), behind(ahead.size()) {
     for (int u = 0; u < int(ahead.size()); ++u) {  // of a key at c - r = u - block
       behind[u] = float(std::max(0, c.block - u)) / float(c.block);
@@ -94,15 +95,21 @@ class KeyTiles {
   void point(int source, int key) {
     for (int i = 0; i < TILE; ++i) {
       const int at = std::min(key + i, c.length - 1);  // what is too many is hidden from every row
-      keys[i] = at < c.context ? held(source, at, decoded.data() + (c.page_kind == INT8 ? i * units : 0))
-                               : element<Unit>(c.k_new[source], (at - c.context) * c.k_row);
+      keys[i] = at < c.context ? held(source, at, decoded.data() + i * units)
+                               : unit(c.new_kind, c.k_new[source], nullptr, (at - c.context) * c.k_row,
+                                      decoded.data() + i * units);
     }
   }
 
   const float* held(int source, int key, float* room) const {
     const int64_t row = c.block_table[source][key / c.page_size] * (c.page_stride[source] / c.dim) + key % c.page_size;
-    if (c.page_kind != INT8) return element<Unit>(c.pages[source], row * c.dim);
-    decode_rows<Unit>(static_cast<const int8_t*>(c.pages[source]) + row * c.dim, c.scales[source] + row, 1, c.dim, room);
+    return unit(c.page_kind, c.pages[source], c.scales[source], row * c.dim, room);
+  }
+
+  // The row at element `at`: where it lies, or in `room` where it is held as something else.
+  const float* unit(Kind kind, const void* base, const uint16_t* scales, int64_t at, float* room) const {
+    if (are_units<Unit>(kind, c.products == BFLOAT16)) return element<Unit>(base, at);
+    unit_row<Unit>(kind, base, scales, at, c.dim, c.products == BFLOAT16, room);
     return room;
   }
 
@@ -198,7 +205,7 @@ void score(const LastRows& c) {
 
 extern "C" void folio_last_rows(const LastRows* call) {
   if (call->products == BFLOAT16)
-    score<Pair>(*call);
+    score<Narrow>(*call);
   else
     score<Single>(*call);
 }

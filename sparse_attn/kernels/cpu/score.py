@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from sparse_attn.kernels.cpu.attention import KINDS
 from sparse_attn.kernels.cpu.build import library
+from sparse_attn.kernels.cpu.features import multiplies_bfloat16
 from sparse_attn.rows import HeadPages, SequenceRows
 
 TILE = 64  # keys; of score.cpp
@@ -27,7 +28,7 @@ class _Call(ctypes.Structure):
         ("k_row", c_int64),
         *((name, c_int32) for name in (
             "sources", "heads", "rows", "dim", "page_size", "context", "length", "block", "tiles", "threads",
-            "depth", "page_kind", "products",
+            "depth", "page_kind", "new_kind", "products",
         )),
         ("scale", c_float),
     ]  # fmt: skip
@@ -38,7 +39,7 @@ def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last:
 
     None for what it does not read: blocks that are no whole tiles, and odd numbers of channels in bfloat16.
     """
-    pairs = rows.k.dtype == torch.bfloat16
+    pairs = rows.k.dtype == torch.bfloat16 and multiplies_bfloat16()
     if block_k % TILE or (pairs and rows.k.shape[2] % 2):
         return None
     group = rows.q.shape[1] // rows.k.shape[1]
@@ -48,7 +49,7 @@ def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last:
     bounds = [kv_heads.index(own) for own in wanted.kv_heads] + [len(heads)]
     count = min(last, rows.num_rows)
     q = rows.q[-count:, [heads[i] for i in order]].transpose(0, 1)
-    q = pad(q, (0, -q.shape[-1] % 32)).contiguous() if pairs else (q * rows.scale).contiguous()
+    q = pad(q, (0, -q.shape[-1] % 32)).contiguous() if pairs else (q.float() * rows.scale).contiguous()
     tiles = -(-rows.length // TILE)
     stats = torch.empty(len(heads), count, 4, tiles)
     vertical, slash = torch.zeros(2, len(heads), -(-rows.length // block_k)).unbind()
@@ -58,7 +59,8 @@ def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last:
         vertical=vertical.data_ptr(), slash=slash.data_ptr(), k_row=wanted.k_row, sources=len(wanted.kv_heads),
         heads=len(heads), rows=count, dim=rows.k.shape[2], page_size=wanted.page_size, context=rows.context_len,
         length=rows.length, block=block_k, tiles=tiles, threads=torch.get_num_threads(),
-        depth=q.shape[-1] // (2 if pairs else 1), page_kind=wanted.kind, products=KINDS[rows.k.dtype],
+        depth=q.shape[-1] // (2 if pairs else 1), page_kind=wanted.kind, new_kind=KINDS[rows.k.dtype],
+        products=KINDS[rows.k.dtype],
         scale=rows.scale if pairs else 1.0,
     )  # fmt: skip
     library().folio_last_rows(ctypes.byref(call))
@@ -85,7 +87,7 @@ class _Wanted:
         self.page_size = found[0][0].page_size if found else 1
         self.pages = self._addresses([own.key_pages[:, i] for own, i in found])
         scales = [(own.key_scales, own.key_pages, i) for own, i in found]
-        self.scales = self._addresses([held[:, i] for held, _, i in scales if held is not None])
+        self.scales = self._addresses([None if held is None else held[:, i] for held, _, i in scales])
         if any(held is not None and held.stride(0) * pages.shape[3] != pages.stride(0) for held, pages, _ in scales):
             raise ValueError("the scales must lie as the pages do")
         self.tables = self._addresses([own.block_table.to(torch.int32).contiguous() for own, _ in found])
@@ -96,6 +98,6 @@ class _Wanted:
         self._kept.append(array)
         return ctypes.addressof(array)
 
-    def _addresses(self, tensors: Sequence[Tensor]) -> int:
+    def _addresses(self, tensors: Sequence[Tensor | None]) -> int:
         self._kept += tensors
-        return self.hold((c_void_p * len(tensors))(*(x.data_ptr() for x in tensors)))
+        return self.hold((c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors)))
