@@ -33,6 +33,7 @@ constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequenc
 constexpr int THREAD_SCORES = 8192;  // least work for one more thread
 constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about; of pairs twice as many
 constexpr int GROUP_ROWS = 16;    // rows that go through AMX's tiles together
+constexpr int ZIP_PAUSES = 8;      // for prefetches, while values are paired
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 // Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
@@ -149,6 +150,7 @@ class Worker {
   const int units;  // of a query or key
   const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
+  bool one_group = false;  // all rows of the task together
   const bool rounded;  // to bfloat16: queries, keys and values
 #if defined(__AMX_BF16__)
   Tiles tiles;
@@ -183,7 +185,8 @@ class Worker {
       const int i = t.row0 + r / t.heads;
       pack_query((row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head, query + r * depth);
     }
-    if (TILED && rows <= GROUP_ROWS) {
+    one_group = TILED && rows <= GROUP_ROWS && depth == units;
+    if (one_group) {
       const float* lines[GROUP_ROWS];
       for (int r = 0; r < GROUP_ROWS; ++r) lines[r] = query + r * depth;
       transpose(lines, GROUP_ROWS, depth, query_columns, GROUP_ROWS, [] {});
@@ -365,11 +368,16 @@ class Worker {
     if (after < c.context_lens[t.sequence]) {
       const int64_t at = context_row(after) * KIND_BYTES[c.page_kind];
       fetch.begin(static_cast<const char*>(c.k_cache) + at, static_cast<const char*>(c.v_cache) + at,
-                  c.dim * KIND_BYTES[c.page_kind], units, TILE / LANES * (units / LANES) + (PAIRS ? TILE / 2 : 0),
-                  TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
+                  c.dim * KIND_BYTES[c.page_kind], units, pauses(), TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
     }
     tile(count, 0, rows);
     fetch.stop();
+  }
+
+  // How often a whole tile pauses for `fetch`: between the squares of a transposition or the products of AMX's tiles.
+  int pauses() const {
+    const int squares = TILE / LANES * (units / LANES), own = one_group ? TILE / GROUP_ROWS + TILE / 32 * (width / 16) : 0;
+    return squares + own + (PAIRS ? ZIP_PAUSES : 0);
   }
 
   // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
@@ -406,13 +414,13 @@ class Worker {
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
     const int filled = round_up(count, KEYS_STEP);
-    const bool few = TILED && rows <= GROUP_ROWS && to - from == rows && depth == units;
+    const bool few = one_group && to - from == rows;
     for (int j = count; j < filled; ++j) k_rows[j] = k_rows[0];  // hidden below
     if (!few) transpose(k_rows, filled, units, columns, TILE, [&] { fetch.pause(); });
     if constexpr (PAIRS) {
       for (int j = count; j < filled; ++j) v_rows[j] = nothing;
       for (int j = 0; j < filled; j += 2) {
-        fetch.pause();
+        if (j % (TILE / ZIP_PAUSES) == 0) fetch.pause();
         zip_rows(v_rows[j], v_rows[j + 1], c.dim, copies + j / 2 * width);
       }
     } else if (padded) {
@@ -454,9 +462,9 @@ class Worker {
       const int size = std::min(GROUP_ROWS, to - r0);
       if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
       tiles.shape(to == rows && r0 > from ? GROUP_ROWS : size);
-      tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled);
+      tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled, [] {});
       soften_group(count, filled, r0, size);
-      tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width);
+      tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width, [] {});
     }
   }
 
@@ -467,10 +475,13 @@ class Worker {
     alignas(64) float turned[TILE * GROUP_ROWS];
     const float* groups[TILE / GROUP_ROWS];
     for (int j = 0; j < filled; j += GROUP_ROWS) groups[j / GROUP_ROWS] = sixteen_keys(j);
-    const auto product = filled == TILE ? tile_tall_product<4> : tile_tall_product<2>;
-    product(groups, units, units, query_columns, turned);
+    const auto ride = [&] { fetch.pause(); };
+    if (filled == TILE)
+      tile_tall_product<4>(groups, units, units, query_columns, turned, ride);
+    else
+      tile_tall_product<2>(groups, units, units, query_columns, turned, ride);
     for (int j = 0; j < filled; j += GROUP_ROWS) {
-      for (int i = 0; i < units / LANES; ++i) fetch.pause();
+      fetch.pause();
       const float* lines[GROUP_ROWS];
       vec row[GROUP_ROWS];
       for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + (j + i) * GROUP_ROWS;
@@ -478,7 +489,7 @@ class Worker {
       for (int r = 0; r < rows; ++r) store(scores + r * TILE + j, row[r]);
     }
     soften_group(count, filled, 0, rows);
-    tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width);
+    tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width, ride);
   }
 
   // Keys j … j+15 of the tile, one behind another.

@@ -118,7 +118,8 @@ class KeyTiles {
     for (; first < end; first += GROUP_ROWS) {
       const int size = std::min(GROUP_ROWS, end - first);
       tiles.shape(size);
-      tile_product<false>(c.q + int64_t(first) * c.depth, c.depth, c.depth, columns.data(), TILE, scores.data(), TILE, TILE);
+      tile_product<false>(c.q + int64_t(first) * c.depth, c.depth, c.depth, columns.data(), TILE, scores.data(), TILE,
+                          TILE, [] {});
       for (int r = 0; r < size; ++r) row(first + r, tile, scores.data() + r * TILE);
     }
   }
