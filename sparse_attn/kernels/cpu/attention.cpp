@@ -456,12 +456,12 @@ class Worker {
   }
 
 #if defined(__AMX_BF16__)
-  // `attend` for groups of GROUP_ROWS, and what is left, by AMX's tiles. Behind the last row of all a group has room.
+  // `attend` for groups of GROUP_ROWS, and what is left, by AMX's tiles: as a whole group where behind it is but room.
   void tile_groups(int count, int filled, int from, int to) {
     for (int r0 = from; r0 < to; r0 += GROUP_ROWS) {
       const int size = std::min(GROUP_ROWS, to - r0);
       if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
-      tiles.shape(to == rows && r0 > from ? GROUP_ROWS : size);
+      tiles.shape(to == rows && r0 + GROUP_ROWS <= round_up(rows, GROUP_ROWS) ? GROUP_ROWS : size);
       tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled, [] {});
       soften_group(count, filled, r0, size);
       tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width, [] {});
