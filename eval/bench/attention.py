@@ -56,7 +56,9 @@ class Options(ThreadedOptions):
     """Time the CPU attention kernels against torch and the machine's limits."""
 
     threads: Threads = 2
-    dtype: Annotated[Dtype, Option(help="Of queries, keys and values; bfloat16 is timed beside float32.")] = Dtype.FLOAT32
+    dtype: Annotated[Dtype, Option(help="Of queries, keys and values; bfloat16 is timed beside float32.")] = (
+        Dtype.FLOAT32
+    )
     rounds: Annotated[int, Option(min=1, help="Calls of each kernel; the best counts.")] = 40
     text: Annotated[Path | None, Option(help="Text for Q, K and V of the embedded reader.")] = None
     length: Annotated[int, Option(min=CHUNK, help="Tokens of the reader's prompt.")] = 32768
@@ -296,9 +298,7 @@ def random_index(length: int, density: float) -> BlockIndex:
     return BlockIndex.from_mask(mask, [length], [0], block_q=QUERY_BLOCK, block_k=PAGE)
 
 
-def page_selection(
-    lengths: list[int], budget: int, rounds: int, dtype: torch.dtype = FLOAT32
-) -> list[dict[str, Any]]:
+def page_selection(lengths: list[int], budget: int, rounds: int, dtype: torch.dtype = FLOAT32) -> list[dict[str, Any]]:
     """One row over the newest and a random choice of pages, `budget` tokens in all, beside all pages.
 
     As the policies do, a sequence within the budget passes no index.

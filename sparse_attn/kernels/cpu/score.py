@@ -1,4 +1,4 @@
-"""Block weights of the last rows on a CPU: `score.cpp` behind torch tensors."""
+"""Scores that policies choose by, on a CPU: `score.cpp` behind torch tensors."""
 
 from __future__ import annotations
 
@@ -32,6 +32,35 @@ class _Call(ctypes.Structure):
         )),
         ("scale", c_float),
     ]  # fmt: skip
+
+
+class _Scores(ctypes.Structure):
+    """`Scores` of score.cpp."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("q", "keys", "out")),
+        *((name, c_int32) for name in ("heads", "rows", "count", "dim", "depth", "columns", "threads")),
+    ]
+
+
+def scores(queries: Tensor, keys: Tensor, kv_heads: Sequence[int]) -> Tensor:
+    """q·k of bfloat16 in float32: queries [h, m, X], keys [Hkv, n, X], kv_heads [h], the KV head of each → [h, m, n].
+
+    torch would round every result to bfloat16, which for a score of 100 is half a unit of the exponent.
+    """
+    heads, rows, dim = queries.shape
+    if dim % 2 or not multiplies_bfloat16():
+        return torch.stack([queries[i].float() @ keys[own].float().T for i, own in enumerate(kv_heads)])
+    queries, keys = pad(queries, (0, -dim % 32)).contiguous(), keys.contiguous()
+    count = keys.shape[1]
+    out = torch.empty(heads, rows, -(-count // TILE) * TILE)
+    addresses = (c_void_p * heads)(*(keys[own].data_ptr() for own in kv_heads))
+    call = _Scores(
+        queries.data_ptr(), ctypes.addressof(addresses), out.data_ptr(), heads, rows, count, dim,
+        queries.shape[2] // 2, out.shape[2], torch.get_num_threads(),
+    )  # fmt: skip
+    library().folio_scores(ctypes.byref(call))
+    return out[..., :count]
 
 
 def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last: int) -> tuple[Tensor, Tensor] | None:
