@@ -139,8 +139,9 @@ class Paged:
         return Rows.of_sequence(*random_rows(count, dtype), SCALE, self.context, tree_mask=tree)
 
 
-def random_rows(rows: int, dtype: torch.dtype = FLOAT32) -> list[Tensor]:
-    return [torch.randn(rows, heads, DIM).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+def random_rows(rows: int, dtype: torch.dtype = FLOAT32) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (torch.randn(rows, heads, DIM).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    return q, k, v
 
 
 def speedup(times: Mapping[str, float], ours: str) -> dict[str, float]:
