@@ -92,7 +92,8 @@ extern "C" void folio_decoder(const Decoder* call) {
   attention.q = q;
   attention.k_new = k;
   attention.v_new = v;
-  attention.out = scratch.take(rows * q_width);
+  float* const attended = scratch.take(rows * q_width);
+  attention.out = attended;
   attention.lse = scratch.take(rows * attention.q_heads);
   attention.q_row = q_width;
   attention.k_row = attention.v_row = kv_width;
@@ -133,7 +134,7 @@ extern "C" void folio_decoder(const Decoder* call) {
     folio_attention(&attention);
     write(k, layer.k_pages);
     write(v, layer.v_pages);
-    const Linear joined = product(attention.out, layer.o, layer.o_bias, added, q_width, hidden);
+    const Linear joined = product(attended, layer.o, layer.o_bias, added, q_width, hidden);
     folio_linear(&joined, 1);
     add(c.x, added, rows * hidden);
 
