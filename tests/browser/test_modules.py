@@ -102,5 +102,5 @@ def test_the_history_is_the_last_conversation_bounded_in_size(folio: Any) -> Non
     assert history() == []
     assert history(turn(1), turn(2, fresh=True), turn(3)) == ["q2", "a2", "q3", "a3"]
     assert history(turn(1), turn(2, text=""), turn(3, error={"title": "Gone"})) == ["q1", "a1"]
-    assert history(turn(1), turn(2, size=49_000), turn(3)) == ["q2", "a2" * 49_000, "q3", "a3"]
+    assert history(turn(1), turn(2, size=49_996), turn(3)) == ["q2", "a2" * 49_996, "q3", "a3"]
     assert history(turn(1), turn(2, size=50_000), turn(3)) == ["q3", "a3"]
