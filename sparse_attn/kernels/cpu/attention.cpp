@@ -11,10 +11,10 @@
 // memory once. K is transposed in cache, so that scores and values are the same product: broadcast × rows of vectors.
 //
 // Products of bfloat16 take two neighbours along the sum at once: of a query or key two channels, of weights and values
-// two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded to
-// bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes through
-// them, a single row's too, for their order of summation is another one. A processor that has no products of bfloat16
-// widens what it reads, a tile at a time, and multiplies floats.
+// two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded
+// to bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes
+// through them, a single row's too, for their order of summation is another one. A processor that has no products of
+// bfloat16 widens what it reads, a tile at a time, and multiplies floats.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -57,8 +57,8 @@ struct State {
   }
 };
 
-// Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them, for
-// where none are asked for the memory rests.
+// Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them,
+// for where none are asked for the memory rests.
 class Fetch {
   const char* sides[2] = {};
   int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;  // next and end in bytes, row and part in lines
@@ -150,8 +150,8 @@ class Worker {
   const int units;  // of a query or key
   const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
-  bool one_group = false;  // all rows of the task together
-  const bool rounded;  // to bfloat16: queries, keys and values
+  const bool rounded;      // to bfloat16: queries, keys and values
+  bool one_group = false;  // of AMX's tiles: all rows of the task together
 #if defined(__AMX_BF16__)
   Tiles tiles;
 #endif
@@ -376,8 +376,8 @@ class Worker {
 
   // How often a whole tile pauses for `fetch`: between the squares of a transposition or the products of AMX's tiles.
   int pauses() const {
-    const int squares = TILE / LANES * (units / LANES), own = one_group ? TILE / GROUP_ROWS + TILE / 32 * (width / 16) : 0;
-    return squares + own + (PAIRS ? ZIP_PAUSES : 0);
+    const int squares = TILE / LANES * (units / LANES), weighing = TILE / GROUP_ROWS + TILE / 32 * (width / 16);
+    return squares + (one_group ? weighing : 0) + (PAIRS ? ZIP_PAUSES : 0);
   }
 
   // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
@@ -446,7 +446,7 @@ class Worker {
       return columns + d * TILE;
     };
     multiply_wide<Unit, ROWS, false>(query + r0 * depth, depth, units, column, scores, TILE, filled / LANES);
-    soften_rows<ROWS>(count, filled, r0, 0);
+    soften_rows<ROWS>(count, filled, r0);
     auto value = [&](int j) {
       fetch.step(j);
       return PAIRS ? copies + j * width : v_rows[j];
@@ -521,7 +521,8 @@ class Worker {
     const vec before = load(state.m + r0), highest = folio::max(before, max_each(top) * splat(c.scale));
     float m[GROUP_ROWS];
     store(m, highest);
-    for (uint32_t raised = _mm512_cmp_ps_mask((__m512)before, (__m512)highest, _CMP_NEQ_UQ); raised; raised &= raised - 1)
+    uint32_t raised = _mm512_cmp_ps_mask((__m512)before, (__m512)highest, _CMP_NEQ_UQ);
+    for (; raised; raised &= raised - 1)
       raise(r0 + __builtin_ctz(raised), m[__builtin_ctz(raised)]);
     for (int r = 0; r < GROUP_ROWS; ++r) {
       vec l = load(state.l + (r0 + r) * LANES);
@@ -539,14 +540,13 @@ class Worker {
   void tile_few(int, int) {}
 #endif
 
-  // Rows r0 … of the scores from row s0 on → weights.
   template <int ROWS>
-  void soften_rows(int count, int filled, int r0, int s0) {
+  void soften_rows(int count, int filled, int r0) {
     if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
-      soften_whole<ROWS>(r0, s0);
+      soften_whole<ROWS>(r0);
     else
       for (int r = 0; r < ROWS; ++r)
-        soften(scores + (s0 + r) * TILE, weights + (s0 + r) * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
   }
 
   // exp(score - m). The scores of pairs are still without the scale.
@@ -564,16 +564,15 @@ class Worker {
 
   // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
   template <int ROWS>
-  void soften_whole(int r0, int s0) {
+  void soften_whole(int r0) {
     constexpr int VECTORS = TILE / LANES;
-    const float* s = scores + s0 * TILE;
     const float scale = PAIRS ? c.scale : 1.0f;
     float m[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      vec top = load(s + r * TILE);
+      vec top = load(scores + r * TILE);
 #pragma GCC unroll 16
-      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(s + r * TILE + v * LANES));
+      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(scores + r * TILE + v * LANES));
       m[r] = std::max(state.m[r0 + r], max_lane(top) * scale);
     }
     for (int r = 0; r < ROWS; ++r)
@@ -583,9 +582,9 @@ class Worker {
       vec l = load(state.l + (r0 + r) * LANES);
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
-        const vec x = weigh(load(s + r * TILE + v * LANES), scale, m[r]);
+        const vec x = weigh(load(scores + r * TILE + v * LANES), scale, m[r]);
         l += x;
-        put(weights + (s0 + r) * WEIGHTS_ROW, v, x);
+        put(weights + r * WEIGHTS_ROW, v, x);
       }
       store(state.l + (r0 + r) * LANES, l);
     }

@@ -85,12 +85,11 @@ def vertical_slash(rows: SequenceRows, heads: Sequence[int], block_k: int, last:
     call = _Call(
         q=q.data_ptr(), first_head=wanted.hold((c_int32 * len(bounds))(*bounds)), pages=wanted.pages,
         scales=wanted.scales, page_stride=wanted.strides, block_table=wanted.tables, k_new=wanted.new,
-        stats=stats.data_ptr(), vertical=vertical.data_ptr(), slash=slash.data_ptr(), k_row=wanted.k_row, sources=len(wanted.kv_heads),
-        heads=len(heads), rows=count, dim=rows.k.shape[2], page_size=wanted.page_size, context=rows.context_len,
-        length=rows.length, block=block_k, tiles=tiles, threads=torch.get_num_threads(),
+        stats=stats.data_ptr(), vertical=vertical.data_ptr(), slash=slash.data_ptr(), k_row=wanted.k_row,
+        sources=len(wanted.kv_heads), heads=len(heads), rows=count, dim=rows.k.shape[2], page_size=wanted.page_size,
+        context=rows.context_len, length=rows.length, block=block_k, tiles=tiles, threads=torch.get_num_threads(),
         depth=q.shape[-1] // (2 if pairs else 1), page_kind=wanted.kind, new_kind=KINDS[rows.k.dtype],
-        products=KINDS[rows.k.dtype],
-        scale=rows.scale if pairs else 1.0,
+        products=KINDS[rows.k.dtype], scale=rows.scale if pairs else 1.0,
     )  # fmt: skip
     library().folio_last_rows(ctypes.byref(call))
     back = torch.tensor(order).argsort()
