@@ -15,7 +15,9 @@ from sparse_attn.plan.policy import ModelShape, Policy
 
 def kv_dtype(config: EngineConfig) -> torch.dtype:
     """Of the pages: the model's own, or int8 with a scale a token and head."""
-    return torch.int8 if config.kv_dtype == "int8" else DTYPES[config.dtype]
+    if config.kv_dtype == "int8":
+        return torch.int8
+    return torch.float32 if config.device == "cpu" and config.dtype == "bfloat16" else DTYPES[config.dtype]
 
 
 def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Policy:

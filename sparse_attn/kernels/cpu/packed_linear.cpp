@@ -1,0 +1,178 @@
+// y = x · wᵀ + bias with w as it is stored, packed in panels (blocks.h), on a CPU.
+//
+// Two panels are a task. For few rows their tiles are unpacked a chunk at a time into the first cache and multiplied
+// there, so that w is read from memory once, at its stored size; for many rows they are unpacked whole, once for a
+// block of rows. The products are those of products.h: a row's bits do not depend on how many rows run together.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "packed.h"
+#include "products.h"
+
+using namespace folio;
+
+namespace {
+
+constexpr int CHUNK = 8;                  // tiles of a panel that are unpacked together for few rows
+constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
+constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
+
+// Memory that begins at a cache line and is kept from call to call.
+template <class T>
+class Kept {
+  std::vector<T> memory;
+
+ public:
+  T* take(int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    if (int64_t(memory.size()) < count + line) memory.resize(count + line);
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t(63));
+  }
+};
+
+// x as the products read it: rows of whole tiles, zeros beyond the last column and up to a whole tile of rows.
+template <class Value>
+struct Rowwise {
+  Value* values;
+  int64_t stride, steps;
+};
+
+template <int KIND, class Product>
+void unpack(const uint8_t* panel, int64_t first, int64_t count, typename Product::Value* out) {
+  using L = LayoutOf<KIND>;
+  for (int64_t step = first; step < first + count; ++step, out += Product::values) {
+    const uint8_t* head = panel + step / L::span * (L::head + L::span * L::tile);
+    unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span),
+                      [&](int j, const wide& low, const wide& high) { Product::put(out, j, low, high); });
+  }
+}
+
+void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const float (*sums)[WIDTH]) {
+  const int columns = int(std::min<int64_t>(WIDTH, c.outer - n0));
+  for (int r = 0; r < rows; ++r) {
+    float* y = c.y + (row0 + r) * c.outer + n0;
+    if (!c.scale && !c.bias) {
+      std::memcpy(y, sums[r], columns * sizeof(float));
+      continue;
+    }
+    for (int n = 0; n < columns; ++n) {
+      const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
+      y[n] = scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
+    }
+  }
+}
+
+// Columns of two panels from n0 on, for rows row0 … row0 + rows - 1.
+template <int KIND, class Product>
+void task(const PackedLinear& c, const Rowwise<typename Product::Value>& x, int64_t row0, int64_t rows, int64_t n0,
+          Product& product, Kept<typename Product::Value>& kept) {
+  using Value = typename Product::Value;
+  using L = LayoutOf<KIND>;
+  constexpr bool as_is = KIND == BF16 && Product::reads_bfloat16;
+  const int64_t first = n0 / TILE_ROWS, last = (c.outer - 1) / TILE_ROWS, steps = x.steps;
+  const uint8_t* const panel[] = {c.w + first * L::panel_bytes(steps), c.w + std::min(first + 1, last) * L::panel_bytes(steps)};
+  const Value* from = x.values + row0 * x.stride;
+  alignas(64) float sums[BLOCK][WIDTH];
+  if (rows <= BLOCK) {
+    Value* w[2];
+    w[0] = as_is ? nullptr : kept.take(2 * CHUNK * Product::values);
+    w[1] = w[0] + CHUNK * Product::values;
+    product.begin(int(rows));
+    for (int64_t step = 0; step < steps; step += CHUNK) {
+      const int count = int(std::min<int64_t>(CHUNK, steps - step));
+      for (int i = 0; i < 2; ++i)
+        if constexpr (as_is)
+          w[i] = (Value*)(panel[i] + L::offset(step));
+        else
+          unpack<KIND, Product>(panel[i], step, count, w[i]);
+      product.add(from + step * TILE_COLUMNS, x.stride, w[0], w[1], count);
+    }
+    product.end(sums);
+    return deliver(c, row0, int(rows), n0, sums);
+  }
+  const Value* w[2];
+  if constexpr (as_is) {
+    for (int i = 0; i < 2; ++i) w[i] = reinterpret_cast<const Value*>(panel[i]);
+  } else {
+    Value* whole = kept.take(2 * steps * Product::values);
+    for (int i = 0; i < 2; ++i) unpack<KIND, Product>(panel[i], 0, steps, whole + i * steps * Product::values);
+    for (int i = 0; i < 2; ++i) w[i] = whole + i * steps * Product::values;
+  }
+  for (int64_t r = 0; r < rows; r += BLOCK) {
+    const int height = int(std::min<int64_t>(BLOCK, rows - r));
+    product.begin(height);
+    product.add(from + r * x.stride, x.stride, w[0], w[1], int(steps));
+    product.end(sums);
+    deliver(c, row0 + r, height, n0, sums);
+  }
+}
+
+template <class Value, class Convert>
+void convert_rows(const PackedLinear& c, const Rowwise<Value>& x, Convert convert) {
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < (c.rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; ++row) {
+    Value* out = x.values + row * x.stride;
+    if (row >= c.rows) {
+      std::memset(out, 0, x.stride * sizeof(Value));
+      continue;
+    }
+    for (int64_t k = 0; k < c.inner; k += TILE_COLUMNS)
+      convert(c.x + row * c.x_row + k, int(std::min<int64_t>(TILE_COLUMNS, c.inner - k)), out + k);
+  }
+}
+
+template <class Product>
+void run(const PackedLinear* calls, int32_t count) {
+  using Value = typename Product::Value;
+  const int64_t rows = calls->rows, height = rows <= TASK_ROWS ? std::max<int64_t>(rows, 1) : TASK_ROWS;
+  const int64_t blocks = (rows + height - 1) / height;
+  std::vector<int64_t> first(count + 1);  // task of each product
+  std::vector<Rowwise<Value>> inputs(count);
+  int64_t products = 0, room = 0;
+  const auto same = [&](int i) { return i && calls[i].x == calls[i - 1].x && calls[i].inner == calls[i - 1].inner; };
+  for (int i = 0; i < count; ++i) {
+    const PackedLinear& c = calls[i];
+    first[i + 1] = first[i] + (c.outer + WIDTH - 1) / WIDTH * blocks;
+    products += rows * c.outer * c.inner;
+    const int64_t steps = (c.inner + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    inputs[i] = {nullptr, (steps | 1) * TILE_COLUMNS, steps};  // an odd number of tiles: rows meet in no set of a cache
+    if (!same(i)) room += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].stride;
+  }
+  static thread_local Kept<Value> converted;
+  Value* next = converted.take(room);
+  for (int i = 0; i < count; ++i) {
+    inputs[i].values = same(i) ? inputs[i - 1].values : next;
+    if (!same(i)) next += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].stride;
+  }
+  const int threads = int(std::clamp<int64_t>(products / THREAD_PRODUCTS, 1, calls->threads));
+  const int64_t share = std::max<int64_t>(1, first[count] / (threads * 8));  // tasks that lie beside one another
+#pragma omp parallel num_threads(threads)
+  {
+    const FlushDenormals flush;
+    for (int i = 0; i < count; ++i)
+      if (!same(i)) convert_rows(calls[i], inputs[i], Product::convert);
+    static thread_local Kept<Value> kept;
+    Product product;
+#pragma omp for schedule(dynamic, share)
+    for (int64_t at = 0; at < first[count]; ++at) {
+      const int64_t own = std::upper_bound(first.begin(), first.end(), at) - first.begin() - 1;
+      const PackedLinear& c = calls[own];
+      const int64_t across = (c.outer + WIDTH - 1) / WIDTH, number = at - first[own];
+      const int64_t row0 = number / across * height, n0 = number % across * WIDTH;
+      for_kind(c.kind, [&](auto known) {
+        task<decltype(known)::value, Product>(c, inputs[own], row0, std::min(height, rows - row0), n0, product, kept);
+      });
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" void folio_packed_linear(const PackedLinear* calls, int32_t count) {
+  if (calls->rows == 0) return;
+  if (calls->rounded)
+    run<Rounded>(calls, count);
+  else
+    run<Float32>(calls, count);
+}
