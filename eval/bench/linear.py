@@ -22,7 +22,7 @@ from eval.bench.timer import Marks, time_in_turn
 from eval.options import Separated
 from sparse_attn.kernels.cpu import attention as cpu
 from sparse_attn.kernels.cpu import features
-from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, linear, pack, pack_tensor, row_bytes, rounds
+from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, linear, pack, pack_tensor, rounds, row_bytes
 
 SHAPES = {"smollm2": ((1536, 576), (576, 1536), (576, 576)), "qwen2": ((4864, 896), (896, 4864), (896, 896))}
 FEW = 64

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kernels.cpu import features
-from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, linear, pack, pack_tensor, row_bytes, rounds
+from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, linear, pack, pack_tensor, rounds, row_bytes
 
 pytestmark = pytest.mark.skipif(
     not select_kernels(torch.device("cpu"), torch.float32).row_invariant, reason="no C++ compiler for the CPU kernels"
