@@ -137,12 +137,12 @@ def _about_kernels(own: str, whole: str, device: str, dtype: str, backend: str) 
     """State and detail of the attention kernels' finding; ``whole``: who attends long dense runs, if not ``own``."""
     if own == "torch" and device.startswith("cuda"):
         return "bad", "plain torch, many times slower: triton is not installed (pip install triton)"
-    if own == "torch" and dtype == "float32":
+    if own == "torch" and dtype in ("float32", "bfloat16"):
         return "note", "plain torch, several times slower: the C++ kernels cannot be built (is g++ there?)"
     reasons = {
         "triton": "our kernels for GPUs",
-        "cpu-c++": "our kernels for float32 on a CPU",
-        "torch": f"plain torch: the C++ kernels are for float32, this is {dtype}",
+        "cpu-c++": f"our kernels for {dtype} on a CPU",
+        "torch": f"plain torch: the C++ kernels are for float32 and bfloat16, this is {dtype}",
     }
     if not whole:
         return "ok", f"{own}: {reasons[own]}"

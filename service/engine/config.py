@@ -52,8 +52,9 @@ class EngineConfig(BaseModel):
     )
     page_size: int = Field(default=64, ge=1, le=1024, description="Tokens of a page of KV.")
     kv_memory: Bytes = Field(default=2 << 30, ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
-    kv_dtype: Literal["auto", "int8"] = Field(
-        default="auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
+    kv_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        default="auto",
+        description="Of the pages of KV: auto for the model's, float32 or bfloat16 on a CPU, or int8 (--kv-dtype).",
     )
     kv_groups: str = Field(
         default="auto",

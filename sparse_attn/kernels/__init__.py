@@ -70,7 +70,7 @@ def _with_whole(own: Kernels, name: str, device: torch.device, dtype: torch.dtyp
 
 
 def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
-    if device.type == "cpu" and dtype == torch.float32:
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         return _cpu_kernels()
     if device.type == "cuda":
         return _triton_kernels()

@@ -5,8 +5,10 @@
 // product is C + (the chain of its even products + that of its odd ones), whatever rows lie beside it.
 #pragma once
 
-#if defined(__AMX_TILE__)
+#if defined(__AMX_BF16__)
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace folio {
 
@@ -30,13 +32,13 @@ inline void tile_multiply_bf16() {
 
 // A thread's tiles: 0 to 3 are sums and 4 and 5 are A, of `rows` rows; 6 and 7 are B, of 16. Given back at the end of its
 // life, or the system would save 8 KB at every change of context.
-class Tiles {
+class TileRegisters {
   int rows = 0;
 
  public:
-  Tiles() = default;
-  Tiles(const Tiles&) = delete;
-  ~Tiles() {
+  TileRegisters() = default;
+  TileRegisters(const TileRegisters&) = delete;
+  ~TileRegisters() {
     if (rows) asm volatile("tilerelease" ::: "memory");
   }
   void shape(int count) {  // forgets what is in the tiles
@@ -51,6 +53,47 @@ class Tiles {
     rows = count;
   }
 };
+
+// out [rows of the tiles][columns] = a · b over `depth` pairs (a multiple of 16), or out + a · b where ACCUMULATE; columns
+// are a multiple of 16. Strides in units of 4 bytes: a row of a and of out, and a pair's row of b.
+template <bool ACCUMULATE, int COLUMNS>
+inline void tile_panel(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out,
+                       int64_t out_row) {
+  const auto each = [](auto body) {
+    body(std::integral_constant<int, 0>{});
+    if constexpr (COLUMNS > 1) body(std::integral_constant<int, 1>{});
+    if constexpr (COLUMNS > 2) body(std::integral_constant<int, 2>{});
+    if constexpr (COLUMNS > 3) body(std::integral_constant<int, 3>{});
+  };
+  each([&](auto n) {
+    constexpr int N = decltype(n)::value;
+    if constexpr (ACCUMULATE)
+      tile_load<N>(out + 16 * N, 4 * out_row);
+    else
+      tile_zero<N>();
+  });
+  for (int k = 0; k < depth; k += 16) {
+    tile_load<4>(a + k, 4 * a_row);
+    each([&](auto n) {
+      constexpr int N = decltype(n)::value, B = 6 + N % 2;
+      tile_load<B>(b + k * b_row + 16 * N, 4 * b_row);
+      tile_multiply_bf16<N, 4, B>();
+    });
+  }
+  each([&](auto n) { tile_store<decltype(n)::value>(out + 16 * decltype(n)::value, 4 * out_row); });
+}
+template <bool ACCUMULATE>
+inline void tile_product(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out,
+                         int64_t out_row, int columns) {
+  for (int n = 0; n < columns; n += 64) {
+    switch (std::min(columns - n, 64) / 16) {
+      case 1: tile_panel<ACCUMULATE, 1>(a, a_row, depth, b + n, b_row, out + n, out_row); break;
+      case 2: tile_panel<ACCUMULATE, 2>(a, a_row, depth, b + n, b_row, out + n, out_row); break;
+      case 3: tile_panel<ACCUMULATE, 3>(a, a_row, depth, b + n, b_row, out + n, out_row); break;
+      default: tile_panel<ACCUMULATE, 4>(a, a_row, depth, b + n, b_row, out + n, out_row);
+    }
+  }
+}
 
 }  // namespace folio
 #endif

@@ -1,4 +1,4 @@
-// Attention over pages and new rows for float32 on a CPU.
+// Attention over pages and new rows on a CPU, by products of float32 or of bfloat16.
 //
 // The keys of a row are numbered 0, 1, 2, …: first its context in pages, then the new rows it sees, in order; for a
 // tree node these are its ancestors and itself. Keys are taken in tiles of TILE and chunks of CHUNK by that number.
@@ -9,12 +9,19 @@
 //
 // All query heads of a KV head, for all rows of a block, go over a tile together (GQA packing): K and V are read from
 // memory once. K is transposed in cache, so that scores and values are the same product: broadcast × rows of vectors.
+//
+// Products of bfloat16 take two neighbours along the sum at once: of a query or key two channels, of weights and values
+// two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded to
+// bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes through
+// them, a single row's too, for their order of summation is another one.
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
+#include "amx.h"
 #include "calls.h"
-#include "simd.h"
+#include "units.h"
 
 using namespace folio;
 
@@ -25,6 +32,7 @@ constexpr int CHUNK = 16 * TILE;  // keys joined before they meet the next chunk
 constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequence are shared out to threads
 constexpr int THREAD_SCORES = 8192;  // least work for one more thread
 constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
+constexpr int GROUP_ROWS = 16;    // rows that go through AMX's tiles together
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 // Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
@@ -97,10 +105,17 @@ int keys_of(const Attention& c, int sequence) {
   return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
 }
 
+// `Unit` is what products are of. Rows of queries, keys and weights are counted in units, each as large as a float.
+template <class Unit>
 class Worker {
+  static constexpr bool PAIRS = std::is_same_v<Unit, Pair>, TILED = PAIRS && HAS_TILES;
+  static constexpr int KEYS_STEP = PAIRS ? 32 : LANES;  // keys of a tile are filled up to a multiple of it
+  static constexpr int WEIGHTS_ROW = TILE / Unit::NUMBERS;
+
  public:
   explicit Worker(const Attention& call)
-      : c(call), width((c.dim + LANES - 1) / LANES * LANES), padded(c.dim % LANES != 0) {}
+      : c(call), width(round_up(c.dim, LANES)), units(c.dim / Unit::NUMBERS),
+        depth(TILED ? round_up(units, 16) : units), padded(c.dim % LANES != 0) {}
 
   void run(const Task& task) {
     begin(task);
@@ -123,14 +138,22 @@ class Worker {
 
  private:
   const Attention& c;
-  const int width;
+  const int width;  // floats of a row of results
+  const int units;  // of a query or key
+  const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
+#if defined(__AMX_BF16__)
+  TileRegisters tiles;
+#endif
   Task t{};
   const uint8_t* mask = nullptr;
   int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
   State state{};
-  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr,
-        *k_wide = nullptr, *v_wide = nullptr;  // tiles of int8 keys and values as floats
+  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr;
+  float* weights = nullptr;                    // of the rows of `scores`; in their place where they are floats
+  float* copies = nullptr;                     // a tile of values, padded or in pairs of keys
+  float *k_wide = nullptr, *v_wide = nullptr;  // tiles of keys and values that are held in another type
+  float* nothing = nullptr;                    // the values of keys that fill a tile up
   const float *k_rows[TILE], *v_rows[TILE];
   Fetch fetch;
   std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
@@ -149,8 +172,7 @@ class Worker {
     allocate();
     for (int r = 0; r < rows; ++r) {
       const int i = t.row0 + r / t.heads;
-      const float* source = c.q + (row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head;
-      for (int d = 0; d < c.dim; ++d) query[r * c.dim + d] = source[d] * c.scale;
+      pack_query((row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head, query + r * depth);
     }
     for (int r = 0; r < rows; ++r) total[r * (width + 2)] = -INF;
     const int context = c.context_lens[t.sequence];
@@ -171,25 +193,50 @@ class Worker {
 
   void allocate() {
     static thread_local std::vector<Line> memory;
-    size_t need = 0;
+    const size_t held = TILED ? round_up(rows, GROUP_ROWS) : rows;  // a group of rows is multiplied whole
+    const size_t group = TILED ? GROUP_ROWS : MAX_ROWS, tile = size_t(TILE) * width;
     const auto lines = [](size_t n) { return (n + LINE - 1) / LINE; };
-    for (size_t n : {size_t(c.dim) * TILE, 3 * size_t(TILE) * width, size_t(MAX_ROWS) * TILE, size_t(rows) * width,
-                     size_t(rows) * LANES, size_t(rows) * c.dim, size_t(rows) * (width + 2), size_t(rows)})
-      need += lines(n);
+    const auto lay_out = [&](auto take) {
+      columns = take(size_t(depth) * TILE);
+      copies = take(tile);
+      k_wide = take(tile);
+      v_wide = take(tile);
+      nothing = take(width);
+      scores = take(group * TILE);
+      weights = PAIRS ? take(group * WEIGHTS_ROW) : scores;
+      state.width = width;
+      state.o = take(held * width);
+      state.l = take(held * LANES);
+      query = take(held * depth);
+      total = take(rows * size_t(width + 2));
+      state.m = take(rows);
+    };
+    size_t need = 0;
+    lay_out([&](size_t n) { need += lines(n); return static_cast<float*>(nullptr); });
     if (memory.size() < need) memory.resize(need);
     Line* at = memory.data();
-    auto take = [&](size_t n) { float* p = at->floats; at += lines(n); return p; };
-    columns = take(size_t(c.dim) * TILE);
-    copies = take(3 * size_t(TILE) * width);
-    k_wide = copies + size_t(TILE) * width;
-    v_wide = k_wide + size_t(TILE) * width;
-    scores = take(MAX_ROWS * TILE);
-    state.width = width;
-    state.o = take(size_t(rows) * width);
-    state.l = take(size_t(rows) * LANES);
-    query = take(size_t(rows) * c.dim);
-    total = take(size_t(rows) * (width + 2));
-    state.m = take(rows);
+    lay_out([&](size_t n) { float* p = at->floats; at += lines(n); return p; });
+    if (!PAIRS) return;
+    std::fill(nothing, nothing + width, 0.0f);
+    std::fill(columns + units * TILE, columns + depth * TILE, 0.0f);
+    std::fill(query, query + held * depth, 0.0f);
+    std::fill(weights, weights + group * WEIGHTS_ROW, 0.0f);
+    std::fill(state.o + size_t(rows) * width, state.o + held * width, 0.0f);
+  }
+
+  // The query at element `at`: times the scale where it is of floats, for pairs of its own value.
+  void pack_query(int64_t at, float* out) const {
+    const auto* narrow = static_cast<const uint16_t*>(c.q) + at;
+    const auto* wide = static_cast<const float*>(c.q) + at;
+    const bool is_narrow = c.q_kind == BFLOAT16;
+    if constexpr (PAIRS) {
+      if (is_narrow)
+        std::memcpy(out, narrow, c.dim * sizeof *narrow);
+      else
+        narrow_row(wide, c.dim, out);
+    } else {
+      for (int d = 0; d < c.dim; ++d) out[d] = (is_narrow ? widen_bf16(narrow[d]) : wide[d]) * c.scale;
+    }
   }
 
   // --- which keys ---------------------------------------------------------------------------------
@@ -257,47 +304,37 @@ class Worker {
     return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
   }
 
-  // `count` int8 rows from element `at` of the cache on, as floats.
-  const float* widen(const void* cache, const uint16_t* scales, int64_t at, int count, float* out) const {
-    const int8_t* source = static_cast<const int8_t*>(cache) + at;
-    for (int i = 0; i < count; ++i) {
-      const float scale = half(scales[at / c.dim + i]);
-      for (int d = 0; d < c.dim; ++d) out[i * c.dim + d] = float(source[i * c.dim + d]) * scale;
-    }
-    return out;
+  // `count` rows of the cache from element `at` on: where they lie, or in `room` where they are held in another type.
+  const float* held_rows(const void* cache, const uint16_t* scales, int64_t at, int count, float* room) const {
+    if (c.page_kind != INT8) return element<Unit>(cache, at);
+    decode_rows<Unit>(static_cast<const int8_t*>(cache) + at, scales + at / c.dim, count, c.dim, room);
+    return room;
+  }
+
+  // The same for the new row at element `at`.
+  const float* new_row(const void* all, int64_t at, float* room) const {
+    if (!PAIRS || c.new_kind != FLOAT32) return element<Unit>(all, at);
+    narrow_row(static_cast<const float*>(all) + at, c.dim, room);
+    return room;
   }
 
   // Pointers to keys and values `key` … of the context and, beyond it, of the new rows in order of storage.
   void point(int slot, int key, int count) {
-    const int context = c.context_lens[t.sequence];
-    while (count > 0) {
-      int run = count;
-      const float *k, *v;
-      int64_t k_step = c.dim, v_step = c.dim;
-      if (key < context) {
-        const int offset = key % c.page_size;
-        run = std::min({count, c.page_size - offset, context - key});
-        const int64_t at = context_row(key);
-        if (c.k_scale) {
-          k = widen(c.k_cache, c.k_scale, at, run, k_wide + slot * c.dim);
-          v = widen(c.v_cache, c.v_scale, at, run, v_wide + slot * c.dim);
-        } else {
-          k = static_cast<const float*>(c.k_cache) + at;
-          v = static_cast<const float*>(c.v_cache) + at;
-        }
-      } else {
-        const int64_t row = row_base + key - context;
-        k = c.k_new + row * c.k_row + kv_head * c.k_head;
-        v = c.v_new + row * c.v_row + kv_head * c.v_head;
-        k_step = c.k_row;
-        v_step = c.v_row;
+    const int context = c.context_lens[t.sequence], end = key + count;
+    while (key < std::min(end, context)) {
+      const int offset = key % c.page_size, run = std::min(std::min(end, context) - key, c.page_size - offset);
+      const int64_t at = context_row(key);
+      const float* k = held_rows(c.k_cache, c.k_scale, at, run, k_wide + slot * units);
+      const float* v = held_rows(c.v_cache, c.v_scale, at, run, v_wide + slot * units);
+      for (int i = 0; i < run; ++i, ++slot, ++key) {
+        k_rows[slot] = k + i * units;
+        v_rows[slot] = v + i * units;
       }
-      for (int i = 0; i < run; ++i, ++slot) {
-        k_rows[slot] = k + i * k_step;
-        v_rows[slot] = v + i * v_step;
-      }
-      key += run;
-      count -= run;
+    }
+    for (; key < end; ++key, ++slot) {
+      const int64_t row = row_base + key - context;
+      k_rows[slot] = new_row(c.k_new, row * c.k_row + kv_head * c.k_head, k_wide + slot * units);
+      v_rows[slot] = new_row(c.v_new, row * c.v_row + kv_head * c.v_head, v_wide + slot * units);
     }
   }
 
@@ -317,9 +354,11 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    if (!c.k_scale && after < c.context_lens[t.sequence])
-      fetch.begin(static_cast<const float*>(c.k_cache) + context_row(after),
-                  static_cast<const float*>(c.v_cache) + context_row(after), c.dim, (rows + MAX_ROWS - 1) / MAX_ROWS);
+    if (c.page_kind != INT8 && after < c.context_lens[t.sequence]) {
+      const int64_t at = context_row(after);
+      fetch.begin(held_rows(c.k_cache, nullptr, at, 1, nullptr), held_rows(c.v_cache, nullptr, at, 1, nullptr), units,
+                  TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
+    }
     tile(count, 0, rows);
     fetch.stop();
   }
@@ -357,64 +396,129 @@ class Worker {
 
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
-    for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
-    transpose(k_rows, count, c.dim, columns, TILE, [&] { fetch.square(); });
-    if (padded) {
+    const int filled = round_up(count, KEYS_STEP);
+    for (int j = count; j < filled; ++j) k_rows[j] = k_rows[0];  // hidden below
+    transpose(k_rows, filled, units, columns, TILE, [&] { fetch.square(); });
+    if constexpr (PAIRS) {
+      for (int j = count; j < filled; ++j) v_rows[j] = nothing;
+      for (int j = 0; j < filled; j += 2) pair_values(v_rows[j], v_rows[j + 1], copies + j / 2 * width);
+    } else if (padded) {
       for (int j = 0; j < count; ++j) {
         std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
         std::fill(copies + j * width + c.dim, copies + (j + 1) * width, 0.0f);
         v_rows[j] = copies + j * width;
       }
     }
-    for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, from + r); });
+    if constexpr (TILED)
+      tile_groups(count, filled, from, to);
+    else
+      for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, filled, from + r); });
+  }
+
+  // The values of two keys, channel by channel.
+  void pair_values(const float* first, const float* second, float* out) const {
+    const auto* low = reinterpret_cast<const uint16_t*>(first);
+    const auto* high = reinterpret_cast<const uint16_t*>(second);
+    const auto join = [](hvec a, hvec b) {
+      return (vec)(__builtin_convertvector(a, uvec) | __builtin_convertvector(b, uvec) << 16);
+    };
+    int d = 0;
+    for (; d + LANES <= c.dim; d += LANES) store(out + d, join(load_bf16(low + d), load_bf16(high + d)));
+    if (d == c.dim) return;
+    uint16_t rest[2][LANES] = {};
+    std::copy(low + d, low + c.dim, rest[0]);
+    std::copy(high + d, high + c.dim, rest[1]);
+    store(out + d, join(load_bf16(rest[0]), load_bf16(rest[1])));
   }
 
   template <int ROWS>
-  void attend(int count, int r0) {
-    uint64_t any = 0;
-    for (int r = 0; r < ROWS; ++r) any |= seen[r0 + r];
-    if (!any) return;
-    const int vectors = (count + LANES - 1) / LANES;
+  void attend(int count, int filled, int r0) {
+    if (std::none_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t bits) { return bits; })) return;
     auto column = [&](int d) {
       fetch.step(d);
       return columns + d * TILE;
     };
-    multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, column, scores, TILE, vectors);
-    if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
-      soften_whole<ROWS>(r0);
-    else
-      for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
+    multiply_wide<Unit, ROWS, false>(query + r0 * depth, depth, units, column, scores, TILE, filled / LANES);
+    soften_rows<ROWS>(count, filled, r0, 0);
     auto value = [&](int j) {
       fetch.step(j);
-      return v_rows[j];
+      return PAIRS ? copies + j * width : v_rows[j];
     };
-    multiply_wide<ROWS, true>(scores, TILE, count, value, state.o + r0 * width, width, width / LANES);
+    multiply_wide<Unit, ROWS, true>(weights, WEIGHTS_ROW, PAIRS ? filled / 2 : count, value, state.o + r0 * width,
+                                    width, width / LANES);
+  }
+
+#if defined(__AMX_BF16__)
+  // `attend` for groups of GROUP_ROWS, and what is left, by AMX's tiles. Behind the last row of all a group has room.
+  void tile_groups(int count, int filled, int from, int to) {
+    for (int r0 = from; r0 < to; r0 += GROUP_ROWS) {
+      const int size = std::min(GROUP_ROWS, to - r0);
+      if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
+      tiles.shape(to == rows && r0 > from ? GROUP_ROWS : size);
+      tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled);
+      int r = 0;
+      for (; r + 4 <= size; r += 4) soften_rows<4>(count, filled, r0 + r, r);
+      for (; r < size; ++r) soften_rows<1>(count, filled, r0 + r, r);
+      tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width);
+    }
+  }
+#else
+  void tile_groups(int, int, int, int) {}
+#endif
+
+  // Rows r0 … of the scores from row s0 on → weights.
+  template <int ROWS>
+  void soften_rows(int count, int filled, int r0, int s0) {
+    if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
+      soften_whole<ROWS>(r0, s0);
+    else
+      for (int r = 0; r < ROWS; ++r)
+        soften(scores + (s0 + r) * TILE, weights + (s0 + r) * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+  }
+
+  // Scores less the maximum m: those of pairs are still without the scale.
+  static vec below(vec score, float scale, float m) {
+    return PAIRS ? fma(score, splat(scale), splat(-m)) : score - splat(m);
+  }
+
+  static void put(float* row, int v, vec weights_of) {
+    if constexpr (PAIRS) {
+      auto* out = reinterpret_cast<uint16_t*>(row) + v * LANES;
+#if defined(__AVX512BF16__)
+      const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weights_of);
+      std::memcpy(out, &rounded, sizeof rounded);
+#else
+      store_bf16(out, round_bf16(weights_of));
+#endif
+    } else {
+      store(row + v * LANES, weights_of);
+    }
   }
 
   // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
   template <int ROWS>
-  void soften_whole(int r0) {
+  void soften_whole(int r0, int s0) {
     constexpr int VECTORS = TILE / LANES;
+    const float* s = scores + s0 * TILE;
+    const float scale = PAIRS ? c.scale : 1.0f;
     float m[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      vec top = load(scores + r * TILE);
+      vec top = load(s + r * TILE);
 #pragma GCC unroll 16
-      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(scores + r * TILE + v * LANES));
-      m[r] = std::max(state.m[r0 + r], max_lane(top));
+      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(s + r * TILE + v * LANES));
+      m[r] = std::max(state.m[r0 + r], max_lane(top) * scale);
     }
     for (int r = 0; r < ROWS; ++r)
       if (m[r] != state.m[r0 + r]) raise(r0 + r, m[r]);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const vec highest = splat(m[r]);
       vec l = load(state.l + (r0 + r) * LANES);
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
-        float* s = scores + r * TILE + v * LANES;
-        const vec x = exp(load(s) - highest);
+        const vec x = exp(below(load(s + r * TILE + v * LANES), scale, m[r]));
         l += x;
-        store(s, x);
+        put(weights + (s0 + r) * WEIGHTS_ROW, v, x);
       }
       store(state.l + (r0 + r) * LANES, l);
     }
@@ -430,26 +534,27 @@ class Worker {
   }
 
   // One row's scores → weights, its maximum and sum brought up to date.
-  void soften(float* s, int vectors, uint64_t visible, int row) {
+  void soften(const float* s, float* out, int vectors, uint64_t visible, int row) {
+    const float scale = PAIRS && c.softcap <= 0 ? c.scale : 1.0f;
     vec x[TILE / LANES], top = splat(-INF);
     for (int v = 0; v < vectors; ++v) {
       x[v] = load(s + v * LANES);
-      if (c.softcap > 0) x[v] = cap(x[v]);
+      if (c.softcap > 0) x[v] = cap(PAIRS ? x[v] * splat(c.scale) : x[v]);
       if (visible != ~0ull) x[v] = hide(x[v], uint32_t(visible >> (v * LANES)));
       top = folio::max(top, x[v]);
     }
-    const float m = std::max(state.m[row], max_lane(top));
+    const float m = std::max(state.m[row], max_lane(top) * scale);
     if (m == -INF) {  // nothing seen yet
-      for (int v = 0; v < vectors; ++v) store(s + v * LANES, vec{});
+      for (int v = 0; v < vectors; ++v) put(out, v, vec{});
       return;
     }
     if (m != state.m[row]) raise(row, m);
     float* sums = state.l + row * LANES;
     vec l = load(sums);
     for (int v = 0; v < vectors; ++v) {
-      x[v] = exp(x[v] - splat(m));
+      x[v] = exp(below(x[v], scale, m));
       l += x[v];
-      store(s + v * LANES, x[v]);
+      put(out, v, x[v]);
     }
     store(sums, l);
   }
@@ -471,7 +576,7 @@ class Worker {
 
   void finish_chunk(int chunk) {
     for (int r = 0; r < rows; ++r) {
-      float part[2 + 1024];
+      float part[2 + MAX_DIM];
       float* target = part;
       if (t.partial) target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
       target[0] = state.m[r];
@@ -490,10 +595,14 @@ class Worker {
 
  public:
   static void write_row(const Attention& c, int64_t row, int64_t head, const float* done) {
-    float* out = c.out + (row * c.q_heads + head) * c.dim;
+    const int64_t at = (row * c.q_heads + head) * c.dim;
     const bool empty = done[0] == -INF;
     const float share = empty ? 0.0f : 1.0f / done[1];
+    float room[MAX_DIM];
+    float* out = c.out_kind == BFLOAT16 ? room : static_cast<float*>(c.out) + at;
     for (int d = 0; d < c.dim; ++d) out[d] = empty ? 0.0f : done[2 + d] * share;
+    if (c.out_kind == BFLOAT16)
+      for (int d = 0; d < c.dim; ++d) static_cast<uint16_t*>(c.out)[at + d] = round_bf16(room[d]);
     c.lse[row * c.q_heads + head] = empty ? -INF : done[0] + std::log(done[1]);
   }
 };
@@ -510,10 +619,8 @@ int block_end(const Attention& c, int sequence, int row0, int new_rows, int toke
   return std::min(new_rows, *std::upper_bound(first, last, base + row0) - base);
 }
 
-}  // namespace
-
-extern "C" void folio_attention(const Attention* call) {
-  const Attention& c = *call;
+template <class Unit>
+void attend_all(const Attention& c) {
   const int group = c.q_heads / c.kv_heads;
   const int heads = c.index_counts && c.index_heads == c.q_heads ? 1 : group;
   const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS / heads);
@@ -562,7 +669,7 @@ extern "C" void folio_attention(const Attention* call) {
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
-    Worker worker(c);
+    Worker<Unit> worker(c);
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < tasks.size(); ++i) worker.run(tasks[i]);
 #pragma omp for schedule(dynamic, 1)
@@ -572,8 +679,17 @@ extern "C" void folio_attention(const Attention* call) {
       for (int64_t r = 0; r < rows; ++r) {
         float* total = parts + splits[i].partial + r * (width + 2);
         for (int chunk = 1; chunk < splits[i].chunks; ++chunk) join(total, total + chunk * step, width);
-        Worker::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
+        Worker<Unit>::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
       }
     }
   }
+}
+
+}  // namespace
+
+extern "C" void folio_attention(const Attention* call) {
+  if (call->products == BFLOAT16)
+    attend_all<Pair>(*call);
+  else
+    attend_all<Single>(*call);
 }

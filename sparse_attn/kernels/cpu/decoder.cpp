@@ -25,7 +25,7 @@ struct Projection {
 struct Layer {
   const float *input_norm, *post_norm, *q_norm, *k_norm;
   Projection q, k, v, o, gate, up, down;
-  float *k_pages, *v_pages;
+  void *k_pages, *v_pages;  // of the batch's page_kind
   float input_eps, post_eps, q_eps, k_eps, scale;
   int32_t window, rotary;
 };
@@ -133,8 +133,6 @@ class Body {
   explicit Body(const Decoder& call)
       : c(call), q_width(int64_t(call.q_heads) * call.dim), kv_width(int64_t(call.kv_heads) * call.dim) {}
 
-  int64_t attended_floats() const { return c.rows * (2 * q_width + 2 * kv_width); }
-
   // Queries, keys and values of the rows, rotated.
   void before(const Layer& layer, float* q, float* k, float* v) const {
     static thread_local Scratch scratch;
@@ -175,9 +173,13 @@ class Body {
 
 }  // namespace
 
-extern "C" void folio_layer_before(const Decoder* call) { Body(*call).before(call->layers[*call->chosen], call->q, call->k, call->v); }
+extern "C" void folio_layer_before(const Decoder* call) {
+  Body(*call).before(call->layers[*call->chosen], call->q, call->k, call->v);
+}
 
-extern "C" void folio_layer_after(const Decoder* call) { Body(*call).after(call->layers[*call->chosen], call->attended); }
+extern "C" void folio_layer_after(const Decoder* call) {
+  Body(*call).after(call->layers[*call->chosen], call->attended);
+}
 
 extern "C" void folio_decoder(const Decoder* call) {
   const Decoder& c = *call;
@@ -186,38 +188,47 @@ extern "C" void folio_decoder(const Decoder* call) {
   const int64_t q_width = int64_t(c.q_heads) * c.dim, kv_width = int64_t(c.kv_heads) * c.dim;
 
   static thread_local Scratch scratch;
-  scratch.clear(body.attended_floats() + c.rows * c.q_heads, 5);
+  scratch.clear(c.rows * (2 * q_width + 4 * kv_width + c.q_heads), 7);
   float* const q = scratch.take(c.rows * q_width);
   float* const k = scratch.take(c.rows * kv_width);
   float* const v = scratch.take(c.rows * kv_width);
   float* const attended = scratch.take(c.rows * q_width);
   attention.q = q;
-  attention.k_new = k;
-  attention.v_new = v;
   attention.out = attended;
   attention.lse = scratch.take(c.rows * c.q_heads);
   attention.q_row = q_width;
   attention.k_row = attention.v_row = kv_width;
   attention.q_head = attention.k_head = attention.v_head = c.dim;
 
-  const auto write = [&](const float* rows_of, float* pages) {
-    const int64_t head = int64_t(c.dim) * sizeof(float);
-    const Write one{reinterpret_cast<const char*>(rows_of), reinterpret_cast<char*>(pages), c.slots,
-                    kv_width * int64_t(sizeof(float)), head, attention.page_stride * int64_t(sizeof(float)),
-                    c.num_pages, c.rows, attention.kv_heads, attention.page_size, head};
+  const bool narrow = attention.page_kind == BFLOAT16;
+  const int64_t size = narrow ? sizeof(uint16_t) : sizeof(float);
+  const auto as_in_pages = [&](const float* rows_of, float* room) -> const void* {
+    if (!narrow) return rows_of;
+    auto* rounded = reinterpret_cast<uint16_t*>(room);
+    for (int64_t i = 0; i < c.rows * kv_width; ++i) rounded[i] = round_bf16(rows_of[i]);
+    return rounded;
+  };
+  float* const k_room = scratch.take(c.rows * kv_width);
+  float* const v_room = scratch.take(c.rows * kv_width);
+  const auto write = [&](const void* rows_of, void* pages) {
+    const int64_t head = c.dim * size;
+    const Write one{static_cast<const char*>(rows_of), static_cast<char*>(pages), c.slots, kv_width * size, head,
+                    attention.page_stride * size, c.num_pages, c.rows, attention.kv_heads, attention.page_size, head};
     folio_write(&one);
   };
 
   for (int64_t i = 0; i < c.count; ++i) {
     const Layer& layer = c.layers[c.chosen[i]];
     body.before(layer, q, k, v);
+    attention.k_new = as_in_pages(k, k_room);
+    attention.v_new = as_in_pages(v, v_room);
     attention.k_cache = layer.k_pages;
     attention.v_cache = layer.v_pages;
     attention.scale = layer.scale;
     attention.window = layer.window;
     folio_attention(&attention);
-    write(k, layer.k_pages);
-    write(v, layer.v_pages);
+    write(attention.k_new, layer.k_pages);
+    write(attention.v_new, layer.v_pages);
     body.after(layer, attended);
   }
 }

@@ -1,4 +1,5 @@
-// Vectors of floats for AVX-512, AVX2, NEON and anything else GCC 12+ or Clang knows, by vector extensions.
+// Vectors of floats for AVX-512, AVX2, NEON and anything else GCC 12+ or Clang knows, by vector extensions, and products
+// of floats or of pairs of bfloat16 numbers, which fill a float's place.
 //
 // Built with -ffp-contract=off: every fused multiply-add is written out, so that a row's arithmetic is the same in
 // every instantiation of a template and its bits do not depend on how many rows run beside it.
@@ -41,6 +42,8 @@ class FlushDenormals {
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t hvec __attribute__((vector_size(LANES * 2)));  // as many bfloat16 numbers as a vec has floats
 
 inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
@@ -72,6 +75,22 @@ inline float half(uint16_t bits) {
   std::memcpy(&x, &wide, sizeof x);
   return x * 0x1p112f;
 }
+
+// bfloat16: the upper half of a float, rounded to the nearest, ties to even. (A NaN stays one.)
+inline hvec round_bf16(vec x) {
+  const uvec bits = (uvec)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return __builtin_convertvector((uvec)(x == x ? (ivec)rounded : (ivec)(bits | 0x400000)) >> 16, hvec);
+}
+inline vec widen_bf16(hvec x) { return (vec)(__builtin_convertvector(x, uvec) << 16); }
+inline uint16_t round_bf16(float x) { return round_bf16(splat(x))[0]; }
+inline float widen_bf16(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+inline hvec load_bf16(const uint16_t* p) { hvec v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store_bf16(uint16_t* p, hvec v) { std::memcpy(p, &v, sizeof v); }
 
 inline void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
@@ -187,9 +206,34 @@ inline void transpose(const float* const* rows, int count, int depth, float* out
   }
 }
 
-// out[ROWS][VECTORS * LANES] = sum over k of a[row][k] * b[k][:], each element one chain of fused multiply-adds in
-// the order of k, begun at `out` where ACCUMULATE, else at 0. `row(k)` gives b's row k.
-template <int ROWS, int VECTORS, bool ACCUMULATE, class Row>
+// What lies in the place of a float of a matrix, and how it is multiplied: one float,
+struct Single {
+  static constexpr int NUMBERS = 1;
+  static vec spread(const float* a) { return splat(*a); }
+  static vec add_product(vec a, vec b, vec sum) { return fma(a, b, sum); }
+};
+// or two bfloat16 numbers, neighbours along the sum, the first in the lower half. The second product is added first.
+struct Pair {
+  static constexpr int NUMBERS = 2;
+  static vec spread(const float* a) {
+    int32_t bits;
+    std::memcpy(&bits, a, sizeof bits);
+    return (vec)(bits - ivec{});
+  }
+  static vec add_product(vec a, vec b, vec sum) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    const auto first = [](vec x) { return (vec)((uvec)x << 16); };
+    const auto second = [](vec x) { return (vec)((uvec)x & 0xffff0000u); };
+    return fma(first(a), first(b), fma(second(a), second(b), sum));
+#endif
+  }
+};
+
+// out[ROWS][VECTORS * LANES] = sum over k of a[row][k] * b[k][:], each element one chain of `Unit::add_product` in the
+// order of k, begun at `out` where ACCUMULATE, else at 0. `row(k)` gives b's row k.
+template <class Unit, int ROWS, int VECTORS, bool ACCUMULATE, class Row>
 inline void multiply(const float* a, int64_t a_stride, int depth, Row row, float* out, int64_t out_stride) {
   vec acc[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -204,9 +248,9 @@ inline void multiply(const float* a, int64_t a_stride, int depth, Row row, float
     for (int v = 0; v < VECTORS; ++v) b[v] = load(values + v * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const vec x = splat(a[r * a_stride + k]);
+      const vec x = Unit::spread(a + r * a_stride + k);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
+      for (int v = 0; v < VECTORS; ++v) acc[r][v] = Unit::add_product(x, b[v], acc[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -216,7 +260,7 @@ inline void multiply(const float* a, int64_t a_stride, int depth, Row row, float
 }
 
 // The same over `vectors` vectors of columns, by panels of MAX_VECTORS.
-template <int ROWS, bool ACCUMULATE, class Row>
+template <class Unit, int ROWS, bool ACCUMULATE, class Row>
 inline void multiply_wide(const float* a, int64_t a_stride, int depth, Row row, float* out, int64_t out_stride,
                           int vectors) {
   for (int v = 0; v < vectors; v += MAX_VECTORS) {
@@ -224,13 +268,13 @@ inline void multiply_wide(const float* a, int64_t a_stride, int depth, Row row, 
     auto panel = [&](int k) { return row(k) + offset; };
     const int width = vectors - v;
     if (width >= MAX_VECTORS)
-      multiply<ROWS, MAX_VECTORS, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, MAX_VECTORS, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
     else if (width == 1)
-      multiply<ROWS, 1, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, 1, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
     else if (width == 2)
-      multiply<ROWS, 2, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, 2, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
     else
-      multiply<ROWS, 3, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, 3, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
   }
 }
 

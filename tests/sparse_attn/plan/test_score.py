@@ -143,6 +143,27 @@ def test_the_kernel_of_last_rows_weighs_blocks_as_torch_does(make_sequence, firs
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [16, 64, 80])
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_kernel_of_last_rows_multiplies_bfloat16(make_sequence, dim, int8):
+    seq = make_sequence(337, num_heads=6, num_kv_heads=3, dim=dim, dtype=torch.bfloat16)
+    seq.key_pages.zero_()
+    seq.store(0, 300)
+    rows, heads, block = seq.rows(300, 337), [4, 1, 0, 5], 64
+    if select_kernels(rows.q.device, rows.q.dtype).vertical_slash is None:
+        pytest.skip("the C++ kernels cannot be built here")
+    pages = seq.key_pages
+    if int8:
+        packed, scales = quantize(pages)
+        pages = dequantize(packed, scales, torch.bfloat16)
+        rows = replace(rows, groups=[HeadPages(range(3), packed, seq.table, scales)])
+    held = [HeadPages(range(3), pages.double(), seq.table)]
+    weights = score.last_rows_attention(replace(rows, q=rows.q.double(), k=rows.k.double(), groups=held), heads)
+    found = score.vertical_slash(rows, heads, block)
+    torch.testing.assert_close(found[0], score.vertical_blocks(weights, block), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[1], score.slash_blocks(weights, block), atol=1e-5, rtol=1e-4)
+
+
 def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
     seq = make_sequence(200, num_heads=6, num_kv_heads=3, dtype=torch.float32)
     seq.store(0, 150)
@@ -159,7 +180,7 @@ def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
         torch.testing.assert_close(got, want)
 
 
-def test_keys_that_the_kernel_does_not_read_are_weighed_by_torch(make_sequence):
+def test_int8_keys_and_blocks_that_the_kernel_does_not_read_are_weighed_as_by_torch(make_sequence):
     seq = make_sequence(100, dtype=torch.float32)
     seq.key_pages.zero_()
     seq.store(0, 64)
