@@ -20,7 +20,6 @@ namespace folio {
 constexpr int TILE_ROWS = 16, TILE_COLUMNS = 32, PAIRS = TILE_COLUMNS / 2;
 constexpr int PARTS = TILE_ROWS / LANES;
 
-typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 struct wide { vec part[PARTS]; };    // 16 floats
 struct iwide { ivec part[PARTS]; };  // 16 words
 
