@@ -32,13 +32,13 @@ inline void tile_multiply_bf16() {
 
 // A thread's tiles: 0 to 3 are sums and 4 and 5 are A, of `rows` rows; 6 and 7 are B, of 16. Given back at the end of its
 // life, or the system would save 8 KB at every change of context.
-class TileRegisters {
+class Tiles {
   int rows = 0;
 
  public:
-  TileRegisters() = default;
-  TileRegisters(const TileRegisters&) = delete;
-  ~TileRegisters() {
+  Tiles() = default;
+  Tiles(const Tiles&) = delete;
+  ~Tiles() {
     if (rows) asm volatile("tilerelease" ::: "memory");
   }
   void shape(int count) {  // forgets what is in the tiles

@@ -31,7 +31,7 @@ constexpr int TILE = 64;          // keys
 constexpr int CHUNK = 16 * TILE;  // keys joined before they meet the next chunk; never depends on the load
 constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequence are shared out to threads
 constexpr int THREAD_SCORES = 8192;  // least work for one more thread
-constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
+constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about; of pairs twice as many
 constexpr int GROUP_ROWS = 16;    // rows that go through AMX's tiles together
 constexpr float INF = std::numeric_limits<float>::infinity();
 
@@ -42,7 +42,7 @@ struct Task {
   float* partial;
 };
 
-constexpr size_t LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
+constexpr int LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
 struct alignas(64) Line { float floats[LINE]; };
 
 // Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
@@ -56,48 +56,52 @@ struct State {
   }
 };
 
-// Prefetches the keys, then the values of the next tile, row by row, from the loops over this one: from all of them, for
+// Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them, for
 // where none are asked for the memory rests.
 class Fetch {
-  const float *keys = nullptr, *values = nullptr;
-  int dim = 0, next = 2 * TILE, every = 1, in_square = 0;
+  const float* sides[2] = {};
+  int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;
 
-  void rows(int count) {
-    for (; count > 0 && next < 2 * TILE; --count, ++next) {
-      const float* row = next < TILE ? keys + int64_t(next) * dim : values + int64_t(next - TILE) * dim;
-      for (int d = 0; d < dim; d += 16) prefetch(row + d);
+  void lines(int count) {
+    for (; count > 0 && side < 2; --count) {
+      prefetch(sides[side] + next);
+      next += LINE;
+      if (next >= end) next = 0, ++side;
     }
   }
 
  public:
-  // The next tile's rows, and how many groups of rows will go over the tile at hand: each is two loops.
-  void begin(const float* k, const float* v, int width, int groups) {
-    keys = k, values = v, dim = width, next = 0;
-    const int calls = 2 * groups * width * (TILE / LANES / MAX_VECTORS);
+  // The next tile's rows, of so many units. `pause` will be called `pauses` times meanwhile, and `step` as often as two
+  // loops over the units of each of `groups` groups of rows have it.
+  void begin(const float* keys, const float* values, int units, int pauses, int groups) {
+    sides[0] = keys, sides[1] = values, side = next = 0, end = units * TILE;
+    row = (units + LINE - 1) / LINE;
+    const int calls = 2 * groups * units * (TILE / LANES / MAX_VECTORS);
     for (every = 2; calls / every > 2 * TILE;) every *= 2;
-    const int squares = (TILE / LANES) * (width / LANES);
-    in_square = squares ? (2 * TILE - calls / every + squares - 1) / squares : 0;
+    part = pauses ? ((2 * TILE - calls / every) * row + pauses - 1) / pauses : 0;
   }
-  void stop() { next = 2 * TILE; }
-  void square() { rows(in_square); }
+  void stop() { side = 2; }
+  void pause() { lines(part); }
   void step(int i) {
-    if (!(i & (every - 1))) rows(1);
+    if (!(i & (every - 1))) lines(row);
   }
 };
 
-// One finished chunk (or several, joined) of one row: m, l and o in `width + 2` floats.
-void join(float* total, const float* part, int width) {
-  if (part[0] == -INF) return;
+// Joins a chunk of one row, finished, to those before it: m, l and o in `width + 2` floats.
+void join(float* total, float part_m, float part_l, const float* part, int width) {
+  if (part_m == -INF) return;
   if (total[0] == -INF) {
-    std::copy(part, part + width + 2, total);
+    total[0] = part_m;
+    total[1] = part_l;
+    std::copy(part, part + width, total + 2);
     return;
   }
-  const float m = std::max(total[0], part[0]);
-  const float a = exp(splat(total[0] - m))[0], b = exp(splat(part[0] - m))[0];
+  const float m = std::max(total[0], part_m);
+  const float a = exp(splat(total[0] - m))[0], b = exp(splat(part_m - m))[0];
   total[0] = m;
-  total[1] = std::fma(b, part[1], a * total[1]);
+  total[1] = std::fma(b, part_l, a * total[1]);
   for (int d = 0; d < width; d += LANES)
-    store(total + 2 + d, fma(splat(b), load(part + 2 + d), splat(a) * load(total + 2 + d)));
+    store(total + 2 + d, fma(splat(b), load(part + d), splat(a) * load(total + 2 + d)));
 }
 
 // Most keys a row of the sequence can have.
@@ -143,13 +147,14 @@ class Worker {
   const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
 #if defined(__AMX_BF16__)
-  TileRegisters tiles;
+  Tiles tiles;
 #endif
   Task t{};
   const uint8_t* mask = nullptr;
   int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
   State state{};
   float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr;
+  float* query_columns = nullptr;              // a single group's queries, transposed
   float* weights = nullptr;                    // of the rows of `scores`; in their place where they are floats
   float* copies = nullptr;                     // a tile of values, padded or in pairs of keys
   float *k_wide = nullptr, *v_wide = nullptr;  // tiles of keys and values that are held in another type
@@ -173,6 +178,11 @@ class Worker {
     for (int r = 0; r < rows; ++r) {
       const int i = t.row0 + r / t.heads;
       pack_query((row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head, query + r * depth);
+    }
+    if (TILED && rows <= GROUP_ROWS) {
+      const float* lines[GROUP_ROWS];
+      for (int r = 0; r < GROUP_ROWS; ++r) lines[r] = query + r * depth;
+      transpose(lines, GROUP_ROWS, depth, query_columns, GROUP_ROWS, [] {});
     }
     for (int r = 0; r < rows; ++r) total[r * (width + 2)] = -INF;
     const int context = c.context_lens[t.sequence];
@@ -208,6 +218,7 @@ class Worker {
       state.o = take(held * width);
       state.l = take(held * LANES);
       query = take(held * depth);
+      query_columns = take(TILED ? size_t(depth) * GROUP_ROWS : 0);
       total = take(rows * size_t(width + 2));
       state.m = take(rows);
     };
@@ -233,7 +244,7 @@ class Worker {
       if (is_narrow)
         std::memcpy(out, narrow, c.dim * sizeof *narrow);
       else
-        narrow_row(wide, c.dim, out);
+        narrow_row(wide, c.dim, reinterpret_cast<uint16_t*>(out));
     } else {
       for (int d = 0; d < c.dim; ++d) out[d] = (is_narrow ? widen_bf16(narrow[d]) : wide[d]) * c.scale;
     }
@@ -314,7 +325,7 @@ class Worker {
   // The same for the new row at element `at`.
   const float* new_row(const void* all, int64_t at, float* room) const {
     if (!PAIRS || c.new_kind != FLOAT32) return element<Unit>(all, at);
-    narrow_row(static_cast<const float*>(all) + at, c.dim, room);
+    narrow_row(static_cast<const float*>(all) + at, c.dim, reinterpret_cast<uint16_t*>(room));
     return room;
   }
 
@@ -357,6 +368,7 @@ class Worker {
     if (c.page_kind != INT8 && after < c.context_lens[t.sequence]) {
       const int64_t at = context_row(after);
       fetch.begin(held_rows(c.k_cache, nullptr, at, 1, nullptr), held_rows(c.v_cache, nullptr, at, 1, nullptr), units,
+                  TILE / LANES * (units / LANES) + (PAIRS ? TILE / 2 : 0),
                   TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
     }
     tile(count, 0, rows);
@@ -397,11 +409,15 @@ class Worker {
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
     const int filled = round_up(count, KEYS_STEP);
+    const bool few = TILED && rows <= GROUP_ROWS && to - from == rows && depth == units;
     for (int j = count; j < filled; ++j) k_rows[j] = k_rows[0];  // hidden below
-    transpose(k_rows, filled, units, columns, TILE, [&] { fetch.square(); });
+    if (!few) transpose(k_rows, filled, units, columns, TILE, [&] { fetch.pause(); });
     if constexpr (PAIRS) {
       for (int j = count; j < filled; ++j) v_rows[j] = nothing;
-      for (int j = 0; j < filled; j += 2) pair_values(v_rows[j], v_rows[j + 1], copies + j / 2 * width);
+      for (int j = 0; j < filled; j += 2) {
+        fetch.pause();
+        zip_rows(v_rows[j], v_rows[j + 1], c.dim, copies + j / 2 * width);
+      }
     } else if (padded) {
       for (int j = 0; j < count; ++j) {
         std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
@@ -409,26 +425,12 @@ class Worker {
         v_rows[j] = copies + j * width;
       }
     }
-    if constexpr (TILED)
+    if (few)
+      tile_few(count, filled);
+    else if constexpr (TILED)
       tile_groups(count, filled, from, to);
     else
       for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, filled, from + r); });
-  }
-
-  // The values of two keys, channel by channel.
-  void pair_values(const float* first, const float* second, float* out) const {
-    const auto* low = reinterpret_cast<const uint16_t*>(first);
-    const auto* high = reinterpret_cast<const uint16_t*>(second);
-    const auto join = [](hvec a, hvec b) {
-      return (vec)(__builtin_convertvector(a, uvec) | __builtin_convertvector(b, uvec) << 16);
-    };
-    int d = 0;
-    for (; d + LANES <= c.dim; d += LANES) store(out + d, join(load_bf16(low + d), load_bf16(high + d)));
-    if (d == c.dim) return;
-    uint16_t rest[2][LANES] = {};
-    std::copy(low + d, low + c.dim, rest[0]);
-    std::copy(high + d, high + c.dim, rest[1]);
-    store(out + d, join(load_bf16(rest[0]), load_bf16(rest[1])));
   }
 
   template <int ROWS>
@@ -456,14 +458,74 @@ class Worker {
       if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
       tiles.shape(to == rows && r0 > from ? GROUP_ROWS : size);
       tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled);
-      int r = 0;
-      for (; r + 4 <= size; r += 4) soften_rows<4>(count, filled, r0 + r, r);
-      for (; r < size; ++r) soften_rows<1>(count, filled, r0 + r, r);
+      soften_group(count, filled, r0, size);
       tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width);
+    }
+  }
+
+  // The same where all rows together are one group at most. Then the keys are the rows of the first product and the
+  // queries its columns, for transposing queries once is less than transposing all keys; each sum is the same.
+  void tile_few(int count, int filled) {
+    tiles.shape(GROUP_ROWS);
+    for (int j = 0; j < filled; j += GROUP_ROWS) {
+      alignas(64) float turned[GROUP_ROWS * GROUP_ROWS];
+      tile_product<false>(sixteen_keys(j), units, units, query_columns, GROUP_ROWS, turned, GROUP_ROWS, GROUP_ROWS);
+      for (int i = 0; i < units / LANES; ++i) fetch.pause();
+      const float* lines[GROUP_ROWS];
+      vec row[GROUP_ROWS];
+      for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + i * GROUP_ROWS;
+      transpose_square(lines, 0, row);
+      for (int r = 0; r < rows; ++r) store(scores + r * TILE + j, row[r]);
+    }
+    soften_group(count, filled, 0, rows);
+    tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width);
+  }
+
+  // Keys j … j+15 of the tile, one behind another.
+  const float* sixteen_keys(int j) {
+    int i = 1;
+    while (i < GROUP_ROWS && k_rows[j + i] == k_rows[j] + i * units) ++i;
+    if (i == GROUP_ROWS) return k_rows[j];
+    for (i = 0; i < GROUP_ROWS; ++i) std::copy(k_rows[j + i], k_rows[j + i] + units, columns + i * units);
+    return columns;
+  }
+
+  void soften_group(int count, int filled, int r0, int size) {
+    const bool whole = count == TILE && c.softcap <= 0 && size == GROUP_ROWS;
+    if (whole && std::all_of(&seen[r0], &seen[r0] + size, [](uint64_t s) { return !~s; }))
+      soften_whole_group(r0);
+    else
+      for (int r = 0; r < size; ++r)
+        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+  }
+
+  // `soften` for GROUP_ROWS rows that see a whole tile: the same arithmetic, the maxima of all rows in one vector.
+  void soften_whole_group(int r0) {
+    constexpr int VECTORS = TILE / LANES;
+    vec top[GROUP_ROWS];
+    for (int r = 0; r < GROUP_ROWS; ++r) {
+      top[r] = load(scores + r * TILE);
+      for (int v = 1; v < VECTORS; ++v) top[r] = folio::max(top[r], load(scores + r * TILE + v * LANES));
+    }
+    const vec before = load(state.m + r0), highest = folio::max(before, max_each(top) * splat(c.scale));
+    float m[GROUP_ROWS];
+    store(m, highest);
+    for (uint32_t raised = _mm512_cmp_ps_mask((__m512)before, (__m512)highest, _CMP_NEQ_UQ); raised; raised &= raised - 1)
+      raise(r0 + __builtin_ctz(raised), m[__builtin_ctz(raised)]);
+    for (int r = 0; r < GROUP_ROWS; ++r) {
+      vec l = load(state.l + (r0 + r) * LANES);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) {
+        const vec x = weigh(load(scores + r * TILE + v * LANES), c.scale, m[r]);
+        l += x;
+        put(weights + r * WEIGHTS_ROW, v, x);
+      }
+      store(state.l + (r0 + r) * LANES, l);
     }
   }
 #else
   void tile_groups(int, int, int, int) {}
+  void tile_few(int, int) {}
 #endif
 
   // Rows r0 … of the scores from row s0 on → weights.
@@ -476,23 +538,17 @@ class Worker {
         soften(scores + (s0 + r) * TILE, weights + (s0 + r) * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
   }
 
-  // Scores less the maximum m: those of pairs are still without the scale.
-  static vec below(vec score, float scale, float m) {
-    return PAIRS ? fma(score, splat(scale), splat(-m)) : score - splat(m);
+  // exp(score - m). The scores of pairs are still without the scale.
+  static vec weigh(vec score, float scale, float m) {
+    constexpr float LOG2_E = 1.44269504f;
+    return PAIRS ? exp2_rough(fma(score, splat(scale * LOG2_E), splat(-m * LOG2_E))) : exp(score - splat(m));
   }
 
   static void put(float* row, int v, vec weights_of) {
-    if constexpr (PAIRS) {
-      auto* out = reinterpret_cast<uint16_t*>(row) + v * LANES;
-#if defined(__AVX512BF16__)
-      const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weights_of);
-      std::memcpy(out, &rounded, sizeof rounded);
-#else
-      store_bf16(out, round_bf16(weights_of));
-#endif
-    } else {
+    if (PAIRS)
+      store_bf16(reinterpret_cast<uint16_t*>(row) + v * LANES, round_normal_bf16(weights_of));
+    else
       store(row + v * LANES, weights_of);
-    }
   }
 
   // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
@@ -516,7 +572,7 @@ class Worker {
       vec l = load(state.l + (r0 + r) * LANES);
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
-        const vec x = exp(below(load(s + r * TILE + v * LANES), scale, m[r]));
+        const vec x = weigh(load(s + r * TILE + v * LANES), scale, m[r]);
         l += x;
         put(weights + (s0 + r) * WEIGHTS_ROW, v, x);
       }
@@ -552,7 +608,7 @@ class Worker {
     float* sums = state.l + row * LANES;
     vec l = load(sums);
     for (int v = 0; v < vectors; ++v) {
-      x[v] = exp(below(x[v], scale, m));
+      x[v] = weigh(x[v], scale, m);
       l += x[v];
       put(out, v, x[v]);
     }
@@ -576,13 +632,12 @@ class Worker {
 
   void finish_chunk(int chunk) {
     for (int r = 0; r < rows; ++r) {
-      float part[2 + MAX_DIM];
-      float* target = part;
-      if (t.partial) target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
-      target[0] = state.m[r];
-      target[1] = sum_lanes(load(state.l + r * LANES));
-      std::copy(state.o + r * width, state.o + (r + 1) * width, target + 2);
-      if (!t.partial) join(total + r * (width + 2), part, width);
+      float* target = total + r * (width + 2);
+      if (t.partial) {
+        target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
+        target[0] = -INF;
+      }
+      join(target, state.m[r], sum_lanes(load(state.l + r * LANES)), state.o + r * width, width);
     }
   }
 
@@ -598,11 +653,23 @@ class Worker {
     const int64_t at = (row * c.q_heads + head) * c.dim;
     const bool empty = done[0] == -INF;
     const float share = empty ? 0.0f : 1.0f / done[1];
-    float room[MAX_DIM];
-    float* out = c.out_kind == BFLOAT16 ? room : static_cast<float*>(c.out) + at;
-    for (int d = 0; d < c.dim; ++d) out[d] = empty ? 0.0f : done[2 + d] * share;
-    if (c.out_kind == BFLOAT16)
-      for (int d = 0; d < c.dim; ++d) static_cast<uint16_t*>(c.out)[at + d] = round_bf16(room[d]);
+    auto* wide = static_cast<float*>(c.out) + at;
+    auto* narrow = static_cast<uint16_t*>(c.out) + at;
+    int d = 0;
+    for (; d + LANES <= c.dim; d += LANES) {
+      const vec x = empty ? vec{} : load(done + 2 + d) * splat(share);
+      if (c.out_kind == BFLOAT16)
+        store_bf16(narrow + d, round_bf16(x));
+      else
+        store(wide + d, x);
+    }
+    for (; d < c.dim; ++d) {
+      const float x = empty ? 0.0f : done[2 + d] * share;
+      if (c.out_kind == BFLOAT16)
+        narrow[d] = round_bf16(x);
+      else
+        wide[d] = x;
+    }
     c.lse[row * c.q_heads + head] = empty ? -INF : done[0] + std::log(done[1]);
   }
 };
@@ -623,7 +690,7 @@ template <class Unit>
 void attend_all(const Attention& c) {
   const int group = c.q_heads / c.kv_heads;
   const int heads = c.index_counts && c.index_heads == c.q_heads ? 1 : group;
-  const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS / heads);
+  const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS * Unit::NUMBERS / heads);
   const int width = (c.dim + LANES - 1) / LANES * LANES;
 
   struct Split { Task whole; int chunks; int64_t partial; };
@@ -678,7 +745,10 @@ void attend_all(const Attention& c) {
       const int64_t rows = int64_t(task.row1 - task.row0) * heads, step = rows * (width + 2);
       for (int64_t r = 0; r < rows; ++r) {
         float* total = parts + splits[i].partial + r * (width + 2);
-        for (int chunk = 1; chunk < splits[i].chunks; ++chunk) join(total, total + chunk * step, width);
+        for (int chunk = 1; chunk < splits[i].chunks; ++chunk) {
+          const float* part = total + chunk * step;
+          join(total, part[0], part[1], part + 2, width);
+        }
         Worker<Unit>::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
       }
     }

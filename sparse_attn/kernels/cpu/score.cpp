@@ -88,7 +88,7 @@ class KeyTiles {
   std::vector<float> columns, scores, decoded, ahead, behind;
   const float* keys[TILE];
 #if defined(__AMX_BF16__)
-  TileRegisters tiles;
+  Tiles tiles;
 #endif
 
   void point(int source, int key) {

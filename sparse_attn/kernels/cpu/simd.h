@@ -77,11 +77,36 @@ inline float half(uint16_t bits) {
 }
 
 // bfloat16: the upper half of a float, rounded to the nearest, ties to even. (A NaN stays one.)
+inline hvec upper_halves(uvec x) {
+#if defined(__AVX512F__)
+  return (hvec)_mm512_cvtepi32_epi16((__m512i)(x >> 16));
+#else
+  return __builtin_convertvector(x >> 16, hvec);
+#endif
+}
 inline hvec round_bf16(vec x) {
   const uvec bits = (uvec)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  return __builtin_convertvector((uvec)(x == x ? (ivec)rounded : (ivec)(bits | 0x400000)) >> 16, hvec);
+  return upper_halves((uvec)(x == x ? (ivec)rounded : (ivec)(bits | 0x400000)));
 }
-inline vec widen_bf16(hvec x) { return (vec)(__builtin_convertvector(x, uvec) << 16); }
+// The same for numbers that are normal or 0.
+inline hvec round_normal_bf16(vec x) {
+#if defined(__AVX512BF16__)
+  return (hvec)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const uvec bits = (uvec)x;
+  return upper_halves(bits + 0x7fff + ((bits >> 16) & 1));
+#endif
+}
+inline uvec lower_halves(hvec x) {
+#if defined(__AVX512F__)
+  return (uvec)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (uvec)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, uvec);
+#endif
+}
+inline vec widen_bf16(hvec x) { return (vec)(lower_halves(x) << 16); }
 inline uint16_t round_bf16(float x) { return round_bf16(splat(x))[0]; }
 inline float widen_bf16(uint16_t x) {
   const uint32_t bits = uint32_t(x) << 16;
@@ -186,6 +211,36 @@ inline vec exp(vec x) {
   std::memcpy(&power, &scale, sizeof power);
   return x < splat(-87.336f) ? vec{} : p * power;
 #endif
+}
+
+// 2^x, within 3e-6 relative, enough for what is rounded to bfloat16; 0 for -inf. For x < 115.
+inline vec exp2_rough(vec x) {
+#if defined(__AVX512DQ__)
+  const vec r = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // what is above the floor
+  vec p = fma(r, splat(1.3534167242e-2f), splat(5.2011461906e-2f));  // least largest relative error, fitted
+  p = fma(p, r, splat(2.4144275613e-1f));
+  p = fma(p, r, splat(6.9300383461e-1f));
+  p = fma(p, r, splat(1.0000025934f));
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+  return exp(x * splat(0.693147182f));
+#endif
+}
+
+// The largest lane of each of LANES vectors.
+inline vec max_each(const vec* a) {
+  vec s[LANES];
+  for (int i = 0; i < LANES; ++i) {  // the tree below delivers in bit-reversed order
+    int from = 0;
+    for (int bit = 1; bit < LANES; bit *= 2) from = 2 * from + ((i & bit) != 0);
+    s[i] = a[from];
+  }
+#pragma GCC unroll 4
+  for (int left = LANES / 2; left > 0; left /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < left; ++i)
+      s[i] = max(interleave<0>(s[2 * i], s[2 * i + 1]), interleave<1>(s[2 * i], s[2 * i + 1]));
+  return s[0];
 }
 
 // Rows [r][0:depth] of row pointers, whole vectors of LANES of them → columns: out[d * stride + r]. `ride` is called

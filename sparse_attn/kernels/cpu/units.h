@@ -15,24 +15,70 @@ constexpr bool HAS_TILES = false;
 
 inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
-// `count` floats, an even number, as pairs.
-inline void narrow_row(const float* source, int count, float* out) {
-  auto* narrow = reinterpret_cast<uint16_t*>(out);
+inline void narrow_row(const float* source, int count, uint16_t* out) {
   int d = 0;
-  for (; d + LANES <= count; d += LANES) store_bf16(narrow + d, round_bf16(load(source + d)));
-  for (; d < count; ++d) narrow[d] = round_bf16(source[d]);
+  for (; d + LANES <= count; d += LANES) store_bf16(out + d, round_bf16(load(source + d)));
+  for (; d < count; ++d) out[d] = round_bf16(source[d]);
+}
+
+inline vec load_int8(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  vec x;
+  for (int i = 0; i < LANES; ++i) x[i] = float(p[i]);
+  return x;
+#endif
 }
 
 // What `count` rows of int8 codes stand for, one behind another.
 template <class Unit>
 inline void decode_rows(const int8_t* codes, const uint16_t* scales, int count, int dim, float* out) {
   for (; count > 0; --count, codes += dim, ++scales, out += dim / Unit::NUMBERS) {
-    float wide[MAX_DIM];
-    float* row = Unit::NUMBERS > 1 ? wide : out;
     const float scale = half(*scales);
-    for (int d = 0; d < dim; ++d) row[d] = float(codes[d]) * scale;
-    if (Unit::NUMBERS > 1) narrow_row(wide, dim, out);
+    auto* narrow = reinterpret_cast<uint16_t*>(out);
+    int d = 0;
+    for (; d + LANES <= dim; d += LANES) {
+      const vec x = load_int8(codes + d) * splat(scale);
+      if (Unit::NUMBERS > 1)
+        store_bf16(narrow + d, round_normal_bf16(x));
+      else
+        store(out + d, x);
+    }
+    for (; d < dim; ++d) {
+      const float x = float(codes[d]) * scale;
+      if (Unit::NUMBERS > 1)
+        narrow[d] = round_bf16(x);
+      else
+        out[d] = x;
+    }
   }
+}
+
+// The numbers of two rows of bfloat16 by turns: `count` pairs, and zeros up to a whole vector.
+inline void zip_rows(const float* first, const float* second, int count, float* out) {
+  const auto* low = reinterpret_cast<const uint16_t*>(first);
+  const auto* high = reinterpret_cast<const uint16_t*>(second);
+  int d = 0;
+#if defined(__AVX512BW__)
+  alignas(64) static constexpr uint16_t ORDER[64] = {
+      0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62,
+      31, 63};
+  for (; d + 32 <= count; d += 32) {
+    const __m512i a = _mm512_loadu_si512(low + d), b = _mm512_loadu_si512(high + d);
+    _mm512_storeu_si512(out + d, _mm512_permutex2var_epi16(a, _mm512_load_si512(ORDER), b));
+    _mm512_storeu_si512(out + d + 16, _mm512_permutex2var_epi16(a, _mm512_load_si512(ORDER + 32), b));
+  }
+#endif
+  const auto join = [](hvec a, hvec b) { return (vec)(lower_halves(a) | lower_halves(b) << 16); };
+  for (; d + LANES <= count; d += LANES) store(out + d, join(load_bf16(low + d), load_bf16(high + d)));
+  if (d == count) return;
+  uint16_t rest[2][LANES] = {};
+  for (int i = 0; d + i < count; ++i) rest[0][i] = low[d + i], rest[1][i] = high[d + i];
+  store(out + d, join(load_bf16(rest[0]), load_bf16(rest[1])));
 }
 
 // Address of element `at`; of floats that hold pairs too, of which elements are halves.
