@@ -104,7 +104,7 @@ struct Bfloat16 {
 
 #if defined(__AMX_BF16__)
 class Rounded : public Bfloat16 {
-  TileRegisters tiles;
+  Tiles tiles;
   int rows = 0;
 
  public:
