@@ -1,4 +1,4 @@
-"""Linear layers by kind of weight and number of rows, beside torch's float32 and bfloat16, all timed in turn in one run.
+"""Linear layers by kind of weight and number of rows, beside torch's float32 and bfloat16, all timed in turn.
 
 The shapes are those of a model's layers; each call takes another of several weights, so that they come from memory as
 in a decode step. Both ceilings are in the figures: what memory gives, and what torch's product of large square matrices
@@ -85,7 +85,7 @@ def ceilings(rounds: int) -> Row:
 
 
 def measured(rows: int, outer: int, inner: int, kinds: tuple[str, ...], rounds: int) -> Row:
-    """GFLOP/s of each kind, of torch in two dtypes and of our float32; and GB/s of stored weights where rows are few."""
+    """GFLOP/s of each kind, of torch in two dtypes and of our float32; GB/s of stored weights where rows are few."""
     copies = max(2, _FROM_MEMORY // (2 * outer * inner)) if rows <= FEW else 2
     x, weights = torch.randn(rows, inner), [torch.randn(outer, inner) for _ in range(min(copies, 24))]
     narrow_x, narrow = x.bfloat16(), [w.bfloat16() for w in weights]

@@ -30,7 +30,7 @@ class EngineConfig(BaseModel):
 
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Precision; auto is bfloat16 on a GPU, and on a CPU that multiplies it unless the model is float32.",
+        description="Precision; auto: bfloat16 on a GPU, and on a CPU that multiplies it unless the model is float32.",
     )
     weights: Literal["auto", "plain", "stored", "int8"] = Field(
         default="auto",

@@ -74,7 +74,9 @@ def test_a_wrong_option_is_named_with_its_flag_variable_and_file(monkeypatch: py
         InvalidRequest, match=r"'kv_dtype' = 'int4' is not valid.*\(Flag, FOLIO_KV_DTYPE, or folio.toml"
     ):
         load_settings()
-    with pytest.raises(InvalidRequest, match="'kv_dtype' is not valid: input should be 'auto', 'float32', 'bfl") as refused:
+    with pytest.raises(
+        InvalidRequest, match="'kv_dtype' is not valid: input should be 'auto', 'float32', 'bfl"
+    ) as refused:
         EngineConfig.of(kv_dtype="int4")
     assert refused.value.param == "kv_dtype"
     with pytest.raises(InvalidRequest, match="'max_waiting' is not valid: there is no such option"):

@@ -111,7 +111,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
 
-    ``dtype`` and ``weights`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all of which must be in this call, each loads its share by transformers' tensor-parallel plan.
+    ``dtype`` and ``weights`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all of which must be
+    in this call, each loads its share by transformers' tensor-parallel plan.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine

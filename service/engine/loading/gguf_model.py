@@ -23,7 +23,7 @@ from service.engine.loading.device import check_memory, gigabytes
 from service.engine.loading.folder import first_line
 from service.engine.loading.gguf_file import GGUFFile, GGUFTensor
 from service.engine.loading.weights import build_whole, refuse_unlike
-from service.engine.runner.packed_layers import can_be_packed, put_packed
+from service.engine.runner.packed_layers import PackedEmbedding, can_be_packed, put_packed
 from service.errors import ModelError
 from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, pack, pack_tensor
 
@@ -252,15 +252,11 @@ class GGUFModel:
         # In their place something of their shape that takes no memory, for transformers checks what it is given.
         stand_ins = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in blocks.items()}
         model = self._built({**plain, **stand_ins}, torch.float32, {"device_map": None})
-        layers = {name: layer for name, layer in model.named_modules() if can_be_packed(layer)}
-        for name, layer in layers.items():
-            tensor = blocks.get(f"{name}.weight")
-            if tensor is None and name == "lm_head" and model.config.tie_word_embeddings:
-                continue
-            if tensor is not None:
-                put_packed(model, name, self._packed(tensor, processor, rounded))
-        if "lm_head" in layers and model.config.tie_word_embeddings:
-            put_packed(model, "lm_head", model.get_input_embeddings().packed)
+        for name in [name for name, layer in model.named_modules() if can_be_packed(layer)]:
+            if f"{name}.weight" in blocks:
+                put_packed(model, name, self._packed(blocks[f"{name}.weight"], processor, rounded))
+            elif name == "lm_head" and isinstance(model.get_input_embeddings(), PackedEmbedding):  # one weight for both
+                put_packed(model, name, model.get_input_embeddings().packed)
         return model
 
     def _packed(self, tensor: GGUFTensor, processor: Any, rounded: bool) -> PackedWeight:

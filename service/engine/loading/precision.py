@@ -44,8 +44,8 @@ class Precision:
 def choose(source: Source, dtype: str, weights: Weights, device: str, shared: bool = False) -> Precision:
     """What ``auto`` stands for, for a checkpoint on a device; ``shared``: by several ranks.
 
-    On a CPU a checkpoint that is not in float32 keeps its weights as they are stored, and products are of bfloat16 where
-    the processor has instructions for them. An explicit float32 of auto weights is plain, for comparisons.
+    On a CPU a checkpoint that is not in float32 keeps its weights as they are stored, and products are of bfloat16
+    where the processor has instructions for them. An explicit float32 of auto weights is plain, for comparisons.
 
     Raises:
         ModelError: there is no such dtype, or these weights are not for this device and dtype.

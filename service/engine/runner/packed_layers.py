@@ -47,7 +47,7 @@ class PackedEmbedding(nn.Module):
 
 
 def can_be_packed(module: nn.Module) -> bool:
-    """A linear layer or an embedding that nothing else (an adapter, a quantiser, a share of several ranks) has taken."""
+    """A linear layer or an embedding that nothing else (an adapter, a quantiser, several ranks) has taken."""
     if type(module) not in (nn.Linear, nn.Embedding) and not hasattr(module, "scalar_embed_scale"):
         return False
     weight: Any = module.weight

@@ -98,7 +98,9 @@ class Decoder:
 
     def __init__(self, layers: Sequence[DecoderLayer], num_heads: int, num_kv_heads: int, dim: int) -> None:
         self.layers = tuple(layers)
-        self._calls: list[PackedLinearCall] = []  # whose addresses the descriptions hold, as those of the layers' weights
+        self._calls: list[
+            PackedLinearCall
+        ] = []  # whose addresses the descriptions hold, as those of the layers' weights
         self._described = (_Layer * len(layers))(*(_described(layer, self._calls) for layer in layers))
         self._heads = (num_heads, num_kv_heads, dim)
         gate = layers[0].projections["gate"].weight

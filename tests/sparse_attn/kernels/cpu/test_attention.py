@@ -170,9 +170,7 @@ def test_sparse_attention_equals_the_masked_reference(
     past, new = index.split()
     exact = [(one.pages(torch.float64), one.new(torch.float64, **options)) for one in (case, absolute)]
     rows = case.new(**options)
-    assert_same(
-        cpu.paged_attention(case.pages(), rows, past), *(dense.paged_attention(*each, past) for each in exact)
-    )
+    assert_same(cpu.paged_attention(case.pages(), rows, past), *(dense.paged_attention(*each, past) for each in exact))
     assert_same(cpu.ragged_attention(rows, new), *(dense.ragged_attention(each, new) for _, each in exact))
 
 
