@@ -159,7 +159,9 @@ def halves(monkeypatch) -> list[int]:
 def test_what_needs_a_plan_is_run_in_halves(options, calls, halves, monkeypatch):
     def tokens():
         engine = make("qwen3 in windows" if "kv_dtype" in options else "llama", **options)
-        return generate(engine, [list(range(3, 90)) * 5], SamplingParams(max_tokens=3, ignore_eos=True, logprobs=5))
+        params = SamplingParams(max_tokens=3, ignore_eos=True, logprobs=5)
+        [found] = generate(engine, [list(range(3, 90)) * 5], params)
+        return found.token_ids, found.logprobs
 
     fused = tokens()
     assert calls == []
