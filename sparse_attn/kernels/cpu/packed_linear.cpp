@@ -31,11 +31,11 @@ class Kept {
   }
 };
 
-// x as the products read it: rows of whole tiles, zeros beyond the last column and up to a whole tile of rows.
+// x as the products read it (`place`): rows of whole tiles, zeros beyond the last column and up to a whole tile of rows.
 template <class Value>
-struct Rowwise {
+struct Input {
   Value* values;
-  int64_t stride, steps;
+  int64_t width, steps;
 };
 
 template <int KIND, class Product>
@@ -65,14 +65,14 @@ void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const fl
 
 // Columns of two panels from n0 on, for rows row0 … row0 + rows - 1.
 template <int KIND, class Product>
-void task(const PackedLinear& c, const Rowwise<typename Product::Value>& x, int64_t row0, int64_t rows, int64_t n0,
+void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_t row0, int64_t rows, int64_t n0,
           Product& product, Kept<typename Product::Value>& kept) {
   using Value = typename Product::Value;
   using L = LayoutOf<KIND>;
   constexpr bool as_is = KIND == BF16 && Product::reads_bfloat16;
   const int64_t first = n0 / TILE_ROWS, last = (c.outer - 1) / TILE_ROWS, steps = x.steps;
   const uint8_t* const panel[] = {c.w + first * L::panel_bytes(steps), c.w + std::min(first + 1, last) * L::panel_bytes(steps)};
-  const Value* from = x.values + row0 * x.stride;
+  const Value* from = x.values + row0 * x.width;
   alignas(64) float sums[BLOCK][WIDTH];
   if (rows <= BLOCK) {
     Value* w[2];
@@ -86,7 +86,7 @@ void task(const PackedLinear& c, const Rowwise<typename Product::Value>& x, int6
           w[i] = (Value*)(panel[i] + L::offset(step));
         else
           unpack<KIND, Product>(panel[i], step, count, w[i]);
-      product.add(from + step * TILE_COLUMNS, x.stride, w[0], w[1], count);
+      product.add(from + step * Product::step, x.width, w[0], w[1], count);
     }
     product.end(sums);
     return deliver(c, row0, int(rows), n0, sums);
@@ -102,24 +102,23 @@ void task(const PackedLinear& c, const Rowwise<typename Product::Value>& x, int6
   for (int64_t r = 0; r < rows; r += BLOCK) {
     const int height = int(std::min<int64_t>(BLOCK, rows - r));
     product.begin(height);
-    product.add(from + r * x.stride, x.stride, w[0], w[1], int(steps));
+    product.add(from + r * x.width, x.width, w[0], w[1], int(steps));
     product.end(sums);
     deliver(c, row0 + r, height, n0, sums);
   }
 }
 
-template <class Value, class Convert>
-void convert_rows(const PackedLinear& c, const Rowwise<Value>& x, Convert convert) {
+// Rows of tiles that are not whole are filled up, but for one alone, which is multiplied as it is.
+int64_t padded_rows(int64_t rows) { return rows <= TILE_ROWS ? rows : (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
+
+template <class Product>
+void convert_rows(const PackedLinear& c, const Input<typename Product::Value>& x) {
 #pragma omp for schedule(static)
-  for (int64_t row = 0; row < (c.rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; ++row) {
-    Value* out = x.values + row * x.stride;
-    if (row >= c.rows) {
-      std::memset(out, 0, x.stride * sizeof(Value));
-      continue;
+  for (int64_t row = 0; row < padded_rows(c.rows); ++row)
+    for (int64_t k = 0; k < c.inner; k += TILE_COLUMNS) {
+      const int64_t count = row < c.rows ? std::min<int64_t>(TILE_COLUMNS, c.inner - k) : 0;
+      Product::convert(c.x + row * c.x_row + k, int(count), x.values + Product::place(row, k, x.width));
     }
-    for (int64_t k = 0; k < c.inner; k += TILE_COLUMNS)
-      convert(c.x + row * c.x_row + k, int(std::min<int64_t>(TILE_COLUMNS, c.inner - k)), out + k);
-  }
 }
 
 template <class Product>
@@ -128,7 +127,7 @@ void run(const PackedLinear* calls, int32_t count) {
   const int64_t rows = calls->rows, height = rows <= TASK_ROWS ? std::max<int64_t>(rows, 1) : TASK_ROWS;
   const int64_t blocks = (rows + height - 1) / height;
   std::vector<int64_t> first(count + 1);  // task of each product
-  std::vector<Rowwise<Value>> inputs(count);
+  std::vector<Input<Value>> inputs(count);
   int64_t products = 0, room = 0;
   const auto same = [&](int i) { return i && calls[i].x == calls[i - 1].x && calls[i].inner == calls[i - 1].inner; };
   for (int i = 0; i < count; ++i) {
@@ -137,13 +136,13 @@ void run(const PackedLinear* calls, int32_t count) {
     products += rows * c.outer * c.inner;
     const int64_t steps = (c.inner + TILE_COLUMNS - 1) / TILE_COLUMNS;
     inputs[i] = {nullptr, (steps | 1) * TILE_COLUMNS, steps};  // an odd number of tiles: rows meet in no set of a cache
-    if (!same(i)) room += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].stride;
+    if (!same(i)) room += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].width;
   }
   static thread_local Kept<Value> converted;
   Value* next = converted.take(room);
   for (int i = 0; i < count; ++i) {
     inputs[i].values = same(i) ? inputs[i - 1].values : next;
-    if (!same(i)) next += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].stride;
+    if (!same(i)) next += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].width;
   }
   const int threads = int(std::clamp<int64_t>(products / THREAD_PRODUCTS, 1, calls->threads));
   const int64_t share = std::max<int64_t>(1, first[count] / (threads * 8));  // tasks that lie beside one another
@@ -151,7 +150,7 @@ void run(const PackedLinear* calls, int32_t count) {
   {
     const FlushDenormals flush;
     for (int i = 0; i < count; ++i)
-      if (!same(i)) convert_rows(calls[i], inputs[i], Product::convert);
+      if (!same(i)) convert_rows<Product>(calls[i], inputs[i]);
     static thread_local Kept<Value> kept;
     Product product;
 #pragma omp for schedule(dynamic, share)

@@ -51,6 +51,9 @@ class Float32 {
   using Value = float;
   static constexpr int values = TILE_ROWS * TILE_COLUMNS;  // of a tile
   static constexpr bool reads_bfloat16 = false;
+  static constexpr int64_t step = TILE_COLUMNS;  // from 32 columns of x to the next
+
+  static int64_t place(int64_t row, int64_t k, int64_t width) { return row * width + k; }  // of a number of x
 
   static void put(float* tile, int j, const wide& low, const wide& high) {
     store_wide(tile + 2 * j * TILE_ROWS, low);
@@ -87,6 +90,9 @@ struct Bfloat16 {
   using Value = uint16_t;
   static constexpr int values = TILE_ROWS * TILE_COLUMNS;
   static constexpr bool reads_bfloat16 = true;
+  static constexpr int64_t step = TILE_COLUMNS;
+
+  static int64_t place(int64_t row, int64_t k, int64_t width) { return row * width + k; }
 
   static void put(uint16_t* tile, int j, const wide& low, const wide& high) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)high.part[0], (__m512)low.part[0]);
@@ -108,16 +114,20 @@ class Rounded : public Bfloat16 {
   int rows = 0;
 
  public:
+  static constexpr int64_t step = values;  // x lies in tiles too, each in one piece
+
+  static int64_t place(int64_t row, int64_t k, int64_t width) {
+    return row / TILE_ROWS * TILE_ROWS * width + k / TILE_COLUMNS * step + row % TILE_ROWS * TILE_COLUMNS + k % TILE_COLUMNS;
+  }
   void begin(int count) {
     rows = count;
     tiles.shape(count < TILE_ROWS ? count : TILE_ROWS);
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   }
-  void add(const uint16_t* x, int64_t x_row, const uint16_t* w0, const uint16_t* w1, int steps) {
-    const int64_t stride = x_row * int64_t(sizeof *x);
+  void add(const uint16_t* x, int64_t width, const uint16_t* w0, const uint16_t* w1, int steps) {
     if (rows <= TILE_ROWS) {
-      for (int s = 0; s < steps; ++s, x += TILE_COLUMNS, w0 += values, w1 += values) {
-        tile_load<4>(x, stride);
+      for (int s = 0; s < steps; ++s, x += step, w0 += values, w1 += values) {
+        tile_load<4>(x, 64);
         tile_load<6>(w0, 64);
         tile_multiply_bf16<0, 4, 6>();
         tile_load<7>(w1, 64);
@@ -125,11 +135,12 @@ class Rounded : public Bfloat16 {
       }
       return;
     }
-    for (int s = 0; s < steps; ++s, x += TILE_COLUMNS, w0 += values, w1 += values) {  // rows beyond are there, as zeros
+    const uint16_t* below = x + TILE_ROWS * width;  // rows beyond are there, as zeros
+    for (int s = 0; s < steps; ++s, x += step, below += step, w0 += values, w1 += values) {
       tile_load<6>(w0, 64);
-      tile_load<4>(x, stride);
+      tile_load<4>(x, 64);
       tile_multiply_bf16<0, 4, 6>();
-      tile_load<5>(x + TILE_ROWS * x_row, stride);
+      tile_load<5>(below, 64);
       tile_multiply_bf16<2, 5, 6>();
       tile_load<7>(w1, 64);
       tile_multiply_bf16<1, 4, 7>();
