@@ -82,7 +82,7 @@ class LoadedModel:
         return self.precision.dtype if self.precision else str(self.model.dtype).removeprefix("torch.")
 
     @property
-    def weights(self) -> str:
+    def weights(self) -> Weights:
         """What the weights are kept as: plain, stored or int8."""
         return self.precision.weights if self.precision else "plain"
 

@@ -277,9 +277,10 @@ class GGUFModel:
             ModelError: the file's tensors are not those of its configuration.
         """
         config: Any = self.config
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         try:
             with torch.device("meta"):
-                empty = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+                empty = model(config)
         except Exception as error:  # sizes that are no model's fail in any layer
             raise ModelError(
                 f"{self.file.paths[0].name} describes no model: {first_line(error)}", param="model"

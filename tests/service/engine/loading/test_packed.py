@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine.async_engine import AsyncEngine
 from service.engine.loading import precision
 from service.engine.loading.checkpoint import load_model
 from service.engine.loading.precision import Precision, choose
-from service.engine.loading.sources import find_model
+from service.engine.loading.sources import find_model, smollm2_file
+from service.engine.params import SamplingParams
 from service.engine.runner.packed_layers import PackedEmbedding, PackedLinear, pack_model, packed_layers
 from service.errors import ModelError
 from sparse_attn.kernels import select_kernels
@@ -155,3 +157,33 @@ def test_layers_that_something_else_has_taken_are_left(folder: Path) -> None:
     pack_model(model, "BF16", rounded=False)
     assert type(model.model.layers[0].self_attn.q_proj) is Adapted
     assert isinstance(model.model.layers[0].self_attn.k_proj, PackedLinear)
+
+
+@pytest.mark.slow
+def test_smollm2_says_the_same_in_its_blocks() -> None:
+    """Greedy tokens in float32 over the file's blocks are those over dequantised weights: 200 each of ten prompts."""
+    try:
+        smollm2_file()
+    except ModelError as error:
+        pytest.skip(error.detail)
+    texts = [
+        "The",
+        "Once upon a time",
+        "def main():",
+        "Water boils at",
+        "In 1969",
+        "My dear",
+        "SELECT",
+        "2 + 2 =",
+        "Why",
+        "Dans",
+    ]
+    found = []
+    for weights in ("plain", "stored"):
+        options = {"dtype": "float32", "weights": weights, "device": "cpu", "kv_memory": 256 << 20}
+        with AsyncEngine.from_pretrained("smollm2", **options) as engine:
+            prompts = [engine.tokenizer(text).input_ids for text in texts]
+            results = engine.generate(prompts, SamplingParams(max_tokens=200, ignore_eos=True))
+        found.append([result.token_ids for result in results])
+    assert found[0] == found[1]
+    assert all(len(ids) == 200 for ids in found[0])
