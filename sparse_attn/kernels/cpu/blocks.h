@@ -77,9 +77,12 @@ inline iwide splat_word(int32_t x) {
   return out;
 }
 
-// Any float16 that is finite.
+// Any float16 that is finite. Small ones are made of integers: as floats they would count as 0 (`FlushDenormals`).
 inline float from_half(uint16_t bits) {
-  const float magnitude = half(bits & 0x7FFF);
+  const uint32_t exponent = bits >> 10 & 31, mantissa = bits & 1023, wide = (exponent + 112) << 23 | mantissa << 13;
+  float x;
+  std::memcpy(&x, &wide, sizeof x);
+  const float magnitude = exponent ? x : float(mantissa) * 0x1p-24f;
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 inline float from_bfloat16(uint16_t bits) {
@@ -93,6 +96,9 @@ inline float from_bfloat16(uint16_t bits) {
 inline wide halves(const uint8_t* p) {
 #if defined(__AVX512F__)
   return {{(vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}};
+#elif defined(__F16C__) && defined(__AVX2__)
+  return {{(vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+           (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 16)))}};
 #else
   uint16_t bits[16];
   float x[16];

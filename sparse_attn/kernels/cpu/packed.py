@@ -9,6 +9,7 @@ on the rows beside it.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -56,6 +57,34 @@ class PackedLinearCall(ctypes.Structure):
         *((name, c_int64) for name in ("x_row", "rows", "inner", "outer")),
         *((name, c_int32) for name in ("kind", "threads", "rounded")),
     ]
+
+
+class _Room:
+    """Memory for the weights of layer after layer in huge pages, of which one alone would fill none.
+
+    A decode step streams over all weights: in small pages it would wait for addresses and, at each page's end, for the
+    processor's prefetching to begin anew.
+    """
+
+    BLOCK = 16 << 20
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> Tensor:
+        """uint8 [count], at the beginning of a cache line."""
+        with self._lock:
+            if count > len(self._block):
+                block = empty([max(count, self.BLOCK) + 64], torch.uint8)
+                if count >= self.BLOCK:
+                    return block[-block.data_ptr() % 64 :][:count]
+                self._block = block[-block.data_ptr() % 64 :]
+            taken, self._block = self._block[:count], self._block[-(-count // 64) * 64 :]
+            return taken
+
+
+_room = _Room()
 
 
 @dataclass(frozen=True)
@@ -135,7 +164,7 @@ def pack(
     number = KINDS.index(kind)
     size = library().folio_packed_bytes
     size.restype = c_int64
-    data = empty([size(c_int32(number), c_int64(outer), c_int64(inner))], torch.uint8)
+    data = _room.take(size(c_int32(number), c_int64(outer), c_int64(inner)))
     call = _Pack(
         rows.data_ptr(), _address(order), data.data_ptr(), rows.stride(0), outer, inner, number,
         torch.get_num_threads(),

@@ -1,7 +1,7 @@
 // y = x · wᵀ + bias with w as it is stored, packed in panels (blocks.h), on a CPU.
 //
-// Two panels are a task. For few rows their tiles are unpacked a chunk at a time into the first cache and multiplied
-// there, so that w is read from memory once, at its stored size; for many rows they are unpacked whole, once for a
+// Two panels are a task. For few rows a tile of each is unpacked into the first cache and multiplied while the next is
+// unpacked, so that w is read from memory once, at its stored size; for many rows panels are unpacked whole, once for a
 // block of rows. The products are those of products.h: a row's bits do not depend on how many rows run together.
 #include <algorithm>
 #include <memory>
@@ -14,7 +14,7 @@ using namespace folio;
 
 namespace {
 
-constexpr int CHUNK = 8;                  // tiles of a panel that are unpacked together for few rows
+constexpr int AHEAD = 2048;               // bytes
 constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
 constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
 
@@ -38,11 +38,15 @@ struct Input {
   int64_t width, steps;
 };
 
+// Tiles first … first + count - 1 of a panel. What lies AHEAD is brought in meanwhile: a panel goes on in the next, across
+// pages, where the processor's own guesses end.
 template <int KIND, class Product>
 void unpack(const uint8_t* panel, int64_t first, int64_t count, typename Product::Value* out) {
   using L = LayoutOf<KIND>;
   for (int64_t step = first; step < first + count; ++step, out += Product::values) {
     const uint8_t* head = panel + step / L::span * (L::head + L::span * L::tile);
+    for (int line = 0; line < L::tile + L::head / L::span; line += 64)
+      __builtin_prefetch(panel + L::offset(step) + AHEAD + line, 0, 3);
     unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span),
                       [&](int j, const wide& low, const wide& high) { Product::put(out, j, low, high); });
   }
@@ -75,18 +79,19 @@ void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_
   const Value* from = x.values + row0 * x.width;
   alignas(64) float sums[BLOCK][WIDTH];
   if (rows <= BLOCK) {
-    Value* w[2];
-    w[0] = as_is ? nullptr : kept.take(2 * CHUNK * Product::values);
-    w[1] = w[0] + CHUNK * Product::values;
+    Value* const room = as_is ? nullptr : kept.take(2 * Product::values);
     product.begin(int(rows));
-    for (int64_t step = 0; step < steps; step += CHUNK) {
-      const int count = int(std::min<int64_t>(CHUNK, steps - step));
-      for (int i = 0; i < 2; ++i)
-        if constexpr (as_is)
-          w[i] = (Value*)(panel[i] + L::offset(step));
-        else
-          unpack<KIND, Product>(panel[i], step, count, w[i]);
-      product.add(from + step * Product::step, x.width, w[0], w[1], count);
+    for (int64_t step = 0; step < steps; step += as_is ? steps : 1) {
+      const Value* w[2];
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (as_is) {
+          w[i] = reinterpret_cast<const Value*>(panel[i]);
+        } else {
+          unpack<KIND, Product>(panel[i], step, 1, room + i * Product::values);
+          w[i] = room + i * Product::values;
+        }
+      }
+      product.add(from + step * Product::step, x.width, w[0], w[1], as_is ? int(steps) : 1);
     }
     product.end(sums);
     return deliver(c, row0, int(rows), n0, sums);
