@@ -42,8 +42,8 @@ def head_bytes(head_dim: int, dtype: torch.dtype) -> int:
 class EncodedKV:
     """K and V [T, Hkv, D] of new tokens as attention reads them, now and later, and as pages hold them.
 
-    k and v are in the dtype of the pages, or what int8 codes stand for: a row sees the same numbers whether a key is new
-    or in a page, so neither chunks of a prompt nor draft trees nor the prefix cache change a result. Attention
+    k and v are in the dtype of the pages, or what int8 codes stand for: a row sees the same numbers whether a key is
+    new or in a page, so neither chunks of a prompt nor draft trees nor the prefix cache change a result. Attention
     multiplies in their dtype.
 
     Attributes:

@@ -54,18 +54,22 @@ class Tiles {
   }
 };
 
+// body(0), …, body(COUNT - 1), at most 4, as constants: the number of a tile is part of an instruction.
+template <int COUNT, class Body>
+inline void each_tile(Body body) {
+  body(std::integral_constant<int, 0>{});
+  if constexpr (COUNT > 1) body(std::integral_constant<int, 1>{});
+  if constexpr (COUNT > 2) body(std::integral_constant<int, 2>{});
+  if constexpr (COUNT > 3) body(std::integral_constant<int, 3>{});
+}
+
 // out [rows of the tiles][columns] = a · b over `depth` pairs (a multiple of 16), or out + a · b where ACCUMULATE; columns
-// are a multiple of 16. Strides in units of 4 bytes: a row of a and of out, and a pair's row of b.
-template <bool ACCUMULATE, int COLUMNS>
-inline void tile_panel(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out,
-                       int64_t out_row) {
-  const auto each = [](auto body) {
-    body(std::integral_constant<int, 0>{});
-    if constexpr (COLUMNS > 1) body(std::integral_constant<int, 1>{});
-    if constexpr (COLUMNS > 2) body(std::integral_constant<int, 2>{});
-    if constexpr (COLUMNS > 3) body(std::integral_constant<int, 3>{});
-  };
-  each([&](auto n) {
+// are a multiple of 16. Strides in units of 4 bytes: a row of a and of out, and a pair's row of b. `ride` is called after
+// every product of tiles.
+template <bool ACCUMULATE, int COLUMNS, class Ride>
+inline void tile_panel(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out, int64_t out_row,
+                       Ride ride) {
+  each_tile<COLUMNS>([&](auto n) {
     constexpr int N = decltype(n)::value;
     if constexpr (ACCUMULATE)
       tile_load<N>(out + 16 * N, 4 * out_row);
@@ -74,23 +78,43 @@ inline void tile_panel(const float* a, int64_t a_row, int depth, const float* b,
   });
   for (int k = 0; k < depth; k += 16) {
     tile_load<4>(a + k, 4 * a_row);
-    each([&](auto n) {
+    each_tile<COLUMNS>([&](auto n) {
       constexpr int N = decltype(n)::value, B = 6 + N % 2;
       tile_load<B>(b + k * b_row + 16 * N, 4 * b_row);
       tile_multiply_bf16<N, 4, B>();
+      ride();
     });
   }
-  each([&](auto n) { tile_store<decltype(n)::value>(out + 16 * decltype(n)::value, 4 * out_row); });
+  each_tile<COLUMNS>([&](auto n) { tile_store<decltype(n)::value>(out + 16 * decltype(n)::value, 4 * out_row); });
 }
-template <bool ACCUMULATE>
+
+// out [16 * GROUPS][16] = a · b, where a's rows lie in groups of 16 and b [depth][16]; tiles are of 16 rows.
+template <int GROUPS, class Ride>
+inline void tile_tall_product(const float* const* a, int64_t a_row, int depth, const float* b, float* out, Ride ride) {
+  each_tile<GROUPS>([](auto n) { tile_zero<decltype(n)::value>(); });
+  for (int k = 0; k < depth; k += 16) {
+    tile_load<6>(b + 16 * k, 64);
+    each_tile<GROUPS>([&](auto n) {
+      constexpr int N = decltype(n)::value, A = 4 + N % 2;
+      tile_load<A>(a[N] + k, 4 * a_row);
+      tile_multiply_bf16<N, A, 6>();
+      ride();
+    });
+  }
+  each_tile<GROUPS>([&](auto n) { tile_store<decltype(n)::value>(out + 256 * decltype(n)::value, 64); });
+}
+template <bool ACCUMULATE, class Ride>
 inline void tile_product(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out,
-                         int64_t out_row, int columns) {
+                         int64_t out_row, int columns, Ride ride) {
   for (int n = 0; n < columns; n += 64) {
+    const auto panel = [&](auto tiles) {
+      tile_panel<ACCUMULATE, decltype(tiles)::value>(a, a_row, depth, b + n, b_row, out + n, out_row, ride);
+    };
     switch (std::min(columns - n, 64) / 16) {
-      case 1: tile_panel<ACCUMULATE, 1>(a, a_row, depth, b + n, b_row, out + n, out_row); break;
-      case 2: tile_panel<ACCUMULATE, 2>(a, a_row, depth, b + n, b_row, out + n, out_row); break;
-      case 3: tile_panel<ACCUMULATE, 3>(a, a_row, depth, b + n, b_row, out + n, out_row); break;
-      default: tile_panel<ACCUMULATE, 4>(a, a_row, depth, b + n, b_row, out + n, out_row);
+      case 1: panel(std::integral_constant<int, 1>{}); break;
+      case 2: panel(std::integral_constant<int, 2>{}); break;
+      case 3: panel(std::integral_constant<int, 3>{}); break;
+      default: panel(std::integral_constant<int, 4>{});
     }
   }
 }

@@ -13,10 +13,10 @@
 // Products of bfloat16 take two neighbours along the sum at once: of a query or key two channels, of weights and values
 // two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded to
 // bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes through
-// them, a single row's too, for their order of summation is another one.
+// them, a single row's too, for their order of summation is another one. A processor that has no products of bfloat16
+// widens what it reads, a tile at a time, and multiplies floats.
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "amx.h"
@@ -33,6 +33,7 @@ constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequenc
 constexpr int THREAD_SCORES = 8192;  // least work for one more thread
 constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about; of pairs twice as many
 constexpr int GROUP_ROWS = 16;    // rows that go through AMX's tiles together
+constexpr int ZIP_PAUSES = 8;      // for prefetches, while values are paired
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 // Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
@@ -42,8 +43,8 @@ struct Task {
   float* partial;
 };
 
-constexpr int LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
-struct alignas(64) Line { float floats[LINE]; };
+constexpr int LINE = 64;  // bytes of a cache line: a vector that lies across two costs two accesses
+struct alignas(LINE) Line { float floats[LINE / sizeof(float)]; };
 
 // Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
 struct State {
@@ -59,23 +60,26 @@ struct State {
 // Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them, for
 // where none are asked for the memory rests.
 class Fetch {
-  const float* sides[2] = {};
-  int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;
+  const char* sides[2] = {};
+  int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;  // next and end in bytes, row and part in lines
 
   void lines(int count) {
-    for (; count > 0 && side < 2; --count) {
-      prefetch(sides[side] + next);
-      next += LINE;
-      if (next >= end) next = 0, ++side;
+    while (count > 0 && side < 2) {
+      const char* const first = sides[side];
+      const int stop = std::min(end, next + count * LINE);
+      count -= (stop - next + LINE - 1) / LINE;
+      for (int at = next; at < stop; at += LINE) prefetch(first + at);
+      next = stop;
+      if (next == end) next = 0, ++side;
     }
   }
 
  public:
-  // The next tile's rows, of so many units. `pause` will be called `pauses` times meanwhile, and `step` as often as two
+  // The next tile's rows, of so many bytes. `pause` will be called `pauses` times meanwhile, and `step` as often as two
   // loops over the units of each of `groups` groups of rows have it.
-  void begin(const float* keys, const float* values, int units, int pauses, int groups) {
-    sides[0] = keys, sides[1] = values, side = next = 0, end = units * TILE;
-    row = (units + LINE - 1) / LINE;
+  void begin(const char* keys, const char* values, int bytes, int units, int pauses, int groups) {
+    sides[0] = keys, sides[1] = values, side = next = 0, end = bytes * TILE;
+    row = (bytes + LINE - 1) / LINE;
     const int calls = 2 * groups * units * (TILE / LANES / MAX_VECTORS);
     for (every = 2; calls / every > 2 * TILE;) every *= 2;
     part = pauses ? ((2 * TILE - calls / every) * row + pauses - 1) / pauses : 0;
@@ -112,14 +116,14 @@ int keys_of(const Attention& c, int sequence) {
 // `Unit` is what products are of. Rows of queries, keys and weights are counted in units, each as large as a float.
 template <class Unit>
 class Worker {
-  static constexpr bool PAIRS = std::is_same_v<Unit, Pair>, TILED = PAIRS && HAS_TILES;
+  static constexpr bool PAIRS = Unit::NUMBERS > 1, TILED = PAIRS && HAS_TILES;
   static constexpr int KEYS_STEP = PAIRS ? 32 : LANES;  // keys of a tile are filled up to a multiple of it
   static constexpr int WEIGHTS_ROW = TILE / Unit::NUMBERS;
 
  public:
   explicit Worker(const Attention& call)
       : c(call), width(round_up(c.dim, LANES)), units(c.dim / Unit::NUMBERS),
-        depth(TILED ? round_up(units, 16) : units), padded(c.dim % LANES != 0) {}
+        depth(TILED ? round_up(units, 16) : units), padded(c.dim % LANES != 0), rounded(c.products == BFLOAT16) {}
 
   void run(const Task& task) {
     begin(task);
@@ -146,6 +150,8 @@ class Worker {
   const int units;  // of a query or key
   const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
+  const bool rounded;      // to bfloat16: queries, keys and values
+  bool one_group = false;  // of AMX's tiles: all rows of the task together
 #if defined(__AMX_BF16__)
   Tiles tiles;
 #endif
@@ -179,7 +185,8 @@ class Worker {
       const int i = t.row0 + r / t.heads;
       pack_query((row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head, query + r * depth);
     }
-    if (TILED && rows <= GROUP_ROWS) {
+    one_group = TILED && rows <= GROUP_ROWS && depth == units;
+    if (one_group) {
       const float* lines[GROUP_ROWS];
       for (int r = 0; r < GROUP_ROWS; ++r) lines[r] = query + r * depth;
       transpose(lines, GROUP_ROWS, depth, query_columns, GROUP_ROWS, [] {});
@@ -205,7 +212,7 @@ class Worker {
     static thread_local std::vector<Line> memory;
     const size_t held = TILED ? round_up(rows, GROUP_ROWS) : rows;  // a group of rows is multiplied whole
     const size_t group = TILED ? GROUP_ROWS : MAX_ROWS, tile = size_t(TILE) * width;
-    const auto lines = [](size_t n) { return (n + LINE - 1) / LINE; };
+    const auto lines = [](size_t n) { return (n * sizeof(float) + LINE - 1) / LINE; };
     const auto lay_out = [&](auto take) {
       columns = take(size_t(depth) * TILE);
       copies = take(tile);
@@ -237,17 +244,9 @@ class Worker {
 
   // The query at element `at`: times the scale where it is of floats, for pairs of its own value.
   void pack_query(int64_t at, float* out) const {
-    const auto* narrow = static_cast<const uint16_t*>(c.q) + at;
-    const auto* wide = static_cast<const float*>(c.q) + at;
-    const bool is_narrow = c.q_kind == BFLOAT16;
-    if constexpr (PAIRS) {
-      if (is_narrow)
-        std::memcpy(out, narrow, c.dim * sizeof *narrow);
-      else
-        narrow_row(wide, c.dim, reinterpret_cast<uint16_t*>(out));
-    } else {
-      for (int d = 0; d < c.dim; ++d) out[d] = (is_narrow ? widen_bf16(narrow[d]) : wide[d]) * c.scale;
-    }
+    unit_row<Unit>(c.q_kind, c.q, nullptr, at, c.dim, rounded, out);
+    if (!PAIRS)
+      for (int d = 0; d < c.dim; ++d) out[d] *= c.scale;
   }
 
   // --- which keys ---------------------------------------------------------------------------------
@@ -315,17 +314,18 @@ class Worker {
     return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
   }
 
-  // `count` rows of the cache from element `at` on: where they lie, or in `room` where they are held in another type.
+  // `count` rows of the cache from element `at` on: where they lie, or in `room` where they are held as something else.
   const float* held_rows(const void* cache, const uint16_t* scales, int64_t at, int count, float* room) const {
-    if (c.page_kind != INT8) return element<Unit>(cache, at);
-    decode_rows<Unit>(static_cast<const int8_t*>(cache) + at, scales + at / c.dim, count, c.dim, room);
+    if (are_units<Unit>(c.page_kind, rounded)) return element<Unit>(cache, at);
+    for (int i = 0; i < count; ++i)
+      unit_row<Unit>(c.page_kind, cache, scales, at + int64_t(i) * c.dim, c.dim, rounded, room + i * units);
     return room;
   }
 
   // The same for the new row at element `at`.
   const float* new_row(const void* all, int64_t at, float* room) const {
-    if (!PAIRS || c.new_kind != FLOAT32) return element<Unit>(all, at);
-    narrow_row(static_cast<const float*>(all) + at, c.dim, reinterpret_cast<uint16_t*>(room));
+    if (are_units<Unit>(c.new_kind, rounded)) return element<Unit>(all, at);
+    unit_row<Unit>(c.new_kind, all, nullptr, at, c.dim, rounded, room);
     return room;
   }
 
@@ -365,14 +365,19 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    if (c.page_kind != INT8 && after < c.context_lens[t.sequence]) {
-      const int64_t at = context_row(after);
-      fetch.begin(held_rows(c.k_cache, nullptr, at, 1, nullptr), held_rows(c.v_cache, nullptr, at, 1, nullptr), units,
-                  TILE / LANES * (units / LANES) + (PAIRS ? TILE / 2 : 0),
-                  TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
+    if (after < c.context_lens[t.sequence]) {
+      const int64_t at = context_row(after) * KIND_BYTES[c.page_kind];
+      fetch.begin(static_cast<const char*>(c.k_cache) + at, static_cast<const char*>(c.v_cache) + at,
+                  c.dim * KIND_BYTES[c.page_kind], units, pauses(), TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
     }
     tile(count, 0, rows);
     fetch.stop();
+  }
+
+  // How often a whole tile pauses for `fetch`: between the squares of a transposition or the products of AMX's tiles.
+  int pauses() const {
+    const int squares = TILE / LANES * (units / LANES), weighing = TILE / GROUP_ROWS + TILE / 32 * (width / 16);
+    return squares + (one_group ? weighing : 0) + (PAIRS ? ZIP_PAUSES : 0);
   }
 
   // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
@@ -409,13 +414,13 @@ class Worker {
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
     const int filled = round_up(count, KEYS_STEP);
-    const bool few = TILED && rows <= GROUP_ROWS && to - from == rows && depth == units;
+    const bool few = one_group && to - from == rows;
     for (int j = count; j < filled; ++j) k_rows[j] = k_rows[0];  // hidden below
     if (!few) transpose(k_rows, filled, units, columns, TILE, [&] { fetch.pause(); });
     if constexpr (PAIRS) {
       for (int j = count; j < filled; ++j) v_rows[j] = nothing;
       for (int j = 0; j < filled; j += 2) {
-        fetch.pause();
+        if (j % (TILE / ZIP_PAUSES) == 0) fetch.pause();
         zip_rows(v_rows[j], v_rows[j + 1], c.dim, copies + j / 2 * width);
       }
     } else if (padded) {
@@ -441,7 +446,7 @@ class Worker {
       return columns + d * TILE;
     };
     multiply_wide<Unit, ROWS, false>(query + r0 * depth, depth, units, column, scores, TILE, filled / LANES);
-    soften_rows<ROWS>(count, filled, r0, 0);
+    soften_rows<ROWS>(count, filled, r0);
     auto value = [&](int j) {
       fetch.step(j);
       return PAIRS ? copies + j * width : v_rows[j];
@@ -451,15 +456,15 @@ class Worker {
   }
 
 #if defined(__AMX_BF16__)
-  // `attend` for groups of GROUP_ROWS, and what is left, by AMX's tiles. Behind the last row of all a group has room.
+  // `attend` for groups of GROUP_ROWS, and what is left, by AMX's tiles: as a whole group where behind it is but room.
   void tile_groups(int count, int filled, int from, int to) {
     for (int r0 = from; r0 < to; r0 += GROUP_ROWS) {
       const int size = std::min(GROUP_ROWS, to - r0);
       if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
-      tiles.shape(to == rows && r0 > from ? GROUP_ROWS : size);
-      tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled);
+      tiles.shape(to == rows && r0 + GROUP_ROWS <= round_up(rows, GROUP_ROWS) ? GROUP_ROWS : size);
+      tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled, [] {});
       soften_group(count, filled, r0, size);
-      tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width);
+      tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width, [] {});
     }
   }
 
@@ -467,18 +472,24 @@ class Worker {
   // queries its columns, for transposing queries once is less than transposing all keys; each sum is the same.
   void tile_few(int count, int filled) {
     tiles.shape(GROUP_ROWS);
+    alignas(64) float turned[TILE * GROUP_ROWS];
+    const float* groups[TILE / GROUP_ROWS];
+    for (int j = 0; j < filled; j += GROUP_ROWS) groups[j / GROUP_ROWS] = sixteen_keys(j);
+    const auto ride = [&] { fetch.pause(); };
+    if (filled == TILE)
+      tile_tall_product<4>(groups, units, units, query_columns, turned, ride);
+    else
+      tile_tall_product<2>(groups, units, units, query_columns, turned, ride);
     for (int j = 0; j < filled; j += GROUP_ROWS) {
-      alignas(64) float turned[GROUP_ROWS * GROUP_ROWS];
-      tile_product<false>(sixteen_keys(j), units, units, query_columns, GROUP_ROWS, turned, GROUP_ROWS, GROUP_ROWS);
-      for (int i = 0; i < units / LANES; ++i) fetch.pause();
+      fetch.pause();
       const float* lines[GROUP_ROWS];
       vec row[GROUP_ROWS];
-      for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + i * GROUP_ROWS;
+      for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + (j + i) * GROUP_ROWS;
       transpose_square(lines, 0, row);
       for (int r = 0; r < rows; ++r) store(scores + r * TILE + j, row[r]);
     }
     soften_group(count, filled, 0, rows);
-    tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width);
+    tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width, ride);
   }
 
   // Keys j … j+15 of the tile, one behind another.
@@ -486,8 +497,8 @@ class Worker {
     int i = 1;
     while (i < GROUP_ROWS && k_rows[j + i] == k_rows[j] + i * units) ++i;
     if (i == GROUP_ROWS) return k_rows[j];
-    for (i = 0; i < GROUP_ROWS; ++i) std::copy(k_rows[j + i], k_rows[j + i] + units, columns + i * units);
-    return columns;
+    for (i = 0; i < GROUP_ROWS; ++i) std::copy(k_rows[j + i], k_rows[j + i] + units, columns + (j + i) * units);
+    return columns + j * units;
   }
 
   void soften_group(int count, int filled, int r0, int size) {
@@ -528,14 +539,13 @@ class Worker {
   void tile_few(int, int) {}
 #endif
 
-  // Rows r0 … of the scores from row s0 on → weights.
   template <int ROWS>
-  void soften_rows(int count, int filled, int r0, int s0) {
+  void soften_rows(int count, int filled, int r0) {
     if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
-      soften_whole<ROWS>(r0, s0);
+      soften_whole<ROWS>(r0);
     else
       for (int r = 0; r < ROWS; ++r)
-        soften(scores + (s0 + r) * TILE, weights + (s0 + r) * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
   }
 
   // exp(score - m). The scores of pairs are still without the scale.
@@ -553,16 +563,15 @@ class Worker {
 
   // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
   template <int ROWS>
-  void soften_whole(int r0, int s0) {
+  void soften_whole(int r0) {
     constexpr int VECTORS = TILE / LANES;
-    const float* s = scores + s0 * TILE;
     const float scale = PAIRS ? c.scale : 1.0f;
     float m[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      vec top = load(s + r * TILE);
+      vec top = load(scores + r * TILE);
 #pragma GCC unroll 16
-      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(s + r * TILE + v * LANES));
+      for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(scores + r * TILE + v * LANES));
       m[r] = std::max(state.m[r0 + r], max_lane(top) * scale);
     }
     for (int r = 0; r < ROWS; ++r)
@@ -572,9 +581,9 @@ class Worker {
       vec l = load(state.l + (r0 + r) * LANES);
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
-        const vec x = weigh(load(s + r * TILE + v * LANES), scale, m[r]);
+        const vec x = weigh(load(scores + r * TILE + v * LANES), scale, m[r]);
         l += x;
-        put(weights + (s0 + r) * WEIGHTS_ROW, v, x);
+        put(weights + r * WEIGHTS_ROW, v, x);
       }
       store(state.l + (r0 + r) * LANES, l);
     }
@@ -759,7 +768,7 @@ void attend_all(const Attention& c) {
 
 extern "C" void folio_attention(const Attention* call) {
   if (call->products == BFLOAT16)
-    attend_all<Pair>(*call);
+    attend_all<Narrow>(*call);
   else
     attend_all<Single>(*call);
 }

@@ -178,9 +178,9 @@ def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> Stat
     """`sparse_attn.kernels.dense.attention` in one pass over pages and new rows.
 
     Products are in the dtype of the new keys, float32 or bfloat16, with sums in float32; pages are of that dtype or
-    int8, q of either. The numbers of a row depend on its query and its keys in their order alone; see attention.cpp. The positions of a
-    row and of the keys it sees must be consecutive, as those of a causal sequence and of a path of a tree are; windows
-    are counted so.
+    int8, q of either. The numbers of a row depend on its query and its keys in their order alone; see attention.cpp.
+    The positions of a row and of the keys it sees must be consecutive, as those of a causal sequence and of a path of
+    a tree are; windows are counted so.
 
     Raises:
         ValueError: pages that do not lie as the kernel reads them.

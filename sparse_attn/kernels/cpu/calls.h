@@ -4,6 +4,7 @@
 #include <cstdint>
 
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };  // of numbers in memory; mirrored by `KINDS` in attention.py
+constexpr int KIND_BYTES[] = {4, 2, 1};
 
 // Mirrored by `AttentionCall` in attention.py. Strides are in elements.
 struct Attention {
@@ -22,7 +23,7 @@ struct Attention {
   int32_t sequences, q_heads, kv_heads, dim, page_size, window, index_heads, index_block_k, threads;
   // Products of float32 are of new rows in float32 and pages in float32 or int8; those of bfloat16 of new rows in either
   // and pages in bfloat16 or int8. Queries and results may be of either in both.
-  int32_t q_kind, new_kind, page_kind, out_kind, products;
+  Kind q_kind, new_kind, page_kind, out_kind, products;
   float scale, softcap;
 };
 

@@ -7,13 +7,14 @@
 // A key at offset c of its block is at distance block·a + (r - c) from a row at offset r of its own, a blocks away: it
 // lies between block diagonals a and a ± 1, in the proportion of r - c to the block. So the three sums are of all
 // weights, of those of keys before r times (r - c) / block, and of those behind times (c - r) / block.
+//
+// And plain scores: products of rows of bfloat16 with float32 results, for which torch has none.
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "amx.h"
 #include "calls.h"
-#include "units.h"
+#include "columns.h"
 
 using namespace folio;
 
@@ -25,13 +26,22 @@ struct LastRows {
   const uint16_t* const* scales;      // [sources]: of int8 pages, page 0 of the KV head's
   const int64_t* page_stride;         // [sources]
   const int32_t* const* block_table;  // [sources]: pages of the context in order
-  const void* const* k_new;           // [sources]: keys behind the context, of `products`
+  const void* const* k_new;           // [sources]: keys behind the context, of new_kind
   float *stats;                       // [heads, rows, 4, tiles]: maximum, and the three sums
   float *vertical, *slash;            // [heads, blocks], zero
   int64_t k_row;
   int32_t sources, heads, rows, dim, page_size, context, length, block, tiles, threads;
-  int32_t depth, page_kind, products;  // depth: units of a row of q, what is behind those of dim is zero
+  int32_t depth;              // units of a row of q: what is behind those of dim is zero
+  Kind page_kind, new_kind, products;
   float scale;
+};
+
+// Mirrored by `_Scores` in score.py.
+struct Scores {
+  const float* q;            // [heads, rows, depth], units, as above
+  const void* const* keys;   // [heads]: each [count, dim] bfloat16, rows contiguous
+  float* out;                // [heads, rows, columns]: columns are count, rounded up to whole tiles
+  int32_t heads, rows, count, dim, depth, columns, threads;
 };
 
 namespace {
@@ -39,7 +49,6 @@ namespace {
 constexpr int TILE = 64;         // keys
 constexpr int TILES_A_TASK = 8;
 constexpr int VECTORS = TILE / LANES;
-constexpr int GROUP_ROWS = 16;   // rows that go through AMX's tiles together
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 float add_lanes(vec v) {
@@ -58,12 +67,9 @@ vec hide_from(vec x, int count, int first) {  // lanes `count - first` and beyon
 
 template <class Unit>
 class KeyTiles {
-  static constexpr bool TILED = Unit::NUMBERS > 1 && HAS_TILES;
-
  public:
   explicit KeyTiles(const LastRows& call)
-      : c(call), units(c.dim / Unit::NUMBERS), columns(size_t(c.depth) * TILE),
-        scores(size_t(TILED ? GROUP_ROWS : MAX_ROWS) * TILE), decoded(c.page_kind == INT8 ? size_t(units) * TILE : 0),
+      : c(call), units(c.dim / Unit::NUMBERS), columns(units, c.depth), decoded(size_t(units) * TILE),
         ahead(2 * c.block + TILE), behind(ahead.size()) {
     for (int u = 0; u < int(ahead.size()); ++u) {  // of a key at c - r = u - block
       behind[u] = float(std::max(0, c.block - u)) / float(c.block);
@@ -72,59 +78,33 @@ class KeyTiles {
   }
 
   void run(int source, int tile) {
-    const int key = tile * TILE;
-    point(source, key);
-    transpose(keys, TILE, units, columns.data(), TILE, [] {});
-    const int first = c.first_head[source] * c.rows, end = c.first_head[source + 1] * c.rows;
-    if constexpr (TILED)
-      tile_groups(first, end, tile);
-    else
-      for_row_groups(end - first, [&](auto size, int r) { rows<decltype(size)::value>(first + r, tile); });
+    for (int i = 0; i < TILE; ++i)  // what is too many is hidden from every row
+      columns.keys[i] = key(source, std::min(tile * TILE + i, c.length - 1), decoded.data() + i * units);
+    columns.turn();
+    const int first = c.first_head[source] * c.rows, count = c.first_head[source + 1] * c.rows - first;
+    scores.resize(size_t(count) * TILE);
+    columns.multiply(c.q + int64_t(first) * c.depth, count, scores.data(), TILE);
+    for (int r = 0; r < count; ++r) row(first + r, tile, scores.data() + r * TILE);
   }
 
  private:
   const LastRows& c;
   const int units;
-  std::vector<float> columns, scores, decoded, ahead, behind;
-  const float* keys[TILE];
-#if defined(__AMX_BF16__)
-  Tiles tiles;
-#endif
+  Columns<Unit> columns;
+  std::vector<float> decoded, ahead, behind, scores;
 
-  void point(int source, int key) {
-    for (int i = 0; i < TILE; ++i) {
-      const int at = std::min(key + i, c.length - 1);  // what is too many is hidden from every row
-      keys[i] = at < c.context ? held(source, at, decoded.data() + (c.page_kind == INT8 ? i * units : 0))
-                               : element<Unit>(c.k_new[source], (at - c.context) * c.k_row);
-    }
+  // A key: where it lies, or in `room` where it is held as something else than units.
+  const float* key(int source, int number, float* room) const {
+    if (number >= c.context) return unit(c.new_kind, c.k_new[source], nullptr, (number - c.context) * c.k_row, room);
+    const int64_t page = c.block_table[source][number / c.page_size];
+    return unit(c.page_kind, c.pages[source], c.scales[source],
+                page * c.page_stride[source] + int64_t(number % c.page_size) * c.dim, room);
   }
 
-  const float* held(int source, int key, float* room) const {
-    const int64_t row = c.block_table[source][key / c.page_size] * (c.page_stride[source] / c.dim) + key % c.page_size;
-    if (c.page_kind != INT8) return element<Unit>(c.pages[source], row * c.dim);
-    decode_rows<Unit>(static_cast<const int8_t*>(c.pages[source]) + row * c.dim, c.scales[source] + row, 1, c.dim, room);
+  const float* unit(Kind kind, const void* base, const uint16_t* scales, int64_t at, float* room) const {
+    if (are_units<Unit>(kind, c.products == BFLOAT16)) return element<Unit>(base, at);
+    unit_row<Unit>(kind, base, scales, at, c.dim, c.products == BFLOAT16, room);
     return room;
-  }
-
-#if defined(__AMX_BF16__)
-  void tile_groups(int first, int end, int tile) {
-    for (; first < end; first += GROUP_ROWS) {
-      const int size = std::min(GROUP_ROWS, end - first);
-      tiles.shape(size);
-      tile_product<false>(c.q + int64_t(first) * c.depth, c.depth, c.depth, columns.data(), TILE, scores.data(), TILE, TILE);
-      for (int r = 0; r < size; ++r) row(first + r, tile, scores.data() + r * TILE);
-    }
-  }
-#else
-  void tile_groups(int, int, int) {}
-#endif
-
-  // ROWS rows of [heads, rows] from number `first` on.
-  template <int ROWS>
-  void rows(int first, int tile) {
-    multiply_wide<Unit, ROWS, false>(c.q + int64_t(first) * c.depth, c.depth, units,
-                                     [&](int d) { return columns.data() + d * TILE; }, scores.data(), TILE, VECTORS);
-    for (int r = 0; r < ROWS; ++r) row(first + r, tile, scores.data() + r * TILE);
   }
 
   void row(int number, int tile, const float* s) {
@@ -198,7 +178,31 @@ void score(const LastRows& c) {
 
 extern "C" void folio_last_rows(const LastRows* call) {
   if (call->products == BFLOAT16)
-    score<Pair>(*call);
+    score<Narrow>(*call);
   else
     score<Single>(*call);
+}
+
+extern "C" void folio_scores(const Scores* call) {
+  const Scores& c = *call;
+  const int tiles = c.columns / TILE, units = c.dim / Narrow::NUMBERS;
+#pragma omp parallel num_threads(c.threads)
+  {
+    Columns<Narrow> columns(units, c.depth);
+    std::vector<float> wide(size_t(units) * TILE);
+#pragma omp for schedule(dynamic, 4)
+    for (int task = 0; task < c.heads * tiles; ++task) {
+      const int64_t head = task / tiles;
+      const int key = task % tiles * TILE;
+      for (int i = 0; i < TILE; ++i) {
+        const int64_t at = int64_t(std::min(key + i, c.count - 1)) * c.dim;
+        columns.keys[i] = element<Narrow>(c.keys[head], at);
+        if (are_units<Narrow>(BFLOAT16, true)) continue;
+        columns.keys[i] = wide.data() + i * units;
+        unit_row<Narrow>(BFLOAT16, c.keys[head], nullptr, at, c.dim, true, wide.data() + i * units);
+      }
+      columns.turn();
+      columns.multiply(c.q + head * c.rows * c.depth, c.rows, c.out + head * c.rows * c.columns + key, c.columns);
+    }
+  }
 }

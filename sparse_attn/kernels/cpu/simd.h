@@ -117,7 +117,7 @@ inline float widen_bf16(uint16_t x) {
 inline hvec load_bf16(const uint16_t* p) { hvec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store_bf16(uint16_t* p, hvec v) { std::memcpy(p, &v, sizeof v); }
 
-inline void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
 // Interleave the low or the high halves of two vectors.
 template <int HIGH>
@@ -267,7 +267,8 @@ struct Single {
   static vec spread(const float* a) { return splat(*a); }
   static vec add_product(vec a, vec b, vec sum) { return fma(a, b, sum); }
 };
-// or two bfloat16 numbers, neighbours along the sum, the first in the lower half. The second product is added first.
+// or, where there are instructions for it, two bfloat16 numbers, neighbours along the sum.
+#if defined(__AVX512BF16__)
 struct Pair {
   static constexpr int NUMBERS = 2;
   static vec spread(const float* a) {
@@ -276,15 +277,13 @@ struct Pair {
     return (vec)(bits - ivec{});
   }
   static vec add_product(vec a, vec b, vec sum) {
-#if defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-    const auto first = [](vec x) { return (vec)((uvec)x << 16); };
-    const auto second = [](vec x) { return (vec)((uvec)x & 0xffff0000u); };
-    return fma(first(a), first(b), fma(second(a), second(b), sum));
-#endif
   }
 };
+using Narrow = Pair;  // what products of bfloat16 are made of
+#else
+using Narrow = Single;
+#endif
 
 // out[ROWS][VECTORS * LANES] = sum over k of a[row][k] * b[k][:], each element one chain of `Unit::add_product` in the
 // order of k, begun at `out` where ACCUMULATE, else at 0. `row(k)` gives b's row k.

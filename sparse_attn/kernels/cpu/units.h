@@ -1,6 +1,9 @@
 // Rows of keys and values as products take them: in units of a float's size, each one float or a pair of bfloat16 numbers.
 #pragma once
 
+#include <type_traits>
+
+#include "calls.h"
 #include "simd.h"
 
 namespace folio {
@@ -15,12 +18,6 @@ constexpr bool HAS_TILES = false;
 
 inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
-inline void narrow_row(const float* source, int count, uint16_t* out) {
-  int d = 0;
-  for (; d + LANES <= count; d += LANES) store_bf16(out + d, round_bf16(load(source + d)));
-  for (; d < count; ++d) out[d] = round_bf16(source[d]);
-}
-
 inline vec load_int8(const int8_t* p) {
 #if defined(__AVX512F__)
   return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -33,28 +30,60 @@ inline vec load_int8(const int8_t* p) {
 #endif
 }
 
-// What `count` rows of int8 codes stand for, one behind another.
-template <class Unit>
-inline void decode_rows(const int8_t* codes, const uint16_t* scales, int count, int dim, float* out) {
-  for (; count > 0; --count, codes += dim, ++scales, out += dim / Unit::NUMBERS) {
-    const float scale = half(*scales);
-    auto* narrow = reinterpret_cast<uint16_t*>(out);
-    int d = 0;
-    for (; d + LANES <= dim; d += LANES) {
-      const vec x = load_int8(codes + d) * splat(scale);
-      if (Unit::NUMBERS > 1)
-        store_bf16(narrow + d, round_normal_bf16(x));
-      else
-        store(out + d, x);
-    }
-    for (; d < dim; ++d) {
-      const float x = float(codes[d]) * scale;
-      if (Unit::NUMBERS > 1)
-        narrow[d] = round_bf16(x);
-      else
-        out[d] = x;
-    }
+// Rows of numbers as they may lie in memory: `many` are the vector from number d on.
+struct Floats {
+  const float* at;
+  vec many(int d) const { return load(at + d); }
+  float one(int d) const { return at[d]; }
+};
+struct Halves {
+  const uint16_t* at;
+  vec many(int d) const { return widen_bf16(load_bf16(at + d)); }
+  float one(int d) const { return widen_bf16(at[d]); }
+};
+struct Codes {
+  const int8_t* at;
+  float scale;
+  vec many(int d) const { return load_int8(at + d) * splat(scale); }
+  float one(int d) const { return float(at[d]) * scale; }
+};
+
+// `count` numbers as units: pairs, or floats, of numbers rounded to bfloat16 where `rounded`.
+template <class Unit, class Row>
+inline void unit_row(Row row, int count, bool rounded, float* out) {
+  auto* narrow = reinterpret_cast<uint16_t*>(out);
+  int d = 0;
+  for (; d + LANES <= count; d += LANES) {
+    const vec x = row.many(d);
+    if (Unit::NUMBERS > 1)
+      store_bf16(narrow + d, std::is_same_v<Row, Codes> ? round_normal_bf16(x) : round_bf16(x));
+    else
+      store(out + d, rounded ? widen_bf16(round_bf16(x)) : x);
   }
+  for (; d < count; ++d) {
+    const float x = row.one(d);
+    if (Unit::NUMBERS > 1)
+      narrow[d] = round_bf16(x);
+    else
+      out[d] = rounded ? widen_bf16(round_bf16(x)) : x;
+  }
+}
+
+// The same for a row at element `at`, of any kind; `scales` are of int8 rows of `count` codes each.
+template <class Unit>
+inline void unit_row(Kind kind, const void* base, const uint16_t* scales, int64_t at, int count, bool rounded, float* out) {
+  if (kind == INT8)
+    unit_row<Unit>(Codes{static_cast<const int8_t*>(base) + at, half(scales[at / count])}, count, rounded, out);
+  else if (kind == BFLOAT16)
+    unit_row<Unit>(Halves{static_cast<const uint16_t*>(base) + at}, count, rounded, out);
+  else
+    unit_row<Unit>(Floats{static_cast<const float*>(base) + at}, count, rounded, out);
+}
+
+// Whether rows of this kind are units as they lie.
+template <class Unit>
+inline bool are_units(Kind kind, bool rounded) {
+  return Unit::NUMBERS > 1 ? kind == BFLOAT16 : kind == FLOAT32 && !rounded;
 }
 
 // The numbers of two rows of bfloat16 by turns: `count` pairs, and zeros up to a whole vector.

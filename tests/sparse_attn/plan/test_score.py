@@ -164,6 +164,31 @@ def test_the_kernel_of_last_rows_multiplies_bfloat16(make_sequence, dim, int8):
     torch.testing.assert_close(found[1], score.slash_blocks(weights, block), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("rows", "keys", "width"), [(1, 1, 2), (16, 64, 32), (37, 130, 160), (40, 63, 512)])
+def test_scores_of_bfloat16_are_of_float32(rows, keys, width):
+    g = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(heads, n, width, generator=g).bfloat16() for heads, n in ((4, rows), (2, keys)))
+    multiply = select_kernels(q.device, q.dtype).scores
+    if multiply is None:
+        pytest.skip("the C++ kernels cannot be built here")
+    found = multiply(q, k, [1, 0, 1, 1])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), q.double() @ k[[1, 0, 1, 1]].double().mT, rtol=0, atol=1e-5 * width**0.5)
+
+
+@pytest.mark.parametrize("estimate", [score.antidiagonal, score.tile_means])
+def test_estimates_in_bfloat16_are_those_of_its_numbers(make_sequence, estimate):
+    """As of the same numbers in float32; only the tiles' own rounding, of means, is left."""
+    narrow = make_sequence(300, dtype=torch.bfloat16, dim=32)
+    wide = replace(narrow, q=narrow.q.float(), k=narrow.k.float(), v=narrow.v.float())
+    grids = []
+    for seq in (narrow, wide):
+        seq.store(0, 128)
+        rows = seq.rows(128, 300)
+        grids.append(estimate(rows, Grid.of(rows, 64, 64), 8, HEADS))
+    torch.testing.assert_close(grids[0], grids[1], rtol=0, atol=1e-5 if estimate is score.antidiagonal else 0.02)
+
+
 def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
     seq = make_sequence(200, num_heads=6, num_kv_heads=3, dtype=torch.float32)
     seq.store(0, 150)

@@ -22,7 +22,7 @@ except BuildError as error:
 from sparse_attn.kernels.cpu import attention as cpu
 
 SHAPES = [(2, 2, 64), (8, 2, 64), (7, 1, 128), (8, 1, 96), (4, 2, 20)]
-OTHER_SHAPES = [(4, 1, 256), (3, 1, 32), (20, 1, 80)]
+ALL_SHAPES = [*SHAPES, (4, 1, 256), (3, 1, 32), (20, 1, 80)]
 DTYPES = [torch.float32, torch.bfloat16]
 SEED = st.integers(0, 2**31)
 
@@ -126,7 +126,7 @@ BATCH = st.lists(
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(SHAPES + OTHER_SHAPES),
+    st.sampled_from(ALL_SHAPES),
     BATCH,
     st.sampled_from([8, 64, 48]),
     st.sampled_from([0, 1, 50, 1100]),
@@ -206,7 +206,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(dtype, shape, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
 @pytest.mark.parametrize("rows", [2, 17, 64, 65, 300])
 def test_a_row_is_the_same_among_any_number_of_others(dtype, shape, rows):
     """The first rows of 300, with and without those behind them, alone and beside another sequence."""
@@ -219,7 +219,7 @@ def test_a_row_is_the_same_among_any_number_of_others(dtype, shape, rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
 @pytest.mark.parametrize("context", [0, 30, 64, 1000, 1023, 2113])
 def test_a_tree_node_is_the_same_as_its_path_decoded_alone(dtype, shape, context):
     """The node's ancestors written to pages one by one and the node decoded as a single row: the same bits."""
@@ -267,7 +267,7 @@ def test_prefill_in_chunks_is_prefill_at_once(dtype, chunk):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
 def test_int8_pages_equal_their_dequantised_selves_to_the_bit(dtype, shape):
     case = Case.random(shape, [1, 9, 33], [1100, 64, 30], 64, 6, dtype)
     rows = case.new(tree_masks=[None, None, random_tree(33, torch.Generator().manual_seed(7))])
