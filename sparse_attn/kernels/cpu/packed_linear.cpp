@@ -151,11 +151,16 @@ void run(const PackedLinear* calls, int32_t count) {
   }
   const int threads = int(std::clamp<int64_t>(products / THREAD_PRODUCTS, 1, calls->threads));
   const int64_t share = std::max<int64_t>(1, first[count] / (threads * 8));  // tasks that lie beside one another
+  const auto convert = [&] {
+    for (int i = 0; i < count; ++i)
+      if (!same(i)) convert_rows<Product>(calls[i], inputs[i]);
+  };
+  const bool few = rows <= TILE_ROWS;  // to wait for one another would take the threads longer than that work
+  if (few) convert();
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
-    for (int i = 0; i < count; ++i)
-      if (!same(i)) convert_rows<Product>(calls[i], inputs[i]);
+    if (!few) convert();
     static thread_local Kept<Value> kept;
     Product product;
 #pragma omp for schedule(dynamic, share)
