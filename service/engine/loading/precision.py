@@ -62,11 +62,13 @@ def choose(source: Source, dtype: str, weights: Weights, device: str, shared: bo
     if dtype == "auto":
         if device != "cpu":
             return Precision("bfloat16")
-        narrow = packs and weights != "plain" and (weights != "auto" or source.stored != "float32")
+        narrow = packs and weights != "plain" and (weights == "int8" or source.stored != "float32")
         dtype = "bfloat16" if narrow and features.multiplies_bfloat16() else "float32"
         return Precision(dtype, ("stored" if weights == "auto" else weights) if narrow else "plain")  # type: ignore[arg-type]
     if weights == "auto":
         weights = "stored" if packs and dtype == "bfloat16" else "plain"
+    if weights == "stored" and dtype == source.stored == "float32":
+        weights = "plain"
     return Precision(dtype, weights)
 
 

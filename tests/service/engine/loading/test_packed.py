@@ -114,6 +114,8 @@ def test_int8_made_at_load(folder: Path) -> None:
         ("blocks", "auto", "auto", False, Precision("float32", "stored")),
         ("blocks", "auto", "plain", True, Precision("float32", "plain")),
         ("blocks", "float32", "auto", True, Precision("float32", "plain")),
+        ("float32", "auto", "stored", True, Precision("float32", "plain")),
+        ("float32", "float32", "stored", True, Precision("float32", "plain")),
         ("blocks", "float32", "stored", True, Precision("float32", "stored")),
         ("blocks", "bfloat16", "auto", False, Precision("bfloat16", "stored")),
         ("blocks", "bfloat16", "plain", True, Precision("bfloat16", "plain")),
