@@ -94,12 +94,13 @@ class FolderModel:
 
     @property
     def stored(self) -> str:
-        """By its files, else by its configuration; float32 of weights that a library of their own keeps packed."""
+        """By its configuration, else by its files; float32 of weights that a library of their own keeps packed."""
         folder = Path(self.path)
         if quantisation_of(self.config) is not None:
             return "float32"
-        found = main_dtype(self.name, folder) if folder.is_dir() else None
-        found = found or str(getattr(self.config, "dtype", None)).removeprefix("torch.")
+        found = str(getattr(self.config, "dtype", None)).removeprefix("torch.")
+        if found == "None" and folder.is_dir():
+            found = main_dtype(self.name, folder) or found
         return found if found in ("bfloat16", "float16") else "float32"
 
     def build(self, dtype: torch.dtype, device: str, placed: dict[str, Any]) -> Any:

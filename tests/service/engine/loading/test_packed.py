@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_folders_are_packed_too(tmp_path: Path) -> None:
         pack_model(loaded, kind, rounded=False)
         with torch.no_grad():
             torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_is_stored_in_what_it_says_or_else_holds(tmp_path: Path) -> None:
+    make_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert find_model(str(tmp_path)).stored == "bfloat16"
+    said = json.loads((tmp_path / "config.json").read_text())
+    for dtype, expected in (("float32", "float32"), (None, "bfloat16")):
+        (tmp_path / "config.json").write_text(json.dumps({**said, "dtype": dtype}))
+        assert find_model(str(tmp_path)).stored == expected
+    assert find_model("embedded").stored == "float32"
 
 
 def test_int8_made_at_load(folder: Path) -> None:
