@@ -15,6 +15,7 @@ using namespace folio;
 namespace {
 
 constexpr int AHEAD = 2048;               // bytes
+constexpr int64_t CACHED = 1 << 20;       // floats of results that whoever comes next may find in a cache
 constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
 constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
 
@@ -52,17 +53,26 @@ void unpack(const uint8_t* panel, int64_t first, int64_t count, typename Product
   }
 }
 
+// A row of a task's results to memory, not by way of the caches: they would first read what is overwritten, and hold less.
+bool store_past_caches(float* y, const float* row) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(y) % 64) return false;
+  for (int n = 0; n < WIDTH; n += LANES) _mm512_stream_ps(y + n, _mm512_load_ps(row + n));
+  return true;
+#else
+  return false;
+#endif
+}
+
 void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const float (*sums)[WIDTH]) {
   const int columns = int(std::min<int64_t>(WIDTH, c.outer - n0));
+  const bool as_is = !c.scale && !c.bias, past = as_is && columns == WIDTH && c.rows * c.outer > CACHED;
   for (int r = 0; r < rows; ++r) {
     float* y = c.y + (row0 + r) * c.outer + n0;
-    if (!c.scale && !c.bias) {
-      std::memcpy(y, sums[r], columns * sizeof(float));
-      continue;
-    }
+    if (past && store_past_caches(y, sums[r])) continue;
     for (int n = 0; n < columns; ++n) {
       const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
-      y[n] = scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
+      y[n] = as_is ? scaled : scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
     }
   }
 }
@@ -173,6 +183,9 @@ void run(const PackedLinear* calls, int32_t count) {
         task<decltype(known)::value, Product>(c, inputs[own], row0, std::min(height, rows - row0), n0, product, kept);
       });
     }
+#if defined(__x86_64__)
+    _mm_sfence();  // results that went past the caches
+#endif
   }
 }
 

@@ -109,6 +109,15 @@ def test_several_products_at_once_are_those_of_each(rounded: bool) -> None:
             assert torch.equal(got, linear(x, [weight], [bias])[0])
 
 
+@pytest.mark.parametrize("rounded", ROUNDED)
+def test_results_that_go_past_the_caches_are_the_same(rounded: bool) -> None:
+    packed, _ = weight_of("BF16", rounded, 1040, 64)
+    x = torch.randn(1100, 64)
+    [together] = linear(x, [packed], [None])
+    for first, count in ((0, 1), (333, 40), (1099, 1)):
+        assert torch.equal(linear(x[first : first + count], [packed], [None])[0], together[first : first + count])
+
+
 def test_rows_in_another_order() -> None:
     rows = random_rows("Q4_0")
     order = torch.randperm(OUTER)
