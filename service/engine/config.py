@@ -29,7 +29,12 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
-        default="auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
+        default="auto",
+        description="Precision; auto: bfloat16 on a GPU, and on a CPU that multiplies it unless the model is float32.",
+    )
+    weights: Literal["auto", "plain", "stored", "int8"] = Field(
+        default="auto",
+        description="On a CPU: as stored (a GGUF file's blocks, 16 bits), int8, or plain tensors of DTYPE (--weights).",
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
     tensor_parallel: int = Field(
@@ -103,11 +108,14 @@ class EngineConfig(BaseModel):
         return self
 
     def resolved(self, device: str | None = None, dtype: str | None = None) -> EngineConfig:
-        """With what ``auto`` stands for: the given device and precision, of a loaded model, or this machine's."""
+        """With what ``auto`` stands for: the given device and precision, of a loaded model, or this machine's.
+
+        On a CPU the precision depends on the model, so that without one it stays ``auto``.
+        """
         import torch
 
         device = self.device if self.device != "auto" else device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = self.dtype if self.dtype != "auto" else dtype or ("float32" if device == "cpu" else "bfloat16")
+        dtype = self.dtype if self.dtype != "auto" else dtype or ("auto" if device == "cpu" else "bfloat16")
         return self.model_copy(update={"device": device, "dtype": dtype})
 
 

@@ -91,7 +91,7 @@ def test_options_that_contradict_one_another_are_told_without_the_others() -> No
 
 
 def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for gpu, found in ((False, ("cpu", "float32")), (True, ("cuda", "bfloat16"))):
+    for gpu, found in ((False, ("cpu", "auto")), (True, ("cuda", "bfloat16"))):
         monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
         config = EngineConfig().resolved()
         assert (config.device, config.dtype) == found

@@ -88,15 +88,20 @@ class Arguments:
 
     def products(self, rows: Rows) -> None:
         """Products are in the dtype of the new keys; those of bfloat16 take two channels at a time."""
-        kinds = [KINDS.get(x.dtype, 2) for x in (rows.q, rows.k, rows.v)]
-        if 2 in kinds or kinds[1] != kinds[2]:
-            raise ValueError(
-                f"q, k and v must be float32 or bfloat16, not {rows.q.dtype}, {rows.k.dtype} and {rows.v.dtype}"
-            )
-        self.call.q_kind = self.call.out_kind = kinds[0]
-        self.call.new_kind = self.call.products = kinds[1]
-        if kinds[1] == KINDS[torch.bfloat16] and (rows.q.shape[2] % 2 or rows.scale <= 0):
-            raise ValueError("products of bfloat16 need an even head_dim and a positive scale")
+        if rows.k.dtype != rows.v.dtype:
+            raise ValueError(f"k and v are {rows.k.dtype} and {rows.v.dtype}")
+        self.kinds(rows.q.dtype, rows.k.dtype)
+        if rows.k.dtype == torch.bfloat16 and rows.scale <= 0:
+            raise ValueError("products of bfloat16 need a positive scale")
+
+    def kinds(self, q: torch.dtype, new: torch.dtype) -> None:
+        """Queries and results are of one dtype, new keys and values of another, in which products are."""
+        if any(KINDS.get(dtype, 2) == 2 for dtype in (q, new)):
+            raise ValueError(f"q, k and v must be float32 or bfloat16, not {q} and {new}")
+        if new == torch.bfloat16 and self.call.dim % 2:
+            raise ValueError("products of bfloat16 need an even head_dim")
+        self.call.q_kind = self.call.out_kind = KINDS[q]
+        self.call.new_kind = self.call.products = KINDS[new]
 
     def new_keys(self, k: Tensor, v: Tensor) -> None:
         self.call.k_row, self.call.k_head = self._rows("k_new", k)
