@@ -21,7 +21,8 @@ from service.answering.question import Question, Turn
 Support = Literal["verbatim", "attributed", "none"]
 _REFUSAL = re.compile(
     r"\W*(?:there is nothing in the documents|(?:i'm |i am )?sorry\b|unfortunately\b"
-    r"|[^.!?\n]{0,60}\b(?:do|does|is|are) not (?:say|mention|state|specif|provide|contain|give))",
+    r"|[^.!?\n]{0,40}\b(?:documents?|texts?|passages?|context|information|answer|it)\b"
+    r"[^.!?\n]{0,30}\b(?:do|does|is|are) not (?:say|mention|state|specif|provide|contain|give))",
     re.IGNORECASE,
 )
 

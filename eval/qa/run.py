@@ -28,6 +28,7 @@ from eval.qa.figures import scored, summarise
 from eval.qa.judging import rule
 from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
+from service.engine.loading.checkpoint import read_config
 from service.libraries import embedder_of
 from service.models import check_request
 from service.settings import Settings, load_settings
@@ -47,6 +48,7 @@ def run(options: QaOptions) -> dict[str, Any]:
     cells = [_Cell(options, dataset, mode) for mode in options.modes]
     if options.model != CONTROL:
         check_request(settings, drafter=options.drafter)
+        read_config(settings.model)
     for cell in cells:
         cell.claim()
     began = time.monotonic()
