@@ -28,6 +28,7 @@ from eval.qa.figures import scored, summarise
 from eval.qa.judging import rule
 from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
+from retrieval.library import Library
 from service.engine.loading.checkpoint import read_config
 from service.libraries import embedder_of
 from service.models import check_request
@@ -57,7 +58,7 @@ def run(options: QaOptions) -> dict[str, Any]:
     with Corpus(dataset, home, embedder) as corpus:
         _say(f"{len(corpus.ids)} documents in the library, {time.monotonic() - began:.0f} s")
         searches = _searches(corpus, dataset) if options.retrieval else []
-        with _answering(options, settings) as answering:
+        with _answering(options, settings, corpus.library) as answering:
             found = [cell.run(answering, corpus) for cell in cells]
     figures = {"retrieval": searches, "answers": found}
     _save(options, figures)
@@ -134,7 +135,7 @@ class _Cell:
 
 
 @contextmanager
-def _answering(options: QaOptions, settings: Settings) -> Iterator[Answering]:
+def _answering(options: QaOptions, settings: Settings, library: Library) -> Iterator[Answering]:
     """What answers, ready."""
     if options.model == CONTROL:
         from eval.qa.control import Control
@@ -150,7 +151,7 @@ def _answering(options: QaOptions, settings: Settings) -> Iterator[Answering]:
         engine = load_engine(settings)
         engine.start()
         opened.callback(engine.stop)
-        yield Service(settings, engine, sampling, options.clients)
+        yield Service(settings, engine, sampling, options.clients, library)
 
 
 def _searches(corpus: Corpus, dataset: Dataset) -> list[dict[str, Any]]:
