@@ -68,9 +68,9 @@ def search_query(item: Item) -> str:
 def as_question(item: Item, **options: object) -> Question:
     """The question as `/v1/answer` takes it."""
     turns = [
-        Turn(role=role, content=said)
+        one
         for turn in item.history
-        for role, said in (("user", turn.question), ("assistant", turn.answer))
+        for one in (Turn(role="user", content=turn.question), Turn(role="assistant", content=turn.answer))
     ]
     return Question.model_validate({"question": item.question, "history": turns, **options})
 
