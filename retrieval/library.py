@@ -3,7 +3,7 @@
     with Library.open("~/.folio") as library:
         for result in library.ingest(["book.txt", "paper.pdf"]):
             print(result.name, result.status, result.error)
-        hits, generation = library.search("Who built the bridge?", k=5)
+        hits = library.search("Who built the bridge?", k=5).hits
 
 Every method that touches documents takes ``owner`` and sees that owner's documents alone; what belongs to somebody
 else does not exist (NotFound). All methods are thread-safe. Any number of processes may read one library; one at a
@@ -26,7 +26,8 @@ import structlog
 from retrieval.checks import check_label, check_query
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
-from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.embedder import check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.encoding import Embedder
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore

@@ -27,12 +27,13 @@ from eval.bench.beside_transformers import random_llama
 from eval.bench.passages import KnowledgeBase, cache_folder, knowledge_base
 from eval.bench.runner import build
 from eval.errors import EvalError
+from retrieval.analysis.terms import terms
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.index.batching import Batcher
 from retrieval.index.dense import DenseIndex
 from retrieval.index.generation import Generation, Manifest
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sparse import SparseIndex, terms
+from retrieval.index.sparse import SparseIndex
 from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetriever, SparseRetriever
 from retrieval.iterative.speculation import IterativeRetrieval, Retriever
 from retrieval.iterative.strides import Experiences, SpeculationOptions

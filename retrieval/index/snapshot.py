@@ -6,11 +6,14 @@ search in progress is never disturbed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
+from retrieval.analysis.terms import query_terms
 from retrieval.index.dense import cosines
 from retrieval.index.generation import Generation
 from retrieval.index.hybrid import fuse, select, top, weights
@@ -88,6 +91,21 @@ class Snapshot:
     def of(cls, generation: Generation | None, seq: int) -> Snapshot:
         return cls(seq, generation, np.ones(len(generation.documents) if generation else 0, dtype=bool), ())
 
+    def query(self, text: str, vector: np.ndarray | None, mode: Mode, k: int) -> Query:
+        """In the languages of this snapshot; in sparse mode where the encoder could not read the text (zero vector)."""
+        if vector is None or not vector.any():
+            vector, mode = None, "sparse"
+        terms = query_terms(text, self._languages) if mode != "dense" else []
+        return Query(terms, vector, mode, k)
+
+    @cached_property
+    def _languages(self) -> Counter[str]:
+        """language → chunks"""
+        parts = [segment.sparse.languages for segment in self.segments]
+        if self.generation is not None:
+            parts.append(self.generation.sparse.languages)
+        return sum(map(Counter, parts), Counter())
+
     @property
     def pending(self) -> int:
         return sum(len(segment.ids) for segment in self.segments)
@@ -164,15 +182,15 @@ class Snapshot:
             found_ids.append(segment.ids)
             found_scores.append(fuse(query.mode, cosine, bm25, statistics.ceiling))
         ids, scores = np.concatenate(found_ids), np.concatenate(found_scores)
-        if query.mode == "sparse":  # a chunk without any of the terms is no answer
-            ids, scores = ids[scores > 0], scores[scores > 0]
+        answers = _answers(query.mode, scores)
+        ids, scores = ids[answers], scores[answers]
         best = top(scores, ids, query.k)
         return ids[best], scores[best]
 
     def score(self, query: Query, ids: np.ndarray) -> np.ndarray:
         """float64[n]: the scores by which ``search`` ranks the chunks ``ids``, found by some search of this snapshot.
 
-        −inf for one that shares no term with a query in sparse mode.
+        −inf for one that is no answer.
         """
         parts = [segment.sparse for segment in self.segments]
         statistics = SparseStatistics(query.text_terms, self.generation.sparse if self.generation else None, parts)
@@ -188,7 +206,7 @@ class Snapshot:
                 bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)[rows]
                 cosine = _cosines(segment.vectors[rows], query.vector)
                 scores[places] = fuse(query.mode, cosine, bm25, statistics.ceiling)
-        return np.where(scores > 0, scores, -np.inf) if query.mode == "sparse" else scores
+        return np.where(_answers(query.mode, scores), scores, -np.inf)
 
     def _search_generation(
         self, query: Query, scope: Scope, statistics: SparseStatistics, dense_scores: DenseScores
@@ -235,6 +253,11 @@ class Snapshot:
         if query.mode == "hybrid":
             rows = np.union1d(rows, select(_NONE, bm25, _allowed(scope), 0.0, 1.0, 0.0, depth, 0.0))
         return rows
+
+
+def _answers(mode: Mode, scores: np.ndarray) -> np.ndarray:
+    """bool[n]: not those without any of the terms, nor, by the cosine alone, those without a vector."""
+    return scores > 0 if mode == "sparse" else scores != 0 if mode == "dense" else np.ones(len(scores), dtype=bool)
 
 
 def _places(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from retrieval.analysis.terms import terms
 from retrieval.common.threads import threads
 from retrieval.index import gpu_clone
 from retrieval.index.dense import DenseIndex, cosines
 from retrieval.index.hybrid import select, top
 from retrieval.index.searching import search_together
 from retrieval.index.snapshot import Query, Scope, Snapshot
-from retrieval.index.sparse import SparseIndex, terms
+from retrieval.index.sparse import SparseIndex
 from retrieval.types import Mode
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -129,7 +130,7 @@ class SnapshotRetriever:
             newest, cut = self._fit(text)
             self.tokens_cut = max(self.tokens_cut, cut)
             vector = self._encode([newest])[0]
-        return Query(terms(text) if self._mode != "dense" else [], vector, self._mode, 1)
+        return self.snapshot.query(text, vector, self._mode, 1)
 
     def search(self, queries: Sequence[Query], k: int) -> list[np.ndarray]:
         """See ``speculation.Retriever``; one pass over the vectors for all queries."""
@@ -142,9 +143,10 @@ class SnapshotRetriever:
 
     def likeness(self, query: Query, other: Query) -> float:
         """See ``speculation.Retriever``: the cosine, the share of common terms, or the mean of both."""
-        parts = [] if self._mode == "dense" else [_common(query.text_terms, other.text_terms)]
-        if query.vector is not None and other.vector is not None:
-            parts.append(float(query.vector @ other.vector))
+        both = query.vector is not None and other.vector is not None
+        parts = [float(query.vector @ other.vector)] if both else []
+        if self._mode != "dense" or not both:
+            parts.append(_common(query.text_terms, other.text_terms))
         return sum(parts) / len(parts)
 
 

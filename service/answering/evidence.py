@@ -164,6 +164,7 @@ class EvidenceFinder:
             documents=list(question.documents) or None,
         )
         retrieval_ms = (time.perf_counter() - began) * 1000
+        reason += f"; {found.note}" if found.note else ""
         hits = list(found.hits)
         prompt = self._build(question, hits)
         while prompt is not None and len(prompt.ids) > room and len(hits) > 1:

@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
+from retrieval.analysis.terms import terms
 from retrieval.index.hybrid import top
-from retrieval.index.sparse import K1, B, SparseIndex, terms
+from retrieval.index.sparse import K1, B, SparseIndex
 
 TOLERANCE = 1e-5
 WORDS = [f"w{n}" for n in range(40)]

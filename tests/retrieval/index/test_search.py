@@ -10,13 +10,14 @@ from conftest import sentences_about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.analysis.terms import terms
 from retrieval.errors import NotFound
 from retrieval.index import snapshot as snapshot_module
 from retrieval.index.dense import DenseIndex, cosines, factory_string
 from retrieval.index.generation import Generation
 from retrieval.index.hybrid import fuse, top
 from retrieval.index.snapshot import Query, Segment, Snapshot
-from retrieval.index.sparse import SparseIndex, SparseSegment, SparseStatistics, terms
+from retrieval.index.sparse import SparseIndex, SparseSegment, SparseStatistics
 from retrieval.types import Upload
 
 WORDS = [f"w{n}" for n in range(60)]

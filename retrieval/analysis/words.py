@@ -1,0 +1,37 @@
+"""A folded text as words; of scripts that are written without spaces, overlapping pairs of characters."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Thai, Lao, Tibetan, Burmese, Khmer; kana, Han and Hangul, whose words carry their particles.
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+)
+
+
+def _marks() -> str:
+    """Combining marks, which ``\\w`` leaves out: without them a word of Hindi is a handful of fragments."""
+    return "".join(
+        chr(code)
+        for code in (*range(0x300, 0x1E00), *range(0xA800, 0xAC00))
+        if unicodedata.category(chr(code)) in ("Mn", "Mc")
+    )
+
+
+_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(f"[{_UNSPACED}]+|[^\\W_{_UNSPACED}](?:[^\\W_{_UNSPACED}]|[{_marks()}])*")
+
+
+def words(folded: str) -> list[str]:
+    """In order."""
+    found = _WORD.findall(folded)
+    if folded.isascii() or not _UNSPACED_RUN.search(folded):
+        return found
+    return [part for word in found for part in (_pairs(word) if _UNSPACED_RUN.match(word) else (word,))]
+
+
+def _pairs(run: str) -> list[str]:
+    return [run] if len(run) == 1 else [run[at : at + 2] for at in range(len(run) - 1)]
