@@ -10,6 +10,7 @@ from retrieval.analysis.stop_words import STOP_WORDS
 UNKNOWN = ""
 """of a text without a stop word, such as a table of numbers: it is not stemmed"""
 
+_ORDER = list(STOP_WORDS)
 _VOTERS: dict[str, list[str]] = {}
 for _language, _words in STOP_WORDS.items():
     for _word in _words:
@@ -28,7 +29,7 @@ def votes(words: Iterable[str]) -> Counter[str]:
 def likeliest(found: Mapping[str, int], surroundings: Mapping[str, int], trust: float) -> str:
     """The language with most votes, where what surrounds the text (its document, the collection) has ``trust`` votes.
 
-    Ties go to the more common one there, then by name.
+    Ties go in the order of ``STOP_WORDS``.
     """
     total = sum(surroundings.values())
     languages = {language for language in (*found, *surroundings) if language != UNKNOWN}
@@ -38,4 +39,4 @@ def likeliest(found: Mapping[str, int], surroundings: Mapping[str, int], trust: 
     def weight(language: str) -> float:
         return found.get(language, 0) + (trust * surroundings.get(language, 0) / total if total else 0.0)
 
-    return min(languages, key=lambda language: (-weight(language), language))
+    return min(languages, key=lambda language: (-weight(language), _ORDER.index(language)))

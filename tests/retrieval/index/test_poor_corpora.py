@@ -18,7 +18,7 @@ from retrieval.library import Library
 from retrieval.types import Upload
 
 POOR = ["?!", "… — …", "the of and", "the of the of", "A swan.", "zzyzx", "*\n\n*", "🦢", "𝒳", "word " * 300]
-ASKED = ["?!", "the of", "swan", "heard of nowhere", "🦢", "word the swan ?"]
+ASKED = ["?!", "the of", "swan", "swan of nowhere", "🦢", "word the swan ?"]
 TOKENIZER = CorpusTokenizer("bytes", lambda text: list(text.encode()))
 
 
@@ -75,7 +75,7 @@ class PoorLibrary(RuleBasedStateMachine):
             assert all(self._texts[hit.document][hit.start : hit.end] == hit.text for hit in hits)
         found = {hit.document for hit in self._library.search(query, 1000, mode="sparse").hits}
         assert found <= set(self._texts)
-        words = {word for word in ("the", "of", "swan", "word") if word in query.split()}
+        words = {word for word in query.split() if word in ("swan", "word")} or {"the", "of"} & set(query.split())
         assert found == {
             document for document, text in self._texts.items() if words & set(text.lower().replace(".", "").split())
         }
