@@ -29,6 +29,7 @@ from eval.bench.runner import build
 from eval.errors import EvalError
 from retrieval.analysis.terms import terms
 from retrieval.embedding.embedder import SentenceEmbedder
+from retrieval.embedding.encoding import AS_IT_IS
 from retrieval.index.batching import Batcher
 from retrieval.index.dense import DenseIndex
 from retrieval.index.generation import Generation, Manifest
@@ -253,7 +254,7 @@ def _library_retriever(index: DenseIndex, encode: Encode) -> Retriever:
     generation.dense, generation.sparse = index, SparseIndex.build([["none"]])
     snapshot = Snapshot.of(generation, 0)
     scope = snapshot.scope("all", lambda: {"passages"})
-    return SnapshotRetriever(snapshot, scope, "dense", encode, lambda text: (text, 0))
+    return SnapshotRetriever(snapshot, scope, "dense", encode, lambda text: (text, 0), lambda text: AS_IT_IS)
 
 
 def _dense_index(name: str, base: KnowledgeBase, home: Path) -> DenseIndex:

@@ -10,10 +10,11 @@ from bm25s import stopwords as kept
 
 from retrieval.analysis.folding import fold, unaccented
 
-_ASKING_ENGLISH = "also could how many may might much must shall since us upon whether whose would"
+_MORE_ENGLISH = "also could how many may might much must shall since us upon whether whose would"
+_MORE_GERMAN = "bereits beim dabei etwa sowie wann warum wieviel worden wurde wurden"
 
 _LISTS: dict[str, str | tuple[str, ...]] = {
-    "en": (*kept.STOPWORDS_EN_PLUS, *_ASKING_ENGLISH.split()),
+    "en": (*kept.STOPWORDS_EN_PLUS, *_MORE_ENGLISH.split()),
     "ar": "في من على إلى الى عن مع هو هي هم هذا هذه ذلك تلك التي الذي الذين ما ماذا متى أين كيف كم لماذا هل أي "
     "أو و ثم لا لم لن قد كان كانت يكون تكون كل بعض بين عند عندما حتى أن إن لكن كما أيضا غير بعد قبل حول خلال ضد دون "
     "منذ له لها لهم فيه فيها عليه عليها منها منه به بها أنه أنها وفي ومن وهو وهي حيث إذا بسبب اسم عدد",
@@ -22,7 +23,7 @@ _LISTS: dict[str, str | tuple[str, ...]] = {
     "cs": "a i v ve na se je že o s z ze do k ke za po pro jako ale by byl byla bylo jsou jsem si to ten ta tento není "
     "nebo od při kdo co kdy kde jak proč který která které kolik jaký jaká jaké",
     "da": kept.STOPWORDS_DANISH,
-    "de": kept.STOPWORDS_GERMAN,
+    "de": (*kept.STOPWORDS_GERMAN, *_MORE_GERMAN.split()),
     "el": "και το η ο να του της των τον την τα οι στο στη στην στον με για από που σε είναι δεν θα ένα μια ή τι ποιος "
     "ποια ποιο πότε πού πώς γιατί πόσο πόσα ήταν ως κατά",
     "es": kept.STOPWORDS_SPANISH,

@@ -92,7 +92,7 @@ def chunk_terms(chunks: Sequence[tuple[str, str, str]]) -> list[tuple[str, list[
 
 @lru_cache(4096)
 def _name_terms(name: str, language: str) -> list[str]:
-    return terms(str(PurePosixPath(name).with_suffix("")) if name else "", language)
+    return terms(name.removesuffix(PurePosixPath(name).suffix), language)
 
 
 def query_terms(text: str, languages: Mapping[str, int]) -> list[str]:

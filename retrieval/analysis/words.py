@@ -1,7 +1,11 @@
-"""A folded text as words; of scripts that are written without spaces, overlapping pairs of characters."""
+"""A folded text as words; of scripts that are written without spaces, the characters and their overlapping pairs.
+
+Pairs alone miss a word of one character; both together find more than a dictionary's words do (XQuAD in Chinese).
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 
@@ -30,8 +34,8 @@ def words(folded: str) -> list[str]:
     found = _WORD.findall(folded)
     if folded.isascii() or not _UNSPACED_RUN.search(folded):
         return found
-    return [part for word in found for part in (_pairs(word) if _UNSPACED_RUN.match(word) else (word,))]
+    return [part for word in found for part in (_characters(word) if _UNSPACED_RUN.match(word) else (word,))]
 
 
-def _pairs(run: str) -> list[str]:
-    return [run] if len(run) == 1 else [run[at : at + 2] for at in range(len(run) - 1)]
+def _characters(run: str) -> list[str]:
+    return [*run, *map("".join, itertools.pairwise(run))]

@@ -1,7 +1,8 @@
-"""What every embedder of this package does around its model: tokens, prefixes, slices, and texts that it cannot read.
+"""What every embedder of this package does around its model: tokens, prefixes, slices, and how far it reads a text.
 
-A text of which the tokenizer knows too little has no vector: its row is zero, and so is its cosine with every other
-text. Otherwise two texts in a script that the model never saw would be the same text to it.
+A model reads the words that its tokenizer has, and guesses at those that it spells out. A text that is spelled letter
+by letter, or unknown, has no vector: its row is zero, and so is its cosine with every other text. Otherwise two texts
+in a script that the model never saw would be the same text to it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,8 +20,10 @@ from retrieval.common.openmp import release_team
 Advance = Callable[[int, int], None]
 """called with (texts done, texts in all)"""
 
-KNOWN_AT_LEAST = 0.5
-"""share of a text's tokens that the tokenizer must know; the others stand for nothing"""
+READ_AT_LEAST = 0.25
+"""share of a text that a model must read to give it a vector"""
+WORD_LIKE = 4
+"""letters in a piece from which it counts as a word"""
 
 SPECIAL_TOKENS = 2
 """that an encoder adds to a text: at its start and its end"""
@@ -45,6 +48,19 @@ class Embedder(Protocol):
         """float32[len(texts), dim], each row of norm 1, or zero for a text that the model cannot read."""
 
 
+class CosineWeight(NamedTuple):
+    """What the cosine of one query counts in hybrid search: ``factor`` · (cosine − ``unrelated``).
+
+    ``unrelated`` is the cosine of texts that have nothing to do with one another.
+    """
+
+    factor: float = 1.0
+    unrelated: float = 0.0
+
+
+AS_IT_IS = CosineWeight()
+
+
 Model = TypeVar("Model")
 
 
@@ -56,6 +72,9 @@ class Encoder(ABC, Generic[Model]):
 
     query_prefix = ""
     document_prefix = ""
+    unrelated = 0.0
+    alike = 1.0
+    """cosines of texts that have nothing to do with one another, and of a question and its answer at best"""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,28 +120,48 @@ class Encoder(ABC, Generic[Model]):
         """See ``Embedder``."""
         return self._encode(texts, self.query_prefix)
 
+    def cosine_weight(self, query: str) -> CosineWeight:
+        """What a cosine of the query says, by how far the model reads the query."""
+        trust = self._read(self._tokenizer.encode(query, add_special_tokens=False), 0) ** 2
+        return CosineWeight(trust / (self.alike - self.unrelated), self.unrelated)
+
     def warm_up(self) -> None:
         """Load the model now rather than at the first question."""
         self.encode_queries(["warm"])
 
     def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
         prefixed = [prefix + text for text in texts]
-        sequences = [self._cut(encoding.ids) for encoding in self._tokenizer.encode_batch(prefixed)]
-        read = np.flatnonzero([self._is_known(sequence, prefix) for sequence in sequences])
+        encodings = self._tokenizer.encode_batch(prefixed)
+        read = [row for row, found in enumerate(encodings) if self._read(found, len(prefix)) >= READ_AT_LEAST]
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
-        if len(read):
+        if read:
             try:
-                vectors[read] = self._embed([prefixed[row] for row in read], [sequences[row] for row in read])
+                vectors[read] = self._embed(
+                    [prefixed[row] for row in read], [self._cut(encodings[row].ids) for row in read]
+                )
             finally:
                 release_team()
         return vectors
 
-    def _is_known(self, sequence: Sequence[int], prefix: str) -> bool:
-        own = len(sequence) - SPECIAL_TOKENS - self._length(prefix)
-        return own > 0 and own - sequence.count(self._unknown) >= KNOWN_AT_LEAST * own
+    def _read(self, encoding: Any, start: int) -> float:
+        """Share of the characters from ``start`` on that stand in words that the model reads, 0 for none.
 
-    def _length(self, prefix: str) -> int:
-        return len(self._tokenizer.encode(prefix, add_special_tokens=False).ids) if prefix else 0
+        A word of one piece counts whole; of several by their mean length; with an unknown piece not at all.
+        """
+        spans: dict[int, list[int]] = {}
+        for word, (begin, end), token in zip(encoding.word_ids, encoding.offsets, encoding.ids, strict=True):
+            if word is not None and end > start:
+                span = spans.setdefault(word, [max(begin, start), end, 0, 0])
+                span[1] = end
+                span[2] += 1
+                span[3] += token == self._unknown
+        whole = sum(end - begin for begin, end, _, _ in spans.values())
+        read = sum(
+            (end - begin) * (1.0 if pieces == 1 else _likeness_to_words((end - begin) / pieces))
+            for begin, end, pieces, unknown in spans.values()
+            if not unknown
+        )
+        return read / whole if whole else 0.0
 
     @property
     def _model(self) -> Model:
@@ -141,3 +180,13 @@ class Encoder(ABC, Generic[Model]):
     def _cut(self, sequence: list[int]) -> list[int]:
         """Its first tokens that the model reads, and the one that ends every text."""
         return sequence if len(sequence) <= self.max_tokens else sequence[: self.max_tokens - 1] + sequence[-1:]
+
+
+def _likeness_to_words(letters: float) -> float:
+    """Of pieces of so many letters, in the mean."""
+    return min(1.0, max(0.0, (letters - 1) / (WORD_LIKE - 1)))
+
+
+def cosine_weight(embedder: Embedder, query: str) -> CosineWeight:
+    """See ``Encoder.cosine_weight``; of an embedder that is not one, the cosine as it is."""
+    return embedder.cosine_weight(query) if isinstance(embedder, Encoder) else AS_IT_IS

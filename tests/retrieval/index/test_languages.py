@@ -10,7 +10,7 @@ from retrieval.library import Library
 from retrieval.types import Upload
 
 FILES = {
-    "harbour/boats-2019.txt": "The boats of the harbour were painted, and the lanterns on them were lit in Paris.",
+    "harbour-boats-2019.txt": "The boats of the harbour were painted, and the lanterns on them were lit in Paris.",
     "fluss.txt": "Die Laternen am Fluss wurden in der Nacht angezündet, und die Häuser von Paris waren nicht zu sehen.",
     "canciones.txt": "Las canciones de los marineros no se oyen en la noche, pero el río las recuerda.",
     "numbers.csv": "lanterns;17\nboats;42",
@@ -34,15 +34,15 @@ def filled(library: Library, request: pytest.FixtureRequest, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        ("Which boat was painting?", {"harbour/boats-2019.txt"}),
-        ("boats", {"harbour/boats-2019.txt", "numbers.csv"}),
+        ("Which boat was painting?", {"harbour-boats-2019.txt"}),
+        ("boats", {"harbour-boats-2019.txt", "numbers.csv"}),
         ("das Haus", {"fluss.txt"}),
         ("die Laterne", {"fluss.txt"}),
         ("cancion", {"canciones.txt"}),
-        ("PARIS", {"harbour/boats-2019.txt", "fluss.txt"}),
+        ("PARIS", {"harbour-boats-2019.txt", "fluss.txt"}),
         ("灯笼", {"zh.txt"}),
-        ("harbour", {"harbour/boats-2019.txt"}),
-        ("la\u00adn\u200btern", {"harbour/boats-2019.txt"}),
+        ("harbour", {"harbour-boats-2019.txt"}),
+        ("la\u00adn\u200btern", {"harbour-boats-2019.txt"}),
         ("unheard", set()),
     ],
 )
@@ -64,5 +64,5 @@ def test_the_index_scores_as_the_journal_did(library: Library, monkeypatch: pyte
 
 
 def test_a_name_of_a_file_is_searched(filled: Library) -> None:
-    assert names(filled, "boats 2019")[0] == "harbour/boats-2019.txt"
+    assert names(filled, "boats 2019")[0] == "harbour-boats-2019.txt"
     assert names(filled, "numbers") == ["numbers.csv"]
