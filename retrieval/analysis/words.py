@@ -29,12 +29,17 @@ _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(f"[{_UNSPACED}]+|[^\\W_{_UNSPACED}](?:[^\\W_{_UNSPACED}]|[{_marks()}])*")
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether it begins with a character of a script that is written without spaces."""
+    return _UNSPACED_RUN.match(text) is not None
+
+
 def words(folded: str) -> list[str]:
     """In order."""
     found = _WORD.findall(folded)
     if folded.isascii() or not _UNSPACED_RUN.search(folded):
         return found
-    return [part for word in found for part in (_characters(word) if _UNSPACED_RUN.match(word) else (word,))]
+    return [part for word in found for part in (_characters(word) if is_unspaced(word) else (word,))]
 
 
 def _characters(run: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from retrieval.analysis.words import is_unspaced
 from retrieval.common.openmp import release_team
 
 Advance = Callable[[int, int], None]
@@ -24,6 +25,8 @@ READ_AT_LEAST = 0.25
 """share of a text that a model must read to give it a vector"""
 WORD_LIKE = 4
 """letters in a piece from which it counts as a word"""
+UNSPACED_WEIGHT = 3
+"""letters that a character of a script without spaces is worth: its words have one or two"""
 
 SPECIAL_TOKENS = 2
 """that an encoder adds to a text: at its start and its end"""
@@ -122,7 +125,7 @@ class Encoder(ABC, Generic[Model]):
 
     def cosine_weight(self, query: str) -> CosineWeight:
         """What a cosine of the query says, by how far the model reads the query."""
-        trust = self._read(self._tokenizer.encode(query, add_special_tokens=False), 0) ** 2
+        trust = self._read(query, self._tokenizer.encode(query, add_special_tokens=False), 0) ** 2
         return CosineWeight(trust / (self.alike - self.unrelated), self.unrelated)
 
     def warm_up(self) -> None:
@@ -132,7 +135,11 @@ class Encoder(ABC, Generic[Model]):
     def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
         prefixed = [prefix + text for text in texts]
         encodings = self._tokenizer.encode_batch(prefixed)
-        read = [row for row, found in enumerate(encodings) if self._read(found, len(prefix)) >= READ_AT_LEAST]
+        read = [
+            row
+            for row, (text, encoding) in enumerate(zip(prefixed, encodings, strict=True))
+            if self._read(text, encoding, len(prefix)) >= READ_AT_LEAST
+        ]
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         if read:
             try:
@@ -143,22 +150,22 @@ class Encoder(ABC, Generic[Model]):
                 release_team()
         return vectors
 
-    def _read(self, encoding: Any, start: int) -> float:
+    def _read(self, text: str, encoding: Any, start: int) -> float:
         """Share of the characters from ``start`` on that stand in words that the model reads, 0 for none.
 
         A word of one piece counts whole; of several by their mean length; with an unknown piece not at all.
         """
-        spans: dict[int, list[int]] = {}
+        words: dict[int, list[int]] = {}  # start, end, pieces, unknown pieces
         for word, (begin, end), token in zip(encoding.word_ids, encoding.offsets, encoding.ids, strict=True):
             if word is not None and end > start:
-                span = spans.setdefault(word, [max(begin, start), end, 0, 0])
-                span[1] = end
-                span[2] += 1
-                span[3] += token == self._unknown
-        whole = sum(end - begin for begin, end, _, _ in spans.values())
+                found = words.setdefault(word, [max(begin, start), end, 0, 0])
+                found[1] = end
+                found[2] += 1
+                found[3] += token == self._unknown
+        whole = sum(end - begin for begin, end, _, _ in words.values())
         read = sum(
-            (end - begin) * (1.0 if pieces == 1 else _likeness_to_words((end - begin) / pieces))
-            for begin, end, pieces, unknown in spans.values()
+            (end - begin) * (1.0 if pieces == 1 else _likeness_to_words(text[end - 1], (end - begin) / pieces))
+            for begin, end, pieces, unknown in words.values()
             if not unknown
         )
         return read / whole if whole else 0.0
@@ -182,9 +189,10 @@ class Encoder(ABC, Generic[Model]):
         return sequence if len(sequence) <= self.max_tokens else sequence[: self.max_tokens - 1] + sequence[-1:]
 
 
-def _likeness_to_words(letters: float) -> float:
-    """Of pieces of so many letters, in the mean."""
-    return min(1.0, max(0.0, (letters - 1) / (WORD_LIKE - 1)))
+def _likeness_to_words(sample: str, letters: float) -> float:
+    """Of pieces of so many letters in the mean; ``sample`` is one of the letters."""
+    worth = UNSPACED_WEIGHT if is_unspaced(sample) else 1
+    return min(1.0, max(0.0, (worth * letters - 1) / (WORD_LIKE - 1)))
 
 
 def cosine_weight(embedder: Embedder, query: str) -> CosineWeight:

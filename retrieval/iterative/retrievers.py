@@ -147,11 +147,11 @@ class SnapshotRetriever:
 
     def likeness(self, query: Query, other: Query) -> float:
         """See ``speculation.Retriever``: the cosine, the share of common terms, or the mean of both."""
-        both = query.vector is not None and other.vector is not None
-        parts = [float(query.vector @ other.vector)] if both else []
-        if self._mode != "dense" or not both:
-            parts.append(_common(query.text_terms, other.text_terms))
-        return sum(parts) / len(parts)
+        common = _common(query.text_terms, other.text_terms)
+        if query.vector is None or other.vector is None:
+            return common
+        cosine = float(query.vector @ other.vector)
+        return cosine if self._mode == "dense" else (common + cosine) / 2
 
 
 def _common(terms_: Sequence[str], others: Sequence[str]) -> float:

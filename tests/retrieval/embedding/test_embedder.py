@@ -50,7 +50,9 @@ def test_a_vector_does_not_depend_on_the_company(minilm: SentenceEmbedder) -> No
     np.testing.assert_allclose(together, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "𓀀𓂀 𓁐", "ꙮꙮ ꙮ river"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "𓀀𓂀 𓁐", "𓀀𓂀𓁐𓀀𓂀𓁐𓀀𓂀𓁐𓀀𓂀𓁐 river", "ما هي عاصمة النرويج؟", "Який сьогодні день?"]
+)
 def test_a_text_that_the_model_cannot_read_has_no_vector(minilm: SentenceEmbedder, text: str) -> None:
     """All such texts were one and the same to it: a cosine of 1."""
     vectors = minilm.encode_documents([text, "A river.", text])
@@ -61,6 +63,14 @@ def test_a_text_that_the_model_cannot_read_has_no_vector(minilm: SentenceEmbedde
 
 def test_a_text_with_a_strange_word_keeps_its_vector(minilm: SentenceEmbedder) -> None:
     assert minilm.encode_queries(["the river 𓀀 in winter"]).any()
+
+
+def test_cosines_count_as_far_as_the_model_reads(minilm: SentenceEmbedder) -> None:
+    english, german, none = (minilm.cosine_weight(text).factor for text in ("Who built the bridge over the river?",
+        "Wer baute die Eisenbahnbrücke über den Fluss?", "Кто построил мост?"))  # fmt: skip
+    assert english > 0.95
+    assert 0.1 < german < 0.7
+    assert none < 0.1
 
 
 def test_search_falls_to_the_words_and_says_so(minilm: SentenceEmbedder, tmp_path: Path) -> None:

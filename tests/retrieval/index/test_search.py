@@ -10,7 +10,6 @@ from conftest import sentences_about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.analysis.terms import terms
 from retrieval.embedding.encoding import CosineWeight
 from retrieval.errors import NotFound
 from retrieval.index import snapshot as snapshot_module
@@ -50,21 +49,6 @@ def test_new_chunks_are_scored_as_the_index_would(tmp_path) -> None:
         scores = segment.scores(query, statistics.idf, statistics.average_length)
         np.testing.assert_allclose(scores, index.scores(query), atol=1e-5)
         assert np.all(scores <= statistics.ceiling + 1e-6)
-
-
-def test_terms() -> None:
-    assert terms("The ﬁfth Café—it's 3.5 日本語 foo_bar") == [
-        "the",
-        "fifth",
-        "café",
-        "it",
-        "s",
-        "3",
-        "5",
-        *"日本語",
-        "foo",
-        "bar",
-    ]
 
 
 def unit_vectors(count: int, dim: int, seed: int) -> np.ndarray:
