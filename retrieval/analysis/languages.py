@@ -20,9 +20,9 @@ for _language, _words in STOP_WORDS.items():
 def votes(words: Iterable[str]) -> Counter[str]:
     """language → how many of the (folded) words are stop words of it."""
     found: Counter[str] = Counter()
-    for word in words:
-        if word in _VOTERS:
-            found.update(_VOTERS[word])
+    for word, count in Counter(filter(_VOTERS.__contains__, words)).items():
+        for language in _VOTERS[word]:
+            found[language] += count
     return found
 
 

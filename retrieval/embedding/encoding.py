@@ -162,12 +162,14 @@ class Encoder(ABC, Generic[Model]):
                 found[1] = end
                 found[2] += 1
                 found[3] += token == self._unknown
-        whole = sum(end - begin for begin, end, _, _ in words.values())
-        read = sum(
-            (end - begin) * (1.0 if pieces == 1 else _likeness_to_words(text[end - 1], (end - begin) / pieces))
-            for begin, end, pieces, unknown in words.values()
-            if not unknown
-        )
+        whole = read = 0.0
+        for begin, end, pieces, unknown in words.values():
+            length = end - begin
+            whole += length
+            if not unknown:
+                read += length * (
+                    1.0 if pieces == 1 else _likeness_to_words(text[begin + length // 2], length / pieces)
+                )
         return read / whole if whole else 0.0
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.common.threads import threads
-from retrieval.embedding.encoding import Embedder, cosine_weight
+from retrieval.embedding.encoding import AS_IT_IS, Embedder, cosine_weight
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Index
 from retrieval.index.snapshot import Query, Scope, Snapshot
@@ -61,7 +61,8 @@ class Searcher:
                 except RetrievalError as error:
                     results[at] = error
                 else:
-                    weight = cosine_weight(self._embedder, request.query)
+                    weighed = request.mode == "hybrid"
+                    weight = cosine_weight(self._embedder, request.query) if weighed else AS_IT_IS
                     query = snapshot.query(request.query, vectors.get(at), request.mode, request.k, weight)
                     asked[at] = query, scope
             found = search_together(snapshot, list(asked.values()))
