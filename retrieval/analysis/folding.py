@@ -24,10 +24,13 @@ _GROUPED = re.compile(r"(?<=[0-9])[.,'’](?=[0-9]{3}(?![0-9]))")
 def fold(text: str) -> str:
     """Compatibility forms (NFKC), case and unseen characters folded; 1,900 and 1.900 are 1900. Idempotent."""
     if not text.isascii():
-        text = _UNSEEN.sub("", text)
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        text = _composed(_composed(_UNSEEN.sub("", text)).casefold())
         text = _UNSEEN.sub("", text)
     return _GROUPED.sub("", text.lower())
+
+
+def _composed(text: str) -> str:
+    return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)
 
 
 def unaccented(word: str) -> str:

@@ -26,7 +26,9 @@ def _marks() -> str:
 
 
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]")
-_WORD = re.compile(f"[{_UNSPACED}]+|[^\\W_{_UNSPACED}](?:[^\\W_{_UNSPACED}]|[{_marks()}])*")
+_ASCII_WORD = re.compile("[a-z0-9]+")
+_SPACED_WORD = re.compile(f"[^\\W_]+(?:[{_marks()}]+[^\\W_]*)*")
+_WORD = re.compile(f"[{_UNSPACED}]+|[^\\W_{_UNSPACED}]+(?:[{_marks()}]+[^\\W_{_UNSPACED}]*)*")
 
 
 def is_unspaced(text: str) -> bool:
@@ -36,10 +38,11 @@ def is_unspaced(text: str) -> bool:
 
 def words(folded: str) -> list[str]:
     """In order."""
-    found = _WORD.findall(folded)
-    if folded.isascii() or not _UNSPACED_RUN.search(folded):
-        return found
-    return [part for word in found for part in (_characters(word) if is_unspaced(word) else (word,))]
+    if folded.isascii():
+        return _ASCII_WORD.findall(folded)
+    if not _UNSPACED_RUN.search(folded):
+        return _SPACED_WORD.findall(folded)
+    return [part for word in _WORD.findall(folded) for part in (_characters(word) if is_unspaced(word) else (word,))]
 
 
 def _characters(run: str) -> list[str]:
