@@ -40,6 +40,7 @@ class Options(BenchOptions):
     data: Annotated[list[Path], Argument(help="Questions, in SQuAD's format (xquad.en.json).", exists=True)]
     half: Annotated[Literal["first", "second", "both"], Option(help="Articles whose questions are asked.")] = "second"
     embedder: Annotated[str, Option(help="Embedding model.")] = "minilm"
+    baselines: Annotated[bool, Option(help="Measure bm25s and the encoder alone, too.")] = True
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ def run(options: Options) -> Figures:
     embedder = make_embedder(options.embedder)
     return {
         **options.told("half", "embedder"),
-        "rows": [row for path in options.data for row in _measured(path, options.half, embedder)],
+        "rows": [row for path in options.data for row in _measured(path, options, embedder)],
     }
 
 
-def _measured(path: Path, half: str, embedder: Embedder) -> list[dict[str, Any]]:
+def _measured(path: Path, options: Options, embedder: Embedder) -> list[dict[str, Any]]:
     language = path.stem.rpartition(".")[2]
-    paragraphs, questions = read(path, half)
+    paragraphs, questions = read(path, options.half)
     asked = [question.text for question in questions]
     gold = [{question.paragraph} for question in questions]
     rows = []
@@ -81,6 +82,8 @@ def _measured(path: Path, half: str, embedder: Embedder) -> list[dict[str, Any]]
         library.ingest(uploads)
         for mode in ("sparse", "dense", "hybrid"):
             put(mode, [_searched(library, question, mode) for question in asked], gold)
+    if not options.baselines:
+        return rows
     texts = [paragraph.text for paragraph in paragraphs]
     chunks, holding = naive_chunks(paragraphs)
     chunk_texts = [text for text, _ in chunks]

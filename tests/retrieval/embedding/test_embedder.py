@@ -50,9 +50,7 @@ def test_a_vector_does_not_depend_on_the_company(minilm: SentenceEmbedder) -> No
     np.testing.assert_allclose(together, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "  ", "𓀀𓂀 𓁐", "𓀀𓂀𓁐𓀀𓂀𓁐𓀀𓂀𓁐𓀀𓂀𓁐 river", "ما هي عاصمة النرويج؟", "Який сьогодні день?"]
-)
+@pytest.mark.parametrize("text", ["", "  ", "𓀀𓂀 𓁐", "ما هي عاصمة النرويج؟", "Який сьогодні день?"])
 def test_a_text_that_the_model_cannot_read_has_no_vector(minilm: SentenceEmbedder, text: str) -> None:
     """All such texts were one and the same to it: a cosine of 1."""
     vectors = minilm.encode_documents([text, "A river.", text])
