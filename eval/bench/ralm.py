@@ -249,7 +249,7 @@ def _library_retriever(index: DenseIndex, encode: Encode) -> Retriever:
     """A library's search in mode dense, over a generation in memory of one document."""
     count = len(index.ids)
     generation = Generation(
-        1, Manifest(1, 0, count, "", "", None, {}), index.ids, np.zeros(count, dtype=np.int32), [("passages", 1)]
+        1, Manifest(1, 0, count, "", "", "", None, {}), index.ids, np.zeros(count, dtype=np.int32), [("passages", 1)]
     )
     generation.dense, generation.sparse = index, SparseIndex.build([["none"]])
     snapshot = Snapshot.of(generation, 0)

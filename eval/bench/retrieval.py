@@ -12,11 +12,12 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import numpy as np
-from typer import Argument, Option
+from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, bench
 from retrieval.embedding.embedder import make_embedder
@@ -33,12 +34,18 @@ STOP_WORDS = {"de", "en", "es"}
 """languages for which bm25s knows stop words by their code"""
 
 
+class Half(StrEnum):
+    FIRST = "first"
+    SECOND = "second"
+    BOTH = "both"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(BenchOptions):
     """Search by mode beside bm25s and the encoder alone: hit@1, hit@5, MRR@10."""
 
-    data: Annotated[list[Path], Argument(help="Questions, in SQuAD's format (xquad.en.json).", exists=True)]
-    half: Annotated[Literal["first", "second", "both"], Option(help="Articles whose questions are asked.")] = "second"
+    data: Annotated[tuple[Path, ...], Option(help="Questions, in SQuAD's format (xquad.en.json); may be repeated.")]
+    half: Annotated[Half, Option(help="Articles whose questions are asked.")] = Half.SECOND
     embedder: Annotated[str, Option(help="Embedding model.")] = "minilm"
     baselines: Annotated[bool, Option(help="Measure bm25s and the encoder alone, too.")] = True
 
@@ -80,7 +87,7 @@ def _measured(path: Path, options: Options, embedder: Embedder) -> list[dict[str
     with tempfile.TemporaryDirectory() as home, Library.open(home, embedder=embedder) as library:
         uploads = [Upload(f"{number:05d}.txt", paragraph.text.encode()) for number, paragraph in enumerate(paragraphs)]
         library.ingest(uploads)
-        for mode in ("sparse", "dense", "hybrid"):
+        for mode in get_args(Mode):
             put(mode, [_searched(library, question, mode) for question in asked], gold)
     if not options.baselines:
         return rows
@@ -95,11 +102,11 @@ def _measured(path: Path, options: Options, embedder: Embedder) -> list[dict[str
     return rows
 
 
-def read(path: Path, half: str) -> tuple[list[Paragraph], list[Question]]:
+def read(path: Path, half: Half) -> tuple[list[Paragraph], list[Question]]:
     """All paragraphs; the questions about one half of the articles."""
     articles = json.loads(path.read_text(encoding="utf-8"))["data"]
     middle = len(articles) // 2
-    kept = {"first": range(middle), "second": range(middle, len(articles)), "both": range(len(articles))}[half]
+    kept = range(middle if half is Half.SECOND else 0, middle if half is Half.FIRST else len(articles))
     paragraphs: list[Paragraph] = []
     questions: list[Question] = []
     for number, article in enumerate(articles):

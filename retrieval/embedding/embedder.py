@@ -75,6 +75,10 @@ class SentenceEmbedder(Encoder[Any]):
     def document_prefix(self) -> str:
         return self._prompt("document", "passage", "corpus")
 
+    @cached_property
+    def cosine_range(self) -> tuple[float, float]:
+        return (0.0, 1.0) if self.fingerprint.startswith(MINILM) else super().cosine_range
+
     def _prompt(self, *names: str) -> str:
         """What the folder says is to stand before such a text."""
         config = _read_json(self._folder / "config_sentence_transformers.json", missing={})

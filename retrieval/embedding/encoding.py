@@ -28,6 +28,24 @@ WORD_LIKE = 4
 UNSPACED_WEIGHT = 3
 """letters that a character of a script without spaces is worth: its words have one or two"""
 
+UNRELATED = (
+    "The bridge was closed for repairs until spring.",
+    "Add two spoons of sugar to the dough.",
+    "Prime numbers have exactly two divisors.",
+    "Her brother plays the violin in an orchestra.",
+    "Interest rates rose by half a percent.",
+    "Penguins keep their eggs warm on their feet.",
+    "The printer is out of paper again.",
+    "Rome was the capital of an empire.",
+    "A vaccine trains the body to know a germ.",
+    "He scored in the last minute of the match.",
+    "The moon has no air.",
+    "Please sign the contract on page four.",
+)
+"""texts that have nothing to do with one another"""
+NARROWEST = 0.05
+"""range of cosines that is taken for one"""
+
 SPECIAL_TOKENS = 2
 """that an encoder adds to a text: at its start and its end"""
 
@@ -73,12 +91,6 @@ class Encoder(ABC, Generic[Model]):
     # Texts are embedded longest first in slices of this many: padding stays small and progress can be told.
     _SLICE = 256
 
-    query_prefix = ""
-    document_prefix = ""
-    unrelated = 0.0
-    alike = 1.0
-    """cosines of texts that have nothing to do with one another, and of a question and its answer at best"""
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loaded: Model | None = None
@@ -86,6 +98,26 @@ class Encoder(ABC, Generic[Model]):
     @property
     @abstractmethod
     def dim(self) -> int: ...
+
+    @property
+    def query_prefix(self) -> str:
+        return ""
+
+    @property
+    def document_prefix(self) -> str:
+        return ""
+
+    @cached_property
+    def cosine_range(self) -> tuple[float, float]:
+        """Cosines of texts that have nothing to do with one another, and of a question and its answer at best.
+
+        Here as the mean of unrelated texts, and ten standard deviations above: hardly an encoder has a cosine of 0
+        for the one and of 1 for the other.
+        """
+        vectors = self.encode_queries(UNRELATED)
+        cosines = (vectors @ vectors.T)[np.triu_indices(len(UNRELATED), 1)]
+        mean, deviation = float(cosines.mean()), float(cosines.std())
+        return mean, mean + max(10 * deviation, NARROWEST)
 
     @property
     @abstractmethod
@@ -126,7 +158,8 @@ class Encoder(ABC, Generic[Model]):
     def cosine_weight(self, query: str) -> CosineWeight:
         """What a cosine of the query says, by how far the model reads the query."""
         trust = self._read(query, self._tokenizer.encode(query, add_special_tokens=False), 0) ** 2
-        return CosineWeight(trust / (self.alike - self.unrelated), self.unrelated)
+        unrelated, alike = self.cosine_range
+        return CosineWeight(trust / (alike - unrelated), unrelated)
 
     def warm_up(self) -> None:
         """Load the model now rather than at the first question."""

@@ -48,8 +48,7 @@ class PackagedE5(Encoder[Bert]):
     document_prefix = "passage: "
     dim = 384
     max_tokens = 512
-    unrelated = 0.74
-    alike = 0.88
+    cosine_range = 0.74, 0.88
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()

