@@ -23,6 +23,7 @@ from eval.bench.base import BenchOptions, Figures, bench
 from retrieval.embedding.embedder import make_embedder
 from retrieval.embedding.encoding import Embedder
 from retrieval.library import Library
+from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.types import Mode, Upload
 
 DEPTH = 20
@@ -47,6 +48,7 @@ class Options(BenchOptions):
     data: Annotated[tuple[Path, ...], Option(help="Questions, in SQuAD's format (xquad.en.json); may be repeated.")]
     half: Annotated[Half, Option(help="Articles whose questions are asked.")] = Half.SECOND
     embedder: Annotated[str, Option(help="Embedding model.")] = "minilm"
+    tokens: Annotated[int | None, Option(min=8, help="Most of a chunk; by default the library's own.")] = None
     baselines: Annotated[bool, Option(help="Measure bm25s and the encoder alone, too.")] = True
 
 
@@ -69,7 +71,7 @@ def run(options: Options) -> Figures:
     """One table a file: shares in percent with standard errors, over all paragraphs of the file."""
     embedder = make_embedder(options.embedder)
     return {
-        **options.told("half", "embedder"),
+        **options.told("half", "embedder", "tokens"),
         "rows": [row for path in options.data for row in _measured(path, options, embedder)],
     }
 
@@ -84,7 +86,8 @@ def _measured(path: Path, options: Options, embedder: Embedder) -> list[dict[str
     def put(search: str, found: Sequence[Sequence[int]], right: Sequence[set[int]]) -> None:
         rows.append({"data": path.name, "search": search, **figures(found, right)})
 
-    with tempfile.TemporaryDirectory() as home, Library.open(home, embedder=embedder) as library:
+    chunking = ChunkingOptions(max_tokens=options.tokens) if options.tokens else ChunkingOptions()
+    with tempfile.TemporaryDirectory() as home, Library.open(home, embedder=embedder, chunking=chunking) as library:
         uploads = [Upload(f"{number:05d}.txt", paragraph.text.encode()) for number, paragraph in enumerate(paragraphs)]
         library.ingest(uploads)
         for mode in get_args(Mode):

@@ -136,9 +136,10 @@ class Encoder(ABC, Generic[Model]):
         """float32[len(texts), dim] of norm 1; ``sequences`` are the tokens of the texts, cut at ``max_tokens``."""
 
     def token_starts(self, text: str) -> np.ndarray:
-        """See ``Embedder``."""
+        """See ``Embedder``. Of a text that gets no vector, words are what counts, and not its letters."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
+        starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
+        return starts if self._read(text, encoding, 0) >= READ_AT_LEAST else _word_like(text, starts)
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
         """See ``Embedder``."""
@@ -228,6 +229,15 @@ def _likeness_to_words(sample: str, letters: float) -> float:
     """Of pieces of so many letters in the mean; ``sample`` is one of the letters."""
     worth = UNSPACED_WEIGHT if is_unspaced(sample) else 1
     return min(1.0, max(0.0, (worth * letters - 1) / (WORD_LIKE - 1)))
+
+
+def _word_like(text: str, starts: np.ndarray) -> np.ndarray:
+    """Those that are ``WORD_LIKE`` letters apart, and every one of a script without spaces."""
+    kept: list[int] = []
+    for start in starts.tolist():
+        if not kept or start - kept[-1] >= WORD_LIKE or is_unspaced(text[start]):
+            kept.append(start)
+    return np.array(kept, dtype=np.int64)
 
 
 def cosine_weight(embedder: Embedder, query: str) -> CosineWeight:

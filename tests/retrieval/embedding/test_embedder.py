@@ -125,6 +125,13 @@ def test_token_starts_are_offsets(minilm: SentenceEmbedder) -> None:
     assert text[starts[-1]] == "."
 
 
+def test_letters_are_no_tokens(minilm: SentenceEmbedder) -> None:
+    """A chunk in a script that the model spells out is as long as one in English."""
+    arabic = "عاصمة النرويج هي أوسلو، وهي مدينة كبيرة على البحر. " * 10
+    assert len(arabic) / 6 < len(minilm.token_starts(arabic)) <= len(arabic) / 4 + 1
+    assert len(minilm.token_starts("日本語 " * 10)) == 30
+
+
 def test_altered_weights_have_another_fingerprint(minilm: SentenceEmbedder, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(minilm._folder, folder)
