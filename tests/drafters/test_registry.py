@@ -52,7 +52,7 @@ def test_what_changes_the_tokens_says_so():
         (OverlapOptions(inner=RagOptions()), {"draft_prompt"}),
         (GoodputOptions(inner=DatastoreOptions()), {"datastore"}),
     ],
-    ids=repr,
+    ids=lambda value: ",".join(sorted(value)) if isinstance(value, set) else repr(value),
 )
 def test_what_a_drafter_draws_on_is_known_before_it_is_made(options, sources):
     assert options.draws_on == sources
