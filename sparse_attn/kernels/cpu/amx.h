@@ -1,7 +1,7 @@
 // The tile registers of AMX, where the family has them: eight of up to 16 rows of 64 bytes.
 //
-// In a product C += A · B, A has a row of pairs of bfloat16 (or quadruples of int8) of 64 bytes for each row of C, and B
-// 16 rows of 16 such groups, one for each column: B's row k holds group k of every column. An element of a bfloat16
+// In a product C += A · B, A has a row of pairs of bfloat16 (or quadruples of int8) of 64 bytes for each row of C, and
+// B 16 rows of 16 such groups, one for each column: B's row k holds group k of every column. An element of a bfloat16
 // product is C + (the chain of its even products + that of its odd ones), whatever rows lie beside it.
 #pragma once
 
@@ -30,8 +30,8 @@ inline void tile_multiply_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-// A thread's tiles: 0 to 3 are sums and 4 and 5 are A, of `rows` rows; 6 and 7 are B, of 16. Given back at the end of its
-// life, or the system would save 8 KB at every change of context.
+// A thread's tiles: 0 to 3 are sums and 4 and 5 are A, of `rows` rows; 6 and 7 are B, of 16. Given back at the end of
+// its life, or the system would save 8 KB at every change of context.
 class Tiles {
   int rows = 0;
 
@@ -63,12 +63,12 @@ inline void each_tile(Body body) {
   if constexpr (COUNT > 3) body(std::integral_constant<int, 3>{});
 }
 
-// out [rows of the tiles][columns] = a · b over `depth` pairs (a multiple of 16), or out + a · b where ACCUMULATE; columns
-// are a multiple of 16. Strides in units of 4 bytes: a row of a and of out, and a pair's row of b. `ride` is called after
-// every product of tiles.
+// out [rows of the tiles][columns] = a · b over `depth` pairs (a multiple of 16), or out + a · b where ACCUMULATE;
+// columns are a multiple of 16. Strides in units of 4 bytes: a row of a and of out, and a pair's row of b. `ride` is
+// called after every product of tiles.
 template <bool ACCUMULATE, int COLUMNS, class Ride>
-inline void tile_panel(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out, int64_t out_row,
-                       Ride ride) {
+inline void tile_panel(const float* a, int64_t a_row, int depth, const float* b, int64_t b_row, float* out,
+                       int64_t out_row, Ride ride) {
   each_tile<COLUMNS>([&](auto n) {
     constexpr int N = decltype(n)::value;
     if constexpr (ACCUMULATE)

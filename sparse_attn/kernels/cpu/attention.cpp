@@ -11,10 +11,10 @@
 // memory once. K is transposed in cache, so that scores and values are the same product: broadcast × rows of vectors.
 //
 // Products of bfloat16 take two neighbours along the sum at once: of a query or key two channels, of weights and values
-// two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded to
-// bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes through
-// them, a single row's too, for their order of summation is another one. A processor that has no products of bfloat16
-// widens what it reads, a tile at a time, and multiplies floats.
+// two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded
+// to bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes
+// through them, a single row's too, for their order of summation is another one. A processor that has no products of
+// bfloat16 widens what it reads, a tile at a time, and multiplies floats.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -57,8 +57,8 @@ struct State {
   }
 };
 
-// Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them, for
-// where none are asked for the memory rests.
+// Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them,
+// for where none are asked for the memory rests.
 class Fetch {
   const char* sides[2] = {};
   int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;  // next and end in bytes, row and part in lines
@@ -521,7 +521,8 @@ class Worker {
     const vec before = load(state.m + r0), highest = folio::max(before, max_each(top) * splat(c.scale));
     float m[GROUP_ROWS];
     store(m, highest);
-    for (uint32_t raised = _mm512_cmp_ps_mask((__m512)before, (__m512)highest, _CMP_NEQ_UQ); raised; raised &= raised - 1)
+    uint32_t raised = _mm512_cmp_ps_mask((__m512)before, (__m512)highest, _CMP_NEQ_UQ);
+    for (; raised; raised &= raised - 1)
       raise(r0 + __builtin_ctz(raised), m[__builtin_ctz(raised)]);
     for (int r = 0; r < GROUP_ROWS; ++r) {
       vec l = load(state.l + (r0 + r) * LANES);

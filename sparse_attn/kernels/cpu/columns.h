@@ -32,8 +32,8 @@ class Columns {
     if constexpr (TILED) {
       for (int r = 0; r < rows; r += 16) {
         tiles.shape(std::min(16, rows - r));
-        tile_product<false>(q + int64_t(r) * depth, depth, depth, columns.data(), TILE, out + r * out_row, out_row, TILE,
-                            [] {});
+        tile_product<false>(q + int64_t(r) * depth, depth, depth, columns.data(), TILE, out + r * out_row, out_row,
+                            TILE, [] {});
       }
       return;
     }

@@ -1,4 +1,4 @@
-// Rows of keys and values as products take them: in units of a float's size, each one float or a pair of bfloat16 numbers.
+// Rows of keys and values as products take them: in units of a float's size, one float or a pair of bfloat16 numbers.
 #pragma once
 
 #include <type_traits>
@@ -71,7 +71,8 @@ inline void unit_row(Row row, int count, bool rounded, float* out) {
 
 // The same for a row at element `at`, of any kind; `scales` are of int8 rows of `count` codes each.
 template <class Unit>
-inline void unit_row(Kind kind, const void* base, const uint16_t* scales, int64_t at, int count, bool rounded, float* out) {
+inline void unit_row(Kind kind, const void* base, const uint16_t* scales, int64_t at, int count, bool rounded,
+                     float* out) {
   if (kind == INT8)
     unit_row<Unit>(Codes{static_cast<const int8_t*>(base) + at, half(scales[at / count])}, count, rounded, out);
   else if (kind == BFLOAT16)
@@ -93,9 +94,9 @@ inline void zip_rows(const float* first, const float* second, int count, float* 
   int d = 0;
 #if defined(__AVX512BW__)
   alignas(64) static constexpr uint16_t ORDER[64] = {
-      0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
-      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62,
-      31, 63};
+      0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42, 11, 43, 12, 44,
+      13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57,
+      26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
   for (; d + 32 <= count; d += 32) {
     const __m512i a = _mm512_loadu_si512(low + d), b = _mm512_loadu_si512(high + d);
     _mm512_storeu_si512(out + d, _mm512_permutex2var_epi16(a, _mm512_load_si512(ORDER), b));
