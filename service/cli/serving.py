@@ -124,7 +124,7 @@ def generate(
         tensor_parallel=tp,
     )
     from service.engine.params import SamplingParams
-    from service.engine.sampling.constraint import Constraint
+    from service.engine.sampling.grammars import Constraint
 
     constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None
     if regex is not None:

@@ -309,7 +309,7 @@ class Engine:
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
         params, constraint = request.params, request.params.constraint
-        constrained = self.constraints.compile(constraint, request.prompt_len) if constraint is not None else None
+        constrained = self.constraints.start(constraint, request.prompt_len) if constraint is not None else None
         return LogitsProcessor.of(
             constrained, params.penalties, request.token_ids, params.temperature, self.loaded.vocab_size
         )
