@@ -46,7 +46,9 @@ class Options(ThreadedOptions):
     )  # fmt: skip
     windows: Annotated[int, Option(min=2, help="Windows of the text.")] = 12
     window: Annotated[int, Option(min=16, help="Tokens of each.")] = 1024
-    contexts: Annotated[tuple[int, ...], Separated(), Option(help="Prompt lengths that are timed.")] = (512, 2048)
+    contexts: Annotated[
+        tuple[int, ...], Separated(), Option(help="Prompt lengths that are timed; none for no times.")
+    ] = (512, 2048)
     new_tokens: Annotated[int, Option(min=2, help="Tokens decoded behind each.")] = 48
 
 
@@ -63,12 +65,14 @@ def run(options: Options) -> Figures:
         config = EngineConfig(dtype=loaded.dtype, kv_memory=512 << 20, drafter="none", attention="dense")  # type: ignore[arg-type]
         engine = Engine(loaded, config)
         losses[name] = [_loss(engine, window) for window in ids]
-        row: Row = {"precision": name, "load_s": load_s, "weights_mb": _weight_bytes(loaded) / 1e6}
+        row: Row = {"precision": name, "weights_mb": _weight_bytes(loaded) / 1e6}
         row["perplexity"] = math.exp(mean(losses[name]))
         differences = [a - b for a, b in zip(losses[name], losses[options.precisions[0]], strict=True)]
         row["perplexity_change_percent"] = 100 * math.expm1(mean(differences))
         row["change_se_percent"] = 100 * stdev(differences) / math.sqrt(len(differences))
-        rows.append(row | _speeds(engine, ids, options))
+        if options.contexts:
+            row |= {"load_s": load_s, **_speeds(engine, ids, options)}
+        rows.append(row)
     return {**options.told("model", "threads", "windows", "window"), "text": options.text.name, "precisions": rows}
 
 

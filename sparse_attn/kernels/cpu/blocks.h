@@ -64,7 +64,8 @@ inline iwide field(const iwide& w, int32_t mask, const iwide& more) {
 #pragma GCC unroll 4
   for (int i = 0; i < PARTS; ++i) {
 #if defined(__AVX512F__)
-    out.part[i] = (ivec)_mm512_ternarylogic_epi32((__m512i)w.part[i], _mm512_set1_epi32(mask), (__m512i)more.part[i], 0xEA);
+    const __m512i bits = _mm512_set1_epi32(mask);
+    out.part[i] = (ivec)_mm512_ternarylogic_epi32((__m512i)w.part[i], bits, (__m512i)more.part[i], 0xEA);
 #else
     out.part[i] = (w.part[i] & mask) | more.part[i];
 #endif
@@ -154,8 +155,8 @@ template <> struct LayoutOf<Q4_0> : Layout<4, 8, 2, 64> {};
 template <> struct LayoutOf<Q5_0> : Layout<5, 16, 2, 64> {};
 template <> struct LayoutOf<Q4_1> : Layout<4, 0, 1, 64> {};       // scales, minima
 template <> struct LayoutOf<Q4_K> : Layout<4, 0, 8, 320> {};      // two float16s a row; then for each tile …
-template <> struct LayoutOf<Q5_K> : Layout<5, 0, 8, 320> {};      // … a byte a row for its scale and one for its minimum
-template <> struct LayoutOf<Q6_K> : Layout<6, 32, 8, 320> {};     // a float16 a row; from byte 64 on two bytes a row a tile
+template <> struct LayoutOf<Q5_K> : Layout<5, 0, 8, 320> {};      // … a byte a row for its scale, one for its minimum
+template <> struct LayoutOf<Q6_K> : Layout<6, 32, 8, 320> {};     // a float16 a row; from byte 64 two bytes a row a tile
 
 // What a tile's integers are multiplied by and what is added then, for each row of w; of its columns from 16 · part on.
 template <int KIND>

@@ -14,15 +14,20 @@ struct Columns {
   uint8_t number[TILE_COLUMNS];
 };
 
-// Offsets in ggml's blocks (ggml-common.h): scale, minimum or second scale, scales of parts, high bits, low bits.
+// Sizes and offsets in ggml's blocks (ggml-common.h): bytes, the scale (what goes with it lies behind), scales of parts, high
+// bits, low bits.
+template <int COLUMNS, int SIZE, int D, int PARTS_AT, int HIGH, int LOW>
+struct Offsets {
+  static constexpr int columns = COLUMNS, size = SIZE, d = D, parts = PARTS_AT, high = HIGH, low = LOW;
+};
 template <int KIND> struct Block;
-template <> struct Block<Q4_0> { static constexpr int columns = 32, size = 18, d = 0, high = 0, low = 2; };
-template <> struct Block<Q4_1> { static constexpr int columns = 32, size = 20, d = 0, high = 0, low = 4; };
-template <> struct Block<Q5_0> { static constexpr int columns = 32, size = 22, d = 0, high = 2, low = 6; };
-template <> struct Block<Q8_0> { static constexpr int columns = 32, size = 34, d = 0, high = 0, low = 2; };
-template <> struct Block<Q4_K> { static constexpr int columns = 256, size = 144, d = 0, parts = 4, high = 0, low = 16; };
-template <> struct Block<Q5_K> { static constexpr int columns = 256, size = 176, d = 0, parts = 4, high = 16, low = 48; };
-template <> struct Block<Q6_K> { static constexpr int columns = 256, size = 210, d = 208, parts = 192, high = 128, low = 0; };
+template <> struct Block<Q4_0> : Offsets<32, 18, 0, 0, 0, 2> {};
+template <> struct Block<Q4_1> : Offsets<32, 20, 0, 0, 0, 4> {};
+template <> struct Block<Q5_0> : Offsets<32, 22, 0, 0, 2, 6> {};
+template <> struct Block<Q8_0> : Offsets<32, 34, 0, 0, 0, 2> {};
+template <> struct Block<Q4_K> : Offsets<256, 144, 0, 4, 0, 16> {};
+template <> struct Block<Q5_K> : Offsets<256, 176, 0, 4, 16, 48> {};
+template <> struct Block<Q6_K> : Offsets<256, 210, 208, 192, 128, 0> {};
 
 // The integers of columns 32 · part … of a block, not negative.
 template <int KIND>
@@ -128,7 +133,8 @@ void pack_panel(const Pack& c, int64_t panel) {
       const int64_t k = step * TILE_COLUMNS;
       const int count = int(std::min<int64_t>(TILE_COLUMNS, c.inner - k));
       if constexpr (L::bits == 0) {
-        for (int i = 0; i < count; ++i) std::memcpy(tile + 64 * (i / 2) + 4 * row + 2 * (i % 2), source + 2 * (k + i), 2);
+        for (int i = 0; i < count; ++i)
+          std::memcpy(tile + 64 * (i / 2) + 4 * row + 2 * (i % 2), source + 2 * (k + i), 2);
       } else if constexpr (KIND == INT8_ROWS) {
         Columns numbers;
         for (int i = 0; i < TILE_COLUMNS; ++i) numbers.number[i] = uint8_t((i < count ? source[k + i] : 0) + L::zero);
@@ -181,12 +187,13 @@ extern "C" void folio_unpack_rows(const Unpack* call) {
         float* y = c.y + i * c.inner + step * TILE_COLUMNS;
         const int count = int(std::min<int64_t>(TILE_COLUMNS, c.inner - step * TILE_COLUMNS));
         const uint8_t* head = panel + step / L::span * (L::head + L::span * L::tile);
-        unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span), [&](int j, const wide& low, const wide& high) {
+        const auto take = [&](int j, const wide& low, const wide& high) {
           store_wide(pairs[0], low);
           store_wide(pairs[1], high);
           for (int p = 0; p < 2; ++p)
             if (2 * j + p < count) y[2 * j + p] = pairs[row / 8][2 * (row % 8) + p] * scale;
-        });
+        };
+        unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span), take);
       }
     }
   });

@@ -85,7 +85,8 @@ void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_
   using L = LayoutOf<KIND>;
   constexpr bool as_is = KIND == BF16 && Product::reads_bfloat16;
   const int64_t first = n0 / TILE_ROWS, last = (c.outer - 1) / TILE_ROWS, steps = x.steps;
-  const uint8_t* const panel[] = {c.w + first * L::panel_bytes(steps), c.w + std::min(first + 1, last) * L::panel_bytes(steps)};
+  const int64_t size = L::panel_bytes(steps);
+  const uint8_t* const panel[] = {c.w + first * size, c.w + std::min(first + 1, last) * size};
   const Value* from = x.values + row0 * x.width;
   alignas(64) float sums[BLOCK][WIDTH];
   if (rows <= BLOCK) {

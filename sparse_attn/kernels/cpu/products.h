@@ -99,9 +99,9 @@ struct Bfloat16 {
     std::memcpy(tile + j * TILE_COLUMNS, &both, sizeof both);
   }
   static void convert(const float* x, int count, uint16_t* out) {
-    const __m512 low = _mm512_maskz_loadu_ps(__mmask16(count >= 16 ? 0xFFFF : (1 << count) - 1), x);
-    const __m512 high = count <= 16 ? _mm512_setzero_ps()
-                                    : _mm512_maskz_loadu_ps(__mmask16(count >= 32 ? 0xFFFF : (1 << (count - 16)) - 1), x + 16);
+    const uint32_t there = count >= TILE_COLUMNS ? ~0u : (1u << count) - 1;
+    const __m512 low = _mm512_maskz_loadu_ps(__mmask16(there), x);
+    const __m512 high = _mm512_maskz_loadu_ps(__mmask16(there >> 16), x + 16);
     const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
     std::memcpy(out, &both, sizeof both);
   }
@@ -117,7 +117,8 @@ class Rounded : public Bfloat16 {
   static constexpr int64_t step = values;  // x lies in tiles too, each in one piece
 
   static int64_t place(int64_t row, int64_t k, int64_t width) {
-    return row / TILE_ROWS * TILE_ROWS * width + k / TILE_COLUMNS * step + row % TILE_ROWS * TILE_COLUMNS + k % TILE_COLUMNS;
+    const int64_t tile = row / TILE_ROWS * TILE_ROWS * width + k / TILE_COLUMNS * step;
+    return tile + row % TILE_ROWS * TILE_COLUMNS + k % TILE_COLUMNS;
   }
   void begin(int count) {
     rows = count;
