@@ -103,6 +103,19 @@ def test_search_has_exactly_the_keys(at: Folio) -> None:
     assert hit["name"] == "bridge.txt"
 
 
+def test_search_shows_headings_and_says_what_it_could_not_do(at: Folio, tmp_path: Path) -> None:
+    (tmp_path / "fees.md").write_text(
+        "# Fees\n\n## Harbour\n\nA berth costs twelve crowns.\n\n## Quay\n\nFree of charge.\n"
+    )
+    assert at("ingest", tmp_path / "fees.md")[0] == 0
+    code, out, err = at("search", "what does a berth cost")
+    assert (code, err) == (0, "")
+    assert "A berth costs twelve crowns." in out
+    code, out, err = at("search", "𓀀𓂀")
+    assert code == 0
+    assert "The embedding model knows none of these words" in err
+
+
 def test_documents_are_shown_by_name_with_their_notes(at: Folio, tmp_path: Path) -> None:
     letter = tmp_path / "letters" / f"{'long-' * 20}letter.txt"
     letter.parent.mkdir()
