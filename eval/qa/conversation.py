@@ -14,6 +14,7 @@ from eval.qa.judging import as_question
 from eval.qa.ranking import DEPTH, figures, searched
 from service.answering.conversation import standalone
 from service.answering.question import Question
+from service.models import shown_name
 from service.settings import load_settings
 
 QUESTIONS = Path(__file__).parent / "questions"
@@ -57,7 +58,8 @@ def measure(
     queries = {way: [[make(as_question(item)) for item in d.items] for d in datasets] for way, make in WAYS.items()}
     seconds: dict[str, float] = {}
     for model in models:
-        queries[f"rewritten by {model}"], seconds[f"rewritten by {model}"] = _rewritten(model, datasets)
+        way = f"rewritten by {shown_name(model)}"
+        queries[way], seconds[way] = _rewritten(model, datasets)
     rows = []
     for at, dataset in enumerate(datasets):
         with Corpus(dataset, home, embedder) as corpus:
