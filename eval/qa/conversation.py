@@ -60,6 +60,7 @@ def measure(
     for model in models:
         way = f"rewritten by {shown_name(model)}"
         queries[way], seconds[way] = _rewritten(model, datasets)
+        queries[f"{way}, by rule when"] = _where_ruled(queries["follow-up alone"], queries["rule"], queries[way])
     rows = []
     for at, dataset in enumerate(datasets):
         with Corpus(dataset, home, embedder) as corpus:
@@ -77,6 +78,16 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{row['data']:22} {row['way']:28} hit@1 {row['hit@1']['score']:5.1f} ± {row['hit@1']['stderr']:4.1f}   "
         f"hit@5 {row['hit@5']['score']:5.1f} ± {row['hit@5']['stderr']:4.1f}   of {row['n']}"
         for row in rows
+    ]
+
+
+def _where_ruled(
+    alone: Sequence[Sequence[str]], ruled: Sequence[Sequence[str]], made: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """The model's queries where the rule finds a follow-up, else the questions as they stand."""
+    return [
+        [query if rule != question else question for question, rule, query in zip(*three, strict=True)]
+        for three in zip(alone, ruled, made, strict=True)
     ]
 
 
