@@ -14,6 +14,7 @@ from eval.qa.judging import as_question
 from eval.qa.ranking import DEPTH, figures, searched
 from service.answering.conversation import standalone
 from service.answering.question import Question
+from service.models import shown_name
 from service.settings import load_settings
 
 QUESTIONS = Path(__file__).parent / "questions"
@@ -57,7 +58,9 @@ def measure(
     queries = {way: [[make(as_question(item)) for item in d.items] for d in datasets] for way, make in WAYS.items()}
     seconds: dict[str, float] = {}
     for model in models:
-        queries[f"rewritten by {model}"], seconds[f"rewritten by {model}"] = _rewritten(model, datasets)
+        way = f"rewritten by {shown_name(model)}"
+        queries[way], seconds[way] = _rewritten(model, datasets)
+        queries[f"{way}, by rule when"] = _where_ruled(queries["follow-up alone"], queries["rule"], queries[way])
     rows = []
     for at, dataset in enumerate(datasets):
         with Corpus(dataset, home, embedder) as corpus:
@@ -75,6 +78,16 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{row['data']:22} {row['way']:28} hit@1 {row['hit@1']['score']:5.1f} ± {row['hit@1']['stderr']:4.1f}   "
         f"hit@5 {row['hit@5']['score']:5.1f} ± {row['hit@5']['stderr']:4.1f}   of {row['n']}"
         for row in rows
+    ]
+
+
+def _where_ruled(
+    alone: Sequence[Sequence[str]], ruled: Sequence[Sequence[str]], made: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """The model's queries where the rule finds a follow-up, else the questions as they stand."""
+    return [
+        [query if rule != question else question for question, rule, query in zip(*three, strict=True)]
+        for three in zip(alone, ruled, made, strict=True)
     ]
 
 

@@ -44,6 +44,7 @@ def test_what_points_back_carries_the_thing_and_not_what_was_said_of_it(question
         "In which year?",
         "How many are there?",
         "Tell me more.",
+        "Another one?",
         "And in 1920?",
     ],
 )
