@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from retrieval.parsing.sentences import sentences
@@ -22,6 +22,7 @@ from service.answering.carrying import Reading, carries, replaced, similarity
 from service.answering.claims import Claim, claims
 from service.answering.lexicon import LEXICONS, Lexicon, lexicon_of
 from service.answering.passages import Passage, Span
+from service.answering.refusals import is_refusal
 from service.answering.words import CJK, Token, tokens
 
 Support = Literal["verbatim", "attributed", "none"]
@@ -38,7 +39,7 @@ _SHORTEST = 3
 """words of the shortest claim"""
 
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:[.,]\d+)*")
-_MARKERS = re.compile(r"\s*\[\d{1,4}(?:\s*[,–-]\s*\d{1,4})*\](?=[\s.,;:!?]|$)")
+_MARKERS = re.compile(r"\s*\[D{0,9}\d{1,4}(?:\s*[,–-]\s*D{0,9}\d{1,4})*\](?=[\s.,;:!?]|$)")
 _WRAPPED = re.compile(r"^[\s\"“”„«»*_]+|[\s\"“”„«»*_]+$")
 _LIST_MARK = re.compile(r"(?:[-*+•‣–]|\(?\d{1,3}[.)])\s+|[\"“„«*_#>\s]+")
 _TRAILING = "\"'”’»)]*_ \t\r\n.!…。"
@@ -86,20 +87,34 @@ class Judge:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self._passages = passages
-        self._index: _Index | None = None
         self._judged: list[Supported] = []
+        self._seen = 0
 
     def judge(self, answer: str, finished: bool = True) -> list[Supported]:
-        """All claims of the answer so far; those judged before are not judged again."""
-        found = claims(answer, finished)
-        for claim in found[len(self._judged) :]:
-            if claim.whole:
+        """All claims of the answer so far; those judged before are not judged again.
+
+        That the documents do not say something is no claim about what they say, and is left out.
+        """
+        unfinished = []
+        for claim in claims(answer, finished)[self._seen :]:
+            if not claim.whole:
+                unfinished.append(Supported(claim, "none"))
+                break
+            self._seen += 1
+            if not is_refusal(claim.text):
                 self._judged.append(self._supported(claim))
-        return [*self._judged, *(Supported(claim, "none") for claim in found[len(self._judged) :])]
+        return [*self._judged, *unfinished]
+
+    @property
+    def can_support(self) -> bool:
+        """Whether the evidence holds a single sentence."""
+        return any(_says_enough(passage.text[start:end]) for passage in self._passages for start, end in _units(passage.text))
+
+    @cached_property
+    def _index(self) -> _Index:
+        return _Index(self._passages)
 
     def _supported(self, claim: Claim) -> Supported:
-        if self._index is None:
-            self._index = _Index(self._passages)
         words = _words(claim.text)
         if (
             "\ufffd" in claim.text
@@ -116,7 +131,6 @@ class Judge:
         return Supported(claim, "attributed", spans, score) if spans else Supported(claim, "none", score=score)
 
     def _verbatim(self, claim: Claim) -> tuple[Span, ...]:
-        assert self._index is not None
         text = plain(claim.text)
         if claim.kind == "cell" or not _says_enough(text):
             return ()
@@ -127,7 +141,6 @@ class Judge:
         return ()
 
     def _attributed(self, claim: Claim) -> tuple[float, tuple[Span, ...]]:
-        assert self._index is not None
         best, spans = 0.0, ()
         for lexicon in self._index.lexicons:
             reading = self._read(claim, lexicon)
@@ -167,7 +180,6 @@ class Judge:
 
     def _carried(self, reading: Reading, text: str, lexicon: Lexicon) -> tuple[float, list[_Unit]]:
         """How closely the evidence carries a claim, and by what: one sentence, or one for each of its clauses."""
-        assert self._index is not None
         best: tuple[float, list[_Unit]] = (0.0, [])
         for number in self._index.candidates(text):
             best = max(best, self._index.carried(reading, number), key=lambda found: found[0])

@@ -6,7 +6,7 @@ import { announce } from "./notices.js";
 import { numbered } from "./pieces.js";
 import { draftSources, newTurn, render, run } from "./turn.js";
 
-const TURNS = "folio.turns";
+const TURNS = "folio.turns.2"; // a number more where what is kept of a turn changes
 const KEPT = 20;
 
 export class Conversation {
