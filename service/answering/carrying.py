@@ -24,10 +24,15 @@ _TIMES = frozenset({"loc", "of", "during", "for", "um", "durante", "durant", ""}
 _NEUTRAL = frozenset({"loc", "of"})
 _SCOPES = frozenset({"neg", "if", "may", "seem", "alleged", "likely", "except", "only", "former", "almost", "or"})
 """operators that also count where they stand outside the words that the claim repeats"""
+_ALWAYS = frozenset({"may", "seem", "alleged", "likely", "if"})
+"""operators that count in a parenthesis too, and before a comma"""
 _DERIVED = 0.8
 _LIGHT = 0.6
 _SMALL_NAME = 0.9
 _LONGEST_MODIFIER = 3
+_SENTENCE = 4
+"""words of a sentence in a language whose verbs are not known by their form"""
+_ADVERBS = frozenset({"also", "then", "later", "soon", "already", "still", "just", "often", "again", "now", "first"})
 _PARENTHESES = {",": ",", "(": ")", "—": "—", "–": "–", "[": "]", "-": "-"}
 
 
@@ -69,13 +74,31 @@ class Reading:
         token = self.tokens[at]
         return token.kind == "word" and not token.named and self.lexicon.is_verb(token.lower)
 
+    def is_passive(self, at: int) -> bool:
+        """Whether a participle stands behind a form of "be", or before who did it."""
+        token = self.tokens[at]
+        if token.kind != "word" or at not in self.content or token.lower.endswith("ing") or not self.is_verb(at):
+            return False
+        before = at - 1
+        while before >= 0 and (self.operator[before] or self.tokens[before].lower.endswith("ly") or self.tokens[before].lower in _ADVERBS):
+            before -= 1
+        if before >= 0 and self.tokens[before].lower in self.lexicon.passive:
+            return True
+        after = self.tokens[at + 1].lower if at + 1 < len(self.tokens) else ""
+        return self.lexicon.code == "en" and after in self.lexicon.agent and token.lower.endswith(("ed", "en", "t", "n"))
+
     def has_predicate(self) -> bool:
         """Whether something is said of something: a verb, or a formula."""
+        if self.lexicon.code != "en" and sum(token.kind == "word" for token in self.tokens) >= _SENTENCE:
+            return True
         return any(self.is_verb(at) or token.kind == "formula" for at, token in enumerate(self.tokens))
 
 
 def _says(token: Token, lexicon: Lexicon) -> bool:
-    return token.kind != "mark" and not (token.kind == "word" and token.lower in lexicon.function)
+    if token.kind == "mark":
+        return False
+    named = token.named and token.lower not in lexicon.determiners
+    return token.kind != "word" or named or token.lower not in lexicon.function
 
 
 def _operator(tokens: Sequence[Token], at: int, lexicon: Lexicon) -> str:
@@ -109,7 +132,7 @@ def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     if placed is None or not placed:
         return 0.0
     region = sorted(placed.values())
-    if not (_same_roles(claim, sentence, placed) and _begins(sentence, region, claim) and _ends(sentence, region)):
+    if not (_same_roles(claim, sentence, placed) and _begins(sentence, region, _common(claim, sentence, placed)) and _ends(sentence, region)):
         return 0.0
     if any(not _may_skip(sentence, one, other) for one, other in zip(region, region[1:], strict=False)):
         return 0.0
@@ -139,7 +162,7 @@ def similarity(claim: Token, stored: Token) -> float:
         if named and not _same_name(claim.lower, stored.lower):
             return 0.0
         return _SMALL_NAME if stored.named and not claim.capital else 1.0
-    if claim.capital == stored.capital or claim.opens or stored.opens:
+    if not (claim.named or stored.named):
         return _DERIVED if _derived(claim.lower, stored.lower) else 0.0
     return 0.0
 
@@ -160,26 +183,36 @@ def _same_name(one: str, other: str) -> bool:
 
 def _derived(one: str, other: str) -> bool:
     """Words of one root: "election" and "elected", "Germany" and "German"; not "increase" and "incredible"."""
+    if not (one.isalpha() and other.isalpha()):
+        return False
     shared = 0
     for a, b in zip(one, other, strict=False):
         if a != b:
             break
         shared += 1
     rest = max(len(one), len(other)) - shared
-    return shared >= 5 and rest <= 4 and shared >= 2 * rest - 1
+    return shared >= 5 and rest <= 5 and shared > rest
 
 
 def _place(claim: Reading, sentence: Reading, matches: dict[int, list[int]]) -> dict[int, int] | None:
     """Claim token → sentence token, in the claim's order where that is possible; None where it cannot be."""
     wanted = [at for at in claim.content if matches[at]]
     straight = _monotone(wanted, matches)
-    if straight is not None and _voice(claim, None) == _voice(sentence, straight):
+    if straight is not None and not _turned_verb(claim, sentence, straight):
         return straight
-    for moved in _rearranged(claim, sentence, wanted):
+    for moved, turns in _rearranged(claim, sentence, wanted):
         found = _monotone(moved, matches)
-        if found is not None and not _joins(sentence, found):
+        if found is None or _joins(sentence, found):
+            continue
+        if turns == (_turned_verb(claim, sentence, found) is not None):
             return found
     return None
+
+
+def _turned_verb(claim: Reading, sentence: Reading, placed: dict[int, int]) -> int | None:
+    """A verb that is passive on one side only, or None."""
+    verbs = (one for one, other in placed.items() if claim.is_verb(one) or sentence.is_verb(other))
+    return next((one for one in verbs if claim.is_passive(one) != sentence.is_passive(placed[one])), None)
 
 
 def _monotone(wanted: Sequence[int], matches: dict[int, list[int]]) -> dict[int, int] | None:
@@ -207,41 +240,46 @@ def _monotone(wanted: Sequence[int], matches: dict[int, list[int]]) -> dict[int,
     return placed
 
 
-def _voice(reading: Reading, placed: dict[int, int] | None) -> bool:
-    """Whether somebody is said to have done it: "by" behind an auxiliary and a verb."""
-    low, high = (min(placed.values()), max(placed.values())) if placed else (0, len(reading.tokens) - 1)
-    for at in range(low, high + 1):
-        token = reading.tokens[at]
-        if token.kind == "word" and token.lower in reading.lexicon.agent and not token.opens:
-            behind = [t for t in range(max(0, at - 4), at) if reading.tokens[t].kind == "word"]
-            if any(reading.tokens[t].lower in reading.lexicon.auxiliaries for t in behind):
-                return True
-    return False
+def _rearranged(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> list[tuple[list[int], bool]]:
+    """Other orders of the claim's words that say the same, and whether they turn active into passive or back.
 
-
-def _rearranged(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> list[list[int]]:
-    """Other orders of the claim's words that say the same: phrases moved, active for passive, both sides of an "is"."""
+    Phrases are moved, and both sides of an "is" exchanged.
+    """
     blocks = _blocks(claim, wanted)
-    orders: list[list[list[int]]] = []
-    passive, stored_passive = _voice(claim, None), _voice(sentence, None)
-    if passive != stored_passive:
-        turned = _turned(claim, blocks) if passive else None
-        if turned:
-            orders.append(turned)
-        elif stored_passive and len(blocks[0]) > 1:
-            verb = next((at for at in blocks[0] if claim.is_verb(at)), None)
-            if verb is not None and blocks[0].index(verb) > 0:
-                cut = blocks[0].index(verb)
-                orders.append([blocks[0][cut + 1 :], [verb], blocks[0][:cut], *blocks[1:]])
-                orders.append([blocks[0][cut + 1 :], [verb], *blocks[1:], blocks[0][:cut]])
-        phrases = orders
-        orders = []
-        for order in phrases:
-            orders += [order, *_moved(claim, order)]
-    else:
-        orders += _moved(claim, blocks)
-        orders += _around_copula(claim, sentence, wanted)
-    return [[at for block in order for at in block] for order in orders]
+    passive = [at for at in wanted if claim.is_passive(at)]
+    made = _made_active(claim, blocks, passive[-1]) if passive else _made_passive(claim, blocks)
+    orders = [(order, False) for order in (*_moved(claim, blocks), *_around_copula(claim, sentence, wanted))]
+    for turned in made:
+        order = [block for block in turned if block]
+        orders += [(each, True) for each in (order, *_moved(claim, order))]
+    return [([at for block in order for at in block], turns) for order, turns in orders]
+
+
+def _made_active(claim: Reading, blocks: list[list[int]], verb: int) -> list[list[list[int]]]:
+    """A passive claim in the active order: who is behind "by", the verb, then what stood before it."""
+    agent = next((block for block in blocks if _is_agent(claim, block)), [])
+    before = [block for block in blocks if block[-1] < verb and block is not agent]
+    own = next(block for block in blocks if verb in block)
+    before += [[at for at in own if at < verb]]
+    behind = [[at for at in own if at > verb]] + [block for block in blocks if block[0] > verb and block is not agent]
+    return [[agent, [verb], *before, *behind]]
+
+
+def _is_agent(claim: Reading, block: Sequence[int]) -> bool:
+    agents = {claim.lexicon.prepositions.get(word, word) for word in claim.lexicon.agent}
+    return claim.role[block[0]] in agents
+
+
+def _made_passive(claim: Reading, blocks: list[list[int]]) -> list[list[list[int]]]:
+    """An active claim in the passive order: what stands behind the verb, the verb, then who stood before it."""
+    flat = [at for block in blocks for at in block]
+    verb = next((at for at in flat if claim.is_verb(at)), None)
+    if verb is None:
+        return []
+    own = next(block for block in blocks if verb in block)
+    subject = [at for at in flat if at < verb and at >= blocks[0][0]]
+    goal, rest = [at for at in own if at > verb], [block for block in blocks if block[0] > verb]
+    return [[goal, [verb], subject, *rest], [goal, [verb], *rest, subject], [goal, *rest[:1], [verb], subject, *rest[1:]]]
 
 
 def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
@@ -254,8 +292,7 @@ def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
             starts = any(
                 claim.tokens[t].kind == "mark" or claim.tokens[t].lower in claim.lexicon.prepositions for t in between
             )
-            starts = starts or (claim.is_verb(at) and bool(claim.role[blocks[-1][-1]]))
-            starts = starts or (claim.tokens[at].kind == "date")
+            starts = starts or claim.tokens[at].kind == "date" or claim.role[at] != claim.role[blocks[-1][-1]]
         if starts:
             blocks.append([])
         blocks[-1].append(at)
@@ -271,27 +308,6 @@ def _moved(claim: Reading, blocks: list[list[int]]) -> list[list[list[int]]]:
         rest = blocks[:number] + blocks[number + 1 :]
         orders += [[*rest[:place], block, *rest[place:]] for place in range(len(rest) + 1) if place != number]
     return orders[:60]
-
-
-def _turned(claim: Reading, blocks: list[list[int]]) -> list[list[int]] | None:
-    """A passive claim in the active order: who is behind "by", the verb, then what stood first."""
-    agent = next(
-        (
-            n
-            for n, block in enumerate(blocks)
-            if any(
-                claim.tokens[t].lower in claim.lexicon.agent
-                for t in range(block[0] - 3 if block[0] > 2 else 0, block[0])
-            )
-        ),
-        None,
-    )
-    if not agent:
-        return None
-    core = [at for block in blocks[:agent] for at in block]
-    verb = next((at for at in reversed(core) if claim.is_verb(at)), core[-1])
-    rest = [at for at in core if at != verb]
-    return [blocks[agent], [verb], rest, *blocks[agent + 1 :]]
 
 
 def _around_copula(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> list[list[list[int]]]:
@@ -314,21 +330,21 @@ def _around_copula(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> 
 def _joins(sentence: Reading, placed: dict[int, int]) -> bool:
     """Whether the region holds two clauses: no word may move from one into the other."""
     low, high = min(placed.values()), max(placed.values())
-    tokens = sentence.tokens
-    return any(
-        tokens[at].key == ";"
-        or (
-            tokens[at].kind == "word"
-            and tokens[at].lower in sentence.lexicon.conjunctions | sentence.lexicon.relatives
-            and not tokens[at].capital
-        )
-        for at in range(low, high + 1)
-    )
+    tokens, lexicon = sentence.tokens, sentence.lexicon
+    verbs = [at for at in range(low, high + 1) if sentence.is_verb(at)]
+    for at in range(low, high + 1):
+        token = tokens[at]
+        if token.key == ";":
+            return True
+        if token.kind == "word" and not token.named and token.lower in lexicon.conjunctions | lexicon.relatives and verbs:
+            if verbs[0] < at < verbs[-1]:
+                return True
+    return False
 
 
 def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
     """Whether each word stands behind the same preposition on both sides, or behind none."""
-    turned = _voice(claim, None) != _voice(sentence, placed)
+    turned = _turned_verb(claim, sentence, placed) is not None
     agents = {claim.lexicon.prepositions.get(word, word) for word in claim.lexicon.agent}
     for one, other in placed.items():
         if claim.is_verb(one) or sentence.is_verb(other):
@@ -347,7 +363,13 @@ def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bo
     return True
 
 
-def _begins(sentence: Reading, region: Sequence[int], claim: Reading) -> bool:
+def _common(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
+    """Whether the claim calls the first thing by the common noun in its name: "the bridge" for "Hampton Bridge"."""
+    first = min(placed.values())
+    return sentence.tokens[first].named and any(at == first and not claim.tokens[one].capital for one, at in placed.items())
+
+
+def _begins(sentence: Reading, region: Sequence[int], common: bool) -> bool:
     """Whether nothing before the region, in its clause, is what the words there are said of or hang on."""
     first = region[0]
     hanging = 0
@@ -365,24 +387,21 @@ def _begins(sentence: Reading, region: Sequence[int], claim: Reading) -> bool:
         if token.kind == "word" and token.lower in lexicon.possessives:
             return False
         if at in sentence.content:
+            if at == first - 1 and _is_title(sentence, at, first):
+                return True
+            if common and token.named:
+                continue
             hanging += 1
             if hanging > 2 or sentence.is_verb(at) or token.named or token.kind != "word":
                 return False
             if not _is_modifier_of(sentence, at, first):
                 return False
-    return not (sentence.role[first] and not claim.role[claim.content[0]] and _governs(sentence, first))
+    return True
 
 
-def _governs(sentence: Reading, at: int) -> bool:
-    """Whether a preposition stands before this word in its own phrase."""
-    while at > 0:
-        at -= 1
-        token = sentence.tokens[at]
-        if token.kind == "word" and token.lower in sentence.lexicon.prepositions:
-            return True
-        if token.kind == "mark" or (token.lower not in sentence.lexicon.determiners and at not in sentence.content):
-            return False
-    return False
+def _is_title(sentence: Reading, at: int, name: int) -> bool:
+    """ "nominee" before "Lady Gaga": what stands before it is said of the same person."""
+    return sentence.tokens[name].named and not sentence.tokens[at].capital and not sentence.is_verb(at)
 
 
 def _is_modifier_of(sentence: Reading, at: int, noun: int) -> bool:
@@ -417,25 +436,50 @@ def _ends(sentence: Reading, region: Sequence[int]) -> bool:
 
 def _may_skip(sentence: Reading, one: int, other: int) -> bool:
     """Whether the claim may leave out what stands between two words that it repeats."""
-    inside = range(one + 1, other)
+    inside = _without_parenthesis(sentence, list(range(one + 1, other)))
     tokens, lexicon = sentence.tokens, sentence.lexicon
     if not any(at in sentence.content for at in inside):
         return not _crosses(sentence, inside)
-    first, last = tokens[one + 1], tokens[other - 1]
-    if _PARENTHESES.get(first.key) == last.key and first.kind == "mark" and other - one > 2:
-        return not any(tokens[at].key == ";" for at in inside)
-    if tokens[one].kind == "number" and any(at not in sentence.content for at in inside):
-        return False
     if any(tokens[at].key == ";" for at in inside):
         return False
+    if tokens[one].kind == "number" and any(at not in sentence.content for at in inside):
+        return False
+    first = tokens[inside[0]]
     if first.kind == "word" and first.lower in lexicon.possessives:
         return False
-    if _is_phrase(sentence, one, inside) or _is_modifier(sentence, one, inside) or _is_list(sentence, inside):
-        return True
-    return False
+    return (
+        _is_phrase(sentence, inside)
+        or _is_modifier(sentence, one, inside)
+        or _is_list(sentence, inside)
+        or _is_other_predicate(sentence, inside, other)
+    )
 
 
-def _crosses(sentence: Reading, inside: range) -> bool:
+def _without_parenthesis(sentence: Reading, inside: list[int]) -> list[int]:
+    """What is left without the words between two commas, dashes or brackets, where only function words are."""
+    for start, at in enumerate(inside):
+        closing = _PARENTHESES.get(sentence.tokens[at].key) if sentence.tokens[at].kind == "mark" else None
+        if closing is None:
+            continue
+        for end in range(len(inside) - 1, start + 1, -1):
+            if sentence.tokens[inside[end]].key == closing:
+                rest = inside[:start] + inside[end + 1 :]
+                joined = any(sentence.tokens[each].key == ";" for each in inside[start:end])
+                return rest if not joined and not any(each in sentence.content for each in rest) else inside
+    return inside
+
+
+def _is_other_predicate(sentence: Reading, inside: Sequence[int], other: int) -> bool:
+    """What else is said of the same subject: "has seven arches and" before "is 212 metres long"."""
+    tokens, lexicon = sentence.tokens, sentence.lexicon
+    joins = [at for at in inside if tokens[at].kind == "word" and tokens[at].lower in lexicon.conjunctions]
+    if not joins or not sentence.is_verb(inside[0]):
+        return False
+    after = joins[-1] + 1
+    return after <= other and sentence.is_verb(after) and not any(tokens[at].key in (";", ":") for at in inside)
+
+
+def _crosses(sentence: Reading, inside: Sequence[int]) -> bool:
     """Whether function words alone lead into another clause: "…, and he …"."""
     words = [sentence.tokens[at].lower for at in inside if sentence.tokens[at].kind == "word"]
     lexicon = sentence.lexicon
@@ -443,7 +487,7 @@ def _crosses(sentence: Reading, inside: range) -> bool:
     return joined and any(word in lexicon.pronouns - lexicon.determiners for word in words)
 
 
-def _is_phrase(sentence: Reading, one: int, inside: range) -> bool:
+def _is_phrase(sentence: Reading, inside: Sequence[int]) -> bool:
     """A phrase that begins with a preposition or a relative pronoun, without a join in it."""
     lexicon = sentence.lexicon
     first = sentence.tokens[inside[0]]
@@ -463,7 +507,7 @@ def _is_phrase(sentence: Reading, one: int, inside: range) -> bool:
     return True
 
 
-def _is_modifier(sentence: Reading, one: int, inside: range) -> bool:
+def _is_modifier(sentence: Reading, one: int, inside: Sequence[int]) -> bool:
     """Adjectives behind a determiner or a number, or adverbs."""
     tokens, lexicon = sentence.tokens, sentence.lexicon
     skipped = [at for at in inside if at in sentence.content]
@@ -488,12 +532,15 @@ def _is_modifier(sentence: Reading, one: int, inside: range) -> bool:
 
 
 def _has_determiner(sentence: Reading, at: int) -> bool:
-    while at > 0 and at in sentence.content and not sentence.is_verb(at):
+    """Whether a word stands in a noun's phrase that a determiner or a number opens."""
+    tokens = sentence.tokens
+    hyphened = {side for mark, token in enumerate(tokens) if token.key == "-" for side in (mark - 1, mark, mark + 1)}
+    while at > 0 and (at in hyphened or (at in sentence.content and tokens[at].kind == "word" and not sentence.is_verb(at))):
         at -= 1
-    return sentence.tokens[at].lower in sentence.lexicon.determiners
+    return tokens[at].lower in sentence.lexicon.determiners or tokens[at].kind == "number"
 
 
-def _is_list(sentence: Reading, inside: range) -> bool:
+def _is_list(sentence: Reading, inside: Sequence[int]) -> bool:
     """Other members of a list, before or behind those that the claim repeats."""
     tokens, lexicon = sentence.tokens, sentence.lexicon
     joins = [
@@ -519,39 +566,37 @@ def _is_list(sentence: Reading, inside: range) -> bool:
 
 
 def _same_operators(claim: Reading, sentence: Reading, region: Sequence[int]) -> bool:
-    """Whether negations, hedges, conditions, quantifiers and comparisons are the same on both sides."""
+    """Whether negations, hedges, conditions, quantifiers and comparisons are the same on both sides.
+
+    Those of the sentence count where they stand among the words that the claim repeats, before them in their clause,
+    or, if they bear on all of a sentence, before or behind them.
+    """
     mine = Counter(name for name in claim.operator if name)
     theirs: Counter[str] = Counter()
     aside: Counter[str] = Counter()
-    low, high = region[0], region[-1]
-    start, end = _clause(sentence, low, high)
     for at, name in enumerate(sentence.operator):
-        if not name:
-            continue
-        if low <= at <= high:
-            (
-                aside
-                if _aside(sentence, at, region) and name not in ("may", "seem", "alleged", "likely", "if")
-                else theirs
-            )[name] += 1
-        elif start <= at < end:
-            theirs[name] += 1
-        elif (
-            name in _SCOPES
-            and (at < low or name in ("if", "except"))
-            and name != "neg"
-            and name != "or"
-            and name != "former"
-            and name != "only"
-        ):
-            theirs[name] += 1
-        elif name == "neg" and at < low and not _parted(sentence, at, low):
-            theirs[name] += 1
-        else:
-            aside[name] += 1
+        if name:
+            (theirs if _bears(sentence, at, region) else aside)[name] += 1
     if any(mine[name] > theirs[name] + (aside[name] if name not in _SCOPES else 0) for name in mine):
         return False
     return not any(theirs[name] > mine[name] for name in theirs)
+
+
+def _bears(sentence: Reading, at: int, region: Sequence[int]) -> bool:
+    """Whether an operator of a sentence bears on a region of it."""
+    name, low, high = sentence.operator[at], region[0], region[-1]
+    start, end = _clause(sentence, low, high)
+    if low <= at <= high:
+        return name in _ALWAYS or not _aside(sentence, at, region)
+    if name == "except" and at > high and "all" in sentence.operator[high:at]:
+        return False  # "every day except Sunday" is left out whole
+    if start <= at < low:
+        return True
+    if high < at < end:
+        return name in _SCOPES or name == "than" or (at == high + 1 and name in ("more", "less"))
+    if name == "neg":
+        return at < low and not _parted(sentence, at, low)
+    return (name in _ALWAYS and at < low) or name in ("if", "except")
 
 
 def _clause(sentence: Reading, low: int, high: int) -> tuple[int, int]:

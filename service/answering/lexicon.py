@@ -35,6 +35,7 @@ class Lexicon:
     embedding: frozenset[str]
     auxiliaries: frozenset[str]
     copulas: frozenset[str]
+    passive: frozenset[str]
     agent: frozenset[str]
     operators: Mapping[str, str]
     light: frozenset[str]
@@ -148,6 +149,7 @@ _EN = Lexicon(
         "is are was were be been being am has have had does did do can could may might must shall should will would"
     ),
     copulas=_words("is are was were be"),
+    passive=_words("is are was were be been being get got"),
     agent=_words("by"),
     operators=_classes(
         "neg: not never no none nobody nothing nowhere neither nor without cannot n't hardly barely scarcely rarely seldom "
@@ -160,7 +162,7 @@ _EN = Lexicon(
         "so-called believed believes believe thought argued argues insists insisted; "
         "plan: planned plans intended intends proposed proposes hoped hopes wants wanted tried attempted expected; "
         "should: should ought; must: must; would: would; will: will shall; can: can; "
-        "if: if unless whether provided; "
+        "if: if unless whether; "
         "only: only solely merely exclusively; except: except excluding apart; "
         "all: all every each everyone everybody everything always entirely completely; "
         "some: some sometimes someone certain partly partially; most: most mostly usually generally majority typically; "
@@ -240,6 +242,7 @@ _DE = Lexicon(
         "ist sind war waren wird werden wurde wurden hat haben hatte hatten kann konnte können konnten muss musste soll sollte darf will wollte gibt gab"
     ),
     copulas=_words("ist sind war waren"),
+    passive=_words("wird werden wurde wurden worden ist sind war waren"),
     agent=_words("von vom durch"),
     operators=_classes(
         "neg: nicht kein keine keinen keinem keiner keines nie niemals niemand nichts weder noch ohne kaum selten unmöglich falsch; "
@@ -309,6 +312,7 @@ _ES = Lexicon(
         "es son era eran fue fueron está están estaba ha han había habían hay tiene tienen tenía tuvo puede pueden debe deben"
     ),
     copulas=_words("es son era eran fue fueron"),
+    passive=_words("es son era eran fue fueron sido ser"),
     agent=_words("por"),
     operators=_classes(
         "neg: no nunca jamás nadie nada ningún ninguno ninguna tampoco ni sin apenas imposible falso; may: quizás quizá tal_vez podría podrían "
@@ -360,6 +364,7 @@ _FR = Lexicon(
     embedding=_words("que qu si"),
     auxiliaries=_words("est sont était étaient fut furent a ont avait avaient peut peuvent doit doivent"),
     copulas=_words("est sont était étaient fut"),
+    passive=_words("est sont était étaient fut furent été être"),
     agent=_words("par"),
     operators=_classes(
         "neg: pas jamais aucun aucune rien personne ni sans guère nul nulle impossible faux; may: peut-être pourrait pourraient possible possiblement; "
@@ -425,7 +430,9 @@ def _bare(stem: str) -> str:
 
 
 def _english(word: str) -> str:
-    """Plural, third person, past and -ing taken off (Harman's S-stemmer and Porter's step 1b)."""
+    """Plural, third person, past and -ing taken off (Harman's S-stemmer and Porter's step 1b); American spelling."""
+    if len(word) > 5:
+        word = re.sub(r"is(e[ds]?|ing|ation)$", r"iz\1", word.replace("our", "or"))
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):

@@ -35,6 +35,8 @@ _LONGEST_RUN = 4
 _REACH = 3
 """sentences before one in which its pronoun's noun is looked for"""
 _LONGEST_SUBJECT = 10
+_BROKEN = 4
+"""words of a verbatim claim that may stand in the text in other letters: broken at a line's end, with ligatures"""
 _SHORTEST = 3
 """words of the shortest claim"""
 
@@ -264,6 +266,9 @@ class _Index:
         ):
             last += 1
         stored = self._passages[unit.passage].text
+        words = set(_words(text))
+        if len(words - set(_words(stored[unit.start : self._units[last].end]))) > max(_BROKEN, len(words) // 8):
+            return None  # to align them would cost more
         found = align(text, stored[unit.start : self._units[last].end])
         if found is None:
             return None
@@ -471,7 +476,9 @@ def _clauses(reading: Reading) -> list[Reading]:
     subject = _subject(read[0])
     done = [read[0]]
     for each in read[1:]:
-        verb = next(at for at in range(len(each.tokens)) if each.is_verb(at) or each.tokens[at].kind == "formula")
+        verb = next((at for at, token in enumerate(each.tokens) if each.is_verb(at) or token.kind == "formula"), None)
+        if verb is None:
+            return []
         owned = [at for at in each.content if at < verb and not each.role[at]]
         pronoun = _pronoun(each)
         if pronoun is None and owned:
