@@ -156,8 +156,8 @@ class Judge:
     def _read(self, claim: Claim, lexicon: Lexicon) -> Reading | None:
         """What a claim says, with its context and with the noun that its pronoun stands for; None for no sentence."""
         text = plain(claim.text)
-        if lexicon.framing is not None:
-            text = text[len(lexicon.framing.match(text)[0]) :] if lexicon.framing.match(text) else text  # type: ignore[index]
+        framing = lexicon.framing.match(text)
+        text = text[framing.end() :] if framing else text
         reading = Reading.of(tokens(text, lexicon), lexicon)
         if claim.context and (claim.kind == "cell" or not reading.has_predicate()):
             reading = Reading.of(tokens(f"{plain(claim.context).rstrip(':： ')} {text}", lexicon), lexicon)
