@@ -389,8 +389,8 @@ def _begins(sentence: Reading, region: Sequence[int], common: bool) -> bool:
         if at in sentence.content:
             if at == first - 1 and _is_title(sentence, at, first):
                 return True
-            if common and token.named:
-                continue
+            if (common and token.named) or (sentence.role[at] and not sentence.role[first]):
+                continue  # the rest of a name, or a phrase in front: "In this model the pressure is …"
             hanging += 1
             if hanging > 2 or sentence.is_verb(at) or token.named or token.kind != "word":
                 return False
@@ -549,7 +549,8 @@ def _is_list(sentence: Reading, inside: Sequence[int]) -> bool:
         if tokens[at].key == ","
         or (tokens[at].kind == "word" and tokens[at].lower in ("and", "und", "y", "e", "et", "as", "well"))
     ]
-    if not joins or any(sentence.is_verb(at) for at in inside):
+    content = [at for at in inside if at in sentence.content]
+    if not joins or any(sentence.is_verb(at) for at in inside if at >= content[0]):
         return False
     if any(tokens[at].kind in ("number", "date") for at in inside):
         return False
@@ -557,11 +558,11 @@ def _is_list(sentence: Reading, inside: Sequence[int]) -> bool:
     others = [
         at
         for at in inside
-        if at not in allowed and not (tokens[at].kind == "word" and tokens[at].lower in lexicon.determiners)
+        if at > content[0] and at not in allowed and tokens[at].lower not in lexicon.determiners
     ]
     if others:
         return False
-    ends = max(joins) > max(at for at in inside if at in sentence.content)
+    ends = max(joins) > content[-1]
     return ends != (min(joins) == inside[0])
 
 

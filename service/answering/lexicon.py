@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+_CLOSED = "determiners pronouns possessives relatives conjunctions embedding auxiliaries copulas"
 FOLDER = Path(__file__).parent / "languages"
 
 
@@ -24,7 +25,7 @@ class Lexicon:
 
     Attributes:
         code: ISO 639-1.
-        function: words without content of their own; all of the closed classes that follow are among them.
+        function: words without content of their own, those of the closed classes among them.
         relatives, conjunctions, embedding: what opens a clause; embedding words make it depend on what was said before.
         copulas, passive: forms of "be": between two names of one thing, and before a participle.
         agent: the preposition of who did it, in the passive.
@@ -68,9 +69,11 @@ class Lexicon:
     def load(cls, code: str) -> Lexicon:
         """The words of `languages/{code}.toml`."""
         data = tomllib.loads((FOLDER / f"{code}.toml").read_text(encoding="utf-8"))
-        sets = "function determiners pronouns possessives relatives conjunctions embedding auxiliaries copulas passive agent light verbs"
-        classes = ("prepositions", "operators")
+        sets = f"function light verbs passive agent {_CLOSED}"
         irregular = dict(entry.split(":") for entry in data.get("irregular", "").split())
+        words = {name: frozenset(data.get(name, "").split()) for name in sets.split()}
+        prepositions = _classes(data["prepositions"])
+        words["function"] = words["function"].union(prepositions, *(words[name] for name in _CLOSED.split()))
         return cls(
             code=code,
             comma_decimal=data["comma_decimal"],
@@ -82,8 +85,9 @@ class Lexicon:
             months=_counted(data["months"], 1),
             magnitudes=data["magnitudes"],
             suffixes=tuple(data.get("suffixes", "").split()),
-            **{name: frozenset(data.get(name, "").split()) for name in sets.split()},
-            **{name: _classes(data[name]) for name in classes},
+            prepositions=prepositions,
+            operators=_classes(data["operators"]),
+            **words,
         )
 
     def stem(self, word: str) -> str:

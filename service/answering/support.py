@@ -223,7 +223,7 @@ class _Index:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self._passages = passages
-        self._languages = [lexicon_of(passage.text) for passage in passages]
+        self._languages = [_language(passage.text) for passage in passages]
         self.lexicons = [
             LEXICONS[code] for code in dict.fromkeys(one.code for one in self._languages if one is not None)
         ]
@@ -347,29 +347,24 @@ class _Index:
         return None
 
     def _row(self, claim: Reading, number: int) -> float:
-        """Whether a row of a table says it: every word in it, and each number with its column's name."""
-        unit = self._units[number]
-        stored = self._passages[unit.passage].text
-        cells = [
-            Reading.of(tokens(cell, claim.lexicon), claim.lexicon)
-            for cell in stored[unit.start : unit.end].split(" | ")
-        ]
-        used: set[int] = set()
+        """Whether a row of a table says it: every word in it, and with each figure the name of its column."""
         if any(claim.operator):
             return 0.0
+        unit = self._units[number]
+        stored = self._passages[unit.passage].text[unit.start : unit.end]
+        cells = [Reading.of(tokens(cell, claim.lexicon), claim.lexicon) for cell in stored.split(" | ")]
+        used: dict[int, bool] = {}  # cell → whether it is named for a figure in it
         for one in claim.content:
             token = claim.tokens[one]
-            holding = [
-                n for n, cell in enumerate(cells) if any(similarity(token, cell.tokens[at]) for at in cell.content)
-            ]
+            holding = [n for n, cell in enumerate(cells) if _holds(cell, token)]
             if not holding:
                 return 0.0
-            used.add(holding[0])
-        for n in used:
-            cell = cells[n]
-            if any(
-                not any(similarity(claim.tokens[one], cell.tokens[at]) for one in claim.content) for at in cell.content
-            ):
+            figure = token.kind != "word"
+            used[holding[0]] = used.get(holding[0], False) or figure
+        for n, figure in used.items():
+            colon = next((at for at, token in enumerate(cells[n].tokens) if token.key == ":"), -1)
+            asked = [at for at in cells[n].content if figure or at > colon]
+            if not all(_holds(claim, cells[n].tokens[at]) for at in asked):
                 return 0.0
         return 1.0 if len(used) > 1 else 0.0
 
@@ -378,6 +373,10 @@ class _Index:
         lexicon = self._languages[unit.passage]
         assert lexicon is not None
         return Reading.of(tokens(self._passages[unit.passage].text, lexicon, unit.start, unit.end), lexicon)
+
+
+def _holds(reading: Reading, token: Token) -> bool:
+    return any(similarity(token, reading.tokens[at]) for at in reading.content)
 
 
 def plain(text: str) -> str:
@@ -419,6 +418,11 @@ def _units(text: str) -> Iterator[tuple[int, int]]:
         if at < end and text[at:end].strip():
             lead = len(text[at:end]) - len(text[at:end].lstrip())
             yield at + lead, end
+
+
+def _language(text: str) -> Lexicon | None:
+    """That of its words; for a table without any, English, which reads names and figures."""
+    return lexicon_of(text) or (LEXICONS["en"] if _ROW.search(text) else None)
 
 
 def _says_enough(text: str) -> bool:
