@@ -1,14 +1,14 @@
 """``folio eval support``: precision and recall of the rule of support on pairs that a person or a rule judged.
 
-Precision: the share of right ones among the claims that the rule supports. Recall: the share of the right claims that it
-supports. Both halves are printed; the threshold was set on the development half alone (``--sweep`` shows how).
+Precision: the share of right ones among the claims that the rule supports. Recall: the share of the right claims that
+it supports. Both halves are printed; the threshold was set on the development half alone, as the sweep shows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.qa.support_pairs import HALVES, Pair, pairs
@@ -66,7 +66,7 @@ def _share(hits: int, n: int) -> dict[str, float] | None:
 def measure() -> dict[str, Any]:
     """Figures by half and source, and of the false claims that passed by kind."""
     found = verdicts(pairs())
-    result: dict[str, Any] = {"threshold": THRESHOLD, "halves": {}, "passed": []}
+    result: dict[str, Any] = {"threshold": THRESHOLD, "sweep": sweep(found), "halves": {}}
     for half in HALVES:
         mine = [one for one in found if one.pair.half == half]
         sources = {source: [one for one in mine if one.pair.source == source] for source in ("hand", "rule", "model")}
@@ -77,7 +77,9 @@ def measure() -> dict[str, Any]:
             "false_passed": {kind: _passed(mine, kind) for kind in kinds},
         }
     result["passed"] = [
-        {"half": one.pair.half, "kind": one.pair.kind, "claim": one.pair.claim} for one in found if one.supported and not one.pair.right
+        {"half": one.pair.half, "kind": one.pair.kind, "claim": one.pair.claim}
+        for one in found
+        if one.supported and not one.pair.right
     ]
     return result
 
@@ -87,17 +89,31 @@ def _passed(found: Sequence[Verdict], kind: str) -> str:
     return f"{sum(one.supported for one in false)} of {len(false)}"
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """The figures as a table for people."""
-    rows = [f"threshold {result['threshold']}", f"{'half':12} {'source':7} {'n':>4} {'right':>5}  precision        recall"]
-    for half, each in result["halves"].items():
-        for source in ("all", "hand", "rule", "model"):
-            if source in each:
-                one = each[source]
-                rows.append(f"{half:12} {source:7} {one['n']:4} {one['right']:5}  {_shown(one['precision'])}  {_shown(one['recall'])}")
-        rows.append(f"{half:12} false claims that passed: " + ", ".join(f"{kind} {said}" for kind, said in each["false_passed"].items()))
+def sweep(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Precision and recall of the development half by threshold."""
+    mine = [one for one in found if one.pair.half == HALVES[0]]
+    rows = []
+    for threshold in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99):
+        moved = [replace(one, supported=one.score >= threshold) for one in mine]
+        rows.append({"threshold": threshold, **figures(moved)})
     return rows
 
 
-def _shown(share: dict[str, float] | None) -> str:
-    return f"{100 * share['value']:5.1f} ± {100 * share['stderr']:3.1f} %" if share else "      -      "
+def lines(result: dict[str, Any]) -> list[str]:
+    """The figures as a table for people."""
+    rows = [f"{'half':12} {'source':7} {'n':>4} {'right':>5}  precision        recall"]
+    for half, each in result["halves"].items():
+        for source in ("all", "hand", "rule", "model"):
+            one = each.get(source)
+            if one is not None:
+                rows.append(f"{half:12} {source:7} {one['n']:4} {one['right']:5}  {_shown(one)}")
+        passed = ", ".join(f"{kind} {said}" for kind, said in each["false_passed"].items())
+        rows.append(f"{half:12} false claims that passed: {passed}")
+    rows.append(f"threshold {result['threshold']}; on the development half:")
+    rows += [f"  {row['threshold']:4.2f}  {_shown(row)}" for row in result["sweep"]]
+    return rows
+
+
+def _shown(figures: dict[str, Any]) -> str:
+    parts = (figures["precision"], figures["recall"])
+    return "  ".join(f"{100 * p['value']:5.1f} ± {100 * p['stderr']:3.1f} %" if p else f"{'-':>13}" for p in parts)

@@ -1,9 +1,9 @@
 """Pairs of a claim and its evidence, right and false, on which the rule of support is set and measured.
 
-Three sources. By hand (`support_hand.txt`): paragraphs, each with claims that it carries (+) and that it does not (-). By
-rule, seeded (`support_passages.json`): sentences as they stand, and the same with one thing changed. From real models
-(`support_models.json`): what they answered over given paragraphs, each claim judged by a person. Each paragraph belongs to
-one half: what is set is set on the development half, what is reported is the other. XQuAD's paragraphs are CC BY-SA 4.0.
+Three sources. By hand (`support_hand.txt`): paragraphs, each with claims that it carries (+) and that it does not (-).
+By rule, seeded (`support_passages.json`): sentences as they stand, and the same with one change. From real models
+(`support_models.json`): what they answered over given paragraphs, each claim read and judged. Each paragraph belongs to
+one half: what is set is set on the development half, what is reported is the other. XQuAD is CC BY-SA 4.0.
 """
 
 from __future__ import annotations
@@ -79,7 +79,15 @@ def by_models() -> Iterator[Pair]:
         before = ""
         for claim in answer["claims"]:
             if claim["right"] is not None:
-                yield Pair("model", answer["half"], answer["model"], tuple(answer["passages"]), claim["text"], claim["right"], before)
+                yield Pair(
+                    "model",
+                    answer["half"],
+                    answer["model"],
+                    tuple(answer["passages"]),
+                    claim["text"],
+                    claim["right"],
+                    before,
+                )
             before = f"{before} {claim['text']}".strip()
 
 
@@ -96,9 +104,25 @@ _NAME = re.compile(r"(?<=[a-zß-ÿ,] )[A-ZÄÖÜ][a-zß-ÿ]{3,}(?: [A-ZÄÖÜ][a
 _NOT = re.compile(r"\b(?:not|never|no|nicht|kein\w*|nie)\s|n't\b")
 _AUXILIARY = re.compile(r"\b(?:is|are|was|were|has|have|had|can|could|would|will)\b")
 _OPPOSITES = [
-    ("increase", "decrease"), ("before", "after"), ("more", "less"), ("first", "last"), ("large", "small"), ("high", "low"), ("many", "few"),
-    ("all", "some"), ("most", "few"), ("north", "south"), ("east", "west"), ("early", "late"), ("may", "must"), ("above", "below"),
-    ("mehr", "weniger"), ("vor", "nach"), ("viele", "wenige"), ("más", "menos"), ("antes", "después"),
+    ("increase", "decrease"),
+    ("before", "after"),
+    ("more", "less"),
+    ("first", "last"),
+    ("large", "small"),
+    ("high", "low"),
+    ("many", "few"),
+    ("all", "some"),
+    ("most", "few"),
+    ("north", "south"),
+    ("east", "west"),
+    ("early", "late"),
+    ("may", "must"),
+    ("above", "below"),
+    ("mehr", "weniger"),
+    ("vor", "nach"),
+    ("viele", "wenige"),
+    ("más", "menos"),
+    ("antes", "después"),
 ]
 
 
@@ -113,7 +137,8 @@ def _two_names(sentence: str, _: str, rng: random.Random) -> str | None:
     if len(own) < 2:
         return None
     one, other = rng.sample(own, 2)
-    if one in other or other in one or re.search(rf"{re.escape(one)},? (?:and|or|und|y|,) {re.escape(other)}|{re.escape(other)},? (?:and|or|und|y|,) {re.escape(one)}", sentence):
+    listed = rf"(?:{re.escape(one)}|{re.escape(other)}),? (?:and|or|und|y|,) (?:{re.escape(one)}|{re.escape(other)})"
+    if one in other or other in one or re.search(listed, sentence):
         return None
     return sentence.replace(one, "\0").replace(other, one).replace("\0", other)
 

@@ -1,13 +1,14 @@
 """Whether one stored sentence carries a claim: the same words in the same roles, and no operator added or lost.
 
-The claim's words are laid on the sentence's (`_place`). Then the claim may be shorter than the sentence, but only by what
-can be left out without saying something else: a parenthesis, a phrase with its preposition, an adjective, a member of a
-list. It may turn active into passive and move a phrase, but not change who does what to whom. A negation, hedge,
+The claim's words are laid on the sentence's (`_place`). Then the claim may be shorter than the sentence, but only by
+what can be left out without saying something else: a parenthesis, a phrase with its preposition, an adjective, a member
+of a list. It may turn active into passive and move a phrase, but not change who does what to whom. A negation, hedge,
 condition, quantifier or comparison on one side only is a different claim, whatever else agrees.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -80,12 +81,16 @@ class Reading:
         if token.kind != "word" or at not in self.content or token.lower.endswith("ing") or not self.is_verb(at):
             return False
         before = at - 1
-        while before >= 0 and (self.operator[before] or self.tokens[before].lower.endswith("ly") or self.tokens[before].lower in _ADVERBS):
+        while before >= 0 and (
+            self.operator[before] or self.tokens[before].lower.endswith("ly") or self.tokens[before].lower in _ADVERBS
+        ):
             before -= 1
         if before >= 0 and self.tokens[before].lower in self.lexicon.passive:
             return True
         after = self.tokens[at + 1].lower if at + 1 < len(self.tokens) else ""
-        return self.lexicon.code == "en" and after in self.lexicon.agent and token.lower.endswith(("ed", "en", "t", "n"))
+        return (
+            self.lexicon.code == "en" and after in self.lexicon.agent and token.lower.endswith(("ed", "en", "t", "n"))
+        )
 
     def has_predicate(self) -> bool:
         """Whether something is said of something: a verb, or a formula."""
@@ -132,9 +137,13 @@ def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     if placed is None or not placed:
         return 0.0
     region = sorted(placed.values())
-    if not (_same_roles(claim, sentence, placed) and _begins(sentence, region, _common(claim, sentence, placed)) and _ends(sentence, region)):
+    if not (
+        _same_roles(claim, sentence, placed)
+        and _begins(sentence, region, _common(claim, sentence, placed))
+        and _ends(sentence, region)
+    ):
         return 0.0
-    if any(not _may_skip(sentence, one, other) for one, other in zip(region, region[1:], strict=False)):
+    if any(not _may_skip(sentence, one, other) for one, other in itertools.pairwise(region)):
         return 0.0
     if not _same_operators(claim, sentence, region):
         return 0.0
@@ -279,7 +288,11 @@ def _made_passive(claim: Reading, blocks: list[list[int]]) -> list[list[list[int
     own = next(block for block in blocks if verb in block)
     subject = [at for at in flat if at < verb and at >= blocks[0][0]]
     goal, rest = [at for at in own if at > verb], [block for block in blocks if block[0] > verb]
-    return [[goal, [verb], subject, *rest], [goal, [verb], *rest, subject], [goal, *rest[:1], [verb], subject, *rest[1:]]]
+    return [
+        [goal, [verb], subject, *rest],
+        [goal, [verb], *rest, subject],
+        [goal, *rest[:1], [verb], subject, *rest[1:]],
+    ]
 
 
 def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
@@ -311,7 +324,7 @@ def _moved(claim: Reading, blocks: list[list[int]]) -> list[list[list[int]]]:
 
 
 def _around_copula(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> list[list[list[int]]]:
-    """ "The capital is Paris" for "Paris is the capital": both sides of an "is" in exchange, where one is a definite."""
+    """ "The capital is Paris" for "Paris is the capital": both sides of an "is" exchanged, where one is definite."""
     verbs = [at for at, token in enumerate(claim.tokens) if claim.is_verb(at)]
     if len(verbs) != 1 or claim.tokens[verbs[0]].lower not in claim.lexicon.copulas or any(claim.operator):
         return []
@@ -336,9 +349,13 @@ def _joins(sentence: Reading, placed: dict[int, int]) -> bool:
         token = tokens[at]
         if token.key == ";":
             return True
-        if token.kind == "word" and not token.named and token.lower in lexicon.conjunctions | lexicon.relatives and verbs:
-            if verbs[0] < at < verbs[-1]:
-                return True
+        if (
+            token.kind == "word"
+            and not token.named
+            and token.lower in lexicon.conjunctions | lexicon.relatives
+            and verbs
+        ) and verbs[0] < at < verbs[-1]:
+            return True
     return False
 
 
@@ -352,11 +369,15 @@ def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bo
         mine, theirs = claim.role[one], sentence.role[other]
         if mine == theirs or (mine in _NEUTRAL and theirs in _NEUTRAL):
             continue
-        if claim.tokens[one].kind == "date" or (
-            claim.tokens[one].kind == "number" and mine in _TIMES and theirs in _TIMES
+        if (
+            (
+                claim.tokens[one].kind == "date"
+                or (claim.tokens[one].kind == "number" and mine in _TIMES and theirs in _TIMES)
+            )
+            and mine in _TIMES
+            and theirs in _TIMES
         ):
-            if mine in _TIMES and theirs in _TIMES:
-                continue
+            continue
         if turned and agents & {mine, theirs}:
             continue
         return False
@@ -366,7 +387,9 @@ def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bo
 def _common(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
     """Whether the claim calls the first thing by the common noun in its name: "the bridge" for "Hampton Bridge"."""
     first = min(placed.values())
-    return sentence.tokens[first].named and any(at == first and not claim.tokens[one].capital for one, at in placed.items())
+    return sentence.tokens[first].named and any(
+        at == first and not claim.tokens[one].capital for one, at in placed.items()
+    )
 
 
 def _begins(sentence: Reading, region: Sequence[int], common: bool) -> bool:
@@ -535,7 +558,9 @@ def _has_determiner(sentence: Reading, at: int) -> bool:
     """Whether a word stands in a noun's phrase that a determiner or a number opens."""
     tokens = sentence.tokens
     hyphened = {side for mark, token in enumerate(tokens) if token.key == "-" for side in (mark - 1, mark, mark + 1)}
-    while at > 0 and (at in hyphened or (at in sentence.content and tokens[at].kind == "word" and not sentence.is_verb(at))):
+    while at > 0 and (
+        at in hyphened or (at in sentence.content and tokens[at].kind == "word" and not sentence.is_verb(at))
+    ):
         at -= 1
     return tokens[at].lower in sentence.lexicon.determiners or tokens[at].kind == "number"
 
@@ -556,9 +581,7 @@ def _is_list(sentence: Reading, inside: Sequence[int]) -> bool:
         return False
     allowed = set(joins) | set(sentence.content)
     others = [
-        at
-        for at in inside
-        if at > content[0] and at not in allowed and tokens[at].lower not in lexicon.determiners
+        at for at in inside if at > content[0] and at not in allowed and tokens[at].lower not in lexicon.determiners
     ]
     if others:
         return False

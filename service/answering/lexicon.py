@@ -1,8 +1,8 @@
 """Words that the rule of support must know, by language: what joins, what denies, what weakens, what counts.
 
 A claim may not add, drop or change an *operator* of its evidence: a negation, a hedge, a condition, a quantifier, a
-comparison. The lists (`languages/*.toml`) are closed classes and short; in a language without one no claim is attributed,
-only verbatim ones are supported.
+comparison. The lists (`languages/*.toml`) are closed classes and short; in a language without one no claim is
+attributed, only verbatim ones are supported.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class Lexicon:
             comma_decimal=data["comma_decimal"],
             framing=re.compile(data["framing"], re.IGNORECASE),
             irregular={form: base for base, forms in irregular.items() for form in forms.split("/")},
-            synonyms={word: group.split("/")[0] for group in data.get("synonyms", "").split() for word in group.split("/")},
+            synonyms={
+                word: group.split("/")[0] for group in data.get("synonyms", "").split() for word in group.split("/")
+            },
             numbers=_counted(data["ones"], 0) | _counted(data["tens"], 20, 10) | data.get("numbers", {}),
             ordinals=_counted(data["ordinals"], 1),
             months=_counted(data["months"], 1),

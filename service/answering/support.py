@@ -110,7 +110,9 @@ class Judge:
     @property
     def can_support(self) -> bool:
         """Whether the evidence holds a single sentence."""
-        return any(_says_enough(passage.text[start:end]) for passage in self._passages for start, end in _units(passage.text))
+        return any(
+            _says_enough(passage.text[start:end]) for passage in self._passages for start, end in _units(passage.text)
+        )
 
     @cached_property
     def _index(self) -> _Index:
@@ -284,7 +286,7 @@ class _Index:
         return None
 
     def carried(self, claim: Reading, number: int) -> tuple[float, list[_Unit]]:
-        """How closely a sentence carries a claim, and what is cited with it: where its pronoun or a name is explained."""
+        """How closely a sentence carries a claim, and what is cited: it, and where its pronoun or name is explained."""
         unit = self._units[number]
         lexicon = self._languages[unit.passage]
         if lexicon is None or lexicon.code != claim.lexicon.code:
@@ -453,7 +455,7 @@ def _pronoun(reading: Reading) -> int | None:
 
 
 def _subject(reading: Reading) -> list[Token] | None:
-    """What a sentence speaks of: its words from the first noun or name that stands behind no preposition to the verb."""
+    """What a sentence speaks of: from the first noun or name that stands behind no preposition to the verb."""
     found: list[Token] = []
     for at, token in enumerate(reading.tokens):
         if found and (reading.is_verb(at) or token.kind == "mark"):
@@ -464,13 +466,15 @@ def _subject(reading: Reading) -> list[Token] | None:
 
 
 def _clauses(reading: Reading) -> list[Reading]:
-    """The clauses of a claim, each with a subject: that of the first where it has none of its own; one where it is one."""
+    """The clauses of a claim, each with a subject: that of the first where it has none; none for a single clause."""
     lexicon, parts = reading.lexicon, [[]]  # type: list[list[Token]]
     for at, token in enumerate(reading.tokens):
         word = token.lower if token.kind == "word" and not token.named else ""
-        if token.key == ";" or word in lexicon.conjunctions:
-            parts.append([])
-        elif word in ("which", "who") and at and reading.tokens[at - 1].key == ",":
+        if (
+            token.key == ";"
+            or word in lexicon.conjunctions
+            or (word in ("which", "who") and at and reading.tokens[at - 1].key == ",")
+        ):
             parts.append([])
         else:
             parts[-1].append(token)

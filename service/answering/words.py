@@ -1,4 +1,4 @@
-"""A text as the rule of support reads it: words, numbers, dates, units and formulas in one normal form, with their places.
+"""A text as the rule of support reads it: words, numbers, dates, units, formulas in a normal form, with their places.
 
 1,900 and 1900 are one number, "ten" is 10, 12 May 2005 is 2005-05-12, "kilometres" is km; a formula is one token, for a
 part of it says something else. What cannot be read in one way only is left as it stands.
@@ -360,13 +360,12 @@ def _formulas(found: list[Token], text: str) -> list[Token]:
         last = at
         while last + 1 < len(found) and not _apart(text, found[last], found[last + 1]):
             following = found[last + 1]
-            if following.key == "operator" or (
-                found[last].key == "operator" and following.kind in ("word", "number", "unit")
+            if (
+                following.key == "operator"
+                or (found[last].key == "operator" and following.kind in ("word", "number", "unit"))
+                or (following.key in "()" and following.key)
+                or (found[last].key in ("(", ")") and following.kind in ("word", "number"))
             ):
-                last += 1
-            elif following.key in "()" and following.key:
-                last += 1
-            elif found[last].key in ("(", ")") and following.kind in ("word", "number"):
                 last += 1
             else:
                 break

@@ -143,7 +143,9 @@ def test_an_invented_quotation_has_no_support(ask: Ask, make_scripted: Any) -> N
 
 
 def test_prose_without_quotations_or_markers_is_attributed(ask: Ask, make_scripted: Any) -> None:
-    engine = make_scripted(lambda _: "Ada Miller built the bridge at Hampton in 1862. The bridge has 7 arches of grey stone.")
+    engine = make_scripted(
+        lambda _: "Ada Miller built the bridge at Hampton in 1862. The bridge has 7 arches of grey stone."
+    )
     answer: Answer = ask("Who built it?", engine=engine)
     assert [claim["support"] for claim in answer.claims] == ["attributed", "attributed"]
     assert {citation["claim"] for citation in answer.citations} == {0, 1}
@@ -168,13 +170,20 @@ def test_what_cannot_be_supported_is_said_plainly(ask: Ask, make_scripted: Any) 
     assert (refused.claims, refused.verified, refused.note) == ([], False, None)
     german = ask("Wer?", engine=make_scripted(lambda _: "Die Brücke wurde von Ada Miller im Jahr 1862 gebaut."))
     assert ([c["support"] for c in german.claims], german.note) == (["none"], OTHER_LANGUAGE)
-    cut = ask("Who?", engine=make_scripted(lambda _: "It has seven arches of grey stone. The mill beside it belonged to " * 20))
+    cut = ask(
+        "Who?",
+        engine=make_scripted(lambda _: "It has seven arches of grey stone. The mill beside it belonged to " * 20),
+    )
     assert (cut.finish_reason, cut.note, cut.verified) == ("length", UNFINISHED, False)
     assert cut.claims[-1]["support"] == "none"
 
 
 def test_a_citation_comes_before_the_next_claim_is_written(ask: Ask, make_scripted: Any) -> None:
-    text = "It has seven arches of grey stone. " + "The mill beside it belonged to the parish. " + "Nobody knows why. " * 12
+    text = (
+        "It has seven arches of grey stone. "
+        + "The mill beside it belonged to the parish. "
+        + "Nobody knows why. " * 12
+    )
     events = ask("Who?", raw=True, engine=make_scripted(lambda _: text.strip(), pause_s=0.02))
     types = [event.type for event in events]
     assert types.index("citation") < len(types) - 1 - types[::-1].index("message")

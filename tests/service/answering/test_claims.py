@@ -44,7 +44,9 @@ def test_sentences_items_and_cells_with_what_belongs_to_them() -> None:
     assert all(ANSWER[claim.start : claim.end] == claim.text for claim in claims(ANSWER))
 
 
-@pytest.mark.parametrize("text", ["", " \n", "# Heading", "---", "```\ncode. More.\n```", "**Bold heading**", "...", "| a |\n|---|"])
+@pytest.mark.parametrize(
+    "text", ["", " \n", "# Heading", "---", "```\ncode. More.\n```", "**Bold heading**", "...", "| a |\n|---|"]
+)
 def test_what_claims_nothing(text: str) -> None:
     assert claims(text) == []
 
@@ -55,7 +57,22 @@ def test_only_the_last_claim_of_an_unfinished_text_is_not_whole() -> None:
     assert [claim.whole for claim in claims("One is here. Two is h")] == [True, True]
 
 
-_PIECES = ["The oak is old. ", "It costs 3.5 coins. ", "\n", "\n\n", "- an item\n", "1. First\n", "These are: ", "| a | b |\n", "|---|---|\n", "# H\n", "e.g. this ", "Dr. A. B. Who ", "```\n", "in "]
+_PIECES = [
+    "The oak is old. ",
+    "It costs 3.5 coins. ",
+    "\n",
+    "\n\n",
+    "- an item\n",
+    "1. First\n",
+    "These are: ",
+    "| a | b |\n",
+    "|---|---|\n",
+    "# H\n",
+    "e.g. this ",
+    "Dr. A. B. Who ",
+    "```\n",
+    "in ",
+]
 
 
 @given(st.lists(st.sampled_from(_PIECES), max_size=14).map("".join), st.data())

@@ -36,7 +36,15 @@ def test_a_stored_sentence_is_verbatim_and_its_span_exact() -> None:
     assert (span.document, span.label, span.quoted, span.answer_start, span.answer_end) == ("d0", 1, True, 0, 33)
 
 
-@pytest.mark.parametrize("claim", ["p = ω ≤ 1.", "The pressure is p = ω ≤ 1.", "In this model the pressure is p = ω, with −1 ≤ ω ≤ 1.", "In this model the pressure is p = ωρ ≤ 1."])
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "p = ω ≤ 1.",
+        "The pressure is p = ω ≤ 1.",
+        "In this model the pressure is p = ω, with −1 ≤ ω ≤ 1.",
+        "In this model the pressure is p = ωρ ≤ 1.",
+    ],
+)
 def test_a_formula_is_whole_or_not_there(claim: str) -> None:
     assert support(claim, MODEL) == ["none"]
     assert support("The pressure is p = ωρ.", MODEL) == ["attributed"]
@@ -125,7 +133,9 @@ def test_what_repeats_itself_or_is_cut_is_never_supported() -> None:
     assert support(f"{sentence} Ada Lovelace retired in 2005.", finished=False) == ["verbatim", "none"]
 
 
-@pytest.mark.parametrize("evidence", ["", "Yes", "a" * 400, "aaaa aaaa aaaa aaaa", "ᚠᚢᚦᚨᚱᚲ", ". . .", "\ufffd\ufffd\ufffd"])
+@pytest.mark.parametrize(
+    "evidence", ["", "Yes", "a" * 400, "aaaa aaaa aaaa aaaa", "ᚠᚢᚦᚨᚱᚲ", ". . .", "\ufffd\ufffd\ufffd"]
+)
 def test_poor_evidence_supports_nothing(evidence: str) -> None:
     for answer in (evidence, "The answer is yes.", f"{evidence} {evidence}"):
         assert all(one == "none" for one in support(answer, evidence))
@@ -150,7 +160,7 @@ def test_an_item_says_what_its_list_is_announced_to_hold() -> None:
 
 
 def test_judging_as_the_answer_grows_is_judging_it_whole() -> None:
-    answer = "The company has 10,000 employees. It has 1,900 shops. Ada Lovelace retired in 2005. The Broncos beat the Panthers."
+    answer = "The company has 10,000 employees. It has 1,900 shops. Ada Lovelace retired in 2005. The Broncos won."
     growing = Judge(passages(PEOPLE))
     for end in range(len(answer)):
         growing.judge(answer[:end], finished=False)
@@ -163,7 +173,9 @@ def test_a_claim_over_half_a_million_characters_is_judged_at_once() -> None:
     judged = Judge(passages(f"{filler} {PEOPLE}"))
     judged.judge("The company has 10,000 employees. Ada", finished=False)
     began = time.thread_time()
-    found = judged.judge("The company has 10,000 employees. Ada Lovelace retired in 2005. Joe built it. And", finished=False)
+    found = judged.judge(
+        "The company has 10,000 employees. Ada Lovelace retired in 2005. Joe built it. And", finished=False
+    )
     assert [one.support for one in found] == ["verbatim", "attributed", "none", "none"]
     assert time.thread_time() - began < 0.1  # two claims
 
@@ -187,7 +199,9 @@ def test_a_sentence_of_the_evidence_is_verbatim(evidence: list[str], data: st.Da
 def test_a_changed_digit_is_never_supported(evidence: list[str], data: st.DataObject) -> None:
     sentence = data.draw(st.sampled_from(evidence))
     at = data.draw(st.sampled_from([n for n, c in enumerate(sentence) if c.isdigit()]))
-    changed = sentence[:at] + data.draw(st.sampled_from([d for d in "0123456789" if d != sentence[at]])) + sentence[at + 1 :]
+    changed = (
+        sentence[:at] + data.draw(st.sampled_from([d for d in "0123456789" if d != sentence[at]])) + sentence[at + 1 :]
+    )
     assert support(changed, *[each for each in evidence if each != changed]) == ["none"] or changed in evidence
 
 

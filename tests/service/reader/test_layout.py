@@ -4,14 +4,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from service.answering.passages import Passage
-from service.answering.prompting import Prompt
 from service.errors import InvalidRequest
 from service.reader.layout import ReaderLayout
-from service.reader.tokenizer import NOT_STATED, REFERENCES, reference
+from service.reader.tokenizer import REFERENCES, reference
 
 STORED = (
     "The harbour was built in 1871.  It has two\nmoles of granite. A lamp burns <|r1|> on the northern one! "
