@@ -17,6 +17,8 @@ from retrieval.parsing.sentences import sentences
 
 Kind = Literal["sentence", "item", "cell"]
 
+MARKERS = re.compile(r"\s*\[D{0,9}\d{1,4}(?:\s*[,–-]\s*D{0,9}\d{1,4})*\](?=[\s.,;:!?]|$)")
+"""By what models name passages, and documents other works. They claim nothing, and cite nothing."""
 _FENCE = re.compile(r"[ \t]*(```+|~~~+)")
 _HEADING = re.compile(r"[ \t]*(?:#{1,6}[ \t]|\*\*[^*\n]+\*\*:?[ \t]*$|__[^_\n]+__:?[ \t]*$)")
 _RULE = re.compile(r"[ \t]*(?:[-*_=][ \t]*){3,}$")
@@ -153,5 +155,5 @@ class _Cutter:
     def _sentences(self, start: int, end: int, kind: Kind, context: str) -> Iterator[Claim]:
         for first, last in sentences(self._text, start, end):
             text = self._text[first:last]
-            if any(character.isalnum() for character in text):
+            if any(character.isalnum() for character in MARKERS.sub("", text)):
                 yield Claim(first, last, text, kind, context)

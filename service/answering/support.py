@@ -19,7 +19,7 @@ from typing import Literal
 from retrieval.parsing.sentences import sentences
 from service.answering.alignment import align
 from service.answering.carrying import Reading, carries, replaced, similarity
-from service.answering.claims import Claim, claims
+from service.answering.claims import MARKERS, Claim, claims
 from service.answering.lexicon import LEXICONS, Lexicon, lexicon_of
 from service.answering.passages import Passage, Span
 from service.answering.refusals import is_refusal
@@ -41,7 +41,6 @@ _SHORTEST = 3
 """words of the shortest claim"""
 
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:[.,]\d+)*")
-_MARKERS = re.compile(r"\s*\[D{0,9}\d{1,4}(?:\s*[,–-]\s*D{0,9}\d{1,4})*\](?=[\s.,;:!?]|$)")
 _WRAPPED = re.compile(r"^[\s\"“”„«»*_]+|[\s\"“”„«»*_]+$")
 _LIST_MARK = re.compile(r"(?:[-*+•‣–]|\(?\d{1,3}[.)])\s+|[\"“„«*_#>\s]+")
 _TRAILING = "\"'”’»)]*_ \t\r\n.!…。"
@@ -281,7 +280,7 @@ class _Index:
         for each in self._units[number : last + 1]:
             if end <= each.end:
                 rest = stored[end : each.end]
-                ends = not _MARKERS.sub("", rest).strip(_TRAILING)
+                ends = not MARKERS.sub("", rest).strip(_TRAILING)
                 return _Unit(unit.passage, start, max(end, each.end if ends and rest else end)) if ends else None
         return None
 
@@ -383,7 +382,7 @@ def _holds(reading: Reading, token: Token) -> bool:
 
 def plain(text: str) -> str:
     """A claim without what only dresses it: markers, emphasis, the quotation marks around it."""
-    text = _MARKERS.sub("", text)
+    text = MARKERS.sub("", text)
     text = re.sub(r"(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)", "", text)
     return _WRAPPED.sub("", text)
 
