@@ -67,10 +67,11 @@ def by_rule(seed: int = 0) -> Iterator[Pair]:
         found = [each for each in found if 6 <= len(each.split()) <= 45 and each[-1] == "." and each[0].isalnum()]
         for sentence in rng.sample(found, min(3, len(found))):
             yield Pair("rule", half, "verbatim", (text,), sentence, True)
-            for kind, change in CHANGES.items():
-                changed = change(sentence, text, rng)
-                if changed is not None and changed not in text and changed != sentence:
-                    yield Pair("rule", half, kind, (text,), changed, False)
+            for right, changes in ((True, SAME), (False, CHANGES)):
+                for kind, change in changes.items():
+                    changed = change(sentence, text, rng)
+                    if changed is not None and changed not in text and changed != sentence:
+                        yield Pair("rule", half, kind, (text,), changed, right)
 
 
 def by_models() -> Iterator[Pair]:
@@ -89,6 +90,31 @@ def by_models() -> Iterator[Pair]:
                     before,
                 )
             before = f"{before} {claim['text']}".strip()
+
+
+def _framed(sentence: str, text: str, _: random.Random) -> str | None:
+    german, spanish = re.search(r"\b(?:der|und|wurde)\b", text), re.search(r"\b(?:el|los|que)\b", text)
+    lead = "Laut dem Text: " if german else "Según el texto, " if spanish else "According to the document, "
+    return lead + sentence
+
+
+def _figures(sentence: str, _: str, __: random.Random) -> str | None:
+    """Thousands without their mark, small numbers as digits or words, a date the other way round."""
+    words = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+    changed = re.sub(r"\b(\d{1,3}),(\d{3})\b", r"\1\2", sentence)
+    changed = re.sub(r"\b([A-Z][a-z]{2,8}) (\d{1,2}), (\d{4})\b", r"\2 \1 \3", changed)
+    return re.sub(r"\b(" + "|".join(words) + r")\b(?!-)", lambda found: str(words[found[0]]), changed)
+
+
+def _unbracketed(sentence: str, _: str, __: random.Random) -> str | None:
+    return re.sub(r" \([^()]*\)", "", sentence)
+
+
+SAME: dict[str, Callable[[str, str, random.Random], str | None]] = {
+    "framed": _framed,
+    "figures": _figures,
+    "unbracketed": _unbracketed,
+}
 
 
 def _digit(sentence: str, _: str, rng: random.Random) -> str | None:

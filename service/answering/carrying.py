@@ -137,13 +137,12 @@ def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     if placed is None or not placed:
         return 0.0
     region = sorted(placed.values())
-    if not (
-        _same_roles(claim, sentence, placed)
-        and _begins(sentence, region, _common(claim, sentence, placed))
-        and _ends(sentence, region)
-    ):
+    if not (_same_roles(claim, sentence, placed) and _begins(claim, sentence, placed) and _ends(sentence, region)):
         return 0.0
-    if any(not _may_skip(sentence, one, other) for one, other in itertools.pairwise(region)):
+    if any(
+        not _may_skip(sentence, one, other, _joined(claim, placed, one, other))
+        for one, other in itertools.pairwise(region)
+    ):
         return 0.0
     if not _same_operators(claim, sentence, region):
         return 0.0
@@ -392,11 +391,11 @@ def _common(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
     )
 
 
-def _begins(sentence: Reading, region: Sequence[int], common: bool) -> bool:
-    """Whether nothing before the region, in its clause, is what the words there are said of or hang on."""
-    first = region[0]
+def _begins(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
+    """Whether nothing before the words that the claim repeats, in their clause, is what they are said of or hang on."""
+    first, common, lexicon = min(placed.values()), _common(claim, sentence, placed), sentence.lexicon
+    embedded = any(token.lower in lexicon.embedding for token in claim.tokens[: claim.content[0]])
     hanging = 0
-    lexicon = sentence.lexicon
     for at in range(first - 1, -1, -1):
         token = sentence.tokens[at]
         if token.kind == "mark":
@@ -405,7 +404,7 @@ def _begins(sentence: Reading, region: Sequence[int], common: bool) -> bool:
             break
         if token.kind == "word" and token.lower in lexicon.conjunctions and not token.named:
             break
-        if token.kind == "word" and token.lower in lexicon.embedding and at > 0:
+        if token.kind == "word" and token.lower in lexicon.embedding and at > 0 and not embedded:
             return False
         if token.kind == "word" and token.lower in lexicon.possessives:
             return False
@@ -457,12 +456,21 @@ def _ends(sentence: Reading, region: Sequence[int]) -> bool:
     )
 
 
-def _may_skip(sentence: Reading, one: int, other: int) -> bool:
-    """Whether the claim may leave out what stands between two words that it repeats."""
+def _joined(claim: Reading, placed: dict[int, int], one: int, other: int) -> bool:
+    """Whether the claim has a joining word, too, between the words that stand at these places of the sentence."""
+    first, last = (next(at for at, place in placed.items() if place == each) for each in (one, other))
+    return any(token.lower in claim.lexicon.conjunctions for token in claim.tokens[first:last])
+
+
+def _may_skip(sentence: Reading, one: int, other: int, joined: bool) -> bool:
+    """Whether the claim may leave out what stands between two words that it repeats.
+
+    joined: it has a joining word there itself.
+    """
     inside = _without_parenthesis(sentence, list(range(one + 1, other)))
     tokens, lexicon = sentence.tokens, sentence.lexicon
     if not any(at in sentence.content for at in inside):
-        return not _crosses(sentence, inside)
+        return joined or not _crosses(sentence, inside)
     if any(tokens[at].key == ";" for at in inside):
         return False
     if tokens[one].kind == "number" and any(at not in sentence.content for at in inside):

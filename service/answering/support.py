@@ -155,7 +155,10 @@ class Judge:
         return best, spans if best >= THRESHOLD else ()
 
     def _read(self, claim: Claim, lexicon: Lexicon) -> Reading | None:
-        """What a claim says, with its context and with the noun that its pronoun stands for; None for no sentence."""
+        """What a claim says, with its context and the noun that its pronoun stands for; None for no sentence.
+
+        The pronoun of the first claim stands for something in the question: it is carried by a sentence with the same.
+        """
         text = plain(claim.text)
         framing = lexicon.framing.match(text)
         text = text[framing.end() :] if framing else text
@@ -165,7 +168,7 @@ class Judge:
         elif claim.kind != "cell" and not reading.has_predicate():
             return None
         at = _pronoun(reading)
-        if at is not None:
+        if at is not None and self._judged:
             subject = self._subject_before(lexicon)
             if subject is None:
                 return None
@@ -294,7 +297,10 @@ class _Index:
         if _ROW.fullmatch(stored, unit.start, unit.end):
             return self._row(claim, number), [unit]
         best: tuple[float, list[_Unit]] = (0.0, [])
+        pronoun = _pronoun(claim)
         for reading, cited in self._readings(number):
+            if pronoun is not None and not _same_pronoun(claim.tokens[pronoun], reading):
+                continue
             named, also = self._named(claim, reading, unit)
             score = carries(named, reading, self.weight)
             best = max(best, (score, sorted({*cited, *also, unit}, key=lambda one: one.start)), key=lambda one: one[0])
@@ -451,6 +457,11 @@ def _pronoun(reading: Reading) -> int | None:
         if reading.is_verb(at) or (at in reading.content and not reading.role[at]):
             return None
     return None
+
+
+def _same_pronoun(pronoun: Token, sentence: Reading) -> bool:
+    at = _pronoun(sentence)
+    return at is not None and sentence.tokens[at].lower == pronoun.lower
 
 
 def _subject(reading: Reading) -> list[Token] | None:
