@@ -36,7 +36,7 @@ class Claim:
     Attributes:
         start, end: character offsets into the answer; ``text`` is exactly that slice.
         context: other words of the answer that the claim says as well: the line that announces a list, the names
-            of a cell's row and columns.
+            of a cell's row and column.
         whole: False for the last claim of a text that is not finished.
     """
 
@@ -148,7 +148,7 @@ class _Cutter:
                     continue
                 lead = len(cell) - len(cell.lstrip())
                 name = names[column] if column < len(names) else ""
-                context = " ".join(part for part in ((names[0], first) if column else ()) + (name,) if part)
+                context = " ".join(part for part in (first if column else "", name) if part)
                 text = cell.strip()
                 yield Claim(start + lead, start + lead + len(text), text, "cell", context)
 
