@@ -47,14 +47,15 @@ def pairs() -> list[Pair]:
 
 
 def by_hand() -> Iterator[Pair]:
-    """Blocks of ``@name passage`` and lines of ``+kind claim`` or ``-kind claim``."""
+    """Blocks of ``@name passage`` and lines of ``+kind claim`` or ``-kind claim``; those named dev are of that half."""
     blocks = re.split(r"^@", (HERE / "support_hand.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     for number, block in enumerate(blocks):
+        half = HALVES[0 if block.startswith("dev ") else number % 2]
         head, *claims = re.split(r"^(?=[+-][a-z]+ )", block.rstrip("\n"), flags=re.MULTILINE)
         passage = head.partition(" ")[2].strip()
         for line in claims:
             kind, _, claim = line[1:].strip("\n").partition(" ")
-            yield Pair("hand", HALVES[number % 2], kind, (passage,), claim, line[0] == "+")
+            yield Pair("hand", half, kind, (passage,), claim, line[0] == "+")
 
 
 def by_rule(seed: int = 0) -> Iterator[Pair]:

@@ -33,6 +33,7 @@ _SMALL_NAME = 0.9
 _LONGEST_MODIFIER = 3
 _SENTENCE = 4
 """words of a sentence in a language whose verbs are not known by their form"""
+_AND = frozenset({"and", "or", "und", "oder", "y", "e", "o", "et", "ou"})
 _ADVERBS = frozenset({"also", "then", "later", "soon", "already", "still", "just", "often", "again", "now", "first"})
 _PARENTHESES = {",": ",", "(": ")", "—": "—", "–": "–", "[": "]", "-": "-"}
 
@@ -44,12 +45,14 @@ class Reading:
     Attributes:
         content: indices into ``tokens`` of those that say something.
         role: per token, the class of the preposition that governs it, or "".
+        shared: the same, if a list goes on over a comma or an "and": "in France and Italy".
         operator: per token, its class, or "".
     """
 
     tokens: tuple[Token, ...]
     content: tuple[int, ...]
     role: tuple[str, ...]
+    shared: tuple[str, ...]
     operator: tuple[str, ...]
     lexicon: Lexicon
 
@@ -58,18 +61,22 @@ class Reading:
         operator = tuple(_operator(tokens, at, lexicon) for at in range(len(tokens)))
         content = tuple(at for at, token in enumerate(tokens) if not operator[at] and _says(token, lexicon))
         role: list[str] = []
-        governor, full = "", False  # whether the preposition has its noun
+        shared: list[str] = []
+        governor, full, over = "", False, ""  # full: the preposition has its noun; over: what a list carries on
         for at, token in enumerate(tokens):
             if token.kind == "word" and not token.named and token.lower in lexicon.prepositions:
                 governor, full = lexicon.prepositions[token.lower], False
+                over = governor
             elif _resets(token, lexicon) or (full and token.lower in lexicon.determiners):
                 governor, full = "", False
+                over = over if token.key == "," or token.lower in _AND or token.lower in lexicon.determiners else ""
             role.append(governor)
+            shared.append(over)
             if at in content:
                 if full and tokens[at - 1].kind == "date":
                     role[-1] = governor = ""
                 full = True
-        return cls(tuple(tokens), content, tuple(role), operator, lexicon)
+        return cls(tuple(tokens), content, tuple(role), tuple(shared), operator, lexicon)
 
     def is_verb(self, at: int) -> bool:
         token = self.tokens[at]
@@ -137,6 +144,8 @@ def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     if placed is None or not placed:
         return 0.0
     region = sorted(placed.values())
+    if _is_apposition(claim, sentence, placed):
+        return _closeness(claim, sentence, placed, weigh) if _same_operators(claim, sentence, region) else 0.0
     if not (_same_roles(claim, sentence, placed) and _begins(claim, sentence, placed) and _ends(sentence, region)):
         return 0.0
     if any(
@@ -147,6 +156,34 @@ def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     if not _same_operators(claim, sentence, region):
         return 0.0
     return _closeness(claim, sentence, placed, weigh)
+
+
+def _is_apposition(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
+    """ "Route 99 is the main freeway" of "served by Route 99, the main freeway that …"."""
+    verbs = [at for at in range(len(claim.tokens)) if claim.is_verb(at)]
+    if len(verbs) != 1 or claim.tokens[verbs[0]].lower not in claim.lexicon.copulas:
+        return False
+    left = sorted(place for at, place in placed.items() if at < verbs[0])
+    right = sorted(place for at, place in placed.items() if at > verbs[0])
+    if not left or not right or left[-1] > right[0] or not sentence.tokens[left[0]].named:
+        return False
+    between = sentence.tokens[left[-1] + 1 : right[0]]
+    marks = [token for token in between if token.kind == "mark"]
+    words = [token for token in between if token.kind != "mark"]
+    whole = left == list(range(left[0], left[-1] + 1)) and not (left[0] and sentence.tokens[left[0] - 1].named)
+    parts = itertools.pairwise([at for at in range(right[0], right[-1] + 1) if at in sentence.content])
+    runs = all(one in right and other in right for one, other in parts)
+    return (
+        whole
+        and runs
+        and [token.key for token in marks] == [","]
+        and len(words) == 1
+        and words[0].lower in sentence.lexicon.determiners
+        and between[0].key == ","
+        and claim.tokens[verbs[0] + 1].lower == words[0].lower
+        and _ends(sentence, right)
+        and not any(claim.role[at] for at in placed if at < verbs[0])
+    )
 
 
 def _is_light(claim: Reading, at: int) -> bool:
@@ -304,18 +341,26 @@ def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
             starts = any(
                 claim.tokens[t].kind == "mark" or claim.tokens[t].lower in claim.lexicon.prepositions for t in between
             )
-            starts = starts or claim.tokens[at].kind == "date" or claim.role[at] != claim.role[blocks[-1][-1]]
+            last = blocks[-1][-1]
+            carried = claim.role[last] and claim.shared[at] == claim.role[last]
+            starts = starts or claim.tokens[at].kind == "date" or (claim.role[at] != claim.role[last] and not carried)
+            starts = starts or _is_adverb(claim, at) or _is_adverb(claim, last)
         if starts:
             blocks.append([])
         blocks[-1].append(at)
     return blocks
 
 
+def _is_adverb(reading: Reading, at: int) -> bool:
+    return reading.lexicon.code == "en" and reading.tokens[at].lower.endswith("ly") and not reading.tokens[at].named
+
+
 def _moved(claim: Reading, blocks: list[list[int]]) -> list[list[list[int]]]:
     """Each phrase that has a preposition, and each date, in any other place."""
     orders = []
     for number, block in enumerate(blocks):
-        if len(blocks) < 2 or not (claim.role[block[0]] or claim.tokens[block[0]].kind == "date"):
+        free = claim.role[block[0]] or claim.tokens[block[0]].kind == "date" or _is_adverb(claim, block[0])
+        if len(blocks) < 2 or not free:
             continue
         rest = blocks[:number] + blocks[number + 1 :]
         orders += [[*rest[:place], block, *rest[place:]] for place in range(len(rest) + 1) if place != number]
@@ -367,6 +412,8 @@ def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bo
             continue
         mine, theirs = claim.role[one], sentence.role[other]
         if mine == theirs or (mine in _NEUTRAL and theirs in _NEUTRAL):
+            continue
+        if mine == sentence.shared[other] or (theirs and theirs == claim.shared[one]):
             continue
         if (
             (
@@ -504,7 +551,11 @@ def _is_other_predicate(sentence: Reading, inside: Sequence[int], other: int) ->
     """What else is said of the same subject: "has seven arches and" before "is 212 metres long"."""
     tokens, lexicon = sentence.tokens, sentence.lexicon
     joins = [at for at in inside if tokens[at].kind == "word" and tokens[at].lower in lexicon.conjunctions]
-    if not joins or not sentence.is_verb(inside[0]):
+    if not sentence.is_verb(inside[0]):
+        return False
+    if tokens[inside[-1]].key == "," and tokens[other].lower.endswith("ing") and not joins:
+        return True  # "writings circulated widely, reaching France"
+    if not joins:
         return False
     after = joins[-1] + 1
     return after <= other and sentence.is_verb(after) and not any(tokens[at].key in (";", ":") for at in inside)

@@ -30,7 +30,8 @@ class Lexicon:
         copulas, passive: forms of "be": between two names of one thing, and before a participle.
         agent: the preposition of who did it, in the passive.
         light: words that a claim may have and its evidence not, as they say nothing of it ("mentioned").
-        verbs: forms that can be what a sentence says, where their ending does not show it.
+        verbs: forms that can be what a sentence says, where their ending does not show it; bases: of others, in the
+            base form, which is a noun as often.
         framing: words in front of a claim that name its source and no more ("According to the document, …").
         prepositions: word → class; two of one class can stand for each other.
         operators: word → class; operators of one class say the same.
@@ -54,6 +55,7 @@ class Lexicon:
     agent: frozenset[str]
     light: frozenset[str]
     verbs: frozenset[str]
+    bases: frozenset[str]
     framing: re.Pattern[str]
     prepositions: Mapping[str, str]
     operators: Mapping[str, str]
@@ -69,7 +71,7 @@ class Lexicon:
     def load(cls, code: str) -> Lexicon:
         """The words of `languages/{code}.toml`."""
         data = tomllib.loads((FOLDER / f"{code}.toml").read_text(encoding="utf-8"))
-        sets = f"function light verbs passive agent {_CLOSED}"
+        sets = f"function light verbs bases passive agent {_CLOSED}"
         irregular = dict(entry.split(":") for entry in data.get("irregular", "").split())
         words = {name: frozenset(data.get(name, "").split()) for name in sets.split()}
         prepositions = _classes(data["prepositions"])
@@ -100,7 +102,9 @@ class Lexicon:
         """Whether a word can be what a sentence says of its subject."""
         if word in self.auxiliaries or word in self.verbs or word in self.irregular:
             return True
-        return self.code == "en" and len(word) > 4 and word.endswith("ed")
+        if self.code != "en" or word in _NO_PARTICIPLES:
+            return False
+        return (len(word) > 3 and word.endswith("ed")) or (word.endswith("s") and _singular(word) in self.bases)
 
     def __hash__(self) -> int:
         return hash(self.code)
@@ -115,6 +119,26 @@ def _classes(table: Mapping[str, Any]) -> dict[str, str]:
     return {word: name for name, words in table.items() for word in words.split()}
 
 
+_NO_PARTICIPLES = frozenset(
+    (
+        "need",
+        "seed",
+        "feed",
+        "deed",
+        "weed",
+        "reed",
+        "breed",
+        "speed",
+        "shed",
+        "sled",
+        "hundred",
+        "sacred",
+        "naked",
+        "wicked",
+        "indeed",
+        "exceed",
+    )
+)
 LEXICONS = {code: Lexicon.load(code) for code in ("en", "de", "es", "fr")}
 _WORD = re.compile(r"[^\W\d_]+")
 _SAMPLE = 4000
@@ -143,6 +167,13 @@ def _stem(lexicon: Lexicon, word: str) -> str:
         if word.endswith(suffix) and len(word) - len(suffix) >= 4:
             return word[: -len(suffix)]
     return word
+
+
+def _singular(word: str) -> str:
+    """ "studies" → "study", "passes" → "pass", "uses" → "use"."""
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-2] if word.endswith(("sses", "shes", "ches", "xes")) else word[:-1]
 
 
 def _bare(stem: str) -> str:
