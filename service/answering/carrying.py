@@ -146,7 +146,11 @@ def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     region = sorted(placed.values())
     if _is_apposition(claim, sentence, placed):
         return _closeness(claim, sentence, placed, weigh) if _same_operators(claim, sentence, region) else 0.0
-    if not (_same_roles(claim, sentence, placed) and _begins(claim, sentence, placed) and _ends(sentence, region)):
+    subject = _antecedent(sentence, region)
+    others = {one: other for one, other in placed.items() if other not in subject}
+    if not (_same_roles(claim, sentence, others) and _ends(sentence, region)):
+        return 0.0
+    if not subject and not _begins(claim, sentence, placed):
         return 0.0
     if any(
         not _may_skip(sentence, one, other, _joined(claim, placed, one, other))
@@ -184,6 +188,25 @@ def _is_apposition(claim: Reading, sentence: Reading, placed: dict[int, int]) ->
         and _ends(sentence, right)
         and not any(claim.role[at] for at in placed if at < verbs[0])
     )
+
+
+def _antecedent(sentence: Reading, region: Sequence[int]) -> frozenset[int]:
+    """The places of "Joe" in "Ada met Joe, who built the bridge" for what is said of him; empty elsewhere.
+
+    Of two nouns that an "of" joins either may be meant.
+    """
+    tokens, lexicon = sentence.tokens, sentence.lexicon
+    first = last = region[0]
+    while last + 1 in region and not sentence.is_verb(last + 1):
+        last += 1
+    whole = first == 0 or (first - 1 not in sentence.content and tokens[first - 1].kind == "word")
+    at = last + 1 + (last + 1 < len(tokens) and tokens[last + 1].key == ",")
+    if not whole or at >= len(tokens) or tokens[at].lower not in lexicon.subjects or sentence.role[first] == "of":
+        return frozenset()
+    verb = next((place for place in range(at + 1, len(tokens)) if sentence.is_verb(place)), len(tokens))
+    plain = not any(place in sentence.content for place in range(at + 1, verb))
+    said = next((place for place in region if place > last), None)
+    return frozenset(range(first, last + 1)) if plain and said is not None and said >= verb else frozenset()
 
 
 def _is_light(claim: Reading, at: int) -> bool:
@@ -342,7 +365,8 @@ def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
                 claim.tokens[t].kind == "mark" or claim.tokens[t].lower in claim.lexicon.prepositions for t in between
             )
             last = blocks[-1][-1]
-            carried = claim.role[last] and claim.shared[at] == claim.role[last]
+            listed = any(claim.tokens[t].key == "," or claim.tokens[t].lower in _AND for t in range(last + 1, at))
+            carried = listed and claim.role[last] and claim.shared[at] == claim.role[last]
             starts = starts or claim.tokens[at].kind == "date" or (claim.role[at] != claim.role[last] and not carried)
             starts = starts or _is_adverb(claim, at) or _is_adverb(claim, last)
         if starts:

@@ -27,6 +27,7 @@ class Lexicon:
         code: ISO 639-1.
         function: words without content of their own, those of the closed classes among them.
         relatives, conjunctions, embedding: what opens a clause; embedding words make it depend on what was said before.
+        subjects: relatives that are the subject of their clause.
         copulas, passive: forms of "be": between two names of one thing, and before a participle.
         agent: the preposition of who did it, in the passive.
         light: words that a claim may have and its evidence not, as they say nothing of it ("mentioned").
@@ -47,6 +48,7 @@ class Lexicon:
     pronouns: frozenset[str]
     possessives: frozenset[str]
     relatives: frozenset[str]
+    subjects: frozenset[str]
     conjunctions: frozenset[str]
     embedding: frozenset[str]
     auxiliaries: frozenset[str]
@@ -71,7 +73,7 @@ class Lexicon:
     def load(cls, code: str) -> Lexicon:
         """The words of `languages/{code}.toml`."""
         data = tomllib.loads((FOLDER / f"{code}.toml").read_text(encoding="utf-8"))
-        sets = f"function light verbs bases passive agent {_CLOSED}"
+        sets = f"function subjects light verbs bases passive agent {_CLOSED}"
         irregular = dict(entry.split(":") for entry in data.get("irregular", "").split())
         words = {name: frozenset(data.get(name, "").split()) for name in sets.split()}
         prepositions = _classes(data["prepositions"])
@@ -104,7 +106,9 @@ class Lexicon:
             return True
         if self.code != "en" or word in _NO_PARTICIPLES:
             return False
-        return (len(word) > 3 and word.endswith("ed")) or (word.endswith("s") and _singular(word) in self.bases)
+        if word.endswith("s"):
+            return re.sub("ise$", "ize", _singular(word)) in self.bases
+        return len(word) > 3 and word.endswith("ed")
 
     def __hash__(self) -> int:
         return hash(self.code)

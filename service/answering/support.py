@@ -144,7 +144,8 @@ class Judge:
         return ()
 
     def _attributed(self, claim: Claim) -> tuple[float, tuple[Span, ...]]:
-        best, spans = 0.0, ()
+        best: float = 0.0
+        spans: tuple[Span, ...] = ()
         for lexicon in self._index.lexicons:
             reading = self._read(claim, lexicon)
             if reading is None:
@@ -477,7 +478,8 @@ def _subject(reading: Reading) -> list[Token] | None:
 
 def _clauses(reading: Reading) -> list[Reading]:
     """The clauses of a claim, each with a subject: that of the first where it has none; none for a single clause."""
-    lexicon, parts = reading.lexicon, [[]]  # type: list[list[Token]]
+    lexicon = reading.lexicon
+    parts: list[list[Token]] = [[]]
     for at, token in enumerate(reading.tokens):
         word = token.lower if token.kind == "word" and not token.named else ""
         if (

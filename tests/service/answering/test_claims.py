@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.answering.claims import claims
@@ -75,6 +75,7 @@ _PIECES = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(_PIECES), max_size=14).map("".join), st.data())
 def test_a_whole_claim_never_changes_as_the_text_grows(text: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(text)))

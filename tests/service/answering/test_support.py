@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.qa.support import figures, verdicts
@@ -64,6 +64,7 @@ def test_a_formula_is_whole_or_not_there(claim: str) -> None:
         ("Joe owned the mill until 5 December 1902.", "none"),
         ("Joe owned the mill until 12 May 1920.", "none"),
         ("Ada built the bridge at Hampton.", "attributed"),
+        ("The bridge at Hampton was built.", "attributed"),
         ("Joe built the bridge at Hampton.", "none"),
         ("Ada owned the mill until 12 May 1902.", "none"),
         ("The Panthers beat the Broncos.", "none"),
@@ -113,6 +114,9 @@ def test_a_reference_of_a_document_cites_nothing() -> None:
         ("Tom dreamed that the elm had died out.", "The elm had died out."),
         ("Tom dreamed the elm had died out.", "The elm had died out."),
         ("Joe owned the mill and Ada sold the bridge.", "Joe sold the bridge."),
+        ("Ada met the sister of Joe, who built the bridge.", "Joe built the bridge."),
+        ("Ada met Joe, whom Tom had paid.", "Joe had paid Tom."),
+        ("Tom is served by Route 99, the main road of Basel.", "Basel is the main road."),
         ("The train runs from Basel to Milan.", "The train runs from Milan to Basel."),
         ("She was born in 1815 and died in 1852.", "She was born in 1852 and died in 1815."),
         ("The shop sells 400 apples and 30 pears a day.", "The shop sells 30 apples and 400 pears a day."),
@@ -197,12 +201,14 @@ _SENTENCES = st.builds("{} {} {} {}.".format, _NAMES, _VERBS, _THINGS, _TAILS)
 _EVIDENCE = st.lists(_SENTENCES, min_size=1, max_size=5, unique=True)
 
 
+@settings(deadline=None)
 @given(_EVIDENCE, st.data())
 def test_a_sentence_of_the_evidence_is_verbatim(evidence: list[str], data: st.DataObject) -> None:
     sentence = data.draw(st.sampled_from(evidence))
     assert support(sentence, *evidence) == ["verbatim"] == support(sentence, " ".join(evidence))
 
 
+@settings(deadline=None)
 @given(_EVIDENCE, st.data())
 def test_a_changed_digit_is_never_supported(evidence: list[str], data: st.DataObject) -> None:
     sentence = data.draw(st.sampled_from(evidence))
@@ -213,6 +219,7 @@ def test_a_changed_digit_is_never_supported(evidence: list[str], data: st.DataOb
     assert support(changed, *[each for each in evidence if each != changed]) == ["none"] or changed in evidence
 
 
+@settings(deadline=None)
 @given(_EVIDENCE, st.data())
 def test_a_negation_taken_away_is_never_supported(evidence: list[str], data: st.DataObject) -> None:
     negated = [each for each in evidence if " not " in each or " never " in each]
@@ -222,6 +229,7 @@ def test_a_negation_taken_away_is_never_supported(evidence: list[str], data: st.
         assert support(changed, *[each for each in evidence if each != changed]) == ["none"] or changed in evidence
 
 
+@settings(deadline=None)
 @given(_EVIDENCE, st.text(max_size=40), st.data())
 def test_other_text_beside_it_raises_no_support(evidence: list[str], noise: str, data: st.DataObject) -> None:
     sentence = data.draw(_SENTENCES)
@@ -231,6 +239,7 @@ def test_other_text_beside_it_raises_no_support(evidence: list[str], noise: str,
     assert alone != "none" or all(one.support == "none" for one in of_this)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_no_text_breaks_it_and_spans_are_slices(answer: str, evidence: str) -> None:
     for one in judge(answer, passages(evidence)):
