@@ -135,12 +135,13 @@ class Judge:
 
     def _verbatim(self, claim: Claim) -> tuple[Span, ...]:
         text = plain(claim.text)
-        if claim.kind == "cell" or not _says_enough(text):
-            return ()
-        for number in self._index.candidates(text):
-            found = self._index.whole(number, text)
-            if found:
-                return (self._span(claim, found, quoted=True),)
+        for form in dict.fromkeys((text, *(unframed(text, lexicon) for lexicon in self._index.lexicons))):
+            if claim.kind == "cell" or not _says_enough(form):
+                continue
+            for number in self._index.candidates(form):
+                found = self._index.whole(number, form)
+                if found:
+                    return (self._span(claim, found, quoted=True),)
         return ()
 
     def _attributed(self, claim: Claim) -> tuple[float, tuple[Span, ...]]:
@@ -160,9 +161,7 @@ class Judge:
 
         The pronoun of the first claim stands for something in the question: it is carried by a sentence with the same.
         """
-        text = plain(claim.text)
-        framing = lexicon.framing.match(text)
-        text = text[framing.end() :] if framing else text
+        text = unframed(plain(claim.text), lexicon)
         reading = Reading.of(tokens(text, lexicon), lexicon)
         if claim.context and (claim.kind == "cell" or not reading.has_predicate()):
             reading = Reading.of(tokens(f"{plain(claim.context).rstrip(':： ')} {text}", lexicon), lexicon)
@@ -392,6 +391,12 @@ def plain(text: str) -> str:
     text = MARKERS.sub("", text)
     text = re.sub(r"(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)", "", text)
     return _WRAPPED.sub("", text)
+
+
+def unframed(text: str, lexicon: Lexicon) -> str:
+    """A claim without the words in front that only name its source."""
+    framing = lexicon.framing.match(text)
+    return _WRAPPED.sub("", text[framing.end() :]) if framing else text
 
 
 def repeats(words: Sequence[str]) -> bool:
