@@ -6,7 +6,7 @@ import { announce } from "./notices.js";
 import { numbered } from "./pieces.js";
 import { draftSources, newTurn, render, run } from "./turn.js";
 
-const TURNS = "folio.turns.2"; // a number more where what is kept of a turn changes
+const TURNS = "folio.turns";
 const KEPT = 20;
 
 export class Conversation {
@@ -139,7 +139,7 @@ function spoken(turn) {
 }
 
 function restore() {
-  const turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]");
+  const turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]").filter((turn) => turn.claims); // not of an older page
   for (const turn of turns) if (turn.state === "running") turn.state = "stopped"; // the reload left its stream
   return turns;
 }
