@@ -1,6 +1,6 @@
 """Whether one stored sentence carries a claim: the same words in the same roles, and no operator added or lost.
 
-The claim's words are laid on the sentence's (`_place`). Then the claim may be shorter than the sentence, but only by
+The claim's words are laid on the sentence's (`placing`). Then the claim may be shorter than the sentence, but only by
 what can be left out without saying something else: a parenthesis, a phrase with its preposition, an adjective, a member
 of a list. It may turn active into passive and move a phrase, but not change who does what to whom. A negation, hedge,
 condition, quantifier or comparison on one side only is a different claim, whatever else agrees.
@@ -12,10 +12,9 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
-from service.answering.lexicon import Lexicon
-from service.answering.words import Token
+from service.answering.placing import matches_of, place, similarity, turned_verb
+from service.answering.reading import Reading
 
 Weigh = Callable[[str], float]
 """How much a key says: its idf over the evidence"""
@@ -27,120 +26,21 @@ _SCOPES = frozenset({"neg", "if", "may", "seem", "alleged", "likely", "except", 
 """operators that also count where they stand outside the words that the claim repeats"""
 _ALWAYS = frozenset({"may", "seem", "alleged", "likely", "if"})
 """operators that count in a parenthesis too, and before a comma"""
-_DERIVED = 0.8
 _LIGHT = 0.6
-_SMALL_NAME = 0.9
+"""how much less a light word counts that is not found"""
+_LEFT_OUT = 0.25
+"""what a claim loses at most for what it leaves out"""
 _LONGEST_MODIFIER = 3
-_SENTENCE = 4
-"""words of a sentence in a language whose verbs are not known by their form"""
-_AND = frozenset({"and", "or", "und", "oder", "y", "e", "o", "et", "ou"})
-_ADVERBS = frozenset({"also", "then", "later", "soon", "already", "still", "just", "often", "again", "now", "first"})
 _PARENTHESES = {",": ",", "(": ")", "—": "—", "–": "–", "[": "]", "-": "-"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The tokens of a claim or a sentence with their roles.
-
-    Attributes:
-        content: indices into ``tokens`` of those that say something.
-        role: per token, the class of the preposition that governs it, or "".
-        shared: the same, if a list goes on over a comma or an "and": "in France and Italy".
-        operator: per token, its class, or "".
-    """
-
-    tokens: tuple[Token, ...]
-    content: tuple[int, ...]
-    role: tuple[str, ...]
-    shared: tuple[str, ...]
-    operator: tuple[str, ...]
-    lexicon: Lexicon
-
-    @classmethod
-    def of(cls, tokens: Sequence[Token], lexicon: Lexicon) -> Reading:
-        operator = tuple(_operator(tokens, at, lexicon) for at in range(len(tokens)))
-        content = tuple(at for at, token in enumerate(tokens) if not operator[at] and _says(token, lexicon))
-        role: list[str] = []
-        shared: list[str] = []
-        governor, full, over = "", False, ""  # full: the preposition has its noun; over: what a list carries on
-        for at, token in enumerate(tokens):
-            if token.kind == "word" and not token.named and token.lower in lexicon.prepositions:
-                governor, full = lexicon.prepositions[token.lower], False
-                over = governor
-            elif _resets(token, lexicon) or (full and token.lower in lexicon.determiners):
-                governor, full = "", False
-                over = over if token.key == "," or token.lower in _AND or token.lower in lexicon.determiners else ""
-            role.append(governor)
-            shared.append(over)
-            if at in content:
-                if full and tokens[at - 1].kind == "date":
-                    role[-1] = governor = ""
-                full = True
-        return cls(tuple(tokens), content, tuple(role), tuple(shared), operator, lexicon)
-
-    def is_verb(self, at: int) -> bool:
-        token = self.tokens[at]
-        return token.kind == "word" and not token.named and self.lexicon.is_verb(token.lower)
-
-    def is_passive(self, at: int) -> bool:
-        """Whether a participle stands behind a form of "be", or before who did it."""
-        token = self.tokens[at]
-        if token.kind != "word" or at not in self.content or token.lower.endswith("ing") or not self.is_verb(at):
-            return False
-        before = at - 1
-        while before >= 0 and (
-            self.operator[before] or self.tokens[before].lower.endswith("ly") or self.tokens[before].lower in _ADVERBS
-        ):
-            before -= 1
-        if before >= 0 and self.tokens[before].lower in self.lexicon.passive:
-            return True
-        after = self.tokens[at + 1].lower if at + 1 < len(self.tokens) else ""
-        return (
-            self.lexicon.code == "en" and after in self.lexicon.agent and token.lower.endswith(("ed", "en", "t", "n"))
-        )
-
-    def has_predicate(self) -> bool:
-        """Whether something is said of something: a verb, or a formula."""
-        if self.lexicon.code != "en" and sum(token.kind == "word" for token in self.tokens) >= _SENTENCE:
-            return True
-        return any(self.is_verb(at) or token.kind == "formula" for at, token in enumerate(self.tokens))
-
-
-def _says(token: Token, lexicon: Lexicon) -> bool:
-    if token.kind == "mark":
-        return False
-    named = token.named and token.lower not in lexicon.determiners
-    return token.kind != "word" or named or token.lower not in lexicon.function
-
-
-def _operator(tokens: Sequence[Token], at: int, lexicon: Lexicon) -> str:
-    token = tokens[at]
-    if token.kind != "word" or token.named:
-        return ""
-    return lexicon.operators.get(token.lower, "")
-
-
-def _resets(token: Token, lexicon: Lexicon) -> bool:
-    if token.kind == "mark":
-        return True
-    if token.kind != "word" or token.named:
-        return False
-    word = token.lower
-    return (
-        word in lexicon.conjunctions
-        or word in lexicon.relatives
-        or word in lexicon.pronouns - lexicon.determiners
-        or lexicon.is_verb(word)
-    )
 
 
 def carries(claim: Reading, sentence: Reading, weigh: Weigh) -> float:
     """How closely the sentence says what the claim says, in [0, 1]; 0 where it says something else."""
-    matches = _matches(claim, sentence)
+    matches = matches_of(claim, sentence)
     missing = [at for at in claim.content if not matches[at]]
     if any(not _is_light(claim, at) for at in missing):
         return 0.0
-    placed = _place(claim, sentence, matches)
+    placed = place(claim, sentence, matches)
     if placed is None or not placed:
         return 0.0
     region = sorted(placed.values())
@@ -213,223 +113,9 @@ def _is_light(claim: Reading, at: int) -> bool:
     return claim.tokens[at].lower in claim.lexicon.light
 
 
-def _matches(claim: Reading, sentence: Reading) -> dict[int, list[int]]:
-    """Of each content token of the claim, the tokens of the sentence that say the same."""
-    return {
-        one: [other for other in sentence.content if similarity(claim.tokens[one], sentence.tokens[other])]
-        for one in claim.content
-    }
-
-
-def similarity(claim: Token, stored: Token) -> float:
-    """1 for the same, 0 for something else, between them for another form of the word."""
-    if claim.kind in ("number", "date", "unit", "formula") or stored.kind in ("number", "date", "unit", "formula"):
-        return float(_same_fact(claim, stored))
-    if claim.key == stored.key and not (claim.capital and not claim.opens and not stored.capital):
-        named = claim.capital and stored.capital and not (claim.opens or stored.opens)
-        if named and not _same_name(claim.lower, stored.lower):
-            return 0.0
-        return _SMALL_NAME if stored.named and not claim.capital else 1.0
-    if not (claim.named or stored.named):
-        return _DERIVED if _derived(claim.lower, stored.lower) else 0.0
-    return 0.0
-
-
-def _same_fact(claim: Token, stored: Token) -> bool:
-    if claim.kind == "date" and stored.kind == "date":
-        return all(one is None or one == other for one, other in zip(claim.value, stored.value, strict=True))
-    if claim.kind == "number" and stored.kind == "date":
-        return bool(stored.value[0]) and claim.key == str(stored.value[0]) and claim.lower.isdigit()
-    if claim.kind != stored.kind:
-        return False
-    return claim.key == stored.key
-
-
-def _same_name(one: str, other: str) -> bool:
-    return one == other or one.rstrip("s") == other.rstrip("s")
-
-
-def _derived(one: str, other: str) -> bool:
-    """Words of one root: "election" and "elected", "Germany" and "German"; not "increase" and "incredible"."""
-    if not (one.isalpha() and other.isalpha()):
-        return False
-    shared = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        shared += 1
-    rest = max(len(one), len(other)) - shared
-    return shared >= 5 and rest <= 5 and shared > rest
-
-
-def _place(claim: Reading, sentence: Reading, matches: dict[int, list[int]]) -> dict[int, int] | None:
-    """Claim token → sentence token, in the claim's order where that is possible; None where it cannot be."""
-    wanted = [at for at in claim.content if matches[at]]
-    straight = _monotone(wanted, matches)
-    if straight is not None and not _turned_verb(claim, sentence, straight):
-        return straight
-    for moved, turns in _rearranged(claim, sentence, wanted):
-        found = _monotone(moved, matches)
-        if found is None or _joins(sentence, found):
-            continue
-        if turns == (_turned_verb(claim, sentence, found) is not None):
-            return found
-    return None
-
-
-def _turned_verb(claim: Reading, sentence: Reading, placed: dict[int, int]) -> int | None:
-    """A verb that is passive on one side only, or None."""
-    verbs = (one for one, other in placed.items() if claim.is_verb(one) or sentence.is_verb(other))
-    return next((one for one in verbs if claim.is_passive(one) != sentence.is_passive(placed[one])), None)
-
-
-def _monotone(wanted: Sequence[int], matches: dict[int, list[int]]) -> dict[int, int] | None:
-    """The tightest placing in increasing order of all tokens, or None."""
-    if not wanted:
-        return {}
-    best: list[dict[int, tuple[int, int]]] = []  # per token: place → (span so far, place before)
-    for order, at in enumerate(wanted):
-        row: dict[int, tuple[int, int]] = {}
-        for place in matches[at]:
-            if order == 0:
-                row[place] = (0, -1)
-                continue
-            before = [(cost + place - earlier, earlier) for earlier, (cost, _) in best[-1].items() if earlier < place]
-            if before:
-                row[place] = min(before)
-        if not row:
-            return None
-        best.append(row)
-    place = min(best[-1], key=lambda one: best[-1][one][0])
-    placed = {}
-    for at, row in zip(reversed(wanted), reversed(best), strict=True):
-        placed[at] = place
-        place = row[place][1]
-    return placed
-
-
-def _rearranged(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> list[tuple[list[int], bool]]:
-    """Other orders of the claim's words that say the same, and whether they turn active into passive or back.
-
-    Phrases are moved, and both sides of an "is" exchanged.
-    """
-    blocks = _blocks(claim, wanted)
-    passive = [at for at in wanted if claim.is_passive(at)]
-    made = _made_active(claim, blocks, passive[-1]) if passive else _made_passive(claim, blocks)
-    orders = [(order, False) for order in (*_moved(claim, blocks), *_around_copula(claim, sentence, wanted))]
-    for turned in made:
-        order = [block for block in turned if block]
-        orders += [(each, True) for each in (order, *_moved(claim, order))]
-    return [([at for block in order for at in block], turns) for order, turns in orders]
-
-
-def _made_active(claim: Reading, blocks: list[list[int]], verb: int) -> list[list[list[int]]]:
-    """A passive claim in the active order: who is behind "by", the verb, then what stood before it."""
-    agent = next((block for block in blocks if _is_agent(claim, block)), [])
-    before = [block for block in blocks if block[-1] < verb and block is not agent]
-    own = next(block for block in blocks if verb in block)
-    before += [[at for at in own if at < verb]]
-    behind = [[at for at in own if at > verb]] + [block for block in blocks if block[0] > verb and block is not agent]
-    return [[agent, [verb], *before, *behind]]
-
-
-def _is_agent(claim: Reading, block: Sequence[int]) -> bool:
-    agents = {claim.lexicon.prepositions.get(word, word) for word in claim.lexicon.agent}
-    return claim.role[block[0]] in agents
-
-
-def _made_passive(claim: Reading, blocks: list[list[int]]) -> list[list[list[int]]]:
-    """An active claim in the passive order: what stands behind the verb, the verb, then who stood before it."""
-    flat = [at for block in blocks for at in block]
-    verb = next((at for at in flat if claim.is_verb(at)), None)
-    if verb is None:
-        return []
-    own = next(block for block in blocks if verb in block)
-    subject = [at for at in flat if at < verb and at >= blocks[0][0]]
-    goal, rest = [at for at in own if at > verb], [block for block in blocks if block[0] > verb]
-    return [
-        [goal, [verb], subject, *rest],
-        [goal, [verb], *rest, subject],
-        [goal, *rest[:1], [verb], subject, *rest[1:]],
-    ]
-
-
-def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
-    """The claim's content cut where a phrase with a preposition, or after one the main clause, begins."""
-    blocks: list[list[int]] = []
-    for at in wanted:
-        starts = not blocks
-        if not starts:
-            between = range(blocks[-1][-1] + 1, at)
-            starts = any(
-                claim.tokens[t].kind == "mark" or claim.tokens[t].lower in claim.lexicon.prepositions for t in between
-            )
-            last = blocks[-1][-1]
-            listed = any(claim.tokens[t].key == "," or claim.tokens[t].lower in _AND for t in range(last + 1, at))
-            carried = listed and claim.role[last] and claim.shared[at] == claim.role[last]
-            starts = starts or claim.tokens[at].kind == "date" or (claim.role[at] != claim.role[last] and not carried)
-            starts = starts or _is_adverb(claim, at) or _is_adverb(claim, last)
-        if starts:
-            blocks.append([])
-        blocks[-1].append(at)
-    return blocks
-
-
-def _is_adverb(reading: Reading, at: int) -> bool:
-    return reading.lexicon.code == "en" and reading.tokens[at].lower.endswith("ly") and not reading.tokens[at].named
-
-
-def _moved(claim: Reading, blocks: list[list[int]]) -> list[list[list[int]]]:
-    """Each phrase that has a preposition, and each date, in any other place."""
-    orders = []
-    for number, block in enumerate(blocks):
-        free = claim.role[block[0]] or claim.tokens[block[0]].kind == "date" or _is_adverb(claim, block[0])
-        if len(blocks) < 2 or not free:
-            continue
-        rest = blocks[:number] + blocks[number + 1 :]
-        orders += [[*rest[:place], block, *rest[place:]] for place in range(len(rest) + 1) if place != number]
-    return orders[:60]
-
-
-def _around_copula(claim: Reading, sentence: Reading, wanted: Sequence[int]) -> list[list[list[int]]]:
-    """ "The capital is Paris" for "Paris is the capital": both sides of an "is" exchanged, where one is definite."""
-    verbs = [at for at, token in enumerate(claim.tokens) if claim.is_verb(at)]
-    if len(verbs) != 1 or claim.tokens[verbs[0]].lower not in claim.lexicon.copulas or any(claim.operator):
-        return []
-    if not any(token.lower in sentence.lexicon.copulas for token in sentence.tokens):
-        return []
-    left = [at for at in wanted if at < verbs[0]]
-    right = [at for at in wanted if at > verbs[0]]
-    first = claim.tokens[0].lower
-    if not left or not right or first not in ("the", "der", "die", "das", "le", "la", "el"):
-        return []
-    if any(claim.tokens[at].kind == "word" and not claim.tokens[at].capital for at in right if not claim.role[at]):
-        return []
-    return [[right, left]]
-
-
-def _joins(sentence: Reading, placed: dict[int, int]) -> bool:
-    """Whether the region holds two clauses: no word may move from one into the other."""
-    low, high = min(placed.values()), max(placed.values())
-    tokens, lexicon = sentence.tokens, sentence.lexicon
-    verbs = [at for at in range(low, high + 1) if sentence.is_verb(at)]
-    for at in range(low, high + 1):
-        token = tokens[at]
-        if token.key == ";":
-            return True
-        if (
-            token.kind == "word"
-            and not token.named
-            and token.lower in lexicon.conjunctions | lexicon.relatives
-            and verbs
-        ) and verbs[0] < at < verbs[-1]:
-            return True
-    return False
-
-
 def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bool:
     """Whether each word stands behind the same preposition on both sides, or behind none."""
-    turned = _turned_verb(claim, sentence, placed) is not None
+    turned = turned_verb(claim, sentence, placed) is not None
     agents = {claim.lexicon.prepositions.get(word, word) for word in claim.lexicon.agent}
     for one, other in placed.items():
         if claim.is_verb(one) or sentence.is_verb(other):
@@ -439,14 +125,7 @@ def _same_roles(claim: Reading, sentence: Reading, placed: dict[int, int]) -> bo
             continue
         if mine == sentence.shared[other] or (theirs and theirs == claim.shared[one]):
             continue
-        if (
-            (
-                claim.tokens[one].kind == "date"
-                or (claim.tokens[one].kind == "number" and mine in _TIMES and theirs in _TIMES)
-            )
-            and mine in _TIMES
-            and theirs in _TIMES
-        ):
+        if claim.tokens[one].kind in ("date", "number") and mine in _TIMES and theirs in _TIMES:
             continue
         if turned and agents & {mine, theirs}:
             continue
@@ -679,14 +358,8 @@ def _same_operators(claim: Reading, sentence: Reading, region: Sequence[int]) ->
     or, if they bear on all of a sentence, before or behind them.
     """
     mine = Counter(name for name in claim.operator if name)
-    theirs: Counter[str] = Counter()
-    aside: Counter[str] = Counter()
-    for at, name in enumerate(sentence.operator):
-        if name:
-            (theirs if _bears(sentence, at, region) else aside)[name] += 1
-    if any(mine[name] > theirs[name] + (aside[name] if name not in _SCOPES else 0) for name in mine):
-        return False
-    return not any(theirs[name] > mine[name] for name in theirs)
+    theirs = Counter(name for at, name in enumerate(sentence.operator) if name and _bears(sentence, at, region))
+    return mine == theirs
 
 
 def _bears(sentence: Reading, at: int, region: Sequence[int]) -> bool:
@@ -747,19 +420,10 @@ def _closeness(claim: Reading, sentence: Reading, placed: dict[int, int], weigh:
     """The share of the claim's meaning that is found, by idf, with a little off for all that it leaves out."""
     total = found = 0.0
     for at in claim.content:
-        weight = weigh(claim.tokens[at].key)
+        weight = weigh(claim.tokens[at].key) * (1 if at in placed else 1 - _LIGHT)
         total += weight
-        found += weight * (similarity(claim.tokens[at], sentence.tokens[placed[at]]) if at in placed else _LIGHT * 0)
-        if at not in placed:
-            total -= weight * _LIGHT
-    spread = max(placed.values()) - min(placed.values()) + 1
-    within = sum(1 for at in sentence.content if min(placed.values()) <= at <= max(placed.values()))
-    density = len(set(placed.values())) / max(1, within)
-    return (found / total if total else 0.0) * (1 - 0.25 * (1 - math.sqrt(density))) if spread else 0.0
-
-
-def replaced(reading: Reading, at: int, by: Sequence[Token]) -> Reading:
-    """The reading with one token (a pronoun) replaced by what it stands for."""
-    opens = reading.tokens[at].opens
-    inserted = [replace(token, opens=opens and number == 0 and not token.capital) for number, token in enumerate(by)]
-    return Reading.of([*reading.tokens[:at], *inserted, *reading.tokens[at + 1 :]], reading.lexicon)
+        found += weight * similarity(claim.tokens[at], sentence.tokens[placed[at]]) if at in placed else 0.0
+    low, high = min(placed.values()), max(placed.values())
+    within = sum(low <= at <= high for at in sentence.content)
+    density = len(set(placed.values())) / within
+    return found / total * (1 - _LEFT_OUT * (1 - math.sqrt(density)))

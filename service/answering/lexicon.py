@@ -149,9 +149,8 @@ _SAMPLE = 4000
 """characters by which a language is told"""
 
 
-@lru_cache(maxsize=256)
 def lexicon_of(text: str) -> Lexicon | None:
-    """The language whose function words a text has most of, or None where it has none of any."""
+    """The language whose function words a text has most of at its beginning, or None where it has none of any."""
     words = [word.casefold() for word in _WORD.findall(text[:_SAMPLE])]
     counts = {code: sum(word in lexicon.function for word in words) for code, lexicon in LEXICONS.items()}
     best = max(counts, key=lambda code: counts[code])

@@ -18,10 +18,12 @@ from typing import Literal
 
 from retrieval.parsing.sentences import sentences
 from service.answering.alignment import align
-from service.answering.carrying import Reading, carries, replaced, similarity
+from service.answering.carrying import carries
 from service.answering.claims import MARKERS, Claim, claims
 from service.answering.lexicon import LEXICONS, Lexicon, lexicon_of
 from service.answering.passages import Passage, Span
+from service.answering.placing import similarity
+from service.answering.reading import Reading, replaced
 from service.answering.refusals import is_refusal
 from service.answering.words import CJK, Token, tokens
 
