@@ -12,6 +12,8 @@ AND = frozenset({"and", "or", "und", "oder", "y", "e", "o", "et", "ou"})
 _ADVERBS = frozenset({"also", "then", "later", "soon", "already", "still", "just", "often", "again", "now", "first"})
 _SENTENCE = 4
 """words of a sentence in a language whose verbs are not known by their form"""
+_LONGEST_SUBJECT = 10
+"""tokens"""
 
 
 @dataclass(frozen=True)
@@ -115,3 +117,67 @@ def replaced(reading: Reading, at: int, by: Sequence[Token]) -> Reading:
     opens = reading.tokens[at].opens
     inserted = [replace(token, opens=opens and number == 0 and not token.capital) for number, token in enumerate(by)]
     return Reading.of([*reading.tokens[:at], *inserted, *reading.tokens[at + 1 :]], reading.lexicon)
+
+
+def pronoun_of(reading: Reading) -> int | None:
+    """The place of a personal pronoun that is the subject of a sentence, or None."""
+    for at, token in enumerate(reading.tokens):
+        if token.kind != "word":
+            continue
+        if token.lower in reading.lexicon.pronouns and token.lower not in reading.lexicon.determiners:
+            return at
+        if reading.is_verb(at) or (at in reading.content and not reading.role[at]):
+            return None
+    return None
+
+
+def same_pronoun(pronoun: Token, sentence: Reading) -> bool:
+    at = pronoun_of(sentence)
+    return at is not None and sentence.tokens[at].lower == pronoun.lower
+
+
+def subject_of(reading: Reading) -> list[Token] | None:
+    """What a sentence speaks of: from the first noun or name that stands behind no preposition to the verb."""
+    found: list[Token] = []
+    for at, token in enumerate(reading.tokens):
+        if found and (reading.is_verb(at) or token.kind == "mark"):
+            break
+        if found or (at in reading.content and not reading.is_verb(at) and not reading.role[at]):
+            found.append(token)
+    return found[:_LONGEST_SUBJECT] or None
+
+
+def clauses_of(reading: Reading) -> list[Reading]:
+    """The clauses of a claim, each with a subject: that of the first where it has none; none for a single clause."""
+    lexicon = reading.lexicon
+    parts: list[list[Token]] = [[]]
+    for at, token in enumerate(reading.tokens):
+        word = token.lower if token.kind == "word" and not token.named else ""
+        if (
+            token.key == ";"
+            or word in lexicon.conjunctions
+            or (word in ("which", "who") and at and reading.tokens[at - 1].key == ",")
+        ):
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    read = [Reading.of(part, lexicon) for part in parts if part]
+    if len(read) < 2 or not all(each.has_predicate() and len(each.content) > 1 for each in read):
+        return []
+    subject = subject_of(read[0])
+    done = [read[0]]
+    for each in read[1:]:
+        verb = next((at for at, token in enumerate(each.tokens) if each.is_verb(at) or token.kind == "formula"), None)
+        if verb is None:
+            return []
+        owned = [at for at in each.content if at < verb and not each.role[at]]
+        pronoun = pronoun_of(each)
+        if pronoun is None and owned:
+            done.append(each)
+        elif subject is None:
+            return []
+        elif pronoun is not None:
+            done.append(replaced(each, pronoun, subject))
+        else:
+            done.append(Reading.of([*(replace(token, opens=False) for token in subject), *each.tokens], lexicon))
+    return done
