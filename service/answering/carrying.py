@@ -310,7 +310,7 @@ def _is_modifier(sentence: Reading, one: int, inside: Sequence[int]) -> bool:
         before.kind == "word" and (before.lower in lexicon.determiners or before.lower in lexicon.prepositions)
     )
     behind = all(at in sentence.content or tokens[at].key == "-" for at in range(start, inside[-1] + 1))
-    plain = all(tokens[at].kind in ("word", "number") and not sentence.is_verb(at) for at in skipped)
+    plain = all(tokens[at].kind == "word" and not sentence.is_verb(at) for at in skipped)
     if start - 1 == one and tokens[one].kind == "word" and not sentence.is_verb(one) and not tokens[one].capital:
         opened = opened or (not tokens[start].capital and one in sentence.content and _has_determiner(sentence, one))
     return opened and behind and plain
