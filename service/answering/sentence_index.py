@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,6 @@ TRAILING = "\"'”’»)]*_ \t\r\n.!…。"
 _CANDIDATES = 8
 _LONGEST_RUN = 4
 """sentences that one verbatim claim may run over"""
-_BROKEN = 4
-"""words of a verbatim claim that may stand in the text in other letters: broken at a line's end, with ligatures"""
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:[.,]\d+)*")
 _WRAPPED = re.compile(r"^[\s\"“”„«»*_]+|[\s\"“”„«»*_]+$")
 _LIST_MARK = re.compile(r"(?:[-*+•‣–]|\(?\d{1,3}[.)])\s+|[\"“„«*_#>\s]+")
@@ -93,8 +92,7 @@ class SentenceIndex:
         ):
             last += 1
         stored = self._passages[unit.passage].text
-        words = set(words_of(text))
-        if len(words - set(words_of(stored[unit.start : self._units[last].end]))) > max(_BROKEN, len(words) // 8):
+        if _letters(text) not in _letters(stored[unit.start : self._units[last].end]):
             return None  # to align them would cost more
         found = align(text, stored[unit.start : self._units[last].end])
         if found is None:
@@ -222,6 +220,11 @@ def units_of(text: str) -> Iterator[tuple[int, int]]:
 def language_of(text: str) -> Lexicon | None:
     """That of its words; for a table without any, English, which reads names and figures."""
     return lexicon_of(text) or (LEXICONS["en"] if _ROW.search(text) else None)
+
+
+def _letters(text: str) -> str:
+    """What two texts share that `align` finds alike: their letters and digits."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 @lru_cache(maxsize=65536)
