@@ -84,7 +84,13 @@ def place(claim: Reading, sentence: Reading, matches: dict[int, list[int]]) -> d
 def turned_verb(claim: Reading, sentence: Reading, placed: dict[int, int]) -> int | None:
     """A verb that is passive on one side only, or None."""
     verbs = (one for one, other in placed.items() if claim.is_verb(one) or sentence.is_verb(other))
-    return next((one for one in verbs if claim.is_passive(one) != sentence.is_passive(placed[one])), None)
+    return next((one for one in verbs if not _same_voice(claim, one, sentence, placed[one])), None)
+
+
+def _same_voice(claim: Reading, one: int, sentence: Reading, other: int) -> bool:
+    """Whether a verb is active or passive on both sides; "Ada (born 1815)" may be the passive."""
+    passive = claim.is_passive(one)
+    return passive == sentence.is_passive(other) or (passive and sentence.is_aside(other))
 
 
 def _monotone(wanted: Sequence[int], matches: dict[int, list[int]]) -> dict[int, int] | None:
@@ -172,7 +178,7 @@ def _blocks(claim: Reading, wanted: Sequence[int]) -> list[list[int]]:
             listed = any(claim.tokens[t].key == "," or claim.tokens[t].lower in AND for t in range(last + 1, at))
             carried = listed and claim.role[last] and claim.shared[at] == claim.role[last]
             starts = starts or claim.tokens[at].kind == "date" or (claim.role[at] != claim.role[last] and not carried)
-            starts = starts or _is_adverb(claim, at) or _is_adverb(claim, last)
+            starts = starts or claim.is_verb(at) or _is_adverb(claim, at) or _is_adverb(claim, last)
         if starts:
             blocks.append([])
         blocks[-1].append(at)

@@ -77,6 +77,10 @@ class Reading:
             self.lexicon.code == "en" and after in self.lexicon.agent and token.lower.endswith(("ed", "en", "t", "n"))
         )
 
+    def is_aside(self, at: int) -> bool:
+        """Whether a participle opens a parenthesis: "(born 1815)", ", opened in 1958,"."""
+        return self.is_verb(at) and at > 0 and self.tokens[at - 1].key in ("(", ",")
+
     def has_predicate(self) -> bool:
         """Whether something is said of something: a verb, or a formula."""
         if self.lexicon.code != "en" and sum(token.kind == "word" for token in self.tokens) >= _SENTENCE:

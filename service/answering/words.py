@@ -92,6 +92,7 @@ _UNITS = {
     for name in names.split()
 }
 _LONG_AGO = 3000
+_YEAR = frozenset({"year", "jahr", "año", "année"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,8 @@ def _numbers(found: list[Token], lexicon: Lexicon) -> list[Token]:
         ):
             value = Decimal(lexicon.magnitudes[token.lower])
             token = replace(token, kind="number", key=_plain(value), value=(value,))
+        if is_year(token) and before is not None and before.lower in _YEAR:
+            done.pop()  # "in the year 1752" is "in 1752"
         if token.kind == "number" and before is not None:
             tens = done[-2] if before.key == "-" and len(done) > 1 else before
             if tens.kind == "number" and tens.lower.isalpha() and token.lower.isalpha() and _tens(tens, token):
