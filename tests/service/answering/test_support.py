@@ -139,6 +139,7 @@ def test_what_repeats_itself_or_is_cut_is_never_supported() -> None:
     assert support("The company has 10,000 employees and has 10,000 employees and has 10,000 employees.") == ["none"]
     assert support("The company has 10,000 employ\ufffd") == ["none"]
     assert support(sentence, finished=False) == ["none"]
+    assert support("A worn wheel shows itself by", "A worn wheel shows itself by\n- noise\n- heat") == ["none"]
     assert support(f"{sentence} Ada Lovelace retired in 2005.", finished=False) == ["verbatim", "none"]
 
 
