@@ -92,7 +92,7 @@ class SentenceIndex:
         ):
             last += 1
         stored = self._passages[unit.passage].text
-        if self._hangs(text, unit) or _letters(text) not in _letters(stored[unit.start : self._units[last].end]):
+        if _letters(text) not in _letters(stored[unit.start : self._units[last].end]):
             return None  # to align them would cost more
         found = align(text, stored[unit.start : self._units[last].end])
         if found is None:
@@ -107,14 +107,6 @@ class SentenceIndex:
                 ends = not MARKERS.sub("", rest).strip(TRAILING)
                 return Unit(unit.passage, start, max(end, each.end if ends and rest else end)) if ends else None
         return None
-
-    def _hangs(self, text: str, unit: Unit) -> bool:
-        """Whether a text ends where something must follow: "shows itself by"."""
-        lexicon = self._languages[unit.passage]
-        if lexicon is None or not text[-1].isalpha():
-            return False
-        last = text.split()[-1].casefold()
-        return last in lexicon.prepositions or last in lexicon.determiners or last in lexicon.conjunctions
 
     def carried(self, claim: Reading, number: int) -> tuple[float, list[Unit]]:
         """How closely a sentence carries a claim, and what is cited: it, and where its pronoun or name is explained."""
@@ -259,6 +251,12 @@ def plain(text: str) -> str:
     text = MARKERS.sub("", text)
     text = re.sub(r"(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)", "", text)
     return _WRAPPED.sub("", text)
+
+
+def hangs(text: str, lexicon: Lexicon) -> bool:
+    """Whether a text ends where something must follow: "shows itself by"."""
+    last = text.split()[-1].casefold() if text else ""
+    return last in lexicon.prepositions or last in lexicon.determiners or last in lexicon.conjunctions
 
 
 def unframed(text: str, lexicon: Lexicon) -> str:

@@ -24,6 +24,7 @@ from service.answering.sentence_index import (
     TRAILING,
     SentenceIndex,
     Unit,
+    hangs,
     plain,
     says_enough,
     unframed,
@@ -100,12 +101,7 @@ class Judge:
         return SentenceIndex(self._passages)
 
     def _supported(self, claim: Claim) -> Supported:
-        words = words_of(claim.text)
-        if (
-            "\ufffd" in claim.text
-            or repeats(words)
-            or any(words == words_of(e.claim.text) and e.claim.context == claim.context for e in self._judged)
-        ):
+        if self._is_none(claim):
             return Supported(claim, "none")
         spans = self._verbatim(claim)
         if spans:
@@ -114,6 +110,13 @@ class Judge:
             return Supported(claim, "none")
         score, spans = self._attributed(claim)
         return Supported(claim, "attributed", spans, score) if spans else Supported(claim, "none", score=score)
+
+    def _is_none(self, claim: Claim) -> bool:
+        """Whether a text is broken, runs in a circle or lacks its end: nothing supports it, whatever is stored."""
+        words = words_of(claim.text)
+        again = any(words == words_of(one.claim.text) and one.claim.context == claim.context for one in self._judged)
+        cut = any(hangs(plain(claim.text), lexicon) for lexicon in self._index.lexicons)
+        return "\ufffd" in claim.text or repeats(words) or again or cut
 
     def _verbatim(self, claim: Claim) -> tuple[Span, ...]:
         text = plain(claim.text)
