@@ -57,10 +57,11 @@ def figures(found: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def _share(hits: int, n: int) -> dict[str, float] | None:
+    """The share and its standard error, which is Agresti and Coull's: it is not 0 where there was no error among n."""
     if not n:
         return None
-    share = hits / n
-    return {"value": round(share, 4), "stderr": round(math.sqrt(share * (1 - share) / n), 4)}
+    assumed = (hits + 2) / (n + 4)
+    return {"value": round(hits / n, 4), "stderr": round(math.sqrt(assumed * (1 - assumed) / (n + 4)), 4)}
 
 
 def measure() -> dict[str, Any]:
