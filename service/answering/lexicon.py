@@ -143,6 +143,21 @@ _NO_PARTICIPLES = frozenset(
         "exceed",
     )
 )
+_ISE = (
+    "aris",
+    "rais",
+    "prais",
+    "promis",
+    "advis",
+    "surpris",
+    "exercis",
+    "revis",
+    "supervis",
+    "advertis",
+    "compris",
+    "compromis",
+)
+"""beginnings of words in -ise that are written so in America too"""
 LEXICONS = {code: Lexicon.load(code) for code in ("en", "de", "es", "fr")}
 _WORD = re.compile(r"[^\W\d_]+")
 _SAMPLE = 4000
@@ -186,7 +201,8 @@ def _bare(stem: str) -> str:
 def _english(word: str) -> str:
     """Plural, third person, past and -ing taken off (Harman's S-stemmer and Porter's step 1b); American spelling."""
     if len(word) > 5:
-        word = re.sub(r"is(e[ds]?|ing|ation)$", r"iz\1", word.replace("our", "or"))
+        word = word.replace("our", "or")
+        word = word if word.startswith(_ISE) else re.sub(r"is(e[ds]?|ing|ation)$", r"iz\1", word)
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
