@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from eval.errors import EvalError
 from retrieval.parsing.sentences import sentences
 
 HERE = Path(__file__).parent
@@ -42,7 +43,9 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All of them, the same every time."""
+    """All of them, the same every time. Raises EvalError where the files of a checkout are not."""
+    if not (HERE / "support_hand.txt").is_file():
+        raise EvalError("The installed package has no judged pairs.", hint="Run this in a checkout of Folio.")
     return [*by_hand(), *by_rule(), *by_models()]
 
 

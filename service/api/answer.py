@@ -70,6 +70,7 @@ class AnswerModel(BaseModel):
     answer: str
     mode: str
     mode_reason: str
+    query: str | None = Field(description="What was searched for, or asked of a model that follows no conversation.")
     verified: bool = Field(description="Every claim is verbatim or attributed, and there is one.")
     claims: list[ClaimModel]
     citations: list[CitationModel]

@@ -40,6 +40,7 @@ class ReaderLayout:
     """Sentences behind reference tokens, the question last; answers are one sentence, quoted."""
 
     name = "reader"
+    follows = False
     limits: ReadingLimits | None = ReadingLimits(long_tokens=16_384, passages=None)
 
     def __init__(self, tokenizer: Any) -> None:
