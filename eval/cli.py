@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report|qa|conversation``, and ``folio bench`` where it is. Heavy imports wait."""
+"""``folio eval run|score|compare|report|qa|conversation|support``, and ``folio bench``. Imports wait for a command."""
 
 from __future__ import annotations
 
@@ -100,6 +100,21 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval ru
 
     for path in write_report(folder):
         typer.echo(str(path))
+
+
+@app.command()
+def support(
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Precision and recall of the rule that says which claims of an answer the documents carry."""
+    from eval.figures import command_line
+    from eval.qa.support import lines, measure
+
+    found = {"command": command_line(), "seed": 0, **measure()}
+    if output is not None:
+        output.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines(found)))
 
 
 def _qa(flags: dict[str, Any]) -> None:

@@ -141,8 +141,8 @@ class LayoutPrompter:
             context = cut_middle_lines(context, keep)
             prompt = self._prompt(example, context)
 
-        def read(ids: Sequence[int], text: str) -> str:
-            return self.layout.citations(prompt, ids, text)[0]
+        def read(_: Sequence[int], text: str) -> str:
+            return self.layout.visible(text).strip()
 
         return ModelInput(tuple(prompt.ids), self.tokenizer.decode(prompt.ids), (), (), whole - len(prompt.ids), read)
 

@@ -63,5 +63,5 @@ class RetrievalPrompter:
             tuple(prompt.ids),
             self.tokenizer.decode(prompt.ids),
             documents=(context,),
-            read=lambda ids, text: self.layout.citations(prompt, ids, text)[0],
+            read=lambda _, text: self.layout.visible(text).strip(),
         )

@@ -50,9 +50,6 @@ _GOES_ON = re.compile(rf"{_SPACED}|{_BROKEN}{_LETTER}")
 _REACH = 8
 """characters at most between the two parts of a word that a line's end breaks"""
 
-ELISION = re.compile(r"\s*(?:\[\s*(?:\u2026|\.\s?\.\s?\.)\s*\]|\u2026|\.\s?\.\s?\.)\s*")
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
-
 
 def align(quote: str, text: str, start: int = 0) -> Span | None:
     """The first span of ``text`` from ``start`` on that ``quote`` repeats, as character offsets, or None.
@@ -72,23 +69,6 @@ def align(quote: str, text: str, start: int = 0) -> Span | None:
             if _at_word_edges(text, *found.span()):
                 return found.span()
     return None
-
-
-def align_elided(quote: str, text: str) -> list[Span]:
-    """Spans of a quotation that leaves words out with an ellipsis: one a fragment, in order, or none."""
-    whole = align(quote, text)
-    if whole:
-        return [whole]
-    fragments = [f for f in ELISION.split(quote) if f]
-    if len(fragments) < 2 or any(len(WORD.findall(f)) < 2 for f in fragments):
-        return []
-    spans: list[Span] = []
-    for fragment in fragments:
-        span = align(fragment, text, spans[-1][1] if spans else 0)
-        if span is None:
-            return []
-        spans.append(span)
-    return spans
 
 
 def _says_something(quote: str) -> bool:

@@ -1,4 +1,4 @@
-"""Question → evidence → prompt → tokens → citations, each checked against the store → statistics.
+"""Question → evidence → prompt → tokens → claims, their support and their citations → statistics.
 
 An answer is a stream of typed events; front ends render them as they like (`service.api.answer` as server-sent
 events, `folio ask` on the terminal) and `collect` folds them into one object.
@@ -21,7 +21,7 @@ import structlog
 from drafters.stats import TARGET
 from retrieval.iterative.strides import Experiences
 from retrieval.store.shelf import DEFAULT_OWNER
-from service.answering.citations import Citation, unsupported
+from service.answering.attribution import Attributed, Attribution
 from service.answering.conversation import understood
 from service.answering.datastores import Datastores
 from service.answering.evidence import Evidence, EvidenceFinder
@@ -37,7 +37,6 @@ from service.errors import FolioError, InvalidRequest
 log = structlog.get_logger(__name__)
 
 NOTHING_FOUND = "There is nothing in the documents to answer this from."
-NO_SUPPORT = "No passage of the documents was found that supports this answer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,9 @@ class Answer:
     mode: str = ""
     mode_reason: str = ""
     query: str | None = None
+    verified: bool = False
+    claims: list[dict[str, Any]] = field(default_factory=list)
     citations: list[dict[str, Any]] = field(default_factory=list)
-    unsupported: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
     note: str | None = None
     finish_reason: str | None = None
@@ -80,6 +80,16 @@ class AnswerText:
         self._layout = layout
         self._began = began
         self._shown = ""
+
+    @property
+    def shown(self) -> str:
+        """What has been shown, without the white space in front of it."""
+        return self._shown.lstrip()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has its end: the model stopped, or went on with what is not shown."""
+        return self.finish == "stop" or self._layout.visible(self.text) == self._layout.visible(f"{self.text}.")
 
     def add(self, output: TokenOutput) -> Event | None:
         """The message of what `output` makes visible; None where that is nothing."""
@@ -128,20 +138,34 @@ class Answerer:
                 yield event
             return
         written = AnswerText(self.layout, began)
+        attribution = self._attribution(evidence, owner)
         try:
             async with aclosing(writer.outputs()) as outputs:
                 async for output in outputs:
                     message = written.add(output)
                     if message is not None:
                         yield message
+                    if evidence.mode != "iterative":  # what it reads changes under way
+                        for event in _citations(attribution.feed(written.shown), evidence):
+                            yield event
             read = await writer.evidence()
             if read is not evidence:
                 yield _search_results(read)
-            for event in await self._conclusion(read, written, owner):
+                attribution = self._attribution(read, owner)
+            answer = written.shown.rstrip()
+            for event in _citations(await attribution.end(answer, written.finished), read):
                 yield event
+            yield Event("stats", answer_stats(written.stats, read, written.ttft_s, self.layout.name))
+            yield _done(read, answer, written.finish, attribution.note(answer, written.finish), attribution.claims)
         except FolioError as error:
             yield Event("error", error.as_problem())
             yield Event("done", {"finish_reason": "error"})
+        finally:
+            await attribution.stop()
+
+    def _attribution(self, evidence: Evidence, owner: str) -> Attribution:
+        assert evidence.prompt is not None
+        return Attribution(evidence.prompt.passages, lambda span: self.finder.check(span, owner))
 
     async def _writer(self, question: Question, params: SamplingParams, owner: str) -> OneShotAnswer | IterativeAnswer:
         """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
@@ -169,22 +193,6 @@ class Answerer:
             _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND),
         ]
 
-    async def _conclusion(self, evidence: Evidence, written: AnswerText, owner: str) -> list[Event]:
-        """Citations, statistics, and the end."""
-        assert evidence.prompt is not None
-        # Whole documents are gone through here: not in the event loop, which serves others meanwhile.
-        answer, spans = await asyncio.to_thread(self.layout.citations, evidence.prompt, written.ids, written.text)
-        if evidence.mode == "iterative":  # a number that the model gives is that of a passage in a prompt long gone
-            spans = [span for span in spans if span.quoted]
-        citations = await self.finder.checked(spans, owner)
-        supported = [citation.span for citation in citations if citation.verified]
-        bare = await asyncio.to_thread(unsupported, answer, supported, evidence.prompt.passages)
-        return [
-            *(Event("citation", citation_data(citation, evidence.names)) for citation in citations),
-            Event("stats", answer_stats(written.stats, evidence, written.ttft_s, self.layout.name)),
-            _done(evidence, answer, written.finish, None if supported else NO_SUPPORT, bare),
-        ]
-
 
 def _search_results(evidence: Evidence) -> Event:
     return Event(
@@ -200,12 +208,17 @@ def _search_results(evidence: Evidence) -> Event:
     )
 
 
+def _citations(judged: Iterable[tuple[int, Attributed]], evidence: Evidence) -> Iterable[Event]:
+    """The citations of claims, given by their numbers in the answer."""
+    return [Event("citation", data) for number, one in judged for data in one.citation_data(number, evidence.names)]
+
+
 def _done(
     evidence: Evidence,
     answer: str,
     finish_reason: str | None,
     note: str | None,
-    bare: Sequence[tuple[int, int]] = (),
+    claims: Sequence[Attributed] = (),
 ) -> Event:
     """The last event: the answer as it stands, and what is to be said about it."""
     return Event(
@@ -215,7 +228,8 @@ def _done(
             "answer": answer,
             "mode": evidence.mode,
             "mode_reason": evidence.reason,
-            "unsupported": [{"start": start, "end": end, "text": answer[start:end]} for start, end in bare],
+            "verified": bool(claims) and all(one.judged.support != "none" for one in claims),
+            "claims": [one.claim_data() for one in claims],
             "note": note,
         },
     )
@@ -238,26 +252,6 @@ def answer_stats(engine: Mapping[str, Any], evidence: Evidence, ttft_s: float | 
     stats["acceptance_rate"] = drafting.get("acceptance_rate")
     stats["accepted_length"] = drafting.get("accepted_length")
     return stats
-
-
-def citation_data(citation: Citation, names: Mapping[str, str]) -> dict[str, Any]:
-    """A citation as JSON."""
-    span = citation.span
-    return {
-        "document": span.document,
-        "name": names.get(span.document, ""),
-        "start": span.start,
-        "end": span.end,
-        "page": citation.page,
-        "place": citation.place,
-        "cited_text": span.cited_text,
-        "verified": citation.verified,
-        "quoted": span.quoted,
-        "label": span.label,
-        "answer_start": span.answer_start,
-        "answer_end": span.answer_end,
-        "boxes": list(citation.boxes),
-    }
 
 
 class AnswerFailed(FolioError):
@@ -296,6 +290,6 @@ async def collect(events: AsyncGenerator[Event, None]) -> Answer:
             elif event.type == "done":
                 answer.answer = data["answer"]
                 answer.finish_reason = data["finish_reason"]
-                answer.unsupported = data["unsupported"]
+                answer.verified, answer.claims = data["verified"], data["claims"]
                 answer.note = data["note"]
     return answer

@@ -19,7 +19,8 @@ from retrieval.library import Library
 from retrieval.types import Document, Hit
 from service.answering.citations import Citation, check
 from service.answering.conversation import LAST_EXCHANGE, fitted
-from service.answering.prompting import Passage, Prompt, PromptLayout, Span
+from service.answering.passages import Passage, Span
+from service.answering.prompting import Prompt, PromptLayout
 from service.answering.question import Question
 from service.errors import PromptTooLong
 from service.settings import Settings
@@ -87,9 +88,16 @@ class EvidenceFinder:
             return evidence
         return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
 
-    async def checked(self, spans: Sequence[Span], owner: str) -> list[Citation]:
-        """Each span compared with the characters that the store holds now."""
-        return await asyncio.to_thread(lambda: [self._check(span, owner) for span in spans])
+    def check(self, span: Span, owner: str) -> Citation:
+        """A span compared with the characters that the store holds now: a document that is gone verifies nothing."""
+        try:
+            stored = self.library.text(span.document, owner=owner, start=span.start, end=span.end)
+            page = self.library.page_of(span.document, span.start, owner)
+            place = self.library.place_of(span.document, span.start, span.end, owner)
+        except RetrievalNotFound:
+            return check(span, None, span.page)
+        verdict = replace(check(span, stored, page), place=place)
+        return replace(verdict, boxes=self._boxes(span, owner)) if verdict.verified else verdict
 
     def _find(self, question: Question, owner: str, named: Sequence[Document], room: int) -> Evidence:
         if question.mode == "retrieval":
@@ -202,17 +210,6 @@ class EvidenceFinder:
 
     def _build(self, question: Question, passages: Sequence[Passage]) -> Prompt:
         return self.layout.build(question.text, passages, question.turns)
-
-    def _check(self, span: Span, owner: str) -> Citation:
-        """A document that is gone, or changed, verifies nothing."""
-        try:
-            stored = self.library.text(span.document, owner=owner, start=span.start, end=span.end)
-            page = self.library.page_of(span.document, span.start, owner)
-            place = self.library.place_of(span.document, span.start, span.end, owner)
-        except RetrievalNotFound:
-            return check(span, None, span.page)
-        verdict = replace(check(span, stored, page), place=place)
-        return replace(verdict, boxes=self._boxes(span, owner)) if verdict.verified else verdict
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
         """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""

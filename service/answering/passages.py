@@ -41,11 +41,11 @@ class Span:
     """What an answer cites: the characters `start:end` of the stored text of `document`.
 
     Attributes:
-        cited_text: what the answer claims stands there. A layout proposes a span; whether the stored slice
-            equals `cited_text` is checked afterwards against the store.
-        quoted: the answer repeats the cited words; False when it only refers to their passage.
-        answer_start, answer_end: the citing characters of the shown answer: a quotation or a ``[2]``.
-        label: the passage's number as the answer writes it (1-based place in `Prompt.passages`).
+        cited_text: what stood there when the passage was read; whether the stored slice still equals it is checked
+            against the store.
+        quoted: the claim repeats the cited words; False where it says the same in others.
+        answer_start, answer_end: the claim that it carries, in characters of the shown answer.
+        label: the passage's number (1-based place in `Prompt.passages`).
     """
 
     document: str

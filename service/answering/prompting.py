@@ -1,4 +1,4 @@
-"""Prompts: evidence and question to token ids, and the generated ids back to citations.
+"""Prompts: evidence and question to token ids.
 
 A layout knows how one kind of model wants to be asked. `ChatLayout` speaks the chat template of the model's
 own tokenizer; `PlainLayout` is for base models, which have none. The embedded reader brings its own layout.
@@ -22,8 +22,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from service.answering.citations import spans_in_answer
-from service.answering.passages import Passage, Span, canonical
+from service.answering.passages import Passage, canonical
 from service.errors import InvalidRequest
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "Prompt",
     "PromptLayout",
     "ReadingLimits",
-    "Span",
     "choose_layout",
 ]
 
@@ -58,7 +56,7 @@ class Prompt:
     Attributes:
         ids: token ids, special tokens included.
         passages: the evidence in prompt order; the model calls ``passages[n - 1]`` document ``[n]``.
-        context: whatever the layout needs to read citations out of the answer (its reference tokens, say).
+        context: whatever the layout needs to read the answer (its reference tokens, say).
     """
 
     ids: list[int]
@@ -104,10 +102,6 @@ class PromptLayout(Protocol):
 
     def visible(self, answer_text: str) -> str:
         """What may be shown of an answer under way; a later call only ever appends to an earlier one."""
-        ...
-
-    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
-        """The answer as shown, and the spans it cites, in the order in which it cites them."""
         ...
 
 
@@ -195,11 +189,6 @@ class ChatLayout:
         """All of it."""
         return answer_text
 
-    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
-        """Spans for the quotations and ``[n]`` markers of the answer."""
-        shown = answer_text.strip()
-        return shown, spans_in_answer(shown, prompt.passages)
-
     def _render(self, turns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
         """The template's own text around the contents: one piece more than there are turns."""
         holders = [f"\u2402{i}\u2403" for i in range(len(turns))]
@@ -248,11 +237,6 @@ class PlainLayout:
     def visible(self, answer_text: str) -> str:
         """The answer up to where a base model starts to invent the next question."""
         return answer_text.partition("\nQuestion:")[0]
-
-    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
-        """Spans for the quotations and ``[n]`` markers of the answer."""
-        shown = self.visible(answer_text).strip()
-        return shown, spans_in_answer(shown, prompt.passages)
 
 
 def choose_layout(tokenizer: Any) -> ChatLayout | PlainLayout:

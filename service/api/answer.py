@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
@@ -31,8 +31,21 @@ class AnswerRequest(Question, Sampling):
     stream: bool = False
 
 
+class ClaimModel(BaseModel):
+    """A sentence, item or cell of the answer, and whether the documents carry it."""
+
+    start: int
+    end: int
+    text: str
+    kind: Literal["sentence", "item", "cell"]
+    support: Literal["verbatim", "attributed", "none"] = Field(
+        description="verbatim: it is stored, whole; attributed: its citations carry every part of it; else none."
+    )
+    score: float = Field(description="How close the wording is, from 0 to 1.")
+
+
 class CitationModel(BaseModel):
-    """An exact span of the stored text that the answer cites."""
+    """An exact span of the stored text that carries a claim of the answer."""
 
     document: str
     name: str
@@ -41,9 +54,11 @@ class CitationModel(BaseModel):
     page: int | None
     place: str = Field(description="Where in the file it stands: a page, a cell, a paragraph, a slide, a chapter.")
     cited_text: str
-    verified: bool = Field(description="The stored characters start:end equal cited_text.")
-    quoted: bool = Field(description="The answer repeats the words; else it refers to their passage.")
-    label: int
+    verified: bool = Field(description="Its claim is supported, and the stored characters start:end equal cited_text.")
+    support: Literal["verbatim", "attributed", "none"] = Field(description="The claim's; none if the store changed.")
+    claim: int = Field(description="Which of the claims it carries, from 0.")
+    quoted: bool = Field(description="The claim repeats the words; else it says the same.")
+    label: int = Field(description="The passage's number in the prompt.")
     answer_start: int
     answer_end: int
     boxes: list[BoxModel] = Field(description="Where a verified passage is printed, for a PDF.")
@@ -56,8 +71,9 @@ class AnswerModel(BaseModel):
     mode: str
     mode_reason: str
     query: str | None = Field(description="What was searched for, or asked of a model that follows no conversation.")
+    verified: bool = Field(description="Every claim is verbatim or attributed, and there is one.")
+    claims: list[ClaimModel]
     citations: list[CitationModel]
-    unsupported: list[dict[str, Any]] = Field(description="Sentences of the answer without support.")
     results: list[Passage]
     note: str | None
     finish_reason: str | None

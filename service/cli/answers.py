@@ -121,10 +121,11 @@ def ask(
     answer = asyncio.run(_answer(settings, asked, sampling.params(settings.answer_tokens), writer))
     if isinstance(writer, SourceColours):
         writer.legend()
+        writer.claims(answer)
     if as_json:
         emit_json({key: value for key, value in asdict(answer).items() if key != "results"})
     else:
-        print_sources(answer)
+        print_support(answer)
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -186,18 +187,20 @@ async def shown(question: Question, events: Any, writer: AnswerWriter) -> Any:
             yield event
 
 
-def print_sources(answer: Answer) -> None:
+def print_support(answer: Answer) -> None:
+    """The citations of each supported claim, and the claims without support."""
     emit_text("\n")
-    for citation in answer.citations:
-        mark = "verified" if citation["verified"] else "NOT in the text"
+    for number, citation in enumerate(answer.citations, start=1):
+        mark = citation["support"] if citation["verified"] else "no longer in the text"
         where = f", {citation['place']}" if citation["place"] else ""
         place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
-        typer.echo(f"\n[{citation['label']}] {place}-{citation['end']} ({mark})")
+        typer.echo(f"\n[{number}] {place}-{citation['end']} ({mark})")
         typer.echo(f"    {' '.join(citation['cited_text'].split())}")
     if answer.note and answer.note != answer.answer:
         note(f"\n{answer.note}")
-    for sentence in answer.unsupported:
-        note(f"Without support: {sentence['text']}")
+    for claim in answer.claims:
+        if claim["support"] == "none":
+            note(f"Without support: {claim['text']}")
     note(f"\n{_figures(answer.stats)}")
 
 

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from service.answering.question import AnswerOptions, Question, Sampling, Turn, newest
-from service.cli.answers import flag, given, option, print_sources, shown, started
+from service.cli.answers import flag, given, option, print_support, shown, started
 from service.cli.context import (
     LOCAL_OWNER,
     Attention,
@@ -177,7 +177,7 @@ class Conversation:
             row = {key: value for key, value in asdict(answer).items() if key != "results"}
             emit_json({"question": text, **row}, line=True)
         else:
-            print_sources(answer)
+            print_support(answer)
 
     async def _answer(self, question: Question) -> Answer:
         from service.answering.answer import collect

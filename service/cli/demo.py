@@ -142,7 +142,7 @@ def ask(url: str, question: Asked, documents: dict[str, str]) -> None:
             elif kind == "message":
                 print(data["text"], end="", flush=True)
             elif kind == "citation":
-                state = "verified" if data["verified"] else "not in the text"
+                state = data["support"] if data["verified"] else "no longer in the text"
                 say(f"\nCitation: {data['name']}, characters {data['start']} to {data['end']} ({state})")
                 say(f"    {' '.join(data['cited_text'].split())}")
             elif kind == "stats":

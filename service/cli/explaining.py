@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
 
 from service.cli.output import emit_text
 
+if TYPE_CHECKING:
+    from service.answering.answer import Answer
+
+SUPPORT = {"verbatim": "green", "attributed": "cyan", "none": "yellow"}
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red", "bright_green", "bright_cyan", "bright_magenta")
 
 
@@ -55,6 +59,13 @@ class SourceColours:
             name = "the model itself" if source == self._own else source
             line.append(f"{name} {count / total:.0%}", self._style(source)).append("   ")
         self._console.print(Text("\n\n"), line, sep="")
+
+    def claims(self, answer: Answer) -> None:
+        """One line a claim: its support, what it says, and the numbers of its citations."""
+        for number, claim in enumerate(answer.claims):
+            cited = [f"[{n}]" for n, each in enumerate(answer.citations, start=1) if each["claim"] == number]
+            line = Text(f"{claim['support']:<10} ", SUPPORT[claim["support"]])
+            self._console.print(line.append(" ".join([*claim["text"].split(), *cited]), ""))
 
     def _style(self, source: str) -> str:
         if source == self._own:

@@ -1,30 +1,26 @@
-"""How the embedded reader is asked, and how its answer is read.
+"""How the embedded reader is asked, and what of its answer is shown.
 
 A prompt of the reader is: ``<|bos|><|none|> The documents do not say.<|end|>``, then every sentence of the
 evidence as ``<|r…|> words<|end|>``, then ``<|question|> …<|answer|>``. The reader answers with one reference
-token and that sentence, word for word, then ``<|end|>``. The reference is the citation; the copied words
-decide which part of the sentence is cited, and which sentence, should a prompt hold more sentences than there
-are reference tokens.
+token and that sentence, word for word, then ``<|end|>``. Where the sentence stands is found as for any model
+(`service.answering.support`): the reference is not trusted.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from service.answering.passages import Passage, Span, canonical
+from service.answering.passages import Passage, canonical
 from service.answering.prompting import Prompt, ReadingLimits
 from service.errors import InvalidRequest
 from service.reader.sentences import Sentence, split
 from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 
 _SPECIAL = re.compile(r"<\|(?:bos|end|none|question|answer|r\d{1,4})\|>")
-_SHORTEST = 12
-"""Characters of the shortest fragment of a garbled quotation that is still taken for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +82,6 @@ class ReaderLayout:
         """The answer without reference tokens."""
         return _SPECIAL.sub("", answer_text).lstrip()
 
-    def citations(self, prompt: Prompt, answer_ids: Sequence[int], answer_text: str) -> tuple[str, list[Span]]:
-        """The quoted sentence and where it stands; no span for "not stated" or for what is no quotation."""
-        shown = self.visible(answer_text).rstrip()
-        spans: list[Span] = []
-        cursor = 0
-        for token, copied in self._segments(answer_ids):
-            printed = self.visible(copied)  # evidence may hold the text of a special token
-            begin = shown.find(printed, cursor)
-            if not printed or begin < 0:
-                continue
-            cursor = begin + len(printed)
-            if token == self._none:
-                continue
-            span = self._locate(prompt, token, copied, begin)
-            if span is not None and span not in spans:
-                spans.append(replace(span, answer_end=min(span.answer_end, cursor)))
-        return shown, spans
-
     def _read(self, text: str) -> list[tuple[Sentence, list[int]]]:
         sentences = split(text)
         tokens = self._encode([" " + s.words for s in sentences]) if sentences else []
@@ -111,54 +89,3 @@ class ReaderLayout:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def _segments(self, answer_ids: Sequence[int]) -> list[tuple[int | None, str]]:
-        """(reference token or None, the words behind it on one line) of an answer, in order."""
-        parts: list[tuple[int | None, list[int]]] = [(None, [])]
-        for token in map(int, answer_ids):
-            if token in self._numbers or token == self._none:
-                parts.append((token, []))
-            elif token in (self._end, self._bos, self._question, self._answer):
-                parts.append((None, []))
-            else:
-                parts[-1][1].append(token)
-        return [(token, " ".join(self.tokenizer.decode(ids).split())) for token, ids in parts if ids]
-
-    def _locate(self, prompt: Prompt, token: int | None, copied: str, begin: int) -> Span | None:
-        quotable: Sequence[Quotable] = prompt.context or ()
-        named = [] if token is None else quotable[self._numbers[token] :: REFERENCES]
-        whole = [q for q in named if q.sentence.words == copied]
-        whole = whole or [q for q in quotable if q.sentence.words == copied]
-        if whole:
-            return _span(prompt, whole[0], 0, len(copied), begin)
-        found = [(_common(copied, q.sentence.words), q) for q in named]
-        if not found:
-            return None
-        match, best = max(found, key=lambda pair: pair[0].size)
-        if match.size < min(_SHORTEST, len(copied)):
-            return None
-        return _span(prompt, best, match.b, match.size, begin + match.a)
-
-
-def _common(copied: str, words: str) -> Any:
-    """The longest run that both texts share, without white space at its ends."""
-    match = SequenceMatcher(None, copied, words, autojunk=False).find_longest_match()
-    shared = copied[match.a : match.a + match.size]
-    lead = len(shared) - len(shared.lstrip())
-    return match._replace(a=match.a + lead, b=match.b + lead, size=len(shared.strip()))
-
-
-def _span(prompt: Prompt, quotable: Quotable, start: int, size: int, begin: int) -> Span:
-    passage = prompt.passages[quotable.passage]
-    first, last = quotable.sentence.span(start, start + size)
-    return Span(
-        document=passage.document,
-        start=passage.start + first,
-        end=passage.start + last,
-        page=passage.page,
-        cited_text=passage.text[first:last],
-        quoted=True,
-        answer_start=begin,
-        answer_end=begin + size,
-        label=quotable.passage + 1,
-    )

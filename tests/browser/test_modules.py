@@ -20,20 +20,22 @@ def cite(start: int, end: int, label: int, document: str = "d", at: int = 0) -> 
     return {"document": document, "start": at, "end": at + 1, "label": label, "answer_start": start, "answer_end": end}
 
 
-def pieces(folio: Any, **answer: Any) -> list[tuple[str, Any, bool, list[int]]]:
+def pieces(folio: Any, **answer: Any) -> list[tuple[str, Any, Any, list[int]]]:
     found = call(folio, "pieces", "m.pieces(x)", answer)
-    return [(piece["text"], piece["source"], piece["unsupported"], piece["chips"]) for piece in found]
+    return [(piece["text"], piece["source"], piece["support"], piece["chips"]) for piece in found]
 
 
-def test_chips_follow_what_they_cite_and_replace_the_markers(folio: Any) -> None:
-    text = 'It says "grey" [2]. Also this [3], and [9].'
-    citations = [cite(8, 14, 2), cite(30, 33, 3, at=5)]
-    assert pieces(folio, text=text, citations=citations) == [
-        ('It says "grey"', None, False, [1]),
-        (" ", None, False, []),
-        (". Also this ", None, False, []),
-        ("", None, False, [2]),
-        (", and [9].", None, False, []),
+def test_chips_follow_what_they_cite_and_replace_the_markers_in_it(folio: Any) -> None:
+    text = "It is grey [2]. Also this [3]. And [9]."
+    citations = [cite(0, 15, 2), cite(16, 30, 3, at=5)]
+    claims = [{"start": 0, "end": 15, "support": "verbatim"}, {"start": 16, "end": 30, "support": "attributed"}]
+    assert pieces(folio, text=text, citations=citations, claims=claims) == [
+        ("It is grey ", None, "verbatim", []),
+        (".", None, "verbatim", [1]),
+        (" ", None, None, []),
+        ("Also this ", None, "attributed", []),
+        (".", None, "attributed", [2]),
+        (" And [9].", None, None, []),
     ]
 
 
@@ -43,20 +45,20 @@ def test_the_same_span_cited_twice_has_one_number(folio: Any) -> None:
 
 
 def test_offsets_are_code_points(folio: Any) -> None:
-    doubts = [{"start": 5, "end": 7}]
-    found = pieces(folio, text="\U0001f4d6\U0001f4d6ab cd", citations=[cite(2, 4, 1)], unsupported=doubts)
-    assert found == [("\U0001f4d6\U0001f4d6ab", None, False, [1]), (" ", None, False, []), ("cd", None, True, [])]
+    claims = [{"start": 5, "end": 7, "support": "none"}]
+    found = pieces(folio, text="\U0001f4d6\U0001f4d6ab cd", citations=[cite(2, 4, 1)], claims=claims)
+    assert found == [("\U0001f4d6\U0001f4d6ab", None, None, [1]), (" ", None, None, []), ("cd", None, "none", [])]
 
 
 def test_runs_are_coloured_only_where_they_make_up_the_answer(folio: Any) -> None:
     runs = [{"text": " a b", "source": "suffix"}, {"text": " c", "source": "target"}]
-    assert pieces(folio, text="a b c", runs=runs) == [("a b", "suffix", False, []), (" c", "target", False, [])]
-    assert pieces(folio, text="quite another", runs=runs) == [("quite another", None, False, [])]
+    assert pieces(folio, text="a b c", runs=runs) == [("a b", "suffix", None, []), (" c", "target", None, [])]
+    assert pieces(folio, text="quite another", runs=runs) == [("quite another", None, None, [])]
 
 
 def test_the_pieces_are_the_answer(folio: Any) -> None:
     text = "x [1] yy [2] zzz"
-    found = pieces(folio, text=text, citations=[cite(0, 1, 7)], unsupported=[{"start": 2, "end": 9}])
+    found = pieces(folio, text=text, citations=[cite(0, 1, 7)], claims=[{"start": 2, "end": 9, "support": "none"}])
     assert "".join(piece[0] for piece in found) == text
 
 

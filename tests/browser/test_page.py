@@ -29,7 +29,7 @@ def test_highlight_is_the_slice_that_the_api_gives(folio: Any, chapter: bytes) -
     assert folio.highlighted() == stored == citation["cited_text"]
     mark = folio.page.locator("#source-text mark").first
     expect(mark).to_be_in_viewport()
-    expect(folio.page.locator("#source-facts .badge")).to_have_text("verified")
+    expect(folio.page.locator("#source-facts .badge")).to_have_text("verbatim")
 
 
 def test_every_citation_opens_its_own_passage(folio: Any, chapter: bytes) -> None:

@@ -224,7 +224,7 @@ export function historyOf(turns) {
 }
 
 function restore() {
-  const turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]");
+  const turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]").filter((turn) => turn.claims); // not of an older page
   for (const turn of turns) if (turn.state === "running") turn.state = "stopped"; // the reload left its stream
   return turns;
 }

@@ -1,9 +1,8 @@
-/** An answer's text cut into pieces: plain runs, runs of one draft source, unsupported runs, citation chips. */
+/** An answer's text cut into pieces: runs of one draft source and of one claim's support, citation chips. */
 
 import { flowed, unitIndex } from "./text.js";
 
-const MARKER = /\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]/g;
-const NEAR = 4;
+const MARKER = /\[(D*\d{1,4}(?:\s*,\s*D*\d{1,4})*)\]/g;
 
 /**
  * Citations in the order of the answer, each numbered from 1; the same span cited twice has one number.
@@ -26,11 +25,11 @@ export function numbered(citations) {
 
 /**
  * Cut an answer.
- * @param {Object} answer {text, citations, unsupported, runs: [{text, source}]}; offsets in code points
- * @returns {{text: string, source: string|null, unsupported: boolean, chips: number[]}[]} in order; chips follow
- *   the text of their piece
+ * @param {Object} answer {text, citations, claims, runs: [{text, source}]}; offsets in code points
+ * @returns {{text: string, source: string|null, support: string|null, chips: number[]}[]} in order; chips follow the
+ *   text of their piece
  */
-export function pieces({ text, citations = [], unsupported = [], runs = [] }) {
+export function pieces({ text, citations = [], claims = [], runs = [] }) {
   const index = unitIndex(text);
   const { numberOf } = numbered(citations);
   const cites = citations.map((citation) => ({
@@ -40,31 +39,30 @@ export function pieces({ text, citations = [], unsupported = [], runs = [] }) {
     number: numberOf.get(citation),
   }));
   const hidden = markers(text, cites);
-  const doubts = unsupported.map(({ start, end }) => [index(start), index(end)]);
+  const judged = claims.map(({ start, end, support }) => [index(start), index(end), support]);
   const colours = placed(runs, text);
   const shown = flowed(text);
   const cuts = new Set([0, text.length]);
   for (const { end } of cites) cuts.add(end);
-  for (const [start, end] of [...hidden, ...doubts, ...colours]) cuts.add(start).add(end);
+  for (const [start, end] of [...hidden, ...judged, ...colours]) cuts.add(start).add(end);
   const edges = [...cuts].sort((a, b) => a - b);
   const within = (ranges, at) => ranges.find(([start, end]) => start <= at && at < end);
   const found = edges.slice(0, -1).map((start, i) => ({
     text: within(hidden, start) ? "" : shown.slice(start, edges[i + 1]),
     source: within(colours, start)?.[2] ?? null,
-    unsupported: Boolean(within(doubts, start)),
+    support: within(judged, start)?.[2] ?? null,
     chips: [...new Set(cites.filter((cite) => cite.end === edges[i + 1]).map((cite) => cite.number))],
   }));
   return found.filter((piece) => piece.text || piece.chips.length);
 }
 
-/** Ranges of the model's own [n] markers for which a chip stands: they are not shown twice. */
+/** Ranges of the model's own [n] markers in claims whose chips stand for them: they are not shown twice. */
 function markers(text, cites) {
   const ranges = [];
   for (const match of text.matchAll(MARKER)) {
     const end = match.index + match[0].length;
-    const labels = match[1].split(",").map(Number);
-    const served = labels.every((label) => cites.some((cite) => cite.label === label
-      && (cite.end === end || (cite.end <= match.index && match.index - cite.end <= NEAR))));
+    const labels = match[1].split(",").map((label) => Number(label.replace(/\D/g, "")));
+    const served = labels.every((label) => cites.some((cite) => cite.label === label && cite.start <= match.index && end <= cite.end));
     if (served) ranges.push([match.index, end]);
   }
   return ranges;

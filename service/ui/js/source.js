@@ -24,7 +24,7 @@ export class Source {
 
   /**
    * Show a document.
-   * @param {Object} what {document: id, name, start, end, place, cited_text, verified, number, boxes}; offsets in code
+   * @param {Object} what {document: id, name, start, end, place, cited_text, verified, support, number, boxes}; offsets in code
    *   points. Without them the text is shown from its beginning; without `verified`, no badge; with `boxes`, the
    *   pages of a PDF before the text.
    */
@@ -45,7 +45,7 @@ export class Source {
       await this.#view(same && what.boxes?.length ? "page" : "text");
       if (this.shown !== what) return;
       const place = what.place ? `, ${what.place}` : "";
-      const truth = what.verified === undefined ? "" : what.verified ? ", verified" : ", not verified";
+      const truth = what.verified === undefined ? "" : what.verified ? `, ${what.support}` : ", not verified";
       announce(`Source: ${what.name}${place}${truth}`);
     } catch (error) {
       if (this.shown !== what) return;
@@ -84,7 +84,7 @@ export class Source {
       el("p", { class: "source-meta" },
         what.number ? el("span", {}, `Citation ${what.number}`) : null,
         what.place ? el("span", { class: "place" }, what.place) : null,
-        verified === undefined ? null : badge(verified),
+        verified === undefined ? null : badge({ verified, support: what.support }),
         verified && what.boxes?.length ? el("span", { class: "views" }, this.#choice("page", "Page"), this.#choice("text", "Text")) : null,
         what.number ? el("span", { class: "step" }, step(-1, "Previous citation", "[", "‹"), step(1, "Next citation", "]", "›")) : null));
   }

@@ -7,6 +7,11 @@ import { numbered, pieces } from "./pieces.js";
 
 const COLOURS = 8;
 const TARGET = "target";
+const SUPPORT = {
+  verbatim: "These words stand in the stored text, whole",
+  attributed: "The stored text says this in other words: every number, name, date and negation is there",
+  none: "Nothing in the passages supports this",
+};
 const ENDS = {
   length: "The answer was cut at its longest allowed length.",
   abort: "The answer was stopped.",
@@ -16,7 +21,7 @@ const ENDS = {
 export function newTurn(question, request) {
   return {
     question, request, fresh: false, state: "running", mode: "", reason: "", query: null, results: [], text: "", runs: [], citations: [],
-    unsupported: [], note: null, stats: null, error: null, finish: null,
+    claims: [], note: null, stats: null, error: null, finish: null,
   };
 }
 
@@ -54,7 +59,7 @@ function take(turn, type, data) {
     turn.text = data.answer ?? turn.text;
     turn.mode = data.mode ?? turn.mode;
     turn.reason = data.mode_reason ?? turn.reason;
-    turn.unsupported = data.unsupported ?? [];
+    turn.claims = data.claims ?? [];
     turn.note = data.note ?? null;
     turn.finish = data.finish_reason ?? null;
     if (turn.state === "running") turn.state = "done";
@@ -104,21 +109,22 @@ function howLine(turn) {
 
 function answerNodes(turn, how, open) {
   const colours = new Map(draftSources(turn).map((source, i) => [source, i % COLOURS]));
-  const verified = new Map(numbered(turn.citations).list.map((citation, i) => [i + 1, citation.verified]));
+  const { list } = numbered(turn.citations);
   return pieces(turn).flatMap((piece) => {
     const colour = how.coloured ? colours.get(piece.source) : undefined;
-    const classes = [colour === undefined ? "" : "token", piece.unsupported ? "unsupported" : ""].filter(Boolean).join(" ");
-    const hint = [colour === undefined ? "" : `drafted by ${piece.source}`, piece.unsupported ? "no passage supports this sentence" : ""].filter(Boolean).join("; ");
+    const bare = piece.support === "none";
+    const classes = [colour === undefined ? "" : "token", bare ? "unsupported" : ""].filter(Boolean).join(" ");
+    const hint = [colour === undefined ? "" : `drafted by ${piece.source}`, bare ? SUPPORT.none : ""].filter(Boolean).join("; ");
     const [, space, words] = /^(\s*)([^]*)$/.exec(piece.text); // colour begins with the word, not with the gap before it
     const text = classes && words
       ? [space, el("span", { class: classes, title: hint, "data-colour": colour }, words)]
       : [piece.text];
-    return [...text.filter(Boolean), ...piece.chips.map((number) => chip(number, verified.get(number), open))];
+    return [...text.filter(Boolean), ...piece.chips.map((number) => chip(number, list[number - 1], open))];
   });
 }
 
-function chip(number, verified, open) {
-  const label = `Citation ${number}, ${verified ? "verified" : "not verified"}`;
+function chip(number, { verified, support }, open) {
+  const label = `Citation ${number}, ${verified ? support : "not verified"}`;
   return el("button", { type: "button", class: "chip", "data-number": number, "data-verified": verified, "aria-label": label, title: label, on: { click: () => open(number) } }, `${number}`);
 }
 
@@ -128,14 +134,14 @@ function citationList(list, open) {
       el("button", { type: "button", class: "citation", "data-number": i + 1, on: { click: () => open(i + 1) } },
         el("span", { class: "number" }, `${i + 1}`),
         el("span", { class: "where" }, citation.name || citation.document, citation.place ? el("small", {}, ` · ${citation.place}`) : null),
-        badge(citation.verified),
+        badge(citation),
         el("span", { class: "quote" }, citation.cited_text.replace(/\s+/g, " "))))));
 }
 
-/** Whether the cited words stand in the stored text. */
-export function badge(verified) {
-  return el("span", { class: "badge", "data-verified": verified, title: verified ? "The cited words stand in the stored text, character for character" : "The cited words were not found in the stored text" },
-    icon(verified ? "check" : "doubt"), verified ? "verified" : "not verified");
+/** How a citation carries its claim. */
+export function badge({ verified, support }) {
+  const title = verified ? SUPPORT[support] : "The stored text was changed or deleted after the answer";
+  return el("span", { class: "badge", "data-verified": verified, "data-support": support, title }, icon(verified ? "check" : "doubt"), verified ? support : "not verified");
 }
 
 function notes(turn) {
@@ -143,9 +149,8 @@ function notes(turn) {
   if (turn.state === "stopped") shown.push(note(ENDS.abort));
   else if (turn.finish === "length") shown.push(note(ENDS.length));
   if (turn.note && turn.note !== turn.text) shown.push(note(turn.note));
-  if (turn.unsupported.length && turn.citations.length) {
-    shown.push(note(`${count(turn.unsupported.length, "sentence")} without support in the documents, underlined with dots.`));
-  }
+  const bare = turn.claims.filter((claim) => claim.support === "none").length;
+  if (bare && turn.citations.length) shown.push(note(`${count(bare, "claim")} without support in the documents, underlined with dots.`));
   if (turn.error) shown.push(el("p", { class: "fault" }, el("strong", {}, turn.error.title), turn.error.detail));
   return shown;
 }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retrieval.parsing import parse
 from retrieval.parsing.sentences import sentences
-from service.answering.alignment import align, align_elided
+from service.answering.alignment import align
 
 TEXT = (
     "The exam-\nple of ﬁnesse — “well-\nknown” in 1887 — costs 1234 coins.  The café was closed.\n"
@@ -61,12 +61,6 @@ def test_alignment_forgives_nothing_else(quote: str) -> None:
 
 def test_superscripts_are_not_digits() -> None:
     assert align("a field of 102 units", "a field of 10² units") is None
-
-
-def test_an_ellipsis_parts_a_quotation() -> None:
-    spans = align_elided("the example … 1234 coins", TEXT)
-    assert [TEXT[a:b] for a, b in spans] == ["The exam-\nple", "1234 coins"]
-    assert align_elided("1234 coins … the example", TEXT) == []
 
 
 @pytest.mark.parametrize(

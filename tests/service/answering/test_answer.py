@@ -12,7 +12,8 @@ import pytest
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.library import Library
 from retrieval.types import Upload
-from service.answering.answer import NO_SUPPORT, NOTHING_FOUND, Answer, AnswerFailed, Event, collect
+from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, collect
+from service.answering.attribution import NO_SUPPORT, OTHER_LANGUAGE, UNFINISHED
 from service.answering.question import Question
 from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, NotFound, PromptTooLong
@@ -64,9 +65,12 @@ def test_retrieval_cites_the_stored_text(ask: Ask, home: Path) -> None:
     with Library.open(home) as library:
         stored = library.text(citation["document"], citation["start"], citation["end"])
     assert stored == citation["cited_text"]
-    shown = answer.answer[citation["answer_start"] : citation["answer_end"]]
-    assert shown.strip('"') == " ".join(stored.split())
-    assert [s["text"] for s in answer.unsupported] == ["Nobody else knows of any unicorns."]
+    claim = answer.claims[citation["claim"]]
+    assert answer.answer[claim["start"] : claim["end"]] == claim["text"]
+    assert [claim["start"], claim["end"]] == [citation["answer_start"], citation["answer_end"]]
+    assert citation["support"] == claim["support"] != "none"
+    assert [c["text"] for c in answer.claims if c["support"] == "none"] == ["Nobody else knows of any unicorns."]
+    assert not answer.verified
     assert answer.note is None
     expected = {"prompt_tokens", "output_tokens", "ttft_s", "decode_tokens_per_s", "retrieval_ms"}
     assert expected <= set(answer.stats)
@@ -131,11 +135,21 @@ def test_an_empty_library_says_so(ask: Ask, tmp_path: Path) -> None:
     assert events[-1].data["finish_reason"] == "no_evidence"
 
 
-def test_an_invented_quotation_is_not_verified(ask: Ask, make_scripted: Any) -> None:
-    engine = make_scripted(lambda _: '"the bridge has eight arches of grey stone" [1]')
+def test_an_invented_quotation_has_no_support(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted(lambda _: '"The bridge has eight arches of grey stone" [1].')
     answer: Answer = ask("How many arches?", engine=engine)
-    assert [c["verified"] for c in answer.citations] == [False]
-    assert answer.note == NO_SUPPORT
+    assert (answer.citations, answer.verified, answer.note) == ([], False, NO_SUPPORT)
+    assert [claim["support"] for claim in answer.claims] == ["none"]
+
+
+def test_prose_without_quotations_or_markers_is_attributed(ask: Ask, make_scripted: Any) -> None:
+    engine = make_scripted(
+        lambda _: "Ada Miller built the bridge at Hampton in 1862. The bridge has 7 arches of grey stone."
+    )
+    answer: Answer = ask("Who built it?", engine=engine)
+    assert [claim["support"] for claim in answer.claims] == ["attributed", "attributed"]
+    assert {citation["claim"] for citation in answer.citations} == {0, 1}
+    assert answer.verified
 
 
 def test_a_document_that_changes_meanwhile_verifies_nothing(ask: Ask, home: Path, make_scripted: Any) -> None:
@@ -143,18 +157,44 @@ def test_a_document_that_changes_meanwhile_verifies_nothing(ask: Ask, home: Path
         with Library.open(home) as library:
             for document in library.documents():
                 library.delete(document.id)
-        return '"It has seven arches of grey stone." [1]'
+        return "It has seven arches of grey stone."
 
     answer: Answer = ask("How many arches?", engine=make_scripted(reply))
-    assert [c["verified"] for c in answer.citations] == [False]
+    assert [(c["verified"], c["support"]) for c in answer.citations] == [(False, "none")]
+    assert [claim["support"] for claim in answer.claims] == ["none"]
+    assert not answer.verified
+
+
+def test_what_cannot_be_supported_is_said_plainly(ask: Ask, make_scripted: Any) -> None:
+    refused = ask("Who?", engine=make_scripted(lambda _: "The documents do not say."))
+    assert (refused.claims, refused.verified, refused.note) == ([], False, None)
+    german = ask("Wer?", engine=make_scripted(lambda _: "Die Brücke wurde von Ada Miller im Jahr 1862 gebaut."))
+    assert ([c["support"] for c in german.claims], german.note) == (["none"], OTHER_LANGUAGE)
+    cut = ask(
+        "Who?",
+        engine=make_scripted(lambda _: "It has seven arches of grey stone. The mill beside it belonged to " * 20),
+    )
+    assert (cut.finish_reason, cut.note, cut.verified) == ("length", UNFINISHED, False)
+    assert cut.claims[-1]["support"] == "none"
+
+
+def test_a_citation_comes_before_the_next_claim_is_written(ask: Ask, make_scripted: Any) -> None:
+    text = (
+        "It has seven arches of grey stone. "
+        + "The mill beside it belonged to the parish. "
+        + "Nobody knows why. " * 12
+    )
+    events = ask("Who?", raw=True, engine=make_scripted(lambda _: text.strip(), pause_s=0.02))
+    types = [event.type for event in events]
+    assert types.index("citation") < len(types) - 1 - types[::-1].index("message")
 
 
 def test_events_come_in_order(ask: Ask) -> None:
     types = [event.type for event in ask("Who built the bridge?", raw=True)]
     assert types[0] == "search_results"
     assert types[-2:] == ["stats", "done"]
-    order = ["search_results", "message", "citation", "stats", "done"]
-    assert sorted(types, key=order.index) == types
+    assert set(types) == {"search_results", "message", "citation", "stats", "done"}
+    assert types.index("message") < types.index("citation")
 
 
 def test_messages_add_up_to_the_answer(ask: Ask) -> None:

@@ -97,7 +97,7 @@ def test_a_quotation_is_cited_from_the_passage_it_stands_in(ask: Ask, make_scrip
 
     (answer,) = ask(Iterative(), engine=make_scripted(reply), max_tokens=100)
     assert answer.answer == whole
-    assert [(c["verified"], c["quoted"]) for c in answer.citations] == [(True, True)]
+    assert [(c["verified"], c["support"], c["claim"]) for c in answer.citations] == [(True, "verbatim", 0)]
     assert answer.finish_reason == "stop"
 
 

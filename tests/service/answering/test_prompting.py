@@ -84,5 +84,3 @@ def test_a_model_without_template_gets_the_plain_layout(tiny_model: Path) -> Non
     prompt = layout.build("Who?", [passage("Ada.")])
     assert base.decode(prompt.ids).endswith("Question: Who?\nAnswer:")
     assert layout.visible("Ada.\nQuestion: And") == "Ada."
-    shown, spans = layout.citations(prompt, [], ' "Ada" [1].\nQuestion: And')
-    assert (shown, spans[0].cited_text) == ('"Ada" [1].', "Ada")

@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console
 
+from service.answering.answer import Answer
 from service.cli.explaining import SourceColours
 
 
@@ -42,3 +43,11 @@ def test_without_colours_the_text_is_exact_and_the_legend_tells():
     assert sink.getvalue() == text
     colours.legend()
     assert "the model itself 100%" in sink.getvalue()
+
+
+def test_each_claim_is_shown_with_its_support_and_citations():
+    colours, sink = written()
+    claims = [{"text": "It is grey.", "support": "attributed"}, {"text": "It is old.", "support": "none"}]
+    answer = Answer(claims=claims, citations=[{"claim": 0}, {"claim": 0}])
+    colours.claims(answer)
+    assert sink.getvalue() == "attributed It is grey. [1] [2]\nnone       It is old.\n"

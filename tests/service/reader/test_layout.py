@@ -1,17 +1,14 @@
-"""What the layout cites is an exact slice of the evidence, whatever the reader says."""
+"""What the reader is asked, and what of its answer is shown."""
 
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from service.answering.passages import Passage
-from service.answering.prompting import Prompt
 from service.errors import InvalidRequest
 from service.reader.layout import ReaderLayout
-from service.reader.tokenizer import NOT_STATED, REFERENCES, reference
+from service.reader.tokenizer import REFERENCES, reference
 
 STORED = (
     "The harbour was built in 1871.  It has two\nmoles of granite. A lamp burns <|r1|> on the northern one! "
@@ -34,21 +31,6 @@ def answer(layout: ReaderLayout, number: int | None, words: str) -> list[int]:
     return [*lead, *tokenizer(" " + words, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
 
 
-def read(layout: ReaderLayout, prompt: Prompt, ids: list[int]) -> tuple[str, list[Any]]:
-    return layout.citations(prompt, ids, layout.tokenizer.decode(ids))
-
-
-def test_every_sentence_of_a_prompt_can_be_cited_exactly(layout: ReaderLayout) -> None:
-    prompt = layout.build("Who lit the lamp?", [passage()])
-    assert len(prompt.context) == 5
-    for number, quotable in enumerate(prompt.context):
-        shown, (span,) = read(layout, prompt, answer(layout, number, quotable.sentence.words))
-        assert span.cited_text == STORED[span.start - 100 : span.end - 100]
-        assert " ".join(span.cited_text.split()) == quotable.sentence.words
-        assert (span.document, span.page, span.label) == ("d1", 3, 1)
-        assert shown[span.answer_start : span.answer_end] == layout.visible(quotable.sentence.words)
-
-
 def test_a_prompt_holds_the_sentences_in_order_and_evidence_cannot_forge_tokens(layout: ReaderLayout) -> None:
     prompt = layout.build("  Who lit\nthe lamp? ", [passage()])
     numbers = [layout._numbers[token] for token in prompt.ids if token in layout._numbers]
@@ -62,51 +44,6 @@ def test_prompts_over_the_same_evidence_share_their_beginning(layout: ReaderLayo
     two = layout.build("Where is the lamp?", [passage()]).ids
     question = one.index(layout.tokenizer.convert_tokens_to_ids("<|question|>"))
     assert one[: question + 1] == two[: question + 1]
-
-
-def test_not_stated_cites_nothing(layout: ReaderLayout) -> None:
-    prompt = layout.build("What does it cost?", [passage()])
-    none = layout.tokenizer.convert_tokens_to_ids("<|none|>")
-    assert read(layout, prompt, [none, *answer(layout, None, NOT_STATED)]) == (NOT_STATED, [])
-
-
-def test_a_quotation_cut_short_cites_what_it_repeats(layout: ReaderLayout) -> None:
-    prompt = layout.build("When was it built?", [passage()])
-    _, (span,) = read(layout, prompt, answer(layout, 0, "The harbour was built")[:-1])
-    assert span.cited_text == "The harbour was built"
-
-
-def test_right_words_behind_a_wrong_reference_are_found(layout: ReaderLayout) -> None:
-    prompt = layout.build("Who?", [passage()])
-    for wrong in (0, 77, None):
-        _, (span,) = read(layout, prompt, answer(layout, wrong, "Nobody remembers."))
-        assert span.cited_text == "Nobody remembers."
-
-
-def test_words_that_stand_nowhere_are_not_cited(layout: ReaderLayout) -> None:
-    prompt = layout.build("Who?", [passage()])
-    assert read(layout, prompt, answer(layout, 1, "Quite unlike anything")) == ("Quite unlike anything", [])
-
-
-def test_references_used_twice_are_told_apart_by_the_words(layout: ReaderLayout) -> None:
-    text = " ".join(f"Sentence {n} is here." for n in range(REFERENCES + 5))
-    prompt = layout.build("Which?", [passage(text)])
-    _, (span,) = read(layout, prompt, answer(layout, 3, f"Sentence {REFERENCES + 3} is here."))
-    assert span.cited_text == f"Sentence {REFERENCES + 3} is here."
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(data=st.data())
-def test_garbage_never_breaks_it_and_never_cites_what_is_not_there(layout: ReaderLayout, data: st.DataObject) -> None:
-    prompt = layout.build("Who lit the lamp?", [passage(), passage("Other text. More of it.", 900, "d2")])
-    token = st.integers(0, len(layout.tokenizer) - 1) | st.sampled_from(prompt.ids)
-    shown, spans = read(layout, prompt, data.draw(st.lists(token, max_size=30)))
-    stored = {"d1": (100, STORED), "d2": (900, "Other text. More of it.")}
-    for span in spans:
-        start, text = stored[span.document]
-        assert span.cited_text
-        assert text[span.start - start : span.end - start] == span.cited_text
-        assert 0 <= span.answer_start < span.answer_end <= len(shown)
 
 
 def test_what_is_shown_only_grows(layout: ReaderLayout) -> None:
