@@ -3,7 +3,7 @@
     with Library.open("~/.folio") as library:
         for result in library.ingest(["book.txt", "paper.pdf"]):
             print(result.name, result.status, result.error)
-        hits, generation = library.search("Who built the bridge?", k=5)
+        hits = library.search("Who built the bridge?", k=5).hits
 
 Every method that touches documents takes ``owner`` and sees that owner's documents alone; what belongs to somebody
 else does not exist (NotFound). All methods are thread-safe. Any number of processes may read one library; one at a
@@ -26,7 +26,8 @@ import structlog
 from retrieval.checks import check_label, check_query
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
-from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.embedder import check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.encoding import Embedder, cosine_weight
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
@@ -111,7 +112,8 @@ class Library(Shelf):
 
         Args:
             database_url: SQLAlchemy's; None for the SQLite file ``folio.db`` in ``home``.
-            embedder: None or ``minilm`` for the packaged MiniLM, a folder, a hub id, or an ``Embedder``.
+            embedder: None or ``minilm`` for the packaged MiniLM, ``multilingual-e5-small`` (extra ``multilingual``), a
+                folder, a hub id, or an ``Embedder``.
             blobs: address of the store of files, uploads and index generations (fsspec); None for ``home``.
 
         The model and the index are loaded when first needed; ``warm_up`` loads them now.
@@ -270,7 +272,8 @@ class Library(Shelf):
 
         Args:
             collection: search this one alone; documents: search these ids alone.
-            mode: ``dense`` (cosine of MiniLM), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale of 0 to 1).
+            mode: ``dense`` (cosine), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale). A query that the embedder
+                cannot read is searched for in mode sparse, and the result's ``note`` says so.
         Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
         """
         return self.submit_search(query, k, collection=collection, documents=documents, owner=owner, mode=mode).result()
@@ -316,6 +319,7 @@ class Library(Shelf):
             mode,
             lambda texts: np.stack([self._queries(text) for text in texts]),
             lambda text: newest_tokens(text, self.embedder),
+            lambda text: cosine_weight(self.embedder, text),
         )
 
     # -- index

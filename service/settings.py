@@ -60,7 +60,10 @@ class Settings(BaseSettings, EngineConfig):
         description="Store of files, uploads and index generations for several machines, as s3://bucket/folio; "
         "empty for the data folder.",
     )
-    embedder: str = Field("minilm", description="Embedding model: minilm (packaged), a folder, or a hub id.")
+    embedder: str = Field(
+        "minilm",
+        description="Embedding model: minilm (packaged), multilingual-e5-small (an extra), a folder, or a hub id.",
+    )
 
     search_device: Literal["cpu", "cuda"] = Field(
         "cpu", description="Where FAISS searches: cpu, or cuda for a read-only copy on a GPU (needs faiss-gpu)."

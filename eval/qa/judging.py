@@ -21,7 +21,8 @@ from service.answering.question import Question, Turn
 Support = Literal["verbatim", "attributed", "none"]
 _REFUSAL = re.compile(
     r"\W*(?:there is nothing in the documents|(?:i'm |i am )?sorry\b|unfortunately\b"
-    r"|[^.!?\n]{0,60}\b(?:do|does|is|are) not (?:say|mention|state|specif|provide|contain|give))",
+    r"|[^.!?\n]{0,40}\b(?:documents?|texts?|passages?|context|information|answer|it)\b"
+    r"[^.!?\n]{0,30}\b(?:do|does|is|are) not (?:say|mention|state|specif|provide|contain|give))",
     re.IGNORECASE,
 )
 
@@ -67,9 +68,9 @@ def search_query(item: Item) -> str:
 def as_question(item: Item, **options: object) -> Question:
     """The question as `/v1/answer` takes it."""
     turns = [
-        Turn(role=role, content=said)
+        one
         for turn in item.history
-        for role, said in (("user", turn.question), ("assistant", turn.answer))
+        for one in (Turn(role="user", content=turn.question), Turn(role="assistant", content=turn.answer))
     ]
     return Question.model_validate({"question": item.question, "history": turns, **options})
 

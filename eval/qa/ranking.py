@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,8 +72,8 @@ def figures(corpus: Corpus, items: Sequence[Item], found: Ranking) -> dict[str, 
     Questions without an answer are left out.
     """
     asked = [(item, spans) for item, spans in zip(items, found, strict=True) if not item.unanswerable]
-    ranks = [_rank(spans, lambda span, item=item: corpus.covers([span], item)) for item, spans in asked]
-    homes = [_rank(spans, lambda span, item=item: span[0] == item.document) for item, spans in asked]
+    ranks = [_rank([corpus.covers([span], item) for span in spans]) for item, spans in asked]
+    homes = [_rank([name == item.document for name, _, _ in spans]) for item, spans in asked]
     return {
         "n": len(asked),
         "hit@1": score([float(rank == 1) for rank in ranks]),
@@ -84,9 +84,9 @@ def figures(corpus: Corpus, items: Sequence[Item], found: Ranking) -> dict[str, 
     }
 
 
-def _rank(spans: Sequence[Span], right: Callable[[Span], bool]) -> int:
-    """From 1; 0 where none is right."""
-    return next((rank for rank, span in enumerate(spans, 1) if right(span)), 0)
+def _rank(right: Sequence[bool]) -> int:
+    """Of the first that is right, from 1; 0 where none is."""
+    return right.index(True) + 1 if True in right else 0
 
 
 def _bm25s(library: Library, texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:

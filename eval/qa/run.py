@@ -1,10 +1,10 @@
 """One run: the library is built, search is measured over all questions, the model answers some; rows as they come.
 
-DIR/library_DATA/            the documents, with their index
-DIR/rows_DATA_MODEL_MODE.jsonl   answers as they came (`eval.qa.replies.Reply`)
-DIR/scored_DATA_MODEL_MODE.jsonl each held to its question
-DIR/results.json             figures of every run in the folder
-DIR/report.md, report.html   the same for people, with pictures
+DIR/library_DATA_KEY/               the documents with their index, kept while neither they nor the code change
+DIR/rows_DATA_MODEL_MODE.jsonl      answers as they came (`eval.qa.replies.Reply`)
+DIR/scored_DATA_MODEL_MODE.jsonl    each held to its question
+DIR/results.json                    figures of every run in the folder
+DIR/report.md, report.html          the same for people, with pictures
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from eval.figures import command_line, git_sha, machine, save_result, write_atom
 from eval.harness.jsonl import JsonlAppender
 from eval.harness.store import read_rows
 from eval.qa import ranking
-from eval.qa.corpus import Corpus
+from eval.qa.corpus import Corpus, library_key
 from eval.qa.dataset import Dataset, Item, load
 from eval.qa.figures import scored, summarise
 from eval.qa.judging import rule
 from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
+from retrieval.library import Library
+from service.engine.loading.checkpoint import read_config
 from service.libraries import embedder_of
 from service.models import check_request
 from service.settings import Settings, load_settings
@@ -47,13 +49,16 @@ def run(options: QaOptions) -> dict[str, Any]:
     cells = [_Cell(options, dataset, mode) for mode in options.modes]
     if options.model != CONTROL:
         check_request(settings, drafter=options.drafter)
+        read_config(settings.model)
     for cell in cells:
         cell.claim()
     began = time.monotonic()
-    with Corpus(dataset, options.output / f"library_{dataset.name}", embedder_of(settings)) as corpus:
+    embedder = embedder_of(settings)
+    home = options.output / f"library_{dataset.name}_{library_key(dataset, embedder)}"
+    with Corpus(dataset, home, embedder) as corpus:
         _say(f"{len(corpus.ids)} documents in the library, {time.monotonic() - began:.0f} s")
         searches = _searches(corpus, dataset) if options.retrieval else []
-        with _answering(options, settings) as answering:
+        with _answering(options, settings, corpus.library) as answering:
             found = [cell.run(answering, corpus) for cell in cells]
     figures = {"retrieval": searches, "answers": found}
     _save(options, figures)
@@ -130,7 +135,7 @@ class _Cell:
 
 
 @contextmanager
-def _answering(options: QaOptions, settings: Settings) -> Iterator[Answering]:
+def _answering(options: QaOptions, settings: Settings, library: Library) -> Iterator[Answering]:
     """What answers, ready."""
     if options.model == CONTROL:
         from eval.qa.control import Control
@@ -146,7 +151,7 @@ def _answering(options: QaOptions, settings: Settings) -> Iterator[Answering]:
         engine = load_engine(settings)
         engine.start()
         opened.callback(engine.stop)
-        yield Service(settings, engine, sampling, options.clients)
+        yield Service(settings, engine, sampling, options.clients, library)
 
 
 def _searches(corpus: Corpus, dataset: Dataset) -> list[dict[str, Any]]:

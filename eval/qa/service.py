@@ -10,6 +10,7 @@ from eval.qa.corpus import Corpus
 from eval.qa.dataset import Item
 from eval.qa.judging import as_question
 from eval.qa.replies import Cited, Mode, Reply
+from retrieval.library import Library
 from service.answering.answer import Answer, Answerer, collect
 from service.answering.evidence import EvidenceFinder
 from service.answering.question import Sampling
@@ -38,10 +39,13 @@ class Service:
         clients: questions under way at once; the engine runs them in one batch.
     """
 
-    def __init__(self, settings: Settings, engine: AsyncEngine, sampling: Sampling, clients: int) -> None:
+    def __init__(
+        self, settings: Settings, engine: AsyncEngine, sampling: Sampling, clients: int, library: Library
+    ) -> None:
         self._settings = settings
-        self._engine = engine
         self._layout = layout_for(settings.model, engine.tokenizer)
+        finder = EvidenceFinder(library, self._layout, engine.window, settings)
+        self._answerer = Answerer(finder, engine, self._layout)
         self._sampling = sampling
         self._clients = clients
 
@@ -54,13 +58,11 @@ class Service:
         }
 
     async def answers(self, items: Sequence[Item], mode: Mode, corpus: Corpus) -> AsyncIterator[Reply]:
-        finder = EvidenceFinder(corpus.library, self._layout, self._engine.window, self._settings)
-        answerer = Answerer(finder, self._engine, self._layout)
         room = asyncio.Semaphore(self._clients)
 
         async def one(item: Item) -> Reply:
             async with room:
-                return await self._answer(answerer, item, mode, corpus)
+                return await self._answer(item, mode, corpus)
 
         tasks = [asyncio.ensure_future(one(item)) for item in items]
         try:
@@ -70,11 +72,11 @@ class Service:
             for task in tasks:
                 task.cancel()
 
-    async def _answer(self, answerer: Answerer, item: Item, mode: Mode, corpus: Corpus) -> Reply:
+    async def _answer(self, item: Item, mode: Mode, corpus: Corpus) -> Reply:
         scope = {"documents": [corpus.ids[item.document]]} if mode == "closed" else {"mode": "retrieval"}
         params = self._sampling.params(self._settings.answer_tokens)
         try:
-            answer = await collect(answerer.answer(as_question(item, **scope), params))
+            answer = await collect(self._answerer.answer(as_question(item, **scope), params))
         except FolioError as error:
             return Reply(item.id, error=str(error))
         return _reply(item, answer, corpus)

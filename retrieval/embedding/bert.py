@@ -9,7 +9,7 @@ in float32: tests hold them to sentence-transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ import numpy as np
 TOKENS_AT_ONCE = 4096
 """rows of one pass: more is no faster, and takes memory"""
 
+Words = Callable[[Any], Any]
+"""a tensor int64[n] of tokens → float32[n, d], their embeddings"""
+
 
 def is_plain_bert(folder: Path) -> bool:
-    """Whether the model in ``folder`` is a BERT with mean pooling and normalisation, and nothing else."""
+    """Whether the model in ``folder`` is a BERT with mean pooling and normalisation, and nothing else but prefixes."""
     config, pooling = _json(folder / "config.json"), _json(folder / "1_Pooling" / "config.json")
     modules = _json(folder / "modules.json") or []
     steps = [str(module["type"]).rpartition(".")[2] for module in modules]
-    prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
     pooled = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True}
     return (
         config.get("model_type") == "bert"
@@ -33,7 +35,6 @@ def is_plain_bert(folder: Path) -> bool:
         and config.get("position_embedding_type", "absolute") == "absolute"
         and steps == ["Transformer", "Pooling", "Normalize"]
         and pooled == {"pooling_mode_mean_tokens"}
-        and not any(prompts.values())
         and (folder / "tokenizer.json").is_file()
         and (folder / "model.safetensors").is_file()
     )
@@ -52,32 +53,45 @@ class _Layer:
 
 
 class Bert:
-    """The encoder of a folder for which ``is_plain_bert`` holds. Thread-safe."""
+    """The encoder. Thread-safe.
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from safetensors.torch import load_file
+    Args:
+        weights: by BERT's names, float32; but for the embeddings of words, which are ``words``.
+    """
 
-        config = _json(folder / "config.json")
-        self.heads = int(config["num_attention_heads"])
-        self.epsilon = float(config["layer_norm_eps"])
-        weights = {
-            name.removeprefix("bert."): tensor.float()
-            for name, tensor in load_file(folder / "model.safetensors", device).items()
-        }
+    def __init__(self, weights: Mapping[str, Any], words: Words, heads: int, epsilon: float) -> None:
+        self.heads = heads
+        self.epsilon = epsilon
+        self._words = words
         embedding = "embeddings."
         # one sentence a text: the type embedding is the same for every token
         self._positions = (
             weights[f"{embedding}position_embeddings.weight"] + weights[f"{embedding}token_type_embeddings.weight"][0]
         )
-        self._words = weights[f"{embedding}word_embeddings.weight"]
         self._norm = _pair(weights, f"{embedding}LayerNorm")
-        self._layers = [_layer(weights, f"encoder.layer.{n}.") for n in range(int(config["num_hidden_layers"]))]
+        layers = {int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer.")}
+        self._layers = [_layer(weights, f"encoder.layer.{n}.") for n in sorted(layers)]
+
+    @classmethod
+    def read(cls, folder: Path, device: str = "cpu") -> Bert:
+        """Of a folder for which ``is_plain_bert`` holds."""
+        import torch.nn.functional as F
+        from safetensors.torch import load_file
+
+        config = _json(folder / "config.json")
+        weights = {
+            name.removeprefix("bert."): tensor.float()
+            for name, tensor in load_file(folder / "model.safetensors", device).items()
+        }
+        table = weights["embeddings.word_embeddings.weight"]
+        heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
+        return cls(weights, lambda ids: F.embedding(ids, table), heads, epsilon)
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """float32[len(sequences), d]: the mean over each sequence's tokens, of norm 1. Special tokens are given."""
         import torch
 
-        vectors = np.empty((len(sequences), self._words.shape[1]), dtype=np.float32)
+        vectors = np.empty((len(sequences), self._positions.shape[1]), dtype=np.float32)
         with torch.inference_mode():
             for rows in _passes([len(sequence) for sequence in sequences]):
                 vectors[rows] = self._encode([sequences[row] for row in rows]).cpu().numpy()
@@ -87,14 +101,14 @@ class Bert:
         import torch
         import torch.nn.functional as F
 
-        device = self._words.device
+        device = self._positions.device
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         longest = int(lengths.max())
         places = torch.arange(longest).expand(len(sequences), longest)
         real = places < lengths[:, None]
         rectangle = _Rectangle(real.to(device), len(sequences), longest, bool(real.all()))
         ids = torch.tensor([token for sequence in sequences for token in sequence]).to(device)
-        hidden = F.embedding(ids, self._words) + self._positions[places[real].to(device)]
+        hidden = self._words(ids) + self._positions[places[real].to(device)]
         hidden = self._normed(hidden, self._norm)
         for layer in self._layers:
             hidden = self._normed(
@@ -150,7 +164,7 @@ def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield rows
 
 
-def _layer(weights: dict[str, Any], prefix: str) -> _Layer:
+def _layer(weights: Mapping[str, Any], prefix: str) -> _Layer:
     import torch
 
     attention = [_pair(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")]
@@ -164,7 +178,7 @@ def _layer(weights: dict[str, Any], prefix: str) -> _Layer:
     )
 
 
-def _pair(weights: dict[str, Any], name: str) -> tuple[Any, Any]:
+def _pair(weights: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 

@@ -146,7 +146,7 @@ class Answerer:
     async def _writer(self, question: Question, params: SamplingParams, owner: str) -> OneShotAnswer | IterativeAnswer:
         """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
         self.engine.admit()
-        self.engine.check(params)
+        await self.engine.checked(params)
         if params.adjusted and (question.mode == "iterative" or question.knn is not None):
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",

@@ -172,6 +172,7 @@ class EvidenceFinder:
             documents=list(question.documents) or None,
         )
         retrieval_ms = (time.perf_counter() - began) * 1000
+        reason += f"; {found.note}" if found.note else ""
         hits = list(found.hits)
         if not hits:
             nothing = f"{reason}; nothing found"

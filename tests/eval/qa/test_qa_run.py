@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from eval.cli import app
 from eval.errors import EvalError
+from eval.options import read
 from eval.qa.control import Control
+from eval.qa.options import QaOptions
 from eval.qa.replies import Reply
 
 RUNNER = CliRunner()
@@ -112,6 +114,12 @@ def test_bad_input_is_told_before_anything_heavy(squad_file, tmp_path, monkeypat
     ]:
         with pytest.raises(Exception, match=said):
             folio_eval(*arguments, "--output", tmp_path / "out")
+
+
+def test_an_option_of_several_words_is_one_of_them():
+    assert read(QaOptions, {"data": "x.json", "mode": "open"}).modes == ("open",)
+    with pytest.raises(EvalError, match="the option mode cannot be 'sideways'"):
+        read(QaOptions, {"data": "x.json", "mode": "sideways"})
 
 
 def test_a_reply_survives_its_row():
