@@ -38,13 +38,13 @@ class Corpus:
         """
         self.library = Library.open(home, embedder=embedder)
         try:
-            uploads = [Upload(name, _bytes(said)) for name, said in dataset.documents.items()]
+            uploads = [Upload(_file_name(name, said), _bytes(said)) for name, said in dataset.documents.items()]
             results = self.library.ingest(uploads)
             failed = next((result for result in results if result.status == "failed"), None)
             if failed is not None:
                 raise EvalError(f"{failed.name} cannot be read: {failed.error}", param="data")
             self.library.build_index()
-            self.ids = {result.name: str(result.id) for result in results}
+            self.ids = {name: str(result.id) for name, result in zip(dataset.documents, results, strict=True)}
             self.names = {id_: name for name, id_ in self.ids.items()}
             self.texts = {name: self.library.text(id_) for name, id_ in self.ids.items()}
             self._folded = {name: _Folded(text) for name, text in self.texts.items()}
@@ -132,6 +132,11 @@ def library_key(dataset: Dataset, embedder: str | Path) -> str:
     for source in sorted(Path(retrieval.__file__).parent.rglob("*.py")):
         key.update(source.read_bytes())
     return key.hexdigest()[:12]
+
+
+def _file_name(name: str, said: Path | str) -> str:
+    """With the file's own suffix, by which it is read."""
+    return name if isinstance(said, str) or name.endswith(said.suffix) else name + said.suffix
 
 
 def _bytes(said: Path | str) -> bytes:

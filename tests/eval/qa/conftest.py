@@ -19,7 +19,7 @@ PARAGRAPHS = {
     "The ferry to Aldby leaves twice a day. A ticket costs four crowns. Dogs travel free of charge.": [
         ("What does a ticket cost?", "four crowns"),
     ],
-    "Moss was gathered on the northern moor for the hospital. It was dried in the school and sent away by train.": [
+    "Moss was gathered on the northern moor. The moss was then dried in the school. A train took it away.": [
         ("Where was the moss dried?", "in the school"),
     ],
 }

@@ -44,6 +44,12 @@ def test_a_gold_sentence_that_the_text_lacks_is_named(dataset, tmp_path):
         Corpus(changed, tmp_path, "minilm")
 
 
+def test_a_file_is_read_by_its_own_suffix(tmp_path):
+    (tmp_path / "a.csv").write_text("Number,Maker\n7,Ann\n", encoding="utf-8")
+    with Corpus(Dataset("one", (), {"table": tmp_path / "a.csv"}), tmp_path / "home", "minilm") as corpus:
+        assert corpus.texts == {"table": "Number: 7 | Maker: Ann"}
+
+
 def test_a_right_answer_that_cites_its_sentence(corpus, item, by_citations):
     said = "The lighthouse at Skerry Point was finished in 1871."
     row = scored(Reply("q1", said, "stop", citations=(cited(corpus, LIGHTHOUSE, said),)), item["q1"], corpus)
