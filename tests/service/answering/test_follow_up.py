@@ -25,7 +25,6 @@ def asked(*questions: str, answer: str = "") -> list[tuple[str, str]]:
         "How many arches does the bridge have?",
         "Who was the architect?",
         "Can carts cross it?",
-        "Is there another one?",
         "Who lived there?",
     ],
 )
