@@ -28,7 +28,7 @@ from retrieval.ranking.features import NAMES, lexical
 from retrieval.ranking.ranker import CALIBRATION, CosineScorer, PassageScorer, Scorer
 
 PASSAGES = 8
-RIDGE = 1e-2
+RIDGE = 1e-4
 WRONG_AT_MOST = 0.25
 """of the answers given to questions that the passages do not answer: what the threshold allows"""
 
@@ -62,17 +62,16 @@ def asked_of(examples: Sequence[Example], pool: Sequence[Passage], seed: int) ->
     return found
 
 
-def fit(features: np.ndarray, marked: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+def fit(features: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, float]:
     """Logistic regression by Newton's method, with a ridge on standardised features: (weights, bias)."""
     mean, scale = features.mean(0), features.std(0) + 1e-9
     matrix = np.concatenate([(features - mean) / scale, np.ones((len(features), 1))], axis=1)
     theta = np.zeros(matrix.shape[1])
-    ridge = np.diag([*[RIDGE * weights.sum()] * features.shape[1], 0.0])
+    ridge = RIDGE * len(features) * np.diag([*[1.0] * features.shape[1], 0.0])
     for _ in range(30):
         p = 1 / (1 + np.exp(-np.clip(matrix @ theta, -30, 30)))
-        gradient = matrix.T @ (weights * (p - marked)) + ridge @ theta * 0.01
-        hessian = (matrix * (weights * p * (1 - p))[:, None]).T @ matrix + ridge * 0.01 + 1e-9 * np.eye(len(theta))
-        theta -= np.linalg.solve(hessian, gradient)
+        hessian = (matrix * (p * (1 - p))[:, None]).T @ matrix + ridge + 1e-9 * np.eye(len(theta))
+        theta -= np.linalg.solve(hessian, matrix.T @ (p - marked) + ridge @ theta)
     found = theta[:-1] / scale
     return found, float(theta[-1] - found @ mean)
 
@@ -84,6 +83,14 @@ def figures(questions: Sequence[Asked], logits: Sequence[np.ndarray]) -> dict[st
     right = np.array([bool(q.marked[int(x.argmax())]) for q, x in there])
     three = np.array([bool(q.marked[np.argsort(-x)[:3]].any()) for q, x in there])
     best = np.array([x.max() for _, x in there])
+    chosen = {
+        "questions": len(there),
+        "right": round(float(right.mean()), 4),
+        "right_se": round(float(right.std() / np.sqrt(len(right))), 4),
+        "in_best_three": round(float(three.mean()), 4),
+    }
+    if not absent:
+        return chosen
     bare = np.array([x.max() for x in absent])
     curve = []
     for threshold in np.unique(np.quantile(np.concatenate([best, bare]), np.linspace(0, 0.98, 50))):
@@ -98,13 +105,7 @@ def figures(questions: Sequence[Asked], logits: Sequence[np.ndarray]) -> dict[st
                 "answered_without_answer": round(fooled / len(bare), 4),
             }
         )
-    return {
-        "questions": len(there),
-        "right": round(float(right.mean()), 4),
-        "right_se": round(float(right.std() / np.sqrt(len(right))), 4),
-        "in_best_three": round(float(three.mean()), 4),
-        "curve": curve,
-    }
+    return chosen | {"curve": curve}
 
 
 def threshold_of(curve: Sequence[dict[str, Any]]) -> float:
@@ -133,7 +134,7 @@ def fitted(seen: Sequence[np.ndarray], questions: Sequence[Asked], names: Sequen
     chosen = [n for n, q in enumerate(questions) if q.fits]
     features = np.concatenate([seen[n] for n in chosen]).astype(np.float64)
     marked = np.concatenate([questions[n].marked for n in chosen]).astype(np.float64)
-    weights, bias = fit(features, marked, np.ones(len(marked)))
+    weights, bias = fit(features, marked)
     rest = [n for n, q in enumerate(questions) if not q.fits]
     found = figures([questions[n] for n in rest], [seen[n] @ weights + bias for n in rest])
     tuned = figures([questions[n] for n in chosen], [seen[n] @ weights + bias for n in chosen])
@@ -167,11 +168,7 @@ def main() -> None:
     words = [lexical(q.question, q.sentences, q.contexts) for q in questions]
     found["words"] = fitted(words, questions, NAMES)
     rest = [q for q in questions if not q.fits and q.marked.any()][:200]
-    found["control"] = figures(
-        [*rest, rest[0].__class__("", ["x"], ["x"], np.array([False]), False)],
-        [*(control(q, embedder) for q in rest), np.array([0.0])],
-    )
-    del found["control"]["curve"]
+    found["control"] = figures(rest, [control(q, embedder) for q in rest])
     found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model)), questions)
     if options.cosine:
         found["cosine"] = calibrate(CosineScorer(embedder), questions)

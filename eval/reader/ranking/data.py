@@ -124,8 +124,11 @@ def prepare(
     cache: Path,
     seed: int = 0,
 ) -> Sets:
-    """The two sets, parted by article; `cache` keeps what takes minutes, the nearest other passages. An example that shares eight words in a row with a paragraph of the SQuAD-like
-    files `kept`, which evaluation reads, is in neither."""
+    """The two sets, parted by article; `cache` keeps what takes minutes, the nearest other passages.
+
+    An example that shares eight words in a row with a paragraph of the SQuAD-like files `kept`, which evaluation reads,
+    is in neither.
+    """
     examples = [e for path in selqa for e in read_selqa(path)]
     articles = sorted({e.article for e in examples})
     held = set(random.Random(seed).sample(articles, round(len(articles) * HELD_SHARE))) | {PAIRS_HELD}

@@ -138,7 +138,8 @@ def main() -> None:
     ranker = load_ranker(options.ranker, embedder)
     control = control_of(embedder)
     figures: dict[str, Any] = {
-        "command": f"python -m eval.reader.ranking.evaluate {options.file.name} --limit {options.limit} --seed {options.seed}",
+        "command": f"python -m eval.reader.ranking.evaluate {options.file.name} --limit {options.limit}",
+        "seed": options.seed,
         "ranker": ranker.name,
         "embedder": embedder.fingerprint,
         "closed": {

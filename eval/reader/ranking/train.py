@@ -31,6 +31,7 @@ from retrieval.ranking.cross_encoder import SEP, WEIGHTS, first
 RANK = 16
 BATCH = 8
 CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_STEPS = 100
 RATE = 6e-4
 OTHER_SHARE = 0.7
 """Questions that are read with a passage which does not answer, besides the one that does."""
@@ -182,9 +183,15 @@ def batches(stream: Iterator[list[Row]]) -> Iterator[list[list[Row]]]:
 
 
 def train(
-    model: Reader, stream: Iterator[list[Row]], out: Path, minutes: float, steps: int, bf16: bool
+    model: Reader,
+    stream: Iterator[list[Row]],
+    out: Path,
+    minutes: float,
+    steps: int,
+    bf16: bool,
+    stop: int | None = None,
 ) -> dict[str, Any]:
-    """Train until the clock or the steps are out; writes checkpoints and the log as it goes."""
+    """Train until the clock or the steps are out, or to step `stop`; writes checkpoints and the log as it goes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     step, spent, log = 0, 0.0, []
@@ -197,7 +204,7 @@ def train(
     for _ in range(step):
         next(source)
     running = 0.0
-    while step < steps and spent < minutes * 60:
+    while step < (stop or steps) and spent < minutes * 60:
         began = time.monotonic()
         done = max(step / steps, spent / (minutes * 60))
         rate = RATE * min(1.0, (step + 1) / 60) * max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
@@ -222,7 +229,7 @@ def train(
         if step % 20 == 0:
             log.append({"step": step, "loss": round(running, 4), "seconds": round(spent, 1)})
             print(json.dumps(log[-1]), flush=True)
-        if step % 100 == 0:
+        if step % CHECKPOINT_STEPS == 0:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             torch.save(state | {"step": step, "spent": spent, "log": log}, out / CHECKPOINT)
             save(model, out)

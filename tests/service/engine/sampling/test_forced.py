@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from drafters.tree import DraftTree
+from service.engine.async_engine import AsyncEngine
 from service.engine.params import DraftSources, SamplingParams
 from service.engine.sampling.constraint import Constraint
 from service.engine.sampling.forced import ForcedText
@@ -41,7 +42,8 @@ def test_a_sure_drafter_is_believed_to_the_end() -> None:
     sources = DraftSources(documents=[[4, 3, *FORCED]])
     engine = make_engine()
     params = SamplingParams(max_tokens=len(FORCED), drafter="suffix", ignore_eos=True, forced=FORCED)
-    (said,) = generate(engine, [[1, 4, 3]], [params], sources=[sources])
+    with AsyncEngine(engine) as door:
+        (said,) = door.generate([[1, 4, 3]], params, [sources])
     assert tuple(said.token_ids) == FORCED
     assert said.stats["decode_steps"] < len(FORCED)
 
