@@ -180,9 +180,7 @@ def questions(
         epoch += 1
 
 
-def part_of(
-    passage: Passage, marked: frozenset[int], most: int, draw: random.Random
-) -> tuple[Passage, frozenset[int]]:
+def part_of(passage: Passage, marked: frozenset[int], most: int, draw: random.Random) -> tuple[Passage, frozenset[int]]:
     """A run of sentences of at most so many characters (or one sentence), with one that answers if there is any."""
     start = end = draw.choice(sorted(marked) or range(len(passage.sentences)))
     size = len(passage.sentences[start])
