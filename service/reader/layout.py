@@ -65,7 +65,7 @@ class ReaderLayout:
         if tokenizer.unk_token_id in self._references or None in self._references:
             raise InvalidRequest("This tokenizer has no reference tokens: it is not the embedded reader's.")
         self._preamble = [self._bos, self._none, *self._encode([f" {NOT_STATED}"])[0], self._end]
-        self._passage = lru_cache(maxsize=64)(self._read)
+        self._read = lru_cache(maxsize=64)(self._split)
 
     def build(self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
@@ -81,12 +81,16 @@ class ReaderLayout:
         if not question.strip():
             raise InvalidRequest("The question is empty.", param="question")
         ordered = tuple(canonical(passages))
-        quotable = [Quotable(n, *one) for n, passage in enumerate(ordered) for one in self._passage(passage.text)]
-        prompt = self._prompt(question, ordered, tuple(quotable))
+        prompt = self._prompt(question, ordered, self._quotable(ordered, LONGEST))
         chooser = self._chooser
         if chooser is None:
             return prompt
         return replace(prompt, settle=lambda narrow: self._settled(prompt, chooser(), narrow))
+
+    def _quotable(self, passages: Sequence[Passage], longest: int) -> tuple[Quotable, ...]:
+        return tuple(
+            Quotable(n, *one) for n, passage in enumerate(passages) for one in self._read(passage.text, longest)
+        )
 
     def _prompt(self, question: str, passages: tuple[Passage, ...], quotable: tuple[Quotable, ...]) -> Prompt:
         ids = list(self._preamble)
@@ -97,17 +101,17 @@ class ReaderLayout:
 
     def _settled(self, prompt: Prompt, chooser: SentenceChooser, narrow: bool) -> Prompt:
         """The prompt with the sentences that answer it, or the refusal; `narrow`: over the likely sentences alone."""
-        quotable: tuple[Quotable, ...] = prompt.context
-        groups = [[q.sentence.words for q in group] for _, group in groupby(quotable, key=lambda q: q.passage)]
-        choice = chooser.choose(prompt.question, groups)
+        quotable = self._quotable(prompt.passages, LONGEST_QUOTED)
+        passages = [[q.sentence.words for q in group] for _, group in groupby(quotable, key=lambda q: q.passage)]
+        choice = chooser.choose(prompt.question, passages)
         chosen = [quotable[number] for number in choice.sentences]
         if narrow:
-            prompt = self._prompt(prompt.question, prompt.passages, tuple(quotable[number] for number in choice.likely))
+            quotable = tuple(quotable[number] for number in choice.likely)
+            prompt = self._prompt(prompt.question, prompt.passages, quotable)
         answer = [] if chosen else [self._none, *self._encode([f" {NOT_STATED}"])[0]]
         for one in chosen:
-            number = prompt.context.index(one)
-            answer += [self._references[number % REFERENCES], *one.tokens]
-        return replace(prompt, answer=(*answer, self._end), settle=None)
+            answer += [self._references[quotable.index(one) % REFERENCES], *one.tokens]
+        return replace(prompt, answer=(*answer, self._end), context=quotable, settle=None)
 
     def visible(self, answer_text: str) -> str:
         """The answer without reference tokens."""
@@ -131,8 +135,8 @@ class ReaderLayout:
                 spans.append(replace(span, answer_end=min(span.answer_end, cursor)))
         return shown, spans
 
-    def _read(self, text: str) -> list[tuple[Sentence, tuple[int, ...]]]:
-        sentences = split(text, LONGEST_QUOTED if self._chooser else LONGEST)
+    def _split(self, text: str, longest: int) -> list[tuple[Sentence, tuple[int, ...]]]:
+        sentences = split(text, longest)
         tokens = self._encode([" " + s.words for s in sentences]) if sentences else []
         return [(sentence, tuple(ids)) for sentence, ids in zip(sentences, tokens, strict=True)]
 
