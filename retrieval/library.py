@@ -14,6 +14,7 @@ on the disk. Every error is a ``retrieval.errors.RetrievalError`` whose text can
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -28,6 +29,7 @@ from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
 from retrieval.embedding.embedder import check_query_length, make_embedder, newest_tokens
 from retrieval.embedding.encoding import Embedder, cosine_weight
+from retrieval.errors import RetrievalError
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
@@ -41,6 +43,8 @@ from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.parsing.sandbox import Sandbox
+from retrieval.ranking.ranker import SentenceRanker, find_ranker, load_ranker
+from retrieval.ranking.reranking import CANDIDATES, reranked
 from retrieval.store import documents as store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
@@ -77,6 +81,7 @@ class Library(Shelf):
         limits: Limits,
         chunking: ChunkingOptions,
         blobs: Blobs,
+        ranker: str | None = None,
     ) -> None:
         originals, lease = Originals(blobs), WriterLease(database, home)
         super().__init__(database, originals, Sandbox(replace(limits, parse_seconds=VIEW_S)))
@@ -95,6 +100,9 @@ class Library(Shelf):
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._searcher = Searcher(database, embedder, self._upkeep.index)
         self._searches = Batcher(self._searcher)
+        self._rerankings = Batcher(self._rerank)
+        self._ranker_name = ranker
+        self._ranker_lock = threading.Lock()
         self._queries: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
 
     @classmethod
@@ -107,6 +115,7 @@ class Library(Shelf):
         blobs: str | None = None,
         limits: Limits | None = None,
         chunking: ChunkingOptions | None = None,
+        ranker: str | None = None,
     ) -> Library:
         """Open the library in the folder ``home``, which is made where absent.
 
@@ -115,15 +124,18 @@ class Library(Shelf):
             embedder: None or ``minilm`` for the packaged MiniLM, ``multilingual-e5-small`` (extra ``multilingual``), a
                 folder, a hub id, or an ``Embedder``.
             blobs: address of the store of files, uploads and index generations (fsspec); None for ``home``.
+            ranker: what reranks; see ``retrieval.ranking.ranker.load_ranker``.
 
-        The model and the index are loaded when first needed; ``warm_up`` loads them now.
-        Errors: StoreUnavailable, UnknownEmbedder.
+        The models and the index are loaded when first needed; ``warm_up`` loads them now, but for the ranker.
+        Errors: StoreUnavailable, UnknownEmbedder, UnknownRanker.
         """
+        if ranker is not None:
+            find_ranker(ranker)
         folder = make_home(home)
         model = make_embedder(Path(embedder) if isinstance(embedder, os.PathLike) else embedder)
         kept = open_blobs(folder, blobs)
         database = Database.open(folder, database_url)
-        return cls(folder, database, model, limits or Limits(), chunking or ChunkingOptions(), kept)
+        return cls(folder, database, model, limits or Limits(), chunking or ChunkingOptions(), kept, ranker)
 
     def warm_up(self) -> None:
         """Load the index and the embedding model, so that the first search is not the slow one."""
@@ -267,6 +279,7 @@ class Library(Shelf):
         documents: Sequence[str] | None = None,
         owner: str = DEFAULT_OWNER,
         mode: Mode = "hybrid",
+        rerank: bool = False,
     ) -> SearchResult:
         """The k best chunks by falling score, ties by rising chunk id, and the number of the index generation.
 
@@ -274,9 +287,20 @@ class Library(Shelf):
             collection: search this one alone; documents: search these ids alone.
             mode: ``dense`` (cosine), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale). A query that the embedder
                 cannot read is searched for in mode sparse, and the result's ``note`` says so.
-        Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
+            rerank: let the ranker read the best; a score is then the probability that the chunk answers the query.
+        Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch, UnknownRanker.
         """
-        return self.submit_search(query, k, collection=collection, documents=documents, owner=owner, mode=mode).result()
+        return self.submit_search(
+            query, k, collection=collection, documents=documents, owner=owner, mode=mode, rerank=rerank
+        ).result()
+
+    @property
+    def ranker(self) -> SentenceRanker:
+        """What reranks, loaded when it is first asked for. Error: UnknownRanker."""
+        with self._ranker_lock:
+            if not hasattr(self, "_ranker"):
+                self._ranker = load_ranker(self._ranker_name, self.embedder)
+            return self._ranker
 
     def submit_search(
         self,
@@ -287,11 +311,24 @@ class Library(Shelf):
         documents: Sequence[str] | None = None,
         owner: str = DEFAULT_OWNER,
         mode: Mode = "hybrid",
+        rerank: bool = False,
     ) -> Future[SearchResult]:
         """``search`` without waiting: searches that are submitted meanwhile run together. Error: InvalidRequest."""
         check_query(query, k, mode)
         wanted = tuple(documents) if documents is not None else None
-        return self._searches.submit(SearchRequest(query, k, mode, owner, collection, wanted))
+        count = max(k, CANDIDATES) if rerank else k
+        found = self._searches.submit(SearchRequest(query, count, mode, owner, collection, wanted))
+        return self._rerankings.submit((query, k, found)) if rerank else found
+
+    def _rerank(self, asked: Sequence[tuple[str, int, Future[SearchResult]]]) -> list[SearchResult | Exception]:
+        results: list[SearchResult | Exception] = []
+        for query, k, found in asked:
+            try:
+                result = found.result()
+                results.append(result._replace(hits=reranked(self.ranker, query, result.hits)[:k]))
+            except RetrievalError as error:
+                results.append(error)
+        return results
 
     def retriever(
         self,

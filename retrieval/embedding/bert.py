@@ -57,24 +57,30 @@ class Bert:
 
     Args:
         weights: by BERT's names, float32; but for the embeddings of words, which are ``words``.
+        dtype: torch's, of the layers' products; None for float32.
     """
 
-    def __init__(self, weights: Mapping[str, Any], words: Words, heads: int, epsilon: float) -> None:
+    def __init__(self, weights: Mapping[str, Any], words: Words, heads: int, epsilon: float, dtype: Any = None) -> None:
         self.heads = heads
         self.epsilon = epsilon
         self._words = words
+        self._dtype = dtype
         embedding = "embeddings."
-        # one sentence a text: the type embedding is the same for every token
-        self._positions = (
-            weights[f"{embedding}position_embeddings.weight"] + weights[f"{embedding}token_type_embeddings.weight"][0]
-        )
+        self._positions = weights[f"{embedding}position_embeddings.weight"]
+        self._types = weights[f"{embedding}token_type_embeddings.weight"]
         self._norm = _pair(weights, f"{embedding}LayerNorm")
         layers = {int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer.")}
-        self._layers = [_layer(weights, f"encoder.layer.{n}.") for n in sorted(layers)]
+        self._layers = [_layer(weights, f"encoder.layer.{n}.", dtype) for n in sorted(layers)]
 
     @classmethod
-    def read(cls, folder: Path, device: str = "cpu") -> Bert:
-        """Of a folder for which ``is_plain_bert`` holds."""
+    def read(
+        cls, folder: Path, device: str = "cpu", changes: Mapping[str, Any] | None = None, dtype: Any = None
+    ) -> Bert:
+        """Of a folder for which ``is_plain_bert`` holds.
+
+        Args:
+            changes: what is added to the weights, by their names; a fine-tuned model is these and the folder.
+        """
         import torch.nn.functional as F
         from safetensors.torch import load_file
 
@@ -83,9 +89,11 @@ class Bert:
             name.removeprefix("bert."): tensor.float()
             for name, tensor in load_file(folder / "model.safetensors", device).items()
         }
+        for name, change in (changes or {}).items():
+            weights[name] = weights[name] + change.to(device)
         table = weights["embeddings.word_embeddings.weight"]
         heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
-        return cls(weights, lambda ids: F.embedding(ids, table), heads, epsilon)
+        return cls(weights, lambda ids: F.embedding(ids, table), heads, epsilon, dtype)
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """float32[len(sequences), d]: the mean over each sequence's tokens, of norm 1. Special tokens are given."""
@@ -97,7 +105,23 @@ class Bert:
                 vectors[rows] = self._encode([sequences[row] for row in rows]).cpu().numpy()
         return vectors
 
+    def states(self, first: Sequence[Sequence[int]], second: Sequence[Sequence[int]] | None = None) -> Any:
+        """float32[tokens, d]: the last layer at every token of every text, the texts behind one another.
+
+        second: what follows each of `first` as the second sentence of its text.
+        """
+        hidden, _ = self._hidden([[*a, *b] for a, b in zip(first, second or [()] * len(first), strict=True)], first)
+        return hidden
+
     def _encode(self, sequences: Sequence[Sequence[int]]) -> Any:
+        import torch.nn.functional as F
+
+        hidden, rectangle = self._hidden(sequences, sequences)
+        sums = rectangle.padded(hidden).view(rectangle.texts, rectangle.longest, -1).sum(1)
+        return F.normalize(sums / rectangle.lengths[:, None].to(hidden.device), dim=1)
+
+    def _hidden(self, sequences: Sequence[Sequence[int]], first: Sequence[Sequence[int]]) -> tuple[Any, _Rectangle]:
+        """The last layer at every token of `sequences`, each of which begins with its one of `first`."""
         import torch
         import torch.nn.functional as F
 
@@ -106,27 +130,34 @@ class Bert:
         longest = int(lengths.max())
         places = torch.arange(longest).expand(len(sequences), longest)
         real = places < lengths[:, None]
-        rectangle = _Rectangle(real.to(device), len(sequences), longest, bool(real.all()))
+        types = (places >= torch.tensor([len(sequence) for sequence in first])[:, None]).long()
+        rectangle = _Rectangle(real.to(device), lengths, longest)
         ids = torch.tensor([token for sequence in sequences for token in sequence]).to(device)
         hidden = self._words(ids) + self._positions[places[real].to(device)]
-        hidden = self._normed(hidden, self._norm)
+        hidden = self._normed(hidden + self._types[types[real].to(device)], self._norm)
         for layer in self._layers:
-            hidden = self._normed(
-                hidden + F.linear(self._attention(hidden, layer, rectangle), *layer.out), layer.out_norm
-            )
-            hidden = self._normed(hidden + F.linear(F.gelu(F.linear(hidden, *layer.up)), *layer.down), layer.down_norm)
-        sums = rectangle.padded(hidden).view(len(sequences), longest, -1).sum(1)
-        return F.normalize(sums / lengths[:, None].to(device), dim=1)
+            mixed = self._linear(self._attention(hidden, layer, rectangle), layer.out)
+            hidden = self._normed(hidden + mixed, layer.out_norm)
+            inner = F.gelu(self._linear(hidden, layer.up))
+            hidden = self._normed(hidden + self._linear(inner, layer.down), layer.down_norm)
+        return hidden, rectangle
 
     def _attention(self, hidden: Any, layer: _Layer, rectangle: _Rectangle) -> Any:
         import torch.nn.functional as F
 
-        projected = rectangle.padded(F.linear(hidden, *layer.qkv))
+        projected = rectangle.padded(self._linear(hidden, layer.qkv))
         queries, keys, values = projected.view(rectangle.texts, rectangle.longest, 3, self.heads, -1).permute(
             2, 0, 3, 1, 4
         )
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rectangle.mask)
         return rectangle.packed(mixed.transpose(1, 2).reshape(rectangle.texts * rectangle.longest, -1))
+
+    def _linear(self, hidden: Any, layer: tuple[Any, Any]) -> Any:
+        import torch.nn.functional as F
+
+        if self._dtype is None:
+            return F.linear(hidden, *layer)
+        return F.linear(hidden.to(self._dtype), *layer).float()
 
     def _normed(self, hidden: Any, norm: tuple[Any, Any]) -> Any:
         import torch.nn.functional as F
@@ -137,8 +168,11 @@ class Bert:
 class _Rectangle:
     """Between rows of real tokens and texts × the longest one's places."""
 
-    def __init__(self, real: Any, texts: int, longest: int, full: bool) -> None:
-        self.texts = texts
+    def __init__(self, real: Any, lengths: Any, longest: int) -> None:
+        """real: bool[texts, longest], whether a token is there."""
+        full = bool(real.all())
+        self.texts = len(lengths)
+        self.lengths = lengths
         self.longest = longest
         self.mask = None if full else real[:, None, None, :]
         self._rows = None if full else real.view(-1).nonzero().view(-1)
@@ -164,22 +198,23 @@ def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield rows
 
 
-def _layer(weights: Mapping[str, Any], prefix: str) -> _Layer:
+def _layer(weights: Mapping[str, Any], prefix: str, dtype: Any) -> _Layer:
     import torch
 
-    attention = [_pair(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")]
+    attention = [_pair(weights, f"{prefix}attention.self.{name}", dtype) for name in ("query", "key", "value")]
     return _Layer(
         qkv=(torch.cat([weight for weight, _ in attention]), torch.cat([bias for _, bias in attention])),
-        out=_pair(weights, f"{prefix}attention.output.dense"),
+        out=_pair(weights, f"{prefix}attention.output.dense", dtype),
         out_norm=_pair(weights, f"{prefix}attention.output.LayerNorm"),
-        up=_pair(weights, f"{prefix}intermediate.dense"),
-        down=_pair(weights, f"{prefix}output.dense"),
+        up=_pair(weights, f"{prefix}intermediate.dense", dtype),
+        down=_pair(weights, f"{prefix}output.dense", dtype),
         down_norm=_pair(weights, f"{prefix}output.LayerNorm"),
     )
 
 
-def _pair(weights: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    return weights[f"{name}.weight"], weights[f"{name}.bias"]
+def _pair(weights: Mapping[str, Any], name: str, dtype: Any = None) -> tuple[Any, Any]:
+    pair = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return pair if dtype is None else (pair[0].to(dtype), pair[1].to(dtype))
 
 
 def _json(path: Path) -> Any:

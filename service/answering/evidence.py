@@ -178,6 +178,7 @@ class EvidenceFinder:
             owner=owner,
             collection=question.collection,
             documents=list(question.documents) or None,
+            rerank=question.rerank,
         )
         retrieval_ms = (time.perf_counter() - began) * 1000
         reason += f"; {found.note}" if found.note else ""

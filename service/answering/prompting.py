@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -63,6 +63,11 @@ class Prompt:
     question: str
     passages: tuple[Passage, ...]
     context: Any = field(default=None, repr=False)
+    answer: tuple[int, ...] = ()
+    """ids that the answer is, where the layout knows them before the model runs"""
+    settle: Callable[[bool], Prompt] | None = field(default=None, repr=False, compare=False)
+    """for a layout that chooses what is answered: reads the evidence, and gives the prompt with its ``answer``; given
+    true, a prompt over what came into question alone"""
 
 
 @dataclass(frozen=True, slots=True)

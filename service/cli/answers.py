@@ -66,6 +66,7 @@ def ask(
     collection: Collection = None,
     mode: Annotated[str | None, option(AnswerOptions, "mode")] = None,
     passages: Annotated[int | None, option(AnswerOptions, "passages")] = None,
+    rerank: Annotated[bool, option(AnswerOptions, "rerank", "--rerank")] = False,
     speculate: Annotated[
         Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
     ] = Switch.ON,
@@ -105,6 +106,7 @@ def ask(
             {
                 "question": question,
                 **given(mode=mode, documents=document, collection=collection, passages=passages),
+                "rerank": rerank,
                 "iterative": given(k=k, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
             }

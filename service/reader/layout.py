@@ -4,20 +4,25 @@ A prompt of the reader is: ``<|bos|><|none|> The documents do not say.<|end|>``,
 evidence as ``<|r…|> words<|end|>``, then ``<|question|> …<|answer|>``. The reader answers with one reference
 token and that sentence, word for word, then ``<|end|>``. Where the sentence stands is found as for any model
 (`service.answering.support`): the reference is not trusted.
+
+Which sentence that is, is chosen before (`service.reader.choosing`), where there is a ranker: the model is then made to
+say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from service.answering.passages import Passage, canonical
 from service.answering.prompting import Prompt, ReadingLimits
 from service.errors import InvalidRequest
-from service.reader.sentences import Sentence, split
+from service.reader.choosing import SentenceChooser
+from service.reader.sentences import LONGEST, LONGEST_QUOTED, Sentence, split
 from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 
 _SPECIAL = re.compile(r"<\|(?:bos|end|none|question|answer|r\d{1,4})\|>")
@@ -30,10 +35,12 @@ class Quotable:
     Attributes:
         passage: index into `Prompt.passages`.
         sentence: offsets relative to that passage's text.
+        tokens: ids of its words.
     """
 
     passage: int
     sentence: Sentence
+    tokens: tuple[int, ...]
 
 
 class ReaderLayout:
@@ -43,17 +50,18 @@ class ReaderLayout:
     follows = False
     limits: ReadingLimits | None = ReadingLimits(long_tokens=16_384, passages=None)
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, chooser: Callable[[], SentenceChooser] | None = None) -> None:
+        """chooser: called when the first answer is chosen; None leaves the choice to the model."""
         self.tokenizer = tokenizer
+        self._chooser = chooser
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end, self._none = ids(BOS), ids(END), ids(NONE)
         self._question, self._answer = ids(QUESTION), ids(ANSWER)
         self._references = [ids(reference(i)) for i in range(REFERENCES)]
-        self._numbers = {token: i for i, token in enumerate(self._references)}
         if tokenizer.unk_token_id in self._references or None in self._references:
             raise InvalidRequest("This tokenizer has no reference tokens: it is not the embedded reader's.")
         self._preamble = [self._bos, self._none, *self._encode([f" {NOT_STATED}"])[0], self._end]
-        self._passage = lru_cache(maxsize=64)(self._read)
+        self._read = lru_cache(maxsize=64)(self._split)
 
     def build(self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
@@ -68,24 +76,47 @@ class ReaderLayout:
             )
         if not question.strip():
             raise InvalidRequest("The question is empty.", param="question")
-        ordered = canonical(passages)
+        ordered = tuple(canonical(passages))
+        prompt = self._prompt(question, ordered, self._quotable(ordered, LONGEST))
+        chooser = self._chooser
+        if chooser is None:
+            return prompt
+        return replace(prompt, settle=lambda narrow: self._settled(prompt, chooser(), narrow))
+
+    def _quotable(self, passages: Sequence[Passage], longest: int) -> tuple[Quotable, ...]:
+        return tuple(
+            Quotable(n, *one) for n, passage in enumerate(passages) for one in self._read(passage.text, longest)
+        )
+
+    def _prompt(self, question: str, passages: tuple[Passage, ...], quotable: tuple[Quotable, ...]) -> Prompt:
         ids = list(self._preamble)
-        quotable: list[Quotable] = []
-        for number, passage in enumerate(ordered):
-            for sentence, tokens in self._passage(passage.text):
-                ids += [self._references[len(quotable) % REFERENCES], *tokens, self._end]
-                quotable.append(Quotable(number, sentence))
+        for number, one in enumerate(quotable):
+            ids += [self._references[number % REFERENCES], *one.tokens, self._end]
         ids += [self._question, *self._encode([" " + " ".join(question.split())])[0], self._answer]
-        return Prompt(ids, question, tuple(ordered), tuple(quotable))
+        return Prompt(ids, question, passages, quotable)
+
+    def _settled(self, prompt: Prompt, chooser: SentenceChooser, narrow: bool) -> Prompt:
+        """The prompt with the sentences that answer it, or the refusal; `narrow`: over the likely sentences alone."""
+        quotable = self._quotable(prompt.passages, LONGEST_QUOTED)
+        passages = [[q.sentence.words for q in group] for _, group in groupby(quotable, key=lambda q: q.passage)]
+        choice = chooser.choose(prompt.question, passages)
+        chosen = [quotable[number] for number in choice.sentences]
+        if narrow:
+            quotable = tuple(quotable[number] for number in choice.likely)
+            prompt = self._prompt(prompt.question, prompt.passages, quotable)
+        answer = [] if chosen else [self._none, *self._encode([f" {NOT_STATED}"])[0]]
+        for one in chosen:
+            answer += [self._references[quotable.index(one) % REFERENCES], *one.tokens]
+        return replace(prompt, answer=(*answer, self._end), context=quotable, settle=None)
 
     def visible(self, answer_text: str) -> str:
         """The answer without reference tokens."""
         return _SPECIAL.sub("", answer_text).lstrip()
 
-    def _read(self, text: str) -> list[tuple[Sentence, list[int]]]:
-        sentences = split(text)
+    def _split(self, text: str, longest: int) -> list[tuple[Sentence, tuple[int, ...]]]:
+        sentences = split(text, longest)
         tokens = self._encode([" " + s.words for s in sentences]) if sentences else []
-        return list(zip(sentences, tokens, strict=True))
+        return [(sentence, tuple(ids)) for sentence, ids in zip(sentences, tokens, strict=True)]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
