@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from eval.errors import EvalError
 from eval.harness.options import RunOptions
-from eval.options import command
+from eval.options import command, read
+from eval.qa.prompt_options import PromptOptions
 
 app = typer.Typer(no_args_is_help=True, help="Measure answers: InfiniteBench, generated tasks, comparisons, reports.")
 
@@ -45,6 +46,15 @@ def _run(flags: dict[str, Any]) -> None:
 
 
 app.command("run")(command(_RunCommand, _run, defaults=False))
+
+
+def _prompts(flags: dict[str, Any]) -> None:
+    from eval.qa.prompts import run as compare_prompts
+
+    compare_prompts(read(PromptOptions, flags))
+
+
+app.command("prompts")(command(PromptOptions, _prompts))
 
 
 @app.command()

@@ -62,13 +62,13 @@ def check_shares_of(settings: Settings) -> None:
     check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)
 
 
-def layout_for(model: str, tokenizer: Any) -> PromptLayout:
-    """How the model is asked about documents."""
+def layout_for(model: str, tokenizer: Any, parameters: int | None = None) -> PromptLayout:
+    """How the model, of so many parameters where that is known, is asked about documents."""
     if model == EMBEDDED:
         from service.reader.layout import ReaderLayout
 
         return ReaderLayout(copy.deepcopy(tokenizer))  # the engine's thread decodes with the original
-    return choose_layout(tokenizer)
+    return choose_layout(tokenizer, parameters)
 
 
 def chat_layout_for(tokenizer: Any) -> ChatLayout | PlainLayout:

@@ -202,7 +202,7 @@ class Runtime:
             self.library.set_tokenizer(
                 CorpusTokenizer(fingerprint, lambda text: encode.encode(text, add_special_tokens=False))
             )
-        layout = layout_for(self.settings.model, loaded.tokenizer)
+        layout = layout_for(self.settings.model, loaded.tokenizer, loaded.num_parameters)
         finder = EvidenceFinder(self.library, layout, engine.window, self.settings)
         engine.observers = self.observers
         if serving:

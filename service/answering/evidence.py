@@ -146,7 +146,7 @@ class EvidenceFinder:
         if mode == "auto":
             if self.settings.long_tokens is not None:
                 limits.append((self.settings.long_tokens, " set by FOLIO_LONG_TOKENS"))
-            if self.layout.limits is not None:
+            if self.layout.limits is not None and self.layout.limits.long_tokens is not None:
                 limits.append((self.layout.limits.long_tokens, f", by its {self.layout.limits.source}"))
         return min(limits, key=lambda entry: entry[0])
 
