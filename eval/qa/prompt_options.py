@@ -18,8 +18,8 @@ class PromptOptions:
     style: Annotated[tuple[str, ...], typer.Option(help="Style to measure; may be repeated; default: all.")] = ()
     report: Annotated[bool, typer.Option("--report", help="The questions that nothing was chosen on.")] = False
     limit: Annotated[int, typer.Option(min=1, help="Questions with an answer.")] = 24
-    unanswerable: Annotated[int, typer.Option(min=0, help="Questions without.")] = 12
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64
+    unanswerable: Annotated[int, typer.Option(min=0, help="Questions without.")] = 8
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48
     beside: Annotated[tuple[Path, ...], typer.Option(help="Other files for the library; may be repeated.")] = ()
     home: Annotated[
         Path | None, typer.Option(help="Of the library, and of answers that are there already; default: a cache.")

@@ -6,7 +6,8 @@ Limits, defaults and descriptions stand here once: REST takes them as its body, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -16,6 +17,7 @@ from service.fields import CollectionName, DocumentId, DrafterName, PolicyName, 
 if TYPE_CHECKING:
     from retrieval.store.shelf import Shelf
     from retrieval.types import Document
+    from service.engine.loading.sampling_defaults import SamplingDefaults
     from service.engine.params import SamplingParams
 
 MAX_TURNS = 1000
@@ -120,20 +122,29 @@ class Sampling(Strict):
 
     max_tokens: Annotated[int, Field(ge=1, le=65536, description="Longest answer, in tokens.")] | None = None
     temperature: Temperature = 0.0
-    top_p: TopP = 1.0
+    top_p: TopP | None = Field(default=None, description="Keep the likeliest tokens that reach this; null: the model's.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same answer.")
     drafter: DrafterName | None = None
     attention: PolicyName | None = None
 
-    def params(self, answer_tokens: int) -> SamplingParams:
-        """The same for the engine; `answer_tokens` where no limit is named."""
-        from service.engine.request import SamplingParams  # brings torch, which a refusal must not wait for
+    def params(self, answer_tokens: int, defaults: SamplingDefaults) -> SamplingParams:
+        """The same for the engine; `answer_tokens` where no limit is named, `defaults` of the model's makers."""
+        from service.engine.params import SamplingParams  # brings torch, which a refusal must not wait for
 
         return SamplingParams(
             max_tokens=self.max_tokens or answer_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
+            **defaults.fill(for_answers({"temperature": self.temperature, "top_p": self.top_p})),
             seed=self.seed,
             drafter=self.drafter,
             attention=self.attention,
         )
+
+
+def for_answers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request gives of sampling, for an answer from documents: greedy, and no penalty, unless it says otherwise.
+
+    The question has an answer that stands somewhere: chance only takes away from it. And a penalty for repetition falls
+    on the words of the documents, which the answer is to repeat.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    return {"temperature": 0.0, "repetition_penalty": 1.0, **asked}

@@ -83,7 +83,8 @@ async def answer(
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
     done; else one JSON object.
     """
-    events = runtime.answerer.answer(body, body.params(runtime.settings.answer_tokens), principal.owner)
+    params = body.params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
+    events = runtime.answerer.answer(body, params, principal.owner)
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream([events], AnswerEvents(), runtime.settings.ping_s)
 

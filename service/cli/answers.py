@@ -31,7 +31,6 @@ from service.fields import refusal
 
 if TYPE_CHECKING:
     from service.answering.answer import Answer
-    from service.engine.params import SamplingParams
     from service.settings import Settings
 
 
@@ -117,7 +116,7 @@ def ask(
     with documents_of(settings) as shelf:
         asked.check(shelf, LOCAL_OWNER)
     writer = None if as_json else SourceColours() if explain else PlainText()
-    answer = asyncio.run(_answer(settings, asked, sampling.params(settings.answer_tokens), writer))
+    answer = asyncio.run(_answer(settings, asked, sampling, writer))
     if isinstance(writer, SourceColours):
         writer.legend()
     if as_json:
@@ -142,7 +141,7 @@ def _flag(place: Sequence[int | str]) -> str:
 
 
 async def _answer(
-    settings: Settings, question: Question, params: SamplingParams, writer: AnswerWriter | None
+    settings: Settings, question: Question, sampling: Sampling, writer: AnswerWriter | None
 ) -> Answer:
     """Run one question through the same parts that the service runs."""
     from service.answering.answer import collect
@@ -155,6 +154,7 @@ async def _answer(
             await runtime.ended.wait()
         if runtime.failure is not None:
             raise runtime.failure
+        params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
         events = runtime.answerer.answer(question, params, LOCAL_OWNER)
         return await collect(events if writer is None else _shown(events, writer))
     finally:
