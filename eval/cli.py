@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report``, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
+"""``folio eval run|score|compare|report|qa``, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from eval.errors import EvalError
 from eval.harness.options import RunOptions
 from eval.options import command, read
+from eval.qa.options import QaOptions
 from eval.qa.prompt_options import PromptOptions
 
 app = typer.Typer(no_args_is_help=True, help="Measure answers: InfiniteBench, generated tasks, comparisons, reports.")
@@ -109,6 +110,19 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval ru
 
     for path in write_report(folder):
         typer.echo(str(path))
+
+
+def _qa(flags: dict[str, Any]) -> None:
+    from eval.qa.report import lines
+    from eval.qa.run import run as run_qa
+
+    options = read(QaOptions, flags)
+    for line in lines(run_qa(options)):
+        typer.echo(line)
+    typer.echo(f"results in {options.output}", err=True)
+
+
+app.command("qa")(command(QaOptions, _qa))
 
 
 def _print_cells(cells: list[dict[str, Any]]) -> None:

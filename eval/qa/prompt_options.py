@@ -1,27 +1,37 @@
-"""The flags of ``folio eval prompts``."""
+"""The options of `folio eval prompts`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from typer import Option
+
+from eval.qa.options import DATA
+from service.models import shown_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """Compare ways to ask a model about documents, on questions whose answers are known."""
+    """Ways to ask a model about documents compared: the same questions over the same retrieved passages."""
 
-    data: Annotated[Path, typer.Option(help="Questions and paragraphs in SQuAD's form, as XQuAD's files.")]
-    model: Annotated[str, typer.Option("--model", "-m", help="A model with a chat template.")] = "smollm2"
-    style: Annotated[tuple[str, ...], typer.Option(help="Style to measure; may be repeated; default: all.")] = ()
-    report: Annotated[bool, typer.Option("--report", help="The questions that nothing was chosen on.")] = False
-    limit: Annotated[int, typer.Option(min=1, help="Questions with an answer.")] = 24
-    unanswerable: Annotated[int, typer.Option(min=0, help="Questions without.")] = 8
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48
-    beside: Annotated[tuple[Path, ...], typer.Option(help="Other files for the library; may be repeated.")] = ()
-    home: Annotated[
-        Path | None, typer.Option(help="Of the library, and of answers that are there already; default: a cache.")
+    data: Annotated[Path, DATA]
+    model: Annotated[str, Option("--model", "-m", help="A model with a chat template.")] = "smollm2"
+    style: Annotated[tuple[str, ...], Option(help="Way to ask; may be repeated; default: all.")] = ()
+    half: Annotated[
+        Literal["even", "odd"] | None, Option(help="Only questions about documents of even, or odd, number.")
     ] = None
-    output: Annotated[Path | None, typer.Option(help="Default: eval/results/prompts.json; rows are added.")] = None
+    limit: Annotated[int | None, Option(min=1, help="Questions to ask, drawn by the seed; all by default.")] = None
+    without: Annotated[
+        int, Option(min=0, help="Of these, so many whose document is left out, and which are not answered then.")
+    ] = 0
+    seed: Annotated[int, Option(min=0, help="Of the draw.")] = 0
+    max_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 48
+    home: Annotated[Path | None, Option(help="Of library and earlier answers; default: Folio's cache.")] = None
+    output: Annotated[Path | None, Option(help="Rows are added to it; default: eval/results/prompts.json.")] = None
+
+    @property
+    def label(self) -> str:
+        """The model's name in rows."""
+        return shown_name(self.model)

@@ -1,10 +1,11 @@
-"""``folio eval prompts``: one question, one set of passages, many ways to ask a model.
+"""One question, one set of passages, many ways to ask a model: `folio eval prompts`.
 
-The library holds the articles of a SQuAD-like file. Of every fourth article the last paragraph is left out, and its
-questions are the unanswerable ones: the library holds the rest of the article, so that something near is always found.
-Articles of even number are for choosing, those of odd number for reporting. Retrieval is the service's own and the same
-for every style. An answer is right if it is no refusal and holds a reference, word for word but for case, punctuation
-and articles; it is honest if the question has no answer and it is a refusal.
+Retrieval is the service's own and the same for every way. An answer is right if it is no refusal and holds an accepted
+answer, as whole words; it is honest if nothing in the library answers the question and it is a refusal. Answers are
+kept by prompt: what was asked once is not asked again.
+
+    DIR/library_DATA/   the documents, with their index
+    DIR/answers.jsonl   digest of model and prompt, and the answer
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
 from eval.bench.passages import cache_folder
 from eval.errors import EvalError
 from eval.figures import RESULTS, command_line, save_result
+from eval.qa.corpus import Corpus
+from eval.qa.dataset import Dataset, Item, load
 from eval.qa.prompt_options import PromptOptions
-from eval.scoring.text import english_words
-from retrieval.library import Library
+from eval.qa.scoring import holds, loops
 from retrieval.types import Hit
 from service.answering.delimiters import headed, tagged
 from service.answering.passages import Passage
 from service.answering.prompting import ChatLayout
 from service.answering.refusals import is_refusal
-from service.answering.styles import NOT_STATED, Example, Style, style_for
+from service.answering.styles import NOT_STATED, Example, Style
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
+from service.libraries import embedder_of
 from service.models import load_engine
 from service.settings import load_settings
 
-LEFT_OUT = 4
-"""Of every so manieth article of a split the last paragraph is left out."""
 BATCH = 12
 """Prompts at once: their KV fits into the engine's memory."""
 PASSAGES = 8
@@ -46,171 +48,167 @@ PASSAGES = 8
 
 @dataclass(frozen=True)
 class Asked:
-    """A question; `references` are () where the library does not answer it."""
+    """A question and what the library finds for it, the best first."""
 
-    id: str
-    text: str
-    references: tuple[str, ...]
-    hits: tuple[Hit, ...] = ()
+    item: Item
+    hits: Sequence[Hit]
 
-    @property
-    def found(self) -> bool:
-        """Whether a passage holds a reference."""
-        return any(_holds(hit.text, self.references) for hit in self.hits)
+    def found(self, count: int) -> bool:
+        """Whether one of the best passages holds an accepted answer."""
+        return any(holds(hit.text, self.item.answers) for hit in self.hits[:count])
 
 
 def run(options: PromptOptions) -> list[dict[str, Any]]:
-    """One row of figures a style, written as they come."""
-    styles = {name: one for name, one in STYLES.items() if not options.style or name in options.style}
+    """One row of figures a style, written as they come.
+
+    Raises:
+        EvalError: there is no such style, or the data cannot be used. ModelError: there is no such model.
+    """
     unknown = set(options.style) - set(STYLES)
     if unknown:
         raise EvalError(f"there is no style {min(unknown)!r}", hint=f"There are {', '.join(STYLES)}.", param="style")
+    dataset = drawn(load(options.data), options)
+    settings = load_settings(model=options.model)
     home = (options.home or cache_folder("prompts")).absolute()
-    asked = _retrieved(options, home)
+    with Corpus(dataset, home / f"library_{dataset.name}", embedder_of(settings)) as corpus:
+        found = [(item, corpus.library.search(item.question, k=PASSAGES).hits) for item in dataset.items]
+    asked = [Asked(item, hits) for item, hits in found]
     rows = []
-    with load_engine(load_settings(model=options.model, home=home)) as engine:
-        own = style_for(engine.engine.loaded.num_parameters)
-        for name, style in {**styles, **({"own": own} if not options.style else {})}.items():
-            rows.append(_row(engine, options, home, name, style, asked))
-            _save(options, rows[-1])
+    with load_engine(settings) as engine:
+        asking = _Asking(engine, options, dataset, asked, Answers(home / "answers.jsonl", engine, options))
+        for name in options.style or STYLES:
+            rows.append(asking.row(name, STYLES[name]))
+            _save(options.output or RESULTS / "prompts.json", rows[-1])
             typer.echo(_line(rows[-1]), err=True)
     return rows
 
 
-def _row(
-    engine: AsyncEngine, options: PromptOptions, home: Path, name: str, style: Style, asked: Sequence[Asked]
-) -> dict[str, Any]:
-    layout = ChatLayout(engine.tokenizer, style)
-    count = style.passages or PASSAGES
-    prompts = [layout.build(one.text, [Passage.of(hit) for hit in one.hits[:count]]).ids for one in asked]
-    began = time.monotonic()
-    answers = _answers(engine, options, home, prompts)
-    wall_s = time.monotonic() - began
-    within = [replace(one, hits=one.hits[:count]) for one in asked]
-    scored = [(one, answer, is_refusal(answer)) for one, answer in zip(within, answers, strict=True)]
-    answerable = [entry for entry in scored if entry[0].references]
-    others = [entry for entry in scored if not entry[0].references]
-    return {
-        "model": options.model,
-        "split": "report" if options.report else "choose",
-        "style": name,
-        "passages": count,
-        "n": len(answerable),
-        "n_unanswerable": len(others),
-        "found": _share(one.found for one, _, _ in answerable),
-        "right": _share(not refused and _holds(answer, one.references) for one, answer, refused in answerable),
-        "false_refusals": _share(refused for _, _, refused in answerable),
-        "honest": _share(refused for _, _, refused in others),
-        "loops": _share(_loops(answer) for _, answer, _ in scored),
-        "prompt_tokens": sum(map(len, prompts)) / len(prompts),
-        "wall_s": round(wall_s, 1),
-    }
+def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
+    """The questions of a half, as many as are wanted, and a library without the documents of some of them."""
+    numbers = {name: number for number, name in enumerate(dataset.documents)}
+    wanted = {"even": 0, "odd": 1}.get(options.half or "")
+    items = [item for item in dataset.items if wanted is None or numbers[item.document] % 2 == wanted]
+    sample = replace(dataset, items=tuple(items)).sample(options.limit, options.seed)
+    if not options.without:
+        return sample
+    names = list(dict.fromkeys(item.document for item in sample.items))
+    order = np.random.default_rng(options.seed).permutation(len(names))
+    gone: set[str] = set()
+    for place in order:  # a document can have several questions
+        if sum(item.document in gone for item in sample.items) >= options.without:
+            break
+        gone.add(names[place])
+    kept = {name: said for name, said in dataset.documents.items() if name not in gone}
+    items = [replace(item, answers=(), gold=()) if item.document in gone else item for item in sample.items]
+    return Dataset(f"{dataset.name}_{options.half}_{options.seed}_{options.without}", tuple(items), kept)
 
 
-def _answers(
-    engine: AsyncEngine, options: PromptOptions, home: Path, prompts: Sequence[Sequence[int]]
-) -> list[str]:
-    """Greedy answers, those of earlier runs from their file."""
-    file = home / "answers.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    known = {row["key"]: row["answer"] for row in map(json.loads, lines)}
-    keys = [_key(options, prompt) for prompt in prompts]
-    params = SamplingParams(max_tokens=options.max_tokens, drafter="none")
-    new = [(key, prompt) for key, prompt in zip(keys, prompts, strict=True) if key not in known]
-    with file.open("a", encoding="utf-8") as out:
-        for start in range(0, len(new), BATCH):
-            batch = new[start : start + BATCH]
-            made = engine.generate([prompt for _, prompt in batch], params)
-            for (key, _), generation in zip(batch, made, strict=True):
-                known[key] = generation.text.strip()
-                out.write(json.dumps({"key": key, "answer": known[key]}, ensure_ascii=False) + "\n")
-            out.flush()
-    return [known[key] for key in keys]
+class Answers:
+    """Greedy answers of one model, those of earlier runs from their file."""
+
+    def __init__(self, file: Path, engine: AsyncEngine, options: PromptOptions) -> None:
+        self._file = file
+        self._engine = engine
+        self._model = options.model
+        self._params = SamplingParams(max_tokens=options.max_tokens, drafter="none")
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        self._known: dict[str, str] = {row["key"]: row["answer"] for row in map(json.loads, lines)}
+
+    def of(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """The answers to prompts, in their order."""
+        keys = [self._key(prompt) for prompt in prompts]
+        new = [(key, prompt) for key, prompt in zip(keys, prompts, strict=True) if key not in self._known]
+        with self._file.open("a", encoding="utf-8") as out:
+            for start in range(0, len(new), BATCH):
+                batch = new[start : start + BATCH]
+                made = self._engine.generate([prompt for _, prompt in batch], self._params)
+                for (key, _), generation in zip(batch, made, strict=True):
+                    self._known[key] = generation.text.strip()
+                    row = {"key": key, "model": self._model, "answer": self._known[key]}
+                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.flush()
+        return [self._known[key] for key in keys]
+
+    def _key(self, prompt: Sequence[int]) -> str:
+        what = f"{self._model} {self._params.max_tokens} {list(prompt)}"
+        return hashlib.blake2b(what.encode(), digest_size=12).hexdigest()
 
 
-def _key(options: PromptOptions, prompt: Sequence[int]) -> str:
-    return hashlib.blake2b(f"{options.model} {options.max_tokens} {prompt}".encode(), digest_size=12).hexdigest()
+class _Asking:
+    """One model and one set of questions."""
+
+    def __init__(
+        self, engine: AsyncEngine, options: PromptOptions, dataset: Dataset, asked: Sequence[Asked], answers: Answers
+    ) -> None:
+        self._tokenizer = engine.tokenizer
+        self._options = options
+        self._dataset = dataset
+        self._asked = asked
+        self._answers = answers
+
+    def row(self, name: str, style: Style) -> dict[str, Any]:
+        """The figures of one style, with every answer."""
+        layout = ChatLayout(self._tokenizer, style)
+        count = style.passages or PASSAGES
+        given = [[Passage.of(hit) for hit in one.hits[:count]] for one in self._asked]
+        prompts = [layout.build(one.item.question, each).ids for one, each in zip(self._asked, given, strict=True)]
+        began = time.monotonic()
+        answers = self._answers.of(prompts)
+        wall_s = time.monotonic() - began
+        rows = [self._judged(one, count, answer) for one, answer in zip(self._asked, answers, strict=True)]
+        answerable = [row for row in rows if row["answerable"]]
+        others = [row for row in rows if not row["answerable"]]
+        return {
+            "model": self._options.label,
+            "data": self._dataset.name,
+            "style": name,
+            "passages": count,
+            "found": share(row["found"] for row in answerable),
+            "right": share(row["right"] for row in answerable),
+            "false_refusals": share(row["refused"] for row in answerable),
+            "honest": share(row["refused"] for row in others),
+            "loops": share(row["loops"] for row in rows),
+            "prompt_tokens": sum(map(len, prompts)) / len(prompts),
+            "wall_s": round(wall_s, 1),
+            "seed": self._options.seed,
+            "command": command_line(),
+            "answers": rows,
+        }
+
+    def _judged(self, asked: Asked, count: int, answer: str) -> dict[str, Any]:
+        item, refused = asked.item, is_refusal(answer)
+        return {
+            "id": item.id,
+            "answerable": not item.unanswerable,
+            "found": asked.found(count),
+            "answer": answer,
+            "refused": refused,
+            "right": not refused and holds(answer, item.answers),
+            "loops": loops(answer),
+        }
 
 
-def _retrieved(options: PromptOptions, home: Path) -> list[Asked]:
-    """The questions with what the library finds for them, the best first."""
-    try:
-        articles = json.loads(options.data.read_text(encoding="utf-8"))["data"]
-        texts, asked = _taken_apart(articles, options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvalError(f"{options.data} cannot be read as questions: {error}", param="data") from error
-    folder = home / "articles"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.txt" for name in texts]
-    for file, text in zip(files, texts.values(), strict=True):
-        file.write_text(text, encoding="utf-8")
-    with Library.open(home) as library:
-        library.ingest([*files, *options.beside])
-        library.build_index()
-        return [replace(one, hits=tuple(library.search(one.text, k=PASSAGES).hits)) for one in asked]
-
-
-def _taken_apart(articles: Sequence[Any], options: PromptOptions) -> tuple[dict[str, str], list[Asked]]:
-    """Text by article, of both splits; the questions of one, a question an article in turn."""
-    texts, answerable, others = {}, [], []
-    for number, article in enumerate(articles):
-        mine, place = number % 2 == int(options.report), number // 2
-        kept = list(article["paragraphs"])
-        if place % LEFT_OUT == LEFT_OUT - 1:
-            left_out = kept.pop()
-            others.append([Asked(q["id"], q["question"], ()) for q in left_out["qas"]] if mine else [])
-        texts[article["title"]] = "\n\n".join(paragraph["context"] for paragraph in kept)
-        questions = [q for paragraph in kept[place % len(kept) :] for q in paragraph["qas"]]
-        answerable.append([Asked(q["id"], q["question"], _texts(q)) for q in questions] if mine else [])
-    return texts, [*_in_turn(answerable, options.limit), *_in_turn(others, options.unanswerable)]
-
-
-def _texts(question: Any) -> tuple[str, ...]:
-    return tuple(answer["text"] for answer in question["answers"])
-
-
-def _in_turn(lists: Sequence[Sequence[Asked]], count: int) -> list[Asked]:
-    """The first of each list, then the second of each, up to `count`."""
-    longest = max(map(len, lists), default=0)
-    return [questions[i] for i in range(longest) for questions in lists if i < len(questions)][:count]
-
-
-def _holds(text: str, references: Sequence[str]) -> bool:
-    words = f" {' '.join(english_words(text))} "
-    return any(f" {' '.join(english_words(reference))} " in words for reference in references)
-
-
-def _loops(answer: str, least: int = 3) -> bool:
-    """Whether it ends in something of at least three words, or twelve characters, that it says three times over."""
-    words = answer.split()
-    for size in range(least, len(words) // 3 + 1):
-        end = words[-size:]
-        if end == words[-2 * size : -size] == words[-3 * size : -2 * size]:
-            return True
-    return False
-
-
-def _share(values: Iterable[bool]) -> dict[str, Any]:
+def share(values: Iterable[bool]) -> dict[str, Any]:
     """How many of how many, and the standard error of the share."""
     found = list(values)
     if not found:
         return {"count": 0, "of": 0, "stderr": None}
-    share = sum(found) / len(found)
-    return {"count": sum(found), "of": len(found), "stderr": round(math.sqrt(share * (1 - share) / len(found)), 4)}
+    mean = sum(found) / len(found)
+    return {"count": sum(found), "of": len(found), "stderr": round(math.sqrt(mean * (1 - mean) / len(found)), 4)}
 
 
-def _save(options: PromptOptions, row: dict[str, Any]) -> None:
-    """Add a row to the file, in place of an earlier one of the same style, model and split."""
-    path = options.output or RESULTS / "prompts.json"
+def _save(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to the file, in place of an earlier one of the same model, data and style."""
     rows = json.loads(path.read_text(encoding="utf-8"))["figures"]["rows"] if path.is_file() else []
-    same = ("model", "split", "style")
+    same = ("model", "data", "style")
     rows = [old for old in rows if any(old[key] != row[key] for key in same)]
-    save_result("prompts", {"rows": [*rows, row | {"command": command_line()}]}, command_line(), path)
+    save_result("prompts", {"rows": [*rows, row]}, command_line(), path)
 
 
 def _line(row: dict[str, Any]) -> str:
-    shares = (f"{key} {row[key]['count']}/{row[key]['of']}" for key in ("found", "right", "false_refusals", "honest", "loops"))
-    return f"{row['model']:12} {row['style']:20} {', '.join(shares)}; {row['prompt_tokens']:.0f} tokens, {row['wall_s']} s"
+    names = ("found", "right", "false_refusals", "honest", "loops")
+    shares = ", ".join(f"{name} {row[name]['count']}/{row[name]['of']}" for name in names)
+    return f"{row['model']} {row['style']:18} {shares}; {row['prompt_tokens']:.0f} tokens, {row['wall_s']} s"
 
 
 SHORT = "You answer questions about documents."
