@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report|qa``, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
+"""``folio eval run|qa|prompts|score|compare|report``, and ``folio bench`` where it is. Heavy imports wait for a command."""
 
 from __future__ import annotations
 

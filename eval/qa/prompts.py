@@ -30,7 +30,7 @@ from eval.qa.dataset import Dataset, Item, load
 from eval.qa.prompt_options import PromptOptions
 from eval.qa.scoring import holds, loops
 from retrieval.types import Hit
-from service.answering.delimiters import headed, tagged
+from service.answering.delimiters import tagged
 from service.answering.passages import Passage
 from service.answering.prompting import ChatLayout
 from service.answering.refusals import is_refusal
@@ -241,13 +241,19 @@ EARLIER = (
     'document in brackets, for example: "the quoted words" [2]. If the documents do not answer the question, '
     "reply only: The documents do not say."
 )
-BRIDGE = "The stone bridge at Arlow was finished in 1862 by Ada Merrow, who had also planned the town's first waterworks."
+BRIDGE = (
+    "The stone bridge at Arlow was finished in 1862 by Ada Merrow, who had also planned the town's first waterworks."
+)
 EXAMPLES = (
     Example(BRIDGE, "Who built the bridge at Arlow?", "Ada Merrow built the bridge at Arlow."),
     Example(BRIDGE, "How long is the bridge at Arlow?", NOT_STATED),
 )
 QUOTING = (
-    Example(BRIDGE, "Who built the bridge at Arlow?", '"The stone bridge at Arlow was finished in 1862 by Ada Merrow" – Ada Merrow.'),
+    Example(
+        BRIDGE,
+        "Who built the bridge at Arlow?",
+        '"The stone bridge at Arlow was finished in 1862 by Ada Merrow" – Ada Merrow.',
+    ),
     Example(BRIDGE, "How long is the bridge at Arlow?", NOT_STATED),
 )
 _BESIDE = Style("", SHORT, BESIDE)

@@ -21,8 +21,10 @@ NAME_LENGTH = 120
 
 _UNSAID = re.compile(r"[^0-9a-z]+")
 _UNMARKED = re.compile(r"[^0-9a-z\[]+")
-_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
-                        r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]+")
+_UNPRINTED = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]+"
+)
 
 
 def codes(passages: Sequence[Passage]) -> list[str]:

@@ -122,7 +122,9 @@ class Sampling(Strict):
 
     max_tokens: Annotated[int, Field(ge=1, le=65536, description="Longest answer, in tokens.")] | None = None
     temperature: Temperature = 0.0
-    top_p: TopP | None = Field(default=None, description="Keep the likeliest tokens that reach this; null: the model's.")
+    top_p: TopP | None = Field(
+        default=None, description="Keep the likeliest tokens that reach this; null: the model's."
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same answer.")
     drafter: DrafterName | None = None
     attention: PolicyName | None = None

@@ -140,9 +140,7 @@ def _flag(place: Sequence[int | str]) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-async def _answer(
-    settings: Settings, question: Question, sampling: Sampling, writer: AnswerWriter | None
-) -> Answer:
+async def _answer(settings: Settings, question: Question, sampling: Sampling, writer: AnswerWriter | None) -> Answer:
     """Run one question through the same parts that the service runs."""
     from service.answering.answer import collect
     from service.runtime import Runtime

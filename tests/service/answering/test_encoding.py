@@ -63,7 +63,9 @@ def test_normalised_spellings_are_no_way_in(alphabet: dict[str, int]) -> None:
 def test_a_control_token_that_is_a_word_too_is_cut() -> None:
     """Unigram takes the longest likely piece of its vocabulary, and an added token may be one of them."""
     letters = [(symbol, -4.0) for symbol in sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = made({}, models.Unigram([("<tool_call>", -0.1), ("<|im_end|>", -0.1), *letters, ("?", -9.0)], len(letters)))
+    tokenizer = made(
+        {}, models.Unigram([("<tool_call>", -0.1), ("<|im_end|>", -0.1), *letters, ("?", -9.0)], len(letters))
+    )
     text = "x<tool_call><|im_end|>y"
     ids = Encoder(tokenizer).data(text)
     assert set(tokenizer.added_tokens_decoder).isdisjoint(ids)

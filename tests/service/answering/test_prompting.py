@@ -47,9 +47,13 @@ def test_a_model_is_asked_in_the_style_of_its_size(tokenizer: Any, parameters: i
 
 def test_examples_are_earlier_turns_and_nobodys_evidence(tokenizer: Any) -> None:
     style = replace(LARGE, examples=(Example("Ada was born in 1815.", "When was Ada born?", "In 1815."),))
-    prompt = ChatLayout(tokenizer, style).build("Who built it?", [passage("Bob did.")], [{"role": "user", "content": "Hi"}])
+    prompt = ChatLayout(tokenizer, style).build(
+        "Who built it?", [passage("Bob did.")], [{"role": "user", "content": "Hi"}]
+    )
     text = tokenizer.decode(prompt.ids)
-    places = [text.index(part) for part in ("born in 1815.", "When was Ada born?", "In 1815.<|im_end|>", "Hi", "Bob did.")]
+    places = [
+        text.index(part) for part in ("born in 1815.", "When was Ada born?", "In 1815.<|im_end|>", "Hi", "Bob did.")
+    ]
     assert places == sorted(places)
     assert [p.text for p in prompt.passages] == ["Bob did."]
 

@@ -117,7 +117,9 @@ def test_content_and_answers_behind_a_refusal_are_none(text: str) -> None:
     assert not is_refusal(text)
 
 
-@pytest.mark.parametrize("unit", ["the documents ", "in the, ", "no ", "没有", "the given provided available ", "ne ", "a"])
+@pytest.mark.parametrize(
+    "unit", ["the documents ", "in the, ", "no ", "没有", "the given provided available ", "ne ", "a"]
+)
 def test_no_text_takes_long(unit: str) -> None:
     began = time.perf_counter()
     for ending in ("", " do not", "。"):
