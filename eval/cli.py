@@ -1,4 +1,4 @@
-"""``folio eval run|qa|prompts|score|compare|report``, and ``folio bench`` where it is. Heavy imports wait for a command."""
+"""``folio eval`` with its commands, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
