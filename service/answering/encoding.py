@@ -23,7 +23,8 @@ class Encoder:
         self.tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self._text = _FastText(self.tokenizer) if tokenizer.is_fast else _SlowText(copy.deepcopy(tokenizer))
-        self.data = lru_cache(maxsize=32)(self._data)
+        self.data = lru_cache(maxsize=32)(self.text)
+        """`text`, whose last results are kept: questions about a document come together"""
 
     def template(self, text: str) -> list[int]:
         """Ids of text of our own, special tokens recognised, none added."""
@@ -35,7 +36,7 @@ class Encoder:
         with self._lock:
             return list(self.tokenizer(text).input_ids)
 
-    def _data(self, text: str) -> tuple[int, ...]:
+    def text(self, text: str) -> tuple[int, ...]:
         """Ids of somebody else's text: what looks like a token of control is text."""
         with self._lock:
             return tuple(self._text.encode(text))

@@ -53,6 +53,7 @@ class AnswerModel(BaseModel):
     """An answer."""
 
     answer: str
+    refused: bool = Field(description="The answer says that the documents do not answer the question.")
     mode: str
     mode_reason: str
     citations: list[CitationModel]

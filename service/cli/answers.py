@@ -178,6 +178,8 @@ def _print_sources(answer: Answer) -> None:
         place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
         typer.echo(f"\n[{citation['label']}] {place}-{citation['end']} ({mark})")
         typer.echo(f"    {' '.join(citation['cited_text'].split())}")
+    if answer.refused:
+        note("\nNo answer: by what was read, the documents do not say.")
     if answer.note and answer.note != answer.answer:
         note(f"\n{answer.note}")
     for sentence in answer.unsupported:

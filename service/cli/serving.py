@@ -29,6 +29,7 @@ from service.cli.context import (
 )
 from service.cli.output import emit_json, emit_text, working
 from service.errors import Exit, GenerationFailed, InvalidRequest
+from service.fields import encodable
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
@@ -112,7 +113,7 @@ def generate(
     if json_schema is not None and regex is not None:
         raise InvalidRequest("Give either --json-schema or --regex.", param="regex")
     ids = _read_ids(prompt_ids) if prompt_ids is not None else None
-    text = _read_text(prompt_file) if prompt_file is not None else prompt or ""
+    text = _read_text(prompt_file) if prompt_file is not None else _typed(prompt or "")
     settings = settings_of(
         context,
         model=model,
@@ -217,6 +218,13 @@ async def _show(engine: AsyncEngine, ids: list[int], params: SamplingParams) -> 
         async for output in outputs:
             emit_text(output.text)
     emit_text("\n")
+
+
+def _typed(prompt: str) -> str:
+    try:
+        return encodable(prompt)
+    except ValueError as error:
+        raise InvalidRequest(f"--prompt: {error}.", param="prompt") from error
 
 
 def _read_text(path: Path, param: str = "prompt-file") -> str:

@@ -139,7 +139,7 @@ class Answered:
         if one.type == "error":
             raise AnswerFailed(one.data)
         if one.type == "done":
-            self._folio |= {"note": one.data["note"], "stats": self._stats}
+            self._folio |= {"refused": one.data["refused"], "note": one.data["note"], "stats": self._stats}
             return Delta("", [], one.data["finish_reason"], self._stats, self._folio, one.data["answer"])
         if one.type == "search_results":
             self._folio |= {"mode": one.data["mode"], "mode_reason": one.data["mode_reason"]}

@@ -15,7 +15,7 @@ const ENDS = {
 export function newTurn(question, request) {
   return {
     question, request, state: "running", mode: "", reason: "", results: [], text: "", runs: [], citations: [],
-    unsupported: [], note: null, stats: null, error: null, finish: null,
+    refused: false, unsupported: [], note: null, stats: null, error: null, finish: null,
   };
 }
 
@@ -50,6 +50,7 @@ function take(turn, type, data) {
     fail(turn, data.title ?? "The answer failed", data.detail ?? "");
   } else if (type === "done") {
     turn.text = data.answer ?? turn.text;
+    turn.refused = data.refused ?? false;
     turn.mode = data.mode ?? turn.mode;
     turn.reason = data.mode_reason ?? turn.reason;
     turn.unsupported = data.unsupported ?? [];
@@ -137,6 +138,7 @@ function notes(turn) {
   const shown = [];
   if (turn.state === "stopped") shown.push(note(ENDS.abort));
   else if (turn.finish === "length") shown.push(note(ENDS.length));
+  if (turn.refused) shown.push(note("No answer: by what was read, the documents do not say."));
   if (turn.note && turn.note !== turn.text) shown.push(note(turn.note));
   if (turn.unsupported.length && turn.citations.length) {
     shown.push(note(`${count(turn.unsupported.length, "sentence")} without support in the documents, underlined with dots.`));
