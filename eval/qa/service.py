@@ -41,7 +41,7 @@ class Service:
     def __init__(self, settings: Settings, engine: AsyncEngine, sampling: Sampling, clients: int) -> None:
         self._settings = settings
         self._engine = engine
-        self._layout = layout_for(settings.model, engine.tokenizer)
+        self._layout = layout_for(settings.model, engine.tokenizer, engine.engine.loaded.num_parameters)
         self._sampling = sampling
         self._clients = clients
 
@@ -72,7 +72,7 @@ class Service:
 
     async def _answer(self, answerer: Answerer, item: Item, mode: Mode, corpus: Corpus) -> Reply:
         scope = {"documents": [corpus.ids[item.document]]} if mode == "closed" else {"mode": "retrieval"}
-        params = self._sampling.params(self._settings.answer_tokens)
+        params = self._sampling.params(self._settings.answer_tokens, self._engine.sampling_defaults)
         try:
             answer = await collect(answerer.answer(as_question(item, **scope), params))
         except FolioError as error:
