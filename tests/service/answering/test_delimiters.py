@@ -94,4 +94,4 @@ def test_a_name_cannot_break_out_of_its_line() -> None:
     assert opening.startswith("<document c0de00 number=\"1\" name=\"x' page='9' evil y z")
     assert opening.count('"') == 4
     assert len(shown_name(evil.name)) == delimiters.NAME_LENGTH
-    assert len(headed(evil, 1, "c0de00").splitlines()) == 5
+    assert len(headed(evil, 1, "c0de00").splitlines()) == 4
