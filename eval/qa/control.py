@@ -74,7 +74,7 @@ class _Idf:
 
 
 def _sentences(corpus: Corpus, passage: Span) -> list[Span]:
-    name, start, end = passage
+    name, start, _ = passage
     return [(name, start + a, start + b) for a, b in sentences(corpus.text(passage))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
+import retrieval
 from eval.errors import EvalError
 from eval.qa.dataset import Dataset, Item
 from retrieval.library import Library
@@ -120,6 +122,16 @@ def _fold(character: str) -> str:
     if unicodedata.category(character) in ("Cf", "Cn"):
         return ""
     return "".join(unicodedata.normalize("NFKC", character).casefold().split())
+
+
+def library_key(dataset: Dataset, embedder: str | Path) -> str:
+    """What a library of the documents depends on: their bytes, the encoder, and the code that makes it."""
+    key = hashlib.sha256(str(embedder).encode())
+    for name, said in sorted(dataset.documents.items()):
+        key.update(name.encode() + b"\0" + hashlib.sha256(_bytes(said)).digest())
+    for source in sorted(Path(retrieval.__file__).parent.rglob("*.py")):
+        key.update(source.read_bytes())
+    return key.hexdigest()[:12]
 
 
 def _bytes(said: Path | str) -> bytes:

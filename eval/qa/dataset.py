@@ -126,7 +126,9 @@ def _squad(path: Path, articles: Sequence[Any], language: str) -> Dataset:
                 documents[name] = text = paragraph["context"]
                 items += [_squad_item(name, text, asked, language) for asked in paragraph["qas"]]
     except (KeyError, TypeError) as error:
-        raise EvalError(f"{path} is not of SQuAD's format: {error!r} in an article", hint=_HINT, param="data") from error
+        raise EvalError(
+            f"{path} is not of SQuAD's format: {error!r} in an article", hint=_HINT, param="data"
+        ) from error
     return Dataset(path.stem, tuple(items), documents)
 
 

@@ -102,7 +102,9 @@ def _citations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "claims": len(claims),
         "citation_precision": score([float(claim["on_gold"]) for claim in supported]),
         "citation_recall": score([float(claim["on_gold"]) for claim in claims if claim["right"]]),
-        "supported_not_right": [claim["text"] for claim in supported if not claim["right"] and not claim["on_gold"]][:20],
+        "supported_not_right": [claim["text"] for claim in supported if not claim["right"] and not claim["on_gold"]][
+            :20
+        ],
     }
 
 

@@ -20,8 +20,8 @@ from service.answering.question import Question, Turn
 
 Support = Literal["verbatim", "attributed", "none"]
 _REFUSAL = re.compile(
-    r"\W*(?:there is nothing in the documents|(?:i am sorry|sorry|unfortunately)\b|[^.!?\n]{0,60}\b(?:do|does|is|are) not "
-    r"(?:say|mention|state|specif|provide|contain|given|stated|mentioned|provided))",
+    r"\W*(?:there is nothing in the documents|(?:i'm |i am )?sorry\b|unfortunately\b"
+    r"|[^.!?\n]{0,60}\b(?:do|does|is|are) not (?:say|mention|state|specif|provide|contain|give))",
     re.IGNORECASE,
 )
 

@@ -84,10 +84,14 @@ def run(options: PromptOptions) -> list[dict[str, Any]]:
 
 
 def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
-    """The questions of a half, as many as are wanted, and a library without the documents of some of them."""
+    """The questions of a half, as many as are wanted, and a library without the documents of some of them.
+
+    Their gold sentences are left out: citations are not looked at here.
+    """
     numbers = {name: number for number, name in enumerate(dataset.documents)}
     wanted = {"even": 0, "odd": 1}.get(options.half or "")
-    items = [item for item in dataset.items if wanted is None or numbers[item.document] % 2 == wanted]
+    half = (item for item in dataset.items if wanted is None or numbers[item.document] % 2 == wanted)
+    items = [replace(item, gold=()) for item in half]
     sample = replace(dataset, items=tuple(items)).sample(options.limit, options.seed)
     if not options.without:
         return sample
@@ -99,7 +103,7 @@ def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
             break
         gone.add(names[place])
     kept = {name: said for name, said in dataset.documents.items() if name not in gone}
-    items = [replace(item, answers=(), gold=()) if item.document in gone else item for item in sample.items]
+    items = [replace(item, answers=()) if item.document in gone else item for item in sample.items]
     return Dataset(f"{dataset.name}_{options.half}_{options.seed}_{options.without}", tuple(items), kept)
 
 

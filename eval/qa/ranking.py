@@ -1,4 +1,4 @@
-"""How well search finds the gold sentences: the library's modes beside bm25s and the encoder alone over naive chunks."""
+"""How well search finds the gold sentences: the library's modes, beside bm25s and the encoder over naive chunks."""
 
 from __future__ import annotations
 

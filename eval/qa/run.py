@@ -1,10 +1,10 @@
 """One run: the library is built, search is measured over all questions, the model answers some; rows as they come.
 
-    DIR/library_DATA/            the documents, with their index
-    DIR/rows_DATA_MODEL_MODE.jsonl   answers as they came (`eval.qa.replies.Reply`)
-    DIR/scored_DATA_MODEL_MODE.jsonl each held to its question
-    DIR/results.json             figures of every run in the folder
-    DIR/report.md, report.html   the same for people, with pictures
+DIR/library_DATA_KEY/               the documents with their index, kept while neither they nor the code change
+DIR/rows_DATA_MODEL_MODE.jsonl      answers as they came (`eval.qa.replies.Reply`)
+DIR/scored_DATA_MODEL_MODE.jsonl    each held to its question
+DIR/results.json                    figures of every run in the folder
+DIR/report.md, report.html          the same for people, with pictures
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
@@ -24,14 +22,14 @@ from eval.figures import command_line, git_sha, machine, save_result, write_atom
 from eval.harness.jsonl import JsonlAppender
 from eval.harness.store import read_rows
 from eval.qa import ranking
-from eval.qa.corpus import Corpus
+from eval.qa.corpus import Corpus, library_key
 from eval.qa.dataset import Dataset, Item, load
 from eval.qa.figures import scored, summarise
 from eval.qa.judging import rule
 from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
 from service.libraries import embedder_of
-from service.models import check_request, shown_name
+from service.models import check_request
 from service.settings import Settings, load_settings
 
 EVERY_S = 10.0
@@ -52,7 +50,9 @@ def run(options: QaOptions) -> dict[str, Any]:
     for cell in cells:
         cell.claim()
     began = time.monotonic()
-    with Corpus(dataset, options.output / f"library_{dataset.name}", embedder_of(settings)) as corpus:
+    embedder = embedder_of(settings)
+    home = options.output / f"library_{dataset.name}_{library_key(dataset, embedder)}"
+    with Corpus(dataset, home, embedder) as corpus:
         _say(f"{len(corpus.ids)} documents in the library, {time.monotonic() - began:.0f} s")
         searches = _searches(corpus, dataset) if options.retrieval else []
         with _answering(options, settings) as answering:

@@ -12,7 +12,7 @@ from eval.qa.corpus import Corpus
 from eval.qa.dataset import Dataset, load
 
 PARAGRAPHS = {
-    "The lighthouse at Skerry Point was finished in 1871. Its lamp burnt colza oil until 1902. Nobody lives there now.": [
+    "The lighthouse at Skerry Point was finished in 1871. Its lamp burnt colza oil until 1902. Nobody lives there.": [
         ("In which year was the lighthouse finished?", "1871"),
         ("What did the lamp burn?", "colza oil"),
     ],

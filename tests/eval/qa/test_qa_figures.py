@@ -40,7 +40,7 @@ def test_gold_stands_where_the_text_has_it(corpus, item):
 
 def test_a_gold_sentence_that_the_text_lacks_is_named(dataset, tmp_path):
     changed = replace(dataset, items=(replace(dataset.items[0], gold=("It fell down.",)),))
-    with pytest.raises(EvalError, match="gold sentence of q1 does not stand in paragraph-0001.txt: 'It fell down.'"):
+    with pytest.raises(EvalError, match=r"gold sentence of q1 does not stand in paragraph-0001\.txt: 'It fell down\.'"):
         Corpus(changed, tmp_path, "minilm")
 
 
@@ -127,7 +127,9 @@ def test_ranks_of_the_gold_sentence_and_of_its_document(corpus, item):
 
 
 def test_every_way_to_search_finds_what_shares_the_words(corpus, dataset):
-    rows = {name: ranking.figures(corpus, dataset.items, found) for name, found in ranking.rankings(corpus, dataset.items)}
+    rows = {
+        name: ranking.figures(corpus, dataset.items, found) for name, found in ranking.rankings(corpus, dataset.items)
+    }
     assert [*rows][:3] == ["sparse", "dense", "hybrid"]
     assert {"bm25s, naive chunks", "encoder alone, naive chunks"} < {*rows}
     assert all(row["n"] == 4 and row["hit@5"]["score"] == 100 for row in rows.values())

@@ -32,7 +32,7 @@ def ran(squad_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def test_the_control_prints_the_sentence_that_answers(ran):
-    folder, told, printed = ran
+    _, told, printed = ran
     figures = json.loads(told.read_text())["figures"]
     closed, opened = figures["answers"]
     assert (closed["mode"], opened["mode"], closed["n"], closed["answerable"]) == ("closed", "open", 5, 4)
