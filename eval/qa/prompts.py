@@ -242,12 +242,12 @@ EXACT = (
     f"it, say: {NOT_STATED}"
 )
 CHECK = (
-    f'Question: {{question}}\nIf the passages do not state the answer, reply only "{NOT_STATED}" Otherwise answer in one '
-    "short sentence."
+    f'Question: {{question}}\nIf the passages do not state the answer, reply only "{NOT_STATED}" '
+    "Otherwise answer in one short sentence."
 )
 DOUBT = (
-    "Question: {question}\nThe passages may not answer it: they were found by a search and can be about something else. "
-    f"If none of them states the answer, reply: {NOT_STATED} If one does, answer in one short sentence."
+    "Question: {question}\nThe passages may not answer it: they were found by a search and can be about something "
+    f"else. If none of them states the answer, reply: {NOT_STATED} If one does, answer in one short sentence."
 )
 QUOTE = (
     "Question: {question}\nFirst quote the sentence of the passages that answers it, in double quotes, then answer in "
