@@ -86,6 +86,10 @@ class UnknownEmbedder(RetrievalError):
     """The embedding model cannot be found or is not what it claims to be."""
 
 
+class UnknownRanker(RetrievalError):
+    """The ranker cannot be found or is not what it claims to be."""
+
+
 class RetrieverFailed(RetrievalError):
     """A search that failed or took too long, and did so again."""
 

@@ -14,6 +14,7 @@ on the disk. Every error is a ``retrieval.errors.RetrievalError`` whose text can
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -27,6 +28,7 @@ from retrieval.checks import check_label, check_query
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
 from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
+from retrieval.errors import RetrievalError
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
@@ -40,6 +42,8 @@ from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.parsing.sandbox import Sandbox
+from retrieval.ranking.ranker import SentenceRanker, find_ranker, load_ranker
+from retrieval.ranking.reranking import CANDIDATES, reranked
 from retrieval.store import documents as store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
@@ -76,6 +80,7 @@ class Library(Shelf):
         limits: Limits,
         chunking: ChunkingOptions,
         blobs: Blobs,
+        ranker: str | None = None,
     ) -> None:
         originals, lease = Originals(blobs), WriterLease(database, home)
         super().__init__(database, originals, Sandbox(replace(limits, parse_seconds=VIEW_S)))
@@ -94,6 +99,9 @@ class Library(Shelf):
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._searcher = Searcher(database, embedder, self._upkeep.index)
         self._searches = Batcher(self._searcher)
+        self._rerankings = Batcher(self._rerank)
+        self._ranker_name = ranker
+        self._ranker_lock = threading.Lock()
         self._queries: Batcher[str, np.ndarray] = Batcher(lambda texts: list(embedder.encode_queries(texts)))
 
     @classmethod
@@ -106,6 +114,7 @@ class Library(Shelf):
         blobs: str | None = None,
         limits: Limits | None = None,
         chunking: ChunkingOptions | None = None,
+        ranker: str | None = None,
     ) -> Library:
         """Open the library in the folder ``home``, which is made where absent.
 
@@ -113,15 +122,18 @@ class Library(Shelf):
             database_url: SQLAlchemy's; None for the SQLite file ``folio.db`` in ``home``.
             embedder: None or ``minilm`` for the packaged MiniLM, a folder, a hub id, or an ``Embedder``.
             blobs: address of the store of files, uploads and index generations (fsspec); None for ``home``.
+            ranker: what reranks; see ``retrieval.ranking.ranker.load_ranker``.
 
-        The model and the index are loaded when first needed; ``warm_up`` loads them now.
-        Errors: StoreUnavailable, UnknownEmbedder.
+        The models and the index are loaded when first needed; ``warm_up`` loads them now, but for the ranker.
+        Errors: StoreUnavailable, UnknownEmbedder, UnknownRanker.
         """
+        if ranker is not None:
+            find_ranker(ranker)
         folder = make_home(home)
         model = make_embedder(Path(embedder) if isinstance(embedder, os.PathLike) else embedder)
         kept = open_blobs(folder, blobs)
         database = Database.open(folder, database_url)
-        return cls(folder, database, model, limits or Limits(), chunking or ChunkingOptions(), kept)
+        return cls(folder, database, model, limits or Limits(), chunking or ChunkingOptions(), kept, ranker)
 
     def warm_up(self) -> None:
         """Load the index and the embedding model, so that the first search is not the slow one."""
@@ -265,15 +277,27 @@ class Library(Shelf):
         documents: Sequence[str] | None = None,
         owner: str = DEFAULT_OWNER,
         mode: Mode = "hybrid",
+        rerank: bool = False,
     ) -> SearchResult:
         """The k best chunks by falling score, ties by rising chunk id, and the number of the index generation.
 
         Args:
             collection: search this one alone; documents: search these ids alone.
             mode: ``dense`` (cosine of MiniLM), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale of 0 to 1).
-        Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch.
+            rerank: let the ranker read the best; a score is then the probability that the chunk answers the query.
+        Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch, UnknownRanker.
         """
-        return self.submit_search(query, k, collection=collection, documents=documents, owner=owner, mode=mode).result()
+        return self.submit_search(
+            query, k, collection=collection, documents=documents, owner=owner, mode=mode, rerank=rerank
+        ).result()
+
+    @property
+    def ranker(self) -> SentenceRanker:
+        """What reranks, loaded when it is first asked for. Error: UnknownRanker."""
+        with self._ranker_lock:
+            if not hasattr(self, "_ranker"):
+                self._ranker = load_ranker(self._ranker_name, self.embedder)
+            return self._ranker
 
     def submit_search(
         self,
@@ -284,11 +308,24 @@ class Library(Shelf):
         documents: Sequence[str] | None = None,
         owner: str = DEFAULT_OWNER,
         mode: Mode = "hybrid",
+        rerank: bool = False,
     ) -> Future[SearchResult]:
         """``search`` without waiting: searches that are submitted meanwhile run together. Error: InvalidRequest."""
         check_query(query, k, mode)
         wanted = tuple(documents) if documents is not None else None
-        return self._searches.submit(SearchRequest(query, k, mode, owner, collection, wanted))
+        count = max(k, CANDIDATES) if rerank else k
+        found = self._searches.submit(SearchRequest(query, count, mode, owner, collection, wanted))
+        return self._rerankings.submit((query, k, found)) if rerank else found
+
+    def _rerank(self, asked: Sequence[tuple[str, int, Future[SearchResult]]]) -> list[SearchResult | Exception]:
+        results: list[SearchResult | Exception] = []
+        for query, k, found in asked:
+            try:
+                hits, generation = found.result()
+                results.append(SearchResult(reranked(self.ranker, query, hits)[:k], generation))
+            except RetrievalError as error:
+                results.append(error)
+        return results
 
     def retriever(
         self,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def open_library(settings: Settings) -> Library:
     """Open it; the data folder is made where absent.
 
-    Raises retrieval's StoreUnavailable or UnknownEmbedder, which name what is wrong;
+    Raises retrieval's StoreUnavailable, UnknownEmbedder or UnknownRanker, which name what is wrong;
     InvalidRequest where search on a GPU is asked for and not possible.
     """
     from retrieval.index import gpu_clone
@@ -23,7 +23,11 @@ def open_library(settings: Settings) -> Library:
 
     gpu_clone.enable(settings.search_device == "cuda")
     return Library.open(
-        settings.home, settings.database_url or None, embedder_of(settings), blobs=settings.blobs or None
+        settings.home,
+        settings.database_url or None,
+        embedder_of(settings),
+        blobs=settings.blobs or None,
+        ranker=settings.reranker or None,
     )
 
 

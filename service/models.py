@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout, c
 from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:
+    from retrieval.ranking.ranker import SentenceRanker
     from service.engine.async_engine import AsyncEngine
     from service.engine.sampling.constraint import Constraint
 
@@ -62,12 +64,23 @@ def check_shares_of(settings: Settings) -> None:
     check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)
 
 
-def layout_for(model: str, tokenizer: Any, parameters: int | None = None) -> PromptLayout:
-    """How the model, of so many parameters where that is known, is asked about documents."""
+def layout_for(
+    model: str,
+    tokenizer: Any,
+    ranker: Callable[[], SentenceRanker] | None = None,
+    parameters: int | None = None,
+) -> PromptLayout:
+    """How the model is asked about documents.
+
+    ranker: chooses what the embedded reader quotes; without it the model chooses alone.
+    parameters: of the model, None where that is not known; a small one is asked in other words than a large one.
+    """
     if model == EMBEDDED:
+        from service.reader.choosing import SentenceChooser
         from service.reader.layout import ReaderLayout
 
-        return ReaderLayout(copy.deepcopy(tokenizer))  # the engine's thread decodes with the original
+        chooser = (lambda: SentenceChooser(ranker())) if ranker is not None else None
+        return ReaderLayout(copy.deepcopy(tokenizer), chooser)  # the engine's thread decodes with the original
     return choose_layout(tokenizer, parameters)
 
 

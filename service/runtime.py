@@ -200,7 +200,7 @@ class Runtime:
             encoder = Encoder(loaded.tokenizer)
             fingerprint = loaded.tokenizer_fingerprint or ""
             self.library.set_tokenizer(CorpusTokenizer(fingerprint, encoder.text))
-        layout = layout_for(self.settings.model, loaded.tokenizer, loaded.num_parameters)
+        layout = layout_for(self.settings.model, loaded.tokenizer, lambda: self.library.ranker, loaded.num_parameters)
         finder = EvidenceFinder(self.library, layout, engine.window, self.settings)
         engine.observers = self.observers
         if serving:

@@ -60,6 +60,11 @@ class Settings(BaseSettings, EngineConfig):
         "empty for the data folder.",
     )
     embedder: str = Field("minilm", description="Embedding model: minilm (packaged), a folder, or a hub id.")
+    reranker: str = Field(
+        "",
+        description="What ranks sentences and passages: minilm (packaged), cosine (the embedding model), or a "
+        "cross-encoder by folder or hub id; empty for what suits the embedding model.",
+    )
 
     search_device: Literal["cpu", "cuda"] = Field(
         "cpu", description="Where FAISS searches: cpu, or cuda for a read-only copy on a GPU (needs faiss-gpu)."

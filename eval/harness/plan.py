@@ -122,9 +122,9 @@ def _load(options: RunOptions) -> AsyncEngine:
 def _prompter(options: RunOptions, tokenizer: Any, parameters: int | None, *, retrieval: bool) -> Prompter:
     kind = options.prompt_kind
     if retrieval:
-        return RetrievalPrompter(tokenizer, layout_for(options.model, tokenizer, parameters))
+        return RetrievalPrompter(tokenizer, layout_for(options.model, tokenizer, parameters=parameters))
     if kind == "layout":
-        return LayoutPrompter(tokenizer, layout_for(options.model, tokenizer, parameters))
+        return LayoutPrompter(tokenizer, layout_for(options.model, tokenizer, parameters=parameters))
     if kind == "official":
         kind = "gpt4" if getattr(tokenizer, "chat_template", None) else "yarn"
     return OfficialPrompter(tokenizer, kind)

@@ -41,7 +41,7 @@ class Service:
     def __init__(self, settings: Settings, engine: AsyncEngine, sampling: Sampling, clients: int) -> None:
         self._settings = settings
         self._engine = engine
-        self._layout = layout_for(settings.model, engine.tokenizer, engine.engine.loaded.num_parameters)
+        self._layout = layout_for(settings.model, engine.tokenizer, parameters=engine.engine.loaded.num_parameters)
         self._sampling = sampling
         self._clients = clients
 

@@ -9,7 +9,7 @@ in float32: tests hold them to sentence-transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class _Layer:
 class Bert:
     """The encoder of a folder for which ``is_plain_bert`` holds. Thread-safe."""
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> None:
+        """changes: what is added to the weights, by their names; a fine-tuned model is these and the folder."""
         from safetensors.torch import load_file
 
         config = _json(folder / "config.json")
@@ -64,11 +65,11 @@ class Bert:
             name.removeprefix("bert."): tensor.float()
             for name, tensor in load_file(folder / "model.safetensors", device).items()
         }
+        for name, change in (changes or {}).items():
+            weights[name] = weights[name] + change.to(device)
         embedding = "embeddings."
-        # one sentence a text: the type embedding is the same for every token
-        self._positions = (
-            weights[f"{embedding}position_embeddings.weight"] + weights[f"{embedding}token_type_embeddings.weight"][0]
-        )
+        self._positions = weights[f"{embedding}position_embeddings.weight"]
+        self._types = weights[f"{embedding}token_type_embeddings.weight"]
         self._words = weights[f"{embedding}word_embeddings.weight"]
         self._norm = _pair(weights, f"{embedding}LayerNorm")
         self._layers = [_layer(weights, f"encoder.layer.{n}.") for n in range(int(config["num_hidden_layers"]))]
@@ -83,7 +84,23 @@ class Bert:
                 vectors[rows] = self._encode([sequences[row] for row in rows]).cpu().numpy()
         return vectors
 
+    def states(self, first: Sequence[Sequence[int]], second: Sequence[Sequence[int]] | None = None) -> Any:
+        """float32[tokens, d]: the last layer at every token of every text, the texts behind one another.
+
+        second: what follows each of `first` as the second sentence of its text.
+        """
+        hidden, _ = self._hidden([[*a, *b] for a, b in zip(first, second or [()] * len(first), strict=True)], first)
+        return hidden
+
     def _encode(self, sequences: Sequence[Sequence[int]]) -> Any:
+        import torch.nn.functional as F
+
+        hidden, rectangle = self._hidden(sequences, sequences)
+        sums = rectangle.padded(hidden).view(rectangle.texts, rectangle.longest, -1).sum(1)
+        return F.normalize(sums / rectangle.lengths[:, None].to(hidden.device), dim=1)
+
+    def _hidden(self, sequences: Sequence[Sequence[int]], first: Sequence[Sequence[int]]) -> tuple[Any, _Rectangle]:
+        """The last layer at every token of `sequences`, each of which begins with its one of `first`."""
         import torch
         import torch.nn.functional as F
 
@@ -92,17 +109,17 @@ class Bert:
         longest = int(lengths.max())
         places = torch.arange(longest).expand(len(sequences), longest)
         real = places < lengths[:, None]
-        rectangle = _Rectangle(real.to(device), len(sequences), longest, bool(real.all()))
+        types = (places >= torch.tensor([len(sequence) for sequence in first])[:, None]).long()
+        rectangle = _Rectangle(real.to(device), lengths, longest)
         ids = torch.tensor([token for sequence in sequences for token in sequence]).to(device)
         hidden = F.embedding(ids, self._words) + self._positions[places[real].to(device)]
-        hidden = self._normed(hidden, self._norm)
+        hidden = self._normed(hidden + self._types[types[real].to(device)], self._norm)
         for layer in self._layers:
             hidden = self._normed(
                 hidden + F.linear(self._attention(hidden, layer, rectangle), *layer.out), layer.out_norm
             )
             hidden = self._normed(hidden + F.linear(F.gelu(F.linear(hidden, *layer.up)), *layer.down), layer.down_norm)
-        sums = rectangle.padded(hidden).view(len(sequences), longest, -1).sum(1)
-        return F.normalize(sums / lengths[:, None].to(device), dim=1)
+        return hidden, rectangle
 
     def _attention(self, hidden: Any, layer: _Layer, rectangle: _Rectangle) -> Any:
         import torch.nn.functional as F
@@ -123,8 +140,11 @@ class Bert:
 class _Rectangle:
     """Between rows of real tokens and texts × the longest one's places."""
 
-    def __init__(self, real: Any, texts: int, longest: int, full: bool) -> None:
-        self.texts = texts
+    def __init__(self, real: Any, lengths: Any, longest: int) -> None:
+        """real: bool[texts, longest], whether a token is there."""
+        full = bool(real.all())
+        self.texts = len(lengths)
+        self.lengths = lengths
         self.longest = longest
         self.mask = None if full else real[:, None, None, :]
         self._rows = None if full else real.view(-1).nonzero().view(-1)

@@ -68,6 +68,16 @@ class SentenceEmbedder:
         self._lock = threading.Lock()
         self._folder = _find_folder(self.model)
 
+    @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return self._folder
+
+    @cached_property
+    def is_minilm(self) -> bool:
+        """Whether these are the weights that the package brings."""
+        return _weights_hash(self._folder) == MINILM_SHA256
+
     @cached_property
     def fingerprint(self) -> str:
         """``name|weights|dim|pooling|normalised|prefix|tokens``: one line, the same on every machine."""

@@ -162,6 +162,7 @@ class EvidenceFinder:
             owner=owner,
             collection=question.collection,
             documents=list(question.documents) or None,
+            rerank=question.rerank,
         )
         retrieval_ms = (time.perf_counter() - began) * 1000
         hits = list(found.hits)

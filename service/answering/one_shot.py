@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from retrieval.index.token_store import TokenStore
 from retrieval.knn.decoding import KnnOptions
@@ -16,6 +17,9 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.options import parse_drafter
 from service.engine.outputs import TokenOutput
 from service.engine.params import DraftSources, SamplingParams
+
+CONTEXT = 8
+"""tokens of the prompt's end by which a drafter finds the beginning of an answer that is known"""
 
 
 class OneShotAnswer:
@@ -55,6 +59,8 @@ class OneShotAnswer:
         self._evidence = await self._finder.find(
             question, owner, self._named, self._params.max_tokens, "draft_prompt" in draws_on
         )
+        if question.knn is None and not self._params.constraint:
+            await asyncio.to_thread(self._settle)
         if "datastore" in draws_on and self._evidence.prompt is not None:
             self._store = await asyncio.to_thread(self._finder.library.token_store, owner)
         return self._evidence
@@ -62,8 +68,18 @@ class OneShotAnswer:
     def outputs(self) -> AsyncGenerator[TokenOutput, None]:
         """The engine's, for the prompt over the evidence."""
         assert self._evidence.prompt is not None
-        sources = DraftSources(prompt=self._evidence.draft_ids, datastore=self._store)
-        return self._engine.stream(self._evidence.prompt.ids, self._params, sources, mixture=self._mixture)
+        prompt = self._evidence.prompt
+        known = [[*prompt.ids[-CONTEXT:], *prompt.answer]] if prompt.answer else []
+        sources = DraftSources(documents=known, prompt=self._evidence.draft_ids, datastore=self._store)
+        return self._engine.stream(prompt.ids, self._params, sources, mixture=self._mixture)
+
+    def _settle(self) -> None:
+        """Let the layout choose the answer, where it does; the model then only says it."""
+        prompt = self._evidence.prompt
+        if prompt is not None and prompt.settle is not None:
+            settled = prompt.settle(self._evidence.mode == "retrieval")
+            self._evidence = replace(self._evidence, prompt=settled)
+            self._params = replace(self._params, forced=settled.answer)
 
     async def evidence(self) -> Evidence:
         """The same as at the beginning: nothing more is read."""

@@ -14,7 +14,7 @@ Two properties hold for every layout here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,6 +59,11 @@ class Prompt:
     passages: tuple[Passage, ...]
     markers: tuple[str, ...] = ()
     context: Any = field(default=None, repr=False)
+    answer: tuple[int, ...] = ()
+    """ids that the answer is, where the layout knows them before the model runs"""
+    settle: Callable[[bool], Prompt] | None = field(default=None, repr=False, compare=False)
+    """for a layout that chooses what is answered: reads the evidence, and gives the prompt with its ``answer``; given
+    true, a prompt over what came into question alone"""
 
 
 @dataclass(frozen=True, slots=True)

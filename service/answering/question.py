@@ -80,6 +80,9 @@ class AnswerOptions(Frozen):
     )
     collection: CollectionName | None = Field(default=None, description="Name of a collection; null for all documents.")
     passages: int | None = Field(default=None, ge=1, le=100, description="Passages to retrieve.")
+    rerank: bool = Field(
+        default=False, description="Let the ranker read what a search finds, and take the passages that answer best."
+    )
     iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
     knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
 

@@ -26,6 +26,7 @@ class SearchRequest(Strict):
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     documents: list[DocumentId] = Field([], max_length=100)
     collection: CollectionName | None = None
+    rerank: bool = Field(False, description="Let the ranker read the best; a score is then a probability.")
 
 
 class Passage(BaseModel):
@@ -59,6 +60,7 @@ async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Resp
         owner=principal.owner,
         collection=body.collection,
         documents=body.documents or None,
+        rerank=body.rerank,
     )
     found = await asyncio.wrap_future(searching)
     # A response of its own is sent as it is; FastAPI would build and check a model of every passage first.

@@ -64,6 +64,7 @@ def ask(
     collection: Collection = None,
     mode: Annotated[str | None, _option(AnswerOptions, "mode")] = None,
     passages: Annotated[int | None, _option(AnswerOptions, "passages")] = None,
+    rerank: Annotated[bool, _option(AnswerOptions, "rerank", "--rerank")] = False,
     speculate: Annotated[
         Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
     ] = Switch.ON,
@@ -103,6 +104,7 @@ def ask(
             {
                 "question": question,
                 **_given(mode=mode, documents=document, collection=collection, passages=passages),
+                "rerank": rerank,
                 "iterative": _given(k=k, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
             }

@@ -127,6 +127,9 @@ def search(
         list[str] | None,
         typer.Option("--document", "-d", help="Search this document (id or name) alone; may be repeated."),
     ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Let the ranker read the best; a score is then a probability.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Find passages."""
@@ -140,6 +143,7 @@ def search(
             documents=[library.find(one, LOCAL_OWNER).id for one in document] if document else None,
             owner=LOCAL_OWNER,
             mode=mode.value,
+            rerank=rerank,
         )
     if as_json:
         emit_json({"results": [hit_data(hit) for hit in found.hits], "generation": found.generation})

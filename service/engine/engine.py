@@ -53,7 +53,8 @@ from service.engine.runner.host_allocator import keep_freed_memory
 from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
 from service.engine.runner.tensor_parallel import Load
-from service.engine.sampling.constraint import ConstraintCompiler
+from service.engine.sampling.constraint import ConstrainedText, ConstraintCompiler
+from service.engine.sampling.forced import ForcedText
 from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import NO_TOKEN, RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
@@ -308,7 +309,11 @@ class Engine:
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
         params, constraint = request.params, request.params.constraint
-        constrained = self.constraints.compile(constraint, request.prompt_len) if constraint is not None else None
+        constrained: ConstrainedText | ForcedText | None = None
+        if constraint is not None:
+            constrained = self.constraints.compile(constraint, request.prompt_len)
+        elif params.forced:
+            constrained = ForcedText(params.forced, request.prompt_len)
         return LogitsProcessor.of(
             constrained, params.penalties, request.token_ids, params.temperature, self.loaded.vocab_size
         )

@@ -28,6 +28,7 @@ class SamplingParams:
         repetition_penalty: divides the logits of tokens that prompt or answer hold; 1 changes nothing.
         logit_bias: pairs of a token id and what is added to its logit.
         constraint: what the text must be (JSON of a schema, a regular expression, a grammar), None for anything.
+        forced: token ids that the output begins with, whatever the model would say; () for none.
         seed: keys the Gumbel noise together with the position; the same seed gives the same tokens.
         stop: strings that end the text; the text shown ends before them.
         stop_token_ids: token ids that end the sequence, besides the model's own.
@@ -48,6 +49,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: Constraint | None = None
+    forced: tuple[int, ...] = ()
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -72,6 +74,7 @@ class SamplingParams:
             )
             and len(dict(self.logit_bias)) == len(self.logit_bias),
             "ignore_eos cannot be had with constrained output": not (self.ignore_eos and self.constraint),
+            "forced cannot be had with a constraint": not (self.forced and self.constraint),
             "seed must fit 63 bits and not be negative": 0 <= self.seed < 2**63,
             "logprobs must be between 0 and 20": self.logprobs is None or 0 <= self.logprobs <= 20,
             "stop takes at most 16 strings of 1 to 1024 characters": len(self.stop) <= 16
@@ -105,7 +108,7 @@ class SamplingParams:
     @property
     def adjusted(self) -> bool:
         """Whether tokens are chosen from other logits than the model's own."""
-        return self.constraint is not None or self.penalties != Penalties()
+        return self.constraint is not None or bool(self.forced) or self.penalties != Penalties()
 
 
 @dataclass(frozen=True)

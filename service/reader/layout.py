@@ -5,21 +5,26 @@ evidence as ``<|r…|> words<|end|>``, then ``<|question|> …<|answer|>``. The 
 token and that sentence, word for word, then ``<|end|>``. The reference is the citation; the copied words
 decide which part of the sentence is cited, and which sentence, should a prompt hold more sentences than there
 are reference tokens.
+
+Which sentence that is, is chosen before (`service.reader.choosing`), where there is a ranker: the model is then made to
+say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from service.answering.passages import Passage, Span, canonical
 from service.answering.prompting import Prompt, ReadingLimits
 from service.errors import InvalidRequest
-from service.reader.sentences import Sentence, split
+from service.reader.choosing import SentenceChooser
+from service.reader.sentences import LONGEST, LONGEST_QUOTED, Sentence, split
 from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 
 _SPECIAL = re.compile(r"<\|(?:bos|end|none|question|answer|r\d{1,4})\|>")
@@ -34,10 +39,12 @@ class Quotable:
     Attributes:
         passage: index into `Prompt.passages`.
         sentence: offsets relative to that passage's text.
+        tokens: ids of its words.
     """
 
     passage: int
     sentence: Sentence
+    tokens: tuple[int, ...]
 
 
 class ReaderLayout:
@@ -46,8 +53,10 @@ class ReaderLayout:
     name = "reader"
     limits: ReadingLimits | None = ReadingLimits(long_tokens=16_384, passages=None)
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, chooser: Callable[[], SentenceChooser] | None = None) -> None:
+        """chooser: called when the first answer is chosen; None leaves the choice to the model."""
         self.tokenizer = tokenizer
+        self._chooser = chooser
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end, self._none = ids(BOS), ids(END), ids(NONE)
         self._question, self._answer = ids(QUESTION), ids(ANSWER)
@@ -71,15 +80,34 @@ class ReaderLayout:
             )
         if not question.strip():
             raise InvalidRequest("The question is empty.", param="question")
-        ordered = canonical(passages)
+        ordered = tuple(canonical(passages))
+        quotable = [Quotable(n, *one) for n, passage in enumerate(ordered) for one in self._passage(passage.text)]
+        prompt = self._prompt(question, ordered, tuple(quotable))
+        chooser = self._chooser
+        if chooser is None:
+            return prompt
+        return replace(prompt, settle=lambda narrow: self._settled(prompt, chooser(), narrow))
+
+    def _prompt(self, question: str, passages: tuple[Passage, ...], quotable: tuple[Quotable, ...]) -> Prompt:
         ids = list(self._preamble)
-        quotable: list[Quotable] = []
-        for number, passage in enumerate(ordered):
-            for sentence, tokens in self._passage(passage.text):
-                ids += [self._references[len(quotable) % REFERENCES], *tokens, self._end]
-                quotable.append(Quotable(number, sentence))
+        for number, one in enumerate(quotable):
+            ids += [self._references[number % REFERENCES], *one.tokens, self._end]
         ids += [self._question, *self._encode([" " + " ".join(question.split())])[0], self._answer]
-        return Prompt(ids, question, tuple(ordered), tuple(quotable))
+        return Prompt(ids, question, passages, quotable)
+
+    def _settled(self, prompt: Prompt, chooser: SentenceChooser, narrow: bool) -> Prompt:
+        """The prompt with the sentences that answer it, or the refusal; `narrow`: over the likely sentences alone."""
+        quotable: tuple[Quotable, ...] = prompt.context
+        groups = [[q.sentence.words for q in group] for _, group in groupby(quotable, key=lambda q: q.passage)]
+        choice = chooser.choose(prompt.question, groups)
+        chosen = [quotable[number] for number in choice.sentences]
+        if narrow:
+            prompt = self._prompt(prompt.question, prompt.passages, tuple(quotable[number] for number in choice.likely))
+        answer = [] if chosen else [self._none, *self._encode([f" {NOT_STATED}"])[0]]
+        for one in chosen:
+            number = prompt.context.index(one)
+            answer += [self._references[number % REFERENCES], *one.tokens]
+        return replace(prompt, answer=(*answer, self._end), settle=None)
 
     def visible(self, answer_text: str) -> str:
         """The answer without reference tokens."""
@@ -103,10 +131,10 @@ class ReaderLayout:
                 spans.append(replace(span, answer_end=min(span.answer_end, cursor)))
         return shown, spans
 
-    def _read(self, text: str) -> list[tuple[Sentence, list[int]]]:
-        sentences = split(text)
+    def _read(self, text: str) -> list[tuple[Sentence, tuple[int, ...]]]:
+        sentences = split(text, LONGEST_QUOTED if self._chooser else LONGEST)
         tokens = self._encode([" " + s.words for s in sentences]) if sentences else []
-        return list(zip(sentences, tokens, strict=True))
+        return [(sentence, tuple(ids)) for sentence, ids in zip(sentences, tokens, strict=True)]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -1,19 +1,24 @@
 """Sentences of a text as the reader is given them.
 
-The reader quotes whole sentences, so this is the unit of its citations: those of `retrieval.parsing.sentences`, of
-which one that is longer than `LONGEST` characters is cut at a clause.
+The reader quotes whole sentences, so this is the unit of its citations: those of `retrieval.parsing.sentences`, and
+rows of tables. What is too long is cut at a clause.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retrieval.parsing.sentences import sentences
 
 LONGEST = 320
-"""Characters of the longest sentence (about 80 tokens); the reader was trained on no longer ones."""
+"""Characters of the longest sentence (about 80 tokens) that the reader can copy by itself: it was trained on no longer
+ones."""
+LONGEST_QUOTED = 1000
+"""Characters of the longest sentence that is quoted where the words are not left to the model."""
 
+_ROW = re.compile(r"^.*\S \| \S.*$", re.MULTILINE)
 _CLAUSE = re.compile(r"[;:,\u2014)]\s+")
 
 
@@ -36,24 +41,35 @@ class Sentence:
         return self.start + self.offsets[begin], self.start + self.offsets[finish - 1] + 1
 
 
-def split(text: str) -> list[Sentence]:
-    """The sentences of `text` in order; what holds no letter or digit is left out."""
+def split(text: str, longest: int = LONGEST) -> list[Sentence]:
+    """The sentences of `text` in order, none of more characters than `longest`; what holds no letter or digit is left
+    out."""
     found = []
-    for start, end in sentences(text):
-        for begin, finish in _cut(text, start, end):
+    for start, end in _units(text):
+        for begin, finish in _cut(text, start, end, longest):
             sentence = _sentence(text, begin, finish)
             if any(c.isalnum() for c in sentence.words):
                 found.append(sentence)
     return found
 
 
-def _cut(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Pieces of at most `LONGEST` characters, cut behind a clause where there is one, else at a space."""
+def _units(text: str) -> Iterator[tuple[int, int]]:
+    """Sentences, and lines that are rows of a table: a stop within a cell ends no sentence."""
+    at = 0
+    for row in _ROW.finditer(text):
+        yield from sentences(text, at, row.start())
+        yield row.span()
+        at = row.end()
+    yield from sentences(text, at)
+
+
+def _cut(text: str, start: int, end: int, longest: int) -> list[tuple[int, int]]:
+    """Pieces of at most `longest` characters, cut behind a clause where there is one, else at a space."""
     pieces = []
-    while end - start > LONGEST:
-        clauses = [m.end() for m in _CLAUSE.finditer(text, start + LONGEST // 3, start + LONGEST)]
-        space = text.rfind(" ", start + LONGEST // 2, start + LONGEST)
-        at = clauses[-1] if clauses else space + 1 if space > 0 else start + LONGEST
+    while end - start > longest:
+        clauses = [m.end() for m in _CLAUSE.finditer(text, start + longest // 3, start + longest)]
+        space = text.rfind(" ", start + longest // 2, start + longest)
+        at = clauses[-1] if clauses else space + 1 if space > 0 else start + longest
         pieces.append((start, at))
         start = at
     pieces.append((start, end))

@@ -1,4 +1,5 @@
-"""What one request does to the model's logits before its tokens are chosen: constraints, then penalties."""
+"""What one request does to the model's logits before its tokens are chosen: constraints or forced tokens, then
+penalties."""
 
 from __future__ import annotations
 
@@ -9,19 +10,20 @@ from torch import Tensor
 from drafters.sampling.penalties import PenalisedText, Penalties
 from drafters.tree import DraftTree
 from service.engine.sampling.constraint import ConstrainedText
+from service.engine.sampling.forced import ForcedText
 
 
 class LogitsProcessor:
     """The changes that one request asks for."""
 
-    def __init__(self, constrained: ConstrainedText | None, penalised: PenalisedText | None) -> None:
+    def __init__(self, constrained: ConstrainedText | ForcedText | None, penalised: PenalisedText | None) -> None:
         self._constrained = constrained
         self._penalised = penalised
 
     @classmethod
     def of(
         cls,
-        constrained: ConstrainedText | None,
+        constrained: ConstrainedText | ForcedText | None,
         penalties: Penalties,
         prompt: Sequence[int],
         temperature: float,

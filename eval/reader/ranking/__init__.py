@@ -1,0 +1,1 @@
+"""The recipe of the sentence ranker: ``data``, ``train``, ``evaluate``."""

@@ -1,0 +1,272 @@
+"""Train the sentence ranker's cross-encoder: low-rank changes to the packaged MiniLM.
+
+    python -m eval.reader.ranking.train --selqa selqa-ass-{dev,test}.json --pairs src-test.txt tgt-test.txt \\
+        --kept xquad.en.json --out DIR --minutes 25
+
+One pass over the questions, each with the passage that answers and one that does not; stopped by the clock where that
+comes first, in which case the learning rate has fallen by the share of time that has gone. ``--out`` keeps a checkpoint
+every hundred steps, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.reader.ranking import data
+from eval.reader.ranking.data import Example, Passage
+from retrieval.embedding.embedder import SentenceEmbedder
+from retrieval.ranking.cross_encoder import SEP, WEIGHTS, first
+
+RANK = 16
+BATCH = 8
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_STEPS = 100
+RATE = 6e-4
+OTHER_SHARE = 0.7
+"""Questions that are read with a passage which does not answer, besides the one that does."""
+
+
+class LowRank(nn.Module):
+    """A linear layer whose weight stays, plus ``up @ down``; the bias learns."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.base.bias.requires_grad_(True)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) / math.sqrt(base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.base(hidden) + hidden @ self.down.T @ self.up.T
+
+
+class Reader(nn.Module):
+    """MiniLM with low-rank changes, and the head that scores the mean of a sentence's states."""
+
+    def __init__(self, minilm: Path) -> None:
+        super().__init__()
+        from transformers import BertModel
+
+        self.bert = BertModel.from_pretrained(minilm, add_pooling_layer=False).requires_grad_(False)
+        for layer in self.bert.encoder.layer:
+            attention = layer.attention
+            for owner, name in (
+                (attention.self, "query"),
+                (attention.self, "key"),
+                (attention.self, "value"),
+                (attention.output, "dense"),
+                (layer.intermediate, "dense"),
+                (layer.output, "dense"),
+            ):
+                setattr(owner, name, LowRank(getattr(owner, name), RANK))
+        for name, parameter in self.bert.named_parameters():
+            if "LayerNorm" in name or "token_type" in name:
+                parameter.requires_grad_(True)
+        self.start = {n: p.detach().clone() for n, p in self.bert.named_parameters() if p.requires_grad}
+        self.head = nn.Linear(self.bert.config.hidden_size, 1)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.constant_(self.head.bias, -2.0)
+
+    def forward(self, rows: Sequence[Row]) -> list[Tensor]:
+        """The logits of each row's sentences."""
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        for n, row in enumerate(rows):
+            ids[n, : len(row.ids)] = torch.tensor(row.ids)
+            types[n, row.lead : len(row.ids)] = 1
+            mask[n, : len(row.ids)] = 1
+        states = self.bert(input_ids=ids, token_type_ids=types, attention_mask=mask).last_hidden_state
+        means = [torch.stack([states[n, a:b].mean(0) for a, b in row.spans]) for n, row in enumerate(rows)]
+        return list(self.head(torch.cat(means).float()).squeeze(1).split([len(row.spans) for row in rows]))
+
+    def changes(self) -> dict[str, Tensor]:
+        """What `Bert` adds to MiniLM's weights (`low_rank_changes`), and the head."""
+        found: dict[str, Tensor] = {"head.weight": self.head.weight[0], "head.bias": self.head.bias[0]}
+        for name, parameter in self.bert.named_parameters():
+            if parameter.requires_grad:
+                plain = name.replace(".base.", ".")
+                if name.endswith((".up", ".down")):
+                    owner, _, side = name.rpartition(".")
+                    found[f"{owner}.weight.{side}"] = parameter
+                else:
+                    found[plain] = parameter - self.start[name]
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Question and passage as the model reads them.
+
+    Attributes:
+        lead: tokens before the passage. spans: of the sentences, in tokens. marked: which sentences answer.
+    """
+
+    ids: tuple[int, ...]
+    lead: int
+    spans: tuple[tuple[int, int], ...]
+    marked: frozenset[int]
+
+
+class Encoding:
+    """Texts to rows."""
+
+    LONGEST = 320
+
+    def __init__(self, minilm: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(minilm / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def row(self, question: str, passage: Passage, marked: frozenset[int]) -> Row:
+        ids, spans = first(self._ids(question)), []
+        lead = len(ids)
+        for sentence in passage.sentences:
+            tokens = self._ids(sentence)[: self.LONGEST - len(ids)]
+            if tokens:
+                spans.append((len(ids), len(ids) + len(tokens)))
+                ids += tokens
+        return Row((*ids, SEP), lead, tuple(spans), frozenset(m for m in marked if m < len(spans)))
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def loss_of(logits: Sequence[Tensor], rows: Sequence[Row]) -> Tensor:
+    """Of one question: every sentence's own decision, and the choice among all of them."""
+    scores = torch.cat(list(logits))
+    target = torch.cat([torch.tensor([float(n in row.marked) for n in range(len(row.spans))]) for row in rows])
+    each = nn.functional.binary_cross_entropy_with_logits(scores, target, reduction="sum")
+    if not target.any():
+        return each
+    choice = torch.logsumexp(scores, 0) - torch.logsumexp(scores[target.bool()], 0)
+    return each + choice
+
+
+def questions(
+    examples: Sequence[Example], pool: Sequence[Passage], encoding: Encoding, seed: int
+) -> Iterator[list[Row]]:
+    """The rows of each question, for ever."""
+    epoch = 0
+    while True:
+        draw = random.Random(seed + 7919 * epoch)
+        for example in data.shuffled(examples, seed, epoch):
+            answering = [pair for pair in example.passages if pair[1]]
+            rest = [pair for pair in example.passages if not pair[1]]
+            read = answering[:2]
+            if rest and draw.random() < 0.5:
+                read.append(draw.choice(rest))
+            elif example.other and draw.random() < OTHER_SHARE:
+                read.append((pool[draw.choice(example.other)], frozenset()))
+            rows = [encoding.row(example.question, passage, marked) for passage, marked in read]
+            if any(row.marked for row in rows):
+                yield rows
+        epoch += 1
+
+
+def batches(stream: Iterator[list[Row]]) -> Iterator[list[list[Row]]]:
+    while True:
+        yield [next(stream) for _ in range(BATCH)]
+
+
+def train(
+    model: Reader,
+    stream: Iterator[list[Row]],
+    out: Path,
+    minutes: float,
+    steps: int,
+    bf16: bool,
+    stop: int | None = None,
+) -> dict[str, Any]:
+    """Train until the clock or the steps are out, or to step `stop`; writes checkpoints and the log as it goes."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    step, spent, log = 0, 0.0, []
+    if (out / CHECKPOINT).exists():
+        state = torch.load(out / CHECKPOINT, weights_only=False)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent, log = state["step"], state["spent"], state["log"]
+    source = batches(stream)
+    for _ in range(step):
+        next(source)
+    running = 0.0
+    while step < (stop or steps) and spent < minutes * 60:
+        began = time.monotonic()
+        done = max(step / steps, spent / (minutes * 60))
+        rate = RATE * min(1.0, (step + 1) / 60) * max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = next(source)
+        rows = [row for question in batch for row in question]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(rows)
+        at, losses = 0, []
+        for question in batch:
+            losses.append(loss_of(logits[at : at + len(question)], question))
+            at += len(question)
+        loss = torch.stack(losses).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step += 1
+        spent += time.monotonic() - began
+        running = loss.item() if step == 1 else 0.97 * running + 0.03 * loss.item()
+        if step % 20 == 0:
+            log.append({"step": step, "loss": round(running, 4), "seconds": round(spent, 1)})
+            print(json.dumps(log[-1]), flush=True)
+        if step % CHECKPOINT_STEPS == 0:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            torch.save(state | {"step": step, "spent": spent, "log": log}, out / CHECKPOINT)
+            save(model, out)
+    save(model, out)
+    return {"steps": step, "questions": step * BATCH, "seconds": round(spent, 1), "log": log}
+
+
+def save(model: Reader, out: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({n: t.half().contiguous() for n, t in model.changes().items()}, out / WEIGHTS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--selqa", type=Path, nargs="*", default=[], help="selqa-ass-*.json to train on")
+    parser.add_argument("--pairs", type=Path, nargs=2, help="src-*.txt and tgt-*.txt to train on")
+    parser.add_argument("--kept", type=Path, nargs="*", default=[], help="SQuAD-like files whose text must not be read")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--cache", type=Path, help="file for the nearest passages, made where absent; default: in DIR")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 products, for processors that have them")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    embedder = SentenceEmbedder()
+    minilm = embedder.folder
+    cache = options.cache or options.out / "near.json"
+    sets = data.prepare(options.selqa, options.pairs, options.kept, embedder.encode_queries, cache, options.seed)
+    print(f"{len(sets.train)} questions, {len(sets.dev)} held, {len(sets.pool)} passages", flush=True)
+    model = Reader(minilm)
+    stream = questions(sets.train, sets.pool, Encoding(minilm), options.seed)
+    figures = train(model, stream, options.out, options.minutes, options.steps, options.bf16)
+    (options.out / "training.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

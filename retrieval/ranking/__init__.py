@@ -1,0 +1,1 @@
+"""Which sentences, and which passages, answer a question."""

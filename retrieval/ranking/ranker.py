@@ -1,0 +1,280 @@
+"""How probable it is that a sentence answers a question.
+
+    ranker = load_ranker(None)
+    ranker.score("When was the lamp lit?", ["It was lit in 1871.", "It stands on the mole."])
+
+A scorer reads, `features.lexical` looks, and a logistic model fitted on held questions makes a probability of both.
+Scorers: the project's own cross-encoder over MiniLM, which is the default; cosines of any embedding model; a
+cross-encoder of the hub's, by name or folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from retrieval.embedding.embedder import Embedder, SentenceEmbedder
+from retrieval.errors import UnknownRanker
+from retrieval.ranking import cross_encoder
+from retrieval.ranking.cross_encoder import CrossEncoder
+from retrieval.ranking.features import NAMES, lexical
+
+MODEL_DIR = Path(__file__).parent / "model"
+CALIBRATION = "calibration.json"
+DEFAULT = "minilm"
+READ_CHARS = 9000
+"""of passages that a scorer reads for one question, about 2,000 tokens; the rest is judged by its words alone"""
+UNREAD = -12.0
+"""the logit of a sentence that was not read: never an answer"""
+
+
+class Scorer(Protocol):
+    """Reads sentences. `name` is its entry of the calibration, `columns` what it tells of a sentence."""
+
+    name: str
+    columns: tuple[str, ...]
+
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+        """float32[n, len(columns)]; contexts: the passage in which each sentence stands."""
+        ...
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """weights: of the scorer's columns, then of `features.NAMES`."""
+
+    weights: np.ndarray
+    bias: float
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        return features @ self.weights + self.bias
+
+
+class SentenceRanker:
+    """Scores sentences, and passages by the best of theirs. Thread-safe."""
+
+    def __init__(self, scorer: Scorer, chosen: Logistic, words: Logistic, refuse_below: float) -> None:
+        """chosen: over what the scorer read; words: over `features.lexical` alone, to choose what is read."""
+        self._scorer = scorer
+        self._chosen = chosen
+        self._words = words
+        self.refuse_below = refuse_below
+        """an answer whose sentence scores less is better not given"""
+
+    @property
+    def name(self) -> str:
+        return self._scorer.name
+
+    def score(self, question: str, sentences: Sequence[str], contexts: Sequence[str] | None = None) -> np.ndarray:
+        """float32[n]: the probability that each sentence answers the question.
+
+        Args:
+            contexts: the passage in which each sentence stands, the same object or text for those of one passage;
+                without it each stands alone.
+        Only the passages that share most with the question are read where they are many (`READ_CHARS`); a sentence
+        of the others is as good as impossible.
+        """
+        if not sentences:
+            return np.zeros(0, dtype=np.float32)
+        around = list(contexts) if contexts is not None else list(sentences)
+        seen = lexical(question, sentences, contexts)
+        read = self._read(seen, around)
+        columns = self._scorer.read(question, [sentences[n] for n in read], [around[n] for n in read])
+        logits = np.full(len(sentences), UNREAD, dtype=np.float64)
+        logits[read] = self._chosen.logits(np.concatenate([columns, seen[read]], axis=1))
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+    def passages(self, question: str, texts: Sequence[Sequence[str]], contexts: Sequence[str]) -> np.ndarray:
+        """float32[n]: of each passage, given as its sentences and as a whole, that of its best sentence."""
+        sentences = [sentence for passage in texts for sentence in passage]
+        around = [context for passage, context in zip(texts, contexts, strict=True) for _ in passage]
+        scores = self.score(question, sentences, around)
+        ends = np.cumsum([len(passage) for passage in texts], dtype=int)
+        best = [max(scores[end - len(p) : end], default=0.0) for end, p in zip(ends, texts, strict=True)]
+        return np.array(best, dtype=np.float32)
+
+    def _read(self, seen: np.ndarray, contexts: Sequence[str]) -> list[int]:
+        """Numbers of the sentences to read, in order: those of the passages with the best sentence by words."""
+        best: dict[str, float] = {}
+        for context, logit in zip(contexts, self._words.logits(seen).tolist(), strict=True):
+            best[context] = max(logit, best.get(context, logit))
+        kept, room = set(), READ_CHARS
+        for context in sorted(best, key=lambda text: -best[text]):
+            if kept and len(context) > room:
+                break
+            kept.add(context)
+            room -= len(context)
+        return [n for n, context in enumerate(contexts) if context in kept]
+
+
+class PassageScorer:
+    """The cross-encoder of the package."""
+
+    name = "minilm"
+    columns = ("logit",)
+
+    def __init__(self, encoder: CrossEncoder) -> None:
+        self._encoder = encoder
+
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+        windows = []
+        for first, last in _runs(contexts):
+            pieces = _pieces(contexts[first], sentences[first:last])
+            tokens = self._encoder.tokens([text for text, _ in pieces])
+            numbered = [None if n is None else first + n for _, n in pieces]
+            windows += cross_encoder.windows(list(zip(tokens, numbered, strict=True)))
+        found = self._encoder.scores(question, windows)
+        return np.array([[found.get(n, UNREAD)] for n in range(len(sentences))], dtype=np.float32)
+
+
+class CosineScorer:
+    """Any embedding model: how near question and sentence are, absolutely and among the sentences at hand."""
+
+    name = "cosine"
+    columns = ("nearer", "nearer_near")
+    MOST = 160
+    """sentences that are embedded"""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+        near = [
+            s if not n or contexts[n] != contexts[n - 1] else f"{sentences[n - 1]} {s}" for n, s in enumerate(sentences)
+        ]
+        texts = list(dict.fromkeys([*sentences, *near]))
+        vectors = dict(zip(texts, self._embedder.encode_documents(texts), strict=True))
+        (asked,) = self._embedder.encode_queries([question])
+        columns = [np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near)]
+        return np.stack([_standard(column) for column in columns], axis=1).astype(np.float32)
+
+
+class PairScorer:
+    """A cross-encoder that sentence-transformers loads, which reads question and sentence."""
+
+    name = "pairs"
+    columns = ("logit",)
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+        from torch.nn import Identity
+
+        scores = self._model.predict(
+            [(question, s) for s in sentences], activation_fn=Identity(), show_progress_bar=False
+        )
+        return np.asarray(scores, dtype=np.float32).reshape(len(sentences), 1)
+
+
+def load_ranker(name: str | None, embedder: Embedder | None = None) -> SentenceRanker:
+    """The ranker of a name, loaded.
+
+    Args:
+        name: None for what suits the embedder: the packaged one (``minilm``) beside MiniLM or no embedder, else
+            ``cosine``, which needs one; or a folder or hub id of a cross-encoder of sentence-transformers.
+    Error: UnknownRanker.
+    """
+    minilm = embedder is None or (isinstance(embedder, SentenceEmbedder) and embedder.is_minilm)
+    kind = name or (DEFAULT if minilm else CosineScorer.name)
+    if kind == CosineScorer.name:
+        if embedder is None:
+            raise UnknownRanker("the ranker 'cosine' needs the embedding model of a library")
+        return _calibrated(CosineScorer(embedder))
+    if kind == DEFAULT:
+        return _calibrated(PassageScorer(CrossEncoder(SentenceEmbedder().folder, MODEL_DIR)))
+    return _uncalibrated(PairScorer(_load_pairs(find_ranker(kind))))
+
+
+def find_ranker(name: str) -> Path:
+    """The folder of a ranker that is named, fetched from the hub where it is none's here. Error: UnknownRanker."""
+    if name in (DEFAULT, CosineScorer.name):
+        return MODEL_DIR
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetched(name)
+    architectures = _json(folder / "config.json").get("architectures") or [""]
+    if not str(architectures[0]).endswith("ForSequenceClassification"):
+        raise UnknownRanker(
+            f"{name} is no cross-encoder: its config.json names no sequence classification; give one that "
+            f"sentence-transformers' CrossEncoder loads, or {DEFAULT!r}"
+        )
+    return folder
+
+
+def _fetched(name: str) -> Path:
+    if Path(name).is_absolute():
+        raise UnknownRanker(f"there is no folder {name}; give a folder, a hub id, or {DEFAULT!r}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, ignore_patterns=["*.bin", "*.onnx", "*.h5", "*.ot", "openvino/*", "onnx/*"])
+        )
+    except Exception as error:
+        raise UnknownRanker(
+            f"the ranker {name!r} is neither a folder nor can it be fetched from the hub; use {DEFAULT!r} for the "
+            "packaged one"
+        ) from error
+
+
+def _load_pairs(folder: Path) -> Any:
+    from sentence_transformers import CrossEncoder as Pairs
+
+    model = Pairs(str(folder), device="cpu", local_files_only=True, trust_remote_code=False)
+    if model.num_labels != 1:
+        raise UnknownRanker(f"{folder.name} gives {model.num_labels} scores of a pair and not one")
+    return model
+
+
+def _calibrated(scorer: Scorer) -> SentenceRanker:
+    """With the models that eval/reader/ranking/calibrate.py fitted."""
+    fitted = _json(MODEL_DIR / CALIBRATION)
+    own = fitted[scorer.name]
+    names = [*scorer.columns, *NAMES]
+    if own["names"] != names or fitted["words"]["names"] != list(NAMES):
+        raise UnknownRanker(f"{CALIBRATION} was fitted for other features; reinstall folio-serve")
+    return SentenceRanker(scorer, _logistic(own), _logistic(fitted["words"]), own["refuse_below"])
+
+
+def _uncalibrated(scorer: Scorer) -> SentenceRanker:
+    """A model's own logit is taken for the probability's; nothing is known of where it should refuse."""
+    alone = Logistic(np.eye(1, len(scorer.columns) + len(NAMES))[0], 0.0)
+    return SentenceRanker(scorer, alone, _logistic(_json(MODEL_DIR / CALIBRATION)["words"]), 0.0)
+
+
+def _logistic(fitted: dict[str, Any]) -> Logistic:
+    return Logistic(np.array(fitted["weights"], dtype=np.float64), float(fitted["bias"]))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _runs(contexts: Sequence[str]) -> list[tuple[int, int]]:
+    """Runs of sentences of one context, as ranges of their numbers."""
+    starts = [n for n, context in enumerate(contexts) if n == 0 or context != contexts[n - 1]]
+    return list(zip(starts, [*starts[1:], len(contexts)], strict=True))
+
+
+def _pieces(context: str, sentences: Sequence[str]) -> list[tuple[str, int | None]]:
+    """A passage in order: its sentences with their numbers, and what stands between them."""
+    pieces: list[tuple[str, int | None]] = []
+    at = 0
+    for n, sentence in enumerate(sentences):
+        found = context.find(sentence, at)
+        if found > at and context[at:found].strip():
+            pieces.append((context[at:found], None))
+        pieces.append((sentence, n))
+        at = max(at, found + len(sentence)) if found >= 0 else at
+    return [*pieces, (context[at:], None)] if context[at:].strip() and at else pieces
+
+
+def _standard(column: np.ndarray) -> np.ndarray:
+    """In standard deviations from the mean: the cosines of one model crowd where another's spread."""
+    return (column - column.mean()) / (column.std() + 1e-6)

@@ -1,0 +1,122 @@
+"""Probabilities of sentences and passages, whatever reads them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval.embedding.embedder import SentenceEmbedder
+from retrieval.errors import UnknownRanker
+from retrieval.ranking.features import NAMES
+from retrieval.ranking.ranker import READ_CHARS, Logistic, SentenceRanker, find_ranker, load_ranker
+from retrieval.ranking.reranking import reranked
+from retrieval.types import Hit
+
+LAMP = "The lamp on the northern mole was lit in 1871 by the keeper's daughter."
+OTHERS = [
+    "Granite came from the islands by ship.",
+    "The harbour master lives in the old town.",
+    "Nobody may fish from the moles after dark.",
+]
+
+
+@pytest.fixture(scope="module")
+def ranker() -> SentenceRanker:
+    return load_ranker(None)
+
+
+class Counting:
+    """Reads nothing, and says what it was given."""
+
+    name = "counting"
+    columns = ("logit",)
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+        self.seen = list(sentences)
+        return np.ones((len(sentences), 1), dtype=np.float32)
+
+
+def counting() -> tuple[Counting, SentenceRanker]:
+    scorer = Counting()
+    words = Logistic(np.eye(len(NAMES))[0], 0.0)
+    return scorer, SentenceRanker(scorer, Logistic(np.eye(1, 1 + len(NAMES))[0], 0.0), words, 0.5)
+
+
+def test_the_answer_is_probable_and_the_rest_is_not(ranker: SentenceRanker) -> None:
+    scores = ranker.score("When was the lamp lit?", [*OTHERS, LAMP])
+    assert scores.dtype == np.float32
+    assert int(scores.argmax()) == 3
+    assert scores[3] > ranker.refuse_below > max(scores[:3])
+
+
+def test_what_the_passages_do_not_say_is_refused(ranker: SentenceRanker) -> None:
+    scores = ranker.score("How much does a ticket to the opera in Vienna cost?", [*OTHERS, LAMP])
+    assert scores.max() < ranker.refuse_below
+
+
+def test_nothing_and_the_bare_are_scored(ranker: SentenceRanker) -> None:
+    assert ranker.score("When?", []).shape == (0,)
+    odd = ["", "…", "\u200b", "漢字", "a" * 9000, "[CLS] [SEP] [MASK]"]
+    assert np.isfinite(ranker.score("?", odd)).all()
+
+
+def test_of_many_passages_those_are_read_that_share_words() -> None:
+    scorer, ranker = counting()
+    passages = [f"Filler {n} " + "x" * 900 for n in range(40)] + ["The lamp burns."]
+    scores = ranker.score("Where is the lamp?", passages)
+    assert scorer.seen[-1] == "The lamp burns."
+    assert sum(map(len, scorer.seen)) <= READ_CHARS
+    assert (scores > 0.5).sum() == len(scorer.seen) < len(passages)
+
+
+def test_a_passage_is_as_good_as_its_best_sentence() -> None:
+    _, ranker = counting()
+    assert ranker.passages("lamp?", [["a", "b"], [], ["c"]], ["a b", "", "c"]).tolist() == pytest.approx(
+        [1 / (1 + np.exp(-1)), 0, 1 / (1 + np.exp(-1))]
+    )
+
+
+def test_hits_are_put_in_order_and_keep_their_text(ranker: SentenceRanker) -> None:
+    hits = [Hit(n, "d", "d.txt", 0, len(text), 1, 0.9 - n / 10, text) for n, text in enumerate([*OTHERS, LAMP])]
+    found = reranked(ranker, "When was the lamp lit?", hits)
+    assert found[0].text == LAMP
+    assert sorted(hit.chunk_id for hit in found) == [0, 1, 2, 3]
+    assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+
+
+def test_any_encoder_ranks_by_its_cosines() -> None:
+    ranker = load_ranker("cosine", SentenceEmbedder())
+    scores = ranker.score("When was the lamp lit?", [*OTHERS, LAMP])
+    assert int(scores.argmax()) == 3
+    with pytest.raises(UnknownRanker, match="embedding model"):
+        load_ranker("cosine")
+
+
+def test_a_cross_encoder_by_folder(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    tokenizer = BertTokenizerFast(tokenizer_file=str(SentenceEmbedder().folder / "tokenizer.json"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(num_labels=1, **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ranker = load_ranker(str(tmp_path))
+    scores = ranker.score("When?", OTHERS)
+    assert ((scores > 0) & (scores < 1)).all()
+    assert ranker.refuse_below == 0
+
+
+@pytest.mark.parametrize("kind", ["BertModel", None])
+def test_a_folder_that_is_no_cross_encoder_is_refused(tmp_path: Path, kind: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [kind] if kind else None}))
+    with pytest.raises(UnknownRanker, match="no cross-encoder"):
+        find_ranker(str(tmp_path))
+
+
+def test_a_folder_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UnknownRanker, match="no folder /nowhere"):
+        find_ranker("/nowhere")

@@ -1,0 +1,66 @@
+"""How many sentences a question gets, and when it gets none."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from service.reader.choosing import MOST, SentenceChooser
+
+PASSAGES = [["Bees make honey.", "They dance."], ["Wasps sting.", "Bees make honey.", "Ants dig."]]
+
+
+class Fixed:
+    """Scores that are given."""
+
+    refuse_below = 0.3
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = np.array(scores, dtype=np.float32)
+        self.contexts: list[str] = []
+
+    def score(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+        assert len(sentences) == len(contexts) == len(self.scores)
+        self.contexts = list(contexts)
+        return self.scores
+
+
+def chosen(question: str, *scores: float) -> tuple[int, ...]:
+    return SentenceChooser(Fixed(*scores)).choose(question, PASSAGES).sentences  # type: ignore[arg-type]
+
+
+def test_the_best_alone_where_no_other_is_sure() -> None:
+    assert chosen("What stings?", 0.1, 0.3, 0.9, 0.05, 0.4) == (2,)
+
+
+def test_what_is_surely_an_answer_too_is_quoted_in_the_order_of_the_text() -> None:
+    assert chosen("What stings?", 0.6, 0.1, 0.9, 0.05, 0.4) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "question", ["How and why do they dance?", "List the insects.", "Who digs and what do they do?"]
+)
+def test_questions_for_several_things_get_more(question: str) -> None:
+    assert chosen(question, 0.25, 0.1, 0.9, 0.05, 0.4) == (0, 2, 4)
+    assert len(chosen(question, 0.5, 0.6, 0.7, 0.8, 0.9)) == MOST
+
+
+def test_the_same_words_are_said_once() -> None:
+    assert chosen("What do bees make?", 0.9, 0.1, 0.0, 0.8, 0.0) == (0,)
+
+
+def test_below_the_threshold_nothing_is_quoted() -> None:
+    choice = SentenceChooser(Fixed(0.1, 0.2, 0.29, 0.0, 0.0)).choose("What?", PASSAGES)  # type: ignore[arg-type]
+    assert choice.sentences == ()
+    assert choice.probability == pytest.approx(0.29)
+    assert choice.likely == (0, 1, 2, 3, 4)
+
+
+def test_sentences_are_read_in_their_passage_and_long_ones_are_parted() -> None:
+    ranker = Fixed(0.1, 0.2, 0.3, 0.4)
+    SentenceChooser(ranker).choose("What?", [["a" * 500, "b" * 300, "c" * 300], ["d"]])  # type: ignore[arg-type]
+    assert [len(context) for context in ranker.contexts] == [801, 801, 300, 1]
+
+
+def test_no_sentences_are_a_refusal() -> None:
+    assert SentenceChooser(Fixed()).choose("What?", []).sentences == ()  # type: ignore[arg-type]
