@@ -77,7 +77,12 @@ class Settings(BaseSettings, EngineConfig):
     answer_tokens: int = Field(
         256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."
     )
-    passages: int = Field(8, ge=1, le=100, description="Passages retrieved for an answer.")
+    passages: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Passages retrieved for an answer; default: as were best for models of the size.",
+    )
 
     # Service
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")

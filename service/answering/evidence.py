@@ -16,6 +16,7 @@ import structlog
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
+from retrieval.ranking.reranking import reranked
 from retrieval.types import Document, Hit
 from service.answering.citations import Citation, check
 from service.answering.prompting import Passage, Prompt, PromptLayout, Span
@@ -25,6 +26,8 @@ from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+PASSAGES = 8
+"""Retrieved for an answer where neither question, settings nor what was measured of the model say."""
 CHARS_PER_TOKEN_MAX = 12
 """No tokenizer in use averages more characters a token over running text: beyond it, counting is not needed."""
 
@@ -152,9 +155,8 @@ class EvidenceFinder:
 
     def _retrieve(self, question: Question, owner: str, room: int, reason: str) -> Evidence:
         """The best passages that fit."""
-        count = question.passages or self.settings.passages
-        if self.layout.limits is not None and self.layout.limits.passages is not None:
-            count = min(count, self.layout.limits.passages)
+        measured = self.layout.limits.passages if self.layout.limits is not None else None
+        count = question.passages or self.settings.passages or measured or PASSAGES
         began = time.perf_counter()
         found = self.library.search(
             question.text,
@@ -172,6 +174,10 @@ class EvidenceFinder:
             prompt = self._build(question, hits)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
+        bound = self._refuse_below(question)
+        if prompt is not None and bound and (best := self._surest(question, hits)) < bound:
+            prompt = None
+            reason += f"; the surest sentence answers with a probability of {best:.2f}, less than {bound:.2f}"
         return Evidence(
             mode="retrieval",
             reason=reason if hits else f"{reason}; nothing found",
@@ -181,6 +187,17 @@ class EvidenceFinder:
             retrieval_ms=retrieval_ms,
             generation=found.generation,
         )
+
+    def _refuse_below(self, question: Question) -> float | None:
+        if question.refuse_below is not None:
+            return question.refuse_below
+        return self.layout.limits.refuse_below if self.layout.limits is not None else None
+
+    def _surest(self, question: Question, hits: Sequence[Hit]) -> float:
+        """The probability that the best sentence of the passages answers the question."""
+        if question.rerank:
+            return hits[0].score
+        return reranked(self.library.ranker, question.text, hits)[0].score
 
     def _build(self, question: Question, hits: Sequence[Hit]) -> Prompt | None:
         return self.layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns) if hits else None

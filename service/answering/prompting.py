@@ -57,13 +57,13 @@ class Prompt:
     ids: list[int]
     question: str
     passages: tuple[Passage, ...]
-    markers: tuple[str, ...] = ()
     context: Any = field(default=None, repr=False)
     answer: tuple[int, ...] = ()
     """ids that the answer is, where the layout knows them before the model runs"""
     settle: Callable[[bool], Prompt] | None = field(default=None, repr=False, compare=False)
     """for a layout that chooses what is answered: reads the evidence, and gives the prompt with its ``answer``; given
     true, a prompt over what came into question alone"""
+    markers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,14 @@ class ReadingLimits:
     Attributes:
         long_tokens: longest prompt worth reading whole, in tokens, or None.
         passages: most retrieved passages worth giving it, or None.
+        refuse_below: least probability, by the ranker, that a retrieved sentence answers; below it the model is not
+            asked. None to ask always.
         source: where the figures stand, for the reason shown to users.
     """
 
     long_tokens: int | None = None
     passages: int | None = None
+    refuse_below: float | None = None
     source: str = "model card"
 
 
@@ -115,7 +118,7 @@ class ChatLayout:
         if not getattr(tokenizer, "chat_template", None):
             raise InvalidRequest("This model's tokenizer has no chat template.", param="model")
         self.name = style.name
-        self.limits = ReadingLimits(passages=style.passages, source="size") if style.passages else None
+        self.limits = ReadingLimits(passages=style.passages, refuse_below=style.refuse_below, source="size")
         self.encoder = Encoder(tokenizer)
         self._style = style
 
@@ -127,7 +130,7 @@ class ChatLayout:
         turns += style.shown()
         turns += [(turn["role"], [turn["content"]]) for turn in history if turn["role"] != "system"]
         turns.append(("user", style.turn(question, ordered)))
-        return Prompt(self.encode_turns(turns), question, tuple(ordered), style.markers(ordered))
+        return Prompt(self.encode_turns(turns), question, tuple(ordered), markers=style.markers(ordered))
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a plain conversation, ending where the assistant speaks next."""

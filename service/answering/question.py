@@ -83,6 +83,13 @@ class AnswerOptions(Frozen):
     rerank: bool = Field(
         default=False, description="Let the ranker read what a search finds, and take the passages that answer best."
     )
+    refuse_below: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Mode retrieval: say that the documents do not answer where, by the ranker, no sentence found does "
+        "with this probability; 0 asks the model always; null: as was measured to be best for it.",
+    )
     iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
     knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
 

@@ -39,6 +39,7 @@ class Style:
         marked: passages are named by markers, which `before` or `after` asks for.
         examples: shown in front of everything else.
         passages: how many retrieved ones are best; None for as many as the settings say.
+        refuse_below: see `service.answering.prompting.ReadingLimits`.
         best_last: the best passage stands beside the question; else the order depends on the passages alone.
     """
 
@@ -50,6 +51,7 @@ class Style:
     marked: bool = False
     examples: tuple[Example, ...] = ()
     passages: int | None = None
+    refuse_below: float | None = None
     best_last: bool = False
 
     def ordered(self, passages: Sequence[Passage]) -> list[Passage]:

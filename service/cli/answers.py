@@ -65,6 +65,7 @@ def ask(
     mode: Annotated[str | None, _option(AnswerOptions, "mode")] = None,
     passages: Annotated[int | None, _option(AnswerOptions, "passages")] = None,
     rerank: Annotated[bool, _option(AnswerOptions, "rerank", "--rerank")] = False,
+    refuse_below: Annotated[float | None, _option(AnswerOptions, "refuse_below")] = None,
     speculate: Annotated[
         Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
     ] = Switch.ON,
@@ -104,6 +105,7 @@ def ask(
             {
                 "question": question,
                 **_given(mode=mode, documents=document, collection=collection, passages=passages),
+                **_given(refuse_below=refuse_below),
                 "rerank": rerank,
                 "iterative": _given(k=k, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
