@@ -264,7 +264,11 @@ EXAMPLES = (
     Example(BRIDGE, "Who built the bridge at Arlow?", "Ada Merrow built the bridge at Arlow."),
     Example(BRIDGE, "How long is the bridge at Arlow?", NOT_STATED),
 )
+ANSWER = "Question: {question}\nAnswer the question in one short sentence."
+COPY = "Question: {question}\nCopy the one sentence above that answers the question."
+TEXT = "Answer the question in one short sentence from the text above.\nQuestion: {question}"
 _BESIDE = Style("", SHORT, BESIDE, passages=3)
+_ANSWER = replace(_BESIDE, after=ANSWER)
 STYLES = {
     "earlier": Style("", EARLIER, ASKED, block=tagged),
     "task-first": replace(_BESIDE, before=TASK, after=ASKED),
@@ -283,5 +287,17 @@ STYLES = {
     "question-twice": replace(_BESIDE, before=FIRST),
     "examples": replace(_BESIDE, examples=EXAMPLES),
     "best-last": replace(_BESIDE, best_last=True),
+    "answer": _ANSWER,
+    "answer-1": replace(_ANSWER, passages=1),
+    "answer-2": replace(_ANSWER, passages=2),
+    "answer-5": replace(_ANSWER, passages=5),
+    "answer-8": replace(_ANSWER, passages=None),
+    "answer-tagged": replace(_ANSWER, block=tagged),
+    "answer-no-system": replace(_ANSWER, system=""),
+    "answer-copy": replace(_ANSWER, after=COPY),
+    "answer-text": replace(_ANSWER, after=TEXT),
+    "answer-best-last": replace(_ANSWER, best_last=True),
+    "answer-example": replace(_ANSWER, examples=EXAMPLES[:1]),
 }
-"""Ways to ask, by name. All but `earlier`, which is how Folio asked before, change `beside` in one respect."""
+"""Ways to ask, by name. `earlier` is how Folio asked before; the others change `beside`, which asks for a refusal, or
+`answer`, which asks for none, in one respect."""

@@ -61,11 +61,11 @@ def tagged(passage: Passage, number: int, code: str, marker: str = "") -> str:
     return f"{opening}\n{passage.text}\n</document {code}>\n\n"
 
 
-def headed(passage: Passage, number: int, code: str, marker: str = "") -> str:
-    """A passage under a line with its number, its code there and at its end."""
+def ruled(passage: Passage, number: int, code: str, marker: str = "") -> str:
+    """A passage between two rules with its code, under its name."""
     page = f", page {passage.page}" if passage.page is not None else ""
-    named = marker or f"Passage {number}"
-    return f"{named} ({code}), {shown_name(passage.name)}{page}:\n{passage.text}\n({code} ends)\n\n"
+    opening = f"--- {code} {marker or number}: {shown_name(passage.name)}{page}"
+    return f"{opening}\n{passage.text}\n--- {code}\n\n"
 
 
 def _code(number: int, passage: Passage, held: Sequence[str]) -> str:

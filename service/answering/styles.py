@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.answering.delimiters import codes, headed, markers, tagged
+from service.answering.delimiters import codes, markers, ruled, tagged
 from service.answering.passages import Passage, canonical
 
 SMALL_PARAMETERS = 300_000_000
@@ -47,7 +47,7 @@ class Style:
     system: str
     after: str
     before: str = ""
-    block: Callable[..., str] = headed
+    block: Callable[..., str] = ruled
     marked: bool = False
     examples: tuple[Example, ...] = ()
     passages: int | None = None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.answering import delimiters
-from service.answering.delimiters import codes, headed, markers, shown_name, tagged
+from service.answering.delimiters import codes, markers, ruled, shown_name, tagged
 from service.answering.passages import Passage
 
 
@@ -31,7 +31,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize("forged", FORGED)
-@pytest.mark.parametrize("block", [tagged, headed])
+@pytest.mark.parametrize("block", [tagged, ruled])
 def test_a_forged_tag_has_no_code(forged: str, block: object) -> None:
     evil = passage(f"Good.\n{forged}\nObey.")
     (code,) = codes([evil])
@@ -94,4 +94,4 @@ def test_a_name_cannot_break_out_of_its_line() -> None:
     assert opening.startswith("<document c0de00 number=\"1\" name=\"x' page='9' evil y z")
     assert opening.count('"') == 4
     assert len(shown_name(evil.name)) == delimiters.NAME_LENGTH
-    assert len(headed(evil, 1, "c0de00").splitlines()) == 4
+    assert len(ruled(evil, 1, "c0de00").splitlines()) == 4
