@@ -54,8 +54,11 @@ class _Layer:
 class Bert:
     """The encoder of a folder for which ``is_plain_bert`` holds. Thread-safe."""
 
-    def __init__(self, folder: Path, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> None:
-        """changes: what is added to the weights, by their names; a fine-tuned model is these and the folder."""
+    def __init__(
+        self, folder: Path, device: str = "cpu", changes: Mapping[str, Any] | None = None, dtype: Any = None
+    ) -> None:
+        """changes: what is added to the weights, by their names; a fine-tuned model is these and the folder.
+        dtype: torch's, of the layers' products; None for float32."""
         from safetensors.torch import load_file
 
         config = _json(folder / "config.json")
@@ -72,7 +75,8 @@ class Bert:
         self._types = weights[f"{embedding}token_type_embeddings.weight"]
         self._words = weights[f"{embedding}word_embeddings.weight"]
         self._norm = _pair(weights, f"{embedding}LayerNorm")
-        self._layers = [_layer(weights, f"encoder.layer.{n}.") for n in range(int(config["num_hidden_layers"]))]
+        self._dtype = dtype
+        self._layers = [_layer(weights, f"encoder.layer.{n}.", dtype) for n in range(int(config["num_hidden_layers"]))]
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """float32[len(sequences), d]: the mean over each sequence's tokens, of norm 1. Special tokens are given."""
@@ -115,21 +119,28 @@ class Bert:
         hidden = F.embedding(ids, self._words) + self._positions[places[real].to(device)]
         hidden = self._normed(hidden + self._types[types[real].to(device)], self._norm)
         for layer in self._layers:
-            hidden = self._normed(
-                hidden + F.linear(self._attention(hidden, layer, rectangle), *layer.out), layer.out_norm
-            )
-            hidden = self._normed(hidden + F.linear(F.gelu(F.linear(hidden, *layer.up)), *layer.down), layer.down_norm)
+            mixed = self._linear(self._attention(hidden, layer, rectangle), layer.out)
+            hidden = self._normed(hidden + mixed, layer.out_norm)
+            inner = F.gelu(self._linear(hidden, layer.up))
+            hidden = self._normed(hidden + self._linear(inner, layer.down), layer.down_norm)
         return hidden, rectangle
 
     def _attention(self, hidden: Any, layer: _Layer, rectangle: _Rectangle) -> Any:
         import torch.nn.functional as F
 
-        projected = rectangle.padded(F.linear(hidden, *layer.qkv))
+        projected = rectangle.padded(self._linear(hidden, layer.qkv))
         queries, keys, values = projected.view(rectangle.texts, rectangle.longest, 3, self.heads, -1).permute(
             2, 0, 3, 1, 4
         )
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rectangle.mask)
         return rectangle.packed(mixed.transpose(1, 2).reshape(rectangle.texts * rectangle.longest, -1))
+
+    def _linear(self, hidden: Any, layer: tuple[Any, Any]) -> Any:
+        import torch.nn.functional as F
+
+        if self._dtype is None:
+            return F.linear(hidden, *layer)
+        return F.linear(hidden.to(self._dtype), *layer).float()
 
     def _normed(self, hidden: Any, norm: tuple[Any, Any]) -> Any:
         import torch.nn.functional as F
@@ -170,22 +181,23 @@ def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield rows
 
 
-def _layer(weights: dict[str, Any], prefix: str) -> _Layer:
+def _layer(weights: dict[str, Any], prefix: str, dtype: Any) -> _Layer:
     import torch
 
-    attention = [_pair(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")]
+    attention = [_pair(weights, f"{prefix}attention.self.{name}", dtype) for name in ("query", "key", "value")]
     return _Layer(
         qkv=(torch.cat([weight for weight, _ in attention]), torch.cat([bias for _, bias in attention])),
-        out=_pair(weights, f"{prefix}attention.output.dense"),
+        out=_pair(weights, f"{prefix}attention.output.dense", dtype),
         out_norm=_pair(weights, f"{prefix}attention.output.LayerNorm"),
-        up=_pair(weights, f"{prefix}intermediate.dense"),
-        down=_pair(weights, f"{prefix}output.dense"),
+        up=_pair(weights, f"{prefix}intermediate.dense", dtype),
+        down=_pair(weights, f"{prefix}output.dense", dtype),
         down_norm=_pair(weights, f"{prefix}output.LayerNorm"),
     )
 
 
-def _pair(weights: dict[str, Any], name: str) -> tuple[Any, Any]:
-    return weights[f"{name}.weight"], weights[f"{name}.bias"]
+def _pair(weights: dict[str, Any], name: str, dtype: Any = None) -> tuple[Any, Any]:
+    pair = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return pair if dtype is None else (pair[0].to(dtype), pair[1].to(dtype))
 
 
 def _json(path: Path) -> Any:

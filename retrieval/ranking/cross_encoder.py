@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.common.openmp import release_team
+from retrieval.common.processor import has_bfloat16
 from retrieval.embedding.bert import Bert
 
 WEIGHTS = "cross_encoder.safetensors"
@@ -48,14 +49,17 @@ class Window:
 class CrossEncoder:
     """MiniLM with the changes of a folder. Thread-safe."""
 
-    def __init__(self, minilm: Path, folder: Path) -> None:
-        """minilm: the encoder's folder; folder: that of ``WEIGHTS``, made by eval/reader/ranking/train.py."""
+    def __init__(self, minilm: Path, folder: Path, bfloat16: bool | None = None) -> None:
+        """minilm: the encoder's folder; folder: that of ``WEIGHTS``, made by eval/reader/ranking/train.py; bfloat16:
+        how layers are multiplied, None for where the processor does it itself."""
+        import torch
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         self._head = tensors.pop("head.weight"), tensors.pop("head.bias")
-        self._bert = Bert(minilm, changes=low_rank_changes(tensors))
+        fast = has_bfloat16() if bfloat16 is None else bfloat16
+        self._bert = Bert(minilm, changes=low_rank_changes(tensors), dtype=torch.bfloat16 if fast else None)
         self._tokenizer = Tokenizer.from_file(str(minilm / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

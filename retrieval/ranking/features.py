@@ -16,7 +16,7 @@ import numpy as np
 from retrieval.index.sparse import terms
 
 STEM = 5
-"""Letters by which two words are taken for forms of one: crude, and the same in every language."""
+"""Letters by which two words are taken for forms of one, a last s aside: crude, and the same in every language."""
 _COMMON_WORDS = (
     "a an and are as at be been but by can could did do does for from had has have he her his how i if in into is it "
     "its many me much my not of on one or our she should so such tell than that the their them then there these they "
@@ -100,13 +100,17 @@ def lexical(question: str, sentences: Sequence[str], contexts: Sequence[str] | N
 @lru_cache(maxsize=8192)
 def stems(text: str) -> frozenset[str]:
     """The words of a text by their first letters."""
-    return frozenset(term[:STEM] for term in terms(text))
+    return frozenset(map(stem, terms(text)))
+
+
+def stem(term: str) -> str:
+    return (term.removesuffix("s") if len(term) > 3 else term)[:STEM]
 
 
 def content(question: str) -> frozenset[str]:
     """Stems of the words of a question that say what it is about; all of them where there is no such word."""
     words = terms(question)
-    return frozenset(term[:STEM] for term in words if term not in COMMON) or frozenset(term[:STEM] for term in words)
+    return frozenset(stem(term) for term in words if term not in COMMON) or frozenset(map(stem, words))
 
 
 def holds(kind: str, sentence: str, question: str) -> bool:

@@ -39,8 +39,12 @@ class Scorer(Protocol):
     name: str
     columns: tuple[str, ...]
 
-    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
-        """float32[n, len(columns)]; contexts: the passage in which each sentence stands."""
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
+        """float32[n, len(columns)] of at least one sentence.
+
+        Args:
+            contexts: the passage in which each sentence stands. seen: its row of ``features.lexical``.
+        """
         ...
 
 
@@ -84,7 +88,7 @@ class SentenceRanker:
         around = list(contexts) if contexts is not None else list(sentences)
         seen = lexical(question, sentences, contexts)
         read = self._read(seen, around)
-        columns = self._scorer.read(question, [sentences[n] for n in read], [around[n] for n in read])
+        columns = self._scorer.read(question, [sentences[n] for n in read], [around[n] for n in read], seen[read])
         logits = np.full(len(sentences), UNREAD, dtype=np.float64)
         logits[read] = self._chosen.logits(np.concatenate([columns, seen[read]], axis=1))
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
@@ -113,15 +117,18 @@ class SentenceRanker:
 
 
 class PassageScorer:
-    """The cross-encoder of the package."""
+    """The cross-encoder of the package; and of the sentences that it finds best, MiniLM's own cosine."""
 
     name = "minilm"
-    columns = ("logit",)
+    columns = ("logit", "cosine")
+    COMPARED = 16
+    """sentences whose cosine is taken; of the others it is 0, and none of them is chosen"""
 
-    def __init__(self, encoder: CrossEncoder) -> None:
+    def __init__(self, encoder: CrossEncoder, embedder: Embedder) -> None:
         self._encoder = encoder
+        self._embedder = embedder
 
-    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         windows = []
         for first, last in _runs(contexts):
             pieces = _pieces(contexts[first], sentences[first:last])
@@ -129,7 +136,11 @@ class PassageScorer:
             numbered = [None if n is None else first + n for _, n in pieces]
             windows += cross_encoder.windows(list(zip(tokens, numbered, strict=True)))
         found = self._encoder.scores(question, windows)
-        return np.array([[found.get(n, UNREAD)] for n in range(len(sentences))], dtype=np.float32)
+        columns = np.array([[found.get(n, UNREAD), 0.0] for n in range(len(sentences))], dtype=np.float32)
+        best = np.argsort(-(columns[:, 0] + 2 * seen[:, NAMES.index("shared")]))[: self.COMPARED]
+        vectors = self._embedder.encode_queries([question, *(sentences[n] for n in best)])
+        columns[best, 1] = vectors[1:] @ vectors[0]
+        return columns
 
 
 class CosineScorer:
@@ -143,7 +154,7 @@ class CosineScorer:
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
 
-    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         near = [
             s if not n or contexts[n] != contexts[n - 1] else f"{sentences[n - 1]} {s}" for n, s in enumerate(sentences)
         ]
@@ -163,7 +174,7 @@ class PairScorer:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         from torch.nn import Identity
 
         scores = self._model.predict(
@@ -187,7 +198,8 @@ def load_ranker(name: str | None, embedder: Embedder | None = None) -> SentenceR
             raise UnknownRanker("the ranker 'cosine' needs the embedding model of a library")
         return _calibrated(CosineScorer(embedder))
     if kind == DEFAULT:
-        return _calibrated(PassageScorer(CrossEncoder(SentenceEmbedder().folder, MODEL_DIR)))
+        own = embedder if isinstance(embedder, SentenceEmbedder) and minilm else SentenceEmbedder()
+        return _calibrated(PassageScorer(CrossEncoder(own.folder, MODEL_DIR), own))
     return _uncalibrated(PairScorer(_load_pairs(find_ranker(kind))))
 
 

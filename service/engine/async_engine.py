@@ -243,6 +243,7 @@ class AsyncEngine:
         for prompt, one in zip(prompts, each, strict=True):
             self.check(one)
             self.check_prompt(prompt, one)
+        release_team()  # this thread may have computed, and waits now
         ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         takers = [_Collector(ended) for _ in prompts]
         ids: list[str] = []
@@ -369,6 +370,8 @@ class AsyncEngine:
 
     def _loop(self) -> None:
         while True:
+            if not self.engine.has_work:
+                release_team()  # whoever computes meanwhile has the cores
             self._run_commands(wait=not self.engine.has_work)
             for output in self.engine.step():
                 self._deliver(output)

@@ -119,12 +119,11 @@ def control(question: Asked, embedder: SentenceEmbedder) -> np.ndarray:
     return vectors[1:] @ vectors[0] + lexical(question.question, question.sentences, question.contexts)[:, 0]
 
 
-def calibrate(scorer: Scorer, questions: Sequence[Asked]) -> dict[str, Any]:
+def calibrate(scorer: Scorer, questions: Sequence[Asked], words: Sequence[np.ndarray]) -> dict[str, Any]:
+    """words: of each question, what `features.lexical` sees."""
     seen = [
-        np.concatenate(
-            [scorer.read(q.question, q.sentences, q.contexts), lexical(q.question, q.sentences, q.contexts)], 1
-        )
-        for q in questions
+        np.concatenate([scorer.read(q.question, q.sentences, q.contexts, rows), rows], axis=1)
+        for q, rows in zip(questions, words, strict=True)
     ]
     return fitted(seen, questions, [*scorer.columns, *NAMES])
 
@@ -169,9 +168,9 @@ def main() -> None:
     found["words"] = fitted(words, questions, NAMES)
     rest = [q for q in questions if not q.fits and q.marked.any()][:200]
     found["control"] = figures(rest, [control(q, embedder) for q in rest])
-    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model)), questions)
+    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), questions, words)
     if options.cosine:
-        found["cosine"] = calibrate(CosineScorer(embedder), questions)
+        found["cosine"] = calibrate(CosineScorer(embedder), questions, words)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, entry in found.items():
         entry = entry.get("figures", entry)

@@ -5,7 +5,7 @@
 
 One pass over the questions, each with the passage that answers and one that does not; stopped by the clock where that
 comes first, in which case the learning rate has fallen by the share of time that has gone. ``--out`` keeps a checkpoint
-every hundred steps, and the same command goes on from it.
+every fifty steps, and the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from retrieval.ranking.cross_encoder import SEP, WEIGHTS, first
 RANK = 16
 BATCH = 8
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_STEPS = 100
+CHECKPOINT_STEPS = 50
 RATE = 6e-4
+SIZES = (300, 450, 700, 900)
+"""Characters of the passages that are read: short ones show more questions in the same time."""
 OTHER_SHARE = 0.7
 """Questions that are read with a passage which does not answer, besides the one that does."""
 
@@ -171,10 +173,24 @@ def questions(
                 read.append(draw.choice(rest))
             elif example.other and draw.random() < OTHER_SHARE:
                 read.append((pool[draw.choice(example.other)], frozenset()))
-            rows = [encoding.row(example.question, passage, marked) for passage, marked in read]
+            cut = [part_of(passage, marked, draw.choice(SIZES), draw) for passage, marked in read]
+            rows = [encoding.row(example.question, passage, marked) for passage, marked in cut]
             if any(row.marked for row in rows):
                 yield rows
         epoch += 1
+
+
+def part_of(passage: Passage, marked: frozenset[int], most: int, draw: random.Random) -> tuple[Passage, frozenset[int]]:
+    """A run of sentences of at most so many characters (or one sentence), with one that answers if there is any."""
+    start = end = draw.choice(sorted(marked) or range(len(passage.sentences)))
+    size = len(passage.sentences[start])
+    while True:
+        sides = [at for at in (start - 1, end + 1) if 0 <= at < len(passage.sentences)]
+        at = draw.choice(sides) if sides else -1
+        if at < 0 or size + len(passage.sentences[at]) > most:
+            break
+        start, end, size = min(start, at), max(end, at), size + len(passage.sentences[at])
+    return Passage(passage.sentences[start : end + 1]), frozenset(m - start for m in marked if start <= m <= end)
 
 
 def batches(stream: Iterator[list[Row]]) -> Iterator[list[list[Row]]]:

@@ -21,7 +21,7 @@ PASSAGES = [
 
 @pytest.fixture(scope="module")
 def encoder() -> CrossEncoder:
-    return CrossEncoder(SentenceEmbedder().folder, MODEL_DIR)
+    return CrossEncoder(SentenceEmbedder().folder, MODEL_DIR, bfloat16=False)
 
 
 def read(encoder: CrossEncoder, *passages: list[str], question: str = "When was the lamp lit?") -> list[float]:

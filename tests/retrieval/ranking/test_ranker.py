@@ -36,7 +36,7 @@ class Counting:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+    def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         self.seen = list(sentences)
         return np.ones((len(sentences), 1), dtype=np.float32)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
@@ -252,6 +254,38 @@ def test_drain_lets_requests_end_and_takes_no_new_ones() -> None:
             door.generate([PROMPT], SHORT)
 
     with_engine(test)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_an_engine_without_work_and_who_waits_for_it_keep_no_teams_of_threads() -> None:
+    """Whoever computes meanwhile would find more threads than cores, none of which may spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    wide = torch.rand(1024, 1024)
+    try:
+        with AsyncEngine(make_engine()) as door:
+            door.generate([PROMPT], SHORT)
+            alone = _own_threads()
+            with_team = door.run(lambda engine: (torch.tanh(wide), _own_threads())[1]).result()
+            assert with_team == alone + 2
+            assert _soon(lambda: _own_threads() == alone)
+            torch.tanh(wide)
+            assert _own_threads() == alone + 2
+            door.generate([PROMPT], SHORT)
+            assert _soon(lambda: _own_threads() == alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _own_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _soon(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
 
 
 def test_stopping_aborts_what_did_not_end_in_time() -> None:

@@ -1,5 +1,6 @@
 """What the layout cites is an exact slice of the evidence, whatever the reader says."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from service.answering.passages import Passage
 from service.answering.prompting import Prompt
 from service.errors import InvalidRequest
+from service.reader.choosing import Choice
 from service.reader.layout import ReaderLayout
 from service.reader.tokenizer import NOT_STATED, REFERENCES, reference
 
@@ -120,3 +122,71 @@ def test_what_it_cannot_do_is_refused(layout: ReaderLayout) -> None:
         layout.build("And then?", [passage()], [{"role": "user", "content": "Hello"}])
     with pytest.raises(InvalidRequest, match="empty"):
         layout.build("  ", [passage()])
+
+
+class Chooses:
+    """Quotes the sentences that it is told to."""
+
+    def __init__(self, *sentences: int) -> None:
+        self.sentences = sentences
+        self.asked: list[tuple[str, list[list[str]]]] = []
+
+    def choose(self, question: str, passages: Sequence[Sequence[str]]) -> Choice:
+        self.asked.append((question, [list(passage) for passage in passages]))
+        return Choice(self.sentences, tuple(sorted({0, *self.sentences})), 0.9)
+
+
+def settled(tokenizer: Any, *sentences: int, narrow: bool, text: str = STORED) -> tuple[ReaderLayout, Prompt]:
+    layout = ReaderLayout(tokenizer, lambda: Chooses(*sentences))  # type: ignore[arg-type, return-value]
+    prompt = layout.build("Who lit the lamp?", [passage(text), passage("More of it.", 900, "d2")])
+    assert prompt.settle is not None
+    assert prompt.answer == ()
+    return layout, prompt.settle(narrow)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_is_chosen_is_the_answer_and_is_cited_whole(reader_tokenizer: Any, narrow: bool) -> None:
+    layout, prompt = settled(reader_tokenizer, 1, 4, narrow=narrow)
+    shown, spans = read(layout, prompt, list(prompt.answer))
+    assert shown == "It has two moles of granite. Nobody remembers."
+    assert [span.cited_text for span in spans] == ["It has two\nmoles of granite.", "Nobody remembers."]
+    assert [shown[span.answer_start : span.answer_end] for span in spans] == [
+        "It has two moles of granite.",
+        "Nobody remembers.",
+    ]
+    assert prompt.answer[-1] == reader_tokenizer.eos_token_id
+    assert len(prompt.context) == (3 if narrow else 6)
+    assert prompt.settle is None
+
+
+def test_an_answer_cut_short_cites_its_whole_sentences_alone(reader_tokenizer: Any) -> None:
+    layout, prompt = settled(reader_tokenizer, 0, 1, narrow=True)
+    shown, spans = read(layout, prompt, list(prompt.answer[:-5]))
+    assert shown.startswith("The harbour was built in 1871. It has")
+    assert spans[0].cited_text == "The harbour was built in 1871."
+    assert all(span.answer_end <= len(shown) for span in spans)
+
+
+def test_nothing_chosen_is_the_refusal(reader_tokenizer: Any) -> None:
+    layout, prompt = settled(reader_tokenizer, narrow=True)
+    assert read(layout, prompt, list(prompt.answer)) == (NOT_STATED, [])
+
+
+def test_sentences_that_the_model_could_not_copy_are_quoted_whole(reader_tokenizer: Any) -> None:
+    long = "The keeper, " + "who came from the islands, " * 20 + "lit it first."
+    layout, prompt = settled(reader_tokenizer, 1, narrow=True, text=f"Who lit it? {long}")
+    shown, (span,) = read(layout, prompt, list(prompt.answer))
+    assert shown == span.cited_text == long
+
+
+def test_rows_of_a_table_are_sentences(reader_tokenizer: Any) -> None:
+    text = "Stock | Item: Rope. Old | Amount: 12\nStock | Item: Tar | Amount: 3"
+    layout, prompt = settled(reader_tokenizer, 1, narrow=True, text=text)
+    assert read(layout, prompt, list(prompt.answer))[0] == "Stock | Item: Tar | Amount: 3"
+
+
+def test_what_is_forced_is_what_is_encoded(reader_tokenizer: Any) -> None:
+    """The quotation's tokens are those of the prompt, where drafters look for them."""
+    _, prompt = settled(reader_tokenizer, 3, narrow=False)
+    ids, quoted = "".join(map(chr, prompt.ids)), "".join(map(chr, prompt.answer))
+    assert quoted in ids
