@@ -27,6 +27,7 @@ class PromptOptions:
         int, Option(min=0, help="Of these, so many whose document is left out, and which are not answered then.")
     ] = 0
     seed: Annotated[int, Option(min=0, help="Of the draw.")] = 0
+    rerank: Annotated[bool, Option("--rerank", help="Take the passages that the ranker puts first.")] = False
     max_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 48
     home: Annotated[Path | None, Option(help="Of library and earlier answers; default: Folio's cache.")] = None
     output: Annotated[Path | None, Option(help="Rows are added to it; default: eval/results/prompts.json.")] = None

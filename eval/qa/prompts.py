@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from eval.qa.corpus import Corpus
 from eval.qa.dataset import Dataset, Item, load
 from eval.qa.prompt_options import PromptOptions
 from eval.qa.scoring import holds, loops
+from retrieval.library import Library
+from retrieval.ranking.reranking import reranked
 from retrieval.types import Hit
 from service.answering.delimiters import tagged
 from service.answering.passages import Passage
@@ -44,14 +47,20 @@ from service.settings import load_settings
 BATCH = 12
 """Prompts at once: their KV fits into the engine's memory."""
 PASSAGES = 8
+BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and what the library finds for it, the best first."""
+    """A question and what the library finds for it, the best first.
+
+    Attributes:
+        sure: by the number of passages, the ranker's probability that a sentence of the best so many answers.
+    """
 
     item: Item
     hits: Sequence[Hit]
+    sure: Sequence[float]
 
     def found(self, count: int) -> bool:
         """Whether one of the best passages holds an accepted answer."""
@@ -71,8 +80,7 @@ def run(options: PromptOptions) -> list[dict[str, Any]]:
     settings = load_settings(model=options.model)
     home = (options.home or cache_folder("prompts")).absolute()
     with Corpus(dataset, home / f"library_{dataset.name}", embedder_of(settings)) as corpus:
-        found = [(item, corpus.library.search(item.question, k=PASSAGES).hits) for item in dataset.items]
-    asked = [Asked(item, hits) for item, hits in found]
+        asked = [_asked(corpus.library, item, options.rerank) for item in dataset.items]
     rows = []
     with load_engine(settings) as engine:
         asking = _Asking(engine, options, dataset, asked, Answers(home / "answers.jsonl", engine, options))
@@ -81,6 +89,12 @@ def run(options: PromptOptions) -> list[dict[str, Any]]:
             _save(options.output or RESULTS / "prompts.json", rows[-1])
             typer.echo(_line(rows[-1]), err=True)
     return rows
+
+
+def _asked(library: Library, item: Item, rerank: bool) -> Asked:
+    hits = library.search(item.question, k=PASSAGES, rerank=rerank).hits
+    by_chunk = {hit.chunk_id: hit.score for hit in reranked(library.ranker, item.question, hits)}
+    return Asked(item, hits, list(accumulate((by_chunk[hit.chunk_id] for hit in hits), max)))
 
 
 def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
@@ -166,12 +180,14 @@ class _Asking:
             "model": self._options.label,
             "data": self._dataset.name,
             "style": name,
+            "reranked": self._options.rerank,
             "passages": count,
             "found": share(row["found"] for row in answerable),
             "right": share(row["right"] for row in answerable),
             "false_refusals": share(row["refused"] for row in answerable),
             "honest": share(row["refused"] for row in others),
             "loops": share(row["loops"] for row in rows),
+            "bounds": [_bounded(rows, bound) for bound in BOUNDS],
             "prompt_tokens": sum(map(len, prompts)) / len(prompts),
             "wall_s": round(wall_s, 1),
             "seed": self._options.seed,
@@ -185,11 +201,24 @@ class _Asking:
             "id": item.id,
             "answerable": not item.unanswerable,
             "found": asked.found(count),
+            "sure": round(asked.sure[min(count, len(asked.sure)) - 1], 4) if asked.sure else 0.0,
             "answer": answer,
             "refused": refused,
             "right": not refused and holds(answer, item.answers),
             "loops": loops(answer),
         }
+
+
+def _bounded(rows: Sequence[dict[str, Any]], bound: float) -> dict[str, Any]:
+    """What is left where the model is asked only if the ranker is as sure as that."""
+    answerable = [row for row in rows if row["answerable"]]
+    others = [row for row in rows if not row["answerable"]]
+    return {
+        "refuse_below": bound,
+        "right": share(row["right"] and row["sure"] >= bound for row in answerable),
+        "false_refusals": share(row["refused"] or row["sure"] < bound for row in answerable),
+        "honest": share(row["refused"] or row["sure"] < bound for row in others),
+    }
 
 
 def share(values: Iterable[bool]) -> dict[str, Any]:
@@ -204,7 +233,7 @@ def share(values: Iterable[bool]) -> dict[str, Any]:
 def _save(path: Path, row: dict[str, Any]) -> None:
     """Add a row to the file, in place of an earlier one of the same model, data and style."""
     rows = json.loads(path.read_text(encoding="utf-8"))["figures"]["rows"] if path.is_file() else []
-    same = ("model", "data", "style")
+    same = ("model", "data", "style", "reranked")
     rows = [old for old in rows if any(old[key] != row[key] for key in same)]
     save_result("prompts", {"rows": [*rows, row]}, command_line(), path)
 
