@@ -37,7 +37,8 @@ from service.answering.delimiters import tagged
 from service.answering.passages import Passage
 from service.answering.prompting import ChatLayout
 from service.answering.refusals import is_refusal
-from service.answering.styles import NOT_STATED, Example, Style
+from service.answering.styles import LARGE, NOT_STATED, SMALL, Example, Style
+from service.answering.sureness import is_read
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 from service.libraries import embedder_of
@@ -55,7 +56,8 @@ class Asked:
     """A question and what the library finds for it, the best first.
 
     Attributes:
-        sure: by the number of passages, the ranker's probability that a sentence of the best so many answers.
+        sure: by the number of passages, the ranker's probability that a sentence of the best so many answers; 1 where
+            it does not read the language.
     """
 
     item: Item
@@ -94,7 +96,8 @@ def run(options: PromptOptions) -> list[dict[str, Any]]:
 def _asked(library: Library, item: Item, rerank: bool) -> Asked:
     hits = library.search(item.question, k=PASSAGES, rerank=rerank).hits
     by_chunk = {hit.chunk_id: hit.score for hit in reranked(library.ranker, item.question, hits)}
-    return Asked(item, hits, list(accumulate((by_chunk[hit.chunk_id] for hit in hits), max)))
+    sure = list(accumulate((by_chunk[hit.chunk_id] for hit in hits), max))
+    return Asked(item, hits, [p if is_read(item.question, hits[: n + 1]) else 1.0 for n, p in enumerate(sure)])
 
 
 def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
@@ -299,6 +302,8 @@ TEXT = "Answer the question in one short sentence from the text above.\nQuestion
 _BESIDE = Style("", SHORT, BESIDE, passages=3)
 _ANSWER = replace(_BESIDE, after=ANSWER)
 STYLES = {
+    "large": LARGE,
+    "small": SMALL,
     "earlier": Style("", EARLIER, ASKED, block=tagged),
     "task-first": replace(_BESIDE, before=TASK, after=ASKED),
     "beside": _BESIDE,
@@ -328,5 +333,6 @@ STYLES = {
     "answer-best-last": replace(_ANSWER, best_last=True),
     "answer-example": replace(_ANSWER, examples=EXAMPLES[:1]),
 }
-"""Ways to ask, by name. `earlier` is how Folio asked before; the others change `beside`, which asks for a refusal, or
-`answer`, which asks for none, in one respect."""
+"""Ways to ask, by name. `large` and `small` are the service's, `earlier` is how it asked before. The others change
+`beside`, which asks for a refusal, or `answer`, which asks for none, in one respect.
+"""

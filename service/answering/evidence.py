@@ -16,11 +16,12 @@ import structlog
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
-from retrieval.ranking.reranking import reranked
+from retrieval.ranking.ranker import DEFAULT
 from retrieval.types import Document, Hit
 from service.answering.citations import Citation, check
 from service.answering.prompting import Passage, Prompt, PromptLayout, Span
 from service.answering.question import Question
+from service.answering.sureness import is_read, surest
 from service.errors import PromptTooLong
 from service.settings import Settings
 
@@ -174,10 +175,9 @@ class EvidenceFinder:
             prompt = self._build(question, hits)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        bound = self._refuse_below(question)
-        if prompt is not None and bound and (best := self._surest(question, hits)) < bound:
-            prompt = None
-            reason += f"; the surest sentence answers with a probability of {best:.2f}, less than {bound:.2f}"
+        refusal = self._refusal(question, hits)
+        if refusal is not None:
+            prompt, reason = None, f"{reason}; {refusal}"
         return Evidence(
             mode="retrieval",
             reason=reason if hits else f"{reason}; nothing found",
@@ -188,16 +188,20 @@ class EvidenceFinder:
             generation=found.generation,
         )
 
-    def _refuse_below(self, question: Question) -> float | None:
-        if question.refuse_below is not None:
-            return question.refuse_below
-        return self.layout.limits.refuse_below if self.layout.limits is not None else None
-
-    def _surest(self, question: Question, hits: Sequence[Hit]) -> float:
-        """The probability that the best sentence of the passages answers the question."""
-        if question.rerank:
-            return hits[0].score
-        return reranked(self.library.ranker, question.text, hits)[0].score
+    def _refusal(self, question: Question, hits: Sequence[Hit]) -> str | None:
+        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell."""
+        bound = question.refuse_below
+        if bound is None:  # what was measured holds for the packaged ranker, and for what it reads
+            measured = self.layout.limits.refuse_below if self.layout.limits is not None else None
+            if measured is None or not is_read(question.text, hits) or self.library.ranker.name != DEFAULT:
+                return None
+            bound = measured
+        if bound == 0 or not hits:
+            return None
+        sure = surest(self.library.ranker, question.text, hits)
+        if sure >= bound:
+            return None
+        return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
 
     def _build(self, question: Question, hits: Sequence[Hit]) -> Prompt | None:
         return self.layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns) if hits else None

@@ -209,7 +209,7 @@ class ScriptedEngine:
 
 def quote_first_sentence(prompt: str) -> str:
     """A reply that quotes the first sentence of the first document of the prompt."""
-    document = re.search(r'<document (\w+) number="1"[^>]*>\n(.*?)\n</document \1>', prompt, re.DOTALL)
+    document = re.search(r"--- (\w+) 1: [^\n]*\n(.*?)\n--- \1\n", prompt, re.DOTALL)
     if document is None:
         return "The documents do not say."
     sentence = re.split(r"(?<=\.)\s", document.group(2).strip())[0]

@@ -40,7 +40,8 @@ def ask(home: Path, scripted: Any, tiny_model: Path) -> Ask:
             await runtime.start()
             try:
                 await runtime.ended.wait()
-                stream = runtime.answerer.answer(Question(question=text, **how), SamplingParams(max_tokens=400), owner)
+                question = Question(question=text, **{"refuse_below": 0, **how})
+                stream = runtime.answerer.answer(question, SamplingParams(max_tokens=400), owner)
                 return [event async for event in stream] if raw else await collect(stream)
             finally:
                 await runtime.stop()

@@ -34,7 +34,7 @@ def test_the_prompt_is_the_template_around_documents_and_question(tokenizer: Any
     assert text.startswith("<|im_start|>system\n")
     assert LARGE.after.replace("{question}", "Who built it?") + "<|im_end|>" in text
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
-    assert f'<document {code} number="1" name="d.txt" page="1">\nAda built it.\n</document {code}>' in text
+    assert f"--- {code} 1: d.txt, page 1\nAda built it.\n--- {code}\n" in text
 
 
 @pytest.mark.parametrize(("parameters", "style"), [(None, LARGE), (135_000_000, SMALL), (500_000_000, LARGE)])

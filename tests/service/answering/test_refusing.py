@@ -21,6 +21,8 @@ from service.settings import load_settings
 class Ranker:
     """Sure of passages by a word."""
 
+    name = "minilm"
+
     def passages(self, question: str, texts: Any, contexts: list[str]) -> list[float]:
         return [0.8 if "Ada" in context else 0.1 for context in contexts]
 
@@ -67,6 +69,12 @@ def test_below_the_bound_the_model_is_not_asked(
         assert (answer.answer, answer.finish_reason) == (NOTHING_FOUND, "no_evidence")
         assert answer.mode_reason.endswith("the surest sentence answers with a probability of 0.80, less than 0.81")
         assert answer.results
+
+
+@pytest.mark.parametrize(("question", "refused"), [("Who built the bridge?", True), ("Wer baute die Brücke?", False)])
+def test_the_measured_bound_is_for_what_the_ranker_reads(ask: Callable[..., Any], question: str, refused: bool) -> None:
+    answer = ask(question, lambda _: "Ada.", limits=ReadingLimits(refuse_below=0.99))
+    assert answer.refused is refused
 
 
 def test_a_question_s_own_bound_goes_before_the_measured_one(ask: Callable[..., Any]) -> None:
