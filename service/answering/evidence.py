@@ -175,7 +175,7 @@ class EvidenceFinder:
             prompt = self._build(question, hits)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question, hits)
+        refusal = self._refusal(question.text, question.refuse_below, hits)
         if refusal is not None:
             prompt, reason = None, f"{reason}; {refusal}"
         return Evidence(
@@ -188,17 +188,19 @@ class EvidenceFinder:
             generation=found.generation,
         )
 
-    def _refusal(self, question: Question, hits: Sequence[Hit]) -> str | None:
-        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell."""
-        bound = question.refuse_below
+    def _refusal(self, query: str, bound: float | None, hits: Sequence[Hit]) -> str | None:
+        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
+
+        bound: the question's own, None for what was measured.
+        """
         if bound is None:  # what was measured holds for the packaged ranker, and for what it reads
             measured = self.layout.limits.refuse_below if self.layout.limits is not None else None
-            if measured is None or not is_read(question.text, hits) or self.library.ranker.name != DEFAULT:
+            if measured is None or not is_read(query, hits) or self.library.ranker.name != DEFAULT:
                 return None
             bound = measured
         if bound == 0 or not hits:
             return None
-        sure = surest(self.library.ranker, question.text, hits)
+        sure = surest(self.library.ranker, query, hits)
         if sure >= bound:
             return None
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
