@@ -48,7 +48,7 @@ from service.settings import load_settings
 BATCH = 12
 """Prompts at once: their KV fits into the engine's memory."""
 PASSAGES = 8
-BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+BOUNDS = (0.05, 0.1, 0.13, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)

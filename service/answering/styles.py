@@ -94,14 +94,14 @@ LARGE = Style(
         f"answer, say: {NOT_STATED}"
     ),
     passages=3,
-    refuse_below=0.15,
+    refuse_below=0.13,
 )
 SMALL = Style(
     name="chat-small",
     system="You answer questions about documents.",
     after="Answer the question in one short sentence from the text above.\nQuestion: {question}",
     passages=3,
-    refuse_below=0.15,
+    refuse_below=0.13,
 )
 """Asked to refuse, a small model refuses what it could answer: here the ranker alone decides."""
 PLAIN = Style(name="plain", system=LARGE.system, after="Question: {question}\nAnswer:")
