@@ -10,11 +10,11 @@ $(STAMP): pyproject.toml scripts/install.sh
 	PYTHON=$(PYTHON) bash scripts/install.sh $(VENV)
 	touch $(STAMP)
 
-demo: $(STAMP)  ## ingest the handbook, start the service, ask two questions, stop
-	$(BIN)/python -m service.cli.demo
+demo: $(STAMP)  ## ingest the handbook, start the service, ask two questions, stop; MODEL=smollm2 for another model
+	$(BIN)/python -m service.cli.demo $(if $(MODEL),--model $(MODEL))
 
 serve: $(STAMP)  ## the same service, kept up
-	$(BIN)/python -m service.cli.demo --serve
+	$(BIN)/python -m service.cli.demo --serve $(if $(MODEL),--model $(MODEL))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report|qa|conversation|support``, and ``folio bench``. Imports wait for a command."""
+"""``folio eval`` with its commands, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from eval.errors import EvalError
 from eval.harness.options import RunOptions
 from eval.options import command, read
 from eval.qa.options import QaOptions
+from eval.qa.prompt_options import PromptOptions
 
 app = typer.Typer(no_args_is_help=True, help="Measure answers: InfiniteBench, generated tasks, comparisons, reports.")
 
@@ -46,6 +47,15 @@ def _run(flags: dict[str, Any]) -> None:
 
 
 app.command("run")(command(_RunCommand, _run, defaults=False))
+
+
+def _prompts(flags: dict[str, Any]) -> None:
+    from eval.qa.prompts import run as compare_prompts
+
+    compare_prompts(read(PromptOptions, flags))
+
+
+app.command("prompts")(command(PromptOptions, _prompts))
 
 
 @app.command()

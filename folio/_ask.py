@@ -59,7 +59,8 @@ def ask(
             asked = asked.model_copy(update={"documents": tuple(result.id for result in results)})
         if llm is None:
             llm = opened.enter_context(LLM(settings.model))
-        layout = layout_for(llm.name, llm.engine.tokenizer, lambda: library.ranker)
+        parameters = llm.engine.engine.loaded.num_parameters
+        layout = layout_for(llm.name, llm.engine.tokenizer, lambda: library.ranker, parameters)
         finder = EvidenceFinder(library, layout, llm.engine.window, settings)
         answerer = Answerer(finder, llm.engine, layout)
         return asyncio.run(collect(answerer.answer(asked, params or SamplingParams(max_tokens=settings.answer_tokens))))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+from service.answering.prompting import ChatLayout, PlainLayout
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
 from service.errors import InvalidRequest
-from service.models import load_engine
+from service.models import chat_layout_for, load_engine
 from service.settings import load_settings
 
 
@@ -40,18 +42,22 @@ class LLM:
         """Continue prompts, texts or lists of token ids, all at once; results in their order.
 
         Args:
-            params: of each prompt, or one for all; greedy and up to 256 tokens by default.
+            params: of each prompt, or one for all; by default as the model's makers sample where they say so
+                (generation_config.json), else greedily, and up to 256 tokens.
 
         Raises:
             PromptTooLong, InvalidRequest: before anything ran.
         """
         given = [prompts] if isinstance(prompts, str) else prompts
-        return self.engine.generate([self._ids(prompt) for prompt in given], params)
+        return self.engine.generate([self._ids(prompt) for prompt in given], params or self._default_params)
 
     def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Generation:
-        """The next turn of a conversation of ``{"role": …, "content": …}``, by the model's own chat template."""
-        ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-        return self.engine.generate([ids], params)[0]
+        """The next turn of a conversation of ``{"role": …, "content": …}``, by the model's own chat template.
+
+        Contents are text: what looks like a special token in them is none. `params` as of `generate`.
+        """
+        ids = self._chat.chat_ids(messages)
+        return self.engine.generate([ids], params or self._default_params)[0]
 
     def close(self) -> None:
         """Abort what is in flight and let go of the model."""
@@ -62,6 +68,14 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @cached_property
+    def _chat(self) -> ChatLayout | PlainLayout:
+        return chat_layout_for(self._tokenizer)
+
+    @property
+    def _default_params(self) -> SamplingParams:
+        return SamplingParams(**self.engine.sampling_defaults.fill({}))
 
     @property
     def _tokenizer(self) -> Any:

@@ -21,7 +21,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Refuse lone surrogates, which JSON can carry and no encoding, tokenizer or database takes."""
     try:
         text.encode()
@@ -30,9 +30,9 @@ def _encodable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[str, AfterValidator(encodable)]
 DocumentId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-CollectionName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_encodable)]
+CollectionName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(encodable)]
 Temperature = Annotated[float, Field(ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(gt=0, le=1, description="Keep the likeliest tokens that together reach this.")]
 DrafterName = Annotated[str, Field(max_length=255, description="NAME[:key=value,…]; never changes the tokens.")]

@@ -64,10 +64,16 @@ def check_shares_of(settings: Settings) -> None:
     check_shares(settings.model, read_config(settings.model), settings.tensor_parallel)
 
 
-def layout_for(model: str, tokenizer: Any, ranker: Callable[[], SentenceRanker] | None = None) -> PromptLayout:
+def layout_for(
+    model: str,
+    tokenizer: Any,
+    ranker: Callable[[], SentenceRanker] | None = None,
+    parameters: int | None = None,
+) -> PromptLayout:
     """How the model is asked about documents.
 
     ranker: chooses what the embedded reader quotes; without it the model chooses alone.
+    parameters: of the model, None where that is not known; a small one is asked in other words than a large one.
     """
     if model == EMBEDDED:
         from service.reader.choosing import SentenceChooser
@@ -75,7 +81,7 @@ def layout_for(model: str, tokenizer: Any, ranker: Callable[[], SentenceRanker] 
 
         chooser = (lambda: SentenceChooser(ranker())) if ranker is not None else None
         return ReaderLayout(copy.deepcopy(tokenizer), chooser)  # the engine's thread decodes with the original
-    return choose_layout(tokenizer)
+    return choose_layout(tokenizer, parameters)
 
 
 def chat_layout_for(tokenizer: Any) -> ChatLayout | PlainLayout:

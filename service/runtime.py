@@ -6,7 +6,6 @@ The library opens first, so that documents can be listed and searched while the 
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from retrieval.ingest.jobs import JobQueue
 from retrieval.library import Library
 from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
+from service.answering.encoding import Encoder
 from service.answering.evidence import EvidenceFinder
 from service.answering.prompting import ChatLayout, PlainLayout
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
@@ -197,12 +197,10 @@ class Runtime:
     async def _assemble(self, engine: AsyncEngine, serving: bool) -> None:
         loaded = engine.engine.loaded
         if loaded.tokenizer is not None:
-            encode = copy.deepcopy(loaded.tokenizer)  # the engine's thread has the original
+            encoder = Encoder(loaded.tokenizer)
             fingerprint = loaded.tokenizer_fingerprint or ""
-            self.library.set_tokenizer(
-                CorpusTokenizer(fingerprint, lambda text: encode.encode(text, add_special_tokens=False))
-            )
-        layout = layout_for(self.settings.model, loaded.tokenizer, lambda: self.library.ranker)
+            self.library.set_tokenizer(CorpusTokenizer(fingerprint, encoder.text))
+        layout = layout_for(self.settings.model, loaded.tokenizer, lambda: self.library.ranker, loaded.num_parameters)
         finder = EvidenceFinder(self.library, layout, engine.window, self.settings)
         engine.observers = self.observers
         if serving:

@@ -81,7 +81,12 @@ class Settings(BaseSettings, EngineConfig):
     answer_tokens: int = Field(
         256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."
     )
-    passages: int = Field(8, ge=1, le=100, description="Passages retrieved for an answer.")
+    passages: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Passages retrieved for an answer; default: as were best for models of the size.",
+    )
     follow_ups: FollowUps = Field(
         "rule", description="What makes a follow-up stand alone for the search: rule, or the chat model itself."
     )

@@ -77,7 +77,8 @@ def quoted(prompt: Sequence[int], answer: Sequence[int]) -> float:
 
 def _questions(engine: AsyncEngine, context: int, count: int, text: Path) -> list[list[int]]:
     """`count` questions about sentences from the text's beginning to its end, fewer where some are the same."""
-    layout = layout_for(engine.engine.loaded.name, engine.engine.tokenizer)
+    loaded = engine.engine.loaded
+    layout = layout_for(loaded.name, loaded.tokenizer, parameters=loaded.num_parameters)
     maker = QuoteMaker(read_folder(text))
 
     def prompt(size: int, depth: float) -> list[int]:

@@ -29,6 +29,7 @@ from retrieval.iterative.strides import Experiences
 from retrieval.knn.decoding import KnnOptions
 from retrieval.knn.search import ExactSearch, ListSearch
 from retrieval.knn.store import Datastore, StoreBuilder, read_manifest
+from service.answering.encoding import Encoder
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
@@ -172,7 +173,7 @@ class Bench:
     def _prompts(self, count: int) -> list[list[int]]:
         found = []
         for _, text, held_out in self._documents():
-            ids = encode(self.engine.engine.tokenizer, text[: 40 * PROMPT_TOKENS])
+            ids = encode(Encoder(self.engine.engine.tokenizer), text[: 40 * PROMPT_TOKENS])
             if held_out and len(ids) > 2 * PROMPT_TOKENS:
                 found.append(ids[PROMPT_TOKENS : 2 * PROMPT_TOKENS])
             if len(found) == count:

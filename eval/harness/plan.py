@@ -91,8 +91,10 @@ def _engines(
         retrieval = name in points and points[name].retrieval
         alike = (name in points, retrieval)
         if alike not in prompters:
-            tokenizer = local.engine.tokenizer if local and name in points else _endpoint_tokenizer(options)
-            prompters[alike] = OncePrompter(_prompter(options, tokenizer, retrieval=retrieval))
+            loaded = local.engine.loaded if local and name in points else None
+            tokenizer = loaded.tokenizer if loaded else _endpoint_tokenizer(options)
+            count = loaded.num_parameters if loaded else None
+            prompters[alike] = OncePrompter(_prompter(options, tokenizer, count, retrieval=retrieval))
         if name in points:
             assert local is not None
             engine: AnswerEngine = LocalEngine(local, points[name])
@@ -117,12 +119,12 @@ def _load(options: RunOptions) -> AsyncEngine:
     return AsyncEngine(Engine(loaded, config.model_copy(update={"kv_memory": kv_memory})))
 
 
-def _prompter(options: RunOptions, tokenizer: Any, *, retrieval: bool) -> Prompter:
+def _prompter(options: RunOptions, tokenizer: Any, parameters: int | None, *, retrieval: bool) -> Prompter:
     kind = options.prompt_kind
     if retrieval:
-        return RetrievalPrompter(tokenizer, layout_for(options.model, tokenizer))
+        return RetrievalPrompter(tokenizer, layout_for(options.model, tokenizer, parameters=parameters))
     if kind == "layout":
-        return LayoutPrompter(tokenizer, layout_for(options.model, tokenizer))
+        return LayoutPrompter(tokenizer, layout_for(options.model, tokenizer, parameters=parameters))
     if kind == "official":
         kind = "gpt4" if getattr(tokenizer, "chat_template", None) else "yarn"
     return OfficialPrompter(tokenizer, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -12,6 +12,7 @@ from service.models import shown_name
 from service.settings import EMBEDDED
 
 CONTROL = "control"
+DATA: Any = Option(help="Questions: a file of SQuAD's or XQuAD's format, or of our own.")
 
 Mode = Literal["closed", "open"]
 """closed: the question's own document alone is in scope; open: all documents are, and are searched."""
@@ -21,7 +22,7 @@ Mode = Literal["closed", "open"]
 class QaOptions:
     """Questions about documents, answered by the whole service: right, cited, honest, and how well search does."""
 
-    data: Annotated[Path, Option(help="Questions: a file of SQuAD's or XQuAD's format, or of our own.")]
+    data: Annotated[Path, DATA]
     model: Annotated[
         str, Option("--model", "-m", help="embedded, smollm2, a GGUF file, a folder, a hub id; or control.")
     ] = EMBEDDED

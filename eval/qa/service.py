@@ -43,7 +43,10 @@ class Service:
         self, settings: Settings, engine: AsyncEngine, sampling: Sampling, clients: int, library: Library
     ) -> None:
         self._settings = settings
-        self._layout = layout_for(settings.model, engine.tokenizer)
+        self._engine = engine
+        self._layout = layout_for(
+            settings.model, engine.tokenizer, lambda: library.ranker, engine.engine.loaded.num_parameters
+        )
         finder = EvidenceFinder(library, self._layout, engine.window, settings)
         self._answerer = Answerer(finder, engine, self._layout)
         self._sampling = sampling
@@ -74,7 +77,7 @@ class Service:
 
     async def _answer(self, item: Item, mode: Mode, corpus: Corpus) -> Reply:
         scope = {"documents": [corpus.ids[item.document]]} if mode == "closed" else {"mode": "retrieval"}
-        params = self._sampling.params(self._settings.answer_tokens)
+        params = self._sampling.params(self._settings.answer_tokens, self._engine.sampling_defaults)
         try:
             answer = await collect(self._answerer.answer(as_question(item, **scope), params))
         except FolioError as error:

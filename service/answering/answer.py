@@ -29,6 +29,7 @@ from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting import PromptLayout
 from service.answering.question import Question
+from service.answering.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
@@ -55,6 +56,7 @@ class Answer:
     """A whole answer, as `POST /v1/answer` and `folio ask --json` give it."""
 
     answer: str = ""
+    refused: bool = False
     mode: str = ""
     mode_reason: str = ""
     query: str | None = None
@@ -226,6 +228,7 @@ def _done(
         {
             "finish_reason": finish_reason,
             "answer": answer,
+            "refused": is_refusal(answer),
             "mode": evidence.mode,
             "mode_reason": evidence.reason,
             "verified": bool(claims) and all(one.judged.support != "none" for one in claims),
@@ -288,7 +291,7 @@ async def collect(events: AsyncGenerator[Event, None]) -> Answer:
             elif event.type == "error":
                 raise AnswerFailed(data)
             elif event.type == "done":
-                answer.answer = data["answer"]
+                answer.answer, answer.refused = data["answer"], data["refused"]
                 answer.finish_reason = data["finish_reason"]
                 answer.verified, answer.claims = data["verified"], data["claims"]
                 answer.note = data["note"]

@@ -16,17 +16,21 @@ import structlog
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
+from retrieval.ranking.ranker import DEFAULT
 from retrieval.types import Document, Hit
 from service.answering.citations import Citation, check
 from service.answering.conversation import LAST_EXCHANGE, fitted
 from service.answering.passages import Passage, Span
 from service.answering.prompting import Prompt, PromptLayout
 from service.answering.question import Question
+from service.answering.sureness import is_read, surest
 from service.errors import PromptTooLong
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+PASSAGES = 8
+"""Retrieved for an answer where neither question, settings nor what was measured of the model say."""
 CHARS_PER_TOKEN_MAX = 12
 """No tokenizer in use averages more characters a token over running text: beyond it, counting is not needed."""
 
@@ -162,15 +166,14 @@ class EvidenceFinder:
         if mode == "auto":
             if self.settings.long_tokens is not None:
                 limits.append((self.settings.long_tokens, " set by FOLIO_LONG_TOKENS"))
-            if self.layout.limits is not None:
+            if self.layout.limits is not None and self.layout.limits.long_tokens is not None:
                 limits.append((self.layout.limits.long_tokens, f", by its {self.layout.limits.source}"))
         return min(limits, key=lambda entry: entry[0])
 
     def _retrieve(self, question: Question, owner: str, room: int, reason: str) -> Evidence:
         """The best passages that fit."""
-        count = question.passages or self.settings.passages
-        if self.layout.limits is not None and self.layout.limits.passages is not None:
-            count = min(count, self.layout.limits.passages)
+        measured = self.layout.limits.passages if self.layout.limits is not None else None
+        count = question.passages or self.settings.passages or measured or PASSAGES
         began = time.perf_counter()
         found = self.library.search(
             question.query,
@@ -197,10 +200,13 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
+        refusal = self._refusal(question.query, question.refuse_below, hits)
+        if refusal is not None:
+            reason = f"{reason}; {refusal}"
         return Evidence(
             mode="retrieval",
             reason=reason + _left_out(question, asked),
-            prompt=prompt,
+            prompt=prompt if refusal is None else None,
             results=[hit_data(hit) for hit in hits],
             names={hit.document: hit.name for hit in hits},
             retrieval_ms=retrieval_ms,
@@ -208,6 +214,23 @@ class EvidenceFinder:
             query=question.query,
             turns=len(asked.history),
         )
+
+    def _refusal(self, query: str, bound: float | None, hits: Sequence[Hit]) -> str | None:
+        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
+
+        bound: the question's own, None for what was measured.
+        """
+        if bound is None:  # what was measured holds for the packaged ranker, and for what it reads
+            measured = self.layout.limits.refuse_below if self.layout.limits is not None else None
+            if measured is None or not is_read(query, hits) or self.library.ranker.name != DEFAULT:
+                return None
+            bound = measured
+        if bound == 0 or not hits:
+            return None
+        sure = surest(self.library.ranker, query, hits)
+        if sure >= bound:
+            return None
+        return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
 
     def _build(self, question: Question, passages: Sequence[Passage]) -> Prompt:
         return self.layout.build(question.text, passages, question.turns)

@@ -25,9 +25,10 @@ from retrieval.iterative.strides import Experience, SpeculationOptions
 from retrieval.library import Library
 from retrieval.types import Hit
 from service.answering.conversation import fitted
+from service.answering.encoding import Encoder
 from service.answering.evidence import Evidence, hit_data
 from service.answering.passages import Passage
-from service.answering.prompting import Encoder, Prompt, PromptLayout
+from service.answering.prompting import Prompt, PromptLayout
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine
 from service.engine.detokenizer import Detokenizer

@@ -21,6 +21,7 @@ from retrieval.knn.decoding import Choose, KnnDecoder, KnnOptions
 from retrieval.knn.search import Search
 from retrieval.knn.store import StoreBuilder, StoreIdentity, windows
 from retrieval.types import DocumentKey
+from service.answering.encoding import Encoder
 from service.engine.loading.checkpoint import LoadedModel
 from service.engine.params import SamplingParams
 from service.engine.request import Reading
@@ -82,10 +83,10 @@ def identity(loaded: LoadedModel, key_type: str = "bfloat16") -> StoreIdentity:
     return StoreIdentity(loaded.fingerprint, loaded.tokenizer_fingerprint, dim, loaded.vocab_size, key_type)
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """A document's tokens, behind the token that begins a text where the model has one."""
-    start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    return start + list(tokenizer.encode(text, add_special_tokens=False))
+def encode(encoder: Encoder, text: str) -> list[int]:
+    """A document's tokens, all of them text, behind the token that begins a text where the model has one."""
+    first = encoder.tokenizer.bos_token_id
+    return [*([] if first is None else [int(first)]), *encoder.text(text)]
 
 
 def hidden_states(engine: AsyncEngine, token_ids: Sequence[int]) -> np.ndarray:
@@ -112,9 +113,9 @@ def build(
         entries: stop at the window that reaches so many.
         until: stop at this time of ``time.monotonic``, keeping what was made.
     """
-    shape = builder.identity
+    shape, encoder = builder.identity, Encoder(engine.engine.tokenizer)
     for key, text in documents:
-        ids = encode(engine.engine.tokenizer, text)
+        ids = encode(encoder, text)
         for start, done, end in windows(len(ids) - 1, builder.tokens_read(key), shape.window, shape.overlap):
             if entries is not None and builder.entries >= entries:
                 return True

@@ -6,8 +6,8 @@ Limits, defaults and descriptions stand here once: REST takes them as its body, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 
@@ -17,6 +17,7 @@ from service.fields import CollectionName, DocumentId, DrafterName, PolicyName, 
 if TYPE_CHECKING:
     from retrieval.store.shelf import Shelf
     from retrieval.types import Document
+    from service.engine.loading.sampling_defaults import SamplingDefaults
     from service.engine.params import SamplingParams
 
 MAX_TURNS = 1000
@@ -106,6 +107,13 @@ class AnswerOptions(Frozen):
     rerank: bool = Field(
         default=False, description="Let the ranker read what a search finds, and take the passages that answer best."
     )
+    refuse_below: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Mode retrieval: say that the documents do not answer where, by the ranker, no sentence found does "
+        "with this probability; 0 asks the model always; null: as was measured to be best for it.",
+    )
     iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
     knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
 
@@ -160,20 +168,31 @@ class Sampling(Strict):
 
     max_tokens: Annotated[int, Field(ge=1, le=65536, description="Longest answer, in tokens.")] | None = None
     temperature: Temperature = 0.0
-    top_p: TopP = 1.0
+    top_p: TopP | None = Field(
+        default=None, description="Keep the likeliest tokens that reach this; null: the model's."
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same answer.")
     drafter: DrafterName | None = None
     attention: PolicyName | None = None
 
-    def params(self, answer_tokens: int) -> SamplingParams:
-        """The same for the engine; `answer_tokens` where no limit is named."""
-        from service.engine.request import SamplingParams  # brings torch, which a refusal must not wait for
+    def params(self, answer_tokens: int, defaults: SamplingDefaults) -> SamplingParams:
+        """The same for the engine; `answer_tokens` where no limit is named, `defaults` of the model's makers."""
+        from service.engine.params import SamplingParams  # brings torch, which a refusal must not wait for
 
         return SamplingParams(
             max_tokens=self.max_tokens or answer_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
+            **defaults.fill(for_answers({"temperature": self.temperature, "top_p": self.top_p})),
             seed=self.seed,
             drafter=self.drafter,
             attention=self.attention,
         )
+
+
+def for_answers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request gives of sampling, for an answer from documents: greedy, and no penalty, unless it says otherwise.
+
+    The question has an answer that stands somewhere: chance only takes away from it. And a penalty for repetition falls
+    on the words of the documents, which the answer is to repeat.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    return {"temperature": 0.0, "repetition_penalty": 1.0, **asked}

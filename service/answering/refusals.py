@@ -83,7 +83,7 @@ _ENGLISH = {
     r"|explanations?|descriptions?|specifics|clues?)\b",
     "asked": r"(?:who|whom|whose|what|when|where|which|why|how|whether|if|about|anything|it|this|that question)\b",
     "seen": r"(?:mentioned|stated|specified|given|provided|said|found|described|discussed|addressed|indicated|included"
-    r"|contained|explained|listed|named|answered|covered|disclosed|determined|known|available|clear|present|documented"
+    r"|contained|explained|listed|named|answered|covered|disclosed|revealed|shown|determined|known|available|clear|present|documented"
     r"|recorded|explicit(?:ly)? \w+)",
     "isnot": r"(?:(?:is|are|was|were) (?:not|never)|isn't|aren't|wasn't|weren't|(?:cannot|can't|could not|couldn't) be)"
     r"(?: \w+ly)?",
@@ -120,6 +120,7 @@ _IDLE_ENGLISH = _patterns(
     (?:i(?:'m| am) )?(?:sorry|afraid|i apologi[sz]e)\b(?: for [\w ]{1,40})?
     unfortunately|therefore|thus|so|hence|as such|for this reason
     (?:please|if you|feel free|let me know|you (?:may|might|can|could)|could you|would you)\b.{0,200}
+    {they} (?:is|are) about .{0,160}
     {they} (?:only|just|merely|simply|instead|mainly|primarily) \w+\b.{0,240}
     (?:based on|according to|from) {source}
     """,

@@ -68,6 +68,7 @@ class AnswerModel(BaseModel):
     """An answer."""
 
     answer: str
+    refused: bool = Field(description="The answer says that the documents do not answer the question.")
     mode: str
     mode_reason: str
     query: str | None = Field(description="What was searched for, or asked of a model that follows no conversation.")
@@ -100,7 +101,8 @@ async def answer(
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
     done; else one JSON object.
     """
-    events = runtime.answerer.answer(body, body.params(runtime.settings.answer_tokens), principal.owner)
+    params = body.params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
+    events = runtime.answerer.answer(body, params, principal.owner)
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream([events], AnswerEvents(), runtime.settings.ping_s)
 

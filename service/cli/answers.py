@@ -31,7 +31,6 @@ from service.fields import refusal
 
 if TYPE_CHECKING:
     from service.answering.answer import Answer
-    from service.engine.params import SamplingParams
     from service.runtime import Runtime
     from service.settings import Settings
 
@@ -67,6 +66,7 @@ def ask(
     mode: Annotated[str | None, option(AnswerOptions, "mode")] = None,
     passages: Annotated[int | None, option(AnswerOptions, "passages")] = None,
     rerank: Annotated[bool, option(AnswerOptions, "rerank", "--rerank")] = False,
+    refuse_below: Annotated[float | None, option(AnswerOptions, "refuse_below")] = None,
     speculate: Annotated[
         Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
     ] = Switch.ON,
@@ -106,6 +106,7 @@ def ask(
             {
                 "question": question,
                 **given(mode=mode, documents=document, collection=collection, passages=passages),
+                **given(refuse_below=refuse_below),
                 "rerank": rerank,
                 "iterative": given(k=k, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
@@ -120,7 +121,7 @@ def ask(
     with documents_of(settings) as shelf:
         asked.check(shelf, LOCAL_OWNER)
     writer = None if as_json else SourceColours() if explain else PlainText()
-    answer = asyncio.run(_answer(settings, asked, sampling.params(settings.answer_tokens), writer))
+    answer = asyncio.run(_answer(settings, asked, sampling, writer))
     if isinstance(writer, SourceColours):
         writer.legend()
         writer.claims(answer)
@@ -145,14 +146,13 @@ def flag(place: Sequence[int | str]) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-async def _answer(
-    settings: Settings, question: Question, params: SamplingParams, writer: AnswerWriter | None
-) -> Answer:
+async def _answer(settings: Settings, question: Question, sampling: Sampling, writer: AnswerWriter | None) -> Answer:
     """Run one question through the same parts that the service runs."""
     from service.answering.answer import collect
 
     runtime = await started(settings)
     try:
+        params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
         events = runtime.answerer.answer(question, params, LOCAL_OWNER)
         return await collect(events if writer is None else shown(question, events, writer))
     finally:
@@ -198,6 +198,8 @@ def print_support(answer: Answer) -> None:
         place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
         typer.echo(f"\n[{number}] {place}-{citation['end']} ({mark})")
         typer.echo(f"    {' '.join(citation['cited_text'].split())}")
+    if answer.refused:
+        note("\nNo answer: by what was read, the documents do not say.")
     if answer.note and answer.note != answer.answer:
         note(f"\n{answer.note}")
     for claim in answer.claims:

@@ -92,7 +92,8 @@ def chat(
     with asyncio.Runner() as runner:  # runs no longer than an answer: between answers the terminal has Ctrl-C
         runtime = runner.run(started(settings))
         try:
-            conversation = Conversation(runtime, runner, options, sampling.params(settings.answer_tokens), as_json)
+            params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
+            conversation = Conversation(runtime, runner, options, params, as_json)
             if interactive:
                 note(f"{runtime.model_name}. {', '.join(COMMANDS)}; Ctrl-C stops an answer, twice leaves.")
                 talk(conversation)

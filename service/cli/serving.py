@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,11 +30,14 @@ from service.cli.context import (
 )
 from service.cli.output import emit_json, emit_text, working
 from service.errors import Exit, GenerationFailed, InvalidRequest
+from service.fields import encodable
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
     from service.engine.params import SamplingParams
     from service.settings import Settings
+
+MAKERS = "Default: as the model's makers say"
 
 
 def register(app: typer.Typer) -> None:
@@ -79,16 +83,19 @@ def serve(
 def generate(
     context: typer.Context,
     model: ModelName = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="UTF-8 text, tokenised as it is.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text, tokenised as it is.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="The same from a file in UTF-8.")] = None,
     prompt_ids: Annotated[Path | None, typer.Option("--prompt-ids", help="JSON file: a list of token ids.")] = None,
     max_new: Annotated[int, typer.Option("--max-new", help="Most new tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens of this share of the likeliest one's probability.")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help=f"0 is greedy. {MAKERS}, else 0.")] = None,
+    top_k: Annotated[int | None, typer.Option(help=f"Keep the k likeliest tokens; 0 keeps all. {MAKERS}.")] = None,
+    top_p: Annotated[float | None, typer.Option(help=f"Keep the likeliest that reach this. {MAKERS}.")] = None,
+    min_p: Annotated[float | None, typer.Option(help=f"Keep tokens of this share of the likeliest. {MAKERS}.")] = None,
     frequency_penalty: Annotated[float, typer.Option(help="Off a logit for each time the answer holds it.")] = 0.0,
     presence_penalty: Annotated[float, typer.Option(help="Off a logit if the answer holds the token.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens in prompt or answer.")] = 1.0,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help=f"Divides logits of tokens in prompt or answer. {MAKERS}.")
+    ] = None,
     json_schema: Annotated[Path | None, typer.Option(help="File: the answer is JSON of this schema.")] = None,
     regex: Annotated[str | None, typer.Option(help="The answer matches this expression.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same tokens.")] = 0,
@@ -105,12 +112,12 @@ def generate(
     as_json: JsonFlag = False,
 ) -> None:
     """Run the engine alone on one prompt."""
-    if (prompt_file is None) == (prompt_ids is None):
-        raise InvalidRequest("Give either --prompt-file or --prompt-ids.", param="prompt-file")
+    if [prompt, prompt_file, prompt_ids].count(None) != 2:
+        raise InvalidRequest("Give one of --prompt, --prompt-file and --prompt-ids.", param="prompt")
     if json_schema is not None and regex is not None:
         raise InvalidRequest("Give either --json-schema or --regex.", param="regex")
     ids = _read_ids(prompt_ids) if prompt_ids is not None else None
-    text = _read_text(prompt_file) if prompt_file is not None else ""
+    text = _read_text(prompt_file) if prompt_file is not None else _typed(prompt or "")
     settings = settings_of(
         context,
         model=model,
@@ -129,15 +136,18 @@ def generate(
     constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None
     if regex is not None:
         constraint = Constraint("regex", regex)
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
     params = SamplingParams(
         max_tokens=max_new,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
+        **{name: value for name, value in given.items() if value is not None},
         frequency_penalty=frequency_penalty,
         presence_penalty=presence_penalty,
-        repetition_penalty=repetition_penalty,
         constraint=constraint,
         seed=seed,
         stop=tuple(stop or ()),
@@ -145,7 +155,7 @@ def generate(
     )
 
     def lead() -> int:
-        result = _generate(settings, ids, text, params, show=not as_json)
+        result = _generate(settings, ids, text, given, params, show=not as_json)
         if as_json:
             emit_json(result)
         return Exit.OK
@@ -166,9 +176,18 @@ def _on_ranks(settings: Settings, lead: Callable[[], int]) -> int:
 
 
 def _generate(
-    settings: Settings, ids: list[int] | None, text: str, params: SamplingParams, show: bool
+    settings: Settings,
+    ids: list[int] | None,
+    text: str,
+    given: Mapping[str, float | None],
+    params: SamplingParams,
+    show: bool,
 ) -> dict[str, Any]:
-    """Load the model and run one prompt, of token ids or of text; with `show` its text goes to stdout as it comes."""
+    """Load the model and run one prompt, of token ids or of text; with `show` its text goes to stdout as it comes.
+
+    Args:
+        given: of the sampling, what the model's makers have a say in (None: not given).
+    """
     from service.models import check_request, load_engine
 
     check_request(settings, params.drafter, params.attention, params.constraint)
@@ -180,9 +199,10 @@ def _generate(
             raise InvalidRequest(
                 f"The model {settings.model!r} has no tokenizer.",
                 hint="Use --prompt-ids.",
-                param="prompt-file",
+                param="prompt",
             )
         ids = list(tokenizer(text).input_ids)
+    params = replace(params, **engine.sampling_defaults.fill(given))
     with engine:
         if show:
             asyncio.run(_show(engine, ids, params))
@@ -203,6 +223,13 @@ async def _show(engine: AsyncEngine, ids: list[int], params: SamplingParams) -> 
         async for output in outputs:
             emit_text(output.text)
     emit_text("\n")
+
+
+def _typed(prompt: str) -> str:
+    try:
+        return encodable(prompt)
+    except ValueError as error:
+        raise InvalidRequest(f"--prompt: {error}.", param="prompt") from error
 
 
 def _read_text(path: Path, param: str = "prompt-file") -> str:

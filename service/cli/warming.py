@@ -39,7 +39,8 @@ def warm(
     tokenizer, size = engine.tokenizer, settings.page_size
     if tokenizer is None:
         raise InvalidRequest(f"The model {settings.model!r} has no tokenizer to read a document with.", param="model")
-    prefix = shared_prefix(layout_for(settings.model, tokenizer), found, text)
+    layout = layout_for(settings.model, tokenizer, parameters=engine.engine.loaded.num_parameters)
+    prefix = shared_prefix(layout, found, text)
     with working(f"Reading {found.name}: {len(prefix):,} tokens …"), engine:
         path = engine.warm(found.id, prefix, settings.attention)
     tokens = len(prefix) // size * size

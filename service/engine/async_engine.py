@@ -25,6 +25,7 @@ from retrieval.common.openmp import release_team
 from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
+from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.mixture import MixtureSource, mixed
 from service.engine.outputs import Generation, TokenOutput
 from service.engine.params import DraftSources, SamplingParams
@@ -123,6 +124,11 @@ class AsyncEngine:
     def tokenizer(self) -> Any:
         """The model's, None where it has none; for decoding only: the engine's thread has it too."""
         return self.engine.tokenizer
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """How the model's makers sample, for requests that do not say."""
+        return self.engine.loaded.sampling
 
     def check(self, params: SamplingParams) -> None:
         """Refuse options that the engine does not have. Raises InvalidRequest. A constraint that is new takes time."""

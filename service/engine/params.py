@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
@@ -35,6 +36,7 @@ class SamplingParams:
         logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
         drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
         attention: NAME[:key=value,…] of sparse_attn.plan.policy; None for the engine's default.
+        from_model: which of these the request left to the model's makers (``SamplingDefaults.fill``); for statistics.
     """
 
     max_tokens: int = 256
@@ -55,6 +57,7 @@ class SamplingParams:
     logprobs: int | None = None
     drafter: str | None = None
     attention: str | None = None
+    from_model: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -96,6 +99,11 @@ class SamplingParams:
             presence=self.presence_penalty,
             min_p=self.min_p,
         )
+
+    def described(self) -> dict[str, Any]:
+        """How tokens are chosen, and what of it the model's makers say, for statistics."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: getattr(self, name) for name in names} | {"from_model": list(self.from_model)}
 
     @property
     def adjusted(self) -> bool:

@@ -167,6 +167,7 @@ class Request:
             "decode_tokens_per_s": rate,
             "preemptions": self.preemptions,
             "decode_steps": self.steps,
+            "sampling": self.params.described(),
             **self._attention_stats(),
         }
 

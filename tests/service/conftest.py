@@ -115,6 +115,7 @@ class ScriptedEngine:
 
     def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
         from service.engine.config import EngineConfig
+        from service.engine.loading.sampling_defaults import SamplingDefaults
         from sparse_attn.plan.policy import ModelShape
 
         self.shape = ModelShape(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=16, max_length=8192)
@@ -125,10 +126,16 @@ class ScriptedEngine:
         self.num_pages = 128
         self.vocab_size = len(tokenizer)
         self.config = EngineConfig(device="cpu")
-        self.loaded = SimpleNamespace(tokenizer=tokenizer, tokenizer_fingerprint="scripted")
+        self.loaded = SimpleNamespace(
+            tokenizer=tokenizer,
+            tokenizer_fingerprint="scripted",
+            num_parameters=10**9,
+            sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),
+        )
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}
+        self.sampling: dict[str, dict[str, Any]] = {}
         self.failure: Exception | None = None
 
     @property
@@ -143,6 +150,7 @@ class ScriptedEngine:
         self.running[request_id] = ids[: params.max_tokens]
         self.ends[request_id] = "stop" if len(ids) <= params.max_tokens else "length"
         self.counts[request_id] = (len(prompt_ids), len(self.running[request_id]))
+        self.sampling[request_id] = params.described()
         return request_id
 
     def abort(self, request_id: str) -> None:
@@ -167,6 +175,7 @@ class ScriptedEngine:
                 "output_tokens": output,
                 "decode_tokens_per_s": 1.0,
                 "ttft_s": 0.1,
+                "sampling": self.sampling[request_id],
             }
             outputs.append(
                 TokenOutput(
@@ -200,10 +209,10 @@ class ScriptedEngine:
 
 def quote_first_sentence(prompt: str) -> str:
     """A reply that quotes the first sentence of the first document of the prompt."""
-    document = re.search(r'<document number="1"[^>]*>\n(.*?)\n</document>', prompt, re.DOTALL)
+    document = re.search(r"--- (\w+) 1: [^\n]*\n(.*?)\n--- \1\n", prompt, re.DOTALL)
     if document is None:
         return "The documents do not say."
-    sentence = re.split(r"(?<=\.)\s", document.group(1).strip())[0]
+    sentence = re.split(r"(?<=\.)\s", document.group(2).strip())[0]
     return f'It says "{" ".join(sentence.split())}" [1]. Nobody else knows of any unicorns.'
 
 

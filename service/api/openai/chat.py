@@ -86,17 +86,20 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
     wanted = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     turns = [message.turn() for message in body.messages]
+    defaults = runtime.engine.sampling_defaults
     if body.folio is not None:
         question = _question(turns, body.folio)
         tokens = wanted or runtime.settings.answer_tokens
         answers = [
-            runtime.answerer.answer(question, body.sampling(i, tokens, logprobs, greedy=True), principal.owner)
+            runtime.answerer.answer(
+                question, body.sampling(i, tokens, logprobs, defaults, answering=True), principal.owner
+            )
             for i in range(body.n)
         ]
         return [Choice(answer, Answered()) for answer in answers]
     ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
     tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
-    params = [body.sampling(i, tokens, logprobs, greedy=False) for i in range(body.n)]
+    params = [body.sampling(i, tokens, logprobs, defaults) for i in range(body.n)]
     return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer)) for one in params]
 
 
@@ -136,7 +139,8 @@ class Answered:
         if one.type == "error":
             raise AnswerFailed(one.data)
         if one.type == "done":
-            self._folio |= {name: one.data[name] for name in ("verified", "claims", "note")} | {"stats": self._stats}
+            said = {name: one.data[name] for name in ("verified", "claims", "refused", "note")}
+            self._folio |= said | {"stats": self._stats}
             return Delta("", [], one.data["finish_reason"], self._stats, self._folio, one.data["answer"])
         if one.type == "search_results":
             self._folio |= {name: one.data[name] for name in ("mode", "mode_reason", "query")}

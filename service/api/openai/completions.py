@@ -34,7 +34,8 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     prompts = await asyncio.to_thread(_prompt_ids, runtime, body.prompt)
     runtime.engine.admit(body.n * len(prompts))
     tokens = body.max_tokens or DEFAULT_TOKENS
-    params = [body.sampling(i, tokens, body.logprobs, greedy=False) for i in range(body.n)]
+    defaults = runtime.engine.sampling_defaults
+    params = [body.sampling(i, tokens, body.logprobs, defaults) for i in range(body.n)]
     streams = [runtime.engine.stream(ids, one) for ids in prompts for one in params]
     chunks = CompletionChunks(body, runtime, len(prompts))
     if body.stream:

@@ -33,7 +33,10 @@ def get_model(name: str, runtime: Parts, principal: Reader) -> dict[str, Any]:
 
 def _chat_model(runtime: Runtime) -> dict[str, Any]:
     engine = runtime.loaded
-    return _model(runtime.model_name) | {"max_model_len": engine.window if engine else None}
+    if engine is None:
+        return _model(runtime.model_name) | {"max_model_len": None, "sampling": None}
+    sampling = engine.sampling_defaults.as_dict()
+    return _model(runtime.model_name) | {"max_model_len": engine.window, "sampling": sampling}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from service.answering.question import MAX_TURNS, AnswerOptions
+from service.answering.question import MAX_TURNS, AnswerOptions, for_answers
+from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.params import SamplingParams
 from service.engine.sampling.grammars import Constraint
 from service.fields import DrafterName, PolicyName, Strict, Temperature, Text, TopP
@@ -116,11 +117,11 @@ class Sampled(Strict):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     temperature: Temperature | None = None
     top_p: TopP | None = None
-    top_k: int = Field(0, ge=-1, lt=2**31, description="Extension, as vLLM's.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Extension, as vLLM's.")
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="Extension, as vLLM's.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Extension, as vLLM's.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Extension, as vLLM's.")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Extension, as vLLM's.")
     logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description="Extension, as vLLM's.")
@@ -157,23 +158,32 @@ class Sampled(Strict):
         wanted = self.structured_outputs or self.response_format
         return wanted.constraint() if wanted is not None else None
 
-    def sampling(self, choice: int, max_tokens: int, logprobs: int | None, greedy: bool) -> SamplingParams:
-        """Sampling of one choice; `greedy` where the request names no temperature.
+    def sampling(
+        self, choice: int, max_tokens: int, logprobs: int | None, defaults: SamplingDefaults, answering: bool = False
+    ) -> SamplingParams:
+        """Sampling of one choice.
+
+        Args:
+            defaults: how the model's makers sample; where they do not say either, OpenAI's temperature of 1.
+            answering: from documents, which is greedy unless the request says otherwise.
 
         Raises InvalidRequest naming the parameter.
         """
-        temperature = self.temperature if self.temperature is not None else (0.0 if greedy else 1.0)
         seed = self.seed if self.seed is not None else secrets.randbits(62)
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        given = {
+            "temperature": self.temperature,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        filled = defaults.fill(for_answers(given)) if answering else {"temperature": 1.0} | defaults.fill(given)
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=max(0, self.top_k),
-            top_p=self.top_p if self.top_p is not None else 1.0,
-            min_p=self.min_p,
+            **filled,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
-            repetition_penalty=self.repetition_penalty,
             logit_bias=tuple((self.logit_bias or {}).items()),
             constraint=self._constraint(),
             seed=(seed + choice) % 2**63,

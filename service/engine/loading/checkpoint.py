@@ -50,6 +50,7 @@ class LoadedModel:
         ranks: the processes that have a share of the heads each; None for this one alone.
         sampling: what the checkpoint's makers sample with, for requests that do not say.
         precision: what its weights and products are of; None for a model in memory, whose tensors say it.
+        num_parameters: numbers in its weights, all ranks together.
     """
 
     name: str
@@ -62,6 +63,7 @@ class LoadedModel:
     ranks: Ranks | None = None
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     precision: Precision | None = None
+    num_parameters: int = 0
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -140,6 +142,7 @@ def load_model(
         raise ModelError(f"The model {name!r} cannot be loaded: {first_line(error)}", param="model") from error
     loaded = prepare(name, model.eval(), tokenizer, max_model_len, source.fingerprint)
     loaded.ranks, loaded.sampling, loaded.precision = ranks, sampling, precision
+    loaded.num_parameters = source.num_parameters or loaded.num_parameters
     return loaded
 
 
@@ -205,7 +208,10 @@ def prepare(
     max_len = min(max_len, max_model_len or max_len)
     _pin_rope(name, model, max_len)
     fingerprint = fingerprint or _fingerprint(model)
-    return LoadedModel(name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer), fingerprint)
+    count = sum(weight.numel() for weight in model.parameters())
+    return LoadedModel(
+        name, model, tokenizer, shape, max_len, _eos_ids(model, tokenizer), fingerprint, num_parameters=count
+    )
 
 
 def _pin_rope(name: str, model: Any, max_len: int) -> None:

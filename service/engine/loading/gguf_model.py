@@ -161,6 +161,7 @@ class GGUFModel:
             "temperature": said.get("general.sampling.temp"),
             "top_p": said.get("general.sampling.top_p"),
             "top_k": said.get("general.sampling.top_k"),
+            "min_p": said.get("general.sampling.min_p"),
             "repetition_penalty": said.get("general.sampling.penalty_repeat"),
         }
         return GenerationConfig(**{key: value for key, value in values.items() if value is not None})

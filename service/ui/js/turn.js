@@ -21,7 +21,7 @@ const ENDS = {
 export function newTurn(question, request) {
   return {
     question, request, fresh: false, state: "running", mode: "", reason: "", query: null, results: [], text: "", runs: [], citations: [],
-    claims: [], note: null, stats: null, error: null, finish: null,
+    refused: false, claims: [], note: null, stats: null, error: null, finish: null,
   };
 }
 
@@ -57,6 +57,7 @@ function take(turn, type, data) {
     fail(turn, data.title ?? "The answer failed", data.detail ?? "");
   } else if (type === "done") {
     turn.text = data.answer ?? turn.text;
+    turn.refused = data.refused ?? false;
     turn.mode = data.mode ?? turn.mode;
     turn.reason = data.mode_reason ?? turn.reason;
     turn.claims = data.claims ?? [];
@@ -148,6 +149,7 @@ function notes(turn) {
   const shown = [];
   if (turn.state === "stopped") shown.push(note(ENDS.abort));
   else if (turn.finish === "length") shown.push(note(ENDS.length));
+  if (turn.refused) shown.push(note("No answer: by what was read, the documents do not say."));
   if (turn.note && turn.note !== turn.text) shown.push(note(turn.note));
   const bare = turn.claims.filter((claim) => claim.support === "none").length;
   if (bare && turn.citations.length) shown.push(note(`${count(bare, "claim")} without support in the documents, underlined with dots.`));

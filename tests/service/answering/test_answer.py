@@ -41,7 +41,8 @@ def ask(home: Path, scripted: Any, tiny_model: Path) -> Ask:
             await runtime.start()
             try:
                 await runtime.ended.wait()
-                stream = runtime.answerer.answer(Question(question=text, **how), SamplingParams(max_tokens=400), owner)
+                question = Question(question=text, **{"refuse_below": 0, **how})
+                stream = runtime.answerer.answer(question, SamplingParams(max_tokens=400), owner)
                 return [event async for event in stream] if raw else await collect(stream)
             finally:
                 await runtime.stop()
@@ -122,7 +123,7 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
 
 def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.max_model_len = 1300
+    engine.max_model_len = 1150
     answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
     assert len(answer.results) == 1
     assert "1 of 2 passages fit" in answer.mode_reason

@@ -17,6 +17,7 @@ from retrieval.knn.search import ExactSearch, ListSearch, Search
 from retrieval.knn.store import Datastore, StoreBuilder
 from retrieval.library import Library
 from service.answering.datastores import Datastores
+from service.answering.encoding import Encoder
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
 from service.engine.async_engine import AsyncEngine
 from service.engine.outputs import Generation
@@ -42,7 +43,7 @@ def store(engine: AsyncEngine, tmp_path_factory: pytest.TempPathFactory) -> Data
 
 @pytest.fixture
 def prompt(engine: AsyncEngine) -> list[int]:
-    return encode(engine.engine.tokenizer, "Who built the bridge? Ada")
+    return encode(Encoder(engine.engine.tokenizer), "Who built the bridge? Ada")
 
 
 def generate(engine: AsyncEngine, prompt: list[int], params: SamplingParams, request: KnnRequest) -> Generation:
@@ -58,7 +59,7 @@ def _pages_return(engine: AsyncEngine) -> Iterator[None]:
 
 
 def test_an_entry_is_the_state_before_its_token(engine: AsyncEngine, store: Datastore) -> None:
-    ids = encode(engine.engine.tokenizer, TEXTS[0][1])
+    ids = encode(Encoder(engine.engine.tokenizer), TEXTS[0][1])
     assert store.values[: len(ids) - 1].tolist() == ids[1:]
     assert store.offsets.tolist() == [0, len(ids) - 1]
     states = hidden_states(engine, ids[:40])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,12 +249,31 @@ def test_generate_equals_transformers(folio: Folio, tiny_model: Path, tmp_path: 
     listed = tmp_path / "ids.json"
     listed.write_text(json.dumps(ids[0].tolist()))
     assert json_of(folio("--home", tmp_path, *how, "--prompt-ids", listed))["token_ids"] == found["token_ids"]
+    assert json_of(folio("--home", tmp_path, *how, "--prompt", "The bridge at Hampton")) | {"stats": 0} == found | {
+        "stats": 0
+    }
+
+
+def test_generate_samples_as_the_model_s_makers_do(folio: Folio, tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    said = {"do_sample": True, "temperature": 1.5, "top_k": 40, "repetition_penalty": 1.2}
+    (model / "generation_config.json").write_text(json.dumps(said))
+    how = ("generate", "--model", model, "--max-new", 12, "--json", "--prompt", "The bridge at Hampton", "--seed", 3)
+    found, plain = (json_of(folio("--home", tmp_path, *how, *more)) for more in ((), ("--temperature", 0)))
+    theirs = {"temperature": 1.5, "top_p": 1.0, "top_k": 40, "min_p": 0.0, "repetition_penalty": 1.2}
+    assert found["stats"]["sampling"] == theirs | {"from_model": ["temperature", "top_k", "repetition_penalty"]}
+    assert plain["stats"]["sampling"]["from_model"] == []
+    assert found["token_ids"] != plain["token_ids"]
+    greedy = json_of(folio("--home", tmp_path, *how[:1], "--model", tiny_model, *how[3:]))
+    assert plain["token_ids"] == greedy["token_ids"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ((), 2, "either --prompt-file or --prompt-ids"),
+        ((), 2, "one of --prompt, --prompt-file and --prompt-ids"),
+        (("--prompt", "x", "--prompt-ids", "GOOD"), 2, "one of --prompt, --prompt-file and --prompt-ids"),
+        (("--prompt", "x\udcff"), 2, "half of a surrogate pair"),
         (("--prompt-file", "/no/such/file"), 2, "/no/such/file"),
         (("--prompt-ids", "BAD"), 2, "not JSON"),
         (("--prompt-ids", "TEXT"), 2, "list of token ids"),

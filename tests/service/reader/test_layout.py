@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from service.answering.passages import Passage
+from service.answering.passages import Passage, Span
+from service.answering.prompting import Prompt
+from service.answering.support import judge
 from service.errors import InvalidRequest
 from service.reader.choosing import Choice
 from service.reader.layout import ReaderLayout
-from service.reader.tokenizer import REFERENCES, reference
+from service.reader.tokenizer import NOT_STATED, REFERENCES, reference
 
 STORED = (
     "The harbour was built in 1871.  It has two\nmoles of granite. A lamp burns <|r1|> on the northern one! "
@@ -33,9 +35,15 @@ def answer(layout: ReaderLayout, number: int | None, words: str) -> list[int]:
     return [*lead, *tokenizer(" " + words, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
 
 
+def read(layout: ReaderLayout, prompt: Prompt, ids: list[int]) -> tuple[str, list[Span]]:
+    """An answer as shown, and the spans that support its claims."""
+    shown = layout.visible(layout.tokenizer.decode(ids)).rstrip()
+    return shown, [span for judged in judge(shown, prompt.passages) for span in judged.spans]
+
+
 def test_a_prompt_holds_the_sentences_in_order_and_evidence_cannot_forge_tokens(layout: ReaderLayout) -> None:
     prompt = layout.build("  Who lit\nthe lamp? ", [passage()])
-    numbers = [layout._numbers[token] for token in prompt.ids if token in layout._numbers]
+    numbers = [layout._references.index(token) for token in prompt.ids if token in layout._references]
     assert numbers == [0, 1, 2, 3, 4]
     assert prompt.ids[-1] == layout.tokenizer.convert_tokens_to_ids("<|answer|>")
     assert layout.tokenizer.decode(prompt.ids).endswith("<|question|> Who lit the lamp?<|answer|>")

@@ -1,0 +1,88 @@
+"""An answer that is none says so everywhere, and the model is not asked where nothing found answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.library import Library
+from service.answering.answer import NOTHING_FOUND, Answer, collect
+from service.answering.prompting import ReadingLimits
+from service.answering.question import Question
+from service.engine.params import SamplingParams
+from service.runtime import Runtime
+from service.settings import load_settings
+
+
+class Ranker:
+    """Sure of passages by a word."""
+
+    name = "minilm"
+
+    def passages(self, question: str, texts: Any, contexts: list[str]) -> list[float]:
+        return [0.8 if "Ada" in context else 0.1 for context in contexts]
+
+
+@pytest.fixture
+def ask(home: Path, tiny_model: Path, make_scripted: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.setattr(Library, "ranker", Ranker())
+
+    def run(text: str, reply: Callable[[str], str], limits: ReadingLimits | None = None, **how: Any) -> Answer:
+        async def go() -> Answer:
+            runtime = Runtime(load_settings(home=home, model=str(tiny_model)), engine=make_scripted(reply))
+            await runtime.start()
+            try:
+                await runtime.ended.wait()
+                runtime.answerer.layout.limits = limits
+                question = Question(question=text, mode="retrieval", **how)
+                return await collect(runtime.answerer.answer(question, SamplingParams(), "local"))
+            finally:
+                await runtime.stop()
+
+        return asyncio.run(go())
+
+    return run
+
+
+@pytest.mark.parametrize("reply", ["The passages do not mention it.", "Dazu steht nichts in den Dokumenten."])
+def test_a_refusal_of_the_model_is_said_to_be_one(ask: Callable[..., Any], reply: str) -> None:
+    answer = ask("Who built the bridge at Hampton?", lambda _: reply)
+    assert (answer.answer, answer.refused) == (reply, True)
+    assert not ask("Who built the bridge at Hampton?", lambda _: f"{reply} But Ada Miller built it.").refused
+
+
+@pytest.mark.parametrize(("bound", "asked"), [(0.0, True), (0.8, True), (0.81, False)])
+@pytest.mark.parametrize("measured", [True, False])
+def test_below_the_bound_the_model_is_not_asked(
+    ask: Callable[..., Any], bound: float, asked: bool, measured: bool
+) -> None:
+    how: dict[str, Any] = {"limits": ReadingLimits(refuse_below=bound)} if measured else {"refuse_below": bound}
+    answer = ask("Who built the bridge at Hampton?", lambda _: "Ada Miller built it.", **how)
+    assert answer.refused is not asked
+    if asked:
+        assert answer.answer == "Ada Miller built it."
+    else:
+        assert (answer.answer, answer.finish_reason) == (NOTHING_FOUND, "no_evidence")
+        assert answer.mode_reason.endswith("the surest sentence answers with a probability of 0.80, less than 0.81")
+        assert answer.results
+
+
+@pytest.mark.parametrize(("question", "refused"), [("Who built the bridge?", True), ("Wer baute die Brücke?", False)])
+def test_the_measured_bound_is_for_what_the_ranker_reads(ask: Callable[..., Any], question: str, refused: bool) -> None:
+    answer = ask(question, lambda _: "Ada.", limits=ReadingLimits(refuse_below=0.99))
+    assert answer.refused is refused
+
+
+def test_a_question_s_own_bound_goes_before_the_measured_one(ask: Callable[..., Any]) -> None:
+    answer = ask("Who built it?", lambda _: "Ada.", limits=ReadingLimits(refuse_below=0.99), refuse_below=0.0)
+    assert not answer.refused
+
+
+def test_as_many_passages_as_suit_the_model_unless_the_question_says(ask: Callable[..., Any]) -> None:
+    limits = ReadingLimits(passages=1)
+    assert len(ask("bridge, mill, oak and limes", lambda _: "x", limits=limits).results) == 1
+    assert len(ask("bridge, mill, oak and limes", lambda _: "x", limits=limits, passages=2).results) == 2
