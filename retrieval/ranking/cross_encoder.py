@@ -73,7 +73,8 @@ class CrossEncoder:
         import torch
 
         (asked,) = self.tokens([question])
-        head, found = first(asked), {}
+        head = first(asked)
+        found: dict[int, float] = {}
         try:
             with torch.inference_mode():
                 for batch in _batches(windows, len(head)):

@@ -107,7 +107,8 @@ class SentenceRanker:
         best: dict[str, float] = {}
         for context, logit in zip(contexts, self._words.logits(seen).tolist(), strict=True):
             best[context] = max(logit, best.get(context, logit))
-        kept, room = set(), READ_CHARS
+        kept: set[str] = set()
+        room = READ_CHARS
         for context in sorted(best, key=lambda text: -best[text]):
             if kept and len(context) > room:
                 break
@@ -120,7 +121,7 @@ class PassageScorer:
     """The cross-encoder of the package; and of the sentences that it finds best, MiniLM's own cosine."""
 
     name = "minilm"
-    columns = ("logit", "cosine")
+    columns: tuple[str, ...] = ("logit", "cosine")
     COMPARED = 16
     """sentences whose cosine is taken; of the others it is 0, and none of them is chosen"""
 
@@ -147,7 +148,7 @@ class CosineScorer:
     """Any embedding model: how near question and sentence are, absolutely and among the sentences at hand."""
 
     name = "cosine"
-    columns = ("nearer", "nearer_near")
+    columns: tuple[str, ...] = ("nearer", "nearer_near")
     MOST = 160
     """sentences that are embedded"""
 
@@ -169,7 +170,7 @@ class PairScorer:
     """A cross-encoder that sentence-transformers loads, which reads question and sentence."""
 
     name = "pairs"
-    columns = ("logit",)
+    columns: tuple[str, ...] = ("logit",)
 
     def __init__(self, model: Any) -> None:
         self._model = model

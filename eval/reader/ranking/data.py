@@ -85,7 +85,7 @@ def read_pairs(sources: Path, questions: Path) -> list[Example]:
         raise EvalError(f"{sources} and {questions} have not the same number of lines")
     order = list(dict.fromkeys(sentences))
     place: dict[str, tuple[int, int]] = {}
-    passages = []
+    passages: list[Passage] = []
     for start, end in _windows(order):
         place |= {sentence: (len(passages), at) for at, sentence in enumerate(order[start:end])}
         passages.append(Passage(tuple(order[start:end])))

@@ -61,7 +61,8 @@ class Reader(nn.Module):
         from transformers import BertModel
 
         self.bert = BertModel.from_pretrained(minilm, add_pooling_layer=False).requires_grad_(False)
-        for layer in self.bert.encoder.layer:
+        layers: Any = self.bert.encoder.layer
+        for layer in layers:
             attention = layer.attention
             for owner, name in (
                 (attention.self, "query"),
