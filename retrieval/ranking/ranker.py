@@ -124,7 +124,7 @@ class PassageScorer:
     """The cross-encoder of the package; and of the sentences that it finds best, MiniLM's own cosine."""
 
     name = "minilm"
-    columns = ("logit", "cosine")
+    columns: tuple[str, ...] = ("logit", "cosine")
     COMPARED = 16
     """sentences whose cosine is taken; of the others it is 0, and none of them is chosen"""
 
@@ -151,7 +151,7 @@ class CosineScorer:
     """Any embedding model: how near question and sentence are, absolutely and among the sentences at hand."""
 
     name = "cosine"
-    columns = ("nearer", "nearer_near")
+    columns: tuple[str, ...] = ("nearer", "nearer_near")
     MOST = 160
     """sentences that are embedded"""
 
@@ -173,7 +173,7 @@ class PairScorer:
     """A cross-encoder that sentence-transformers loads, which reads question and sentence."""
 
     name = "pairs"
-    columns = ("logit",)
+    columns: tuple[str, ...] = ("logit",)
 
     def __init__(self, model: Any) -> None:
         self._model = model
