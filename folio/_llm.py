@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from service.answering.prompting import ChatLayout, PlainLayout
+from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
 from service.errors import InvalidRequest

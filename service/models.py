@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.answering.prompting import ChatLayout, PlainLayout, PromptLayout, choose_layout
+from service.answering.prompting.layouts import ChatLayout, PlainLayout, PromptLayout, choose_layout
 from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:

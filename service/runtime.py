@@ -21,9 +21,9 @@ from retrieval.ingest.jobs import JobQueue
 from retrieval.library import Library
 from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
-from service.answering.encoding import Encoder
 from service.answering.evidence import EvidenceFinder
-from service.answering.prompting import ChatLayout, PlainLayout
+from service.answering.prompting.encoding import Encoder
+from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name

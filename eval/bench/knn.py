@@ -29,8 +29,8 @@ from retrieval.iterative.strides import Experiences
 from retrieval.knn.decoding import KnnOptions
 from retrieval.knn.search import ExactSearch, ListSearch
 from retrieval.knn.store import Datastore, StoreBuilder, read_manifest
-from service.answering.encoding import Encoder
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
+from service.answering.prompting.encoding import Encoder
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 

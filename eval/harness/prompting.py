@@ -19,8 +19,8 @@ import yaml
 from eval.errors import EvalError
 from eval.tasks.example import Example
 from service.answering.passages import Passage
-from service.answering.prompting import Prompt as LayoutPrompt
-from service.answering.prompting import PromptLayout
+from service.answering.prompting.layouts import Prompt as LayoutPrompt
+from service.answering.prompting.layouts import PromptLayout
 
 PROMPT_SETS = ("gpt4", "yarn")
 Message = dict[str, str]

@@ -14,7 +14,7 @@ from retrieval.index.sparse import SparseIndex
 from retrieval.parsing.chunking import chunk
 from retrieval.types import Page
 from service.answering.passages import Passage
-from service.answering.prompting import Prompt, PromptLayout
+from service.answering.prompting.layouts import Prompt, PromptLayout
 
 PASSAGES = 8
 

@@ -16,7 +16,7 @@ from eval.qa.corpus import Corpus, Span, windows
 from eval.qa.dataset import Item
 from eval.qa.judging import search_query
 from eval.qa.ranking import CHARACTERS, WORDS, searched
-from eval.qa.replies import Cited, Mode, Reply
+from eval.qa.replies import Mode, Reply
 from eval.qa.scoring import pieces
 from retrieval.parsing.sentences import sentences
 
@@ -80,5 +80,4 @@ def _sentences(corpus: Corpus, passage: Span) -> list[Span]:
 
 def _reply(item: Item, best: tuple[Span, ...], passages: Sequence[Span], corpus: Corpus) -> Reply:
     answer = corpus.text(best[0]) if best else ""
-    citations = (Cited(best[0], True, True, 0, len(answer)),) if best else ()
-    return Reply(item.id, answer, "stop", tuple(passages), citations, best)
+    return Reply(item.id, answer, "stop", tuple(passages), best)

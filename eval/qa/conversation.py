@@ -12,7 +12,7 @@ from eval.qa.corpus import Corpus
 from eval.qa.dataset import Dataset, load
 from eval.qa.judging import as_question
 from eval.qa.ranking import DEPTH, figures, searched
-from service.answering.conversation import standalone
+from service.answering.conversation.turns import standalone
 from service.answering.question import Question
 from service.models import shown_name
 from service.settings import load_settings
@@ -93,8 +93,8 @@ def _where_ruled(
 
 def _rewritten(model: str, datasets: Sequence[Dataset]) -> tuple[list[list[str]], float]:
     """The queries of a model, the follow-up itself where it gives none, and the seconds that one takes by itself."""
-    from service.answering.prompting import ChatLayout
-    from service.answering.rewriting import rewriting_ids, rewriting_params, rewritten
+    from service.answering.conversation.rewriting import rewriting_ids, rewriting_params, rewritten
+    from service.answering.prompting.layouts import ChatLayout
     from service.models import layout_for, load_engine
 
     engine = load_engine(load_settings(model=model))

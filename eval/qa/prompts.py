@@ -33,11 +33,11 @@ from eval.qa.scoring import holds, loops
 from retrieval.library import Library
 from retrieval.ranking.reranking import reranked
 from retrieval.types import Hit
-from service.answering.delimiters import tagged
 from service.answering.passages import Passage
-from service.answering.prompting import ChatLayout
-from service.answering.refusals import is_refusal
-from service.answering.styles import LARGE, NOT_STATED, SMALL, Example, Style
+from service.answering.prompting.delimiters import tagged
+from service.answering.prompting.layouts import ChatLayout
+from service.answering.prompting.styles import LARGE, NOT_STATED, SMALL, Example, Style
+from service.answering.support.refusals import is_refusal
 from service.answering.sureness import is_read
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams

@@ -1,4 +1,4 @@
-"""An answer to one question as it is kept: what was said, read and cited. Figures are made of these rows."""
+"""An answer to one question as it is kept: what was said and read. Figures are made of these rows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,6 @@ from typing import Any, Protocol
 from eval.qa.corpus import Corpus, Span
 from eval.qa.dataset import Item
 from eval.qa.options import Mode
-
-
-@dataclass(frozen=True)
-class Cited:
-    """A citation of the service: a stored span, and the characters of the answer that cite it."""
-
-    span: Span
-    verified: bool
-    quoted: bool
-    answer_start: int
-    answer_end: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,6 @@ class Reply:
     answer: str = ""
     finish_reason: str | None = None
     read: tuple[Span, ...] = ()
-    citations: tuple[Cited, ...] = ()
     ranked: tuple[Span, ...] = ()
     stats: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -49,9 +37,8 @@ class Reply:
     @classmethod
     def of(cls, row: dict[str, Any]) -> Reply:
         """What `as_json` made."""
-        citations = tuple(Cited(**{**one, "span": _span(one["span"])}) for one in row["citations"])
         read, ranked = (tuple(map(_span, row[name])) for name in ("read", "ranked"))
-        return cls(**{**row, "citations": citations, "read": read, "ranked": ranked})
+        return cls(**{**row, "read": read, "ranked": ranked})
 
 
 class Answering(Protocol):

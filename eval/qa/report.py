@@ -47,7 +47,7 @@ def lines(figures: Row) -> Iterator[str]:
     for row in figures["retrieval"]:
         yield f"{row['method']:28} n {row['n']:4}  " + _told(row, SEARCH)
     for row in figures["answers"]:
-        yield f"{row['data']} {row['model']} {row['mode']}: n {row['n']}, failed {row['failed']}, rule {row['rule']}"
+        yield f"{row['data']} {row['model']} {row['mode']}: n {row['n']}, failed {row['failed']}"
         yield "  " + _told(row, ANSWERS)
 
 

@@ -25,7 +25,6 @@ from eval.qa import ranking
 from eval.qa.corpus import Corpus, library_key
 from eval.qa.dataset import Dataset, Item, load
 from eval.qa.figures import scored, summarise
-from eval.qa.judging import rule
 from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
 from retrieval.library import Library
@@ -118,8 +117,7 @@ class _Cell:
         rows = [scored(reply, item, corpus) for item, reply in pairs]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self._options.output / f"scored_{self._stem}.jsonl", lines)
-        said = {**self._arguments, **answering.describe(), "rule": rule()}
-        return said | summarise(rows, [reply for _, reply in pairs])
+        return {**self._arguments, **answering.describe()} | summarise(rows, [reply for _, reply in pairs])
 
     async def _answer(self, items: Sequence[Item], answering: Answering, corpus: Corpus, file: JsonlAppender) -> None:
         shown = began = time.monotonic()

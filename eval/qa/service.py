@@ -9,7 +9,7 @@ from typing import Any
 from eval.qa.corpus import Corpus
 from eval.qa.dataset import Item
 from eval.qa.judging import as_question
-from eval.qa.replies import Cited, Mode, Reply
+from eval.qa.replies import Mode, Reply
 from retrieval.library import Library
 from service.answering.answer import Answer, Answerer, collect
 from service.answering.evidence import EvidenceFinder
@@ -91,11 +91,5 @@ def _reply(item: Item, answer: Answer, corpus: Corpus) -> Reply:
         answer.answer,
         answer.finish_reason,
         tuple((corpus.names[one["document"]], one["start"], one["end"]) for one in answer.results),
-        tuple(_cited(one, corpus) for one in answer.citations),
         stats={name: answer.stats[name] for name in KEPT if answer.stats.get(name) is not None},
     )
-
-
-def _cited(said: dict[str, Any], corpus: Corpus) -> Cited:
-    span = (corpus.names.get(said["document"], ""), said["start"], said["end"])
-    return Cited(span, said["verified"], said.get("quoted", True), said["answer_start"], said["answer_end"])

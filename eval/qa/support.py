@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.qa.support_pairs import HALVES, Pair, pairs
 from service.answering.passages import Passage
-from service.answering.support import THRESHOLD, Supported, judge
+from service.answering.support.judge import THRESHOLD, Supported, judge
 
 
 @dataclass(frozen=True)

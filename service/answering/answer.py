@@ -21,15 +21,15 @@ import structlog
 from drafters.stats import TARGET
 from retrieval.iterative.strides import Experiences
 from retrieval.store.shelf import DEFAULT_OWNER
-from service.answering.attribution import Attributed, Attribution
-from service.answering.conversation import understood
+from service.answering.conversation.turns import understood
 from service.answering.datastores import Datastores
 from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
-from service.answering.prompting import PromptLayout
+from service.answering.prompting.layouts import PromptLayout
 from service.answering.question import Question
-from service.answering.refusals import is_refusal
+from service.answering.support.attribution import Attributed, Attribution
+from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams

@@ -18,11 +18,11 @@ from retrieval.errors import RetrievalError
 from retrieval.library import Library
 from retrieval.ranking.ranker import DEFAULT
 from retrieval.types import Document, Hit
-from service.answering.citations import Citation, check
-from service.answering.conversation import LAST_EXCHANGE, fitted
+from service.answering.conversation.turns import LAST_EXCHANGE, fitted
 from service.answering.passages import Passage, Span
-from service.answering.prompting import Prompt, PromptLayout
+from service.answering.prompting.layouts import Prompt, PromptLayout
 from service.answering.question import Question
+from service.answering.support.citations import Citation, check
 from service.answering.sureness import is_read, surest
 from service.errors import PromptTooLong
 from service.settings import Settings

@@ -24,11 +24,11 @@ from retrieval.iterative.speculation import IterativeRetrieval, Stride
 from retrieval.iterative.strides import Experience, SpeculationOptions
 from retrieval.library import Library
 from retrieval.types import Hit
-from service.answering.conversation import fitted
-from service.answering.encoding import Encoder
+from service.answering.conversation.turns import fitted
 from service.answering.evidence import Evidence, hit_data
 from service.answering.passages import Passage
-from service.answering.prompting import Prompt, PromptLayout
+from service.answering.prompting.encoding import Encoder
+from service.answering.prompting.layouts import Prompt, PromptLayout
 from service.answering.question import Question
 from service.engine.async_engine import AsyncEngine
 from service.engine.detokenizer import Detokenizer

@@ -21,7 +21,7 @@ from retrieval.knn.decoding import Choose, KnnDecoder, KnnOptions
 from retrieval.knn.search import Search
 from retrieval.knn.store import StoreBuilder, StoreIdentity, windows
 from retrieval.types import DocumentKey
-from service.answering.encoding import Encoder
+from service.answering.prompting.encoding import Encoder
 from service.engine.loading.checkpoint import LoadedModel
 from service.engine.params import SamplingParams
 from service.engine.request import Reading

@@ -127,7 +127,7 @@ class Question(AnswerOptions):
 
     @property
     def query(self) -> str:
-        """What is searched for: the question, or what `service.answering.conversation` made of it."""
+        """What is searched for: the question, or what `service.answering.conversation.turns` made of it."""
         return self.text if self._query is None else self._query
 
     @property

@@ -12,7 +12,7 @@ from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from retrieval.types import Document
-    from service.answering.prompting import PromptLayout
+    from service.answering.prompting.layouts import PromptLayout
 
 
 def register(docs: typer.Typer) -> None:
@@ -52,7 +52,7 @@ def warm(
 
 def shared_prefix(layout: PromptLayout, document: Document, text: str) -> list[int]:
     """The tokens that prompts over the whole document begin with, whatever is asked."""
-    from service.answering.prompting import Passage
+    from service.answering.prompting.layouts import Passage
 
     passage = Passage(document.id, document.name, 0, len(text), None, text)
     one, other = (layout.build(question, [passage]).ids for question in ("Who?", "And when was it?"))

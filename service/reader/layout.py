@@ -3,7 +3,7 @@
 A prompt of the reader is: ``<|bos|><|none|> The documents do not say.<|end|>``, then every sentence of the
 evidence as ``<|r…|> words<|end|>``, then ``<|question|> …<|answer|>``. The reader answers with one reference
 token and that sentence, word for word, then ``<|end|>``. Where the sentence stands is found as for any model
-(`service.answering.support`): the reference is not trusted.
+(`service.answering.support.judge`): the reference is not trusted.
 
 Which sentence that is, is chosen before (`service.reader.choosing`), where there is a ranker: the model is then made to
 say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself.
@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import Any
 
 from service.answering.passages import Passage, canonical
-from service.answering.prompting import Prompt, ReadingLimits
+from service.answering.prompting.layouts import Prompt, ReadingLimits
 from service.errors import InvalidRequest
 from service.reader.choosing import SentenceChooser
 from service.reader.sentences import LONGEST, LONGEST_QUOTED, Sentence, split

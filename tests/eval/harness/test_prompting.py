@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from eval.errors import EvalError
 from eval.harness.prompting import LayoutPrompter, OfficialPrompter, official_text, truncate_middle
 from eval.tasks.example import Example
-from service.answering.prompting import PlainLayout
+from service.answering.prompting.layouts import PlainLayout
 
 
 def example(task, context="CTX", question="Q?", answer="A", options=()):

@@ -7,25 +7,24 @@ from dataclasses import replace
 import pytest
 
 from eval.errors import EvalError
-from eval.qa import judging, ranking
-from eval.qa.corpus import Corpus, share, windows
+from eval.qa import ranking
+from eval.qa.corpus import Corpus, Span, share, windows
 from eval.qa.dataset import Dataset
 from eval.qa.figures import scored, summarise
 from eval.qa.judging import JudgedClaim
-from eval.qa.replies import Cited, Reply
+from eval.qa.replies import Reply
 
 LIGHTHOUSE = "paragraph-0001.txt"
 
 
-def cited(corpus: Corpus, item: str, quote: str) -> Cited:
-    at = corpus.texts[item].index(quote)
-    return Cited((item, at, at + len(quote)), True, True, 0, len(quote))
+def place(corpus: Corpus, document: str, quote: str) -> Span:
+    at = corpus.texts[document].index(quote)
+    return (document, at, at + len(quote))
 
 
-@pytest.fixture
-def by_citations(monkeypatch):
-    """Claims as the verified citations of the reply carry them, so that a test says what is supported."""
-    monkeypatch.setattr(judging, "rule", lambda: "citations")
+def whole(corpus: Corpus, document: str = LIGHTHOUSE) -> tuple[Span, ...]:
+    """What was read: all of a document."""
+    return ((document, 0, len(corpus.texts[document])),)
 
 
 @pytest.fixture
@@ -50,18 +49,18 @@ def test_a_file_is_read_by_its_own_suffix(tmp_path):
         assert corpus.texts == {"table": "Number: 7 | Maker: Ann"}
 
 
-def test_a_right_answer_that_cites_its_sentence(corpus, item, by_citations):
+def test_a_right_answer_that_cites_its_sentence(corpus, item):
     said = "The lighthouse at Skerry Point was finished in 1871."
-    row = scored(Reply("q1", said, "stop", citations=(cited(corpus, LIGHTHOUSE, said),)), item["q1"], corpus)
+    row = scored(Reply("q1", said, "stop", read=whole(corpus)), item["q1"], corpus)
     assert [row[name] for name in ("right", "sentence_hit", "cited_gold", "printed_gold")] == [1, 1, 1, 1]
     assert [row[name] for name in ("false_refusal", "loop", "cut", "uncited")] == [0, 0, 0, 0]
     (claim,) = row["claims"]
     assert (claim["support"], claim["right"], claim["on_gold"]) == ("verbatim", True, True)
 
 
-def test_a_wrong_answer_with_a_citation_of_something_else(corpus, item, by_citations):
+def test_a_wrong_answer_with_a_citation_of_something_else(corpus, item):
     said = "Its lamp burnt colza oil until 1902."
-    row = scored(Reply("q1", said, "length", citations=(cited(corpus, LIGHTHOUSE, said),)), item["q1"], corpus)
+    row = scored(Reply("q1", said, "length", read=whole(corpus)), item["q1"], corpus)
     assert [row[name] for name in ("right", "sentence_hit", "cut", "uncited")] == [0, 0, 1, 0]
     figures = summarise([row], [Reply("q1")])
     assert figures["citation_precision"] == {"score": 0.0, "stderr": 0.0, "n": 1}
@@ -70,13 +69,13 @@ def test_a_wrong_answer_with_a_citation_of_something_else(corpus, item, by_citat
 
 
 def test_a_few_words_of_the_gold_sentence_cite_it_but_do_not_find_it(corpus, item):
-    quote = cited(corpus, LIGHTHOUSE, "finished in 1871").span
+    quote = place(corpus, LIGHTHOUSE, "finished in 1871")
     assert corpus.cites([quote], item["q1"])
     assert not corpus.covers([quote], item["q1"])
-    assert not corpus.cites([cited(corpus, LIGHTHOUSE, "colza oil").span], item["q1"])
+    assert not corpus.cites([place(corpus, LIGHTHOUSE, "colza oil")], item["q1"])
 
 
-def test_refusals_are_false_or_honest_by_the_question(corpus, item, by_citations):
+def test_refusals_are_false_or_honest_by_the_question(corpus, item):
     refusal = Reply("", "The documents do not say.", "stop")
     assert scored(refusal, item["q1"], corpus)["false_refusal"] == 1
     rows = [scored(refusal, item["none"], corpus), scored(Reply("", "Ann did."), item["none"], corpus)]
@@ -85,12 +84,12 @@ def test_refusals_are_false_or_honest_by_the_question(corpus, item, by_citations
     assert figures["false_refusal"]["n"] == 0
     assert figures["misled"]["score"] == 0
     quoted = "A ticket costs four crowns."
-    dressed = Reply("", quoted, citations=(cited(corpus, "paragraph-0002.txt", quoted),))
+    dressed = Reply("", quoted, read=whole(corpus, "paragraph-0002.txt"))
     assert scored(dressed, item["none"], corpus)["misled"] == 1
 
 
 def test_right_claims_without_a_gold_citation_lower_recall(corpus, item, monkeypatch):
-    gold = cited(corpus, LIGHTHOUSE, "The lighthouse at Skerry Point was finished in 1871.").span
+    gold = place(corpus, LIGHTHOUSE, "The lighthouse at Skerry Point was finished in 1871.")
     claims = [
         JudgedClaim("Finished in 1871.", "attributed", (gold,)),
         JudgedClaim("1871 it was.", "none", ()),

@@ -13,8 +13,8 @@ from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.library import Library
 from retrieval.types import Upload
 from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, collect
-from service.answering.attribution import NO_SUPPORT, OTHER_LANGUAGE, UNFINISHED
 from service.answering.question import Question
+from service.answering.support.attribution import NO_SUPPORT, OTHER_LANGUAGE, UNFINISHED
 from service.engine.params import SamplingParams
 from service.errors import InvalidRequest, NotFound, PromptTooLong
 from service.runtime import Runtime

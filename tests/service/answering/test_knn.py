@@ -17,8 +17,8 @@ from retrieval.knn.search import ExactSearch, ListSearch, Search
 from retrieval.knn.store import Datastore, StoreBuilder
 from retrieval.library import Library
 from service.answering.datastores import Datastores
-from service.answering.encoding import Encoder
 from service.answering.knn import KnnRequest, build, encode, hidden_states, identity
+from service.answering.prompting.encoding import Encoder
 from service.engine.async_engine import AsyncEngine
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams

@@ -11,7 +11,7 @@ import pytest
 
 from retrieval.library import Library
 from service.answering.answer import NOTHING_FOUND, Answer, collect
-from service.answering.prompting import ReadingLimits
+from service.answering.prompting.layouts import ReadingLimits
 from service.answering.question import Question
 from service.engine.params import SamplingParams
 from service.runtime import Runtime

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from service.answering.passages import Passage, Span
-from service.answering.prompting import Prompt
-from service.answering.support import judge
+from service.answering.prompting.layouts import Prompt
+from service.answering.support.judge import judge
 from service.errors import InvalidRequest
 from service.reader.choosing import Choice
 from service.reader.layout import ReaderLayout

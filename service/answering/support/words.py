@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
-from service.answering.lexicon import Lexicon
+from service.answering.support.lexicon import Lexicon
 
 Kind = Literal["word", "number", "date", "unit", "formula", "mark"]
 

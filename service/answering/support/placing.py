@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.answering.reading import AND, Reading
-from service.answering.words import Token
+from service.answering.support.reading import AND, Reading
+from service.answering.support.words import Token
 
 _DERIVED = 0.8
 _SMALL_NAME = 0.9

@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.answering.citations import check
 from service.answering.passages import Passage, Span, canonical
+from service.answering.support.citations import check
 
 
 def test_check_compares_with_the_store() -> None:

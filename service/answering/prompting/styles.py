@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.answering.delimiters import codes, markers, ruled
 from service.answering.passages import Passage, canonical
+from service.answering.prompting.delimiters import codes, markers, ruled
 
 SMALL_PARAMETERS = 300_000_000
 """A model of at most so many is a small one."""
@@ -39,7 +39,7 @@ class Style:
         marked: passages are named by markers, which `before` or `after` asks for.
         examples: shown in front of everything else.
         passages: how many retrieved ones are best; None for as many as the settings say.
-        refuse_below: see `service.answering.prompting.ReadingLimits`.
+        refuse_below: see `service.answering.prompting.layouts.ReadingLimits`.
         best_last: the best passage stands beside the question; else the order depends on the passages alone.
     """
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from service.answering.claims import Claim, claims
-from service.answering.lexicon import Lexicon
 from service.answering.passages import Passage, Span
-from service.answering.reading import Reading, clauses_of, pronoun_of, replaced, subject_of
-from service.answering.refusals import is_refusal
-from service.answering.sentence_index import (
+from service.answering.support.claims import Claim, claims
+from service.answering.support.lexicon import Lexicon
+from service.answering.support.reading import Reading, clauses_of, pronoun_of, replaced, subject_of
+from service.answering.support.refusals import is_refusal
+from service.answering.support.sentence_index import (
     REACH,
     SHORTEST,
     TRAILING,
@@ -31,7 +31,7 @@ from service.answering.sentence_index import (
     units_of,
     words_of,
 )
-from service.answering.words import Token, tokens
+from service.answering.support.words import Token, tokens
 
 Support = Literal["verbatim", "attributed", "none"]
 

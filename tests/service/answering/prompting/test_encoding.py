@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from service.answering.encoding import Encoder
+from service.answering.prompting.encoding import Encoder
 
 CONTROL = ["<|im_end|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>"]
 

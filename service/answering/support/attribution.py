@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.answering.citations import Citation
-from service.answering.lexicon import lexicon_of
 from service.answering.passages import Passage, Span
-from service.answering.refusals import is_refusal
-from service.answering.support import Judge, Supported
+from service.answering.support.citations import Citation
+from service.answering.support.judge import Judge, Supported
+from service.answering.support.lexicon import lexicon_of
+from service.answering.support.refusals import is_refusal
 
 NO_SUPPORT = "Nothing in the passages supports this answer."
 NO_SENTENCE = "The passages hold no sentence that could support an answer."

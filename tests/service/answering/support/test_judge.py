@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eval.qa.support import figures, verdicts
 from eval.qa.support_pairs import HALVES, pairs
 from service.answering.passages import Passage
-from service.answering.support import Judge, Supported, judge
+from service.answering.support.judge import Judge, Supported, judge
 
 MODEL = "In this model the pressure is p = ωρ, with −1 ≤ ω ≤ 1."
 PEOPLE = (

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from service.answering.answer import NOTHING_FOUND
-from service.answering.refusals import is_refusal
-from service.answering.styles import NOT_STATED
+from service.answering.prompting.styles import NOT_STATED
+from service.answering.support.refusals import is_refusal
 
 REFUSALS = [
     NOT_STATED,

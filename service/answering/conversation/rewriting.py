@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.answering.prompting import ChatLayout
+from service.answering.prompting.layouts import ChatLayout
 from service.answering.question import Question
 from service.engine.params import SamplingParams
 

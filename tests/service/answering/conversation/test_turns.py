@@ -12,11 +12,11 @@ import pytest
 
 from retrieval.library import Library
 from service.answering.answer import Answer, collect
-from service.answering.conversation import fitted, standalone, understood
+from service.answering.conversation.rewriting import rewriting_ids, rewritten
+from service.answering.conversation.turns import fitted, standalone, understood
 from service.answering.passages import Passage
-from service.answering.prompting import ChatLayout, PlainLayout
+from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.answering.question import Question
-from service.answering.rewriting import rewriting_ids, rewritten
 from service.engine.params import SamplingParams
 from service.runtime import Runtime
 from service.settings import load_settings

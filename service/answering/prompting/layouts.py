@@ -9,7 +9,7 @@ Two properties hold for every layout here:
   a prefix.
 - Evidence is data, and so are questions and earlier turns. They are tokenised without any added token, so that a
   document which contains ``<|im_end|>`` or ``<tool_call>`` says these words and does nothing, and its delimiter is one
-  that it cannot write (`service.answering.delimiters`).
+  that it cannot write (`service.answering.prompting.delimiters`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from service.answering.encoding import Encoder
 from service.answering.passages import Passage, canonical
-from service.answering.styles import LARGE, PLAIN, Style, style_for
+from service.answering.prompting.encoding import Encoder
+from service.answering.prompting.styles import LARGE, PLAIN, Style, style_for
 from service.errors import InvalidRequest
 
 __all__ = [

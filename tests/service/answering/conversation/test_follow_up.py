@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from service.answering.follow_up import MOST_WORDS, stand_alone
+from service.answering.conversation.follow_up import MOST_WORDS, stand_alone
 
 BRIDGE = [
     ("user", "Who built the bridge at Hampton?"),

@@ -10,10 +10,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import aclosing
 
-from service.answering.follow_up import stand_alone
-from service.answering.prompting import ChatLayout, Prompt, PromptLayout
+from service.answering.conversation.follow_up import stand_alone
+from service.answering.conversation.rewriting import rewriting_ids, rewriting_params, rewritten
+from service.answering.prompting.layouts import ChatLayout, Prompt, PromptLayout
 from service.answering.question import Question
-from service.answering.rewriting import rewriting_ids, rewriting_params, rewritten
 from service.engine.async_engine import AsyncEngine
 from service.settings import FollowUps
 

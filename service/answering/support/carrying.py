@@ -13,8 +13,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from service.answering.placing import matches_of, place, similarity, turned_verb
-from service.answering.reading import Reading
+from service.answering.support.placing import matches_of, place, similarity, turned_verb
+from service.answering.support.reading import Reading
 
 Weigh = Callable[[str], float]
 """How much a key says: its idf over the evidence"""

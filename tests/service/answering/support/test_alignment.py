@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retrieval.parsing import parse
 from retrieval.parsing.sentences import sentences
-from service.answering.alignment import align
+from service.answering.support.alignment import align
 
 TEXT = (
     "The exam-\nple of ﬁnesse — “well-\nknown” in 1887 — costs 1234 coins.  The café was closed.\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from service.answering.lexicon import Lexicon
-from service.answering.words import Token
+from service.answering.support.lexicon import Lexicon
+from service.answering.support.words import Token
 
 AND = frozenset({"and", "or", "und", "oder", "y", "e", "o", "et", "ou"})
 _ADVERBS = frozenset({"also", "then", "later", "soon", "already", "still", "just", "often", "again", "now", "first"})

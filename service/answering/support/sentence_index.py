@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from retrieval.parsing.sentences import sentences
-from service.answering.alignment import align
-from service.answering.carrying import carries
-from service.answering.claims import MARKERS
-from service.answering.lexicon import LEXICONS, Lexicon, lexicon_of
 from service.answering.passages import Passage
-from service.answering.placing import similarity
-from service.answering.reading import Reading, pronoun_of, replaced, same_pronoun, subject_of
-from service.answering.words import CJK, Token, tokens
+from service.answering.support.alignment import align
+from service.answering.support.carrying import carries
+from service.answering.support.claims import MARKERS
+from service.answering.support.lexicon import LEXICONS, Lexicon, lexicon_of
+from service.answering.support.placing import similarity
+from service.answering.support.reading import Reading, pronoun_of, replaced, same_pronoun, subject_of
+from service.answering.support.words import CJK, Token, tokens
 
 REACH = 3
 """sentences before one in which its pronoun's noun is looked for"""

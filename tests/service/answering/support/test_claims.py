@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.answering.claims import claims
+from service.answering.support.claims import claims
 
 ANSWER = """# Title
 The bridge was built in 1887 by Mr. Smith. It has seven

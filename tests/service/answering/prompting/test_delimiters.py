@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.answering import delimiters
-from service.answering.delimiters import codes, markers, ruled, shown_name, tagged
 from service.answering.passages import Passage
+from service.answering.prompting import delimiters
+from service.answering.prompting.delimiters import codes, markers, ruled, shown_name, tagged
 
 
 def passage(text: str, name: str = "a.txt") -> Passage:
