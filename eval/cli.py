@@ -1,4 +1,4 @@
-"""``folio eval run|score|compare|report``, and ``folio bench`` where it is. Heavy imports wait until a command runs."""
+"""``folio eval run|score|compare|report|qa|conversation``, and ``folio bench`` where it is. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from eval.errors import EvalError
 from eval.harness.options import RunOptions
-from eval.options import command
+from eval.options import command, read
+from eval.qa.options import QaOptions
 
 app = typer.Typer(no_args_is_help=True, help="Measure answers: InfiniteBench, generated tasks, comparisons, reports.")
 
@@ -99,6 +100,40 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval ru
 
     for path in write_report(folder):
         typer.echo(str(path))
+
+
+def _qa(flags: dict[str, Any]) -> None:
+    from eval.qa.report import lines
+    from eval.qa.run import run as run_qa
+
+    options = read(QaOptions, flags)
+    for line in lines(run_qa(options)):
+        typer.echo(line)
+    typer.echo(f"results in {options.output}", err=True)
+
+
+app.command("qa")(command(QaOptions, _qa))
+
+
+@app.command()
+def conversation(
+    data: Annotated[list[Path] | None, typer.Option(help="Questions of our own format; default: those kept.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Also let it put follow-ups into whole questions.")
+    ] = None,
+    library: Annotated[Path, typer.Option(help="Folder of the documents' library.")] = Path("conversation"),
+    output: Annotated[Path | None, typer.Option(help="File; default: eval/results/conversation.json.")] = None,
+) -> None:
+    """How well second turns find their passages, by what is searched for: as they stand, by rule, by a model."""
+    from eval.figures import command_line, save_result
+    from eval.qa.conversation import DATA, lines, measure
+    from service.libraries import embedder_of
+    from service.settings import load_settings
+
+    rows = measure(data or DATA, library, embedder_of(load_settings()), model or ())
+    for line in lines(rows):
+        typer.echo(line)
+    typer.echo(str(save_result("conversation", {"rows": rows}, command_line(), output)), err=True)
 
 
 def _print_cells(cells: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
     library.boxes(id, start, end, owner)     -> [Box]       # where a span is printed on the pages of a PDF
     library.delete(id, owner)                -> Document    # at once
     library.search(query, k=10, collection=None, documents=None, owner=…, mode="hybrid|dense|sparse")
-                                             -> SearchResult(hits: [Hit], generation: int)
+                                             -> SearchResult(hits: [Hit], generation: int, note: str)
     library.build_index() / compact() / rebuild(progress=None)           -> IndexReport
     library.set_tokenizer(CorpusTokenizer(fingerprint, encode))          # the next build makes a token store
     library.token_store(owner)               -> TokenStore | None        # .continuations(…) for drafters

@@ -3,7 +3,7 @@
     with Library.open("~/.folio") as library:
         for result in library.ingest(["book.txt", "paper.pdf"]):
             print(result.name, result.status, result.error)
-        hits, generation = library.search("Who built the bridge?", k=5)
+        hits = library.search("Who built the bridge?", k=5).hits
 
 Every method that touches documents takes ``owner`` and sees that owner's documents alone; what belongs to somebody
 else does not exist (NotFound). All methods are thread-safe. Any number of processes may read one library; one at a
@@ -27,7 +27,8 @@ import structlog
 from retrieval.checks import check_label, check_query
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
-from retrieval.embedding.embedder import Embedder, check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.embedder import check_query_length, make_embedder, newest_tokens
+from retrieval.embedding.encoding import Embedder, cosine_weight
 from retrieval.errors import RetrievalError
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
@@ -120,7 +121,8 @@ class Library(Shelf):
 
         Args:
             database_url: SQLAlchemy's; None for the SQLite file ``folio.db`` in ``home``.
-            embedder: None or ``minilm`` for the packaged MiniLM, a folder, a hub id, or an ``Embedder``.
+            embedder: None or ``minilm`` for the packaged MiniLM, ``multilingual-e5-small`` (extra ``multilingual``), a
+                folder, a hub id, or an ``Embedder``.
             blobs: address of the store of files, uploads and index generations (fsspec); None for ``home``.
             ranker: what reranks; see ``retrieval.ranking.ranker.load_ranker``.
 
@@ -283,7 +285,8 @@ class Library(Shelf):
 
         Args:
             collection: search this one alone; documents: search these ids alone.
-            mode: ``dense`` (cosine of MiniLM), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale of 0 to 1).
+            mode: ``dense`` (cosine), ``sparse`` (BM25), ``hybrid`` (both, on a fixed scale). A query that the embedder
+                cannot read is searched for in mode sparse, and the result's ``note`` says so.
             rerank: let the ranker read the best; a score is then the probability that the chunk answers the query.
         Errors: InvalidRequest, NotFound (collection or document), EmbedderMismatch, UnknownRanker.
         """
@@ -321,8 +324,8 @@ class Library(Shelf):
         results: list[SearchResult | Exception] = []
         for query, k, found in asked:
             try:
-                hits, generation = found.result()
-                results.append(SearchResult(reranked(self.ranker, query, hits)[:k], generation))
+                result = found.result()
+                results.append(result._replace(hits=reranked(self.ranker, query, result.hits)[:k]))
             except RetrievalError as error:
                 results.append(error)
         return results
@@ -353,6 +356,7 @@ class Library(Shelf):
             mode,
             lambda texts: np.stack([self._queries(text) for text in texts]),
             lambda text: newest_tokens(text, self.embedder),
+            lambda text: cosine_weight(self.embedder, text),
         )
 
     # -- index

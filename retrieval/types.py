@@ -103,10 +103,14 @@ class Hit:
 
 
 class SearchResult(NamedTuple):
-    """Hits by falling score, ties by rising chunk id; ``generation`` is the number of the index used, 0 for none."""
+    """Hits by falling score, ties by rising chunk id; ``generation`` is the number of the index used, 0 for none.
+
+    ``note`` says where the search was not made in the mode that was asked for, "" elsewhere.
+    """
 
     hits: list[Hit]
     generation: int
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from service.settings import EMBEDDED, Settings
 if TYPE_CHECKING:
     from retrieval.ranking.ranker import SentenceRanker
     from service.engine.async_engine import AsyncEngine
-    from service.engine.sampling.constraint import Constraint
+    from service.engine.sampling.grammars import Constraint
 
 
 def load_engine(settings: Settings, **options: Any) -> AsyncEngine:

@@ -29,6 +29,7 @@ from service.errors import InvalidRequest
 EMBEDDED = "embedded"
 """The model that ships with the package."""
 
+FollowUps = Literal["rule", "model"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FILE_NAME = "folio.toml"
 
@@ -59,7 +60,10 @@ class Settings(BaseSettings, EngineConfig):
         description="Store of files, uploads and index generations for several machines, as s3://bucket/folio; "
         "empty for the data folder.",
     )
-    embedder: str = Field("minilm", description="Embedding model: minilm (packaged), a folder, or a hub id.")
+    embedder: str = Field(
+        "minilm",
+        description="Embedding model: minilm (packaged), multilingual-e5-small (an extra), a folder, or a hub id.",
+    )
     reranker: str = Field(
         "",
         description="What ranks sentences and passages: minilm (packaged), cosine (the embedding model), or a "
@@ -78,6 +82,9 @@ class Settings(BaseSettings, EngineConfig):
         256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."
     )
     passages: int = Field(8, ge=1, le=100, description="Passages retrieved for an answer.")
+    follow_ups: FollowUps = Field(
+        "rule", description="What makes a follow-up stand alone for the search: rule, or the chat model itself."
+    )
 
     # Service
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")

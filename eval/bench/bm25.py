@@ -21,8 +21,9 @@ from eval.bench import passages
 from eval.bench.base import BenchOptions, Figures, Texts, bench
 from eval.bench.timer import Times, timed
 from eval.errors import EvalError
+from retrieval.analysis.terms import terms
 from retrieval.index.hybrid import top
-from retrieval.index.sparse import K1, B, SparseIndex, terms
+from retrieval.index.sparse import K1, B, SparseIndex
 
 QUERY_TERMS = 8
 TOP = 10

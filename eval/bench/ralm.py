@@ -27,12 +27,14 @@ from eval.bench.beside_transformers import random_llama
 from eval.bench.passages import KnowledgeBase, cache_folder, knowledge_base
 from eval.bench.runner import build
 from eval.errors import EvalError
+from retrieval.analysis.terms import terms
 from retrieval.embedding.embedder import SentenceEmbedder
+from retrieval.embedding.encoding import AS_IT_IS
 from retrieval.index.batching import Batcher
 from retrieval.index.dense import DenseIndex
 from retrieval.index.generation import Generation, Manifest
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sparse import SparseIndex, terms
+from retrieval.index.sparse import SparseIndex
 from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetriever, SparseRetriever
 from retrieval.iterative.speculation import IterativeRetrieval, Retriever
 from retrieval.iterative.strides import Experiences, SpeculationOptions
@@ -247,12 +249,12 @@ def _library_retriever(index: DenseIndex, encode: Encode) -> Retriever:
     """A library's search in mode dense, over a generation in memory of one document."""
     count = len(index.ids)
     generation = Generation(
-        1, Manifest(1, 0, count, "", "", None, {}), index.ids, np.zeros(count, dtype=np.int32), [("passages", 1)]
+        1, Manifest(1, 0, count, "", "", "", None, {}), index.ids, np.zeros(count, dtype=np.int32), [("passages", 1)]
     )
     generation.dense, generation.sparse = index, SparseIndex.build([["none"]])
     snapshot = Snapshot.of(generation, 0)
     scope = snapshot.scope("all", lambda: {"passages"})
-    return SnapshotRetriever(snapshot, scope, "dense", encode, lambda text: (text, 0))
+    return SnapshotRetriever(snapshot, scope, "dense", encode, lambda text: (text, 0), lambda text: AS_IT_IS)
 
 
 def _dense_index(name: str, base: KnowledgeBase, home: Path) -> DenseIndex:

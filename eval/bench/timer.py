@@ -119,12 +119,20 @@ class Marks:
         parts: vectors that are read one after the other, so that none is found in a cache.
         floats: of each of them.
         side: of the square matrices.
+        dtype: of the matrices.
     """
 
-    def __init__(self, parts: int = 24, floats: int = 2 << 20, side: int = 512, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        parts: int = 24,
+        floats: int = 2 << 20,
+        side: int = 512,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._parts = torch.randn(parts, floats, device=device)
         self._next, self._side = 0, side
-        self._a, self._b = torch.randn(2, side, side, device=device)
+        self._a, self._b = torch.randn(2, side, side, device=device).to(dtype)
 
     def ways(self) -> dict[str, Work]:
         return {"read": self._read, "matmul": self._matmul}

@@ -112,7 +112,7 @@ def _load(options: RunOptions) -> AsyncEngine:
         raise EvalError(f"the model {options.model!r} has no tokenizer", hint="Evaluations need text.", param="model")
     longest = min(max(options.length, default=loaded.max_len), loaded.max_len)
     prompts = 2 if options.together else 1
-    enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[config.dtype])
+    enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[loaded.dtype])
     kv_memory = options.kv_memory_mb << 20 if options.kv_memory_mb else max(enough, LEAST_KV_MEMORY)
     return AsyncEngine(Engine(loaded, config.model_copy(update={"kv_memory": kv_memory})))
 

@@ -50,7 +50,7 @@ def _heat_maps(cells: Sequence[Cell], task: str, folder: Path) -> list[Picture]:
         axis.set_xlabel("tokens", fontsize=8)
     axes[0][0].set_ylabel("depth of the answer", fontsize=8)
     figure.colorbar(image, ax=axes, label="score, %")
-    return [_save(figure, folder / f"depth_{folder_name(task)}.png", f"{task}: {SHOWN} score by depth and length")]
+    return [save(figure, folder / f"depth_{folder_name(task)}.png", f"{task}: {SHOWN} score by depth and length")]
 
 
 def _score_against_speed(cells: Sequence[Cell], folder: Path) -> list[Picture]:
@@ -80,7 +80,7 @@ def _score_against_speed(cells: Sequence[Cell], folder: Path) -> list[Picture]:
     axis.minorticks_off()
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    return [_save(figure, folder / "score_speed.png", "Score against end-to-end time, by engine and length")]
+    return [save(figure, folder / "score_speed.png", "Score against end-to-end time, by engine and length")]
 
 
 def _against_length(cells: Sequence[Cell], folder: Path, figure_name: str, label: str, stem: str) -> list[Picture]:
@@ -103,10 +103,11 @@ def _against_length(cells: Sequence[Cell], folder: Path, figure_name: str, label
     axis.minorticks_off()
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    return [_save(figure, folder / f"{stem}_length.png", f"{label} against length, by engine")]
+    return [save(figure, folder / f"{stem}_length.png", f"{label} against length, by engine")]
 
 
-def _save(figure: Any, path: Path, caption: str) -> Picture:
+def save(figure: Any, path: Path, caption: str) -> Picture:
+    """Write a figure of matplotlib's and close it."""
     from matplotlib import pyplot
 
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})

@@ -8,7 +8,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.figures import write_atomically
 from eval.harness import plots
@@ -42,6 +42,14 @@ figure { margin: 1.5rem 0; } figcaption { color: #555; } code { font-size: 90%; 
 """
 
 
+class Table(NamedTuple):
+    """Cells as they are shown."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def report(folder: Path) -> list[Path]:
     """Write report.md, report.csv, PNG pictures and report.html into the folder; returns what was written.
 
@@ -53,8 +61,9 @@ def report(folder: Path) -> list[Path]:
     pictures = plots.draw(summary["cells"], folder)
     written = [folder / "report.csv", folder / "report.md", folder / "report.html"]
     write_atomically(written[0], _csv(rows))
-    write_atomically(written[1], markdown(summary, rows, pictures))
-    write_atomically(written[2], page(summary, rows, pictures))
+    told = "Scoreboard", _facts(summary), _tables(rows), pictures
+    write_atomically(written[1], markdown(*told))
+    write_atomically(written[2], page(*told))
     return [*written, *(path for path, _ in pictures)]
 
 
@@ -73,34 +82,33 @@ def row_of(cell: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def markdown(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Sequence[tuple[Path, str]]) -> str:
-    """The report for reading in a repository."""
-    lines = ["# Scoreboard", "", *_facts(summary), ""]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        lines += [f"## {task}", "", "| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-        lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows if row["task"] == task]
+def markdown(title: str, facts: Sequence[str], tables: Sequence[Table], pictures: Sequence[plots.Picture]) -> str:
+    """A report for reading in a repository."""
+    lines = [f"# {title}", "", *facts, ""]
+    for table in tables:
+        lines += [f"## {table.title}", "", "| " + " | ".join(table.heads) + " |", "|" + "---|" * len(table.heads)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in table.rows]
         lines.append("")
     lines += [f"![{caption}]({path.name})\n" for path, caption in pictures]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def page(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Sequence[tuple[Path, str]]) -> str:
-    """The report as one HTML page with its pictures inside; needs no network and no script."""
+def page(title: str, facts: Sequence[str], tables: Sequence[Table], pictures: Sequence[plots.Picture]) -> str:
+    """The same as one HTML page with its pictures inside; needs no network and no script."""
     parts = [
         "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><title>Folio scoreboard</title>',
+        f'<html lang="en"><head><meta charset="utf-8"><title>Folio: {html.escape(title)}</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{STYLE}</style></head><body><h1>Scoreboard</h1><ul>",
-        *(f"<li>{_inline(fact.removeprefix('- '))}</li>" for fact in _facts(summary)),
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><ul>",
+        *(f"<li>{_inline(fact.removeprefix('- '))}</li>" for fact in facts),
         "</ul>",
     ]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        parts.append(f'<h2>{html.escape(task)}</h2><div class="wide"><table><thead><tr>')
-        parts += [f"<th>{head}</th>" for head in HEADS]
+    for table in tables:
+        parts.append(f'<h2>{html.escape(table.title)}</h2><div class="wide"><table><thead><tr>')
+        parts += [f"<th>{head}</th>" for head in table.heads]
         parts.append("</tr></thead><tbody>")
-        for row in rows:
-            if row["task"] == task:
-                parts.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells_of(row)) + "</tr>")
+        for cells in table.rows:
+            parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         parts.append("</tbody></table></div>")
     for path, caption in pictures:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -108,6 +116,12 @@ def page(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Sequ
         parts.append(f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption>')
         parts.append("</figure>")
     return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def _tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """One a task."""
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    return [Table(task, HEADS, [cells_of(row) for row in rows if row["task"] == task]) for task in tasks]
 
 
 HEADS = (

@@ -9,7 +9,8 @@ import numpy as np
 from eval.errors import EvalError
 from eval.harness.prompting import ModelInput, layout_question
 from eval.tasks.example import Example
-from retrieval.index.sparse import SparseIndex, terms
+from retrieval.analysis.terms import terms
+from retrieval.index.sparse import SparseIndex
 from retrieval.parsing.chunking import chunk
 from retrieval.types import Page
 from service.answering.passages import Passage

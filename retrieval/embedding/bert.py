@@ -9,7 +9,7 @@ in float32: tests hold them to sentence-transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ import numpy as np
 TOKENS_AT_ONCE = 4096
 """rows of one pass: more is no faster, and takes memory"""
 
+Words = Callable[[Any], Any]
+"""a tensor int64[n] of tokens → float32[n, d], their embeddings"""
+
 
 def is_plain_bert(folder: Path) -> bool:
-    """Whether the model in ``folder`` is a BERT with mean pooling and normalisation, and nothing else."""
+    """Whether the model in ``folder`` is a BERT with mean pooling and normalisation, and nothing else but prefixes."""
     config, pooling = _json(folder / "config.json"), _json(folder / "1_Pooling" / "config.json")
     modules = _json(folder / "modules.json") or []
     steps = [str(module["type"]).rpartition(".")[2] for module in modules]
-    prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
     pooled = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True}
     return (
         config.get("model_type") == "bert"
@@ -33,7 +35,6 @@ def is_plain_bert(folder: Path) -> bool:
         and config.get("position_embedding_type", "absolute") == "absolute"
         and steps == ["Transformer", "Pooling", "Normalize"]
         and pooled == {"pooling_mode_mean_tokens"}
-        and not any(prompts.values())
         and (folder / "tokenizer.json").is_file()
         and (folder / "model.safetensors").is_file()
     )
@@ -52,37 +53,52 @@ class _Layer:
 
 
 class Bert:
-    """The encoder of a folder for which ``is_plain_bert`` holds. Thread-safe."""
+    """The encoder. Thread-safe.
 
-    def __init__(
-        self, folder: Path, device: str = "cpu", changes: Mapping[str, Any] | None = None, dtype: Any = None
-    ) -> None:
-        """changes: what is added to the weights, by their names; a fine-tuned model is these and the folder.
-        dtype: torch's, of the layers' products; None for float32."""
+    Args:
+        weights: by BERT's names, float32; but for the embeddings of words, which are ``words``.
+        dtype: torch's, of the layers' products; None for float32.
+    """
+
+    def __init__(self, weights: Mapping[str, Any], words: Words, heads: int, epsilon: float, dtype: Any = None) -> None:
+        self.heads = heads
+        self.epsilon = epsilon
+        self._words = words
+        self._dtype = dtype
+        embedding = "embeddings."
+        self._positions = weights[f"{embedding}position_embeddings.weight"]
+        self._types = weights[f"{embedding}token_type_embeddings.weight"]
+        self._norm = _pair(weights, f"{embedding}LayerNorm")
+        layers = {int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer.")}
+        self._layers = [_layer(weights, f"encoder.layer.{n}.", dtype) for n in sorted(layers)]
+
+    @classmethod
+    def read(
+        cls, folder: Path, device: str = "cpu", changes: Mapping[str, Any] | None = None, dtype: Any = None
+    ) -> Bert:
+        """Of a folder for which ``is_plain_bert`` holds.
+
+        changes: what is added to the weights, by their names; a fine-tuned model is these and the folder.
+        """
+        import torch.nn.functional as F
         from safetensors.torch import load_file
 
         config = _json(folder / "config.json")
-        self.heads = int(config["num_attention_heads"])
-        self.epsilon = float(config["layer_norm_eps"])
         weights = {
             name.removeprefix("bert."): tensor.float()
             for name, tensor in load_file(folder / "model.safetensors", device).items()
         }
         for name, change in (changes or {}).items():
             weights[name] = weights[name] + change.to(device)
-        embedding = "embeddings."
-        self._positions = weights[f"{embedding}position_embeddings.weight"]
-        self._types = weights[f"{embedding}token_type_embeddings.weight"]
-        self._words = weights[f"{embedding}word_embeddings.weight"]
-        self._norm = _pair(weights, f"{embedding}LayerNorm")
-        self._dtype = dtype
-        self._layers = [_layer(weights, f"encoder.layer.{n}.", dtype) for n in range(int(config["num_hidden_layers"]))]
+        table = weights["embeddings.word_embeddings.weight"]
+        heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
+        return cls(weights, lambda ids: F.embedding(ids, table), heads, epsilon, dtype)
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """float32[len(sequences), d]: the mean over each sequence's tokens, of norm 1. Special tokens are given."""
         import torch
 
-        vectors = np.empty((len(sequences), self._words.shape[1]), dtype=np.float32)
+        vectors = np.empty((len(sequences), self._positions.shape[1]), dtype=np.float32)
         with torch.inference_mode():
             for rows in _passes([len(sequence) for sequence in sequences]):
                 vectors[rows] = self._encode([sequences[row] for row in rows]).cpu().numpy()
@@ -108,7 +124,7 @@ class Bert:
         import torch
         import torch.nn.functional as F
 
-        device = self._words.device
+        device = self._positions.device
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         longest = int(lengths.max())
         places = torch.arange(longest).expand(len(sequences), longest)
@@ -116,7 +132,7 @@ class Bert:
         types = (places >= torch.tensor([len(sequence) for sequence in first])[:, None]).long()
         rectangle = _Rectangle(real.to(device), lengths, longest)
         ids = torch.tensor([token for sequence in sequences for token in sequence]).to(device)
-        hidden = F.embedding(ids, self._words) + self._positions[places[real].to(device)]
+        hidden = self._words(ids) + self._positions[places[real].to(device)]
         hidden = self._normed(hidden + self._types[types[real].to(device)], self._norm)
         for layer in self._layers:
             mixed = self._linear(self._attention(hidden, layer, rectangle), layer.out)
@@ -181,7 +197,7 @@ def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield rows
 
 
-def _layer(weights: dict[str, Any], prefix: str, dtype: Any) -> _Layer:
+def _layer(weights: Mapping[str, Any], prefix: str, dtype: Any) -> _Layer:
     import torch
 
     attention = [_pair(weights, f"{prefix}attention.self.{name}", dtype) for name in ("query", "key", "value")]
@@ -195,7 +211,7 @@ def _layer(weights: dict[str, Any], prefix: str, dtype: Any) -> _Layer:
     )
 
 
-def _pair(weights: dict[str, Any], name: str, dtype: Any = None) -> tuple[Any, Any]:
+def _pair(weights: Mapping[str, Any], name: str, dtype: Any = None) -> tuple[Any, Any]:
     pair = weights[f"{name}.weight"], weights[f"{name}.bias"]
     return pair if dtype is None else (pair[0].to(dtype), pair[1].to(dtype))
 

@@ -1,6 +1,6 @@
-"""Text to vectors: all-MiniLM-L6-v2, or any model that sentence-transformers can load.
+"""Text to vectors: all-MiniLM-L6-v2, the packaged multilingual E5, or any model that sentence-transformers can load.
 
-A BERT with mean pooling, as MiniLM is, runs in ``bert.py``; every other model runs in sentence-transformers.
+A BERT with mean pooling, as these two are, runs in ``bert.py``; every other model runs in sentence-transformers.
 
 An embedder has a *fingerprint*, everything that changes its vectors: weights, pooling, normalisation, prefix and
 length. A library remembers the fingerprint of its vectors and refuses another one in words.
@@ -10,62 +10,38 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from retrieval.common.files import sha256_of
-from retrieval.common.openmp import release_team
+from retrieval.embedding import packaged_e5
 from retrieval.embedding.bert import Bert, is_plain_bert
+from retrieval.embedding.encoding import SPECIAL_TOKENS, Embedder, Encoder
 from retrieval.errors import InvalidRequest, UnknownEmbedder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DEFAULT = "minilm"
 
-Advance = Callable[[int, int], None]
-"""called with (texts done, texts in all)"""
 
-
-class Embedder(Protocol):
-    """What the library needs of an embedding model."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    def token_starts(self, text: str) -> np.ndarray:
-        """int64[n] offsets of the first character of each token of ``text``."""
-
-    def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
-        """float32[len(texts), dim], each row of norm 1."""
-
-    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """float32[len(texts), dim], each row of norm 1."""
-
-
-class SentenceEmbedder:
-    """A sentence-transformers model's folder. It is loaded when first used: listing documents must not load torch.
+class SentenceEmbedder(Encoder[Any]):
+    """A sentence-transformers model's folder.
 
     Args:
         model: ``minilm`` (the packaged weights of all-MiniLM-L6-v2), a folder, or a hub id.
         device: as torch names it.
     """
 
-    # Texts are embedded longest first in slices of this many: padding stays small and progress can be told.
-    _SLICE = 256
     _BATCH = 32
 
     def __init__(self, model: str | Path = DEFAULT, device: str = "cpu") -> None:
+        super().__init__()
         self.model = str(model)
         self.device = device
-        self._lock = threading.Lock()
         self._folder = _find_folder(self.model)
 
     @property
@@ -86,9 +62,10 @@ class SentenceEmbedder:
         modes = sorted(key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True)
         weights = _weights_hash(self._folder)
         name = MINILM if weights == MINILM_SHA256 else Path(self.model).name
+        prefixes = "/".join(dict.fromkeys([self.query_prefix, self.document_prefix]))
         return "|".join(
             [name, weights[:16], f"dim={config['hidden_size']}", "+".join(modes) or "own-pooling", "normalised"]
-            + ["prefix=", f"tokens={self.max_tokens}"]
+            + [f"prefix={prefixes}", f"tokens={self.max_tokens}"]
         )
 
     @cached_property
@@ -100,39 +77,32 @@ class SentenceEmbedder:
         config = _read_json(self._folder / "sentence_bert_config.json", missing={})
         return int(config.get("max_seq_length") or 256)
 
-    def token_starts(self, text: str) -> np.ndarray:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
+    @cached_property
+    def query_prefix(self) -> str:
+        return self._prompt("query")
 
-    def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
-        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        order = np.argsort([-len(text) for text in texts], kind="stable")
-        for at in range(0, len(texts), self._SLICE):
-            rows = order[at : at + self._SLICE]
-            vectors[rows] = self._encode([texts[row] for row in rows])
-            if advance:
-                advance(at + len(rows), len(texts))
-        return vectors
+    @cached_property
+    def document_prefix(self) -> str:
+        return self._prompt("document", "passage", "corpus")
 
-    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        return self._encode(texts)
+    @cached_property
+    def cosine_range(self) -> tuple[float, float]:
+        return (0.0, 1.0) if self.fingerprint.startswith(MINILM) else super().cosine_range
 
-    def warm_up(self) -> None:
-        """Load the model now rather than at the first question."""
-        self._encode(["warm"])
+    def _prompt(self, *names: str) -> str:
+        """What the folder says is to stand before such a text."""
+        config = _read_json(self._folder / "config_sentence_transformers.json", missing={})
+        prompts = config.get("prompts") or {}
+        return next(
+            (str(prompts[name]) for name in (*names, config.get("default_prompt_name")) if prompts.get(name)), ""
+        )
 
-    def _encode(self, texts: Sequence[str]) -> np.ndarray:
-        try:
-            return self._vectors(texts)
-        finally:
-            release_team()
-
-    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+    def _embed(self, texts: Sequence[str], sequences: Sequence[Sequence[int]]) -> np.ndarray:
         if self._plain_bert:
-            encodings = self._cutting_tokenizer.encode_batch(list(texts))
-            return self._bert.encode([encoding.ids for encoding in encodings])
-        return self.model_in_memory.encode(
+            return self._model.encode(sequences)
+        return self._model.encode(
             list(texts),
+            prompt="",
             batch_size=self._BATCH,
             normalize_embeddings=True,
             convert_to_numpy=True,
@@ -143,27 +113,10 @@ class SentenceEmbedder:
     def _plain_bert(self) -> bool:
         return is_plain_bert(self._folder)
 
-    @property
-    def _bert(self) -> Bert:
-        with self._lock:
-            if not hasattr(self, "_loaded_bert"):
-                self._loaded_bert = Bert(self._folder, self.device)
-            return self._loaded_bert
+    def _load(self) -> Any:
+        return Bert.read(self._folder, self.device) if self._plain_bert else self.model_in_memory
 
-    @cached_property
-    def _cutting_tokenizer(self) -> Any:
-        """With the special tokens, cut at the model's length."""
-        tokenizer = self._read_tokenizer()
-        tokenizer.enable_truncation(self.max_tokens)
-        return tokenizer
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        tokenizer = self._read_tokenizer()
-        tokenizer.no_truncation()
-        return tokenizer
-
-    def _read_tokenizer(self) -> Any:
+    def _read_tokenizer(self) -> tuple[Any, int | None]:
         from tokenizers import Tokenizer
 
         path = self._folder / "tokenizer.json"
@@ -172,20 +125,14 @@ class SentenceEmbedder:
                 f"{self._folder} has no tokenizer.json; give a folder of a sentence-transformers model"
             )
         tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_padding()
-        return tokenizer
+        model = _read_json(path)["model"]
+        unknown = model.get("unk_id") if model.get("type") == "Unigram" else model.get("unk_token")
+        return tokenizer, tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
 
-    @property
+    @cached_property
     def model_in_memory(self) -> Any:
         """The ``SentenceTransformer``, loaded; what runs where ``bert.py`` does not, and what that is compared with."""
-        with self._lock:
-            if not hasattr(self, "_loaded"):
-                self._loaded = _load_quietly(self._folder, self.device)
-            return self._loaded
-
-
-SPECIAL_TOKENS = 2
-"""that an encoder adds to a text: at its start and its end"""
+        return _load_quietly(self._folder, self.device)
 
 
 def check_query_length(tokens: int, embedder: Embedder) -> None:
@@ -212,11 +159,13 @@ def newest_tokens(text: str, embedder: Embedder) -> tuple[str, int]:
 
 def _readable_tokens(embedder: Embedder) -> int | None:
     """Tokens of a text that the embedder reads, None where it sets no limit."""
-    return embedder.max_tokens - SPECIAL_TOKENS if isinstance(embedder, SentenceEmbedder) else None
+    return embedder.max_tokens - SPECIAL_TOKENS if isinstance(embedder, Encoder) else None
 
 
 def make_embedder(embedder: str | Path | Embedder | None) -> Embedder:
     """An embedder from what a caller may give: nothing (MiniLM), a name, a folder, a hub id, or an embedder."""
+    if embedder == packaged_e5.NAME:
+        return packaged_e5.PackagedE5()
     if embedder is None or isinstance(embedder, str | Path):
         return SentenceEmbedder(embedder or DEFAULT)
     return embedder

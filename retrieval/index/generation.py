@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.analysis.terms import ANALYSIS
 from retrieval.common.failpoints import failpoint
 from retrieval.common.files import Sink, check_hashes, in_words, sync_folder, sync_written, write_synced
 from retrieval.errors import IndexCorrupt
@@ -29,7 +30,7 @@ from retrieval.index.sparse import SparseIndex
 from retrieval.index.token_store import TokenStore, save_array
 from retrieval.types import DocumentKey
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
@@ -41,6 +42,7 @@ class GenerationContent:
         ids: int64[n] chunk ids.
         document_of_row: int32[n] index into ``documents``.
         vectors: float32[n, d].
+        terms: of each row, and in which of the languages.
         tokens: of the documents in the order of ``documents``.
     """
 
@@ -51,6 +53,7 @@ class GenerationContent:
     documents: list[DocumentKey]
     vectors: np.ndarray
     terms: Sequence[Sequence[str]]
+    languages: Sequence[str]
     tokens: TokenStore | None = None
 
 
@@ -59,6 +62,7 @@ class Manifest:
     """What a generation is, and the hash of every file in it.
 
     Attributes:
+        analysis: of the terms (``retrieval.analysis``).
         files: name → {"sha256", "bytes"}.
     """
 
@@ -67,6 +71,7 @@ class Manifest:
     chunks: int
     embedder: str
     dense: str
+    analysis: str
     tokenizer: str | None
     files: dict[str, dict[str, Any]]
 
@@ -134,7 +139,7 @@ def _write_files(folder: Path, content: GenerationContent) -> str:
         sha256, size = write_synced(folder / name, write)
         files[name] = {"sha256": sha256, "bytes": size}
         failpoint(f"generation.{name}")
-    for path in SparseIndex.build(content.terms).save(folder):
+    for path in SparseIndex.build(content.terms, content.languages).save(folder):
         sha256, size = sync_written(path)
         files[path.name] = {"sha256": sha256, "bytes": size}
     failpoint("generation.sparse")
@@ -144,6 +149,7 @@ def _write_files(folder: Path, content: GenerationContent) -> str:
         chunks=len(content.ids),
         embedder=content.embedder,
         dense=factory_string(len(content.ids)),
+        analysis=ANALYSIS,
         tokenizer=content.tokens.tokenizer if content.tokens is not None else None,
         files=files,
     )
@@ -173,6 +179,8 @@ def check_files(folder: Path, manifest_sha256: str) -> Manifest:
     manifest = _manifest(path, data)
     if manifest.format != FORMAT:
         raise IndexCorrupt(f"{folder} has format {manifest.format} and this Folio reads {FORMAT}")
+    if manifest.analysis != ANALYSIS:
+        raise IndexCorrupt(f"{folder} has terms of the analysis {manifest.analysis} and this Folio asks for {ANALYSIS}")
     check_hashes(folder, manifest.files)
     return manifest
 

@@ -1,30 +1,60 @@
 """Dense and sparse scores as one, on a fixed scale.
 
-hybrid = w·cos + (1 − w)·BM25 / ceiling, where the ceiling (the sum of the query terms' idf) depends on the query and
-the corpus alone. So the score of a chunk does not depend on which other chunks were found, a ranking over a subset is
-the subset of the ranking, and one pass over all scores finds the exact top k. Reciprocal rank fusion has none of these.
-Ties are broken by chunk id.
+hybrid = w·c·(cos − u) + (1 − w)·BM25 / ceiling. The ceiling (the sum of the query terms' idf) depends on the query and
+the corpus alone, and c and u on the query and the encoder: the less of a query an encoder reads, the less its cosines
+count (``embedding.encoding``). So the score of a chunk does not depend on which other chunks were found, a ranking over
+a subset is the subset of the ranking, and one pass over all scores finds the exact top k. Reciprocal rank fusion has
+none of these, and finds less where one of the two retrievers is bad. Ties are broken by chunk id.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from retrieval.common.heap import replace_worst
+from retrieval.embedding.encoding import CosineWeight
 from retrieval.types import Mode
 
 DENSE_WEIGHT = 0.5
 
 
-def fuse(mode: Mode, cosine: np.ndarray, bm25: np.ndarray, ceiling: float) -> np.ndarray:
-    """float64[n] scores of the mode: the cosine, BM25 itself, or both fused."""
+class Blend(NamedTuple):
+    """score = ``cosine`` · (cos − ``unrelated``) + ``bm25`` · BM25; a chunk without a vector is unrelated."""
+
+    cosine: float
+    bm25: float
+    unrelated: float = 0.0
+
+
+def blend(mode: Mode, ceiling: float, weight: CosineWeight) -> Blend:
+    """Of a mode: the cosine, BM25 itself, or both."""
     if mode == "dense":
-        return cosine.astype(np.float64)
+        return Blend(1.0, 0.0)
     if mode == "sparse":
-        return bm25.astype(np.float64)
-    scaled = bm25.astype(np.float64) / ceiling if ceiling > 0 else np.zeros(len(bm25))
-    return DENSE_WEIGHT * cosine.astype(np.float64) + (1 - DENSE_WEIGHT) * scaled
+        return Blend(0.0, 1.0)
+    bm25 = (1 - DENSE_WEIGHT) / ceiling if ceiling > 0 else 0.0
+    return Blend(DENSE_WEIGHT * weight.factor, bm25, weight.unrelated)
+
+
+def fuse(by: Blend, cosine: np.ndarray, bm25: np.ndarray) -> np.ndarray:
+    """float64[n]; what has no weight is not looked at."""
+    scores = np.zeros(len(cosine))
+    if by.cosine:
+        related = np.where(cosine == 0, 0.0, cosine.astype(np.float64) - by.unrelated)
+        scores += by.cosine * related
+    if by.bm25:
+        scores += by.bm25 * bm25.astype(np.float64)
+    return scores
+
+
+def answers(by: Blend, scores: np.ndarray) -> np.ndarray:
+    """bool[n]: not those without any of the terms, by BM25 alone; nor those without a vector, by the cosine alone."""
+    if not by.cosine:
+        return scores > 0
+    return np.ones(len(scores), dtype=bool) if by.bm25 else scores != 0
 
 
 def top(scores: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
@@ -38,15 +68,6 @@ def top(scores: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
     return kept[np.lexsort((ids[kept], -scores[kept]))][:k]
 
 
-def weights(mode: Mode, ceiling: float) -> tuple[float, float]:
-    """Factors of the cosine and of BM25 in ``fuse``."""
-    if mode == "dense":
-        return 1.0, 0.0
-    if mode == "sparse":
-        return 0.0, 1.0
-    return DENSE_WEIGHT, (1 - DENSE_WEIGHT) / ceiling if ceiling > 0 else 0.0
-
-
 @njit(nogil=True, cache=True)
 def select(
     cosine: np.ndarray,
@@ -54,11 +75,12 @@ def select(
     allowed: np.ndarray,
     cosine_weight: float,
     bm25_weight: float,
+    unrelated: float,
     floor: float,
     k: int,
     margin: float,
 ) -> np.ndarray:  # pragma: no cover - compiled
-    """int64: every row whose fused score is above ``floor`` and within ``margin`` of the k-th best, or better.
+    """int64: every answer whose fused score is above ``floor`` and within ``margin`` of the k-th best, or better.
 
     cosine, bm25: float32[n]; either may be empty where its weight is 0. allowed: bool[n], or empty for all rows.
     """
@@ -67,11 +89,12 @@ def select(
     heap = np.full(k, -np.inf, np.float32)  # the k best so far, the worst of them on top
     for row in range(n):
         score = np.float32(0)
-        if cosine_weight != 0:
-            score += np.float32(cosine_weight) * cosine[row]
+        if cosine_weight != 0 and cosine[row] != 0:
+            score += np.float32(cosine_weight) * (cosine[row] - np.float32(unrelated))
         if bm25_weight != 0:
             score += np.float32(bm25_weight) * bm25[row]
-        if (len(allowed) and not allowed[row]) or score <= floor:
+        unread = bm25_weight == 0 and cosine[row] == 0
+        if (len(allowed) and not allowed[row]) or score <= floor or unread:
             score = np.float32(-np.inf)
         fused[row] = score
         if score > heap[0]:

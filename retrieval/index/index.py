@@ -7,6 +7,7 @@ until a generation is built. It never refuses to start.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
+from retrieval.analysis.terms import chunk_terms
 from retrieval.common.failpoints import failpoint
 from retrieval.errors import EmbedderMismatch, IndexCorrupt
 from retrieval.index import shared_generations
@@ -27,13 +29,12 @@ from retrieval.index.generation import (
     write_generation,
 )
 from retrieval.index.snapshot import Segment, Snapshot
-from retrieval.index.sparse import SparseSegment, terms
+from retrieval.index.sparse import SparseSegment
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
-from retrieval.parsing.chunking import in_context
 from retrieval.store.blobs import RemoteBlobs
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
-from retrieval.store.tables import chunks, embedders, embeddings, index_generations, journal, now, versions
+from retrieval.store.tables import chunks, documents, embedders, embeddings, index_generations, journal, now, versions
 from retrieval.types import DocumentKey, IndexReport
 
 log = structlog.get_logger(__name__)
@@ -171,14 +172,15 @@ class Index:
             (document, version),
             np.array([row.id for row in rows], dtype=np.int64),
             _vectors(rows),
-            SparseSegment([terms(in_context(row.context, row.text)) for row in rows]),
+            SparseSegment(*_analysed(rows)),
         )
 
     def _live_chunks(self) -> sa.Select:  # type: ignore[type-arg]
         """Every row of ``chunks`` is live: a delete or a new version removes rows in its own transaction."""
         return (
             sa.select(chunks.c.id, chunks.c.document_id, chunks.c.version, chunks.c.context, chunks.c.text)
-            .add_columns(embeddings.c.vector)
+            .add_columns(documents.c.name, embeddings.c.vector)
+            .join(documents, documents.c.id == chunks.c.document_id)
             .join(
                 embeddings, sa.and_(embeddings.c.chunk_id == chunks.c.id, embeddings.c.embedder_id == self._embedder_id)
             )
@@ -233,6 +235,7 @@ class Index:
             for row in rows:
                 index_of.setdefault((row.document_id, row.version), len(index_of))
             tokens = self._tokens(connection, index_of) if self.tokenizer else None
+        terms, languages = _analysed(rows)
         return GenerationContent(
             seq=seq,
             embedder=self._fingerprint,
@@ -240,7 +243,8 @@ class Index:
             document_of_row=np.array([index_of[row.document_id, row.version] for row in rows], dtype=np.int32),
             documents=list(index_of),
             vectors=_vectors(rows),
-            terms=[terms(in_context(row.context, row.text)) for row in rows],
+            terms=terms,
+            languages=languages,
             tokens=tokens,
         )
 
@@ -284,6 +288,16 @@ class Index:
         sweep(self._folder, kept)
         if self._remote is not None:
             shared_generations.forget(self._remote, kept)
+
+
+def _analysed(rows: Sequence[sa.Row]) -> tuple[list[list[str]], list[str]]:  # type: ignore[type-arg]
+    """The terms of each chunk, and its language; the chunks of a document are together, and tell of one another's."""
+    found = [
+        analysed
+        for _, document in itertools.groupby(rows, key=lambda row: row.document_id)
+        for analysed in chunk_terms([(row.name, row.context, row.text) for row in document])
+    ]
+    return [terms for _, terms in found], [language for language, _ in found]
 
 
 def _vectors(rows: Sequence[sa.Row]) -> np.ndarray:  # type: ignore[type-arg]

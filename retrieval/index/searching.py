@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.common.threads import threads
-from retrieval.embedding.embedder import Embedder
+from retrieval.embedding.encoding import AS_IT_IS, Embedder, cosine_weight
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Index
 from retrieval.index.snapshot import Query, Scope, Snapshot
-from retrieval.index.sparse import terms
 from retrieval.store import documents as store
 from retrieval.store.database import Database
 from retrieval.types import Hit, Mode, SearchResult
@@ -49,36 +48,40 @@ class Searcher:
     def __call__(self, requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
         """A result each, in order, or why there is none. Error: EmbedderMismatch."""
         index = self._index()
-        queries = self._queries(requests)
+        vectors = self._vectors(requests)
         results: dict[int, SearchResult | Exception] = {}
         open_ = list(range(len(requests)))
         while open_:
             snapshot = index.refresh()
-            asked: list[int] = []
-            scopes: dict[int, Scope] = {}
+            asked: dict[int, tuple[Query, Scope]] = {}
             for at in open_:
+                request = requests[at]
                 try:
-                    scopes[at] = self.scope(snapshot, requests[at])
-                    asked.append(at)
+                    scope = self.scope(snapshot, request)
                 except RetrievalError as error:
                     results[at] = error
-            found = search_together(snapshot, [(queries[at], scopes[at]) for at in asked])
+                else:
+                    weighed = request.mode == "hybrid"
+                    weight = cosine_weight(self._embedder, request.query) if weighed else AS_IT_IS
+                    query = snapshot.query(request.query, vectors.get(at), request.mode, request.k, weight)
+                    asked[at] = query, scope
+            found = search_together(snapshot, list(asked.values()))
             hits = self._hits([requests[at].owner for at in asked], found)
             # what was deleted or replaced since the snapshot is missing among the hits: look again
             short = [at for at, (ids, _), got in zip(asked, found, hits, strict=True) if len(got) < len(ids)]
             open_ = short if short and index.refresh() is not snapshot else []
             number = snapshot.generation.number if snapshot.generation else 0
-            results |= {at: SearchResult(got, number) for at, got in zip(asked, hits, strict=True)}
+            results |= {
+                at: SearchResult(got, number, _note(requests[at].mode, asked[at][0].mode))
+                for at, got in zip(asked, hits, strict=True)
+            }
         return [results[at] for at in range(len(requests))]
 
-    def _queries(self, requests: Sequence[SearchRequest]) -> list[Query]:
+    def _vectors(self, requests: Sequence[SearchRequest]) -> dict[int, np.ndarray]:
+        """By place, of those that need one."""
         dense = [at for at, request in enumerate(requests) if request.mode != "sparse"]
         texts = [requests[at].query for at in dense]
-        vectors = dict(zip(dense, self._embedder.encode_queries(texts), strict=True)) if texts else {}
-        return [
-            Query(terms(request.query) if request.mode != "dense" else [], vectors.get(at), request.mode, request.k)
-            for at, request in enumerate(requests)
-        ]
+        return dict(zip(dense, self._embedder.encode_queries(texts), strict=True)) if texts else {}
 
     def scope(self, snapshot: Snapshot, request: SearchRequest) -> Scope:
         """What the search may return. Error: NotFound (collection or document)."""
@@ -100,6 +103,12 @@ class Searcher:
             [live[owner][chunk].scored(score) for chunk, score in ids.items() if chunk in live[owner]]
             for owner, ids in zip(owners, scores, strict=True)
         ]
+
+
+def _note(asked: Mode, answered: Mode) -> str:
+    if asked == answered:
+        return ""
+    return "the embedding model knows none of these words; only the words themselves were searched for"
 
 
 def search_together(snapshot: Snapshot, asked: Sequence[tuple[Query, Scope]]) -> list[Found]:

@@ -6,14 +6,18 @@ search in progress is never disturbed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
+from retrieval.analysis.terms import query_terms
+from retrieval.embedding.encoding import AS_IT_IS, CosineWeight
 from retrieval.index.dense import cosines
 from retrieval.index.generation import Generation
-from retrieval.index.hybrid import fuse, select, top, weights
+from retrieval.index.hybrid import Blend, answers, blend, fuse, select, top
 from retrieval.index.sparse import SparseSegment, SparseStatistics
 from retrieval.types import DocumentKey, Mode
 
@@ -57,12 +61,14 @@ class Query:
 
     Attributes:
         vector: float32[d]; None in sparse mode.
+        weight: of its cosines in hybrid mode.
     """
 
     text_terms: Sequence[str]
     vector: np.ndarray | None
     mode: Mode
     k: int
+    weight: CosineWeight = AS_IT_IS
 
 
 DenseScores = Callable[[Generation, np.ndarray], np.ndarray]
@@ -87,6 +93,21 @@ class Snapshot:
     @classmethod
     def of(cls, generation: Generation | None, seq: int) -> Snapshot:
         return cls(seq, generation, np.ones(len(generation.documents) if generation else 0, dtype=bool), ())
+
+    def query(self, text: str, vector: np.ndarray | None, mode: Mode, k: int, weight: CosineWeight = AS_IT_IS) -> Query:
+        """In the languages of this snapshot; in sparse mode where the encoder could not read the text (zero vector)."""
+        if vector is None or not vector.any():
+            vector, mode = None, "sparse"
+        terms = query_terms(text, self._languages) if mode != "dense" else []
+        return Query(terms, vector, mode, k, weight)
+
+    @cached_property
+    def _languages(self) -> Counter[str]:
+        """language → chunks"""
+        parts = [segment.sparse.languages for segment in self.segments]
+        if self.generation is not None:
+            parts.append(self.generation.sparse.languages)
+        return sum(map(Counter, parts), Counter())
 
     @property
     def pending(self) -> int:
@@ -156,42 +177,44 @@ class Snapshot:
         statistics = SparseStatistics(
             query.text_terms, self.generation.sparse if self.generation else None, sparse_parts
         )
-        ids, scores = self._search_generation(query, scope, statistics, dense_scores)
+        by = blend(query.mode, statistics.ceiling, query.weight)
+        ids, scores = self._search_generation(query, scope, by, dense_scores)
         found_ids, found_scores = [ids], [scores]
         for segment in scope.segments:
             cosine = _cosines(segment.vectors, query.vector)
             bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)
             found_ids.append(segment.ids)
-            found_scores.append(fuse(query.mode, cosine, bm25, statistics.ceiling))
+            found_scores.append(fuse(by, cosine, bm25))
         ids, scores = np.concatenate(found_ids), np.concatenate(found_scores)
-        if query.mode == "sparse":  # a chunk without any of the terms is no answer
-            ids, scores = ids[scores > 0], scores[scores > 0]
+        found = answers(by, scores)
+        ids, scores = ids[found], scores[found]
         best = top(scores, ids, query.k)
         return ids[best], scores[best]
 
     def score(self, query: Query, ids: np.ndarray) -> np.ndarray:
         """float64[n]: the scores by which ``search`` ranks the chunks ``ids``, found by some search of this snapshot.
 
-        −inf for one that shares no term with a query in sparse mode.
+        −inf for one that is no answer.
         """
         parts = [segment.sparse for segment in self.segments]
         statistics = SparseStatistics(query.text_terms, self.generation.sparse if self.generation else None, parts)
+        by = blend(query.mode, statistics.ceiling, query.weight)
         scores = np.full(len(ids), -np.inf)
         if self.generation is not None:
             rows, places = _places(self.generation.ids, ids)
             cosine = _cosines_of_rows(self.generation, rows, query.vector)
             bm25 = self.generation.sparse.scores_of(query.text_terms, rows) if query.mode != "dense" else cosine
-            scores[places] = fuse(query.mode, cosine, bm25, statistics.ceiling)
+            scores[places] = fuse(by, cosine, bm25)
         for segment in self.segments:
             rows, places = _places(segment.ids, ids)
             if len(rows):
                 bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)[rows]
                 cosine = _cosines(segment.vectors[rows], query.vector)
-                scores[places] = fuse(query.mode, cosine, bm25, statistics.ceiling)
-        return np.where(scores > 0, scores, -np.inf) if query.mode == "sparse" else scores
+                scores[places] = fuse(by, cosine, bm25)
+        return np.where(answers(by, scores), scores, -np.inf)
 
     def _search_generation(
-        self, query: Query, scope: Scope, statistics: SparseStatistics, dense_scores: DenseScores
+        self, query: Query, scope: Scope, by: Blend, dense_scores: DenseScores
     ) -> tuple[np.ndarray, np.ndarray]:
         generation = self.generation
         if generation is None or scope.count == 0:
@@ -200,28 +223,27 @@ class Snapshot:
 
         def score(rows: np.ndarray) -> np.ndarray:
             cosine = _cosines_of_rows(generation, rows, query.vector)
-            return fuse(query.mode, cosine, bm25[rows] if len(bm25) else cosine, statistics.ceiling)
+            return fuse(by, cosine, bm25[rows] if len(bm25) else cosine)
 
         if not self._is_large(query, scope):
             rows = np.flatnonzero(scope.rows) if scope.rows is not None else np.arange(len(generation.ids))
             return generation.ids[rows], score(rows)
-        rows = self._candidates(query, scope, bm25, statistics, dense_scores)
+        rows = self._candidates(query, scope, bm25, by, dense_scores)
         return generation.ids[rows], score(rows)
 
     def _candidates(
-        self, query: Query, scope: Scope, bm25: np.ndarray, statistics: SparseStatistics, dense_scores: DenseScores
+        self, query: Query, scope: Scope, bm25: np.ndarray, by: Blend, dense_scores: DenseScores
     ) -> np.ndarray:
         """Rows that contain the k best of the scope; where the dense index is approximate, those it knows of."""
         assert self.generation is not None
-        by_weight = weights(query.mode, statistics.ceiling)
         if query.vector is None:
-            return select(_NONE, bm25, _allowed(scope), *by_weight, 0.0, query.k, 0.0)
+            return select(_NONE, bm25, _allowed(scope), *by, 0.0, query.k, 0.0)
         if not self._is_exact:
             return self._approximate(query, scope, bm25)
         cosine = dense_scores(self.generation, query.vector)
         # the k-th best may be scored too high, and one better than it too low
-        margin = 2 * by_weight[0] * self.generation.dense.error + ROUNDING
-        return select(cosine, bm25, _allowed(scope), *by_weight, -np.inf, query.k, margin)
+        margin = 2 * by.cosine * self.generation.dense.error + ROUNDING
+        return select(cosine, bm25, _allowed(scope), *by, -np.inf, query.k, margin)
 
     def _approximate(self, query: Query, scope: Scope, bm25: np.ndarray) -> np.ndarray:
         """The best by each of the two scores, several times more than are wanted."""
@@ -233,7 +255,7 @@ class Snapshot:
         ids = generation.dense.search(query.vector[None], depth, within)[0]
         rows = np.searchsorted(generation.ids, ids[ids >= 0])
         if query.mode == "hybrid":
-            rows = np.union1d(rows, select(_NONE, bm25, _allowed(scope), 0.0, 1.0, 0.0, depth, 0.0))
+            rows = np.union1d(rows, select(_NONE, bm25, _allowed(scope), 0.0, 1.0, 0.0, 0.0, depth, 0.0))
         return rows
 
 

@@ -1,5 +1,7 @@
 """BM25 by bm25s: scores of every posting are computed once, when the index is built, and memory-mapped afterwards.
 
+What a term is says ``retrieval.analysis``.
+
 The default variant is Lucene's, whose idf is never negative. ``atire`` with ``robertson`` idf is rank-bm25's
 ``BM25Okapi`` with epsilon 0, to which the tests hold this file. Chunks newer than the index are scored by the same
 formula with the statistics of both (``SparseSegment``).
@@ -7,10 +9,9 @@ formula with the statistics of both (``SparseSegment``).
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,12 @@ import bm25s
 import numpy as np
 from numba import njit
 
-K1 = 1.5
-B = 0.75
+from retrieval.analysis.terms import language_of
+
+# Those of Anserini and BEIR: chunks are of like length, and say a thing once.
+K1 = 0.9
+B = 0.4
 METHOD = "lucene"
-
-# A character of a script that is written without spaces is a term of its own.
-_TERM = re.compile(
-    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
-)
-
-
-def terms(text: str) -> list[str]:
-    """Lower-case words of ``text`` after compatibility normalisation."""
-    return _TERM.findall(unicodedata.normalize("NFKC", text).lower())
-
 
 _FILES = {
     "data_name": "sparse.data.npy",
@@ -41,20 +34,29 @@ _FILES = {
     "params_name": "sparse.parameters.json",
 }
 _LENGTHS = "sparse.lengths.npy"
+_LANGUAGES = "sparse.languages.json"
 
 
 class SparseIndex:
     """BM25 over n chunks, by row. Immutable and thread-safe once built."""
 
-    def __init__(self, model: bm25s.BM25, lengths: np.ndarray) -> None:
+    def __init__(self, model: bm25s.BM25, lengths: np.ndarray, languages: Mapping[str, int]) -> None:
         self._model = model
         self.lengths = lengths
         """int32[n] terms of each chunk"""
+        self.languages = languages
+        """language → chunks in it"""
         self.total_length = int(lengths.sum())
 
     @classmethod
-    def build(cls, corpus: Sequence[Sequence[str]], method: str = METHOD, idf_method: str | None = None) -> SparseIndex:
-        """corpus: the terms of each chunk, in row order."""
+    def build(
+        cls,
+        corpus: Sequence[Sequence[str]],
+        languages: Sequence[str] = (),
+        method: str = METHOD,
+        idf_method: str | None = None,
+    ) -> SparseIndex:
+        """corpus: the terms of each chunk, in row order; languages: of each."""
         model = bm25s.BM25(k1=K1, b=B, method=method, idf_method=idf_method)
         vocabulary: dict[str, int] = {}
         ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in document] for document in corpus]
@@ -62,7 +64,8 @@ class SparseIndex:
             model.index((ids, vocabulary), show_progress=False)
         else:  # bm25s takes no corpus without a word
             model.scores, model.vocab_dict, model.nonoccurrence_array = _no_postings(len(ids)), {}, None
-        return cls(model, np.fromiter((len(document) for document in ids), dtype=np.int32, count=len(ids)))
+        lengths = np.fromiter((len(document) for document in ids), dtype=np.int32, count=len(ids))
+        return cls(model, lengths, Counter(languages))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -94,14 +97,16 @@ class SparseIndex:
         """Write it as bm25s does; returns the files."""
         self._model.save(folder, show_progress=False, **_FILES)
         np.save(folder / _LENGTHS, self.lengths)
-        return [folder / name for name in (*_FILES.values(), _LENGTHS)]
+        (folder / _LANGUAGES).write_text(json.dumps(self.languages), encoding="utf-8")
+        return [folder / name for name in (*_FILES.values(), _LENGTHS, _LANGUAGES)]
 
     @classmethod
     def load(cls, folder: Path) -> SparseIndex:
         """Memory-mapped from the files that ``save`` wrote."""
         model = bm25s.BM25.load(folder, mmap=True, **_FILES)
         model.scores |= {name: np.asarray(model.scores[name]) for name in ("data", "indices", "indptr")}
-        return cls(model, np.load(folder / _LENGTHS))
+        languages = json.loads((folder / _LANGUAGES).read_text(encoding="utf-8"))
+        return cls(model, np.load(folder / _LENGTHS), languages)
 
 
 def _no_postings(documents: int) -> dict[str, Any]:
@@ -117,7 +122,8 @@ def _no_postings(documents: int) -> dict[str, Any]:
 class SparseSegment:
     """Postings of a few chunks that no index holds yet."""
 
-    def __init__(self, corpus: Sequence[Sequence[str]]) -> None:
+    def __init__(self, corpus: Sequence[Sequence[str]], languages: Sequence[str] = ()) -> None:
+        self.languages: Mapping[str, int] = Counter(languages)
         self.lengths = np.array([len(document) for document in corpus], dtype=np.int32)
         postings: dict[str, tuple[list[int], list[int]]] = {}
         for row, document in enumerate(corpus):
@@ -153,8 +159,11 @@ class SparseStatistics:
         for term in set(query):
             frequency = sum(part.document_frequency(term) for part in parts)
             self.idf[term] = float(np.log1p((count - frequency + 0.5) / (frequency + 0.5))) if frequency else 0.0
-        self.ceiling = sum(self.idf[term] for term in query)
-        """no chunk can score more than this on the query: the fixed scale of hybrid search"""
+        by_language: Counter[str] = Counter()
+        for term in query:
+            by_language[language_of(term)] += self.idf[term]  # type: ignore[assignment]
+        self.ceiling = float(max(by_language.values(), default=0.0))
+        """no chunk can score more than this on the query, as it is of one language: the fixed scale of hybrid search"""
 
 
 @njit(nogil=True, cache=True)

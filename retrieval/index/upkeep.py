@@ -17,7 +17,7 @@ import structlog
 
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import ProgressMeter
-from retrieval.embedding.embedder import Embedder
+from retrieval.embedding.encoding import Embedder
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Index
 from retrieval.index.snapshot import Snapshot

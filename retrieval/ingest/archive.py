@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from retrieval.embedding.embedder import Embedder
+from retrieval.embedding.encoding import Embedder
 from retrieval.errors import ArchiveError
 from retrieval.ingest.sources import clean_name
 from retrieval.parsing import ParsedDocument

@@ -16,7 +16,7 @@ import structlog
 
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck, ProgressMeter
-from retrieval.embedding.embedder import Embedder
+from retrieval.embedding.encoding import Embedder
 from retrieval.errors import EmptyFile, NameTaken, NoSuchFile, UnreadableFile
 from retrieval.ingest.sources import Source
 from retrieval.parsing import Limits, ParsedDocument

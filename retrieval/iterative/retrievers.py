@@ -11,13 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from retrieval.analysis.terms import terms
 from retrieval.common.threads import threads
+from retrieval.embedding.encoding import CosineWeight
 from retrieval.index import gpu_clone
 from retrieval.index.dense import DenseIndex, cosines
 from retrieval.index.hybrid import select, top
 from retrieval.index.searching import search_together
 from retrieval.index.snapshot import Query, Scope, Snapshot
-from retrieval.index.sparse import SparseIndex, terms
+from retrieval.index.sparse import SparseIndex
 from retrieval.types import Mode
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -25,6 +27,9 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 
 Fit = Callable[[str], tuple[str, int]]
 """a text → its end that the encoder reads whole, and how many tokens that leaves out"""
+
+Weigh = Callable[[str], CosineWeight]
+"""what the cosines of a query count in hybrid search"""
 
 SPARE = 8
 """candidates beyond k that FAISS is asked for: it rounds a batch otherwise than single queries, and near the k-th place
@@ -61,7 +66,7 @@ class DenseRetriever:
         margin = 2 * self._index.error
 
         def best(at: int) -> np.ndarray:
-            rows = select(scores[at], _NONE, _EVERY, 1.0, 0.0, -np.inf, min(k, len(self._ids)), margin)
+            rows = select(scores[at], _NONE, _EVERY, 1.0, 0.0, 0.0, -np.inf, min(k, len(self._ids)), margin)
             return self._best(queries[at], self._ids[rows], k)
 
         scores = self._index.scores(queries)
@@ -106,14 +111,14 @@ class SparseRetriever:
 
     def _search(self, query: list[str], k: int) -> np.ndarray:
         scores = self._index.scores(query)
-        rows = select(_NONE, scores, _EVERY, 0.0, 1.0, 0.0, k, 0.0)
+        rows = select(_NONE, scores, _EVERY, 0.0, 1.0, 0.0, 0.0, k, 0.0)
         return rows[top(scores[rows].astype(np.float64), rows, k)]
 
 
 class SnapshotRetriever:
     """A library's own search in one snapshot and scope: what changes in the library meanwhile changes nothing here."""
 
-    def __init__(self, snapshot: Snapshot, scope: Scope, mode: Mode, encode: Encode, fit: Fit) -> None:
+    def __init__(self, snapshot: Snapshot, scope: Scope, mode: Mode, encode: Encode, fit: Fit, weigh: Weigh) -> None:
         self.snapshot = snapshot
         self.tokens_cut = 0
         """most that a query was longer than the encoder, whose last tokens were then encoded alone"""
@@ -121,15 +126,15 @@ class SnapshotRetriever:
         self._mode = mode
         self._encode = encode
         self._fit = fit
+        self._weigh = weigh
 
     def query(self, text: str) -> Query:
         """Terms and vector, as the mode needs them."""
-        vector = None
-        if self._mode != "sparse":
-            newest, cut = self._fit(text)
-            self.tokens_cut = max(self.tokens_cut, cut)
-            vector = self._encode([newest])[0]
-        return Query(terms(text) if self._mode != "dense" else [], vector, self._mode, 1)
+        if self._mode == "sparse":
+            return self.snapshot.query(text, None, self._mode, 1)
+        newest, cut = self._fit(text)
+        self.tokens_cut = max(self.tokens_cut, cut)
+        return self.snapshot.query(text, self._encode([newest])[0], self._mode, 1, self._weigh(newest))
 
     def search(self, queries: Sequence[Query], k: int) -> list[np.ndarray]:
         """See ``speculation.Retriever``; one pass over the vectors for all queries."""
@@ -142,10 +147,11 @@ class SnapshotRetriever:
 
     def likeness(self, query: Query, other: Query) -> float:
         """See ``speculation.Retriever``: the cosine, the share of common terms, or the mean of both."""
-        parts = [] if self._mode == "dense" else [_common(query.text_terms, other.text_terms)]
-        if query.vector is not None and other.vector is not None:
-            parts.append(float(query.vector @ other.vector))
-        return sum(parts) / len(parts)
+        common = _common(query.text_terms, other.text_terms)
+        if query.vector is None or other.vector is None:
+            return common
+        cosine = float(query.vector @ other.vector)
+        return cosine if self._mode == "dense" else (common + cosine) / 2
 
 
 def _common(terms_: Sequence[str], others: Sequence[str]) -> float:

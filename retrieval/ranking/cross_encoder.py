@@ -59,7 +59,7 @@ class CrossEncoder:
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         self._head = tensors.pop("head.weight"), tensors.pop("head.bias")
         fast = has_bfloat16() if bfloat16 is None else bfloat16
-        self._bert = Bert(minilm, changes=low_rank_changes(tensors), dtype=torch.bfloat16 if fast else None)
+        self._bert = Bert.read(minilm, changes=low_rank_changes(tensors), dtype=torch.bfloat16 if fast else None)
         self._tokenizer = Tokenizer.from_file(str(minilm / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from retrieval.index.sparse import terms
+from retrieval.analysis.terms import terms
 
 STEM = 5
 """Letters by which two words are taken for forms of one, a last s aside: crude, and the same in every language."""

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from retrieval.embedding.embedder import Embedder, SentenceEmbedder
+from retrieval.embedding.embedder import SentenceEmbedder
+from retrieval.embedding.encoding import Embedder
 from retrieval.errors import UnknownRanker
 from retrieval.ranking import cross_encoder
 from retrieval.ranking.cross_encoder import CrossEncoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from retrieval.embedding.embedder import Embedder
+from retrieval.embedding.encoding import Embedder
 from retrieval.errors import EmbedderMismatch
 from retrieval.store.database import Database
 from retrieval.store.tables import embedders

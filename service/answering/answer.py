@@ -22,6 +22,7 @@ from drafters.stats import TARGET
 from retrieval.iterative.strides import Experiences
 from retrieval.store.shelf import DEFAULT_OWNER
 from service.answering.citations import Citation, unsupported
+from service.answering.conversation import understood
 from service.answering.datastores import Datastores
 from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
@@ -57,6 +58,7 @@ class Answer:
     answer: str = ""
     mode: str = ""
     mode_reason: str = ""
+    query: str | None = None
     citations: list[dict[str, Any]] = field(default_factory=list)
     unsupported: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -144,7 +146,7 @@ class Answerer:
     async def _writer(self, question: Question, params: SamplingParams, owner: str) -> OneShotAnswer | IterativeAnswer:
         """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
         self.engine.admit()
-        self.engine.check(params)
+        await self.engine.checked(params)
         if params.adjusted and (question.mode == "iterative" or question.knn is not None):
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
@@ -153,6 +155,7 @@ class Answerer:
             )
         library = self.finder.library
         named = await asyncio.to_thread(question.check, library, owner)
+        question = await understood(question, self.layout, self.engine, self.finder.settings.follow_ups)
         if question.mode != "iterative":
             return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
         experience = self._experiences.of(experience_kind(question, owner))
@@ -162,7 +165,7 @@ class Answerer:
         """The events of an answer from nothing."""
         return [
             Event("message", {"text": NOTHING_FOUND}),
-            Event("stats", answer_stats({}, evidence.retrieval_ms, None, self.layout.name)),
+            Event("stats", answer_stats({}, evidence, None, self.layout.name)),
             _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND),
         ]
 
@@ -178,7 +181,7 @@ class Answerer:
         bare = await asyncio.to_thread(unsupported, answer, supported, evidence.prompt.passages)
         return [
             *(Event("citation", citation_data(citation, evidence.names)) for citation in citations),
-            Event("stats", answer_stats(written.stats, evidence.retrieval_ms, written.ttft_s, self.layout.name)),
+            Event("stats", answer_stats(written.stats, evidence, written.ttft_s, self.layout.name)),
             _done(evidence, answer, written.finish, None if supported else NO_SUPPORT, bare),
         ]
 
@@ -189,6 +192,7 @@ def _search_results(evidence: Evidence) -> Event:
         {
             "mode": evidence.mode,
             "mode_reason": evidence.reason,
+            "query": evidence.query,
             "results": evidence.results,
             "generation": evidence.generation,
             "retrieval_ms": evidence.retrieval_ms,
@@ -217,7 +221,7 @@ def _done(
     )
 
 
-def answer_stats(engine: Mapping[str, Any], retrieval_ms: float, ttft_s: float | None, layout: str) -> dict[str, Any]:
+def answer_stats(engine: Mapping[str, Any], evidence: Evidence, ttft_s: float | None, layout: str) -> dict[str, Any]:
     """The statistics of one answer: the engine's own, with times as the asker sees them.
 
     `ttft_s` counts from the question, retrieval included; the engine's own is `engine_ttft_s`.
@@ -225,7 +229,8 @@ def answer_stats(engine: Mapping[str, Any], retrieval_ms: float, ttft_s: float |
     stats = {"prompt_tokens": 0, "output_tokens": 0, "decode_tokens_per_s": None, **engine}
     stats["engine_ttft_s"] = engine.get("ttft_s")
     stats["ttft_s"] = ttft_s
-    stats["retrieval_ms"] = retrieval_ms
+    stats["retrieval_ms"] = evidence.retrieval_ms
+    stats["history_turns"] = evidence.turns
     stats["layout"] = layout
     drafting = stats.get("drafting") or {}
     stats["drafted_tokens"] = drafting.get("drafted", 0)
@@ -280,6 +285,7 @@ async def collect(events: AsyncGenerator[Event, None]) -> Answer:
             data = event.data
             if event.type == "search_results":
                 answer.mode, answer.mode_reason = data["mode"], data["mode_reason"]
+                answer.query = data["query"]
                 answer.results = data["results"]
             elif event.type == "citation":
                 answer.citations.append(data)

@@ -18,6 +18,7 @@ from retrieval.errors import RetrievalError
 from retrieval.library import Library
 from retrieval.types import Document, Hit
 from service.answering.citations import Citation, check
+from service.answering.conversation import LAST_EXCHANGE, fitted
 from service.answering.prompting import Passage, Prompt, PromptLayout, Span
 from service.answering.question import Question
 from service.errors import PromptTooLong
@@ -36,6 +37,8 @@ class Evidence:
     Attributes:
         prompt: ready for the engine; None where there is nothing to answer from.
         results: what was read, for the `search_results` event.
+        query: what was searched for, or asked of a model that follows no conversation; None where neither.
+        turns: earlier turns that the prompt holds.
         names: document id → name.
     """
 
@@ -46,6 +49,8 @@ class Evidence:
     names: dict[str, str] = field(default_factory=dict)
     retrieval_ms: float = 0.0
     generation: int = 0
+    query: str | None = None
+    turns: int = 0
     draft_ids: list[int] | None = None
     """A prompt over retrieved passages alone, for drafters that read less than the model does."""
 
@@ -115,18 +120,21 @@ class EvidenceFinder:
         chars = sum(document.chars for document in scope)
         tokens: int | None = None
         prompt = None
+        asked = question
         if chars <= limit * CHARS_PER_TOKEN_MAX:
             passages = [
                 Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=owner), d.sha256) for d in scope
             ]
-            prompt = self.layout.build(question.text, passages, question.turns)
+            least = LAST_EXCHANGE if question.mode == "auto" else 0  # which retrieval has room for
+            asked, prompt = fitted(question, lambda one: self._build(one, passages), limit, least)
             tokens = len(prompt.ids)
         size = f"{_thousands(tokens)}" if tokens is not None else f"over {_thousands(chars // CHARS_PER_TOKEN_MAX)}"
         if prompt is not None and tokens is not None and tokens <= limit:
             results = [{"document": d.id, "name": d.name, "start": 0, "end": d.chars, "page": 1} for d in scope]
             names = {d.id: d.name for d in scope}
-            reason = f"fits: {size} of {_thousands(limit)} tokens{why}"
-            return Evidence("long", reason, prompt, results, names)
+            reason = f"fits: {size} of {_thousands(limit)} tokens{why}{_left_out(question, asked)}"
+            query = None if self.layout.follows else question.query
+            return Evidence("long", reason, prompt, results, names, query=query, turns=len(asked.history))
         if question.mode == "long":
             raise PromptTooLong(
                 f"Reading the documents whole takes {size} tokens; the model holds {_thousands(limit)}{why}.",
@@ -157,7 +165,7 @@ class EvidenceFinder:
             count = min(count, self.layout.limits.passages)
         began = time.perf_counter()
         found = self.library.search(
-            question.text,
+            question.query,
             k=count,
             owner=owner,
             collection=question.collection,
@@ -165,25 +173,36 @@ class EvidenceFinder:
             rerank=question.rerank,
         )
         retrieval_ms = (time.perf_counter() - began) * 1000
+        reason += f"; {found.note}" if found.note else ""
         hits = list(found.hits)
-        prompt = self._build(question, hits)
-        while prompt is not None and len(prompt.ids) > room and len(hits) > 1:
+        if not hits:
+            nothing = f"{reason}; nothing found"
+            return Evidence("retrieval", nothing, None, [], {}, retrieval_ms, found.generation, question.query)
+
+        def build(asked: Question) -> Prompt:
+            return self._build(asked, [Passage.of(hit) for hit in hits])
+
+        asked, prompt = fitted(question, build, room, least=LAST_EXCHANGE)
+        while len(prompt.ids) > room and len(hits) > 1:
             hits.pop()
-            prompt = self._build(question, hits)
+            prompt = build(asked)
+        asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
         return Evidence(
             mode="retrieval",
-            reason=reason if hits else f"{reason}; nothing found",
+            reason=reason + _left_out(question, asked),
             prompt=prompt,
             results=[hit_data(hit) for hit in hits],
             names={hit.document: hit.name for hit in hits},
             retrieval_ms=retrieval_ms,
             generation=found.generation,
+            query=question.query,
+            turns=len(asked.history),
         )
 
-    def _build(self, question: Question, hits: Sequence[Hit]) -> Prompt | None:
-        return self.layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns) if hits else None
+    def _build(self, question: Question, passages: Sequence[Passage]) -> Prompt:
+        return self.layout.build(question.text, passages, question.turns)
 
     def _check(self, span: Span, owner: str) -> Citation:
         """A document that is gone, or changed, verifies nothing."""
@@ -220,6 +239,12 @@ def hit_data(hit: Hit) -> dict[str, Any]:
         "score": hit.score,
         "text": hit.text,
     }
+
+
+def _left_out(question: Question, asked: Question) -> str:
+    """A word on the turns that had no room."""
+    turns, kept = len(question.history), len(asked.history)
+    return f"; {kept} of {turns} earlier turns fit" if kept < turns else ""
 
 
 def _thousands(count: int) -> str:

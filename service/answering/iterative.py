@@ -24,6 +24,7 @@ from retrieval.iterative.speculation import IterativeRetrieval, Stride
 from retrieval.iterative.strides import Experience, SpeculationOptions
 from retrieval.library import Library
 from retrieval.types import Hit
+from service.answering.conversation import fitted
 from service.answering.evidence import Evidence, hit_data
 from service.answering.passages import Passage
 from service.answering.prompting import Encoder, Prompt, PromptLayout
@@ -84,6 +85,8 @@ class StrideWriter:
         """of all strides, answer so far included"""
         self.reused_tokens = 0
         """of these, those whose keys and values were there already"""
+        self.turns = len(question.history)
+        """earlier turns that every prompt holds"""
 
     async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
         """The next k tokens. See ``speculation.Write``."""
@@ -112,7 +115,10 @@ class StrideWriter:
 
     def citing_prompt(self, hits: Sequence[Hit]) -> Prompt:
         """A prompt over all passages that were read, to find the answer's quotations in."""
-        return self._layout.build(self._question.text, [Passage.of(hit) for hit in hits], self._question.turns)
+        return self._over(self._question, hits)
+
+    def _over(self, question: Question, hits: Sequence[Hit]) -> Prompt:
+        return self._layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns)
 
     def _build(self, chunk: int) -> tuple[Hit, Prompt]:
         hits = self._library.hits([chunk], self._owner)
@@ -120,7 +126,10 @@ class StrideWriter:
             raise Conflict(
                 "A document was deleted or replaced while the answer was written from it.", hint="Ask again."
             )
-        return hits[0], self.citing_prompt(hits)
+        room = self._engine.window - self._params.max_tokens
+        asked, prompt = fitted(self._question, lambda one: self._over(one, hits), room)
+        self.turns = min(self.turns, len(asked.history))
+        return hits[0], prompt
 
 
 def experience_kind(question: Question, owner: str) -> Hashable:
@@ -175,7 +184,7 @@ class IterativeAnswer:
                 longest_query=options.query_tokens,
             )
         )
-        self._query_text = await asyncio.to_thread(QueryText, question.text, options.query_tokens, self._tokenizer)
+        self._query_text = await asyncio.to_thread(QueryText, question.query, options.query_tokens, self._tokenizer)
         overlap = options.overlap
         if overlap is None:
             overlap = not self._engine.engine.config.device.startswith("cpu")
@@ -207,6 +216,8 @@ class IterativeAnswer:
             results=[hit_data(hit) | {"score": score} for hit, score in zip(hits, scores, strict=True)],
             names={hit.document: hit.name for hit in hits},
             retrieval_ms=1000 * self._loop.stats.search_s,
+            query=self._question.query,
+            turns=self._writer.turns,
         )
 
     async def outputs(self) -> AsyncGenerator[TokenOutput, None]:

@@ -93,9 +93,11 @@ class PromptLayout(Protocol):
     Attributes:
         name: shown in the statistics of an answer.
         limits: measured limits of the model, or None where only its window is known.
+        follows: whether it takes earlier turns; if not, it is asked questions that stand alone.
     """
 
     name: str
+    follows: bool
     limits: ReadingLimits | None
 
     def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
@@ -147,6 +149,7 @@ class ChatLayout:
     """Documents and question as one user turn of the tokenizer's chat template."""
 
     name = "chat"
+    follows = True
     limits: ReadingLimits | None = None
 
     def __init__(self, tokenizer: Any) -> None:
@@ -221,6 +224,7 @@ class PlainLayout:
     """Documents, ``Question:`` and ``Answer:`` as running text, for base models without a chat template."""
 
     name = "plain"
+    follows = True
     limits: ReadingLimits | None = None
 
     def __init__(self, tokenizer: Any) -> None:

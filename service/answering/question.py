@@ -6,9 +6,10 @@ Limits, defaults and descriptions stand here once: REST takes them as its body, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 
 from service.errors import InvalidRequest, NotFound
 from service.fields import CollectionName, DocumentId, DrafterName, PolicyName, Strict, Temperature, Text, TopP
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from service.engine.params import SamplingParams
 
 MAX_TURNS = 1000
+MAX_HISTORY_BYTES = 512 * 1024
+"""Of all earlier turns together, in UTF-8: about 130,000 tokens."""
 
 Mode = Literal["auto", "long", "retrieval", "iterative"]
 
@@ -69,6 +72,28 @@ class Turn(Frozen):
     content: Text
 
 
+def _bounded(history: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    size = sum(len(turn.content.encode()) for turn in history)
+    if size > MAX_HISTORY_BYTES:
+        raise ValueError(f"the turns hold {size:,} bytes, over {MAX_HISTORY_BYTES:,}; leave out the oldest")
+    return history
+
+
+History = Annotated[
+    tuple[Turn, ...],
+    AfterValidator(_bounded),
+    Field(max_length=MAX_TURNS, description="Earlier turns, the oldest first."),
+]
+
+
+def newest(turns: Sequence[Turn]) -> list[Turn]:
+    """The newest of the turns that a question may bring, from a question on."""
+    kept = list(turns[-MAX_TURNS:])
+    while kept and (kept[0].role != "user" or sum(len(turn.content.encode()) for turn in kept) > MAX_HISTORY_BYTES):
+        del kept[0]
+    return kept
+
+
 class AnswerOptions(Frozen):
     """Which documents a question is about, and how the answer is made of them."""
 
@@ -89,12 +114,24 @@ class Question(AnswerOptions):
     """A question and how to answer it."""
 
     text: Text = Field(alias="question", min_length=1, max_length=20_000, description="What is asked.")
-    history: tuple[Turn, ...] = Field(default=(), max_length=MAX_TURNS, description="Earlier turns, the oldest first.")
+    history: History = ()
+    _query: str | None = PrivateAttr(None)
+
+    @property
+    def query(self) -> str:
+        """What is searched for: the question, or what `service.answering.conversation` made of it."""
+        return self.text if self._query is None else self._query
 
     @property
     def turns(self) -> list[dict[str, str]]:
         """The history as prompts are built of it."""
         return [turn.model_dump() for turn in self.history]
+
+    def searched_as(self, query: str) -> Self:
+        """The same question, for which something else is searched for."""
+        copy = self.model_copy()
+        copy._query = query
+        return copy
 
     def check(self, library: Shelf, owner: str) -> list[Document]:
         """The documents that it names. All that can be refused without a model is refused here.

@@ -55,6 +55,7 @@ class AnswerModel(BaseModel):
     answer: str
     mode: str
     mode_reason: str
+    query: str | None = Field(description="What was searched for, or asked of a model that follows no conversation.")
     citations: list[CitationModel]
     unsupported: list[dict[str, Any]] = Field(description="Sentences of the answer without support.")
     results: list[Passage]

@@ -30,7 +30,7 @@ class SearchRequest(Strict):
 
 
 class Passage(BaseModel):
-    """A chunk of a document; `text` is the stored text's slice `start:end`."""
+    """A chunk of a document; `text` is the stored text's slice `start:end`, `context` the headings above it."""
 
     chunk_id: int | None = None
     document: str
@@ -39,15 +39,20 @@ class Passage(BaseModel):
     end: int
     page: int | None
     place: str = ""
+    context: str = ""
     score: float | None = None
     text: str | None = None
 
 
 class SearchResponse(BaseModel):
-    """Passages by falling score, and the number of the index generation that gave them."""
+    """Passages by falling score, and the number of the index generation that gave them.
+
+    `note` says where the search was not made in the mode that was asked for.
+    """
 
     results: list[Passage]
     generation: int
+    note: str = ""
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=problems(404))
@@ -64,4 +69,5 @@ async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Resp
     )
     found = await asyncio.wrap_future(searching)
     # A response of its own is sent as it is; FastAPI would build and check a model of every passage first.
-    return JSONResponse({"results": [hit_data(hit) for hit in found.hits], "generation": found.generation})
+    results = [hit_data(hit) for hit in found.hits]
+    return JSONResponse({"results": results, "generation": found.generation, "note": found.note})

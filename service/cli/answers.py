@@ -32,6 +32,7 @@ from service.fields import refusal
 if TYPE_CHECKING:
     from service.answering.answer import Answer
     from service.engine.params import SamplingParams
+    from service.runtime import Runtime
     from service.settings import Settings
 
 
@@ -45,7 +46,7 @@ def register(app: typer.Typer) -> None:
     app.command("ask")(ask)
 
 
-def _option(model: type[BaseModel], name: str, *flags: str, only: str = "") -> Any:
+def option(model: type[BaseModel], name: str, *flags: str, only: str = "") -> Any:
     """A flag for a field: its meaning, default and limits are the field's own. None: not given."""
     field = model.model_fields[name]
     default = f" [default: {field.default}]" if isinstance(field.default, (int, float, str)) else ""
@@ -63,29 +64,29 @@ def ask(
         typer.Option("--document", "-d", help="Answer from this id alone; may be repeated."),
     ] = None,
     collection: Collection = None,
-    mode: Annotated[str | None, _option(AnswerOptions, "mode")] = None,
-    passages: Annotated[int | None, _option(AnswerOptions, "passages")] = None,
-    rerank: Annotated[bool, _option(AnswerOptions, "rerank", "--rerank")] = False,
+    mode: Annotated[str | None, option(AnswerOptions, "mode")] = None,
+    passages: Annotated[int | None, option(AnswerOptions, "passages")] = None,
+    rerank: Annotated[bool, option(AnswerOptions, "rerank", "--rerank")] = False,
     speculate: Annotated[
         Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
     ] = Switch.ON,
-    k: Annotated[int | None, _option(Iterative, "k", "--k", only=IN_ITERATIVE)] = None,
+    k: Annotated[int | None, option(Iterative, "k", "--k", only=IN_ITERATIVE)] = None,
     stride: Annotated[
         int | None,
         typer.Option(help="Mode iterative and --knn: guesses to one verification; default: as pays best."),
     ] = None,
-    retriever: Annotated[str | None, _option(Iterative, "retriever", only=IN_ITERATIVE)] = None,
+    retriever: Annotated[str | None, option(Iterative, "retriever", only=IN_ITERATIVE)] = None,
     knn: Annotated[
         bool, typer.Option("--knn", help="Decode with the documents' datastore (folio index build --knn).")
     ] = False,
-    knn_k: Annotated[int | None, _option(Knn, "k", only=IN_KNN)] = None,
-    knn_weight: Annotated[float | None, _option(Knn, "weight", only=IN_KNN)] = None,
-    knn_temperature: Annotated[float | None, _option(Knn, "temperature", only=IN_KNN)] = None,
-    knn_probes: Annotated[int | None, _option(Knn, "probes", only=IN_KNN)] = None,
-    max_tokens: Annotated[int | None, _option(Sampling, "max_tokens")] = None,
-    temperature: Annotated[float | None, _option(Sampling, "temperature")] = None,
-    top_p: Annotated[float | None, _option(Sampling, "top_p")] = None,
-    seed: Annotated[int | None, _option(Sampling, "seed")] = None,
+    knn_k: Annotated[int | None, option(Knn, "k", only=IN_KNN)] = None,
+    knn_weight: Annotated[float | None, option(Knn, "weight", only=IN_KNN)] = None,
+    knn_temperature: Annotated[float | None, option(Knn, "temperature", only=IN_KNN)] = None,
+    knn_probes: Annotated[int | None, option(Knn, "probes", only=IN_KNN)] = None,
+    max_tokens: Annotated[int | None, option(Sampling, "max_tokens")] = None,
+    temperature: Annotated[float | None, option(Sampling, "temperature")] = None,
+    top_p: Annotated[float | None, option(Sampling, "top_p")] = None,
+    seed: Annotated[int | None, option(Sampling, "seed")] = None,
     model: ModelName = None,
     dtype: Dtype = None,
     device: DeviceName = None,
@@ -99,20 +100,20 @@ def ask(
     """Answer a question over the documents, with citations that are checked against their text."""
     settings = settings_of(context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention)
     guessing = {"speculate": speculate is Switch.ON, "stride": stride}
-    neighbours = _given(k=knn_k, weight=knn_weight, temperature=knn_temperature, probes=knn_probes, **guessing)
+    neighbours = given(k=knn_k, weight=knn_weight, temperature=knn_temperature, probes=knn_probes, **guessing)
     try:
         asked = Question.model_validate(
             {
                 "question": question,
-                **_given(mode=mode, documents=document, collection=collection, passages=passages),
+                **given(mode=mode, documents=document, collection=collection, passages=passages),
                 "rerank": rerank,
-                "iterative": _given(k=k, retriever=retriever, **guessing),
+                "iterative": given(k=k, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
             }
         )
-        sampling = Sampling(**_given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
+        sampling = Sampling(**given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
     except ValidationError as error:
-        raise refusal(error, _flag) from error
+        raise refusal(error, flag) from error
     from service.models import check_request
 
     check_request(settings)  # all refusals come before the long wait for a model
@@ -125,15 +126,15 @@ def ask(
     if as_json:
         emit_json({key: value for key, value in asdict(answer).items() if key != "results"})
     else:
-        _print_sources(answer)
+        print_sources(answer)
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def given(**values: Any) -> dict[str, Any]:
     """Without those that were not given, so that each field keeps its own default."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _flag(place: Sequence[int | str]) -> str:
+def flag(place: Sequence[int | str]) -> str:
     """How the command line writes a field of a question."""
     if place[0] == "question":
         return "QUESTION"
@@ -148,6 +149,17 @@ async def _answer(
 ) -> Answer:
     """Run one question through the same parts that the service runs."""
     from service.answering.answer import collect
+
+    runtime = await started(settings)
+    try:
+        events = runtime.answerer.answer(question, params, LOCAL_OWNER)
+        return await collect(events if writer is None else shown(question, events, writer))
+    finally:
+        await runtime.stop()
+
+
+async def started(settings: Settings) -> Runtime:
+    """The parts of a service with their model loaded; to be stopped. Raises FolioError: there is no such model."""
     from service.runtime import Runtime
 
     runtime = Runtime(settings)
@@ -157,24 +169,26 @@ async def _answer(
             await runtime.ended.wait()
         if runtime.failure is not None:
             raise runtime.failure
-        events = runtime.answerer.answer(question, params, LOCAL_OWNER)
-        return await collect(events if writer is None else _shown(events, writer))
-    finally:
+    except BaseException:
         await runtime.stop()
+        raise
+    return runtime
 
 
-async def _shown(events: Any, writer: AnswerWriter) -> Any:
+async def shown(question: Question, events: Any, writer: AnswerWriter) -> Any:
     """The same events; messages are also written to the terminal as they come."""
     async with aclosing(events):
         async for event in events:
             if event.type == "search_results":
                 note(f"{event.data['mode']}: {event.data['mode_reason']}")
+                if event.data["query"] not in (None, question.text):
+                    note(f"searched for: {event.data['query']}")
             elif event.type == "message":
                 writer.write(event.data)
             yield event
 
 
-def _print_sources(answer: Answer) -> None:
+def print_sources(answer: Answer) -> None:
     emit_text("\n")
     for citation in answer.citations:
         mark = "verified" if citation["verified"] else "NOT in the text"

@@ -34,8 +34,11 @@ TensorParallel = Annotated[
     int | None, typer.Option("--tp", min=1, max=64, help="Processes that share the model, a GPU each.")
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float64, bfloat16 or float16.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="On a CPU: auto, stored, int8 or plain.")]
 Drafter = Annotated[str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")]
-KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="Of the pages of KV: auto for the model's, or int8.")]
+KVDtype = Annotated[
+    str | None, typer.Option("--kv-dtype", help="Of the pages of KV: auto for the model's, float32, bfloat16 or int8.")
+]
 Attention = Annotated[str | None, typer.Option("--attention", help="Sparse attention policy, NAME[:key=value,…].")]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +17,10 @@ from service.cli.context import JsonFlag, library_of, settings_of
 from service.cli.output import emit_json
 from service.errors import Exit, FolioError, ModelError, translate
 from service.settings import Settings, stray_variables
+
+if TYPE_CHECKING:
+    from service.engine.config import EngineConfig
+    from service.engine.loading.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -91,15 +96,22 @@ def _kernels(settings: Settings) -> list[Finding]:
     """Which kernels attend, decode and search, and why these."""
     import torch
 
-    from service.engine.loading.checkpoint import DTYPES
+    from service.engine.loading.precision import DTYPES
     from sparse_attn.kernels import select_kernels
+    from sparse_attn.kernels.cpu import features
 
     config = settings.engine.resolved()
-    device, name = config.device, config.dtype
+    precision = _precision(config, settings.model)
+    device, name = config.device, precision.dtype
     own = select_kernels(torch.device(device), DTYPES[name], "own").name
     both = select_kernels(torch.device(device), DTYPES[name], settings.attention_backend).name
     whole = both.removeprefix(own).removeprefix("+")
     findings = [Finding("attention", *_about_kernels(own, whole, device, name, settings.attention_backend))]
+    if device == "cpu":
+        family = f"FOLIO_CPU_FEATURES={features.family()}" if own != "torch" else "torch"
+        rounded = "bfloat16" if precision.rounded else precision.dtype
+        detail = f"weights {precision.weights}, products of {rounded} ({family})"
+        findings.append(Finding("linear layers", "ok", detail))
     if device.startswith("cuda"):
         graphs = "captured at the start" if settings.cuda_graphs else "off (FOLIO_CUDA_GRAPHS)"
         if settings.tensor_parallel > 1:
@@ -110,16 +122,27 @@ def _kernels(settings: Settings) -> list[Finding]:
     return [*findings, Finding("search", "ok", f"FAISS on {settings.search_device}")]
 
 
+def _precision(config: EngineConfig, model: str) -> Precision:
+    """In which numbers the model runs; another finding says what is wrong with one that cannot be read."""
+    from service.engine.loading.precision import Precision, choose
+    from service.engine.loading.sources import find_model
+
+    try:
+        return choose(find_model(model), config.dtype, config.weights, config.device)
+    except ModelError:
+        return Precision("float32" if config.dtype == "auto" else config.dtype)
+
+
 def _about_kernels(own: str, whole: str, device: str, dtype: str, backend: str) -> tuple[str, str]:
     """State and detail of the attention kernels' finding; ``whole``: who attends long dense runs, if not ``own``."""
     if own == "torch" and device.startswith("cuda"):
         return "bad", "plain torch, many times slower: triton is not installed (pip install triton)"
-    if own == "torch" and dtype == "float32":
+    if own == "torch" and dtype in ("float32", "bfloat16"):
         return "note", "plain torch, several times slower: the C++ kernels cannot be built (is g++ there?)"
     reasons = {
         "triton": "our kernels for GPUs",
-        "cpu-c++": "our kernels for float32 on a CPU",
-        "torch": f"plain torch: the C++ kernels are for float32, this is {dtype}",
+        "cpu-c++": f"our kernels for {dtype} on a CPU",
+        "torch": f"plain torch: the C++ kernels are for float32 and bfloat16, this is {dtype}",
     }
     if not whole:
         return "ok", f"{own}: {reasons[own]}"

@@ -146,12 +146,17 @@ def search(
             rerank=rerank,
         )
     if as_json:
-        emit_json({"results": [hit_data(hit) for hit in found.hits], "generation": found.generation})
+        results = [hit_data(hit) for hit in found.hits]
+        emit_json({"results": results, "generation": found.generation, "note": found.note})
         return
+    if found.note:
+        note(found.note[:1].upper() + found.note[1:] + ".")
     for hit in found.hits:
         typer.echo(
             f"{hit.score:.3f}  {hit.name}, {hit.place or f'page {hit.page}'}, {hit.document}:{hit.start}-{hit.end}"
         )
+        if hit.context:
+            typer.echo(f"       [{' '.join(hit.context.split())[:120]}]")
         typer.echo(f"       {' '.join(hit.text.split())[:300]}\n")
     if not found.hits:
         note("Nothing found.")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import answers, cluster, collections, doctor, documents, indexes, keys, models, serving, warming
+from service.cli import answers, chat, cluster, collections, doctor, documents, indexes, keys, models, serving, warming
 from service.cli.output import error_line, note
 from service.errors import Exit, FolioError
 from service.logs import configure_logging
@@ -34,6 +34,7 @@ warming.register(documents.docs)
 collections.register(app)
 indexes.register(app)
 answers.register(app)
+chat.register(app)
 serving.register(app)
 models.register(app)
 cluster.register(app)

@@ -21,6 +21,7 @@ class Listed:
         name: to give to --model.
         state: ready, or one sentence that says what is wrong or missing.
         parameters, weight_bytes: of its weights as they run; None where they cannot be read.
+        weights, dtype: what the weights are kept as, and what products are of (`Precision`).
         max_length: tokens that it was made for.
     """
 
@@ -29,6 +30,8 @@ class Listed:
     architecture: str | None = None
     parameters: int | None = None
     weight_bytes: int | None = None
+    weights: str | None = None
+    dtype: str | None = None
     max_length: int | None = None
 
 
@@ -41,14 +44,24 @@ def models(context: typer.Context, model: ModelName = None, dtype: Dtype = None,
     """List the models that can be had by name, and those in the folder of FOLIO_MODEL."""
 
     settings = settings_of(context, model=model, dtype=dtype)
-    used = settings.engine.resolved().dtype
-    found = [_listed(name, used) for name in _names(settings)]
+    found = [_listed(name, settings) for name in _names(settings)]
     if as_json:
-        emit_json({"dtype": used, "models": [asdict(one) for one in found]})
+        emit_json({"models": [asdict(one) for one in found]})
         return
     emit_table(
-        ["model", "parameters", f"weights in {used}", "tokens", "state"],
-        [[one.name, _millions(one.parameters), _size(one.weight_bytes), one.max_length, one.state] for one in found],
+        ["model", "parameters", "memory", "weights", "products", "tokens", "state"],
+        [
+            [
+                one.name,
+                _millions(one.parameters),
+                _size(one.weight_bytes),
+                one.weights,
+                one.dtype,
+                one.max_length,
+                one.state,
+            ]
+            for one in found
+        ],
     )
 
 
@@ -70,8 +83,8 @@ def _names(settings: Settings) -> list[str]:
     return [EMBEDDED, SMOLLM2, *named, *beside]
 
 
-def _listed(name: str, dtype: str) -> Listed:
-    from service.engine.loading.checkpoint import DTYPES
+def _listed(name: str, settings: Settings) -> Listed:
+    from service.engine.loading.precision import choose, weight_bytes
     from service.engine.loading.sources import find_model
     from service.engine.loading.support import quantisation_of, refuse_by_config
 
@@ -79,6 +92,8 @@ def _listed(name: str, dtype: str) -> Listed:
         source = find_model(name)
         config = source.config
         refuse_by_config(name, config)
+        engine = settings.engine.resolved()
+        precision = choose(source, engine.dtype, engine.weights, engine.device)
     except ModelError as error:
         return Listed(name, state=error.detail)
     text = config.get_text_config()
@@ -87,7 +102,9 @@ def _listed(name: str, dtype: str) -> Listed:
         name,
         architecture=text.model_type,
         parameters=count,
-        weight_bytes=None if count is None or quantisation_of(config) else count * DTYPES[dtype].itemsize,
+        weights=precision.weights,
+        dtype=precision.dtype,
+        weight_bytes=None if quantisation_of(config) else weight_bytes(source, precision),
         max_length=getattr(text, "max_position_embeddings", None),
     )
 

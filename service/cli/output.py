@@ -18,9 +18,9 @@ console = Console(stderr=True, highlight=False)
 """For people: progress, warnings, errors."""
 
 
-def emit_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2)
+def emit_json(value: Any, line: bool = False) -> None:
+    """One JSON object on stdout, spread over lines at a terminal unless it must be one."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2 if sys.stdout.isatty() and not line else None)
     sys.stdout.write("\n")
     sys.stdout.flush()
 

@@ -24,6 +24,7 @@ from service.cli.context import (
     ModelName,
     Port,
     TensorParallel,
+    Weights,
     settings_of,
 )
 from service.cli.output import emit_json, emit_text, working
@@ -48,6 +49,7 @@ def serve(
     model: ModelName = None,
     device: DeviceName = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     drafter: Drafter = None,
     attention: Attention = None,
     kv_dtype: KVDtype = None,
@@ -64,6 +66,7 @@ def serve(
         model=model,
         device=device,
         dtype=dtype,
+        weights=weights,
         drafter=drafter,
         attention=attention,
         kv_dtype=kv_dtype,
@@ -92,6 +95,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
     dtype: Dtype = None,
+    weights: Weights = None,
     device: DeviceName = None,
     drafter: Drafter = None,
     attention: Attention = None,
@@ -111,6 +115,7 @@ def generate(
         context,
         model=model,
         dtype=dtype,
+        weights=weights,
         device=device,
         drafter=drafter,
         attention=attention,
@@ -119,7 +124,7 @@ def generate(
         tensor_parallel=tp,
     )
     from service.engine.params import SamplingParams
-    from service.engine.sampling.constraint import Constraint
+    from service.engine.sampling.grammars import Constraint
 
     constraint = Constraint("json_schema", _read_text(json_schema, "json-schema")) if json_schema is not None else None
     if regex is not None:

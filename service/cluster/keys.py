@@ -45,24 +45,34 @@ def affinity_key(method: str, path: str, headers: Headers, body: bytes) -> str |
 
 
 def _answer(content: dict[str, Any]) -> list[str] | None:
-    """Named documents; else the collection, which mode auto may read whole. Retrieval alone shares no prefix."""
+    """Named documents; else the collection, which mode auto may read whole; in mode retrieval the conversation.
+
+    The prompts of one conversation share its earlier turns; single questions of mode retrieval share nothing.
+    """
     documents = content.get("documents")
     if isinstance(documents, list) and documents:
         return ["documents", *sorted({str(one) for one in documents})]
     if content.get("mode") == "retrieval":
-        return None
+        return _beginning(content.get("history"))
     return ["collection", str(content.get("collection") or "")]
 
 
 def _chat(content: dict[str, Any]) -> list[str] | None:
     """What the documents of a grounded conversation are, else how the conversation begins."""
-    grounded = content.get("folio")
-    if isinstance(grounded, dict):
-        return _answer(grounded)
     messages = content.get("messages")
-    if not isinstance(messages, list) or not messages:
+    grounded = content.get("folio")
+    if not isinstance(grounded, dict):
+        return _beginning(messages)
+    turns = messages[:-1] if isinstance(messages, list) else []
+    asked = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") in ("user", "assistant")]
+    return _answer({**grounded, "history": asked})
+
+
+def _beginning(turns: Any) -> list[str] | None:
+    """How a conversation begins; None where it does not yet."""
+    if not isinstance(turns, list) or not turns:
         return None
-    begins = "\n".join(str(one.get("content", "")) for one in messages[:2] if isinstance(one, dict))
+    begins = "\n".join(str(one.get("content", "")) for one in turns[:2] if isinstance(one, dict))
     return ["chat", begins[:PREFIX_CHARS]]
 
 

@@ -1,6 +1,6 @@
 """What an engine refuses: options that it does not have, and prompts that it can never run.
 
-Cheap, from any thread, and before anything is retrieved, queued or computed.
+From any thread, and before anything is retrieved, queued or computed. Cheap, but for a constraint that is new.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Admission:
         engine = self._engine
         check_options(params.drafter, params.attention, params.constraint, lambda: engine.shape)
         if params.constraint is not None:
-            engine.constraints.check_tokenizer()
+            engine.constraints.prepare(params.constraint)
         if params.stop and engine.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         unknown = next((token for token, _ in params.logit_bias if token >= engine.vocab_size), None)

@@ -125,8 +125,15 @@ class AsyncEngine:
         return self.engine.tokenizer
 
     def check(self, params: SamplingParams) -> None:
-        """Refuse options that the engine does not have. Raises InvalidRequest."""
+        """Refuse options that the engine does not have. Raises InvalidRequest. A constraint that is new takes time."""
         self._admission.check(params)
+
+    async def checked(self, params: SamplingParams) -> None:
+        """`check`, which no event loop waits for."""
+        if params.constraint is None:
+            self.check(params)
+        else:
+            await asyncio.to_thread(self.check, params)
 
     def check_prompt(self, prompt_ids: Sequence[int], params: SamplingParams, param: str = "prompt") -> None:
         """Refuse a prompt that can never run; see `Admission.check_prompt`."""
@@ -184,7 +191,7 @@ class AsyncEngine:
             GenerationFailed: the engine gave up on it. DeviceLost: on all.
         """
         params = mixed(params or SamplingParams()) if mixture is not None else params or SamplingParams()
-        self.check(params)
+        await self.checked(params)
         self.check_prompt(prompt_ids, params)
         mine: AbstractContextManager[Ticket] = nullcontext(ticket) if ticket is not None else self.ticket()
         with mine as clock:

@@ -13,7 +13,7 @@ from service.engine.config import EngineConfig
 from service.engine.options import check_policy, parse_drafter, parse_policy
 
 if TYPE_CHECKING:
-    from service.engine.sampling.constraint import Constraint
+    from service.engine.sampling.grammars import Constraint
     from sparse_attn.plan.policy import ModelShape
 
 
@@ -35,9 +35,9 @@ def check_options(
     if drafter:
         parse_drafter(drafter)
     if constraint is not None:
-        from service.engine.sampling.constraint import check_constraint
+        from service.engine.sampling.grammars import inspect
 
-        check_constraint(constraint)
+        inspect(constraint)
     if attention:
         policy = parse_policy(attention)
         known = shape()

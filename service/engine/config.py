@@ -29,7 +29,12 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
-        default="auto", description="Precision; auto is bfloat16 on a GPU and float32 on a CPU."
+        default="auto",
+        description="Precision; auto: bfloat16 on a GPU, and on a CPU that multiplies it unless the model is float32.",
+    )
+    weights: Literal["auto", "plain", "stored", "int8"] = Field(
+        default="auto",
+        description="On a CPU: as stored (a GGUF file's blocks, 16 bits), int8, or plain tensors of DTYPE (--weights).",
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
     tensor_parallel: int = Field(
@@ -47,8 +52,9 @@ class EngineConfig(BaseModel):
     )
     page_size: int = Field(default=64, ge=1, le=1024, description="Tokens of a page of KV.")
     kv_memory: Bytes = Field(default=2 << 30, ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
-    kv_dtype: Literal["auto", "int8"] = Field(
-        default="auto", description="Of the pages of KV: auto for the model's, or int8 (--kv-dtype)."
+    kv_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        default="auto",
+        description="Of the pages of KV: auto for the model's, float32 or bfloat16 on a CPU, or int8 (--kv-dtype).",
     )
     kv_groups: str = Field(
         default="auto",
@@ -102,11 +108,14 @@ class EngineConfig(BaseModel):
         return self
 
     def resolved(self, device: str | None = None, dtype: str | None = None) -> EngineConfig:
-        """With what ``auto`` stands for: the given device and precision, of a loaded model, or this machine's."""
+        """With what ``auto`` stands for: the given device and precision, of a loaded model, or this machine's.
+
+        On a CPU the precision depends on the model, so that without one it stays ``auto``.
+        """
         import torch
 
         device = self.device if self.device != "auto" else device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = self.dtype if self.dtype != "auto" else dtype or ("float32" if device == "cpu" else "bfloat16")
+        dtype = self.dtype if self.dtype != "auto" else dtype or ("auto" if device == "cpu" else "bfloat16")
         return self.model_copy(update={"device": device, "dtype": dtype})
 
 

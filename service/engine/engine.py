@@ -148,14 +148,14 @@ class Engine:
         given = config.model_dump() if config is not None else {}
         chosen = EngineConfig.of(**{**given, **options}).resolved()
         check_options(chosen.drafter, chosen.attention, None, lambda: shape_of(model, chosen))
-        select_kernels(torch.device(chosen.device), DTYPES[chosen.dtype], chosen.attention_backend)
+        select_kernels(torch.device(chosen.device), DTYPES.get(chosen.dtype, torch.float32), chosen.attention_backend)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         ranks = leading(chosen.tensor_parallel)
         if ranks is not None:
             chosen = chosen.model_copy(update={"device": ranks.device})
             ranks.tell(Load(model, chosen))
-        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks), chosen)
+        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks, chosen.weights), chosen)
 
     def add_request(
         self,
@@ -195,7 +195,7 @@ class Engine:
     @property
     def salt(self) -> str:
         """What else than the tokens decides the KV of a dense sequence: model, dtypes, and which heads share a page."""
-        kinds = (self.config.dtype, self.config.kv_dtype, self.runner.pool.layout.name())
+        kinds = (self.config.dtype, self.loaded.weights, self.config.kv_dtype, self.runner.pool.layout.name())
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
@@ -277,6 +277,7 @@ class Engine:
             "prefix_cache_restored_pages": blocks.restored,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
+            "precision": self.loaded.arithmetic,
             "drafting": self.drafting.totals.as_dict(),
             "draft_sessions_reclaimed": self.lent.reclaimed,
             **self.runner.figures(),
@@ -311,7 +312,7 @@ class Engine:
         params, constraint = request.params, request.params.constraint
         constrained: ConstrainedText | ForcedText | None = None
         if constraint is not None:
-            constrained = self.constraints.compile(constraint, request.prompt_len)
+            constrained = self.constraints.start(constraint, request.prompt_len)
         elif params.forced:
             constrained = ForcedText(params.forced, request.prompt_len)
         return LogitsProcessor.of(

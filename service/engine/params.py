@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
-from service.engine.sampling.constraint import Constraint
+from service.engine.sampling.grammars import Constraint
 from service.errors import InvalidRequest
 
 

@@ -51,6 +51,7 @@ class ReaderLayout:
     """Sentences behind reference tokens, the question last; answers are one sentence, quoted."""
 
     name = "reader"
+    follows = False
     limits: ReadingLimits | None = ReadingLimits(long_tokens=16_384, passages=None)
 
     def __init__(self, tokenizer: Any, chooser: Callable[[], SentenceChooser] | None = None) -> None:

@@ -31,6 +31,8 @@ class Kernels:
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
         vertical_slash: what weighs blocks in place of `sparse_attn.plan.score.vertical_slash`'s torch, given how many
             last rows stand for all; it answers None for keys that it does not read. None for nothing.
+        scores: q·k of bfloat16 in float32, given queries [h, m, X], keys [Hkv, n, X] and the KV head of each of h. None
+            where torch's product is as good.
         write_rows: what puts rows [T, H, …] into slots of pages, given (rows, pages, slots), in place of torch's
             indexing. None for nothing.
     """
@@ -42,6 +44,7 @@ class Kernels:
     row_invariant: bool = False
     whole: Whole | None = None
     vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None
+    scores: Callable[[Tensor, Tensor, Sequence[int]], Tensor] | None = None
     write_rows: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
 
@@ -70,8 +73,8 @@ def _with_whole(own: Kernels, name: str, device: torch.device, dtype: torch.dtyp
 
 
 def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
-    if device.type == "cpu" and dtype == torch.float32:
-        return _cpu_kernels()
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        return _cpu_kernels(dtype)
     if device.type == "cuda":
         return _triton_kernels()
     return TORCH
@@ -88,7 +91,7 @@ def _triton_kernels() -> Kernels:
 
 
 @functools.cache
-def _cpu_kernels() -> Kernels:
+def _cpu_kernels(dtype: torch.dtype) -> Kernels:
     from sparse_attn.kernels.cpu import attention as cpu
     from sparse_attn.kernels.cpu import rows as cpu_rows
     from sparse_attn.kernels.cpu import score as cpu_score
@@ -106,5 +109,6 @@ def _cpu_kernels() -> Kernels:
         cpu.ragged_attention,
         row_invariant=True,
         vertical_slash=cpu_score.vertical_slash,
+        scores=cpu_score.scores if dtype == torch.bfloat16 else None,
         write_rows=cpu_rows.write_rows,
     )

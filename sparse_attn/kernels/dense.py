@@ -56,7 +56,7 @@ def paged_attention(pages: Pages, rows: Rows, index: KeyFilter | None = None) ->
     for s, ((lo, hi), length) in enumerate(zip(_spans(rows), rows.context_lens.tolist(), strict=True)):
         if lo == hi or length == 0:
             continue
-        keys, values = pages.gather(s, length, rows.q.dtype)
+        keys, values = pages.gather(s, length, rows.k.dtype)
         key_positions = torch.arange(length + hi - lo, device=rows.q.device)
         row_positions = key_positions[length:] if rows.positions is None else rows.positions[lo:hi]
         for block in _row_blocks(hi - lo):

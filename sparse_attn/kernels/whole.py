@@ -133,7 +133,7 @@ def attend_whole(whole: Whole, pages: Pages, rows: Rows) -> Tensor | None:
         own = slice(bounds[s], bounds[s + 1])
         keys, values = rows.k[own], rows.v[own]
         if length:
-            held = (part.transpose(0, 1) for part in pages.gather(s, length, rows.q.dtype))
+            held = (part.transpose(0, 1) for part in pages.gather(s, length, keys.dtype))
             keys, values = (torch.cat(parts) for parts in zip(held, (keys, values), strict=True))
-        out[own] = whole(rows.q[own], keys, values, rows.scale, rows.softcap, rows.window)
+        out[own] = whole(rows.q[own].to(keys.dtype), keys, values, rows.scale, rows.softcap, rows.window)
     return out

@@ -26,10 +26,19 @@ def zeros(size: Sequence[int], dtype: torch.dtype, device: torch.device | str = 
     Raises:
         RuntimeError: there is too little memory.
     """
+    return empty(size, dtype, device).zero_()
+
+
+def empty(size: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """`torch.empty`; large tensors of the host in huge pages where the system has them.
+
+    Raises:
+        RuntimeError: there is too little memory.
+    """
     out = torch.empty(*size, dtype=dtype, device=device)
     if out.device.type == "cpu":
         _advise(out.data_ptr(), out.numel() * out.element_size())
-    return out.zero_()
+    return out
 
 
 def _advise(address: int, count: int) -> bool:

@@ -42,8 +42,9 @@ def head_bytes(head_dim: int, dtype: torch.dtype) -> int:
 class EncodedKV:
     """K and V [T, Hkv, D] of new tokens as attention reads them, now and later, and as pages hold them.
 
-    In an int8 pool k and v are what the codes stand for: a row sees the same numbers whether a key is new or in a
-    page, so neither chunks of a prompt nor draft trees nor the prefix cache change a result.
+    k and v are in the dtype of the pages, or what int8 codes stand for: a row sees the same numbers whether a key is
+    new or in a page, so neither chunks of a prompt nor draft trees nor the prefix cache change a result. Attention
+    multiplies in their dtype.
 
     Attributes:
         codes: K and V in int8 with their scales float16 [T, Hkv], or None where pages hold k and v themselves.
@@ -127,7 +128,8 @@ class KVPool:
     at the end: what is written to slot -1 goes there and is never read, so padded rows of a fixed-size batch need no
     branch.
 
-    ``dtype`` torch.int8 holds int8 codes with a float16 scale a token and head (`sparse_attn.kv.quant`).
+    ``dtype`` torch.int8 holds int8 codes with a float16 scale a token and head (`sparse_attn.kv.quant`); attention
+    multiplies what they stand for in ``products``, by default in the dtype of the new keys.
 
     Raises:
         MemoryError: the pages do not fit; the message says how many bytes were asked for.
@@ -141,11 +143,14 @@ class KVPool:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         layout: HeadLayout | None = None,
+        *,
+        products: torch.dtype | None = None,
     ) -> None:
         self.shape = shape
         self.num_pages = num_pages
         self.page_size = page_size
         self.dtype = dtype
+        self.products = products
         self.layout = layout or HeadLayout.whole(shape.num_layers, shape.num_kv_heads)
         tiles = (num_pages + 1, self.layout.tiles, page_size)
         parts: dict[str, Tensor] = {}
@@ -198,10 +203,11 @@ class KVPool:
     def encode(self, k: Tensor, v: Tensor) -> EncodedKV:
         """New K and V [T, Hkv, D] as this pool will give them back."""
         if self.dtype != torch.int8:
-            return EncodedKV(k, v)
+            return EncodedKV(k.to(self.dtype), v.to(self.dtype))
         (k_codes, k_scale), (v_codes, v_scale) = quantize(k), quantize(v)
         codes = (k_codes, v_codes, k_scale, v_scale)
-        return EncodedKV(dequantize(k_codes, k_scale, k.dtype), dequantize(v_codes, v_scale, v.dtype), codes)
+        products = self.products or k.dtype
+        return EncodedKV(dequantize(k_codes, k_scale, products), dequantize(v_codes, v_scale, products), codes)
 
     def get_page(self, page: int) -> PageContent:
         """A copy of all that one page holds, by the names of its parts: [layout.tiles, …] each."""

@@ -88,7 +88,8 @@ def _sequence_rows(one: AttnBatch, layer: int, rows: Rows) -> SequenceRows:
         if context_len and group.heads[layer]
     ]
     tree_mask = one.tree_masks[0] if one.tree_masks is not None else None
-    return SequenceRows(rows.q, rows.k, rows.scale, context_len, groups, rows.window, one.positions, tree_mask, layer)
+    q = rows.q.to(rows.k.dtype)
+    return SequenceRows(q, rows.k, rows.scale, context_len, groups, rows.window, one.positions, tree_mask, layer)
 
 
 def _present_pages(attn: AttnBatch, layer: int) -> BlockIndex | None:

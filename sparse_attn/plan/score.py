@@ -192,6 +192,11 @@ def _kv_heads(rows: SequenceRows, heads: Sequence[int]) -> list[int]:
 
 def _grouped_matmul(queries: Tensor, keys: Tensor, kv_heads: Sequence[int]) -> Tensor:
     """queries [h, m, X], keys [Hkv, n, X], kv_heads [h]: the KV head of each → [h, m, n]; keys are not repeated."""
+    from sparse_attn.kernels import select_kernels
+
+    scores = select_kernels(queries.device, queries.dtype).scores
+    if scores is not None:
+        return scores(queries, keys, kv_heads)
     out = queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
     for i, kv_head in enumerate(kv_heads):
         torch.matmul(queries[i], keys[kv_head].T, out=out[i])

@@ -90,3 +90,17 @@ def test_events_survive_any_cut_of_the_stream(folio: Any) -> None:
     expected = [["message", message], ["done", "1\n2"], ["message", "last"]]
     for size in (1, 2, 3, 7, 1000):
         assert call(folio, "sse", script, {"stream": stream, "size": size}) == expected
+
+
+def test_the_history_is_the_last_conversation_bounded_in_size(folio: Any) -> None:
+    def turn(number: int, fresh: bool = False, size: int = 1, **more: Any) -> dict[str, Any]:
+        return {"question": f"q{number}", "text": f"a{number}" * size, "fresh": fresh, "error": None, **more}
+
+    def history(*turns: dict[str, Any]) -> list[str]:
+        return [each["content"] for each in call(folio, "conversation", "m.historyOf(x)", list(turns))]
+
+    assert history() == []
+    assert history(turn(1), turn(2, fresh=True), turn(3)) == ["q2", "a2", "q3", "a3"]
+    assert history(turn(1), turn(2, text=""), turn(3, error={"title": "Gone"})) == ["q1", "a1"]
+    assert history(turn(1), turn(2, size=49_996), turn(3)) == ["q2", "a2" * 49_996, "q3", "a3"]
+    assert history(turn(1), turn(2, size=50_000), turn(3)) == ["q3", "a3"]

@@ -254,3 +254,117 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab(serve: Any, visit: Any) -> 
     expect(folio.page.locator("#documents-empty")).to_be_visible()
     expect(dialog).to_be_hidden()
     assert folio.page.evaluate("JSON.stringify(localStorage)") == "{}"
+
+
+def test_a_follow_up_is_asked_in_its_conversation(folio: Any, chapter: bytes) -> None:
+    """With the turns before it; what was searched for is shown, and kept over a reload."""
+    folio.upload("02-paged-kv.md", chapter)
+    asked: list[dict[str, Any]] = []
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    folio.page.check("#modes [value=retrieval]")
+    folio.ask("How many tokens does a page of KV hold by default?")
+    expect(folio.page.locator("#question")).to_have_attribute("placeholder", "Ask a follow-up…")
+    expect(folio.page.locator(".query")).to_have_count(0)
+    folio.ask("And what happens to it when its reference count is zero?")
+    first, second = folio.turns
+    assert asked[0]["history"] == []
+    assert asked[1]["history"] == [
+        {"role": "user", "content": first["question"]},
+        {"role": "assistant", "content": first["text"]},
+    ]
+    expect(folio.page.locator(".query")).to_have_text(f"searched for: {second['query']}")
+    assert "KV" in second["query"].split()
+    folio.page.reload()
+    expect(folio.page.locator(".query")).to_contain_text("searched for")
+    folio.ask("Why?")
+    assert [turn["content"] for turn in asked[2]["history"]][2] == second["question"]
+
+
+def test_a_new_conversation_forgets_and_keeps_in_sight(folio: Any, chapter: bytes) -> None:
+    folio.upload("02-paged-kv.md", chapter)
+    asked: list[dict[str, Any]] = []
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    button = folio.page.get_by_label("New conversation")
+    expect(button).to_be_hidden()
+    folio.ask(QUESTION)
+    button.click()
+    expect(button).to_be_hidden()
+    expect(folio.page.locator("#question")).to_be_focused()
+    expect(folio.page.locator("#question")).to_have_attribute("placeholder", "Ask a question…")
+    folio.page.reload()
+    expect(folio.page.locator(".anew")).to_have_count(1)
+    folio.ask("What is a ragged batch?")
+    assert asked[-1]["history"] == []
+    expect(folio.page.locator(".turn")).to_have_count(2)
+    expect(folio.page.locator(".turn + .anew + .turn")).to_have_count(1)
+    folio.page.locator("#turns").focus()
+    folio.page.keyboard.press("n")
+    expect(folio.page.locator(".anew")).to_have_count(2)
+    folio.page.reload()
+    expect(folio.page.locator(".turn + .anew + .turn + .anew")).to_have_count(1)
+
+
+def test_what_brought_no_answer_is_no_part_of_the_conversation(folio: Any, chapter: bytes) -> None:
+    folio.expected = ("ERR_FAILED",)
+    folio.upload("02-paged-kv.md", chapter)
+    folio.ask(QUESTION)
+    folio.page.route("**/v1/answer", lambda route: route.abort())
+    folio.ask("Is anybody there?")
+    asked: list[dict[str, Any]] = []
+    folio.page.unroute("**/v1/answer")
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    folio.ask("And how large is it?")
+    assert [turn["content"] for turn in asked[0]["history"]] == [QUESTION, folio.turns[0]["text"]]
+
+
+def test_an_answer_is_copied_with_its_citations(folio: Any, chapter: bytes) -> None:
+    folio.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    folio.upload("02-paged-kv.md", chapter)
+    folio.ask(QUESTION)
+    turn = folio.turns[-1]
+    folio.page.get_by_role("button", name="Copy").click()
+    copied = folio.page.evaluate("navigator.clipboard.readText()")
+    assert copied == folio.page.evaluate("turn => import('/js/actions.js').then(m => m.withCitations(turn))", turn)
+    assert "[1] 02-paged-kv.md" in copied
+    assert " ".join(turn["citations"][0]["cited_text"].split()) in copied
+
+
+def test_the_last_question_can_be_asked_again_and_changed(folio: Any, chapter: bytes) -> None:
+    folio.upload("02-paged-kv.md", chapter)
+    asked: list[dict[str, Any]] = []
+    folio.page.on("request", lambda request: asked.append(request.post_data_json) if "answer" in request.url else None)
+    folio.ask(QUESTION)
+    folio.ask("What is a ragged batch?")
+    expect(folio.page.locator(".turn").first.get_by_role("button", name="Ask again")).to_have_count(0)
+    folio.page.get_by_role("button", name="Ask again").click()
+    folio.finished()
+    assert len(asked) == 3
+    assert asked[2] == asked[1]
+    expect(folio.page.locator(".turn")).to_have_count(2)
+    edit = folio.page.get_by_role("button", name="Edit question")
+    edit.click()
+    expect(folio.page.locator("#question")).to_be_focused()
+    expect(folio.page.locator("#question")).to_have_value("What is a ragged batch?")
+    folio.page.keyboard.press("Escape")
+    expect(folio.page.locator("#question")).to_have_value("")
+    expect(folio.page.locator(".edited")).to_have_count(0)
+    edit.click()
+    folio.ask("What is chunked prefill?")
+    assert [turn["question"] for turn in folio.turns] == [QUESTION, "What is chunked prefill?"]
+    assert asked[3]["history"] == asked[1]["history"]
+
+
+def test_the_focus_stays_where_it_was(folio: Any, chapter: bytes) -> None:
+    """When an answer is drawn anew, and when the source that was opened is closed again."""
+    folio.upload("02-paged-kv.md", chapter)
+    folio.ask(QUESTION)
+    chip = folio.page.locator(".chip").first
+    chip.focus()
+    folio.page.keyboard.press("t")
+    expect(chip).to_be_focused()
+    folio.page.keyboard.press("t")
+    folio.page.keyboard.press("Enter")
+    folio.page.wait_for_selector("#source-text mark")
+    folio.page.locator("#source-close").focus()
+    folio.page.keyboard.press("Enter")
+    expect(chip).to_be_focused()

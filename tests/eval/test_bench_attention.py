@@ -23,5 +23,19 @@ def test_parts_report_ratios():
     assert 0 < row["density"] <= 1
     [row] = attention.page_selection([256], 128, rounds=1)
     assert row["density"] < 1
+    [row] = attention.prefill([128], rounds=1)
+    assert "float32_over_ours" not in row
     [row] = attention.linear([2], rounds=1)
     assert row["ours_over_library"] > 0
+
+
+def test_bfloat16_is_timed_beside_float32():
+    for row in (
+        *attention.prefill([128], 1, torch.bfloat16),
+        *attention.trees(128, [3], 1, torch.bfloat16),
+    ):
+        assert row["float32_over_ours"] > 0
+    row = attention._narrow_decode(128, rounds=1)
+    assert row["float32_over_bfloat16"] > 0
+    assert row["int8_over_limit"] > 0
+    assert attention.Paged(128, 1, torch.bfloat16).bytes * 2 == attention.Paged(128, 1).bytes

@@ -20,6 +20,7 @@ def test_the_wheel_has_the_harness_alone():
     assert {name for name in packages if name.startswith("eval")} == {
         "eval",
         "eval.harness",
+        "eval.qa",
         "eval.scoring",
         "eval.tasks",
     }

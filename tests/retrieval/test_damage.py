@@ -57,19 +57,31 @@ def newest(home: Path) -> Path:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_manifest_of_an_older_folio(tmp_path: Path, open_library) -> None:
-    """It has other fields, and is what SQL says it is: the generation is passed over and another one built."""
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("tokenizer", None, "not the manifest that this Folio writes"),
+        ("format", 2, "has format 2 and this Folio reads 3"),
+        ("analysis", "folio-0 snowball-2.2.0", "terms of the analysis folio-0"),
+    ],
+)
+def test_the_manifest_of_an_older_folio(field: str, value: object, said: str, tmp_path: Path, open_library) -> None:
+    """It is what SQL says it is, but of other fields, format or terms: it is passed over and another one built."""
     names = filled(tmp_path, open_library)
     manifest = newest(tmp_path) / "manifest.json"
     fields = json.loads(manifest.read_text())
-    del fields["tokenizer"]
+    if value is None:
+        del fields[field]
+    else:
+        fields[field] = value
     manifest.write_text(json.dumps(fields))
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     with sqlite3.connect(tmp_path / "folio.db") as database:
         latest = "(SELECT max(id) FROM index_generations)"
         database.execute(f"UPDATE index_generations SET manifest_sha256 = ? WHERE id = {latest}", [digest])
     with open_library(tmp_path) as library:
-        assert any("not the manifest that this Folio writes" in note for note in library.stats().notes)
+        assert any(said in note for note in library.stats().notes)
+        assert library.stats().pending == 0, "a new one was built at once"
         assert {found.name for found in library.documents()} == set(names)
         assert library.verify_index().problems == []
 

@@ -18,7 +18,7 @@ def test_plain_text_is_stored_unchanged_and_found(library: Library) -> None:
     assert (result.status, result.pages, result.chunks, result.error) == ("ready", 1, 1, None)
     assert result.id
     assert library.text(result.id) == TEXT
-    hits, generation = library.search("bell of bronze", k=3)
+    hits, generation, _ = library.search("bell of bronze", k=3)
     assert generation == 1
     assert hits[0].document == result.id
     assert hits[0].text == library.text(result.id, hits[0].start, hits[0].end) == TEXT

@@ -74,7 +74,9 @@ def test_a_wrong_option_is_named_with_its_flag_variable_and_file(monkeypatch: py
         InvalidRequest, match=r"'kv_dtype' = 'int4' is not valid.*\(Flag, FOLIO_KV_DTYPE, or folio.toml"
     ):
         load_settings()
-    with pytest.raises(InvalidRequest, match="'kv_dtype' is not valid: input should be 'auto' or 'int8'") as refused:
+    with pytest.raises(
+        InvalidRequest, match="'kv_dtype' is not valid: input should be 'auto', 'float32', 'bfl"
+    ) as refused:
         EngineConfig.of(kv_dtype="int4")
     assert refused.value.param == "kv_dtype"
     with pytest.raises(InvalidRequest, match="'max_waiting' is not valid: there is no such option"):
@@ -89,7 +91,7 @@ def test_options_that_contradict_one_another_are_told_without_the_others() -> No
 
 
 def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for gpu, found in ((False, ("cpu", "float32")), (True, ("cuda", "bfloat16"))):
+    for gpu, found in ((False, ("cpu", "auto")), (True, ("cuda", "bfloat16"))):
         monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
         config = EngineConfig().resolved()
         assert (config.device, config.dtype) == found

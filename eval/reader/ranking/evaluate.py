@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.embedding.embedder import Embedder, make_embedder
+from retrieval.embedding.embedder import make_embedder
+from retrieval.embedding.encoding import Embedder
 from retrieval.library import Library
 from retrieval.parsing.sentences import sentences
 from retrieval.ranking.features import lexical

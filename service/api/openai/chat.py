@@ -139,7 +139,7 @@ class Answered:
             self._folio |= {"note": one.data["note"], "stats": self._stats}
             return Delta("", [], one.data["finish_reason"], self._stats, self._folio, one.data["answer"])
         if one.type == "search_results":
-            self._folio |= {"mode": one.data["mode"], "mode_reason": one.data["mode_reason"]}
+            self._folio |= {name: one.data[name] for name in ("mode", "mode_reason", "query")}
         elif one.type == "citation":
             self._folio["citations"].append(one.data)
         elif one.type == "stats":

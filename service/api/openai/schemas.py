@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from service.answering.question import MAX_TURNS, AnswerOptions
 from service.engine.params import SamplingParams
-from service.engine.sampling.constraint import Constraint
+from service.engine.sampling.grammars import Constraint
 from service.fields import DrafterName, PolicyName, Strict, Temperature, Text, TopP
 
 MAX_CHOICES = 16

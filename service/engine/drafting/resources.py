@@ -39,7 +39,7 @@ def draft_resources(
         skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
     if config.draft_model is not None:
-        draft = load_model(config.draft_model, config.dtype, config.device)
+        draft = load_model(config.draft_model, config.dtype, config.device, weights=loaded.weights)
         num_pages = lent.blocks.num_pages
         pool = KVPool(draft.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
         own = DraftPages(BlockManager(num_pages, config.page_size, config.prefix_cache))

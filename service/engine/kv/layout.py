@@ -14,8 +14,20 @@ from sparse_attn.plan.policy import ModelShape, Policy
 
 
 def kv_dtype(config: EngineConfig) -> torch.dtype:
-    """Of the pages: the model's own, or int8 with a scale a token and head."""
-    return torch.int8 if config.kv_dtype == "int8" else DTYPES[config.dtype]
+    """Of the pages: the model's own, another floating one, or int8 with a scale a token and head.
+
+    Raises:
+        InvalidRequest: another floating one on a GPU, whose kernels multiply numbers of one dtype.
+    """
+    if config.kv_dtype == "int8":
+        return torch.int8
+    if config.kv_dtype not in ("auto", config.dtype) and config.device != "cpu":
+        raise InvalidRequest(
+            f"KV in {config.kv_dtype} beside a model in {config.dtype} is for a CPU.",
+            hint="Give --kv-dtype auto or int8, or the model another --dtype.",
+            param="kv_dtype",
+        )
+    return DTYPES[config.dtype if config.kv_dtype == "auto" else config.kv_dtype]
 
 
 def checked_policy(name: str, shape: ModelShape, param: str = "attention") -> Policy:
@@ -70,6 +82,8 @@ def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | No
             param="kv_memory",
         )
     try:
-        return KVPool(loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout)
+        return KVPool(
+            loaded.kv_shape, num_pages, config.page_size, dtype, config.device, layout, products=DTYPES[config.dtype]
+        )
     except MemoryError as error:
         raise ModelError(f"There is too little memory: {error}.", param="kv_memory") from error

@@ -61,6 +61,7 @@ class AdapterModel:
     base: Source
 
     fingerprint: ClassVar[None] = None
+    num_bytes: ClassVar[None] = None
 
     @property
     def config(self) -> Any:
@@ -69,6 +70,10 @@ class AdapterModel:
     @property
     def num_parameters(self) -> int | None:
         return self.base.num_parameters
+
+    @property
+    def stored(self) -> str:
+        return self.base.stored
 
     def tokenizer(self) -> Any:
         """The folder's own, which may have new tokens, or else the base's."""

@@ -14,27 +14,26 @@ from transformers import GenerationConfig
 
 from service.engine.loading.device import check_device
 from service.engine.loading.folder import first_line, refuse_own_code
+from service.engine.loading.gguf_model import GGUFModel
+from service.engine.loading.precision import DTYPES as DTYPES
+from service.engine.loading.precision import Precision, Weights, choose
 from service.engine.loading.sampling_defaults import SamplingDefaults
+from service.engine.loading.source import Source
 from service.engine.loading.sources import find_model
 from service.engine.loading.support import check_shares, refuse_by_config
 from service.engine.runner.fused_layers import fuse_layers
 from service.engine.runner.fused_norms import fuse_norms
+from service.engine.runner.packed_layers import pack_model, packed_layers
 from service.engine.runner.ranks import Ranks
 from service.engine.runner.row_invariance import make_row_invariant
 from service.errors import ModelError
 from service.settings import EMBEDDED as EMBEDDED
 from sparse_attn.backend import attach
 from sparse_attn.errors import UnsupportedModelFeature
+from sparse_attn.kernels.cpu import features
 from sparse_attn.kv.pool import KVShape
 
 log = structlog.get_logger(__name__)
-
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass
@@ -50,6 +49,7 @@ class LoadedModel:
             the hash of a GGUF file.
         ranks: the processes that have a share of the heads each; None for this one alone.
         sampling: what the checkpoint's makers sample with, for requests that do not say.
+        precision: what its weights and products are of; None for a model in memory, whose tensors say it.
     """
 
     name: str
@@ -61,6 +61,7 @@ class LoadedModel:
     fingerprint: str
     ranks: Ranks | None = None
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    precision: Precision | None = None
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -77,12 +78,27 @@ class LoadedModel:
 
     @property
     def dtype(self) -> str:
-        """Of the weights, by its name in ``DTYPES``."""
-        return str(self.model.dtype).removeprefix("torch.")
+        """Of its products, by its name in ``DTYPES``."""
+        return self.precision.dtype if self.precision else str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def weights(self) -> Weights:
+        """What the weights are kept as: plain, stored or int8."""
+        return self.precision.weights if self.precision else "plain"
+
+    @property
+    def arithmetic(self) -> str:
+        """Weights, products and instructions in words, for the statistics."""
+        packed = packed_layers(self.model)
+        if not packed:
+            return self.dtype
+        kinds = ", ".join(sorted({layer.packed.kind for layer in packed}))
+        products = "bfloat16" if packed[0].packed.rounded else "float32"
+        return f"weights {kinds}, products {products} ({features.family()})"
 
     @property
     def vocab_size(self) -> int:
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return int(self.model.get_output_embeddings().out_features)
 
 
 def load_model(
@@ -91,27 +107,28 @@ def load_model(
     device: str = "cpu",
     max_model_len: int | None = None,
     ranks: Ranks | None = None,
+    weights: Weights = "auto",
 ) -> LoadedModel:
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
 
-    With ``ranks``, all of which must be in this call, each loads its share by transformers' tensor-parallel plan.
+    ``dtype`` and ``weights`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all of which must be
+    in this call, each loads its share by transformers' tensor-parallel plan.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine
             does not have; the message names the model and the cause.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f"Unknown dtype {dtype!r}.", hint=f"Choose one of {', '.join(DTYPES)}.", param="dtype")
     source = find_model(name)
     refuse_by_config(name, source.config)
     check_device(device)
+    precision = choose(source, dtype, weights, device, shared=ranks is not None)
     if ranks is not None:
         check_shares(name, source.config, ranks.size)
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
     tokenizer, generation = source.tokenizer(), source.generation()
     sampling = SamplingDefaults.of(name, generation)
     try:
-        model: Any = source.build(DTYPES[dtype], device, placed)
+        model: Any = _build(source, precision, device, placed)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"The model {name!r} does not fit into the memory of {device}.",
@@ -122,8 +139,24 @@ def load_model(
         refuse_own_code(name, error)
         raise ModelError(f"The model {name!r} cannot be loaded: {first_line(error)}", param="model") from error
     loaded = prepare(name, model.eval(), tokenizer, max_model_len, source.fingerprint)
-    loaded.ranks, loaded.sampling = ranks, sampling
+    loaded.ranks, loaded.sampling, loaded.precision = ranks, sampling, precision
     return loaded
+
+
+def _build(source: Source, precision: Precision, device: str, placed: dict[str, Any]) -> Any:
+    if precision.weights == "plain":
+        return source.build(DTYPES[precision.dtype], device, placed)
+    if precision.weights == "stored" and isinstance(source, GGUFModel):
+        return source.build_packed(precision.rounded)
+    kept = "float32" if source.stored == "blocks" else source.stored
+    if precision.weights == "int8":
+        model = source.build(DTYPES[kept], device, placed)
+        pack_model(model, "INT8", precision.rounded)
+        return model
+    half = kept == "float16" and not precision.rounded
+    model = source.build(torch.float16 if half else torch.bfloat16, device, placed)
+    pack_model(model, "F16" if half else "BF16", precision.rounded)
+    return model
 
 
 def read_config(name: str) -> Any:
@@ -214,6 +247,9 @@ def _fingerprint(model: Any) -> str:
         flat = _local(weight.detach()).flatten()
         sample = flat[:: max(1, len(flat) // 64)].double().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
+    for layer in packed_layers(model):
+        data = layer.packed.data
+        digest.update(layer.packed.kind.encode() + data[:: max(1, len(data) // 64)].numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ JSON_FILES = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """In transformers' order: the first that is there is read."""
 
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -88,6 +89,18 @@ def count_parameters(name: str, folder: Path) -> int | None:
         return None
     headers = [_safetensors_header(name, path) for path in paths]
     return sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values())
+
+
+def main_dtype(name: str, folder: Path) -> str | None:
+    """What most numbers of a folder's safetensors are stored in, by torch's name; None where it has others or none."""
+    paths = weight_files(name, folder)
+    if not paths or any(path.suffix != ".safetensors" for path in paths):
+        return None
+    counts: dict[str, int] = {}
+    for path in paths:
+        for tensor in _safetensors_header(name, path).values():
+            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+    return _DTYPES.get(max(counts, key=counts.__getitem__)) if counts else None
 
 
 def _refuse_pointer(name: str, path: Path) -> None:

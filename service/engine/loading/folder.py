@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from service.engine.loading.device import check_memory
-from service.engine.loading.files import TOKENIZER_FILES, check_files, count_parameters
+from service.engine.loading.files import TOKENIZER_FILES, check_files, count_parameters, main_dtype
 from service.engine.loading.support import quantisation_of
 from service.engine.loading.weights import build_whole
 from service.errors import ModelError
@@ -33,6 +33,7 @@ class FolderModel:
     path: str
 
     fingerprint: ClassVar[None] = None
+    num_bytes: ClassVar[None] = None
 
     @cached_property
     def config(self) -> Any:
@@ -90,6 +91,17 @@ class FolderModel:
         """Numbers in its safetensors; None of a hub id, and of other weights."""
         folder = Path(self.path)
         return count_parameters(self.name, folder) if folder.is_dir() else None
+
+    @property
+    def stored(self) -> str:
+        """By its configuration, else by its files; float32 of weights that a library of their own keeps packed."""
+        folder = Path(self.path)
+        if quantisation_of(self.config) is not None:
+            return "float32"
+        found = str(getattr(self.config, "dtype", None)).removeprefix("torch.")
+        if found == "None" and folder.is_dir():
+            found = main_dtype(self.name, folder) or found
+        return found if found in ("bfloat16", "float16") else "float32"
 
     def build(self, dtype: torch.dtype, device: str, placed: dict[str, Any]) -> Any:
         """The model, its weights straight to the device.

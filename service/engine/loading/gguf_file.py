@@ -136,7 +136,7 @@ class _Reader:
         self.name = path.name
         size = path.stat().st_size
         with path.open("rb") as file:
-            self.bytes: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            self.bytes: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
         self.place = 0
 
     def read(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:

@@ -1,4 +1,4 @@
-"""A GGUF file as a transformers model: configuration, tokenizer and weights, which are dequantised.
+"""A GGUF file as a transformers model: configuration, tokenizer and weights, dequantised or kept in their blocks.
 
 transformers reads such files too, one at a time and into several copies; its tables of keys and its rules of tensors
 (llama.cpp's RoPE halves lie interleaved, Gemma's norms are stored with one added) are what is used here.
@@ -7,7 +7,7 @@ transformers reads such files too, one at a time and into several copies; its ta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,9 @@ from service.engine.loading.device import check_memory, gigabytes
 from service.engine.loading.folder import first_line
 from service.engine.loading.gguf_file import GGUFFile, GGUFTensor
 from service.engine.loading.weights import build_whole, refuse_unlike
+from service.engine.runner.packed_layers import PackedEmbedding, can_be_packed, put_packed
 from service.errors import ModelError
+from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, pack, pack_tensor
 
 log = structlog.get_logger(__name__)
 
@@ -204,25 +206,24 @@ class GGUFModel:
         if not tokenizer.chat_template:
             log.warning("the file has no chat template: prompts are running text", model=self.name)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.file.num_bytes
+
+    @property
+    def stored(self) -> str:
+        """float32 where no matrix is in anything else."""
+        return "float32" if all(tensor.kind == "F32" for tensor in self._matrices()) else "blocks"
+
     def build(self, dtype: torch.dtype, device: str, placed: dict[str, Any]) -> Any:
         """The model with its weights dequantised to ``dtype``; one tensor at a time is held twice.
 
         Raises:
             ModelError: its tensors are not those of its configuration, or memory is short; nothing was allocated.
         """
-        config, path = self.config, self.file.paths[0]
         for tensor in {tensor.kind: tensor for tensor in self.file.tensors.values()}.values():
             _dequantised(tensor, rows=1)
         check_memory(self.name, self.num_parameters * dtype.itemsize, str(dtype).removeprefix("torch."), device)
-        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        try:
-            with torch.device("meta"):
-                empty = kind(config)
-        except Exception as error:  # sizes that are no model's fail in any layer
-            raise ModelError(f"{path.name} describes no model: {first_line(error)}", param="model") from error
-        processor = TENSOR_PROCESSORS.get(self.file.architecture, TensorProcessor)(config=config.to_dict())
-        names = _names(self.file.architecture, empty)
-        self._check_tensors(empty, names)
         log.info(
             "weights are dequantised: the file's blocks take less memory than what runs",
             model=self.name,
@@ -230,28 +231,98 @@ class GGUFModel:
             weights=gigabytes(self.num_parameters * dtype.itemsize),
             dtype=str(dtype).removeprefix("torch."),
         )
+        names, processor = self._names_and_processor()
+        return self._built(self._weights_of(names, processor, dtype), dtype, placed)
+
+    def build_packed(self, rounded: bool) -> Any:
+        """The model with the weights of its layers in the file's blocks, packed; all else in float32, on the CPU.
+
+        Matrices of a kind that is not packed are rounded to bfloat16, which the log says.
+
+        Args:
+            rounded: products are of bfloat16.
+
+        Raises:
+            ModelError: as `build`.
+        """
+        check_memory(self.name, self.file.num_bytes, "the file's blocks", "cpu")
+        names, processor = self._names_and_processor()
+        blocks = {names[t.name]: t for t in self._matrices() if t.kind != "F32"}
+        plain = self._weights_of(names, processor, torch.float32, blocks)
+        # In their place something of their shape that takes no memory, for transformers checks what it is given.
+        stand_ins = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in blocks.items()}
+        model = self._built({**plain, **stand_ins}, torch.float32, {"device_map": None})
+        for name in [name for name, layer in model.named_modules() if can_be_packed(layer)]:
+            if f"{name}.weight" in blocks:
+                put_packed(model, name, self._packed(blocks[f"{name}.weight"], processor, rounded))
+            elif name == "lm_head" and isinstance(model.get_input_embeddings(), PackedEmbedding):  # one weight for both
+                put_packed(model, name, model.get_input_embeddings().packed)
+        return model
+
+    def _packed(self, tensor: GGUFTensor, processor: Any, rounded: bool) -> PackedWeight:
+        """A matrix in its blocks; their rows in transformers' order, which is what its rules of matrices change."""
+        order = processor.process(weights=np.arange(tensor.shape[0])[:, None], name=tensor.name).weights[:, 0]
+        if tensor.kind not in KINDS:
+            log.warning("blocks of this kind are kept in bfloat16", kind=tensor.kind, tensor=tensor.name)
+            plain = torch.from_numpy(_dequantised(tensor)[order])
+            return pack_tensor(plain, "BF16", rounded=rounded)
+        rows, order = torch.from_numpy(tensor.data), torch.from_numpy(np.ascontiguousarray(order))
+        same = bool((order == torch.arange(len(order))).all())
+        return pack(rows, tensor.kind, tensor.shape[1], order=None if same else order, rounded=rounded)
+
+    def _names_and_processor(self) -> tuple[dict[str, str], Any]:
+        """The parameters' names in transformers by those in the file, and transformers' rules of tensors.
+
+        Raises:
+            ModelError: the file's tensors are not those of its configuration.
+        """
+        config: Any = self.config
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        try:
+            with torch.device("meta"):
+                empty = model(config)
+        except Exception as error:  # sizes that are no model's fail in any layer
+            raise ModelError(
+                f"{self.file.paths[0].name} describes no model: {first_line(error)}", param="model"
+            ) from error
+        names = _names(self.file.architecture, empty)
+        self._check_tensors(empty, names)
+        kind = TENSOR_PROCESSORS.get(self.file.architecture, TensorProcessor)
+        return names, kind(config=config.to_dict())
+
+    def _built(self, weights: dict[str, torch.Tensor], dtype: torch.dtype, placed: dict[str, Any]) -> Any:
+        """transformers' model with these very weights."""
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
         model = build_whole(
             self.name,
             kind.from_pretrained,
             pretrained_model_name_or_path=None,
-            config=config,
-            state_dict=self._weights_of(names, processor, dtype),
+            config=self.config,
+            state_dict=weights,
             dtype=dtype,
             **placed,
         )
         model.generation_config = self.generation()
         if _ROPE_FREQUENCIES in self.file.tensors:
-            _scale_rope(path.name, model, _dequantised(self.file.tensors[_ROPE_FREQUENCIES]).reshape(-1))
+            factors = _dequantised(self.file.tensors[_ROPE_FREQUENCIES]).reshape(-1)
+            _scale_rope(self.file.paths[0].name, model, factors)
         return model
 
-    def _weights_of(self, names: dict[str, str], processor: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The weights by transformers' names; the model takes these very tensors."""
+    def _weights_of(
+        self, names: dict[str, str], processor: Any, dtype: torch.dtype, without: Container[str] = ()
+    ) -> dict[str, torch.Tensor]:
+        """The weights by transformers' names, ``without`` some; the model takes these very tensors."""
         weights = {}
         for tensor in self._weights():
+            if names[tensor.name] in without:
+                continue
             plain = processor.process(weights=_dequantised(tensor), name=tensor.name).weights
             # Copied into torch's own memory, which is aligned to a cache line; numpy's is not.
             weights[names[tensor.name]] = torch.from_numpy(np.ascontiguousarray(plain)).to(dtype, copy=True)
         return weights
+
+    def _matrices(self) -> Iterator[GGUFTensor]:
+        return (tensor for tensor in self._weights() if len(tensor.shape) == 2)
 
     def _weights(self) -> Iterator[GGUFTensor]:
         return (tensor for tensor in self.file.tensors.values() if tensor.name != _ROPE_FREQUENCIES)

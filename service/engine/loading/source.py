@@ -27,6 +27,14 @@ class Source(Protocol):
     def num_parameters(self) -> int | None:
         """Numbers in the weights; None where that is not known before they are loaded."""
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Of the file that holds the weights in blocks; None of others."""
+
+    @property
+    def stored(self) -> str:
+        """What most of the weights are stored in: float32, bfloat16, float16, or blocks of a GGUF file."""
+
     def tokenizer(self) -> Any:
         """The tokenizer, None where there is none (said in the log)."""
 

@@ -1,9 +1,10 @@
-"""All layers of a CPU model in one call, for decode steps and draft trees.
+"""All layers of a CPU model in one call, for decode steps and draft trees; or each in two halves around its attention.
 
-A step of a small model takes less time in its products and its attention than between them, in Python and torch. For
-models of Llama's kind (`FAMILIES`) the layers of a step are run by `sparse_attn.kernels.cpu.decoder`, with the same
-operations and the same rounding as the modules: a forward has the same bits either way, so that steps which only the
-modules can serve (prompts, sparse policies, int8 pages) may come between.
+A step of a small model takes less time in its products and its attention than between them, in Python and torch, and
+a long prompt passes over memory a dozen times between two products. For models of Llama's kind (`FAMILIES`) the layers
+are run by `sparse_attn.kernels.cpu.decoder`, with the same operations and the same rounding as the modules: a forward
+has the same bits either way. Where attention needs a plan (prompts, sparse policies, int8 pages) it is called between
+the halves of a layer. Prompts of float32 weights are the modules', whose products are the library's.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from service.engine.runner.packed_layers import PackedLinear
 from service.engine.runner.row_invariance import MAX_ROWS
+from sparse_attn.backend import paged_attention_forward
 from sparse_attn.batch import AttnBatch
 from sparse_attn.kernels import Kernels, select_kernels
 from sparse_attn.kernels.cpu.decoder import Decoder, DecoderLayer, Norm, Projection
+from sparse_attn.kernels.cpu.packed import PackedWeight
 from sparse_attn.kernels.cpu.rows import silu_mul
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model")
@@ -72,9 +76,15 @@ def _is_known(layer: Any) -> bool:
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None]
-    # what `make_row_invariant` and `fuse_norms` have taken: an adapter, a quantiser or a share of several ranks is not
-    taken = all(type(one) is nn.Linear and "forward" in vars(one) and one.weight.is_contiguous() for one in linears)
+    taken = all(map(_is_taken, linears)) and len({isinstance(one, PackedLinear) for one in linears}) == 1
     return taken and all("forward" in vars(norm) for norm in norms) and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+
+
+def _is_taken(linear: Any) -> bool:
+    """One that the kernels multiply: an adapter, a quantiser or a share of several ranks is not."""
+    if isinstance(linear, PackedLinear):
+        return True
+    return type(linear) is nn.Linear and "forward" in vars(linear) and linear.weight.is_contiguous()
 
 
 def _described(layer: Any, config: Any) -> DecoderLayer:
@@ -85,13 +95,17 @@ def _described(layer: Any, config: Any) -> DecoderLayer:
     return DecoderLayer(
         input_norm=_norm(layer.input_layernorm),
         post_norm=_norm(layer.post_attention_layernorm),
-        projections={name: Projection(one.weight, one.bias) for name, one in modules.items()},
+        projections={name: Projection(_weight(one), one.bias) for name, one in modules.items()},
         q_norm=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
         k_norm=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
         scale=attention.scaling,
         window=getattr(attention, "sliding_window", everywhere) or 0,
         rotary=bool(getattr(attention, "use_rope", True)),
     )
+
+
+def _weight(linear: Any) -> Tensor | PackedWeight:
+    return linear.packed if isinstance(linear, PackedLinear) else linear.weight
 
 
 def _norm(module: Any) -> Norm:
@@ -105,29 +119,34 @@ def _gated(mlp: Any, plain: Callable[..., Tensor], x: Tensor) -> Tensor:
 
 
 def _forward(body: Any, plain: Callable[..., Any], decoder: Decoder, *args: Any, **kwargs: Any) -> Any:
-    chosen = None if args else _chosen(body, kwargs)
+    chosen = None if args else _chosen(body, decoder, kwargs)
     if chosen is None:
         return plain(body, *args, **kwargs)
     batch: AttnBatch = kwargs["attn"]
-    batch.kernels.add(_kernels(batch.backend).name)
     x = body.embed_tokens(kwargs["input_ids"])
     cos = sin = None
     if decoder.rotary:
         cos, sin = (part[0].contiguous() for part in body.rotary_emb(x, kwargs["position_ids"]))
-    decoder.run(x[0], cos, sin, batch, chosen)
+    if _attends_alike(batch):
+        batch.kernels.add(_kernels(batch.backend).name)
+        decoder.run(x[0], cos, sin, batch, chosen)
+    else:
+        for i in chosen:
+            q, k, v = (part.transpose(0, 1)[None] for part in decoder.before(i, x[0], cos, sin))
+            layer, module = decoder.layers[i], body.layers[i].self_attn
+            attended, _ = paged_attention_forward(
+                module, q, k, v, None, scaling=layer.scale, sliding_window=layer.window, attn=batch
+            )
+            decoder.after(i, x[0], attended[0].contiguous())
     return BaseModelOutputWithPast(last_hidden_state=body.norm(x))
 
 
-def _chosen(body: Any, kwargs: dict[str, Any]) -> list[int] | None:
+def _chosen(body: Any, decoder: Decoder, kwargs: dict[str, Any]) -> list[int] | None:
     """The layers that run, if the kernels can serve this call; None if it is the modules' own."""
     batch = kwargs.get("attn")
-    if batch is None or torch.is_grad_enabled() or len(batch.positions) > MAX_ROWS or kwargs.get("use_cache"):
+    if batch is None or torch.is_grad_enabled() or kwargs.get("use_cache"):
         return None
-    if batch.policies is not None or batch.earlier is not None or len(batch.tables) > 1:
-        return None
-    if batch.needed is not None:  # a prompt's rows: the modules spare the last layer's attention for most
-        return None
-    if batch.pool.dtype != torch.float32 or _kernels(batch.backend).whole is not None:
+    if len(batch.positions) > MAX_ROWS and not decoder.packed:  # which is prefill, by the library's product
         return None
     if any(value is not None for name, value in kwargs.items() if name not in _EXPECTED):
         return None
@@ -140,3 +159,12 @@ def _chosen(body: Any, kwargs: dict[str, Any]) -> list[int] | None:
             return None
         chosen.append(i)
     return chosen
+
+
+def _attends_alike(batch: AttnBatch) -> bool:
+    """Whether attention is the same in all layers and needs no plan, so that all can run in one call."""
+    if batch.policies is not None or batch.earlier is not None or len(batch.tables) > 1:
+        return False
+    if batch.needed is not None:  # a prompt's rows: most are spared the last layer's attention
+        return False
+    return batch.pool.dtype in (torch.float32, torch.bfloat16) and _kernels(batch.backend).whole is None

@@ -224,6 +224,7 @@ def _own_share(policy: Policy, model: ModelShape, ranks: Ranks) -> tuple[Policy,
 
 def _load(message: Load, ranks: Ranks) -> FollowingRunner:
     config = message.config.model_copy(update={"device": ranks.device})
-    loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks)
+    loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks, config.weights)
+    config = config.resolved(loaded.device, loaded.dtype)
     runner = ModelRunner(loaded.model, make_pool(loaded, config), config.attention_backend)
     return FollowingRunner(runner, ranks)

@@ -6,13 +6,13 @@ so that drafting stays lossless; below a token that is not allowed nothing is re
 
 from __future__ import annotations
 
-import json
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,26 +20,11 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from drafters.tree import DraftTree
+from service.engine.sampling.grammars import Constraint, inspect, refused
 from service.errors import InvalidRequest
 
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As Python writes JSON. A small model that may put white space anywhere puts it everywhere."""
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """What the output must be: a JSON value of a schema, a match of a regular expression, a sentence of a grammar.
-
-    text: the JSON schema; the expression, in the syntax of Rust's regex; the grammar, in Lark's syntax.
-    """
-
-    kind: Literal["json_schema", "regex", "grammar"]
-    text: str
-
-    @classmethod
-    def one_of(cls, choices: Sequence[str]) -> Constraint:
-        """The output is one of some texts."""
-        return cls("grammar", "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))
+KEPT = 64
+"""Compiled constraints that are kept, those used last."""
 
 
 class ConstraintCompiler:
@@ -49,21 +34,39 @@ class ConstraintCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
+        self._turn = threading.Lock()
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
-    def compile(self, constraint: Constraint, prompt_len: int = 0) -> ConstrainedText:
-        """The state of one request's output, which begins behind `prompt_len` tokens of its text.
+    def prepare(self, constraint: Constraint) -> None:
+        """Compile a constraint, unless it is kept: seconds for the worst, so never in the engine's thread.
 
         Raises:
-            InvalidRequest: the constraint cannot be read, or the model has no tokenizer that allows constraints.
+            InvalidRequest: the constraint cannot be used, or the model has no tokenizer that allows constraints.
         """
-        vocabulary = self._vocabulary
-        try:
-            matcher = LLMatcher(vocabulary, _grammar(constraint), log_level=0)
-        except ValueError as error:
-            raise _unreadable(constraint, str(error)) from error
-        if matcher.is_error():
-            raise _unreadable(constraint, matcher.get_error())
+        self._compiled_form(constraint)
+
+    def start(self, constraint: Constraint, prompt_len: int = 0) -> ConstrainedText:
+        """The state of an output that begins behind `prompt_len` tokens of its text. Errors as of `prepare`."""
+        matcher = self._compiled_form(constraint).deep_copy()
         return ConstrainedText(matcher, prompt_len, self._vocab_size, self._eos_ids)
+
+    def _compiled_form(self, constraint: Constraint) -> LLMatcher:
+        digest = constraint.digest
+        with self._turn:
+            found = self._compiled.get(digest)
+            if found is not None:
+                self._compiled.move_to_end(digest)
+                return found
+        self.check_tokenizer()
+        grammar = inspect(constraint)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        if matcher.is_error():
+            raise refused(constraint, matcher.get_error())
+        with self._turn:
+            self._compiled[digest] = matcher
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return matcher
 
     def check_tokenizer(self) -> None:
         """Refuse constraints over a model whose tokenizer does not allow them. Raises InvalidRequest."""
@@ -130,32 +133,3 @@ class ConstrainedText:
         if self._matcher.is_error():
             raise RuntimeError(f"the output cannot be constrained further: {self._matcher.get_error()}")
         return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
-
-
-def check_constraint(constraint: Constraint) -> None:
-    """Refuse a constraint that cannot be read, whatever the model. Raises InvalidRequest."""
-    try:
-        why = LLMatcher.validate_grammar(_grammar(constraint))
-    except ValueError as error:
-        raise _unreadable(constraint, str(error)) from error
-    if why:
-        raise _unreadable(constraint, why)
-
-
-def _grammar(constraint: Constraint) -> str:
-    if constraint.kind == "json_schema":
-        json.loads(constraint.text)
-        return LLMatcher.grammar_from_json_schema(constraint.text, defaults=_LAYOUT)  # type: ignore[arg-type]
-    if constraint.kind == "regex":
-        return LLMatcher.grammar_from_regex(constraint.text)
-    return LLMatcher.grammar_from_lark(constraint.text)
-
-
-def _unreadable(constraint: Constraint, why: str) -> InvalidRequest:
-    lines = [line.strip() for line in why.splitlines()]
-    said = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "unreadable")
-    return InvalidRequest(
-        f"The {constraint.kind.replace('_', ' ')} of the output cannot be used: {said.removeprefix('error: ')}.",
-        hint="Correct it, or ask without a constraint.",
-        param="structured_outputs",
-    )

@@ -60,6 +60,12 @@ export class Composer {
     this.question.select();
   }
 
+  /** Whether the next question is a follow-up. */
+  following(on) {
+    this.question.placeholder = on ? "Ask a follow-up…" : "Ask a question…";
+    byId("anew").hidden = !on;
+  }
+
   /** While an answer runs, Stop stands where Ask was. */
   running(on) {
     const hadFocus = document.activeElement === byId(on ? "submit" : "stop");

@@ -1,22 +1,32 @@
-/** The questions of this tab and their answers, newest last. They outlive a reload, not the tab. */
+/**
+ * The questions of this tab and their answers, newest last. They outlive a reload, not the tab. Each question is asked
+ * in the conversation before it, back to the turn that began it.
+ */
 
-import { byId, count, el } from "./dom.js";
+import { byId, count, el, refill } from "./dom.js";
 import { showFigures } from "./figures.js";
 import { announce } from "./notices.js";
 import { numbered } from "./pieces.js";
 import { draftSources, newTurn, render, run } from "./turn.js";
 
 const TURNS = "folio.turns";
+const ANEW = "folio.anew";
 const KEPT = 20;
+const SENT_CHARS = 100_000; // of history: below what the service takes, in any script
 
 export class Conversation {
-  /** @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane */
+  /**
+   * @param {Object} on `running(boolean)`, `open(what)` shows a passage in the source pane, `following(boolean)` says
+   *   whether the next question is a follow-up, `edit(words)` puts them where questions are written
+   */
   constructor(on) {
     this.on = on;
     this.coloured = false;
     this.stopper = null;
     this.cited = null; // {turn, number} whose passage is shown
     this.turns = restore();
+    this.anew = sessionStorage.getItem(ANEW) !== null; // the next question begins a conversation
+    this.edited = null; // the turn in whose place the next question is asked
     this.nodes = new Map();
     this.awaited = 0;
     addEventListener("beforeunload", () => this.stop());
@@ -25,18 +35,63 @@ export class Conversation {
   }
 
   async ask(question, request) {
-    const turn = newTurn(question, request);
+    const fresh = this.edited?.fresh ?? this.anew;
+    if (this.edited) this.#remove(this.edited);
+    const turn = { ...newTurn(question, request), fresh };
+    const history = fresh ? [] : historyOf(this.turns);
+    const before = this.turns.at(-1);
     this.turns.push(turn);
     this.stopper = new AbortController();
     this.on.running(true);
-    this.#showAll();
+    this.#setAnew(false);
+    if (before) this.#show(before); // others follow it now
     this.#scrollTo(turn);
     announce("Looking for an answer.");
-    await run(turn, this.stopper.signal, (type) => this.#changed(turn, type));
+    await run(turn, history, this.stopper.signal, (type) => this.#changed(turn, type));
     this.stopper = null;
     this.on.running(false);
+    this.#show(turn); // what can be done with it
     keep(this.turns);
     announce(spoken(turn));
+  }
+
+  /** Let the next question stand alone; what was said before stays in sight. */
+  startAnew() {
+    if (this.anew || !this.turns.length || this.stopper) return;
+    this.stopEditing();
+    this.#setAnew(true);
+    this.#show(this.turns.at(-1));
+    byId("turns").lastElementChild.scrollIntoView({ block: "end" });
+    announce("The next question begins a new conversation.");
+  }
+
+  /** Leave the last question as it was asked; returns whether it was being changed. */
+  stopEditing() {
+    if (!this.edited) return false;
+    this.nodes.get(this.edited).classList.remove("edited");
+    this.edited = null;
+    return true;
+  }
+
+  #edit(turn) {
+    this.edited = turn;
+    this.nodes.get(turn).classList.add("edited");
+    this.on.edit(turn.question);
+    announce("The question can be changed. Escape leaves it as it was.");
+  }
+
+  #retry(turn) {
+    this.edited = turn;
+    byId("question").focus();
+    this.ask(turn.question, turn.request);
+  }
+
+  #remove(turn) {
+    this.stopEditing();
+    if (this.cited?.turn === turn) this.left();
+    this.turns = this.turns.filter((each) => each !== turn);
+    this.nodes.get(turn).remove();
+    this.nodes.delete(turn);
   }
 
   /** Stop the running answer; returns whether one was running. */
@@ -76,16 +131,32 @@ export class Conversation {
     for (const turn of this.turns) this.#show(turn);
   }
 
+  #setAnew(on) {
+    this.anew = on;
+    if (on) sessionStorage.setItem(ANEW, "");
+    else sessionStorage.removeItem(ANEW);
+    this.#showAll();
+  }
+
   #showAll() {
     byId("welcome").hidden = this.turns.length > 0;
     for (const turn of this.turns) {
       if (this.nodes.has(turn)) continue;
+      if (turn.fresh && this.nodes.size) this.#divide();
       const node = el("article", { class: "turn" });
       this.nodes.set(turn, node);
       byId("turns").append(node);
       this.#show(turn);
     }
+    if (this.anew) this.#divide();
+    this.on.following(this.turns.length > 0 && !this.anew);
     this.#foot();
+  }
+
+  /** A line behind which a new conversation begins. */
+  #divide() {
+    const box = byId("turns");
+    if (!box.lastElementChild.matches(".anew")) box.append(el("p", { class: "anew" }, "New conversation"));
   }
 
   #changed(turn, type) {
@@ -104,8 +175,9 @@ export class Conversation {
       coloured: this.coloured,
       openCitation: (...which) => this.open(...which),
       openResult: (result) => { this.left(); this.on.open(result); },
+      again: turn === this.turns.at(-1) && !this.anew && !this.stopper ? { retry: (which) => this.#retry(which), edit: (which) => this.#edit(which) } : null,
     };
-    this.nodes.get(turn).replaceChildren(...render(turn, how));
+    refill(this.nodes.get(turn), ...render(turn, how));
     this.#markChips();
     if (atEnd && turn.state === "running") box.scrollTop = box.scrollHeight;
   }
@@ -136,6 +208,19 @@ function spoken(turn) {
   if (turn.state === "stopped") return "The answer was stopped.";
   const { list } = numbered(turn.citations);
   return `Answer: ${turn.text} ${list.length ? count(list.length, "citation") : "No citation"}.`;
+}
+
+/** The conversation that the last turn belongs to, as the service takes it; what brought no answer is left out. */
+export function historyOf(turns) {
+  const history = [];
+  let chars = 0;
+  for (const turn of [...turns].reverse()) {
+    chars += turn.question.length + turn.text.length;
+    if (chars > SENT_CHARS) break;
+    if (turn.text && !turn.error) history.unshift({ role: "user", content: turn.question }, { role: "assistant", content: turn.text });
+    if (turn.fresh) break;
+  }
+  return history;
 }
 
 function restore() {

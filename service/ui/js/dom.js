@@ -27,6 +27,16 @@ export function el(tag, props = {}, ...children) {
   return node;
 }
 
+/** Give a node other children; the control that had the focus, or one that looks the same, has it still. */
+export function refill(node, ...children) {
+  const had = node.contains(document.activeElement) ? document.activeElement : null;
+  node.replaceChildren(...children);
+  if (had && !had.isConnected) {
+    const same = [...node.querySelectorAll(had.tagName)].find((each) => each.className === had.className && each.textContent === had.textContent);
+    same?.focus({ preventScroll: true });
+  }
+}
+
 /** A drawing of the sprite, hidden from screen readers: the words beside it speak. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");

@@ -23,12 +23,18 @@ const documents = new Documents({
   change: (items) => { composer.offer(items); showStarters(items, (words) => composer.suggest(words)); },
   remove: (id) => source.forget(id),
 });
-const conversation = new Conversation({ running: (on) => composer.running(on), open: (what) => { view("source"); source.open(what); } });
+const conversation = new Conversation({
+  running: (on) => composer.running(on),
+  open: (what) => { view("source"); source.open(what); },
+  following: (on) => composer.following(on),
+  edit: (words) => composer.suggest(words),
+});
 const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
 
 byId("open-help").addEventListener("click", showShortcuts);
 byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
 byId("colours").addEventListener("click", toggleColours);
+byId("anew").addEventListener("click", startAnew);
 for (const tab of document.querySelectorAll(".tabs [data-show]")) tab.addEventListener("click", () => view(tab.dataset.show));
 
 wireShortcuts({
@@ -36,9 +42,14 @@ wireShortcuts({
   "?": showShortcuts,
   "]": () => conversation.step(1),
   "[": () => conversation.step(-1),
+  n: startAnew,
   u: () => byId("file").click(),
   t: toggleColours,
-  Escape: () => { if (!conversation.stop()) { conversation.left(); source.close(); view("ask"); } },
+  Escape: () => {
+    if (conversation.stop()) return;
+    if (conversation.stopEditing()) composer.suggest("");
+    else { conversation.left(); source.close(); view("ask"); }
+  },
 });
 
 load();
@@ -56,6 +67,12 @@ function view(name) {
     if (tab.dataset.show === name) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
+}
+
+function startAnew() {
+  view("ask");
+  conversation.startAnew();
+  composer.focus();
 }
 
 function toggleColours() {

@@ -16,6 +16,7 @@ export class Source {
   constructor(on) {
     this.on = on;
     this.shown = null;
+    this.opener = null; // what had the focus before; it gets it back
     this.part = null; // {from, text, more}: the characters that are shown, and whether others follow
     byId("source-text").replaceChildren(blank());
     byId("source-close").addEventListener("click", () => this.close());
@@ -28,6 +29,7 @@ export class Source {
    *   pages of a PDF before the text.
    */
   async open(what) {
+    if (!this.#inside(document.activeElement)) this.opener = document.activeElement;
     this.shown = what;
     this.on.opened(what.document);
     byId("source-close").hidden = false;
@@ -55,16 +57,22 @@ export class Source {
   }
 
   close() {
+    const inside = this.#inside(document.activeElement);
     this.shown = null;
     byId("source-close").hidden = true;
     byId("source-facts").hidden = true;
     byId("source-text").replaceChildren(blank());
     this.on.opened(null);
+    if (inside) (this.opener?.isConnected ? this.opener : byId("question")).focus();
   }
 
   /** A document was deleted. */
   forget(id) {
     if (this.shown?.document === id) this.close();
+  }
+
+  #inside(node) {
+    return byId("source").contains(node);
   }
 
   #facts(what, verified) {

@@ -1,5 +1,6 @@
 /** One question and its answer: what is known of it, and how it looks. */
 
+import { actions } from "./actions.js";
 import * as api from "./api.js";
 import { count, el, icon } from "./dom.js";
 import { numbered, pieces } from "./pieces.js";
@@ -14,17 +15,18 @@ const ENDS = {
 /** What is known of a turn before its first event; plain data, so that a reload can bring it back. */
 export function newTurn(question, request) {
   return {
-    question, request, state: "running", mode: "", reason: "", results: [], text: "", runs: [], citations: [],
+    question, request, fresh: false, state: "running", mode: "", reason: "", query: null, results: [], text: "", runs: [], citations: [],
     unsupported: [], note: null, stats: null, error: null, finish: null,
   };
 }
 
 /**
  * Run a turn to its end; `changed()` is called after every event. Never throws: failures are part of the turn.
+ * @param {Object[]} history earlier turns, as the service takes them
  */
-export async function run(turn, signal, changed) {
+export async function run(turn, history, signal, changed) {
   try {
-    for await (const { type, data } of api.answer(turn.request, signal)) {
+    for await (const { type, data } of api.answer({ ...turn.request, history }, signal)) {
       take(turn, type, data);
       changed(type);
     }
@@ -38,7 +40,7 @@ export async function run(turn, signal, changed) {
 
 function take(turn, type, data) {
   if (type === "search_results") {
-    Object.assign(turn, { mode: data.mode, reason: data.mode_reason ?? "", results: data.results ?? [] });
+    Object.assign(turn, { mode: data.mode, reason: data.mode_reason ?? "", query: data.query ?? null, results: data.results ?? [] });
   } else if (type === "message") {
     turn.text += data.text;
     turn.runs.push(...(data.tokens ?? [{ text: data.text, source: TARGET }]));
@@ -72,7 +74,7 @@ export function draftSources(turn) {
 /**
  * The turn as it stands.
  * @param {Object} turn
- * @param {{coloured: boolean, openCitation: Function, openResult: Function}} how
+ * @param {{coloured: boolean, openCitation: Function, openResult: Function, again: Object|null}} how
  */
 export function render(turn, how) {
   const running = turn.state === "running";
@@ -86,6 +88,7 @@ export function render(turn, how) {
     list.length ? citationList(list, open) : null,
     ...notes(turn),
     turn.results.length && !running ? readPassages(turn, how) : null,
+    running ? null : actions(turn, how.again),
   ].filter(Boolean);
 }
 
@@ -93,8 +96,10 @@ function howLine(turn) {
   const tag = turn.mode ? el("span", { class: "mode-tag" }, turn.mode) : null;
   const waiting = turn.state === "running" && !turn.text;
   const reason = turn.reason ? el("span", {}, turn.reason) : null;
+  const made = turn.query && turn.query !== turn.question;
+  const query = made ? el("span", { class: "query" }, `${turn.mode === "long" ? "understood as" : "searched for"}: ${turn.query}`) : null;
   const state = waiting ? el("span", { class: "running" }, turn.mode ? "Reading" : "Looking for evidence") : null;
-  return el("p", { class: "how" }, tag, reason, state);
+  return el("p", { class: "how" }, tag, reason, query, state);
 }
 
 function answerNodes(turn, how, open) {

@@ -1,4 +1,4 @@
-// Attention over pages and new rows for float32 on a CPU.
+// Attention over pages and new rows on a CPU, by products of float32 or of bfloat16.
 //
 // The keys of a row are numbered 0, 1, 2, …: first its context in pages, then the new rows it sees, in order; for a
 // tree node these are its ancestors and itself. Keys are taken in tiles of TILE and chunks of CHUNK by that number.
@@ -9,12 +9,19 @@
 //
 // All query heads of a KV head, for all rows of a block, go over a tile together (GQA packing): K and V are read from
 // memory once. K is transposed in cache, so that scores and values are the same product: broadcast × rows of vectors.
+//
+// Products of bfloat16 take two neighbours along the sum at once: of a query or key two channels, of weights and values
+// two keys, which lie in the place of one float (`Pair`). Queries, and the weights of keys after softmax, are rounded
+// to bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes
+// through them, a single row's too, for their order of summation is another one. A processor that has no products of
+// bfloat16 widens what it reads, a tile at a time, and multiplies floats.
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "amx.h"
 #include "calls.h"
-#include "simd.h"
+#include "units.h"
 
 using namespace folio;
 
@@ -24,7 +31,9 @@ constexpr int TILE = 64;          // keys
 constexpr int CHUNK = 16 * TILE;  // keys joined before they meet the next chunk; never depends on the load
 constexpr int SPLIT_ROWS = 64;    // up to so many new rows, chunks of a sequence are shared out to threads
 constexpr int THREAD_SCORES = 8192;  // least work for one more thread
-constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about
+constexpr int BLOCK_ROWS = 256;   // rows × query heads that go over the keys together, about; of pairs twice as many
+constexpr int GROUP_ROWS = 16;    // rows that go through AMX's tiles together
+constexpr int ZIP_PAUSES = 8;      // for prefetches, while values are paired
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 // Rows row0 … row1-1 of a sequence × query heads head0 … head0+heads-1, all of one KV head, over chunks
@@ -34,8 +43,8 @@ struct Task {
   float* partial;
 };
 
-constexpr size_t LINE = 16;  // floats of a cache line: a vector that lies across two costs two accesses
-struct alignas(64) Line { float floats[LINE]; };
+constexpr int LINE = 64;  // bytes of a cache line: a vector that lies across two costs two accesses
+struct alignas(LINE) Line { float floats[LINE / sizeof(float)]; };
 
 // Softmax state of a set of rows: running maximum, sum by lanes, weighted values.
 struct State {
@@ -48,48 +57,55 @@ struct State {
   }
 };
 
-// Prefetches the keys, then the values of the next tile, row by row, from the loops over this one: from all of them, for
-// where none are asked for the memory rests.
+// Prefetches the keys, then the values of the next tile, line by line, from the loops over this one: from all of them,
+// for where none are asked for the memory rests.
 class Fetch {
-  const float *keys = nullptr, *values = nullptr;
-  int dim = 0, next = 2 * TILE, every = 1, in_square = 0;
+  const char* sides[2] = {};
+  int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;  // next and end in bytes, row and part in lines
 
-  void rows(int count) {
-    for (; count > 0 && next < 2 * TILE; --count, ++next) {
-      const float* row = next < TILE ? keys + int64_t(next) * dim : values + int64_t(next - TILE) * dim;
-      for (int d = 0; d < dim; d += 16) prefetch(row + d);
+  void lines(int count) {
+    while (count > 0 && side < 2) {
+      const char* const first = sides[side];
+      const int stop = std::min(end, next + count * LINE);
+      count -= (stop - next + LINE - 1) / LINE;
+      for (int at = next; at < stop; at += LINE) prefetch(first + at);
+      next = stop;
+      if (next == end) next = 0, ++side;
     }
   }
 
  public:
-  // The next tile's rows, and how many groups of rows will go over the tile at hand: each is two loops.
-  void begin(const float* k, const float* v, int width, int groups) {
-    keys = k, values = v, dim = width, next = 0;
-    const int calls = 2 * groups * width * (TILE / LANES / MAX_VECTORS);
+  // The next tile's rows, of so many bytes. `pause` will be called `pauses` times meanwhile, and `step` as often as two
+  // loops over the units of each of `groups` groups of rows have it.
+  void begin(const char* keys, const char* values, int bytes, int units, int pauses, int groups) {
+    sides[0] = keys, sides[1] = values, side = next = 0, end = bytes * TILE;
+    row = (bytes + LINE - 1) / LINE;
+    const int calls = 2 * groups * units * (TILE / LANES / MAX_VECTORS);
     for (every = 2; calls / every > 2 * TILE;) every *= 2;
-    const int squares = (TILE / LANES) * (width / LANES);
-    in_square = squares ? (2 * TILE - calls / every + squares - 1) / squares : 0;
+    part = pauses ? ((2 * TILE - calls / every) * row + pauses - 1) / pauses : 0;
   }
-  void stop() { next = 2 * TILE; }
-  void square() { rows(in_square); }
+  void stop() { side = 2; }
+  void pause() { lines(part); }
   void step(int i) {
-    if (!(i & (every - 1))) rows(1);
+    if (!(i & (every - 1))) lines(row);
   }
 };
 
-// One finished chunk (or several, joined) of one row: m, l and o in `width + 2` floats.
-void join(float* total, const float* part, int width) {
-  if (part[0] == -INF) return;
+// Joins a chunk of one row, finished, to those before it: m, l and o in `width + 2` floats.
+void join(float* total, float part_m, float part_l, const float* part, int width) {
+  if (part_m == -INF) return;
   if (total[0] == -INF) {
-    std::copy(part, part + width + 2, total);
+    total[0] = part_m;
+    total[1] = part_l;
+    std::copy(part, part + width, total + 2);
     return;
   }
-  const float m = std::max(total[0], part[0]);
-  const float a = exp(splat(total[0] - m))[0], b = exp(splat(part[0] - m))[0];
+  const float m = std::max(total[0], part_m);
+  const float a = exp(splat(total[0] - m))[0], b = exp(splat(part_m - m))[0];
   total[0] = m;
-  total[1] = std::fma(b, part[1], a * total[1]);
+  total[1] = std::fma(b, part_l, a * total[1]);
   for (int d = 0; d < width; d += LANES)
-    store(total + 2 + d, fma(splat(b), load(part + 2 + d), splat(a) * load(total + 2 + d)));
+    store(total + 2 + d, fma(splat(b), load(part + d), splat(a) * load(total + 2 + d)));
 }
 
 // Most keys a row of the sequence can have.
@@ -97,10 +113,17 @@ int keys_of(const Attention& c, int sequence) {
   return c.context_lens[sequence] + (c.k_new ? c.cu_rows[sequence + 1] - c.cu_rows[sequence] : 0);
 }
 
+// `Unit` is what products are of. Rows of queries, keys and weights are counted in units, each as large as a float.
+template <class Unit>
 class Worker {
+  static constexpr bool PAIRS = Unit::NUMBERS > 1, TILED = PAIRS && HAS_TILES;
+  static constexpr int KEYS_STEP = PAIRS ? 32 : LANES;  // keys of a tile are filled up to a multiple of it
+  static constexpr int WEIGHTS_ROW = TILE / Unit::NUMBERS;
+
  public:
   explicit Worker(const Attention& call)
-      : c(call), width((c.dim + LANES - 1) / LANES * LANES), padded(c.dim % LANES != 0) {}
+      : c(call), width(round_up(c.dim, LANES)), units(c.dim / Unit::NUMBERS),
+        depth(TILED ? round_up(units, 16) : units), padded(c.dim % LANES != 0), rounded(c.products == BFLOAT16) {}
 
   void run(const Task& task) {
     begin(task);
@@ -123,14 +146,25 @@ class Worker {
 
  private:
   const Attention& c;
-  const int width;
+  const int width;  // floats of a row of results
+  const int units;  // of a query or key
+  const int depth;  // units of it that are multiplied: some behind may be zero
   const bool padded;
+  const bool rounded;      // to bfloat16: queries, keys and values
+  bool one_group = false;  // of AMX's tiles: all rows of the task together
+#if defined(__AMX_BF16__)
+  Tiles tiles;
+#endif
   Task t{};
   const uint8_t* mask = nullptr;
   int row_base = 0, rows = 0, kv_head = 0, new_rows = 0;
   State state{};
-  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr, *copies = nullptr,
-        *k_wide = nullptr, *v_wide = nullptr;  // tiles of int8 keys and values as floats
+  float *query = nullptr, *total = nullptr, *columns = nullptr, *scores = nullptr;
+  float* query_columns = nullptr;              // a single group's queries, transposed
+  float* weights = nullptr;                    // of the rows of `scores`; in their place where they are floats
+  float* copies = nullptr;                     // a tile of values, padded or in pairs of keys
+  float *k_wide = nullptr, *v_wide = nullptr;  // tiles of keys and values that are held in another type
+  float* nothing = nullptr;                    // the values of keys that fill a tile up
   const float *k_rows[TILE], *v_rows[TILE];
   Fetch fetch;
   std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
@@ -149,8 +183,13 @@ class Worker {
     allocate();
     for (int r = 0; r < rows; ++r) {
       const int i = t.row0 + r / t.heads;
-      const float* source = c.q + (row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head;
-      for (int d = 0; d < c.dim; ++d) query[r * c.dim + d] = source[d] * c.scale;
+      pack_query((row_base + i) * c.q_row + (t.head0 + r % t.heads) * c.q_head, query + r * depth);
+    }
+    one_group = TILED && rows <= GROUP_ROWS && depth == units;
+    if (one_group) {
+      const float* lines[GROUP_ROWS];
+      for (int r = 0; r < GROUP_ROWS; ++r) lines[r] = query + r * depth;
+      transpose(lines, GROUP_ROWS, depth, query_columns, GROUP_ROWS, [] {});
     }
     for (int r = 0; r < rows; ++r) total[r * (width + 2)] = -INF;
     const int context = c.context_lens[t.sequence];
@@ -171,25 +210,43 @@ class Worker {
 
   void allocate() {
     static thread_local std::vector<Line> memory;
+    const size_t held = TILED ? round_up(rows, GROUP_ROWS) : rows;  // a group of rows is multiplied whole
+    const size_t group = TILED ? GROUP_ROWS : MAX_ROWS, tile = size_t(TILE) * width;
+    const auto lines = [](size_t n) { return (n * sizeof(float) + LINE - 1) / LINE; };
+    const auto lay_out = [&](auto take) {
+      columns = take(size_t(depth) * TILE);
+      copies = take(tile);
+      k_wide = take(tile);
+      v_wide = take(tile);
+      nothing = take(width);
+      scores = take(group * TILE);
+      weights = PAIRS ? take(group * WEIGHTS_ROW) : scores;
+      state.width = width;
+      state.o = take(held * width);
+      state.l = take(held * LANES);
+      query = take(held * depth);
+      query_columns = take(TILED ? size_t(depth) * GROUP_ROWS : 0);
+      total = take(rows * size_t(width + 2));
+      state.m = take(rows);
+    };
     size_t need = 0;
-    const auto lines = [](size_t n) { return (n + LINE - 1) / LINE; };
-    for (size_t n : {size_t(c.dim) * TILE, 3 * size_t(TILE) * width, size_t(MAX_ROWS) * TILE, size_t(rows) * width,
-                     size_t(rows) * LANES, size_t(rows) * c.dim, size_t(rows) * (width + 2), size_t(rows)})
-      need += lines(n);
+    lay_out([&](size_t n) { need += lines(n); return static_cast<float*>(nullptr); });
     if (memory.size() < need) memory.resize(need);
     Line* at = memory.data();
-    auto take = [&](size_t n) { float* p = at->floats; at += lines(n); return p; };
-    columns = take(size_t(c.dim) * TILE);
-    copies = take(3 * size_t(TILE) * width);
-    k_wide = copies + size_t(TILE) * width;
-    v_wide = k_wide + size_t(TILE) * width;
-    scores = take(MAX_ROWS * TILE);
-    state.width = width;
-    state.o = take(size_t(rows) * width);
-    state.l = take(size_t(rows) * LANES);
-    query = take(size_t(rows) * c.dim);
-    total = take(size_t(rows) * (width + 2));
-    state.m = take(rows);
+    lay_out([&](size_t n) { float* p = at->floats; at += lines(n); return p; });
+    if (!PAIRS) return;
+    std::fill(nothing, nothing + width, 0.0f);
+    std::fill(columns + units * TILE, columns + depth * TILE, 0.0f);
+    std::fill(query, query + held * depth, 0.0f);
+    std::fill(weights, weights + group * WEIGHTS_ROW, 0.0f);
+    std::fill(state.o + size_t(rows) * width, state.o + held * width, 0.0f);
+  }
+
+  // The query at element `at`: times the scale where it is of floats, for pairs of its own value.
+  void pack_query(int64_t at, float* out) const {
+    unit_row<Unit>(c.q_kind, c.q, nullptr, at, c.dim, rounded, out);
+    if (!PAIRS)
+      for (int d = 0; d < c.dim; ++d) out[d] *= c.scale;
   }
 
   // --- which keys ---------------------------------------------------------------------------------
@@ -257,47 +314,38 @@ class Worker {
     return page * c.page_stride + (int64_t(kv_head) * c.page_size + key % c.page_size) * c.dim;
   }
 
-  // `count` int8 rows from element `at` of the cache on, as floats.
-  const float* widen(const void* cache, const uint16_t* scales, int64_t at, int count, float* out) const {
-    const int8_t* source = static_cast<const int8_t*>(cache) + at;
-    for (int i = 0; i < count; ++i) {
-      const float scale = half(scales[at / c.dim + i]);
-      for (int d = 0; d < c.dim; ++d) out[i * c.dim + d] = float(source[i * c.dim + d]) * scale;
-    }
-    return out;
+  // `count` rows of the cache from element `at` on: where they lie, or in `room` where they are held as something else.
+  const float* held_rows(const void* cache, const uint16_t* scales, int64_t at, int count, float* room) const {
+    if (are_units<Unit>(c.page_kind, rounded)) return element<Unit>(cache, at);
+    for (int i = 0; i < count; ++i)
+      unit_row<Unit>(c.page_kind, cache, scales, at + int64_t(i) * c.dim, c.dim, rounded, room + i * units);
+    return room;
+  }
+
+  // The same for the new row at element `at`.
+  const float* new_row(const void* all, int64_t at, float* room) const {
+    if (are_units<Unit>(c.new_kind, rounded)) return element<Unit>(all, at);
+    unit_row<Unit>(c.new_kind, all, nullptr, at, c.dim, rounded, room);
+    return room;
   }
 
   // Pointers to keys and values `key` … of the context and, beyond it, of the new rows in order of storage.
   void point(int slot, int key, int count) {
-    const int context = c.context_lens[t.sequence];
-    while (count > 0) {
-      int run = count;
-      const float *k, *v;
-      int64_t k_step = c.dim, v_step = c.dim;
-      if (key < context) {
-        const int offset = key % c.page_size;
-        run = std::min({count, c.page_size - offset, context - key});
-        const int64_t at = context_row(key);
-        if (c.k_scale) {
-          k = widen(c.k_cache, c.k_scale, at, run, k_wide + slot * c.dim);
-          v = widen(c.v_cache, c.v_scale, at, run, v_wide + slot * c.dim);
-        } else {
-          k = static_cast<const float*>(c.k_cache) + at;
-          v = static_cast<const float*>(c.v_cache) + at;
-        }
-      } else {
-        const int64_t row = row_base + key - context;
-        k = c.k_new + row * c.k_row + kv_head * c.k_head;
-        v = c.v_new + row * c.v_row + kv_head * c.v_head;
-        k_step = c.k_row;
-        v_step = c.v_row;
+    const int context = c.context_lens[t.sequence], end = key + count;
+    while (key < std::min(end, context)) {
+      const int offset = key % c.page_size, run = std::min(std::min(end, context) - key, c.page_size - offset);
+      const int64_t at = context_row(key);
+      const float* k = held_rows(c.k_cache, c.k_scale, at, run, k_wide + slot * units);
+      const float* v = held_rows(c.v_cache, c.v_scale, at, run, v_wide + slot * units);
+      for (int i = 0; i < run; ++i, ++slot, ++key) {
+        k_rows[slot] = k + i * units;
+        v_rows[slot] = v + i * units;
       }
-      for (int i = 0; i < run; ++i, ++slot) {
-        k_rows[slot] = k + i * k_step;
-        v_rows[slot] = v + i * v_step;
-      }
-      key += run;
-      count -= run;
+    }
+    for (; key < end; ++key, ++slot) {
+      const int64_t row = row_base + key - context;
+      k_rows[slot] = new_row(c.k_new, row * c.k_row + kv_head * c.k_head, k_wide + slot * units);
+      v_rows[slot] = new_row(c.v_new, row * c.v_row + kv_head * c.v_head, v_wide + slot * units);
     }
   }
 
@@ -317,11 +365,19 @@ class Worker {
     }
     point(0, key, count);
     const int after = key + TILE;
-    if (!c.k_scale && after < c.context_lens[t.sequence])
-      fetch.begin(static_cast<const float*>(c.k_cache) + context_row(after),
-                  static_cast<const float*>(c.v_cache) + context_row(after), c.dim, (rows + MAX_ROWS - 1) / MAX_ROWS);
+    if (after < c.context_lens[t.sequence]) {
+      const int64_t at = context_row(after) * KIND_BYTES[c.page_kind];
+      fetch.begin(static_cast<const char*>(c.k_cache) + at, static_cast<const char*>(c.v_cache) + at,
+                  c.dim * KIND_BYTES[c.page_kind], units, pauses(), TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
+    }
     tile(count, 0, rows);
     fetch.stop();
+  }
+
+  // How often a whole tile pauses for `fetch`: between the squares of a transposition or the products of AMX's tiles.
+  int pauses() const {
+    const int squares = TILE / LANES * (units / LANES), weighing = TILE / GROUP_ROWS + TILE / 32 * (width / 16);
+    return squares + (one_group ? weighing : 0) + (PAIRS ? ZIP_PAUSES : 0);
   }
 
   // Notes which of the keys key … key+count-1 row i sees, of those in `bits`.
@@ -357,64 +413,178 @@ class Worker {
 
   // Packed rows from … to over the `count` keys that k_rows and v_rows point to.
   void tile(int count, int from, int to) {
-    for (int j = count; j % LANES; ++j) k_rows[j] = k_rows[0];  // fills the last vector; hidden below
-    transpose(k_rows, count, c.dim, columns, TILE, [&] { fetch.square(); });
-    if (padded) {
+    const int filled = round_up(count, KEYS_STEP);
+    const bool few = one_group && to - from == rows;
+    for (int j = count; j < filled; ++j) k_rows[j] = k_rows[0];  // hidden below
+    if (!few) transpose(k_rows, filled, units, columns, TILE, [&] { fetch.pause(); });
+    if constexpr (PAIRS) {
+      for (int j = count; j < filled; ++j) v_rows[j] = nothing;
+      for (int j = 0; j < filled; j += 2) {
+        if (j % (TILE / ZIP_PAUSES) == 0) fetch.pause();
+        zip_rows(v_rows[j], v_rows[j + 1], c.dim, copies + j / 2 * width);
+      }
+    } else if (padded) {
       for (int j = 0; j < count; ++j) {
         std::copy(v_rows[j], v_rows[j] + c.dim, copies + j * width);
         std::fill(copies + j * width + c.dim, copies + (j + 1) * width, 0.0f);
         v_rows[j] = copies + j * width;
       }
     }
-    for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, from + r); });
+    if (few)
+      tile_few(count, filled);
+    else if constexpr (TILED)
+      tile_groups(count, filled, from, to);
+    else
+      for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, filled, from + r); });
   }
 
   template <int ROWS>
-  void attend(int count, int r0) {
-    uint64_t any = 0;
-    for (int r = 0; r < ROWS; ++r) any |= seen[r0 + r];
-    if (!any) return;
-    const int vectors = (count + LANES - 1) / LANES;
+  void attend(int count, int filled, int r0) {
+    if (std::none_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t bits) { return bits; })) return;
     auto column = [&](int d) {
       fetch.step(d);
       return columns + d * TILE;
     };
-    multiply_wide<ROWS, false>(query + r0 * c.dim, c.dim, c.dim, column, scores, TILE, vectors);
+    multiply_wide<Unit, ROWS, false>(query + r0 * depth, depth, units, column, scores, TILE, filled / LANES);
+    soften_rows<ROWS>(count, filled, r0);
+    auto value = [&](int j) {
+      fetch.step(j);
+      return PAIRS ? copies + j * width : v_rows[j];
+    };
+    multiply_wide<Unit, ROWS, true>(weights, WEIGHTS_ROW, PAIRS ? filled / 2 : count, value, state.o + r0 * width,
+                                    width, width / LANES);
+  }
+
+#if defined(__AMX_BF16__)
+  // `attend` for groups of GROUP_ROWS, and what is left, by AMX's tiles: as a whole group where behind it is but room.
+  void tile_groups(int count, int filled, int from, int to) {
+    for (int r0 = from; r0 < to; r0 += GROUP_ROWS) {
+      const int size = std::min(GROUP_ROWS, to - r0);
+      if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
+      tiles.shape(to == rows && r0 + GROUP_ROWS <= round_up(rows, GROUP_ROWS) ? GROUP_ROWS : size);
+      tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled, [] {});
+      soften_group(count, filled, r0, size);
+      tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width, [] {});
+    }
+  }
+
+  // The same where all rows together are one group at most. Then the keys are the rows of the first product and the
+  // queries its columns, for transposing queries once is less than transposing all keys; each sum is the same.
+  void tile_few(int count, int filled) {
+    tiles.shape(GROUP_ROWS);
+    alignas(64) float turned[TILE * GROUP_ROWS];
+    const float* groups[TILE / GROUP_ROWS];
+    for (int j = 0; j < filled; j += GROUP_ROWS) groups[j / GROUP_ROWS] = sixteen_keys(j);
+    const auto ride = [&] { fetch.pause(); };
+    if (filled == TILE)
+      tile_tall_product<4>(groups, units, units, query_columns, turned, ride);
+    else
+      tile_tall_product<2>(groups, units, units, query_columns, turned, ride);
+    for (int j = 0; j < filled; j += GROUP_ROWS) {
+      fetch.pause();
+      const float* lines[GROUP_ROWS];
+      vec row[GROUP_ROWS];
+      for (int i = 0; i < GROUP_ROWS; ++i) lines[i] = turned + (j + i) * GROUP_ROWS;
+      transpose_square(lines, 0, row);
+      for (int r = 0; r < rows; ++r) store(scores + r * TILE + j, row[r]);
+    }
+    soften_group(count, filled, 0, rows);
+    tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width, ride);
+  }
+
+  // Keys j … j+15 of the tile, one behind another.
+  const float* sixteen_keys(int j) {
+    int i = 1;
+    while (i < GROUP_ROWS && k_rows[j + i] == k_rows[j] + i * units) ++i;
+    if (i == GROUP_ROWS) return k_rows[j];
+    for (i = 0; i < GROUP_ROWS; ++i) std::copy(k_rows[j + i], k_rows[j + i] + units, columns + (j + i) * units);
+    return columns + j * units;
+  }
+
+  void soften_group(int count, int filled, int r0, int size) {
+    const bool whole = count == TILE && c.softcap <= 0 && size == GROUP_ROWS;
+    if (whole && std::all_of(&seen[r0], &seen[r0] + size, [](uint64_t s) { return !~s; }))
+      soften_whole_group(r0);
+    else
+      for (int r = 0; r < size; ++r)
+        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+  }
+
+  // `soften` for GROUP_ROWS rows that see a whole tile: the same arithmetic, the maxima of all rows in one vector.
+  void soften_whole_group(int r0) {
+    constexpr int VECTORS = TILE / LANES;
+    vec top[GROUP_ROWS];
+    for (int r = 0; r < GROUP_ROWS; ++r) {
+      top[r] = load(scores + r * TILE);
+      for (int v = 1; v < VECTORS; ++v) top[r] = folio::max(top[r], load(scores + r * TILE + v * LANES));
+    }
+    const vec before = load(state.m + r0), highest = folio::max(before, max_each(top) * splat(c.scale));
+    float m[GROUP_ROWS];
+    store(m, highest);
+    uint32_t raised = _mm512_cmp_ps_mask((__m512)before, (__m512)highest, _CMP_NEQ_UQ);
+    for (; raised; raised &= raised - 1)
+      raise(r0 + __builtin_ctz(raised), m[__builtin_ctz(raised)]);
+    for (int r = 0; r < GROUP_ROWS; ++r) {
+      vec l = load(state.l + (r0 + r) * LANES);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) {
+        const vec x = weigh(load(scores + r * TILE + v * LANES), c.scale, m[r]);
+        l += x;
+        put(weights + r * WEIGHTS_ROW, v, x);
+      }
+      store(state.l + (r0 + r) * LANES, l);
+    }
+  }
+#else
+  void tile_groups(int, int, int, int) {}
+  void tile_few(int, int) {}
+#endif
+
+  template <int ROWS>
+  void soften_rows(int count, int filled, int r0) {
     if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
       soften_whole<ROWS>(r0);
     else
-      for (int r = 0; r < ROWS; ++r) soften(scores + r * TILE, vectors, seen[r0 + r], r0 + r);
-    auto value = [&](int j) {
-      fetch.step(j);
-      return v_rows[j];
-    };
-    multiply_wide<ROWS, true>(scores, TILE, count, value, state.o + r0 * width, width, width / LANES);
+      for (int r = 0; r < ROWS; ++r)
+        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+  }
+
+  // exp(score - m). The scores of pairs are still without the scale.
+  static vec weigh(vec score, float scale, float m) {
+    constexpr float LOG2_E = 1.44269504f;
+    return PAIRS ? exp2_rough(fma(score, splat(scale * LOG2_E), splat(-m * LOG2_E))) : exp(score - splat(m));
+  }
+
+  static void put(float* row, int v, vec weights_of) {
+    if (PAIRS)
+      store_bf16(reinterpret_cast<uint16_t*>(row) + v * LANES, round_normal_bf16(weights_of));
+    else
+      store(row + v * LANES, weights_of);
   }
 
   // `soften` for rows that see a whole tile: the same arithmetic, interleaved.
   template <int ROWS>
   void soften_whole(int r0) {
     constexpr int VECTORS = TILE / LANES;
+    const float scale = PAIRS ? c.scale : 1.0f;
     float m[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       vec top = load(scores + r * TILE);
 #pragma GCC unroll 16
       for (int v = 1; v < VECTORS; ++v) top = folio::max(top, load(scores + r * TILE + v * LANES));
-      m[r] = std::max(state.m[r0 + r], max_lane(top));
+      m[r] = std::max(state.m[r0 + r], max_lane(top) * scale);
     }
     for (int r = 0; r < ROWS; ++r)
       if (m[r] != state.m[r0 + r]) raise(r0 + r, m[r]);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const vec highest = splat(m[r]);
       vec l = load(state.l + (r0 + r) * LANES);
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
-        float* s = scores + r * TILE + v * LANES;
-        const vec x = exp(load(s) - highest);
+        const vec x = weigh(load(scores + r * TILE + v * LANES), scale, m[r]);
         l += x;
-        store(s, x);
+        put(weights + r * WEIGHTS_ROW, v, x);
       }
       store(state.l + (r0 + r) * LANES, l);
     }
@@ -430,26 +600,27 @@ class Worker {
   }
 
   // One row's scores → weights, its maximum and sum brought up to date.
-  void soften(float* s, int vectors, uint64_t visible, int row) {
+  void soften(const float* s, float* out, int vectors, uint64_t visible, int row) {
+    const float scale = PAIRS && c.softcap <= 0 ? c.scale : 1.0f;
     vec x[TILE / LANES], top = splat(-INF);
     for (int v = 0; v < vectors; ++v) {
       x[v] = load(s + v * LANES);
-      if (c.softcap > 0) x[v] = cap(x[v]);
+      if (c.softcap > 0) x[v] = cap(PAIRS ? x[v] * splat(c.scale) : x[v]);
       if (visible != ~0ull) x[v] = hide(x[v], uint32_t(visible >> (v * LANES)));
       top = folio::max(top, x[v]);
     }
-    const float m = std::max(state.m[row], max_lane(top));
+    const float m = std::max(state.m[row], max_lane(top) * scale);
     if (m == -INF) {  // nothing seen yet
-      for (int v = 0; v < vectors; ++v) store(s + v * LANES, vec{});
+      for (int v = 0; v < vectors; ++v) put(out, v, vec{});
       return;
     }
     if (m != state.m[row]) raise(row, m);
     float* sums = state.l + row * LANES;
     vec l = load(sums);
     for (int v = 0; v < vectors; ++v) {
-      x[v] = exp(x[v] - splat(m));
+      x[v] = weigh(x[v], scale, m);
       l += x[v];
-      store(s + v * LANES, x[v]);
+      put(out, v, x[v]);
     }
     store(sums, l);
   }
@@ -471,13 +642,12 @@ class Worker {
 
   void finish_chunk(int chunk) {
     for (int r = 0; r < rows; ++r) {
-      float part[2 + 1024];
-      float* target = part;
-      if (t.partial) target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
-      target[0] = state.m[r];
-      target[1] = sum_lanes(load(state.l + r * LANES));
-      std::copy(state.o + r * width, state.o + (r + 1) * width, target + 2);
-      if (!t.partial) join(total + r * (width + 2), part, width);
+      float* target = total + r * (width + 2);
+      if (t.partial) {
+        target = t.partial + (int64_t(chunk - t.chunk0) * rows + r) * (width + 2);
+        target[0] = -INF;
+      }
+      join(target, state.m[r], sum_lanes(load(state.l + r * LANES)), state.o + r * width, width);
     }
   }
 
@@ -490,10 +660,26 @@ class Worker {
 
  public:
   static void write_row(const Attention& c, int64_t row, int64_t head, const float* done) {
-    float* out = c.out + (row * c.q_heads + head) * c.dim;
+    const int64_t at = (row * c.q_heads + head) * c.dim;
     const bool empty = done[0] == -INF;
     const float share = empty ? 0.0f : 1.0f / done[1];
-    for (int d = 0; d < c.dim; ++d) out[d] = empty ? 0.0f : done[2 + d] * share;
+    auto* wide = static_cast<float*>(c.out) + at;
+    auto* narrow = static_cast<uint16_t*>(c.out) + at;
+    int d = 0;
+    for (; d + LANES <= c.dim; d += LANES) {
+      const vec x = empty ? vec{} : load(done + 2 + d) * splat(share);
+      if (c.out_kind == BFLOAT16)
+        store_bf16(narrow + d, round_bf16(x));
+      else
+        store(wide + d, x);
+    }
+    for (; d < c.dim; ++d) {
+      const float x = empty ? 0.0f : done[2 + d] * share;
+      if (c.out_kind == BFLOAT16)
+        narrow[d] = round_bf16(x);
+      else
+        wide[d] = x;
+    }
     c.lse[row * c.q_heads + head] = empty ? -INF : done[0] + std::log(done[1]);
   }
 };
@@ -510,13 +696,11 @@ int block_end(const Attention& c, int sequence, int row0, int new_rows, int toke
   return std::min(new_rows, *std::upper_bound(first, last, base + row0) - base);
 }
 
-}  // namespace
-
-extern "C" void folio_attention(const Attention* call) {
-  const Attention& c = *call;
+template <class Unit>
+void attend_all(const Attention& c) {
   const int group = c.q_heads / c.kv_heads;
   const int heads = c.index_counts && c.index_heads == c.q_heads ? 1 : group;
-  const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS / heads);
+  const int tokens = std::max(SPLIT_ROWS, BLOCK_ROWS * Unit::NUMBERS / heads);
   const int width = (c.dim + LANES - 1) / LANES * LANES;
 
   struct Split { Task whole; int chunks; int64_t partial; };
@@ -562,7 +746,7 @@ extern "C" void folio_attention(const Attention* call) {
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
-    Worker worker(c);
+    Worker<Unit> worker(c);
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < tasks.size(); ++i) worker.run(tasks[i]);
 #pragma omp for schedule(dynamic, 1)
@@ -571,9 +755,21 @@ extern "C" void folio_attention(const Attention* call) {
       const int64_t rows = int64_t(task.row1 - task.row0) * heads, step = rows * (width + 2);
       for (int64_t r = 0; r < rows; ++r) {
         float* total = parts + splits[i].partial + r * (width + 2);
-        for (int chunk = 1; chunk < splits[i].chunks; ++chunk) join(total, total + chunk * step, width);
-        Worker::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
+        for (int chunk = 1; chunk < splits[i].chunks; ++chunk) {
+          const float* part = total + chunk * step;
+          join(total, part[0], part[1], part + 2, width);
+        }
+        Worker<Unit>::write_row(c, c.cu_rows[task.sequence] + task.row0 + r / heads, task.head0 + r % heads, total);
       }
     }
   }
+}
+
+}  // namespace
+
+extern "C" void folio_attention(const Attention* call) {
+  if (call->products == BFLOAT16)
+    attend_all<Narrow>(*call);
+  else
+    attend_all<Single>(*call);
 }

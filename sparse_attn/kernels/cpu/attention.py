@@ -1,4 +1,4 @@
-"""The C++ kernels for float32 tensors on a CPU: `attention.cpp` and `linear.cpp` behind torch tensors."""
+"""The C++ kernels for tensors on a CPU: `attention.cpp` and `linear.cpp` behind torch tensors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sparse_attn.kernels.operands import Pages, Rows, State
 from sparse_attn.kv.quant import SCALE
 
 MAX_HEAD_DIM = 1024
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of calls.h
 
 
 class AttentionCall(ctypes.Structure):
@@ -32,7 +33,7 @@ class AttentionCall(ctypes.Structure):
         )),
         *((name, c_int32) for name in (
             "sequences", "q_heads", "kv_heads", "dim", "page_size", "window", "index_heads", "index_block_k",
-            "threads",
+            "threads", "q_kind", "new_kind", "page_kind", "out_kind", "products",
         )),
         ("scale", c_float),
         ("softcap", c_float),
@@ -73,7 +74,8 @@ class Arguments:
         count, num_heads, dim = rows.q.shape
         one.heads(num_heads, rows.k.shape[1], dim)
         one.call.q_row, one.call.q_head = one._rows("q", rows.q)
-        one.out, one.lse = torch.empty(count, num_heads, dim), torch.empty(count, num_heads)
+        one.out, one.lse = torch.empty(count, num_heads, dim, dtype=rows.q.dtype), torch.empty(count, num_heads)
+        one.products(rows)
         one.call.out, one.call.lse = one.out.data_ptr(), one.lse.data_ptr()
         one.call.scale, one.call.softcap, one.call.window = rows.scale, rows.softcap, rows.window
         return one
@@ -84,6 +86,23 @@ class Arguments:
         self.call.q_heads, self.call.kv_heads, self.call.dim = num_heads, num_kv_heads, dim
         self.call.threads = torch.get_num_threads()
 
+    def products(self, rows: Rows) -> None:
+        """Products are in the dtype of the new keys; those of bfloat16 take two channels at a time."""
+        if rows.k.dtype != rows.v.dtype:
+            raise ValueError(f"k and v are {rows.k.dtype} and {rows.v.dtype}")
+        self.kinds(rows.q.dtype, rows.k.dtype)
+        if rows.k.dtype == torch.bfloat16 and rows.scale <= 0:
+            raise ValueError("products of bfloat16 need a positive scale")
+
+    def kinds(self, q: torch.dtype, new: torch.dtype) -> None:
+        """Queries and results are of one dtype, new keys and values of another, in which products are."""
+        if any(KINDS.get(dtype, 2) == 2 for dtype in (q, new)):
+            raise ValueError(f"q, k and v must be float32 or bfloat16, not {q} and {new}")
+        if new == torch.bfloat16 and self.call.dim % 2:
+            raise ValueError("products of bfloat16 need an even head_dim")
+        self.call.q_kind = self.call.out_kind = KINDS[q]
+        self.call.new_kind = self.call.products = KINDS[new]
+
     def new_keys(self, k: Tensor, v: Tensor) -> None:
         self.call.k_row, self.call.k_head = self._rows("k_new", k)
         self.call.v_row, self.call.v_head = self._rows("v_new", v)
@@ -92,6 +111,8 @@ class Arguments:
         k, v, scales = pages.k, pages.v, (pages.k_scale, pages.v_scale)
         if not (_pages_contiguous(k) and _pages_contiguous(v) and k.stride(0) == v.stride(0)):
             raise ValueError("each page of keys and values must be contiguous, and all equally far apart")
+        if k.dtype != v.dtype or (k.dtype != torch.int8 and KINDS.get(k.dtype) != self.call.products):
+            raise ValueError(f"pages of {k.dtype} and {v.dtype} do not go with new keys of another dtype")
         if any((scale is not None) != (k.dtype == torch.int8) for scale in scales):
             raise ValueError("int8 pages need k_scale and v_scale, others must have none")
         for name, scale in zip(("k_scale", "v_scale"), scales, strict=True):
@@ -104,6 +125,7 @@ class Arguments:
             self.point(name, scale)
         self.point("k_cache", k)
         self.point("v_cache", v)
+        self.call.page_kind = KINDS[k.dtype]
         self.call.page_size, self.call.page_stride = pages.page_size, k.stride(0)
         self.integers("block_tables", pages.block_tables)
         self.call.table_stride = pages.block_tables.shape[1]
@@ -155,9 +177,10 @@ def _pages_contiguous(pages: Tensor) -> bool:
 def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> State:
     """`sparse_attn.kernels.dense.attention` in one pass over pages and new rows.
 
-    The numbers of a row depend on its query and its keys in their order alone; see attention.cpp. The positions of a
-    row and of the keys it sees must be consecutive, as those of a causal sequence and of a path of a tree are; windows
-    are counted so.
+    Products are in the dtype of the new keys, float32 or bfloat16, with sums in float32; pages are of that dtype or
+    int8, q of either. The numbers of a row depend on its query and its keys in their order alone; see attention.cpp.
+    The positions of a row and of the keys it sees must be consecutive, as those of a causal sequence and of a path of
+    a tree are; windows are counted so.
 
     Raises:
         ValueError: pages that do not lie as the kernel reads them.

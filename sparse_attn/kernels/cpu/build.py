@@ -19,14 +19,16 @@ from pathlib import Path
 
 import torch
 
+from sparse_attn.kernels.cpu import features
+
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "decoder.cpp", "linear.cpp", "rows.cpp", "score.cpp")
-HEADERS = ("calls.h", "simd.h")
+SOURCES = ("attention.cpp", "decoder.cpp", "linear.cpp", "pack.cpp", "packed_linear.cpp", "rows.cpp", "score.cpp")
+HEADERS = ("amx.h", "blocks.h", "calls.h", "columns.h", "packed.h", "products.h", "simd.h", "units.h")
 # No contraction: fused multiply-adds are written out, so that every instantiation rounds alike.
 FLAGS = (
-    "-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",
+    "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",
     "-Wno-psabi",
 )  # fmt: skip
 
@@ -41,11 +43,13 @@ def library() -> ctypes.CDLL:
 
     Raises:
         BuildError: no compiler, a compiler that fails, or a library that does not load.
+        ValueError: FOLIO_CPU_FEATURES asks for what the machine does not have.
     """
     compiler = _compiler()
-    path = cache_folder() / f"libfolio_cpu-{_fingerprint(compiler)}.so"
+    flags = (*features.compiler_flags(), *FLAGS)
+    path = cache_folder() / f"libfolio_cpu-{_fingerprint(compiler, flags)}.so"
     if not path.exists():
-        _build(compiler, path)
+        _build(compiler, flags, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -67,18 +71,18 @@ def _compiler() -> str:
     raise BuildError("no C++ compiler (g++ 12 or later) on this machine; install one for the fast CPU kernels")
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in (*SOURCES, *HEADERS):
         digest.update((FOLDER / name).read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    for part in (version, " ".join(FLAGS), _processor(), torch.__version__):
+    for part in (version, " ".join(flags), _processor(), torch.__version__):
         digest.update(part.encode())
     return digest.hexdigest()[:16]
 
 
 def _processor() -> str:
-    """What -march=native depends on; a home folder may be shared between machines."""
+    """What tuning depends on; a home folder may be shared between machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -86,14 +90,14 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: str, flags: tuple[str, ...], path: Path) -> None:
     logger.info("building the CPU kernels with %s into %s", compiler, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             target = Path(folder) / path.name
             sources = [str(FOLDER / name) for name in SOURCES]
-            command = [compiler, *FLAGS, *sources, "-o", str(target)]
+            command = [compiler, *flags, *sources, "-o", str(target)]
             # No -lgomp: the undefined OpenMP symbols are those of the runtime that torch has loaded.
             done = subprocess.run([*command, "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc_s", "-lgcc"],
                                   capture_output=True, text=True, check=False)  # fmt: skip

@@ -3,20 +3,27 @@
 
 #include <cstdint>
 
+enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };  // of numbers in memory; mirrored by `KINDS` in attention.py
+constexpr int KIND_BYTES[] = {4, 2, 1};
+
 // Mirrored by `AttentionCall` in attention.py. Strides are in elements.
 struct Attention {
-  const float *q, *k_new, *v_new;
-  const void *k_cache, *v_cache;     // float, or int8 where there are scales
-  const uint16_t *k_scale, *v_scale;  // float16 [pages, kv_heads, page_size] or null
+  const void *q, *k_new, *v_new;      // of q_kind and new_kind
+  const void *k_cache, *v_cache;      // of page_kind
+  const uint16_t *k_scale, *v_scale;  // float16 [pages, kv_heads, page_size] of int8 pages; else null
   const int32_t *block_tables, *context_lens, *cu_rows;
   const int64_t* positions;            // only where there are no new keys: for the window; or null
   const uint8_t* const* tree_masks;    // [S], each bool [n, n] or null; or null
   const int32_t *index_counts, *index_ids, *index_cu_rows;  // of a BlockIndex; or counts null
   const int32_t *index_first, *index_k_offset;              // [S + 1] first query block of a sequence, [S]
-  float *out, *lse;
+  void* out;   // of out_kind
+  float* lse;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head, page_stride, table_stride;
   int64_t index_blocks, index_width;
   int32_t sequences, q_heads, kv_heads, dim, page_size, window, index_heads, index_block_k, threads;
+  // Products of float32 are of new rows in float32 and pages in float32 or int8; those of bfloat16 of new rows in either
+  // and pages in bfloat16 or int8. Queries and results may be of either in both.
+  Kind q_kind, new_kind, page_kind, out_kind, products;
   float scale, softcap;
 };
 

@@ -1,23 +1,31 @@
-// The decoder layers of a model of Llama's kind over one ragged batch, in one call.
+// The decoder layers of a model of Llama's kind over one ragged batch: all in one call, or a layer's two halves, before
+// and after its attention.
 //
 // A small model's step is spent between its operations: each is a dozen calls through Python and torch, whose code the
-// KV has meanwhile driven out of the caches. Here an operation follows the other. They are those of the modules, over
-// the same kernels and rounded alike, so that a forward has the same bits either way.
+// KV has meanwhile driven out of the caches; and a long prompt's, in passes over memory that each of them makes. Here an
+// operation follows the other. They are those of the modules, over the same kernels and rounded alike, so that a forward
+// has the same bits either way.
 #include <algorithm>
+#include <initializer_list>
 #include <vector>
 
 #include "calls.h"
+#include "packed.h"
 #include "simd.h"
 
 using namespace folio;
 
-// Mirrored by `_Layer` in decoder.py. Weights [outer, inner] are contiguous; biases [outer] may be null, and
-// q_norm and k_norm [dim] too.
+// Mirrored by `_Projection` in decoder.py: w [outer, inner] of float32, contiguous, and bias [outer] or null; or packed.
+struct Projection {
+  const float *w, *bias;
+  const PackedLinear* packed;  // all of the call but x and y; or null
+};
+
+// Mirrored by `_Layer` in decoder.py. q_norm and k_norm [dim] may be null.
 struct Layer {
   const float *input_norm, *post_norm, *q_norm, *k_norm;
-  const float *q, *k, *v, *o, *gate, *up, *down;
-  const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
-  float *k_pages, *v_pages;
+  Projection q, k, v, o, gate, up, down;
+  void *k_pages, *v_pages;  // of the batch's page_kind
   float input_eps, post_eps, q_eps, k_eps, scale;
   int32_t window, rotary;
 };
@@ -30,12 +38,17 @@ struct Decoder {
   float* x;                    // [rows, hidden], in place
   const float *cos, *sin;      // [rows, dim], or null where no layer rotates
   const int64_t* slots;        // [rows]
+  float *q, *k, *v;            // of a layer's first half: [rows, heads · dim]
+  const float* attended;       // of its second: [rows, q_heads · dim]
   int64_t count, rows, hidden, inner, num_pages;
+  int32_t q_heads, kv_heads, dim, threads;
 };
 
 namespace {
 
-constexpr int64_t ALIGN = 64;  // bytes: a vector across two cache lines costs two accesses
+constexpr int64_t ALIGN = 64;             // bytes: a vector across two cache lines costs two accesses
+constexpr int64_t THREAD_FLOATS = 1 << 16;  // least work for one more thread
+constexpr int64_t BLOCK_ROWS = 256;       // rows that go through an MLP together: what it makes of them stays in cache
 
 // The buffers of a forward, kept from one to the next.
 class Scratch {
@@ -55,95 +68,167 @@ class Scratch {
   }
 };
 
-// Rotary position embedding by halves (RoFormer, arXiv 2104.09864), as transformers rounds it; x [rows, heads, dim].
-void rotate(float* x, int64_t rows, int heads, int dim, const float* cos, const float* sin) {
-  const int half = dim / 2;
-  for (int64_t row = 0; row < rows; ++row, cos += dim, sin += dim)
-    for (int head = 0; head < heads; ++head, x += dim)
-      for (int d = 0; d < half; ++d) {
-        const float low = x[d], high = x[d + half];
-        x[d] = low * cos[d] + -high * sin[d];
-        x[d + half] = high * cos[d + half] + low * sin[d + half];
-      }
-}
+struct Output {
+  const Projection& of;
+  float* y;
+  int64_t width;
+};
 
-void add(float* x, const float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) x[i] += y[i];
-}
+class Body {
+  const Decoder& c;
+  const int64_t q_width, kv_width;
+
+  int threads(int64_t floats) const { return int(std::clamp<int64_t>(floats / THREAD_FLOATS, 1, c.threads)); }
+
+  void norm(const float* x, const float* weight, float eps, float* y, int64_t count, int64_t width) const {
+    const Norm one{x, weight, y, width, count, width, eps, c.threads};
+    folio_rms_norm(&one);
+  }
+
+  // Products of the same rows of x, in one meeting of the threads.
+  void multiply(const float* x, int64_t rows, int64_t inner, std::initializer_list<Output> outputs) const {
+    Linear plain[3];
+    PackedLinear packed[3];
+    int count = 0;
+    for (const Output& out : outputs) {
+      const Projection& p = out.of;
+      if (p.packed) {
+        packed[count] = *p.packed;
+        packed[count].x = x, packed[count].y = out.y, packed[count].x_row = inner, packed[count].rows = rows;
+        packed[count].threads = c.threads;
+      } else {
+        plain[count] = {x, p.w, p.bias, out.y, inner, inner, rows, inner, out.width, c.threads};
+      }
+      ++count;
+    }
+    if (outputs.begin()->of.packed)
+      folio_packed_linear(packed, count);
+    else
+      folio_linear(plain, count);
+  }
+
+  // Rotary position embedding by halves (RoFormer, arXiv 2104.09864), as transformers rounds it; x [rows, heads, dim].
+  void rotate(float* x, int heads) const {
+    const int half = c.dim / 2, most = threads(c.rows * heads * c.dim);
+#pragma omp parallel for num_threads(most) if (most > 1)
+    for (int64_t row = 0; row < c.rows; ++row) {
+      const float *cos = c.cos + row * c.dim, *sin = c.sin + row * c.dim;
+      float* at = x + row * heads * c.dim;
+      for (int head = 0; head < heads; ++head, at += c.dim)
+        for (int d = 0; d < half; ++d) {
+          const float low = at[d], high = at[d + half];
+          at[d] = low * cos[d] + -high * sin[d];
+          at[d + half] = high * cos[d + half] + low * sin[d + half];
+        }
+    }
+  }
+
+  void add(float* x, const float* y, int64_t count) const {
+    const int most = threads(count);
+#pragma omp parallel for simd num_threads(most) if (parallel : most > 1)
+    for (int64_t i = 0; i < count; ++i) x[i] += y[i];
+  }
+
+ public:
+  explicit Body(const Decoder& call)
+      : c(call), q_width(int64_t(call.q_heads) * call.dim), kv_width(int64_t(call.kv_heads) * call.dim) {}
+
+  // Queries, keys and values of the rows, rotated.
+  void before(const Layer& layer, float* q, float* k, float* v) const {
+    static thread_local Scratch scratch;
+    scratch.clear(c.rows * c.hidden, 1);
+    float* const normed = scratch.take(c.rows * c.hidden);
+    norm(c.x, layer.input_norm, layer.input_eps, normed, c.rows, c.hidden);
+    multiply(normed, c.rows, c.hidden, {{layer.q, q, q_width}, {layer.k, k, kv_width}, {layer.v, v, kv_width}});
+    if (layer.q_norm) norm(q, layer.q_norm, layer.q_eps, q, c.rows * c.q_heads, c.dim);
+    if (layer.k_norm) norm(k, layer.k_norm, layer.k_eps, k, c.rows * c.kv_heads, c.dim);
+    if (layer.rotary) {
+      rotate(q, c.q_heads);
+      rotate(k, c.kv_heads);
+    }
+  }
+
+  // What the layer adds to x: of the attention's result, and of the MLP behind it.
+  void after(const Layer& layer, const float* attended) const {
+    static thread_local Scratch scratch;
+    const int64_t most = std::min(c.rows, BLOCK_ROWS);
+    scratch.clear(most * (2 * c.hidden + 2 * c.inner), 4);
+    float* const normed = scratch.take(most * c.hidden);
+    float* const added = scratch.take(most * c.hidden);
+    float* const gate = scratch.take(most * c.inner);
+    float* const up = scratch.take(most * c.inner);
+    for (int64_t row = 0; row < c.rows; row += BLOCK_ROWS) {
+      const int64_t rows = std::min(BLOCK_ROWS, c.rows - row);
+      float* const x = c.x + row * c.hidden;
+      multiply(attended + row * q_width, rows, q_width, {{layer.o, added, c.hidden}});
+      add(x, added, rows * c.hidden);
+      norm(x, layer.post_norm, layer.post_eps, normed, rows, c.hidden);
+      multiply(normed, rows, c.hidden, {{layer.gate, gate, c.inner}, {layer.up, up, c.inner}});
+      folio_silu_mul(gate, up, rows * c.inner, c.threads);
+      multiply(up, rows, c.inner, {{layer.down, added, c.hidden}});
+      add(x, added, rows * c.hidden);
+    }
+  }
+};
 
 }  // namespace
 
+extern "C" void folio_layer_before(const Decoder* call) {
+  Body(*call).before(call->layers[*call->chosen], call->q, call->k, call->v);
+}
+
+extern "C" void folio_layer_after(const Decoder* call) {
+  Body(*call).after(call->layers[*call->chosen], call->attended);
+}
+
 extern "C" void folio_decoder(const Decoder* call) {
   const Decoder& c = *call;
+  const Body body(c);
   Attention attention = *c.attention;
-  const int dim = attention.dim, threads = attention.threads;
-  const int64_t rows = c.rows, hidden = c.hidden;
-  const int64_t q_width = int64_t(attention.q_heads) * dim, kv_width = int64_t(attention.kv_heads) * dim;
+  const int64_t q_width = int64_t(c.q_heads) * c.dim, kv_width = int64_t(c.kv_heads) * c.dim;
 
   static thread_local Scratch scratch;
-  scratch.clear(rows * (2 * hidden + 2 * q_width + 2 * kv_width + 2 * c.inner + attention.q_heads), 9);
-  float* const normed = scratch.take(rows * hidden);
-  float* const added = scratch.take(rows * hidden);
-  float* const q = scratch.take(rows * q_width);
-  float* const k = scratch.take(rows * kv_width);
-  float* const v = scratch.take(rows * kv_width);
-  float* const gate = scratch.take(rows * c.inner);
-  float* const up = scratch.take(rows * c.inner);
+  scratch.clear(c.rows * (2 * q_width + 4 * kv_width + c.q_heads), 7);
+  float* const q = scratch.take(c.rows * q_width);
+  float* const k = scratch.take(c.rows * kv_width);
+  float* const v = scratch.take(c.rows * kv_width);
+  float* const attended = scratch.take(c.rows * q_width);
   attention.q = q;
-  attention.k_new = k;
-  attention.v_new = v;
-  attention.out = scratch.take(rows * q_width);
-  attention.lse = scratch.take(rows * attention.q_heads);
+  attention.out = attended;
+  attention.lse = scratch.take(c.rows * c.q_heads);
   attention.q_row = q_width;
   attention.k_row = attention.v_row = kv_width;
-  attention.q_head = attention.k_head = attention.v_head = dim;
+  attention.q_head = attention.k_head = attention.v_head = c.dim;
 
-  const auto norm = [&](const float* x, const float* weight, float eps, float* y, int64_t count, int64_t width) {
-    const Norm one{x, weight, y, width, count, width, eps, threads};
-    folio_rms_norm(&one);
+  const bool narrow = attention.page_kind == BFLOAT16;
+  const int64_t size = narrow ? sizeof(uint16_t) : sizeof(float);
+  const auto as_in_pages = [&](const float* rows_of, float* room) -> const void* {
+    if (!narrow) return rows_of;
+    auto* rounded = reinterpret_cast<uint16_t*>(room);
+    for (int64_t i = 0; i < c.rows * kv_width; ++i) rounded[i] = round_bf16(rows_of[i]);
+    return rounded;
   };
-  const auto product = [&](const float* x, const float* w, const float* bias, float* y, int64_t inner, int64_t outer) {
-    return Linear{x, w, bias, y, inner, inner, rows, inner, outer, threads};
-  };
-  const auto write = [&](const float* rows_of, float* pages) {
-    const int64_t head = int64_t(dim) * sizeof(float);
-    const Write one{reinterpret_cast<const char*>(rows_of), reinterpret_cast<char*>(pages), c.slots,
-                    kv_width * int64_t(sizeof(float)), head, attention.page_stride * int64_t(sizeof(float)),
-                    c.num_pages, rows, attention.kv_heads, attention.page_size, head};
+  float* const k_room = scratch.take(c.rows * kv_width);
+  float* const v_room = scratch.take(c.rows * kv_width);
+  const auto write = [&](const void* rows_of, void* pages) {
+    const int64_t head = c.dim * size;
+    const Write one{static_cast<const char*>(rows_of), static_cast<char*>(pages), c.slots, kv_width * size, head,
+                    attention.page_stride * size, c.num_pages, c.rows, attention.kv_heads, attention.page_size, head};
     folio_write(&one);
   };
 
   for (int64_t i = 0; i < c.count; ++i) {
     const Layer& layer = c.layers[c.chosen[i]];
-    norm(c.x, layer.input_norm, layer.input_eps, normed, rows, hidden);
-    const Linear heads[] = {product(normed, layer.q, layer.q_bias, q, hidden, q_width),
-                            product(normed, layer.k, layer.k_bias, k, hidden, kv_width),
-                            product(normed, layer.v, layer.v_bias, v, hidden, kv_width)};
-    folio_linear(heads, 3);
-    if (layer.q_norm) norm(q, layer.q_norm, layer.q_eps, q, rows * attention.q_heads, dim);
-    if (layer.k_norm) norm(k, layer.k_norm, layer.k_eps, k, rows * attention.kv_heads, dim);
-    if (layer.rotary) {
-      rotate(q, rows, attention.q_heads, dim, c.cos, c.sin);
-      rotate(k, rows, attention.kv_heads, dim, c.cos, c.sin);
-    }
+    body.before(layer, q, k, v);
+    attention.k_new = as_in_pages(k, k_room);
+    attention.v_new = as_in_pages(v, v_room);
     attention.k_cache = layer.k_pages;
     attention.v_cache = layer.v_pages;
     attention.scale = layer.scale;
     attention.window = layer.window;
     folio_attention(&attention);
-    write(k, layer.k_pages);
-    write(v, layer.v_pages);
-    const Linear joined = product(attention.out, layer.o, layer.o_bias, added, q_width, hidden);
-    folio_linear(&joined, 1);
-    add(c.x, added, rows * hidden);
-
-    norm(c.x, layer.post_norm, layer.post_eps, normed, rows, hidden);
-    const Linear gated[] = {product(normed, layer.gate, layer.gate_bias, gate, hidden, c.inner),
-                            product(normed, layer.up, layer.up_bias, up, hidden, c.inner)};
-    folio_linear(gated, 2);
-    folio_silu_mul(gate, up, rows * c.inner, threads);
-    const Linear down = product(up, layer.down, layer.down_bias, added, c.inner, hidden);
-    folio_linear(&down, 1);
-    add(c.x, added, rows * hidden);
+    write(attention.k_new, layer.k_pages);
+    write(attention.v_new, layer.v_pages);
+    body.after(layer, attended);
   }
 }

@@ -1,4 +1,4 @@
-"""All decoder layers of a model of Llama's kind in one call: `decoder.cpp` behind torch tensors."""
+"""The decoder layers of a model of Llama's kind, all in one call or by halves: `decoder.cpp` behind torch tensors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from torch import Tensor
 from sparse_attn.batch import AttnBatch
 from sparse_attn.kernels.cpu.attention import Arguments
 from sparse_attn.kernels.cpu.build import library
+from sparse_attn.kernels.cpu.packed import PackedLinearCall, PackedWeight, describe
 
 _NORMS = ("input_norm", "post_norm", "q_norm", "k_norm")
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class _Projection(ctypes.Structure):
+    """`Projection` of decoder.cpp."""
+
+    _fields_ = [(name, c_void_p) for name in ("w", "bias", "packed")]
 
 
 class _Layer(ctypes.Structure):
     """`Layer` of decoder.cpp."""
 
     _fields_ = [
-        *((name, c_void_p) for name in (*_NORMS, *_PROJECTIONS, *(f"{name}_bias" for name in _PROJECTIONS))),
+        *((name, c_void_p) for name in _NORMS),
+        *((name, _Projection) for name in _PROJECTIONS),
         ("k_pages", c_void_p),
         ("v_pages", c_void_p),
         *((name, c_float) for name in ("input_eps", "post_eps", "q_eps", "k_eps", "scale")),
@@ -35,9 +43,12 @@ class _Decoder(ctypes.Structure):
     """`Decoder` of decoder.cpp."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("layers", "chosen", "attention", "x", "cos", "sin", "slots")),
+        *((name, c_void_p) for name in (
+            "layers", "chosen", "attention", "x", "cos", "sin", "slots", "q", "k", "v", "attended",
+        )),
         *((name, c_int64) for name in ("count", "rows", "hidden", "inner", "num_pages")),
-    ]
+        *((name, c_int32) for name in ("q_heads", "kv_heads", "dim", "threads")),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer: weight [outer, inner], bias [outer] or None."""
+    """A linear layer: weight [outer, inner] in float32 or packed, bias [outer] or None."""
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor | None
 
 
@@ -79,71 +90,115 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Layers that are run one after another over a batch; all tensors float32, each weight contiguous.
+    """Layers that are run one after another over a batch; tensors are float32 and contiguous.
 
     Raises:
-        ValueError: a weight of another dtype, or not contiguous.
+        ValueError: a weight of another dtype, or not contiguous, or packed ones beside others.
     """
 
     def __init__(self, layers: Sequence[DecoderLayer], num_heads: int, num_kv_heads: int, dim: int) -> None:
-        self._layers = (_Layer * len(layers))(*map(_described, layers))
-        self._kept = list(layers)  # whose addresses the descriptions hold
+        self.layers = tuple(layers)
+        self._calls: list[
+            PackedLinearCall
+        ] = []  # whose addresses the descriptions hold, as those of the layers' weights
+        self._described = (_Layer * len(layers))(*(_described(layer, self._calls) for layer in layers))
         self._heads = (num_heads, num_kv_heads, dim)
-        self._inner = len(layers[0].projections["gate"].weight)
+        gate = layers[0].projections["gate"].weight
+        self._inner = gate.outer if isinstance(gate, PackedWeight) else len(gate)
+        self.packed = isinstance(gate, PackedWeight)
         self.rotary = any(layer.rotary for layer in layers)
 
     def run(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, batch: AttnBatch, chosen: Sequence[int]) -> None:
         """Run the layers ``chosen`` over the rows x [T, hidden], in place; K and V go into the batch's pages.
 
-        The batch is dense, of one head group of float32, without earlier nodes. cos and sin [T, D] are of its
-        positions, None where no layer rotates.
+        The batch is dense, of one head group of float32 or bfloat16, without earlier nodes. cos and sin [T, D] are of
+        its positions, None where no layer rotates.
 
         Raises:
             ValueError: x, cos or sin is not contiguous float32.
         """
-        for name, given in (("x", x), ("cos", cos), ("sin", sin)):
-            if given is not None and (given.dtype != torch.float32 or not given.is_contiguous()):
-                raise ValueError(f"{name} must be contiguous float32, not {given.dtype} with strides {given.stride()}")
         pool, group = batch.pool, batch.pool.groups[0]
-        for layer, keys, values in zip(self._layers, group.keys, group.values, strict=True):
+        for layer, keys, values in zip(self._described, group.keys, group.values, strict=True):
             layer.k_pages, layer.v_pages = keys.data_ptr(), values.data_ptr()
         [tables] = batch.tables
         arguments = Arguments(batch.cu_seqlens, batch.context_lens, batch.tree_masks)
         arguments.heads(*self._heads)
+        arguments.kinds(q=x.dtype, new=pool.dtype)
         arguments.pages(group.pages(0, tables.block_tables))
         slots = tables.slot_mapping.contiguous()
-        order = (c_int32 * len(chosen))(*chosen)
-        call = _Decoder(
-            layers=ctypes.addressof(self._layers),
-            chosen=ctypes.addressof(order),
-            attention=ctypes.addressof(arguments.call),
-            x=x.data_ptr(),
-            cos=None if cos is None else cos.data_ptr(),
-            sin=None if sin is None else sin.data_ptr(),
-            slots=slots.data_ptr(),
-            count=len(chosen),
-            rows=x.shape[0],
-            hidden=x.shape[1],
-            inner=self._inner,
-            num_pages=pool.num_pages + 1,
-        )
+        call = self._call(chosen, x, cos, sin)
+        call.attention, call.slots = ctypes.addressof(arguments.call), slots.data_ptr()
+        call.num_pages = pool.num_pages + 1
         library().folio_decoder(ctypes.byref(call))
         if group.stats is not None:
             for i in chosen:
                 group.stats.update(i, group.keys[i], slots)
 
+    def before(self, layer: int, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, Hq, D], keys and values [T, Hkv, D] of the rows x [T, hidden], rotated, by one layer.
 
-def _described(layer: DecoderLayer) -> _Layer:
+        Raises:
+            ValueError: as `run`.
+        """
+        num_heads, num_kv_heads, dim = self._heads
+        q, k, v = (torch.empty(len(x), heads, dim) for heads in (num_heads, num_kv_heads, num_kv_heads))
+        call = self._call([layer], x, cos, sin)
+        call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        library().folio_layer_before(ctypes.byref(call))
+        return q, k, v
+
+    def after(self, layer: int, x: Tensor, attended: Tensor) -> None:
+        """What the layer makes of its attention's result [T, Hq, D], and its MLP, added to x [T, hidden] in place."""
+        call = self._call([layer], x, None, None)
+        call.attended = _checked("attended", attended)
+        library().folio_layer_after(ctypes.byref(call))
+
+    def _call(self, chosen: Sequence[int], x: Tensor, cos: Tensor | None, sin: Tensor | None) -> _Decoder:
+        order = (c_int32 * len(chosen))(*chosen)
+        num_heads, num_kv_heads, dim = self._heads
+        call = _Decoder(
+            layers=ctypes.addressof(self._described),
+            chosen=ctypes.addressof(order),
+            x=_checked("x", x),
+            cos=None if cos is None else _checked("cos", cos),
+            sin=None if sin is None else _checked("sin", sin),
+            count=len(chosen),
+            rows=x.shape[0],
+            hidden=x.shape[1],
+            inner=self._inner,
+            q_heads=num_heads,
+            kv_heads=num_kv_heads,
+            dim=dim,
+            threads=torch.get_num_threads(),
+        )
+        call.order = order  # kept as long as the call
+        return call
+
+
+def _checked(name: str, given: Tensor) -> int:
+    if given.dtype != torch.float32 or not given.is_contiguous():
+        raise ValueError(f"{name} must be contiguous float32, not {given.dtype} with strides {given.stride()}")
+    return given.data_ptr()
+
+
+def _described(layer: DecoderLayer, calls: list[PackedLinearCall]) -> _Layer:
     described = _Layer(scale=layer.scale, window=layer.window, rotary=layer.rotary)
     for name, norm in zip(_NORMS, (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm), strict=True):
         if norm is not None:
             setattr(described, name, _address(name, norm.weight))
             setattr(described, name.replace("norm", "eps"), norm.eps)
+    if len({isinstance(one.weight, PackedWeight) for one in layer.projections.values()}) > 1:
+        raise ValueError("some weights of a layer are packed and some are not")
     for name in _PROJECTIONS:
         projection = layer.projections[name]
-        setattr(described, name, _address(name, projection.weight))
-        if projection.bias is not None:
-            setattr(described, f"{name}_bias", _address(name, projection.bias))
+        bias = None if projection.bias is None else _address(name, projection.bias)
+        if isinstance(projection.weight, PackedWeight):
+            call = PackedLinearCall()
+            describe(call, projection.weight, projection.bias)
+            calls.append(call)
+            setattr(described, name, _Projection(None, bias, ctypes.addressof(call)))
+        else:
+            setattr(described, name, _Projection(_address(name, projection.weight), bias, None))
     return described
 
 

@@ -1,5 +1,5 @@
-// How much attention the last rows of a sequence give to each block of keys and to each block diagonal, for float32 on a
-// CPU: what vertical-slash patterns choose by (MInference, arXiv 2407.02490, section 3.2). Keys are read where they lie.
+// How much attention the last rows of a sequence give to each block of keys and to each block diagonal, on a CPU: what
+// vertical-slash patterns choose by (MInference, arXiv 2407.02490, section 3.2). Keys are read where they lie.
 //
 // Every tile of TILE keys is its own: a row leaves there the maximum of its scores and three sums of exp(score - maximum).
 // When all tiles are done a row's softmax is known, and each tile's sums are weighed and added to the blocks it lies in.
@@ -7,26 +7,41 @@
 // A key at offset c of its block is at distance block·a + (r - c) from a row at offset r of its own, a blocks away: it
 // lies between block diagonals a and a ± 1, in the proportion of r - c to the block. So the three sums are of all
 // weights, of those of keys before r times (r - c) / block, and of those behind times (c - r) / block.
+//
+// And plain scores: products of rows of bfloat16 with float32 results, for which torch has none.
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "simd.h"
+#include "calls.h"
+#include "columns.h"
 
 using namespace folio;
 
-// Mirrored by `_Call` in cpu_score.py. Strides are in floats.
+// Mirrored by `_Call` in score.py. Strides are in elements.
 struct LastRows {
-  const float* q;                     // [heads, rows, dim], times the scale; heads of one KV head are neighbours
+  const float* q;                     // [heads, rows, depth], units; heads of one KV head are neighbours
   const int32_t* first_head;          // [sources + 1]: the heads of each KV head that is wanted
-  const float* const* pages;          // [sources]: page 0 of the KV head, each [page_size, dim]
+  const void* const* pages;           // [sources]: page 0 of the KV head, each [page_size, dim], of page_kind
+  const uint16_t* const* scales;      // [sources]: of int8 pages, page 0 of the KV head's
   const int64_t* page_stride;         // [sources]
   const int32_t* const* block_table;  // [sources]: pages of the context in order
-  const float* const* k_new;          // [sources]: keys behind the context
+  const void* const* k_new;           // [sources]: keys behind the context, of new_kind
   float *stats;                       // [heads, rows, 4, tiles]: maximum, and the three sums
   float *vertical, *slash;            // [heads, blocks], zero
   int64_t k_row;
   int32_t sources, heads, rows, dim, page_size, context, length, block, tiles, threads;
+  int32_t depth;              // units of a row of q: what is behind those of dim is zero
+  Kind page_kind, new_kind, products;
+  float scale;
+};
+
+// Mirrored by `_Scores` in score.py.
+struct Scores {
+  const float* q;            // [heads, rows, depth], units, as above
+  const void* const* keys;   // [heads]: each [count, dim] bfloat16, rows contiguous
+  float* out;                // [heads, rows, columns]: columns are count, rounded up to whole tiles
+  int32_t heads, rows, count, dim, depth, columns, threads;
 };
 
 namespace {
@@ -50,11 +65,12 @@ vec hide_from(vec x, int count, int first) {  // lanes `count - first` and beyon
   return number < count ? x : splat(-INF);
 }
 
-class Tiles {
+template <class Unit>
+class KeyTiles {
  public:
-  explicit Tiles(const LastRows& call)
-      : c(call), columns(size_t(c.dim) * TILE), scores(size_t(MAX_ROWS) * TILE), ahead(2 * c.block + TILE),
-        behind(ahead.size()) {
+  explicit KeyTiles(const LastRows& call)
+      : c(call), units(c.dim / Unit::NUMBERS), columns(units, c.depth), decoded(size_t(units) * TILE),
+        ahead(2 * c.block + TILE), behind(ahead.size()) {
     for (int u = 0; u < int(ahead.size()); ++u) {  // of a key at c - r = u - block
       behind[u] = float(std::max(0, c.block - u)) / float(c.block);
       ahead[u] = float(std::max(0, u - c.block)) / float(c.block);
@@ -62,34 +78,33 @@ class Tiles {
   }
 
   void run(int source, int tile) {
-    const int key = tile * TILE;
-    point(source, key);
-    transpose(keys, TILE, c.dim, columns.data(), TILE, [] {});
-    const int head0 = c.first_head[source], packed = (c.first_head[source + 1] - head0) * c.rows;
-    for_row_groups(packed, [&](auto size, int r) { rows<decltype(size)::value>(head0 * c.rows + r, tile); });
+    for (int i = 0; i < TILE; ++i)  // what is too many is hidden from every row
+      columns.keys[i] = key(source, std::min(tile * TILE + i, c.length - 1), decoded.data() + i * units);
+    columns.turn();
+    const int first = c.first_head[source] * c.rows, count = c.first_head[source + 1] * c.rows - first;
+    scores.resize(size_t(count) * TILE);
+    columns.multiply(c.q + int64_t(first) * c.depth, count, scores.data(), TILE);
+    for (int r = 0; r < count; ++r) row(first + r, tile, scores.data() + r * TILE);
   }
 
  private:
   const LastRows& c;
-  std::vector<float> columns, scores, ahead, behind;
-  const float* keys[TILE];
+  const int units;
+  Columns<Unit> columns;
+  std::vector<float> decoded, ahead, behind, scores;
 
-  void point(int source, int key) {
-    for (int i = 0; i < TILE; ++i) {
-      const int at = std::min(key + i, c.length - 1);  // what is too many is hidden from every row
-      keys[i] = at < c.context
-                    ? c.pages[source] + c.block_table[source][at / c.page_size] * c.page_stride[source] +
-                          int64_t(at % c.page_size) * c.dim
-                    : c.k_new[source] + (at - c.context) * c.k_row;
-    }
+  // A key: where it lies, or in `room` where it is held as something else than units.
+  const float* key(int source, int number, float* room) const {
+    if (number >= c.context) return unit(c.new_kind, c.k_new[source], nullptr, (number - c.context) * c.k_row, room);
+    const int64_t page = c.block_table[source][number / c.page_size];
+    return unit(c.page_kind, c.pages[source], c.scales[source],
+                page * c.page_stride[source] + int64_t(number % c.page_size) * c.dim, room);
   }
 
-  // ROWS rows of [heads, rows] from number `first` on.
-  template <int ROWS>
-  void rows(int first, int tile) {
-    multiply_wide<ROWS, false>(c.q + int64_t(first) * c.dim, c.dim, c.dim,
-                               [&](int d) { return columns.data() + d * TILE; }, scores.data(), TILE, VECTORS);
-    for (int r = 0; r < ROWS; ++r) row(first + r, tile, scores.data() + r * TILE);
+  const float* unit(Kind kind, const void* base, const uint16_t* scales, int64_t at, float* room) const {
+    if (are_units<Unit>(kind, c.products == BFLOAT16)) return element<Unit>(base, at);
+    unit_row<Unit>(kind, base, scales, at, c.dim, c.products == BFLOAT16, room);
+    return room;
   }
 
   void row(int number, int tile, const float* s) {
@@ -97,7 +112,7 @@ class Tiles {
     float* out = c.stats + int64_t(number) * 4 * c.tiles + tile;
     vec x[VECTORS], top = splat(-INF);
     for (int v = 0; v < VECTORS; ++v) {
-      x[v] = load(s + v * LANES);
+      x[v] = load(s + v * LANES) * splat(c.scale);
       if (count < TILE) x[v] = hide_from(x[v], count, v * LANES);
       top = folio::max(top, x[v]);
     }
@@ -143,14 +158,12 @@ void weigh(const LastRows& c, int head) {
   }
 }
 
-}  // namespace
-
-extern "C" void folio_last_rows(const LastRows* call) {
-  const LastRows& c = *call;
+template <class Unit>
+void score(const LastRows& c) {
   const int ranges = (c.tiles + TILES_A_TASK - 1) / TILES_A_TASK;
 #pragma omp parallel num_threads(c.threads)
   {
-    Tiles tiles(c);
+    KeyTiles<Unit> tiles(c);
 #pragma omp for schedule(dynamic, 1)
     for (int task = 0; task < ranges * c.sources; ++task) {
       const int first = task / c.sources * TILES_A_TASK, end = std::min(first + TILES_A_TASK, c.tiles);
@@ -158,5 +171,38 @@ extern "C" void folio_last_rows(const LastRows* call) {
     }
 #pragma omp for schedule(dynamic, 1)
     for (int head = 0; head < c.heads; ++head) weigh(c, head);
+  }
+}
+
+}  // namespace
+
+extern "C" void folio_last_rows(const LastRows* call) {
+  if (call->products == BFLOAT16)
+    score<Narrow>(*call);
+  else
+    score<Single>(*call);
+}
+
+extern "C" void folio_scores(const Scores* call) {
+  const Scores& c = *call;
+  const int tiles = c.columns / TILE, units = c.dim / Narrow::NUMBERS;
+#pragma omp parallel num_threads(c.threads)
+  {
+    Columns<Narrow> columns(units, c.depth);
+    std::vector<float> wide(size_t(units) * TILE);
+#pragma omp for schedule(dynamic, 4)
+    for (int task = 0; task < c.heads * tiles; ++task) {
+      const int64_t head = task / tiles;
+      const int key = task % tiles * TILE;
+      for (int i = 0; i < TILE; ++i) {
+        const int64_t at = int64_t(std::min(key + i, c.count - 1)) * c.dim;
+        columns.keys[i] = element<Narrow>(c.keys[head], at);
+        if (are_units<Narrow>(BFLOAT16, true)) continue;
+        columns.keys[i] = wide.data() + i * units;
+        unit_row<Narrow>(BFLOAT16, c.keys[head], nullptr, at, c.dim, true, wide.data() + i * units);
+      }
+      columns.turn();
+      columns.multiply(c.q + head * c.rows * c.depth, c.rows, c.out + head * c.rows * c.columns + key, c.columns);
+    }
   }
 }

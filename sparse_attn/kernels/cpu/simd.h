@@ -1,4 +1,5 @@
-// Vectors of floats for AVX-512, AVX2, NEON and anything else GCC 12+ or Clang knows, by vector extensions.
+// Vectors of floats for AVX-512, AVX2, NEON and anything else GCC 12+ or Clang knows, by vector extensions, and products
+// of floats or of pairs of bfloat16 numbers, which fill a float's place.
 //
 // Built with -ffp-contract=off: every fused multiply-add is written out, so that a row's arithmetic is the same in
 // every instantiation of a template and its bits do not depend on how many rows run beside it.
@@ -41,6 +42,8 @@ class FlushDenormals {
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t hvec __attribute__((vector_size(LANES * 2)));  // as many bfloat16 numbers as a vec has floats
 
 inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
@@ -73,7 +76,48 @@ inline float half(uint16_t bits) {
   return x * 0x1p112f;
 }
 
-inline void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
+// bfloat16: the upper half of a float, rounded to the nearest, ties to even. (A NaN stays one.)
+inline hvec upper_halves(uvec x) {
+#if defined(__AVX512F__)
+  return (hvec)_mm512_cvtepi32_epi16((__m512i)(x >> 16));
+#else
+  return __builtin_convertvector(x >> 16, hvec);
+#endif
+}
+inline hvec round_bf16(vec x) {
+  const uvec bits = (uvec)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return upper_halves((uvec)(x == x ? (ivec)rounded : (ivec)(bits | 0x400000)));
+}
+// The same for numbers that are normal or 0.
+inline hvec round_normal_bf16(vec x) {
+#if defined(__AVX512BF16__)
+  return (hvec)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const uvec bits = (uvec)x;
+  return upper_halves(bits + 0x7fff + ((bits >> 16) & 1));
+#endif
+}
+inline uvec lower_halves(hvec x) {
+#if defined(__AVX512F__)
+  return (uvec)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (uvec)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, uvec);
+#endif
+}
+inline vec widen_bf16(hvec x) { return (vec)(lower_halves(x) << 16); }
+inline uint16_t round_bf16(float x) { return round_bf16(splat(x))[0]; }
+inline float widen_bf16(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+inline hvec load_bf16(const uint16_t* p) { hvec v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store_bf16(uint16_t* p, hvec v) { std::memcpy(p, &v, sizeof v); }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
 // Interleave the low or the high halves of two vectors.
 template <int HIGH>
@@ -169,6 +213,36 @@ inline vec exp(vec x) {
 #endif
 }
 
+// 2^x, within 3e-6 relative, enough for what is rounded to bfloat16; 0 for -inf. For x < 115.
+inline vec exp2_rough(vec x) {
+#if defined(__AVX512DQ__)
+  const vec r = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // what is above the floor
+  vec p = fma(r, splat(1.3534167242e-2f), splat(5.2011461906e-2f));  // least largest relative error, fitted
+  p = fma(p, r, splat(2.4144275613e-1f));
+  p = fma(p, r, splat(6.9300383461e-1f));
+  p = fma(p, r, splat(1.0000025934f));
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+  return exp(x * splat(0.693147182f));
+#endif
+}
+
+// The largest lane of each of LANES vectors.
+inline vec max_each(const vec* a) {
+  vec s[LANES];
+  for (int i = 0; i < LANES; ++i) {  // the tree below delivers in bit-reversed order
+    int from = 0;
+    for (int bit = 1; bit < LANES; bit *= 2) from = 2 * from + ((i & bit) != 0);
+    s[i] = a[from];
+  }
+#pragma GCC unroll 4
+  for (int left = LANES / 2; left > 0; left /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < left; ++i)
+      s[i] = max(interleave<0>(s[2 * i], s[2 * i + 1]), interleave<1>(s[2 * i], s[2 * i + 1]));
+  return s[0];
+}
+
 // Rows [r][0:depth] of row pointers, whole vectors of LANES of them → columns: out[d * stride + r]. `ride` is called
 // before every square.
 template <class Ride>
@@ -187,9 +261,33 @@ inline void transpose(const float* const* rows, int count, int depth, float* out
   }
 }
 
-// out[ROWS][VECTORS * LANES] = sum over k of a[row][k] * b[k][:], each element one chain of fused multiply-adds in
-// the order of k, begun at `out` where ACCUMULATE, else at 0. `row(k)` gives b's row k.
-template <int ROWS, int VECTORS, bool ACCUMULATE, class Row>
+// What lies in the place of a float of a matrix, and how it is multiplied: one float,
+struct Single {
+  static constexpr int NUMBERS = 1;
+  static vec spread(const float* a) { return splat(*a); }
+  static vec add_product(vec a, vec b, vec sum) { return fma(a, b, sum); }
+};
+// or, where there are instructions for it, two bfloat16 numbers, neighbours along the sum.
+#if defined(__AVX512BF16__)
+struct Pair {
+  static constexpr int NUMBERS = 2;
+  static vec spread(const float* a) {
+    int32_t bits;
+    std::memcpy(&bits, a, sizeof bits);
+    return (vec)(bits - ivec{});
+  }
+  static vec add_product(vec a, vec b, vec sum) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  }
+};
+using Narrow = Pair;  // what products of bfloat16 are made of
+#else
+using Narrow = Single;
+#endif
+
+// out[ROWS][VECTORS * LANES] = sum over k of a[row][k] * b[k][:], each element one chain of `Unit::add_product` in the
+// order of k, begun at `out` where ACCUMULATE, else at 0. `row(k)` gives b's row k.
+template <class Unit, int ROWS, int VECTORS, bool ACCUMULATE, class Row>
 inline void multiply(const float* a, int64_t a_stride, int depth, Row row, float* out, int64_t out_stride) {
   vec acc[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -204,9 +302,9 @@ inline void multiply(const float* a, int64_t a_stride, int depth, Row row, float
     for (int v = 0; v < VECTORS; ++v) b[v] = load(values + v * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const vec x = splat(a[r * a_stride + k]);
+      const vec x = Unit::spread(a + r * a_stride + k);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
+      for (int v = 0; v < VECTORS; ++v) acc[r][v] = Unit::add_product(x, b[v], acc[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -216,7 +314,7 @@ inline void multiply(const float* a, int64_t a_stride, int depth, Row row, float
 }
 
 // The same over `vectors` vectors of columns, by panels of MAX_VECTORS.
-template <int ROWS, bool ACCUMULATE, class Row>
+template <class Unit, int ROWS, bool ACCUMULATE, class Row>
 inline void multiply_wide(const float* a, int64_t a_stride, int depth, Row row, float* out, int64_t out_stride,
                           int vectors) {
   for (int v = 0; v < vectors; v += MAX_VECTORS) {
@@ -224,13 +322,13 @@ inline void multiply_wide(const float* a, int64_t a_stride, int depth, Row row, 
     auto panel = [&](int k) { return row(k) + offset; };
     const int width = vectors - v;
     if (width >= MAX_VECTORS)
-      multiply<ROWS, MAX_VECTORS, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, MAX_VECTORS, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
     else if (width == 1)
-      multiply<ROWS, 1, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, 1, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
     else if (width == 2)
-      multiply<ROWS, 2, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, 2, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
     else
-      multiply<ROWS, 3, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
+      multiply<Unit, ROWS, 3, ACCUMULATE>(a, a_stride, depth, panel, out + offset, out_stride);
   }
 }
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from retrieval.embedding.embedder import MINILM_SHA256, SentenceEmbedder, make_embedder
+from retrieval.embedding.encoding import Encoder
 from retrieval.errors import UnknownEmbedder
 from retrieval.index.batching import Batcher
 from retrieval.library import Library
+from retrieval.types import Upload
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,67 @@ def test_vectors_are_sentence_transformers_own(minilm: SentenceEmbedder) -> None
 
 def test_a_vector_does_not_depend_on_the_company(minilm: SentenceEmbedder) -> None:
     """Texts of any length together, and one longer than the model reads."""
-    texts = ["One.", "", "A river. " * 30, "word " * 2000, "日本語", "One."]
+    texts = ["One.", "A river. " * 30, "word " * 2000, "日本語", "One."]
     together = minilm.encode_queries(texts)
     for text, vector in zip(texts, together, strict=True):
         np.testing.assert_allclose(minilm.encode_queries([text])[0], vector, atol=1e-6)
     theirs = minilm.model_in_memory.encode(texts, normalize_embeddings=True, show_progress_bar=False)
     np.testing.assert_allclose(together, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "𓀀𓂀 𓁐", "ما هي عاصمة النرويج؟", "Який сьогодні день?"])
+def test_a_text_that_the_model_cannot_read_has_no_vector(minilm: SentenceEmbedder, text: str) -> None:
+    """All such texts were one and the same to it: a cosine of 1."""
+    vectors = minilm.encode_documents([text, "A river.", text])
+    assert not vectors[[0, 2]].any()
+    np.testing.assert_array_equal(vectors[1], minilm.encode_queries(["A river."])[0])
+    assert not minilm.encode_queries([text]).any()
+
+
+def test_a_text_with_a_strange_word_keeps_its_vector(minilm: SentenceEmbedder) -> None:
+    assert minilm.encode_queries(["the river 𓀀 in winter"]).any()
+
+
+def test_cosines_count_as_far_as_the_model_reads(minilm: SentenceEmbedder) -> None:
+    english, german, none = (minilm.cosine_weight(text).factor for text in ("Who built the bridge over the river?",
+        "Wer baute die Eisenbahnbrücke über den Fluss?", "Кто построил мост?"))  # fmt: skip
+    assert english > 0.95
+    assert 0.1 < german < 0.7
+    assert none < 0.1
+
+
+def test_an_unknown_encoders_range_of_cosines_is_measured(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    """By an encoder whose range is known: unrelated texts near 0, and what is alike near 1."""
+    assert minilm.cosine_range == (0.0, 1.0)
+    unrelated, alike = Encoder.cosine_range.func(minilm)
+    assert -0.05 < unrelated < 0.15
+    assert 0.5 < alike < 1.2
+
+
+def test_search_falls_to_the_words_and_says_so(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    with Library.open(tmp_path, embedder=minilm) as library:
+        library.ingest(
+            [Upload("a.txt", "𓀀𓂀 𓁐".encode()), Upload("b.txt", "𓃀𓃁 𓃂".encode()), Upload("c.txt", b"A river.")]
+        )
+        for mode in ("hybrid", "dense"):
+            found = library.search("𓃂", mode=mode)
+            assert [hit.name for hit in found.hits] == ["b.txt"]
+            assert "knows none" in found.note
+        found = library.search("a river", mode="dense")
+        assert [hit.name for hit in found.hits] == ["c.txt"], "the others have no vector"
+        assert found.note == ""
+
+
+def test_prefixes_of_a_folder(minilm: SentenceEmbedder, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(minilm._folder, folder)
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    other = make_embedder(folder)
+    assert "prefix=query: /passage: " in other.fingerprint
+    np.testing.assert_allclose(other.encode_queries(["boats"]), minilm.encode_queries(["query: boats"]), atol=1e-6)
+    np.testing.assert_allclose(other.encode_documents(["boats"]), minilm.encode_queries(["passage: boats"]), atol=1e-6)
+    assert not other.encode_queries(["𓀀"]).any(), "the prefix alone is known"
 
 
 def test_another_architecture_runs_in_sentence_transformers(minilm: SentenceEmbedder, tmp_path: Path) -> None:
@@ -66,6 +123,13 @@ def test_token_starts_are_offsets(minilm: SentenceEmbedder) -> None:
     assert starts[0] == 0
     assert np.all(np.diff(starts) > 0)
     assert text[starts[-1]] == "."
+
+
+def test_letters_are_no_tokens(minilm: SentenceEmbedder) -> None:
+    """A chunk in a script that the model spells out is as long as one in English."""
+    arabic = "عاصمة النرويج هي أوسلو، وهي مدينة كبيرة على البحر. " * 10
+    assert len(arabic) / 6 < len(minilm.token_starts(arabic)) <= len(arabic) / 4 + 1
+    assert len(minilm.token_starts("日本語 " * 10)) == 30
 
 
 def test_altered_weights_have_another_fingerprint(minilm: SentenceEmbedder, tmp_path: Path) -> None:

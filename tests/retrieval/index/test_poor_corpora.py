@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -18,8 +19,19 @@ from retrieval.library import Library
 from retrieval.types import Upload
 
 POOR = ["?!", "… — …", "the of and", "the of the of", "A swan.", "zzyzx", "*\n\n*", "🦢", "𝒳", "word " * 300]
-ASKED = ["?!", "the of", "swan", "heard of nowhere", "🦢", "word the swan ?"]
+ASKED = ["?!", "the of", "swan", "swan of nowhere", "🦢", "word the swan ?"]
 TOKENIZER = CorpusTokenizer("bytes", lambda text: list(text.encode()))
+
+
+class AsciiEmbedder(WordEmbedder):
+    """Reads no text without an ASCII letter."""
+
+    def _vector(self, text: str) -> np.ndarray:
+        return super()._vector(text) if readable(text) else np.zeros(self.dim, dtype=np.float32)
+
+
+def readable(text: str) -> bool:
+    return re.search("[a-z]", text.lower()) is not None
 
 
 class PoorLibrary(RuleBasedStateMachine):
@@ -28,7 +40,7 @@ class PoorLibrary(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
-        self._library = Library.open(Path(self._folder.name), embedder=WordEmbedder())
+        self._library = Library.open(Path(self._folder.name), embedder=AsciiEmbedder())
         self._texts: dict[str, str] = {}
 
     def teardown(self) -> None:
@@ -69,13 +81,19 @@ class PoorLibrary(RuleBasedStateMachine):
 
     @rule(query=st.sampled_from(ASKED), k=st.sampled_from([1, 3, 1000]))
     def search(self, query: str, k: int) -> None:
+        chunks = [chunk for document in self._texts for chunk in self._library.chunks(document)]
+        read = sum(readable(chunk.text) for chunk in chunks)
         for mode in ("dense", "hybrid"):
-            hits = self._library.search(query, k, mode=mode).hits
-            assert len(hits) == min(k, sum(len(self._library.chunks(document)) for document in self._texts))
+            hits, _, said = self._library.search(query, k, mode=mode)
+            assert bool(said) == (not readable(query))
             assert all(self._texts[hit.document][hit.start : hit.end] == hit.text for hit in hits)
+            if readable(query):
+                assert len(hits) in {min(k, read), min(k, len(chunks) if mode == "hybrid" else read)}
+            else:
+                assert hits == self._library.search(query, k, mode="sparse").hits
         found = {hit.document for hit in self._library.search(query, 1000, mode="sparse").hits}
         assert found <= set(self._texts)
-        words = {word for word in ("the", "of", "swan", "word") if word in query.split()}
+        words = {word for word in query.split() if word in ("swan", "word")} or {"the", "of"} & set(query.split())
         assert found == {
             document for document, text in self._texts.items() if words & set(text.lower().replace(".", "").split())
         }

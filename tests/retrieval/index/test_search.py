@@ -10,13 +10,14 @@ from conftest import sentences_about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.embedding.encoding import CosineWeight
 from retrieval.errors import NotFound
 from retrieval.index import snapshot as snapshot_module
 from retrieval.index.dense import DenseIndex, cosines, factory_string
 from retrieval.index.generation import Generation
-from retrieval.index.hybrid import fuse, top
+from retrieval.index.hybrid import blend, fuse, top
 from retrieval.index.snapshot import Query, Segment, Snapshot
-from retrieval.index.sparse import SparseIndex, SparseSegment, SparseStatistics, terms
+from retrieval.index.sparse import SparseIndex, SparseSegment, SparseStatistics
 from retrieval.types import Upload
 
 WORDS = [f"w{n}" for n in range(60)]
@@ -48,21 +49,6 @@ def test_new_chunks_are_scored_as_the_index_would(tmp_path) -> None:
         scores = segment.scores(query, statistics.idf, statistics.average_length)
         np.testing.assert_allclose(scores, index.scores(query), atol=1e-5)
         assert np.all(scores <= statistics.ceiling + 1e-6)
-
-
-def test_terms() -> None:
-    assert terms("The ﬁfth Café—it's 3.5 日本語 foo_bar") == [
-        "the",
-        "fifth",
-        "café",
-        "it",
-        "s",
-        "3",
-        "5",
-        *"日本語",
-        "foo",
-        "bar",
-    ]
 
 
 def unit_vectors(count: int, dim: int, seed: int) -> np.ndarray:
@@ -157,7 +143,9 @@ def make_snapshot(documents: Sequence[list[list[str]]], new: Sequence[list[list[
     document_of_row = np.repeat(np.arange(len(documents), dtype=np.int32), [len(document) for document in documents])
     ids = np.arange(1, len(chunks) + 1, dtype=np.int64)
     generation = Generation(1, None, ids, document_of_row, keys)  # type: ignore[arg-type]
-    generation.dense = DenseIndex.build(ids, unit_vectors(len(chunks), dim, 5))
+    vectors = unit_vectors(len(chunks), dim, 5)
+    vectors[::7] = 0  # chunks that the encoder could not read
+    generation.dense = DenseIndex.build(ids, vectors)
     generation.sparse = SparseIndex.build(chunks)
     segments, at = [], len(chunks) + 1
     for number, document in enumerate(new):
@@ -177,23 +165,21 @@ def by_hand(snapshot: Snapshot, query: Query, allowed: set[str]) -> list[tuple[i
     found: list[tuple[int, float]] = []
     everything = np.arange(len(generation.ids))
     vectors = generation.dense.vectors(everything, generation.ids)
-    scores = fuse(
-        query.mode,
-        cosines(vectors, query.vector),  # type: ignore[arg-type]
-        generation.sparse.scores(query.text_terms),
-        statistics.ceiling,
-    )
+    by = blend(query.mode, statistics.ceiling, query.weight)
+    scores = fuse(by, cosines(vectors, query.vector), generation.sparse.scores(query.text_terms))  # type: ignore[arg-type]
     for row, score in enumerate(scores):
         key = generation.documents[generation.document_of_row[row]]
         if key[0] in allowed and snapshot.alive[generation.document_of_row[row]]:
             found.append((int(generation.ids[row]), float(score)))
     for segment in snapshot.segments:
         bm25 = segment.sparse.scores(query.text_terms, statistics.idf, statistics.average_length)
-        fused = fuse(query.mode, cosines(segment.vectors, query.vector), bm25, statistics.ceiling)  # type: ignore[arg-type]
+        fused = fuse(by, cosines(segment.vectors, query.vector), bm25)  # type: ignore[arg-type]
         if segment.key[0] in allowed:
             found += [(int(i), float(score)) for i, score in zip(segment.ids, fused, strict=True)]
-    if query.mode == "sparse":
+    if by.cosine == 0:
         found = [pair for pair in found if pair[1] > 0]
+    elif by.bm25 == 0:
+        found = [pair for pair in found if pair[1] != 0]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[: query.k]
 
 
@@ -204,13 +190,16 @@ def by_hand(snapshot: Snapshot, query: Query, allowed: set[str]) -> list[tuple[i
     st.integers(1, 30),
     st.sets(st.sampled_from(["d0", "d1", "d2", "d3", "n0", "n1"])),
     st.sampled_from([1, 64, 5000]),
+    st.sampled_from([CosineWeight(1.0, 0.0), CosineWeight(7.0, 0.75), CosineWeight(0.01, 0.0), CosineWeight(0.0, 0.0)]),
 )
-def test_search_is_exact(seed: int, mode: str, k: int, allowed: set[str], scan_up_to: int) -> None:
+def test_search_is_exact(
+    seed: int, mode: str, k: int, allowed: set[str], scan_up_to: int, weight: CosineWeight
+) -> None:
     """The k best by (−score, id) in any scope, whether all rows are scored or candidates are searched for."""
     documents = [corpus(40, seed + n) for n in range(4)]
     snapshot = make_snapshot(documents, [corpus(5, seed + 50), corpus(1, seed + 51)])
     vector = unit_vectors(1, 8, seed + 9)[0]
-    query = Query(corpus(1, seed + 60)[0][:6] if mode != "dense" else [], vector, mode, k)  # type: ignore[arg-type]
+    query = Query(corpus(1, seed + 60)[0][:6] if mode != "dense" else [], vector, mode, k, weight)  # type: ignore[arg-type]
     scope = snapshot.scope("x", lambda: allowed)
     before, snapshot_module.SCAN_UP_TO = snapshot_module.SCAN_UP_TO, scan_up_to
     try:

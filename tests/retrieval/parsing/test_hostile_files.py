@@ -12,8 +12,8 @@ import make_files
 import psutil
 import pytest
 
+from retrieval.analysis.terms import terms
 from retrieval.errors import NotFound, ParserLimit, UnreadableFile
-from retrieval.index.sparse import terms
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.parsing.sentences import sentences

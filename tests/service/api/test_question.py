@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from service.answering.question import AnswerOptions, Iterative, Knn, Question, Sampling
+from service.answering.question import (
+    MAX_HISTORY_BYTES,
+    MAX_TURNS,
+    AnswerOptions,
+    Iterative,
+    Knn,
+    Question,
+    Sampling,
+    Turn,
+    newest,
+)
 
 WRONG: list[tuple[dict[str, Any], tuple[str, ...], str, str]] = [
     # of a question; the same on the command line; the field and the flag; why
@@ -75,8 +86,58 @@ def test_a_conversation_goes_into_the_prompt(start_service: Callable[..., Any], 
     assert service.client.post("/v1/chat/completions", json=chat).status_code == 200
     assert "Of what bridge?" in prompts[0]
     assert prompts[0] == prompts[1]
+    assert {"bridge", "Hampton"} <= set(service.client.post("/v1/answer", json=asked).json()["query"].split())
     bad = service.client.post("/v1/answer", json={**asked, "history": [{"role": "system", "content": "x"}]})
     assert (bad.status_code, bad.json()["errors"][0]["param"]) == (422, "history.0.role")
+
+
+LONG = "x" * (MAX_HISTORY_BYTES // 2)
+BAD_HISTORY: list[tuple[Any, str, str]] = [
+    (
+        [{"role": "user", "content": LONG}, {"role": "assistant", "content": LONG + "y"}],
+        "history",
+        "leave out the oldest",
+    ),
+    ([{"role": "user", "content": "é" * (MAX_HISTORY_BYTES // 2 + 1)}], "history", "524,290 bytes, over 524,288"),
+    ([{"role": "user", "content": "x"}] * (MAX_TURNS + 1), "history", "at most 1000 items"),
+    ([{"role": "user"}], "history.0.content", "required"),
+    ([{"role": "user", "content": "x", "name": "y"}], "history.0.name", "not permitted"),
+    ([{"role": "user", "content": "\ud83d"}], "history.0.content", "surrogate"),
+    ("earlier", "history", "must be a valid"),
+]
+
+
+@pytest.mark.parametrize(("history", "param", "why"), BAD_HISTORY, ids=lambda value: str(value)[:30])
+def test_a_history_is_bounded_and_refused_in_words(service: Any, history: Any, param: str, why: str) -> None:
+    asked = json.dumps({"question": "Who?", "history": history})
+    refused = service.client.post("/v1/answer", content=asked, headers={"content-type": "application/json"})
+    assert refused.status_code == 422
+    (fault,) = refused.json()["errors"]
+    assert fault["param"] == param
+    assert why in fault["reason"]
+    assert len(refused.content) < 2000, "the words are not sent back"
+
+
+def test_a_history_over_the_limit_is_named_as_the_messages_that_it_came_in(service: Any) -> None:
+    turns = [{"role": role, "content": LONG + "y"} for role in ("user", "assistant")]
+    chat = {
+        "model": service.runtime.model_name,
+        "messages": [*turns, {"role": "user", "content": "Who?"}],
+        "folio": {"mode": "retrieval"},
+    }
+    error = service.client.post("/v1/chat/completions", json=chat).json()["error"]
+    assert error["param"] == "messages"
+    assert "bytes" in error["message"]
+
+
+def test_the_newest_turns_are_those_that_a_question_may_bring() -> None:
+    said = [Turn(role=role, content=f"{number}") for number in range(MAX_TURNS) for role in ("user", "assistant")]
+    kept = newest(said)
+    assert (kept[0].role, kept[-1].content, len(kept)) == ("user", str(MAX_TURNS - 1), MAX_TURNS)
+    long = [Turn(role="user", content=LONG), Turn(role="assistant", content="é" * (len(LONG) // 2)), *said[:2]]
+    assert newest(long) == said[:2]
+    assert newest(long[:2]) == long[:2]
+    assert Question.model_validate({"question": "?", "history": newest(long)}).history == tuple(said[:2])
 
 
 def test_a_datastore_is_asked_for_in_every_way_of_asking(service: Any) -> None:

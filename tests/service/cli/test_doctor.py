@@ -13,11 +13,15 @@ def test_on_a_cpu_it_says_which_kernels_and_why() -> None:
     found = {f.subject: f for f in _kernels(load_settings(device="cpu"))}
     assert found["attention"].detail.startswith(("cpu-c++: our kernels", "plain torch"))
     assert found["cuda graphs"].detail == "none: for a GPU"
+    assert found["linear layers"].detail.startswith("weights plain, products of float32 (")
     assert found["search"].detail == "FAISS on cpu"
     chosen = {f.subject: f for f in _kernels(load_settings(device="cpu", attention_backend="sdpa"))}
     assert "long dense runs by sdpa, chosen (FOLIO_ATTENTION_BACKEND)" in chosen["attention"].detail
     double = {f.subject: f for f in _kernels(load_settings(device="cpu", dtype="float64"))}
-    assert double["attention"].detail == "torch: plain torch: the C++ kernels are for float32, this is float64"
+    assert (
+        double["attention"].detail
+        == "torch: plain torch: the C++ kernels are for float32 and bfloat16, this is float64"
+    )
 
 
 def test_a_gpu_without_triton_is_bad_news() -> None:

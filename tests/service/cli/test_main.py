@@ -97,7 +97,7 @@ def test_docs_show_and_rm(at: Folio) -> None:
 
 def test_search_has_exactly_the_keys(at: Folio) -> None:
     found = json_of(at("search", "who built the bridge", "--json", "-k", 2))
-    assert set(found) == {"results", "generation"}
+    assert set(found) == {"results", "generation", "note"}
     hit = found["results"][0]
     assert set(hit) == {"chunk_id", "document", "name", "start", "end", "page", "place", "context", "score", "text"}
     assert hit["name"] == "bridge.txt"

@@ -40,6 +40,8 @@ def test_smollm2(folio: Folio) -> None:
     found = listed(folio, "--dtype", "float32")["smollm2"]
     assert (found["state"], found["architecture"], found["max_length"]) == ("ready", "llama", 8192)
     assert found["weight_bytes"] == 4 * found["parameters"] == 538_060_032
+    kept = listed(folio, "--dtype", "bfloat16")["smollm2"]
+    assert (kept["weights"], kept["dtype"], kept["weight_bytes"]) == ("stored", "bfloat16", 98_362_432)
 
 
 def test_the_folder_of_a_model(folio: Folio, tiny_model: Path, tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_as_a_table(folio: Folio) -> None:
     code, out, _ = folio("models", "--dtype", "float32")
     assert code == 0
     assert out.splitlines()[0].split("  ")[0] == "model"
-    assert "weights in float32" in out
+    assert "plain float32" in " ".join(out.split())
 
 
 def test_the_service_never_shows_a_path(tmp_path: Path) -> None:

@@ -41,6 +41,20 @@ def test_prompts_that_begin_alike_share_a_key() -> None:
     assert key("/v1/chat/completions", {"messages": turns}) == key("/v1/chat/completions", {"messages": later})
 
 
+def test_a_conversation_over_passages_keeps_its_key() -> None:
+    """Its prompts share the earlier turns; which passages they hold is not known yet."""
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    asked = {"mode": "retrieval", "question": "When?", "history": turns}
+    later = [*turns, {"role": "user", "content": "When?"}, {"role": "assistant", "content": "In 1862."}]
+    first = key("/v1/answer", asked)
+    assert first == key("/v1/answer", {**asked, "question": "Where?", "history": later}) is not None
+    assert first != key("/v1/answer", {**asked, "history": [{**turns[0], "content": "What?"}, turns[1]]})
+    system = {"role": "system", "content": "Be brief."}
+    chat = {"messages": [system, *later, {"role": "user", "content": "Where?"}], "folio": {"mode": "retrieval"}}
+    assert first == key("/v1/chat/completions", chat)
+    assert first != key("/v1/answer", asked, authorization="Bearer b")
+
+
 def test_a_hint_of_the_client_goes_first() -> None:
     one, two = ({"prompt": text, "prompt_cache_key": "session 7"} for text in ("this", "that"))
     assert key("/v1/completions", one) == key("/v1/completions", two) is not None
@@ -57,6 +71,7 @@ def test_a_repeated_request_meets_its_first_answer() -> None:
     [
         ("/v1/search", {"query": "bridge"}),
         ("/v1/answer", {"question": "Who?", "mode": "retrieval"}),
+        ("/v1/answer", {"question": "Who?", "mode": "retrieval", "history": "none"}),
         ("/v1/completions", {"prompt": ""}),
         ("/v1/completions", {"prompt": []}),
         ("/v1/chat/completions", {"messages": "none"}),

@@ -8,7 +8,7 @@ import pytest
 
 from service.engine.admission import Admission
 from service.engine.params import SamplingParams
-from service.engine.sampling.constraint import Constraint
+from service.engine.sampling.grammars import Constraint
 from service.errors import InvalidRequest, PromptTooLong
 
 from .conftest import make_engine

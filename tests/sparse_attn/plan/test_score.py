@@ -143,6 +143,52 @@ def test_the_kernel_of_last_rows_weighs_blocks_as_torch_does(make_sequence, firs
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [16, 64, 80])
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_kernel_of_last_rows_multiplies_bfloat16(make_sequence, dim, int8):
+    seq = make_sequence(337, num_heads=6, num_kv_heads=3, dim=dim, dtype=torch.bfloat16)
+    seq.key_pages.zero_()
+    seq.store(0, 300)
+    rows, heads, block = seq.rows(300, 337), [4, 1, 0, 5], 64
+    if select_kernels(rows.q.device, rows.q.dtype).vertical_slash is None:
+        pytest.skip("the C++ kernels cannot be built here")
+    pages = seq.key_pages
+    if int8:
+        packed, scales = quantize(pages)
+        pages = dequantize(packed, scales, torch.bfloat16)
+        rows = replace(rows, groups=[HeadPages(range(3), packed, seq.table, scales)])
+    held = [HeadPages(range(3), pages.double(), seq.table)]
+    weights = score.last_rows_attention(replace(rows, q=rows.q.double(), k=rows.k.double(), groups=held), heads)
+    found = score.vertical_slash(rows, heads, block)
+    torch.testing.assert_close(found[0], score.vertical_blocks(weights, block), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[1], score.slash_blocks(weights, block), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "keys", "width"), [(1, 1, 2), (16, 64, 32), (37, 130, 160), (40, 63, 512)])
+def test_scores_of_bfloat16_are_of_float32(rows, keys, width):
+    g = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(heads, n, width, generator=g).bfloat16() for heads, n in ((4, rows), (2, keys)))
+    multiply = select_kernels(q.device, q.dtype).scores
+    if multiply is None:
+        pytest.skip("the C++ kernels cannot be built here")
+    found = multiply(q, k, [1, 0, 1, 1])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), q.double() @ k[[1, 0, 1, 1]].double().mT, rtol=0, atol=1e-5 * width**0.5)
+
+
+@pytest.mark.parametrize("estimate", [score.antidiagonal, score.tile_means])
+def test_estimates_in_bfloat16_are_those_of_its_numbers(make_sequence, estimate):
+    """As of the same numbers in float32; only the tiles' own rounding, of means, is left."""
+    narrow = make_sequence(300, dtype=torch.bfloat16, dim=32)
+    wide = replace(narrow, q=narrow.q.float(), k=narrow.k.float(), v=narrow.v.float())
+    grids = []
+    for seq in (narrow, wide):
+        seq.store(0, 128)
+        rows = seq.rows(128, 300)
+        grids.append(estimate(rows, Grid.of(rows, 64, 64), 8, HEADS))
+    torch.testing.assert_close(grids[0], grids[1], rtol=0, atol=1e-5 if estimate is score.antidiagonal else 0.02)
+
+
 def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
     seq = make_sequence(200, num_heads=6, num_kv_heads=3, dtype=torch.float32)
     seq.store(0, 150)
@@ -159,7 +205,7 @@ def test_the_kernel_finds_heads_in_pages_of_several_groups(make_sequence):
         torch.testing.assert_close(got, want)
 
 
-def test_keys_that_the_kernel_does_not_read_are_weighed_by_torch(make_sequence):
+def test_int8_keys_and_blocks_that_the_kernel_does_not_read_are_weighed_as_by_torch(make_sequence):
     seq = make_sequence(100, dtype=torch.float32)
     seq.key_pages.zero_()
     seq.store(0, 64)

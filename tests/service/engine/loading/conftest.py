@@ -27,13 +27,14 @@ def folder(tmp_path: Path) -> Path:
 def write_gguf(path: Path, model: Any, **changes: Any) -> Path:
     """Write a model as llama.cpp's converter does; ``changes`` are of its metadata (None removes a key).
 
-    ``skip`` names tensors to leave out, ``add`` has more of them.
+    ``skip`` names tensors to leave out, ``add`` has more of them, ``kind`` is what matrices are stored in.
     """
     import gguf
 
     config = model.config
     architecture = {"gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
     skip, add = changes.pop("skip", ()), changes.pop("add", {})
+    quant = gguf.GGMLQuantizationType[changes.pop("kind", "F32")]
     writer = gguf.GGUFWriter(str(path), changes.pop("architecture", architecture))
     for key, value in {**_metadata(architecture, config), **changes}.items():
         _put(writer, key, value)
@@ -43,7 +44,11 @@ def write_gguf(path: Path, model: Any, **changes: Any) -> Path:
             continue
         key = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if key not in skip:
-            writer.add_tensor(key, _as_stored(architecture, key, weight.float().numpy(), config))
+            plain = _as_stored(architecture, key, weight.float().numpy(), config)
+            if plain.ndim == 2 and quant != gguf.GGMLQuantizationType.F32:
+                writer.add_tensor(key, gguf.quants.quantize(plain, quant), raw_dtype=quant)
+            else:
+                writer.add_tensor(key, plain)
     for key, weight in add.items():
         writer.add_tensor(key, weight)
     writer.write_header_to_file()

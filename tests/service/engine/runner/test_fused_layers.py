@@ -94,7 +94,7 @@ def test_logits_and_kv_are_those_of_the_modules(name, calls, monkeypatch):
     assert calls == [[0, 1, 2]]
     assert fused.kernels == {"cpu-c++"}
 
-    monkeypatch.setattr(fused_layers, "_chosen", lambda body, kwargs: None)
+    monkeypatch.setattr(fused_layers, "_chosen", lambda *_: None)
     modules = engine.runner.run(parts)
     assert len(calls) == 1
     assert fused.logits.std() > 0.1
@@ -126,7 +126,7 @@ def test_a_skipped_layer_is_left_out_and_a_hooked_one_is_called(calls, monkeypat
     skipped = engine.runner.run(parts).logits
     assert calls == [[0, 2]]
     with monkeypatch.context() as patch:
-        patch.setattr(fused_layers, "_chosen", lambda body, kwargs: None)
+        patch.setattr(fused_layers, "_chosen", lambda *_: None)
         assert torch.equal(engine.runner.run(parts).logits, skipped)
     assert not torch.equal(skipped, whole)
     del layer.forward
@@ -139,19 +139,42 @@ def test_a_skipped_layer_is_left_out_and_a_hooked_one_is_called(calls, monkeypat
     handle.remove()
 
 
+@pytest.fixture
+def halves(monkeypatch) -> list[int]:
+    """The layers that were run in halves."""
+    seen: list[int] = []
+    after = fused_layers.Decoder.after
+
+    def keep(self, layer, x, attended):
+        seen.append(layer)
+        after(self, layer, x, attended)
+
+    monkeypatch.setattr(fused_layers.Decoder, "after", keep)
+    return seen
+
+
 @pytest.mark.parametrize(
     "options", [{"kv_dtype": "int8"}, {"attention": "lserve:streaming=0,budget=160,sink=16,recent=64"}]
 )
-def test_what_the_kernels_do_not_serve_goes_through_the_modules(options, calls):
-    engine = make("llama", **options)
-    generate(engine, [list(range(3, 90)) * 5], SamplingParams(max_tokens=3, ignore_eos=True))
+def test_what_needs_a_plan_is_run_in_halves(options, calls, halves, monkeypatch):
+    def tokens():
+        engine = make("qwen3 in windows" if "kv_dtype" in options else "llama", **options)
+        params = SamplingParams(max_tokens=3, ignore_eos=True, logprobs=5)
+        [found] = generate(engine, [list(range(3, 90)) * 5], params)
+        return found.token_ids, found.logprobs
+
+    fused = tokens()
     assert calls == []
+    assert set(halves) == {0, 1, 2}
+    monkeypatch.setattr(fused_layers, "_chosen", lambda *_: None)
+    assert fused == tokens()
 
 
-def test_prompts_go_through_the_modules_and_decoding_does_not(calls):
+def test_decoding_is_one_call_and_a_prompt_is_not(calls, halves):
     engine = make("llama", drafter="none")
     generate(engine, [list(range(3, 90))], SamplingParams(max_tokens=4, ignore_eos=True))
     assert calls == [[0, 1, 2]] * 3
+    assert halves == [0, 1, 2] * 2  # two chunks
 
 
 def test_bounds_of_keys_are_kept_up(monkeypatch):
@@ -161,6 +184,6 @@ def test_bounds_of_keys_are_kept_up(monkeypatch):
     engine.runner.run(parts)
     stats = engine.runner.pool.groups[0].stats
     kept = [bounds.clone() for bounds in (*stats.kmin, *stats.kmax)]
-    monkeypatch.setattr(fused_layers, "_chosen", lambda body, kwargs: None)
+    monkeypatch.setattr(fused_layers, "_chosen", lambda *_: None)
     engine.runner.run(parts)
     assert all(map(torch.equal, kept, (*stats.kmin, *stats.kmax)))

@@ -16,7 +16,8 @@ from drafters.tree import EMPTY, DraftTree
 from service.engine.admission import Admission
 from service.engine.engine import Engine
 from service.engine.params import SamplingParams
-from service.engine.sampling.constraint import Constraint, ConstraintCompiler
+from service.engine.sampling.constraint import ConstraintCompiler
+from service.engine.sampling.grammars import Constraint
 from service.errors import InvalidRequest
 
 from ..conftest import generate, make_engine
@@ -102,7 +103,7 @@ def test_rows_are_masked_by_their_own_paths(tiny_model: Path) -> None:
     compiler = ConstraintCompiler(tokenizer, len(tokenizer), frozenset([tokenizer.eos_token_id]))
 
     def after(text: str, tree: DraftTree = EMPTY) -> list[set[str]]:
-        constrained = compiler.compile(Constraint("regex", "a(b|c+)d"))
+        constrained = compiler.start(Constraint("regex", "a(b|c+)d"))
         rows = constrained.adjust(torch.zeros(len(tree) + 1, len(tokenizer)), tokenizer.encode(text), tree)
         return [{tokenizer.decode([i]) for i in np.flatnonzero(row)} for row in torch.isfinite(rows).numpy()]
 

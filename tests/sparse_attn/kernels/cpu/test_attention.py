@@ -22,6 +22,8 @@ except BuildError as error:
 from sparse_attn.kernels.cpu import attention as cpu
 
 SHAPES = [(2, 2, 64), (8, 2, 64), (7, 1, 128), (8, 1, 96), (4, 2, 20)]
+ALL_SHAPES = [*SHAPES, (4, 1, 256), (3, 1, 32), (20, 1, 80)]
+DTYPES = [torch.float32, torch.bfloat16]
 SEED = st.integers(0, 2**31)
 
 
@@ -36,7 +38,7 @@ def one_thread():
 
 @dataclass
 class Case:
-    """A ragged batch over pages, in float32."""
+    """A ragged batch over pages, in one dtype."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -48,7 +50,7 @@ class Case:
     rows: list[int]
 
     @classmethod
-    def random(cls, shape, rows, contexts, page_size, seed):
+    def random(cls, shape, rows, contexts, page_size, seed, dtype=torch.float32):
         heads, kv_heads, dim = shape
         g = torch.Generator().manual_seed(seed)
         width = max(-(-max(contexts) // page_size), 1)
@@ -57,7 +59,7 @@ class Case:
         caches = [torch.randn(pages + 2, kv_heads, page_size, dim, generator=g) for _ in "kv"]
         total = sum(rows)
         new = [torch.randn(total, h, dim, generator=g) for h in (heads, kv_heads, kv_heads)]
-        return cls(*new, *caches, tables, list(contexts), list(rows))
+        return cls(*(x.to(dtype) for x in (*new, *caches)), tables, list(contexts), list(rows))
 
     @property
     def cu(self):
@@ -74,10 +76,10 @@ class Case:
             parts.append(context + (torch.arange(n) if tree is None else tree.sum(1) - 1))
         return torch.cat(parts)
 
-    def pages(self, dtype=torch.float32):
+    def pages(self, dtype=None):
         return Pages(self.k_cache.to(dtype), self.v_cache.to(dtype), self.tables)
 
-    def new(self, dtype=torch.float32, **options):
+    def new(self, dtype=None, **options):
         q, k, v = (x.to(dtype) for x in (self.q, self.k, self.v))
         return Rows(q, k, v, self.cu, self.context_lens, 0.2, **options)
 
@@ -86,6 +88,10 @@ class Case:
 
     def reference(self, index=None, **options):
         return dense.attention(self.pages(torch.float64), self.new(torch.float64, **options), index)
+
+    def absolute(self):
+        """With the absolute values of V: what the roundings of weights may cost is in proportion to their attention."""
+        return replace(self, v=self.v.abs(), v_cache=self.v_cache.abs())
 
 
 def random_tree(n, generator):
@@ -103,9 +109,11 @@ def random_index(case, heads, block_q, block_k, density, generator):
     return BlockIndex.from_mask(mask, case.rows, case.contexts, block_q=block_q, block_k=block_k)
 
 
-def assert_same(actual, expected, atol=2e-5):
-    torch.testing.assert_close(actual[0].double(), expected[0], rtol=0, atol=atol)
-    torch.testing.assert_close(actual[1].double(), expected[1], rtol=0, atol=atol)
+def assert_same(actual, expected, absolute):
+    """Weights and results in bfloat16 are each off by 2⁻⁸ of themselves at most; all else is of float32."""
+    roundings = 2.0**-7 if actual[0].dtype == torch.bfloat16 else 0.0
+    assert ((actual[0].double() - expected[0]).abs() <= 2e-5 + roundings * absolute[0]).all()
+    torch.testing.assert_close(actual[1].double(), expected[1], rtol=0, atol=2e-5)
 
 
 BATCH = st.lists(
@@ -115,9 +123,10 @@ BATCH = st.lists(
 )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(SHAPES),
+    st.sampled_from(ALL_SHAPES),
     BATCH,
     st.sampled_from([8, 64, 48]),
     st.sampled_from([0, 1, 50, 1100]),
@@ -125,15 +134,16 @@ BATCH = st.lists(
     st.booleans(),
     SEED,
 )
-def test_attention_equals_the_reference(shape, batch, page_size, window, softcap, trees, seed):
+def test_attention_equals_the_reference(dtype, shape, batch, page_size, window, softcap, trees, seed):
     rows, contexts = [r for r, _ in batch], [c for _, c in batch]
-    case = Case.random(shape, rows, contexts, page_size, seed)
+    case = Case.random(shape, rows, contexts, page_size, seed, dtype)
     g = torch.Generator().manual_seed(seed)
     masks = [random_tree(n, g) if trees and s != 1 else None for s, n in enumerate(rows)]
     options = {"softcap": softcap, "window": window, "positions": case.positions(masks), "tree_masks": masks}
-    assert_same(case.attend(**options), case.reference(**options))
+    assert_same(case.attend(**options), case.reference(**options), case.absolute().reference(**options))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(SHAPES),
@@ -146,29 +156,30 @@ def test_attention_equals_the_reference(shape, batch, page_size, window, softcap
     SEED,
 )
 def test_sparse_attention_equals_the_masked_reference(
-    shape, batch, blocks, density, per_query_head, window, trees, seed
+    dtype, shape, batch, blocks, density, per_query_head, window, trees, seed
 ):
     rows, contexts = [r for r, _ in batch], [c for _, c in batch]
-    case = Case.random(shape, rows, contexts, 16, seed)
+    case = Case.random(shape, rows, contexts, 16, seed, dtype)
+    absolute = case.absolute()
     g = torch.Generator().manual_seed(seed)
     masks = [random_tree(n, g) if trees else None for n in rows]
     index = random_index(case, shape[0] if per_query_head else shape[1], *blocks, density, g)
     options = {"window": window, "positions": case.positions(masks), "tree_masks": masks}
-    assert_same(case.attend(index, **options), case.reference(index, **options))
+    assert_same(case.attend(index, **options), case.reference(index, **options), absolute.reference(index, **options))
 
     past, new = index.split()
-    rows, exact = case.new(**options), case.new(torch.float64, **options)
-    assert_same(
-        cpu.paged_attention(case.pages(), rows, past), dense.paged_attention(case.pages(torch.float64), exact, past)
-    )
-    assert_same(cpu.ragged_attention(rows, new), dense.ragged_attention(exact, new))
+    exact = [(one.pages(torch.float64), one.new(torch.float64, **options)) for one in (case, absolute)]
+    rows = case.new(**options)
+    assert_same(cpu.paged_attention(case.pages(), rows, past), *(dense.paged_attention(*each, past) for each in exact))
+    assert_same(cpu.ragged_attention(rows, new), *(dense.ragged_attention(each, new) for _, each in exact))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(SHAPES), BATCH, SEED)
-def test_a_full_index_is_dense_to_the_bit(shape, batch, seed):
+def test_a_full_index_is_dense_to_the_bit(dtype, shape, batch, seed):
     rows, contexts = [r for r, _ in batch], [c for _, c in batch]
-    case = Case.random(shape, rows, contexts, 64, seed)
+    case = Case.random(shape, rows, contexts, 64, seed, dtype)
     full = BlockIndex.full(rows, contexts, num_heads=shape[1], block_q=64, block_k=64)
     plain, indexed = case.attend(), case.attend(full)
     assert torch.equal(plain[0], indexed[0])
@@ -178,11 +189,12 @@ def test_a_full_index_is_dense_to_the_bit(shape, batch, seed):
 # --- the bits of a row -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_row_is_the_same_alone_and_in_a_batch(shape, threads):
+def test_a_row_is_the_same_alone_and_in_a_batch(dtype, shape, threads):
     rows, contexts = [1, 33, 7, 80], [1500, 2113, 0, 1030]
-    case = Case.random(shape, rows, contexts, 64, seed=1)
+    case = Case.random(shape, rows, contexts, 64, 1, dtype)
     torch.set_num_threads(threads)
     together = case.attend()
     torch.set_num_threads(1)
@@ -193,11 +205,25 @@ def test_a_row_is_the_same_alone_and_in_a_batch(shape, threads):
             assert torch.equal(alone, together[0][lo + i])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
+@pytest.mark.parametrize("rows", [2, 17, 64, 65, 300])
+def test_a_row_is_the_same_among_any_number_of_others(dtype, shape, rows):
+    """The first rows of 300, with and without those behind them, alone and beside another sequence."""
+    whole = Case.random(shape, [300, 40], [1040, 30], 64, 5, dtype)
+    expected, _ = whole.attend()
+    fewer = replace(whole, q=whole.q[:rows], k=whole.k[:rows], v=whole.v[:rows], tables=whole.tables[:1])
+    fewer.rows, fewer.contexts = [rows], [1040]
+    assert torch.equal(fewer.attend()[0], expected[:rows])
+    assert torch.equal(row_alone(whole, 0, 1040, list(range(rows)), rows - 1), expected[rows - 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
 @pytest.mark.parametrize("context", [0, 30, 64, 1000, 1023, 2113])
-def test_a_tree_node_is_the_same_as_its_path_decoded_alone(shape, context):
+def test_a_tree_node_is_the_same_as_its_path_decoded_alone(dtype, shape, context):
     """The node's ancestors written to pages one by one and the node decoded as a single row: the same bits."""
-    case = Case.random(shape, [33], [context], 64, seed=2)
+    case = Case.random(shape, [33], [context], 64, 2, dtype)
     tree = random_tree(33, torch.Generator().manual_seed(3))
     out, _ = case.attend(tree_masks=[tree])
     for node in range(0, 33, 4):
@@ -221,13 +247,14 @@ def row_alone(case, s, context, path, row):
     return cpu.attention(Pages(*caches, table), Rows.of_sequence(*one, 0.2, context + len(path) - 1))[0][0]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [1, 50, 64, 333])
-def test_prefill_in_chunks_is_prefill_at_once(chunk):
+def test_prefill_in_chunks_is_prefill_at_once(dtype, chunk):
     heads, kv_heads, dim, length = 8, 2, 64, 1300 if chunk > 1 else 130
-    case = Case.random((heads, kv_heads, dim), [length], [0], 64, seed=4)
+    case = Case.random((heads, kv_heads, dim), [length], [0], 64, 4, dtype)
     whole, _ = case.attend()
     pages = length // 64 + 1
-    caches = [torch.zeros(pages, kv_heads, 64, dim) for _ in "kv"]
+    caches = [torch.zeros(pages, kv_heads, 64, dim, dtype=dtype) for _ in "kv"]
     table = torch.arange(pages, dtype=torch.int32).view(1, -1)
     for start in range(0, length, chunk):
         new = slice(start, min(start + chunk, length))
@@ -239,12 +266,13 @@ def test_prefill_in_chunks_is_prefill_at_once(chunk):
             cache[at // 64, :, at % 64] = x[new]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_int8_pages_equal_their_dequantised_selves_to_the_bit(shape):
-    case = Case.random(shape, [1, 9, 33], [1100, 64, 30], 64, seed=6)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
+def test_int8_pages_equal_their_dequantised_selves_to_the_bit(dtype, shape):
+    case = Case.random(shape, [1, 9, 33], [1100, 64, 30], 64, 6, dtype)
     rows = case.new(tree_masks=[None, None, random_tree(33, torch.Generator().manual_seed(7))])
     (k8, k_scale), (v8, v_scale) = quantize(case.k_cache), quantize(case.v_cache)
-    wide = Pages(dequantize(k8, k_scale), dequantize(v8, v_scale), case.tables)
+    wide = Pages(dequantize(k8, k_scale, dtype), dequantize(v8, v_scale, dtype), case.tables)
     narrow = Pages(k8, v8, case.tables, k_scale, v_scale)
     assert torch.equal(cpu.attention(narrow, rows)[0], cpu.attention(wide, rows)[0])
     for wrong in (replace(narrow, v_scale=None), replace(wide, k_scale=k_scale)):
@@ -252,9 +280,52 @@ def test_int8_pages_equal_their_dequantised_selves_to_the_bit(shape):
             cpu.attention(wrong, rows)
 
 
-def test_strided_inputs_are_read_in_place():
+@pytest.mark.parametrize(("activations", "kept"), [DTYPES, DTYPES[::-1]])
+def test_pages_may_be_of_another_dtype_than_queries_and_results(activations, kept):
+    """Queries are rounded to the dtype of the products, results to that of the queries, and nothing else."""
+    case = Case.random((8, 2, 64), [9, 70], [1100, 30], 64, 8, kept)
+    rows = case.new()
+    rows.q = (rows.q.float() * (1 + 2**-7)).to(activations)
+    mixed, _ = cpu.attention(case.pages(), rows)
+    expected, _ = cpu.attention(case.pages(), replace(rows, q=rows.q.to(kept)))
+    assert mixed.dtype == activations
+    if activations == torch.bfloat16:
+        assert torch.equal(mixed, expected.to(activations))
+    else:
+        assert torch.equal(mixed.to(kept), expected)
+
+
+def test_new_keys_in_float32_are_rounded_as_pages_hold_them():
+    """As the layers in one call hand them over."""
+    case = Case.random((8, 2, 64), [9, 70], [1100, 30], 64, 8, torch.bfloat16)
+    rows, wide = case.new(), case.new(torch.float32)
+    wide.k, wide.v = (x * (1 + 2**-11) for x in (wide.k, wide.v))
+    arguments = cpu.Arguments.of(rows)
+    arguments.pages(case.pages())
+    arguments.new_keys(wide.k, wide.v)
+    arguments.call.new_kind = cpu.KINDS[torch.float32]
+    expected = cpu.attention(case.pages(), replace(rows, k=wide.k.bfloat16(), v=wide.v.bfloat16()))
+    assert torch.equal(arguments.run()[0], expected[0])
+
+
+def test_what_the_kernels_do_not_multiply_is_refused():
+    case = Case.random((2, 1, 64), [3], [70], 16, 1, torch.bfloat16)
+    for pages, rows, words in (
+        (case.pages(torch.float32), case.new(), "do not go with new keys"),
+        (case.pages(torch.float16), case.new(torch.float16), "must be float32 or bfloat16"),
+        (case.pages(), replace(case.new(), scale=-1.0), "positive scale"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cpu.attention(pages, rows)
+    odd = Case.random((2, 1, 15), [3], [70], 16, 1, torch.bfloat16)
+    with pytest.raises(ValueError, match="even head_dim"):
+        odd.attend()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_inputs_are_read_in_place(dtype):
     """q, k, v as transformers hands them over: views [1, H, T, D] with heads outermost."""
-    case = Case.random((8, 2, 64), [9], [100], 64, seed=5)
+    case = Case.random((8, 2, 64), [9], [100], 64, 5, dtype)
     plain = case.attend()
     case.q, case.k, case.v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (case.q, case.k, case.v))
     assert not case.q.is_contiguous()
@@ -273,10 +344,11 @@ def test_denormal_numbers_count_as_zero_during_a_call_and_not_after():
     assert (torch.full((3,), tiny) * torch.ones(3)).count_nonzero() == 3
 
 
-def test_float32_on_a_cpu_takes_the_kernels_and_float64_the_reference():
+def test_float32_and_bfloat16_on_a_cpu_take_the_kernels_and_float64_the_reference():
     device = torch.device("cpu")
-    assert select_kernels(device, torch.float32).name == "cpu-c++"
-    assert select_kernels(device, torch.float32).row_invariant
+    for dtype in DTYPES:
+        assert select_kernels(device, dtype).name == "cpu-c++"
+        assert select_kernels(device, dtype).row_invariant
     assert select_kernels(device, torch.float64) is TORCH
     assert not TORCH.row_invariant
 

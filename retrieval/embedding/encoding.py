@@ -1,0 +1,245 @@
+"""What every embedder of this package does around its model: tokens, prefixes, slices, and how far it reads a text.
+
+A model reads the words that its tokenizer has, and guesses at those that it spells out. A text that is spelled letter
+by letter, or unknown, has no vector: its row is zero, and so is its cosine with every other text. Otherwise two texts
+in a script that the model never saw would be the same text to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from retrieval.analysis.words import is_unspaced
+from retrieval.common.openmp import release_team
+
+Advance = Callable[[int, int], None]
+"""called with (texts done, texts in all)"""
+
+READ_AT_LEAST = 0.25
+"""share of a text that a model must read to give it a vector"""
+WORD_LIKE = 4
+"""letters in a piece from which it counts as a word"""
+UNSPACED_WEIGHT = 3
+"""letters that a character of a script without spaces is worth: its words have one or two"""
+
+UNRELATED = (
+    "The bridge was closed for repairs until spring.",
+    "Add two spoons of sugar to the dough.",
+    "Prime numbers have exactly two divisors.",
+    "Her brother plays the violin in an orchestra.",
+    "Interest rates rose by half a percent.",
+    "Penguins keep their eggs warm on their feet.",
+    "The printer is out of paper again.",
+    "Rome was the capital of an empire.",
+    "A vaccine trains the body to know a germ.",
+    "He scored in the last minute of the match.",
+    "The moon has no air.",
+    "Please sign the contract on page four.",
+)
+"""texts that have nothing to do with one another"""
+NARROWEST = 0.05
+"""range of cosines that is taken for one"""
+
+SPECIAL_TOKENS = 2
+"""that an encoder adds to a text: at its start and its end"""
+
+
+class Embedder(Protocol):
+    """What the library needs of an embedding model."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def token_starts(self, text: str) -> np.ndarray:
+        """int64[n] offsets of the first character of each token of ``text``."""
+
+    def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
+        """float32[len(texts), dim], each row of norm 1, or zero for a text that the model cannot read."""
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """float32[len(texts), dim], each row of norm 1, or zero for a text that the model cannot read."""
+
+
+class CosineWeight(NamedTuple):
+    """What the cosine of one query counts in hybrid search: ``factor`` · (cosine − ``unrelated``).
+
+    ``unrelated`` is the cosine of texts that have nothing to do with one another.
+    """
+
+    factor: float = 1.0
+    unrelated: float = 0.0
+
+
+AS_IT_IS = CosineWeight()
+
+
+Model = TypeVar("Model")
+
+
+class Encoder(ABC, Generic[Model]):
+    """Loads its model when it is first used: listing documents must not load torch. Thread-safe."""
+
+    # Texts are embedded longest first in slices of this many: padding stays small and progress can be told.
+    _SLICE = 256
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded: Model | None = None
+
+    @property
+    @abstractmethod
+    def dim(self) -> int: ...
+
+    @property
+    def query_prefix(self) -> str:
+        return ""
+
+    @property
+    def document_prefix(self) -> str:
+        return ""
+
+    @cached_property
+    def cosine_range(self) -> tuple[float, float]:
+        """Cosines of texts that have nothing to do with one another, and of a question and its answer at best.
+
+        Here as the mean of unrelated texts, and ten standard deviations above: hardly an encoder has a cosine of 0
+        for the one and of 1 for the other.
+        """
+        vectors = self.encode_queries(UNRELATED)
+        cosines = (vectors @ vectors.T)[np.triu_indices(len(UNRELATED), 1)]
+        mean, deviation = float(cosines.mean()), float(cosines.std())
+        return mean, mean + max(10 * deviation, NARROWEST)
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """Tokens of a text that the model reads, those that it adds itself included."""
+
+    @abstractmethod
+    def _read_tokenizer(self) -> tuple[Any, int | None]:
+        """A ``tokenizers.Tokenizer``, and the token of what it does not know."""
+
+    @abstractmethod
+    def _load(self) -> Model: ...
+
+    @abstractmethod
+    def _embed(self, texts: Sequence[str], sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """float32[len(texts), dim] of norm 1; ``sequences`` are the tokens of the texts, cut at ``max_tokens``."""
+
+    def token_starts(self, text: str) -> np.ndarray:
+        """See ``Embedder``. Of a text that gets no vector, words are what counts, and not its letters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
+        return starts if self._read(text, encoding, 0) >= READ_AT_LEAST else _word_like(text, starts)
+
+    def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
+        """See ``Embedder``."""
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        order = np.argsort([-len(text) for text in texts], kind="stable")
+        for at in range(0, len(texts), self._SLICE):
+            rows = order[at : at + self._SLICE]
+            vectors[rows] = self._encode([texts[row] for row in rows], self.document_prefix)
+            if advance:
+                advance(at + len(rows), len(texts))
+        return vectors
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """See ``Embedder``."""
+        return self._encode(texts, self.query_prefix)
+
+    def cosine_weight(self, query: str) -> CosineWeight:
+        """What a cosine of the query says, by how far the model reads the query."""
+        trust = self._read(query, self._tokenizer.encode(query, add_special_tokens=False), 0) ** 2
+        unrelated, alike = self.cosine_range
+        return CosineWeight(trust / (alike - unrelated), unrelated)
+
+    def warm_up(self) -> None:
+        """Load the model now rather than at the first question."""
+        self.encode_queries(["warm"])
+
+    def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
+        prefixed = [prefix + text for text in texts]
+        encodings = self._tokenizer.encode_batch(prefixed)
+        read = [
+            row
+            for row, (text, encoding) in enumerate(zip(prefixed, encodings, strict=True))
+            if self._read(text, encoding, len(prefix)) >= READ_AT_LEAST
+        ]
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        if read:
+            try:
+                vectors[read] = self._embed(
+                    [prefixed[row] for row in read], [self._cut(encodings[row].ids) for row in read]
+                )
+            finally:
+                release_team()
+        return vectors
+
+    def _read(self, text: str, encoding: Any, start: int) -> float:
+        """Share of the characters from ``start`` on that stand in words that the model reads, 0 for none.
+
+        A word of one piece counts whole; of several by their mean length; with an unknown piece not at all.
+        """
+        words: dict[int, list[int]] = {}  # start, end, pieces, unknown pieces
+        for word, (begin, end), token in zip(encoding.word_ids, encoding.offsets, encoding.ids, strict=True):
+            if word is not None and end > start:
+                found = words.setdefault(word, [max(begin, start), end, 0, 0])
+                found[1] = end
+                found[2] += 1
+                found[3] += token == self._unknown
+        whole = read = 0.0
+        for begin, end, pieces, unknown in words.values():
+            length = end - begin
+            whole += length
+            if not unknown:
+                read += length * (
+                    1.0 if pieces == 1 else _likeness_to_words(text[begin + length // 2], length / pieces)
+                )
+        return read / whole if whole else 0.0
+
+    @property
+    def _model(self) -> Model:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer, self._unknown = self._read_tokenizer()
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    def _cut(self, sequence: list[int]) -> list[int]:
+        """Its first tokens that the model reads, and the one that ends every text."""
+        return sequence if len(sequence) <= self.max_tokens else sequence[: self.max_tokens - 1] + sequence[-1:]
+
+
+def _likeness_to_words(sample: str, letters: float) -> float:
+    """Of pieces of so many letters in the mean; ``sample`` is one of the letters."""
+    worth = UNSPACED_WEIGHT if is_unspaced(sample) else 1
+    return min(1.0, max(0.0, (worth * letters - 1) / (WORD_LIKE - 1)))
+
+
+def _word_like(text: str, starts: np.ndarray) -> np.ndarray:
+    """Those that are ``WORD_LIKE`` letters apart, and every one of a script without spaces."""
+    kept: list[int] = []
+    for start in starts.tolist():
+        if not kept or start - kept[-1] >= WORD_LIKE or is_unspaced(text[start]):
+            kept.append(start)
+    return np.array(kept, dtype=np.int64)
+
+
+def cosine_weight(embedder: Embedder, query: str) -> CosineWeight:
+    """See ``Encoder.cosine_weight``; of an embedder that is not one, the cosine as it is."""
+    return embedder.cosine_weight(query) if isinstance(embedder, Encoder) else AS_IT_IS

@@ -1,0 +1,200 @@
+// y = x · wᵀ + bias with w as it is stored, packed in panels (blocks.h), on a CPU.
+//
+// Two panels are a task. For few rows a tile of each is unpacked into the first cache and multiplied while the next is
+// unpacked, so that w is read from memory once, at its stored size; for many rows panels are unpacked whole, once for a
+// block of rows. The products are those of products.h: a row's bits do not depend on how many rows run together.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "packed.h"
+#include "products.h"
+
+using namespace folio;
+
+namespace {
+
+constexpr int AHEAD = 2048;               // bytes
+constexpr int64_t CACHED = 1 << 20;       // floats of results that whoever comes next may find in a cache
+constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
+constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
+
+// Memory that begins at a cache line and is kept from call to call.
+template <class T>
+class Kept {
+  std::vector<T> memory;
+
+ public:
+  T* take(int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    if (int64_t(memory.size()) < count + line) memory.resize(count + line);
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t(63));
+  }
+};
+
+// x as the products read it (`place`): rows of whole tiles, zeros beyond the last column and up to a whole tile of rows.
+template <class Value>
+struct Input {
+  Value* values;
+  int64_t width, steps;
+};
+
+// Tiles first … first + count - 1 of a panel. What lies AHEAD is brought in meanwhile: a panel goes on in the next, across
+// pages, where the processor's own guesses end.
+template <int KIND, class Product>
+void unpack(const uint8_t* panel, int64_t first, int64_t count, typename Product::Value* out) {
+  using L = LayoutOf<KIND>;
+  for (int64_t step = first; step < first + count; ++step, out += Product::values) {
+    const uint8_t* head = panel + step / L::span * (L::head + L::span * L::tile);
+    for (int line = 0; line < L::tile + L::head / L::span; line += 64)
+      __builtin_prefetch(panel + L::offset(step) + AHEAD + line, 0, 3);
+    unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span),
+                      [&](int j, const wide& low, const wide& high) { Product::put(out, j, low, high); });
+  }
+}
+
+// A row of a task's results to memory, not by way of the caches: they would first read what is overwritten, and hold less.
+bool store_past_caches(float* y, const float* row) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(y) % 64) return false;
+  for (int n = 0; n < WIDTH; n += LANES) _mm512_stream_ps(y + n, _mm512_load_ps(row + n));
+  return true;
+#else
+  return false;
+#endif
+}
+
+void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const float (*sums)[WIDTH]) {
+  const int columns = int(std::min<int64_t>(WIDTH, c.outer - n0));
+  const bool as_is = !c.scale && !c.bias, past = as_is && columns == WIDTH && c.rows * c.outer > CACHED;
+  for (int r = 0; r < rows; ++r) {
+    float* y = c.y + (row0 + r) * c.outer + n0;
+    if (past && store_past_caches(y, sums[r])) continue;
+    for (int n = 0; n < columns; ++n) {
+      const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
+      y[n] = as_is ? scaled : scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
+    }
+  }
+}
+
+// Columns of two panels from n0 on, for rows row0 … row0 + rows - 1.
+template <int KIND, class Product>
+void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_t row0, int64_t rows, int64_t n0,
+          Product& product, Kept<typename Product::Value>& kept) {
+  using Value = typename Product::Value;
+  using L = LayoutOf<KIND>;
+  constexpr bool as_is = KIND == BF16 && Product::reads_bfloat16;
+  const int64_t first = n0 / TILE_ROWS, last = (c.outer - 1) / TILE_ROWS, steps = x.steps;
+  const uint8_t* const panel[] = {c.w + first * L::panel_bytes(steps), c.w + std::min(first + 1, last) * L::panel_bytes(steps)};
+  const Value* from = x.values + row0 * x.width;
+  alignas(64) float sums[BLOCK][WIDTH];
+  if (rows <= BLOCK) {
+    Value* const room = as_is ? nullptr : kept.take(2 * Product::values);
+    product.begin(int(rows));
+    for (int64_t step = 0; step < steps; step += as_is ? steps : 1) {
+      const Value* w[2];
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (as_is) {
+          w[i] = reinterpret_cast<const Value*>(panel[i]);
+        } else {
+          unpack<KIND, Product>(panel[i], step, 1, room + i * Product::values);
+          w[i] = room + i * Product::values;
+        }
+      }
+      product.add(from + step * Product::step, x.width, w[0], w[1], as_is ? int(steps) : 1);
+    }
+    product.end(sums);
+    return deliver(c, row0, int(rows), n0, sums);
+  }
+  const Value* w[2];
+  if constexpr (as_is) {
+    for (int i = 0; i < 2; ++i) w[i] = reinterpret_cast<const Value*>(panel[i]);
+  } else {
+    Value* whole = kept.take(2 * steps * Product::values);
+    for (int i = 0; i < 2; ++i) unpack<KIND, Product>(panel[i], 0, steps, whole + i * steps * Product::values);
+    for (int i = 0; i < 2; ++i) w[i] = whole + i * steps * Product::values;
+  }
+  for (int64_t r = 0; r < rows; r += BLOCK) {
+    const int height = int(std::min<int64_t>(BLOCK, rows - r));
+    product.begin(height);
+    product.add(from + r * x.width, x.width, w[0], w[1], int(steps));
+    product.end(sums);
+    deliver(c, row0 + r, height, n0, sums);
+  }
+}
+
+// Rows of tiles that are not whole are filled up, but for one alone, which is multiplied as it is.
+int64_t padded_rows(int64_t rows) { return rows <= TILE_ROWS ? rows : (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
+
+template <class Product>
+void convert_rows(const PackedLinear& c, const Input<typename Product::Value>& x) {
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < padded_rows(c.rows); ++row)
+    for (int64_t k = 0; k < c.inner; k += TILE_COLUMNS) {
+      const int64_t count = row < c.rows ? std::min<int64_t>(TILE_COLUMNS, c.inner - k) : 0;
+      Product::convert(c.x + row * c.x_row + k, int(count), x.values + Product::place(row, k, x.width));
+    }
+}
+
+template <class Product>
+void run(const PackedLinear* calls, int32_t count) {
+  using Value = typename Product::Value;
+  const int64_t rows = calls->rows, height = rows <= TASK_ROWS ? std::max<int64_t>(rows, 1) : TASK_ROWS;
+  const int64_t blocks = (rows + height - 1) / height;
+  std::vector<int64_t> first(count + 1);  // task of each product
+  std::vector<Input<Value>> inputs(count);
+  int64_t products = 0, room = 0;
+  const auto same = [&](int i) { return i && calls[i].x == calls[i - 1].x && calls[i].inner == calls[i - 1].inner; };
+  for (int i = 0; i < count; ++i) {
+    const PackedLinear& c = calls[i];
+    first[i + 1] = first[i] + (c.outer + WIDTH - 1) / WIDTH * blocks;
+    products += rows * c.outer * c.inner;
+    const int64_t steps = (c.inner + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    inputs[i] = {nullptr, (steps | 1) * TILE_COLUMNS, steps};  // an odd number of tiles: rows meet in no set of a cache
+    if (!same(i)) room += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].width;
+  }
+  static thread_local Kept<Value> converted;
+  Value* next = converted.take(room);
+  for (int i = 0; i < count; ++i) {
+    inputs[i].values = same(i) ? inputs[i - 1].values : next;
+    if (!same(i)) next += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].width;
+  }
+  const int threads = int(std::clamp<int64_t>(products / THREAD_PRODUCTS, 1, calls->threads));
+  const int64_t share = std::max<int64_t>(1, first[count] / (threads * 8));  // tasks that lie beside one another
+  const auto convert = [&] {
+    for (int i = 0; i < count; ++i)
+      if (!same(i)) convert_rows<Product>(calls[i], inputs[i]);
+  };
+  const bool few = rows <= TILE_ROWS;  // to wait for one another would take the threads longer than that work
+  if (few) convert();
+#pragma omp parallel num_threads(threads)
+  {
+    const FlushDenormals flush;
+    if (!few) convert();
+    static thread_local Kept<Value> kept;
+    Product product;
+#pragma omp for schedule(dynamic, share)
+    for (int64_t at = 0; at < first[count]; ++at) {
+      const int64_t own = std::upper_bound(first.begin(), first.end(), at) - first.begin() - 1;
+      const PackedLinear& c = calls[own];
+      const int64_t across = (c.outer + WIDTH - 1) / WIDTH, number = at - first[own];
+      const int64_t row0 = number / across * height, n0 = number % across * WIDTH;
+      for_kind(c.kind, [&](auto known) {
+        task<decltype(known)::value, Product>(c, inputs[own], row0, std::min(height, rows - row0), n0, product, kept);
+      });
+    }
+#if defined(__x86_64__)
+    _mm_sfence();  // results that went past the caches
+#endif
+  }
+}
+
+}  // namespace
+
+extern "C" void folio_packed_linear(const PackedLinear* calls, int32_t count) {
+  if (calls->rows == 0) return;
+  if (calls->rounded)
+    run<Rounded>(calls, count);
+  else
+    run<Float32>(calls, count);
+}
