@@ -13,8 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from retrieval.analysis.folding import fold
-from retrieval.analysis.words import words
+from retrieval.analysis.terms import terms
 
 STEM = 5
 """Letters by which two words are taken for forms of one, a last s aside: crude, and the same in every language."""
@@ -101,7 +100,7 @@ def lexical(question: str, sentences: Sequence[str], contexts: Sequence[str] | N
 @lru_cache(maxsize=8192)
 def stems(text: str) -> frozenset[str]:
     """The words of a text by their first letters."""
-    return frozenset(map(stem, words(fold(text))))
+    return frozenset(map(stem, terms(text)))
 
 
 def stem(term: str) -> str:
@@ -110,7 +109,7 @@ def stem(term: str) -> str:
 
 def content(question: str) -> frozenset[str]:
     """Stems of the words of a question that say what it is about; all of them where there is no such word."""
-    asked = words(fold(question))
+    asked = terms(question)
     return frozenset(stem(term) for term in asked if term not in COMMON) or frozenset(map(stem, asked))
 
 

@@ -8,8 +8,8 @@ import torch
 from drafters.tree import DraftTree
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import DraftSources, SamplingParams
-from service.engine.sampling.constraint import Constraint
 from service.engine.sampling.forced import ForcedText
+from service.engine.sampling.grammars import Constraint
 from service.errors import InvalidRequest
 
 from ..conftest import generate, make_engine
