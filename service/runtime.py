@@ -27,7 +27,7 @@ from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
-from service.settings import Settings
+from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
@@ -167,10 +167,11 @@ class Runtime:
             raise Unavailable(self.failure.detail if self.failure else "The model is still loading.", retry_after=5)
         return self._parts
 
-    @staticmethod
-    def _warm_up(library: Library) -> None:
+    def _warm_up(self, library: Library) -> None:
         try:
             library.warm_up()
+            if self.settings.model == EMBEDDED:  # whose answers it chooses
+                library.ranker.score("warm", ["warm"])
         except Exception:
             log.exception("search cannot be warmed up")
 
