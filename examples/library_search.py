@@ -17,5 +17,5 @@ with TemporaryDirectory() as folder, Library.open(Path(folder, "home")) as libra
     for result in library.ingest([Path(folder, name) for name in NOTES]):
         print(result.status, result.name)
     for mode in ("sparse", "dense", "hybrid"):
-        best = library.search("Which building did the water destroy?", k=1, mode=mode).hits[0]
+        best = library.search("What did the flood take?", k=1, mode=mode).hits[0]
         print(f"{mode}: {best.name} [{best.start}:{best.end}] {best.text.split(chr(10))[-1]}")
