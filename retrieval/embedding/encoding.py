@@ -164,6 +164,7 @@ class Encoder(ABC, Generic[Model]):
 
     def warm_up(self) -> None:
         """Load the model now rather than at the first question."""
+        _ = self._model  # whether or not it reads the next line's word
         self.encode_queries(["warm"])
 
     def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:

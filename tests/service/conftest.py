@@ -128,6 +128,12 @@ class ScriptedEngine:
         self.config = EngineConfig(device="cpu")
         self.loaded = SimpleNamespace(
             tokenizer=tokenizer,
+            name="scripted",
+            model=SimpleNamespace(
+                base_model=None, config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=64))
+            ),
+            fingerprint="scripted",
+            vocab_size=len(tokenizer),
             tokenizer_fingerprint="scripted",
             num_parameters=10**9,
             sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),

@@ -60,8 +60,10 @@ def test_a_right_answer_that_cites_its_sentence(corpus, item):
 
 def test_a_wrong_answer_with_a_citation_of_something_else(corpus, item):
     said = "Its lamp burnt colza oil until 1902."
-    row = scored(Reply("q1", said, "length", read=whole(corpus)), item["q1"], corpus)
-    assert [row[name] for name in ("right", "sentence_hit", "cut", "uncited")] == [0, 0, 1, 0]
+    cut = scored(Reply("q1", said[:-8], "length", read=whole(corpus)), item["q1"], corpus)
+    assert [cut[name] for name in ("right", "sentence_hit", "cut", "uncited")] == [0, 0, 1, 1]
+    row = scored(Reply("q1", said, "stop", read=whole(corpus)), item["q1"], corpus)
+    assert [row[name] for name in ("right", "sentence_hit", "cut", "uncited")] == [0, 0, 0, 0]
     figures = summarise([row], [Reply("q1")])
     assert figures["citation_precision"] == {"score": 0.0, "stderr": 0.0, "n": 1}
     assert figures["citation_recall"]["n"] == 0

@@ -60,7 +60,7 @@ def test_a_piped_conversation_asks_each_line_in_the_turns_before(chat: Chat, pro
 
 
 def test_new_forgets_and_quit_leaves(chat: Chat, prompts: list[str]) -> None:
-    code, _, err = chat("Who built the bridge?\n/new\nWhen was that?\n/quit\nNever asked\n")
+    code, _, err = chat("Who built the bridge?\n/new\nWhen was the bridge at Hampton built?\n/quit\nNever asked\n")
     assert (code, len(prompts)) == (0, 2)
     assert "Who built the bridge" not in prompts[1]
     assert "searched for" not in err

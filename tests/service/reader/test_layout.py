@@ -12,11 +12,12 @@ from service.answering.support.judge import judge
 from service.errors import InvalidRequest
 from service.reader.choosing import Choice
 from service.reader.layout import ReaderLayout
+from service.reader.sentences import LONGEST
 from service.reader.tokenizer import NOT_STATED, REFERENCES, reference
 
 STORED = (
     "The harbour was built in 1871.  It has two\nmoles of granite. A lamp burns <|r1|> on the northern one! "
-    "Who lit it first?\n\nNobody remembers."
+    "Who lit it first?\n\nNobody remembers that."
 )
 
 
@@ -93,11 +94,11 @@ def settled(tokenizer: Any, *sentences: int, narrow: bool, text: str = STORED) -
 def test_what_is_chosen_is_the_answer_and_is_cited_whole(reader_tokenizer: Any, narrow: bool) -> None:
     layout, prompt = settled(reader_tokenizer, 1, 4, narrow=narrow)
     shown, spans = read(layout, prompt, list(prompt.answer))
-    assert shown == "It has two moles of granite. Nobody remembers."
-    assert [span.cited_text for span in spans] == ["It has two\nmoles of granite.", "Nobody remembers."]
+    assert shown == "It has two moles of granite. Nobody remembers that."
+    assert [span.cited_text for span in spans] == ["It has two\nmoles of granite.", "Nobody remembers that."]
     assert [shown[span.answer_start : span.answer_end] for span in spans] == [
         "It has two moles of granite.",
-        "Nobody remembers.",
+        "Nobody remembers that.",
     ]
     assert prompt.answer[-1] == reader_tokenizer.eos_token_id
     assert len(prompt.context) == (3 if narrow else 6)
@@ -118,7 +119,13 @@ def test_nothing_chosen_is_the_refusal(reader_tokenizer: Any) -> None:
 
 
 def test_sentences_that_the_model_could_not_copy_are_quoted_whole(reader_tokenizer: Any) -> None:
-    long = "The keeper, " + "who came from the islands, " * 20 + "lit it first."
+    long = (
+        "The keeper, who came from the islands in the north with his wife, and whose father had kept the old lamp "
+        "before him, until a storm took the tower and all that stood beside it, among them a school, two barns, the "
+        "house of a priest called Jonas Weir, a mill that nobody had used for years and the only tavern between Aldby "
+        "and the harbour, lit it first."
+    )
+    assert len(long) > LONGEST
     layout, prompt = settled(reader_tokenizer, 1, narrow=True, text=f"Who lit it? {long}")
     shown, (span,) = read(layout, prompt, list(prompt.answer))
     assert shown == span.cited_text == long

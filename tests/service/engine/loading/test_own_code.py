@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import load_model, load_tokenizer
@@ -119,6 +121,10 @@ def test_an_embedding_model(tmp_path: Path, ran: Path) -> None:
     folder.mkdir()
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "own.Own"}]))
     (folder / "config_sentence_transformers.json").write_text("{}")
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "bert", "hidden_size": 8, "max_position_embeddings": 64})
+    )
+    Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
     with_own_python(folder, ran, "own")
     with pytest.raises(Exception, match="trust_remote_code"):
         SentenceEmbedder(str(folder)).warm_up()

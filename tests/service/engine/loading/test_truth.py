@@ -134,7 +134,7 @@ def test_sampling_defaults_of_the_checkpoint(folder: Path) -> None:
     said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
     change(folder / "generation_config.json", **said, eos_token_id=[2, 5])
     loaded = load_model(str(folder))
-    assert loaded.sampling == SamplingDefaults(0.6, 0.9, 20, 1.1)
+    assert loaded.sampling == SamplingDefaults(0.6, 0.9, 20, repetition_penalty=1.1)
     assert loaded.eos_ids == {2, 5}
     change(folder / "generation_config.json", do_sample=False)
     assert load_model(str(folder)).sampling.temperature == 0.0
