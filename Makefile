@@ -22,8 +22,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes of one thread each: a file's tests stay together.
 test: lint  ## what CI runs; browser tests: .venv/bin/python -m pytest -m browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: lint  ## slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
