@@ -23,6 +23,9 @@ NEEDED = 0.2
 CONTEXT_CHARS = 900
 """of a passage as the ranker reads it; longer ones are parted"""
 
+_HEADING = re.compile(r"\s*#{1,6}\s")
+_SAYS = re.compile(r"[.!?…:;。！？][\"'”’»)\]]*$|[|:]|^\s*[-*•]\s")
+"""What a line has that is a sentence, a row, an item or a value."""
 _SEVERAL = re.compile(
     r"\b(?:list|name (?:the|all|some|two|three|four)|which (?:\w+ ){0,2}\w+s\b (?:are|were|do|did|have)|"
     r"what (?:are|were)|"
@@ -61,6 +64,9 @@ class SentenceChooser:
         scores = self._ranker.score(question, sentences, _contexts(passages))
         order = np.argsort(-scores, kind="stable").tolist()
         likely = tuple(sorted(order[: self.LIKELY]))
+        told = [number for number in order if not _is_heading(sentences[number])]
+        if told and scores[told[0]] >= self._ranker.refuse_below:
+            order = told
         best = float(scores[order[0]]) if order else 0.0
         if not order or best < self._ranker.refuse_below:
             return Choice((), likely, best)
@@ -74,6 +80,11 @@ class SentenceChooser:
                 chosen.append(number)
                 said.add(_plain(sentences[number]))
         return Choice(tuple(sorted(chosen)), likely, best)
+
+
+def _is_heading(sentence: str) -> bool:
+    """Whether it names what follows and says nothing: it is quoted only where nothing else answers."""
+    return bool(_HEADING.match(sentence)) or (len(sentence.split()) <= 12 and not _SAYS.search(sentence))
 
 
 def _plain(sentence: str) -> str:

@@ -28,6 +28,14 @@ from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTIO
 _SPECIAL = re.compile(r"<\|(?:bos|end|none|question|answer|r\d{1,4})\|>")
 
 
+_NEXT = re.compile(r"([.!?…。！？\"'”’»)]?)<\|r\d{1,4}\|>( ?)")
+
+
+def _joined(between: re.Match[str]) -> str:
+    """A further sentence goes on behind a sentence that has ended; anything else, a row say, has a line of its own."""
+    return between[1] + (between[2] if between[1] else "\n")
+
+
 @dataclass(frozen=True, slots=True)
 class Quotable:
     """One sentence of a prompt.
@@ -111,7 +119,7 @@ class ReaderLayout:
 
     def visible(self, answer_text: str) -> str:
         """The answer without reference tokens."""
-        return _SPECIAL.sub("", answer_text).lstrip()
+        return _SPECIAL.sub("", _NEXT.sub(_joined, answer_text)).lstrip()
 
     def _split(self, text: str, longest: int) -> list[tuple[Sentence, tuple[int, ...]]]:
         sentences = split(text, longest)

@@ -64,3 +64,13 @@ def test_sentences_are_read_in_their_passage_and_long_ones_are_parted() -> None:
 
 def test_no_sentences_are_a_refusal() -> None:
     assert SentenceChooser(Fixed()).choose("What?", []).sentences == ()  # type: ignore[arg-type]
+
+
+def test_a_heading_is_quoted_only_where_nothing_else_answers() -> None:
+    passage = [["2. Pages of KV", "## A page of KV", "A page is a piece of the pool."]]
+
+    def chosen(*scores: float) -> tuple[int, ...]:
+        return SentenceChooser(Fixed(*scores)).choose("What is a page?", passage).sentences  # type: ignore[arg-type]
+
+    assert chosen(0.9, 0.8, 0.6) == (2,)
+    assert chosen(0.9, 0.4, 0.1) == (0,)

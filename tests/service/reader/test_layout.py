@@ -142,3 +142,11 @@ def test_what_is_forced_is_what_is_encoded(reader_tokenizer: Any) -> None:
     _, prompt = settled(reader_tokenizer, 3, narrow=False)
     ids, quoted = "".join(map(chr, prompt.ids)), "".join(map(chr, prompt.answer))
     assert quoted in ids
+
+
+def test_rows_that_are_quoted_together_stand_on_lines_of_their_own(reader_tokenizer: Any) -> None:
+    text = "Stock | Item: Rope | Amount: 12\nStock | Item: Tar | Amount: 3"
+    layout, prompt = settled(reader_tokenizer, 0, 1, narrow=True, text=text)
+    shown, spans = read(layout, prompt, list(prompt.answer))
+    assert shown == text
+    assert len(spans) == 2
