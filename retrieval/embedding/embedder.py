@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.common.files import sha256_of
+from retrieval.common.hub import fetch
 from retrieval.embedding import packaged_e5
 from retrieval.embedding.bert import Bert, is_plain_bert
 from retrieval.embedding.encoding import SPECIAL_TOKENS, Embedder, Encoder
@@ -195,12 +196,8 @@ def _find_folder(model: str) -> Path:
         return Path(model)
     if os.sep in model and Path(model).is_absolute():
         raise UnknownEmbedder(f"there is no folder {model}; give a folder, a hub id, or {DEFAULT!r}")
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(model, ignore_patterns=["*.bin", "*.onnx", "*.h5", "*.ot", "openvino/*", "onnx/*"])
-        )
+        return fetch(model)
     except Exception as error:
         raise UnknownEmbedder(
             f"the embedding model {model!r} is neither a folder nor can it be fetched from the hub; "

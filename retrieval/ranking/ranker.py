@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from retrieval.common.hub import fetch
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.embedding.encoding import Embedder
 from retrieval.errors import UnknownRanker
@@ -226,12 +227,8 @@ def find_ranker(name: str) -> Path:
 def _fetched(name: str) -> Path:
     if Path(name).is_absolute():
         raise UnknownRanker(f"there is no folder {name}; give a folder, a hub id, or {DEFAULT!r}")
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(name, ignore_patterns=["*.bin", "*.onnx", "*.h5", "*.ot", "openvino/*", "onnx/*"])
-        )
+        return fetch(name)
     except Exception as error:
         raise UnknownRanker(
             f"the ranker {name!r} is neither a folder nor can it be fetched from the hub; use {DEFAULT!r} for the "

@@ -31,9 +31,9 @@ class Admission:
     def check(self, params: SamplingParams) -> None:
         """Refuse options that this engine does not have. Raises InvalidRequest."""
         engine = self._engine
-        check_options(params.drafter, params.attention, params.constraint, lambda: engine.shape)
+        check_options(params.drafter, params.attention, None, lambda: engine.shape)
         if params.constraint is not None:
-            engine.constraints.prepare(params.constraint)
+            engine.constraints.prepare(params.constraint)  # inspects it, unless it is kept
         if params.stop and engine.tokenizer is None:
             raise InvalidRequest("Stop strings need a tokenizer, which this model has not.", param="stop")
         unknown = next((token for token, _ in params.logit_bias if token >= engine.vocab_size), None)

@@ -57,8 +57,8 @@ class ConstraintCompiler:
             if found is not None:
                 self._compiled.move_to_end(digest)
                 return found
-        self.check_tokenizer()
         grammar = inspect(constraint)
+        self.check_tokenizer()
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise refused(constraint, matcher.get_error())
