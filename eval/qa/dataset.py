@@ -107,7 +107,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise EvalError(f"cannot read {path}: {reason}", hint=_HINT, param="data") from error
+        raise EvalError(f"cannot read {path}: {reason}.", hint=_HINT, param="data") from error
     except json.JSONDecodeError as error:
         raise EvalError(f"{path} is not JSON: {error}", hint=_HINT, param="data") from error
 
