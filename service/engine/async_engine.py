@@ -466,6 +466,7 @@ class _Collector:
             logprobs=[entry for part in parts for entry in part.logprobs or ()] or None,
             sources=[source for part in parts for source in part.sources],
             times=self._times,
+            prompt_logprobs=next((part.prompt_logprobs for part in parts if part.prompt_logprobs is not None), None),
             error=last.error,
         )
 

@@ -16,13 +16,14 @@ from service.accounts.keys import Principal
 from service.answering.answer import AnswerFailed, Event
 from service.answering.question import AnswerOptions, Question
 from service.api.auth import Reader
-from service.api.errors import CHAT
+from service.api.errors import CHAT, openai_problems
 from service.api.health import Parts
-from service.api.openai.common import Chunks, chat_logprobs, check_model, head, usage
+from service.api.manners import note_ignored
+from service.api.openai.common import STREAMED, Chunks, chat_logprobs, check_model, head, prompt_logprobs, usage
 from service.api.openai.schemas import ChatRequest
 from service.api.sse import EventStream
 from service.api.waiting import together, unless_gone
-from service.engine.outputs import TokenOutput
+from service.engine.outputs import TokenLogprobs, TokenOutput
 from service.errors import InvalidRequest
 from service.fields import refusal
 from service.runtime import Runtime
@@ -44,6 +45,8 @@ class Delta:
     folio: dict[str, Any] | None = None
     answer: str | None = None
     """The whole text, where it is not the sum of the deltas (white space at its ends)."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    tokens: int = 0
 
     def add(self, other: Delta) -> None:
         """Both in one."""
@@ -53,6 +56,8 @@ class Delta:
         self.stats = other.stats or self.stats
         self.folio = other.folio or self.folio
         self.answer = other.answer if other.answer is not None else self.answer
+        self.prompt_logprobs = other.prompt_logprobs or self.prompt_logprobs
+        self.tokens += other.tokens
 
 
 @dataclass
@@ -61,35 +66,40 @@ class Choice:
 
     stream: AsyncGenerator[Any, None]
     read: Callable[[Any], Delta]
+    prompt_tokens: int = 0
 
 
-@router.post(CHAT)
+@router.post(CHAT, responses=STREAMED | openai_problems(404, 504))
 async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
+    note_ignored(request.scope, [*body.unknown()])
     runtime.engine.admit(body.n)
     choices = await _choices(runtime, body, principal)
     if body.stream:
         streams = [choice.stream for choice in choices]
         return EventStream(streams, ChatChunks(body, runtime, choices), runtime.settings.ping_s)
     wholes = await unless_gone(request.receive, together([_whole(choice) for choice in choices]))
+    scored = wholes[0].prompt_logprobs
     return JSONResponse(
         head("chat.completion", "chatcmpl", runtime)
         | {
             "choices": [_choice(number, whole, body.logprobs) for number, whole in enumerate(wholes)],
             "usage": usage([whole.stats for whole in wholes]),
         }
+        | ({} if scored is None else {"prompt_logprobs": prompt_logprobs(runtime.tokenizer, scored)})
     )
 
 
 async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
-    wanted = body.max_completion_tokens or body.max_tokens
+    wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     turns = [message.turn() for message in body.messages]
     defaults = runtime.engine.sampling_defaults
     if body.folio is not None:
+        _refuse_beside_documents(body)
         question = _question(turns, body.folio)
-        tokens = wanted or runtime.settings.answer_tokens
+        tokens = runtime.settings.answer_tokens if wanted is None else wanted
         answers = [
             runtime.answerer.answer(
                 question, body.sampling(i, tokens, logprobs, defaults, answering=True), principal.owner
@@ -98,18 +108,37 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
         ]
         return [Choice(answer, Answered()) for answer in answers]
     ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
-    tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
-    params = [body.sampling(i, tokens, logprobs, defaults) for i in range(body.n)]
-    return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer)) for one in params]
+    tokens = max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids))) if wanted is None else wanted
+    params = [body.sampling(i, tokens, logprobs, defaults, body.prompt_logprobs) for i in range(body.n)]
+    return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer), len(ids)) for one in params]
+
+
+def _refuse_beside_documents(body: ChatRequest) -> None:
+    """What an answer from documents cannot do; better told than left out."""
+    options = body.stream_options
+    given = {
+        "logprobs": body.logprobs,
+        "prompt_logprobs": body.prompt_logprobs is not None,
+        "stream_options.continuous_usage_stats": options is not None and options.continuous_usage_stats,
+    }
+    for name, wanted in given.items():
+        if wanted:
+            raise InvalidRequest(f"{name} cannot be had with folio: an answer from documents has none.", param=name)
+    if any(message.role in ("system", "developer") for message in body.messages):
+        raise InvalidRequest(
+            "A system message cannot be had with folio: how documents are read to the model is Folio's own.",
+            hint="Put what the answer needs into the question, or ask without folio.",
+            param="messages",
+        )
 
 
 def _question(turns: Sequence[dict[str, str]], options: AnswerOptions) -> Question:
     """The last message, asked in the conversation before it."""
     if turns[-1]["role"] != "user":
         raise InvalidRequest("The last message must be the user's question.", param="messages")
-    history = [turn for turn in turns[:-1] if turn["role"] != "system"]
+    asked = {"question": turns[-1]["content"], "history": turns[:-1]}
     try:
-        return Question.model_validate({**options.model_dump(), "question": turns[-1]["content"], "history": history})
+        return Question.model_validate({**options.model_dump(), **asked})
     except ValidationError as error:  # the options have been checked, so it is a message
         raise refusal(error, lambda _: "messages") from error
 
@@ -122,7 +151,8 @@ class Said:
 
     def __call__(self, output: TokenOutput) -> Delta:
         logprobs = chat_logprobs(self._tokenizer, output.logprobs or [])
-        return Delta(output.text, logprobs, output.finish_reason, output.stats)
+        scored, count = output.prompt_logprobs, len(output.token_ids)
+        return Delta(output.text, logprobs, output.finish_reason, output.stats, prompt_logprobs=scored, tokens=count)
 
 
 class Answered:
@@ -174,7 +204,8 @@ class ChatChunks(Chunks):
     """The chunks of a chat: role, text, reason, usage, and ``[DONE]``."""
 
     def __init__(self, body: ChatRequest, runtime: Runtime, choices: Sequence[Choice]) -> None:
-        super().__init__(CHAT, body, head("chat.completion.chunk", "chatcmpl", runtime))
+        lengths = [choice.prompt_tokens for choice in choices]
+        super().__init__(CHAT, body, head("chat.completion.chunk", "chatcmpl", runtime), lengths=lengths)
         self._with_logprobs = body.logprobs
         self._choices = choices
 
@@ -186,6 +217,7 @@ class ChatChunks(Chunks):
 
     def item(self, number: int, item: TokenOutput | Event) -> bytes:
         delta = self._choices[number].read(item)
+        self.count(number, delta.tokens)
         if delta.finish_reason:
             self.stats[number] = delta.stats
         elif not delta.text:
