@@ -110,6 +110,10 @@ class Settings(BaseSettings, EngineConfig):
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
     key_storage_mb: float = Field(10240, gt=0, description="Stored text of one key, in MiB.")
 
+    otlp_endpoint: str = Field(
+        "", description="Where traces of questions go, as http://collector:4318/v1/traces (extra otel); empty for none."
+    )
+
     # Log
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="Least level logged.")
     log_json: bool = Field(False, description="Log JSON lines instead of text.")

@@ -19,6 +19,7 @@ from service.api.limits import BodyLimitMiddleware
 from service.api.manners import IGNORED, REQUEST_ID, MannersMiddleware
 from service.api.openai import chat, completions, embeddings, models, scoring, tokens
 from service.api.security import SecurityMiddleware
+from service.api.tracing import make_tracing
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -58,6 +59,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     figures = metrics.Metrics(parts)
     app.state.runtime = parts
     app.state.metrics = figures
+    app.state.tracing = make_tracing(settings)
     app.state.idempotency = Idempotency(lambda: parts.library.database)
     parts.observers.append(figures.observe)
     for module in (

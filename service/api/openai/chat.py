@@ -22,6 +22,7 @@ from service.api.manners import note_ignored
 from service.api.openai.common import STREAMED, Chunks, chat_logprobs, check_model, head, prompt_logprobs, usage
 from service.api.openai.schemas import ChatRequest
 from service.api.sse import EventStream
+from service.api.tracing import traced
 from service.api.waiting import together, unless_gone
 from service.engine.outputs import TokenLogprobs, TokenOutput
 from service.errors import InvalidRequest
@@ -76,6 +77,9 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     note_ignored(request.scope, [*body.unknown()])
     runtime.engine.admit(body.n)
     choices = await _choices(runtime, body, principal)
+    if body.folio is not None:
+        for choice in choices:
+            choice.stream = traced(request, choice.stream)
     if body.stream:
         streams = [choice.stream for choice in choices]
         return EventStream(streams, ChatChunks(body, runtime, choices), runtime.settings.ping_s)

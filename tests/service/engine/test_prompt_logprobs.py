@@ -88,11 +88,14 @@ def test_the_logits_of_few_rows_are_held_at_once(engine: Engine, monkeypatch: py
     assert max(rows) == 16
 
 
-def test_under_a_policy_that_plans_whole_chunks() -> None:
-    """The numbers are the policy's; dense where it keeps everything."""
+def test_a_policy_scores_by_what_its_rows_see(engine: Engine) -> None:
     ids = tokens(1, 150)
-    asked = SamplingParams(max_tokens=0, prompt_logprobs=3, attention="streaming:sinks=64,window=256")
-    check(generate(make_engine(), [ids], asked)[0], ids, of_model(ids))
+    asked = SamplingParams(max_tokens=0, prompt_logprobs=3, attention="streaming:sink=16,local=32")
+    whole, part = (found.prompt_logprobs or [] for found in generate(engine, [ids, ids[:101]], asked))
+    assert len(whole) == 149
+    assert [entry.logprob for entry in whole[:100]] == pytest.approx([entry.logprob for entry in part], abs=1e-8)
+    dense = of_model(ids)
+    assert any(abs(float(dense[n, ids[n + 1]]) - entry.logprob) > 1e-3 for n, entry in enumerate(whole))
 
 
 def test_no_tokens_are_asked_for_where_nothing_is_scored() -> None:
