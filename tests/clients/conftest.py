@@ -78,23 +78,16 @@ class ClientEnvironment:
     def python(self) -> Path:
         return self.folder / "bin" / "python"
 
-    def run(
-        self, command: Sequence[str | Path], variables: dict[str, str] | None = None, timeout: float = 900
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command of it (`lm_eval …`) or a program (`python …`); fails the test unless it exits with 0.
+    def run(self, command: Sequence[str | Path], variables: dict[str, str] | None = None, timeout: float = 900) -> str:
+        """What a command of it (`lm_eval …`) or a program (`python …`) says; fails the test unless it exits with 0.
 
         Its environment names no proxy, no key and no setting of ours but `variables`.
         """
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("FOLIO_", "OPENAI_", "ANTHROPIC_", "PYTHON"))}
         own = {"PATH": f"{self.folder / 'bin'}:{kept.get('PATH', '')}", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
         first = self.folder / "bin" / str(command[0])
-        full = [str(first if first.exists() else command[0]), *map(str, command[1:])]
-        done = subprocess.run(
-            full, env=kept | own | (variables or {}), capture_output=True, text=True, timeout=timeout, check=False
-        )
-        if done.returncode:
-            pytest.fail(f"{' '.join(full)} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
-        return done
+        full = [first if first.exists() else command[0], *command[1:]]
+        return _run(full, timeout, env=kept | own | (variables or {}))
 
     def program(self, name: str, part: str, service: Service, timeout: float = 900) -> Any:
         """What the function `part` of a program in `programs/` returns, as JSON, when run in this environment."""
@@ -103,7 +96,20 @@ class ClientEnvironment:
             "print('\\nRESULT ' + json.dumps(found))"
         )
         done = self.run(["python", "-c", code, PROGRAMS / name, part], service.variables, timeout)
-        return json.loads(done.stdout.rpartition("\nRESULT ")[2])
+        return json.loads(done.rpartition("\nRESULT ")[2])
+
+
+@dataclass
+class NodeEnvironment:
+    """A folder with one client of npm's and what that wants."""
+
+    folder: Path
+
+    def program(self, name: str, part: str, service: Service, timeout: float = 900) -> Any:
+        """What a part of a program in `programs/` says behind RESULT."""
+        shutil.copy(PROGRAMS / name, self.folder)  # where its imports are found
+        done = _run(["node", self.folder / name, part], timeout, env={**os.environ, **service.variables})
+        return json.loads(done.rpartition("\nRESULT ")[2])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -204,31 +210,55 @@ def client_env(request: pytest.FixtureRequest) -> Callable[..., ClientEnvironmen
 
     def install(*packages: str, client: str = "") -> ClientEnvironment:
         name = packages[0].partition("[")[0].partition("=")[0]
-        digest = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
-        environment = ClientEnvironment(ENVIRONMENTS / f"{name}-{digest}")
+        environment = ClientEnvironment(_folder("pip", packages))
         if not (environment.folder / ".complete").is_file():
-            _install(environment.folder, packages)
+            _renew(environment.folder)
+            _run([sys.executable, "-m", "venv", environment.folder], INSTALL_S)
+            _run([environment.python, "-m", "pip", "install", "--quiet", *packages], INSTALL_S)
+            (environment.folder / ".complete").touch()
         shown = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
-        version = environment.run(["python", "-c", shown, name]).stdout.strip()
-        request.config.stash[_versions][client or name] = version
+        request.config.stash[_versions][client or name] = environment.run(["python", "-c", shown, name]).strip()
         return environment
 
     return install
 
 
-def _install(folder: Path, packages: Sequence[str]) -> None:
+@pytest.fixture(scope="session")
+def node_env(request: pytest.FixtureRequest) -> Callable[..., NodeEnvironment]:
+    """The same with npm: `node_env("openai", client="openai-node")`."""
+
+    def install(*packages: str, client: str) -> NodeEnvironment:
+        folder = _folder("npm", packages)
+        if not (folder / ".complete").is_file():
+            _renew(folder)
+            (folder / "package.json").write_text('{"private": true, "type": "module"}')
+            _run(["npm", "install", "--prefix", folder, "--no-audit", "--no-fund", *packages], INSTALL_S)
+            (folder / ".complete").touch()
+        described = json.loads((folder / "node_modules" / packages[0] / "package.json").read_text())
+        request.config.stash[_versions][client] = described["version"]
+        return NodeEnvironment(folder)
+
+    return install
+
+
+def _folder(kind: str, packages: Sequence[str]) -> Path:
+    name = packages[0].partition("[")[0].partition("=")[0]
+    digest = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
+    return ENVIRONMENTS / f"{kind}-{name}-{digest}"
+
+
+def _renew(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _run([sys.executable, "-m", "venv", folder])
-        _run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *packages])
-    except subprocess.CalledProcessError as error:
-        pytest.fail(f"{' '.join(packages)} cannot be installed: {error.stderr[-2000:]}")
-    (folder / ".complete").touch()
+    folder.mkdir(parents=True)
 
 
-def _run(command: Sequence[str | Path]) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, timeout=INSTALL_S)
+def _run(command: Sequence[str | Path], timeout: float, env: dict[str, str] | None = None) -> str:
+    """What a command says on stdout; fails the test unless it exits with 0."""
+    full = [str(part) for part in command]
+    done = subprocess.run(full, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode:
+        pytest.fail(f"{' '.join(full)} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done.stdout
 
 
 def _answers(url: str) -> bool:

@@ -1,6 +1,7 @@
 """The official Python client; run by tests/clients."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -81,19 +82,20 @@ def logprobs() -> dict[str, Any]:
 
 def errors() -> dict[str, Any]:
     """Errors are of the classes that programs catch."""
+    long: Any = [{"role": "user", "content": "word " * 30_000}]
+    too_long = _raised(lambda: client.chat.completions.create(model=MODEL, messages=long))
+    assert isinstance(too_long, openai.BadRequestError)
+    unknown = _raised(lambda: client.models.retrieve("nosuch"))
+    assert isinstance(unknown, openai.NotFoundError)
+    stranger = _raised(client.with_options(api_key="wrong").models.list)
+    assert isinstance(stranger, openai.AuthenticationError)
+    assert (too_long.code, unknown.param) == ("context_length_exceeded", "model")
+    return {"request_id": stranger.request_id}
+
+
+def _raised(call: Callable[[], Any]) -> Exception:
     try:
-        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 30_000}])
-    except openai.BadRequestError as error:
-        assert error.code == "context_length_exceeded"
-    else:
-        raise AssertionError("too long a prompt was taken")
-    try:
-        client.models.retrieve("nosuch")
-    except openai.NotFoundError as error:
-        assert error.param == "model"
-    stranger = client.with_options(api_key="wrong")
-    try:
-        stranger.models.list()
-    except openai.AuthenticationError as error:
-        return {"request_id": error.request_id}
-    raise AssertionError("a wrong key was taken")
+        call()
+    except openai.OpenAIError as error:
+        return error
+    raise AssertionError("nothing was raised")
