@@ -18,8 +18,8 @@ from service.answering.question import AnswerOptions, Question
 from service.api.auth import Reader
 from service.api.errors import CHAT, openai_problems
 from service.api.health import Parts
-from service.api.manners import note_ignored
 from service.api.openai.common import STREAMED, Chunks, chat_logprobs, check_model, head, prompt_logprobs, usage
+from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import ChatRequest
 from service.api.sse import EventStream
 from service.api.tracing import traced
@@ -74,7 +74,7 @@ class Choice:
 async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     runtime.engine.admit(body.n)
     choices = await _choices(runtime, body, principal)
     if body.folio is not None:
@@ -224,7 +224,7 @@ class ChatChunks(Chunks):
         self.count(number, delta.tokens)
         if delta.finish_reason:
             self.stats[number] = delta.stats
-        elif not delta.text:
+        elif not (delta.text or delta.logprobs):
             return b""
         choice: dict[str, Any] = {
             "index": number,

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
-from service.api.manners import note_ignored
 from service.api.openai.common import STREAMED, Chunks, check_model, completion_logprobs, head, prompt_logprobs, usage
+from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import CompletionRequest
 from service.api.openai.token_text import Offsets, TokenTexts, token_texts
 from service.api.sse import EventStream
@@ -42,7 +42,7 @@ class Prompt:
 async def completions(body: CompletionRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     prompts = await asyncio.to_thread(_prompts, runtime, body)
     runtime.engine.admit(body.n * len(prompts))
     tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens

@@ -13,7 +13,7 @@ from retrieval.embedding.encoding import Embedder
 from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
-from service.api.manners import note_ignored
+from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import EmbeddingRequest
 from service.errors import InvalidRequest, NotFound
 
@@ -23,7 +23,7 @@ router = APIRouter(tags=["openai"])
 @router.post("/v1/embeddings", responses=openai_problems(404))
 async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """Embeddings of one or several texts, or of token ids, each of norm 1."""
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     served = runtime.settings.embedder
     if body.model != served:
         raise NotFound(

@@ -10,9 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from service.api.manners import note_ignored
+from service.errors import InvalidRequest
+
 NOTHING: tuple[Any, ...] = (None, [])
+UNSUPPORTED: dict[str, Any] = {
+    "allowed_token_ids": None,
+    "bad_words": None,
+    "chat_template": None,
+    "continue_final_message": False,
+    "guided_choice": None,
+    "guided_grammar": None,
+    "guided_json": None,
+    "guided_regex": None,
+    "length_penalty": 1,
+    "min_tokens": 0,
+    "skip_special_tokens": True,
+    "truncate_prompt_tokens": None,
+    "use_beam_search": False,
+}
+"""Fields of vLLM's that would change the answer, and the value of each that does not."""
 
 
 class Lenient(BaseModel):
@@ -38,3 +58,12 @@ class Lenient(BaseModel):
             for part in parts:
                 if isinstance(part, Lenient):
                     yield from part.unknown(below)
+
+
+def tell_unknown(request: Request, body: Lenient) -> None:
+    """Name the fields that change nothing in the response. Raises InvalidRequest for one that ought to."""
+    for name, value in (body.model_extra or {}).items():
+        if name in UNSUPPORTED and value != UNSUPPORTED[name]:
+            hint = "See structured_outputs." if name.startswith("guided_") else None
+            raise InvalidRequest(f"{name} is not supported here.", hint=hint, param=name)
+    note_ignored(request.scope, [name for name in body.unknown() if name not in UNSUPPORTED])

@@ -20,8 +20,7 @@ from retrieval.ranking.ranker import READ_CHARS, SentenceRanker
 from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
-from service.api.manners import note_ignored
-from service.api.openai.lenient import Lenient
+from service.api.openai.lenient import Lenient, tell_unknown
 from service.errors import InvalidRequest, NotFound
 from service.fields import Text
 from service.runtime import Runtime
@@ -64,7 +63,7 @@ class ScoreRequest(Lenient):
 @router.post("/v1/rerank", responses=openai_problems(404))
 async def rerank(body: RerankRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """The documents by falling probability that they answer the query."""
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     name, scores, tokens = await asyncio.to_thread(_scored, runtime, body.model, [body.query] * len(texts), texts)
     order = sorted(range(len(texts)), key=lambda n: -scores[n])[: body.top_n or None]
@@ -81,7 +80,7 @@ async def rerank(body: RerankRequest, request: Request, runtime: Parts, principa
 @router.post("/v1/score", responses=openai_problems(404))
 async def score(body: ScoreRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """The probability, for each pair, that the second text answers the first."""
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     texts = [body.text_2] if isinstance(body.text_2, str) else body.text_2
     queries = [body.text_1] if isinstance(body.text_1, str) else body.text_1
     queries = queries * len(texts) if len(queries) == 1 else queries

@@ -12,9 +12,8 @@ from service.answering.question import MAX_TURNS
 from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
-from service.api.manners import note_ignored
 from service.api.openai.common import check_model
-from service.api.openai.lenient import Lenient
+from service.api.openai.lenient import Lenient, tell_unknown
 from service.api.openai.schemas import ChatMessage, TokenId
 from service.api.openai.token_text import token_texts
 from service.errors import InvalidRequest
@@ -52,7 +51,7 @@ class DetokenizeRequest(Lenient):
 @router.post("/tokenize", responses=openai_problems(404))
 async def tokenize(body: TokenizeRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """The ids of a text."""
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     if body.model is not None:
         check_model(runtime, body.model)
     encoder = runtime.chat.encoder
@@ -72,7 +71,7 @@ async def tokenize(body: TokenizeRequest, request: Request, runtime: Parts, prin
 @router.post("/detokenize", responses=openai_problems(404))
 async def detokenize(body: DetokenizeRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """The text of ids, tokens of control included."""
-    note_ignored(request.scope, [*body.unknown()])
+    tell_unknown(request, body)
     if body.model is not None:
         check_model(runtime, body.model)
     most = runtime.engine.engine.vocab_size

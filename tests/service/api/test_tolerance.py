@@ -73,6 +73,14 @@ def test_an_unknown_field_is_told_and_logged_once(service: Any, capsys: pytest.C
     assert said.count("colour") == 1
 
 
+def test_what_would_change_the_answer_is_refused(service: Any) -> None:
+    answer = chat(service, guided_json={"type": "object"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "guided_json")
+    harmless = chat(service, use_beam_search=False, skip_special_tokens=True, min_tokens=0, guided_regex=None)
+    assert harmless.status_code == 200
+    assert "x-folio-ignored" not in harmless.headers
+
+
 def test_usage_in_every_chunk(service: Any, read_events: Any) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     for path, prompt in (
