@@ -172,8 +172,8 @@ def install(app: FastAPI) -> None:
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
     """What a path takes, of all routes."""
     asked = [{"type": "http", "path": path, "root_path": "", "headers": [], "method": method} for method in METHODS]
-    taken = [one["method"] for one in asked if any(route.matches(one)[0] is Match.FULL for route in app.routes)]
-    return sorted([*taken, *(["HEAD"] if "GET" in taken else [])])
+    taken = {str(one["method"]) for one in asked if any(route.matches(one)[0] is Match.FULL for route in app.routes)}
+    return sorted(taken | ({"HEAD"} if "GET" in taken else set()))
 
 
 def _invalid(path: str, found: list[dict[str, Any]], body: Any) -> JSONResponse:
