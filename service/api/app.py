@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service.accounts.idempotency import Idempotency
+from service.accounts.responses import ResponseStore
 from service.api import answer, docs, documents, errors, health, jobs, metrics, search
 from service.api.auth import AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
-from service.api.openai import chat, completions, embeddings, models
+from service.api.openai import chat, completions, embeddings, models, responses
 from service.api.security import SecurityMiddleware
 from service.runtime import Runtime
 from service.settings import Settings
@@ -55,6 +56,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     app.state.runtime = parts
     app.state.metrics = figures
     app.state.idempotency = Idempotency(lambda: parts.library.database)
+    app.state.responses = ResponseStore(lambda: parts.library.database, settings.response_days)
     parts.observers.append(figures.observe)
     for module in (
         health,
@@ -66,6 +68,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         docs,
         chat,
         completions,
+        responses,
         models,
         embeddings,
     ):

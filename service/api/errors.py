@@ -27,9 +27,12 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left: nobody reads it, but the metrics count it apart from errors of ours."""
 PROBLEM_TYPE = "application/problem+json"
 CHAT = "/v1/chat/completions"
-OPENAI_ROUTES = (CHAT, "/v1/completions", "/v1/models", "/v1/embeddings")
+RESPONSES = "/v1/responses"
+OPENAI_ROUTES = (CHAT, "/v1/completions", "/v1/models", "/v1/embeddings", RESPONSES)
 IN_MESSAGES = ("prompt", "question", "history")
-"""What is at fault when a conversation is: it came in as messages."""
+"""What is at fault when a conversation is, by the names that the parts within have for it."""
+CONVERSATIONS = {CHAT: "messages", RESPONSES: "input"}
+"""The field in which it came, by route."""
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -59,7 +62,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def openai_problem(path: str, error: FolioError) -> dict[str, Any]:
     """OpenAI's error object."""
-    param = "messages" if path == CHAT and error.param in IN_MESSAGES else error.param
+    param = CONVERSATIONS.get(path, error.param) if error.param in IN_MESSAGES else error.param
     return _openai_error(error.detail, error.openai_type, param, error.problem.replace("-", "_"))
 
 
