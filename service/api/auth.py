@@ -15,7 +15,7 @@ from service.accounts.rates import RateLimiter
 from service.api.errors import response_for
 from service.errors import Busy, FolioError, Forbidden, Unauthorized, Unavailable
 
-OPEN = {"/", "/healthz", "/readyz", "/docs", "/docs.css", "/openapi.json"}
+OPEN = {"/", "/healthz", "/readyz", "/health", "/ping", "/version", "/docs", "/docs.css", "/openapi.json"}
 """Paths that need no key: they show nothing of anybody's."""
 
 

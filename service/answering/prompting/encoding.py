@@ -98,6 +98,11 @@ class Encoder:
         with self._lock:
             return list(self.tokenizer(text).input_ids)
 
+    def decoded(self, ids: list[int], *, special: bool = False) -> str:
+        """The text of ids, without tokens of control or with those by name."""
+        with self._lock:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=not special))
+
     def text(self, text: str, begins: bool = True) -> tuple[int, ...]:
         """Ids of somebody else's text: what looks like a token of control is text.
 

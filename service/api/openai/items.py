@@ -8,24 +8,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from service.api.openai.lenient import Lenient
 from service.api.openai.schemas import ChatMessage, TextPart
 from service.api.openai.tools import CalledFunction, CallId, CallMessage, FunctionName
-from service.fields import Strict, Text
+from service.fields import Text
 
 Status = Literal["in_progress", "completed", "incomplete"]
 ItemId = Annotated[Text, Field(min_length=1, max_length=255)]
 
 
-class ContentPart(Strict):
+class ContentPart(Lenient):
     """A part of a message: text; what an earlier response said may be sent back as it came."""
 
     type: Literal["input_text", "output_text", "text"]
     text: Text
-    annotations: list[Any] | None = Field(None, description="Of an earlier response; without effect.")
-    logprobs: list[Any] | None = Field(None, description="Of an earlier response; without effect.")
+    annotations: list[Any] | None = Field(None, description="Of an earlier response; not read.")
+    logprobs: list[Any] | None = Field(None, description="Of an earlier response; not read.")
 
 
-class MessageItem(Strict):
+class MessageItem(Lenient):
     """What somebody said."""
 
     type: Literal["message"] = "message"
@@ -33,10 +34,9 @@ class MessageItem(Strict):
     content: Text | Annotated[list[ContentPart], Field(min_length=1)]
     id: ItemId | None = None
     status: Status | None = None
-    phase: Literal["commentary", "final_answer"] | None = Field(None, description="Without effect.")
 
 
-class CallItem(Strict):
+class CallItem(Lenient):
     """A call that an earlier response made."""
 
     type: Literal["function_call"]
@@ -47,7 +47,7 @@ class CallItem(Strict):
     status: Status | None = None
 
 
-class ResultItem(Strict):
+class ResultItem(Lenient):
     """What a called function gave."""
 
     type: Literal["function_call_output"]

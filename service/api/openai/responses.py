@@ -16,11 +16,12 @@ from service.accounts.responses import ResponseStore
 from service.answering.question import MAX_TURNS, AnswerOptions
 from service.answering.tools.use import MOST_TOOLS
 from service.api.auth import Reader
-from service.api.errors import RESPONSES
+from service.api.errors import RESPONSES, openai_problems
 from service.api.health import Parts
 from service.api.openai.chat import Choice, Delta, choices_of
-from service.api.openai.common import check_model
+from service.api.openai.common import STREAMED, check_model
 from service.api.openai.items import Item, messages_of, new_id, stored
+from service.api.openai.lenient import Lenient, tell_unknown
 from service.api.openai.response_events import ResponseEvents
 from service.api.openai.schemas import ChatMessage, ChatRequest, NamedSchema, ResponseFormat, Seed
 from service.api.openai.tools import (
@@ -34,7 +35,7 @@ from service.api.openai.tools import (
 from service.api.sse import EventStream, event
 from service.api.waiting import unless_gone
 from service.errors import FolioError, InvalidRequest, NotFound
-from service.fields import DrafterName, PolicyName, Strict, Temperature, Text, TopP, refusal
+from service.fields import DrafterName, PolicyName, Temperature, Text, TopP, refusal
 
 router = APIRouter(tags=["openai"])
 
@@ -56,7 +57,7 @@ class FlatChoice(NamedFunction):
     type: Literal["function"]
 
 
-class FlatAllowed(Strict):
+class FlatAllowed(Lenient):
     """A choice of some tools."""
 
     type: Literal["allowed_tools"]
@@ -64,7 +65,7 @@ class FlatAllowed(Strict):
     tools: list[FlatChoice] = Field(min_length=1, max_length=MOST_TOOLS)
 
 
-class Format(Strict):
+class Format(Lenient):
     """Text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -80,14 +81,14 @@ class Format(Strict):
         return self
 
 
-class TextOptions(Strict):
+class TextOptions(Lenient):
     """What the text must be."""
 
     format: Format | None = None
-    verbosity: None = None
+    verbosity: None = Field(None, description="Not supported.")
 
 
-class ResponseRequest(Strict):
+class ResponseRequest(Lenient):
     """Body of `POST /v1/responses`."""
 
     model: str = Field(max_length=255)
@@ -108,7 +109,12 @@ class ResponseRequest(Strict):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    reasoning: None = Field(None, description="No model here reasons apart.")
+    reasoning: None = Field(None, description="Not supported.")
+    conversation: None = Field(None, description="Not supported; see previous_response_id.")
+    prompt: None = Field(None, description="Not supported.")
+    max_tool_calls: None = Field(None, description="Not supported.")
+    context_management: None = Field(None, description="Not supported.")
+    moderation: None = Field(None, description="Not supported.")
     metadata: Metadata | None = None
     seed: Seed | None = Field(None, description="Extension.")
     drafter: DrafterName | None = None
@@ -176,10 +182,11 @@ def _kept(request: Request) -> ResponseStore:
     return store
 
 
-@router.post(RESPONSES)
+@router.post(RESPONSES, responses=STREAMED | openai_problems(404, 504))
 async def create_response(body: ResponseRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """A response, whole or as a stream of events."""
     check_model(runtime, body.model)
+    tell_unknown(request, body)
     store = _kept(request)
     earlier: list[ChatMessage] = []
     if body.previous_response_id is not None:
@@ -204,20 +211,20 @@ async def create_response(body: ResponseRequest, request: Request, runtime: Part
     return JSONResponse(events.response)
 
 
-@router.get(RESPONSES + "/{response_id}")
+@router.get(RESPONSES + "/{response_id}", responses=openai_problems(404))
 def get_response(response_id: ResponseId, request: Request, principal: Reader) -> dict[str, Any]:
     """A response that was kept."""
     return _kept(request).get(principal.owner, response_id)
 
 
-@router.delete(RESPONSES + "/{response_id}")
+@router.delete(RESPONSES + "/{response_id}", responses=openai_problems(404))
 def delete_response(response_id: ResponseId, request: Request, principal: Reader) -> dict[str, Any]:
     """Forget a response and its input."""
     _kept(request).delete(principal.owner, response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.get(RESPONSES + "/{response_id}/input_items")
+@router.get(RESPONSES + "/{response_id}/input_items", responses=openai_problems(404))
 def list_input_items(
     response_id: ResponseId,
     request: Request,

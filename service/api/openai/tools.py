@@ -11,6 +11,7 @@ from pydantic import Field
 from service.answering.tools.definitions import Tool, ToolChoice
 from service.answering.tools.reading import CallPiece
 from service.answering.tools.use import MOST_TOOLS
+from service.api.openai.lenient import Lenient
 from service.errors import InvalidRequest
 from service.fields import Strict, Text
 
@@ -18,7 +19,7 @@ FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Z
 CallId = Annotated[Text, Field(min_length=1, max_length=255)]
 
 
-class FunctionDefinition(Strict):
+class FunctionDefinition(Lenient):
     """A function that the model may call."""
 
     name: FunctionName
@@ -27,7 +28,7 @@ class FunctionDefinition(Strict):
     strict: bool | None = Field(None, description="Arguments always fit the schema.")
 
 
-class FunctionTool(Strict):
+class FunctionTool(Lenient):
     """A tool; functions are the only kind."""
 
     type: Literal["function"]
@@ -41,13 +42,13 @@ class FunctionTool(Strict):
 Tools = Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)]
 
 
-class NamedFunction(Strict):
+class NamedFunction(Lenient):
     """The name of a function."""
 
     name: FunctionName
 
 
-class NamedChoice(Strict):
+class NamedChoice(Lenient):
     """A choice of one tool, or an entry of several."""
 
     type: Literal["function"]
@@ -71,14 +72,14 @@ class AllowedChoice(Strict):
 Choice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
 
 
-class CalledFunction(Strict):
+class CalledFunction(Lenient):
     """What an assistant called; the arguments are JSON as text."""
 
     name: FunctionName
     arguments: Text
 
 
-class CallMessage(Strict):
+class CallMessage(Lenient):
     """A call in an assistant's message."""
 
     id: CallId
