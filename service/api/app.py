@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from service.accounts.idempotency import Idempotency
 from service.accounts.responses import ResponseStore
 from service.api import answer, docs, documents, errors, health, jobs, metrics, search
+from service.api.anthropic import messages
 from service.api.auth import OPEN, AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
 from service.api.manners import IGNORED, REQUEST_ID, MannersMiddleware
@@ -75,12 +77,17 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         chat,
         completions,
         responses,
+        messages,
         models,
         embeddings,
         scoring,
         tokens,
     ):
         app.include_router(module.router)
+    if find_spec("mcp") is not None:  # the extra
+        from service.mcp.server import Endpoint
+
+        app.router.routes.append(Route("/mcp", Endpoint(parts), include_in_schema=False))
     docs.describe_keys(app, OPEN)
     errors.install(app)
     pages = _ui_paths()

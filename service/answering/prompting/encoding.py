@@ -147,7 +147,9 @@ class _FastText:
         if not found or len(text) == 1:
             return [number for number in ids if number not in self.control]
         cuts = sorted({0, *found, *(start + 1 for start in found), len(text)})
-        return [number for start, end in pairwise(cuts) for number in self.encode(text[start:end], begins and not start)]
+        return [
+            number for start, end in pairwise(cuts) for number in self.encode(text[start:end], begins and not start)
+        ]
 
 
 class _SlowText:

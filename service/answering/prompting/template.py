@@ -46,7 +46,9 @@ class ChatTemplate:
         """Those of the tokenizer, which decoding leaves out, with their ids."""
         return dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begun: bool = True) -> Marked:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begun: bool = True
+    ) -> Marked:
         """The text of a conversation. A content that is not marked yet is content of one source.
 
         Args:

@@ -82,7 +82,9 @@ class ToolChoice:
         names = {tool.name for tool in tools}
         unknown = next((name for name in self.allowed or () if name not in names), None)
         if unknown is not None:
-            raise InvalidRequest(f"tool_choice names {unknown[:64]!r}, which is not among the tools.", param="tool_choice")
+            raise InvalidRequest(
+                f"tool_choice names {unknown[:64]!r}, which is not among the tools.", param="tool_choice"
+            )
         if self.mode == "none":
             return []
         return [tool for tool in tools if self.allowed is None or tool.name in self.allowed]

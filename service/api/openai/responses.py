@@ -129,7 +129,9 @@ class ResponseRequest(Lenient):
     def chat(self, earlier: list[ChatMessage]) -> ChatRequest:
         """The same as a request of chat completions, behind an earlier conversation. Raises InvalidRequest."""
         system = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
-        said = [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else messages_of(self.input)
+        said = (
+            [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else messages_of(self.input)
+        )
         with_logprobs = "message.output_text.logprobs" in (self.include or ())
         try:
             return ChatRequest(
@@ -150,7 +152,9 @@ class ResponseRequest(Lenient):
                 folio=self.folio,
             )
         except ValidationError as error:
-            raise refusal(error, lambda place: str(place[0]) if place and place[0] != "messages" else "input") from error
+            raise refusal(
+                error, lambda place: str(place[0]) if place and place[0] != "messages" else "input"
+            ) from error
 
     def _format(self) -> ResponseFormat | None:
         given = self.text.format if self.text is not None else None
@@ -271,7 +275,10 @@ def _echo(body: ResponseRequest, model: str, keeps: bool) -> dict[str, Any]:
     """What of the request a response repeats."""
     format_ = body.text.format if body.text is not None else None
     choice = body.tool_choice
-    tools = [{"description": None, "parameters": None, "strict": True, **tool.model_dump(exclude_none=True)} for tool in body.tools or ()]
+    tools = [
+        {"description": None, "parameters": None, "strict": True, **tool.model_dump(exclude_none=True)}
+        for tool in body.tools or ()
+    ]
     return {
         "id": new_id("resp"),
         "object": "response",

@@ -29,7 +29,9 @@ TIME: Any = {"type": "function", "name": "get_time", "parameters": {"type": "obj
 
 @pytest.fixture(scope="module")
 def scripted_service(start_service: Callable[..., Any], make_scripted: Any) -> Any:
-    return start_service(engine=make_scripted(lambda prompt: agent(prompt) if "get_weather" in prompt else echo(prompt)))
+    return start_service(
+        engine=make_scripted(lambda prompt: agent(prompt) if "get_weather" in prompt else echo(prompt))
+    )
 
 
 def echo(prompt: str) -> str:
@@ -210,7 +212,9 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
 def test_bad_requests_name_the_parameter(
     scripted_service: Any, model: str, change: dict[str, Any], status: int, param: str | None
 ) -> None:
-    answer: httpx.Response = scripted_service.client.post("/v1/responses", json={"model": model, "input": "x", **change})
+    answer: httpx.Response = scripted_service.client.post(
+        "/v1/responses", json={"model": model, "input": "x", **change}
+    )
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     if param is not None:

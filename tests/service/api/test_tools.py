@@ -97,7 +97,9 @@ def test_none_calls_nothing_and_names_no_tools(scripted: openai.OpenAI, model: s
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_any_model_calls_when_it_must_and_by_the_schema(client: openai.OpenAI, model: str, choice: Any, seed: int) -> None:
+def test_any_model_calls_when_it_must_and_by_the_schema(
+    client: openai.OpenAI, model: str, choice: Any, seed: int
+) -> None:
     """The weights are random: the constraint alone makes this a call."""
     answer = client.chat.completions.create(
         model=model,

@@ -52,7 +52,7 @@ HERMES = (  # Qwen 2.5
     "<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
     "{%- elif m.tool_calls %}<|im_start|>assistant{% if m.content %}{{ '\n' + m.content }}{% endif %}"
     "{%- for call in m.tool_calls %}{%- if call.function %}{%- set call = call.function %}{%- endif %}"
-    "{{ '\n<tool_call>\n{\"name\": \"' }}{{ call.name }}{{ '\", \"arguments\": ' }}{{ call.arguments | tojson }}"
+    '{{ \'\n<tool_call>\n{"name": "\' }}{{ call.name }}{{ \'", "arguments": \' }}{{ call.arguments | tojson }}'
     "{{ '}\n</tool_call>' }}{%- endfor %}<|im_end|>\n"
     "{%- else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{%- endif %}"
@@ -73,7 +73,7 @@ MISTRAL = (
     "{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{%- endif %}{{ '[INST] ' + m.content + '[/INST]' }}"
     "{%- elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{%- for call in m.tool_calls %}"
     "{%- if call.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{%- endif %}"
-    "{{ '{\"name\": \"' + call.function.name + '\", \"arguments\": ' + call.function.arguments | tojson"
+    '{{ \'{"name": "\' + call.function.name + \'", "arguments": \' + call.function.arguments | tojson'
     " + ', \"id\": \"' + call.id + '\"}' }}{{ ', ' if not loop.last }}{%- endfor %}{{ ']<|im_end|>' }}"
     "{%- elif m.role == 'tool' %}{{ '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' }}"
     "{%- else %}{{ ' ' + m.content + '<|im_end|>' }}{%- endif %}{%- endfor %}"

@@ -64,7 +64,9 @@ def test_no_content_becomes_a_token_of_control(made_tokenizer: Callable[[str], A
         messages = conversation(["s" + texts[0], "u" + texts[1], texts[2], "v" + texts[3], texts[4], "w" + texts[5]])
         text = template.render(messages)
         ours = [str.__str__(text)[start:end] for start, end, source in text.runs() if source == OURS]
-        allowed = [token for run in ours for token in tokenizer(run, add_special_tokens=False).input_ids if token in control]
+        allowed = [
+            token for run in ours for token in tokenizer(run, add_special_tokens=False).input_ids if token in control
+        ]
         ids = layout.chat_ids(messages)
         assert [token for token in ids if token in control] == allowed
         plain = tokenizer.apply_chat_template(
@@ -87,7 +89,9 @@ def test_tools_and_calls_have_the_ids_of_apply_chat_template(made_tokenizer: Cal
     ]
     layout = ChatLayout(tokenizer)
     assert layout.calling.by_template
-    expected = tokenizer.apply_chat_template(messages, tools=[TOOL.definition()], add_generation_prompt=True)["input_ids"]
+    expected = tokenizer.apply_chat_template(messages, tools=[TOOL.definition()], add_generation_prompt=True)[
+        "input_ids"
+    ]
     ids = layout.chat_ids(messages, [TOOL])
     if kind == "mistral":  # whose ids of calls are of nine characters, and ours a digest of any
         assert len(ids) == pytest.approx(len(expected), abs=9)
@@ -127,7 +131,9 @@ def test_thoughts_of_earlier_turns_are_left_out_as_the_template_says(made_tokeni
 def test_a_template_that_leaves_a_message_out_is_refused(made_tokenizer: Callable[[str], Any]) -> None:
     tokenizer = made_tokenizer("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
     with pytest.raises(InvalidRequest, match="leaves out"):
-        ChatLayout(tokenizer).chat_ids([{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "x"}])
+        ChatLayout(tokenizer).chat_ids(
+            [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "x"}]
+        )
 
 
 def test_parts_are_given_as_parts_to_a_template_that_takes_them(made_tokenizer: Callable[[str], Any]) -> None:

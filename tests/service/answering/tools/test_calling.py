@@ -28,7 +28,9 @@ def calling(tokenizer: Any) -> Calling:
         (templates.MISTRAL, CallFormat("[TOOL_CALLS] [", ", ", "]")),
     ],
 )
-def test_the_format_is_the_templates_own(made_tokenizer: Callable[[str], Any], template: str, written: CallFormat) -> None:
+def test_the_format_is_the_templates_own(
+    made_tokenizer: Callable[[str], Any], template: str, written: CallFormat
+) -> None:
     found = calling(made_tokenizer(template))
     assert found.by_template
     assert found.format == written

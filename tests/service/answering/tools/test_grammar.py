@@ -113,7 +113,10 @@ def test_a_schema_nested_beyond_reason_is_named() -> None:
 
 
 def test_a_recursive_schema_is_fine() -> None:
-    tree = {"type": "object", "properties": {"name": {"type": "string"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}
+    tree = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+    }
     Tool("grow", "", {"$defs": {"t": tree}, **tree}).check()
     constraint = calls_constraint(HERMES, [Tool("grow", "", {"$defs": {"t": tree}, **tree})], {}, required=True)
     matcher = LLMatcher(LLTokenizer("byte"), inspect(constraint), log_level=0)
