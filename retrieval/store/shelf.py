@@ -46,7 +46,7 @@ class Shelf:
         self.database.close()
 
     def read(self, data: bytes, name: str) -> ParsedDocument:
-        """What stands in a file that is no document here, and does not become one. Errors: UnreadableFile and its kinds."""
+        """What stands in a file that does not become a document here. Errors: UnreadableFile and its kinds."""
         return self._viewer.parse(data, name)
 
     def documents(

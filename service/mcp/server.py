@@ -49,7 +49,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         CALLER.set(scope["state"]["principal"])
-        app = self._server.streamable_http_app(stateless_http=True, json_response=True, transport_security=HOSTS_CHECKED)
+        app = self._server.streamable_http_app(
+            stateless_http=True, json_response=True, transport_security=HOSTS_CHECKED
+        )
         async with app.router.lifespan_context(app):
             await app(scope, receive, send)
 

@@ -18,11 +18,13 @@ from service.runtime import Runtime
 
 MOST_CHARS = 20_000
 """Of a passage read at once: about 5,000 tokens."""
-CALLER: ContextVar[Principal] = ContextVar("caller", default=Principal())
-"""On whose behalf tools run; without keys, the library's own owner."""
+CALLER: ContextVar[Principal] = ContextVar("caller")
+"""On whose behalf tools run; unset on stdio, where it is the library's own owner."""
 
 Collection = Annotated[str | None, Field(description="Name of a collection; null for all documents.", max_length=255)]
-DocumentName = Annotated[str, Field(description="Id of a document, as list_documents and search give it.", max_length=64)]
+DocumentName = Annotated[
+    str, Field(description="Id of a document, as list_documents and search give it.", max_length=64)
+]
 Place = Annotated[int, Field(ge=0, description="Offset in characters.")]
 
 
@@ -122,7 +124,7 @@ class LibraryTools:
 
     def _owner(self) -> str:
         """Whose documents are seen. Raises Forbidden: the key may not read."""
-        caller = CALLER.get()
+        caller = CALLER.get(None) or Principal()
         if not caller.may("read"):
             raise Forbidden("This key has no scope 'read'.")
         return caller.owner

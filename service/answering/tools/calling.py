@@ -17,7 +17,7 @@ from typing import Any
 from service.answering.prompting.template import ChatTemplate, Message, text_of
 from service.answering.tools.definitions import Tool
 
-_ASKED = "probe4f9a"
+_ASKED, _SAID = "probe4f9a", "probe71c3"
 _NAMES = ("first8d03", "second5b77")
 _OBJECT = r'\{"name": "%s", "(arguments|parameters)": \{"q": 1\}[^{}]*\}'
 
@@ -105,16 +105,16 @@ class Calling:
         told = self._template.render([asked], tools)
         if _NAMES[0] not in told:
             return None
-        said = self._answer(told, [asked, {"role": "assistant", "content": _ASKED}], tools)
-        lead, _, end = said.partition(_ASKED)
-        one = self._answer(told, [asked, _calls(_NAMES[:1])], tools)
+        begun = str.__str__(told).rpartition(_ASKED)[2]
+        lead, _, end = self._answer(begun, {"role": "assistant", "content": _SAID}, tools).partition(_SAID)
+        one = self._answer(begun, _calls(_NAMES[:1]), tools)
         first = re.fullmatch(f"(.*?){_OBJECT % _NAMES[0]}(.*)", one, re.DOTALL)
         if first is None:
             return None
         opening, key, closing = first.groups()
         between = None
         try:
-            two = self._answer(told, [asked, _calls(_NAMES)], tools)
+            two = self._answer(begun, _calls(_NAMES), tools)
             second = re.search(f"{_OBJECT % _NAMES[0]}(.*?){_OBJECT % _NAMES[1]}", two, re.DOTALL)
             between = second.group(2) if second is not None else None
         except Exception:  # the template says that there is one call at a time
@@ -123,12 +123,13 @@ class Calling:
         cut = min((closing.find(token) for token in self._template.special_tokens if token in closing), default=None)
         return CallFormat(opening.removeprefix(lead).lstrip(), between, closing[:cut], key)
 
-    def _answer(self, told: str, messages: Sequence[Message], tools: Sequence[Any]) -> str:
-        """What the template writes behind the beginning of the assistant's turn."""
-        text = self._template.render(messages, tools, begun=False)
-        if not text.startswith(str(told)):
+    def _answer(self, begun: str, message: Message, tools: Sequence[Any]) -> str:
+        """What the template writes of an assistant's message behind `begun`, the beginning of its turn."""
+        asked = {"role": "user", "content": _ASKED}
+        text = str.__str__(self._template.render([asked, message], tools, begun=False)).rpartition(_ASKED)[2]
+        if not text.startswith(begun):
             raise ValueError("the assistant's turn begins otherwise than it is begun")
-        return str.__str__(text)[len(told) :]
+        return text[len(begun) :]
 
 
 def _calls(names: Sequence[str]) -> Message:

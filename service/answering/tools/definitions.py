@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from service.answering.tools.schemas import has_instance
 from service.engine.sampling.grammars import Constraint, inspect
 from service.errors import InvalidRequest
 
@@ -42,15 +43,17 @@ class Tool:
             )
         try:
             inspect(Constraint("json_schema", json.dumps(self.arguments_schema())))
+            why = "" if has_instance(self.parameters) else "it needs itself without end, so that nothing fits it."
         except RecursionError:
-            raise InvalidRequest(f"The parameters of the tool {self.name!r} are nested too deeply.", param=self.param)
+            why = "it is nested too deeply."
         except InvalidRequest as error:
             why = error.message.partition(": ")[2] or error.message
+        if why:
             raise InvalidRequest(
                 f"The parameters of the tool {self.name!r} cannot be used: {why}",
                 hint="Correct the schema, or leave the tool out.",
                 param=self.param,
-            ) from error
+            )
 
     def arguments_schema(self) -> dict[str, Any]:
         """The schema that arguments are held to: the tool's own, and no argument that it does not name.

@@ -1,4 +1,4 @@
-"""What an answer must be in which tools may be called: text up to a call, and calls whose arguments fit their schemas."""
+"""What an answer in which tools may be called must be: text up to a call, and calls with arguments by their schemas."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ THINKING = (  # Qwen 3, DeepSeek R1: an earlier answer is shown without its thou
     "{%- if m.role == 'assistant' and '</think>' in content %}"
     "{%- set thoughts = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
     "{%- set content = content.split('</think>')[-1].lstrip('\n') %}"
-    "{%- if loop.last and thoughts %}{%- set content = '<think>\n' ~ thoughts ~ '\n</think>\n\n' ~ content %}{%- endif %}"
+    "{%- if loop.last and thoughts %}"
+    "{%- set content = '<think>\n' ~ thoughts ~ '\n</think>\n\n' ~ content %}{%- endif %}"
     "{%- endif %}{{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>' + '\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
@@ -47,7 +48,8 @@ INSTRUCTIONS = (  # Mistral: the system's words in the user's turn
 )
 
 HERMES = (  # Qwen 2.5
-    "{%- if tools %}<|im_start|>system\n# Tools\n<tools>{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}"
+    "{%- if tools %}<|im_start|>system\n# Tools\n<tools>"
+    "{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}"
     "\n</tools><|im_end|>\n{%- endif %}{%- for m in messages %}{%- if m.role == 'tool' %}"
     "<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
     "{%- elif m.tool_calls %}<|im_start|>assistant{% if m.content %}{{ '\n' + m.content }}{% endif %}"
@@ -70,7 +72,8 @@ LLAMA = (  # Llama 3.1
 )
 MISTRAL = (
     "{{ bos_token }}{%- for m in messages %}{%- if m.role == 'user' %}{%- if tools and loop.last %}"
-    "{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{%- endif %}{{ '[INST] ' + m.content + '[/INST]' }}"
+    "{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{%- endif %}"
+    "{{ '[INST] ' + m.content + '[/INST]' }}"
     "{%- elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{%- for call in m.tool_calls %}"
     "{%- if call.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{%- endif %}"
     '{{ \'{"name": "\' + call.function.name + \'", "arguments": \' + call.function.arguments | tojson'
