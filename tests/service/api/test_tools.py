@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -198,8 +199,6 @@ def test_bad_tools_and_calls_are_named(
 
 def test_a_model_without_a_chat_template_calls_nothing(start_service: Callable[..., Any], make_scripted: Any) -> None:
     engine = make_scripted(agent)
-    import copy
-
     engine.loaded.tokenizer = copy.deepcopy(engine.tokenizer)
     engine.loaded.tokenizer.chat_template = None
     service = start_service(engine=engine)
