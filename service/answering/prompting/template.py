@@ -44,7 +44,8 @@ class ChatTemplate:
     @property
     def special_tokens(self) -> dict[str, int]:
         """Those of the tokenizer, which decoding leaves out, with their ids."""
-        return dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
+        tokens = self._tokenizer.all_special_tokens
+        return dict(zip(tokens, self._tokenizer.convert_tokens_to_ids(tokens), strict=True))
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begun: bool = True

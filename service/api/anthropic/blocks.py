@@ -84,7 +84,11 @@ class MessageBlocks:
             "cache_read_input_tokens": cached,
             "output_tokens": int(stats.get("output_tokens") or 0),
         }
-        stop = {"stop_reason": STOP_REASONS.get(reason or "", "end_turn"), "stop_sequence": None}
+        sequence = stats.get("stopped_by")
+        stop = {
+            "stop_reason": "stop_sequence" if sequence is not None else STOP_REASONS.get(reason or "", "end_turn"),
+            "stop_sequence": sequence,
+        }
         self.message |= {**stop, "usage": usage}
         return [*told, {"type": "message_delta", "delta": stop, "usage": usage}, {"type": "message_stop"}]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator, Field, Tag
 
 from service.answering.question import MAX_TURNS, AnswerOptions
 from service.answering.tools.use import MOST_TOOLS
@@ -12,6 +12,10 @@ from service.api.openai.lenient import Lenient
 from service.api.openai.schemas import Seed
 from service.api.openai.tools import CallId, FunctionName
 from service.fields import DrafterName, PolicyName, Temperature, Text, TopP
+
+
+def _kind(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
 
 
 class TextBlock(Lenient):
@@ -56,9 +60,11 @@ class DocumentBlock(Lenient):
 
     type: Literal["document"]
     source: Annotated[
-        TextSource | BlocksSource | PdfSource,
+        Annotated[TextSource, Tag("text")]
+        | Annotated[BlocksSource, Tag("content")]
+        | Annotated[PdfSource, Tag("base64")],
         Discriminator(
-            "type",
+            _kind,
             custom_error_type="source_type",
             custom_error_message="must be of type text, content or base64; nothing is fetched from elsewhere",
         ),
@@ -96,9 +102,9 @@ class ToolResultBlock(Lenient):
         Text
         | list[
             Annotated[
-                TextBlock | SearchResultBlock,
+                Annotated[TextBlock, Tag("text")] | Annotated[SearchResultBlock, Tag("search_result")],
                 Discriminator(
-                    "type",
+                    _kind,
                     custom_error_type="block_type",
                     custom_error_message="must be of type text or search_result; images are not supported",
                 ),
@@ -110,9 +116,13 @@ class ToolResultBlock(Lenient):
 
 
 UserBlock = Annotated[
-    TextBlock | DocumentBlock | SearchResultBlock | ToolResultBlock | ToolUseBlock,
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[DocumentBlock, Tag("document")]
+    | Annotated[SearchResultBlock, Tag("search_result")]
+    | Annotated[ToolResultBlock, Tag("tool_result")]
+    | Annotated[ToolUseBlock, Tag("tool_use")],
     Discriminator(
-        "type",
+        _kind,
         custom_error_type="block_type",
         custom_error_message="must be of type text, document, search_result, tool_use or tool_result; "
         "images are not supported",

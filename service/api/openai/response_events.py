@@ -152,7 +152,7 @@ class ResponseEvents:
         assert self._item is not None
         return {"item_id": self._item["id"], "output_index": self._index}
 
-    def _event(self, name: str, **data: Any) -> Told:
+    def _event(self, name: str, /, **data: Any) -> Told:
         return {"type": name, "sequence_number": next(self._numbers), **data}
 
 

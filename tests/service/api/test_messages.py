@@ -69,7 +69,7 @@ def test_text(talking: Any, model: str) -> None:
 
 
 def test_a_stream_has_the_official_events(talking: Any, model: str) -> None:
-    with connect(talking).messages.stream(model=model, max_tokens=100, messages=ASKED, tools=[WEATHER, TIME]) as stream:
+    with connect(talking).messages.stream(model=model, max_tokens=400, messages=ASKED, tools=[WEATHER, TIME]) as stream:
         kinds = [event.type for event in stream if not event.type.startswith(("text", "input_json"))]
         message = stream.get_final_message()
     shape = [kind for at, kind in enumerate(kinds) if kind != "content_block_delta" or kinds[at - 1] != kind]
@@ -82,7 +82,7 @@ def test_a_stream_has_the_official_events(talking: Any, model: str) -> None:
 
 def test_tools_and_their_results(talking: Any, model: str) -> None:
     client = connect(talking)
-    how: Any = {"model": model, "max_tokens": 100, "tools": [WEATHER, TIME]}
+    how: Any = {"model": model, "max_tokens": 400, "tools": [WEATHER, TIME]}
     first = client.messages.create(messages=ASKED, **how)
     calls: list[Any] = [block for block in first.content if block.type == "tool_use"]
     results: Any = [{"type": "tool_result", "tool_use_id": call.id, "content": "grey"} for call in calls]
@@ -94,6 +94,16 @@ def test_tools_and_their_results(talking: Any, model: str) -> None:
 
 def test_a_cut_message_says_so(talking: Any, model: str) -> None:
     assert connect(talking).messages.create(model=model, max_tokens=2, messages=ASKED).stop_reason == "max_tokens"
+
+
+def test_a_stop_sequence_is_named(service: Any) -> None:
+    how: Any = {"model": service.runtime.model_name, "max_tokens": 40, "messages": ASKED, "temperature": 1}
+    how["extra_body"] = {"seed": 3}
+    text = connect(service).messages.create(**how).content[0].text  # type: ignore[union-attr]
+    stop = next(sign for sign in text[2:] if sign.isascii() and sign.isprintable() and not sign.isspace())
+    message = connect(service).messages.create(**how, stop_sequences=["\x00never", stop])
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", stop)
+    assert "".join(block.text for block in message.content) == text[: text.index(stop)]  # type: ignore[union-attr]
 
 
 def test_a_call_may_be_required(service: Any) -> None:

@@ -162,7 +162,7 @@ def test_structured_output(service: Any) -> None:
     )  # fmt: skip
     assert isinstance(parsed.output_parsed, Length)
     logprobs = parsed.output[0].content[0].logprobs  # type: ignore[union-attr]
-    assert len(logprobs[0].top_logprobs) == 2
+    assert len(logprobs[0].top_logprobs) >= 2
     called = client.responses.create(
         model=model, input="x", tools=[WEATHER], max_output_tokens=200, parallel_tool_calls=False,
         tool_choice={"type": "function", "name": "get_weather"},

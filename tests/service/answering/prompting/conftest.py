@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,11 @@ def _with_blanks(template: str) -> PreTrainedTokenizerFast:
     specials = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, special_tokens=specials)
     raw.train_from_iterator(TEXT * 4, trainer)
-    return _with_control(raw, template)
+    learned = json.loads(raw.to_str())["model"]  # without what the trainer adds as special
+    merges = [tuple(pair) for pair in learned["merges"]]
+    whole = Tokenizer(models.BPE(learned["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    whole.pre_tokenizer, whole.decoder = raw.pre_tokenizer, raw.decoder
+    return _with_control(whole, template)
 
 
 @pytest.fixture(scope="session", params=[_byte_level, _with_blanks], ids=["bytes", "blanks"])

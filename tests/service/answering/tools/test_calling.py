@@ -66,5 +66,5 @@ def test_a_template_without_tools_is_told_in_words(made_tokenizer: Callable[[str
 
 
 def test_a_template_whose_calls_are_no_json_is_told_in_words(made_tokenizer: Callable[[str], Any]) -> None:
-    xml = templates.HERMES.replace('{\\"name\\": \\"', "<name>")
+    xml = templates.HERMES.replace('{"name": "', "<name>")
     assert not calling(made_tokenizer(xml)).by_template
