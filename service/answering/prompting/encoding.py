@@ -157,6 +157,7 @@ class _SlowText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.control = frozenset[int]()  # nothing is known of places here
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         longest_first = sorted((content for content in added if not _blank(content)), key=len, reverse=True)
         self._added = re.compile("|".join(f"(?<={re.escape(c[0])})(?={re.escape(c[1:])})" for c in longest_first))
