@@ -268,5 +268,5 @@ def _system_into_user(messages: Sequence[Message]) -> list[Message] | None:
 
 def _sources(content: str | Sequence[Mapping[str, Any]] | None) -> set[int]:
     """Those of a content's characters, white space aside."""
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
+    texts: list[Any] = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
     return {source for text in texts for start, end, source in text.runs() if text[start:end].strip()}

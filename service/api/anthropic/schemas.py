@@ -23,7 +23,7 @@ class TextBlock(Lenient):
 
     type: Literal["text"]
     text: Text
-    citations: list[Any] | None = Field(None, description="Of an earlier message; not read.")
+    citations: list[Any] | None = Field(default=None, description="Of an earlier message; not read.")
 
 
 class TextSource(Lenient):

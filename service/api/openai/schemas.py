@@ -42,12 +42,12 @@ class ChatMessage(Lenient):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
-    name: str | None = Field(None, max_length=255)
-    refusal: Text | None = Field(None, description="Of an answer that is sent back; not read.")
-    tool_calls: list[CallMessage] | None = Field(None, max_length=MOST_TOOLS, description="Of an assistant.")
-    tool_call_id: CallId | None = Field(None, description="Of a tool: the call that it answers.")
-    function_call: None = Field(None, description="Not supported; see tool_calls.")
-    audio: None = Field(None, description="Not supported.")
+    name: str | None = Field(default=None, max_length=255)
+    refusal: Text | None = Field(default=None, description="Of an answer that is sent back; not read.")
+    tool_calls: list[CallMessage] | None = Field(default=None, max_length=MOST_TOOLS, description="Of an assistant.")
+    tool_call_id: CallId | None = Field(default=None, description="Of a tool: the call that it answers.")
+    function_call: None = Field(default=None, description="Not supported; see tool_calls.")
+    audio: None = Field(default=None, description="Not supported.")
 
     @model_validator(mode="after")
     def _calls_where_they_belong(self) -> ChatMessage:

@@ -24,8 +24,8 @@ class FunctionDefinition(Lenient):
 
     name: FunctionName
     description: Text | None = None
-    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments; null for none.")
-    strict: bool | None = Field(None, description="Arguments always fit the schema.")
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments; null for none.")
+    strict: bool | None = Field(default=None, description="Arguments always fit the schema.")
 
 
 class FunctionTool(Lenient):

@@ -16,12 +16,15 @@ def tools() -> dict[str, Any]:
 
 async def _tools() -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {os.environ['SERVICE_KEY']}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=300) as http:
-        async with Client(streamable_http_client(f"{os.environ['SERVICE_URL']}/mcp", http_client=http)) as client:
-            names = sorted(tool.name for tool in (await client.list_tools()).tools)
-            assert names == ["ask", "list_documents", "read_passage", "search"]
-            listed = await client.call_tool("list_documents", {})
-            found = await client.call_tool("search", {"query": "bridge"})
-            assert not listed.is_error
-            assert not found.is_error
-            return {"tools": names}
+    url = f"{os.environ['SERVICE_URL']}/mcp"
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=300) as http,
+        Client(streamable_http_client(url, http_client=http)) as client,
+    ):
+        names = sorted(tool.name for tool in (await client.list_tools()).tools)
+        assert names == ["ask", "list_documents", "read_passage", "search"]
+        listed = await client.call_tool("list_documents", {})
+        found = await client.call_tool("search", {"query": "bridge"})
+        assert not listed.is_error
+        assert not found.is_error
+        return {"tools": names}
