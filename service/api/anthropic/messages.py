@@ -31,6 +31,9 @@ from service.runtime import Runtime
 
 router = APIRouter(tags=["anthropic"])
 
+Location = Callable[[dict[str, Any]], dict[str, Any]]
+"""A citation of ours as one of Anthropic's."""
+
 
 @router.post(MESSAGES, responses=STREAMED | anthropic_problems(404, 504))
 async def create_message(body: MessageRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
@@ -73,7 +76,8 @@ async def _cited(
     body: MessageRequest, blocks: MessageBlocks, runtime: Runtime, principal: Principal
 ) -> AsyncGenerator[Told, None]:
     """The events of an answer from documents: of the request, or of the library. Raises what it is refused for."""
-    answerer, options, location = runtime.answerer, body.folio, _stored_location
+    answerer, options = runtime.answerer, body.folio
+    location: Location = _stored_location
     if options is None:
         given = await asyncio.to_thread(sources, documents_of(body), runtime.library.read)
         passages = [source.passage(number) for number, source in enumerate(given)]
@@ -107,7 +111,7 @@ async def _said(choice: Choice, blocks: MessageBlocks) -> AsyncGenerator[Told, N
 
 
 async def _answered(
-    answer: AsyncGenerator[Any, None], blocks: MessageBlocks, location: Callable[[dict[str, Any]], dict[str, Any]]
+    answer: AsyncGenerator[Any, None], blocks: MessageBlocks, location: Location
 ) -> AsyncGenerator[Told, None]:
     """The events of an answer from documents. Raises AnswerFailed where it breaks off."""
     text, stats = CitedText(blocks, location), dict[str, Any]()
@@ -134,7 +138,7 @@ async def _answered(
                 yield each
 
 
-def _given_location(given: list[Source]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _given_location(given: list[Source]) -> Location:
     """Citations of the request's own documents."""
     return lambda citation: given[int(citation["document"])].location(citation["start"], citation["end"])
 

@@ -90,10 +90,11 @@ class ResponseEvents:
         return [*told, self._event("response.output_text.delta", **where, delta=text, logprobs=logprobs)]
 
     def _begin_message(self) -> list[Told]:
-        item = {"id": new_id("msg"), "type": "message", "status": "in_progress", "role": "assistant", "content": []}
-        told = self._begin_item(item)
-        item["content"] = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
-        part = {**item["content"][0], "annotations": [], "logprobs": []}
+        item = {"id": new_id("msg"), "type": "message", "status": "in_progress", "role": "assistant"}
+        told = self._begin_item({**item, "content": []})
+        part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        assert self._item is not None
+        self._item["content"] = [{**part, "annotations": [], "logprobs": []}]
         return [*told, self._event("response.content_part.added", **self._place(), content_index=0, part=part)]
 
     def _add_call(self, piece: CallPiece) -> list[Told]:

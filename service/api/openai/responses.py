@@ -133,24 +133,25 @@ class ResponseRequest(Lenient):
             [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else messages_of(self.input)
         )
         with_logprobs = "message.output_text.logprobs" in (self.include or ())
+        given = {
+            "model": self.model,
+            "messages": [*system, *earlier, *said],
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "logprobs": with_logprobs,
+            "top_logprobs": self.top_logprobs if with_logprobs else None,
+            "response_format": self._format(),
+            "tools": self._tools(),
+            "tool_choice": self._choice(),
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "drafter": self.drafter,
+            "attention": self.attention,
+            "folio": self.folio,
+        }
         try:
-            return ChatRequest(
-                model=self.model,
-                messages=[*system, *earlier, *said],
-                max_completion_tokens=self.max_output_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                seed=self.seed,
-                logprobs=with_logprobs,
-                top_logprobs=self.top_logprobs if with_logprobs else None,
-                response_format=self._format(),
-                tools=self._tools(),
-                tool_choice=self._choice(),
-                parallel_tool_calls=self.parallel_tool_calls,
-                drafter=self.drafter,
-                attention=self.attention,
-                folio=self.folio,
-            )
+            return ChatRequest.model_validate(given)
         except ValidationError as error:
             raise refusal(
                 error, lambda place: str(place[0]) if place and place[0] != "messages" else "input"
