@@ -44,8 +44,8 @@ class ChatTemplate:
     @property
     def special_tokens(self) -> dict[str, int]:
         """Those of the tokenizer, which decoding leaves out, with their ids."""
-        tokens = self._tokenizer.all_special_tokens
-        return dict(zip(tokens, self._tokenizer.convert_tokens_to_ids(tokens), strict=True))
+        added = self._tokenizer.added_tokens_decoder
+        return {token.content: number for number, token in added.items() if token.special}
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begun: bool = True
