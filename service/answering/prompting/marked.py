@@ -55,7 +55,7 @@ class Marked(str):
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """(start, end, source) of each."""
-        yield from zip((0, *self.ends[:-1]), self.ends, self.sources, strict=True)
+        yield from zip((0, *self.ends)[:-1], self.ends, self.sources, strict=True)
 
     def cut(self, start: int, end: int) -> Marked:
         """The characters `start:end`, with their sources."""

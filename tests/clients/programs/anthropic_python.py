@@ -14,7 +14,7 @@ BOOK = "The bridge at Hampton was built by Ada Miller in 1862. It has seven arch
 
 def text() -> dict[str, Any]:
     """A message, and the same as a stream."""
-    how: Any = {"model": MODEL, "max_tokens": 20, "temperature": 0, "system": "Be brief."}
+    how: Any = {"model": MODEL, "max_tokens": 20, "system": "Be brief.", "extra_body": {"temperature": 0}}
     how["messages"] = [{"role": "user", "content": "Say hello."}]
     whole: Any = client.messages.create(**how)
     with client.messages.stream(**how) as stream:

@@ -97,8 +97,8 @@ def test_a_cut_message_says_so(talking: Any, model: str) -> None:
 
 
 def test_a_stop_sequence_is_named(service: Any) -> None:
-    how: Any = {"model": service.runtime.model_name, "max_tokens": 40, "messages": ASKED, "temperature": 1}
-    how["extra_body"] = {"seed": 3}
+    how: Any = {"model": service.runtime.model_name, "max_tokens": 40, "messages": ASKED}
+    how["extra_body"] = {"temperature": 1, "seed": 3}
     text = connect(service).messages.create(**how).content[0].text  # type: ignore[union-attr]
     stop = next(sign for sign in text[2:] if sign.isascii() and sign.isprintable() and not sign.isspace())
     message = connect(service).messages.create(**how, stop_sequences=["\x00never", stop])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.answering.prompting.layouts import ChatLayout
-from service.answering.prompting.marked import OURS, Marked
+from service.answering.prompting.marked import OURS, THEIRS, Marked
 from service.answering.prompting.template import ChatTemplate
 from service.answering.tools.definitions import Tool
 from service.errors import InvalidRequest
@@ -157,4 +157,5 @@ def test_marks_follow_the_text() -> None:
     assert list(text[3:8].runs()) == [(0, 4, 5), (4, 5, OURS)]
     assert ("x" + text).sources == (OURS, 5, OURS)
     assert text.upper().sources == (5,)
-    assert "-".join(["a"]) == Marked("-").join(["a"])
+    assert list(Marked("").runs()) == list(text[2:2].runs()) == []
+    assert list(Marked("-").join(["a", "b"]).runs()) == [(0, 1, OURS), (1, 2, THEIRS), (2, 3, OURS)]
