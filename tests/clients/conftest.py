@@ -148,7 +148,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for client, shown in found.items():
         entry = clients.setdefault(client, {"shown": {}})
         entry["version"] = versions.get(client, entry.get("version"))
-        entry["model"] = Path(MODEL).stem
         entry["shown"] |= shown
     save_result("clients", dict(sorted(clients.items(), key=lambda pair: pair[0].lower())), "pytest -m clients")
 

@@ -16,10 +16,15 @@ from service.reader import MODEL_DIR
 def test_a_benchmark(client_env: Callable[..., Any], service: Any, tmp_path: Path) -> None:
     environment = client_env("guidellm")
     report = tmp_path / "report.json"
-    command = ["guidellm", "benchmark", "run", "--target", service.url, "--model", service.model]
-    command += ["--backend-kwargs", json.dumps({"api_key": service.key})]
-    command += ["--data", "prompt_tokens=40,output_tokens=8", "--processor", str(MODEL_DIR)]
-    command += ["--profile", "synchronous", "--max-requests", "3", "--output-path", str(report)]
+    options = {
+        "backend": f"kind=openai_http,target={service.url},model={service.model},api_key={service.key}",
+        "tokenizer": f"kind=huggingface_auto,model={MODEL_DIR}",
+        "data": "kind=synthetic_text,prompt_tokens=40,output_tokens=8",
+        "profile": "kind=synchronous",
+        "constraint": "kind=max_requests,count=3",
+        "output": f"kind=json,path={report}",
+    }
+    command = ["guidellm", "run", "--disable-console", *(part for o, v in options.items() for part in (f"--{o}", v))]
     environment.run(command)
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
     assert benchmark

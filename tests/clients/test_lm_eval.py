@@ -109,8 +109,9 @@ def loglikelihood() -> Callable[[str, str], tuple[float, bool]]:
     def of(context: str, continuation: str) -> tuple[float, bool]:
         before = tokenizer(context, add_special_tokens=False).input_ids
         ids = tokenizer(context + continuation, add_special_tokens=False).input_ids
-        before = before or [tokenizer.eos_token_id]
-        ids = ids if context else [*before, *ids]
+        if not before:  # then the harness begins with the token that begins, or else ends, a text
+            before = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+            ids = before + ids
         with torch.inference_mode():
             rows = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)[len(before) - 1 : -1]
         targets = ids[len(before) :]

@@ -95,7 +95,11 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
             "choices": [_choice(number, whole, body.logprobs) for number, whole in enumerate(wholes)],
             "usage": usage([whole.stats for whole in wholes]),
         }
-        | ({} if scored is None else {"prompt_logprobs": prompt_logprobs(runtime.tokenizer, scored)})
+        | (
+            {}
+            if scored is None
+            else {"prompt_logprobs": prompt_logprobs(runtime.tokenizer, scored, body.prompt_logprobs or 0)}
+        )
     )
 
 

@@ -65,6 +65,8 @@ def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any
 
 def chat_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
     """Log-probabilities as chat completions give them."""
+    if not found:
+        return []
     texts = token_texts(tokenizer)
 
     def one(token: int, logprob: float) -> dict[str, Any]:
@@ -73,27 +75,29 @@ def chat_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict[s
 
     return [
         one(entry.token_id, entry.logprob)
-        | {"top_logprobs": [one(token, logprob) for token, logprob in _with_chosen(entry)] if entry.top else []}
+        | {"top_logprobs": [one(*pair) for pair in _likeliest(entry, len(entry.top))] if entry.top else []}
         for entry in found
     ]
 
 
-def completion_logprobs(texts: TokenTexts, found: Sequence[TokenLogprobs | int], offsets: Offsets) -> dict[str, Any]:
+def completion_logprobs(
+    texts: TokenTexts, found: Sequence[TokenLogprobs | int], offsets: Offsets, count: int
+) -> dict[str, Any]:
     """Log-probabilities as plain completions give them; a bare id is a prompt's first token, which has none.
 
-    offsets: of the text that the tokens are behind, moved on.
+    offsets: of the text that the tokens are behind, moved on. count: of the likeliest tokens.
     """
     ids = [entry if isinstance(entry, int) else entry.token_id for entry in found]
     told = [None if isinstance(entry, int) else entry for entry in found]
     return {
         "tokens": [texts.text(token) for token in ids],
         "token_logprobs": [entry and entry.logprob for entry in told],
-        "top_logprobs": [entry and _by_text(texts, _with_chosen(entry)) for entry in told],
+        "top_logprobs": [entry and _by_text(texts, _likeliest(entry, count)) for entry in told],
         "text_offset": [offsets.next(token) for token in ids],
     }
 
 
-def prompt_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict[str, Any] | None]:
+def prompt_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs], count: int) -> list[dict[str, Any] | None]:
     """Log-probabilities of a prompt as vLLM gives them: for each token but the first, by id."""
     texts = token_texts(tokenizer)
 
@@ -101,16 +105,16 @@ def prompt_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict
         ranks = {token: place for place, (token, _) in enumerate(entry.top, start=1)} | {entry.token_id: entry.rank}
         return {
             str(token): {"logprob": logprob, "rank": ranks[token], "decoded_token": texts.text(token)}
-            for token, logprob in _with_chosen(entry)
+            for token, logprob in _likeliest(entry, count)
         }
 
     return [None, *(one(entry) for entry in found)]
 
 
-def _with_chosen(entry: TokenLogprobs) -> list[tuple[int, float]]:
-    """The likeliest tokens, and the one of the text where it is none of them."""
-    own = (entry.token_id, entry.logprob)
-    return entry.top if any(token == entry.token_id for token, _ in entry.top) else [*entry.top, own]
+def _likeliest(entry: TokenLogprobs, count: int) -> list[tuple[int, float]]:
+    """The so many likeliest tokens, and the one of the text where it is none of them."""
+    top, own = entry.top[:count], (entry.token_id, entry.logprob)
+    return top if any(token == entry.token_id for token, _ in top) else [*top, own]
 
 
 def _by_text(texts: TokenTexts, found: Sequence[tuple[int, float]]) -> dict[str, float]:

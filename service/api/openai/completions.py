@@ -116,17 +116,18 @@ class CompletionChunks(Chunks):
         }
         if self._texts is not None:
             choice["logprobs"] = self._logprobs(self._texts, number, output, echoed)
-        if self._body.prompt_logprobs is not None and output.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, output.prompt_logprobs)
+        count = self._body.prompt_logprobs
+        if count is not None and output.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, output.prompt_logprobs, count)
         return choice
 
     def _logprobs(self, texts: TokenTexts, number: int, output: TokenOutput, echoed: bool) -> dict[str, Any]:
-        prompt, found = self._prompt_of[number], output.logprobs or []
+        prompt, found, count = self._prompt_of[number], output.logprobs or [], self._body.logprobs or 0
         if not echoed:
             offsets = self._offsets.setdefault(number, Offsets(texts))
-            return completion_logprobs(texts, found, offsets)
+            return completion_logprobs(texts, found, offsets, count)
         offsets = self._offsets[number] = Offsets(texts, prompt.text)
-        before = completion_logprobs(texts, [prompt.ids[0], *(output.prompt_logprobs or [])], offsets)
+        before = completion_logprobs(texts, [prompt.ids[0], *(output.prompt_logprobs or [])], offsets, count)
         offsets.skip_known()
-        behind = completion_logprobs(texts, found, offsets)
+        behind = completion_logprobs(texts, found, offsets, count)
         return {name: before[name] + behind[name] for name in before}

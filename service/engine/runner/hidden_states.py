@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from service.errors import ModelError
 
@@ -39,7 +39,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """
     body = model.base_model
     own = vars(body).get("forward")
-    body.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    body.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden[None])
     try:
         ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
         return model(input_ids=ids, use_cache=False).logits[0]

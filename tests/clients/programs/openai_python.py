@@ -29,7 +29,7 @@ def chat() -> dict[str, Any]:
 
 def stream() -> dict[str, Any]:
     """The chunks' sum is the whole answer; usage comes last."""
-    asked: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 20, "temperature": 0, "seed": 1}
+    asked: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 400, "temperature": 0, "seed": 1}
     whole = client.chat.completions.create(**asked).choices[0].message.content
     with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as events:
         final = [event for event in events if event.type == "content.done"]

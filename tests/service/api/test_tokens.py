@@ -162,7 +162,7 @@ def test_tokens_of_one_text_do_not_collide() -> None:
     tokenizer = texts._tokenizer
     same = [tokenizer.convert_tokens_to_ids(piece) for piece in ("t", "<0x74>")]
     entry = TokenLogprobs(same[0], -1.0, 1, [(same[0], -1.0), (same[1], -2.0)])
-    found = completion_logprobs(texts, [entry], Offsets(texts))
+    found = completion_logprobs(texts, [entry], Offsets(texts), 2)
     assert found["top_logprobs"] == [{"t": -1.0, f"token_id:{same[1]}": -2.0}]
 
 
