@@ -106,6 +106,9 @@ class Settings(BaseSettings, EngineConfig):
     )
     drain_timeout_s: float = Field(30, ge=0, description="Time for requests in flight to end after SIGTERM.")
     ping_s: float = Field(15, gt=0, description="Pause after which an event stream sends a ping.")
+    response_days: float = Field(
+        30, ge=0, description="Days for which /v1/responses keeps a response and its input; 0 keeps none."
+    )
     key_requests_per_minute: int = Field(600, ge=1, description="Rate limit of one key, where it has none of its own.")
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
     key_storage_mb: float = Field(10240, gt=0, description="Stored text of one key, in MiB.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -13,11 +14,13 @@ from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
 from service.accounts.idempotency import Idempotency
+from service.accounts.responses import ResponseStore
 from service.api import answer, docs, documents, errors, health, jobs, metrics, search
+from service.api.anthropic import messages
 from service.api.auth import OPEN, AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
 from service.api.manners import IGNORED, REQUEST_ID, MannersMiddleware
-from service.api.openai import chat, completions, embeddings, models, scoring, tokens
+from service.api.openai import chat, completions, embeddings, models, responses, scoring, tokens
 from service.api.security import SecurityMiddleware
 from service.api.tracing import make_tracing
 from service.runtime import Runtime
@@ -61,6 +64,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     app.state.metrics = figures
     app.state.tracing = make_tracing(settings)
     app.state.idempotency = Idempotency(lambda: parts.library.database)
+    app.state.responses = ResponseStore(lambda: parts.library.database, settings.response_days)
     parts.observers.append(figures.observe)
     for module in (
         health,
@@ -72,12 +76,18 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         docs,
         chat,
         completions,
+        responses,
+        messages,
         models,
         embeddings,
         scoring,
         tokens,
     ):
         app.include_router(module.router)
+    if find_spec("mcp") is not None:  # the extra
+        from service.mcp.server import Endpoint
+
+        app.router.routes.append(Route("/mcp", Endpoint(parts), include_in_schema=False))
     docs.describe_keys(app, OPEN)
     errors.install(app)
     pages = _ui_paths()

@@ -29,10 +29,15 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left: nobody reads it, but the metrics count it apart from errors of ours."""
 PROBLEM_TYPE = "application/problem+json"
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+"""Anthropic's, and whose errors are Anthropic's too."""
 OWN_ROUTES = ("/v1/answer", "/v1/documents", "/v1/jobs", "/v1/search")
 """Folio's own below /v1, where all else is spoken to as OpenAI's service is."""
 IN_MESSAGES = ("prompt", "question", "history")
-"""What is at fault when a conversation is: it came in as messages."""
+"""What is at fault when a conversation is, by the names that the parts within have for it."""
+CONVERSATIONS = {CHAT: "messages", RESPONSES: "input"}
+"""The field in which it came, by route."""
 ALSO_OPENAI = ("/tokenize", "/detokenize", "/rerank", "/score", "/v2/rerank")
 """Routes outside /v1 that speak as those inside, as vLLM's do."""
 EVERY_STATUS = (400, 401, 403, 413, 429, 500, 503)
@@ -56,6 +61,29 @@ OPENAI_SCHEMA: dict[str, Any] = {
         }
     },
 }
+ANTHROPIC_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""By status; of the others, those below 500 are invalid requests."""
+
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
@@ -81,6 +109,11 @@ def openai_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return _responses({*EVERY_STATUS, *statuses}, "application/json", OPENAI_SCHEMA)
 
 
+def anthropic_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for Anthropic's."""
+    return _responses({*EVERY_STATUS, *statuses}, "application/json", ANTHROPIC_SCHEMA)
+
+
 def _responses(statuses: Collection[int], kind: str, schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {kind: {"schema": schema}}}
@@ -96,9 +129,24 @@ def is_openai(path: str) -> bool:
 
 def openai_problem(path: str, error: FolioError) -> dict[str, Any]:
     """OpenAI's error object."""
-    param = "messages" if path == CHAT and error.param in IN_MESSAGES else error.param
+    param = CONVERSATIONS.get(path, error.param) if error.param in IN_MESSAGES else error.param
     code = error.openai_code or error.problem.replace("-", "_")
     return _openai_error(error.detail, error.openai_type, param, code)
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a route answers as Anthropic's service does."""
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/")
+
+
+def anthropic_problem(error: FolioError) -> dict[str, Any]:
+    """Anthropic's error object."""
+    return _anthropic_error(error.detail, error.status)
+
+
+def _anthropic_error(message: str, status: int) -> dict[str, Any]:
+    kind = ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def _openai_error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -118,7 +166,9 @@ def response_for(path: str, error: FolioError) -> JSONResponse:
 def _said(
     path: str, problem: dict[str, Any], theirs: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The error object where it is OpenAI's route; a problem else, which below /v1 holds that object too."""
+    """The error object where it is a route of OpenAI's or Anthropic's; else a problem, which below /v1 holds it too."""
+    if is_anthropic(path):
+        return JSONResponse(_anthropic_error(theirs["error"]["message"], status), status, headers)
     if is_openai(path):
         return JSONResponse(theirs, status, headers)
     body = problem | theirs if path.startswith("/v1/") else problem

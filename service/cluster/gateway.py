@@ -19,7 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.errors import is_openai, openai_problem, response_for, response_to
+from service.api.errors import (
+    anthropic_problem,
+    is_anthropic,
+    is_openai,
+    openai_problem,
+    response_for,
+    response_to,
+)
 from service.api.sse import event
 from service.cluster.exchange import ACCEPTED
 from service.cluster.figures import merged
@@ -169,6 +176,8 @@ class Reply:
 
 def _error_events(path: str, error: FolioError) -> bytes:
     """The end of a stream that broke off, in the manner of the route."""
+    if is_anthropic(path):
+        return event(anthropic_problem(error), "error")
     if is_openai(path):
         return event(openai_problem(path, error))
     return event(error.as_problem(), "error") + event({"finish_reason": "error"}, "done")

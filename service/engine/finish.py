@@ -51,6 +51,11 @@ class StopChecker:
         self.max_tokens = max_tokens
         self._detokenizer = detokenizer
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the text; None where none did."""
+        return self._detokenizer.stopped_by if self._detokenizer is not None else None
+
     def take(self, token_ids: Sequence[int], num_output: int) -> Emitted:
         """The tokens up to the one that ends the output, with their text; ``num_output`` came before them."""
         if not self.max_tokens:

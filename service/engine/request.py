@@ -174,6 +174,7 @@ class Request:
             "decode_tokens_per_s": rate,
             "preemptions": self.preemptions,
             "decode_steps": self.steps,
+            "stopped_by": self.stop_checker.stopped_by,
             "sampling": self.params.described(),
             **self._attention_stats(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,12 +15,14 @@ from pydantic import ValidationError
 from service.accounts.keys import Principal
 from service.answering.answer import AnswerFailed, Event
 from service.answering.question import AnswerOptions, Question
+from service.answering.tools.reading import CallPiece, CallReader
 from service.api.auth import Reader
 from service.api.errors import CHAT, openai_problems
 from service.api.health import Parts
 from service.api.openai.common import STREAMED, Chunks, chat_logprobs, check_model, head, prompt_logprobs, usage
 from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import ChatRequest
+from service.api.openai.tools import check_results, delta_calls, whole_calls
 from service.api.sse import EventStream
 from service.api.tracing import traced
 from service.api.waiting import together, unless_gone
@@ -37,9 +39,10 @@ DEFAULT_TOKENS = 1024
 
 @dataclass
 class Delta:
-    """What one choice gains: text, log-probabilities; with the last one the reason, figures and citations."""
+    """What one choice gains: text, calls, log-probabilities; with the last one the reason, figures and citations."""
 
     text: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     stats: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Delta:
     def add(self, other: Delta) -> None:
         """Both in one."""
         self.text += other.text
+        self.calls += other.calls
         self.logprobs += other.logprobs
         self.finish_reason = other.finish_reason or self.finish_reason
         self.stats = other.stats or self.stats
@@ -76,7 +80,7 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     check_model(runtime, body.model)
     tell_unknown(request, body)
     runtime.engine.admit(body.n)
-    choices = await _choices(runtime, body, principal)
+    choices = await choices_of(runtime, body, principal)
     if body.folio is not None:
         for choice in choices:
             choice.stream = traced(request, choice.stream)
@@ -99,14 +103,16 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     )
 
 
-async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
+async def choices_of(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
+    """The choices of a request, none of which has begun. Raises what it can be refused for."""
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    turns = [message.turn() for message in body.messages]
     defaults = runtime.engine.sampling_defaults
+    messages = [message.message(f"messages.{at}") for at, message in enumerate(body.messages)]
+    check_results(messages)
     if body.folio is not None:
         _refuse_beside_documents(body)
-        question = _question(turns, body.folio)
+        question = _question([message.turn() for message in body.messages], body.folio)
         tokens = runtime.settings.answer_tokens if wanted is None else wanted
         answers = [
             runtime.answerer.answer(
@@ -115,10 +121,17 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
             for i in range(body.n)
         ]
         return [Choice(answer, Answered()) for answer in answers]
-    ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
+    tools = body.use_of_tools(runtime.chat)
+    schema = body.response_format.schema_of_answer() if body.response_format is not None else None
+    constraint = await asyncio.to_thread(tools.constraint, schema)
+    ids = await asyncio.to_thread(runtime.chat.chat_ids, messages, tools.shown)
     tokens = max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids))) if wanted is None else wanted
     params = [body.sampling(i, tokens, logprobs, defaults, body.prompt_logprobs) for i in range(body.n)]
-    return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer), len(ids)) for one in params]
+    if constraint is not None:
+        params = [replace(one, constraint=constraint) for one in params]
+    return [
+        Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer, tools.reader()), len(ids)) for one in params
+    ]
 
 
 def _refuse_beside_documents(body: ChatRequest) -> None:
@@ -144,6 +157,8 @@ def _question(turns: Sequence[dict[str, str]], options: AnswerOptions) -> Questi
     """The last message, asked in the conversation before it."""
     if turns[-1]["role"] != "user":
         raise InvalidRequest("The last message must be the user's question.", param="messages")
+    if any(turn["role"] == "tool" for turn in turns):
+        raise InvalidRequest("An answer from documents takes no messages of tools.", param="messages")
     asked = {"question": turns[-1]["content"], "history": turns[:-1]}
     try:
         return Question.model_validate({**options.model_dump(), **asked})
@@ -152,15 +167,20 @@ def _question(turns: Sequence[dict[str, str]], options: AnswerOptions) -> Questi
 
 
 class Said:
-    """Reads the engine's outputs of a plain conversation."""
+    """Reads the engine's outputs of a plain conversation, and the calls in them where there are tools."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, calls: CallReader | None = None) -> None:
         self._tokenizer = tokenizer
+        self._calls = calls
 
     def __call__(self, output: TokenOutput) -> Delta:
         logprobs = chat_logprobs(self._tokenizer, output.logprobs or [])
         scored, count = output.prompt_logprobs, len(output.token_ids)
-        return Delta(output.text, logprobs, output.finish_reason, output.stats, prompt_logprobs=scored, tokens=count)
+        text, calls, reason = output.text, list[CallPiece](), output.finish_reason
+        if self._calls is not None:
+            text, calls = self._calls.feed(output)
+            reason = "tool_calls" if reason == "stop" and self._calls.calls else reason
+        return Delta(text, calls, logprobs, reason, output.stats, prompt_logprobs=scored, tokens=count)
 
 
 class Answered:
@@ -179,7 +199,7 @@ class Answered:
         if one.type == "done":
             said = {name: one.data[name] for name in ("verified", "claims", "refused", "note")}
             self._folio |= said | {"stats": self._stats}
-            return Delta("", [], one.data["finish_reason"], self._stats, self._folio, one.data["answer"])
+            return Delta("", [], [], one.data["finish_reason"], self._stats, self._folio, one.data["answer"])
         if one.type == "search_results":
             self._folio |= {name: one.data[name] for name in ("mode", "mode_reason", "query")}
         elif one.type == "citation":
@@ -198,10 +218,16 @@ async def _whole(choice: Choice) -> Delta:
 
 
 def _choice(number: int, whole: Delta, with_logprobs: bool) -> dict[str, Any]:
-    content = whole.answer if whole.answer is not None else whole.text
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": whole.answer if whole.answer is not None else whole.text,
+        "refusal": None,
+    }
+    if whole.calls:
+        message |= {"content": whole.text or None, "tool_calls": whole_calls(whole.calls)}
     choice: dict[str, Any] = {
         "index": number,
-        "message": {"role": "assistant", "content": content, "refusal": None},
+        "message": message,
         "logprobs": {"content": whole.logprobs, "refusal": None} if with_logprobs else None,
         "finish_reason": whole.finish_reason,
     }
@@ -228,11 +254,14 @@ class ChatChunks(Chunks):
         self.count(number, delta.tokens)
         if delta.finish_reason:
             self.stats[number] = delta.stats
-        elif not (delta.text or delta.logprobs):
+        elif not (delta.text or delta.calls or delta.logprobs):
             return b""
+        gained: dict[str, Any] = {"content": delta.text} if delta.text else {}
+        if delta.calls:
+            gained["tool_calls"] = delta_calls(delta.calls)
         choice: dict[str, Any] = {
             "index": number,
-            "delta": {"content": delta.text} if delta.text else {},
+            "delta": gained,
             "finish_reason": delta.finish_reason,
         }
         if self._with_logprobs:

@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.answering.question import MAX_TURNS, AnswerOptions, for_answers
+from service.answering.tools.use import MOST_TOOLS, ToolUse
 from service.api.openai.lenient import Lenient
+from service.api.openai.tools import CallId, CallMessage, Choice, Tools, chosen, template_calls
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.params import SamplingParams
 from service.engine.sampling.grammars import Constraint
@@ -37,19 +40,39 @@ class TextPart(Lenient):
 class ChatMessage(Lenient):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
-    name: str | None = Field(None, max_length=255)
-    refusal: Text | None = Field(None, description="Of an answer that is sent back; not read.")
-    tool_calls: None = Field(None, description="Not supported.")
-    function_call: None = Field(None, description="Not supported.")
-    audio: None = Field(None, description="Not supported.")
+    name: str | None = Field(default=None, max_length=255)
+    refusal: Text | None = Field(default=None, description="Of an answer that is sent back; not read.")
+    tool_calls: list[CallMessage] | None = Field(default=None, max_length=MOST_TOOLS, description="Of an assistant.")
+    tool_call_id: CallId | None = Field(default=None, description="Of a tool: the call that it answers.")
+    function_call: None = Field(default=None, description="Not supported; see tool_calls.")
+    audio: None = Field(default=None, description="Not supported.")
+
+    @model_validator(mode="after")
+    def _calls_where_they_belong(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to an assistant's message")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id belongs to a tool's message, and to no other")
+        return self
 
     def turn(self) -> dict[str, str]:
-        """Role and text, as chat templates take them."""
+        """Role and text."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+    def message(self, param: str) -> dict[str, Any]:
+        """As chat templates take it; `param` is its place. Raises InvalidRequest for calls that cannot be read."""
+        message: dict[str, Any] = self.turn()
+        if isinstance(self.content, list):
+            message["content"] = [part.model_dump() for part in self.content]
+        if self.tool_calls:
+            message["tool_calls"] = template_calls(self.tool_calls, f"{param}.tool_calls")
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class StreamOptions(Lenient):
@@ -85,8 +108,13 @@ class ResponseFormat(Lenient):
         """What the output must be; None for text."""
         if self.type == "text":
             return None
-        schema = self.json_schema.json_schema if self.json_schema is not None else {"type": "object"}
-        return Constraint("json_schema", json.dumps(schema))
+        return Constraint("json_schema", json.dumps(self.schema_of_answer()))
+
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema of the output; None for text."""
+        if self.type == "text":
+            return None
+        return self.json_schema.json_schema if self.json_schema is not None else {"type": "object"}
 
 
 class StructuredOutputs(Strict):
@@ -218,12 +246,29 @@ class ChatRequest(Sampled):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
+    tools: Tools | None = None
+    tool_choice: Choice | None = Field(None, description="none, auto, required, or one by name.")
     parallel_tool_calls: bool | None = None
     functions: None = Field(None, description="Not supported; see tools.")
     function_call: None = Field(None, description="Not supported; see tools.")
     audio: None = Field(None, description="Not supported.")
     web_search_options: None = Field(None, description="Not supported.")
     folio: AnswerOptions | None = Field(None, description="Extension: answer from documents, with citations.")
+
+    @model_validator(mode="after")
+    def _tools_alone(self) -> ChatRequest:
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("tool_choice is only allowed when tools are given")
+        if self.tools and self.structured_outputs is not None:
+            raise ValueError("tools hold the output to a form of their own: leave out structured_outputs")
+        if self.tools and self.folio is not None:
+            raise ValueError("an answer from documents calls no tools: give tools or folio, not both")
+        return self
+
+    def use_of_tools(self, layout: ChatLayout | PlainLayout) -> ToolUse:
+        """The tools that the model of this layout may call. Raises InvalidRequest."""
+        tools = [tool.tool(f"tools.{at}.function.parameters") for at, tool in enumerate(self.tools or ())]
+        return ToolUse(tools, chosen(self.tool_choice, self.parallel_tool_calls), layout)
 
     @model_validator(mode="after")
     def _top_logprobs_with_logprobs(self) -> ChatRequest:
