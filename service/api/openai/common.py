@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.api.errors import openai_problem
-from service.api.openai.schemas import Sampled, StreamOptions
+from service.api.openai.schemas import Sampled
 from service.api.openai.token_text import Offsets, TokenTexts, token_texts
 from service.api.sse import event
 from service.engine.outputs import TokenLogprobs
@@ -138,11 +138,11 @@ class Chunks:
         self._path = path
         self._head = head
         self._prompts = prompts
-        options = body.stream_options or StreamOptions()
-        self._with_usage = options.include_usage
+        options = body.stream_options
+        self._with_usage = options is not None and options.include_usage
         self._so_far = (
             {number: {"prompt_tokens": length, "output_tokens": 0} for number, length in enumerate(lengths)}
-            if options.continuous_usage_stats
+            if options is not None and options.continuous_usage_stats
             else {}
         )
 
