@@ -33,8 +33,8 @@ class Encoder:
     def rendered(self, text: Marked, apart: bool = False) -> list[int]:
         """Ids of a rendered chat template: its own control tokens count, what looks like one in a content is text.
 
-        They are those of the tokenizer's own call wherever no content holds such. What stands between two control tokens
-        is encoded by itself, and kept, with a tokenizer that does so too.
+        They are those of the tokenizer's own call wherever no content holds such. Where that call splits a text at its
+        control tokens and at nothing else, what stands between two of them is encoded by itself, and kept.
 
         Args:
             apart: a content of one source is encoded by itself where one of another follows it, so that prompts over
