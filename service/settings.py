@@ -96,6 +96,7 @@ class Settings(BaseSettings, EngineConfig):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
     api_key: SecretStr | None = Field(None, description="One key with all scopes, besides those of `folio keys`.")
     max_upload_mb: float = Field(256, gt=0, description="Largest upload, in MiB.")
+    max_connections: int = Field(1024, ge=1, description="Connections at once; those that wait give way to new ones.")
     max_body_mb: float = Field(16, gt=0, description="Largest JSON body, in MiB.")
     long_tokens: int | None = Field(
         None, ge=16, description="Longest prompt that mode auto reads whole; default: whatever fits."

@@ -153,7 +153,7 @@ def read_text(
     response_class=Response,
     responses={**problems(404, 415), 200: {"content": {"image/png": {"schema": {"type": "string"}}}}},
 )
-def page_image(
+async def page_image(
     document: DocumentPath,
     number: Annotated[int, Path(ge=1, lt=2**31)],
     runtime: Parts,
@@ -161,12 +161,13 @@ def page_image(
     width: Annotated[int, Query(ge=100, le=2000, description="In pixels.")] = 1000,
 ) -> Response:
     """A page of a PDF as an image."""
-    image = runtime.library.page_image(document, number, principal.owner, width=width)
+    owner, library = principal.owner, runtime.library
+    image = await runtime.viewing.run(owner, lambda: library.page_image(document, number, owner, width=width))
     return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.get("/v1/documents/{document}/boxes", response_model=BoxList, responses=problems(404, 415))
-def read_boxes(
+async def read_boxes(
     document: DocumentPath,
     runtime: Parts,
     principal: Reader,
@@ -178,7 +179,9 @@ def read_boxes(
         raise InvalidRequest("A span needs start <= end.", param="end")
     if end - start > MAX_BOXED:
         raise InvalidRequest(f"Boxes are given for at most {MAX_BOXED} characters at a time.", param="end")
-    return {"boxes": [asdict(box) for box in runtime.library.boxes(document, start, end, principal.owner)]}
+    owner, library = principal.owner, runtime.library
+    boxes = await runtime.viewing.run(owner, lambda: library.boxes(document, start, end, owner))
+    return {"boxes": [asdict(box) for box in boxes]}
 
 
 @router.delete("/v1/documents/{document}", status_code=204, responses=problems(404))

@@ -1,4 +1,4 @@
-"""`/healthz`: the process is alive. `/readyz`: it takes requests."""
+"""`/healthz`: the process is alive. `/readyz`: it takes requests. Both without a thread, of which others may hold all."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Health(BaseModel):
 
 
 @router.get("/healthz", response_model=Health)
-def healthz(runtime: Parts) -> Health:
+async def healthz(runtime: Parts) -> Health:
     """200 as long as the process answers."""
     return Health(status="alive", model=runtime.model_name)
 
 
 @router.get("/readyz", response_model=Health, responses={**problems(), 503: {"model": Health}})
-def readyz(runtime: Parts, response: Response) -> Health:
+async def readyz(runtime: Parts, response: Response) -> Health:
     """200 when requests are taken; 503 while loading or draining, or when the model failed."""
     state = runtime.state
     if state is not State.READY:

@@ -15,6 +15,7 @@ import uvicorn
 
 from service.accounts.keys import KeyStore
 from service.api.app import create_app
+from service.api.connections import protocol
 from service.cli.output import error_line, note
 from service.errors import Exit, InvalidRequest, Unavailable
 from service.libraries import open_library
@@ -62,7 +63,8 @@ def run_server(settings: Settings) -> int:
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=protocol(settings.max_connections),
+        ws="none",
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(_serve(config, runtime, listening, settings))

@@ -11,6 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from service.answering.prompting.length import LengthCheck
+
 
 class Encoder:
     """Text to ids, from any thread.
@@ -23,6 +25,8 @@ class Encoder:
         self.tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self._text = _FastText(self.tokenizer) if tokenizer.is_fast else _SlowText(copy.deepcopy(tokenizer))
+        self.check_length = LengthCheck(self.tokenizer, self.text)
+        """refuses texts that are longer than a window"""
         self.data = lru_cache(maxsize=32)(self.text)
         """`text`, whose last results are kept: questions about a document come together"""
 
@@ -38,8 +42,7 @@ class Encoder:
 
     def text(self, text: str) -> tuple[int, ...]:
         """Ids of somebody else's text: what looks like a token of control is text."""
-        with self._lock:
-            return tuple(self._text.encode(text))
+        return tuple(self._text.encode(text))
 
 
 class _FastText:
@@ -61,7 +64,7 @@ class _FastText:
 
         A vocabulary may hold such a token as a word too: there the text is cut around the word's first character.
         """
-        encoding = self._model.encode(text, add_special_tokens=False)
+        (encoding,) = self._model.encode_batch([text], add_special_tokens=False)  # other threads go on meanwhile
         ids = [self._ids.get(number, number) for number in encoding.ids]
         found = [encoding.offsets[i][0] for i, number in enumerate(ids) if number in self._control]
         if not found or len(text) == 1:
@@ -75,13 +78,19 @@ class _SlowText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._lock = threading.Lock()
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         longest_first = sorted((content for content in added if not _blank(content)), key=len, reverse=True)
         self._added = re.compile("|".join(f"(?<={re.escape(c[0])})(?={re.escape(c[1:])})" for c in longest_first))
 
     def encode(self, text: str) -> list[int]:
         parts = self._added.split(text) if self._added.pattern else [text]
-        encoded = (self._tokenizer.encode(p, add_special_tokens=False, split_special_tokens=True) for p in parts if p)
+        with self._lock:
+            encoded = [
+                self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+                for part in parts
+                if part
+            ]
         return [number for ids in encoded for number in ids]
 
 

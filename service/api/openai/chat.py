@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from service.answering.question import AnswerOptions, Question
 from service.api.auth import Reader
 from service.api.errors import CHAT
 from service.api.health import Parts
-from service.api.openai.common import Chunks, chat_logprobs, check_model, head, usage
+from service.api.openai.common import Chunks, chat_logprobs, check_model, encoded, head, usage
 from service.api.openai.schemas import ChatRequest
 from service.api.sse import EventStream
 from service.api.waiting import together, unless_gone
@@ -68,7 +67,7 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     """Chat completions, streaming and not."""
     check_model(runtime, body.model)
     runtime.engine.admit(body.n)
-    choices = await _choices(runtime, body, principal)
+    choices = await _choices(request, runtime, body, principal)
     if body.stream:
         streams = [choice.stream for choice in choices]
         return EventStream(streams, ChatChunks(body, runtime, choices), runtime.settings.ping_s)
@@ -82,7 +81,7 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     )
 
 
-async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
+async def _choices(request: Request, runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
     wanted = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     turns = [message.turn() for message in body.messages]
@@ -97,7 +96,8 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
             for i in range(body.n)
         ]
         return [Choice(answer, Answered()) for answer in answers]
-    ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
+    said = [turn["content"] for turn in turns]
+    ids = await encoded(request, runtime, principal.owner, said, lambda: runtime.chat.chat_ids(turns))
     tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
     params = [body.sampling(i, tokens, logprobs, defaults) for i in range(body.n)]
     return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer)) for one in params]

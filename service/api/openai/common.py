@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
 
 from service.api.errors import openai_problem
 from service.api.openai.schemas import Sampled
 from service.api.sse import event
+from service.api.waiting import unless_gone
 from service.engine.outputs import TokenLogprobs
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
+
+T = TypeVar("T")
 
 
 def head(kind: str, prefix: str, runtime: Runtime) -> dict[str, Any]:
@@ -34,6 +39,22 @@ def check_model(runtime: Runtime, name: str) -> None:
             hint=f"This service has {runtime.model_name!r}.",
             param="model",
         )
+
+
+async def encoded(
+    request: Request, runtime: Runtime, owner: str, texts: Sequence[str], encode: Callable[[], T], together: bool = True
+) -> T:
+    """What `encode` makes of texts of which each, or all `together`, may be as long as the model's window.
+
+    In the owner's turn, and as long as the client waits. Raises PromptTooLong.
+    """
+
+    def work() -> T:
+        for prompt in [texts] if together else [[text] for text in texts]:
+            runtime.chat.encoder.check_length(prompt, runtime.engine.engine.max_model_len)
+        return encode()
+
+    return await unless_gone(request.receive, runtime.encoding.run(owner, work))
 
 
 def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any]:

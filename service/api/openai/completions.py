@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from service.api.auth import Reader
 from service.api.health import Parts
-from service.api.openai.common import Chunks, check_model, completion_logprobs, head, usage
+from service.api.openai.common import Chunks, check_model, completion_logprobs, encoded, head, usage
 from service.api.openai.schemas import CompletionRequest
 from service.api.sse import EventStream
 from service.api.waiting import together, unless_gone
@@ -31,8 +30,10 @@ PATH = "/v1/completions"
 async def completions(body: CompletionRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
-    prompts = await asyncio.to_thread(_prompt_ids, runtime, body.prompt)
-    runtime.engine.admit(body.n * len(prompts))
+    given = _prompts(body.prompt)
+    runtime.engine.admit(body.n * len(given))
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    prompts = await encoded(request, runtime, principal.owner, texts, lambda: _ids(runtime, given), together=False)
     tokens = body.max_tokens or DEFAULT_TOKENS
     defaults = runtime.engine.sampling_defaults
     params = [body.sampling(i, tokens, body.logprobs, defaults) for i in range(body.n)]
@@ -46,13 +47,14 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     return JSONResponse(head("text_completion", "cmpl", runtime) | {"choices": choices, "usage": figures})
 
 
-def _prompt_ids(runtime: Runtime, prompt: Any) -> list[list[int]]:
-    """Each prompt as ids: text is encoded as the tokenizer's own call does, ids are taken as they are."""
-    if isinstance(prompt, str):
-        return [runtime.chat.encoder.plain(prompt)]
-    if isinstance(prompt[0], int):
-        return [list(prompt)]
-    return [runtime.chat.encoder.plain(one) if isinstance(one, str) else list(one) for one in prompt]
+def _prompts(prompt: Any) -> list[str | list[int]]:
+    """Each prompt by itself."""
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+def _ids(runtime: Runtime, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    """Text is encoded as the tokenizer's own call does, ids are taken as they are."""
+    return [runtime.chat.encoder.plain(one) if isinstance(one, str) else list(one) for one in prompts]
 
 
 async def _whole(stream: AsyncGenerator[TokenOutput, None]) -> TokenOutput:

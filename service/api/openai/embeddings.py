@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from service.api.auth import Reader
 from service.api.health import Parts
 from service.api.openai.schemas import EmbeddingRequest
+from service.api.waiting import unless_gone
 from service.errors import InvalidRequest, NotFound
 
 router = APIRouter(tags=["openai"])
 
+MAX_CHARS = 2_000_000
+
 
 @router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingRequest, runtime: Parts, principal: Reader) -> dict[str, Any]:
+async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """Embeddings of one or several texts, each of norm 1."""
     served = runtime.settings.embedder
     if body.model != served:
@@ -31,8 +33,16 @@ async def embeddings(body: EmbeddingRequest, runtime: Parts, principal: Reader) 
     if body.dimensions not in (None, embedder.dim):
         raise InvalidRequest(f"{served!r} has {embedder.dim} dimensions.", param="dimensions")
     texts = [body.input] if isinstance(body.input, str) else body.input
-    vectors = await asyncio.to_thread(embedder.encode_documents, texts)
-    tokens = await asyncio.to_thread(lambda: sum(len(embedder.token_starts(text)) for text in texts))
+    chars = sum(map(len, texts))
+    if chars > MAX_CHARS:
+        raise InvalidRequest(
+            f"The texts have {chars:,} characters; {MAX_CHARS:,} are embedded at once.", param="input"
+        )
+
+    def embed() -> tuple[np.ndarray, int]:
+        return embedder.encode_documents(texts), sum(len(embedder.token_starts(text)) for text in texts)
+
+    vectors, tokens = await unless_gone(request.receive, runtime.encoding.run(principal.owner, embed))
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
         for i, vector in enumerate(vectors)

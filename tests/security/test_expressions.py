@@ -1,0 +1,113 @@
+"""Every regular expression over texts of strangers takes time in proportion to the text."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+PACKAGES = ("retrieval", "service.answering", "service.reader")
+OF_OUR_OWN: set[str] = {
+    "retrieval.parsing.sentences._ABBREVIATION",  # looked for in the last 12 characters
+}
+"""Expressions that never see more than a few characters, or no text of a stranger's."""
+PIECES = (
+    " ", "\n", "\r\n", "\t", "\x0b", "a", "A", "1", ".", ",", "-", "_", "*", "#", "`", "```", "~~~", '"', "'", "(", "[", "<",
+    ">", "|", "=", ";", ":", "\\", "/", "&", "é", "日", "\u0301", "\ufffd", "<!--", "<!---->", "<a ", "<a>", "</a", "<td",
+    "<script>", "<h1>", "<meta ", "charset", "A.", "1.", "1,", "1-", "1 ", "[1]", "[D1, ", "[1–", "a-", "a’", "- ", "* ",
+    "1) ", " #", "# ", "\\'", "\\u1", "{\\", "<row ", '<col hidden="1" ', '<c r="', "<mergeCell ", "| ", ":-", "; ", "—",
+    "not ", "the ", "of ", "no ", "does not ", "I can", "“", "New ", "de ", "and ", "as ",
+)  # fmt: skip
+LONGEST = 25_600
+SECONDS = 0.25
+"""A backtracking expression takes minutes over what others read in a millisecond."""
+
+
+def modules() -> Iterator[ModuleType]:
+    for package in PACKAGES:
+        root = importlib.import_module(package)
+        yield root
+        for found in pkgutil.walk_packages(root.__path__, f"{package}."):
+            if not found.name.endswith(("worker", "__main__")):
+                yield importlib.import_module(found.name)
+
+
+def patterns(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, re.Pattern[Any]]]:
+    """Of a module's value, and of what it holds."""
+    if isinstance(value, re.Pattern):
+        yield name, value
+    elif depth < 3 and isinstance(value, list | tuple | set | frozenset):
+        for number, one in enumerate(value):
+            yield from patterns(one, f"{name}[{number}]", depth + 1)
+    elif depth < 3 and isinstance(value, dict):
+        for key, one in value.items():
+            yield from patterns(one, f"{name}[{key!r}]", depth + 1)
+    elif depth < 3 and type(value).__module__.startswith(PACKAGES) and hasattr(value, "__dict__"):
+        for key, one in vars(value).items():
+            yield from patterns(one, f"{name}.{key}", depth + 1)
+
+
+def every_pattern() -> dict[str, re.Pattern[Any]]:
+    found: dict[str, re.Pattern[Any]] = {}
+    for module in modules():
+        for name, value in vars(module).items():
+            for place, pattern in patterns(value, f"{module.__name__}.{name}"):
+                if pattern not in found.values() and place not in OF_OUR_OWN:
+                    found[place] = pattern
+    return found
+
+
+EVERY = every_pattern()
+
+
+def too_long(pattern: re.Pattern[Any], begin: str, piece: str, end: str) -> int | None:
+    """Characters of the first text, of growing ones, that takes too long."""
+    length = 25
+    while length <= LONGEST:
+        text: Any = begin + piece * (length // len(piece)) + end
+        if isinstance(pattern.pattern, bytes):
+            text = text.encode()
+        began = time.process_time()
+        for _ in pattern.finditer(text):
+            pass
+        if time.process_time() - began > SECONDS:
+            return length
+        length *= 2
+    return None
+
+
+def test_the_expressions_are_found() -> None:
+    assert len(EVERY) > 80
+    assert "retrieval.parsing.sniff._HTML_TAG" in EVERY
+
+
+def test_a_backtracking_expression_is_found() -> None:
+    assert too_long(re.compile(r"(?:<!--.*?-->\s*)*<html"), "", "<!---->", "")
+    assert too_long(re.compile("(a+)+b"), "", "a", "")
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_an_expression_is_linear(name: str) -> None:
+    for piece in PIECES:
+        for begin, end in (("", ""), ("a", "x"), ("# ", "\x0bx")):
+            assert too_long(EVERY[name], begin, piece, end) is None, (begin, piece, end)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(sorted(EVERY)),
+    begin=st.lists(st.sampled_from(PIECES), max_size=3),
+    piece=st.lists(st.sampled_from(PIECES), min_size=1, max_size=4),
+    end=st.lists(st.sampled_from(PIECES), max_size=2),
+)
+def test_an_expression_is_linear_over_anything(name: str, begin: list[str], piece: list[str], end: list[str]) -> None:
+    assert too_long(EVERY[name], "".join(begin), "".join(piece), "".join(end)) is None
