@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,6 +35,15 @@ class Turns:
         running = asyncio.ensure_future(asyncio.to_thread(work))
         running.add_done_callback(lambda done: self._leave(owner, done))
         return await asyncio.shield(running)
+
+    @asynccontextmanager
+    async def of(self, owner: str) -> AsyncIterator[None]:
+        """A place for as long as the block lasts."""
+        await self._enter(owner)
+        try:
+            yield
+        finally:
+            self._leave(owner)
 
     async def _enter(self, owner: str) -> None:
         if self._free and self._held[owner] < self._each and owner not in self._waiting:

@@ -23,7 +23,6 @@ structlog.configure(
 )
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seconds", type=float, default=60.0, help="How long each slow fuzzer runs.")
 

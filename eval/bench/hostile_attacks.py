@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import socket
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -317,7 +316,7 @@ def _long_prompts(target: Target, path: str, text: str) -> str:
         return target.post(path, {"model": target.model, "max_tokens": 4, **asked})
 
     with ThreadPoolExecutor(3) as pool:
-        return said(list(pool.map(ask, range(3)))[0])
+        return said([*pool.map(ask, range(3))][-1])
 
 
 def _of_chats(target: Target) -> str:

@@ -14,8 +14,8 @@ class Limits:
     Attributes:
         zip_ratio: expanded ÷ compressed bytes of the archive as a whole.
         attachments: of one mail that are read.
-        parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds), and for cutting its text
-            into chunks.
+        parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds), and for cutting its
+            text into chunks.
         cpu_base: seconds of CPU that any file may take; beyond them one for every ``cpu_bytes`` of it.
     """
 

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from retrieval.errors import NotFound, UnreadableFile
 from retrieval.embedding.tokens import Tokens
+from retrieval.errors import NotFound, UnreadableFile
 from retrieval.parsing import parse
 from retrieval.parsing.chunking import ChunkingOptions, chunk
 from retrieval.parsing.document import Heading, Table

@@ -187,7 +187,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, refused: Refused) -> None:
         """Say why, where no other answer stands on the line, and hang up."""
         self._stop_waiting()
-        if not self.pipeline and (self.cycle is None or self.cycle.response_complete or not self.cycle.response_started):
+        if not self.pipeline and (
+            self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
+        ):
             status = refused.status
             slug = status.phrase.lower().replace(" ", "-")
             problem = {"type": f"urn:folio:problem:{slug}", "title": status.phrase, "status": int(status)}

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Header, Path, Query, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from retrieval.types import Document, Upload
@@ -29,6 +29,8 @@ router = APIRouter(tags=["documents"])
 DocumentPath = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 MAX_PAGE = 100
 MAX_BOXED = 100_000
+TEXT_SLICE = 1 << 21
+"""Characters of a text that are held in memory at a time."""
 
 
 class DocumentModel(BaseModel):
@@ -144,8 +146,18 @@ def read_text(
     """Characters `start:end` of the stored text, exactly; all of it by default."""
     if end is not None and end < start:
         raise InvalidRequest("A span needs start <= end.", param="end")
-    text = runtime.library.text(document, start, end, principal.owner)
-    return Response(text.encode(), media_type="text/plain; charset=utf-8")
+    library, owner = runtime.library, principal.owner
+    found = library.document(document, owner)
+    last = found.chars if end is None else min(end, found.chars)
+
+    def piece(at: int) -> bytes:
+        upto = max(at, min(at + TEXT_SLICE, last))
+        return library.text(document, at, upto, owner, version=found.version).encode()
+
+    media_type = "text/plain; charset=utf-8"
+    if last - start <= TEXT_SLICE:
+        return Response(piece(start), media_type=media_type)
+    return StreamingResponse(map(piece, range(start, last, TEXT_SLICE)), media_type=media_type)
 
 
 @router.get(

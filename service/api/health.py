@@ -1,4 +1,4 @@
-"""`/healthz`: the process is alive. `/readyz`: it takes requests. Both without a thread, of which others may hold all."""
+"""`/healthz`: the process is alive. `/readyz`: it takes requests. Neither needs a thread, which others may hold."""
 
 from __future__ import annotations
 

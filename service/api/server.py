@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import structlog
 import uvicorn
+from anyio import to_thread
 
 from service.accounts.keys import KeyStore
 from service.api.app import create_app
@@ -22,6 +24,8 @@ from service.libraries import open_library
 from service.logs import configure_logging
 from service.runtime import Runtime
 from service.settings import Settings
+
+THREADS = 64
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +75,7 @@ def run_server(settings: Settings) -> int:
 
 
 async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.socket, settings: Settings) -> int:
+    _make_threads()
     await runtime.start(serving=True)
     server = DrainingServer(config, runtime)
     watching = asyncio.create_task(_watch(server, runtime))
@@ -86,6 +91,12 @@ async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.soc
         error_line(runtime.failure.detail)
         return runtime.failure.exit_code
     return Exit.OK
+
+
+def _make_threads() -> None:
+    """More than one key may have requests: none waits for a thread that others hold."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="folio"))
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
 
 
 async def _watch(server: DrainingServer, runtime: Runtime) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -31,12 +31,11 @@ def test_connections_are_bounded(attack: Any, harmless: Callable[[Any], str]) ->
         assert int(told.split()[0]) > 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def listening(app: Any, most: int) -> Iterator[int]:
     """An application behind the protocol; the port."""
     config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, http=connections.protocol(most), ws="none")
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     thread = threading.Thread(target=lambda: asyncio.run(server._serve()), daemon=True)
     thread.start()
     while not server.started:
@@ -122,10 +121,9 @@ def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch
         time.sleep(1.2)
         line.settimeout(2)
         received = 0
-        with pytest.raises(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError):
             while part := line.recv(1 << 20):
                 received += len(part)
-            raise ConnectionResetError
         assert received < 64 << 20
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import time
@@ -20,11 +22,12 @@ OF_OUR_OWN: set[str] = {
 }
 """Expressions that never see more than a few characters, or no text of a stranger's."""
 PIECES = (
-    " ", "\n", "\r\n", "\t", "\x0b", "a", "A", "1", ".", ",", "-", "_", "*", "#", "`", "```", "~~~", '"', "'", "(", "[", "<",
-    ">", "|", "=", ";", ":", "\\", "/", "&", "é", "日", "\u0301", "\ufffd", "<!--", "<!---->", "<a ", "<a>", "</a", "<td",
-    "<script>", "<h1>", "<meta ", "charset", "A.", "1.", "1,", "1-", "1 ", "[1]", "[D1, ", "[1–", "a-", "a’", "- ", "* ",
-    "1) ", " #", "# ", "\\'", "\\u1", "{\\", "<row ", '<col hidden="1" ', '<c r="', "<mergeCell ", "| ", ":-", "; ", "—",
-    "not ", "the ", "of ", "no ", "does not ", "I can", "“", "New ", "de ", "and ", "as ",
+    " ", "\n", "\r\n", "\t", "\x0b", "a", "A", "1", ".", ",", "-", "_", "*", "#", "`", "```", "~~~", '"', "'", "(",
+    "[", "<", ">", "|", "=", ";", ":", "\\", "/", "&", "é", "日", "\u0301", "\ufffd", "<!--", "<!---->", "<a ",
+    "<a>", "</a", "<td", "<script>", "<h1>", "<meta ", "charset", "A.", "1.", "1,", "1-", "1 ", "[1]", "[D1, ",
+    "[1–", "a-", "a’", "- ", "* ", "1) ", " #", "# ", "\\'", "\\u1", "{\\", "<row ", '<col hidden="1" ', '<c r="',
+    "<mergeCell ", "| ", ":-", "; ", "—", "not ", "the ", "of ", "no ", "does not ", "I can", "“", "New ", "de ",
+    "and ", "as ",
 )  # fmt: skip
 LONGEST = 25_600
 SECONDS = 0.25
@@ -36,7 +39,7 @@ def modules() -> Iterator[ModuleType]:
         root = importlib.import_module(package)
         yield root
         for found in pkgutil.walk_packages(root.__path__, f"{package}."):
-            if not found.name.endswith(("worker", "__main__")):
+            if "migrations" not in found.name and not found.name.endswith(("worker", "__main__")):
                 yield importlib.import_module(found.name)
 
 
@@ -55,9 +58,19 @@ def patterns(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, re.Pa
             yield from patterns(one, f"{name}.{key}", depth + 1)
 
 
+def in_calls(module: ModuleType) -> Iterator[tuple[str, re.Pattern[Any]]]:
+    """Of calls such as ``re.search(r"…", text)``."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        match node:
+            case ast.Call(ast.Attribute(ast.Name("re"), how), [ast.Constant(text), *_]) if how != "compile":
+                yield f"{module.__name__}:{node.lineno}", re.compile(text)
+
+
 def every_pattern() -> dict[str, re.Pattern[Any]]:
     found: dict[str, re.Pattern[Any]] = {}
     for module in modules():
+        for place, pattern in in_calls(module):
+            found.setdefault(place, pattern)
         for name, value in vars(module).items():
             for place, pattern in patterns(value, f"{module.__name__}.{name}"):
                 if pattern not in found.values() and place not in OF_OUR_OWN:

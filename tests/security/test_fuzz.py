@@ -20,8 +20,10 @@ from eval.bench.hostile_attacks import Attack, Target
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))  # make_files
 
 HANDBOOK = Path(__file__).parents[2] / "docs" / "handbook"
-MORSELS = [b"\x00", b"\xff" * 8, b"<!--", b"]]>", b"&a;", b"%PDF-", b"PK\x03\x04", b"\r\n\r\n", b"endobj", b"<w:tbl>", b"{\\rtf1",
-           b"9" * 40, b"-1", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"../" * 9, b" " * 5000, b"<" * 999, b"(" * 999]  # fmt: skip
+MORSELS = [
+    b"\x00", b"\xff" * 8, b"<!--", b"]]>", b"&a;", b"%PDF-", b"PK\x03\x04", b"\r\n\r\n", b"endobj", b"<w:tbl>",
+    b"{\\rtf1", b"9" * 40, b"-1", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"../" * 9, b" " * 5000, b"<" * 999, b"(" * 999,
+]  # fmt: skip
 STALL_S = 3.0
 
 
@@ -50,18 +52,27 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
     if data[:2] == b"PK" and chance.random() < 0.7:
         return _mutated_within(data, others, chance)
     for _ in range(chance.randint(1, 6)):
-        at, length = chance.randrange(len(data) + 1), chance.randint(1, 200)
-        other = chance.choice(others)
-        there = chance.randrange(len(other) + 1)
-        data = chance.choice([
-            lambda d, a, n: d[:a] + bytes([chance.randrange(256)]) + d[a + 1 :],
-            lambda d, a, n: d[:a] + d[a + n :],
-            lambda d, a, n: d[:a] + d[a : a + n] * chance.randint(2, 200) + d[a + n :],
-            lambda d, a, n: d[:a] + chance.choice(MORSELS) * chance.randint(1, 50) + d[a:],
-            lambda d, a, n: d[:a] + other[there : there + 10 * n] + d[a:],
-            lambda d, a, n: d[: max(1, a)],
-        ])(data, at, length)  # fmt: skip
+        data = _changed(data, chance.choice(others), chance)
     return data[: 4 << 20]
+
+
+def _changed(data: bytes, other: bytes, chance: random.Random) -> bytes:
+    at, length = chance.randrange(len(data) + 1), chance.randint(1, 200)
+    head, piece, tail = data[:at], data[at : at + length], data[at + length :]
+    match chance.randrange(6):
+        case 0:
+            return head + bytes([chance.randrange(256)]) + data[at + 1 :]
+        case 1:
+            return head + tail
+        case 2:
+            return head + piece * chance.randint(2, 200) + tail
+        case 3:
+            return head + chance.choice(MORSELS) * chance.randint(1, 50) + piece + tail
+        case 4:
+            there = chance.randrange(len(other) + 1)
+            return head + other[there : there + 10 * length] + piece + tail
+        case _:
+            return head or data[:1]
 
 
 def _mutated_within(data: bytes, others: list[bytes], chance: random.Random) -> bytes:

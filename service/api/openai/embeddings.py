@@ -35,9 +35,7 @@ async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, p
     texts = [body.input] if isinstance(body.input, str) else body.input
     chars = sum(map(len, texts))
     if chars > MAX_CHARS:
-        raise InvalidRequest(
-            f"The texts have {chars:,} characters; {MAX_CHARS:,} are embedded at once.", param="input"
-        )
+        raise InvalidRequest(f"The texts have {chars:,} characters; {MAX_CHARS:,} are embedded at once.", param="input")
 
     def embed() -> tuple[np.ndarray, int]:
         return embedder.encode_documents(texts), sum(len(embedder.token_starts(text)) for text in texts)

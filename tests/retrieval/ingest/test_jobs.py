@@ -247,7 +247,9 @@ def test_the_right_to_write_is_held_for_the_commit_alone(library: Library, embed
     real, others = embedder.encode_documents, []
 
     def encodes(texts, advance=None):
-        writing = threading.Thread(target=lambda: others.extend(library.ingest([Upload("b.txt", b"A crow.")], wait_s=0)))
+        writing = threading.Thread(
+            target=lambda: others.extend(library.ingest([Upload("b.txt", b"A crow.")], wait_s=0))
+        )
         if not others:
             others.append("asked")
             writing.start()

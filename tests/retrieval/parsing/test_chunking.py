@@ -120,7 +120,7 @@ def test_rows_cover_what_they_covered(text: str, data: st.DataObject) -> None:
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=12), st.integers(0, 60))
 def test_the_headings_above_a_chunk_are_those_of_its_section(made: list[tuple[int, int]], start: int) -> None:
     headings, at = [], 0
-    for number, (level, gap) in enumerate(made):
+    for level, gap in made:
         headings.append(Heading(at, at + 2, level))
         at += 2 + gap
     text = "".join(f"{chr(65 + i % 26)}" for i in range(100))
