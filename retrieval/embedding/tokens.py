@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ SAMPLED = 8
 class Tokens:
     """A tokenizer of the library ``tokenizers``, and the token of what it does not know."""
 
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     unknown: int | None
 
     def saved(self) -> str:
@@ -96,7 +96,7 @@ def _slices(text: str) -> Iterator[tuple[int, int]]:
     while start < len(text):
         end = min(start + SLICE_CHARS, len(text))
         if end < len(text):
-            gap = next((at for at in range(end, end - GAP_CHARS, -1) if text[at].isspace()), end)
+            gap = next((at for at in range(end, max(start, end - GAP_CHARS), -1) if text[at].isspace()), end)
             end = gap
         yield start, end
         start = end
