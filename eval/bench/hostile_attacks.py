@@ -37,8 +37,11 @@ class Target:
         return f"http://127.0.0.1:{self.port}"
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
-        content = {} if body is None else {"content": body if isinstance(body, bytes) else json.dumps(body).encode()}
         headers = {"Authorization": f"Bearer {self.key}", **options.pop("headers", {})}
+        content = {}
+        if body is not None:
+            content = {"content": body if isinstance(body, bytes) else json.dumps(body).encode()}
+            headers.setdefault("Content-Type", "application/json")
         return httpx.post(f"{self.url}{path}", headers=headers, timeout=PATIENCE_S, **content, **options)
 
     def upload(self, name: str, data: bytes) -> str:
@@ -272,32 +275,26 @@ def _aborted_streams(target: Target) -> str:
 
 
 def _deep_json(target: Target) -> str:
-    return said(target.post("/v1/search", b"[" * (10 << 20), headers={"Content-Type": "application/json"}))
+    return said(target.post("/v1/search", b"[" * (10 << 20)))
 
 
 def _deeper_than_python(target: Target) -> str:
     nested: bytes = b'{"a":' * 900 + b"1" + b"}" * 900
     body = b'{"model":"%s","prompt":"x","structured_outputs":{"json":%s}}' % (target.model.encode(), nested)
-    return said(target.post("/v1/completions", body, headers={"Content-Type": "application/json"}))
+    return said(target.post("/v1/completions", body))
 
 
 def _many_values(target: Target) -> str:
     body = b'{"model":"x","prompt":[' + b"1," * 7_000_000 + b"1]}"
     with ThreadPoolExecutor(8) as pool:
-        asked = [
-            pool.submit(target.post, "/v1/completions", body, headers={"Content-Type": "application/json"})
-            for _ in range(8)
-        ]
+        asked = [pool.submit(target.post, "/v1/completions", body) for _ in range(8)]
         return said(asked[0].result())
 
 
 def _as_many_values_as_may_be(target: Target) -> str:
     body = b'{"model":"x","prompt":[' + b"1," * 999_000 + b"1]}"
     with ThreadPoolExecutor(16) as pool:
-        asked = [
-            pool.submit(target.post, "/v1/completions", body, headers={"Content-Type": "application/json"})
-            for _ in range(16)
-        ]
+        asked = [pool.submit(target.post, "/v1/completions", body) for _ in range(16)]
         return said(asked[0].result())
 
 

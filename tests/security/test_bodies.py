@@ -10,7 +10,7 @@ TOLD = {
     "JSON 900 deep": "400 ",
     "7 million values, 8 at once": "413 The body holds more than 1,000,000 values.",
     "a million values, 16 at once": "404 The model 'x' does not exist here.",
-    "a million chunks of one byte": "422 ",
+    "a million chunks of one byte": "400 ",
     "a multipart body of beginnings": "202 taken",
 }
 
