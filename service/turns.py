@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Turns:
         self._free -= 1
         self._held[owner] += 1
 
-    def _leave(self, owner: str, done: asyncio.Future[T] | None = None) -> None:
+    def _leave(self, owner: str, done: asyncio.Future[Any] | None = None) -> None:
         if done is not None and not done.cancelled():
             done.exception()  # which whoever waited has seen, unless he left
         self._free += 1

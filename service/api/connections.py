@@ -199,15 +199,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def protocol(most: int) -> type[BoundedProtocol]:
+def protocol(limit: int) -> type[BoundedProtocol]:
     """The protocol of a service that takes so many connections at once, or as many as it may have files open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = most + RESERVE + OTHER_FILES
+    wanted = limit + RESERVE + OTHER_FILES
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    allowed = max(1, min(most, soft - RESERVE - OTHER_FILES))
-    return type("Protocol", (BoundedProtocol,), {"most": allowed, "waiting": {}})
+
+    class Protocol(BoundedProtocol):
+        most = max(1, min(limit, soft - RESERVE - OTHER_FILES))
+        waiting = {}
+
+    return Protocol
 
 
 def _too_long() -> Refused:

@@ -30,8 +30,8 @@ PIECES = (
     "<mergeCell ", "| ", ":-", "; ", "—", "not ", "the ", "of ", "no ", "does not ", "I can", "“", "New ", "de ",
     "and ", "as ",
 )  # fmt: skip
-LONGEST = 25_600
-SECONDS = 0.25
+LONGEST = 6400
+SECONDS = 0.1
 """A backtracking expression takes minutes over what others read in a millisecond."""
 
 
@@ -96,7 +96,7 @@ def is_anchored(name: str) -> bool:
 
 def too_long(pattern: re.Pattern[Any], begin: str, piece: str, end: str, anchored: bool = False) -> int | None:
     """Characters of the first text, of growing ones, that takes too long."""
-    length = LONGEST // 1024
+    length = LONGEST // 256
     while length <= LONGEST:
         text: Any = begin + piece * (length // len(piece)) + end
         if isinstance(pattern.pattern, bytes):
@@ -129,7 +129,7 @@ def test_a_backtracking_expression_is_found() -> None:
 @pytest.mark.parametrize("name", sorted(EVERY))
 def test_an_expression_is_linear(name: str) -> None:
     for piece in PIECES:
-        for begin, end in (("", ""), ("a", "x"), ("# ", "\x0bx")):
+        for begin, end in (("", ""), ("# ", "\x0bx")):
             assert too_long(EVERY[name], begin, piece, end, is_anchored(name)) is None, (begin, piece, end)
 
 

@@ -49,8 +49,10 @@ async def encoded(
     In the owner's turn, and as long as the client waits. Raises PromptTooLong.
     """
 
+    prompts: list[Sequence[str]] = [texts] if together else [[text] for text in texts]
+
     def work() -> T:
-        for prompt in [texts] if together else [[text] for text in texts]:
+        for prompt in prompts:
             runtime.chat.encoder.check_length(prompt, runtime.engine.engine.max_model_len)
         return encode()
 
