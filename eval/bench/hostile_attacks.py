@@ -38,7 +38,7 @@ class Target:
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key}", **options.pop("headers", {})}
-        content = {}
+        content: dict[str, Any] = {}
         if body is not None:
             content = {"content": body if isinstance(body, bytes) else json.dumps(body).encode()}
             headers.setdefault("Content-Type", "application/json")

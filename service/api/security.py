@@ -66,8 +66,11 @@ class SecurityMiddleware:
         if self.settings.loopback and name not in (*LOOPBACK, self.settings.host):
             return Forbidden(f"This service answers to loopback names only, not to {name[:100]!r}.")
         origin = headers.get("origin")
-        if origin and method not in ("GET", "HEAD", "OPTIONS") and _place(origin) != host:
-            return Forbidden("This service takes no requests from pages of other sites.")
+        harmless = method in ("GET", "HEAD", "OPTIONS") or origin in self.settings.origins
+        if origin and not harmless and _place(origin) != host:
+            return Forbidden(
+                "This service takes no requests from pages of other sites than those in FOLIO_CORS_ORIGINS."
+            )
         return None
 
 

@@ -8,20 +8,24 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 
+from retrieval.embedding.encoding import Embedder
 from service.api.auth import Reader
+from service.api.errors import openai_problems
 from service.api.health import Parts
+from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import EmbeddingRequest
 from service.api.waiting import unless_gone
 from service.errors import InvalidRequest, NotFound
 
 router = APIRouter(tags=["openai"])
 
-MAX_CHARS = 2_000_000
+MOST_CHARS = 2_000_000
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", responses=openai_problems(404))
 async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
-    """Embeddings of one or several texts, each of norm 1."""
+    """Embeddings of one or several texts, or of token ids, each of norm 1."""
+    tell_unknown(request, body)
     served = runtime.settings.embedder
     if body.model != served:
         raise NotFound(
@@ -31,13 +35,17 @@ async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, p
         )
     embedder = runtime.library.embedder
     if body.dimensions not in (None, embedder.dim):
-        raise InvalidRequest(f"{served!r} has {embedder.dim} dimensions.", param="dimensions")
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    chars = sum(map(len, texts))
-    if chars > MAX_CHARS:
-        raise InvalidRequest(f"The texts have {chars:,} characters; {MAX_CHARS:,} are embedded at once.", param="input")
+        raise InvalidRequest(
+            f"{served!r} has {embedder.dim} dimensions and cannot be cut to {body.dimensions}.", param="dimensions"
+        )
 
     def embed() -> tuple[np.ndarray, int]:
+        texts = _texts(embedder, body)
+        chars = sum(map(len, texts))
+        if chars > MOST_CHARS:
+            raise InvalidRequest(
+                f"The texts have {chars:,} characters; {MOST_CHARS:,} are embedded at once.", param="input"
+            )
         return embedder.encode_documents(texts), sum(len(embedder.token_starts(text)) for text in texts)
 
     vectors, tokens = await unless_gone(request.receive, runtime.encoding.run(principal.owner, embed))
@@ -47,6 +55,17 @@ async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, p
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": served, "usage": usage}
+
+
+def _texts(embedder: Embedder, body: EmbeddingRequest) -> list[str]:
+    """What is to be embedded; of token ids the text that they stand for."""
+    given: Any = [body.input] if isinstance(body.input, str) or isinstance(body.input[0], int) else body.input
+    try:
+        return [one if isinstance(one, str) else embedder.text(one) for one in given]
+    except ValueError as error:
+        raise InvalidRequest(
+            f"The input holds token ids that are not the embedding model's: {error}.", param="input"
+        ) from error
 
 
 def _encoded(vector: np.ndarray, encoding: str) -> Any:
