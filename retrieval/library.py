@@ -92,7 +92,7 @@ class Library(Shelf):
         self.limits = limits
         self.chunking = chunking
         self._lease = lease
-        self._sandbox = Sandbox(limits, WORKERS + VIEWERS)
+        self._sandbox = Sandbox(limits, WORKERS)
         remote = blobs if isinstance(blobs, RemoteBlobs) else None
         self._upkeep = IndexUpkeep(home / "index", database, embedder, lease, remote)
         self._ingester = Ingester(
