@@ -36,7 +36,7 @@ LINGER_S = 5.0
 """For the rest of a body that nobody reads: who is cut off while sending may lose the answer."""
 RESERVE = 32
 """Connections beyond the limit, for those who ask how the service is."""
-HEALTH = ("/healthz", "/readyz")
+HEALTH = ("/healthz", "/readyz", "/health", "/ping")
 OTHER_FILES = 256
 """File descriptors left to databases, indexes and models."""
 
