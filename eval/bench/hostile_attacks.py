@@ -38,11 +38,10 @@ class Target:
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key}", **options.pop("headers", {})}
-        content: dict[str, Any] = {}
         if body is not None:
-            content = {"content": body if isinstance(body, bytes) else json.dumps(body).encode()}
+            options["content"] = body if isinstance(body, bytes) else json.dumps(body).encode()
             headers.setdefault("Content-Type", "application/json")
-        return httpx.post(f"{self.url}{path}", headers=headers, timeout=PATIENCE_S, **content, **options)
+        return httpx.post(f"{self.url}{path}", headers=headers, timeout=PATIENCE_S, **options)
 
     def upload(self, name: str, data: bytes) -> str:
         """The job."""

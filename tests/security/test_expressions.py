@@ -30,7 +30,8 @@ PIECES = (
     "<mergeCell ", "| ", ":-", "; ", "—", "not ", "the ", "of ", "no ", "does not ", "I can", "“", "New ", "de ",
     "and ", "as ",
 )  # fmt: skip
-LONGEST = 6400
+LENGTHS = (*range(24, 193, 24), 400, 1600, 6400)
+"""Short ones first, and close to one another: an exponential expression does not come back from a long one."""
 SECONDS = 0.1
 """A backtracking expression takes minutes over what others read in a millisecond."""
 
@@ -96,8 +97,7 @@ def is_anchored(name: str) -> bool:
 
 def too_long(pattern: re.Pattern[Any], begin: str, piece: str, end: str, anchored: bool = False) -> int | None:
     """Characters of the first text, of growing ones, that takes too long."""
-    length = LONGEST // 256
-    while length <= LONGEST:
+    for length in LENGTHS:
         text: Any = begin + piece * (length // len(piece)) + end
         if isinstance(pattern.pattern, bytes):
             text = text.encode()
@@ -110,7 +110,6 @@ def too_long(pattern: re.Pattern[Any], begin: str, piece: str, end: str, anchore
                 pass
         if time.process_time() - began > SECONDS:
             return length
-        length *= 4
     return None
 
 
