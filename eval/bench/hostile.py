@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import httpx
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, bench
+from eval.bench.base import BenchOptions, Figures, Row, bench
 from eval.bench.hostile_attacks import ATTACKS, Attack, Target
 from eval.bench.serve import Server, serving
 from service.accounts.keys import KeyStore
@@ -233,10 +233,12 @@ def run(options: Options) -> Figures:
         }
 
 
-command = bench(
-    Options,
-    run,
-    "hostile",
-    table=lambda figures: figures["attacks"],
-    verdict=lambda figures: not figures["missed"] and not figures["children_left"],
-)
+def _rows(figures: Figures) -> list[Row]:
+    return list(figures["attacks"])
+
+
+def _harmless(figures: Figures) -> bool:
+    return not figures["missed"] and not figures["children_left"]
+
+
+command = bench(Options, run, "hostile", table=_rows, verdict=_harmless)
