@@ -19,6 +19,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import httpx
+import typer
 from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Row, bench
@@ -222,7 +223,10 @@ def run(options: Options) -> Figures:
     """The figures of every attack; limits: healthz 1 s, four tokens 2 s late, 1 GiB more memory."""
     chosen = [one for one in ATTACKS if options.only in one.kind or options.only in one.name]
     with house() as attacked:
-        rows = [attacked.attack(one) for one in chosen]
+        rows = []
+        for one in chosen:
+            rows.append(attacked.attack(one))
+            typer.echo(f"{one.name}: {rows[-1]['told']}", err=True)
         return {
             "cpus": os.cpu_count(),
             "completion_at_rest_s": attacked.rest.completion_s,
