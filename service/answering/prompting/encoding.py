@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
+from service.answering.prompting.length import LengthCheck
 from service.answering.prompting.marked import OURS, Marked
 
 
@@ -26,6 +27,8 @@ class Encoder:
         self.tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self._text = _FastText(self.tokenizer) if tokenizer.is_fast else _SlowText(copy.deepcopy(tokenizer))
+        self.check_length = LengthCheck(self.tokenizer, self.text)
+        """refuses texts that are longer than a window"""
         self.data = lru_cache(maxsize=32)(self.text)
         """`text`, whose last results are kept: questions about a document come together"""
         self._within = lru_cache(maxsize=32)(lambda text: self.text(text, begins=False))
@@ -109,8 +112,7 @@ class Encoder:
 
         begins: nothing stands before it, where some tokenizers put a blank.
         """
-        with self._lock:
-            return tuple(self._text.encode(text, begins))
+        return tuple(self._text.encode(text, begins))
 
 
 class _FastText:
@@ -149,7 +151,8 @@ class _FastText:
 
         A vocabulary may hold such a token as a word too: there the text is cut around the word's first character.
         """
-        encoding = (self._model if begins else self._within).encode(text, add_special_tokens=False)
+        model = self._model if begins else self._within
+        (encoding,) = model.encode_batch([text], add_special_tokens=False)  # other threads go on meanwhile
         ids = [self._ids.get(number, number) for number in encoding.ids]
         found = [encoding.offsets[i][0] for i, number in enumerate(ids) if number in self.control]
         if not found or len(text) == 1:
@@ -165,6 +168,7 @@ class _SlowText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._lock = threading.Lock()
         self.control, self.splits = frozenset[int](), False  # nothing is known of places here
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         longest_first = sorted((content for content in added if not _blank(content)), key=len, reverse=True)
@@ -172,7 +176,12 @@ class _SlowText:
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
         parts = self._added.split(text) if self._added.pattern else [text]
-        encoded = (self._tokenizer.encode(p, add_special_tokens=False, split_special_tokens=True) for p in parts if p)
+        with self._lock:
+            encoded = [
+                self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+                for part in parts
+                if part
+            ]
         return [number for ids in encoded for number in ids]
 
 

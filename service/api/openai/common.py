@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from service.api.errors import openai_problem
 from service.api.openai.schemas import Sampled
@@ -14,6 +14,8 @@ from service.api.sse import event
 from service.engine.outputs import TokenLogprobs
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
+
+T = TypeVar("T")
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """What a route that can stream may answer, besides JSON."""
@@ -38,6 +40,30 @@ def check_model(runtime: Runtime, name: str) -> None:
             hint=f"This service has {runtime.model_name!r}.",
             param="model",
         )
+
+
+async def encoded(
+    runtime: Runtime,
+    owner: str,
+    texts: Sequence[str],
+    encode: Callable[[], T],
+    *,
+    together: bool = True,
+    most: int | None = None,
+) -> T:
+    """What `encode` makes of texts, in their owner's turn.
+
+    Each, or all `together`, may have `most` tokens: by default as many as the model's window. Raises PromptTooLong.
+    """
+    prompts: list[Sequence[str]] = [texts] if together else [[text] for text in texts]
+    limit = runtime.engine.engine.max_model_len if most is None else most
+
+    def work() -> T:
+        for prompt in prompts:
+            runtime.chat.encoder.check_length(prompt, limit)
+        return encode()
+
+    return await runtime.encoding.run(owner, work)
 
 
 def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any]:
