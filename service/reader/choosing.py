@@ -73,7 +73,8 @@ class SentenceChooser:
         bound = self._ranker.refuse_below(question)
         order = np.argsort(-scores, kind="stable").tolist()
         likely = tuple(sorted(order[: self.LIKELY]))
-        told = [number for number in order if number not in names and not _is_heading(sentences[number])]
+        order = [number for number in order if number not in names and not _HEADING.match(sentences[number])]
+        told = [number for number in order if not _is_fragment(sentences[number])]
         if told and scores[told[0]] >= bound:
             order = told
         best = float(scores[order[0]]) if order else 0.0
@@ -92,9 +93,9 @@ class SentenceChooser:
         return Choice(tuple(sorted(chosen)), likely, best)
 
 
-def _is_heading(sentence: str) -> bool:
-    """Whether it names what follows and says nothing: it is quoted only where nothing else answers."""
-    return bool(_HEADING.match(sentence)) or (len(sentence.split()) <= 12 and not _SAYS.search(sentence))
+def _is_fragment(sentence: str) -> bool:
+    """Whether it looks like the name of what follows: it is quoted only where nothing else answers."""
+    return len(sentence.split()) <= 12 and not _SAYS.search(sentence)
 
 
 def _plain(sentence: str) -> str:

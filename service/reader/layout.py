@@ -29,12 +29,9 @@ from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTIO
 _SPECIAL = re.compile(r"<\|(?:bos|end|none|question|answer|r\d{1,4})\|>")
 
 
-_NEXT = re.compile(r"([.!?…。！？\"'”’»)]?)<\|r\d{1,4}\|>( ?)")
-
-
-def _joined(between: re.Match[str]) -> str:
-    """A further sentence goes on behind a sentence that has ended; anything else, a row say, has a line of its own."""
-    return between[1] + (between[2] if between[1] else "\n")
+_ENDED = re.compile(r"[.!?…。！？\"'”’»)]$")
+"""A further sentence goes on behind a sentence that has ended; behind anything else, a row say, it has a line of its
+own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +116,15 @@ class ReaderLayout:
             quotable = tuple(quotable[number] for number in sorted(told.union(choice.likely)))
             prompt = self._prompt(prompt.question, prompt.passages, quotable)
         answer = [] if chosen else [self._none, *self._encode([f" {NOT_STATED}"])[0]]
-        for one in chosen:
+        for before, one in zip([None, *chosen], chosen, strict=False):
+            if before is not None and not _ENDED.search(before.sentence.words):
+                answer += self._encode(["\n"])[0]
             answer += [self._references[quotable.index(one) % REFERENCES], *one.tokens]
         return replace(prompt, answer=(*answer, self._end), context=quotable, settle=None)
 
     def visible(self, answer_text: str) -> str:
         """The answer without reference tokens."""
-        return _SPECIAL.sub("", _NEXT.sub(_joined, answer_text)).lstrip()
+        return _SPECIAL.sub("", answer_text).replace("\n ", "\n").lstrip()
 
     def _split(self, text: str, longest: int) -> list[tuple[Sentence, tuple[int, ...]]]:
         sentences = split(text, longest)

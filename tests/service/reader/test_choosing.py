@@ -64,14 +64,13 @@ def test_no_sentences_are_a_refusal() -> None:
     assert SentenceChooser(Fixed()).choose("What?", [], []).sentences == ()  # type: ignore[arg-type]
 
 
-def test_a_heading_is_quoted_only_where_nothing_else_answers() -> None:
-    told = ["2. Pages of KV", "## A page of KV", "A page is a piece of the pool."]
+def test_what_looks_like_a_name_is_quoted_only_where_nothing_else_answers_and_a_heading_never() -> None:
+    def chosen(*scores: float, names: tuple[int, ...] = ()) -> tuple[int, ...]:
+        told = ["Pages of KV", "## A page of KV", "CHAPTER II: PAGES", "A | page", "A page is a piece of the pool."]
+        return SentenceChooser(Fixed(*scores)).choose("What is a page?", told, told, names).sentences  # type: ignore[arg-type]
 
-    def chosen(*scores: float) -> tuple[int, ...]:
-        return SentenceChooser(Fixed(*scores)).choose("What is a page?", told, told).sentences  # type: ignore[arg-type]
-
-    assert chosen(0.9, 0.8, 0.6) == (2,)
-    assert chosen(0.9, 0.4, 0.1) == (0,)
-    told = ["CHAPTER II: BEES", "Bees | Wasps", "Bees make honey."]
-    assert chosen(0.9, 0.8, 0.6) == (1, 2)
-    assert SentenceChooser(Fixed(0.1, 0.9, 0.6)).choose("Bees?", told, told, {1}).sentences == (2,)  # type: ignore[arg-type]
+    assert chosen(0.9, 0.8, 0.8, 0.1, 0.6) == (4,)
+    assert chosen(0.9, 0.8, 0.8, 0.1, 0.1) == (0,)
+    assert chosen(0.1, 0.8, 0.8, 0.1, 0.1) == ()
+    assert chosen(0.1, 0.1, 0.1, 0.9, 0.6) == (3, 4)
+    assert chosen(0.1, 0.1, 0.1, 0.9, 0.6, names=(3,)) == (4,)
