@@ -13,6 +13,7 @@ from eval.errors import EvalError
 from eval.reader.ranking import data
 from eval.reader.ranking.calibrate import OWN, Asked, asked_of_own, figures, fit, threshold_of
 from eval.reader.ranking.data import Example, Passage
+from eval.reader.ranking.evaluate import Searched, without_answer
 from eval.reader.ranking.train import Encoding, Reader, asked, changed, loss_of, questions, train
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.ranking.cross_encoder import CrossEncoder, windows
@@ -185,3 +186,8 @@ def test_our_own_questions_are_asked_with_and_without_their_answer() -> None:
     assert all(q.fits and q.document and len(q.sentences) == len(q.contexts) for q in found)
     leek = next(q for q in there if q.question == "When is the leek harvested?")
     assert "Leek" in leek.sentences[int(leek.marked.argmax())]
+
+
+def test_without_the_answer_its_passages_are_gone() -> None:
+    found = Searched([True, False], ["a", "b", "c"], ["a b", "a b", "c"], [False, True, False])
+    assert without_answer(found) == Searched([False], ["c"], ["c"], [False])
