@@ -200,7 +200,7 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question.query, question.refuse_below, hits)
+        refusal = self._refusal(question, hits)
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
@@ -215,19 +215,17 @@ class EvidenceFinder:
             turns=len(asked.history),
         )
 
-    def _refusal(self, query: str, bound: float | None, hits: Sequence[Hit]) -> str | None:
-        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
-
-        bound: the question's own, None for what was measured.
-        """
+    def _refusal(self, question: Question, hits: Sequence[Hit]) -> str | None:
+        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell."""
+        bound = question.refuse_below
         if bound is None:  # what was measured holds for the packaged ranker, and for what it reads
             measured = self.layout.limits.refuse_below if self.layout.limits is not None else None
-            if measured is None or not is_read(query, hits) or self.library.ranker.name != DEFAULT:
+            if measured is None or not is_read(question.query, hits) or self.library.ranker.name != DEFAULT:
                 return None
             bound = measured
         if bound == 0 or not hits:
             return None
-        sure = surest(self.library.ranker, query, hits)
+        sure = hits[0].score if question.rerank else surest(self.library.ranker, question.query, hits)
         if sure >= bound:
             return None
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"

@@ -23,7 +23,11 @@ class Ranker:
 
     name = "minilm"
 
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
     def passages(self, question: str, texts: Any, contexts: list[str]) -> list[float]:
+        self.asked.append(question)
         return [0.8 if "Ada" in context else 0.1 for context in contexts]
 
 
@@ -86,3 +90,11 @@ def test_as_many_passages_as_suit_the_model_unless_the_question_says(ask: Callab
     limits = ReadingLimits(passages=1)
     assert len(ask("bridge, mill, oak and limes", lambda _: "x", limits=limits).results) == 1
     assert len(ask("bridge, mill, oak and limes", lambda _: "x", limits=limits, passages=2).results) == 2
+
+
+@pytest.mark.parametrize(("bound", "asked"), [(0.8, True), (0.81, False)])
+def test_what_a_search_has_reranked_is_not_ranked_again(ask: Callable[..., Any], bound: float, asked: bool) -> None:
+    answer = ask("Who built the bridge?", lambda _: "Ada Miller built it.", rerank=True, refuse_below=bound)
+    assert answer.refused is not asked
+    assert answer.results[0]["score"] == pytest.approx(0.8)
+    assert Library.ranker.asked == ["Who built the bridge?"]  # type: ignore[attr-defined]
