@@ -105,11 +105,9 @@ def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
 
     Their gold sentences are left out: citations are not looked at here.
     """
-    numbers = {name: number for number, name in enumerate(dataset.documents)}
-    wanted = {"even": 0, "odd": 1}.get(options.half or "")
-    half = (item for item in dataset.items if wanted is None or numbers[item.document] % 2 == wanted)
-    items = [replace(item, gold=()) for item in half]
-    sample = replace(dataset, items=tuple(items)).sample(options.limit, options.seed)
+    half = dataset.half(options.half)
+    items = tuple(replace(item, gold=()) for item in half.items)
+    sample = replace(half, items=items).sample(options.limit, options.seed)
     if not options.without:
         return sample
     names = list(dict.fromkeys(item.document for item in sample.items))

@@ -16,7 +16,6 @@ import structlog
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
-from retrieval.ranking.ranker import DEFAULT
 from retrieval.types import Document, Hit
 from service.answering.conversation.turns import LAST_EXCHANGE, fitted
 from service.answering.passages import Passage, Span
@@ -200,7 +199,7 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question.query, question.refuse_below, hits)
+        refusal = self._refusal(question, hits)
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
@@ -215,19 +214,20 @@ class EvidenceFinder:
             turns=len(asked.history),
         )
 
-    def _refusal(self, query: str, bound: float | None, hits: Sequence[Hit]) -> str | None:
+    def _refusal(self, question: Question, hits: Sequence[Hit]) -> str | None:
         """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
 
-        bound: the question's own, None for what was measured.
+        The bound is the question's own, or the ranker's for the language that it reads. A model that quotes is left to
+        choose: the same bound holds there.
         """
-        if bound is None:  # what was measured holds for the packaged ranker, and for what it reads
-            measured = self.layout.limits.refuse_below if self.layout.limits is not None else None
-            if measured is None or not is_read(query, hits) or self.library.ranker.name != DEFAULT:
+        bound = question.refuse_below
+        if bound is None:
+            if self.layout.quotes or not is_read(question.query, hits):
                 return None
-            bound = measured
+            bound = self.library.ranker.refuse_below
         if bound == 0 or not hits:
             return None
-        sure = surest(self.library.ranker, query, hits)
+        sure = max(hit.score for hit in hits) if question.rerank else surest(self.library.ranker, question.query, hits)
         if sure >= bound:
             return None
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"

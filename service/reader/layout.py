@@ -6,7 +6,8 @@ token and that sentence, word for word, then ``<|end|>``. Where the sentence sta
 (`service.answering.support.judge`): the reference is not trusted.
 
 Which sentence that is, is chosen before (`service.reader.choosing`), where there is a ranker: the model is then made to
-say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself.
+say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself:
+a constraint on the output leaves it alone.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class ReaderLayout:
         """chooser: called when the first answer is chosen; None leaves the choice to the model."""
         self.tokenizer = tokenizer
         self._chooser = chooser
+        self.quotes = chooser is not None
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end, self._none = ids(BOS), ids(END), ids(NONE)
         self._question, self._answer = ids(QUESTION), ids(ANSWER)

@@ -39,7 +39,6 @@ class Style:
         marked: passages are named by markers, which `before` or `after` asks for.
         examples: shown in front of everything else.
         passages: how many retrieved ones are best; None for as many as the settings say.
-        refuse_below: see `service.answering.prompting.layouts.ReadingLimits`.
         best_last: the best passage stands beside the question; else the order depends on the passages alone.
     """
 
@@ -51,7 +50,6 @@ class Style:
     marked: bool = False
     examples: tuple[Example, ...] = ()
     passages: int | None = None
-    refuse_below: float | None = None
     best_last: bool = False
 
     def ordered(self, passages: Sequence[Passage]) -> list[Passage]:
@@ -61,11 +59,14 @@ class Style:
             return joined
         return sorted(joined, key=lambda one: -min(i for i, other in enumerate(passages) if _holds(one, other)))
 
-    def turn(self, question: str, passages: Sequence[Passage]) -> list[str]:
-        """The user's turn in pieces: what stands before, each passage, what stands behind."""
-        question = question.strip()
-        before, after = (text.replace("{question}", question) for text in (self.before, self.after))
-        return [*([before] if before else []), *self.blocks(passages), after]
+    def opening(self, question: str, passages: Sequence[Passage]) -> list[str]:
+        """What the first user turn begins with, in pieces: what stands before the passages, and each of these."""
+        before = self.before.replace("{question}", question.strip())
+        return [*([before] if before else []), *self.blocks(passages)]
+
+    def asked(self, question: str) -> str:
+        """A question in the words of the style."""
+        return self.after.replace("{question}", question.strip())
 
     def blocks(self, passages: Sequence[Passage]) -> list[str]:
         """Each passage between its delimiters."""
@@ -82,7 +83,8 @@ class Style:
         turns: list[tuple[str, list[str]]] = []
         for number, example in enumerate(self.examples, start=1):
             passage = Passage("", f"example {number}", 0, len(example.passage), None, example.passage)
-            turns += [("user", self.turn(example.question, [passage])), ("assistant", [example.answer])]
+            asked = [*self.opening(example.question, [passage]), self.asked(example.question)]
+            turns += [("user", asked), ("assistant", [example.answer])]
         return turns
 
 
@@ -94,14 +96,12 @@ LARGE = Style(
         f"answer, say: {NOT_STATED}"
     ),
     passages=3,
-    refuse_below=0.13,
 )
 SMALL = Style(
     name="chat-small",
     system="You answer questions about documents.",
     after="Answer the question in one short sentence from the text above.\nQuestion: {question}",
     passages=3,
-    refuse_below=0.13,
 )
 """Asked to refuse, a small model refuses what it could answer: here the ranker alone decides."""
 PLAIN = Style(name="plain", system=LARGE.system, after="Question: {question}\nAnswer:")

@@ -21,7 +21,8 @@ from service.settings import load_settings
 class Ranker:
     """Sure of passages by a word."""
 
-    name = "minilm"
+    def __init__(self, refuse_below: float = 0.0) -> None:
+        self.refuse_below = refuse_below
 
     def passages(self, question: str, texts: Any, contexts: list[str]) -> list[float]:
         return [0.8 if "Ada" in context else 0.1 for context in contexts]
@@ -29,15 +30,24 @@ class Ranker:
 
 @pytest.fixture
 def ask(home: Path, tiny_model: Path, make_scripted: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    monkeypatch.setattr(Library, "ranker", Ranker())
+    def run(
+        text: str,
+        reply: Callable[[str], str],
+        limits: ReadingLimits | None = None,
+        bound: float = 0.0,
+        quotes: bool = False,
+        **how: Any,
+    ) -> Answer:
+        """bound: the ranker's."""
+        monkeypatch.setattr(Library, "ranker", Ranker(bound))
 
-    def run(text: str, reply: Callable[[str], str], limits: ReadingLimits | None = None, **how: Any) -> Answer:
         async def go() -> Answer:
             runtime = Runtime(load_settings(home=home, model=str(tiny_model)), engine=make_scripted(reply))
             await runtime.start()
             try:
                 await runtime.ended.wait()
                 runtime.answerer.layout.limits = limits
+                runtime.answerer.layout.quotes = quotes
                 question = Question(question=text, mode="retrieval", **how)
                 return await collect(runtime.answerer.answer(question, SamplingParams(), "local"))
             finally:
@@ -56,12 +66,9 @@ def test_a_refusal_of_the_model_is_said_to_be_one(ask: Callable[..., Any], reply
 
 
 @pytest.mark.parametrize(("bound", "asked"), [(0.0, True), (0.8, True), (0.81, False)])
-@pytest.mark.parametrize("measured", [True, False])
-def test_below_the_bound_the_model_is_not_asked(
-    ask: Callable[..., Any], bound: float, asked: bool, measured: bool
-) -> None:
-    how: dict[str, Any] = {"limits": ReadingLimits(refuse_below=bound)} if measured else {"refuse_below": bound}
-    answer = ask("Who built the bridge at Hampton?", lambda _: "Ada Miller built it.", **how)
+@pytest.mark.parametrize("whose", ["bound", "refuse_below"])
+def test_below_the_bound_the_model_is_not_asked(ask: Callable[..., Any], bound: float, asked: bool, whose: str) -> None:
+    answer = ask("Who built the bridge at Hampton?", lambda _: "Ada Miller built it.", **{whose: bound})
     assert answer.refused is not asked
     if asked:
         assert answer.answer == "Ada Miller built it."
@@ -72,14 +79,23 @@ def test_below_the_bound_the_model_is_not_asked(
 
 
 @pytest.mark.parametrize(("question", "refused"), [("Who built the bridge?", True), ("Wer baute die Brücke?", False)])
-def test_the_measured_bound_is_for_what_the_ranker_reads(ask: Callable[..., Any], question: str, refused: bool) -> None:
-    answer = ask(question, lambda _: "Ada.", limits=ReadingLimits(refuse_below=0.99))
+def test_the_ranker_s_bound_is_for_what_the_ranker_reads(ask: Callable[..., Any], question: str, refused: bool) -> None:
+    answer = ask(question, lambda _: "Ada.", bound=0.99)
     assert answer.refused is refused
 
 
-def test_a_question_s_own_bound_goes_before_the_measured_one(ask: Callable[..., Any]) -> None:
-    answer = ask("Who built it?", lambda _: "Ada.", limits=ReadingLimits(refuse_below=0.99), refuse_below=0.0)
+def test_a_question_s_own_bound_goes_before_the_ranker_s(ask: Callable[..., Any]) -> None:
+    answer = ask("Who built it?", lambda _: "Ada.", bound=0.99, refuse_below=0.0)
     assert not answer.refused
+
+
+def test_a_model_that_quotes_chooses_by_itself(ask: Callable[..., Any]) -> None:
+    assert not ask("Who built the bridge at Hampton?", lambda _: "Ada.", bound=0.81, quotes=True).refused
+
+
+def test_what_was_reranked_is_not_ranked_again(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.answering.evidence.surest", None)
+    assert ask("Who built the bridge at Hampton?", lambda _: "Ada.", bound=0.81, rerank=True).refused
 
 
 def test_as_many_passages_as_suit_the_model_unless_the_question_says(ask: Callable[..., Any]) -> None:

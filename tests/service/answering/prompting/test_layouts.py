@@ -52,7 +52,7 @@ def test_examples_are_earlier_turns_and_nobodys_evidence(tokenizer: Any) -> None
     )
     text = tokenizer.decode(prompt.ids)
     places = [
-        text.index(part) for part in ("born in 1815.", "When was Ada born?", "In 1815.<|im_end|>", "Hi", "Bob did.")
+        text.index(part) for part in ("born in 1815.", "When was Ada born?", "In 1815.<|im_end|>", "Bob did.", "Hi")
     ]
     assert places == sorted(places)
     assert [p.text for p in prompt.passages] == ["Bob did."]
@@ -91,10 +91,22 @@ def test_documents_cannot_close_their_turn_or_their_delimiter(tokenizer: Any) ->
         assert hostile.count(special) == harmless.count(special) + 2  # of the two earlier turns
 
 
-def test_earlier_turns_stand_before_the_documents(tokenizer: Any) -> None:
-    history = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+@pytest.mark.parametrize("style", [LARGE, SMALL])
+def test_a_follow_up_begins_with_the_prompt_before_it_and_its_answer(tokenizer: Any, style: Style) -> None:
+    layout = ChatLayout(tokenizer, style)
+    first = layout.build("Who built it?", [passage("Ada built it.")]).ids
+    history = [{"role": "user", "content": "Who built it?"}, {"role": "assistant", "content": "Ada did."}]
+    second = layout.build("And when?", [passage("Ada built it.")], history).ids
+    assert second[: len(first)] == first
+    assert tokenizer.decode(second[len(first) :]).startswith("Ada did.<|im_end|>")
+    assert "And when?" in tokenizer.decode(second[len(first) :])
+
+
+def test_documents_have_a_turn_of_their_own_before_an_assistant_that_speaks_first(tokenizer: Any) -> None:
+    history = [{"role": "assistant", "content": "Good day"}]
     text = tokenizer.decode(ChatLayout(tokenizer).build("And now?", [passage("Text.")], history).ids)
-    assert text.index("Hello") < text.index("Good day") < text.index("Text.") < text.index("And now?")
+    assert text.index("Text.") < text.index("Good day") < text.index("And now?")
+    assert text.count("<|im_start|>user") == 2
 
 
 def test_a_template_without_system_gets_it_in_the_first_user_turn(tokenizer: Any, tiny_model: Path) -> None:
