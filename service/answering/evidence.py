@@ -22,7 +22,7 @@ from service.answering.passages import Passage, Span
 from service.answering.prompting.layouts import Prompt, PromptLayout
 from service.answering.question import Question
 from service.answering.support.citations import Citation, check
-from service.answering.sureness import is_read, surest
+from service.answering.sureness import Likely, is_read, likely, pointed_out
 from service.errors import PromptTooLong
 from service.settings import Settings
 
@@ -189,8 +189,12 @@ class EvidenceFinder:
             nothing = f"{reason}; nothing found"
             return Evidence("retrieval", nothing, None, [], {}, retrieval_ms, found.generation, question.query)
 
+        reads = not self.layout.quotes and is_read(question.query, hits)  # a model that quotes asks the ranker itself
+        judged = likely(self.library.ranker, question.query, hits) if reads or question.refuse_below else []
+
         def build(asked: Question) -> Prompt:
-            return self._build(asked, [Passage.of(hit) for hit in hits])
+            beside = pointed_out(judged, len(hits)) if reads else []
+            return self._build(asked, [Passage.of(hit) for hit in hits], beside)
 
         asked, prompt = fitted(question, build, room, least=LAST_EXCHANGE)
         while len(prompt.ids) > room and len(hits) > 1:
@@ -199,7 +203,7 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question, hits)
+        refusal = self._refusal(question.refuse_below, judged)
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
@@ -214,26 +218,22 @@ class EvidenceFinder:
             turns=len(asked.history),
         )
 
-    def _refusal(self, question: Question, hits: Sequence[Hit]) -> str | None:
+    def _refusal(self, bound: float | None, judged: Sequence[Likely]) -> str | None:
         """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
 
-        The bound is the question's own, or the ranker's for the language that it reads. A model that quotes is left to
-        choose: the same bound holds there.
+        bound: the question's own, None for the ranker's.
         """
-        bound = question.refuse_below
-        if bound is None:
-            if self.layout.quotes or not is_read(question.query, hits):
-                return None
-            bound = self.library.ranker.refuse_below
-        if bound == 0 or not hits:
+        if not judged:
             return None
-        sure = max(hit.score for hit in hits) if question.rerank else surest(self.library.ranker, question.query, hits)
+        if bound is None:
+            bound = self.library.ranker.refuse_below
+        sure = judged[0].probability
         if sure >= bound:
             return None
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
 
-    def _build(self, question: Question, passages: Sequence[Passage]) -> Prompt:
-        return self.layout.build(question.text, passages, question.turns)
+    def _build(self, question: Question, passages: Sequence[Passage], likely: Sequence[str] = ()) -> Prompt:
+        return self.layout.build(question.text, passages, question.turns, likely)
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
         """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""

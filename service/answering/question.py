@@ -194,8 +194,8 @@ def nothing_to_steer(param: str) -> InvalidRequest:
     param: mode or knn.
     """
     return InvalidRequest(
-        "The embedded reader quotes sentences that are chosen before it speaks: mode iterative and kNN datastores, which "
-        "act on every word that a model writes, have nothing to do there.",
+        "The embedded reader quotes sentences that are chosen before it speaks: mode iterative and kNN datastores act "
+        "on every word that a model writes, and have nothing to do there.",
         hint="Use mode retrieval, or name a model that writes its own words, for example FOLIO_MODEL=smollm2.",
         param=param,
     )

@@ -73,7 +73,13 @@ class ReaderLayout:
         self._preamble = [self._bos, self._none, *self._encode([f" {NOT_STATED}"])[0], self._end]
         self._read = lru_cache(maxsize=64)(self._split)
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()) -> Prompt:
+    def build(
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Mapping[str, str]] = (),
+        likely: Sequence[str] = (),
+    ) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
 
         Raises InvalidRequest for an empty question, and for earlier turns: the reader was trained on none.

@@ -94,8 +94,14 @@ class PromptLayout(Protocol):
     quotes: bool
     limits: ReadingLimits | None
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
-        """Ids for `question` over `passages` (any order); `history` holds earlier turns, oldest first.
+    def build(
+        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+    ) -> Prompt:
+        """Ids for `question` over `passages` (any order).
+
+        Args:
+            history: earlier turns, oldest first.
+            likely: sentences of the passages that may answer, the likeliest first; of use to a model that writes.
 
         A layout that cannot use earlier turns raises InvalidRequest rather than drop them.
         """
@@ -120,11 +126,13 @@ class ChatLayout:
         self.encoder = Encoder(tokenizer)
         self._style = style
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+    def build(
+        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+    ) -> Prompt:
         """Ids of system turn, examples, and the conversation, in whose first user turn the documents stand first.
 
         Each question is asked in the words of the style: over the same documents a prompt begins with the one before
-        it, and with that answer.
+        it, and with that answer. Likely sentences stand beside the last question alone.
         """
         style = self._style
         ordered = style.ordered(passages)
@@ -132,13 +140,13 @@ class ChatLayout:
         turns += style.shown()
         said = [turn for turn in history if turn["role"] != "system"]
         asked = [*said, {"role": "user", "content": question}]
-        opening = style.opening(question, ordered)
+        opening, repeated = style.opening(question, ordered, likely)
         if asked[0]["role"] != "user":
             turns.append(("user", opening))
             opening = []
-        for turn in asked:
+        for number, turn in enumerate(asked, start=1):
             own = [style.asked(turn["content"])] if turn["role"] == "user" else [turn["content"]]
-            turns.append((turn["role"], [*opening, *own]))
+            turns.append((turn["role"], [*opening, *(repeated if number == len(asked) else []), *own]))
             opening = []
         return Prompt(self.encode_turns(turns), question, tuple(ordered), markers=style.markers(ordered))
 
@@ -204,7 +212,9 @@ class PlainLayout:
         first = list(tokenizer.encode("", add_special_tokens=True))[:1]
         self._start = first if first == [tokenizer.bos_token_id] else []
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+    def build(
+        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+    ) -> Prompt:
         """Ids of the running text; earlier turns stand between documents and question."""
         ordered = canonical(passages)
         turns = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in history]

@@ -14,6 +14,7 @@ from service.answering.prompting.delimiters import codes, markers, ruled
 SMALL_PARAMETERS = 300_000_000
 """A model of at most so many is a small one."""
 NOT_STATED = "The documents do not say."
+REPEATED = "sentences of these passages that may answer the question"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Style:
         marked: passages are named by markers, which `before` or `after` asks for.
         examples: shown in front of everything else.
         passages: how many retrieved ones are best; None for as many as the settings say.
+        likely: how many of the sentences that the ranker finds likeliest to answer are repeated before the question.
         best_last: the best passage stands beside the question; else the order depends on the passages alone.
     """
 
@@ -50,6 +52,7 @@ class Style:
     marked: bool = False
     examples: tuple[Example, ...] = ()
     passages: int | None = None
+    likely: int = 0
     best_last: bool = False
 
     def ordered(self, passages: Sequence[Passage]) -> list[Passage]:
@@ -59,10 +62,18 @@ class Style:
             return joined
         return sorted(joined, key=lambda one: -min(i for i, other in enumerate(passages) if _holds(one, other)))
 
-    def opening(self, question: str, passages: Sequence[Passage]) -> list[str]:
-        """What the first user turn begins with, in pieces: what stands before the passages, and each of these."""
+    def opening(
+        self, question: str, passages: Sequence[Passage], likely: Sequence[str] = ()
+    ) -> tuple[list[str], list[str]]:
+        """What the first user turn begins with, in pieces: what stands before the passages, and each of these.
+
+        Then what the last one begins with: the likeliest sentences, repeated beside the question.
+        """
         before = self.before.replace("{question}", question.strip())
-        return [*([before] if before else []), *self.blocks(passages)]
+        text = "\n".join(likely[: self.likely])
+        repeated = [Passage("", REPEATED, 0, len(text), None, text)] if text else []
+        blocks = self.blocks([*passages, *repeated])
+        return [*([before] if before else []), *blocks[: len(passages)]], blocks[len(passages) :]
 
     def asked(self, question: str) -> str:
         """A question in the words of the style."""
@@ -83,7 +94,7 @@ class Style:
         turns: list[tuple[str, list[str]]] = []
         for number, example in enumerate(self.examples, start=1):
             passage = Passage("", f"example {number}", 0, len(example.passage), None, example.passage)
-            asked = [*self.opening(example.question, [passage]), self.asked(example.question)]
+            asked = [*self.opening(example.question, [passage])[0], self.asked(example.question)]
             turns += [("user", asked), ("assistant", [example.answer])]
         return turns
 
@@ -96,6 +107,7 @@ LARGE = Style(
         f"answer, say: {NOT_STATED}"
     ),
     passages=3,
+    likely=3,
 )
 SMALL = Style(
     name="chat-small",

@@ -12,6 +12,7 @@ import pytest
 from retrieval.library import Library
 from service.answering.answer import NOTHING_FOUND, Answer, collect
 from service.answering.prompting.layouts import ReadingLimits
+from service.answering.prompting.styles import REPEATED
 from service.answering.question import Question
 from service.engine.params import SamplingParams
 from service.runtime import Runtime
@@ -19,13 +20,16 @@ from service.settings import load_settings
 
 
 class Ranker:
-    """Sure of passages by a word."""
+    """Sure of sentences by a word."""
 
     def __init__(self, refuse_below: float = 0.0) -> None:
         self.refuse_below = refuse_below
 
-    def passages(self, question: str, texts: Any, contexts: list[str]) -> list[float]:
-        return [0.8 if "Ada" in context else 0.1 for context in contexts]
+    def score(self, question: str, sentences: list[str], contexts: list[str]) -> list[float]:
+        return [0.8 if "Ada" in sentence else 0.1 for sentence in sentences]
+
+    def passages(self, question: str, texts: list[list[str]], contexts: list[str]) -> list[float]:
+        return [max(self.score(question, sentences, contexts)) for sentences in texts]
 
 
 @pytest.fixture
@@ -93,9 +97,14 @@ def test_a_model_that_quotes_chooses_by_itself(ask: Callable[..., Any]) -> None:
     assert not ask("Who built the bridge at Hampton?", lambda _: "Ada.", bound=0.81, quotes=True).refused
 
 
-def test_what_was_reranked_is_not_ranked_again(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.answering.evidence.surest", None)
-    assert ask("Who built the bridge at Hampton?", lambda _: "Ada.", bound=0.81, rerank=True).refused
+def test_the_likeliest_sentences_stand_beside_the_question(ask: Callable[..., Any]) -> None:
+    prompts: list[str] = []
+    ask("Who built the bridge at Hampton?", lambda prompt: prompts.append(prompt) or "Ada.", bound=0.5)
+    _, repeated = prompts[0].split(REPEATED)
+    assert repeated.index("Ada") < repeated.index("Question: ")
+    prompts.clear()
+    ask("Wer baute die Brücke bei Hampton?", lambda prompt: prompts.append(prompt) or "Ada.", bound=0.5)
+    assert REPEATED not in prompts[0], "the ranker does not read German"
 
 
 def test_as_many_passages_as_suit_the_model_unless_the_question_says(ask: Callable[..., Any]) -> None:
