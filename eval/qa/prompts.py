@@ -319,6 +319,8 @@ STYLES = {
     "beside-2": replace(_BESIDE, passages=2),
     "beside-5": replace(_BESIDE, passages=5),
     "beside-8": replace(_BESIDE, passages=None),
+    "beside-likely": replace(_BESIDE, likely=3),
+    "beside-likely-5": replace(_BESIDE, likely=5),
     "exact": replace(_BESIDE, after=EXACT),
     "check": replace(_BESIDE, after=CHECK),
     "doubt": replace(_BESIDE, after=DOUBT),
@@ -339,6 +341,8 @@ STYLES = {
     "answer-no-system": replace(_ANSWER, system=""),
     "answer-copy": replace(_ANSWER, after=COPY),
     "answer-text": replace(_ANSWER, after=TEXT),
+    "answer-text-likely": replace(_ANSWER, after=TEXT, likely=3),
+    "answer-likely": replace(_ANSWER, likely=3),
     "answer-best-last": replace(_ANSWER, best_last=True),
     "answer-example": replace(_ANSWER, examples=EXAMPLES[:1]),
 }
