@@ -203,7 +203,7 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question.refuse_below, judged)
+        refusal = self._refusal(question.refuse_below, [one for one in judged if one.hit < len(hits)])
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
