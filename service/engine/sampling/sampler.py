@@ -15,13 +15,10 @@ from drafters.sampling import device as sampling_device
 from drafters.sampling.choice import choose
 from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
-from drafters.verify import Verdict, verify
+from drafters.verify import NO_TOKEN, Verdict, verify
 from service.engine.outputs import TokenLogprobs
 from service.engine.params import SamplingParams
 from sparse_attn.host_values import to_device
-
-NO_TOKEN = -1
-"""What is chosen after a row from which nothing can be: it holds NaN, or no finite number."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +47,9 @@ def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
     greedy = all(p.temperature == 0 for p in keys.params)
     if logits.is_cpu and not any_cut and (greedy or has_choice(logits).all()):
         of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
-        walked = [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
-        return [_ended(verdict, logits[own]) for verdict, own in zip(walked, rows, strict=True)] if greedy else walked
+        return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
     choices = torch.where(has_choice(logits), _choices(logits, keys, any_cut), NO_TOKEN).tolist()
     return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
-
-
-def _ended(verdict: Verdict, logits: Tensor) -> Verdict:
-    """A greedy verdict up to the first row whose best logit is no number; nothing is read but the rows walked."""
-    usable = torch.isfinite(logits[list(verdict.rows), list(verdict.tokens)])
-    if usable.all():
-        return verdict
-    first = int((~usable).nonzero()[0])
-    return Verdict(verdict.path[:first], (*verdict.tokens[:first], NO_TOKEN))
 
 
 def has_choice(logits: Tensor) -> Tensor:
@@ -89,9 +76,14 @@ def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
     return sampling_device.choose(logits, *moved, any_cut=any_cut)
 
 
-def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """Log-probabilities of the model's own distribution (before temperature and cuts); logits [V]."""
-    logp = torch.log_softmax(logits.double(), -1)
-    top = torch.topk(logp, min(count, len(logp)))
-    pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return TokenLogprobs(token_id, float(logp[token_id]), pairs)
+def token_logprobs(logits: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:
+    """Log-probabilities of the model's own distribution (before temperature and cuts); logits [n, V], a token each."""
+    total = torch.logsumexp(logits.double(), dim=-1, keepdim=True)
+    chosen = logits.gather(1, torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None])
+    rank = (logits > chosen).sum(dim=-1) + 1
+    top = torch.topk(logits, min(count, logits.shape[1]))
+    columns = [(chosen.double() - total)[:, 0], rank, top.indices, top.values.double() - total]
+    return [
+        TokenLogprobs(token, logprob, place, list(zip(ids, values, strict=True)))
+        for token, logprob, place, ids, values in zip(token_ids, *(c.tolist() for c in columns), strict=True)
+    ]
