@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from service.answering.passages import Passage, canonical
 from service.answering.prompting.delimiters import codes, markers, ruled
 
-SMALL_PARAMETERS = 300_000_000
+SMALL_PARAMETERS = 1_000_000_000
 """A model of at most so many is a small one."""
 NOT_STATED = "The documents do not say."
 REPEATED = "sentences of these passages that may answer the question"
@@ -112,8 +112,9 @@ LARGE = Style(
 SMALL = Style(
     name="chat-small",
     system="You answer questions about documents.",
-    after="Answer the question in one short sentence from the text above.\nQuestion: {question}",
+    after="Question: {question}\nAnswer the question in one short sentence.",
     passages=3,
+    likely=3,
 )
 """Asked to refuse, a small model refuses what it could answer: here the ranker alone decides."""
 PLAIN = Style(name="plain", system=LARGE.system, after="Question: {question}\nAnswer:")
