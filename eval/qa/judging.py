@@ -1,6 +1,6 @@
 """What the service says of an answer: its claims with their support.
 
-These are the service's own rules, called at one place.
+The rule is the service's own, called at one place.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question.refuse_below, [one for one in judged if one.hit < len(hits)])
+        refusal = self._refusal(question, [one for one in judged if one.hit < len(hits)])
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
@@ -218,15 +218,13 @@ class EvidenceFinder:
             turns=len(asked.history),
         )
 
-    def _refusal(self, bound: float | None, judged: Sequence[Likely]) -> str | None:
-        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
-
-        bound: the question's own, None for the ranker's.
-        """
+    def _refusal(self, question: Question, judged: Sequence[Likely]) -> str | None:
+        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell."""
         if not judged:
             return None
+        bound = question.refuse_below
         if bound is None:
-            bound = self.library.ranker.refuse_below
+            bound = self.library.ranker.refuse_below(question.query)
         sure = judged[0].probability
         if sure >= bound:
             return None

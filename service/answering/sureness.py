@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval.parsing.chunking import in_context
+from retrieval.parsing.sentences import units
 from retrieval.ranking.ranker import SentenceRanker
 from retrieval.types import Hit
-from service.answering.support.sentence_index import units_of
 
 SHORTEST = 3
 """words of what is worth pointing out"""
@@ -37,7 +37,7 @@ class Likely:
 
 def likely(ranker: SentenceRanker, question: str, hits: Sequence[Hit]) -> list[Likely]:
     """The sentences of the passages, the likeliest to answer first."""
-    places = [(number, start, end) for number, hit in enumerate(hits) for start, end in units_of(hit.text)]
+    places = [(number, start, end) for number, hit in enumerate(hits) for start, end in units(hit.text)]
     contexts = [in_context(hit.context, hit.text) for hit in hits]
     sentences = [hits[number].text[start:end] for number, start, end in places]
     scores = ranker.score(question, sentences, [contexts[number] for number, _, _ in places])

@@ -22,8 +22,11 @@ from service.settings import load_settings
 class Ranker:
     """Sure of sentences by a word."""
 
-    def __init__(self, refuse_below: float = 0.0) -> None:
-        self.refuse_below = refuse_below
+    def __init__(self, bound: float) -> None:
+        self._bound = bound
+
+    def refuse_below(self, question: str) -> float:
+        return self._bound
 
     def score(self, question: str, sentences: list[str], contexts: list[str]) -> list[float]:
         return [0.8 if "Ada" in sentence else 0.1 for sentence in sentences]

@@ -37,7 +37,9 @@ def test_the_prompt_is_the_template_around_documents_and_question(tokenizer: Any
     assert f"--- {code} 1: d.txt, page 1\nAda built it.\n--- {code}\n" in text
 
 
-@pytest.mark.parametrize(("parameters", "style"), [(None, LARGE), (135_000_000, SMALL), (600_000_000, SMALL), (1_500_000_000, LARGE)])
+@pytest.mark.parametrize(
+    ("parameters", "style"), [(None, LARGE), (135_000_000, SMALL), (600_000_000, SMALL), (1_500_000_000, LARGE)]
+)
 def test_a_model_is_asked_in_the_style_of_its_size(tokenizer: Any, parameters: int | None, style: Style) -> None:
     layout = choose_layout(tokenizer, parameters)
     assert layout.name == style.name
