@@ -139,11 +139,11 @@ class Encoder(ABC, Generic[Model]):
 
     def text(self, ids: Sequence[int]) -> str:
         """See ``Embedder``."""
-        if max(ids) >= self._tokenizer.get_vocab_size():
-            raise ValueError(
-                f"there is no token {max(ids)}; the model knows 0 to {self._tokenizer.get_vocab_size() - 1}"
-            )
-        return str(self._tokenizer.decode(list(ids)))
+        tokenizer = self.tokens.tokenizer
+        known = tokenizer.get_vocab_size()
+        if max(ids) >= known:
+            raise ValueError(f"there is no token {max(ids)}; the model knows 0 to {known - 1}")
+        return str(tokenizer.decode(list(ids)))
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
         """See ``Embedder``."""
