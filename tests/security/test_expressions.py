@@ -84,14 +84,20 @@ EVERY = every_pattern()
 
 
 @cache
-def sources() -> str:
-    return "".join(inspect.getsource(module) for module in modules())
+def uses() -> dict[str, set[str]]:
+    """Name of an expression → the methods that are called of it."""
+    found: dict[str, set[str]] = {}
+    for module in modules():
+        call = r"(\w+)\.(finditer|findall|search|match|fullmatch|subn?|split)\("
+        for name, method in re.findall(call, inspect.getsource(module)):
+            found.setdefault(name, set()).add(method)
+    return found
 
 
 def is_anchored(name: str) -> bool:
     """Whether the expression is only ever tried at one place of a text."""
     last = re.split(r"[.:]", name.rpartition("[")[0] if name.endswith("]") else name)[-1]
-    how = set(re.findall(rf"\b{last}\.(finditer|findall|search|match|fullmatch|subn?|split)\(", sources()))
+    how = uses().get(last, set())
     return bool(how) and how <= {"match", "fullmatch"}
 
 
