@@ -123,8 +123,8 @@ def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
             break
         gone.add(names[place])
     kept = {name: said for name, said in dataset.documents.items() if name not in gone}
-    items = [replace(item, answers=()) if item.document in gone else item for item in sample.items]
-    return Dataset(f"{dataset.name}_{options.half}_{options.seed}_{options.without}", tuple(items), kept)
+    left = tuple(replace(item, answers=()) if item.document in gone else item for item in sample.items)
+    return Dataset(f"{dataset.name}_{options.half}_{options.seed}_{options.without}", left, kept)
 
 
 class Answers:
