@@ -92,6 +92,11 @@ class IndexUpkeep:
             if behind and behind >= FOLD_AT * indexed:
                 _try_build(index)
 
+    def check_writable(self, purpose: str, wait_s: float) -> None:
+        """Whether ``writing`` would be let in now. Errors: StoreBusy (after ``wait_s`` seconds), EmbedderMismatch."""
+        with self._lease.hold(purpose, wait_s):
+            self.index()
+
     def rebuild(self, progress: ProgressCallback | None = None) -> IndexReport:
         """See ``Library.rebuild``."""
         with self._lease.hold("rebuilding the index"):

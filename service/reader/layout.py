@@ -6,7 +6,8 @@ token and that sentence, word for word, then ``<|end|>``. Where the sentence sta
 (`service.answering.support.judge`): the reference is not trusted.
 
 Which sentence that is, is chosen before (`service.reader.choosing`), where there is a ranker: the model is then made to
-say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself.
+say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself:
+a constraint on the output leaves it alone.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class ReaderLayout:
         """chooser: called when the first answer is chosen; None leaves the choice to the model."""
         self.tokenizer = tokenizer
         self._chooser = chooser
+        self.quotes = chooser is not None
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end, self._none = ids(BOS), ids(END), ids(NONE)
         self._question, self._answer = ids(QUESTION), ids(ANSWER)
@@ -69,7 +71,13 @@ class ReaderLayout:
         self._preamble = [self._bos, self._none, *self._encode([f" {NOT_STATED}"])[0], self._end]
         self._read = lru_cache(maxsize=64)(self._split)
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()) -> Prompt:
+    def build(
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Mapping[str, str]] = (),
+        likely: Sequence[str] = (),
+    ) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
 
         Raises InvalidRequest for an empty question, and for earlier turns: the reader was trained on none.
