@@ -13,7 +13,8 @@ from io import BytesIO
 import pypdfium2 as pdfium
 
 from retrieval.errors import NotFound
-from retrieval.parsing.pdf import open_pdf, page_text, stored_index
+from retrieval.parsing import ocr
+from retrieval.parsing.pdf import is_unread, open_pdf, page_text, picture_text, stored_index
 from retrieval.types import Page
 
 HIGHEST_IMAGE = 4000
@@ -59,6 +60,9 @@ def _boxes_of_page(document, page: Page, text: str, start: int, end: int) -> Ite
     try:
         now, raw_index = page_text(document, pdf_page)
         index = stored_index(now, raw_index, text[page.start : page.end])
+        if index is None and ocr.available() and is_unread(pdf_page, now):
+            now = picture_text(pdf_page)
+            index = stored_index(now, raw_index, text[page.start : page.end])
         if index is None:
             return
         width, height = pdf_page.get_size()

@@ -61,10 +61,12 @@ def parse_html(data: bytes, name: str) -> ParsedDocument:
     written = extractor.content()
     if not written.text:
         raise EmptyFile(f"{name} has no visible text; nothing to ingest")
-    text = storable(written.text)
-    notes = [*decoded.notes(), *extractor.notes, *written.notes]
-    pages = [Page(1, 0, len(text))]
-    return ParsedDocument(text, pages, "text/html", notes, tables=written.tables, headings=written.headings)
+    return written.document([*decoded.notes(), *extractor.notes])
+
+
+def parse_markup(markup: str) -> ParsedDocument:
+    """All visible text, menus and the like included, with its tables and headings."""
+    return _extract(markup).everything().document()
 
 
 def html_to_text(markup: str) -> str:
@@ -128,6 +130,11 @@ class _Written:
     tables: list[Table] = field(default_factory=list)
     headings: list[Heading] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def document(self, notes: Sequence[str] = ()) -> ParsedDocument:
+        text = storable(self.text)
+        pages, said = [Page(1, 0, len(text))], [*notes, *self.notes]
+        return ParsedDocument(text, pages, "text/html", said, tables=self.tables, headings=self.headings)
 
 
 @dataclass(slots=True)

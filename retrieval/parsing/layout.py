@@ -66,7 +66,13 @@ class Segment:
     text: str
     hyphen: bool = False
     value: int = -1
-    """which of the page's form values it is; -1: printed text"""
+    """which of the page's values it is (what is typed into its form, or recognised in its picture); -1: printed text"""
+    recognised: bool = False
+
+    @property
+    def typed(self) -> bool:
+        """Whether somebody filled it into a field, which may be much higher than a line."""
+        return self.value >= 0 and not self.recognised
 
     @property
     def height(self) -> float:
@@ -116,6 +122,11 @@ def read_blocks(
             rows = _ordered([*segments, *values])
         return _blocks(rows, segments)
     return _blocks([[segment] for segment in segments], segments)
+
+
+def arranged(segments: Sequence[Segment]) -> list[Block]:
+    """Blocks of lines whose places are known, in reading order."""
+    return _blocks(_ordered(list(segments)), segments)
 
 
 class _Ruler:
@@ -310,13 +321,13 @@ def _rows_of(segments: Sequence[Segment]) -> Rows:
 
 def _level(one: Segment, two: Segment) -> bool:
     """Whether they stand on one line; the field of a form may be much higher than its label."""
-    slack = max(one.height, two.height) if max(one.value, two.value) >= 0 else 0.8 * min(one.height, two.height)
+    slack = max(one.height, two.height) if one.typed or two.typed else 0.8 * min(one.height, two.height)
     return abs(one.box.top + one.box.bottom - two.box.top - two.box.bottom) < slack
 
 
 def _gutter(segments: Sequence[Segment]) -> float | None:
     """The x of a gap from top to bottom between two columns of prose that few lines cross; None where there is none."""
-    printed = [one for one in segments if one.value < 0]
+    printed = [one for one in segments if not one.typed]
     if len(printed) < 4:
         return None
     leftmost, rightmost = min(one.box.left for one in printed), max(one.box.right for one in printed)
@@ -355,7 +366,7 @@ def _is_table(rows: Rows) -> bool:
 
 
 def _like_cells(row: Sequence[Segment]) -> bool:
-    if len(row) < 2 or any(one.value >= 0 for one in row):
+    if len(row) < 2 or any(one.typed for one in row):
         return False
     words = [one.words for one in row]
     return sum(words) <= 5 * len(row) and sorted(words)[len(words) // 2] <= 4 and min(words) <= 3
@@ -477,12 +488,12 @@ class PageText:
 
     Attributes:
         sources: where the text comes from, piece by piece: (start, end) in what PDFium gives, or (−1 − the number of a
-            form value, characters of it).
+            value, characters of it).
         tables: (header, spans of the rows).
         headings: spans.
         lines: (start, end) of each line.
         tops: of each line, how high it stands.
-        values: rectangles of the form's values: left, bottom, right, top on the page.
+        values: rectangles of the page's values: left, bottom, right, top on the page.
     """
 
     text: str
@@ -549,12 +560,16 @@ class _Writer:
         for place, one in enumerate(row):
             if place:
                 self._add("\t" if block.kind == "table" else " ")
-            if one.value >= 0:
-                self._add(one.text, (-1 - one.value, len(one.text)))
-                continue
             last = place == len(row) - 1
             below = block.rows[number + 1][0].text if number + 1 < len(block.rows) else ""
-            hyphen = one.hyphen or bool(last and _HYPHEN.search(one.text) and _LOWER.match(below))
+            breaks = last and not one.typed and _HYPHEN.search(one.text) and _LOWER.match(below)
+            hyphen = one.hyphen or bool(breaks)
+            if one.value >= 0:
+                length = len(one.text) - hyphen
+                self._add(one.text[:length], (-1 - one.value, length))
+                if hyphen:
+                    self._add(BREAK, (-1 - one.value, 1))
+                continue
             end = one.end - (hyphen and not one.hyphen)
             self._add(one.text[: end - one.start], (one.start, end))
             if hyphen:

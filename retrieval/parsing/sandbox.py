@@ -76,8 +76,31 @@ class Sandbox:
         """``retrieval.parsing.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
         return self._perform("page_image", data, name, {"number": number, "width": width})[1]
 
+    @contextlib.contextmanager
+    def unpacked(
+        self, data: bytes, name: str, limits: Limits
+    ) -> Iterator[list[tuple[str, Path | UnreadableFile]]]:
+        """(path in the archive, the file while the context lasts, or why it was not unpacked) of each of an archive.
+
+        Args:
+            limits: of the archive, instead of the sandbox's own.
+        Errors: UnreadableFile and its kinds.
+        """
+        with self._workplace() as folder:
+            header, _ = self._perform("unpack", data, name, {"folder": str(folder)}, limits=limits)
+            yield [
+                (path, DamagedFile(f"{name}/{path} was not read: {why}") if why else folder / str(number))
+                for number, (path, why) in enumerate(header["files"])
+            ]
+
     def _perform(
-        self, task: str, data: bytes, name: str, arguments: dict[str, Any], progress: PageProgress | None = None
+        self,
+        task: str,
+        data: bytes,
+        name: str,
+        arguments: dict[str, Any],
+        progress: PageProgress | None = None,
+        limits: Limits | None = None,
     ) -> tuple[dict[str, Any], bytes]:
         """One of the worker's tasks: its header and payload."""
         with self._turn, self._workplace() as folder:
@@ -87,7 +110,7 @@ class Sandbox:
                 "arguments": arguments,
                 "name": name,
                 "folder": str(folder),
-                "limits": asdict(self._limits),
+                "limits": asdict(limits or self._limits),
             }
             try:
                 ending = self._ask(request, name, progress)
@@ -115,7 +138,7 @@ class Sandbox:
         assert process.stdin is not None
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
-        deadline = time.monotonic() + self._limits.parse_seconds + GRACE_S
+        deadline = time.monotonic() + self._limits.parse_seconds + self._limits.ocr_seconds + GRACE_S
         for line in self._lines(process, deadline):
             message = json.loads(line)
             if "progress" not in message:

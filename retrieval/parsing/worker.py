@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrieval.errors import NotFound, UnreadableFile
-from retrieval.parsing import parse
+from retrieval.parsing import ocr, parse
 from retrieval.parsing.limits import Limits
 from retrieval.types import Page
 
@@ -43,7 +43,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             _run_child(request, Path(request["folder"]), limits)
-        _tell(_wait(child, limits.parse_seconds))
+        _tell(_wait(child, limits.parse_seconds + (limits.ocr_seconds if ocr.available() else 0)))
 
 
 def _preload(name: str) -> None:
@@ -98,6 +98,12 @@ def _boxes(
     return {"boxes": [list(asdict(box).values()) for box in found]}, b""
 
 
+def _unpack(data: bytes, name: str, limits: Limits, folder: str) -> tuple[dict[str, Any], bytes]:
+    from retrieval.parsing.bundle import unpack
+
+    return {"files": unpack(data, name, limits, Path(folder))}, b""
+
+
 def _page_image(data: bytes, name: str, limits: Limits, number: int, width: int) -> tuple[dict[str, Any], bytes]:
     from retrieval.parsing.boxes import page_image
 
@@ -108,6 +114,7 @@ TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {
     "parse": _parse,
     "boxes": _boxes,
     "page_image": _page_image,
+    "unpack": _unpack,
 }
 """What a child does: (file, its name, limits, arguments of the request) → (header, payload)."""
 
@@ -139,10 +146,10 @@ def _run_child(request: dict[str, Any], folder: Path, limits: Limits) -> None:
 
 def _confine(limits: Limits) -> None:
     seconds = int(limits.parse_seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + int(limits.ocr_seconds)))
     output = 4 * limits.text_chars + (1 << 20)
     for what, limit in (
         (resource.RLIMIT_DATA, limits.parse_memory_bytes),
-        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, output),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),

@@ -23,7 +23,7 @@ from service.cli.context import (
     library_of,
     settings_of,
 )
-from service.cli.output import console, emit_json, emit_table, emit_text, error_line, note
+from service.cli.output import LINE_S, console, emit_json, emit_table, emit_text, error_line, note
 from service.errors import Exit, InvalidRequest
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 docs = typer.Typer(help="List, show and remove documents.", no_args_is_help=True, rich_markup_mode=None)
 
-LINE_S = 5.0
-"""between two lines of progress"""
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
