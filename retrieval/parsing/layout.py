@@ -11,7 +11,7 @@ import ctypes
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import combinations, pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,8 @@ BREAK = "\ufffe"
 
 _LINE = re.compile(rf"[^\r\n{BREAK}]+{BREAK}?")
 _WORD = re.compile(r"\S+")
-_HYPHEN = re.compile(r"[^\W\d_][-\u2010\xad]$")
+_SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
+_HYPHEN = re.compile(r"[^\W\d_][-\u2010\xad]")
 _LOWER = re.compile(r"[^\W\d_A-Z]")
 _DIGIT = re.compile(r"\d")
 _MARKER = re.compile(r"(?:\d{1,3}|[*†‡§¶]+|\[\d{1,3}\])[ .)]?\s*[^\W\d_]")
@@ -38,6 +39,8 @@ _SPARSE = 1.5
 """times the usual width a character that a line must have to be taken for several cells"""
 _BUFFER = (pdfium.raw.FS_RECTF * 512)()
 _SLOTS = [ctypes.byref(one) for one in _BUFFER]
+_SIDES = np.frombuffer(_BUFFER, dtype=np.float32).reshape(-1, 4)
+"""the same: left, top, right, bottom"""
 _MOST_LINES = 1_000
 _MOST_CHARS = 1_000
 """of a page, and of a line, that are looked at for columns: more is no page that people read"""
@@ -133,52 +136,56 @@ class _Ruler:
     """Measures characters of one page."""
 
     def __init__(self, text_page: pdfium.PdfTextPage, raw: str, index: np.ndarray, turned: int) -> None:
+        self.raw = raw
         self._page = text_page
         self._turned = turned
-        self._raw = raw
-        self._index = index.tolist()
+        self._index = index
 
     def lines(self, spans: Sequence[tuple[int, int]]) -> list[Segment]:
-        marked = [self._raw[end - 1] == BREAK for _, end in spans]
+        marked = [self.raw[end - 1] == BREAK for _, end in spans]
         words = [(start, end - hyphen) for (start, end), hyphen in zip(spans, marked, strict=True)]
-        ends = [_stripped(self._raw, start, end) for start, end in words]
+        ends = [_stripped(self.raw, start, end) for start, end in words]
         boxes = self._joined(ends)
         return [
-            Segment(start, end, box, self._raw[start:end], hyphen)
+            Segment(start, end, box, self.raw[start:end], hyphen)
             for (start, end), box, hyphen in zip(ends, boxes, marked, strict=True)
         ]
 
     def words(self, segments: Iterable[Segment]) -> list[list[Segment]]:
         """Of each segment, its words."""
-        found = [[word.span() for word in _WORD.finditer(self._raw, one.start, one.end)] for one in segments]
+        found = [[word.span() for word in _WORD.finditer(self.raw, one.start, one.end)] for one in segments]
         boxes = iter(self._joined([span for spans in found for span in spans]))
-        return [[Segment(*span, next(boxes), self._raw[slice(*span)]) for span in spans] for spans in found]
+        return [[Segment(*span, next(boxes), self.raw[slice(*span)]) for span in spans] for spans in found]
+
+    def boxes(self, characters: Sequence[int]) -> np.ndarray:
+        """float64[len(characters), 4]: a `Box` of each."""
+        measure, page = pdfium.raw.FPDFText_GetLooseCharBox, self._page.raw
+        numbers = self._index[np.array(characters, dtype=np.int64)].tolist()
+        sides = np.empty((len(numbers), 4))
+        for at in range(0, len(numbers), len(_SLOTS)):
+            part = numbers[at : at + len(_SLOTS)]
+            for number, slot in zip(part, _SLOTS, strict=False):
+                measure(page, number, slot)
+            sides[at : at + len(part)] = _SIDES[: len(part)]
+        left, top, right, bottom = sides.T
+        return displayed(left, bottom, right, top, self._turned)
 
     def _joined(self, spans: Sequence[tuple[int, int]]) -> list[Box]:
         """Around the first and the last character of each span, which are printed."""
-        measure, page, index = pdfium.raw.FPDFText_GetLooseCharBox, self._page.raw, self._index
-        boxes: list[Box] = []
-        for at in range(0, len(spans), len(_SLOTS) // 2):
-            part = spans[at : at + len(_SLOTS) // 2]
-            ends = [index[character] for start, end in part for character in (start, end - 1)]
-            for character, slot in zip(ends, _SLOTS, strict=False):
-                measure(page, character, slot)
-            sides = np.frombuffer(_BUFFER, dtype=np.float32)[: 4 * len(ends)].reshape(-1, 8).tolist()
-            for left, top, right, bottom, left2, top2, right2, bottom2 in sides:
-                box = (min(left, left2), min(bottom, bottom2), max(right, right2), max(top, top2))
-                boxes.append(displayed(*box, self._turned) if self._turned else Box(*box))
-        return boxes
+        ends = self.boxes([character for start, end in spans for character in (start, end - 1)])
+        low, high = np.minimum(ends[::2], ends[1::2]), np.maximum(ends[::2], ends[1::2])
+        low[:, 2:] = high[:, 2:]
+        return list(map(Box._make, low.tolist()))
 
 
-def displayed(left: float, bottom: float, right: float, top: float, turned: int) -> Box:
-    """A box in the page's own coordinates as it lies on the page turned by so many degrees."""
-    if turned == 90:
-        return Box(bottom, -right, top, -left)
-    if turned == 180:
-        return Box(-right, -top, -left, -bottom)
-    if turned == 270:
-        return Box(-top, left, -bottom, right)
-    return Box(left, bottom, right, top)
+def displayed(left: np.ndarray, bottom: np.ndarray, right: np.ndarray, top: np.ndarray, turned: int) -> np.ndarray:
+    """[n, 4] boxes in the page's own coordinates as they lie on the page turned by so many degrees."""
+    sides = {
+        90: (bottom, -right, top, -left),
+        180: (-right, -top, -left, -bottom),
+        270: (-top, left, -bottom, right),
+    }
+    return np.stack(sides.get(turned, (left, bottom, right, top)), axis=-1)
 
 
 def _stripped(raw: str, start: int, end: int) -> tuple[int, int]:
@@ -221,12 +228,20 @@ def _words_and_gaps(ruler: _Ruler, lines: Sequence[Segment]) -> Iterable[tuple[l
 def _has_gutter(ruler: _Ruler, segments: Sequence[Segment]) -> bool:
     """Whether the middles of some lines, from all over the page, have gaps above one another."""
     long = [one for one in segments if 30 < one.end - one.start <= _MOST_CHARS]
-    probes = []
+    around: list[int] = []  # the last character before each space, and the first after it
+    least: list[float] = []
     for one in long[len(long) // _PROBED // 2 :: max(len(long) // _PROBED, 1)]:
         fifth = (one.end - one.start) // 5
-        probes.append(Segment(one.start + fifth, one.end - fifth, one.box, ""))
-    gaps = [gap for _, found in _words_and_gaps(ruler, probes) for gap in found]
-    return any(one is not two and min(one.right, two.right) > max(one.left, two.left) for one in gaps for two in gaps)
+        for space in _SPACE.finditer(ruler.raw, one.start + fifth, one.end - fifth):
+            around += (space.start() - 1, space.end())
+            least.append(_GAP * max(one.height, 1.0))
+    if not around:
+        return False
+    boxes = ruler.boxes(around)
+    left, right = boxes[::2, 2], boxes[1::2, 0]
+    wide = right - left >= np.array(least)
+    gaps = list(zip(left[wide].tolist(), right[wide].tolist(), strict=True))
+    return any(min(one[1], two[1]) > max(one[0], two[0]) for one, two in combinations(gaps, 2))
 
 
 def _around_wide_lines(segments: Sequence[Segment]) -> list[Segment]:
@@ -562,7 +577,7 @@ class _Writer:
                 self._add("\t" if block.kind == "table" else " ")
             last = place == len(row) - 1
             below = block.rows[number + 1][0].text if number + 1 < len(block.rows) else ""
-            breaks = last and not one.typed and _HYPHEN.search(one.text) and _LOWER.match(below)
+            breaks = last and not one.typed and _HYPHEN.fullmatch(one.text[-2:]) and _LOWER.match(below)
             hyphen = one.hyphen or bool(breaks)
             if one.value >= 0:
                 length = len(one.text) - hyphen
