@@ -7,7 +7,7 @@ from pathlib import Path
 import make_files
 import pytest
 
-from retrieval.parsing import parse
+from retrieval.parsing import ocr, parse
 from retrieval.parsing.boxes import boxes
 from retrieval.parsing.lettering import mend_hyphens
 
@@ -89,7 +89,8 @@ def test_form_values_stand_beside_their_labels(shared: Path) -> None:
     assert label.bottom < box.top
 
 
-def test_pages_that_are_pictures_are_named(shared: Path) -> None:
+def test_pages_that_are_pictures_are_named(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ocr, "available", lambda: False)
     parsed = parse((shared / "cases" / "mixed_scan.pdf").read_bytes(), "scan.pdf")
     assert parsed.notes[0].startswith("pages 2 to 6 are pictures (a scan?) with little or no text layer")
     assert (parsed.partial, len(parsed.pages)) == (True, 6)
