@@ -1,8 +1,8 @@
 """``folio eval parsing``: whether menus, headers and footers of real web pages and papers stand among the first hits.
 
 The files are other people's and are not in this repository. They are read from clones of the public repositories that
-hold them, at the commits that real_files.json names; it also has the questions, what an answer says, and phrases of what
-surrounds the content of each file, as its own pages show them.
+hold them, at the commits that real_files.json names; it also has the questions, what an answer says, and phrases of what stands
+around the content of each file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class RealFile:
 def real_files() -> list[RealFile]:
     told = json.loads(resources.files("eval.parsing").joinpath("real_files.json").read_text("utf-8"))
     return [
-        RealFile(**told["repositories"][entry.pop("from")], **{**entry, "questions": list(map(tuple, entry["questions"]))})
+        RealFile(
+            **told["repositories"][entry.pop("from")], **{**entry, "questions": list(map(tuple, entry["questions"]))}
+        )
         for entry in told["files"]
     ]
 
@@ -116,7 +118,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"{figures['hits_with_surroundings']} phrases of menus, headers and footers in {figures['hits']} first hits; "
+            f"{figures['hits_with_surroundings']} phrases of menus, headers, footers in {figures['hits']} first hits; "
             f"{figures['answered_first']} of {figures['asked']} answers in the first hit, "
             f"{figures['answered']} in the first {FIRST}",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
 from io import BytesIO
@@ -41,10 +42,8 @@ def _path(entry: zipfile.ZipInfo) -> str:
     """Where the entry lies, below the archive whatever it says; "" for a hidden one."""
     named = entry.filename
     if not entry.flag_bits & _IN_UTF8:  # the library took it for cp437; most programs of today write UTF-8
-        try:
+        with contextlib.suppress(UnicodeError):
             named = named.encode("cp437").decode("utf-8")
-        except UnicodeError:
-            pass
     steps = [step for step in named.replace("\\", "/").split("/") if step not in ("", ".", "..")]
     hidden = any(step.startswith(".") for step in steps) or steps[:1] == ["__MACOSX"]
     return "" if hidden else "/".join(steps)
@@ -53,7 +52,9 @@ def _path(entry: zipfile.ZipInfo) -> str:
 def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, to: Path, limits: Limits) -> str:
     """Why the entry cannot be unpacked, "" where it was."""
     if entry.file_size > limits.file_bytes:
-        return f"it has {entry.file_size / 2**20:.0f} MiB and the limit is {limits.file_bytes / 2**20:.0f} MiB; split it"
+        return (
+            f"it has {entry.file_size / 2**20:.0f} MiB and the limit is {limits.file_bytes / 2**20:.0f} MiB; split it"
+        )
     try:
         with archive.open(entry) as packed, to.open("wb") as file:
             while block := packed.read(_BLOCK):

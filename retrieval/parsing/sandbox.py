@@ -77,9 +77,7 @@ class Sandbox:
         return self._perform("page_image", data, name, {"number": number, "width": width})[1]
 
     @contextlib.contextmanager
-    def unpacked(
-        self, data: bytes, name: str, limits: Limits
-    ) -> Iterator[list[tuple[str, Path | UnreadableFile]]]:
+    def unpacked(self, data: bytes, name: str, limits: Limits) -> Iterator[list[tuple[str, Path | UnreadableFile]]]:
         """(path in the archive, the file while the context lasts, or why it was not unpacked) of each of an archive.
 
         Args:

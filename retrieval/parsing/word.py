@@ -173,9 +173,7 @@ def _is_hidden(run: Element) -> bool:
     return vanish is not None and vanish.get(_W + "val", "true") not in ("0", "false", "off")
 
 
-def _write_table(
-    builder: TextBuilder, table: Element, reading: _Reading, path: tuple[str, ...], caption: str
-) -> None:
+def _write_table(builder: TextBuilder, table: Element, reading: _Reading, path: tuple[str, ...], caption: str) -> None:
     """The value of a cell that is merged downwards counts in each row that it spans."""
     rows = []
     above: dict[int, Cell] = {}

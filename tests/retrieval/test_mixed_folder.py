@@ -69,7 +69,7 @@ VALUES = [
     ("Signed", "text", b"(5 March 2024)", "5 March 2024"),
 ]
 LETTERS = {
-    "fr": "Hélène, gardienne du phare, a reçu 5 pièces pour l'été. À Noël, elle mangea une crème brûlée chez son frère.",
+    "fr": "Hélène, gardienne du phare, a reçu 5 pièces pour l'été. À Noël, elle mangea une crème brûlée chez sa mère.",
     "de": "Die Größe der Brücke über den Fluß wurde im Jahr 1890 geändert; die Wärter hörten täglich das Läuten.",
     "es": "¿Dónde está el niño? El año pasado compró un camión pequeño en España, según dijo su mamá.",
     "ru": "Смотритель моста сказал, что ворота закрыты. Башня построена в 1890 году жителями города.",
@@ -195,7 +195,8 @@ def test_every_cell_is_read_back_at_its_address(library: Library, folder: Path) 
     for number, (_, _, shown) in enumerate(CELLS):
         address = f"{'ABCDEF'[number % 6]}{number // 6 + 2}"
         said = f"Kind {number % 6}: {shown}"
-        places = {library.place_of(result.id or "", found.start(), found.end()) for found in re.finditer(re.escape(said), text)}
+        spans = [found.span() for found in re.finditer(re.escape(said), text)]
+        places = {library.place_of(result.id or "", *span) for span in spans}
         assert f"Sales, Kind {number % 6}, {address}" in places, said
     assert result.notes == ["sheet Old is hidden and was not read"]
 

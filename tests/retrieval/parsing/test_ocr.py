@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Iterator
 
 import make_files
 import pypdfium2 as pdfium
 import pytest
-from PIL import Image
 
 from retrieval.errors import EmptyFile
 from retrieval.parsing import Limits, ocr, parse
@@ -18,7 +16,11 @@ from retrieval.parsing.places import place_of
 from retrieval.parsing.sandbox import Sandbox
 
 installed = pytest.mark.skipif(not ocr.available(), reason="the extra ocr is not installed")
-LEFT = ["The keeper of the northern gate was", "paid forty litres of oil in 1890, and", "he lived in the tower by the sea."]
+LEFT = [
+    "The keeper of the northern gate was",
+    "paid forty litres of oil in 1890, and",
+    "he lived in the tower by the sea.",
+]
 RIGHT = ["The southern gate had no keeper, for", "nobody came that way in the winter", "months of those long years."]
 PRINTED = make_files.placed_pdf(
     [
@@ -99,7 +101,10 @@ def test_a_word_that_was_recognised_has_a_box_where_it_is_printed(turned: int) -
 @installed
 def test_pages_for_which_no_time_is_left_are_noted() -> None:
     parsed = parse(mixed(), "a.pdf", Limits(ocr_seconds=0))
-    assert parsed.notes == ["page 2 is a picture (a scan?) in which no text was read", "page 2: no time was left for OCR; split the file"]
+    assert parsed.notes == [
+        "page 2 is a picture (a scan?) in which no text was read",
+        "page 2: no time was left for OCR; split the file",
+    ]
     assert parsed.partial
 
 
