@@ -1,8 +1,8 @@
 """``folio eval parsing``: whether menus, headers and footers of real web pages and papers stand among the first hits.
 
 The files are other people's and are not in this repository. They are read from clones of the public repositories that
-hold them, at the commits that real_files.json names; it also has the questions, what an answer says, and phrases of what stands
-around the content of each file.
+hold them, at the commits that real_files.json names. It also has the questions, what an answer says, and phrases of
+what stands around the content of each file.
 """
 
 from __future__ import annotations
