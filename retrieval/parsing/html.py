@@ -38,9 +38,17 @@ _AROUND_ROLES = {"navigation", "banner", "contentinfo", "complementary", "search
 _AROUND_NAMES = re.compile(
     r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
     r"interlanguage|languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|"
-    r"noprint)(?:$|[\s_-])",
+    r"noprint|rail|recirculation|more-stories|more-on-this-story|story-more|related|recommend(?:ed|ations?)|"
+    r"most-(?:popular|read|viewed)|trending|outbrain|taboola|native-ad|advert(?:isement)?s?|promos?|sponsor(?:ed)?|"
+    r"cta)(?:$|[\s_-])",
     re.I,
 )
+_SKIP = re.compile(
+    r"(?:skip|jump) (?:to|over|past)\b|zu[mr] (?:haupt)?(?:inhalt|navigation)\b|(?:aller|passer) (?:au|à)\b|"
+    r"(?:saltar|salta|ir|vai) al?\b",
+    re.I,
+)
+"""what a link to a part of its own page says where it spares somebody the menus"""
 _INSIDE = {"main", "article"}
 _WHOLE = {"html", "body", "main", "article"}
 _LINKS = 10
@@ -295,8 +303,11 @@ class _Extractor(HTMLParser):
             for outer in self._open_tables:
                 outer.nested = True
             self._open_tables.append(_MarkedTable())
-        if tag == "a" and self._region is not None:
-            self._region.links += 1
+        if tag == "a":
+            within = next((value or "" for name, value in attrs if name == "href"), "").startswith("#")
+            self._marks["a"] = len(self._pieces) if within else -1
+            if self._region is not None:
+                self._region.links += 1
         region = self._region_of(tag, attrs) if tag not in _INLINE else None
         self._open.append((tag, self._region))
         self._counts[tag] = self._counts.get(tag, 0) + 1
@@ -325,6 +336,8 @@ class _Extractor(HTMLParser):
             self._end_row()
         if tag in ("table", "caption") or tag in _HEADINGS:
             self._end_mark(tag)
+        if tag == "a":
+            self._end_link()
         if not self._counts.get(tag):
             return
         while True:
@@ -348,6 +361,15 @@ class _Extractor(HTMLParser):
         if self._open_tables and len(self._pieces) > start:
             self._open_tables[-1].rows.append((start, len(self._pieces)))
             self._open_tables[-1].named.append(self._names)
+
+    def _end_link(self) -> None:
+        start = self._marks.pop("a", -1)
+        pieces = self._pieces[start:] if start >= 0 else []
+        if pieces and _SKIP.match(" ".join(piece.text for piece in pieces)):
+            region = _Region("a", self._region, closed=True)
+            self._regions.append(region)
+            for piece in pieces:
+                piece.region = region
 
     def _end_mark(self, tag: str) -> None:
         if tag == "table":

@@ -460,7 +460,7 @@ def _paragraph_ends(rows: Rows, at: int, pitch: float) -> bool:
 
 def _is_heading(rows: Rows, at: int, usual: float) -> bool:
     row = rows[at]
-    if row[0].height < 1.2 * usual:
+    if not _is_tall(row, usual):
         return False
     said = _said(row)
     if len(said) > 120 or said[-1:] in ".,;" or not said[:1].isalnum():
@@ -468,7 +468,16 @@ def _is_heading(rows: Rows, at: int, usual: float) -> bool:
     if said[0].islower() or not any(ch.isalpha() for ch in said):
         return False
     before = rows[at - 1] if at else None
-    return before is None or before[0].height >= 1.2 * usual or _ends_sentence(before)
+    return before is None or _is_tall(before, usual) or _ends_sentence(before)
+
+
+def _is_tall(row: Sequence[Segment], usual: float) -> bool:
+    """Recognised lines are as high as their letters happen to be."""
+    return row[0].height >= (1.4 if row[0].recognised else 1.2) * usual
+
+
+def _is_small(row: Sequence[Segment], usual: float) -> bool:
+    return row[0].height < (0.75 if row[0].recognised else 0.92) * usual
 
 
 def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
@@ -479,7 +488,7 @@ def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
         if start:
             result.append(Block(block.kind, block.rows[:start]))
         if start < len(block.rows):
-            small = list(takewhile(lambda row: row[0].height < 0.92 * usual, block.rows[start:]))
+            small = list(takewhile(lambda row: _is_small(row, usual), block.rows[start:]))
             rest = block.rows[start + len(small) :]
             result.append(Block("note", small))
             if rest:
@@ -489,7 +498,7 @@ def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
 
 def _note_starts(rows: Rows, usual: float) -> int:
     for at, row in enumerate(rows):
-        if row[0].height < 0.92 * usual and _MARKER.match(_said(row)):
+        if _is_small(row, usual) and _MARKER.match(_said(row)):
             return at
     return len(rows)
 

@@ -15,8 +15,8 @@ class Limits:
         zip_ratio: expanded ÷ compressed bytes of the archive as a whole.
         attachments: of one mail that are read.
         parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds).
-        ocr_seconds: more, for recognising text in its pictures (a page takes some seconds); pages for which no time is
-            left are noted.
+        ocr_seconds, ocr_memory_bytes: more, once text is recognised in its pictures (a page takes some seconds); pages
+            for which no time is left are noted.
     """
 
     file_bytes: int = 256 * MIB
@@ -29,3 +29,4 @@ class Limits:
     parse_seconds: float = 60.0
     ocr_seconds: float = 300.0
     parse_memory_bytes: int = 512 * MIB
+    ocr_memory_bytes: int = 512 * MIB

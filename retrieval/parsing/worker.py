@@ -145,16 +145,16 @@ def _run_child(request: dict[str, Any], folder: Path, limits: Limits) -> None:
 
 
 def _confine(limits: Limits) -> None:
-    seconds = int(limits.parse_seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + int(limits.ocr_seconds)))
+    seconds, memory = int(limits.parse_seconds) + 1, limits.parse_memory_bytes
     output = 4 * limits.text_chars + (1 << 20)
-    for what, limit in (
-        (resource.RLIMIT_DATA, limits.parse_memory_bytes),
-        (resource.RLIMIT_FSIZE, output),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
+    for what, limit, more in (
+        (resource.RLIMIT_DATA, memory, limits.ocr_memory_bytes),
+        (resource.RLIMIT_CPU, seconds, int(limits.ocr_seconds)),
+        (resource.RLIMIT_FSIZE, output, 0),
+        (resource.RLIMIT_NOFILE, 64, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
-        resource.setrlimit(what, (limit, limit))
+        resource.setrlimit(what, (limit, limit + more))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     # No network where the kernel lets an ordinary process give it up; no parser of ours opens a connection anyway.

@@ -53,7 +53,7 @@ def test_each_file_of_an_archive_is_a_document(library: Library, tmp_path: Path)
     }
     assert "is a PNG image" in str(results[-1].error)
     (hit,) = library.search("1001", mode="sparse").hits
-    assert (hit.name, hit.place) == ("given/all.zip/paper/sums.csv", "A2 to B2")
+    assert (hit.name, hit.place) == ("given/all.zip/paper/sums.csv", "Zone, A2 to Sum, B2")
     again = library.ingest([folder])
     assert [result.deduplicated for result in again] == [True, True, True, False]
 
