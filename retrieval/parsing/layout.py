@@ -46,6 +46,8 @@ _MOST_CHARS = 1_000
 """of a page, and of a line, that are looked at for columns: more is no page that people read"""
 _GAP = 0.8
 """width of a gutter, in heights of the line, where several lines agree on it"""
+_TALL = 1.2
+"""times the usual height that a heading has at least"""
 _WIDE_GAP = 2.0
 """width of a gap that parts the cells of a row by itself"""
 
@@ -59,7 +61,7 @@ class Box(NamedTuple):
     top: float
 
 
-@dataclass
+@dataclass(slots=True)
 class Segment:
     """Characters ``start:end`` of PDFium's text that stand on one line and in one column."""
 
@@ -71,15 +73,15 @@ class Segment:
     value: int = -1
     """which of the page's values it is (what is typed into its form, or recognised in its picture); -1: printed text"""
     recognised: bool = False
+    height: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.height = self.box.top - self.box.bottom
 
     @property
     def typed(self) -> bool:
         """Whether somebody filled it into a field, which may be much higher than a line."""
         return self.value >= 0 and not self.recognised
-
-    @property
-    def height(self) -> float:
-        return self.box.top - self.box.bottom
 
     @property
     def words(self) -> int:
@@ -167,8 +169,8 @@ class _Ruler:
             for number, slot in zip(part, _SLOTS, strict=False):
                 measure(page, number, slot)
             sides[at : at + len(part)] = _SIDES[: len(part)]
-        left, top, right, bottom = sides.T
-        return displayed(left, bottom, right, top, self._turned)
+        left_bottom_right_top = sides[:, (0, 3, 2, 1)]
+        return displayed(*left_bottom_right_top.T, self._turned) if self._turned else left_bottom_right_top
 
     def _joined(self, spans: Sequence[tuple[int, int]]) -> list[Box]:
         """Around the first and the last character of each span, which are printed."""
@@ -181,11 +183,12 @@ class _Ruler:
 def displayed(left: np.ndarray, bottom: np.ndarray, right: np.ndarray, top: np.ndarray, turned: int) -> np.ndarray:
     """[n, 4] boxes in the page's own coordinates as they lie on the page turned by so many degrees."""
     sides = {
+        0: (left, bottom, right, top),
         90: (bottom, -right, top, -left),
         180: (-right, -top, -left, -bottom),
         270: (-top, left, -bottom, right),
     }
-    return np.stack(sides.get(turned, (left, bottom, right, top)), axis=-1)
+    return np.stack(sides[turned], axis=-1)
 
 
 def _stripped(raw: str, start: int, end: int) -> tuple[int, int]:
@@ -203,7 +206,8 @@ def _upright(segments: Sequence[Segment]) -> bool:
 
 
 def _descending(segments: Sequence[Segment]) -> bool:
-    return all(after.box.bottom < before.box.bottom + 1.5 * before.height for before, after in pairwise(segments))
+    boxes = [one.box for one in segments]
+    return all(two.bottom < one.bottom + 1.5 * (one.top - one.bottom) for one, two in pairwise(boxes))
 
 
 # -- gaps
@@ -421,8 +425,9 @@ def _table_at(rows: Rows, start: int) -> int:
 
 
 def _blocks(rows: Rows, segments: Sequence[Segment]) -> list[Block]:
-    usual = _median([one.height for one in segments])
-    pitch = _pitch(rows)
+    heights = [one.height for one in segments]
+    usual, pitch = _median(heights), _pitch(rows)
+    headings = max(heights, default=0.0) >= _TALL * usual
     blocks: list[Block] = []
     at = 0
     while at < len(rows):
@@ -431,7 +436,7 @@ def _blocks(rows: Rows, segments: Sequence[Segment]) -> list[Block]:
             blocks.append(Block("table", rows[at:end]))
             at = end
             continue
-        kind = "heading" if _is_heading(rows, at, usual) else "prose"
+        kind = "heading" if headings and _is_heading(rows, at, usual) else "prose"
         if not blocks or blocks[-1].kind != kind or (kind == "prose" and _paragraph_ends(rows, at, pitch)):
             blocks.append(Block(kind))
         blocks[-1].rows.append(rows[at])
@@ -473,7 +478,7 @@ def _is_heading(rows: Rows, at: int, usual: float) -> bool:
 
 def _is_tall(row: Sequence[Segment], usual: float) -> bool:
     """Recognised lines are as high as their letters happen to be."""
-    return row[0].height >= (1.4 if row[0].recognised else 1.2) * usual
+    return row[0].height >= (1.4 if row[0].recognised else _TALL) * usual
 
 
 def _is_small(row: Sequence[Segment], usual: float) -> bool:
@@ -584,23 +589,22 @@ class _Writer:
         for place, one in enumerate(row):
             if place:
                 self._add("\t" if block.kind == "table" else " ")
-            last = place == len(row) - 1
-            below = block.rows[number + 1][0].text if number + 1 < len(block.rows) else ""
-            breaks = last and not one.typed and _HYPHEN.fullmatch(one.text[-2:]) and _LOWER.match(below)
-            hyphen = one.hyphen or bool(breaks)
-            if one.value >= 0:
-                length = len(one.text) - hyphen
-                self._add(one.text[:length], (-1 - one.value, length))
-                if hyphen:
-                    self._add(BREAK, (-1 - one.value, 1))
-                continue
-            end = one.end - (hyphen and not one.hyphen)
-            self._add(one.text[: end - one.start], (one.start, end))
-            if hyphen:
-                self._add(BREAK, (end, end + 1))
+            written = not one.hyphen and place == len(row) - 1 and self._breaks(one, block, number)
+            length = len(one.text) - written
+            text = one.text[:length] if written else one.text
+            self._add(text, (one.start, one.start + length) if one.value < 0 else (-1 - one.value, length))
+            if written or one.hyphen:
+                at = one.start + length
+                self._add(BREAK, (at, at + 1) if one.value < 0 else (-1 - one.value, 1))
         self._page.lines.append((start, self._at))
         self._page.tops.append(row[0].box.top)
         return start, self._at
+
+    def _breaks(self, one: Segment, block: Block, number: int) -> bool:
+        """Whether the segment, the last of its row, ends in the hyphen of a word that goes on below."""
+        if one.typed or not _HYPHEN.fullmatch(one.text[-2:]) or number + 1 >= len(block.rows):
+            return False
+        return bool(_LOWER.match(block.rows[number + 1][0].text))
 
     def _broken(self) -> bool:
         return bool(self._parts) and self._parts[-1] == BREAK
