@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 
 import pypdfium2 as pdfium
@@ -15,26 +14,12 @@ import pypdfium2 as pdfium
 from retrieval.errors import NotFound
 from retrieval.parsing import ocr
 from retrieval.parsing.pdf import is_unread, open_pdf, page_text, picture_text, stored_index
-from retrieval.types import Page
+from retrieval.types import Box, Page
 
 HIGHEST_IMAGE = 4000
 """pixels"""
 _FINE = 64
 """steps a point: PDFium maps to whole numbers"""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle around a part of one line, in PDF points from the lower left corner of the page as it is displayed
-    (turned and cropped), page size included."""
-
-    page: int
-    left: float
-    bottom: float
-    right: float
-    top: float
-    page_width: float
-    page_height: float
 
 
 def boxes(data: bytes, name: str, pages: Sequence[Page], text: str, start: int, end: int) -> list[Box]:

@@ -29,10 +29,9 @@ import structlog
 from retrieval import errors
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
 from retrieval.parsing import check_size
-from retrieval.parsing.boxes import Box
 from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table
 from retrieval.parsing.limits import Limits
-from retrieval.types import Page, Place
+from retrieval.types import Box, Page, Place
 
 log = structlog.get_logger(__name__)
 

@@ -20,6 +20,7 @@ from service.cli.context import (
     IntoCollection,
     JsonFlag,
     SourcePaths,
+    documents_of,
     library_of,
     settings_of,
 )
@@ -90,8 +91,8 @@ def report_ingest(paths: list[Path], results: list[IngestResult], as_json: bool)
 @docs.command("ls")
 def list_documents(context: typer.Context, collection: Collection = None, as_json: JsonFlag = False) -> None:
     """List the documents."""
-    with library_of(settings_of(context)) as library:
-        found = library.documents(collection, LOCAL_OWNER)
+    with documents_of(settings_of(context)) as shelf:
+        found = shelf.documents(collection, LOCAL_OWNER)
     if as_json:
         emit_json({"documents": [_document(document) for document in found]})
         return
@@ -109,10 +110,10 @@ def show_document(
     as_json: JsonFlag = False,
 ) -> None:
     """Show one document, or its text."""
-    with library_of(settings_of(context)) as library:
-        found = library.find(document, LOCAL_OWNER)
-        stored = library.text(found.id, start, end, LOCAL_OWNER) if text else None
-        pages = library.pages(found.id, LOCAL_OWNER) if not text else []
+    with documents_of(settings_of(context)) as shelf:
+        found = shelf.find(document, LOCAL_OWNER)
+        stored = shelf.text(found.id, start, end, LOCAL_OWNER) if text else None
+        pages = shelf.pages(found.id, LOCAL_OWNER) if not text else []
     if as_json:
         extra: dict[str, Any] = {"text": stored} if text else {"page_spans": [asdict(page) for page in pages]}
         emit_json(_document(found) | extra)
