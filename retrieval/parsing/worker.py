@@ -154,7 +154,7 @@ def _confine(limits: Limits) -> None:
         (resource.RLIMIT_NOFILE, 64, 0),
         (resource.RLIMIT_CORE, 0, 0),
     ):
-        resource.setrlimit(what, (limit, limit + more))
+        resource.setrlimit(what, (limit, limit + more if ocr.available() else limit))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     # No network where the kernel lets an ordinary process give it up; no parser of ours opens a connection anyway.
