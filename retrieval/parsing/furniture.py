@@ -68,7 +68,9 @@ def _within_reach(edge: Edge, same: Sequence[Edge]) -> Sequence[Edge]:
 def _comes_again(key: str, edge: Edge, same: Sequence[Edge]) -> bool:
     near = [other for other in same if abs(other.height - edge.height) <= _NEAR]
     if any(ch.isalpha() for ch in key):
-        pages = {other.page for other in near}
+        # A foot that carries the page's number may stand as high as the text above it ends.
+        numbered = {other.page for other in same if _ahead(other) & _ahead(edge)} if "#" in key else set()
+        pages = numbered if len(numbered) >= _LEAST else {other.page for other in near}
         # Left and right pages may differ; headings of chapters, numbered alike, are further apart.
         return len(pages) >= _LEAST and any(0 < abs(page - edge.page) <= 2 for page in pages)
     if "#" not in key:

@@ -36,13 +36,17 @@ _OUT_OF_SVG = {
 _AROUND_TAGS = {"nav", "aside", "footer", "header", "dialog"}
 _AROUND_ROLES = {"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "dialog"}
 _AROUND_NAMES = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
+    r"(?:^|[\s_-])(?:nav|navi|navbar|navigation|menu|side-?bar|side-?box|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
     r"interlanguage|languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|"
-    r"noprint|rail|recirculation|more-stories|more-on-this-story|story-more|related|recommend(?:ed|ations?)|"
-    r"most-(?:popular|read|viewed)|trending|outbrain|taboola|native-ad|advert(?:isement)?s?|promos?|sponsor(?:ed)?|"
-    r"cta)(?:$|[\s_-])",
+    r"noprint|outbrain|taboola|native-ad|advert(?:isement)?s?)(?:$|[\s_-])",
     re.I,
 )
+_ELSEWHERE_NAMES = re.compile(
+    r"(?:^|[\s_-])(?:rail|recirculation|more-stories|more-on-this-story|story-more|related|recommend(?:ed|ations?)|"
+    r"most-(?:popular|read|viewed)|trending|promos?|sponsor(?:ed)?|cta|[a-z]*teasers?)(?:$|[\s_-])",
+    re.I,
+)
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SKIP = re.compile(
     r"(?:skip|jump) (?:to|over|past)\b|zu[mr] (?:haupt)?(?:inhalt|navigation)\b|(?:aller|passer) (?:au|à)\b|"
     r"(?:saltar|salta|ir|vai) al?\b",
@@ -55,6 +59,8 @@ _LINKS = 10
 """links that make a list nothing but a menu"""
 _LINKED = 0.85
 """share of a list's characters that are links in a menu"""
+_ELSEWHERE = 0.2
+"""share of a part's characters that are links in what tells of other pages, where its name says so"""
 _LEAST_KEPT = 0.2
 """share of a page's characters that its content must be for the rest to be left out"""
 _SPACE = re.compile(r"[ \t\r\n\f]+")
@@ -114,11 +120,13 @@ class _Region:
 
     Attributes:
         why: what it is; "" for a list, which is left out where it is a menu.
+        elsewhere: by its name it tells of other pages, which links in it confirm.
         outer: the region that it lies in.
     """
 
     why: str
     outer: _Region | None
+    elsewhere: bool = False
     chars: int = 0
     linked: int = 0
     links: int = 0
@@ -128,7 +136,8 @@ class _Region:
     def decide(self) -> None:
         """After the region that it lies in. What was never closed may be anything."""
         menu = self.links >= _LINKS and self.linked >= _LINKED * self.chars
-        mine = self.closed and (bool(self.why) or menu)
+        elsewhere = self.elsewhere and self.links > 0 and self.linked >= _ELSEWHERE * self.chars
+        mine = self.closed and (bool(self.why) or menu or elsewhere)
         self.left_out = mine or (self.outer is not None and self.outer.left_out)
 
 
@@ -326,10 +335,11 @@ class _Extractor(HTMLParser):
             return _Region("hidden", self._region)
         if tag == "header" and any(self._counts.get(inside) for inside in _INSIDE):
             return None
-        named = _AROUND_NAMES.search(f"{given.get('id', '')} {given.get('class', '')}")
-        if tag in _AROUND_TAGS or given.get("role", "").lower() in _AROUND_ROLES or named:
+        names = _CAPITAL.sub("-", f"{given.get('id', '')} {given.get('class', '')}")
+        if tag in _AROUND_TAGS or given.get("role", "").lower() in _AROUND_ROLES or _AROUND_NAMES.search(names):
             return _Region(tag, self._region)
-        return _Region("", self._region) if tag in ("ul", "ol") else None
+        elsewhere = _ELSEWHERE_NAMES.search(names) is not None
+        return _Region("", self._region, elsewhere) if elsewhere or tag in ("ul", "ol") else None
 
     def _closed(self, tag: str) -> None:
         if tag == "tr":

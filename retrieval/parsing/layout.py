@@ -73,6 +73,8 @@ class Segment:
     value: int = -1
     """which of the page's values it is (what is typed into its form, or recognised in its picture); -1: printed text"""
     recognised: bool = False
+    sideways: bool = False
+    """its letters lie on their sides"""
     height: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,17 +118,18 @@ def read_blocks(
     lines = [(start, end) for start, end in lines if not raw[start:end].isspace()]
     ruler = _Ruler(text_page, raw, index, turned)
     segments = ruler.lines(lines)
-    if len(lines) <= _MOST_LINES and _upright(segments):
-        columns = _has_gutter(ruler, segments)
-        measured = (
-            [one for one in segments if len(one.text) <= _MOST_CHARS] if columns else _around_wide_lines(segments)
-        )
-        rows = _cut_at_gaps(ruler, segments, measured)
-        if values or columns or not _descending(segments):
-            segments = [segment for row in rows for segment in row]
-            rows = _ordered([*segments, *values])
-        return _blocks(rows, segments)
-    return _blocks([[segment] for segment in segments], segments)
+    if len(lines) > _MOST_LINES or not _upright(segments):
+        return _blocks([[segment] for segment in segments], segments)
+    stamps = [Block("prose", [[one]]) for one in segments if one.sideways]  # in the margin
+    if stamps:
+        segments = [one for one in segments if not one.sideways]
+    columns = _has_gutter(ruler, segments)
+    measured = [one for one in segments if len(one.text) <= _MOST_CHARS] if columns else _around_wide_lines(segments)
+    rows = _cut_at_gaps(ruler, segments, measured)
+    if values or columns or not _descending(segments):
+        segments = [segment for row in rows for segment in row]
+        rows = _ordered([*segments, *values])
+    return [*_blocks(rows, segments), *stamps]
 
 
 def arranged(segments: Sequence[Segment]) -> list[Block]:
@@ -147,16 +150,19 @@ class _Ruler:
         marked = [self.raw[end - 1] == BREAK for _, end in spans]
         words = [(start, end - hyphen) for (start, end), hyphen in zip(spans, marked, strict=True)]
         ends = [_stripped(self.raw, start, end) for start, end in words]
-        boxes = self._joined(ends)
+        boxes = self.boxes([character for start, end in ends for character in (start, end - 1)])
+        lying = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
+        sideways = (lying[::2] & lying[1::2]).tolist()
         return [
-            Segment(start, end, box, self.raw[start:end], hyphen)
-            for (start, end), box, hyphen in zip(ends, boxes, marked, strict=True)
+            Segment(start, end, box, self.raw[start:end], hyphen, sideways=aside and end - start > 4)
+            for (start, end), box, hyphen, aside in zip(ends, _joined(boxes), marked, sideways, strict=True)
         ]
 
     def words(self, segments: Iterable[Segment]) -> list[list[Segment]]:
         """Of each segment, its words."""
         found = [[word.span() for word in _WORD.finditer(self.raw, one.start, one.end)] for one in segments]
-        boxes = iter(self._joined([span for spans in found for span in spans]))
+        ends = [character for spans in found for start, end in spans for character in (start, end - 1)]
+        boxes = iter(_joined(self.boxes(ends)))
         return [[Segment(*span, next(boxes), self.raw[slice(*span)]) for span in spans] for spans in found]
 
     def boxes(self, characters: Sequence[int]) -> np.ndarray:
@@ -172,12 +178,12 @@ class _Ruler:
         left_bottom_right_top = sides[:, (0, 3, 2, 1)]
         return displayed(*left_bottom_right_top.T, self._turned) if self._turned else left_bottom_right_top
 
-    def _joined(self, spans: Sequence[tuple[int, int]]) -> list[Box]:
-        """Around the first and the last character of each span, which are printed."""
-        ends = self.boxes([character for start, end in spans for character in (start, end - 1)])
-        low, high = np.minimum(ends[::2], ends[1::2]), np.maximum(ends[::2], ends[1::2])
-        low[:, 2:] = high[:, 2:]
-        return list(map(Box._make, low.tolist()))
+
+def _joined(ends: np.ndarray) -> list[Box]:
+    """Around the first and the last character of spans, whose boxes come in turn."""
+    low, high = np.minimum(ends[::2], ends[1::2]), np.maximum(ends[::2], ends[1::2])
+    low[:, 2:] = high[:, 2:]
+    return list(map(Box._make, low.tolist()))
 
 
 def displayed(left: np.ndarray, bottom: np.ndarray, right: np.ndarray, top: np.ndarray, turned: int) -> np.ndarray:
