@@ -133,11 +133,12 @@ class _Region:
     closed: bool = False
     left_out: bool = False
 
-    def decide(self) -> None:
-        """After the region that it lies in. What was never closed may be anything."""
+    def decide(self, total: int) -> None:
+        """After the region that it lies in. What was never closed may be anything, and what holds most of the page's
+        ``total`` characters is around its content, whatever its name."""
         menu = self.links >= _LINKS and self.linked >= _LINKED * self.chars
         elsewhere = self.elsewhere and self.links > 0 and self.linked >= _ELSEWHERE * self.chars
-        mine = self.closed and (bool(self.why) or menu or elsewhere)
+        mine = self.closed and 2 * self.chars <= total and (bool(self.why) or menu or elsewhere)
         self.left_out = mine or (self.outer is not None and self.outer.left_out)
 
 
@@ -207,10 +208,10 @@ class _Extractor(HTMLParser):
 
     def content(self) -> _Written:
         """Without what surrounds it."""
-        for region in self._regions:
-            region.decide()
-        kept = [piece.region is None or not piece.region.left_out for piece in self._pieces]
         total = sum(len(piece.text) for piece in self._pieces)
+        for region in self._regions:
+            region.decide(total)
+        kept = [piece.region is None or not piece.region.left_out for piece in self._pieces]
         left = sum(len(piece.text) for piece, keep in zip(self._pieces, kept, strict=True) if keep)
         if left < _LEAST_KEPT * total:
             return self.everything()

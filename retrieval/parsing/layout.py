@@ -24,6 +24,7 @@ _LINE = re.compile(rf"[^\r\n{BREAK}]+{BREAK}?")
 _WORD = re.compile(r"\S+")
 _SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
 _HYPHEN = re.compile(r"[^\W\d_][-\u2010\xad]")
+_HYPHENS = "-\u2010\xad"
 _LOWER = re.compile(r"[^\W\d_A-Z]")
 _DIGIT = re.compile(r"\d")
 _MARKER = re.compile(r"(?:\d{1,3}|[*†‡§¶]+|\[\d{1,3}\])[ .)]?\s*[^\W\d_]")
@@ -221,13 +222,15 @@ def _descending(segments: Sequence[Segment]) -> bool:
 
 def _cut_at_gaps(ruler: _Ruler, lines: list[Segment], measured: list[Segment]) -> Rows:
     """The lines, those that are measured cut where a gutter or the space between two cells runs through them."""
-    gaps = dict(zip((one.start for one in measured), _words_and_gaps(ruler, measured), strict=True))
-    every = [gap for _, found in gaps.values() for gap in found]
-    rows = []
-    for one in lines:
-        words, mine = gaps.get(one.start, ((), ()))
+    found = zip(measured, _words_and_gaps(ruler, measured), strict=True)
+    gaps = {one.start: (words, mine) for one, (words, mine) in found if mine}
+    every = [gap for _, mine in gaps.values() for gap in mine]
+    rows = [[one] for one in lines]
+    for number, one in enumerate(lines if gaps else ()):
+        words, mine = gaps.get(one.start, ([], []))
         at = {gap.word for gap in mine if gap.ems >= _WIDE_GAP or _shared(gap, every, lines)}
-        rows.append(_cut(one, words, at) if at else [one])
+        if at:
+            rows[number] = _cut(one, words, at)
     return rows
 
 
@@ -595,6 +598,9 @@ class _Writer:
         for place, one in enumerate(row):
             if place:
                 self._add("\t" if block.kind == "table" else " ")
+            if one.value < 0 and not one.hyphen and one.text[-1] not in _HYPHENS:
+                self._add(one.text, (one.start, one.end))
+                continue
             written = not one.hyphen and place == len(row) - 1 and self._breaks(one, block, number)
             length = len(one.text) - written
             text = one.text[:length] if written else one.text

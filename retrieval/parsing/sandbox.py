@@ -85,10 +85,11 @@ class Sandbox:
         """
         with self._workplace() as folder:
             header, _ = self._perform("unpack", data, name, {"folder": str(folder)}, limits=limits)
-            yield [
+            files: list[tuple[str, Path | UnreadableFile]] = [
                 (path, DamagedFile(f"{name}/{path} was not read: {why}") if why else folder / str(number))
                 for number, (path, why) in enumerate(header["files"])
             ]
+            yield files
 
     def _perform(
         self,

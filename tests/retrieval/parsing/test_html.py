@@ -101,3 +101,8 @@ def test_links_to_other_articles_are_told_by_the_name_of_their_list() -> None:
     more = "<div class='story-related'><h2>More</h2><p><a href='/x'>A ship sank</a> 4 hours ago</p></div>"
     text = parse(f"<p>{'The mill stands by the river. ' * 9}</p>{more}".encode(), "a.html").text
     assert "ship" not in text
+
+
+def test_what_holds_most_of_the_page_is_its_content_whatever_its_name() -> None:
+    page = f"<body><div class='page menu'><nav>Home, About</nav><p>{'The mill stands. ' * 20}</p></div></body>"
+    assert parse(page.encode(), "a.html").text == ("The mill stands. " * 20).strip()
