@@ -222,8 +222,9 @@ def _descending(segments: Sequence[Segment]) -> bool:
 
 def _cut_at_gaps(ruler: _Ruler, lines: list[Segment], measured: list[Segment]) -> Rows:
     """The lines, those that are measured cut where a gutter or the space between two cells runs through them."""
-    found = zip(measured, _words_and_gaps(ruler, measured), strict=True)
-    gaps = {one.start: (words, mine) for one, (words, mine) in found if mine}
+    spaces = _wide_spaces(ruler, [(one.start, one.end, one.height) for one in measured])
+    gapped = [measured[number] for number in sorted({number for number, _, _ in spaces})]
+    gaps = dict(zip((one.start for one in gapped), _words_and_gaps(ruler, gapped), strict=True))
     every = [gap for _, mine in gaps.values() for gap in mine]
     rows = [[one] for one in lines]
     for number, one in enumerate(lines if gaps else ()):
@@ -241,20 +242,27 @@ def _words_and_gaps(ruler: _Ruler, lines: Sequence[Segment]) -> Iterable[tuple[l
 def _has_gutter(ruler: _Ruler, segments: Sequence[Segment]) -> bool:
     """Whether the middles of some lines, from all over the page, have gaps above one another."""
     long = [one for one in segments if 30 < one.end - one.start <= _MOST_CHARS]
-    around: list[int] = []  # the last character before each space, and the first after it
-    least: list[float] = []
-    for one in long[len(long) // _PROBED // 2 :: max(len(long) // _PROBED, 1)]:
-        fifth = (one.end - one.start) // 5
-        for space in _SPACE.finditer(ruler.raw, one.start + fifth, one.end - fifth):
-            around += (space.start() - 1, space.end())
-            least.append(_GAP * max(one.height, 1.0))
-    if not around:
-        return False
-    boxes = ruler.boxes(around)
+    probes = [
+        (one, (one.end - one.start) // 5) for one in long[len(long) // _PROBED // 2 :: max(len(long) // _PROBED, 1)]
+    ]
+    spaces = _wide_spaces(ruler, [(one.start + fifth, one.end - fifth, one.height) for one, fifth in probes])
+    return any(min(one[2], two[2]) > max(one[1], two[1]) for one, two in combinations(spaces, 2))
+
+
+def _wide_spaces(ruler: _Ruler, parts: Sequence[tuple[int, int, float]]) -> list[tuple[int, float, float]]:
+    """(number of its part, left, right) of each space as wide as a gutter in parts of lines (start, end, height)."""
+    spaces = [
+        (number, _GAP * height, space.start() - 1, space.end())
+        for number, (start, end, height) in enumerate(parts)
+        if height > 0
+        for space in _SPACE.finditer(ruler.raw, start, end)
+    ]
+    if not spaces:
+        return []
+    boxes = ruler.boxes([character for _, _, before, after in spaces for character in (before, after)])
     left, right = boxes[::2, 2], boxes[1::2, 0]
-    wide = right - left >= np.array(least)
-    gaps = list(zip(left[wide].tolist(), right[wide].tolist(), strict=True))
-    return any(min(one[1], two[1]) > max(one[0], two[0]) for one, two in combinations(gaps, 2))
+    wide = np.flatnonzero(right - left >= np.array([least for _, least, _, _ in spaces])).tolist()
+    return [(spaces[at][0], float(left[at]), float(right[at])) for at in wide]
 
 
 def _around_wide_lines(segments: Sequence[Segment]) -> list[Segment]:
