@@ -47,6 +47,7 @@ def furniture(edges: Sequence[Edge]) -> dict[int, int]:
     again = {
         (edge.page, edge.depth)
         for key, same in known.items()
+        if len(same) >= _LEAST
         for edge in same
         if _comes_again(key, edge, _within_reach(edge, same))
     }
