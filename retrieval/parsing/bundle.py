@@ -27,7 +27,7 @@ def unpack(data: bytes, name: str, limits: Limits, folder: Path) -> list[tuple[s
     if sniff(data, name) != "zip":
         raise UnsupportedFile(f"{name} is no zip archive of documents")
     check_archive(data, name, limits)
-    found = []
+    found: list[tuple[str, str]] = []
     with zipfile.ZipFile(BytesIO(data)) as archive:
         for entry in archive.infolist():
             path = _path(entry)

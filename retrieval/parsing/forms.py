@@ -22,7 +22,7 @@ def form_values(
     count = min(pdfium.raw.FPDFPage_GetAnnotCount(page), _FIELDS_A_PAGE)
     found: list[tuple[Segment, tuple[float, float, float, float]]] = []
     for said, rectangle in _annotations(document, page, count) if count > 0 else ():
-        box = Box._make(displayed(*map(np.float64, rectangle), page.get_rotation()).tolist())
+        box = Box._make(displayed(np.array([rectangle]), page.get_rotation())[0].tolist())
         found.append((Segment(0, 0, box, said, value=len(found)), rectangle))
     return found
 

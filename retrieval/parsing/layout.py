@@ -176,8 +176,7 @@ class _Ruler:
             for number, slot in zip(part, _SLOTS, strict=False):
                 measure(page, number, slot)
             sides[at : at + len(part)] = _SIDES[: len(part)]
-        left_bottom_right_top = sides[:, (0, 3, 2, 1)]
-        return displayed(*left_bottom_right_top.T, self._turned) if self._turned else left_bottom_right_top
+        return displayed(sides[:, (0, 3, 2, 1)], self._turned)
 
 
 def _joined(ends: np.ndarray) -> list[Box]:
@@ -187,14 +186,12 @@ def _joined(ends: np.ndarray) -> list[Box]:
     return list(map(Box._make, low.tolist()))
 
 
-def displayed(left: np.ndarray, bottom: np.ndarray, right: np.ndarray, top: np.ndarray, turned: int) -> np.ndarray:
+def displayed(boxes: np.ndarray, turned: int) -> np.ndarray:
     """[n, 4] boxes in the page's own coordinates as they lie on the page turned by so many degrees."""
-    sides = {
-        0: (left, bottom, right, top),
-        90: (bottom, -right, top, -left),
-        180: (-right, -top, -left, -bottom),
-        270: (-top, left, -bottom, right),
-    }
+    if turned == 0:
+        return boxes
+    left, bottom, right, top = boxes.T
+    sides = {90: (bottom, -right, top, -left), 180: (-right, -top, -left, -bottom), 270: (-top, left, -bottom, right)}
     return np.stack(sides[turned], axis=-1)
 
 
