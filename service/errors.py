@@ -235,6 +235,7 @@ def translate(error: BaseException) -> FolioError | None:
     kinds: list[tuple[type[Exception], type[FolioError]]] = [
         (retrieval.NotFound, NotFound),
         (retrieval.OversizedFile, TooLarge),
+        (retrieval.StorageFull, TooLarge),
         (retrieval.UnreadableFile, UnsupportedFile),
         (retrieval.IndexCorrupt, IndexStale),
         (retrieval.EmbedderMismatch, IndexStale),

@@ -104,7 +104,7 @@ class Settings(BaseSettings, EngineConfig):
     ping_s: float = Field(15, gt=0, description="Pause after which an event stream sends a ping.")
     key_requests_per_minute: int = Field(600, ge=1, description="Rate limit of one key, where it has none of its own.")
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
-    key_storage_mb: float = Field(10240, gt=0, description="Stored text of one key, in MiB.")
+    key_storage_mb: float = Field(10240, gt=0, description="Files that the owner of one key may store, in MiB.")
 
     # Log
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="Least level logged.")

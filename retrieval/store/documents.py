@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
+from retrieval.analysis.folding import fold
 from retrieval.common.failpoints import failpoint
 from retrieval.errors import NotFound
 from retrieval.parsing.chunking import Chunk
@@ -477,6 +479,27 @@ def older_versions(connection: sa.Connection, document: str, before: int) -> lis
         )
         for row in rows
     ]
+
+
+FILES = sa.select(versions.c.sha256).distinct()
+"""The files of all versions of all documents."""
+
+
+def contents(connection: sa.Connection) -> Iterator[bytes]:
+    """The texts and vectors of all documents of all owners, as the database or an index may hold them."""
+    for (text,) in connection.execute(sa.select(versions.c.text)):
+        yield from (text.encode(), json.dumps(text).encode(), fold(text).encode(), json.dumps(fold(text)).encode())
+    for (vector,) in connection.execute(sa.select(embeddings.c.vector)):
+        yield vector
+
+
+def existing(connection: sa.Connection, ids: Iterable[str]) -> set[str]:
+    """Those of the ids that name a document of anybody."""
+    wanted, found = list(ids), set[str]()
+    for at in range(0, len(wanted), 1000):
+        some = documents.c.id.in_(wanted[at : at + 1000])
+        found.update(connection.execute(sa.select(documents.c.id).where(some)).scalars())
+    return found
 
 
 def version_hashes(connection: sa.Connection, document: str) -> set[str]:

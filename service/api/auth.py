@@ -97,3 +97,4 @@ def require(scope: str) -> Any:
 
 Reader = Annotated[Principal, require("read")]
 Writer = Annotated[Principal, require("write")]
+Operator = Annotated[Principal, require("metrics")]

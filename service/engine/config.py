@@ -63,6 +63,14 @@ class EngineConfig(BaseModel):
     prefix_cache: bool = Field(
         default=True, description="Keep the KV of finished requests for prompts that begin alike."
     )
+    prefix_scope: Literal["owner", "everyone"] = Field(
+        default="owner",
+        description="Who finds the KV of a prefix: its owner, or everyone, who can then tell what others have asked.",
+    )
+    learned_memory: Bytes = Field(
+        default=256 << 20,
+        description="Memory for what drafters learn of each owner's requests; oldest owners go first.",
+    )
     host_memory: Bytes = Field(default=0, description="Host memory for KV that the prefix cache evicts; 0 for none.")
     warm_folder: Path | None = Field(
         default=None, description="Folder of the KV of warmed documents; default: kv in the data folder."

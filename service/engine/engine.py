@@ -31,7 +31,7 @@ from torch import Tensor
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
-from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.block_manager import BlockManager, OutOfPages, salt_of
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
@@ -133,7 +133,7 @@ class Engine:
         self._ids = itertools.count(1)
         resources = draft_resources(loaded, config, self.runner, self.lent, self.scheduler, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
-        self.drafting = Drafting(resources, config.drafter, most_nodes)
+        self.drafting = Drafting(resources, config, most_nodes)
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
 
     @classmethod
@@ -183,6 +183,7 @@ class Engine:
         detokenizer = Detokenizer(self.tokenizer, params.stop) if self.tokenizer is not None else None
         stop_checker = StopChecker(self._stop_ids(params), params.max_tokens, detokenizer)
         request = Request(request_id, prompt_ids, params, draft_sources, stop_checker, reading)
+        request.prefix_owner = params.owner if self.config.prefix_scope == "owner" else None
         if mixture is not None:
             request.mixture = mixture.open(params, stop_checker.stop_ids, self.loaded)
         request.logits_processor = self._logits_processor(request)
@@ -289,14 +290,14 @@ class Engine:
         self.scheduler.check_integrity(self.lent.owners())
 
     def _set_policy(self, request: Request) -> None:
-        """Put the attention policy in force; pages of a prefix are shared under equal policies only.
+        """Put the attention policy in force; pages of a prefix are shared under equal policies only, by one owner's.
 
         Raises:
             InvalidRequest: there is no such policy, or the model and its pages do not allow it.
         """
         policy = checked_policy(request.params.attention or self.config.attention, self.shape)
         policy = policy.resolve(request.prompt_len, self.shape)
-        request.salt = self.salt
+        request.salt = salt_of(self.salt, request.prefix_owner)
         if policy.is_dense(self.shape, request.prompt_len, request.max_len):
             return
         if policy.needs_page_stats(self.shape):
@@ -306,7 +307,7 @@ class Engine:
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
             request.prefill_grid = self.config.step_tokens
-        request.salt = f"{self.salt}/{policy.cache_key()}"
+        request.salt = salt_of(f"{self.salt}/{policy.cache_key()}", request.prefix_owner)
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
         params, constraint = request.params, request.params.constraint

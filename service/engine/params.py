@@ -9,6 +9,7 @@ from typing import Any
 from drafters.protocols import Datastore
 from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
+from retrieval.types import DEFAULT_OWNER
 from service.engine.sampling.grammars import Constraint
 from service.errors import InvalidRequest
 
@@ -34,6 +35,7 @@ class SamplingParams:
         stop_token_ids: token ids that end the sequence, besides the model's own.
         ignore_eos: go on after the model's end-of-sequence tokens.
         logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
+        owner: whose request it is: what drafters learn of it, and its prefix, is for his alone.
         drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
         attention: NAME[:key=value,…] of sparse_attn.plan.policy; None for the engine's default.
         from_model: which of these the request left to the model's makers (``SamplingDefaults.fill``); for statistics.
@@ -55,6 +57,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    owner: str = DEFAULT_OWNER
     drafter: str | None = None
     attention: str | None = None
     from_model: tuple[str, ...] = ()
