@@ -46,6 +46,10 @@ class EngineConfig(BaseModel):
     cuda_graphs: bool = Field(
         default=True, description="On a GPU, replay decode steps from graphs that are captured at the start."
     )
+    batch_invariant: bool = Field(
+        default=False,
+        description="On a CPU in float32, make the bits of prompts independent of chunks and company too; slower.",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
     max_model_len: int | None = Field(
         default=None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."

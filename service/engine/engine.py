@@ -52,6 +52,7 @@ from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
 from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
+from service.engine.runner.row_invariance import make_row_invariant
 from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstrainedText, ConstraintCompiler
 from service.engine.sampling.forced import ForcedText
@@ -108,6 +109,8 @@ class Engine:
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
         if config.device == "cpu":
             keep_freed_memory()
+        if config.batch_invariant:
+            self._demand_batch_invariance()
         self.shape = ModelShape.of_config(
             loaded.model.config.get_text_config(),
             config.page_size,
@@ -196,7 +199,9 @@ class Engine:
     @property
     def salt(self) -> str:
         """What else than the tokens decides the KV of a dense sequence: model, dtypes, and which heads share a page."""
-        kinds = (self.config.dtype, self.loaded.weights, self.config.kv_dtype, self.runner.pool.layout.name())
+        invariant = "invariant" if self.config.batch_invariant else ""
+        layout = self.runner.pool.layout.name()
+        kinds = (self.config.dtype, self.loaded.weights, self.config.kv_dtype, layout, invariant)
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
@@ -326,6 +331,17 @@ class Engine:
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         own = frozenset(params.stop_token_ids)
         return own if params.ignore_eos else own | self.loaded.eos_ids
+
+    def _demand_batch_invariance(self) -> None:
+        """Have the rows of prompts computed as those of decoding are. Raises InvalidRequest where they cannot be."""
+        config, kernels = self.config, select_kernels(torch.device("cpu"), torch.float32, "own")
+        on_kernels = config.dtype == "float32" or (config.dtype == "bfloat16" and self.loaded.weights != "plain")
+        if config.device != "cpu" or not on_kernels or not kernels.row_invariant:
+            raise InvalidRequest(
+                "batch_invariant is for a CPU with a C++ compiler, in float32 or with weights that stay as stored.",
+                param="batch_invariant",
+            )
+        make_row_invariant(self.loaded.model, max_rows=None)
 
     @contextmanager
     def _failing_alone(self, request: Request) -> Iterator[None]:

@@ -10,6 +10,7 @@ import pytest
 from service.engine.async_engine import AsyncEngine
 
 from ..service.api.conftest import make_engine, start_service  # noqa: F401
+from ..service.conftest import tiny_model  # noqa: F401
 
 MESSAGES = [{"role": "user", "content": "Who built the bridge?"}]
 ASKED: dict[str, list[dict[str, Any]]] = {
