@@ -26,8 +26,7 @@ from service.settings import load_settings
 
 from ..retrieval.conftest import WordEmbedder
 from ..service.api.conftest import make_engine, start_service  # noqa: F401
-from ..service.cli.conftest import folio  # noqa: F401
-from ..service.conftest import tiny_model  # noqa: F401
+from ..service.conftest import folio, tiny_model  # noqa: F401
 
 WORDS = [
     "harbour",
@@ -212,7 +211,8 @@ assert keys.principal(secret) is not None, "nobody is kept out"
 limiter = RateLimiter(library.database)
 assert limiter.take("x", 60.0) == 0.0
 ids = {{document.name: document.id for document in library.documents()}}
-library.delete(ids["0.txt"], "local", lambda connection: note(connection, "local", None, "document.delete", ids["0.txt"]))
+noted = lambda connection: note(connection, "local", None, "document.delete", ids["0.txt"])
+library.delete(ids["0.txt"], "local", noted)
 assert ids["0.txt"] not in {{document.id for document in library.documents()}}
 assert keys.audit_log(1)[0]["subject"] == ids["0.txt"]
 assert not library.search("word0").hits
@@ -240,13 +240,20 @@ def test_a_delete_needs_no_space(tmp_path: Path) -> None:
     assert done.stdout.strip() == "deleted", done.stderr[-3000:]
 
 
-def test_the_command_says_what_is_left(folio: Any, tmp_path: Path) -> None:  # noqa: F811
-    gone = tmp_path / "gone.txt"
-    gone.write_text(secret(9))
-    folio("docs", "add", str(gone))
-    folio("docs", "rm", "gone.txt", "--yes")
-    folio("index", "compact")
-    assert folio("index", "verify", "--privacy", str(gone), "--json")["traces"] == {str(gone): []}
+def test_the_command_says_what_is_left(folio: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:  # noqa: F811
+    gone, home = tmp_path / "gone.txt", ("--home", tmp_path / "home")
+    gone.write_text(secret(9), encoding="utf-8")
+    assert folio(*home, "ingest", gone)[0] == 0
+    assert folio(*home, "docs", "rm", "gone.txt", "--yes")[0] == 0
+    (tmp_path / "home" / "copy").write_text(secret(9), encoding="utf-8")
+    code, said, error = folio(*home, "index", "verify", "--privacy", gone, "--json")
+    assert code == 4
+    assert {trace["path"] for trace in json.loads(said)["traces"][str(gone)]} >= {"copy"}
+    assert "copy holds" in error
+    (tmp_path / "home" / "copy").unlink()
+    assert folio(*home, "index", "compact")[0] == 0
+    code, said, error = folio(*home, "index", "verify", "--privacy", gone, "--json")
+    assert (code, json.loads(said)["traces"]) == (0, {str(gone): []}), error
 
 
 def test_a_needle_is_found_wherever_it_lies() -> None:
