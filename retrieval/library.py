@@ -354,6 +354,7 @@ class Library(Shelf):
             lambda texts: np.stack([self._queries(text) for text in texts]),
             lambda text: newest_tokens(text, self.embedder),
             lambda text: cosine_weight(self.embedder, text),
+            self._searcher.corpus(snapshot, owner),
         )
 
     # -- index

@@ -70,28 +70,41 @@ class SparseIndex:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def document_frequency(self, term: str) -> int:
+    def document_frequency(self, term: str, among: np.ndarray | None = None) -> int:
+        """Chunks that hold the term, of those of bool[n] ``among``."""
         row = self._model.vocab_dict.get(term)
         if row is None:
             return 0
         indptr = self._model.scores["indptr"]
-        return int(indptr[row + 1] - indptr[row]) if row + 1 < len(indptr) else 0
+        if row + 1 >= len(indptr):
+            return 0
+        if among is None:
+            return int(indptr[row + 1] - indptr[row])
+        return int(np.count_nonzero(among[self._model.scores["indices"][indptr[row] : indptr[row + 1]]]))
 
-    def scores(self, query: Sequence[str]) -> np.ndarray:
-        """float32[n]: BM25 of every chunk; a term asked twice counts twice."""
-        ids = self._model.get_tokens_ids([term for term in query if self.document_frequency(term)])
-        if not ids:
+    def scores(self, query: Sequence[str], weights: Mapping[str, float] | None = None) -> np.ndarray:
+        """float32[n]: BM25 of every chunk; a term asked twice counts twice. ``weights``: see ``SparseStatistics``."""
+        ids, factors = self._asked(query, weights)
+        if not len(ids):
             return np.zeros(len(self), dtype=np.float32)
         scores = self._model.scores
-        return _sum_postings(scores["data"], scores["indices"], scores["indptr"], np.array(ids), len(self))
+        return _sum_postings(scores["data"], scores["indices"], scores["indptr"], ids, factors, len(self))
 
-    def scores_of(self, query: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    def scores_of(
+        self, query: Sequence[str], rows: np.ndarray, weights: Mapping[str, float] | None = None
+    ) -> np.ndarray:
         """float32[len(rows)]: what ``scores`` has in these rows (int64), from their own postings, to the last bit."""
-        ids = self._model.get_tokens_ids([term for term in query if self.document_frequency(term)])
-        if not ids or not len(rows):
+        ids, factors = self._asked(query, weights)
+        if not len(ids) or not len(rows):
             return np.zeros(len(rows), dtype=np.float32)
         scores = self._model.scores
-        return _pick_postings(scores["data"], scores["indices"], scores["indptr"], np.array(ids), rows)
+        return _pick_postings(scores["data"], scores["indices"], scores["indptr"], ids, factors, rows)
+
+    def _asked(self, query: Sequence[str], weights: Mapping[str, float] | None) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 ids, float32 weights) of the terms that any chunk holds."""
+        held = [term for term in query if self.document_frequency(term)]
+        factors = np.array([1.0 if weights is None else weights[term] for term in held], dtype=np.float32)
+        return np.array(self._model.get_tokens_ids(held), dtype=np.int64), factors
 
     def save(self, folder: Path) -> list[Path]:
         """Write it as bm25s does; returns the files."""
@@ -148,17 +161,34 @@ class SparseSegment:
 
 
 class SparseStatistics:
-    """Corpus statistics for one query over an index and the segments behind it."""
+    """Corpus statistics for one query over an index and the segments behind it.
 
-    def __init__(self, query: Sequence[str], index: SparseIndex | None, segments: Sequence[SparseSegment]) -> None:
-        parts: list[SparseIndex | SparseSegment] = [*segments] if index is None else [index, *segments]
-        count = sum(len(part.lengths) for part in parts)
-        total = sum(int(part.lengths.sum()) for part in segments) + (index.total_length if index else 0)
-        self.average_length = max(total / count, 1.0) if count else 1.0
+    Args:
+        among: bool[n], the chunks of the index that are the corpus of the one who asks; None: all. How many of other
+            people's chunks hold a term is then in none of his scores.
+    """
+
+    def __init__(
+        self,
+        query: Sequence[str],
+        index: SparseIndex | None,
+        segments: Sequence[SparseSegment],
+        among: np.ndarray | None = None,
+    ) -> None:
+        indexed = 0 if index is None else len(index) if among is None else int(np.count_nonzero(among))
+        count = indexed + sum(len(part.lengths) for part in segments)
+        chunks = (len(index) if index else 0) + sum(len(part.lengths) for part in segments)
+        total = (index.total_length if index else 0) + sum(int(part.lengths.sum()) for part in segments)
+        self.average_length = max(total / chunks, 1.0) if chunks else 1.0
         self.idf: dict[str, float] = {}
+        self.weights: dict[str, float] | None = None if among is None else {}
+        """of a term in the index, whose scores were made for all its chunks: its idf here over its idf there"""
         for term in set(query):
-            frequency = sum(part.document_frequency(term) for part in parts)
-            self.idf[term] = float(np.log1p((count - frequency + 0.5) / (frequency + 0.5))) if frequency else 0.0
+            frequency = index.document_frequency(term, among) if index is not None else 0
+            if self.weights is not None and index is not None:
+                whole = index.document_frequency(term)
+                self.weights[term] = _idf(indexed, frequency) / _idf(len(index), whole) if frequency else 0.0
+            self.idf[term] = _idf(count, frequency + sum(part.document_frequency(term) for part in segments))
         by_language: Counter[str] = Counter()
         for term in query:
             by_language[language_of(term)] += self.idf[term]  # type: ignore[assignment]
@@ -166,25 +196,32 @@ class SparseStatistics:
         """no chunk can score more than this on the query, as it is of one language: the fixed scale of hybrid search"""
 
 
+def _idf(count: int, frequency: int) -> float:
+    """Lucene's; 0 of a term that no chunk holds."""
+    return float(np.log1p((count - frequency + 0.5) / (frequency + 0.5))) if frequency else 0.0
+
+
 @njit(nogil=True, cache=True)
 def _sum_postings(
-    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, rows: int
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, rows: int
 ) -> np.ndarray:  # pragma: no cover - compiled
     """bm25s' own sum, in its order, without Python's lock."""
     scores = np.zeros(rows, np.float32)
-    for term in terms:
+    for number in range(len(terms)):
+        term, weight = terms[number], weights[number]
         for position in range(indptr[term], indptr[term + 1]):
-            scores[indices[position]] += data[position]
+            scores[indices[position]] += weight * data[position]
     return scores
 
 
 @njit(nogil=True, cache=True)
 def _pick_postings(
-    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, rows: np.ndarray
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:  # pragma: no cover - compiled
     """The sums of ``_sum_postings`` for some rows, in the same order; the postings of a term rise by row."""
     scores = np.zeros(len(rows), np.float32)
-    for term in terms:
+    for asked in range(len(terms)):
+        term, weight = terms[asked], weights[asked]
         first, end = indptr[term], indptr[term + 1]
         for number in range(len(rows)):
             low, high = first, end
@@ -195,5 +232,5 @@ def _pick_postings(
                 else:
                     high = middle
             if low < end and indices[low] == rows[number]:
-                scores[number] += data[low]
+                scores[number] += weight * data[low]
     return scores
