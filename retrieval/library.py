@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -51,7 +52,7 @@ from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
 from retrieval.store.originals import Originals, file_name
 from retrieval.store.shelf import DEFAULT_OWNER, Shelf, make_home
-from retrieval.traces import Trace, look_through, needles_of
+from retrieval.traces import Trace, forms_of, look_through, needles_of
 from retrieval.types import (
     Document,
     IndexReport,
@@ -388,10 +389,12 @@ class Library(Shelf):
 
     def traces(self, name: str, data: bytes) -> list[Trace]:
         """What the home holds of a file that no document is of any longer; see ``retrieval.traces``."""
-        needles = needles_of(self._for_traces(name, data), data, self._upkeep.tokenizer)
+        tokenizer = self._upkeep.tokenizer
+        forms = partial(forms_of, tokenizer=tokenizer)
+        needles = needles_of(self._for_traces(name, data), data, tokenizer)
         with self.database.read() as connection:
             kept = [row.sha256 for row in connection.execute(store.FILES)]
-            needles = needles.without(store.contents(connection)).without(map(self._originals.read, kept))
+            needles = needles.without(store.contents(connection, forms)).without(map(self._originals.read, kept))
         return look_through(self.home, needles, frozenset(self.home / file_name(sha256) for sha256 in kept))
 
     def _for_traces(self, name: str, data: bytes) -> Prepared | None:

@@ -119,9 +119,17 @@ def needles_of(prepared: Prepared | None, data: bytes, tokenizer: CorpusTokenize
         wanted += words_of(term for term in terms if term in folded)  # a stem that is no word may be another's too
         wanted += [*windows_of_text(text), *numbers_of(prepared.vectors.astype("<f4"))]
         if tokenizer is not None:
-            ids = np.asarray(tokenizer.encode(text), dtype="<u4")
+            ids = _ids(text, tokenizer)
             wanted += numbers_of(ids[: len(ids) // 8 * 8].reshape(-1, 8))
     return Needles(wanted)
+
+
+def forms_of(text: str, tokenizer: CorpusTokenizer | None) -> Iterator[bytes]:
+    """As what a whole text may be kept."""
+    for form in (text, fold(text)):
+        yield from (form.encode(), json.dumps(form).encode())
+    if tokenizer is not None:
+        yield _ids(text, tokenizer).tobytes()
 
 
 def look_through(folder: Path, needles: Needles, skipped: frozenset[Path] = frozenset()) -> list[Trace]:
@@ -146,6 +154,10 @@ def _blocks(path: Path, overlap: int) -> Iterator[tuple[int, bytes]]:
             yield start, kept + read
             kept = (kept + read)[-overlap:]
             start = file.tell() - len(kept)
+
+
+def _ids(text: str, tokenizer: CorpusTokenizer) -> np.ndarray:
+    return np.asarray(tokenizer.encode(text), dtype="<u4")
 
 
 def _spread(length: int) -> range:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from retrieval.analysis.folding import fold
 from retrieval.common.failpoints import failpoint
 from retrieval.errors import NotFound
 from retrieval.parsing.chunking import Chunk
@@ -485,10 +483,10 @@ FILES = sa.select(versions.c.sha256).distinct()
 """The files of all versions of all documents."""
 
 
-def contents(connection: sa.Connection) -> Iterator[bytes]:
-    """The texts and vectors of all documents of all owners, as the database or an index may hold them."""
+def contents(connection: sa.Connection, forms: Callable[[str], Iterable[bytes]]) -> Iterator[bytes]:
+    """The texts and vectors of all documents of all owners, as something may hold them; ``forms``: of a text."""
     for (text,) in connection.execute(sa.select(versions.c.text)):
-        yield from (text.encode(), json.dumps(text).encode(), fold(text).encode(), json.dumps(fold(text)).encode())
+        yield from forms(text)
     for (vector,) in connection.execute(sa.select(embeddings.c.vector)):
         yield vector
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-BYTES = 16 << 20
+BYTES = 4 << 20
 
 
 class Reserve:

@@ -7,7 +7,7 @@ count what he counts in the world where she has not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -25,7 +25,7 @@ from service.engine.params import DraftSources, SamplingParams
 
 from ..service.engine.conftest import make_engine, make_model
 
-TOKENS = 24
+TOKENS = 16
 MORE = ["fusion:always=true", "goodput:inner=recycling", "recycling:ranks=4", "rag:target_mix=2,context=32,chunk=16"]
 HOW = dict.fromkeys(("rag", "cascade", "fusion"), ":context=32,chunk=16")  # shorter than the prompts
 HOW["self_speculation"] = ":every=1000000"  # its search goes by the clock
@@ -34,18 +34,19 @@ SPECS += [f"multi_round:rule={rule}" for rule in RULES]
 
 
 @pytest.fixture(autouse=True)
-def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is chosen by the clock is chosen by a clock that every world has."""
-    learn = MachineProfile.record
-
-    def record(self: MachineProfile, rows: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
-        learn(self, rows, contexts, 100.0 + sum(rows))
+def _the_machine_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is chosen by measured times is chosen by the same times in every world."""
 
     class Unhurried(Event):
         def is_set(self) -> bool:
             return False
 
-    monkeypatch.setattr(MachineProfile, "record", record)
+    def step_times(self: MachineProfile, batch: int, context: int, most: int) -> np.ndarray:
+        return 100.0 + batch * np.arange(1.0, most + 2)
+
+    monkeypatch.setattr(MachineProfile, "ready", True)
+    monkeypatch.setattr(MachineProfile, "step_times", step_times)
+    monkeypatch.setattr(MachineProfile, "seconds", lambda self, rows, contexts: 100.0 + sum(rows))
     monkeypatch.setattr("drafters.research.overlap.Event", Unhurried)
 
 
@@ -98,46 +99,55 @@ def counted(found: Generation) -> dict[str, Any]:
     return {"ids": found.token_ids, "sources": found.sources, **drafting, **rest}
 
 
-def bob_counts(draft_model: Path, spec: str, trials: int, alice: bool, spy: str, **more: Any) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def worlds(draft_model: Path) -> Iterator[dict[bool, AsyncEngine]]:
+    """An engine that Alice has asked (True), and one that she has not."""
+    with door_of(draft_model) as asked, door_of(draft_model) as unasked:
+        yield {True: asked, False: unasked}
+
+
+def bob_counts(door: AsyncEngine, spec: str, trials: int, alice: bool, spy: str, **more: Any) -> list[dict[str, Any]]:
     """What ``spy`` counts of right and of wrong guesses, where Alice has asked before each, or has not."""
-    secrets = []
-    with door_of(draft_model) as door:
-        for trial in range(trials):  # in both worlds, so that the guesses are the same
-            secrets.append(ask(door, "nobody", 1000 + trial, "none").token_ids)
+    door.engine.drafting.learned = LearnedByOwner(1 << 30)
+    first = 10_000 * (1 + SPECS.index(spec))
     counts = []
-    with door_of(draft_model) as door:
-        for trial, secret in enumerate(secrets):
-            if alice:
-                assert ask(door, "alice", 1000 + trial, spec, **more).token_ids
-                if not more.get("temperature"):
-                    ask(door, "alice", 1000 + trial, spec, forced=tuple(secret))
-            wrong = np.random.default_rng(trial).permutation(secret).tolist()
-            counts.append(counted(ask(door, spy, 1000 + trial, spec, **more)))  # her own words, in case she was cached
-            for guess in (secret, wrong):
-                counts.append(counted(ask(door, spy, 2000 + trial, spec, forced=tuple(guess), **more)))
-        door.engine.check_integrity()
+    for trial in range(first, first + trials):
+        secret = ask(door, "nobody", trial, "none").token_ids  # in both worlds: it teaches nothing
+        if alice:
+            ask(door, "alice", trial, spec, **more)
+            ask(door, "alice", trial, spec, forced=tuple(secret))
+        wrong = np.random.default_rng(trial).permutation(secret).tolist()
+        counts.append(counted(ask(door, spy, trial, spec, **more)))  # her own words, in case they are kept
+        for guess in (secret, wrong):
+            counts.append(counted(ask(door, spy, trial + 5000, spec, forced=tuple(guess), **more)))
+    door.engine.check_integrity()
     return counts
 
 
+def compared(worlds: dict[bool, AsyncEngine], spec: str, trials: int, spy: str, **more: Any) -> list[Any]:
+    """What is counted in the two worlds."""
+    return [bob_counts(door, spec, trials, alice, spy, **more) for alice, door in worlds.items()]
+
+
 @pytest.mark.parametrize("spec", SPECS)
-def test_bobs_guesses_fare_the_same_whether_alice_has_asked(draft_model: Path, spec: str) -> None:
-    without = bob_counts(draft_model, spec, 2, alice=False, spy="bob")
-    assert bob_counts(draft_model, spec, 2, alice=True, spy="bob") == without
+def test_bobs_guesses_fare_the_same_whether_alice_has_asked(worlds: dict[bool, AsyncEngine], spec: str) -> None:
+    asked, unasked = compared(worlds, spec, 1, "bob")
+    assert asked == unasked
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("spec", SPECS)
-def test_over_fifty_trials(draft_model: Path, spec: str, temperature: float) -> None:
-    without = bob_counts(draft_model, spec, 50, alice=False, spy="bob", temperature=temperature)
-    assert bob_counts(draft_model, spec, 50, alice=True, spy="bob", temperature=temperature) == without
+def test_over_fifty_trials(worlds: dict[bool, AsyncEngine], spec: str, temperature: float) -> None:
+    asked, unasked = compared(worlds, spec, 50, "bob", temperature=temperature)
+    assert asked == unasked
 
 
 @pytest.mark.parametrize("spec", ["auto", "recycling", "fusion:always=true"])
-def test_the_attack_would_tell(draft_model: Path, spec: str) -> None:
+def test_the_attack_would_tell(worlds: dict[bool, AsyncEngine], spec: str) -> None:
     """The same counts do differ where both are one owner: what is compared above can be told apart."""
-    without = bob_counts(draft_model, spec, 2, alice=False, spy="alice")
-    assert bob_counts(draft_model, spec, 2, alice=True, spy="alice") != without
+    asked, unasked = compared(worlds, spec, 1, "alice")
+    assert asked != unasked
 
 
 def test_pages_are_found_by_their_owner_alone_unless_they_are_for_everyone(draft_model: Path) -> None:

@@ -67,14 +67,15 @@ def test_a_document_is_in_every_store_and_a_delete_leaves_it_in_none(library: Li
     [document] = [document for document in library.documents() if document.name == "gone.txt"]
     wanted = Needles([*windows_of_text(gone)])
     before = {trace.path.partition("/")[0] for trace in look_through(library.home, wanted)}
-    assert before >= {"folio.db", "files"}
+    assert "files" in before
+    assert any(name.startswith("folio.db") for name in before)
     library.delete(document.id)
     after = left(library, "gone.txt", gone)
     assert after <= {"index"}, "the database, its log and the file are clean at once"
     assert after == {"index"}, "which the generations hold until the library is tidied"
     library.compact()
     assert left(library, "gone.txt", gone) == set()
-    assert library.search(gone.split()[5]).hits == [] or all(h.name == "kept.txt" for h in library.search("x").hits)
+    assert {hit.name for hit in library.search(gone.split()[5]).hits} <= {"kept.txt"}
     assert left(library, "kept.txt", kept) == set()
 
 
@@ -190,11 +191,11 @@ from service.settings import load_settings
 home = Path({home!r})
 library = Library.open(home, embedder=WordEmbedder())
 for number in range(6):
-    library.ingest([Upload(f"{{number}}.txt", (f"word{{number}} " * 40_000).encode())])
+    library.ingest([Upload(f"{{number}}.txt", (f"word{{number}} abcdefghij " * 15_000).encode())])
 keys = KeyStore(library.database, load_settings(home=home))
 secret = keys.create("local")[1]
 library._erasure.tidy()
-assert (home / "reserve").stat().st_size == 16 << 20
+assert (home / "reserve").stat().st_size == 4 << 20
 with open(home / "filler", "wb") as file:  # to the last byte
     for size in (1 << 20, 4096, 1):
         try:
@@ -220,7 +221,7 @@ assert not library.search("word0").hits
 library.compact()
 assert library.verify_index().ok
 assert not (home / "unscrubbed").exists()
-assert not library.traces("0.txt", ("word0 " * 40_000).encode())
+assert not library.traces("0.txt", ("word0 abcdefghij " * 15_000).encode())
 print("deleted")
 """
 
