@@ -226,7 +226,7 @@ class Snapshot:
             cosine = _cosines_of_rows(self.generation, rows, query.vector)
             bm25 = cosine
             if query.mode != "dense":
-                bm25 = self.generation.sparse.scores_of(query.text_terms, rows, statistics.weights)
+                bm25 = self.generation.sparse.scores_of(query.text_terms, rows, statistics)
             scores[places] = fuse(by, cosine, bm25)
         for segment in self.segments:
             rows, places = _places(segment.ids, ids)
@@ -242,7 +242,7 @@ class Snapshot:
         generation = self.generation
         if generation is None or scope.count == 0:
             return np.empty(0, dtype=np.int64), np.empty(0)
-        bm25 = generation.sparse.scores(query.text_terms, statistics.weights) if query.mode != "dense" else _NONE
+        bm25 = generation.sparse.scores(query.text_terms, statistics) if query.mode != "dense" else _NONE
 
         def score(rows: np.ndarray) -> np.ndarray:
             cosine = _cosines_of_rows(generation, rows, query.vector)

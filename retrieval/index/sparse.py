@@ -82,29 +82,42 @@ class SparseIndex:
             return int(indptr[row + 1] - indptr[row])
         return int(np.count_nonzero(among[self._model.scores["indices"][indptr[row] : indptr[row + 1]]]))
 
-    def scores(self, query: Sequence[str], weights: Mapping[str, float] | None = None) -> np.ndarray:
-        """float32[n]: BM25 of every chunk; a term asked twice counts twice. ``weights``: see ``SparseStatistics``."""
-        ids, factors = self._asked(query, weights)
+    def scores(self, query: Sequence[str], of: SparseStatistics | None = None) -> np.ndarray:
+        """float32[n]: BM25 of every chunk; a term asked twice counts twice.
+
+        of: whose corpus it is; where that is not all of it, other people's chunks score 0.
+        """
+        ids, postings = self._asked(query)
         if not len(ids):
             return np.zeros(len(self), dtype=np.float32)
-        scores = self._model.scores
-        return _sum_postings(scores["data"], scores["indices"], scores["indptr"], ids, factors, len(self))
+        if of is None or of.among is None:
+            return _sum_postings(*postings, ids, len(self))
+        return _sum_anew(*postings, ids, *self._weighed(query, of), of.among)
 
-    def scores_of(
-        self, query: Sequence[str], rows: np.ndarray, weights: Mapping[str, float] | None = None
-    ) -> np.ndarray:
+    def scores_of(self, query: Sequence[str], rows: np.ndarray, of: SparseStatistics | None = None) -> np.ndarray:
         """float32[len(rows)]: what ``scores`` has in these rows (int64), from their own postings, to the last bit."""
-        ids, factors = self._asked(query, weights)
+        ids, postings = self._asked(query)
         if not len(ids) or not len(rows):
             return np.zeros(len(rows), dtype=np.float32)
-        scores = self._model.scores
-        return _pick_postings(scores["data"], scores["indices"], scores["indptr"], ids, factors, rows)
+        if of is None or of.among is None:
+            return _pick_postings(*postings, ids, rows)
+        return _pick_anew(*postings, ids, *self._weighed(query, of), rows)
 
-    def _asked(self, query: Sequence[str], weights: Mapping[str, float] | None) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 ids, float32 weights) of the terms that any chunk holds."""
-        held = [term for term in query if self.document_frequency(term)]
-        factors = np.array([1.0 if weights is None else weights[term] for term in held], dtype=np.float32)
-        return np.array(self._model.get_tokens_ids(held), dtype=np.int64), factors
+    def _asked(self, query: Sequence[str]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """int64 ids of the terms that any chunk holds, and the postings: scores, rows, where each term begins."""
+        ids = self._model.get_tokens_ids([term for term in query if self.document_frequency(term)])
+        scores = self._model.scores
+        return np.array(ids, dtype=np.int64), (scores["data"], scores["indices"], scores["indptr"])
+
+    def _weighed(
+        self, query: Sequence[str], of: SparseStatistics
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What the scores of each term were made with, and what they are to be made with: idf [terms], norms [n]."""
+        held = [(term, found) for term in query if (found := self.document_frequency(term))]
+        then = np.array([_idf(len(self), found) for _, found in held])
+        now = np.array([of.idf[term] for term, _ in held])
+        average = self.total_length / len(self)
+        return then, now, _norms(self.lengths, average), _norms(self.lengths, of.average_length)
 
     def save(self, folder: Path) -> list[Path]:
         """Write it as bm25s does; returns the files."""
@@ -152,7 +165,7 @@ class SparseSegment:
     def scores(self, query: Sequence[str], idf: dict[str, float], average_length: float) -> np.ndarray:
         """float32[n] by Lucene's formula, with statistics that the caller gives."""
         scores = np.zeros(len(self.lengths), dtype=np.float32)
-        norm = K1 * (1 - B + B * self.lengths / average_length)
+        norm = _norms(self.lengths, average_length)
         for term in query:
             if term in self._postings:
                 rows, counts = self._postings[term]
@@ -165,7 +178,7 @@ class SparseStatistics:
 
     Args:
         among: bool[n], the chunks of the index that are the corpus of the one who asks; None: all. How many of other
-            people's chunks hold a term is then in none of his scores.
+            people's chunks hold a term, and how long they are, is then in none of his scores.
     """
 
     def __init__(
@@ -175,20 +188,18 @@ class SparseStatistics:
         segments: Sequence[SparseSegment],
         among: np.ndarray | None = None,
     ) -> None:
-        indexed = 0 if index is None else len(index) if among is None else int(np.count_nonzero(among))
-        count = indexed + sum(len(part.lengths) for part in segments)
-        chunks = (len(index) if index else 0) + sum(len(part.lengths) for part in segments)
-        total = (index.total_length if index else 0) + sum(int(part.lengths.sum()) for part in segments)
-        self.average_length = max(total / chunks, 1.0) if chunks else 1.0
+        self.among = among
+        lengths = [part.lengths for part in segments]
+        if index is not None:
+            lengths.append(index.lengths if among is None else index.lengths[among])
+        count, total = sum(map(len, lengths)), sum(int(some.sum()) for some in lengths)
+        self.average_length = max(total / count, 1.0) if count else 1.0
         self.idf: dict[str, float] = {}
-        self.weights: dict[str, float] | None = None if among is None else {}
-        """of a term in the index, whose scores were made for all its chunks: its idf here over its idf there"""
         for term in set(query):
-            frequency = index.document_frequency(term, among) if index is not None else 0
-            if self.weights is not None and index is not None:
-                whole = index.document_frequency(term)
-                self.weights[term] = _idf(indexed, frequency) / _idf(len(index), whole) if frequency else 0.0
-            self.idf[term] = _idf(count, frequency + sum(part.document_frequency(term) for part in segments))
+            frequency = sum(part.document_frequency(term) for part in segments)
+            if index is not None:
+                frequency += index.document_frequency(term, among)
+            self.idf[term] = _idf(count, frequency)
         by_language: Counter[str] = Counter()
         for term in query:
             by_language[language_of(term)] += self.idf[term]  # type: ignore[assignment]
@@ -201,36 +212,99 @@ def _idf(count: int, frequency: int) -> float:
     return float(np.log1p((count - frequency + 0.5) / (frequency + 0.5))) if frequency else 0.0
 
 
+def _norms(lengths: np.ndarray, average: float) -> np.ndarray:
+    """float64[n]: what BM25 adds to the count of a term in chunks of these lengths."""
+    return K1 * (1 - B + B * lengths / average)
+
+
 @njit(nogil=True, cache=True)
 def _sum_postings(
-    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, rows: int
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, rows: int
 ) -> np.ndarray:  # pragma: no cover - compiled
     """bm25s' own sum, in its order, without Python's lock."""
     scores = np.zeros(rows, np.float32)
-    for number in range(len(terms)):
-        term, weight = terms[number], weights[number]
+    for term in terms:
         for position in range(indptr[term], indptr[term + 1]):
-            scores[indices[position]] += weight * data[position]
+            scores[indices[position]] += data[position]
     return scores
+
+
+@njit(nogil=True, cache=True)
+def _sum_anew(
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    terms: np.ndarray,
+    then: np.ndarray,
+    now: np.ndarray,
+    norms_then: np.ndarray,
+    norms: np.ndarray,
+    among: np.ndarray,
+) -> np.ndarray:  # pragma: no cover - compiled
+    """The same with other statistics, of some rows."""
+    scores = np.zeros(len(among), np.float32)
+    for number in range(len(terms)):
+        term = terms[number]
+        for position in range(indptr[term], indptr[term + 1]):
+            row = indices[position]
+            if among[row]:
+                scores[row] += _anew(data[position] / then[number], norms_then[row], now[number], norms[row])
+    return scores
+
+
+@njit(nogil=True, cache=True)
+def _anew(share: float, norm_then: float, idf: float, norm: float) -> float:  # pragma: no cover - compiled
+    """A term's score. Counts are whole numbers: nothing is left of the statistics of then, not even rounding."""
+    count = np.rint(share * norm_then / (1 - share))
+    return idf * count / (count + norm)
 
 
 @njit(nogil=True, cache=True)
 def _pick_postings(
-    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, rows: np.ndarray
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, terms: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:  # pragma: no cover - compiled
     """The sums of ``_sum_postings`` for some rows, in the same order; the postings of a term rise by row."""
     scores = np.zeros(len(rows), np.float32)
-    for asked in range(len(terms)):
-        term, weight = terms[asked], weights[asked]
-        first, end = indptr[term], indptr[term + 1]
+    for term in terms:
         for number in range(len(rows)):
-            low, high = first, end
-            while low < high:
-                middle = (low + high) // 2
-                if indices[middle] < rows[number]:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low < end and indices[low] == rows[number]:
-                scores[number] += weight * data[low]
+            at = _place(indices, indptr[term], indptr[term + 1], rows[number])
+            if at >= 0:
+                scores[number] += data[at]
     return scores
+
+
+@njit(nogil=True, cache=True)
+def _pick_anew(
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    terms: np.ndarray,
+    then: np.ndarray,
+    now: np.ndarray,
+    norms_then: np.ndarray,
+    norms: np.ndarray,
+    rows: np.ndarray,
+) -> np.ndarray:  # pragma: no cover - compiled
+    """The sums of ``_sum_anew`` for some of its rows."""
+    scores = np.zeros(len(rows), np.float32)
+    for number in range(len(terms)):
+        term = terms[number]
+        for place in range(len(rows)):
+            row = rows[place]
+            at = _place(indices, indptr[term], indptr[term + 1], row)
+            if at >= 0:
+                scores[place] += _anew(data[at] / then[number], norms_then[row], now[number], norms[row])
+    return scores
+
+
+@njit(nogil=True, cache=True)
+def _place(indices: np.ndarray, first: int, end: int, row: int) -> int:  # pragma: no cover - compiled
+    """Where a row stands among the postings of a term; -1 for nowhere."""
+    low, high = first, end
+    while low < high:
+        middle = (low + high) // 2
+        if indices[middle] < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and indices[low] == row else -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from retrieval.errors import StorageFull
-from retrieval.store.jobs import CANCELLED, DONE
+from retrieval.store.jobs import CANCELLED, DONE, FAILED
 from retrieval.store.tables import documents, jobs, versions
 
 
@@ -16,11 +16,13 @@ def stored_bytes(connection: sa.Connection, owner: str) -> int:
         .join(documents, documents.c.id == versions.c.document_id)
         .where(documents.c.owner == owner)
     )
-    waiting = sa.select(jobs.c.payload, jobs.c.results).where(
-        jobs.c.owner == owner, jobs.c.status.not_in((DONE, CANCELLED))
-    )
+    waiting = connection.execute(
+        sa.select(jobs).where(jobs.c.owner == owner, jobs.c.status.not_in((DONE, CANCELLED)))
+    ).all()
     return int(connection.execute(kept).scalar_one()) + sum(
-        file["size"] for job in connection.execute(waiting) for file in job.payload["files"][len(job.results) :]
+        file["size"]
+        for job in waiting
+        for file in job.payload["files"][0 if job.status == FAILED else len(job.results) :]  # a failed one keeps all
     )
 
 

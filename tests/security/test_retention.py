@@ -40,7 +40,7 @@ WORDS = [
 ]
 
 
-def secret(seed: int, words: int = 3000) -> str:
+def secret(seed: int, words: int = 1200) -> str:
     """A text that no other holds a sentence of."""
     chance = random.Random(seed)
     made = [f"{chance.choice(WORDS)}{chance.getrandbits(40):x}" for _ in range(words)]
@@ -196,13 +196,13 @@ keys = KeyStore(library.database, load_settings(home=home))
 secret = keys.create("local")[1]
 library._erasure.tidy()
 assert (home / "reserve").stat().st_size == 4 << 20
-with open(home / "filler", "wb") as file:  # to the last byte
-    for size in (1 << 20, 4096, 1):
-        try:
-            while True:
-                file.write(bytes(size)); file.flush()
-        except OSError:
+filler = os.open(home / "filler", os.O_CREAT | os.O_WRONLY)
+for size in (1 << 20, 4096, 1):  # to the last byte
+    try:
+        while os.write(filler, bytes(size)):
             pass
+    except OSError:
+        pass
 try:
     library.ingest([Upload("more.txt", b"more " * 200_000)])
     sys.exit("there was room")
@@ -232,21 +232,21 @@ def test_a_delete_needs_no_space(tmp_path: Path) -> None:
     home.mkdir()
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(FULL).format(folder=str(folder), home=str(home)))
-    mounted = f"mount -t tmpfs -o size=48m none {home} && exec {sys.executable} {program}"
+    mounted = f"mount -t tmpfs -o size=64m none {home} && exec {sys.executable} {program}"
     try:
         subprocess.run(["unshare", "-rm", "sh", "-c", f"mount -t tmpfs none {home}"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no file system can be mounted here: {error}")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "deleted", done.stderr[-3000:]
+    assert done.stdout.endswith("deleted\n"), done.stderr[-3000:]
 
 
 def test_the_command_says_what_is_left(folio: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:  # noqa: F811
     gone, home = tmp_path / "gone.txt", ("--home", tmp_path / "home")
-    gone.write_text(secret(9), encoding="utf-8")
+    gone.write_text(secret(9, 120), encoding="utf-8")
     assert folio(*home, "ingest", gone)[0] == 0
     assert folio(*home, "docs", "rm", "gone.txt", "--yes")[0] == 0
-    (tmp_path / "home" / "copy").write_text(secret(9), encoding="utf-8")
+    (tmp_path / "home" / "copy").write_text(secret(9, 120), encoding="utf-8")
     code, said, error = folio(*home, "index", "verify", "--privacy", gone, "--json")
     assert code == 4
     assert {trace["path"] for trace in json.loads(said)["traces"][str(gone)]} >= {"copy"}
@@ -260,7 +260,7 @@ def test_the_command_says_what_is_left(folio: Callable[..., tuple[int, str, str]
 def test_a_needle_is_found_wherever_it_lies() -> None:
     data = secret(1).encode()
     needles = Needles(windows_of(data))
-    assert len(needles) > 1000
+    assert len(needles) > 500
     for shift in range(9):
         assert len(needles.found(bytes(shift) + data[:4800])) == 200
     assert needles.found(secret(2).encode()) == {}

@@ -1,4 +1,4 @@
-"""The scores of a search do not tell which words are in other people's documents."""
+"""The scores of a search do not tell which words are in other people's documents, nor how long they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ BOBS = [
     "lanterns and marmalade were sold in the market beside the harbour",
 ]
 WITH = "the merger was signed in the evening and the merger was secret to all"
-WITHOUT = "the letter was signed in the evening and the letter was secret to all"
+WITHOUT = (
+    "the letter was signed in the evening and the letter, which was long and dull to read, was secret to all of us"
+)
 QUERIES = ("merger", "secret merger", "harbour lanterns", "letter in the evening")
 
 
