@@ -24,7 +24,8 @@ lint: $(STAMP)
 
 # Two processes of one thread each: a file's tests stay together.
 test: lint  ## what CI runs; browser tests: .venv/bin/python -m pytest -m browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --out coverage.txt -m pytest -n 2 --dist loadfile
+	@echo "coverage of lines and branches, by file in coverage.txt: $$(awk 'END {print $$NF}' coverage.txt) %"
 
 test-all: lint  ## slow tests too
 	$(BIN)/python -m pytest -m "not gpu"

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from drafters.tree import DraftTree
 
+NO_TOKEN = -1
+"""What is chosen after a row from which nothing can be: it holds NaN, or no finite number."""
+
 
 @dataclass(frozen=True)
 class Verdict:

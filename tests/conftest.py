@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 import torch
@@ -21,6 +22,11 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+# the first example of a test compiles or loads, and the machine may be busy: pytest's timeout bounds a test
+hypothesis.settings.register_profile("folio", deadline=None)
+hypothesis.settings.load_profile("folio")
 
 
 @pytest.fixture(autouse=True, scope="module")

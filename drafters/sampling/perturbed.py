@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from drafters.sampling import noise
+from drafters.verify import NO_TOKEN
 
 _BLOCK = noise.BLOCK
 _GOLDEN = np.uint64(noise.GOLDEN)
@@ -93,7 +94,8 @@ def walk_perturbed(
     logits: np.ndarray, tokens: np.ndarray, parents: np.ndarray, temperature: float, seed: int, position: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The path through a tree of n nodes along the tokens of the largest perturbed scores, int64 [m], and these tokens,
-    int64 [m + 1]; rows that are not on the path are not looked at.
+    int64 [m + 1]; rows that are not on the path are not looked at. The last token is NO_TOKEN where the best score of
+    its row is no number.
 
     logits float32 or float64 [n + 1, V], of the root and the nodes; tokens and parents int64 [n] as in `DraftTree`;
     position is that of the token after the root.
@@ -135,7 +137,7 @@ def _walk(logits, logit_bits, tokens, parents, heat, seed, position):
     path, chosen = np.empty(len(tokens), np.int64), np.empty(len(tokens) + 1, np.int64)
     reached, accepted = -1, 0
     _rank(logits[0], logit_bits[0], heat, seed, position, peaks, best, score)
-    chosen[0] = best[0]
+    chosen[0] = best[0] if math.isfinite(score[0]) else NO_TOKEN
     # one pass: a parent precedes its children
     for node in range(len(tokens)):
         if parents[node] == reached and tokens[node] == chosen[accepted]:
@@ -143,7 +145,7 @@ def _walk(logits, logit_bits, tokens, parents, heat, seed, position):
             path[accepted] = node
             accepted += 1
             _rank(logits[node + 1], logit_bits[node + 1], heat, seed, position + accepted, peaks, best, score)
-            chosen[accepted] = best[0]
+            chosen[accepted] = best[0] if math.isfinite(score[0]) else NO_TOKEN
     return path[:accepted], chosen[: accepted + 1]
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
-from drafters.verify import Verdict
+from drafters.verify import NO_TOKEN, Verdict
 from service.engine.block_manager import BlockManager, OutOfPages, salt_of
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
@@ -57,7 +57,7 @@ from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstrainedText, ConstraintCompiler
 from service.engine.sampling.forced import ForcedText
 from service.engine.sampling.logits_processor import LogitsProcessor
-from service.engine.sampling.sampler import NO_TOKEN, RowKeys, has_choice, sample, token_logprobs
+from service.engine.sampling.sampler import RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.step import Slice, Step
 from service.errors import DeviceLost, InvalidRequest

@@ -14,9 +14,15 @@ TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
 @cache
-def tests_in(path: str) -> frozenset[str]:
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+def named_in(path: str) -> frozenset[str]:
+    """The functions of a file, and what is assigned (the state machines of hypothesis)."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return frozenset(names)
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
@@ -41,8 +47,8 @@ def test_every_threat_names_a_test_that_is_there(row: list[str]) -> None:
     assert named, "no test is named"
     for path, test in named:
         assert (ROOT / path).is_file(), path
-        assert any(name.startswith("test_") for name in tests_in(path))
-        assert not test or test in tests_in(path), f"{path} has no {test}"
+        assert any(name.startswith(("test_", "Test")) for name in named_in(path))
+        assert not test or test in named_in(path), f"{path} has no {test}"
 
 
 @pytest.mark.parametrize("row", LOSSLESS, ids=lambda row: re.sub(r"\W+", "-", row[0])[:60])
@@ -50,4 +56,4 @@ def test_every_promise_of_numbers_names_one(row: list[str]) -> None:
     named = TEST.findall(row[-1])
     assert named or "measured:" in row[-1]
     for path, test in named:
-        assert test in tests_in(path), f"{path} has no {test}"
+        assert test in named_in(path), f"{path} has no {test}"

@@ -15,13 +15,10 @@ from drafters.sampling import device as sampling_device
 from drafters.sampling.choice import choose
 from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
-from drafters.verify import Verdict, verify
+from drafters.verify import NO_TOKEN, Verdict, verify
 from service.engine.outputs import TokenLogprobs
 from service.engine.params import SamplingParams
 from sparse_attn.host_values import to_device
-
-NO_TOKEN = -1
-"""What is chosen after a row from which nothing can be: it holds NaN, or no finite number."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +47,9 @@ def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
     greedy = all(p.temperature == 0 for p in keys.params)
     if logits.is_cpu and not any_cut and (greedy or has_choice(logits).all()):
         of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
-        walked = [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
-        return [_ended(verdict, logits[own]) for verdict, own in zip(walked, rows, strict=True)] if greedy else walked
+        return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
     choices = torch.where(has_choice(logits), _choices(logits, keys, any_cut), NO_TOKEN).tolist()
     return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
-
-
-def _ended(verdict: Verdict, logits: Tensor) -> Verdict:
-    """A greedy verdict up to the first row whose best logit is no number; nothing is read but the rows walked."""
-    usable = torch.isfinite(logits[list(verdict.rows), list(verdict.tokens)])
-    if usable.all():
-        return verdict
-    first = int((~usable).nonzero()[0])
-    return Verdict(verdict.path[:first], (*verdict.tokens[:first], NO_TOKEN))
 
 
 def has_choice(logits: Tensor) -> Tensor:

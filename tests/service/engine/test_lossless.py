@@ -108,12 +108,12 @@ def test_in_float32_decoding_depends_on_no_company_and_no_draft(sampling: dict[s
     prompt = PART * 5  # fewer rows than that
     [expected] = answers(engine_of(loaded, "float32"), [prompt], **sampling)
     assert beside(engine_of(loaded, "float32"), prompt, OTHER, **sampling) == expected
-    for drafter in ("auto", "suffix:budget=300", "recycling:budget=300"):
+    for drafter in ("auto", "suffix:budget=64", "recycling:budget=64"):
         assert answers(engine_of(loaded, "float32"), [prompt], drafter=drafter, **sampling) == [expected]
     many = engine_of(loaded, "float32", max_running=300, kv_memory=64 << 20)
     assert answers(many, [prompt, *([3 + i % 90, *PART] for i in range(299))], **sampling)[0] == expected
     [long] = answers(engine_of(loaded, "float32"), [LONG], **sampling)
-    for drafter in ("auto", "recycling:budget=300"):
+    for drafter in ("auto", "recycling:budget=64"):
         assert answers(engine_of(loaded, "float32"), [LONG], drafter=drafter, **sampling) == [long]
 
 
