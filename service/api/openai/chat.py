@@ -86,20 +86,20 @@ async def _choices(runtime: Runtime, body: ChatRequest, principal: Principal) ->
     wanted = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     turns = [message.turn() for message in body.messages]
-    defaults, owner = runtime.engine.sampling_defaults, principal.owner
+    defaults = runtime.engine.sampling_defaults
     if body.folio is not None:
         question = _question(turns, body.folio)
         tokens = wanted or runtime.settings.answer_tokens
         answers = [
             runtime.answerer.answer(
-                question, body.sampling(i, tokens, logprobs, defaults, owner, answering=True), owner
+                question, body.sampling(i, tokens, logprobs, defaults, answering=True), principal.owner
             )
             for i in range(body.n)
         ]
         return [Choice(answer, Answered()) for answer in answers]
     ids = await asyncio.to_thread(runtime.chat.chat_ids, turns)
     tokens = wanted or max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids)))
-    params = [body.sampling(i, tokens, logprobs, defaults, owner) for i in range(body.n)]
+    params = [body.sampling(i, tokens, logprobs, defaults) for i in range(body.n)]
     return [Choice(runtime.engine.stream(ids, one), Said(runtime.tokenizer)) for one in params]
 
 

@@ -35,7 +35,7 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     runtime.engine.admit(body.n * len(prompts))
     tokens = body.max_tokens or DEFAULT_TOKENS
     defaults = runtime.engine.sampling_defaults
-    params = [body.sampling(i, tokens, body.logprobs, defaults, principal.owner) for i in range(body.n)]
+    params = [body.sampling(i, tokens, body.logprobs, defaults) for i in range(body.n)]
     streams = [runtime.engine.stream(ids, one) for ids in prompts for one in params]
     chunks = CompletionChunks(body, runtime, len(prompts))
     if body.stream:

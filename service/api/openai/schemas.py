@@ -159,18 +159,11 @@ class Sampled(Strict):
         return wanted.constraint() if wanted is not None else None
 
     def sampling(
-        self,
-        choice: int,
-        max_tokens: int,
-        logprobs: int | None,
-        defaults: SamplingDefaults,
-        owner: str,
-        answering: bool = False,
+        self, choice: int, max_tokens: int, logprobs: int | None, defaults: SamplingDefaults, answering: bool = False
     ) -> SamplingParams:
         """Sampling of one choice.
 
         Args:
-            owner: on whose behalf.
             defaults: how the model's makers sample; where they do not say either, OpenAI's temperature of 1.
             answering: from documents, which is greedy unless the request says otherwise.
 
@@ -198,7 +191,6 @@ class Sampled(Strict):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
-            owner=owner,
             drafter=self.drafter,
             attention=self.attention,
         )

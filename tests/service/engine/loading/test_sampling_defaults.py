@@ -69,7 +69,7 @@ def test_answers_from_documents_are_greedy_unless_asked() -> None:
 
 def test_openai_routes_take_the_makers_and_else_openai_s_temperature() -> None:
     asked = CompletionRequest(model="m", prompt="x", seed=1, top_k=-1)
-    found = asked.sampling(0, 5, None, MAKERS, "local")
+    found = asked.sampling(0, 5, None, MAKERS)
     assert (found.temperature, found.top_p, found.top_k, found.repetition_penalty) == (0.7, 0.8, 0, 1.1)
-    assert asked.sampling(0, 5, None, SamplingDefaults(), "local").temperature == 1.0
-    assert asked.sampling(0, 5, None, MAKERS, "local", answering=True).temperature == 0.0
+    assert asked.sampling(0, 5, None, SamplingDefaults()).temperature == 1.0
+    assert asked.sampling(0, 5, None, MAKERS, answering=True).temperature == 0.0
