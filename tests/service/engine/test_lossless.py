@@ -65,13 +65,13 @@ def answers(engine: Engine, prompts: list[list[int]], **more: Any) -> list[tuple
         return [bits(found) for found in door.generate(prompts, params(**more))]
 
 
-def beside(engine: Engine, prompt: list[int], other: list[int], **more: Any) -> tuple[list[int], list[float]]:
-    """The answer to a prompt in whose midst another prompt is read, in one step."""
+def beside(engine: Engine, prompt: list[int], *others: list[int], **more: Any) -> tuple[list[int], list[float]]:
+    """The answer to a prompt in whose midst other prompts are read, in one step, and then answered too."""
     ids, logprobs = [], []
     own = engine.add_request(prompt, params(**more))
     for step in range(200):
-        if step == 4:
-            engine.add_request(other, params(max_tokens=2))
+        for other in others if step == 4 else ():
+            engine.add_request(other, params(max_tokens=6))
         for output in engine.step():
             if output.request_id == own:
                 ids += output.token_ids
@@ -111,7 +111,7 @@ def test_in_float32_decoding_depends_on_no_company_and_no_draft(sampling: dict[s
     for drafter in ("auto", "suffix:budget=64", "recycling:budget=64"):
         assert answers(engine_of(loaded, "float32"), [prompt], drafter=drafter, **sampling) == [expected]
     many = engine_of(loaded, "float32", max_running=300, kv_memory=64 << 20)
-    assert answers(many, [prompt, *([3 + i % 90, *PART] for i in range(299))], **sampling)[0] == expected
+    assert beside(many, prompt, *([3 + i % 90, i % 7 + 3] for i in range(299)), **sampling) == expected
     [long] = answers(engine_of(loaded, "float32"), [LONG], **sampling)
     for drafter in ("auto", "recycling:budget=64"):
         assert answers(engine_of(loaded, "float32"), [LONG], drafter=drafter, **sampling) == [long]
