@@ -143,7 +143,7 @@ def _loads(call: ast.Call) -> bool:
     """Whether a call reads a checkpoint by transformers, optimum or sentence-transformers."""
     called = ast.unparse(call.func)
     return (
-        called.endswith(("SentenceTransformer", "CrossEncoder", "Pairs"))
+        called.endswith(("SentenceTransformer", "sentence_transformers.CrossEncoder"))
         or re.search(r"(Auto|OV)\w+\.from_pretrained$", called) is not None
     )
 
