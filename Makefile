@@ -28,7 +28,7 @@ test: lint  ## what CI runs; browser tests: .venv/bin/python -m pytest -m browse
 	@echo "coverage of lines and branches, by file in coverage.txt: $$(awk 'END {print $$NF}' coverage.txt) %"
 
 test-all: lint  ## slow tests too
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not clients"
 
 gpu-check: $(STAMP)  ## kernel tests and benchmarks on a GPU; on a CPU the interpreter's part
 	$(BIN)/python -m eval.bench.gpu_check

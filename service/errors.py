@@ -37,6 +37,8 @@ class FolioError(Exception):
     title: ClassVar[str] = "Internal error"
     exit_code: ClassVar[Exit] = Exit.FAILED
     openai_type: ClassVar[str] = "server_error"
+    openai_code: ClassVar[str | None] = None
+    """where OpenAI has a word of its own, which clients look for; else that of `problem`"""
 
     def __init__(self, message: str, *, hint: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -76,6 +78,7 @@ class PromptTooLong(InvalidRequest):
     problem = "prompt-too-long"
     title = "Prompt too long"
     exit_code = Exit.FAILED
+    openai_code = "context_length_exceeded"
 
 
 class ModelError(FolioError):
@@ -112,6 +115,15 @@ class NotFound(FolioError):
     problem = "not-found"
     title = "Not found"
     openai_type = "not_found_error"
+
+
+class MethodNotAllowed(FolioError):
+    """A route that is there, and does not take this method."""
+
+    status = 405
+    problem = "method-not-allowed"
+    title = "Method not allowed"
+    openai_type = "invalid_request_error"
 
 
 class Conflict(FolioError):

@@ -13,6 +13,17 @@ SHOWN_TYPES = ("literal_error", "greater_than", "greater_than_equal", "less_than
 """Faults whose sentence ends with the value itself: a word or a number, never a text of the user's."""
 WORDS = {"Input should": "must", "greater than or equal to": "at least", "less than or equal to": "at most"}
 """pydantic's, and ours"""
+WHOLE = {
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "extra_forbidden": "is not known here",
+    "missing": "is missing",
+    "none_required": "is not supported here",
+}
+"""Sentences that are ours alone, by the kind of fault."""
 
 
 class Strict(BaseModel):
@@ -42,6 +53,10 @@ PolicyName = Annotated[str, Field(max_length=255, description="Sparse attention 
 def reason(fault: Mapping[str, Any]) -> str:
     """What is wrong with a value: one fault of a ValidationError, in words and without a full stop."""
     message = str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
+    if fault["type"] in WHOLE:
+        return WHOLE[fault["type"]]
+    if "UploadFile" in message:  # and a class of the framework's
+        return "must be a file"
     for theirs, ours in WORDS.items():
         message = message.replace(theirs, ours, 1)
     shown = f", not {fault['input']!r:.60}" if fault["type"] in SHOWN_TYPES else ""
@@ -51,7 +66,7 @@ def reason(fault: Mapping[str, Any]) -> str:
 def sentence(name: str, fault: Mapping[str, Any]) -> str:
     """The fault of the field that the user knows by this name."""
     why = reason(fault)
-    return f"{name} {why}." if why.startswith("must ") else f"{name}: {why}."
+    return f"{name} {why}." if why.startswith(("must ", "is ")) else f"{name}: {why}."
 
 
 def refusal(error: ValidationError, name: Callable[[Sequence[int | str]], str]) -> InvalidRequest:

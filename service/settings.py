@@ -95,6 +95,10 @@ class Settings(BaseSettings, EngineConfig):
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
     api_key: SecretStr | None = Field(None, description="One key with all scopes, besides those of `folio keys`.")
+    cors_origins: str = Field(
+        "",
+        description="Sites whose pages may use the API, as https://a.example,https://b.example; empty for none.",
+    )
     max_upload_mb: float = Field(256, gt=0, description="Largest upload, in MiB.")
     max_body_mb: float = Field(16, gt=0, description="Largest JSON body, in MiB.")
     long_tokens: int | None = Field(
@@ -102,9 +106,16 @@ class Settings(BaseSettings, EngineConfig):
     )
     drain_timeout_s: float = Field(30, ge=0, description="Time for requests in flight to end after SIGTERM.")
     ping_s: float = Field(15, gt=0, description="Pause after which an event stream sends a ping.")
+    response_days: float = Field(
+        30, ge=0, description="Days for which /v1/responses keeps a response and its input; 0 keeps none."
+    )
     key_requests_per_minute: int = Field(600, ge=1, description="Rate limit of one key, where it has none of its own.")
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
     key_storage_mb: float = Field(10240, gt=0, description="Files that the owner of one key may store, in MiB.")
+
+    otlp_endpoint: str = Field(
+        "", description="Where traces of questions go, as http://collector:4318/v1/traces (extra otel); empty for none."
+    )
 
     # Log
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="Least level logged.")
@@ -114,6 +125,19 @@ class Settings(BaseSettings, EngineConfig):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: str) -> str:
+        for origin in filter(None, origins.split(",")):
+            if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin.strip()):
+                raise ValueError(f"{origin.strip()!r} is no origin, as https://app.example:8080 is")
+        return origins
+
+    @property
+    def origins(self) -> list[str]:
+        """`cors_origins`, one by one."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def engine(self) -> EngineConfig:

@@ -62,6 +62,9 @@ class Embedder(Protocol):
     def token_starts(self, text: str) -> np.ndarray:
         """int64[n] offsets of the first character of each token of ``text``."""
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that tokens of its own stand for. Error: ValueError, for an id that it has not."""
+
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
         """float32[len(texts), dim], each row of norm 1, or zero for a text that the model cannot read."""
 
@@ -140,6 +143,14 @@ class Encoder(ABC, Generic[Model]):
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
         return starts if self._read(text, encoding, 0) >= READ_AT_LEAST else _word_like(text, starts)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """See ``Embedder``."""
+        if max(ids) >= self._tokenizer.get_vocab_size():
+            raise ValueError(
+                f"there is no token {max(ids)}; the model knows 0 to {self._tokenizer.get_vocab_size() - 1}"
+            )
+        return str(self._tokenizer.decode(list(ids)))
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
         """See ``Embedder``."""

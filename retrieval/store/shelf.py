@@ -10,6 +10,7 @@ from retrieval.checks import check_span
 from retrieval.errors import InvalidRequest, NotFound, StoreUnavailable
 from retrieval.parsing import MEDIA_TYPES, Limits, page_at
 from retrieval.parsing.boxes import Box
+from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
 from retrieval.store.blobs import open_blobs
@@ -41,6 +42,10 @@ class Shelf:
         """Stop the viewer, and let go of the database."""
         self._viewer.close()
         self.database.close()
+
+    def read(self, data: bytes, name: str) -> ParsedDocument:
+        """What stands in a file that does not become a document here. Errors: UnreadableFile and its kinds."""
+        return self._viewer.parse(data, name)
 
     def documents(
         self,

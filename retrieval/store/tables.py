@@ -237,6 +237,20 @@ idempotency = sa.Table(
     sa.Index(None, "begun_at"),
 )
 
+# Answers that a later request may go on from.
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("previous_id", sa.String(64)),
+    sa.Column("input", sa.JSON, nullable=False),  # list of items, as the request had them
+    sa.Column("body", sa.JSON, nullable=False),  # the response itself
+    sa.Column("created_at", Time, nullable=False),
+    sa.Index(None, "owner", "created_at"),
+    sa.Index(None, "created_at"),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

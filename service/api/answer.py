@@ -19,6 +19,7 @@ from service.api.errors import problems
 from service.api.health import Parts
 from service.api.search import Passage
 from service.api.sse import EventStream, event
+from service.api.tracing import traced
 from service.api.waiting import unless_gone
 from service.errors import FolioError
 
@@ -102,7 +103,7 @@ async def answer(
     done; else one JSON object.
     """
     params = body.params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
-    events = runtime.answerer.answer(body, params, principal.owner)
+    events = traced(request, runtime.answerer.answer(body, params, principal.owner))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream([events], AnswerEvents(), runtime.settings.ping_s)
 

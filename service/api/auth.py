@@ -16,7 +16,7 @@ from service.api.errors import response_for
 from service.errors import Busy, FolioError, Forbidden, Unauthorized, Unavailable
 from service.owner import in_the_name_of
 
-OPEN = {"/", "/healthz", "/readyz", "/docs", "/docs.css", "/openapi.json"}
+OPEN = {"/", "/healthz", "/readyz", "/health", "/ping", "/version", "/docs", "/docs.css", "/openapi.json"}
 """Paths that need no key: they show nothing of anybody's."""
 
 
@@ -77,7 +77,8 @@ async def _principal(keys: KeyStore, headers: Headers) -> Principal:
     if not needed:
         return Principal()
     scheme, _, secret = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret:
+    secret = secret if scheme.lower() == "bearer" else headers.get("x-api-key", "")  # as Anthropic's clients send it
+    if not secret:
         raise Unauthorized("This service needs an API key.", hint="Send 'Authorization: Bearer KEY'.")
     principal = await asyncio.to_thread(keys.principal, secret.strip())
     if principal is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 router = APIRouter(include_in_schema=False)
@@ -46,6 +47,22 @@ def page(request: Request) -> HTMLResponse:
 def style() -> Response:
     """The style of the page: the content policy allows none inside it."""
     return Response(STYLE, media_type="text/css")
+
+
+def describe_keys(app: FastAPI, open_paths: Collection[str]) -> None:
+    """Say in the description which routes need a key; all of them work without where the service has none."""
+    original = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            api = original()
+            api["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path, methods in api["paths"].items():
+                for operation in methods.values() if path not in open_paths else ():
+                    operation["security"] = [{"key": []}, {}]
+        return app.openapi_schema or {}
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _operation(api: dict[str, Any], path: str, method: str, operation: dict[str, Any]) -> str:

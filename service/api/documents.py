@@ -81,25 +81,29 @@ async def upload(
     request: Request,
     runtime: Parts,
     principal: Writer,
-    file: Annotated[UploadFile, File(description="The file; its name is a label, never a path.")],
+    file: Annotated[list[UploadFile], File(description="A file or several; a name is a label, never a path.")],
     collection: Annotated[str, Form(min_length=1, max_length=255)] = "default",
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
-    """Take a file to be ingested: 202 and the job to watch. The same content is never stored twice."""
-    data = await file.read()
+    """Take files to be ingested: 202 and the job to watch. The same content is never stored twice."""
+    strange = sorted(set(await request.form()) - {"file", "collection"})
+    if strange:
+        raise InvalidRequest(f"An upload has no field {strange[0][:100]!r}; it has file and collection.", param="form")
+    items = [Upload(one.filename or "upload", await one.read()) for one in file]
     limit = int(runtime.settings.max_upload_mb * 2**20)
-    if len(data) > limit:
-        raise TooLarge(f"The file has {len(data) / 2**20:.1f} MiB and the limit is {limit / 2**20:.1f} MiB.")
-    item = Upload(file.filename or "upload", data)
+    size = sum(len(item.data) for item in items)
+    if size > limit:
+        what = "The file has" if len(items) == 1 else f"The {len(items)} files have"
+        raise TooLarge(f"{what} {size / 2**20:.1f} MiB and the limit is {limit / 2**20:.1f} MiB.")
 
     async def submit() -> tuple[int, dict[str, Any]]:
-        return 202, await asyncio.to_thread(_submit, runtime, principal, item, collection)
+        return 202, await asyncio.to_thread(_submit, runtime, principal, items, collection)
 
     if idempotency_key is None:
         status, body = await submit()
     else:
         idempotency: Idempotency = request.app.state.idempotency
-        content = b"\0".join([collection.encode(), item.name.encode(), data])
+        content = b"\0".join([collection.encode(), *(part for i in items for part in (i.name.encode(), i.data))])
         status, body = await idempotency.once(principal.owner, idempotency_key, "upload", content, submit)
     return JSONResponse(body, status, {"Location": f"/v1/jobs/{body['id']}"})
 
@@ -198,10 +202,11 @@ def document_data(document: Document) -> dict[str, Any]:
     return {name: getattr(document, name) for name in names}
 
 
-def _submit(runtime: Runtime, principal: Principal, item: Upload, collection: str) -> dict[str, Any]:
-    job = runtime.jobs.submit([item], collection, principal.owner, principal.limits.get("storage_bytes"))
+def _submit(runtime: Runtime, principal: Principal, items: list[Upload], collection: str) -> dict[str, Any]:
+    job = runtime.jobs.submit(items, collection, principal.owner, principal.limits.get("storage_bytes"))
     if runtime.keys is not None:
-        runtime.keys.record(principal.owner, principal.key_id, "document.upload", job.id, {"name": item.name[:255]})
+        names = ", ".join(item.name for item in items)
+        runtime.keys.record(principal.owner, principal.key_id, "document.upload", job.id, {"name": names[:255]})
     return job_data(job)
 
 

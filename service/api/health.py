@@ -1,7 +1,8 @@
-"""`/healthz`: the process is alive. `/readyz`: it takes requests."""
+"""`/healthz`: the process is alive. `/readyz`, also as `/health` (vLLM's) and `/ping`: it takes requests."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -36,6 +37,20 @@ def healthz(runtime: Parts) -> Health:
     return Health(status="alive", model=runtime.model_name)
 
 
+class Version(BaseModel):
+    """Of the package."""
+
+    version: str
+
+
+@router.get("/version", response_model=Version)
+def show_version() -> Version:
+    """Which Folio this is."""
+    return Version(version=version("folio-serve"))
+
+
+@router.get("/ping", response_model=Health, responses={**problems(), 503: {"model": Health}})
+@router.get("/health", response_model=Health, responses={**problems(), 503: {"model": Health}})
 @router.get("/readyz", response_model=Health, responses={**problems(), 503: {"model": Health}})
 def readyz(runtime: Parts, response: Response) -> Health:
     """200 when requests are taken; 503 while loading or draining, or when the model failed."""

@@ -63,6 +63,7 @@ class SecurityMiddleware:
         if self.settings.loopback and name not in (*LOOPBACK, self.settings.host, "testserver"):
             return f"This service answers to loopback names only, not to {name[:100]!r}."
         origin = headers.get("origin")
-        if origin and method not in ("GET", "HEAD", "OPTIONS") and urlsplit(origin).netloc != host:
-            return "This service takes no requests from pages of other sites."
+        harmless = method in ("GET", "HEAD", "OPTIONS") or origin in self.settings.origins
+        if origin and not harmless and urlsplit(origin).netloc != host:
+            return "This service takes no requests from pages of other sites than those in FOLIO_CORS_ORIGINS."
         return None

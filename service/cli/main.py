@@ -15,7 +15,20 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import answers, chat, cluster, collections, doctor, documents, indexes, keys, models, serving, warming
+from service.cli import (
+    answers,
+    chat,
+    cluster,
+    collections,
+    doctor,
+    documents,
+    indexes,
+    keys,
+    mcp,
+    models,
+    serving,
+    warming,
+)
 from service.cli.output import error_line, note
 from service.errors import Exit, FolioError
 from service.logs import configure_logging
@@ -36,6 +49,7 @@ indexes.register(app)
 answers.register(app)
 chat.register(app)
 serving.register(app)
+mcp.register(app)
 models.register(app)
 cluster.register(app)
 keys.register(app)

@@ -19,7 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.errors import OPENAI_ROUTES, openai_problem, response_for, unforeseen
+from service.api.errors import (
+    anthropic_problem,
+    is_anthropic,
+    is_openai,
+    openai_problem,
+    response_for,
+    response_to,
+)
 from service.api.sse import event
 from service.cluster.exchange import ACCEPTED
 from service.cluster.figures import merged
@@ -157,7 +164,7 @@ class Reply:
                 log.error("answer broke off", path=self.path, exc_info=error)
                 error = FolioError("Something went wrong here; the log says what.")
             else:
-                await self.respond(unforeseen(self.path, error))
+                await self.respond(response_to(self.path, error))
                 return
         if not self.started:
             await self.respond(response_for(self.path, error))
@@ -169,7 +176,9 @@ class Reply:
 
 def _error_events(path: str, error: FolioError) -> bytes:
     """The end of a stream that broke off, in the manner of the route."""
-    if path.startswith(OPENAI_ROUTES):
+    if is_anthropic(path):
+        return event(anthropic_problem(error), "error")
+    if is_openai(path):
         return event(openai_problem(path, error))
     return event(error.as_problem(), "error") + event({"finish_reason": "error"}, "done")
 

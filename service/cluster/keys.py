@@ -26,7 +26,7 @@ def affinity_key(method: str, path: str, headers: Headers, body: bytes) -> str |
     """
     if method != "POST":
         return None
-    owner = headers.get("authorization", "")
+    owner = headers.get("authorization") or headers.get("x-api-key", "")
     repeated = headers.get("idempotency-key")
     if repeated is not None:  # the first answer is kept by the replica that gave it
         return _digest("repeated", owner, repeated)
@@ -88,7 +88,7 @@ def _completion(content: dict[str, Any]) -> list[str] | None:
     return None
 
 
-_KEYS = {"/v1/answer": _answer, "/v1/chat/completions": _chat, "/v1/completions": _completion}
+_KEYS = {"/v1/answer": _answer, "/v1/chat/completions": _chat, "/v1/completions": _completion, "/v1/messages": _chat}
 
 
 def _digest(*parts: str) -> str:

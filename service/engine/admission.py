@@ -60,18 +60,19 @@ class Admission:
                 hint="Encode it with the model's own tokenizer.",
                 param=param,
             )
-        asked = f"The prompt has {len(prompt_ids)} tokens and the answer may have {params.max_tokens}"
+        asked = f"the prompt has {len(prompt_ids)} tokens and the answer may have {params.max_tokens}"
         whole = len(prompt_ids) + params.max_tokens
         if whole > engine.max_model_len:
             raise PromptTooLong(
-                f"{asked}; this model holds {engine.max_model_len}.",
+                f"This model's maximum context length is {engine.max_model_len} tokens; {asked}.",
                 hint="Shorten the prompt, lower max_tokens, or use retrieval.",
                 param=param,
             )
         pages = engine.most_pages(len(prompt_ids), whole, params.attention)
         if pages > engine.num_pages:
             raise PromptTooLong(
-                f"{asked}, which take {pages} pages of KV; there are {engine.num_pages}.",
+                f"The maximum context length is {self.window} tokens in {engine.num_pages} pages of KV; {asked}, "
+                f"which takes {pages}.",
                 hint="Raise FOLIO_KV_MEMORY, shorten the prompt, lower max_tokens, or use retrieval.",
                 param=param,
             )

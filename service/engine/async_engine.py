@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import queue
 import threading
 import time
@@ -58,6 +59,7 @@ class AsyncEngine:
         self.in_flight = 0
         """Answers under way, whose requests run or wait."""
         self.restarts = 0
+        self._answer_s: float | None = None  # mean time of the last answers
         self._admission = Admission(engine)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._takers: dict[str, _Taker] = {}
@@ -156,7 +158,7 @@ class AsyncEngine:
         if waiting > self.limits.queue_limit:
             raise Busy(
                 f"The queue is full: {self.in_flight} requests are in flight.",
-                retry_after=min(60.0, 1.0 + waiting / self.limits.max_running),
+                retry_after=self._until_room(waiting - self.limits.queue_limit),
                 hint="Try again later.",
             )
 
@@ -169,11 +171,19 @@ class AsyncEngine:
         with self._counting:
             self.admit()
             self.in_flight += 1
+        began = time.monotonic()
         try:
             yield Ticket(self.limits, self.observers)
         finally:
+            spent = time.monotonic() - began
             with self._counting:
                 self.in_flight -= 1
+                self._answer_s = spent if self._answer_s is None else 0.8 * self._answer_s + 0.2 * spent
+
+    def _until_room(self, answers: int) -> float:
+        """Seconds until so many answers will have ended, by the time that the last ones took from coming to end."""
+        pace = self.in_flight / self._answer_s if self._answer_s else math.inf
+        return min(max(1.0, answers / pace), self.limits.total_timeout_s)
 
     async def stream(
         self,
@@ -470,6 +480,7 @@ class _Collector:
             logprobs=[entry for part in parts for entry in part.logprobs or ()] or None,
             sources=[source for part in parts for source in part.sources],
             times=self._times,
+            prompt_logprobs=next((part.prompt_logprobs for part in parts if part.prompt_logprobs is not None), None),
             error=last.error,
         )
 

@@ -36,6 +36,8 @@ class Detokenizer:
         self._held = ""  # what may begin a stop string
         self.text = ""
         self.stopped = False
+        self.stopped_by: str | None = None
+        """the stop string that ended the text"""
 
     def push(self, token_ids: Sequence[int], *, last: bool = False) -> str:
         """The text that these tokens add; with ``last`` nothing is held back any longer."""
@@ -78,10 +80,10 @@ class Detokenizer:
     def _until_stop(self, piece: str, last: bool) -> str:
         """What of ``piece`` can be shown; the rest is held, or behind a stop string."""
         self._held = ""
-        found = min((i for i in (piece.find(s) for s in self._stop) if i >= 0), default=-1)
-        if found >= 0:
-            self.stopped = True
-            return piece[:found]
+        found = min(((piece.find(s), s) for s in self._stop if s in piece), default=None)
+        if found is not None:
+            self.stopped, self.stopped_by = True, found[1]
+            return piece[: found[0]]
         if last:
             return piece
         shown = len(piece) - self._undecided(piece)

@@ -452,6 +452,8 @@ class Engine:
         self.kernels |= forward.kernels
         for seq in step.slices:
             seq.request.scheduled = seq.request.scheduled or now
+            scores = forward.scores.get(seq.request.id, [])
+            seq.request.scored[seq.start : seq.start + len(scores)] = scores
             if seq.request.reading is not None and seq.request.finish_reason is None:
                 self._hand_over(seq, seq.request.reading, forward.hidden.get(seq.request.id))
         for outcome in outcomes:
@@ -470,18 +472,20 @@ class Engine:
         sources = self.drafting.observe(outcome.seq, verdict, emitted.token_ids, logits)
         count, logprobs = request.params.logprobs, None
         if count is not None:
-            reached = zip(verdict.rows, emitted.token_ids, strict=False)
-            logprobs = [token_logprobs(logits[row], token, count) for row, token in reached]
+            reached = list(verdict.rows)[: len(emitted.token_ids)]
+            logprobs = token_logprobs(logits[reached], emitted.token_ids, count)
         return self._given(request, emitted, sources, logprobs)
 
     def _given(
         self, request: Request, emitted: Emitted, sources: list[str], logprobs: list[TokenLogprobs] | None = None
     ) -> TokenOutput:
         """The output of tokens that were committed; their request is ended where it is done."""
-        request.last_token = now = time.perf_counter()
-        request.first_token = request.first_token or now
         ids, pieces = emitted.token_ids, emitted.pieces
         output = TokenOutput(request.id, ids, "".join(pieces), logprobs=logprobs, sources=sources, pieces=pieces)
+        if request.params.prompt_logprobs is not None and request.first_token is None:
+            output.prompt_logprobs = request.scored
+        request.last_token = now = time.perf_counter()
+        request.first_token = request.first_token or now
         if emitted.reason is not None:
             done = self._finish(request, emitted.reason)
             output.finished, output.finish_reason, output.stats = True, done.finish_reason, done.stats

@@ -42,7 +42,7 @@ class StopChecker:
 
     Args:
         stop_ids: tokens that end the output and belong to it.
-        max_tokens: the token of this number ends it.
+        max_tokens: the token of this number ends it; with 0 none is kept.
         detokenizer: makes the text and finds the stop strings; None without a tokenizer.
     """
 
@@ -51,8 +51,15 @@ class StopChecker:
         self.max_tokens = max_tokens
         self._detokenizer = detokenizer
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the text; None where none did."""
+        return self._detokenizer.stopped_by if self._detokenizer is not None else None
+
     def take(self, token_ids: Sequence[int], num_output: int) -> Emitted:
         """The tokens up to the one that ends the output, with their text; ``num_output`` came before them."""
+        if not self.max_tokens:
+            return Emitted([], [], FinishReason.LENGTH)
         kept: list[int] = []
         pieces: list[str] = []
         reason = None

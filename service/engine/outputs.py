@@ -8,10 +8,16 @@ from typing import Any
 
 @dataclass
 class TokenLogprobs:
-    """Log-probability of a chosen token and of the likeliest ones, of the model's own distribution."""
+    """Log-probability of a token that was chosen or given and of the likeliest ones, of the model's own distribution.
+
+    Attributes:
+        rank: how many tokens are likelier, and one.
+        top: the likeliest tokens and their log-probabilities, falling.
+    """
 
     token_id: int
     logprob: float
+    rank: int
     top: list[tuple[int, float]]
 
 
@@ -22,6 +28,7 @@ class TokenOutput:
     Attributes:
         pieces: the text that each of ``token_ids`` added; some are empty. The list is empty without a tokenizer.
         sources: per token, who supplied it: a drafter's name or "target".
+        prompt_logprobs: of the prompt's tokens but the first, with the first output; None where nobody asked.
     """
 
     request_id: str
@@ -33,6 +40,7 @@ class TokenOutput:
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
 
 
@@ -52,4 +60,5 @@ class Generation:
     logprobs: list[TokenLogprobs] | None = None
     sources: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None

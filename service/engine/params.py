@@ -19,7 +19,7 @@ class SamplingParams:
     """How one request is decoded.
 
     Attributes:
-        max_tokens: at most this many new tokens; at least 1.
+        max_tokens: at most this many new tokens; at least 1, or 0 for the prompt's log-probabilities alone.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
@@ -35,6 +35,7 @@ class SamplingParams:
         stop_token_ids: token ids that end the sequence, besides the model's own.
         ignore_eos: go on after the model's end-of-sequence tokens.
         logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
+        prompt_logprobs: the same at each position of the prompt but the first, which is read whole for it.
         owner: whose request it is: what drafters learn of it, and its prefix, is for his alone; by default that of the
             caller in whose name this is made (`service.owner`).
         drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
@@ -58,6 +59,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     owner: str = field(default_factory=present_owner)
     drafter: str | None = None
     attention: str | None = None
@@ -65,7 +67,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = {
-            "max_tokens must be at least 1": self.max_tokens >= 1,
+            "max_tokens must be at least 1": self.max_tokens >= (1 if self.prompt_logprobs is None else 0),
             "temperature must be between 0 and 100": 0 <= self.temperature <= 100,
             "top_k must be 0 (all tokens) or more": self.top_k >= 0,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
@@ -81,6 +83,7 @@ class SamplingParams:
             "forced cannot be had with a constraint": not (self.forced and self.constraint),
             "seed must fit 63 bits and not be negative": 0 <= self.seed < 2**63,
             "logprobs must be between 0 and 20": self.logprobs is None or 0 <= self.logprobs <= 20,
+            "prompt_logprobs must be between 0 and 20": self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= 20,
             "stop takes at most 16 strings of 1 to 1024 characters": len(self.stop) <= 16
             and all(0 < len(s) <= 1024 for s in self.stop),
         }

@@ -13,6 +13,7 @@ from torch import Tensor
 from service.engine.block_manager import PageDigests, Place
 from service.engine.finish import FinishReason, StopChecker
 from service.engine.mixture import Mixture
+from service.engine.outputs import TokenLogprobs
 from service.engine.params import DraftSources, SamplingParams
 from service.engine.sampling.logits_processor import LogitsProcessor
 from sparse_attn.kv.lifetimes import PageLifetimes
@@ -87,6 +88,7 @@ class Request:
         self.num_published = 0
         self.num_provisional = 0
         self.parked = False
+        self.scored: list[TokenLogprobs] = []  # of the prompt's tokens from the second on, where they are wanted
         self.cached_tokens = 0
         self.miss_reason: str | None = None
         self.refused: tuple[int, int] | None = None  # version of the prefix cache, pages that were not enough
@@ -135,6 +137,11 @@ class Request:
         return self.num_pending == 1 and not self.parked and self.reading is None
 
     @property
+    def wants_scores(self) -> bool:
+        """Whether log-probabilities of its prompt are still to come."""
+        return self.params.prompt_logprobs is not None and len(self.scored) < self.prompt_len - 1
+
+    @property
     def priority(self) -> Priority:
         return self.reading.priority if self.reading is not None else Priority.ANSWER
 
@@ -168,6 +175,7 @@ class Request:
             "decode_tokens_per_s": rate,
             "preemptions": self.preemptions,
             "decode_steps": self.steps,
+            "stopped_by": self.stop_checker.stopped_by,
             "sampling": self.params.described(),
             **self._attention_stats(),
         }

@@ -252,8 +252,18 @@ class Scheduler:
             return 0
         samples = count == request.num_pending and request.reading is None
         chunk = request.token_ids[start : start + count]
-        hidden_rows = _hidden_rows(request, count, samples)
-        step.slices.append(Slice(request, start, chunk, samples, new_pages=taken, hidden_rows=hidden_rows))
+        targets = request.token_ids[start + 1 : start + count + 1] if request.wants_scores else []
+        step.slices.append(
+            Slice(
+                request,
+                start,
+                chunk,
+                samples,
+                new_pages=taken,
+                hidden_rows=_hidden_rows(request, count, samples),
+                targets=targets,
+            )
+        )
         return count
 
     def _chunk(self, request: Request, most: int) -> int:
@@ -394,6 +404,8 @@ def _row_limit(request: Request) -> int | None:
 
 def _hidden_rows(request: Request, count: int, samples: bool) -> int:
     """Of how many of its ``count`` rows somebody wants the hidden states."""
+    if request.wants_scores:
+        return count
     if request.reading is not None:
         return count if request.reading.on_chunk is not None else 0
     return int(samples and request.mixture is not None)
@@ -413,10 +425,13 @@ def _shared_out(total: int, wanted: Sequence[int]) -> list[int]:
 def _num_reusable(request: Request) -> int:
     """How many tokens may come from the cache, and one more.
 
-    A policy's page selections are made while decoding and are not cached: a preempted request decodes its output again.
+    Rows that log-probabilities are still wanted of are computed. A policy's page selections are made while decoding and
+    are not cached: a preempted request decodes its output again.
     """
     if not request.shares_prefix:
         return 1
+    if request.wants_scores:
+        return len(request.scored) + 1
     if request.policy is None:
         return request.num_certain
     length = request.prompt_len

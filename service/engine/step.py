@@ -20,6 +20,7 @@ class Slice:
         draft_budget: most nodes the tree may have; their pages are reserved.
         all_logits: logits of every token, not of the last alone.
         hidden_rows: of how many of its last rows the hidden states are wanted.
+        targets: the tokens behind its first rows, where their log-probabilities are wanted; hidden_rows is then all.
         new_pages: how many pages the scheduler took for this step, for the rollback.
     """
 
@@ -32,6 +33,7 @@ class Slice:
     draft_budget: int = 0
     all_logits: bool = False
     hidden_rows: int = 0
+    targets: list[int] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:

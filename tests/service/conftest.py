@@ -116,6 +116,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
         from service.engine.config import EngineConfig
         from service.engine.loading.sampling_defaults import SamplingDefaults
+        from service.engine.sampling.grammars import inspect
         from sparse_attn.plan.policy import ModelShape
 
         self.shape = ModelShape(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=16, max_length=8192)
@@ -138,6 +139,7 @@ class ScriptedEngine:
             num_parameters=10**9,
             sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),
         )
+        self.constraints = SimpleNamespace(prepare=inspect)
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}

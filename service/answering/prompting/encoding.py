@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import threading
+from bisect import bisect_left
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
+
+from service.answering.prompting.marked import OURS, Marked
 
 
 class Encoder:
@@ -25,6 +28,65 @@ class Encoder:
         self._text = _FastText(self.tokenizer) if tokenizer.is_fast else _SlowText(copy.deepcopy(tokenizer))
         self.data = lru_cache(maxsize=32)(self.text)
         """`text`, whose last results are kept: questions about a document come together"""
+        self._within = lru_cache(maxsize=32)(lambda text: self.text(text, begins=False))
+
+    def rendered(self, text: Marked, apart: bool = False) -> list[int]:
+        """Ids of a rendered chat template: its own control tokens count, what looks like one in a content is text.
+
+        They are those of the tokenizer's own call wherever no content holds such.
+
+        Args:
+            apart: a content of one source is encoded by itself where one of another follows it, so that prompts over
+                the same passages share them, and neither is encoded twice.
+        """
+        if not self.tokenizer.is_fast:
+            runs = [(str.__str__(text.cut(start, end)), source) for start, end, source in text.runs()]
+            return [one for run, source in runs for one in (self.template(run) if source == OURS else self.text(run))]
+        whole = None if apart else self._whole(text)
+        return self._in_parts(text, apart) if whole is None else whole
+
+    def _whole(self, text: Marked) -> list[int] | None:
+        """Ids of the whole text; None if a content would become a control token, or a part of one."""
+        found = self._found(str.__str__(text))
+        theirs = [(start, end) for start, end, source in text.runs() if source != OURS]
+        starts = [start for start, _ in theirs]
+        for token, start, end in found:
+            if token not in self._text.control:
+                continue
+            piece = str.__str__(text)[start:end]  # with the white space that some tokens take with them
+            start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+            before = bisect_left(starts, end) - 1
+            if before >= 0 and theirs[before][1] > start:
+                return None
+        return [token for token, _, _ in found]
+
+    def _in_parts(self, text: Marked, apart: bool) -> list[int]:
+        """Ids of the template's control tokens, and of what stands between two of them as text."""
+        plain = str.__str__(text)
+        tokens = [
+            (start + first, start + last, token)
+            for start, end, source in text.runs()
+            if source == OURS
+            for token, first, last in self._found(plain[start:end])
+            if token in self._text.control
+        ]
+        cuts = [end for (_, end, one), (_, _, other) in pairwise(text.runs()) if apart and OURS not in (one, other)]
+        ids: list[int] = []
+        at = 0
+        for start, end, token in [*tokens, (len(plain), len(plain), None)]:
+            inside = [cut for cut in cuts if at < cut < start]
+            for first, last in pairwise([at, *inside, start]):
+                ids += (self._within if first else self.data)(plain[first:last])
+            if token is not None:
+                ids.append(token)
+            at = end
+        return ids
+
+    def _found(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of each token of a text, as the tokenizer's own call finds them; none is added."""
+        with self._lock:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [(token, *place) for token, place in zip(found.input_ids, found.offset_mapping, strict=True)]
 
     def template(self, text: str) -> list[int]:
         """Ids of text of our own, special tokens recognised, none added."""
@@ -36,10 +98,18 @@ class Encoder:
         with self._lock:
             return list(self.tokenizer(text).input_ids)
 
-    def text(self, text: str) -> tuple[int, ...]:
-        """Ids of somebody else's text: what looks like a token of control is text."""
+    def decoded(self, ids: list[int], *, special: bool = False) -> str:
+        """The text of ids, without tokens of control or with those by name."""
         with self._lock:
-            return tuple(self._text.encode(text))
+            return str(self.tokenizer.decode(ids, skip_special_tokens=not special))
+
+    def text(self, text: str, begins: bool = True) -> tuple[int, ...]:
+        """Ids of somebody else's text: what looks like a token of control is text.
+
+        begins: nothing stands before it, where some tokenizers put a blank.
+        """
+        with self._lock:
+            return tuple(self._text.encode(text, begins))
 
 
 class _FastText:
@@ -47,27 +117,39 @@ class _FastText:
 
     def __init__(self, tokenizer: Any) -> None:
         whole = tokenizer.backend_tokenizer
-        self._model = Tokenizer(whole.model)
-        self._model.normalizer, self._model.pre_tokenizer = whole.normalizer, whole.pre_tokenizer
         added = tokenizer.added_tokens_decoder
         blanks = {token.content: number for number, token in added.items() if _blank(token.content)}
-        self._model.add_tokens([added[number] for number in blanks.values()])
+        splitter = whole.pre_tokenizer
+        self._model = self._reduced(whole, splitter, [added[number] for number in blanks.values()])
+        self._within = self._model
+        if isinstance(splitter, pre_tokenizers.Metaspace) and splitter.prepend_scheme == "first":
+            never = pre_tokenizers.Metaspace(splitter.replacement, prepend_scheme="never", split=splitter.split)
+            self._within = self._reduced(whole, never, [added[number] for number in blanks.values()])
         self._ids = {self._model.token_to_id(content): number for content, number in blanks.items()}
         """of blanks, by those that the reduced tokenizer gives them"""
-        self._control = frozenset(added) - frozenset(blanks.values()) - {tokenizer.unk_token_id}
+        self.control = frozenset(added) - frozenset(blanks.values()) - {tokenizer.unk_token_id}
 
-    def encode(self, text: str) -> list[int]:
+    @staticmethod
+    def _reduced(whole: Tokenizer, splitter: Any, blanks: list[Any]) -> Tokenizer:
+        model = Tokenizer(whole.model)
+        model.normalizer, model.pre_tokenizer = whole.normalizer, splitter
+        model.add_tokens(blanks)
+        return model
+
+    def encode(self, text: str, begins: bool) -> list[int]:
         """Ids, none of which is a token of control.
 
         A vocabulary may hold such a token as a word too: there the text is cut around the word's first character.
         """
-        encoding = self._model.encode(text, add_special_tokens=False)
+        encoding = (self._model if begins else self._within).encode(text, add_special_tokens=False)
         ids = [self._ids.get(number, number) for number in encoding.ids]
-        found = [encoding.offsets[i][0] for i, number in enumerate(ids) if number in self._control]
+        found = [encoding.offsets[i][0] for i, number in enumerate(ids) if number in self.control]
         if not found or len(text) == 1:
-            return [number for number in ids if number not in self._control]
+            return [number for number in ids if number not in self.control]
         cuts = sorted({0, *found, *(start + 1 for start in found), len(text)})
-        return [number for start, end in pairwise(cuts) for number in self.encode(text[start:end])]
+        return [
+            number for start, end in pairwise(cuts) for number in self.encode(text[start:end], begins and not start)
+        ]
 
 
 class _SlowText:
@@ -75,11 +157,12 @@ class _SlowText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.control = frozenset[int]()  # nothing is known of places here
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         longest_first = sorted((content for content in added if not _blank(content)), key=len, reverse=True)
         self._added = re.compile("|".join(f"(?<={re.escape(c[0])})(?={re.escape(c[1:])})" for c in longest_first))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, begins: bool = True) -> list[int]:
         parts = self._added.split(text) if self._added.pattern else [text]
         encoded = (self._tokenizer.encode(p, add_special_tokens=False, split_special_tokens=True) for p in parts if p)
         return [number for ids in encoded for number in ids]

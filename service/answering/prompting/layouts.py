@@ -14,19 +14,26 @@ Two properties hold for every layout here:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import structlog
 
 from service.answering.passages import Passage, canonical
 from service.answering.prompting.encoding import Encoder
+from service.answering.prompting.marked import OURS, THEIRS, Marked, marked
 from service.answering.prompting.styles import LARGE, PLAIN, Style, style_for
+from service.answering.prompting.template import ChatTemplate, Message, text_of
+from service.answering.tools.calling import Calling
+from service.answering.tools.definitions import Tool
 from service.errors import InvalidRequest
 
 __all__ = [
     "ChatLayout",
+    "Message",
     "Passage",
     "PlainLayout",
     "Prompt",
@@ -37,8 +44,8 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-Message = Mapping[str, str]
-"""One turn of a conversation: ``{"role": …, "content": …}``."""
+FIRST_SOURCE = max(OURS, THEIRS) + 1
+"""Contents are numbered from it on, so that it shows which of them a template leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,7 @@ class ChatLayout:
             passages=style.passages, refuse_below=style.refuse_below, source="size"
         )
         self.encoder = Encoder(tokenizer)
+        self._template = ChatTemplate(self.encoder.tokenizer)
         self._style = style
 
     def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
@@ -132,53 +140,64 @@ class ChatLayout:
         turns.append(("user", style.turn(question, ordered)))
         return Prompt(self.encode_turns(turns), question, tuple(ordered), markers=style.markers(ordered))
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a plain conversation, ending where the assistant speaks next."""
-        return self.encode_turns([(m["role"], [m["content"]]) for m in messages])
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Ids of a plain conversation, ending where the assistant speaks next, as ``apply_chat_template`` gives them.
+
+        Args:
+            tools: those that the assistant may call.
+        """
+        told, definitions = self.calling.told(messages, tools)
+        return self.encoder.rendered(self._render(told, definitions))
 
     def encode_turns(self, turns: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
-        """Apply the chat template with place-holders for the contents, then encode piece by piece.
+        """Ids of turns whose contents are given in pieces: see ``apart`` of `Encoder.rendered`."""
+        number = itertools.count(FIRST_SOURCE)
+        messages = [
+            {"role": role, "content": Marked.joined(Marked(piece, next(number)) for piece in pieces)}
+            for role, pieces in turns
+        ]
+        return self.encoder.rendered(self._render(messages), apart=True)
 
-        Contents are encoded as data, the template's own text with its special tokens.
-        """
-        try:
-            pieces = self._render(turns)
-        except Exception as error:  # templates raise what they like for a role they do not know
-            merged = _system_into_user(turns)
-            if merged is None:
-                raise InvalidRequest(
-                    f"The model's chat template refuses this conversation: {error}", param="history"
-                ) from error
-            try:
-                turns, pieces = merged, self._render(merged)
-            except Exception as again:
-                raise InvalidRequest(
-                    f"The model's chat template refuses this conversation: {again}", param="history"
-                ) from again
-        ids = self.encoder.template(pieces[0])
-        for (_, contents), piece in zip(turns, pieces[1:], strict=True):
-            for content in contents:
-                ids += self.encoder.data(content)
-            ids += self.encoder.template(piece)
-        return ids
+    def check_tools(self) -> None:
+        """Any model with a chat template may call tools; how well is another question."""
+
+    @cached_property
+    def calling(self) -> Calling:
+        """How this model is told of tools, and how it calls them."""
+        return Calling(self._template)
 
     def visible(self, answer_text: str) -> str:
         """All of it."""
         return answer_text
 
-    def _render(self, turns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-        """The template's own text around the contents: one piece more than there are turns."""
-        holders = [f"\u2402{i}\u2403" for i in range(len(turns))]
-        roles = [role for role, _ in turns]
-        messages = [{"role": role, "content": at} for role, at in zip(roles, holders, strict=True)]
-        text = self.encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        pieces = []
-        for holder in holders:
-            before, found, text = text.partition(holder)
-            if not found:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Marked:
+        """The template around the contents; for one without a system, its words go in front of the first user turn."""
+        try:
+            return self._whole(messages, tools)
+        except Exception as error:  # templates raise what they like for a role they do not know
+            merged = _system_into_user(messages)
+            try:
+                if merged is None:
+                    raise
+                return self._whole(merged, tools)
+            except Exception as again:
+                raise InvalidRequest(
+                    f"The model's chat template refuses this conversation: {again}", param="history"
+                ) from error
+
+    def _whole(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Marked:
+        """Raises ValueError for a template that leaves out what somebody but the assistant said."""
+        numbered = [
+            {**message, "content": marked(message.get("content"), FIRST_SOURCE + at)}
+            for at, message in enumerate(messages)
+        ]
+        text = self._template.render(numbered, tools)
+        shown = set(text.sources)
+        for message in numbered:
+            said = _sources(message["content"])
+            if said and message["role"] != "assistant" and shown.isdisjoint(said):
                 raise ValueError("it leaves out a message")
-            pieces.append(before)
-        return [*pieces, text]
+        return text
 
 
 class PlainLayout:
@@ -204,12 +223,23 @@ class PlainLayout:
             ids += self.encoder.data(part)
         return Prompt(ids, question, tuple(ordered))
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a plain conversation, ending where the assistant speaks next."""
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Ids of a plain conversation, ending where the assistant speaks next.
+
+        Raises InvalidRequest: tools are given, or a message is of one.
+        """
+        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            self.check_tools()
         ids = list(self._start)
         for message in messages:
-            ids += self.encoder.data(f"{message['role'].capitalize()}: {message['content']}\n")
+            ids += self.encoder.data(f"{message['role'].capitalize()}: {text_of(message)}\n")
         return [*ids, *self.encoder.data("Assistant:")]
+
+    def check_tools(self) -> None:
+        """Raises InvalidRequest: a base model was taught no calls."""
+        raise InvalidRequest(
+            "This model has no chat template: it cannot call tools.", hint="Take another model.", param="tools"
+        )
 
     def visible(self, answer_text: str) -> str:
         """The answer up to where a base model starts to invent the next question."""
@@ -228,9 +258,15 @@ def choose_layout(tokenizer: Any, parameters: int | None = None) -> ChatLayout |
     return PlainLayout(tokenizer)
 
 
-def _system_into_user(turns: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, Sequence[str]]] | None:
-    """The same turns, the system's words in front of the first user turn, for templates without a system."""
-    if len(turns) < 2 or turns[0][0] != "system" or turns[1][0] != "user":
+def _system_into_user(messages: Sequence[Message]) -> list[Message] | None:
+    """The same messages, the system's words in front of the first user's, for templates without a system."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
         return None
-    system, user = turns[0][1], turns[1][1]
-    return [("user", [*system, "\n\n", *user]), *turns[2:]]
+    joined = Marked.joined((marked(text_of(messages[0])), Marked("\n\n"), marked(text_of(messages[1]))))
+    return [{**messages[1], "content": joined}, *messages[2:]]
+
+
+def _sources(content: str | Sequence[Mapping[str, Any]] | None) -> set[int]:
+    """Those of a content's characters, white space aside."""
+    texts: list[Any] = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
+    return {source for text in texts for start, end, source in text.runs() if text[start:end].strip()}

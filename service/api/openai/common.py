@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.api.errors import openai_problem
-from service.api.openai.schemas import Sampled
+from service.api.openai.schemas import Sampled, StreamOptions
+from service.api.openai.token_text import Offsets, TokenTexts, token_texts
 from service.api.sse import event
 from service.engine.outputs import TokenLogprobs
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
+
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""What a route that can stream may answer, besides JSON."""
 
 
 def head(kind: str, prefix: str, runtime: Runtime) -> dict[str, Any]:
@@ -61,46 +65,96 @@ def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any
 
 def chat_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
     """Log-probabilities as chat completions give them."""
+    if not found:
+        return []
+    texts = token_texts(tokenizer)
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        data = texts.data(token)
+        return {"token": texts.text(token), "logprob": logprob, "bytes": None if data is None else list(data)}
+
     return [
-        {
-            **_token(tokenizer, entry.token_id, entry.logprob),
-            "top_logprobs": [_token(tokenizer, token, logprob) for token, logprob in entry.top],
-        }
+        one(entry.token_id, entry.logprob)
+        | {"top_logprobs": [one(*pair) for pair in _likeliest(entry, len(entry.top))] if entry.top else []}
         for entry in found
     ]
 
 
-def completion_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
-    """Log-probabilities as plain completions give them; `offset` is the length of the text before them."""
-    tokens = [tokenizer.decode([entry.token_id]) for entry in found]
-    offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+def completion_logprobs(
+    texts: TokenTexts, found: Sequence[TokenLogprobs | int], offsets: Offsets, count: int
+) -> dict[str, Any]:
+    """Log-probabilities as plain completions give them; a bare id is a prompt's first token, which has none.
+
+    offsets: of the text that the tokens are behind, moved on. count: of the likeliest tokens.
+    """
+    ids = [entry if isinstance(entry, int) else entry.token_id for entry in found]
+    told = [None if isinstance(entry, int) else entry for entry in found]
     return {
-        "tokens": tokens,
-        "token_logprobs": [entry.logprob for entry in found],
-        "top_logprobs": [{tokenizer.decode([t]): p for t, p in entry.top} for entry in found],
-        "text_offset": offsets,
+        "tokens": [texts.text(token) for token in ids],
+        "token_logprobs": [entry and entry.logprob for entry in told],
+        "top_logprobs": [entry and _by_text(texts, _likeliest(entry, count)) for entry in told],
+        "text_offset": [offsets.next(token) for token in ids],
     }
 
 
-def _token(tokenizer: Any, token_id: int, logprob: float) -> dict[str, Any]:
-    text = tokenizer.decode([token_id])
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def prompt_logprobs(tokenizer: Any, found: Sequence[TokenLogprobs], count: int) -> list[dict[str, Any] | None]:
+    """Log-probabilities of a prompt as vLLM gives them: for each token but the first, by id."""
+    texts = token_texts(tokenizer)
+
+    def one(entry: TokenLogprobs) -> dict[str, Any]:
+        ranks = {token: place for place, (token, _) in enumerate(entry.top, start=1)} | {entry.token_id: entry.rank}
+        return {
+            str(token): {"logprob": logprob, "rank": ranks[token], "decoded_token": texts.text(token)}
+            for token, logprob in _likeliest(entry, count)
+        }
+
+    return [None, *(one(entry) for entry in found)]
+
+
+def _likeliest(entry: TokenLogprobs, count: int) -> list[tuple[int, float]]:
+    """The so many likeliest tokens, and the one of the text where it is none of them."""
+    top, own = entry.top[:count], (entry.token_id, entry.logprob)
+    return top if any(token == entry.token_id for token, _ in top) else [*top, own]
+
+
+def _by_text(texts: TokenTexts, found: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """By a token's text; of tokens of one text the later ones by their ids."""
+    named: dict[str, float] = {}
+    for token, logprob in found:
+        text = texts.text(token)
+        named[f"token_id:{token}" if text in named else text] = logprob
+    return named
 
 
 class Chunks:
     """Writes the chunks of a stream, and what comes behind them; see `service.api.sse.Writer`."""
 
-    def __init__(self, path: str, body: Sampled, head: dict[str, Any], prompts: int = 1) -> None:
+    def __init__(
+        self, path: str, body: Sampled, head: dict[str, Any], prompts: int = 1, lengths: Sequence[int] = ()
+    ) -> None:
+        """lengths: of each choice's prompt, in tokens, for usage in every chunk."""
         self.stats: dict[int, dict[str, Any]] = {}
         """By the number of the choice, once it has ended."""
         self._path = path
         self._head = head
         self._prompts = prompts
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        options = body.stream_options or StreamOptions()
+        self._with_usage = options.include_usage
+        self._so_far = (
+            {number: {"prompt_tokens": length, "output_tokens": 0} for number, length in enumerate(lengths)}
+            if options.continuous_usage_stats
+            else {}
+        )
+
+    def count(self, number: int, tokens: int) -> None:
+        """A choice has so many more tokens."""
+        if self._so_far:
+            self._so_far[number]["output_tokens"] += tokens
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         """One choice's next piece."""
-        return event({**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})})
+        now = usage(list(self._so_far.values()), self._prompts) if self._so_far else None
+        return event({**self._head, "choices": [choice], **({"usage": now} if self._with_usage or now else {})})
 
     def begin(self) -> bytes:
         return b""

@@ -7,19 +7,23 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from retrieval.embedding.encoding import Embedder
 from service.api.auth import Reader
+from service.api.errors import openai_problems
 from service.api.health import Parts
+from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import EmbeddingRequest
 from service.errors import InvalidRequest, NotFound
 
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingRequest, runtime: Parts, principal: Reader) -> dict[str, Any]:
-    """Embeddings of one or several texts, each of norm 1."""
+@router.post("/v1/embeddings", responses=openai_problems(404))
+async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """Embeddings of one or several texts, or of token ids, each of norm 1."""
+    tell_unknown(request, body)
     served = runtime.settings.embedder
     if body.model != served:
         raise NotFound(
@@ -29,8 +33,10 @@ async def embeddings(body: EmbeddingRequest, runtime: Parts, principal: Reader) 
         )
     embedder = runtime.library.embedder
     if body.dimensions not in (None, embedder.dim):
-        raise InvalidRequest(f"{served!r} has {embedder.dim} dimensions.", param="dimensions")
-    texts = [body.input] if isinstance(body.input, str) else body.input
+        raise InvalidRequest(
+            f"{served!r} has {embedder.dim} dimensions and cannot be cut to {body.dimensions}.", param="dimensions"
+        )
+    texts = await asyncio.to_thread(_texts, embedder, body)
     vectors = await asyncio.to_thread(embedder.encode_documents, texts)
     tokens = await asyncio.to_thread(lambda: sum(len(embedder.token_starts(text)) for text in texts))
     data = [
@@ -39,6 +45,17 @@ async def embeddings(body: EmbeddingRequest, runtime: Parts, principal: Reader) 
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": served, "usage": usage}
+
+
+def _texts(embedder: Embedder, body: EmbeddingRequest) -> list[str]:
+    """What is to be embedded; of token ids the text that they stand for."""
+    given: Any = [body.input] if isinstance(body.input, str) or isinstance(body.input[0], int) else body.input
+    try:
+        return [one if isinstance(one, str) else embedder.text(one) for one in given]
+    except ValueError as error:
+        raise InvalidRequest(
+            f"The input holds token ids that are not the embedding model's: {error}.", param="input"
+        ) from error
 
 
 def _encoded(vector: np.ndarray, encoding: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from service.api.auth import Reader
+from service.api.errors import openai_problems
 from service.api.health import Parts
 from service.api.openai.common import check_model
 from service.runtime import Runtime
@@ -16,13 +17,13 @@ MADE = 1735689600
 """`created` of a model: OpenAI's clients want a number; nothing is known of the real one."""
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=openai_problems())
 def list_models(runtime: Parts, principal: Reader) -> dict[str, Any]:
     """The model that is served, and the one that embeds."""
     return {"object": "list", "data": [_chat_model(runtime), _model(runtime.settings.embedder)]}
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=openai_problems(404))
 def get_model(name: str, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """One model."""
     if name == runtime.settings.embedder:

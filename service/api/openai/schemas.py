@@ -1,7 +1,7 @@
 """Requests of the OpenAI routes.
 
-A parameter that is unknown, or known and not supported, is refused by name; one whose value changes nothing
-(``user``, ``metadata``) is accepted.
+A parameter that is known and not supported is refused by name; one that is unknown is told and ignored (`lenient`); one
+whose value changes nothing (``user``, ``metadata``) is accepted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.answering.question import MAX_TURNS, AnswerOptions, for_answers
+from service.answering.tools.use import MOST_TOOLS, ToolUse
+from service.api.openai.lenient import Lenient
+from service.api.openai.tools import CallId, CallMessage, Choice, Tools, chosen, template_calls
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.params import SamplingParams
 from service.engine.sampling.grammars import Constraint
@@ -26,38 +30,60 @@ TokenKey = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class TextPart(Strict):
+class TextPart(Lenient):
     """A part of a message; images and sound are not supported."""
 
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(Strict):
+class ChatMessage(Lenient):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
-    name: str | None = Field(None, max_length=255)
-    refusal: None = None
-    tool_calls: None = Field(None, description="Not supported.")
+    name: str | None = Field(default=None, max_length=255)
+    refusal: Text | None = Field(default=None, description="Of an answer that is sent back; not read.")
+    tool_calls: list[CallMessage] | None = Field(default=None, max_length=MOST_TOOLS, description="Of an assistant.")
+    tool_call_id: CallId | None = Field(default=None, description="Of a tool: the call that it answers.")
+    function_call: None = Field(default=None, description="Not supported; see tool_calls.")
+    audio: None = Field(default=None, description="Not supported.")
+
+    @model_validator(mode="after")
+    def _calls_where_they_belong(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to an assistant's message")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id belongs to a tool's message, and to no other")
+        return self
 
     def turn(self) -> dict[str, str]:
-        """Role and text, as chat templates take them."""
+        """Role and text."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
+    def message(self, param: str) -> dict[str, Any]:
+        """As chat templates take it; `param` is its place. Raises InvalidRequest for calls that cannot be read."""
+        message: dict[str, Any] = self.turn()
+        if isinstance(self.content, list):
+            message["content"] = [part.model_dump() for part in self.content]
+        if self.tool_calls:
+            message["tool_calls"] = template_calls(self.tool_calls, f"{param}.tool_calls")
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
-class StreamOptions(Strict):
+
+class StreamOptions(Lenient):
     """What a stream carries besides text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    continuous_usage_stats: Literal[False] = False
+    continuous_usage_stats: bool = Field(False, description="Usage in every chunk, as vLLM's.")
 
 
-class NamedSchema(Strict):
+class NamedSchema(Lenient):
     """A JSON schema as OpenAI's clients send it."""
 
     name: str = Field(max_length=64)
@@ -66,7 +92,7 @@ class NamedSchema(Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(Strict):
+class ResponseFormat(Lenient):
     """Text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -82,8 +108,13 @@ class ResponseFormat(Strict):
         """What the output must be; None for text."""
         if self.type == "text":
             return None
-        schema = self.json_schema.json_schema if self.json_schema is not None else {"type": "object"}
-        return Constraint("json_schema", json.dumps(schema))
+        return Constraint("json_schema", json.dumps(self.schema_of_answer()))
+
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema of the output; None for text."""
+        if self.type == "text":
+            return None
+        return self.json_schema.json_schema if self.json_schema is not None else {"type": "object"}
 
 
 class StructuredOutputs(Strict):
@@ -110,7 +141,7 @@ class StructuredOutputs(Strict):
         return Constraint("json_schema", json.dumps(self.json_schema))
 
 
-class Sampled(Strict):
+class Sampled(Lenient):
     """What chat and plain completions have in common."""
 
     model: str = Field(max_length=255)
@@ -129,7 +160,8 @@ class Sampled(Strict):
     stop: Text | list[Text] | None = None
     stop_token_ids: list[TokenId] = Field([], max_length=64, description="Extension, as vLLM's.")
     ignore_eos: bool = Field(False, description="Extension, as vLLM's.")
-    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+    prompt_logprobs: int | None = Field(None, ge=0, le=20, description="Extension, as vLLM's.")
     stream: bool = False
     stream_options: StreamOptions | None = None
     drafter: DrafterName | None = None
@@ -146,6 +178,8 @@ class Sampled(Strict):
     def _stream_options_with_stream(self) -> Sampled:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs is only given when stream is false")
         return self
 
     @model_validator(mode="after")
@@ -159,11 +193,18 @@ class Sampled(Strict):
         return wanted.constraint() if wanted is not None else None
 
     def sampling(
-        self, choice: int, max_tokens: int, logprobs: int | None, defaults: SamplingDefaults, answering: bool = False
+        self,
+        choice: int,
+        max_tokens: int,
+        logprobs: int | None,
+        defaults: SamplingDefaults,
+        scored: int | None = None,
+        answering: bool = False,
     ) -> SamplingParams:
         """Sampling of one choice.
 
         Args:
+            scored: as `SamplingParams.prompt_logprobs`.
             defaults: how the model's makers sample; where they do not say either, OpenAI's temperature of 1.
             answering: from documents, which is greedy unless the request says otherwise.
 
@@ -191,7 +232,8 @@ class Sampled(Strict):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
-            drafter=self.drafter,
+            prompt_logprobs=scored,
+            drafter=self.drafter if max_tokens else "none",
             attention=self.attention,
         )
 
@@ -204,8 +246,29 @@ class ChatRequest(Sampled):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
+    tools: Tools | None = None
+    tool_choice: Choice | None = Field(None, description="none, auto, required, or one by name.")
     parallel_tool_calls: bool | None = None
+    functions: None = Field(None, description="Not supported; see tools.")
+    function_call: None = Field(None, description="Not supported; see tools.")
+    audio: None = Field(None, description="Not supported.")
+    web_search_options: None = Field(None, description="Not supported.")
     folio: AnswerOptions | None = Field(None, description="Extension: answer from documents, with citations.")
+
+    @model_validator(mode="after")
+    def _tools_alone(self) -> ChatRequest:
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("tool_choice is only allowed when tools are given")
+        if self.tools and self.structured_outputs is not None:
+            raise ValueError("tools hold the output to a form of their own: leave out structured_outputs")
+        if self.tools and self.folio is not None:
+            raise ValueError("an answer from documents calls no tools: give tools or folio, not both")
+        return self
+
+    def use_of_tools(self, layout: ChatLayout | PlainLayout) -> ToolUse:
+        """The tools that the model of this layout may call. Raises InvalidRequest."""
+        tools = [tool.tool(f"tools.{at}.function.parameters") for at, tool in enumerate(self.tools or ())]
+        return ToolUse(tools, chosen(self.tool_choice, self.parallel_tool_calls), layout)
 
     @model_validator(mode="after")
     def _top_logprobs_with_logprobs(self) -> ChatRequest:
@@ -224,18 +287,26 @@ class CompletionRequest(Sampled):
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: Literal[1, None] = None
-    echo: Literal[False, None] = None
-    suffix: None = None
+    echo: bool = Field(False, description="The prompt before the text; with logprobs, those of its tokens too.")
+    best_of: Literal[1, None] = Field(None, description="Not supported beyond 1.")
+    suffix: None = Field(None, description="Not supported.")
+
+    @property
+    def scored(self) -> int | None:
+        """Of how many of the likeliest tokens at each place of the prompt the log-probabilities are computed."""
+        echoed = (self.logprobs or 0) if self.echo and (self.logprobs is not None or self.max_tokens == 0) else None
+        return max(echoed or 0, self.prompt_logprobs or 0) if echoed is not None else self.prompt_logprobs
 
 
-class EmbeddingRequest(Strict):
-    """Body of `POST /v1/embeddings`."""
+class EmbeddingRequest(Lenient):
+    """Body of `POST /v1/embeddings`; token ids are the embedding model's own."""
 
     model: str = Field(max_length=255)
     input: (
         Annotated[Text, Field(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1, max_length=2**20)]
         | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=2048)]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, lt=2**31)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
-from service.engine.runner.hidden_states import watched
+from service.engine.outputs import TokenLogprobs
+from service.engine.runner.hidden_states import logits_of, watched
 from service.engine.runner.row_invariance import leading
+from service.engine.sampling.sampler import token_logprobs
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
 from sparse_attn.host_values import on_device, to_device
@@ -23,6 +25,9 @@ from sparse_attn.kv.pool import KVPool
 from sparse_attn.plan.policy import ModelShape, Policy
 from sparse_attn.plan.state import PolicyState
 from sparse_attn.tree_masks import TreeMasks
+
+SCORED_ROWS = 64
+"""Rows of a prompt whose logits are held at once: a vocabulary is a thousand times a token."""
 
 
 @dataclass
@@ -35,12 +40,14 @@ class Forward:
         first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
         kernels: names of the attention kernels that served it.
         hidden: by request id, the hidden states [hidden_rows, d] of the last rows of the slices that ask for them.
+        scores: by request id, the log-probabilities of the tokens that slices name as their targets.
     """
 
     logits: Tensor
     first_row: list[int]
     kernels: set[str]
     hidden: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -65,7 +72,10 @@ class ModelRunner:
                     return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
                 with watched(self.model) as seen:
                     logits = self._forward(batch, token_ids, wanted)
-        return Forward(logits, first_row, batch.kernels, _by_request(seen[0], slices))
+            found = _of_slices(seen[0], slices)
+            scores = {part.request.id: self._scores(part, hidden) for part, hidden in found if part.targets}
+        hidden = {part.request.id: own for part, own in found}
+        return Forward(logits, first_row, batch.kernels, hidden, scores)
 
     def figures(self) -> dict[str, Any]:
         """How the forwards ran, for the statistics of the engine."""
@@ -138,6 +148,16 @@ class ModelRunner:
         )
         return out.logits[0]
 
+    def _scores(self, part: Slice, hidden: Tensor) -> list[TokenLogprobs]:
+        """Log-probabilities of a slice's targets; hidden [n, d] of all its rows."""
+        count = part.request.params.prompt_logprobs or 0
+        found: list[TokenLogprobs] = []
+        for first in range(0, len(part.targets), SCORED_ROWS):
+            targets = part.targets[first : first + SCORED_ROWS]
+            logits = logits_of(self.model, hidden[first : first + len(targets)])
+            found += token_logprobs(logits, targets, count)
+        return found
+
     def _build(self, slices: Sequence[Slice]) -> tuple[AttnBatch, Tensor, list[int], list[int]]:
         device = self.pool.device
         token_ids: list[int] = []
@@ -208,14 +228,12 @@ class ModelRunner:
         return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
 
 
-def _by_request(hidden: Tensor, slices: Sequence[Slice]) -> dict[str, Tensor]:
-    """The hidden states that slices ask for, of those of all rows [T, d]."""
+def _of_slices(hidden: Tensor, slices: Sequence[Slice]) -> list[tuple[Slice, Tensor]]:
+    """The slices that ask for hidden states and theirs, of those of all rows [T, d]."""
     ends = accumulate(part.num_rows for part in slices)
-    return {
-        part.request.id: hidden[end - part.hidden_rows : end]
-        for end, part in zip(ends, slices, strict=True)
-        if part.hidden_rows
-    }
+    return [
+        (part, hidden[end - part.hidden_rows : end]) for end, part in zip(ends, slices, strict=True) if part.hidden_rows
+    ]
 
 
 def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:

@@ -51,6 +51,7 @@ class PlannedSlice:
     samples: bool
     all_logits: bool
     hidden_rows: int
+    targets: list[int]
     tree: DraftTree | None
     pages: list[Place]
     policy: int | None
@@ -199,6 +200,7 @@ class FollowingRunner:
             plan.tree,
             all_logits=plan.all_logits,
             hidden_rows=plan.hidden_rows,
+            targets=plan.targets,
         )
 
 
@@ -212,6 +214,7 @@ def _planned(part: Slice) -> PlannedSlice:
         part.samples,
         part.all_logits,
         part.hidden_rows,
+        part.targets,
         part.tree,
         part.request.pages,
         number,

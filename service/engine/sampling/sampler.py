@@ -76,9 +76,14 @@ def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
     return sampling_device.choose(logits, *moved, any_cut=any_cut)
 
 
-def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """Log-probabilities of the model's own distribution (before temperature and cuts); logits [V]."""
-    logp = torch.log_softmax(logits.double(), -1)
-    top = torch.topk(logp, min(count, len(logp)))
-    pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return TokenLogprobs(token_id, float(logp[token_id]), pairs)
+def token_logprobs(logits: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:
+    """Log-probabilities of the model's own distribution (before temperature and cuts); logits [n, V], a token each."""
+    total = torch.logsumexp(logits.double(), dim=-1, keepdim=True)
+    chosen = logits.gather(1, torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None])
+    rank = (logits > chosen).sum(dim=-1) + 1
+    top = torch.topk(logits, min(count, logits.shape[1]))
+    columns = [(chosen.double() - total)[:, 0], rank, top.indices, top.values.double() - total]
+    return [
+        TokenLogprobs(token, logprob, place, list(zip(ids, values, strict=True)))
+        for token, logprob, place, ids, values in zip(token_ids, *(c.tolist() for c in columns), strict=True)
+    ]

@@ -56,9 +56,9 @@ class Service:
 class _Thread(threading.Thread):
     """The event loop of one service."""
 
-    def __init__(self, settings: Settings, engine: Any) -> None:
+    def __init__(self, settings: Settings, engine: Any, tracing: Any) -> None:
         super().__init__(daemon=True)
-        self.settings, self.engine = settings, engine
+        self.settings, self.engine, self.tracing = settings, engine, tracing
         self.started = threading.Event()
         self.failure: BaseException | None = None
 
@@ -73,8 +73,10 @@ class _Thread(threading.Thread):
         self.runtime = Runtime(self.settings, engine=self.engine)
         await self.runtime.start(serving=True)
         await self.runtime.ended.wait()
+        app = create_app(self.settings, self.runtime)
+        app.state.tracing = self.tracing
         config = uvicorn.Config(
-            create_app(self.settings, self.runtime),
+            app,
             port=0,
             log_config=None,
             lifespan="off",
@@ -121,7 +123,8 @@ def start_service(
         flags.setdefault("drain_timeout_s", 1)
         home = flags.pop("home", None) or tmp_path_factory.mktemp("home")
         engine = flags.pop("engine", None) or make_engine()
-        thread = _Thread(load_settings(home=home, model=str(tiny_model), **flags), engine)
+        tracing = flags.pop("tracing", None)
+        thread = _Thread(load_settings(home=home, model=str(tiny_model), **flags), engine, tracing)
         thread.start()
         assert thread.started.wait(60)
         if thread.failure is not None:

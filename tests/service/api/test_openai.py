@@ -229,7 +229,7 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"stop": ["a"] * 100}, 400, "stop"),
     ({"stop": ""}, 400, "stop"),
     ({"seed": 1.5}, 400, "seed"),
-    ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"tools": [{"type": "function"}]}, 400, "tools.0.function"),
     ({"logit_bias": {"1": 500}}, 400, "logit_bias.1"),
     ({"response_format": {"type": "json_schema"}}, 400, None),
     ({"response_format": {"type": "yaml"}}, 400, "response_format.type"),

@@ -25,7 +25,7 @@ def admission() -> Admission:
         ([], InvalidRequest, "empty"),
         ([3, 97], InvalidRequest, "token id 97"),
         ([3, -1], InvalidRequest, "token id -1"),
-        ([3] * 510, PromptTooLong, "510 tokens and the answer may have 12; this model holds 512"),
+        ([3] * 510, PromptTooLong, "length is 512 tokens; the prompt has 510 tokens and the answer may have 12"),
     ],
 )
 def test_a_bad_prompt_is_refused_by_the_name_it_was_given_under(
@@ -42,7 +42,7 @@ def test_the_longest_prompt_is_let_in(admission: Admission) -> None:
 
 
 def test_a_pool_too_small_for_the_request_is_told_by_its_setting() -> None:
-    with pytest.raises(PromptTooLong, match="pages of KV; there are 2") as refused:
+    with pytest.raises(PromptTooLong, match="in 2 pages of KV") as refused:
         Admission(make_engine(pages=2)).check_prompt([3] * 40, SamplingParams(max_tokens=20))
     assert "FOLIO_KV_MEMORY" in refused.value.detail
 

@@ -1,0 +1,39 @@
+"""Documents that come with the question itself: read whole, cited like stored ones, and kept nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from retrieval.types import Document
+from service.answering.conversation.turns import fitted
+from service.answering.evidence import Evidence, EvidenceFinder
+from service.answering.passages import Passage, Span
+from service.answering.question import Question
+from service.answering.support.citations import Citation, check
+
+
+class GivenDocuments(EvidenceFinder):
+    """Finds nothing: the evidence is there."""
+
+    def __init__(self, finder: EvidenceFinder, passages: Sequence[Passage]) -> None:
+        """passages: whole documents, each under an id of its own."""
+        super().__init__(finder.library, finder.layout, finder.window, finder.settings)
+        self._passages = passages
+        self._texts = {passage.document: passage.text for passage in passages}
+
+    async def find(
+        self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
+    ) -> Evidence:
+        """All of them; earlier turns as far as there is room."""
+        return await asyncio.to_thread(self._read, question, self.window - answer_tokens)
+
+    def check(self, span: Span, owner: str) -> Citation:
+        """A span compared with the document as it was given."""
+        return check(span, self._texts[span.document][span.start : span.end], span.page)
+
+    def _read(self, question: Question, room: int) -> Evidence:
+        asked, prompt = fitted(question, lambda one: self._build(one, self._passages), room)
+        results = [{"document": one.document, "name": one.name, "start": 0, "end": one.end} for one in self._passages]
+        names = {one.document: one.name for one in self._passages}
+        return Evidence("long", "given with the question", prompt, results, names, turns=len(asked.history))

@@ -1,0 +1,80 @@
+"""What an answer in which tools may be called must be: text up to a call, and calls with arguments by their schemas."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.answering.tools.calling import CallFormat
+from service.answering.tools.definitions import Tool
+from service.engine.sampling.grammars import Constraint
+
+MOST_CALLS = 16
+"""In one answer: a small model may repeat itself."""
+
+_LAYOUT = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+
+
+def calls_constraint(
+    written: CallFormat,
+    tools: Sequence[Tool],
+    specials: Mapping[str, int],
+    *,
+    required: bool = False,
+    several: bool = True,
+    answer: Mapping[str, Any] | None = None,
+) -> Constraint:
+    """The grammar of an answer, in Lark's syntax.
+
+    Args:
+        specials: tokens with their ids that no text holds, which `written` may name.
+        required: the answer begins with a call.
+        several: more than one call is allowed, where the model writes more than one.
+        answer: the JSON schema of an answer without calls; None for any text.
+    """
+    rules = [_call(written, tools)]
+    rules += [f"args_{at}: %json {json.dumps(tool.arguments_schema() | _LAYOUT)}" for at, tool in enumerate(tools)]
+    more = ""
+    if several and written.between is not None:
+        more = f" ({_words(written.between, specials)} call){{0,{MOST_CALLS - 1}}}"
+    tail = f"call{more} {_words(written.closing, specials)}"
+    opening = _words(written.opening, specials)
+    if required:
+        rules.append(f"start: {opening} {tail}")
+    elif answer is not None:
+        rules += [f"start: answer | {opening} {tail}", f"answer: %json {json.dumps({**answer, **_LAYOUT})}"]
+    elif not written.opening:
+        rules += [f"start: TEXT | {tail}", r"TEXT: /(\s*[^\s{](.|\n)*)?/"]
+    else:
+        trigger, rest = _trigger(written.opening, specials)
+        if trigger in specials:
+            begun = f"TEXT <[{specials[trigger]}]>"
+        else:
+            begun = "begun"
+            rules.append(f"begun[lazy]: TEXT {json.dumps(trigger, ensure_ascii=False)}")
+        rules += [f"start: text_alone | {begun} {_words(rest, specials)} {tail}", "text_alone: TEXT"]
+        rules.append(r"TEXT: /(.|\n)*/")
+    return Constraint("grammar", "\n".join(["%llguidance {}", *reversed(rules)]))
+
+
+def _call(written: CallFormat, tools: Sequence[Tool]) -> str:
+    """One call as an object of JSON."""
+    heads = [json.dumps(f'{{"name": "{tool.name}", "{written.key}": ') for tool in tools]
+    return "call: (" + " | ".join(f"{head} args_{at}" for at, head in enumerate(heads)) + ') "}"'
+
+
+def _trigger(opening: str, specials: Mapping[str, int]) -> tuple[str, str]:
+    """What of the opening tells a call from text, and what follows it."""
+    special = next((token for token in specials if opening.startswith(token)), None)
+    trigger = special or opening.rstrip()
+    return trigger, opening[len(trigger) :]
+
+
+def _words(text: str, specials: Mapping[str, int]) -> str:
+    """A text as terminals: special tokens by their ids, the rest as strings."""
+    parts = re.split(f"({'|'.join(map(re.escape, specials))})", text) if specials else [text]
+    return " ".join(
+        f"<[{specials[part]}]>" if part in specials else json.dumps(part, ensure_ascii=False) for part in parts if part
+    )
