@@ -25,6 +25,7 @@ from retrieval.store.tables import (
     journal,
     now,
     pages,
+    responses,
     versions,
 )
 from retrieval.types import Collection, Document, Hit, Page
@@ -193,6 +194,7 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     # answers that are kept for repeated requests may quote it
     quoting = idempotency.c.owner == owner, idempotency.c.route == "answer", idempotency.c.status.is_not(None)
     connection.execute(sa.delete(idempotency).where(*quoting))
+    _forget_responses(connection, owner)
     failpoint("delete.journal")
     return found
 
@@ -286,6 +288,18 @@ def read_place(connection: sa.Connection, owner: str, document: str, start: int,
     number = version or found.version
     packed = connection.execute(_of_version(document, number, versions.c.places)).scalar_one_or_none()
     return place_of(unpack(packed) if packed else [], _pages(connection, document, number), start, end)
+
+
+def _forget_responses(connection: sa.Connection, owner: str) -> None:
+    """Remove kept responses that were made from an owner's documents, and those that went on from them."""
+    mine = responses.c.owner == owner
+    from_documents = sa.cast(responses.c.body, sa.Text).contains('"folio": {', autoescape=True)
+    gone = set(connection.execute(sa.select(responses.c.id).where(mine, from_documents)).scalars())
+    while gone:
+        connection.execute(sa.delete(responses).where(mine, responses.c.id.in_(gone)))
+        gone = set(
+            connection.execute(sa.select(responses.c.id).where(mine, responses.c.previous_id.in_(gone))).scalars()
+        )
 
 
 def _of_version(document: str, version: int, *columns: sa.Column[Any]) -> sa.Select[Any]:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from retrieval.index.token_store import CorpusTokenizer
 from retrieval.knn.store import StoreBuilder, StoreIdentity
 from retrieval.library import Library
-from retrieval.store.tables import index_generations
+from retrieval.store.tables import index_generations, now, responses
 from retrieval.traces import Needles, look_through, windows_of, windows_of_text
 from retrieval.types import Upload
 from service.answering.retention import forget_deleted
@@ -120,6 +120,24 @@ def test_no_generation_is_kept_to_fall_back_on_that_holds_what_was_deleted(libra
     library.compact()
     assert len(list((library.home / "index").glob("gen-*"))) == 1
     assert library.verify_index().ok
+
+
+def test_kept_responses_made_from_documents_go_and_what_went_on_from_them(library: Library) -> None:
+    library.ingest([Upload("gone.txt", b"The bridge has seven arches.")])
+    rows = [
+        ("a", "local", None, {"folio": {"citations": []}}),
+        ("b", "local", "a", {"folio": None}),
+        ("c", "local", "b", {}),
+        ("d", "local", None, {"output": 'says "folio": {"x"}'}),
+        ("e", "bob", None, {"folio": {}}),
+    ]
+    with library.database.write() as connection:
+        for number, owner, previous, body in rows:
+            values = {"id": number, "owner": owner, "previous_id": previous, "input": [], "body": body}
+            connection.execute(sa.insert(responses).values(**values, created_at=now()))
+    library.delete(library.documents()[0].id)
+    with library.database.read() as connection:
+        assert set(connection.execute(sa.select(responses.c.id)).scalars()) == {"d", "e"}
 
 
 def test_a_worker_tidies(library: Library) -> None:
