@@ -235,6 +235,7 @@ library.delete(ids["0.txt"], "local", noted)
 assert ids["0.txt"] not in {{document.id for document in library.documents()}}
 assert keys.audit_log(1)[0]["subject"] == ids["0.txt"]
 assert "0.txt" not in {{hit.name for hit in library.search("word0").hits}}
+os.close(filler)
 (home / "filler").unlink()
 library.compact()
 assert library.verify_index().ok
