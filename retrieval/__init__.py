@@ -29,7 +29,7 @@ in ``retrieval.errors`` (all are ``RetrievalError``, and ``str(error)`` may be s
 
     library.jobs.submit([Upload(name, data), …], collection, owner) -> Job   # stored and queued when it returns
     library.jobs.get(job, owner) / listing(owner, limit) / cancel(job, owner) / retry(job, owner)
-    library.jobs.start_worker() / stop_worker()   # one thread of this process works the queue off
+    library.jobs.start_worker() / stop_worker()   # threads of this process work the queue off
 
 An ``IngestResult`` has ``status`` ``ready`` or ``failed`` and never an exception: a bad file fails alone.
 Sentence spans: ``retrieval.parsing.sentences.sentences(text)``. Tables for keys and audit: ``retrieval.store.tables``,

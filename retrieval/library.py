@@ -38,7 +38,7 @@ from retrieval.index.upkeep import IndexUpkeep
 from retrieval.index.verification import verify
 from retrieval.ingest import archive
 from retrieval.ingest.ingestion import Ingester, Prepared, Refused, prepare
-from retrieval.ingest.jobs import JobQueue
+from retrieval.ingest.jobs import WORKERS, JobQueue
 from retrieval.ingest.sources import Source, sources
 from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
@@ -70,6 +70,8 @@ log = structlog.get_logger(__name__)
 DEFAULT_COLLECTION = "default"
 VIEW_S = 10.0
 """longest time to draw a page of a PDF, or to find a passage on it"""
+VIEWERS = 2
+"""processes that do so"""
 
 
 class Library(Shelf):
@@ -86,13 +88,13 @@ class Library(Shelf):
         ranker: str | None = None,
     ) -> None:
         originals, lease = Originals(blobs), WriterLease(database, home)
-        super().__init__(database, originals, Sandbox(replace(limits, parse_seconds=VIEW_S)))
+        super().__init__(database, originals, Sandbox(replace(limits, parse_seconds=VIEW_S), VIEWERS))
         self.home = home
         self.embedder = embedder
         self.limits = limits
         self.chunking = chunking
         self._lease = lease
-        self._sandbox = Sandbox(limits)
+        self._sandbox = Sandbox(limits, WORKERS)
         remote = blobs if isinstance(blobs, RemoteBlobs) else None
         self._upkeep = IndexUpkeep(home / "index", database, embedder, lease, remote)
         self._ingester = Ingester(

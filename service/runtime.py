@@ -18,7 +18,7 @@ import structlog
 
 from retrieval.index.token_store import CorpusTokenizer
 from retrieval.ingest.jobs import JobQueue
-from retrieval.library import Library
+from retrieval.library import VIEWERS, Library
 from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
 from service.answering.evidence import EvidenceFinder
@@ -29,6 +29,7 @@ from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavail
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
 from service.settings import EMBEDDED, Settings
+from service.turns import Turns
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
@@ -71,6 +72,9 @@ class Runtime:
         """Called with every output of the engine; to be filled before `start`."""
         self.on_lost: Callable[[DeviceLost], None] = end_process
         """What a service does about a device that only a new process can use again."""
+        self.encoding = Turns()
+        self.viewing = Turns(VIEWERS)
+        """Of owners whose texts are encoded, or whose pages are drawn."""
         self.ended = asyncio.Event()
         """Set when loading has ended, well or not."""
         self._library = library

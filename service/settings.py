@@ -100,6 +100,7 @@ class Settings(BaseSettings, EngineConfig):
         description="Sites whose pages may use the API, as https://a.example,https://b.example; empty for none.",
     )
     max_upload_mb: float = Field(256, gt=0, description="Largest upload, in MiB.")
+    max_connections: int = Field(1024, ge=1, description="Connections at once; those that wait give way to new ones.")
     max_body_mb: float = Field(16, gt=0, description="Largest JSON body, in MiB.")
     long_tokens: int | None = Field(
         None, ge=16, description="Longest prompt that mode auto reads whole; default: whatever fits."

@@ -29,6 +29,10 @@ hypothesis.settings.register_profile("folio", deadline=None)
 hypothesis.settings.load_profile("folio")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-seconds", type=float, default=60.0, help="How long each slow fuzzer runs.")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _give_back_memory() -> Iterator[None]:
     """Engines and libraries lie in circles, and an engine keeps what it frees (`runner.host_allocator`)."""

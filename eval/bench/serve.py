@@ -180,8 +180,10 @@ def serving(model: str = "embedded", **settings: str) -> Iterator[Server]:
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_ready(url, process)
-            served = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
-            yield Server(Endpoint(url, served), process.pid)
+            key = settings.get("API_KEY")
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            served = httpx.get(f"{url}/v1/models", headers=headers, timeout=60).json()["data"][0]["id"]
+            yield Server(Endpoint(url, served, key), process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -63,6 +63,14 @@ class Dataset:
     items: tuple[Item, ...]
     documents: Mapping[str, Path | str] = field(default_factory=dict)
 
+    def half(self, which: str | None) -> Dataset:
+        """The questions about the first, or second, half of the documents; all for None. The documents stay."""
+        if which is None:
+            return self
+        names = list(self.documents)
+        kept = set(names[: len(names) // 2] if which == "first" else names[len(names) // 2 :])
+        return replace(self, items=tuple(item for item in self.items if item.document in kept))
+
     def sample(self, limit: int | None, seed: int) -> Dataset:
         """At most `limit` of the questions, drawn with the seed, in the order of the file."""
         if limit is None or limit >= len(self.items):

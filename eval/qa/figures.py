@@ -10,8 +10,9 @@ from eval.harness.summary import score
 from eval.qa import scoring
 from eval.qa.corpus import Corpus
 from eval.qa.dataset import Item
-from eval.qa.judging import JudgedClaim, judged, refused, spans_of
+from eval.qa.judging import JudgedClaim, judged, spans_of
 from eval.qa.replies import Reply
+from service.answering.support.refusals import is_refusal
 
 SHARES = {
     "exact_match": "answerable",
@@ -35,7 +36,7 @@ def scored(reply: Reply, item: Item, corpus: Corpus) -> dict[str, Any]:
     """One answer held to its question; README.md says what each figure is."""
     claims = judged(reply, corpus)
     cited = spans_of(claims)
-    refusal = refused(reply.answer)
+    refusal = is_refusal(reply.answer)
     printed = any(scoring.prints(reply.answer, gold) for gold in item.gold)
     on_gold = corpus.cites(cited, item)
     references = [part for parts in item.answers for part in parts]

@@ -1,6 +1,6 @@
-"""What the service says of an answer: its claims with their support, and whether it is a refusal.
+"""What the service says of an answer: its claims with their support.
 
-These are the service's own rules, called at one place.
+The rule is the service's own, called at one place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from service.answering.conversation.turns import standalone
 from service.answering.passages import Passage
 from service.answering.question import Question, Turn
 from service.answering.support.judge import judge
-from service.answering.support.refusals import is_refusal
 
 Support = Literal["verbatim", "attributed", "none"]
 
@@ -41,11 +40,6 @@ def judged(reply: Reply, corpus: Corpus) -> list[JudgedClaim]:
         )
         for supported in judge(reply.answer, passages, reply.finish_reason != "length")
     ]
-
-
-def refused(answer: str) -> bool:
-    """Whether the answer says that the documents do not tell."""
-    return is_refusal(answer)
 
 
 def search_query(item: Item) -> str:

@@ -14,6 +14,9 @@ from service.settings import EMBEDDED
 CONTROL = "control"
 DATA: Any = Option(help="Questions: a file of SQuAD's or XQuAD's format, or of our own.")
 
+HALF: Any = Option(help="Only questions about the first, or second, half of the documents; all are searched.")
+
+Half = Literal["first", "second"]
 Mode = Literal["closed", "open"]
 """closed: the question's own document alone is in scope; open: all documents are, and are searched."""
 
@@ -36,7 +39,9 @@ class QaOptions:
     max_tokens: Annotated[int | None, Option(min=1, help="Longest answer, in tokens.")] = None
     clients: Annotated[int, Option(min=1, help="Questions under way at once.")] = 8
     language: Annotated[str | None, Option(help="Of the questions, where the file's name does not say it.")] = None
+    half: Annotated[Half | None, HALF] = None
     retrieval: Annotated[bool, Option(help="Measure search over all questions, too.")] = True
+    answers: Annotated[bool, Option(help="Let the model answer; without, search alone is measured.")] = True
     output: Annotated[Path, Option(help="Folder of rows, figures and the report; runs there add up.")] = Path("qa")
     json: Annotated[Path | None, Option("--json", help="File for the figures of this run.")] = None
     resume: Annotated[bool, Option("--resume", help="Go on with the rows that an earlier run left.")] = False

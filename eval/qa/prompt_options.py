@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Option
 
-from eval.qa.options import DATA
+from eval.qa.options import DATA, HALF, Half
 from service.models import shown_name
 
 
@@ -19,9 +19,7 @@ class PromptOptions:
     data: Annotated[Path, DATA]
     model: Annotated[str, Option("--model", "-m", help="A model with a chat template.")] = "smollm2"
     style: Annotated[tuple[str, ...], Option(help="Way to ask; may be repeated; default: all.")] = ()
-    half: Annotated[
-        Literal["even", "odd"] | None, Option(help="Only questions about documents of even, or odd, number.")
-    ] = None
+    half: Annotated[Half | None, HALF] = None
     limit: Annotated[int | None, Option(min=1, help="Questions to ask, drawn by the seed; all by default.")] = None
     without: Annotated[
         int, Option(min=0, help="Of these, so many whose document is left out, and which are not answered then.")

@@ -14,9 +14,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,13 @@ from eval.qa.dataset import Dataset, Item, load
 from eval.qa.prompt_options import PromptOptions
 from eval.qa.scoring import holds, loops
 from retrieval.library import Library
-from retrieval.ranking.reranking import reranked
 from retrieval.types import Hit
 from service.answering.passages import Passage
 from service.answering.prompting.delimiters import tagged
 from service.answering.prompting.layouts import ChatLayout
 from service.answering.prompting.styles import LARGE, NOT_STATED, SMALL, Example, Style
 from service.answering.support.refusals import is_refusal
-from service.answering.sureness import is_read
+from service.answering.sureness import Likely, is_read, likely, pointed_out
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 from service.libraries import embedder_of
@@ -56,17 +54,21 @@ class Asked:
     """A question and what the library finds for it, the best first.
 
     Attributes:
-        sure: by the number of passages, the ranker's probability that a sentence of the best so many answers; 1 where
-            it does not read the language.
+        judged: by the number of passages, the sentences of the best so many as the ranker judges them; none where it
+            does not read the language.
     """
 
     item: Item
     hits: Sequence[Hit]
-    sure: Sequence[float]
+    judged: Mapping[int, Sequence[Likely]]
 
     def found(self, count: int) -> bool:
         """Whether one of the best passages holds an accepted answer."""
         return any(holds(hit.text, self.item.answers) for hit in self.hits[:count])
+
+    def sure(self, count: int) -> float:
+        """The ranker's probability that a sentence of the best passages answers; 1 where it does not read them."""
+        return self.judged[count][0].probability if self.judged[count] else 1.0
 
 
 def run(options: PromptOptions) -> list[dict[str, Any]]:
@@ -95,9 +97,12 @@ def run(options: PromptOptions) -> list[dict[str, Any]]:
 
 def _asked(library: Library, item: Item, rerank: bool) -> Asked:
     hits = library.search(item.question, k=PASSAGES, rerank=rerank).hits
-    by_chunk = {hit.chunk_id: hit.score for hit in reranked(library.ranker, item.question, hits)}
-    sure = list(accumulate((by_chunk[hit.chunk_id] for hit in hits), max))
-    return Asked(item, hits, [p if is_read(item.question, hits[: n + 1]) else 1.0 for n, p in enumerate(sure)])
+    best = {count: hits[:count] for count in {style.passages or PASSAGES for style in STYLES.values()}}
+    judged = {
+        count: likely(library.ranker, item.question, some) if is_read(item.question, some) else []
+        for count, some in best.items()
+    }
+    return Asked(item, hits, judged)
 
 
 def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
@@ -105,11 +110,9 @@ def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
 
     Their gold sentences are left out: citations are not looked at here.
     """
-    numbers = {name: number for number, name in enumerate(dataset.documents)}
-    wanted = {"even": 0, "odd": 1}.get(options.half or "")
-    half = (item for item in dataset.items if wanted is None or numbers[item.document] % 2 == wanted)
-    items = [replace(item, gold=()) for item in half]
-    sample = replace(dataset, items=tuple(items)).sample(options.limit, options.seed)
+    half = dataset.half(options.half)
+    items = tuple(replace(item, gold=()) for item in half.items)
+    sample = replace(half, items=items).sample(options.limit, options.seed)
     if not options.without:
         return sample
     names = list(dict.fromkeys(item.document for item in sample.items))
@@ -120,8 +123,8 @@ def drawn(dataset: Dataset, options: PromptOptions) -> Dataset:
             break
         gone.add(names[place])
     kept = {name: said for name, said in dataset.documents.items() if name not in gone}
-    items = [replace(item, answers=()) if item.document in gone else item for item in sample.items]
-    return Dataset(f"{dataset.name}_{options.half}_{options.seed}_{options.without}", tuple(items), kept)
+    left = tuple(replace(item, answers=()) if item.document in gone else item for item in sample.items)
+    return Dataset(f"{dataset.name}_{options.half}_{options.seed}_{options.without}", left, kept)
 
 
 class Answers:
@@ -171,8 +174,14 @@ class _Asking:
         """The figures of one style, with every answer."""
         layout = ChatLayout(self._tokenizer, style)
         count = style.passages or PASSAGES
-        given = [[Passage.of(hit) for hit in one.hits[:count]] for one in self._asked]
-        prompts = [layout.build(one.item.question, each).ids for one, each in zip(self._asked, given, strict=True)]
+        prompts = [
+            layout.build(
+                one.item.question,
+                [Passage.of(hit) for hit in one.hits[:count]],
+                likely=pointed_out(one.judged[count], count),
+            ).ids
+            for one in self._asked
+        ]
         began = time.monotonic()
         answers = self._answers.of(prompts)
         wall_s = time.monotonic() - began
@@ -204,7 +213,7 @@ class _Asking:
             "id": item.id,
             "answerable": not item.unanswerable,
             "found": asked.found(count),
-            "sure": round(asked.sure[min(count, len(asked.sure)) - 1], 4) if asked.sure else 0.0,
+            "sure": round(asked.sure(count), 4),
             "answer": answer,
             "refused": refused,
             "right": not refused and holds(answer, item.answers),
@@ -310,6 +319,8 @@ STYLES = {
     "beside-2": replace(_BESIDE, passages=2),
     "beside-5": replace(_BESIDE, passages=5),
     "beside-8": replace(_BESIDE, passages=None),
+    "beside-likely": replace(_BESIDE, likely=3),
+    "beside-likely-5": replace(_BESIDE, likely=5),
     "exact": replace(_BESIDE, after=EXACT),
     "check": replace(_BESIDE, after=CHECK),
     "doubt": replace(_BESIDE, after=DOUBT),
@@ -330,6 +341,8 @@ STYLES = {
     "answer-no-system": replace(_ANSWER, system=""),
     "answer-copy": replace(_ANSWER, after=COPY),
     "answer-text": replace(_ANSWER, after=TEXT),
+    "answer-text-likely": replace(_ANSWER, after=TEXT, likely=3),
+    "answer-likely": replace(_ANSWER, likely=3),
     "answer-best-last": replace(_ANSWER, best_last=True),
     "answer-example": replace(_ANSWER, examples=EXAMPLES[:1]),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +19,9 @@ DEPTH = 10
 WORDS = 200
 CHARACTERS = 400
 """Words of a naive chunk; characters of one of a text without spaces."""
+STEMMERS = {"ar": "arabic", "de": "german", "en": "english", "es": "spanish"}
+STOP_WORDS = {"de", "en", "es"}
+"""languages for which bm25s knows stop words by their code"""
 _CLIENTS = 8
 
 Ranking = list[list[Span]]
@@ -32,8 +35,11 @@ def rankings(corpus: Corpus, items: Sequence[Item]) -> Iterator[tuple[str, Ranki
         yield name, searched(corpus, queries, DEPTH, **options)
     chunks = windows(corpus.texts, WORDS, CHARACTERS)
     texts = [corpus.text(chunk) for chunk in chunks]
-    for name, scorer in (("bm25s, naive chunks", _bm25s), ("encoder alone, naive chunks", _encoder)):
-        scores = scorer(corpus.library, texts, queries)
+    language = Counter(item.language for item in items).most_common(1)[0][0]
+    for name, scores in (
+        ("bm25s, naive chunks", _bm25s(texts, queries, language)),
+        ("encoder alone, naive chunks", _encoder(corpus.library, texts, queries)),
+    ):
         best = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
         yield name, [[chunks[row] for row in rows] for rows in best.tolist()]
 
@@ -41,10 +47,7 @@ def rankings(corpus: Corpus, items: Sequence[Item]) -> Iterator[tuple[str, Ranki
 def library_modes() -> dict[str, dict[str, Any]]:
     """Options of `Library.search` by the name of the row."""
     modes: dict[str, dict[str, Any]] = {mode: {"mode": mode} for mode in ("sparse", "dense", "hybrid")}
-    if "rerank" in inspect.signature(Library.search).parameters:
-        modes = {name: {**options, "rerank": False} for name, options in modes.items()}
-        modes["hybrid+rerank"] = {"mode": "hybrid", "rerank": True}
-    return modes
+    return {**modes, "hybrid+rerank": {"mode": "hybrid", "rerank": True}}
 
 
 def searched(
@@ -89,13 +92,17 @@ def _rank(right: Sequence[bool]) -> int:
     return right.index(True) + 1 if True in right else 0
 
 
-def _bm25s(library: Library, texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """With bm25s's own words: lower case, two letters or more, no English stop words."""
+def _bm25s(texts: Sequence[str], queries: Sequence[str], language: str) -> np.ndarray:
+    """float32[queries, texts] of bm25s with its own tokenizer, and the stop words and stemmer that it has for them."""
     import bm25s
+    import Stemmer
 
+    stemmer = Stemmer.Stemmer(STEMMERS[language]) if language in STEMMERS else None
+    told: dict[str, Any] = {"stemmer": stemmer, "show_progress": False}
+    told["stopwords"] = language if language in STOP_WORDS else []
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts), show_progress=False), show_progress=False)
-    asked = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
+    index.index(bm25s.tokenize(list(texts), **told), show_progress=False)
+    asked = bm25s.tokenize(list(queries), return_ids=False, **told)
     return np.stack([index.get_scores(words) if words else np.zeros(len(texts), np.float32) for words in asked])
 
 

@@ -25,7 +25,7 @@ from eval.qa import ranking
 from eval.qa.corpus import Corpus, library_key
 from eval.qa.dataset import Dataset, Item, load
 from eval.qa.figures import scored, summarise
-from eval.qa.options import CONTROL, QaOptions
+from eval.qa.options import CONTROL, Half, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
 from retrieval.library import Library
 from service.engine.loading.checkpoint import read_config
@@ -43,10 +43,10 @@ def run(options: QaOptions) -> dict[str, Any]:
         EvalError: the data cannot be used, or the folder holds another run's rows. InvalidRequest, ModelError: there
             is no such drafter or model. All of it before a model is loaded or a document read.
     """
-    dataset = load(options.data, options.language)
+    dataset = load(options.data, options.language).half(options.half)
     settings = load_settings(model=None if options.model == CONTROL else options.model)
-    cells = [_Cell(options, dataset, mode) for mode in options.modes]
-    if options.model != CONTROL:
+    cells = [_Cell(options, dataset, mode) for mode in options.modes if options.answers]
+    if cells and options.model != CONTROL:
         check_request(settings, drafter=options.drafter)
         read_config(settings.model)
     for cell in cells:
@@ -56,9 +56,11 @@ def run(options: QaOptions) -> dict[str, Any]:
     home = options.output / f"library_{dataset.name}_{library_key(dataset, embedder)}"
     with Corpus(dataset, home, embedder) as corpus:
         _say(f"{len(corpus.ids)} documents in the library, {time.monotonic() - began:.0f} s")
-        searches = _searches(corpus, dataset) if options.retrieval else []
-        with _answering(options, settings, corpus.library) as answering:
-            found = [cell.run(answering, corpus) for cell in cells]
+        searches = _searches(corpus, dataset, options.half) if options.retrieval else []
+        found = []
+        if cells:
+            with _answering(options, settings, corpus.library) as answering:
+                found = [cell.run(answering, corpus) for cell in cells]
     figures = {"retrieval": searches, "answers": found}
     _save(options, figures)
     return figures
@@ -78,6 +80,7 @@ class _Cell:
             "model": options.label,
             "mode": mode,
             "limit": options.limit,
+            "half": options.half,
             "seed": options.seed,
             "drafter": options.drafter,
             "max_tokens": options.max_tokens,
@@ -152,11 +155,11 @@ def _answering(options: QaOptions, settings: Settings, library: Library) -> Iter
         yield Service(settings, engine, sampling, options.clients, library)
 
 
-def _searches(corpus: Corpus, dataset: Dataset) -> list[dict[str, Any]]:
-    """Figures of every way to search, over all questions."""
+def _searches(corpus: Corpus, dataset: Dataset, half: Half | None) -> list[dict[str, Any]]:
+    """Figures of every way to search, over all questions of the half."""
     rows = []
     for method, found in ranking.rankings(corpus, dataset.items):
-        row = {"data": dataset.name, "method": method, **ranking.figures(corpus, dataset.items, found)}
+        row = {"data": dataset.name, "half": half, "method": method, **ranking.figures(corpus, dataset.items, found)}
         _say(f"{method}: hit@1 {row['hit@1']['score']:.1f} of {row['n']}")
         rows.append(row)
     return rows
@@ -181,7 +184,7 @@ def _save(options: QaOptions, figures: dict[str, Any]) -> None:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("data", "method", "model", "mode"))
+    return tuple(row.get(name) for name in ("data", "half", "method", "model", "mode"))
 
 
 def _say(line: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from retrieval.analysis.folding import fold
 from retrieval.analysis.stop_words import STOP_WORDS
+from retrieval.analysis.words import words
 
 UNKNOWN = ""
 """of a text without a stop word, such as a table of numbers: it is not stemmed"""
@@ -40,3 +42,10 @@ def likeliest(found: Mapping[str, int], surroundings: Mapping[str, int], trust: 
         return found.get(language, 0) + (trust * surroundings.get(language, 0) / total if total else 0.0)
 
     return min(languages, key=lambda language: (-weight(language), _ORDER.index(language)))
+
+
+def is_english(text: str) -> bool:
+    """Whether its stop words are English ones, or it has none and is written in ASCII."""
+    found = votes(words(fold(text)))
+    language = likeliest(found, {}, 0)
+    return language == "en" or (language == UNKNOWN and text.isascii())

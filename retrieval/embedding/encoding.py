@@ -15,18 +15,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from retrieval.analysis.words import is_unspaced
 from retrieval.common.openmp import release_team
+from retrieval.embedding.tokens import READ_AT_LEAST, Tokens
 
 Advance = Callable[[int, int], None]
 """called with (texts done, texts in all)"""
-
-READ_AT_LEAST = 0.25
-"""share of a text that a model must read to give it a vector"""
-WORD_LIKE = 4
-"""letters in a piece from which it counts as a word"""
-UNSPACED_WEIGHT = 3
-"""letters that a character of a script without spaces is worth: its words have one or two"""
 
 UNRELATED = (
     "The bridge was closed for repairs until spring.",
@@ -46,6 +39,8 @@ UNRELATED = (
 NARROWEST = 0.05
 """range of cosines that is taken for one"""
 
+LOOKED_AT = 1 << 16
+"""Characters of a text that are tokenised: a model reads some hundred tokens of it."""
 SPECIAL_TOKENS = 2
 """that an encoder adds to a text: at its start and its end"""
 
@@ -139,18 +134,16 @@ class Encoder(ABC, Generic[Model]):
         """float32[len(texts), dim] of norm 1; ``sequences`` are the tokens of the texts, cut at ``max_tokens``."""
 
     def token_starts(self, text: str) -> np.ndarray:
-        """See ``Embedder``. Of a text that gets no vector, words are what counts, and not its letters."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
-        return starts if self._read(text, encoding, 0) >= READ_AT_LEAST else _word_like(text, starts)
+        """See ``Embedder``."""
+        return self.tokens.starts(text)
 
     def text(self, ids: Sequence[int]) -> str:
         """See ``Embedder``."""
-        if max(ids) >= self._tokenizer.get_vocab_size():
-            raise ValueError(
-                f"there is no token {max(ids)}; the model knows 0 to {self._tokenizer.get_vocab_size() - 1}"
-            )
-        return str(self._tokenizer.decode(list(ids)))
+        tokenizer = self.tokens.tokenizer
+        known = tokenizer.get_vocab_size()
+        if max(ids) >= known:
+            raise ValueError(f"there is no token {max(ids)}; the model knows 0 to {known - 1}")
+        return str(tokenizer.decode(list(ids)))
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> np.ndarray:
         """See ``Embedder``."""
@@ -169,7 +162,7 @@ class Encoder(ABC, Generic[Model]):
 
     def cosine_weight(self, query: str) -> CosineWeight:
         """What a cosine of the query says, by how far the model reads the query."""
-        trust = self._read(query, self._tokenizer.encode(query, add_special_tokens=False), 0) ** 2
+        trust = self.tokens.read(query, self.tokens.tokenizer.encode(query, add_special_tokens=False), 0) ** 2
         unrelated, alike = self.cosine_range
         return CosineWeight(trust / (alike - unrelated), unrelated)
 
@@ -179,12 +172,12 @@ class Encoder(ABC, Generic[Model]):
         self.encode_queries(["warm"])
 
     def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
-        prefixed = [prefix + text for text in texts]
-        encodings = self._tokenizer.encode_batch(prefixed)
+        prefixed = [(prefix + text)[:LOOKED_AT] for text in texts]
+        encodings = self.tokens.tokenizer.encode_batch(prefixed)
         read = [
             row
             for row, (text, encoding) in enumerate(zip(prefixed, encodings, strict=True))
-            if self._read(text, encoding, len(prefix)) >= READ_AT_LEAST
+            if self.tokens.read(text, encoding, len(prefix)) >= READ_AT_LEAST
         ]
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         if read:
@@ -196,28 +189,6 @@ class Encoder(ABC, Generic[Model]):
                 release_team()
         return vectors
 
-    def _read(self, text: str, encoding: Any, start: int) -> float:
-        """Share of the characters from ``start`` on that stand in words that the model reads, 0 for none.
-
-        A word of one piece counts whole; of several by their mean length; with an unknown piece not at all.
-        """
-        words: dict[int, list[int]] = {}  # start, end, pieces, unknown pieces
-        for word, (begin, end), token in zip(encoding.word_ids, encoding.offsets, encoding.ids, strict=True):
-            if word is not None and end > start:
-                found = words.setdefault(word, [max(begin, start), end, 0, 0])
-                found[1] = end
-                found[2] += 1
-                found[3] += token == self._unknown
-        whole = read = 0.0
-        for begin, end, pieces, unknown in words.values():
-            length = end - begin
-            whole += length
-            if not unknown:
-                read += length * (
-                    1.0 if pieces == 1 else _likeness_to_words(text[begin + length // 2], length / pieces)
-                )
-        return read / whole if whole else 0.0
-
     @property
     def _model(self) -> Model:
         with self._lock:
@@ -226,30 +197,16 @@ class Encoder(ABC, Generic[Model]):
             return self._loaded
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        tokenizer, self._unknown = self._read_tokenizer()
+    def tokens(self) -> Tokens:
+        """What cuts texts into tokens."""
+        tokenizer, unknown = self._read_tokenizer()
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        return tokenizer
+        return Tokens(tokenizer, unknown)
 
     def _cut(self, sequence: list[int]) -> list[int]:
         """Its first tokens that the model reads, and the one that ends every text."""
         return sequence if len(sequence) <= self.max_tokens else sequence[: self.max_tokens - 1] + sequence[-1:]
-
-
-def _likeness_to_words(sample: str, letters: float) -> float:
-    """Of pieces of so many letters in the mean; ``sample`` is one of the letters."""
-    worth = UNSPACED_WEIGHT if is_unspaced(sample) else 1
-    return min(1.0, max(0.0, (worth * letters - 1) / (WORD_LIKE - 1)))
-
-
-def _word_like(text: str, starts: np.ndarray) -> np.ndarray:
-    """Those that are ``WORD_LIKE`` letters apart, and every one of a script without spaces."""
-    kept: list[int] = []
-    for start in starts.tolist():
-        if not kept or start - kept[-1] >= WORD_LIKE or is_unspaced(text[start]):
-            kept.append(start)
-    return np.array(kept, dtype=np.int64)
 
 
 def cosine_weight(embedder: Embedder, query: str) -> CosineWeight:

@@ -100,6 +100,11 @@ class IndexUpkeep:
         if index.holds_deleted():
             index.build()
 
+    def check_writable(self, purpose: str, wait_s: float) -> None:
+        """Whether ``writing`` would be let in now. Errors: StoreBusy (after ``wait_s`` seconds), EmbedderMismatch."""
+        with self._lease.hold(purpose, wait_s):
+            self.index()
+
     def rebuild(self, progress: ProgressCallback | None = None) -> IndexReport:
         """See ``Library.rebuild``."""
         with self._lease.hold("rebuilding the index"):

@@ -16,7 +16,7 @@ import structlog
 
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck, ProgressMeter
-from retrieval.embedding.encoding import Embedder
+from retrieval.embedding.encoding import Embedder, Encoder
 from retrieval.errors import EmptyFile, NameTaken, NoSuchFile, UnreadableFile
 from retrieval.ingest.sources import Source
 from retrieval.parsing import Limits, ParsedDocument
@@ -72,8 +72,15 @@ def parse_and_chunk(
     name: str, data: bytes, sandbox: Sandbox, embedder: Embedder, chunking: ChunkingOptions, meter: ProgressMeter
 ) -> tuple[ParsedDocument, list[Chunk]]:
     """The part of `prepare` that needs the embedder's tokenizer alone. Error: UnreadableFile."""
-    parsed = sandbox.parse(data, name, lambda done, total: meter("parse", done, total))
-    pieces = chunk(parsed.text, parsed.pages, embedder.token_starts, chunking, parsed.tables, parsed.headings)
+
+    def progress(done: int, total: int) -> None:
+        meter("parse", done, total)
+
+    parsed = sandbox.parse(data, name, progress)
+    if isinstance(embedder, Encoder):
+        pieces = sandbox.chunk(name, parsed, embedder.tokens, chunking, progress)
+    else:  # a caller's own, of this process alone
+        pieces = chunk(parsed.text, parsed.pages, embedder.token_starts, chunking, parsed.tables, parsed.headings)
     if not pieces:
         raise EmptyFile(f"{name} has no words to index; nothing to ingest")
     return parsed, pieces
@@ -121,6 +128,28 @@ class Ingester:
         except UnreadableFile as error:
             return self._failed(source.name, data, collection, owner, error, started)
 
+    def prepare(
+        self,
+        source: Source,
+        collection: str,
+        owner: str,
+        progress: ProgressCallback | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> Prepared | Refused | Source:
+        """All of an ingest that needs no right to write; ``keep`` is the rest. Errors: Cancelled, EmbedderMismatch."""
+        started = time.perf_counter()
+        meter = ProgressMeter(source.name, progress, cancelled)
+        data = b""
+        try:
+            meter("parse", 0, 1)
+            self._embedder_id()
+            data = source.read(self._limits)
+            if self._same_content(owner, collection, hashlib.sha256(data).hexdigest(), started) is not None:
+                return Source(source.name, data)  # ``keep`` says that it is there
+            return prepare(source.name, data, self._sandbox, self._embedder, self._chunking, meter)
+        except UnreadableFile as error:
+            return Refused(source.name, data, error)
+
     def _ingest(
         self, name: str, data: bytes, collection: str, owner: str, meter: ProgressMeter, started: float
     ) -> IngestResult:
@@ -133,7 +162,7 @@ class Ingester:
         return self._commit(self._version(prepared, collection, owner), data, started)
 
     def keep(self, item: Prepared | Refused | Source, collection: str, owner: str) -> IngestResult:
-        """Commit what was prepared elsewhere, with the same result as `ingest` of the file itself."""
+        """Commit what was prepared before, with the same result as `ingest` of the file itself."""
         if isinstance(item, Source):
             return self.ingest(item, collection, owner)
         started = time.perf_counter()

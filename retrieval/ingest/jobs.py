@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ BUSY_RETRY_S = 2.0
 RETRY_BASE_S = 2.0
 UPLOAD_GRACE_S = 3600.0
 TIDY_S = 3600.0
+WORKERS = 2
+"""Threads that work the queue off. One owner's files never hold all of them."""
+WRITE_WAIT_S = 5.0
+COMMIT_WAIT_S = 60.0
+"""For others of this process who commit, or build the index."""
 
 
 class JobQueue:
@@ -52,9 +58,12 @@ class JobQueue:
         self._upkeep = upkeep
         self._ingester = ingester
         self._tidy = tidy
+        self._tidied = -math.inf
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._worker: threading.Thread | None = None
+        self._workers: list[threading.Thread] = []
+        self._turns: dict[str, float] = {}
+        """When an owner's job was last taken."""
 
     def submit(self, files: Sequence[Upload], collection: str, owner: str, most_bytes: float | None = None) -> Job:
         """Store the uploads and queue their ingest; both are on the disk when this returns.
@@ -109,26 +118,36 @@ class JobQueue:
     # -- the worker
 
     def start_worker(self) -> None:
-        """Work the queue off in a thread of this process, until ``stop_worker``."""
-        if self._worker is None or not self._worker.is_alive():
+        """Work the queue off in threads of this process, until ``stop_worker``."""
+        if not any(worker.is_alive() for worker in self._workers):
             self._stop.clear()
-            self._worker = threading.Thread(target=self._work, name="ingest-worker", daemon=True)
-            self._worker.start()
+            self._workers = [
+                threading.Thread(target=self._work, name=f"ingest-worker-{number}", daemon=True)
+                for number in range(WORKERS)
+            ]
+            for worker in self._workers:
+                worker.start()
 
     def stop_worker(self, timeout_s: float = 30.0) -> None:
-        """Stop after the file in hand is given up or done; its job goes on when a worker starts again."""
+        """Stop after the files in hand are given up or done; their jobs go on when a worker starts again."""
         self._stop.set()
         self._wake.set()
-        if self._worker is not None:
-            self._worker.join(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
 
-    def run_next(self) -> bool:
-        """Work off one job that is due, in this thread. False where there is none."""
+    def run_next(self, at_once: int | None = None) -> bool:
+        """Work off one job that is due, in this thread; the owner's who had his turn the longest ago.
+
+        at_once: jobs of one owner that this process works at together.
+        Returns False where there is none.
+        """
         me = store.holder()
         with self._database.write() as connection:
-            row = store.claim(connection, me)
+            row = store.claim(connection, me, at_once, self._turns)
         if row is None:
             return False
+        self._turns[row.owner] = time.monotonic()
         try:
             self._run(row, me)
         except StoreBusy as error:  # somebody else is writing: not this job's fault
@@ -140,14 +159,13 @@ class JobQueue:
         return True
 
     def _work(self) -> None:
-        tidied = -math.inf
         while not self._stop.is_set():
             try:
-                if time.monotonic() - tidied >= TIDY_S:
-                    tidied = time.monotonic()
+                if time.monotonic() - self._tidied >= TIDY_S:
+                    self._tidied = time.monotonic()
                     self.sweep()
                     self._tidy()
-                worked = self.run_next()
+                worked = self.run_next(at_once=WORKERS - 1)
             except Exception:  # a database that is away for a while must not end the worker
                 log.exception("the worker could not take a job")
                 worked = False
@@ -177,8 +195,13 @@ class JobQueue:
     def _ingest_one(
         self, source: Source, collection: str, owner: str, progress: ProgressCallback, cancelled: CancelCheck
     ) -> IngestResult:
-        with self._upkeep.writing("ingesting"):
-            return self._ingester.ingest(source, collection, owner, progress, cancelled)
+        """The right to write is held for the commit alone, and asked for before: nothing is read in vain."""
+        started = time.perf_counter()
+        self._upkeep.check_writable("ingesting", WRITE_WAIT_S)
+        item = self._ingester.prepare(source, collection, owner, progress, cancelled)
+        with self._upkeep.writing("ingesting", COMMIT_WAIT_S):
+            result = self._ingester.keep(item, collection, owner)
+        return replace(result, seconds=time.perf_counter() - started)
 
     def _stopped(self, row: Any, me: str) -> None:
         """Cancelled by the user, or stopped with the process."""

@@ -113,6 +113,7 @@ class _Contexts:
     ) -> None:
         self._text = text
         self._headings = headings
+        self._above = _parents(headings)
         self._tables = [table for table in tables if table.rows]
         self._token_starts = token_starts
         self._max_tokens = max_tokens
@@ -131,14 +132,13 @@ class _Contexts:
     def _section(self, start: int) -> list[str]:
         """The headings above, from the whole to the part; not those within the chunk."""
         found: list[str] = []
-        level = 7
-        for number in range(bisect.bisect_left(self._headings, (start,)) - 1, -1, -1):
+        number = bisect.bisect_left(self._headings, (start,)) - 1
+        while number >= 0 and self._headings[number].end > start:
+            number -= 1
+        while number >= 0:
             heading = self._headings[number]
-            if heading.level < level and heading.end <= start:
-                level = heading.level
-                found.append(" ".join(self._text[heading.start : heading.end].split()))
-            if level == 1:
-                break
+            found.append(" ".join(self._text[heading.start : heading.end].split()))
+            number = self._above[number]
         return found[::-1]
 
     def _cut(self, context: str) -> str:
@@ -149,6 +149,18 @@ class _Contexts:
         if len(starts) <= self._max_tokens:
             return context
         return context[int(starts[len(starts) - self._max_tokens]) :]
+
+
+def _parents(headings: Sequence[Heading]) -> list[int]:
+    """Of each heading the one that its section lies in, -1 where there is none."""
+    parents: list[int] = []
+    open_: list[int] = []
+    for number, heading in enumerate(headings):
+        while open_ and headings[open_[-1]].level >= heading.level:
+            open_.pop()
+        parents.append(open_[-1] if open_ else -1)
+        open_.append(number)
+    return parents
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _SAMPLE = 1 << 18
 _MOST_DOUBTFUL = 0.1
 """share of the characters beyond ASCII (of all, in UTF-16) above which bytes are no text of an encoding"""
-_HIGH_LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*\n?")
+_HIGH_LINE = re.compile(rb"^[^\n\x80-\xff]*+[\x80-\xff][^\n]*+\n?", re.M)
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
 _ESCAPE = re.compile(rb"\x1b[$(]")  # as ISO-2022 begins another set of characters
 _HIGH = bytes(range(128, 256))
@@ -38,7 +38,7 @@ _LATIN = ("cp1250", "iso8859-2", "cp1254", "cp1257", "iso8859-15", "iso8859-16",
 _DOS = ("cp437", "cp852", "cp855", "cp857", "cp858", "cp860", "cp861", "cp862", "cp863", "cp865", "cp866")
 _NO_ENCODINGS = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7", "mbcs", "oem")
 """codecs of text that no file is in, and that may do more than decode"""
-_WORD_BEYOND = re.compile(r"(?=\w*[^\x00-\x7f])[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]+")
 _CAPITAL_INSIDE = re.compile(r"[a-z\xdf-\xff][\xc0-\xd6\xd8-\xde]|[\xdf-\xf6\xf8-\xff][A-Z]")
 _SIGNS = "\xa1-\xa9\xab\xac\xae-\xb1\xb4-\xb6\xb8\xbb-\xbf\xd7\xf7\u201a\u201e\u2020-\u2022\u2030\u2200-\u23ff"
 _SIGN_INSIDE = re.compile(
@@ -175,7 +175,7 @@ def _oddness(reading: Decoded) -> tuple[bool, float]:
     """Whether there is doubt, and the share of the characters beyond ASCII that stand as none would in any language:
     two alphabets in a word, a sign or a capital in the midst of one, a piece of a frame alone."""
     text = reading.text
-    odd = sum(_mixes_alphabets(word) for word in _WORD_BEYOND.findall(text))
+    odd = sum(_mixes_alphabets(word) for word in _WORD.findall(text) if not word.isascii())
     odd += len(_CAPITAL_INSIDE.findall(text)) + len(_SIGN_INSIDE.findall(text))
     return reading.doubtful > 0, round(odd / max(_beyond_ascii(text), 1), 2)
 

@@ -19,7 +19,7 @@ from retrieval.parsing.sniff import MEDIA_TYPES
 
 _CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
 _OPF = "{http://www.idpf.org/2007/opf}"
-_TITLE = re.compile(r"<(h[1-3]|title)\b[^>]*>(.*?)</\1>", re.I | re.S)
+_TITLE = re.compile(r"<(h[1-3]|title)\b[^<>]*+>((?:[^<]|<(?!/?(?:h[1-3]|title)\b))*+)</\1>", re.I)
 _LONGEST_TITLE = 100
 
 

@@ -17,6 +17,8 @@ _COMBINING = {
     "¨": "\u0308", "´": "\u0301", "`": "\u0300", "ˆ": "\u0302", "˜": "\u0303", "¸": "\u0327", "ˇ": "\u030c",
     "˘": "\u0306", "¯": "\u0304", "˙": "\u0307", "˝": "\u030b", "˚": "\u030a", "˛": "\u0328",
 }  # fmt: skip
+_LAST_WORD = re.compile(r"(?<![^\W_])[^\W_]*+$")
+_COMPOUND = re.compile(r"\w-\w*+$")
 _ACCENT = re.compile(f"[{''.join(_COMBINING)}]")
 _DOTLESS = str.maketrans("ıȷ", "ij")
 _BELOW = "¸˛"
@@ -126,7 +128,7 @@ def mend_hyphens(text: str, words: set[str]) -> tuple[str, list[int]]:
 
 
 def _belongs(before: str, after: str, words: set[str]) -> bool:
-    head = re.search(r"[^\W_]*$", before)
+    head = _LAST_WORD.search(before)
     tail = re.match(r"[^\W_]*", after)
     assert head is not None
     assert tail is not None
@@ -137,7 +139,7 @@ def _belongs(before: str, after: str, words: set[str]) -> bool:
         return True
     if first + second in words:
         return False
-    if tail[0][0].isupper() or tail[0][0].isdigit() or head[0][-1].isdigit() or re.search(r"\w-\w*$", before):
+    if tail[0][0].isupper() or tail[0][0].isdigit() or head[0][-1].isdigit() or _COMPOUND.search(before):
         return True
     if first in _HEADS:
         return True

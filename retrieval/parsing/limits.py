@@ -14,7 +14,9 @@ class Limits:
     Attributes:
         zip_ratio: expanded ÷ compressed bytes of the archive as a whole, where that is more than `zip_small_bytes`.
         attachments: of one mail that are read.
-        parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds).
+        parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds), and for cutting its
+            text into chunks.
+        cpu_base: seconds of CPU that any file may take; beyond them one for every ``cpu_bytes`` of it.
     """
 
     file_bytes: int = 256 * MIB
@@ -26,4 +28,10 @@ class Limits:
     zip_small_bytes: int = 16 * MIB
     attachments: int = 100
     parse_seconds: float = 60.0
+    cpu_base: float = 20.0
+    cpu_bytes: int = 64 * 1024
     parse_memory_bytes: int = 512 * MIB
+
+    def cpu_seconds(self, size: int) -> float:
+        """CPU time that a file of so many bytes may take."""
+        return min(self.parse_seconds, self.cpu_base + size / self.cpu_bytes)

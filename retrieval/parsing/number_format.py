@@ -16,7 +16,7 @@ _LOCAL_DATES = ("mm-dd-yy", "m/d/yy", "General")
 """formats that stand for the date as the reader's machine writes it"""
 _SECTION = re.compile(r'((?:"[^"]*"|\\.|\[[^\]]*\]|[_*].|[^;])*)(?:;|$)', re.S)
 _TOKEN = re.compile(
-    r'"(?P<quoted>[^"]*)"|\\(?P<escaped>.)|\[\$(?P<currency>[^\]-]*)[^\]]*\]|\[(?P<elapsed>h+|m+|s+)\]|\[[^\]]*\]'
+    r'"(?P<quoted>[^"]*)"|\\(?P<escaped>.)|\[\$(?P<currency>[^\[\]-]*)[^\[\]]*\]|\[(?P<elapsed>h+|m+|s+)\]|\[[^\[\]]*\]'
     r"|_(?P<space>.)|\*.|(?P<general>General)|(?P<exponent>E[+-]?0+)|(?P<half>AM/PM|A/P)|(?P<date>y+|m+|d+|h+|s+(?:\.0+)?)"
     r"|(?P<digit>[0#?])|(?P<point>\.)|(?P<comma>,)|(?P<percent>%)|(?P<text>@)|(?P<literal>.)",
     re.S | re.I,

@@ -22,6 +22,19 @@ _ABBREVIATION = re.compile(
 )
 
 
+_ROW = re.compile(r"^.*\S \| \S.*$", re.MULTILINE)
+
+
+def units(text: str) -> Iterator[Span]:
+    """Sentences, and lines that are rows of a table: a stop within a cell ends no sentence."""
+    at = 0
+    for row in _ROW.finditer(text):
+        yield from sentences(text, at, row.start())
+        yield row.span()
+        at = row.end()
+    yield from sentences(text, at)
+
+
 def paragraphs(text: str) -> Iterator[Span]:
     """Spans between blank lines, trimmed, in order; empty ones are left out."""
     start = 0

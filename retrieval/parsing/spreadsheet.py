@@ -26,13 +26,14 @@ from retrieval.parsing.table_text import Cell, Row, letters, write_table
 
 _BLOCK = 1 << 20
 _LONGEST_TAG = 4096
-_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\b[^>]*?\bref="([A-Z0-9:]+)"')
-_HIDDEN_ROW = re.compile(rb'<(?:\w+:)?row\b(?=[^>]*\bhidden="(?:1|true)")[^>]*?\br="(\d+)"')
-_HIDDEN_COLUMNS = re.compile(rb'<(?:\w+:)?col\b(?=[^>]*\bhidden="(?:1|true)")[^>]*>')
+_MERGED = re.compile(rb'<(?:\w++:)?mergeCell\b(?=[^<>]*+>)[^<>]*?\bref="([A-Z0-9:]+)"')
+_HIDDEN_ROW = re.compile(rb'<(?:\w++:)?row\b(?=[^<>]*+>)(?=[^<>]*?\bhidden="(?:1|true)")[^<>]*?\br="(\d+)"')
+_HIDDEN_COLUMNS = re.compile(rb'<(?:\w++:)?col\b(?=[^<>]*+>)(?=[^<>]*?\bhidden="(?:1|true)")[^<>]*>')
 _BOUND = re.compile(rb'\b(min|max)="(\d+)"')
 _UNCOMPUTED = re.compile(
-    rb'<(?:\w+:)?c\b[^>]*?\br="([A-Z]+\d+)"[^>]*>\s*<(?:\w+:)?f\b(?:[^>]*/>|[^>]*>[^<]*</(?:\w+:)?f>)'
-    rb"\s*(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v></(?:\w+:)?v>)?\s*</(?:\w+:)?c>"
+    rb'<(?:\w++:)?c\b(?=[^<>]*+>)(?>[^<>]*?\br="([A-Z]+\d+)")[^<>]*+>\s*+'
+    rb"<(?:\w++:)?f\b(?>[^<>]*/>|[^<>]*+>[^<]*+</(?:\w++:)?f>)"
+    rb"\s*+(?:<(?:\w++:)?v\s*+/>|<(?:\w++:)?v></(?:\w++:)?v>)?+\s*+</(?:\w++:)?c>"
 )
 _MOST_MERGED = 100_000
 _MOST_COLUMNS = 16_384

@@ -15,7 +15,8 @@ from retrieval.parsing.builder import TextBuilder
 SEPARATOR = " | "
 LONGEST_NAME = 120
 """characters of a column's name that each row repeats; a heading with a longer one is a row as well"""
-_LINE_BREAK = re.compile(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*")
+_LINE_BREAK = re.compile(r"(?<!\s)(?=\s*?[\r\n\v\f\x85\u2028\u2029])\s+")
+_NUMBER = re.compile(r"[-+]?(?=[.,' ]*\d)[\d.,' ]*+%?")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _DEEPEST = 20
 """rows among which the heading is looked for"""
@@ -119,7 +120,7 @@ def _is_heading(cells: Row) -> bool:
 
 
 def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"[-+]?[\d.,' ]*\d[\d.,' ]*%?", text.strip()))
+    return bool(_NUMBER.fullmatch(text.strip()))
 
 
 def _names(heading: Sequence[Row]) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """The process behind ``retrieval.parsing.sandbox``: for every line of its input, one file, opened in a forked child.
 
-It has no threads, so that it may fork; it ends when its input does.
+It has no threads, so that it may fork; it ends when its input does. A line may also teach it the tokenizer by which
+texts are cut into chunks, which its children then have.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from retrieval.embedding.tokens import Tokens
 from retrieval.errors import NotFound, UnreadableFile
 from retrieval.parsing import parse
+from retrieval.parsing.chunking import ChunkingOptions, chunk
+from retrieval.parsing.document import Heading, Table
 from retrieval.parsing.limits import Limits
 from retrieval.types import Page
 
@@ -29,6 +33,7 @@ _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _POLL_S = 0.002
+_tokens: Tokens | None = None
 
 
 def main() -> None:
@@ -38,12 +43,21 @@ def main() -> None:
     gc.freeze()
     for line in sys.stdin.buffer:
         request = json.loads(line)
+        if "tokens" in request:
+            _learn(request["tokens"])
+            continue
         limits = Limits(**request["limits"])
         _preload(request["name"])
         child = os.fork()
         if child == 0:
             _run_child(request, Path(request["folder"]), limits)
         _tell(_wait(child, limits.parse_seconds))
+
+
+def _learn(saved: str) -> None:
+    global _tokens
+    _tokens = Tokens.restored(saved)
+    gc.freeze()
 
 
 def _preload(name: str) -> None:
@@ -89,6 +103,27 @@ def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byte
     return header, parsed.text.encode("utf-8")
 
 
+def _chunk(
+    data: bytes,
+    name: str,
+    limits: Limits,
+    pages: list[list[int]],
+    tables: list[list[Any]],
+    headings: list[list[int]],
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], bytes]:
+    assert _tokens is not None
+    found = chunk(
+        data.decode("utf-8"),
+        [Page(*page) for page in pages],
+        _tokens.starts,
+        ChunkingOptions(**options),
+        [Table(said, [(start, end) for start, end in rows]) for said, rows in tables],
+        [Heading(*heading) for heading in headings],
+    )
+    return {"chunks": [[one.start, one.end, one.page, one.tokens, one.context] for one in found]}, b""
+
+
 def _boxes(
     data: bytes, name: str, limits: Limits, pages: list[list[int]], text: str, start: int, end: int
 ) -> tuple[dict[str, Any], bytes]:
@@ -106,22 +141,24 @@ def _page_image(data: bytes, name: str, limits: Limits, number: int, width: int)
 
 TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {
     "parse": _parse,
+    "chunk": _chunk,
     "boxes": _boxes,
     "page_image": _page_image,
 }
-"""What a child does: (file, its name, limits, arguments of the request) → (header, payload)."""
+"""What a child does: (file, its name, limits, arguments) → (header, payload)."""
 
 
 def _run_child(request: dict[str, Any], folder: Path, limits: Limits) -> None:
     """Never returns."""
     name = request["name"]
     try:
-        _confine(limits)
+        _confine(limits, (folder / "in").stat().st_size)
         data = (folder / "in").read_bytes()
         header: dict[str, Any]
         payload = b""
         try:
-            header, payload = TASKS[request["task"]](data, name, limits, **request["arguments"])
+            arguments = json.loads((folder / "arguments").read_bytes())
+            header, payload = TASKS[request["task"]](data, name, limits, **arguments)
         except (UnreadableFile, NotFound) as error:
             header = {"error": type(error).__name__, "message": str(error)}
         except MemoryError:
@@ -137,11 +174,11 @@ def _run_child(request: dict[str, Any], folder: Path, limits: Limits) -> None:
         os._exit(0)
 
 
-def _confine(limits: Limits) -> None:
-    seconds = int(limits.parse_seconds) + 1
+def _confine(limits: Limits, size: int) -> None:
+    seconds = int(limits.cpu_seconds(size)) + 1
     output = 4 * limits.text_chars + (1 << 20)
     for what, limit in (
-        (resource.RLIMIT_DATA, limits.parse_memory_bytes),
+        (resource.RLIMIT_DATA, limits.parse_memory_bytes + _data_bytes()),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, output),
         (resource.RLIMIT_NOFILE, 64),
@@ -154,6 +191,14 @@ def _confine(limits: Limits) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET) != 0:
         libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+def _data_bytes() -> int:
+    """What this process holds already, shared with its parent."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize() if _tokens else 0
+    except OSError:  # Linux alone has it
+        return 0
 
 
 def _prctl(option: int, value: int) -> None:

@@ -9,8 +9,11 @@ The weights are those of the packaged MiniLM plus low-rank changes (LoRA, Hu et 
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ SENTENCE_TOKENS = 128
 """read of a sentence; the rest is cut"""
 ROWS_AT_ONCE = 1536
 """tokens of one pass"""
+KEPT = 256
+"""readings that are kept: to rerank, to refuse and to choose what is quoted, the same passages are read"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,15 @@ class Window:
     @property
     def size(self) -> int:
         return sum(map(len, self.tokens))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of its sentences that have a token."""
+        return [n for piece, n in zip(self.tokens, self.sentences, strict=True) if n is not None and piece]
+
+
+Reading = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[bool, ...]]
+"""The question's part of a row, the pieces of a window, and which of them are sentences."""
 
 
 class CrossEncoder:
@@ -63,6 +77,8 @@ class CrossEncoder:
         self._tokenizer = Tokenizer.from_file(str(minilm / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._kept: OrderedDict[Reading, tuple[float, ...]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Of each text, without special tokens."""
@@ -70,19 +86,37 @@ class CrossEncoder:
 
     def scores(self, question: str, windows: Sequence[Window]) -> dict[int, float]:
         """The logit of each sentence of the windows, by its number; its best where it stands in several."""
+        (asked,) = self.tokens([question])
+        head = tuple(first(asked))
+        readings = [(head, window.tokens, tuple(n is not None for n in window.sentences)) for window in windows]
+        with self._lock:
+            known = {reading: self._kept[reading] for reading in readings if reading in self._kept}
+        known |= self._read(head, {r: w for r, w in zip(readings, windows, strict=True) if r not in known})
+        with self._lock:
+            for reading in readings:
+                self._kept[reading] = known[reading]
+                self._kept.move_to_end(reading)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        found: dict[int, float] = {}
+        for reading, window in zip(readings, windows, strict=True):
+            for number, logit in zip(window.numbers, known[reading], strict=True):
+                found[number] = max(logit, found.get(number, logit))
+        return found
+
+    def _read(self, head: Sequence[int], windows: Mapping[Reading, Window]) -> dict[Reading, tuple[float, ...]]:
+        """The logits of each window's sentences."""
         import torch
 
-        (asked,) = self.tokens([question])
-        head = first(asked)
-        found: dict[int, float] = {}
+        found: dict[Reading, tuple[float, ...]] = {}
         try:
             with torch.inference_mode():
-                for batch in _batches(windows, len(head)):
-                    states = self._bert.states([head] * len(batch), [[*_joined(w), SEP] for w in batch])
-                    means, numbers = _means(states, batch, len(head))
-                    logits = means @ self._head[0] + self._head[1]
-                    for number, logit in zip(numbers, logits.tolist(), strict=True):
-                        found[number] = max(logit, found.get(number, logit))
+                for batch in _batches(list(windows.items()), len(head)):
+                    rows = [[*_joined(window), SEP] for _, window in batch]
+                    states = self._bert.states([list(head)] * len(batch), rows)
+                    means = _means(states, [window for _, window in batch], len(head))
+                    logits = iter((means @ self._head[0] + self._head[1]).tolist())
+                    found |= {reading: tuple(islice(logits, len(window.numbers))) for reading, window in batch}
         finally:
             release_team()
         return found
@@ -122,35 +156,34 @@ def _joined(window: Window) -> list[int]:
     return [token for piece in window.tokens for token in piece]
 
 
-def _batches(windows: Sequence[Window], extra: int) -> Iterator[list[Window]]:
+def _batches(windows: Sequence[tuple[Reading, Window]], extra: int) -> Iterator[list[tuple[Reading, Window]]]:
     """Windows of like length together."""
-    batch: list[Window] = []
-    for window in sorted(windows, key=lambda w: w.size):
+    batch: list[tuple[Reading, Window]] = []
+    for reading, window in sorted(windows, key=lambda one: one[1].size):
         if batch and (len(batch) + 1) * (window.size + extra + 1) > ROWS_AT_ONCE:
             yield batch
             batch = []
-        batch.append(window)
+        batch.append((reading, window))
     if batch:
         yield batch
 
 
-def _means(states: Any, batch: Sequence[Window], lead: int) -> tuple[Any, list[int]]:
-    """The mean state of each sentence, and its number. states: of the windows' rows behind one another."""
+def _means(states: Any, batch: Sequence[Window], lead: int) -> Any:
+    """The mean state of each sentence. states: of the windows' rows behind one another."""
     import torch
 
     rows: list[int] = []
     owners: list[int] = []
-    numbers: list[int] = []
-    at = 0
+    count = at = 0
     for window in batch:
         at += lead
         for piece, sentence in zip(window.tokens, window.sentences, strict=True):
             if sentence is not None and piece:
                 rows += range(at, at + len(piece))
-                owners += [len(numbers)] * len(piece)
-                numbers.append(sentence)
+                owners += [count] * len(piece)
+                count += 1
             at += len(piece)
         at += 1
     owner = torch.tensor(owners, dtype=torch.long)
-    sums = states.new_zeros(len(numbers), states.shape[1]).index_add_(0, owner, states[rows])
-    return sums / owner.bincount(minlength=len(numbers))[:, None], numbers
+    sums = states.new_zeros(count, states.shape[1]).index_add_(0, owner, states[rows])
+    return sums / owner.bincount(minlength=count)[:, None]

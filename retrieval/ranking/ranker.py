@@ -5,7 +5,7 @@
 
 A scorer reads, `features.lexical` looks, and a logistic model fitted on held questions makes a probability of both.
 Scorers: the project's own cross-encoder over MiniLM, which is the default; cosines of any embedding model; a
-cross-encoder of the hub's, by name or folder.
+cross-encoder of the hub's, by name or folder. A question that the scorer does not read is judged by words alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from retrieval.analysis.languages import is_english
 from retrieval.common.hub import fetch
 from retrieval.embedding.embedder import SentenceEmbedder
-from retrieval.embedding.encoding import Embedder
+from retrieval.embedding.encoding import Embedder, cosine_weight
 from retrieval.errors import UnknownRanker
 from retrieval.ranking import cross_encoder
 from retrieval.ranking.cross_encoder import CrossEncoder
@@ -43,6 +44,10 @@ class Scorer(Protocol):
     @property
     def columns(self) -> tuple[str, ...]: ...
 
+    def knows(self, question: str) -> bool:
+        """Whether it is in a language that the scorer reads."""
+        ...
+
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         """float32[n, len(columns)] of at least one sentence.
 
@@ -54,10 +59,16 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Logistic:
-    """weights: of the scorer's columns, then of `features.NAMES`."""
+    """A probability of what is seen.
+
+    Attributes:
+        weights: of the scorer's columns, then of `features.NAMES`.
+        refuse_below: an answer whose sentence is less probable is better not given.
+    """
 
     weights: np.ndarray
     bias: float
+    refuse_below: float = 0.0
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         return features @ self.weights + self.bias
@@ -66,17 +77,19 @@ class Logistic:
 class SentenceRanker:
     """Scores sentences, and passages by the best of theirs. Thread-safe."""
 
-    def __init__(self, scorer: Scorer, chosen: Logistic, words: Logistic, refuse_below: float) -> None:
+    def __init__(self, scorer: Scorer, chosen: Logistic, words: Logistic) -> None:
         """chosen: over what the scorer read; words: over `features.lexical` alone, to choose what is read."""
         self._scorer = scorer
         self._chosen = chosen
         self._words = words
-        self.refuse_below = refuse_below
-        """an answer whose sentence scores less is better not given"""
 
     @property
     def name(self) -> str:
         return self._scorer.name
+
+    def refuse_below(self, question: str) -> float:
+        """An answer to the question whose sentence scores less is better not given."""
+        return (self._chosen if self._scorer.knows(question) else self._words).refuse_below
 
     def score(self, question: str, sentences: Sequence[str], contexts: Sequence[str] | None = None) -> np.ndarray:
         """float32[n]: the probability that each sentence answers the question.
@@ -91,11 +104,13 @@ class SentenceRanker:
             return np.zeros(0, dtype=np.float32)
         around = list(contexts) if contexts is not None else list(sentences)
         seen = lexical(question, sentences, contexts)
+        if not self._scorer.knows(question):
+            return _probabilities(self._words.logits(seen))
         read = self._read(seen, around)
         columns = self._scorer.read(question, [sentences[n] for n in read], [around[n] for n in read], seen[read])
         logits = np.full(len(sentences), UNREAD, dtype=np.float64)
         logits[read] = self._chosen.logits(np.concatenate([columns, seen[read]], axis=1))
-        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+        return _probabilities(logits)
 
     def passages(self, question: str, texts: Sequence[Sequence[str]], contexts: Sequence[str]) -> np.ndarray:
         """float32[n]: of each passage, given as its sentences and as a whole, that of its best sentence."""
@@ -133,6 +148,9 @@ class PassageScorer:
         self._encoder = encoder
         self._embedder = embedder
 
+    def knows(self, question: str) -> bool:
+        return is_english(question)
+
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         windows = []
         for first, last in _runs(contexts):
@@ -152,12 +170,13 @@ class CosineScorer:
     """Any embedding model: how near question and sentence are, absolutely and among the sentences at hand."""
 
     name = "cosine"
-    columns: tuple[str, ...] = ("nearer", "nearer_near")
-    MOST = 160
-    """sentences that are embedded"""
+    columns: tuple[str, ...] = ("near", "nearer", "nearer_near")
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
+
+    def knows(self, question: str) -> bool:
+        return True
 
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         near = [
@@ -166,8 +185,10 @@ class CosineScorer:
         texts = list(dict.fromkeys([*sentences, *near]))
         vectors = dict(zip(texts, self._embedder.encode_documents(texts), strict=True))
         (asked,) = self._embedder.encode_queries([question])
-        columns = [np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near)]
-        return np.stack([_standard(column) for column in columns], axis=1).astype(np.float32)
+        alone, together = (np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near))
+        factor, unrelated = cosine_weight(self._embedder, question)
+        columns = [factor * (alone - unrelated), _standard(alone), _standard(together)]
+        return np.stack(columns, axis=1).astype(np.float32)
 
 
 class PairScorer:
@@ -178,6 +199,9 @@ class PairScorer:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    def knows(self, question: str) -> bool:
+        return True
 
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         from torch.nn import Identity
@@ -254,17 +278,17 @@ def _calibrated(scorer: Scorer) -> SentenceRanker:
     names = [*scorer.columns, *NAMES]
     if own["names"] != names or fitted["words"]["names"] != list(NAMES):
         raise UnknownRanker(f"{CALIBRATION} was fitted for other features; reinstall folio-serve")
-    return SentenceRanker(scorer, _logistic(own), _logistic(fitted["words"]), own["refuse_below"])
+    return SentenceRanker(scorer, _logistic(own), _logistic(fitted["words"]))
 
 
 def _uncalibrated(scorer: Scorer) -> SentenceRanker:
     """A model's own logit is taken for the probability's; nothing is known of where it should refuse."""
     alone = Logistic(np.eye(1, len(scorer.columns) + len(NAMES))[0], 0.0)
-    return SentenceRanker(scorer, alone, _logistic(_json(MODEL_DIR / CALIBRATION)["words"]), 0.0)
+    return SentenceRanker(scorer, alone, _logistic(_json(MODEL_DIR / CALIBRATION)["words"]))
 
 
 def _logistic(fitted: dict[str, Any]) -> Logistic:
-    return Logistic(np.array(fitted["weights"], dtype=np.float64), float(fitted["bias"]))
+    return Logistic(np.array(fitted["weights"], dtype=np.float64), float(fitted["bias"]), float(fitted["refuse_below"]))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -288,6 +312,10 @@ def _pieces(context: str, sentences: Sequence[str]) -> list[tuple[str, int | Non
         pieces.append((sentence, n))
         at = max(at, found + len(sentence)) if found >= 0 else at
     return [*pieces, (context[at:], None)] if context[at:].strip() and at else pieces
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
 def _standard(column: np.ndarray) -> np.ndarray:

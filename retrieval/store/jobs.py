@@ -11,6 +11,7 @@ import datetime as dt
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -126,17 +127,27 @@ def retry(connection: sa.Connection, owner: str, job: str) -> Job:
     return get(connection, owner, job)
 
 
-def claim(connection: sa.Connection, me: str) -> sa.Row | None:  # type: ignore[type-arg]
-    """The next job that is due, now ``running`` and ours; None where there is none."""
+def claim(
+    connection: sa.Connection, me: str, at_once: int | None = None, turns: Mapping[str, float] | None = None
+) -> sa.Row | None:  # type: ignore[type-arg]
+    """The next job that is due, now ``running`` and ours; None where there is none.
+
+    Args:
+        at_once: jobs of one owner that we run together, None for any number.
+        turns: when each owner last had a turn; the one whose was the longest ago is next.
+    """
     _release_orphans(connection)
-    row = connection.execute(
-        sa.select(jobs)
-        .where(jobs.c.status == QUEUED, jobs.c.run_after <= now())
-        .order_by(jobs.c.created_at, jobs.c.id)
-        .limit(1)
-    ).one_or_none()
-    if row is None:
+    due = [jobs.c.status == QUEUED, jobs.c.run_after <= now()]
+    if at_once is not None:
+        held = sa.select(jobs.c.owner).where(jobs.c.status == RUNNING, jobs.c.holder == me)
+        due.append(jobs.c.owner.not_in(held.group_by(jobs.c.owner).having(sa.func.count() >= at_once)))
+    waiting = sa.select(jobs.c.owner, sa.func.min(jobs.c.created_at)).where(*due).group_by(jobs.c.owner)
+    had = turns or {}
+    owners = [(had.get(owner, 0.0), since, owner) for owner, since in connection.execute(waiting)]
+    if not owners:
         return None
+    mine = sa.select(jobs).where(*due, jobs.c.owner == min(owners)[2])
+    row = connection.execute(mine.order_by(jobs.c.created_at, jobs.c.id).limit(1)).one()
     _update(connection, row.id, status=RUNNING, holder=me, expires_at=now() + LEASE, attempts=row.attempts + 1)
     return connection.execute(sa.select(jobs).where(jobs.c.id == row.id)).one()
 

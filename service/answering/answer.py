@@ -27,7 +27,7 @@ from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting.layouts import PromptLayout
-from service.answering.question import Question
+from service.answering.question import Question, nothing_to_steer
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
@@ -174,7 +174,10 @@ class Answerer:
         """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
         self.engine.admit()
         await self.engine.checked(params)
-        if params.adjusted and (question.mode == "iterative" or question.knn is not None):
+        stepwise = question.mode == "iterative" or question.knn is not None
+        if stepwise and self.layout.quotes:
+            raise nothing_to_steer("mode" if question.mode == "iterative" else "knn")
+        if params.adjusted and stepwise:
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
                 hint="Use mode long or retrieval, without a kNN datastore.",

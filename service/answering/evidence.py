@@ -16,14 +16,13 @@ import structlog
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
-from retrieval.ranking.ranker import DEFAULT
 from retrieval.types import Document, Hit
 from service.answering.conversation.turns import LAST_EXCHANGE, fitted
 from service.answering.passages import Passage, Span
 from service.answering.prompting.layouts import Prompt, PromptLayout
 from service.answering.question import Question
 from service.answering.support.citations import Citation, check
-from service.answering.sureness import is_read, surest
+from service.answering.sureness import Likely, is_read, likely, pointed_out
 from service.errors import PromptTooLong
 from service.settings import Settings
 
@@ -190,8 +189,12 @@ class EvidenceFinder:
             nothing = f"{reason}; nothing found"
             return Evidence("retrieval", nothing, None, [], {}, retrieval_ms, found.generation, question.query)
 
+        reads = not self.layout.quotes and is_read(question.query, hits)  # a model that quotes asks the ranker itself
+        judged = likely(self.library.ranker, question.query, hits) if reads or question.refuse_below else []
+
         def build(asked: Question) -> Prompt:
-            return self._build(asked, [Passage.of(hit) for hit in hits])
+            beside = pointed_out(judged, len(hits)) if reads else []
+            return self._build(asked, [Passage.of(hit) for hit in hits], beside)
 
         asked, prompt = fitted(question, build, room, least=LAST_EXCHANGE)
         while len(prompt.ids) > room and len(hits) > 1:
@@ -200,7 +203,7 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question.query, question.refuse_below, hits)
+        refusal = self._refusal(question, [one for one in judged if one.hit < len(hits)])
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
@@ -215,25 +218,20 @@ class EvidenceFinder:
             turns=len(asked.history),
         )
 
-    def _refusal(self, query: str, bound: float | None, hits: Sequence[Hit]) -> str | None:
-        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell.
-
-        bound: the question's own, None for what was measured.
-        """
-        if bound is None:  # what was measured holds for the packaged ranker, and for what it reads
-            measured = self.layout.limits.refuse_below if self.layout.limits is not None else None
-            if measured is None or not is_read(query, hits) or self.library.ranker.name != DEFAULT:
-                return None
-            bound = measured
-        if bound == 0 or not hits:
+    def _refusal(self, question: Question, judged: Sequence[Likely]) -> str | None:
+        """Why the model is not asked: nothing that was found answers, as far as the ranker can tell."""
+        if not judged:
             return None
-        sure = surest(self.library.ranker, query, hits)
+        bound = question.refuse_below
+        if bound is None:
+            bound = self.library.ranker.refuse_below(question.query)
+        sure = judged[0].probability
         if sure >= bound:
             return None
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
 
-    def _build(self, question: Question, passages: Sequence[Passage]) -> Prompt:
-        return self.layout.build(question.text, passages, question.turns)
+    def _build(self, question: Question, passages: Sequence[Passage], likely: Sequence[str] = ()) -> Prompt:
+        return self.layout.build(question.text, passages, question.turns, likely)
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
         """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""

@@ -9,6 +9,7 @@ from retrieval.types import Document
 from service.answering.conversation.turns import fitted
 from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.passages import Passage, Span
+from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.answering.question import Question
 from service.answering.support.citations import Citation, check
 
@@ -33,6 +34,8 @@ class GivenDocuments(EvidenceFinder):
         return check(span, self._texts[span.document][span.start : span.end], span.page)
 
     def _read(self, question: Question, room: int) -> Evidence:
+        if isinstance(self.layout, ChatLayout | PlainLayout):
+            self.layout.encoder.check_length([passage.text for passage in self._passages], room)
         asked, prompt = fitted(question, lambda one: self._build(one, self._passages), room)
         results = [{"document": one.document, "name": one.name, "start": 0, "end": one.end} for one in self._passages]
         names = {one.document: one.name for one in self._passages}

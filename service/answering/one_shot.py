@@ -59,7 +59,7 @@ class OneShotAnswer:
         self._evidence = await self._finder.find(
             question, owner, self._named, self._params.max_tokens, "draft_prompt" in draws_on
         )
-        if question.knn is None and not self._params.constraint:
+        if not self._params.constraint:
             await asyncio.to_thread(self._settle)
         if "datastore" in draws_on and self._evidence.prompt is not None:
             self._store = await asyncio.to_thread(self._finder.library.token_store, owner)

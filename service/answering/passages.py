@@ -20,6 +20,8 @@ class Passage:
         start, end: character offsets into the stored text; `text` is exactly that slice.
         page: 1-based page of `start`, or None for documents without pages.
         content: SHA-256 of the document's file; orders documents alike on every machine, as random ids cannot.
+        context: lines that stand above it in the document (headings of its section, caption and header of its table);
+            read with it, and never cited.
     """
 
     document: str
@@ -29,11 +31,17 @@ class Passage:
     page: int | None
     text: str
     content: str = ""
+    context: str = ""
 
     @classmethod
     def of(cls, hit: Hit) -> Passage:
         """The chunk that a search found."""
-        return cls(hit.document, hit.name, hit.start, hit.end, hit.page, hit.text, hit.sha256)
+        return cls(hit.document, hit.name, hit.start, hit.end, hit.page, hit.text, hit.sha256, hit.context)
+
+    @property
+    def shown(self) -> str:
+        """What a prompt says between its delimiters."""
+        return f"{self.context}\n{self.text}" if self.context else self.text
 
 
 @dataclass(frozen=True, slots=True)

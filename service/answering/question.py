@@ -112,7 +112,7 @@ class AnswerOptions(Frozen):
         ge=0,
         le=1,
         description="Mode retrieval: say that the documents do not answer where, by the ranker, no sentence found does "
-        "with this probability; 0 asks the model always; null: as was measured to be best for it.",
+        "with this probability; 0 asks the model always; null: the ranker's own bound, where it reads the language.",
     )
     iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
     knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
@@ -186,6 +186,19 @@ class Sampling(Strict):
             drafter=self.drafter,
             attention=self.attention,
         )
+
+
+def nothing_to_steer(param: str) -> InvalidRequest:
+    """The refusal of what acts on every word, for a model that quotes what was chosen before it speaks.
+
+    param: mode or knn.
+    """
+    return InvalidRequest(
+        "The embedded reader quotes sentences that are chosen before it speaks: mode iterative and kNN datastores act "
+        "on every word that a model writes, and have nothing to do there.",
+        hint="Use mode retrieval, or name a model that writes its own words, for example FOLIO_MODEL=smollm2.",
+        param=param,
+    )
 
 
 def for_answers(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""How sure the ranker is that something of what was found answers the question."""
+"""What the ranker makes of what a search found: which sentences may answer the question, and how sure that is."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from retrieval.parsing.chunking import in_context
+from retrieval.parsing.sentences import units
 from retrieval.ranking.ranker import SentenceRanker
-from retrieval.ranking.reranking import reranked
 from retrieval.types import Hit
 
+SHORTEST = 3
+"""words of what is worth pointing out"""
 _WORD = re.compile(r"[a-z]+")
 _ENGLISH = frozenset(
     ("the", "of", "what", "who", "whom", "whose", "how", "when", "which", "where", "why", "did", "does", "were", "and")
@@ -16,9 +20,38 @@ _ENGLISH = frozenset(
 """Words of every English text, and of few others."""
 
 
-def surest(ranker: SentenceRanker, question: str, hits: Sequence[Hit]) -> float:
-    """The probability that the best sentence of the passages answers the question."""
-    return max((hit.score for hit in reranked(ranker, question, hits)), default=0.0)
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """A sentence that was found, or a row of a table.
+
+    Attributes:
+        hit: the number of the passage that holds it.
+        text: its words on one line.
+        probability: that it answers the question, by the ranker.
+    """
+
+    hit: int
+    text: str
+    probability: float
+
+
+def likely(ranker: SentenceRanker, question: str, hits: Sequence[Hit]) -> list[Likely]:
+    """The sentences of the passages, the likeliest to answer first."""
+    places = [(number, start, end) for number, hit in enumerate(hits) for start, end in units(hit.text)]
+    contexts = [in_context(hit.context, hit.text) for hit in hits]
+    sentences = [hits[number].text[start:end] for number, start, end in places]
+    scores = ranker.score(question, sentences, [contexts[number] for number, _, _ in places])
+    found = [
+        Likely(number, " ".join(sentence.split()), float(score))
+        for (number, _, _), sentence, score in zip(places, sentences, scores, strict=True)
+    ]
+    return sorted(found, key=lambda one: -one.probability)
+
+
+def pointed_out(found: Sequence[Likely], hits: int) -> list[str]:
+    """What of it can be shown beside the question, each once: sentences of the first `hits` passages."""
+    texts = (one.text for one in found if one.hit < hits and len(one.text.split()) >= SHORTEST)
+    return list(dict.fromkeys(texts))
 
 
 def is_read(question: str, hits: Sequence[Hit]) -> bool:

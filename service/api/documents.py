@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Header, Path, Query, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
@@ -29,6 +29,8 @@ router = APIRouter(tags=["documents"])
 DocumentPath = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 MAX_PAGE = 100
 MAX_BOXED = 100_000
+TEXT_SLICE = 1 << 21
+"""Characters of a text that are held in memory at a time."""
 
 
 class DocumentModel(BaseModel):
@@ -147,8 +149,18 @@ def read_text(
     """Characters `start:end` of the stored text, exactly; all of it by default."""
     if end is not None and end < start:
         raise InvalidRequest("A span needs start <= end.", param="end")
-    text = runtime.library.text(document, start, end, principal.owner)
-    return Response(text.encode(), media_type="text/plain; charset=utf-8")
+    library, owner = runtime.library, principal.owner
+    found = library.document(document, owner)
+    last = found.chars if end is None else min(end, found.chars)
+
+    def piece(at: int) -> bytes:
+        upto = max(at, min(at + TEXT_SLICE, last))
+        return library.text(document, at, upto, owner, version=found.version).encode()
+
+    media_type = "text/plain; charset=utf-8"
+    if last - start <= TEXT_SLICE:
+        return Response(piece(start), media_type=media_type)
+    return StreamingResponse(map(piece, range(start, last, TEXT_SLICE)), media_type=media_type)
 
 
 @router.get(
@@ -156,7 +168,7 @@ def read_text(
     response_class=Response,
     responses={**problems(404, 415), 200: {"content": {"image/png": {"schema": {"type": "string"}}}}},
 )
-def page_image(
+async def page_image(
     document: DocumentPath,
     number: Annotated[int, Path(ge=1, lt=2**31)],
     runtime: Parts,
@@ -164,12 +176,13 @@ def page_image(
     width: Annotated[int, Query(ge=100, le=2000, description="In pixels.")] = 1000,
 ) -> Response:
     """A page of a PDF as an image."""
-    image = runtime.library.page_image(document, number, principal.owner, width=width)
+    owner, library = principal.owner, runtime.library
+    image = await runtime.viewing.run(owner, lambda: library.page_image(document, number, owner, width=width))
     return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.get("/v1/documents/{document}/boxes", response_model=BoxList, responses=problems(404, 415))
-def read_boxes(
+async def read_boxes(
     document: DocumentPath,
     runtime: Parts,
     principal: Reader,
@@ -181,7 +194,9 @@ def read_boxes(
         raise InvalidRequest("A span needs start <= end.", param="end")
     if end - start > MAX_BOXED:
         raise InvalidRequest(f"Boxes are given for at most {MAX_BOXED} characters at a time.", param="end")
-    return {"boxes": [asdict(box) for box in runtime.library.boxes(document, start, end, principal.owner)]}
+    owner, library = principal.owner, runtime.library
+    boxes = await runtime.viewing.run(owner, lambda: library.boxes(document, start, end, owner))
+    return {"boxes": [asdict(box) for box in boxes]}
 
 
 @router.delete("/v1/documents/{document}", status_code=204, responses=problems(404))

@@ -42,6 +42,8 @@ ALSO_OPENAI = ("/tokenize", "/detokenize", "/rerank", "/score", "/v2/rerank")
 """Routes outside /v1 that speak as those inside, as vLLM's do."""
 EVERY_STATUS = (400, 401, 403, 413, 429, 500, 503)
 """What any route may answer."""
+METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+"""Those of routes; HEAD is answered wherever GET is."""
 
 OPENAI_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -218,11 +220,10 @@ def install(app: FastAPI) -> None:
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """What a path takes, of all routes that match it."""
-    scope = {"type": "http", "path": path, "method": "", "root_path": ""}
-    matching = [route for route in app.routes if route.matches(scope)[0] is not Match.NONE]
-    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
-    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+    """What a path takes, of all routes."""
+    asked = [{"type": "http", "path": path, "root_path": "", "headers": [], "method": method} for method in METHODS]
+    taken = {str(one["method"]) for one in asked if any(route.matches(one)[0] is Match.FULL for route in app.routes)}
+    return sorted(taken | ({"HEAD"} if "GET" in taken else set()))
 
 
 def _invalid(path: str, found: list[dict[str, Any]], body: Any) -> JSONResponse:

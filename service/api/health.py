@@ -1,4 +1,7 @@
-"""`/healthz`: the process is alive. `/readyz`, also as `/health` (vLLM's) and `/ping`: it takes requests."""
+"""`/healthz`: the process is alive. `/readyz`, also as `/health` (vLLM's) and `/ping`: it takes requests.
+
+Neither needs a thread, which others may hold.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Health(BaseModel):
 
 
 @router.get("/healthz", response_model=Health)
-def healthz(runtime: Parts) -> Health:
+async def healthz(runtime: Parts) -> Health:
     """200 as long as the process answers."""
     return Health(status="alive", model=runtime.model_name)
 
@@ -52,7 +55,7 @@ def show_version() -> Version:
 @router.get("/ping", response_model=Health, responses={**problems(), 503: {"model": Health}})
 @router.get("/health", response_model=Health, responses={**problems(), 503: {"model": Health}})
 @router.get("/readyz", response_model=Health, responses={**problems(), 503: {"model": Health}})
-def readyz(runtime: Parts, response: Response) -> Health:
+async def readyz(runtime: Parts, response: Response) -> Health:
     """200 when requests are taken; 503 while loading or draining, or when the model failed."""
     state = runtime.state
     if state is not State.READY:

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import response_for
-from service.errors import Forbidden
+from service.errors import FolioError, Forbidden, InvalidRequest
 from service.settings import LOOPBACK, Settings
 
 POLICY = (
@@ -53,17 +53,30 @@ class SecurityMiddleware:
 
         refusal = self._refusal(Headers(scope=scope), scope["method"])
         if refusal is not None:
-            await response_for(scope["path"], Forbidden(refusal))(scope, receive, send_with_headers)
+            await response_for(scope["path"], refusal)(scope, receive, send_with_headers)
             return
         await self.app(scope, receive, send_with_headers)
 
-    def _refusal(self, headers: Headers, method: str) -> str | None:
+    def _refusal(self, headers: Headers, method: str) -> FolioError | None:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
-        if self.settings.loopback and name not in (*LOOPBACK, self.settings.host, "testserver"):
-            return f"This service answers to loopback names only, not to {name[:100]!r}."
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return InvalidRequest(f"The Host {host[:100]!r} is no name and no address.")
+        if self.settings.loopback and name not in (*LOOPBACK, self.settings.host):
+            return Forbidden(f"This service answers to loopback names only, not to {name[:100]!r}.")
         origin = headers.get("origin")
         harmless = method in ("GET", "HEAD", "OPTIONS") or origin in self.settings.origins
-        if origin and not harmless and urlsplit(origin).netloc != host:
-            return "This service takes no requests from pages of other sites than those in FOLIO_CORS_ORIGINS."
+        if origin and not harmless and _place(origin) != host:
+            return Forbidden(
+                "This service takes no requests from pages of other sites than those in FOLIO_CORS_ORIGINS."
+            )
+        return None
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an origin; None of what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
         return None

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import structlog
 import uvicorn
+from anyio import to_thread
 
 from service.accounts.keys import KeyStore
 from service.api.app import create_app
+from service.api.connections import protocol
 from service.cli.output import error_line, note
 from service.errors import Exit, InvalidRequest, Unavailable
 from service.libraries import open_library
 from service.logs import configure_logging
 from service.runtime import Runtime
 from service.settings import Settings
+
+THREADS = 64
 
 log = structlog.get_logger(__name__)
 
@@ -62,13 +67,15 @@ def run_server(settings: Settings) -> int:
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=protocol(settings.max_connections),
+        ws="none",
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(_serve(config, runtime, listening, settings))
 
 
 async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.socket, settings: Settings) -> int:
+    _make_threads()
     await runtime.start(serving=True)
     server = DrainingServer(config, runtime)
     watching = asyncio.create_task(_watch(server, runtime))
@@ -84,6 +91,12 @@ async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.soc
         error_line(runtime.failure.detail)
         return runtime.failure.exit_code
     return Exit.OK
+
+
+def _make_threads() -> None:
+    """More than one key may have requests: none waits for a thread that others hold."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="folio"))
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
 
 
 async def _watch(server: DrainingServer, runtime: Runtime) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.answering.question import nothing_to_steer
 from service.cli.context import LOCAL_OWNER, Collection, JsonFlag, ModelName, library_of, settings_of
 from service.cli.output import emit_json, emit_table, error_line, note, working
 from service.errors import Exit
+from service.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from retrieval.library import Library
@@ -53,6 +55,8 @@ def build(
 ) -> None:
     """Write a new generation of the index where anything changed since the last."""
     settings = settings_of(context, model=model)
+    if knn and settings.model == EMBEDDED:
+        raise nothing_to_steer("knn")
     with library_of(settings) as library:
         with working("Building the index …"):
             report = library.build_index()

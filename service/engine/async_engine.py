@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import queue
 import threading
 import time
@@ -182,8 +181,9 @@ class AsyncEngine:
 
     def _until_room(self, answers: int) -> float:
         """Seconds until so many answers will have ended, by the time that the last ones took from coming to end."""
-        pace = self.in_flight / self._answer_s if self._answer_s else math.inf
-        return min(max(1.0, answers / pace), self.limits.total_timeout_s)
+        if self._answer_s is None or not self.in_flight:
+            return 1.0
+        return min(max(1.0, answers * self._answer_s / self.in_flight), self.limits.total_timeout_s)
 
     async def stream(
         self,

@@ -7,7 +7,7 @@ too: below the probability that the ranker was calibrated to, nothing is quoted.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,14 @@ SURE = 0.5
 """A further sentence that more probably answers than not is quoted as well, …"""
 NEEDED = 0.2
 """… and one this probable where the question asks for several things."""
-CONTEXT_CHARS = 900
-"""of a passage as the ranker reads it; longer ones are parted"""
+RIVAL = 0.5
+"""Where the best is not sure, a second one that is at least so many times as probable is quoted beside it."""
 
-_HEADING = re.compile(r"\s*#{1,6}\s")
+_HEADING = re.compile(
+    r"\s*#{1,6}\s|\s*(?:chapter|part|book|section|appendix|kapitel|teil|abschnitt|anhang|capítulo|sección)\s+"
+    r"(?:[ivxlc]+|\d+)\b(?!.*[.!?]$)",
+    re.IGNORECASE,
+)
 _SAYS = re.compile(r"[.!?…:;。！？][\"'”’»)\]]*$|[|:]|^\s*[-*•]\s")
 """What a line has that is a sentence, a row, an item or a value."""
 _SEVERAL = re.compile(
@@ -58,23 +62,30 @@ class SentenceChooser:
     def __init__(self, ranker: SentenceRanker) -> None:
         self._ranker = ranker
 
-    def choose(self, question: str, passages: Sequence[Sequence[str]]) -> Choice:
-        """passages: the sentences of each, which are numbered through all of them."""
-        sentences = [sentence for passage in passages for sentence in passage]
-        scores = self._ranker.score(question, sentences, _contexts(passages))
+    def choose(
+        self, question: str, sentences: Sequence[str], contexts: Sequence[str], names: Collection[int] = ()
+    ) -> Choice:
+        """Args:
+        contexts: the text in which each sentence is read (`service.reader.contexts`).
+        names: numbers of the rows that hold names of columns; they are headings.
+        """
+        scores = self._ranker.score(question, sentences, contexts)
+        bound = self._ranker.refuse_below(question)
         order = np.argsort(-scores, kind="stable").tolist()
         likely = tuple(sorted(order[: self.LIKELY]))
-        told = [number for number in order if not _is_heading(sentences[number])]
-        if told and scores[told[0]] >= self._ranker.refuse_below:
+        order = [number for number in order if number not in names and not _HEADING.match(sentences[number])]
+        told = [number for number in order if not _is_fragment(sentences[number])]
+        if told and scores[told[0]] >= bound:
             order = told
         best = float(scores[order[0]]) if order else 0.0
-        if not order or best < self._ranker.refuse_below:
+        if not order or best < bound:
             return Choice((), likely, best)
         least = NEEDED if _SEVERAL.search(question) else SURE
         chosen: list[int] = order[:1]
         said = {_plain(sentences[order[0]])}
         for number in order[1:]:
-            if len(chosen) == MOST or scores[number] < least:
+            rivals = len(chosen) == 1 and best < SURE and scores[number] >= RIVAL * best
+            if len(chosen) == MOST or (scores[number] < least and not rivals):
                 break
             if _plain(sentences[number]) not in said:  # what two documents say in the same words is said once
                 chosen.append(number)
@@ -82,24 +93,10 @@ class SentenceChooser:
         return Choice(tuple(sorted(chosen)), likely, best)
 
 
-def _is_heading(sentence: str) -> bool:
-    """Whether it names what follows and says nothing: it is quoted only where nothing else answers."""
-    return bool(_HEADING.match(sentence)) or (len(sentence.split()) <= 12 and not _SAYS.search(sentence))
+def _is_fragment(sentence: str) -> bool:
+    """Whether it looks like the name of what follows: it is quoted only where nothing else answers."""
+    return len(sentence.split()) <= 12 and not _SAYS.search(sentence)
 
 
 def _plain(sentence: str) -> str:
     return " ".join(re.findall(r"\w+", sentence.lower()))
-
-
-def _contexts(passages: Sequence[Sequence[str]]) -> list[str]:
-    """The passage in which each sentence is read."""
-    contexts: list[str] = []
-    for sentences in passages:
-        part: list[str] = []
-        for sentence in sentences:
-            if part and sum(map(len, part)) + len(sentence) > CONTEXT_CHARS:
-                contexts += [" ".join(part)] * len(part)
-                part = []
-            part.append(sentence)
-        contexts += [" ".join(part)] * len(part)
-    return contexts

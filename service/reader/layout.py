@@ -6,7 +6,8 @@ token and that sentence, word for word, then ``<|end|>``. Where the sentence sta
 (`service.answering.support.judge`): the reference is not trusted.
 
 Which sentence that is, is chosen before (`service.reader.choosing`), where there is a ranker: the model is then made to
-say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself.
+say it (`Prompt.answer`), so that it can neither choose a wrong one nor change a word. Left alone, it chooses itself:
+a constraint on the output leaves it alone.
 """
 
 from __future__ import annotations
@@ -15,25 +16,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 from service.answering.passages import Passage, canonical
 from service.answering.prompting.layouts import Prompt, ReadingLimits
 from service.errors import InvalidRequest
 from service.reader.choosing import SentenceChooser
+from service.reader.contexts import contexts
 from service.reader.sentences import LONGEST, LONGEST_QUOTED, Sentence, split
+from service.reader.tables import columns_of
 from service.reader.tokenizer import ANSWER, BOS, END, NONE, NOT_STATED, QUESTION, REFERENCES, reference
 
 _SPECIAL = re.compile(r"<\|(?:bos|end|none|question|answer|r\d{1,4})\|>")
 
 
-_NEXT = re.compile(r"([.!?…。！？\"'”’»)]?)<\|r\d{1,4}\|>( ?)")
-
-
-def _joined(between: re.Match[str]) -> str:
-    """A further sentence goes on behind a sentence that has ended; anything else, a row say, has a line of its own."""
-    return between[1] + (between[2] if between[1] else "\n")
+_ENDED = re.compile(r"[.!?…。！？\"'”’»)]$")
+"""A further sentence goes on behind a sentence that has ended; behind anything else, a row say, it has a line of its
+own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class ReaderLayout:
         """chooser: called when the first answer is chosen; None leaves the choice to the model."""
         self.tokenizer = tokenizer
         self._chooser = chooser
+        self.quotes = chooser is not None
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end, self._none = ids(BOS), ids(END), ids(NONE)
         self._question, self._answer = ids(QUESTION), ids(ANSWER)
@@ -71,7 +71,13 @@ class ReaderLayout:
         self._preamble = [self._bos, self._none, *self._encode([f" {NOT_STATED}"])[0], self._end]
         self._read = lru_cache(maxsize=64)(self._split)
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Mapping[str, str]] = ()) -> Prompt:
+    def build(
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Mapping[str, str]] = (),
+        likely: Sequence[str] = (),
+    ) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
 
         Raises InvalidRequest for an empty question, and for earlier turns: the reader was trained on none.
@@ -89,7 +95,7 @@ class ReaderLayout:
         chooser = self._chooser
         if chooser is None:
             return prompt
-        return replace(prompt, settle=lambda narrow: self._settled(prompt, chooser(), narrow))
+        return replace(prompt, settle=lambda narrow: self._settled(prompt, passages, chooser(), narrow))
 
     def _quotable(self, passages: Sequence[Passage], longest: int) -> tuple[Quotable, ...]:
         return tuple(
@@ -103,23 +109,30 @@ class ReaderLayout:
         ids += [self._question, *self._encode([" " + " ".join(question.split())])[0], self._answer]
         return Prompt(ids, question, passages, quotable)
 
-    def _settled(self, prompt: Prompt, chooser: SentenceChooser, narrow: bool) -> Prompt:
-        """The prompt with the sentences that answer it, or the refusal; `narrow`: over the likely sentences alone."""
+    def _settled(self, prompt: Prompt, found: Sequence[Passage], chooser: SentenceChooser, narrow: bool) -> Prompt:
+        """The prompt with the sentences that answer it, a row under its names of columns, or the refusal.
+
+        found: the passages as they were given; narrow: over the likely sentences alone.
+        """
         quotable = self._quotable(prompt.passages, LONGEST_QUOTED)
-        passages = [[q.sentence.words for q in group] for _, group in groupby(quotable, key=lambda q: q.passage)]
-        choice = chooser.choose(prompt.question, passages)
-        chosen = [quotable[number] for number in choice.sentences]
+        places = [(prompt.passages[one.passage], one.sentence) for one in quotable]
+        read, columns = contexts(places, found), columns_of(places)
+        choice = chooser.choose(prompt.question, [one.sentence.words for one in quotable], read, set(columns.values()))
+        told = {number for one in choice.sentences for number in (columns.get(one, one), one)}
+        chosen = [quotable[number] for number in sorted(told)]
         if narrow:
-            quotable = tuple(quotable[number] for number in choice.likely)
+            quotable = tuple(quotable[number] for number in sorted(told.union(choice.likely)))
             prompt = self._prompt(prompt.question, prompt.passages, quotable)
         answer = [] if chosen else [self._none, *self._encode([f" {NOT_STATED}"])[0]]
-        for one in chosen:
+        for before, one in zip([None, *chosen], chosen, strict=False):
+            if before is not None and not _ENDED.search(before.sentence.words):
+                answer += self._encode(["\n"])[0]
             answer += [self._references[quotable.index(one) % REFERENCES], *one.tokens]
         return replace(prompt, answer=(*answer, self._end), context=quotable, settle=None)
 
     def visible(self, answer_text: str) -> str:
         """The answer without reference tokens."""
-        return _SPECIAL.sub("", _NEXT.sub(_joined, answer_text)).lstrip()
+        return _SPECIAL.sub("", answer_text).replace("\n ", "\n").lstrip()
 
     def _split(self, text: str, longest: int) -> list[tuple[Sentence, tuple[int, ...]]]:
         sentences = split(text, longest)

@@ -7,10 +7,9 @@ rows of tables. What is too long is cut at a clause.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retrieval.parsing.sentences import sentences
+from retrieval.parsing.sentences import units
 
 LONGEST = 320
 """Characters of the longest sentence (about 80 tokens) that the reader can copy by itself: it was trained on no longer
@@ -18,7 +17,6 @@ ones."""
 LONGEST_QUOTED = 1000
 """Characters of the longest sentence that is quoted where the words are not left to the model."""
 
-_ROW = re.compile(r"^.*\S \| \S.*$", re.MULTILINE)
 _CLAUSE = re.compile(r"[;:,\u2014)]\s+")
 
 
@@ -45,22 +43,12 @@ def split(text: str, longest: int = LONGEST) -> list[Sentence]:
     """The sentences of `text` in order, none of more characters than `longest`; what holds no letter or digit is left
     out."""
     found = []
-    for start, end in _units(text):
+    for start, end in units(text):
         for begin, finish in _cut(text, start, end, longest):
             sentence = _sentence(text, begin, finish)
             if any(c.isalnum() for c in sentence.words):
                 found.append(sentence)
     return found
-
-
-def _units(text: str) -> Iterator[tuple[int, int]]:
-    """Sentences, and lines that are rows of a table: a stop within a cell ends no sentence."""
-    at = 0
-    for row in _ROW.finditer(text):
-        yield from sentences(text, at, row.start())
-        yield row.span()
-        at = row.end()
-    yield from sentences(text, at)
 
 
 def _cut(text: str, start: int, end: int, longest: int) -> list[tuple[int, int]]:

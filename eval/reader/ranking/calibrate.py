@@ -1,11 +1,13 @@
-"""Fit what makes probabilities of the ranker's features, on questions whose articles training has not seen.
+"""Fit what makes probabilities of the ranker's features, on questions whose texts training has not seen.
 
     python -m eval.reader.ranking.calibrate --selqa selqa-ass-{dev,test}.json --pairs src-test.txt tgt-test.txt \\
         --kept xquad.en.json --model DIR
 
 Each held question is asked of the passages that MiniLM finds for it among all passages, as the service asks: once as
-found, once without those that answer. A half of the articles fits, the other half measures; the figures of that half,
-with its curve of risk and coverage, are written beside the weights.
+found, once without those that answer. A half of the articles fits, the other half measures. Beside them stand the
+questions of ``own.json`` about texts of other kinds (manuals, letters, a story; `OWN`), some of which nothing answers:
+asked of what the library finds, likewise once without the answer. All of them fit, each document measured by a fit
+without it. The figures, with their curves of risk and coverage, are written beside the weights.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +23,41 @@ from typing import Any
 
 import numpy as np
 
+from eval.qa.corpus import Corpus
+from eval.qa.dataset import Item, load
 from eval.reader.ranking import data
-from eval.reader.ranking.data import Example, Passage
-from retrieval.embedding.embedder import SentenceEmbedder
+from eval.reader.ranking.data import Example
+from retrieval.embedding.embedder import DEFAULT, SentenceEmbedder, make_embedder
 from retrieval.ranking.cross_encoder import CrossEncoder
 from retrieval.ranking.features import NAMES, lexical
 from retrieval.ranking.ranker import CALIBRATION, CosineScorer, PassageScorer, Scorer
+from retrieval.types import Hit
+from service.answering.passages import Passage, canonical
+from service.reader.contexts import contexts
+from service.reader.sentences import LONGEST_QUOTED, split
 
 PASSAGES = 8
 RIDGE = 1e-4
-WRONG_AT_MOST = 1 / 3
-"""of the answers given to questions that the passages do not answer: what the threshold allows"""
+SLACK = 0.03
+OWN = Path(__file__).with_name("own.json")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question over passages, as a ranker sees it. marked: bool[n], the sentences that answer."""
+    """A question over passages, as a ranker sees it.
+
+    Attributes:
+        marked: bool[n], the sentences that answer.
+        fits: whether it is fitted on; else it measures.
+        document: of our own texts, "" for an encyclopedia's article.
+    """
 
     question: str
     sentences: list[str]
     contexts: list[str]
     marked: np.ndarray
     fits: bool
+    document: str = ""
 
 
 def drawn(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -50,7 +66,7 @@ def drawn(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     return [e for part in sets for e in data.shuffled(part, seed, 0)[: count // 2]]
 
 
-def asked_of(examples: Sequence[Example], pool: Sequence[Passage], seed: int) -> list[Asked]:
+def asked_of(examples: Sequence[Example], pool: Sequence[data.Passage], seed: int) -> list[Asked]:
     """Each question twice: over the nearest passages with the answering one, and over the nearest without."""
     articles = sorted({example.article for example in examples})
     fitting = set(random.Random(seed).sample(articles, len(articles) // 2))
@@ -62,10 +78,32 @@ def asked_of(examples: Sequence[Example], pool: Sequence[Passage], seed: int) ->
             draw = list(passages)
             random.Random(n).shuffle(draw)
             sentences = [s for passage, _ in draw for s in passage.sentences]
-            contexts = [passage.text for passage, _ in draw for _ in passage.sentences]
+            around = [passage.text for passage, _ in draw for _ in passage.sentences]
             marked = np.array([k in m for passage, m in draw for k in range(len(passage.sentences))])
-            found.append(Asked(example.question, sentences, contexts, marked, fits))
+            found.append(Asked(example.question, sentences, around, marked, fits))
     return found
+
+
+def asked_of_own(path: Path, embedder: str) -> list[Asked]:
+    """The questions of a file of ``folio eval qa``'s own format, over what the library finds, if anything."""
+    dataset = load(path)
+    found = []
+    with tempfile.TemporaryDirectory() as home, Corpus(dataset, Path(home), embedder) as corpus:
+        for item in dataset.items:
+            hits = corpus.library.search(item.question, PASSAGES + 4).hits
+            rest = [hit for hit in hits if not corpus.covers([(corpus.names[hit.document], hit.start, hit.end)], item)]
+            for read in (hits,) if item.unanswerable else (hits, rest):
+                found.append(_asked(item, read[:PASSAGES], corpus))
+    return [asked for asked in found if asked.sentences]
+
+
+def _asked(item: Item, hits: Sequence[Hit], corpus: Corpus) -> Asked:
+    """As `service.reader.layout` has it asked."""
+    given = [Passage.of(hit) for hit in hits]
+    read = [(one, sentence) for one in canonical(given) for sentence in split(one.text, LONGEST_QUOTED)]
+    spans = [(corpus.names[one.document], one.start + s.start, one.start + s.end) for one, s in read]
+    marked = np.array([corpus.cites([span], item) for span in spans], dtype=bool)
+    return Asked(item.question, [s.words for _, s in read], contexts(read, given), marked, True, item.document)
 
 
 def fit(features: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, float]:
@@ -114,9 +152,18 @@ def figures(questions: Sequence[Asked], logits: Sequence[np.ndarray]) -> dict[st
     return chosen | {"curve": curve}
 
 
-def threshold_of(curve: Sequence[dict[str, Any]]) -> float:
-    """The lowest probability at which questions without an answer are answered `WRONG_AT_MOST` of the time."""
-    return next(point["probability"] for point in curve if point["answered_without_answer"] <= WRONG_AT_MOST)
+def threshold_of(sets: Sequence[tuple[Sequence[Asked], Sequence[np.ndarray]]]) -> float:
+    """The probability below which to refuse: where the share of questions with an answer that get one, less the share
+    of the others that do (Youden 1950), is largest on the mean of the sets; the lowest of those that are as good but
+    for `SLACK`, since it is flat there and an answer that is refused is lost."""
+    best = [(np.array([x.max() for x in xs]), np.array([q.marked.any() for q in qs])) for qs, xs in sets]
+
+    def gain(bound: float) -> float:
+        return float(np.mean([(x[there] >= bound).mean() - (x[~there] >= bound).mean() for x, there in best]))
+
+    gains = {float(bound): gain(bound) for bound in np.concatenate([x for x, _ in best])}
+    bound = min(bound for bound, found in gains.items() if found >= max(gains.values()) - SLACK)
+    return round(float(1 / (1 + np.exp(-bound))), 4)
 
 
 def control(question: Asked, embedder: SentenceEmbedder) -> np.ndarray:
@@ -125,30 +172,46 @@ def control(question: Asked, embedder: SentenceEmbedder) -> np.ndarray:
     return vectors[1:] @ vectors[0] + lexical(question.question, question.sentences, question.contexts)[:, 0]
 
 
-def calibrate(scorer: Scorer, questions: Sequence[Asked], words: Sequence[np.ndarray]) -> dict[str, Any]:
-    """words: of each question, what `features.lexical` sees."""
+def calibrate(scorer: Scorer, questions: Sequence[Asked]) -> dict[str, Any]:
+    """Of what the scorer and `features.lexical` see, over the questions that the scorer reads."""
+    read = [q for q in questions if scorer.knows(q.question)]
+    words = [lexical(q.question, q.sentences, q.contexts) for q in read]
     seen = [
         np.concatenate([scorer.read(q.question, q.sentences, q.contexts, rows), rows], axis=1)
-        for q, rows in zip(questions, words, strict=True)
+        for q, rows in zip(read, words, strict=True)
     ]
-    return fitted(seen, questions, [*scorer.columns, *NAMES])
+    return fitted(seen, read, [*scorer.columns, *NAMES])
 
 
 def fitted(seen: Sequence[np.ndarray], questions: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
-    """Fit on one half; figures and threshold of both models on the other."""
-    chosen = [n for n, q in enumerate(questions) if q.fits]
-    features = np.concatenate([seen[n] for n in chosen]).astype(np.float64)
-    marked = np.concatenate([questions[n].marked for n in chosen]).astype(np.float64)
-    weights, bias = fit(features, marked)
-    rest = [n for n, q in enumerate(questions) if not q.fits]
-    found = figures([questions[n] for n in rest], [seen[n] @ weights + bias for n in rest])
-    tuned = figures([questions[n] for n in chosen], [seen[n] @ weights + bias for n in chosen])
+    """Fit on one half and our own; the threshold on both; figures on the other half, and on our own by fits without
+    the document."""
+
+    def fit_on(chosen: Sequence[int]) -> tuple[np.ndarray, float]:
+        features = np.concatenate([seen[n] for n in chosen]).astype(np.float64)
+        return fit(features, np.concatenate([questions[n].marked for n in chosen]).astype(np.float64))
+
+    fits = [n for n, q in enumerate(questions) if q.fits]
+    own = [n for n in fits if questions[n].document]
+    weights, bias = fit_on(fits)
+    logits = [rows @ weights + bias for rows in seen]
+    for document in sorted({questions[n].document for n in own}):
+        other, constant = fit_on([n for n in fits if questions[n].document != document])
+        for n in own:
+            if questions[n].document == document:
+                logits[n] = seen[n] @ other + constant
+
+    def part(numbers: Sequence[int]) -> tuple[list[Asked], list[np.ndarray]]:
+        return [questions[n] for n in numbers], [logits[n] for n in numbers]
+
+    halves = [part([n for n in fits if not questions[n].document]), part(own)]
     return {
         "names": list(names),
         "weights": [round(float(w), 6) for w in weights],
         "bias": round(bias, 6),
-        "refuse_below": threshold_of(tuned["curve"]),
-        "figures": found,
+        "refuse_below": threshold_of([half for half in halves if half[0]]),
+        "figures": figures(*part([n for n, q in enumerate(questions) if not q.fits])),
+        "own": figures(*halves[1]),
     }
 
 
@@ -161,7 +224,7 @@ def main() -> None:
     parser.add_argument(
         "--questions", type=int, default=400, help="held questions, half of each set, drawn by the seed"
     )
-    parser.add_argument("--cosine", action="store_true", help="also the ranker over an encoder's cosines")
+    parser.add_argument("--cosine", help="also the ranker over the cosines of this encoder, as FOLIO_EMBEDDER names it")
     parser.add_argument("--cache", type=Path, help="file for the nearest passages, made where absent; default: in DIR")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -170,19 +233,23 @@ def main() -> None:
     sets = data.prepare(options.selqa, options.pairs, options.kept, embedder.encode_queries, cache, options.seed)
     held = drawn(sets.dev, options.questions, options.seed)
     questions = asked_of(held, sets.pool, options.seed)
+    own = asked_of_own(OWN, DEFAULT)
     path = options.model / CALIBRATION
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    words = [lexical(q.question, q.sentences, q.contexts) for q in questions]
-    found["words"] = fitted(words, questions, NAMES)
-    rest = [q for q in questions if not q.fits and q.marked.any()][:200]
+    asked = [*questions, *own]
+    found["words"] = fitted([lexical(q.question, q.sentences, q.contexts) for q in asked], asked, NAMES)
+    rest = [q for q in questions if not q.fits and q.marked.any()]
     found["control"] = figures(rest, [control(q, embedder) for q in rest])
-    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), questions, words)
+    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), asked)
     if options.cosine:
-        found["cosine"] = calibrate(CosineScorer(embedder), questions, words)
+        other = make_embedder(options.cosine)
+        some = asked_of(drawn(sets.dev, options.questions // 5, options.seed), sets.pool, options.seed)  # it is slow
+        found["cosine"] = calibrate(CosineScorer(other), [*some, *asked_of_own(OWN, options.cosine)])
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, entry in found.items():
-        entry = entry.get("figures", entry)
-        print(name, {k: v for k, v in entry.items() if k != "curve"}, flush=True)
+        for part in ("figures", "own"):
+            shown = {k: v for k, v in entry.get(part, entry).items() if k != "curve"}
+            print(name, part, entry.get("refuse_below"), shown, flush=True)
 
 
 if __name__ == "__main__":

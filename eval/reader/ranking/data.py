@@ -38,9 +38,10 @@ _UNTOKENISED = (
 
 @dataclass(frozen=True)
 class Passage:
-    """Sentences that stand together."""
+    """Sentences that stand together. context: the headings above them."""
 
     sentences: tuple[str, ...]
+    context: str = field(default="", compare=False)
 
     @property
     def text(self) -> str:
@@ -68,8 +69,9 @@ def read_selqa(path: Path) -> list[Example]:
     for row in json.loads(path.read_text(encoding="utf-8")):
         sentences = [str(sentence).strip() for sentence in row["candidates"]]
         answers = frozenset(row["answers"])
+        context = " › ".join(dict.fromkeys((row["article"], row["section"])))
         cut = [
-            (Passage(tuple(sentences[start:end])), frozenset(a - start for a in answers if start <= a < end))
+            (Passage(tuple(sentences[start:end]), context), frozenset(a - start for a in answers if start <= a < end))
             for start, end in _windows(sentences)
         ]
         if any(marked for _, marked in cut):

@@ -3,8 +3,9 @@
     python -m eval.reader.ranking.evaluate ../shared/xquad/xquad.en.json --limit 400 --out eval/results/ranker_en.json
 
 Closed: the best sentence of the question's own paragraph. Open: that of the eight passages that the library finds among
-all paragraphs. A sentence is right where it holds the answer at the place that people marked. Beside the ranker: the
-cosine of the embedding model plus shared words (the control), and for the order of passages the search itself.
+all paragraphs. A sentence is right where it holds the answer at the place that people marked. Refusals are counted over
+what the library finds, and over the same without the passages that hold the answer. Beside the ranker: the cosine of
+the embedding model plus shared words (the control), and for the order of passages the search itself.
 """
 
 from __future__ import annotations
@@ -92,6 +93,14 @@ def search(library: Library, articles: dict[str, list[str]], gold: Gold, **optio
     return found
 
 
+def without_answer(found: Searched) -> Searched:
+    """The same without the hits that hold the answer."""
+    held = {context for context, right in zip(found.contexts, found.right, strict=True) if right}
+    kept = [n for n, context in enumerate(found.contexts) if context not in held]
+    sentences, contexts = ([side[n] for n in kept] for side in (found.sentences, found.contexts))
+    return Searched([hit for hit in found.hits if not hit], sentences, contexts, [False] * len(kept))
+
+
 def file_name(article: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in article) + ".txt"
 
@@ -154,14 +163,15 @@ def main() -> None:
         again = [search(library, articles, gold, rerank=True) for gold in asked]
     figures["search"] = {"hybrid": places(plain), "reranked": places(again)}
     best: dict[str, list[bool]] = {"ranker": [], "control": []}
-    refused = 0
+    refused: dict[str, list[bool]] = {"refused": [], "refused_without_answer": []}
     for gold, found in zip(asked, plain, strict=True):
         for name, score in (("ranker", ranker.score), ("control", control)):
             scores = score(gold.question, found.sentences, found.contexts)
-            at = int(np.argmax(scores))
-            best[name].append(found.right[at])
-            refused += name == "ranker" and bool(scores[at] < ranker.refuse_below)
-    figures["open"] = {name: share(right) for name, right in best.items()} | {"refused": refused}
+            best[name].append(found.right[int(np.argmax(scores))])
+        for name, one in (("refused", found), ("refused_without_answer", without_answer(found))):
+            scores = ranker.score(gold.question, one.sentences, one.contexts)
+            refused[name].append(bool(scores.max(initial=0) < ranker.refuse_below(gold.question)))
+    figures["open"] = {name: share(right) for name, right in (best | refused).items()}
     print(json.dumps(figures, indent=1), flush=True)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -3,9 +3,11 @@
     python -m eval.reader.ranking.train --selqa selqa-ass-{dev,test}.json --pairs src-test.txt tgt-test.txt \\
         --kept xquad.en.json --out DIR --minutes 25
 
-One pass over the questions, each with the passage that answers and one that does not; stopped by the clock where that
-comes first, in which case the learning rate has fallen by the share of time that has gone. ``--out`` keeps a checkpoint
-every fifty steps, and the same command goes on from it.
+The questions in passes, each with the passage that answers and one that does not; some of them once more where nothing
+answers: the passage without its answer, or the question with a word of the passage put in for one of its own, since a
+passage on the very subject that does not answer is what refusing is about. Stopped by the clock or by the steps, by the
+share of which that has gone the learning rate has fallen. ``--out`` keeps a checkpoint every fifty steps, and the same
+command goes on from it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,16 +30,27 @@ from eval.reader.ranking import data
 from eval.reader.ranking.data import Example, Passage
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.ranking.cross_encoder import SEP, WEIGHTS, first
+from retrieval.ranking.features import COMMON
 
 RANK = 16
 BATCH = 8
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_STEPS = 50
 RATE = 6e-4
+Marked = tuple[Passage, frozenset[int]]
+"""A passage, and the numbers of its sentences that answer."""
 SIZES = (300, 450, 700, 900)
 """Characters of the passages that are read: short ones show more questions in the same time."""
 OTHER_SHARE = 0.7
 """Questions that are read with a passage which does not answer, besides the one that does."""
+BARE_SHARE = 0.3
+"""Questions that are asked once more of the passage without the sentences that answer."""
+CHANGED_SHARE = 0.12
+"""Questions that are asked once more with one word changed, of the passage as it stands."""
+CONTEXT_SHARE = 0.5
+"""Questions whose passages are read under their headings, where all of them have some."""
+CONTEXT_TOKENS = 48
+_WORD = re.compile(r"\w+")
 
 
 class LowRank(nn.Module):
@@ -137,6 +151,7 @@ class Encoding:
     def row(self, question: str, passage: Passage, marked: frozenset[int]) -> Row:
         ids, spans = first(self._ids(question)), []
         lead = len(ids)
+        ids += self._ids(passage.context)[:CONTEXT_TOKENS]
         for sentence in passage.sentences:
             tokens = self._ids(sentence)[: self.LONGEST - len(ids)]
             if tokens:
@@ -162,26 +177,55 @@ def loss_of(logits: Sequence[Tensor], rows: Sequence[Row]) -> Tensor:
 def questions(
     examples: Sequence[Example], pool: Sequence[Passage], encoding: Encoding, seed: int
 ) -> Iterator[list[Row]]:
-    """The rows of each question, for ever."""
-    epoch = 0
+    """The rows of each question, for ever; those of a batch are of like length, as they are padded to the longest."""
+    epoch = given = 0
     while True:
         draw = random.Random(seed + 7919 * epoch)
         for example in data.shuffled(examples, seed, epoch):
-            answering = [pair for pair in example.passages if pair[1]]
-            rest = [pair for pair in example.passages if not pair[1]]
-            read = answering[:2]
-            if rest and draw.random() < 0.5:
-                read.append(draw.choice(rest))
-            elif example.other and draw.random() < OTHER_SHARE:
-                read.append((pool[draw.choice(example.other)], frozenset()))
-            cut = [part_of(passage, marked, draw.choice(SIZES), draw) for passage, marked in read]
-            rows = [encoding.row(example.question, passage, marked) for passage, marked in cut]
-            if any(row.marked for row in rows):
-                yield rows
+            if given % BATCH == 0:
+                most = draw.choice(SIZES)
+            for question, read, answers in asked(example, pool, draw):
+                cut = [part_of(passage, marked, most, draw) for passage, marked in read]
+                if draw.random() >= CONTEXT_SHARE or not all(passage.context for passage, _ in read):
+                    cut = [(Passage(passage.sentences), marked) for passage, marked in cut]
+                rows = [encoding.row(question, passage, marked if answers else frozenset()) for passage, marked in cut]
+                if any(row.marked for row in rows) == answers:
+                    given += 1
+                    yield rows
         epoch += 1
 
 
-def part_of(passage: Passage, marked: frozenset[int], most: int, draw: random.Random) -> tuple[Passage, frozenset[int]]:
+def asked(example: Example, pool: Sequence[Passage], draw: random.Random) -> Iterator[tuple[str, list[Marked], bool]]:
+    """The question over what answers it, and where nothing does: each with what is read, and whether that answers."""
+    answering = [pair for pair in example.passages if pair[1]]
+    rest = [pair for pair in example.passages if not pair[1]]
+    read = answering[:2]
+    if rest and draw.random() < 0.5:
+        read.append(draw.choice(rest))
+    elif example.other and draw.random() < OTHER_SHARE:
+        read.append((pool[draw.choice(example.other)], frozenset()))
+    yield example.question, read, True
+    passage, marked = draw.choice(answering)
+    bare = Passage(tuple(s for n, s in enumerate(passage.sentences) if n not in marked), passage.context)
+    if bare.sentences and draw.random() < BARE_SHARE:
+        yield example.question, [(bare, frozenset())], False
+    other = changed(example.question, bare, draw) if draw.random() < CHANGED_SHARE else None
+    if other is not None:
+        yield other, [(passage, marked)], False
+
+
+def changed(question: str, passage: Passage, draw: random.Random) -> str | None:
+    """The question with one of the words that say what it is about changed for one of the passage: a number for a
+    number. None where there are no such words."""
+    own = [word for word in _WORD.findall(question) if word.lower() not in COMMON]
+    known = {word.lower() for word in own}
+    old = draw.choice(own) if own else ""
+    found = [w for w in _WORD.findall(passage.text) if w.isdigit() == old.isdigit() and len(w) > 3]
+    new = [word for word in found if word.lower() not in known | COMMON]
+    return re.sub(rf"\b{old}\b", draw.choice(new), question, count=1) if old and new else None
+
+
+def part_of(passage: Passage, marked: frozenset[int], most: int, draw: random.Random) -> Marked:
     """A run of sentences of at most so many characters (or one sentence), with one that answers if there is any."""
     start = end = draw.choice(sorted(marked) or range(len(passage.sentences)))
     size = len(passage.sentences[start])
@@ -191,7 +235,8 @@ def part_of(passage: Passage, marked: frozenset[int], most: int, draw: random.Ra
         if at < 0 or size + len(passage.sentences[at]) > most:
             break
         start, end, size = min(start, at), max(end, at), size + len(passage.sentences[at])
-    return Passage(passage.sentences[start : end + 1]), frozenset(m - start for m in marked if start <= m <= end)
+    run = Passage(passage.sentences[start : end + 1], passage.context)
+    return run, frozenset(m - start for m in marked if start <= m <= end)
 
 
 def batches(stream: Iterator[list[Row]]) -> Iterator[list[list[Row]]]:

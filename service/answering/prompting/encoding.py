@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
+from service.answering.prompting.length import LengthCheck
 from service.answering.prompting.marked import OURS, Marked
 
 
@@ -26,6 +27,8 @@ class Encoder:
         self.tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self._text = _FastText(self.tokenizer) if tokenizer.is_fast else _SlowText(copy.deepcopy(tokenizer))
+        self.check_length = LengthCheck(self.tokenizer, self.text)
+        """refuses texts that are longer than a window"""
         self.data = lru_cache(maxsize=32)(self.text)
         """`text`, whose last results are kept: questions about a document come together"""
         self._within = lru_cache(maxsize=32)(lambda text: self.text(text, begins=False))
@@ -33,7 +36,8 @@ class Encoder:
     def rendered(self, text: Marked, apart: bool = False) -> list[int]:
         """Ids of a rendered chat template: its own control tokens count, what looks like one in a content is text.
 
-        They are those of the tokenizer's own call wherever no content holds such.
+        They are those of the tokenizer's own call wherever no content holds such. Where that call splits a text at its
+        control tokens and at nothing else, what stands between two of them is encoded by itself, and kept.
 
         Args:
             apart: a content of one source is encoded by itself where one of another follows it, so that prompts over
@@ -42,7 +46,7 @@ class Encoder:
         if not self.tokenizer.is_fast:
             runs = [(str.__str__(text.cut(start, end)), source) for start, end, source in text.runs()]
             return [one for run, source in runs for one in (self.template(run) if source == OURS else self.text(run))]
-        whole = None if apart else self._whole(text)
+        whole = None if apart or self._text.splits else self._whole(text)
         return self._in_parts(text, apart) if whole is None else whole
 
     def _whole(self, text: Marked) -> list[int] | None:
@@ -108,8 +112,7 @@ class Encoder:
 
         begins: nothing stands before it, where some tokenizers put a blank.
         """
-        with self._lock:
-            return tuple(self._text.encode(text, begins))
+        return tuple(self._text.encode(text, begins))
 
 
 class _FastText:
@@ -128,6 +131,13 @@ class _FastText:
         self._ids = {self._model.token_to_id(content): number for content, number in blanks.items()}
         """of blanks, by those that the reduced tokenizer gives them"""
         self.control = frozenset(added) - frozenset(blanks.values()) - {tokenizer.unk_token_id}
+        tokens = [added[number] for number in self.control]
+        self.splits = (
+            self._within is self._model
+            and not any(token.lstrip or token.rstrip or token.single_word for token in tokens)
+            and (whole.normalizer is None or not any(token.normalized for token in tokens))
+        )
+        """whether what stands between two tokens of control is encoded as if it stood alone"""
 
     @staticmethod
     def _reduced(whole: Tokenizer, splitter: Any, blanks: list[Any]) -> Tokenizer:
@@ -141,7 +151,8 @@ class _FastText:
 
         A vocabulary may hold such a token as a word too: there the text is cut around the word's first character.
         """
-        encoding = (self._model if begins else self._within).encode(text, add_special_tokens=False)
+        model = self._model if begins else self._within
+        (encoding,) = model.encode_batch([text], add_special_tokens=False)  # other threads go on meanwhile
         ids = [self._ids.get(number, number) for number in encoding.ids]
         found = [encoding.offsets[i][0] for i, number in enumerate(ids) if number in self.control]
         if not found or len(text) == 1:
@@ -157,14 +168,20 @@ class _SlowText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.control = frozenset[int]()  # nothing is known of places here
+        self._lock = threading.Lock()
+        self.control, self.splits = frozenset[int](), False  # nothing is known of places here
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         longest_first = sorted((content for content in added if not _blank(content)), key=len, reverse=True)
         self._added = re.compile("|".join(f"(?<={re.escape(c[0])})(?={re.escape(c[1:])})" for c in longest_first))
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
         parts = self._added.split(text) if self._added.pattern else [text]
-        encoded = (self._tokenizer.encode(p, add_special_tokens=False, split_special_tokens=True) for p in parts if p)
+        with self._lock:
+            encoded = [
+                self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+                for part in parts
+                if part
+            ]
         return [number for ids in encoded for number in ids]
 
 

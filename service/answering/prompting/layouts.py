@@ -5,8 +5,8 @@ own tokenizer; `PlainLayout` is for base models, which have none. The embedded r
 
 Two properties hold for every layout here:
 
-- Evidence comes first, in canonical order, the question last: questions over the same documents share
-  a prefix.
+- Evidence comes first, in canonical order, then earlier turns, the question last: questions over the same documents
+  share a prefix, and a follow-up's prompt begins with the prompt before it.
 - Evidence is data, and so are questions and earlier turns. They are tokenised without any added token, so that a
   document which contains ``<|im_end|>`` or ``<tool_call>`` says these words and does nothing, and its delimiter is one
   that it cannot write (`service.answering.prompting.delimiters`).
@@ -78,14 +78,11 @@ class ReadingLimits:
     Attributes:
         long_tokens: longest prompt worth reading whole, in tokens, or None.
         passages: most retrieved passages worth giving it, or None.
-        refuse_below: least probability, by the ranker, that a retrieved sentence answers; below it the model is not
-            asked. None to ask always.
         source: where the figures stand, for the reason shown to users.
     """
 
     long_tokens: int | None = None
     passages: int | None = None
-    refuse_below: float | None = None
     source: str = "model card"
 
 
@@ -96,14 +93,22 @@ class PromptLayout(Protocol):
         name: shown in the statistics of an answer.
         limits: measured limits of the model, or None where only its window is known.
         follows: whether it takes earlier turns; if not, it is asked questions that stand alone.
+        quotes: whether what is answered is chosen before the model runs (`Prompt.settle`).
     """
 
     name: str
     follows: bool
+    quotes: bool
     limits: ReadingLimits | None
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
-        """Ids for `question` over `passages` (any order); `history` holds earlier turns, oldest first.
+    def build(
+        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+    ) -> Prompt:
+        """Ids for `question` over `passages` (any order).
+
+        Args:
+            history: earlier turns, oldest first.
+            likely: sentences of the passages that may answer, the likeliest first; of use to a model that writes.
 
         A layout that cannot use earlier turns raises InvalidRequest rather than drop them.
         """
@@ -118,26 +123,39 @@ class ChatLayout:
     """Documents and question as one user turn of the tokenizer's chat template, in the words of a style."""
 
     follows = True
+    quotes = False
 
     def __init__(self, tokenizer: Any, style: Style = LARGE) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise InvalidRequest("This model's tokenizer has no chat template.", param="model")
         self.name = style.name
-        self.limits: ReadingLimits | None = ReadingLimits(
-            passages=style.passages, refuse_below=style.refuse_below, source="size"
-        )
+        self.limits: ReadingLimits | None = ReadingLimits(passages=style.passages, source="size")
         self.encoder = Encoder(tokenizer)
         self._template = ChatTemplate(self.encoder.tokenizer)
         self._style = style
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
-        """Ids of system turn, examples, earlier turns, and one user turn: documents first, then the question."""
+    def build(
+        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+    ) -> Prompt:
+        """Ids of system turn, examples, and the conversation, in whose first user turn the documents stand first.
+
+        Each question is asked in the words of the style: over the same documents a prompt begins with the one before
+        it, and with that answer. Likely sentences stand beside the last question alone.
+        """
         style = self._style
         ordered = style.ordered(passages)
         turns: list[tuple[str, Sequence[str]]] = [("system", [style.system])] if style.system else []
         turns += style.shown()
-        turns += [(turn["role"], [turn["content"]]) for turn in history if turn["role"] != "system"]
-        turns.append(("user", style.turn(question, ordered)))
+        said = [turn for turn in history if turn["role"] != "system"]
+        asked = [*said, {"role": "user", "content": question}]
+        opening, repeated = style.opening(question, ordered, likely)
+        if asked[0]["role"] != "user":
+            turns.append(("user", opening))
+            opening = []
+        for number, turn in enumerate(asked, start=1):
+            own = [style.asked(turn["content"])] if turn["role"] == "user" else [turn["content"]]
+            turns.append((turn["role"], [*opening, *(repeated if number == len(asked) else []), *own]))
+            opening = []
         return Prompt(self.encode_turns(turns), question, tuple(ordered), markers=style.markers(ordered))
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
@@ -205,6 +223,7 @@ class PlainLayout:
 
     name = "plain"
     follows = True
+    quotes = False
     limits: ReadingLimits | None = None
 
     def __init__(self, tokenizer: Any) -> None:
@@ -212,7 +231,9 @@ class PlainLayout:
         first = list(tokenizer.encode("", add_special_tokens=True))[:1]
         self._start = first if first == [tokenizer.bos_token_id] else []
 
-    def build(self, question: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+    def build(
+        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+    ) -> Prompt:
         """Ids of the running text; earlier turns stand between documents and question."""
         ordered = canonical(passages)
         turns = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in history]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from service.answering.passages import Passage, canonical
 from service.answering.prompting.delimiters import codes, markers, ruled
 
-SMALL_PARAMETERS = 300_000_000
+SMALL_PARAMETERS = 1_000_000_000
 """A model of at most so many is a small one."""
 NOT_STATED = "The documents do not say."
+REPEATED = "sentences of these passages that may answer the question"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Style:
         marked: passages are named by markers, which `before` or `after` asks for.
         examples: shown in front of everything else.
         passages: how many retrieved ones are best; None for as many as the settings say.
-        refuse_below: see `service.answering.prompting.layouts.ReadingLimits`.
+        likely: how many of the sentences that the ranker finds likeliest to answer are repeated before the question.
         best_last: the best passage stands beside the question; else the order depends on the passages alone.
     """
 
@@ -51,7 +52,7 @@ class Style:
     marked: bool = False
     examples: tuple[Example, ...] = ()
     passages: int | None = None
-    refuse_below: float | None = None
+    likely: int = 0
     best_last: bool = False
 
     def ordered(self, passages: Sequence[Passage]) -> list[Passage]:
@@ -61,11 +62,22 @@ class Style:
             return joined
         return sorted(joined, key=lambda one: -min(i for i, other in enumerate(passages) if _holds(one, other)))
 
-    def turn(self, question: str, passages: Sequence[Passage]) -> list[str]:
-        """The user's turn in pieces: what stands before, each passage, what stands behind."""
-        question = question.strip()
-        before, after = (text.replace("{question}", question) for text in (self.before, self.after))
-        return [*([before] if before else []), *self.blocks(passages), after]
+    def opening(
+        self, question: str, passages: Sequence[Passage], likely: Sequence[str] = ()
+    ) -> tuple[list[str], list[str]]:
+        """What the first user turn begins with, in pieces: what stands before the passages, and each of these.
+
+        Then what the last one begins with: the likeliest sentences, repeated beside the question.
+        """
+        before = self.before.replace("{question}", question.strip())
+        text = "\n".join(likely[: self.likely])
+        repeated = [Passage("", REPEATED, 0, len(text), None, text)] if text else []
+        blocks = self.blocks([*passages, *repeated])
+        return [*([before] if before else []), *blocks[: len(passages)]], blocks[len(passages) :]
+
+    def asked(self, question: str) -> str:
+        """A question in the words of the style."""
+        return self.after.replace("{question}", question.strip())
 
     def blocks(self, passages: Sequence[Passage]) -> list[str]:
         """Each passage between its delimiters."""
@@ -82,7 +94,8 @@ class Style:
         turns: list[tuple[str, list[str]]] = []
         for number, example in enumerate(self.examples, start=1):
             passage = Passage("", f"example {number}", 0, len(example.passage), None, example.passage)
-            turns += [("user", self.turn(example.question, [passage])), ("assistant", [example.answer])]
+            asked = [*self.opening(example.question, [passage])[0], self.asked(example.question)]
+            turns += [("user", asked), ("assistant", [example.answer])]
         return turns
 
 
@@ -94,14 +107,14 @@ LARGE = Style(
         f"answer, say: {NOT_STATED}"
     ),
     passages=3,
-    refuse_below=0.13,
+    likely=3,
 )
 SMALL = Style(
     name="chat-small",
     system="You answer questions about documents.",
-    after="Answer the question in one short sentence from the text above.\nQuestion: {question}",
+    after="Question: {question}\nAnswer the question in one short sentence.",
     passages=3,
-    refuse_below=0.13,
+    likely=3,
 )
 """Asked to refuse, a small model refuses what it could answer: here the ranker alone decides."""
 PLAIN = Style(name="plain", system=LARGE.system, after="Question: {question}\nAnswer:")

@@ -17,14 +17,14 @@ from retrieval.parsing.sentences import sentences
 
 Kind = Literal["sentence", "item", "cell"]
 
-MARKERS = re.compile(r"\s*\[D{0,9}\d{1,4}(?:\s*[,–-]\s*D{0,9}\d{1,4})*\](?=[\s.,;:!?]|$)")
+MARKERS = re.compile(r"(?<!\s)\s*+\[D{0,9}\d{1,4}(?:\s*[,–-]\s*D{0,9}\d{1,4})*\](?=[\s.,;:!?]|$)")
 """By what models name passages, and documents other works. They claim nothing, and cite nothing."""
 _FENCE = re.compile(r"[ \t]*(```+|~~~+)")
 _HEADING = re.compile(r"[ \t]*(?:#{1,6}[ \t]|\*\*[^*\n]+\*\*:?[ \t]*$|__[^_\n]+__:?[ \t]*$)")
 _RULE = re.compile(r"[ \t]*(?:[-*_=][ \t]*){3,}$")
 _ITEM = re.compile(r"[ \t]*(?:[-*+•‣–]|\(?(?:\d{1,3}|[a-zA-Z])[.)])[ \t]+")
 _ROW = re.compile(r"[ \t]*\|.*\|[ \t]*$")
-_COLUMNS = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
+_COLUMNS = re.compile(r"[ \t]*+\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+\|?[ \t]*+$")
 _CELL = re.compile(r"[^|]+")
 _ENDED = re.compile(r"[.!?…:。！？；][\"'”’»)\]*_」』]*(?:[ \t]*\[\d[\d, ]*\])*\s*$")
 

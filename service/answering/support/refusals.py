@@ -48,11 +48,11 @@ def _patterns(written: str, **parts: str) -> list[re.Pattern[str]]:
 
 _MARKERS = re.compile(r"\[[^\[\]]{1,12}\]")
 _AROUND = re.compile(
-    r"^[\W_]+|[^\w)]+$|^(?:answer|antwort|respuesta|réponse|答案|回答)\s*[:：]\s*",
+    r"^[\W_]+|(?<![^\w)])[^\w)]++$|^(?:answer|antwort|respuesta|réponse|答案|回答)\s*[:：]\s*",
     re.IGNORECASE,
 )
 _TURN = re.compile(
-    r"[,;.\u2013\u2014]?\s+(?:but|however|though|although|nevertheless|still|yet|aber|jedoch|allerdings|doch|pero"
+    r"(?:[,;.\u2013\u2014]|(?<!\s))\s++(?:but|however|though|although|nevertheless|still|yet|aber|jedoch|allerdings|doch|pero"
     r"|sin embargo|aunque|mais|cependant|toutefois)\b[,:]?\s*"
     r"|[,，;；。]?\s*(?:但是|不过|然而|但)[,，]?",
     re.IGNORECASE,

@@ -30,9 +30,10 @@ _CANDIDATES = 8
 _LONGEST_RUN = 4
 """sentences that one verbatim claim may run over"""
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:[.,]\d+)*")
-_WRAPPED = re.compile(r"^[\s\"“”„«»*_]+|[\s\"“”„«»*_]+$")
+_WRAPPED = re.compile(r"^[\s\"“”„«»*_]+|(?<![\s\"“”„«»*_])[\s\"“”„«»*_]++$")
 _LIST_MARK = re.compile(r"(?:[-*+•‣–]|\(?\d{1,3}[.)])\s+|[\"“„«*_#>\s]+")
-_ROW = re.compile(r"[^\n]*\S \| \S[^\n]*")
+_CELLS = re.compile(r"\S \| \S")
+"""what a line has that is a row of a table"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class SentenceIndex:
         if lexicon is None or lexicon.code != claim.lexicon.code:
             return 0.0, []
         stored = self._passages[unit.passage].text
-        if _ROW.fullmatch(stored, unit.start, unit.end):
+        if next(_rows(stored, unit.start, unit.end), None) == (unit.start, unit.end):
             return self._row(claim, number), [unit]
         best: tuple[float, list[Unit]] = (0.0, [])
         pronoun = pronoun_of(claim)
@@ -207,19 +208,29 @@ def units_of(text: str) -> Iterator[tuple[int, int]]:
     """Sentences, and the rows of tables, each alone."""
     for start, end in sentences(text):
         at = start
-        for row in _ROW.finditer(text, start, end):
-            if row.start() > at and text[at : row.start()].strip():
-                yield at, row.start()
-            yield row.span()
-            at = row.end()
+        for row_start, row_end in _rows(text, start, end):
+            if row_start > at and text[at:row_start].strip():
+                yield at, row_start
+            yield row_start, row_end
+            at = row_end
         if at < end and text[at:end].strip():
             lead = len(text[at:end]) - len(text[at:end].lstrip())
             yield at + lead, end
 
 
+def _rows(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Lines of ``text[start:end]`` that are rows of a table."""
+    while start < end:
+        stop = text.find("\n", start, end)
+        stop = end if stop < 0 else stop
+        if _CELLS.search(text, start, stop):
+            yield start, stop
+        start = stop + 1
+
+
 def language_of(text: str) -> Lexicon | None:
     """That of its words; for a table without any, English, which reads names and figures."""
-    return lexicon_of(text) or (LEXICONS["en"] if _ROW.search(text) else None)
+    return lexicon_of(text) or (LEXICONS["en"] if _CELLS.search(text) else None)
 
 
 def _letters(text: str) -> str:

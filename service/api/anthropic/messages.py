@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +12,7 @@ from fastapi.responses import JSONResponse
 from service.accounts.keys import Principal
 from service.answering.answer import Answerer, AnswerFailed
 from service.answering.given import GivenDocuments
+from service.answering.prompting.template import text_of
 from service.answering.question import AnswerOptions
 from service.api.anthropic.blocks import CitedText, MessageBlocks, Told
 from service.api.anthropic.conversation import chat_of, decoding_of, documents_of, is_cited, question_of
@@ -22,7 +22,7 @@ from service.api.auth import Reader
 from service.api.errors import MESSAGES, anthropic_problem, anthropic_problems
 from service.api.health import Parts
 from service.api.openai.chat import Choice, choices_of
-from service.api.openai.common import STREAMED, check_model
+from service.api.openai.common import STREAMED, check_model, encoded
 from service.api.openai.lenient import tell_unknown
 from service.api.sse import EventStream, event
 from service.api.waiting import unless_gone
@@ -45,8 +45,8 @@ async def create_message(body: MessageRequest, request: Request, runtime: Parts,
     if body.folio is not None or is_cited(body):
         told = await _cited(body, blocks, runtime, principal)
     else:
-        chat = await asyncio.to_thread(chat_of, body, runtime.library.read)
-        (choice,) = await choices_of(runtime, chat, principal)
+        chat = await runtime.viewing.run(principal.owner, lambda: chat_of(body, runtime.library.read))
+        (choice,) = await unless_gone(request.receive, choices_of(runtime, chat, principal))
         told = _said(choice, blocks)
     if body.stream:
         return EventStream([told], _Written(), runtime.settings.ping_s)
@@ -60,15 +60,18 @@ async def count_tokens(body: Counted, request: Request, runtime: Parts, principa
     check_model(runtime, body.model)
     tell_unknown(request, body)
     if not is_cited(body):
-        chat = await asyncio.to_thread(chat_of, body, runtime.library.read)
+        chat = await runtime.viewing.run(principal.owner, lambda: chat_of(body, runtime.library.read))
         tools = chat.use_of_tools(runtime.chat)
         messages = [message.message("messages") for message in chat.messages]
-        ids = await asyncio.to_thread(runtime.chat.chat_ids, messages, tools.shown)
+        said = [text_of(message) for message in messages]
+        ids = await encoded(runtime, principal.owner, said, lambda: runtime.chat.chat_ids(messages, tools.shown))
         return {"input_tokens": len(ids)}
     question = question_of(body, AnswerOptions(mode="long"))
-    given = await asyncio.to_thread(sources, documents_of(body), runtime.library.read)
+    given = await runtime.viewing.run(principal.owner, lambda: sources(documents_of(body), runtime.library.read))
     passages = [source.passage(number) for number, source in enumerate(given)]
-    prompt = await asyncio.to_thread(runtime.answerer.layout.build, question.text, passages, question.turns)
+    build = runtime.answerer.layout.build
+    texts = [passage.text for passage in passages]
+    prompt = await encoded(runtime, principal.owner, texts, lambda: build(question.text, passages, question.turns))
     return {"input_tokens": len(prompt.ids)}
 
 
@@ -79,7 +82,7 @@ async def _cited(
     answerer, options = runtime.answerer, body.folio
     location: Location = _stored_location
     if options is None:
-        given = await asyncio.to_thread(sources, documents_of(body), runtime.library.read)
+        given = await runtime.viewing.run(principal.owner, lambda: sources(documents_of(body), runtime.library.read))
         passages = [source.passage(number) for number, source in enumerate(given)]
         answerer = Answerer(GivenDocuments(answerer.finder, passages), answerer.engine, answerer.layout)
         options, location = AnswerOptions(mode="long"), _given_location(given)

@@ -14,12 +14,22 @@ from pydantic import ValidationError
 
 from service.accounts.keys import Principal
 from service.answering.answer import AnswerFailed, Event
+from service.answering.prompting.template import text_of
 from service.answering.question import AnswerOptions, Question
 from service.answering.tools.reading import CallPiece, CallReader
 from service.api.auth import Reader
 from service.api.errors import CHAT, openai_problems
 from service.api.health import Parts
-from service.api.openai.common import STREAMED, Chunks, chat_logprobs, check_model, head, prompt_logprobs, usage
+from service.api.openai.common import (
+    STREAMED,
+    Chunks,
+    chat_logprobs,
+    check_model,
+    encoded,
+    head,
+    prompt_logprobs,
+    usage,
+)
 from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import ChatRequest
 from service.api.openai.tools import check_results, delta_calls, whole_calls
@@ -80,7 +90,7 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     check_model(runtime, body.model)
     tell_unknown(request, body)
     runtime.engine.admit(body.n)
-    choices = await choices_of(runtime, body, principal)
+    choices = await unless_gone(request.receive, choices_of(runtime, body, principal))
     if body.folio is not None:
         for choice in choices:
             choice.stream = traced(request, choice.stream)
@@ -124,7 +134,8 @@ async def choices_of(runtime: Runtime, body: ChatRequest, principal: Principal) 
     tools = body.use_of_tools(runtime.chat)
     schema = body.response_format.schema_of_answer() if body.response_format is not None else None
     constraint = await asyncio.to_thread(tools.constraint, schema)
-    ids = await asyncio.to_thread(runtime.chat.chat_ids, messages, tools.shown)
+    said = [text_of(message) for message in messages]
+    ids = await encoded(runtime, principal.owner, said, lambda: runtime.chat.chat_ids(messages, tools.shown))
     tokens = max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids))) if wanted is None else wanted
     params = [body.sampling(i, tokens, logprobs, defaults, body.prompt_logprobs) for i in range(body.n)]
     if constraint is not None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from service.api.errors import openai_problem
-from service.api.openai.schemas import Sampled, StreamOptions
+from service.api.openai.schemas import Sampled
 from service.api.openai.token_text import Offsets, TokenTexts, token_texts
 from service.api.sse import event
 from service.engine.outputs import TokenLogprobs
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
+
+T = TypeVar("T")
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """What a route that can stream may answer, besides JSON."""
@@ -38,6 +40,30 @@ def check_model(runtime: Runtime, name: str) -> None:
             hint=f"This service has {runtime.model_name!r}.",
             param="model",
         )
+
+
+async def encoded(
+    runtime: Runtime,
+    owner: str,
+    texts: Sequence[str],
+    encode: Callable[[], T],
+    *,
+    together: bool = True,
+    most: int | None = None,
+) -> T:
+    """What `encode` makes of texts, in their owner's turn.
+
+    Each, or all `together`, may have `most` tokens: by default as many as the model's window. Raises PromptTooLong.
+    """
+    prompts: list[Sequence[str]] = [texts] if together else [[text] for text in texts]
+    limit = runtime.engine.engine.max_model_len if most is None else most
+
+    def work() -> T:
+        for prompt in prompts:
+            runtime.chat.encoder.check_length(prompt, limit)
+        return encode()
+
+    return await runtime.encoding.run(owner, work)
 
 
 def usage(parts: Sequence[Mapping[str, Any]], prompts: int = 1) -> dict[str, Any]:
@@ -138,11 +164,11 @@ class Chunks:
         self._path = path
         self._head = head
         self._prompts = prompts
-        options = body.stream_options or StreamOptions()
-        self._with_usage = options.include_usage
+        options = body.stream_options
+        self._with_usage = options is not None and options.include_usage
         self._so_far = (
             {number: {"prompt_tokens": length, "output_tokens": 0} for number, length in enumerate(lengths)}
-            if options.continuous_usage_stats
+            if options is not None and options.continuous_usage_stats
             else {}
         )
 

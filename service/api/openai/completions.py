@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -14,7 +13,16 @@ from fastapi.responses import JSONResponse
 from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
-from service.api.openai.common import STREAMED, Chunks, check_model, completion_logprobs, head, prompt_logprobs, usage
+from service.api.openai.common import (
+    STREAMED,
+    Chunks,
+    check_model,
+    completion_logprobs,
+    encoded,
+    head,
+    prompt_logprobs,
+    usage,
+)
 from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import CompletionRequest
 from service.api.openai.token_text import Offsets, TokenTexts, token_texts
@@ -43,8 +51,11 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     """Completions of one or several prompts, streaming and not."""
     check_model(runtime, body.model)
     tell_unknown(request, body)
-    prompts = await asyncio.to_thread(_prompts, runtime, body)
-    runtime.engine.admit(body.n * len(prompts))
+    given = _given(body.prompt)
+    runtime.engine.admit(body.n * len(given))
+    texts = [one for one in given if isinstance(one, str)]
+    making = encoded(runtime, principal.owner, texts, lambda: _prompts(runtime, given, body.echo), together=False)
+    prompts = await unless_gone(request.receive, making)
     tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     defaults = runtime.engine.sampling_defaults
     params = [body.sampling(i, tokens, body.logprobs, defaults, body.scored) for i in range(body.n)]
@@ -58,17 +69,20 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     return JSONResponse(head("text_completion", "cmpl", runtime) | {"choices": choices, "usage": figures})
 
 
-def _prompts(runtime: Runtime, body: CompletionRequest) -> list[Prompt]:
-    """The prompts: text is encoded as the tokenizer's own call does, ids are taken as they are."""
-    encoder, given = runtime.chat.encoder, body.prompt
-    found: list[Prompt] = []
-    for one in [given] if isinstance(given, str) or isinstance(given[0], int) else given:
-        if isinstance(one, str):
-            found.append(Prompt(encoder.plain(one), one))
-        else:
-            ids = [*one]  # type: ignore[misc]
-            found.append(Prompt(ids, encoder.decoded(ids) if body.echo else ""))
-    return found
+def _given(prompt: Any) -> list[str | list[int]]:
+    """Each prompt by itself."""
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+def _prompts(runtime: Runtime, given: Sequence[str | list[int]], echo: bool) -> list[Prompt]:
+    """Text is encoded as the tokenizer's own call does, ids are taken as they are."""
+    encoder = runtime.chat.encoder
+    return [
+        Prompt(encoder.plain(one), one)
+        if isinstance(one, str)
+        else Prompt(list(one), encoder.decoded(list(one)) if echo else "")
+        for one in given
+    ]
 
 
 async def _whole(stream: AsyncGenerator[TokenOutput, None]) -> TokenOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Any
 
@@ -15,9 +14,12 @@ from service.api.errors import openai_problems
 from service.api.health import Parts
 from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import EmbeddingRequest
+from service.api.waiting import unless_gone
 from service.errors import InvalidRequest, NotFound
 
 router = APIRouter(tags=["openai"])
+
+MOST_CHARS = 2_000_000
 
 
 @router.post("/v1/embeddings", responses=openai_problems(404))
@@ -36,9 +38,17 @@ async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, p
         raise InvalidRequest(
             f"{served!r} has {embedder.dim} dimensions and cannot be cut to {body.dimensions}.", param="dimensions"
         )
-    texts = await asyncio.to_thread(_texts, embedder, body)
-    vectors = await asyncio.to_thread(embedder.encode_documents, texts)
-    tokens = await asyncio.to_thread(lambda: sum(len(embedder.token_starts(text)) for text in texts))
+
+    def embed() -> tuple[np.ndarray, int]:
+        texts = _texts(embedder, body)
+        chars = sum(map(len, texts))
+        if chars > MOST_CHARS:
+            raise InvalidRequest(
+                f"The texts have {chars:,} characters; {MOST_CHARS:,} are embedded at once.", param="input"
+            )
+        return embedder.encode_documents(texts), sum(len(embedder.token_starts(text)) for text in texts)
+
+    vectors, tokens = await unless_gone(request.receive, runtime.encoding.run(principal.owner, embed))
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
         for i, vector in enumerate(vectors)

@@ -29,10 +29,12 @@ UNSUPPORTED: dict[str, Any] = {
     "length_penalty": 1,
     "min_tokens": 0,
     "skip_special_tokens": True,
+    "tool_choice": None,
+    "tools": None,
     "truncate_prompt_tokens": None,
     "use_beam_search": False,
 }
-"""Fields of vLLM's that would change the answer, and the value of each that does not."""
+"""Fields of OpenAI's and vLLM's that would change the answer, and the value of each that does not."""
 
 
 class Lenient(BaseModel):

@@ -80,7 +80,7 @@ class StreamOptions(Lenient):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    continuous_usage_stats: bool = Field(False, description="Usage in every chunk, as vLLM's.")
+    continuous_usage_stats: bool = Field(default=False, description="Usage in every chunk, as vLLM's.")
 
 
 class NamedSchema(Lenient):

@@ -5,7 +5,6 @@ A score is the probability that a text answers the query: that of its best sente
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
 from service.api.openai.lenient import Lenient, tell_unknown
+from service.api.waiting import unless_gone
 from service.errors import InvalidRequest, NotFound
 from service.fields import Text
 from service.runtime import Runtime
@@ -65,7 +65,9 @@ async def rerank(body: RerankRequest, request: Request, runtime: Parts, principa
     """The documents by falling probability that they answer the query."""
     tell_unknown(request, body)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
-    name, scores, tokens = await asyncio.to_thread(_scored, runtime, body.model, [body.query] * len(texts), texts)
+    name, scores, tokens = await _scored(
+        request, runtime, principal.owner, body.model, [body.query] * len(texts), texts
+    )
     order = sorted(range(len(texts)), key=lambda n: -scores[n])[: body.top_n or None]
     results = [
         {"index": n, "relevance_score": scores[n]} | ({"document": {"text": texts[n]}} if body.return_documents else {})
@@ -90,7 +92,7 @@ async def score(body: ScoreRequest, request: Request, runtime: Parts, principal:
             hint="Give one in text_1, or as many as in text_2.",
             param="text_1",
         )
-    name, scores, tokens = await asyncio.to_thread(_scored, runtime, body.model, queries, texts)
+    name, scores, tokens = await _scored(request, runtime, principal.owner, body.model, queries, texts)
     return {
         "id": f"score-{secrets.token_hex(12)}",
         "object": "list",
@@ -101,7 +103,15 @@ async def score(body: ScoreRequest, request: Request, runtime: Parts, principal:
     }
 
 
-def _scored(
+async def _scored(
+    request: Request, runtime: Runtime, owner: str, model: str | None, queries: Sequence[str], texts: Sequence[str]
+) -> tuple[str, list[float], int]:
+    """`_scores`, in the owner's turn, and as long as the client waits."""
+    scoring = runtime.encoding.run(owner, lambda: _scores(runtime, model, queries, texts))
+    return await unless_gone(request.receive, scoring)
+
+
+def _scores(
     runtime: Runtime, model: str | None, queries: Sequence[str], texts: Sequence[str]
 ) -> tuple[str, list[float], int]:
     """The ranker's name, the score of each pair, and the tokens of all. Raises NotFound for another ranker."""

@@ -65,6 +65,7 @@ class Offsets:
         self._texts = texts
         self._known = known
         self._chars = 0
+        self._begun = False
 
     def next(self, token_id: int) -> int:
         """Of one more token."""
@@ -73,8 +74,9 @@ class Offsets:
             name = self._texts.text(token_id)
             self._chars += len(name) if self._known.startswith(name, at) else 0
             return at
-        if at == 0 and data.startswith(b" ") and not self._known.startswith(" "):
+        if not self._begun and data.startswith(b" ") and not self._known.startswith(" "):
             data = data[1:] if self._known or self._texts.drops_blank(token_id) else data
+        self._begun = True
         begun = sum(byte & 0xC0 != 0x80 for byte in data)
         self._chars += begun
         return at - 1 if at and data and data[0] & 0xC0 == 0x80 else at

@@ -12,7 +12,7 @@ from service.answering.question import MAX_TURNS
 from service.api.auth import Reader
 from service.api.errors import openai_problems
 from service.api.health import Parts
-from service.api.openai.common import check_model
+from service.api.openai.common import check_model, encoded
 from service.api.openai.lenient import Lenient, tell_unknown
 from service.api.openai.schemas import ChatMessage, TokenId
 from service.api.openai.token_text import token_texts
@@ -20,6 +20,8 @@ from service.errors import InvalidRequest
 from service.fields import Text
 
 router = APIRouter(tags=["openai"])
+
+MOST_TOKENS = 2**20
 
 
 class TokenizeRequest(Lenient):
@@ -45,7 +47,7 @@ class DetokenizeRequest(Lenient):
     """Token ids of the model."""
 
     model: str | None = Field(None, max_length=255)
-    tokens: list[TokenId] = Field(max_length=2**20)
+    tokens: list[TokenId] = Field(max_length=MOST_TOKENS)
 
 
 @router.post("/tokenize", responses=openai_problems(404))
@@ -62,7 +64,8 @@ async def tokenize(body: TokenizeRequest, request: Request, runtime: Parts, prin
         text = body.prompt or ""
         return encoder.template(text) if body.add_special_tokens is False else encoder.plain(text)
 
-    found = await asyncio.to_thread(ids)
+    said = [message.turn()["content"] for message in body.messages or []] or [body.prompt or ""]
+    found = await encoded(runtime, principal.owner, said, ids, most=MOST_TOKENS)
     texts = token_texts(runtime.tokenizer)
     strings = [texts.text(token) for token in found] if body.return_token_strs else None
     return {"count": len(found), "max_model_len": runtime.engine.window, "tokens": found, "token_strs": strings}

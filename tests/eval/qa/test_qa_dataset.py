@@ -105,3 +105,10 @@ def test_every_gold_sentence_stands_in_its_document_and_holds_the_answer(name, s
         for gold in item.gold:
             assert [*stored[item.document].find(gold)], (item.id, gold)
         assert item.unanswerable or holds(" ".join(item.gold), item.answers), item.id
+
+
+def test_halves_part_the_questions_and_keep_the_documents(dataset):
+    first, second, both = (dataset.half(which) for which in ("first", "second", None))
+    assert [item.document for item in first.items] == ["paragraph-0001.txt"] * 2
+    assert [*first.items, *second.items] == [*both.items] == [*dataset.items]
+    assert first.documents == second.documents == dataset.documents

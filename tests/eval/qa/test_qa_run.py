@@ -48,6 +48,17 @@ def test_the_control_prints_the_sentence_that_answers(ran):
     assert "citation_precision" in printed
 
 
+def test_search_alone_over_one_half(squad_file, tmp_path):
+    told = tmp_path / "figures.json"
+    result = folio_eval("--data", squad_file, "--half", "second", "--no-answers", "--output", tmp_path, "--json", told)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(told.read_text())["figures"]
+    assert figures["answers"] == []
+    assert {row["method"] for row in figures["retrieval"]} >= {"hybrid", "hybrid+rerank", "bm25s, naive chunks"}
+    assert all((row["half"], row["n"]) == ("second", 2) for row in figures["retrieval"])
+    assert not list(tmp_path.glob("rows_*"))
+
+
 def test_the_report_has_tables_and_pictures(ran):
     folder, _, _ = ran
     text = (folder / "report.md").read_text()

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrieval.analysis.folding import fold, unaccented
-from retrieval.analysis.languages import likeliest, votes
+from retrieval.analysis.languages import is_english, likeliest, votes
 from retrieval.analysis.terms import chunk_terms, language_of, query_terms, terms
 from retrieval.analysis.words import words
 
@@ -152,3 +152,18 @@ def test_any_text_has_terms_or_none(chunks: list[tuple[str, str, str]], query: s
     for _, found in analysed:
         assert all(language_of(term) in languages for term in found)
     assert all(language_of(term) in languages for term in query_terms(query, languages))
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("What was it?", True),
+        ("Marlow 40 mass", True),
+        ("Was war das?", False),
+        ("¿Qué era?", False),
+        ("这是什么？", False),
+        ("Größe", False),
+    ],
+)
+def test_what_is_english(text: str, english: bool) -> None:
+    assert is_english(text) is english

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 from pathlib import Path
 
@@ -199,3 +200,66 @@ def test_two_writers_at_once_get_one_clear_sentence(tmp_path: Path, embedder, op
         ):
             two.ingest([Upload("a.txt", b"x y z")], wait_s=0)
         assert two.ingest([Upload("a.txt", b"x y z")], wait_s=0)[0].status == "ready"
+
+
+def test_owners_take_turns(library: Library) -> None:
+    order = ["bob", "bob", "bob", "ann", "ann"]
+    submitted = [library.jobs.submit([Upload(f"{n}.txt", b"word %d" % n)], "default", owner)
+                 for n, owner in enumerate(order)]  # fmt: skip
+    seen: list[str] = []
+    real = library.jobs._ingest_one
+    library.jobs._ingest_one = lambda source, collection, owner, *rest: (
+        seen.append(owner) or real(source, collection, owner, *rest)
+    )
+    while library.jobs.run_next():
+        pass
+    assert seen == ["bob", "ann", "bob", "ann", "bob"]
+    assert all(library.jobs.get(job.id, owner).status == "done" for job, owner in zip(submitted, order, strict=True))
+
+
+def test_one_owner_never_holds_all_workers(library: Library) -> None:
+    """Bob's files take for ever; Ann's is done meanwhile."""
+    go_on = threading.Event()
+    real = library.jobs._ingest_one
+
+    def slow(source, collection, owner, *rest):
+        if owner == "bob":
+            assert go_on.wait(20)
+        return real(source, collection, owner, *rest)
+
+    library.jobs._ingest_one = slow
+    for number in range(3):
+        library.jobs.submit([Upload(f"{number}.txt", b"word %d" % number)], "default", "bob")
+    library.jobs.start_worker()
+    time.sleep(1.2)
+    job = library.jobs.submit([Upload("ann.txt", b"A swan drifted.")], "default", "ann")
+    deadline = time.monotonic() + 10
+    while library.jobs.get(job.id, "ann").status != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert sum(found.status == "running" for found in library.jobs.listing("bob", 10)) == 1
+    go_on.set()
+    library.jobs.stop_worker()
+
+
+def test_the_right_to_write_is_held_for_the_commit_alone(library: Library, embedder) -> None:
+    job = library.jobs.submit(FILES[:1], "default", "local")
+    real, others = embedder.encode_documents, []
+
+    def encodes(texts, advance=None):
+        writing = threading.Thread(
+            target=lambda: others.extend(library.ingest([Upload("b.txt", b"A crow.")], wait_s=0))
+        )
+        if not others:
+            others.append("asked")
+            writing.start()
+            writing.join(10)
+        return real(texts, advance)
+
+    embedder.encode_documents = encodes
+    try:
+        assert library.jobs.run_next()
+    finally:
+        del embedder.encode_documents
+    assert library.jobs.get(job.id, "local").status == "done"
+    assert others[1].status == "ready"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.errors import InvalidRequest
 from retrieval.parsing import parse
-from retrieval.parsing.chunking import ChunkingOptions, chunk
+from retrieval.parsing.chunking import ChunkingOptions, _Contexts, chunk
 from retrieval.parsing.document import Heading, Table
+from retrieval.parsing.limits import Limits
+from retrieval.parsing.sandbox import Sandbox
 from retrieval.parsing.sentences import sentences
 from retrieval.types import Page
 
@@ -111,3 +115,46 @@ def test_rows_cover_what_they_covered(text: str, data: st.DataObject) -> None:
         covered[piece.start : piece.end] = True
         assert piece.tokens <= 8
     assert all(covered[at] for at, character in enumerate(text) if not character.isspace())
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=12), st.integers(0, 60))
+def test_the_headings_above_a_chunk_are_those_of_its_section(made: list[tuple[int, int]], start: int) -> None:
+    headings, at = [], 0
+    for level, gap in made:
+        headings.append(Heading(at, at + 2, level))
+        at += 2 + gap
+    text = "".join(f"{chr(65 + i % 26)}" for i in range(100))
+    found: list[str] = []
+    level = 9
+    for heading in reversed([one for one in headings if one.start < start]):
+        if heading.level < level and heading.end <= start:
+            level = heading.level
+            found.append(text[heading.start : heading.end])
+    contexts = _Contexts(text, (), headings, word_starts, 48)
+    assert contexts._section(start) == found[::-1]
+
+
+def test_many_headings_take_no_more_time_than_they_are() -> None:
+    line = "## of a section\n\nSome words.\n\n"
+    text = line * 30_000
+    headings = [Heading(n * len(line), n * len(line) + 15, 2) for n in range(30_000)]
+    began = time.process_time()
+    chunks = chunk(text, [Page(1, 0, len(text))], word_starts, headings=headings)
+    assert time.process_time() - began < 10
+    assert len(chunks) > 1000
+
+
+def test_chunks_are_the_same_in_the_sandbox() -> None:
+    tokens = SentenceEmbedder().tokens
+    data = b"# Bridge\n\nSeven arches stand. They are old.\n\n" * 200 + b"| a | b |\n| - | - |\n| 1 | 2 |\n"
+    sandbox = Sandbox(Limits())
+    try:
+        parsed = sandbox.parse(data, "a.md")
+        inside = sandbox.chunk("a.md", parsed, tokens, ChunkingOptions())
+        again = sandbox.chunk("a.md", parsed, tokens, ChunkingOptions(max_tokens=64))
+    finally:
+        sandbox.close()
+    here = chunk(parsed.text, parsed.pages, tokens.starts, None, parsed.tables, parsed.headings)
+    assert inside == here
+    assert any(piece.context for piece in inside)
+    assert len(again) > len(inside)

@@ -147,8 +147,8 @@ def test_the_parser_sees_nothing_of_our_environment(sandbox: Sandbox, monkeypatc
     fresh = Sandbox(Limits())
     try:
         fresh.parse(b"<p>x</p>", "x.html")
-        assert fresh._process is not None
-        assert b"secret" not in Path(f"/proc/{fresh._process.pid}/environ").read_bytes()
+        assert fresh._workers[0]._process is not None
+        assert b"secret" not in Path(f"/proc/{fresh._workers[0]._process.pid}/environ").read_bytes()
     finally:
         fresh.close()
 

@@ -45,6 +45,19 @@ def test_scores_do_not_depend_on_what_is_read_beside(encoder: CrossEncoder) -> N
     assert max(range(4), key=together.__getitem__) == 0
 
 
+def test_what_was_read_for_a_question_is_not_read_again(encoder: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = "Which islands is it from?"
+    whole = read(encoder, ONE, TWO, question=question)
+    passes = []
+    states = encoder._bert.states
+    monkeypatch.setattr(encoder._bert, "states", lambda *given: passes.append(len(given[0])) or states(*given))
+    assert read(encoder, ["A lamp."], TWO, question=question)[1:] == whole[2:]
+    assert passes == [1]  # the new passage alone
+    monkeypatch.setattr("retrieval.ranking.cross_encoder.KEPT", 1)
+    read(encoder, ONE, TWO, question="Which ship?")
+    assert len(encoder._kept) == 1
+
+
 def test_a_sentence_is_read_in_its_passage(encoder: CrossEncoder) -> None:
     question = "Where does the lamp burn?"
     inside = read(encoder, ONE, question=question)[1]

@@ -36,6 +36,9 @@ class Counting:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
+    def knows(self, question: str) -> bool:
+        return "lampe" not in question
+
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         self.seen = list(sentences)
         return np.ones((len(sentences), 1), dtype=np.float32)
@@ -43,20 +46,20 @@ class Counting:
 
 def counting() -> tuple[Counting, SentenceRanker]:
     scorer = Counting()
-    words = Logistic(np.eye(len(NAMES))[0], 0.0)
-    return scorer, SentenceRanker(scorer, Logistic(np.eye(1, 1 + len(NAMES))[0], 0.0), words, 0.5)
+    words = Logistic(np.eye(len(NAMES))[0], 0.0, refuse_below=0.3)
+    return scorer, SentenceRanker(scorer, Logistic(np.eye(1, 1 + len(NAMES))[0], 0.0, refuse_below=0.5), words)
 
 
 def test_the_answer_is_probable_and_the_rest_is_not(ranker: SentenceRanker) -> None:
     scores = ranker.score("When was the lamp lit?", [*OTHERS, LAMP])
     assert scores.dtype == np.float32
     assert int(scores.argmax()) == 3
-    assert scores[3] > ranker.refuse_below > max(scores[:3])
+    assert scores[3] > ranker.refuse_below("When was the lamp lit?") > max(scores[:3])
 
 
 def test_what_the_passages_do_not_say_is_refused(ranker: SentenceRanker) -> None:
-    scores = ranker.score("How much does a ticket to the opera in Vienna cost?", [*OTHERS, LAMP])
-    assert scores.max() < ranker.refuse_below
+    question = "How much does a ticket to the opera in Vienna cost?"
+    assert ranker.score(question, [*OTHERS, LAMP]).max() < ranker.refuse_below(question)
 
 
 def test_nothing_and_the_bare_are_scored(ranker: SentenceRanker) -> None:
@@ -72,6 +75,31 @@ def test_of_many_passages_those_are_read_that_share_words() -> None:
     assert scorer.seen[-1] == "The lamp burns."
     assert sum(map(len, scorer.seen)) <= READ_CHARS
     assert (scores > 0.5).sum() == len(scorer.seen) < len(passages)
+
+
+def test_a_question_that_is_not_read_is_judged_by_words() -> None:
+    scorer, ranker = counting()
+    scores = ranker.score("Wo brennt die lampe?", ["Die lampe brennt auf der Mole.", "Bees."])
+    assert scorer.seen == []
+    assert scores[0] > scores[1]
+    assert (ranker.refuse_below("Wo brennt die lampe?"), ranker.refuse_below("Where?")) == (0.3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("question", "right"),
+    [
+        ("Wann wurde die Lampe angezündet?", "Die Lampe wurde im Jahr 1871 angezündet."),
+        ("¿Quién encendió la lámpara?", "La lámpara la encendió Ada Miller."),
+        ("灯是谁点的？", "灯是看守的女儿点的。"),
+    ],
+)
+def test_the_packaged_ranker_reads_english_and_finds_words_in_the_rest(
+    ranker: SentenceRanker, question: str, right: str
+) -> None:
+    others = ["Die Mole ist aus Granit.", "El puerto es de granito.", "港口由花岗岩建成。"]
+    scores = ranker.score(question, [*others, right])
+    assert int(scores.argmax()) == 3
+    assert scores[3] >= ranker.refuse_below(question)
 
 
 def test_a_passage_is_as_good_as_its_best_sentence() -> None:
@@ -107,7 +135,7 @@ def test_a_cross_encoder_by_folder(tmp_path: Path) -> None:
     ranker = load_ranker(str(tmp_path))
     scores = ranker.score("When?", OTHERS)
     assert ((scores > 0) & (scores < 1)).all()
-    assert ranker.refuse_below == 0
+    assert ranker.refuse_below("When?") == 0
 
 
 @pytest.mark.parametrize("kind", ["BertModel", None])

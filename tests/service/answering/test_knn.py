@@ -186,6 +186,9 @@ def test_ask_with_a_datastore(folio: Folio, home: Path, tiny_model: Path) -> Non
     code, _, error = folio(*where, *question, "--knn")
     assert code == 1
     assert "folio index build --knn" in error
+    code, _, error = folio(*where, "index", "build", "--knn", "-m", "embedded")
+    assert code != 0
+    assert "embedded reader quotes" in error
     code, out, _ = folio(*where, "index", "build", "--knn", "-m", tiny_model, "--json")
     assert code == 0
     assert json.loads(out)["knn"]["entries"] > 200

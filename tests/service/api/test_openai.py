@@ -217,7 +217,7 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
         400,
         None,
     ),
-    ({"colour": "red"}, 400, "colour"),
+    ({"guided_json": {"type": "object"}}, 400, "guided_json"),
     ({"max_tokens": -1}, 400, "max_tokens"),
     ({"max_tokens": 10**9}, 400, "messages"),
     ({"max_tokens": 10**40}, 400, "max_tokens"),

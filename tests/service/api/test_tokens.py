@@ -133,10 +133,10 @@ def test_bytes_are_the_texts_and_offsets_its_characters(kind: str) -> None:
         offsets = Offsets(texts, text)
         at = [offsets.next(token) for token in ids]
         shown = text.encode()
-        behind = 0
+        behind = -blank
         for token, offset in zip(ids, at, strict=True):
-            assert offset == len(shown[:behind].decode(errors="ignore"))
-            behind += len(texts.data(token) or b"") - (blank and behind == 0)
+            assert offset == len(shown[: max(0, behind)].decode(errors="ignore"))
+            behind += len(texts.data(token) or b"")
 
 
 def sentencepiece_like() -> Any:

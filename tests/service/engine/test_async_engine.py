@@ -147,6 +147,24 @@ def test_a_full_queue_refuses_and_makes_room_again() -> None:
     with_engine(test, max_running=1, queue_limit=2)
 
 
+def test_whoever_is_refused_is_told_when_there_will_be_room() -> None:
+    """By the pace of the last answers: so many at once, each of so many seconds."""
+
+    async def test(door: AsyncEngine) -> None:
+        with pytest.raises(Busy) as unknown:
+            door.admit(4)
+        assert unknown.value.retry_after == 1
+        with door.ticket():
+            await asyncio.sleep(0.05)
+        assert 0.05 <= (door._answer_s or 0) < 30
+        door._answer_s = 10.0
+        with door.ticket(), door.ticket(), pytest.raises(Busy) as known:
+            door.admit(4)  # room for one of them: three must end before, at two in ten seconds
+        assert known.value.retry_after == 15
+
+    with_engine(test, max_running=1, queue_limit=2)
+
+
 def test_one_place_serves_many_requests_and_tells_what_its_holder_observes() -> None:
     async def test(door: AsyncEngine) -> None:
         seen: list[tuple[str, bool]] = []

@@ -36,10 +36,10 @@ def check(found: Generation, ids: list[int], expected: torch.Tensor, count: int 
     assert scored is not None
     assert [entry.token_id for entry in scored] == ids[1:]
     for row, entry in zip(expected, scored, strict=False):
-        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-8)
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-6)
         assert entry.rank == int((row > row[entry.token_id]).sum()) + 1
-        assert [logprob for _, logprob in entry.top] == pytest.approx(row.topk(count).values.tolist(), abs=1e-8)
-        assert all(float(row[token]) == pytest.approx(logprob, abs=1e-8) for token, logprob in entry.top)
+        assert [logprob for _, logprob in entry.top] == pytest.approx(row.topk(count).values.tolist(), abs=1e-6)
+        assert all(float(row[token]) == pytest.approx(logprob, abs=1e-6) for token, logprob in entry.top)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,10 +90,10 @@ def test_the_logits_of_few_rows_are_held_at_once(engine: Engine, monkeypatch: py
 
 def test_a_policy_scores_by_what_its_rows_see(engine: Engine) -> None:
     ids = tokens(1, 150)
-    asked = SamplingParams(max_tokens=0, prompt_logprobs=3, attention="streaming:sink=16,local=32")
+    asked = SamplingParams(max_tokens=0, prompt_logprobs=3, attention="streaming:sink=16,local=32,gate=0")
     whole, part = (found.prompt_logprobs or [] for found in generate(engine, [ids, ids[:101]], asked))
     assert len(whole) == 149
-    assert [entry.logprob for entry in whole[:100]] == pytest.approx([entry.logprob for entry in part], abs=1e-8)
+    assert [entry.logprob for entry in whole[:100]] == pytest.approx([entry.logprob for entry in part], abs=1e-6)
     dense = of_model(ids)
     assert any(abs(float(dense[n, ids[n + 1]]) - entry.logprob) > 1e-3 for n, entry in enumerate(whole))
 

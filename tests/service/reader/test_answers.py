@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from folio import LLM, Library, SamplingParams, ask
 from retrieval.errors import UnknownRanker
 from service.answering.answer import Answer
+from service.answering.question import Knn
+from service.errors import InvalidRequest
 from service.reader.tokenizer import NOT_STATED
 
 TEXT = (
@@ -50,6 +53,14 @@ def test_what_is_not_stored_is_refused(library: Library, llm: LLM, mode: str) ->
     found = answer(library, llm, "What does a ticket to the opera in Vienna cost?", mode)
     assert found.answer == NOT_STATED
     assert found.citations == []
+
+
+@pytest.mark.parametrize("how", [{"mode": "iterative"}, {"knn": Knn()}, {"mode": "long", "knn": Knn()}])
+def test_what_acts_on_every_word_is_refused_with_the_remedy(library: Library, llm: LLM, how: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="embedded reader quotes") as refused:
+        ask("When was the lamp on the mole first lit?", library=library, llm=llm, **how)
+    assert refused.value.param == ("mode" if how.get("mode") == "iterative" else "knn")
+    assert "FOLIO_MODEL=smollm2" in str(refused.value.hint)
 
 
 def test_a_guess_that_is_certain_is_taken_whole(library: Library, llm: LLM) -> None:

@@ -1,6 +1,6 @@
 """What the reader is asked, and what of its answer is shown."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -75,10 +75,12 @@ class Chooses:
 
     def __init__(self, *sentences: int) -> None:
         self.sentences = sentences
-        self.asked: list[tuple[str, list[list[str]]]] = []
 
-    def choose(self, question: str, passages: Sequence[Sequence[str]]) -> Choice:
-        self.asked.append((question, [list(passage) for passage in passages]))
+    def choose(
+        self, question: str, sentences: Sequence[str], contexts: Sequence[str], names: Collection[int]
+    ) -> Choice:
+        assert len(sentences) == len(contexts)
+        assert all(sentences[n].startswith("| Item") for n in names)
         return Choice(self.sentences, tuple(sorted({0, *self.sentences})), 0.9)
 
 
@@ -135,6 +137,14 @@ def test_rows_of_a_table_are_sentences(reader_tokenizer: Any) -> None:
     text = "Stock | Item: Rope. Old | Amount: 12\nStock | Item: Tar | Amount: 3"
     layout, prompt = settled(reader_tokenizer, 1, narrow=True, text=text)
     assert read(layout, prompt, list(prompt.answer))[0] == "Stock | Item: Tar | Amount: 3"
+
+
+def test_a_row_is_quoted_under_the_names_of_its_columns(reader_tokenizer: Any) -> None:
+    table = "| Item | Amount |\n| --- | --- |\n| Rope | 12 |\n| Tar | 3 |"
+    layout, prompt = settled(reader_tokenizer, 3, narrow=True, text=f"The stock.\n\n{table}\n\n| Ada | 1871 |")
+    assert read(layout, prompt, list(prompt.answer))[0] == "| Item | Amount |\n| Tar | 3 |"
+    layout, prompt = settled(reader_tokenizer, 4, narrow=True, text=f"The stock.\n\n{table}\n\n| Ada | 1871 |")
+    assert read(layout, prompt, list(prompt.answer))[0] == "| Ada | 1871 |"
 
 
 def test_what_is_forced_is_what_is_encoded(reader_tokenizer: Any) -> None:

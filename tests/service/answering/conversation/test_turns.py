@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,3 +235,28 @@ def test_a_conversation_shows_nothing_of_another_owner(ask: Ask, home: Path) -> 
         answer = ask(follow_up(f"What does {document} say of it?", FIRST, REPLY, mode=mode), owner="other")
         assert answer.results == answer.citations == []
         assert "Ada" not in answer.answer
+
+
+def test_a_follow_up_over_whole_documents_computes_what_is_new(home: Path, tiny_model: Path) -> None:
+    """Documents and earlier turns stand in front, as the first prompt has them: their keys and values are there."""
+
+    async def go() -> list[Answer]:
+        runtime = Runtime(load_settings(home=home, model=str(tiny_model), page_size=16))
+        await runtime.start()
+        try:
+            await runtime.ended.wait()
+            answers: list[Answer] = []
+            turns: list[tuple[str, str]] = []
+            for text in (FIRST[1], "And how many arches has it?", "And when was that?"):
+                question = follow_up(text, *turns, mode="long")
+                stream = runtime.answerer.answer(question, SamplingParams(max_tokens=8))
+                answers.append(await collect(stream))
+                turns += [("user", text), ("assistant", answers[-1].answer)]
+            return answers
+        finally:
+            await runtime.stop()
+
+    answers = asyncio.run(go())
+    assert answers[0].stats["cached_tokens"] == 0
+    for before, after in pairwise(answers):
+        assert after.stats["cached_tokens"] > before.stats["prompt_tokens"] - 16
