@@ -13,6 +13,6 @@ combine   what is made of other drafters
 research  what is exact and tested, and was measured to lose
 
 `sampling` holds all that touches logits; trees (`tree`) and their verification (`verify`) are arrays of numbers.
-`tracked` is the border to the engine. All requests of an engine learn `calibration` (how often a kind of guess is
-right) and `machine_profile` (what a step costs).
+`tracked` is the border to the engine. All requests of an engine learn `machine_profile` (what a step costs), those of
+one owner what `learned` keeps (`calibration`, how often a kind of guess is right; successors; documents in play).
 """

@@ -2,7 +2,7 @@
 
 A cell is a class of guesses (source, match length, share of the continuations, rank, …). Its value estimates
 the probability that such a node is accepted given that its parent is; a node's path score is the product
-along its path. The values are shared by all requests of an engine, so a new request starts from what earlier
+along its path. The values are shared by all requests of an owner, so a new request starts from what earlier
 ones taught.
 """
 
@@ -47,6 +47,10 @@ class Calibration:
         self._tries = np.zeros(_CELLS)
         self._blocks: dict[str, tuple[int, int]] = {}
         self._used = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.cells.nbytes + self._prior.nbytes + self._hits.nbytes + self._tries.nbytes
 
     def block(self, source: str, prior: np.ndarray) -> int:
         """The first cell of a source's block, made with the prior estimates (any shape) on first use."""

@@ -72,7 +72,7 @@ def register(options: type[Options], make: Make) -> None:
 def build(options: Options, resources: Resources) -> TrackedDrafter:
     """A drafter for one request; DrafterError if the engine lacks what it needs."""
     inner = _make(options, resources)
-    return TrackedDrafter(inner, resources.calibration, resources.vocab_size, options.budget)
+    return TrackedDrafter(inner, resources.learned.calibration, resources.vocab_size, options.budget)
 
 
 def describe() -> dict[str, dict[str, str]]:
@@ -95,7 +95,7 @@ def _none(options: Options, resources: Resources) -> Together:
 
 
 def _auto(options: Options, resources: Resources) -> Auto:
-    return Auto(_free(resources), resources.profile, resources.acceptance)
+    return Auto(_free(resources), resources.profile, resources.learned.acceptance)
 
 
 def _free(resources: Resources) -> Together:
@@ -110,15 +110,17 @@ def _free(resources: Resources) -> Together:
 
 
 def _prompt_lookup(options: PromptLookupOptions, resources: Resources) -> PromptLookup:
-    return PromptLookup(resources.calibration, options)
+    return PromptLookup(resources.learned.calibration, options)
 
 
 def _suffix(options: SuffixOptions, resources: Resources) -> Suffix:
-    return Suffix(resources.calibration, resources.automata, options)
+    return Suffix(resources.learned.calibration, resources.learned.automata, options)
 
 
 def _recycling(options: RecyclingOptions, resources: Resources) -> Recycling:
-    return Recycling(resources.calibration, resources.successors(options.ranks), options)
+    return Recycling(
+        resources.learned.calibration, resources.learned.successors(resources.vocab_size, options.ranks), options
+    )
 
 
 def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDrafter:
@@ -128,7 +130,7 @@ def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDraf
             f"the datastore was built with the tokenizer {store.tokenizer}, the model has {resources.tokenizer}: "
             "build the index again for this model"
         )
-    return DatastoreDrafter(resources.calibration, store, options)
+    return DatastoreDrafter(resources.learned.calibration, store, options)
 
 
 def _same_tokenizer(store: Datastore, resources: Resources) -> bool:
@@ -139,7 +141,9 @@ def _draft_model(options: DraftModelOptions, resources: Resources) -> Drafter:
     model: DraftModel = _needs(resources.draft_model, options.name, "a draft model (set draft_model)")
     if resources.draft_codec is not None:
         codec = _needs(resources.codec, options.name, "the target's tokenizer, to re-encode")
-        return ReencodingDrafter(model, resources.calibration, codec, resources.draft_codec, length=options.depth)
+        return ReencodingDrafter(
+            model, resources.learned.calibration, codec, resources.draft_codec, length=options.depth
+        )
     if model.vocab_size != resources.vocab_size:
         raise DrafterError(
             f"the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: use a draft "
@@ -193,7 +197,7 @@ def _self_model(options: Options, resources: Resources) -> DraftModel:
 
 
 def _growth(source: str, options: GrowthOptions, resources: Resources, **more: Any) -> BestFirst:
-    return BestFirst(source, resources.calibration, options, **more)
+    return BestFirst(source, resources.learned.calibration, options, **more)
 
 
 def _pace(options: GrowthOptions, resources: Resources) -> Pace:
@@ -202,7 +206,7 @@ def _pace(options: GrowthOptions, resources: Resources) -> Pace:
 
 def _self_speculation(options: SelfSpeculationOptions, resources: Resources) -> SelfSpeculation:
     model = _needs(resources.skippable, "self_speculation", "an engine that can skip layers")
-    search = resources.layer_search(model.num_layers, options.skip, options.every)
+    search = resources.learned.layer_search(model.num_layers, options.skip, options.every)
     return SelfSpeculation(model, _growth("self_speculation", options, resources), search)
 
 

@@ -62,6 +62,14 @@ class StoreUnavailable(RetrievalError):
     """The database cannot be opened or is of a newer version."""
 
 
+class DiskFull(StoreUnavailable):
+    """The database has no space to write to."""
+
+
+class StorageFull(RetrievalError):
+    """An owner has stored as much as he may."""
+
+
 class StoreBusy(RetrievalError):
     """Another process is writing."""
 

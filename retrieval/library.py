@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -25,18 +26,18 @@ import numpy as np
 import structlog
 
 from retrieval.checks import check_label, check_query
-from retrieval.common.failpoints import failpoint
-from retrieval.common.progress import CancelCheck
+from retrieval.common.progress import CancelCheck, ProgressMeter
 from retrieval.embedding.embedder import check_query_length, make_embedder, newest_tokens
 from retrieval.embedding.encoding import Embedder, cosine_weight
-from retrieval.errors import RetrievalError
+from retrieval.erasure import Also, Erasure
+from retrieval.errors import RetrievalError, UnreadableFile
 from retrieval.index.batching import Batcher
 from retrieval.index.searching import Searcher, SearchRequest
 from retrieval.index.token_store import CorpusTokenizer, TokenStore
 from retrieval.index.upkeep import IndexUpkeep
 from retrieval.index.verification import verify
 from retrieval.ingest import archive
-from retrieval.ingest.ingestion import Ingester, Prepared, Refused
+from retrieval.ingest.ingestion import Ingester, Prepared, Refused, prepare
 from retrieval.ingest.jobs import WORKERS, JobQueue
 from retrieval.ingest.sources import Source, sources
 from retrieval.ingest.unpacking import unpacked
@@ -50,8 +51,9 @@ from retrieval.store import documents as store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
 from retrieval.store.database import Database
 from retrieval.store.lease import WriterLease
-from retrieval.store.originals import Originals
+from retrieval.store.originals import Originals, file_name
 from retrieval.store.shelf import DEFAULT_OWNER, Shelf, make_home
+from retrieval.traces import Trace, forms_of, look_through, needles_of
 from retrieval.types import (
     Document,
     IndexReport,
@@ -100,7 +102,8 @@ class Library(Shelf):
         self._ingester = Ingester(
             database, originals, lease, embedder, self._upkeep.embedder_id, limits, self._sandbox, chunking
         )
-        self.jobs = JobQueue(database, blobs, self._upkeep, self._ingester, self._unpacked)
+        self._erasure = Erasure(home, database, originals, self._upkeep)
+        self.jobs = JobQueue(database, blobs, self._upkeep, self._ingester, self._unpacked, self._erasure.tidy)
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._searcher = Searcher(database, embedder, self._upkeep.index)
         self._searches = Batcher(self._searcher)
@@ -262,19 +265,14 @@ class Library(Shelf):
             found = opened.read(owner, target, self._upkeep.embedder_id())
             return [self._ingester.commit(*item) for item in found]
 
-    def delete(self, document: str, owner: str = DEFAULT_OWNER) -> Document:
+    def delete(self, document: str, owner: str = DEFAULT_OWNER, also: Also | None = None) -> Document:
         """Remove a document, all its versions, its vectors and its file; no search finds it from now on.
 
-        Returns what was deleted. Error: NotFound.
+        Works on a full disk too. Returns what was deleted. Error: NotFound.
+
+        also: writes more in the same transaction.
         """
-        with self.database.write() as connection:
-            hashes = store.version_hashes(connection, document)
-            deleted = store.delete(connection, owner, document)
-        failpoint("delete.committed")
-        with self.database.write() as connection:
-            self._originals.forget(connection, hashes)
-        log.info("document deleted", document=document, chunks=deleted.chunks)
-        return deleted
+        return self._erasure.delete(document, owner, also)
 
     # -- search
 
@@ -365,6 +363,7 @@ class Library(Shelf):
             lambda texts: np.stack([self._queries(text) for text in texts]),
             lambda text: newest_tokens(text, self.embedder),
             lambda text: cosine_weight(self.embedder, text),
+            self._searcher.corpus(snapshot, owner),
         )
 
     # -- index
@@ -374,11 +373,10 @@ class Library(Shelf):
         return self._upkeep.index().build()
 
     def compact(self) -> IndexReport:
-        """Drop tombstones and files that nothing names any more. Errors: StoreBusy, EmbedderMismatch."""
+        """Drop tombstones and all that nothing names any more. Errors: StoreBusy, EmbedderMismatch."""
         report = self._upkeep.index().build()
-        with self.database.write() as connection:
-            self._originals.sweep(connection)
         self.jobs.sweep()
+        self._erasure.tidy()
         return report
 
     def rebuild(self, progress: ProgressCallback | None = None) -> IndexReport:
@@ -396,6 +394,23 @@ class Library(Shelf):
         """
         snapshot = self._upkeep.index().refresh()
         return verify(self.database, self.home / "index", self._originals, snapshot, self._upkeep.embedder_id())
+
+    def traces(self, name: str, data: bytes) -> list[Trace]:
+        """What the home holds of a file that no document is of any longer; see ``retrieval.traces``."""
+        tokenizer = self._upkeep.tokenizer
+        forms = partial(forms_of, tokenizer=tokenizer)
+        needles = needles_of(self._for_traces(name, data), data, tokenizer)
+        with self.database.read() as connection:
+            kept = [row.sha256 for row in connection.execute(store.FILES)]
+            needles = needles.without(store.contents(connection, forms)).without(map(self._originals.read, kept))
+        return look_through(self.home, needles, frozenset(self.home / file_name(sha256) for sha256 in kept))
+
+    def _for_traces(self, name: str, data: bytes) -> Prepared | None:
+        """What a file was made into when it was ingested; None for one that cannot be read."""
+        try:
+            return prepare(name, data, self._sandbox, self.embedder, self.chunking, ProgressMeter(name))
+        except UnreadableFile:
+            return None
 
     def set_tokenizer(self, tokenizer: CorpusTokenizer) -> None:
         """From the next generation on, keep a token store of the corpus for this tokenizer."""

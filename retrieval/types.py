@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 Mode = Literal["hybrid", "dense", "sparse"]
 Phase = Literal["parse", "embed", "store", "index"]
+DEFAULT_OWNER = "local"
+"""Whose everything is that nobody else is named for."""
 DocumentKey = tuple[str, int]
 """(document id, version)"""
 

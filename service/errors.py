@@ -247,6 +247,7 @@ def translate(error: BaseException) -> FolioError | None:
     kinds: list[tuple[type[Exception], type[FolioError]]] = [
         (retrieval.NotFound, NotFound),
         (retrieval.OversizedFile, TooLarge),
+        (retrieval.StorageFull, TooLarge),
         (retrieval.UnreadableFile, UnsupportedFile),
         (retrieval.IndexCorrupt, IndexStale),
         (retrieval.EmbedderMismatch, IndexStale),

@@ -24,6 +24,7 @@ from service.answering.answer import Answerer
 from service.answering.evidence import EvidenceFinder
 from service.answering.prompting.encoding import Encoder
 from service.answering.prompting.layouts import ChatLayout, PlainLayout
+from service.answering.retention import forget_deleted
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
@@ -96,9 +97,16 @@ class Runtime:
             self._library = await asyncio.to_thread(open_library, self.settings)
         self._keys = KeyStore(self._library.database, self.settings)
         if serving:
+            await asyncio.to_thread(forget_deleted, self._library, self.settings)
             self._library.jobs.start_worker()
             self._warming = asyncio.create_task(asyncio.to_thread(self._warm_up, self._library))
         self._loading = asyncio.create_task(self._load(serving))
+
+    def forget(self, owner: str) -> None:
+        """After an owner's delete: remove what was made of the document, and what drafters learned of his texts."""
+        forget_deleted(self.library, self.settings)
+        if self.loaded is not None:
+            self.loaded.forget(owner)
 
     async def stop(self) -> None:
         """Drain, abort what is left, close everything."""

@@ -112,7 +112,7 @@ class Settings(BaseSettings, EngineConfig):
     )
     key_requests_per_minute: int = Field(600, ge=1, description="Rate limit of one key, where it has none of its own.")
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
-    key_storage_mb: float = Field(10240, gt=0, description="Stored text of one key, in MiB.")
+    key_storage_mb: float = Field(10240, gt=0, description="Files that the owner of one key may store, in MiB.")
 
     otlp_endpoint: str = Field(
         "", description="Where traces of questions go, as http://collector:4318/v1/traces (extra otel); empty for none."

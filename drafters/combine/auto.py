@@ -18,13 +18,13 @@ _DOUBT = 1.5 * _FUTILE  # a request starts with at least that, hence with a try 
 _COPYING = 4.0  # copied tokens promised by a tree above which the target's successors are left alone …
 _KEPT = 0.5  # … where more than this share of such promises was kept lately
 _SLOW, _FAST = 0.2, 0.5  # weights of the newest step in a request's running means, of tokens and of that share
-_TRAFFIC = 0.1  # the same for the running means over all requests
+_TRAFFIC = 0.1  # the same for the running means over all of an owner's requests
 _REST, _LONGEST_REST = 4, 16  # steps
 
 
 @dataclass
 class AcceptancePrior:
-    """What guessing brought lately, over all requests of an engine: what a new request starts from.
+    """What guessing brought lately, over all requests of an owner: what a new request starts from.
 
     accepted  tokens a step
     kept      of what trees promised that copied much, the share that was accepted

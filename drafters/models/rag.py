@@ -64,6 +64,8 @@ def select_chunks(
     if len(ids) <= context:
         return ids.tolist()
     middle = ids[head : len(ids) - question]
+    if not len(middle):
+        return ids.tolist()
     starts = range(0, len(middle), chunk)
     # the last place of each token, counted from the end
     asked, distance = np.unique(ids[: len(ids) - question - 1 : -1], return_index=True)

@@ -51,7 +51,7 @@ class _SkippedView:
 
 
 class SelfSpeculation(ModelDrafter):
-    """The drafter `self_speculation`; one request, the search shared by all."""
+    """The drafter `self_speculation`; one request, the search shared by its owner's."""
 
     name = "self_speculation"
     keeps_nodes = False

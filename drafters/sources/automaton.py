@@ -294,6 +294,11 @@ class SuffixAutomaton:
     def __len__(self) -> int:
         return int(self._sizes[3])
 
+    @property
+    def nbytes(self) -> int:
+        arrays = (self._link, self._length, self._count, self._head, self._after, self._symbol, self._target)
+        return sum(array.nbytes for array in (*arrays, self._table, self._keys))
+
     def append(self, tokens: Sequence[int] | np.ndarray) -> None:
         """Add tokens at the end of the text."""
         new = np.asarray(tokens, dtype=np.int64)

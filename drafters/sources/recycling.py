@@ -1,7 +1,7 @@
 """Token Recycling (arXiv 2408.08696): the successors the target last ranked highest after each token.
 
 A matrix [V, k] holds, for every token, the k most probable successors at its last appearance. The tree is grown
-breadth- and best-first from it. The matrix is shared by all requests of an engine. The paper also learns from nodes
+breadth- and best-first from it. The matrix is shared by all requests of an owner. The paper also learns from nodes
 that were rejected; what follows them follows a text that is not there, and less of what is guessed from it is accepted.
 """
 
@@ -92,13 +92,17 @@ class SuccessorTable:
     def ranks(self) -> int:
         return self.ids.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        return self.ids.nbytes + self.confidence.nbytes
+
     def update(self, tokens: np.ndarray, top: TopSuccessors) -> None:
         """Set the successors of the tokens [n]; of a token that comes twice the last row stays."""
         _keep(tokens, top.ids, top.log_probs, _BORDERS, self.ids, self.confidence)
 
 
 class Recycling(SourceDrafter):
-    """The drafter `recycling`; one request over the engine's shared table."""
+    """The drafter `recycling`; one request over its owner's table."""
 
     name = "recycling"
 

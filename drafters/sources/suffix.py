@@ -40,6 +40,10 @@ class DocumentAutomata:
         self._capacity = capacity
         self._kept: OrderedDict[tuple[bytes, ...], SuffixAutomaton] = OrderedDict()
 
+    @property
+    def nbytes(self) -> int:
+        return sum(len(array) for key in self._kept for array in key) + sum(a.nbytes for a in self._kept.values())
+
     def over(self, documents: Sequence[Sequence[int]]) -> SuffixAutomaton:
         """The automaton over the documents, separated so that no guess runs from one into the next."""
         arrays = [np.asarray(document, dtype=np.int32) for document in documents]

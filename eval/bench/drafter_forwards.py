@@ -15,8 +15,9 @@ from typing import Any
 from drafters.tree import DraftTree
 from eval.bench.runner import plain, random_ids
 from eval.bench.timer import Marks, in_turn, seconds
+from retrieval.types import DEFAULT_OWNER
 from service.engine.async_engine import AsyncEngine
-from service.engine.block_manager import PageDigests
+from service.engine.block_manager import PageDigests, salt_of
 from service.engine.engine import Engine
 from service.engine.params import SamplingParams
 from service.engine.request import Request
@@ -40,7 +41,7 @@ def tree_forwards(engine: AsyncEngine, context: int, turns: int = TURNS) -> dict
 
 def _measure(engine: Engine, prompt: list[int], turns: int) -> dict[str, Any]:
     request = Request("bench", prompt, SamplingParams())
-    hit = engine.blocks.match([*prompt, 0], PageDigests(engine.salt, engine.config.page_size))
+    hit = engine.blocks.match([*prompt, 0], PageDigests(salt_of(engine.salt, DEFAULT_OWNER), engine.config.page_size))
     length = len(hit.pages) * engine.config.page_size
     request.pages = [*hit.pages, *engine.blocks.allocate(engine.blocks.pages_for(max(NODES) + 1))]
     marks = Marks(parts=1, floats=1 << 26, side=1536, device=engine.config.device)  # more than caches hold

@@ -33,6 +33,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from drafters.learned import LearnedByOwner
 from drafters.training.distill import DISTILLATION
 from eval.bench import beside_transformers
 from eval.bench.base import BenchOptions, Cells, Figures, Model, Result, Row, bench
@@ -236,12 +237,12 @@ def _in_turn(
 ) -> dict[str, Timing]:
     """One round: at each prompt, or batch of prompts, every drafter in an order of its own."""
     drafting = engine.engine.drafting
-    shared = drafting.resources
-    taught = {name: shared.untaught() for name in names}
+    shared = drafting.learned
+    taught = {name: LearnedByOwner(engine.engine.config.learned_memory) for name in names}
     parts: dict[str, list[Timing]] = {name: [] for name in names}
 
     def take(name: str, prompts: Sequence[list[int]], first: int = 0) -> Timing:
-        drafting.resources = taught[name]
+        drafting.learned = taught[name]
         sources = DraftSources(datastore=store) if name.startswith("datastore") else None
         return timed(engine, prompts, replace(params, seed=params.seed + first), name, sources)
 
@@ -250,7 +251,7 @@ def _in_turn(
     for first in range(0, len(asked), batch):
         for name in order.sample(names, len(names)):
             parts[name].append(take(name, asked[first : first + batch], first))
-    drafting.resources = shared
+    drafting.learned = shared
     return {name: Timing.joined(own) for name, own in parts.items()}
 
 
@@ -292,7 +293,7 @@ def beside(
 
     def ours(name: str) -> tuple[list[list[int]], float]:
         drafting = engine.engine.drafting
-        drafting.resources = drafting.resources.untaught()
+        drafting.learned = LearnedByOwner(engine.engine.config.learned_memory)
         found = Timing.joined([timed(engine, [prompt], params, name) for prompt in asked])
         return found.ids, found.rate
 

@@ -37,7 +37,7 @@ _ALGORITHMS = {
     "ru": "russian", "sv": "swedish", "tr": "turkish",
 }  # fmt: skip
 """Snowball's"""
-_MARK = "\x1f"
+MARK = "\x1f"
 _REMEMBERED = 200_000
 
 
@@ -46,7 +46,7 @@ class _Terms(dict[str, str]):
 
     def __init__(self, language: str) -> None:
         super().__init__()
-        self._suffix = f"{_MARK}{language}" if language else ""
+        self._suffix = f"{MARK}{language}" if language else ""
         self._stemmer = Stemmer.Stemmer(_ALGORITHMS[language]) if language in _ALGORITHMS else None
         self._lock = threading.Lock()  # a stemmer is of one thread at a time
 
@@ -65,7 +65,7 @@ def _terms_of(language: str) -> _Terms:
 
 
 def language_of(term: str) -> str:
-    return term.partition(_MARK)[2]
+    return term.partition(MARK)[2]
 
 
 def terms(text: str, language: str = UNKNOWN) -> list[str]:

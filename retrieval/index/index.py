@@ -51,6 +51,11 @@ _STATE = sa.select(
 )
 
 
+_BEFORE_A_DELETE = (
+    sa.exists().where(journal.c.op == "delete", journal.c.seq > index_generations.c.seq).correlate(index_generations)
+)
+
+
 class Index:
     """The index of one library in one process. Thread-safe."""
 
@@ -102,6 +107,11 @@ class Index:
             self._load_in_background()
         return self._snapshot
 
+    def holds_deleted(self) -> bool:
+        """Whether a generation on the disk was made before a document was deleted."""
+        with self._database.read() as connection:
+            return connection.execute(sa.select(index_generations.c.id).where(_BEFORE_A_DELETE)).first() is not None
+
     def build(self, force: bool = False) -> IndexReport:
         """Write a generation of everything live, name it in SQL, and use it. Needs the write lease."""
         started = time.perf_counter()
@@ -111,7 +121,10 @@ class Index:
             if snapshot.generation and not changed and not force:
                 return self._report(snapshot.generation, started, built=False)
             content = self._content()
-            if content is None:
+            if content is None:  # all was deleted: so are the generations
+                with self._refreshing:
+                    self._adopt(None)
+                self._forget_old(kept=0)
                 return IndexReport(0, 0, 0, time.perf_counter() - started, built=False)
             name, manifest_hash = write_generation(self._folder, content)
             if self._remote is not None:
@@ -276,18 +289,22 @@ class Index:
                 ).scalar_one()
             )
 
-    def _forget_old(self) -> None:
-        """Keep the newest generations (one to fall back on); the rest is removed from SQL first, then from the disk."""
+    def _forget_old(self, kept: int = KEPT_GENERATIONS) -> None:
+        """Keep the newest generations (one to fall back on, unless it holds what was deleted since).
+
+        The rest is removed from SQL first, then from the disk.
+        """
         with self._database.write() as connection:
             rows = connection.execute(sa.select(index_generations).order_by(index_generations.c.id.desc())).all()
-            sound = [row for row in rows if row.id not in self._corrupt]
-            kept = {row.folder for row in sound[:KEPT_GENERATIONS]}
-            connection.execute(sa.delete(index_generations).where(index_generations.c.folder.not_in(kept)))
+            stale = set(connection.execute(sa.select(index_generations.c.id).where(_BEFORE_A_DELETE)).scalars())
+            sound = [row for row in rows if row.id not in self._corrupt and (row is rows[0] or row.id not in stale)]
+            folders = {row.folder for row in sound[:kept]}
+            connection.execute(sa.delete(index_generations).where(index_generations.c.folder.not_in(folders)))
         self._corrupt.clear()
         failpoint("generation.before_sweep")
-        sweep(self._folder, kept)
+        sweep(self._folder, folders)
         if self._remote is not None:
-            shared_generations.forget(self._remote, kept)
+            shared_generations.forget(self._remote, folders)
 
 
 def _analysed(rows: Sequence[sa.Row]) -> tuple[list[list[str]], list[str]]:  # type: ignore[type-arg]

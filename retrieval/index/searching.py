@@ -57,13 +57,13 @@ class Searcher:
             for at in open_:
                 request = requests[at]
                 try:
-                    scope = self.scope(snapshot, request)
+                    scope, corpus = self.scope(snapshot, request), self.corpus(snapshot, request.owner)
                 except RetrievalError as error:
                     results[at] = error
                 else:
                     weighed = request.mode == "hybrid"
                     weight = cosine_weight(self._embedder, request.query) if weighed else AS_IT_IS
-                    query = snapshot.query(request.query, vectors.get(at), request.mode, request.k, weight)
+                    query = snapshot.query(request.query, vectors.get(at), request.mode, request.k, weight, corpus)
                     asked[at] = query, scope
             found = search_together(snapshot, list(asked.values()))
             hits = self._hits([requests[at].owner for at in asked], found)
@@ -91,6 +91,10 @@ class Searcher:
                 return store.ids_in_scope(connection, request.owner, request.collection, request.documents)
 
         return snapshot.scope((request.owner, request.collection, request.documents), ids)
+
+    def corpus(self, snapshot: Snapshot, owner: str) -> Scope:
+        """All that an owner has."""
+        return self.scope(snapshot, SearchRequest("", 1, "sparse", owner, None, None))
 
     def _hits(self, owners: Sequence[str], found: Sequence[Found]) -> list[list[Hit]]:
         scores = [dict(zip(ids.tolist(), values.tolist(), strict=True)) for ids, values in found]

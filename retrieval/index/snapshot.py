@@ -62,6 +62,7 @@ class Query:
     Attributes:
         vector: float32[d]; None in sparse mode.
         weight: of its cosines in hybrid mode.
+        corpus: by whose passages words are weighed, all of the one who asks; None: by everybody's.
     """
 
     text_terms: Sequence[str]
@@ -69,6 +70,7 @@ class Query:
     mode: Mode
     k: int
     weight: CosineWeight = AS_IT_IS
+    corpus: Scope | None = None
 
 
 DenseScores = Callable[[Generation, np.ndarray], np.ndarray]
@@ -94,12 +96,20 @@ class Snapshot:
     def of(cls, generation: Generation | None, seq: int) -> Snapshot:
         return cls(seq, generation, np.ones(len(generation.documents) if generation else 0, dtype=bool), ())
 
-    def query(self, text: str, vector: np.ndarray | None, mode: Mode, k: int, weight: CosineWeight = AS_IT_IS) -> Query:
+    def query(
+        self,
+        text: str,
+        vector: np.ndarray | None,
+        mode: Mode,
+        k: int,
+        weight: CosineWeight = AS_IT_IS,
+        corpus: Scope | None = None,
+    ) -> Query:
         """In the languages of this snapshot; in sparse mode where the encoder could not read the text (zero vector)."""
         if vector is None or not vector.any():
             vector, mode = None, "sparse"
         terms = query_terms(text, self._languages) if mode != "dense" else []
-        return Query(terms, vector, mode, k, weight)
+        return Query(terms, vector, mode, k, weight, None if corpus is None or self._is_whole(corpus) else corpus)
 
     @cached_property
     def _languages(self) -> Counter[str]:
@@ -108,6 +118,21 @@ class Snapshot:
         if self.generation is not None:
             parts.append(self.generation.sparse.languages)
         return sum(map(Counter, parts), Counter())
+
+    def _is_whole(self, corpus: Scope) -> bool:
+        """Whether everything that is there is in it."""
+        return corpus.count + len(corpus.segments) == self._live_rows + len(self.segments)
+
+    @cached_property
+    def _live_rows(self) -> int:
+        return 0 if self.generation is None else int(np.count_nonzero(self.alive[self.generation.document_of_row]))
+
+    def _statistics(self, query: Query) -> SparseStatistics:
+        index = self.generation.sparse if self.generation else None
+        corpus = query.corpus
+        if corpus is None:
+            return SparseStatistics(query.text_terms, index, [segment.sparse for segment in self.segments])
+        return SparseStatistics(query.text_terms, index, [segment.sparse for segment in corpus.segments], corpus.rows)
 
     @property
     def pending(self) -> int:
@@ -173,12 +198,9 @@ class Snapshot:
 
     def search(self, query: Query, scope: Scope, dense_scores: DenseScores) -> tuple[np.ndarray, np.ndarray]:
         """(int64[≤k] chunk ids, float64[≤k] scores) by (−score, id)."""
-        sparse_parts = [segment.sparse for segment in self.segments]
-        statistics = SparseStatistics(
-            query.text_terms, self.generation.sparse if self.generation else None, sparse_parts
-        )
+        statistics = self._statistics(query)
         by = blend(query.mode, statistics.ceiling, query.weight)
-        ids, scores = self._search_generation(query, scope, by, dense_scores)
+        ids, scores = self._search_generation(query, scope, by, statistics, dense_scores)
         found_ids, found_scores = [ids], [scores]
         for segment in scope.segments:
             cosine = _cosines(segment.vectors, query.vector)
@@ -196,14 +218,15 @@ class Snapshot:
 
         −inf for one that is no answer.
         """
-        parts = [segment.sparse for segment in self.segments]
-        statistics = SparseStatistics(query.text_terms, self.generation.sparse if self.generation else None, parts)
+        statistics = self._statistics(query)
         by = blend(query.mode, statistics.ceiling, query.weight)
         scores = np.full(len(ids), -np.inf)
         if self.generation is not None:
             rows, places = _places(self.generation.ids, ids)
             cosine = _cosines_of_rows(self.generation, rows, query.vector)
-            bm25 = self.generation.sparse.scores_of(query.text_terms, rows) if query.mode != "dense" else cosine
+            bm25 = cosine
+            if query.mode != "dense":
+                bm25 = self.generation.sparse.scores_of(query.text_terms, rows, statistics)
             scores[places] = fuse(by, cosine, bm25)
         for segment in self.segments:
             rows, places = _places(segment.ids, ids)
@@ -214,12 +237,12 @@ class Snapshot:
         return np.where(answers(by, scores), scores, -np.inf)
 
     def _search_generation(
-        self, query: Query, scope: Scope, by: Blend, dense_scores: DenseScores
+        self, query: Query, scope: Scope, by: Blend, statistics: SparseStatistics, dense_scores: DenseScores
     ) -> tuple[np.ndarray, np.ndarray]:
         generation = self.generation
         if generation is None or scope.count == 0:
             return np.empty(0, dtype=np.int64), np.empty(0)
-        bm25 = generation.sparse.scores(query.text_terms) if query.mode != "dense" else _NONE
+        bm25 = generation.sparse.scores(query.text_terms, statistics) if query.mode != "dense" else _NONE
 
         def score(rows: np.ndarray) -> np.ndarray:
             cosine = _cosines_of_rows(generation, rows, query.vector)

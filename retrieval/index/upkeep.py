@@ -58,7 +58,8 @@ class IndexUpkeep:
         self._opening = threading.RLock()
         self._index: Index | None = None
         self._embedder_id = 0
-        self._tokenizer: CorpusTokenizer | None = None
+        self.tokenizer: CorpusTokenizer | None = None
+        """Of which the next generation gets a token store."""
         self._token_stores: tuple[Snapshot | None, dict[str, TokenStore]] = None, {}
         """By owner, of the newest snapshot that was asked for one."""
 
@@ -92,6 +93,13 @@ class IndexUpkeep:
             if behind and behind >= FOLD_AT * indexed:
                 _try_build(index)
 
+    def forget_deleted(self) -> None:
+        """Build a generation without what was deleted since the newest was made. Error: StoreBusy."""
+        index = self.index()
+        index.refresh()
+        if index.holds_deleted():
+            index.build()
+
     def check_writable(self, purpose: str, wait_s: float) -> None:
         """Whether ``writing`` would be let in now. Errors: StoreBusy (after ``wait_s`` seconds), EmbedderMismatch."""
         with self._lease.hold(purpose, wait_s):
@@ -113,16 +121,16 @@ class IndexUpkeep:
 
     def set_tokenizer(self, tokenizer: CorpusTokenizer) -> None:
         """See ``Library.set_tokenizer``."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.index().tokenizer = tokenizer
 
     def token_store(self, owner: str) -> TokenStore | None:
         """See ``Library.token_store``."""
         snapshot = self.index().refresh()
         generation = snapshot.generation
-        if generation is None or generation.tokens is None or self._tokenizer is None:
+        if generation is None or generation.tokens is None or self.tokenizer is None:
             return None
-        if generation.tokens.tokenizer != self._tokenizer.fingerprint:
+        if generation.tokens.tokenizer != self.tokenizer.fingerprint:
             return None
         seen, stores = self._token_stores
         if seen is not snapshot:
@@ -139,7 +147,7 @@ class IndexUpkeep:
     def _new_index(self, embedder_id: int, beside: bool = False) -> Index:
         fingerprint = self._embedder.fingerprint
         index = Index(self._database, self._folder, self._lease, embedder_id, fingerprint, beside, self._remote)
-        index.tokenizer = self._tokenizer
+        index.tokenizer = self.tokenizer
         return index
 
 

@@ -6,6 +6,8 @@ after the last file that was done.
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +29,8 @@ from retrieval.store import jobs as store
 from retrieval.store.blobs import Blobs
 from retrieval.store.database import Database
 from retrieval.store.documents import new_id
+from retrieval.store.tables import now
+from retrieval.store.usage import check_room
 from retrieval.types import IngestResult, Job, Progress, ProgressCallback, Upload
 
 log = structlog.get_logger(__name__)
@@ -36,6 +40,7 @@ HEARTBEAT_S = 1.0
 BUSY_RETRY_S = 2.0
 RETRY_BASE_S = 2.0
 UPLOAD_GRACE_S = 3600.0
+TIDY_S = 3600.0
 WORKERS = 2
 """Threads that work the queue off. One owner's files never hold all of them."""
 WRITE_WAIT_S = 5.0
@@ -53,29 +58,51 @@ class JobQueue:
         upkeep: IndexUpkeep,
         ingester: Ingester,
         unpack: Callable[[Iterable[Source]], Iterator[Source]],
+        tidy: Callable[[], None],
     ) -> None:
-        """unpack: replaces archives by what is in them."""
+        """
+        Args:
+            unpack: replaces archives by what is in them.
+            tidy: what else a worker clears away when it starts, and every hour.
+        """
         self._unpack = unpack
         self._database = database
         self._blobs = blobs
         self._upkeep = upkeep
         self._ingester = ingester
+        self._tidy = tidy
+        self._tidied = -math.inf
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._workers: list[threading.Thread] = []
         self._turns: dict[str, float] = {}
         """When an owner's job was last taken."""
 
-    def submit(self, files: Sequence[Upload], collection: str, owner: str) -> Job:
-        """Store the uploads and queue their ingest; both are on the disk when this returns."""
+    def submit(self, files: Sequence[Upload], collection: str, owner: str, most_bytes: float | None = None) -> Job:
+        """Store the uploads and queue their ingest; both are on the disk when this returns.
+
+        most_bytes: that the owner may have stored, these files included. Error: StorageFull.
+        """
         job = new_id()
-        stored = []
-        for number, upload in enumerate(files):
-            self._blobs.put(f"uploads/{job}/{number}", upload.data)
-            stored.append({"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)})
-        failpoint("job.uploaded")
-        with self._database.write() as connection:
-            store.insert(connection, job, owner, "ingest", {"collection": collection, "files": stored})
+        named = [
+            {"name": clean_name(upload.name), "file": str(number), "size": len(upload.data)}
+            for number, upload in enumerate(files)
+        ]
+        with self._database.write() as connection:  # counted before they are stored, against uploads at the same time
+            if most_bytes is not None:
+                check_room(connection, owner, sum(len(upload.data) for upload in files), most_bytes)
+            store.insert(connection, job, owner, "ingest", {"collection": collection, "files": named})
+        try:
+            for number, upload in enumerate(files):
+                self._blobs.put(f"uploads/{job}/{number}", upload.data)
+            failpoint("job.uploaded")
+            with self._database.write() as connection:
+                store.enqueue(connection, job)
+        except BaseException:
+            self._drop_uploads(job)
+            with self._database.write() as connection:
+                store.forget(connection, job)
+            raise
         failpoint("job.queued")
         self._wake.set()
         return self.get(job, owner)
@@ -147,6 +174,10 @@ class JobQueue:
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
+                if time.monotonic() - self._tidied >= TIDY_S:
+                    self._tidied = time.monotonic()
+                    self.sweep()
+                    self._tidy()
                 worked = self.run_next(at_once=WORKERS - 1)
             except Exception:  # a database that is away for a while must not end the worker
                 log.exception("the worker could not take a job")
@@ -249,10 +280,11 @@ class JobQueue:
 
     def sweep(self) -> None:
         """Remove uploads that no unfinished job needs (a failed job can then no longer be tried again)."""
-        with self._database.read() as connection:
+        with self._database.write() as connection:
+            store.abandon(connection)
+            store.give_up(connection, now() - dt.timedelta(seconds=UPLOAD_GRACE_S))
             needed = store.unfinished(connection)
         for name in self._blobs.names("uploads"):
-            # an upload in the making has no row yet
             if name.split("/")[1] not in needed and self._blobs.age_s(name) > UPLOAD_GRACE_S:
                 self._blobs.remove(name)
 

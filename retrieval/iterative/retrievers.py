@@ -118,7 +118,17 @@ class SparseRetriever:
 class SnapshotRetriever:
     """A library's own search in one snapshot and scope: what changes in the library meanwhile changes nothing here."""
 
-    def __init__(self, snapshot: Snapshot, scope: Scope, mode: Mode, encode: Encode, fit: Fit, weigh: Weigh) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        scope: Scope,
+        mode: Mode,
+        encode: Encode,
+        fit: Fit,
+        weigh: Weigh,
+        corpus: Scope | None = None,
+    ) -> None:
+        """corpus: of the one who asks; see ``Query``."""
         self.snapshot = snapshot
         self.tokens_cut = 0
         """most that a query was longer than the encoder, whose last tokens were then encoded alone"""
@@ -127,14 +137,16 @@ class SnapshotRetriever:
         self._encode = encode
         self._fit = fit
         self._weigh = weigh
+        self._corpus = corpus
 
     def query(self, text: str) -> Query:
         """Terms and vector, as the mode needs them."""
         if self._mode == "sparse":
-            return self.snapshot.query(text, None, self._mode, 1)
+            return self.snapshot.query(text, None, self._mode, 1, corpus=self._corpus)
         newest, cut = self._fit(text)
         self.tokens_cut = max(self.tokens_cut, cut)
-        return self.snapshot.query(text, self._encode([newest])[0], self._mode, 1, self._weigh(newest))
+        vector, weight = self._encode([newest])[0], self._weigh(newest)
+        return self.snapshot.query(text, vector, self._mode, 1, weight, self._corpus)
 
     def search(self, queries: Sequence[Query], k: int) -> list[np.ndarray]:
         """See ``speculation.Retriever``; one pass over the vectors for all queries."""

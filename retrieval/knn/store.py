@@ -281,6 +281,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def documents_of(folder: Path) -> set[str]:
+    """Ids of the documents in a datastore, finished or not; none where that cannot be read."""
+    for name in (MANIFEST, PROGRESS):
+        try:
+            return {document[0] for document in json.loads((folder / name).read_bytes())["documents"]}
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return set()
+
+
 def windows(count: int, done: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
     """(first token read, first token kept, end) of each window over ``count`` tokens whose first ``done`` are kept."""
     while done < count:

@@ -38,10 +38,11 @@ def check_archive(data: bytes, name: str, limits: Limits) -> None:
     expanded = sum(entry.file_size for entry in entries)
     if len(entries) > limits.zip_entries:
         raise OversizedFile(f"{name} holds {len(entries)} files and the limit is {limits.zip_entries}; split it")
-    if expanded > limits.zip_expanded_bytes or expanded > limits.zip_ratio * max(len(data), 1):
+    most = min(limits.zip_expanded_bytes, max(limits.zip_small_bytes, limits.zip_ratio * len(data)))
+    if expanded > most:
         raise OversizedFile(
-            f"{name} would expand from {len(data)} to {expanded} bytes, over the limit of "
-            f"{limits.zip_expanded_bytes} bytes or {limits.zip_ratio} times its size; split it"
+            f"{name} would expand from {len(data)} to {expanded} bytes, over the limit of {most} bytes "
+            f"({limits.zip_expanded_bytes}, or {limits.zip_ratio} times its size); split it"
         )
     if any(entry.flag_bits & 1 for entry in entries):
         raise EncryptedFile(f"{name} is protected by a password; save a copy without one and ingest that")

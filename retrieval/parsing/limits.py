@@ -12,7 +12,7 @@ class Limits:
     """Limits on one file; everything over them is refused with an error that names the limit.
 
     Attributes:
-        zip_ratio: expanded ÷ compressed bytes of the archive as a whole.
+        zip_ratio: expanded ÷ compressed bytes of the archive as a whole, where that is more than `zip_small_bytes`.
         attachments: of one mail that are read.
         parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds), and for cutting its
             text into chunks.
@@ -27,6 +27,7 @@ class Limits:
     zip_entries: int = 10_000
     zip_expanded_bytes: int = 512 * MIB
     zip_ratio: int = 200
+    zip_small_bytes: int = 16 * MIB
     attachments: int = 100
     parse_seconds: float = 60.0
     cpu_base: float = 20.0

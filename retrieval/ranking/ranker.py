@@ -259,9 +259,11 @@ def _fetched(name: str) -> Path:
 
 
 def _load_pairs(folder: Path) -> Any:
-    from sentence_transformers import CrossEncoder as Pairs
+    import sentence_transformers
 
-    model = Pairs(str(folder), device="cpu", local_files_only=True, trust_remote_code=False)
+    model = sentence_transformers.CrossEncoder(
+        str(folder), device="cpu", local_files_only=True, trust_remote_code=False
+    )
     if model.num_labels != 1:
         raise UnknownRanker(f"{folder.name} gives {model.num_labels} scores of a pair and not one")
     return model

@@ -1,7 +1,8 @@
 """Connections: SQLite by default, PostgreSQL through the same code.
 
 SQLite runs in WAL mode with synchronous=FULL (a commit that returned survives a power cut), a busy timeout, and
-BEGIN IMMEDIATE for writers (two writers queue; neither is told "database is locked" half-way). On PostgreSQL
+BEGIN IMMEDIATE for writers (two writers queue; neither is told "database is locked" half-way). What is deleted is
+overwritten. On PostgreSQL
 every writing transaction takes one advisory lock, so that journal numbers are committed in their order and a
 reader that has seen number n has seen all before it.
 """
@@ -9,6 +10,7 @@ reader that has seen number n has seen all before it.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 
-from retrieval.errors import StoreBusy, StoreUnavailable
+from retrieval.errors import DiskFull, StoreBusy, StoreUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
@@ -64,11 +66,14 @@ class Database:
                 yield connection
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A transaction that no other writing transaction overlaps; committed when the block ends without error."""
+    def write(self, scrub: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that no other writing transaction overlaps; committed when the block ends without error.
+
+        scrub: overwrite what is deleted, on SQLite; without, it stays in the file's free pages until a `vacuum`.
+        """
         with self._write_lock, self._in_words(), self.engine.connect() as connection:
             connection.execution_options(folio_write=True)
-            with connection.begin():
+            with self._scrubbing(connection, scrub), connection.begin():
                 if not self.is_sqlite:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK_KEY)))
                 yield connection
@@ -85,6 +90,38 @@ class Database:
             return
         with self._in_words(), self.engine.connect() as connection, connection.begin():
             yield connection
+
+    def vacuum(self) -> None:
+        """Write an SQLite file anew without its free pages. Errors: DiskFull, StoreBusy."""
+        if self.is_sqlite:
+            with self._write_lock, self._in_words(), self.engine.connect() as connection:
+                _raw(connection).execute("VACUUM")
+
+    def empty_log(self) -> bool:
+        """Move SQLite's log into the file and cut it to nothing; False where a reader still needs it."""
+        if not self.is_sqlite:
+            return True
+        with self._write_lock, self._in_words(), self.engine.connect() as connection:
+            raw = _raw(connection)
+            raw.execute("PRAGMA busy_timeout=0")
+            try:
+                busy, *_ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError:  # another process writes
+                return False
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+            return not busy
+
+    @contextlib.contextmanager
+    def _scrubbing(self, connection: sa.Connection, scrub: bool) -> Iterator[None]:
+        if scrub or not self.is_sqlite:
+            yield
+            return
+        _raw(connection).execute("PRAGMA secure_delete=OFF")
+        try:
+            yield
+        finally:
+            _raw(connection).execute("PRAGMA secure_delete=ON")
 
     def insert_if_absent(self, table: sa.Table) -> Any:
         """INSERT that leaves a row with the same primary key as it is (and then returns no row)."""
@@ -105,7 +142,7 @@ class Database:
                     "wait for it to finish, or stop it"
                 ) from error
             if "disk is full" in cause or "No space left" in cause:
-                raise StoreUnavailable(f"the disk of {self.name} is full; free some space and try again") from error
+                raise DiskFull(f"the disk of {self.name} is full; free some space and try again") from error
             if "malformed" in cause or "not a database" in cause or "disk I/O error" in cause:
                 raise StoreUnavailable(f"{self.name} is damaged ({cause}); restore it from a backup") from error
             unreachable = error.connection_invalidated or error.statement is None  # lost, or never there
@@ -155,8 +192,15 @@ def _on_sqlite_connect(dbapi_connection, _record) -> None:  # type: ignore[no-un
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA secure_delete=FAST")
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
+
+
+def _raw(connection: sa.Connection) -> sqlite3.Connection:
+    """SQLite's own connection, for what no transaction can hold."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    return raw
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from retrieval.store.tables import (
     journal,
     now,
     pages,
+    responses,
     versions,
 )
 from retrieval.types import Collection, Document, Hit, Page
@@ -193,6 +194,7 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     # answers that are kept for repeated requests may quote it
     quoting = idempotency.c.owner == owner, idempotency.c.route == "answer", idempotency.c.status.is_not(None)
     connection.execute(sa.delete(idempotency).where(*quoting))
+    _forget_responses(connection, owner)
     failpoint("delete.journal")
     return found
 
@@ -286,6 +288,18 @@ def read_place(connection: sa.Connection, owner: str, document: str, start: int,
     number = version or found.version
     packed = connection.execute(_of_version(document, number, versions.c.places)).scalar_one_or_none()
     return place_of(unpack(packed) if packed else [], _pages(connection, document, number), start, end)
+
+
+def _forget_responses(connection: sa.Connection, owner: str) -> None:
+    """Remove kept responses that were made from an owner's documents, and those that went on from them."""
+    mine = responses.c.owner == owner
+    from_documents = sa.cast(responses.c.body, sa.Text).contains('"folio": {', autoescape=True)
+    gone = set(connection.execute(sa.select(responses.c.id).where(mine, from_documents)).scalars())
+    while gone:
+        connection.execute(sa.delete(responses).where(mine, responses.c.id.in_(gone)))
+        gone = set(
+            connection.execute(sa.select(responses.c.id).where(mine, responses.c.previous_id.in_(gone))).scalars()
+        )
 
 
 def _of_version(document: str, version: int, *columns: sa.Column[Any]) -> sa.Select[Any]:
@@ -477,6 +491,27 @@ def older_versions(connection: sa.Connection, document: str, before: int) -> lis
         )
         for row in rows
     ]
+
+
+FILES = sa.select(versions.c.sha256).distinct()
+"""The files of all versions of all documents."""
+
+
+def contents(connection: sa.Connection, forms: Callable[[str], Iterable[bytes]]) -> Iterator[bytes]:
+    """The texts and vectors of all documents of all owners, as something may hold them; ``forms``: of a text."""
+    for (text,) in connection.execute(sa.select(versions.c.text)):
+        yield from forms(text)
+    for (vector,) in connection.execute(sa.select(embeddings.c.vector)):
+        yield vector
+
+
+def existing(connection: sa.Connection, ids: Iterable[str]) -> set[str]:
+    """Those of the ids that name a document of anybody."""
+    wanted, found = list(ids), set[str]()
+    for at in range(0, len(wanted), 1000):
+        some = documents.c.id.in_(wanted[at : at + 1000])
+        found.update(connection.execute(sa.select(documents.c.id).where(some)).scalars())
+    return found
 
 
 def version_hashes(connection: sa.Connection, document: str) -> set[str]:

@@ -21,8 +21,12 @@ from retrieval.store.tables import jobs, now
 from retrieval.types import IngestResult, Job
 
 LEASE = dt.timedelta(seconds=120)
+RECEIPT = dt.timedelta(hours=1)
+"""Longest time in which the files of a job are stored."""
 MAX_ATTEMPTS = 3
 DIED = "its worker died; it is tried once more"
+RECEIVING = "receiving"
+"""Its files are being stored; nobody was told of it yet."""
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 FINISHED = (DONE, FAILED, CANCELLED)
 
@@ -40,13 +44,16 @@ def _host() -> str:
 
 
 def insert(connection: sa.Connection, job: str, owner: str, kind: str, payload: dict[str, Any]) -> None:
+    """A job whose files are yet to be stored, which ``enqueue`` is told afterwards."""
     connection.execute(
         sa.insert(jobs).values(
             id=job,
             owner=owner,
             kind=kind,
             payload=payload,
-            status=QUEUED,
+            status=RECEIVING,
+            holder=holder(),
+            expires_at=now() + RECEIPT,
             attempts=0,
             max_attempts=MAX_ATTEMPTS,
             run_after=now(),
@@ -59,6 +66,33 @@ def insert(connection: sa.Connection, job: str, owner: str, kind: str, payload: 
     )
 
 
+def enqueue(connection: sa.Connection, job: str) -> None:
+    """The files of a job are stored: any worker may take it."""
+    _update(connection, job, status=QUEUED, holder=None, expires_at=None)
+
+
+def forget(connection: sa.Connection, job: str) -> None:
+    """Of a job whose files cannot be stored nothing is kept."""
+    connection.execute(sa.delete(jobs).where(jobs.c.id == job))
+
+
+def abandon(connection: sa.Connection) -> None:
+    """Forget jobs whose files were never stored whole: whoever received them is gone."""
+    for row in connection.execute(sa.select(jobs).where(jobs.c.status == RECEIVING)).all():
+        if row.expires_at <= now() or _is_dead(row.holder):
+            forget(connection, row.id)
+
+
+def give_up(connection: sa.Connection, before: dt.datetime) -> None:
+    """Of jobs that failed before that time the files are not kept any longer, nor counted."""
+    failed = jobs.c.status == FAILED, jobs.c.updated_at < before
+    for row in connection.execute(sa.select(jobs).where(*failed)).all():
+        files = [{**file, "size": 0} for file in row.payload["files"]]
+        if files != row.payload["files"]:
+            payload = {**row.payload, "files": files}
+            connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(payload=payload))
+
+
 def get(connection: sa.Connection, owner: str, job: str) -> Job:
     """Error: NotFound."""
     row = connection.execute(sa.select(jobs).where(jobs.c.id == job, jobs.c.owner == owner)).one_or_none()
@@ -69,7 +103,8 @@ def get(connection: sa.Connection, owner: str, job: str) -> Job:
 
 def listing(connection: sa.Connection, owner: str, limit: int) -> list[Job]:
     """Newest first."""
-    query = sa.select(jobs).where(jobs.c.owner == owner).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
+    query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.status != RECEIVING)
+    query = query.order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
     return [_job(row) for row in connection.execute(query)]
 
 

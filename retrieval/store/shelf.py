@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from retrieval.checks import check_span
@@ -15,9 +15,7 @@ from retrieval.store import documents as store
 from retrieval.store.blobs import open_blobs
 from retrieval.store.database import Database
 from retrieval.store.originals import Originals
-from retrieval.types import Box, Collection, Document, Hit, Page
-
-DEFAULT_OWNER = "local"
+from retrieval.types import DEFAULT_OWNER, Box, Collection, Document, Hit, Page
 
 
 def make_home(home: str | os.PathLike[str]) -> Path:
@@ -68,6 +66,11 @@ class Shelf:
         """Error: NotFound."""
         with self.database.read() as connection:
             return store.get(connection, owner, document)
+
+    def existing(self, documents: Iterable[str]) -> set[str]:
+        """Those of the ids that name a document of anybody."""
+        with self.database.read() as connection:
+            return store.existing(connection, documents)
 
     def find(self, reference: str, owner: str = DEFAULT_OWNER) -> Document:
         """The document of this id, else of this name, else whose path ends in it.

@@ -2,11 +2,12 @@
 
 A key is 256 random bits, shown once; the database holds its SHA-256, which for a secret of that size needs no salt
 and no stretching. A key has an owner, whose documents it sees, and scopes: read (search, answer, list), write
-(upload, delete), admin (everything).
+(upload, delete), metrics (figures of all owners together), admin (everything).
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import hmac
@@ -19,14 +20,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from retrieval.errors import StoreBusy, StoreUnavailable
 from retrieval.store.database import Database
-from retrieval.store.tables import api_keys, audit, documents, now
+from retrieval.store.tables import api_keys, audit, now
+from retrieval.types import DEFAULT_OWNER
 from service.errors import InvalidRequest, NotFound
 from service.settings import Settings
 
-SCOPES = ("read", "write", "admin")
-LOCAL = "local"
-"""Owner of everything where no keys are in use."""
+SCOPES = ("read", "write", "metrics", "admin")
 NO_KEY_S = 1.0
 LIMITS = ("rate_per_minute", "concurrency", "storage_bytes")
 
@@ -40,7 +41,7 @@ class Principal:
         limits: `rate_per_minute`, `concurrency`, `storage_bytes`; empty for no limits.
     """
 
-    owner: str = LOCAL
+    owner: str = DEFAULT_OWNER
     key_id: str | None = None
     scopes: frozenset[str] = frozenset(SCOPES)
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -159,7 +160,7 @@ class KeyStore:
         """Whom a secret stands for, or None for one that is unknown, revoked or expired."""
         own = self.settings.api_key
         if own is not None and hmac.compare_digest(own.get_secret_value().encode(), secret.encode()):
-            return Principal(LOCAL, "settings")
+            return Principal(DEFAULT_OWNER, "settings")
         with self.database.read() as connection:
             found = connection.execute(sa.select(api_keys).where(api_keys.c.hash == _hash(secret))).mappings()
             row = found.first()
@@ -174,12 +175,6 @@ class KeyStore:
         }
         return Principal(key.owner, key.id, frozenset(key.scopes), defaults | key.limits)
 
-    def stored_bytes(self, owner: str) -> int:
-        """Bytes of the files of an owner's documents."""
-        total = sa.select(sa.func.coalesce(sa.func.sum(documents.c.size), 0)).where(documents.c.owner == owner)
-        with self.database.read() as connection:
-            return int(connection.execute(total).scalar_one())
-
     def record(
         self,
         owner: str,
@@ -189,9 +184,8 @@ class KeyStore:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Append to the audit log: who did what to what."""
-        row = {"at": now(), "owner": owner, "key_id": key_id, "action": action, "subject": subject[:255]}
         with self.database.write() as connection:
-            connection.execute(audit.insert().values(detail=dict(detail or {}), **row))
+            note(connection, owner, key_id, action, subject, detail)
 
     def audit_log(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest entries of the audit log, newest first."""
@@ -200,12 +194,25 @@ class KeyStore:
             return [dict(row) for row in rows]
 
     def _touch(self, key_id: str) -> None:
-        """Note that a key was used, to the minute."""
+        """Note that a key was used, to the minute; a database that cannot write refuses nobody for that."""
         if time.monotonic() - self._touched.get(key_id, -60.0) < 60:
             return
         self._touched[key_id] = time.monotonic()
-        with self.database.write() as connection:
+        with contextlib.suppress(StoreUnavailable, StoreBusy), self.database.write() as connection:
             connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(last_used_at=now()))
+
+
+def note(
+    connection: sa.Connection,
+    owner: str,
+    key_id: str | None,
+    action: str,
+    subject: str,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """`KeyStore.record` within a transaction that does what is recorded."""
+    row = {"at": now(), "owner": owner, "key_id": key_id, "action": action, "subject": subject[:255]}
+    connection.execute(audit.insert().values(detail=dict(detail or {}), **row))
 
 
 def _hash(secret: str) -> str:

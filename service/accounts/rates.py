@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from retrieval.errors import DiskFull
 from retrieval.store.database import Database
 from retrieval.store.tables import rate_buckets
 
@@ -32,6 +33,8 @@ class RateLimiter:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._shares: dict[str, _Share] = {}
+        self._here: dict[str, tuple[float, float]] = {}
+        """key → (requests left, when): buckets of this process, while the database has no space"""
         self._lock = threading.Lock()
 
     def spend(self, key_id: str) -> float | None:
@@ -49,7 +52,11 @@ class RateLimiter:
 
         The bucket holds `per_minute` requests, and as many flow into it in a minute.
         """
-        taken, wait = self._draw(key_id, per_minute, max(1, int(per_minute // 60)))
+        wanted = max(1, int(per_minute // 60))
+        try:
+            taken, wait = self._draw(key_id, per_minute, wanted)
+        except DiskFull:  # whoever would make room must not be kept out: each process counts by itself
+            taken, wait = self._draw_here(key_id, per_minute, wanted)
         with self._lock:
             share = self._shares.setdefault(key_id, _Share())
             share.requests += max(0, taken - 1)
@@ -69,4 +76,14 @@ class RateLimiter:
             taken = min(wanted, int(tokens))
             left = {"tokens": tokens - taken, "filled_at": max(at, row.filled_at)}
             connection.execute(sa.update(rate_buckets).where(mine).values(left))
+        return taken, 0.0 if taken else (1 - tokens) * 60 / per_minute
+
+    def _draw_here(self, key_id: str, per_minute: float, wanted: int) -> tuple[int, float]:
+        """The same of a bucket of this process."""
+        at = time.time()
+        with self._lock:
+            tokens, filled_at = self._here.get(key_id, (per_minute, at))
+            tokens = min(per_minute, tokens + max(0.0, at - filled_at) * per_minute / 60)
+            taken = min(wanted, int(tokens))
+            self._here[key_id] = tokens - taken, at
         return taken, 0.0 if taken else (1 - tokens) * 60 / per_minute

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -130,6 +130,7 @@ class Answerer:
         document or drafter; too long; queue full). Later failures are an `error` event, then `done`.
         """
         began = time.monotonic()
+        params = replace(params, owner=owner)
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:
@@ -184,7 +185,7 @@ class Answerer:
             )
         library = self.finder.library
         named = await asyncio.to_thread(question.check, library, owner)
-        question = await understood(question, self.layout, self.engine, self.finder.settings.follow_ups)
+        question = await understood(question, self.layout, self.engine, self.finder.settings.follow_ups, owner)
         if question.mode != "iterative":
             return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
         experience = self._experiences.of(experience_kind(question, owner))

@@ -26,12 +26,11 @@ from retrieval.knn.store import REBUILD, Datastore, StoreBuilder, StoreIdentity,
 from retrieval.library import Library
 from retrieval.types import DocumentKey
 from service.answering.knn import KnnRequest, build, identity
+from service.answering.retention import KNN_FOLDER
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
     from service.engine.loading.checkpoint import LoadedModel
-
-FOLDER = "knn"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Datastores:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._folder = library.home / FOLDER
+        self._folder = library.home / KNN_FOLDER
         self._opening = threading.Lock()
         self._open: dict[str, Datastore] = {}
         self._searches: dict[tuple[str, int | None], Search] = {}

@@ -14,6 +14,7 @@ from service.accounts.keys import KeyStore, Principal
 from service.accounts.rates import RateLimiter
 from service.api.errors import response_for
 from service.errors import Busy, FolioError, Forbidden, Unauthorized, Unavailable
+from service.owner import in_the_name_of
 
 OPEN = {"/", "/healthz", "/readyz", "/health", "/ping", "/version", "/docs", "/docs.css", "/openapi.json"}
 """Paths that need no key: they show nothing of anybody's."""
@@ -46,7 +47,8 @@ class AuthMiddleware:
         slot = principal.key_id or ""
         self._active[slot] = self._active.get(slot, 0) + 1
         try:
-            await self.app(scope, receive, send)
+            with in_the_name_of(principal.owner):
+                await self.app(scope, receive, send)
         finally:
             self._active[slot] -= 1
 
@@ -98,3 +100,4 @@ def require(scope: str) -> Any:
 
 Reader = Annotated[Principal, require("read")]
 Writer = Annotated[Principal, require("write")]
+Operator = Annotated[Principal, require("metrics")]

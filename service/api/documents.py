@@ -6,17 +6,17 @@ import asyncio
 import base64
 import binascii
 import datetime as dt
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Header, Path, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from sqlalchemy import Connection
 
 from retrieval.types import Document, Upload
 from service.accounts.idempotency import Idempotency
-from service.accounts.keys import Principal
+from service.accounts.keys import Principal, note
 from service.api.auth import Reader, Writer
 from service.api.errors import problems
 from service.api.health import Parts
@@ -97,7 +97,6 @@ async def upload(
     if size > limit:
         what = "The file has" if len(items) == 1 else f"The {len(items)} files have"
         raise TooLarge(f"{what} {size / 2**20:.1f} MiB and the limit is {limit / 2**20:.1f} MiB.")
-    await _check_storage(runtime, principal.owner, principal.limits, size)
 
     async def submit() -> tuple[int, dict[str, Any]]:
         return 202, await asyncio.to_thread(_submit, runtime, principal, items, collection)
@@ -203,9 +202,12 @@ async def read_boxes(
 @router.delete("/v1/documents/{document}", status_code=204, responses=problems(404))
 def delete_document(document: DocumentPath, runtime: Parts, principal: Writer) -> Response:
     """Delete a document with its text, vectors and file; no search finds it from now on."""
-    runtime.library.delete(document, principal.owner)
-    if runtime.keys is not None:
-        runtime.keys.record(principal.owner, principal.key_id, "document.delete", document)
+
+    def audited(connection: Connection) -> None:
+        note(connection, principal.owner, principal.key_id, "document.delete", document)
+
+    runtime.library.delete(document, principal.owner, audited)
+    runtime.forget(principal.owner)
     return Response(status_code=204)
 
 
@@ -215,20 +217,8 @@ def document_data(document: Document) -> dict[str, Any]:
     return {name: getattr(document, name) for name in names}
 
 
-async def _check_storage(runtime: Runtime, owner: str, limits: Mapping[str, float], size: int) -> None:
-    """Refuse an upload for which the key has no room left."""
-    if "storage_bytes" not in limits or runtime.keys is None:
-        return
-    used = await asyncio.to_thread(runtime.keys.stored_bytes, owner)
-    if used + size > limits["storage_bytes"]:
-        raise TooLarge(
-            f"This key may store {limits['storage_bytes'] / 2**20:.0f} MiB and has {used / 2**20:.1f} MiB.",
-            hint="Delete documents, or ask the operator for more.",
-        )
-
-
 def _submit(runtime: Runtime, principal: Principal, items: list[Upload], collection: str) -> dict[str, Any]:
-    job = runtime.jobs.submit(items, collection, principal.owner)
+    job = runtime.jobs.submit(items, collection, principal.owner, principal.limits.get("storage_bytes"))
     if runtime.keys is not None:
         names = ", ".join(item.name for item in items)
         runtime.keys.record(principal.owner, principal.key_id, "document.upload", job.id, {"name": names[:255]})

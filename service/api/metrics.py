@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.auth import Reader
+from service.api.auth import Operator
 
 if TYPE_CHECKING:
     from service.engine.outputs import TokenOutput
@@ -149,7 +149,7 @@ class MetricsMiddleware:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(request: Request, principal: Reader) -> Response:
-    """Figures for Prometheus."""
+def metrics(request: Request, principal: Operator) -> Response:
+    """Figures for Prometheus, of all owners together."""
     registry = request.app.state.metrics.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

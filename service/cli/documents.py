@@ -132,9 +132,11 @@ def remove_documents(
 ) -> None:
     """Remove documents, with their text, vectors and files."""
     from retrieval.errors import NotFound
+    from service.answering.retention import forget_deleted
 
     removed, missing = [], []
-    with library_of(settings_of(context)) as library:
+    settings = settings_of(context)
+    with library_of(settings) as library:
         if not yes:
             _confirm(f"Remove {len(documents)} document(s)?")
         for document in documents:
@@ -143,6 +145,7 @@ def remove_documents(
             except NotFound as error:
                 missing.append(document)
                 error_line(f"{error}.")
+        forget_deleted(library, settings)
     if as_json:
         emit_json({"removed": [document.id for document in removed], "missing": missing})
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,8 +78,12 @@ def _datastore(settings: Settings, library: Library, collection: str | None, lis
 @index.command("compact")
 def compact(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Drop what deleted documents left behind."""
-    with library_of(settings_of(context)) as library, working("Compacting the index …"):
+    from service.answering.retention import forget_deleted
+
+    settings = settings_of(context)
+    with library_of(settings) as library, working("Compacting the index …"):
         report = library.compact()
+        forget_deleted(library, settings)
     _show(report, as_json)
 
 
@@ -91,22 +96,43 @@ def rebuild(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 
 @index.command("verify")
-def verify(context: typer.Context, as_json: JsonFlag = False) -> None:
+def verify(
+    context: typer.Context,
+    privacy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--privacy",
+            help="A file that was deleted: look whether the data folder still holds anything of it; may be repeated.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Check the index against its hashes and against the database; exit code 4 when it does not match.
 
     What opening the library found wrong and mended is told too, and is also a 4: the next check is clean."""
     with library_of(settings_of(context)) as library, working("Verifying the index …"):
         report = library.verify_index()
         mended = library.stats().notes
+        traces = {path: library.traces(path.name, path.read_bytes()) for path in privacy or []}
+    left = [
+        f"{one.path} holds {one.pieces} pieces of {path.name}, the first at byte {one.offset}; "
+        "`folio index compact` removes what deletes leave"
+        for path, found in traces.items()
+        for one in found
+    ]
     if as_json:
-        emit_json(asdict(report) | {"ok": report.ok, "stale": report.stale, "mended": mended})
+        traced = {str(path): [asdict(one) for one in found] for path, found in traces.items()}
+        ok = report.ok and not left
+        emit_json(asdict(report) | {"ok": ok, "stale": report.stale, "mended": mended, "traces": traced})
     else:
         emit_table(["field", "value"], [[k, v] for k, v in asdict(report).items() if k != "problems"])
-    for problem in [*report.problems, *mended]:
+    for problem in [*report.problems, *mended, *left]:
         error_line(problem)
     if report.ok and report.stale:
         note("Some changes are served from the journal; `folio index build` folds them in.")
-    if mended or not report.ok:
+    if mended or left or not report.ok:
         raise typer.Exit(Exit.STALE)
 
 

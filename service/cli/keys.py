@@ -28,7 +28,7 @@ def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the key is for.")] = "",
     owner: Annotated[str, typer.Option(help="Whose documents it sees.")] = LOCAL_OWNER,
-    scope: Annotated[list[str] | None, typer.Option(help="read, write or admin; may be repeated.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="read, write, metrics or admin; may be repeated.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a minute.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
     storage_mb: Annotated[float | None, typer.Option(help="Stored files, in MiB.")] = None,

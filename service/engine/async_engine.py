@@ -316,6 +316,10 @@ class AsyncEngine:
         if read.error is not None:
             raise GenerationFailed(f"Reading failed: {read.error}.")
 
+    def forget(self, owner: str) -> None:
+        """Forget what an owner's requests have taught the drafters; those under way keep it to their end."""
+        self._commands.put(lambda: self.engine.drafting.learned.forget(owner))
+
     def run(self, action: Callable[[Engine], T]) -> Future[T]:
         """The result of ``action(engine)``, which runs in the engine's thread between steps."""
         future: Future[T] = Future()

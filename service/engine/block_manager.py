@@ -7,7 +7,7 @@ The manager holds no tensors. A page is in exactly one of three states:
     cached    reference count 0, content kept, evictable, oldest use first
 
 A full page is *published* under its digest: a hash of all tokens up to its end, chained page by page from the salt,
-which names everything else that changes KV (model, dtype, policy). A sequence keeps the digests of its pages
+which names everything else that changes KV (model, dtype, policy) and whose the page is. A sequence keeps the digests
 (`PageDigests`), so that a page is hashed once. A look-up compares the page's own tokens too.
 
 Where heads of unequal lifetimes have pages of their own (`sparse_attn.kv.head_layout`), ``page_size`` tokens of a
@@ -54,6 +54,11 @@ class PageTier(Protocol):
 
     def save(self, digest: bytes, page: int) -> None:
         """Keep the content of a page that is about to be overwritten."""
+
+
+def salt_of(salt: str, owner: str | None) -> str:
+    """The salt of pages that an owner's sequences alone find; None: everybody's."""
+    return salt if owner is None else f"{salt}\n{owner}"
 
 
 @dataclass

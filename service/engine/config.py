@@ -46,6 +46,10 @@ class EngineConfig(BaseModel):
     cuda_graphs: bool = Field(
         default=True, description="On a GPU, replay decode steps from graphs that are captured at the start."
     )
+    batch_invariant: bool = Field(
+        default=False,
+        description="On a CPU in float32, make the bits of prompts independent of chunks and company too; slower.",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
     max_model_len: int | None = Field(
         default=None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
@@ -62,6 +66,14 @@ class EngineConfig(BaseModel):
     )
     prefix_cache: bool = Field(
         default=True, description="Keep the KV of finished requests for prompts that begin alike."
+    )
+    prefix_scope: Literal["owner", "everyone"] = Field(
+        default="owner",
+        description="Who finds the KV of a prefix: its owner, or everyone, who can then tell what others have asked.",
+    )
+    learned_memory: Bytes = Field(
+        default=256 << 20,
+        description="Memory for what drafters learn of each owner's requests; oldest owners go first.",
     )
     host_memory: Bytes = Field(default=0, description="Host memory for KV that the prefix cache evicts; 0 for none.")
     warm_folder: Path | None = Field(

@@ -31,7 +31,7 @@ from torch import Tensor
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import NO_TOKEN, Verdict
-from service.engine.block_manager import BlockManager, OutOfPages
+from service.engine.block_manager import BlockManager, OutOfPages, salt_of
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
@@ -52,6 +52,7 @@ from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
 from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
+from service.engine.runner.row_invariance import make_row_invariant
 from service.engine.runner.tensor_parallel import Load
 from service.engine.sampling.constraint import ConstrainedText, ConstraintCompiler
 from service.engine.sampling.forced import ForcedText
@@ -108,6 +109,8 @@ class Engine:
         self.max_model_len = min(loaded.max_len, config.max_model_len or loaded.max_len)
         if config.device == "cpu":
             keep_freed_memory()
+        if config.batch_invariant:
+            self._demand_batch_invariance()
         self.shape = ModelShape.of_config(
             loaded.model.config.get_text_config(),
             config.page_size,
@@ -133,7 +136,7 @@ class Engine:
         self._ids = itertools.count(1)
         resources = draft_resources(loaded, config, self.runner, self.lent, self.scheduler, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
-        self.drafting = Drafting(resources, config.drafter, most_nodes)
+        self.drafting = Drafting(resources, config, most_nodes)
         self.constraints = ConstraintCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
 
     @classmethod
@@ -183,6 +186,7 @@ class Engine:
         detokenizer = Detokenizer(self.tokenizer, params.stop) if self.tokenizer is not None else None
         stop_checker = StopChecker(self._stop_ids(params), params.max_tokens, detokenizer)
         request = Request(request_id, prompt_ids, params, draft_sources, stop_checker, reading)
+        request.prefix_owner = params.owner if self.config.prefix_scope == "owner" else None
         if mixture is not None:
             request.mixture = mixture.open(params, stop_checker.stop_ids, self.loaded)
         request.logits_processor = self._logits_processor(request)
@@ -195,7 +199,9 @@ class Engine:
     @property
     def salt(self) -> str:
         """What else than the tokens decides the KV of a dense sequence: model, dtypes, and which heads share a page."""
-        kinds = (self.config.dtype, self.loaded.weights, self.config.kv_dtype, self.runner.pool.layout.name())
+        invariant = "invariant" if self.config.batch_invariant else ""
+        layout = self.runner.pool.layout.name()
+        kinds = (self.config.dtype, self.loaded.weights, self.config.kv_dtype, layout, invariant)
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property
@@ -289,14 +295,14 @@ class Engine:
         self.scheduler.check_integrity(self.lent.owners())
 
     def _set_policy(self, request: Request) -> None:
-        """Put the attention policy in force; pages of a prefix are shared under equal policies only.
+        """Put the attention policy in force; pages of a prefix are shared under equal policies only, by one owner's.
 
         Raises:
             InvalidRequest: there is no such policy, or the model and its pages do not allow it.
         """
         policy = checked_policy(request.params.attention or self.config.attention, self.shape)
         policy = policy.resolve(request.prompt_len, self.shape)
-        request.salt = self.salt
+        request.salt = salt_of(self.salt, request.prefix_owner)
         if policy.is_dense(self.shape, request.prompt_len, request.max_len):
             return
         if policy.needs_page_stats(self.shape):
@@ -306,7 +312,7 @@ class Engine:
         patterns = [p for n in range(self.shape.num_layers) for p in policy.prefill(n, self.shape, request.prompt_len)]
         if not all(pattern.static for pattern in patterns):
             request.prefill_grid = self.config.step_tokens
-        request.salt = f"{self.salt}/{policy.cache_key()}"
+        request.salt = salt_of(f"{self.salt}/{policy.cache_key()}", request.prefix_owner)
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
         params, constraint = request.params, request.params.constraint
@@ -325,6 +331,17 @@ class Engine:
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         own = frozenset(params.stop_token_ids)
         return own if params.ignore_eos else own | self.loaded.eos_ids
+
+    def _demand_batch_invariance(self) -> None:
+        """Have the rows of prompts computed as those of decoding are. Raises InvalidRequest where they cannot be."""
+        config, kernels = self.config, select_kernels(torch.device("cpu"), torch.float32, "own")
+        on_kernels = config.dtype == "float32" or (config.dtype == "bfloat16" and self.loaded.weights != "plain")
+        if config.device != "cpu" or not on_kernels or not kernels.row_invariant:
+            raise InvalidRequest(
+                "batch_invariant is for a CPU with a C++ compiler, in float32 or with weights that stay as stored.",
+                param="batch_invariant",
+            )
+        make_row_invariant(self.loaded.model, max_rows=None)
 
     @contextmanager
     def _failing_alone(self, request: Request) -> Iterator[None]:

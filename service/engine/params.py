@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from drafters.protocols import Datastore
@@ -11,6 +11,7 @@ from drafters.sampling.choice import Sampling
 from drafters.sampling.penalties import Penalties
 from service.engine.sampling.grammars import Constraint
 from service.errors import InvalidRequest
+from service.owner import present_owner
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SamplingParams:
         ignore_eos: go on after the model's end-of-sequence tokens.
         logprobs: report the log-probabilities of this many likeliest tokens at each position, None for none.
         prompt_logprobs: the same at each position of the prompt but the first, which is read whole for it.
+        owner: whose request it is: what drafters learn of it, and its prefix, is for his alone; by default that of the
+            caller in whose name this is made (`service.owner`).
         drafter: NAME[:key=value,…] of drafters.registry; None for the engine's default.
         attention: NAME[:key=value,…] of sparse_attn.plan.policy; None for the engine's default.
         from_model: which of these the request left to the model's makers (``SamplingDefaults.fill``); for statistics.
@@ -57,6 +60,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    owner: str = field(default_factory=present_owner)
     drafter: str | None = None
     attention: str | None = None
     from_model: tuple[str, ...] = ()

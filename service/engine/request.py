@@ -92,6 +92,7 @@ class Request:
         self.cached_tokens = 0
         self.miss_reason: str | None = None
         self.refused: tuple[int, int] | None = None  # version of the prefix cache, pages that were not enough
+        self.prefix_owner: str | None = None  # whose requests find its pages; None: everybody's
         self.salt = ""
         self.digests: PageDigests  # of its full pages; the scheduler gives it
         self.policy: PolicyState | None = None  # None: dense

@@ -9,7 +9,9 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 
+from retrieval.types import DEFAULT_OWNER
 from service.answering.conversation.follow_up import stand_alone
 from service.answering.conversation.rewriting import rewriting_ids, rewriting_params, rewritten
 from service.answering.prompting.layouts import ChatLayout, Prompt, PromptLayout
@@ -26,11 +28,18 @@ def standalone(question: Question) -> str:
     return stand_alone(question.text, [(turn.role, turn.content) for turn in question.history])
 
 
-async def understood(question: Question, layout: PromptLayout, engine: AsyncEngine, by: FollowUps = "rule") -> Question:
+async def understood(
+    question: Question,
+    layout: PromptLayout,
+    engine: AsyncEngine,
+    by: FollowUps = "rule",
+    owner: str = DEFAULT_OWNER,
+) -> Question:
     """The question with its `query`; as one question without turns, for a layout that follows no conversation.
 
     Args:
         by: rule, or model: the one that answers, where it has a chat template and gives a question.
+        owner: on whose behalf the model is asked.
 
     Raises FolioError: the model that was asked to rewrite it failed.
     """
@@ -38,7 +47,7 @@ async def understood(question: Question, layout: PromptLayout, engine: AsyncEngi
         return question
     query = None
     if by == "model" and isinstance(layout, ChatLayout):
-        query = await _by_model(question, layout, engine)
+        query = await _by_model(question, owner, layout, engine)
     if query is None:
         query = await asyncio.to_thread(standalone, question)
     if layout.follows:
@@ -46,10 +55,10 @@ async def understood(question: Question, layout: PromptLayout, engine: AsyncEngi
     return question.model_copy(update={"text": query, "history": ()})
 
 
-async def _by_model(question: Question, layout: ChatLayout, engine: AsyncEngine) -> str | None:
+async def _by_model(question: Question, owner: str, layout: ChatLayout, engine: AsyncEngine) -> str | None:
     ids = await asyncio.to_thread(rewriting_ids, layout, question)
     reply = ""
-    async with aclosing(engine.stream(ids, rewriting_params())) as outputs:
+    async with aclosing(engine.stream(ids, replace(rewriting_params(), owner=owner))) as outputs:
         async for output in outputs:
             reply += output.text
     return rewritten(reply)

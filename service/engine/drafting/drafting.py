@@ -12,13 +12,16 @@ from torch import Tensor
 from drafters import registry
 from drafters.base import RequestState
 from drafters.errors import DrafterError
+from drafters.learned import LearnedByOwner
+from drafters.protocols import DraftModel
 from drafters.resources import Resources
 from drafters.sampling.successors import top_successors
 from drafters.stats import DraftingStats, token_sources
 from drafters.tracked import TrackedDrafter
 from drafters.tree import EMPTY
 from drafters.verify import Verdict
-from service.engine.drafting.sessions import SeparateDraftModel
+from service.engine.config import EngineConfig
+from service.engine.drafting.sessions import PagedDraftModel, SeparateDraftModel
 from service.engine.options import parse_drafter
 from service.engine.request import Request
 from service.engine.step import Slice, Step
@@ -36,9 +39,10 @@ class _Drafted:
 class Drafting:
     """The drafters of the running requests, and what they share; ``most_nodes`` is what a step and the pages hold."""
 
-    def __init__(self, resources: Resources, default: str, most_nodes: int) -> None:
+    def __init__(self, resources: Resources, config: EngineConfig, most_nodes: int) -> None:
         self.resources = resources
-        self.default = default
+        self.learned = LearnedByOwner(config.learned_memory)
+        self.default = config.drafter
         self.most_nodes = most_nodes
         self.totals = DraftingStats()
         self._requests: dict[str, _Drafted] = {}
@@ -52,11 +56,9 @@ class Drafting:
                 asked for than it has room for (a default is cut to what there is).
         """
         options = parse_drafter(request.params.drafter or self.default)
-        sources, resources = request.draft_sources, self.resources
-        if sources.datastore is not None:
-            resources = replace(resources, datastore=sources.datastore)
+        sources = request.draft_sources
         try:
-            drafter = registry.build(options, resources)
+            drafter = registry.build(options, self._resources_of(request))
         except DrafterError as error:
             raise InvalidRequest(f"{error}.", param="drafter") from error
         if options.budget > self.most_nodes and options.budget != type(options)().budget:
@@ -78,6 +80,17 @@ class Drafting:
             stops=stops,
         )
         self._requests[request.id] = _Drafted(drafter, state, request.draft_budget)
+
+    def _resources_of(self, request: Request) -> Resources:
+        """The engine's, with what the request brings and what its owner's requests have taught or read."""
+        shared, owner = self.resources, request.prefix_owner
+        return replace(
+            shared,
+            datastore=request.draft_sources.datastore or shared.datastore,
+            learned=self.learned.of(request.params.owner),
+            self_model=_of(shared.self_model, owner),
+            draft_model=_of(shared.draft_model, owner),
+        )
 
     def propose(self, part: Slice, batch_size: int) -> None:
         """Hang a tree below the pending token of a decoding slice that has room for one.
@@ -173,3 +186,8 @@ class Drafting:
         stats = drafted.drafter.stats
         self.totals.add(stats)
         return {"drafter": drafted.drafter.name, "drafting": stats.as_dict()}
+
+
+def _of(model: DraftModel | None, owner: str | None) -> DraftModel | None:
+    """A draft model as an owner may use it; one without pages keeps nothing that others could find."""
+    return model.of(owner) if isinstance(model, PagedDraftModel) else model

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import structlog
 import torch
 from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree
-from service.engine.block_manager import BlockManager, OutOfPages, Place
+from service.engine.block_manager import BlockManager, OutOfPages, Place, salt_of
 from service.engine.finish import FinishReason
 from service.engine.params import SamplingParams
 from service.engine.request import Priority, Reading, Request
@@ -56,7 +57,7 @@ class DraftPages:
 
 
 class PagedDraftModel:
-    """A model over pages, as the drafters see it; ``salt`` keys its prefixes in the cache.
+    """A model over pages, as the drafters of one owner see it; ``salt`` keys its prefixes in the cache.
 
     Prompts are read in the steps of ``scheduler``: the engine's, for the target itself.
     """
@@ -67,6 +68,12 @@ class PagedDraftModel:
         self.scheduler = scheduler
         self.vocab_size = vocab_size
         self.salt = salt
+
+    def of(self, owner: str | None) -> Self:
+        """The same model for an owner, whose sessions alone find what they have read; None: everybody's do."""
+        view = copy(self)
+        view.salt = salt_of(self.salt, owner)
+        return view
 
     def open(self, token_ids: Sequence[int]) -> PagedSession:
         """A session that is ready once ``token_ids`` (may be empty) are read. Error: OutOfPages, for too many."""

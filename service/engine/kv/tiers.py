@@ -19,11 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from service.engine.kv import WARMED
 from sparse_attn.kv.pool import KVPool, PageContent
 
 log = structlog.get_logger(__name__)
-
-_SUFFIX = ".kv.safetensors"
 
 
 class HostTier:
@@ -67,7 +66,7 @@ class WarmTier:
         self._folder = folder
         self._where: dict[bytes, tuple[Path, int]] = {}
         self._checked: dict[Path, bool] = {}
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(folder.glob(f"*{WARMED}")):
             self._index(path)
 
     def __len__(self) -> int:
@@ -101,7 +100,7 @@ class WarmTier:
         content = {name: torch.stack([part[name] for part in parts]).cpu() for name in parts[0]}
         metadata = {**about, "digests": json.dumps([d.hex() for d in digests]), "sha256": _digest(content)}
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{name}{_SUFFIX}"
+        path = self._folder / f"{name}{WARMED}"
         aside = path.with_suffix(".part")
         save_file(content, aside, metadata=metadata)
         with open(aside, "rb+") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
 from service.engine.outputs import TokenLogprobs
 from service.engine.runner.hidden_states import logits_of, watched
+from service.engine.runner.row_invariance import leading
 from service.engine.sampling.sampler import token_logprobs
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
@@ -65,10 +66,12 @@ class ModelRunner:
         """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
         with self._on_its_device():
             batch, token_ids, wanted, first_row = self._build(slices)
-            if not any(part.hidden_rows for part in slices):
-                return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
-            with watched(self.model) as seen:
-                logits = self._forward(batch, token_ids, wanted)
+            decoded = takewhile(lambda part: part.samples and len(part.token_ids) == 1, slices)
+            with leading(sum(part.num_rows for part in decoded)):
+                if not any(part.hidden_rows for part in slices):
+                    return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
+                with watched(self.model) as seen:
+                    logits = self._forward(batch, token_ids, wanted)
             found = _of_slices(seen[0], slices)
             scores = {part.request.id: self._scores(part, hidden) for part, hidden in found if part.targets}
         hidden = {part.request.id: own for part, own in found}

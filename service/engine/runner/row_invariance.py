@@ -11,12 +11,16 @@ torch computes the tail of each thread's share with scalar code, whose exp round
 a width that is a multiple of 64, as real models have, there is no tail.
 
 Measured on two AVX-512 cores, weights of 2 MB from memory: 1.0 to 1.1 of MKL's time up to 33 rows, 1.2 at 64, 1.5 at
-256 and beyond. Hence `max_rows`: larger products, which are prefill, go to the library as before.
+256 and beyond. Hence `max_rows`: of larger products the rows of prompts go to the library as before. Those of tokens
+and drafts that are decoded beside them, the first of a step (`leading`), do not.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 import torch
@@ -28,7 +32,19 @@ from sparse_attn.kernels.cpu import attention as cpu
 
 logger = structlog.get_logger(__name__)
 
-MAX_ROWS = 256  # decode rows and draft trees of one step; more is prefill
+MAX_ROWS = 256
+
+_step = threading.local()
+
+
+@contextmanager
+def leading(rows: int) -> Iterator[None]:
+    """In this thread and block, the first so many rows of every product are independent of the others, however many."""
+    _step.rows = rows
+    try:
+        yield
+    finally:
+        _step.rows = 0
 
 
 def make_row_invariant(model: nn.Module, max_rows: int | None = MAX_ROWS) -> int:
@@ -39,7 +55,7 @@ def make_row_invariant(model: nn.Module, max_rows: int | None = MAX_ROWS) -> int
 
     Args:
         model: the model, in place.
-        max_rows: most rows that are computed so; None for all.
+        max_rows: most rows that are computed so, beside those that are `leading`; None for all.
 
     Returns:
         How many layers changed: 0 where the CPU kernels cannot be built, which is logged.
@@ -62,6 +78,13 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _forward(layer: nn.Linear, max_rows: int | None, x: Tensor) -> Tensor:
     rows = x.numel() // x.shape[-1]
-    if x.requires_grad or x.dtype != torch.float32 or (max_rows is not None and rows > max_rows):
+    if x.requires_grad or x.dtype != torch.float32:
         return functional.linear(x, layer.weight, layer.bias)
-    return cpu.linear(x, layer.weight, layer.bias)
+    lead = rows if max_rows is None or rows <= max_rows else min(rows, getattr(_step, "rows", 0))
+    if lead == rows:
+        return cpu.linear(x, layer.weight, layer.bias)
+    if not lead:
+        return functional.linear(x, layer.weight, layer.bias)
+    first, rest = x.reshape(rows, -1).split([lead, rows - lead])
+    parts = [cpu.linear(first, layer.weight, layer.bias), functional.linear(rest, layer.weight, layer.bias)]
+    return torch.cat(parts).view(*x.shape[:-1], -1)

@@ -170,7 +170,7 @@ def test_random_trees_on_ragged_batches_change_nothing(family: str, seed: int, m
 
     def build(spec: Any, resources: Any) -> TrackedDrafter:
         i = next(opened)
-        return TrackedDrafter(Adversary(truth[i], seed), resources.calibration, resources.vocab_size, 9)
+        return TrackedDrafter(Adversary(truth[i], seed), resources.learned.calibration, resources.vocab_size, 9)
 
     monkeypatch.setattr("drafters.registry.build", build)
     drafted = [SamplingParams(max_tokens=20, temperature=p.temperature, seed=p.seed, drafter="auto") for p in plain]

@@ -131,10 +131,21 @@ def test_an_embedding_model(tmp_path: Path, ran: Path) -> None:
     assert not ran.exists()
 
 
+def test_a_ranker(own_model: Path, ran: Path) -> None:
+    from retrieval.ranking.ranker import _load_pairs
+
+    with pytest.raises(Exception, match="trust_remote_code"):
+        _load_pairs(own_model)
+    assert not ran.exists()
+
+
 def _loads(call: ast.Call) -> bool:
     """Whether a call reads a checkpoint by transformers, optimum or sentence-transformers."""
     called = ast.unparse(call.func)
-    return called.endswith("SentenceTransformer") or re.search(r"(Auto|OV)\w+\.from_pretrained$", called) is not None
+    return (
+        called.endswith(("SentenceTransformer", "sentence_transformers.CrossEncoder"))
+        or re.search(r"(Auto|OV)\w+\.from_pretrained$", called) is not None
+    )
 
 
 def test_every_call_refuses_it() -> None:
