@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -56,6 +56,12 @@ class TokenTexts:
         """Whether a text that begins with this token leaves out its blank."""
         return not self._tokenizer.decode([token_id]).startswith(" ")
 
+    @cached_property
+    def doubles_blank(self) -> bool:
+        """Whether a blank is put before a text that begins with one."""
+        ids = self._tokenizer(" a", add_special_tokens=False).input_ids
+        return b"".join(self.data(token) or b"" for token in ids).startswith(b"  ")
+
 
 class Offsets:
     """Where the tokens of a growing text begin, in characters; a part of a character begins where that does."""
@@ -74,12 +80,18 @@ class Offsets:
             name = self._texts.text(token_id)
             self._chars += len(name) if self._known.startswith(name, at) else 0
             return at
-        if not self._begun and data.startswith(b" ") and not self._known.startswith(" "):
-            data = data[1:] if self._known or self._texts.drops_blank(token_id) else data
+        if not self._begun and data.startswith(b" ") and self._is_added(token_id):
+            data = data[1:]
         self._begun = True
         begun = sum(byte & 0xC0 != 0x80 for byte in data)
         self._chars += begun
         return at - 1 if at and data and data[0] & 0xC0 == 0x80 else at
+
+    def _is_added(self, token_id: int) -> bool:
+        """Whether the blank that the first token begins with is the tokenizer's own, and none of the text."""
+        if self._known.startswith(" "):
+            return self._texts.doubles_blank
+        return bool(self._known) or self._texts.drops_blank(token_id)
 
     def skip_known(self) -> None:
         """The next token is the first behind what was given."""

@@ -89,11 +89,11 @@ def test_the_logits_of_few_rows_are_held_at_once(engine: Engine, monkeypatch: py
 
 
 def test_a_policy_scores_by_what_its_rows_see(engine: Engine) -> None:
-    ids = tokens(1, 150)
+    ids = tokens(1, 480)
     asked = SamplingParams(max_tokens=0, prompt_logprobs=3, attention="streaming:sink=16,local=32,gate=0")
-    whole, part = (found.prompt_logprobs or [] for found in generate(engine, [ids, ids[:101]], asked))
-    assert len(whole) == 149
-    assert [entry.logprob for entry in whole[:100]] == pytest.approx([entry.logprob for entry in part], abs=1e-6)
+    whole, part = (found.prompt_logprobs or [] for found in generate(engine, [ids, ids[:401]], asked))
+    assert len(whole) == 479
+    assert [entry.logprob for entry in whole[:400]] == pytest.approx([entry.logprob for entry in part], abs=1e-6)
     dense = of_model(ids)
     assert any(abs(float(dense[n, ids[n + 1]]) - entry.logprob) > 1e-3 for n, entry in enumerate(whole))
 
