@@ -161,6 +161,21 @@ def conversation(
     typer.echo(str(save_result("conversation", {"rows": rows}, command_line(), output)), err=True)
 
 
+@app.command()
+def parsing(
+    clones: Annotated[list[Path], typer.Argument(help="Clones of the repositories that real_files.json names.")],
+    split: Annotated[str, typer.Option(help="'held out' or 'development'.")] = "held out",
+    output: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Whether menus, headers and footers of real web pages and papers stand among the first hits."""
+    from eval.figures import command_line, save_result
+    from eval.parsing.surroundings import measure, summary
+
+    figures = measure(clones, split)
+    typer.echo(summary(figures))
+    typer.echo(str(save_result("parsing", figures, command_line(), output)), err=True)
+
+
 def _print_cells(cells: list[dict[str, Any]]) -> None:
     """One line a cell: what failed, the running scorer's mean, and the medians of the times."""
     from eval.harness.report import row_of

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ from retrieval.ingest import archive
 from retrieval.ingest.ingestion import Ingester, Prepared, Refused, prepare
 from retrieval.ingest.jobs import WORKERS, JobQueue
 from retrieval.ingest.sources import Source, sources
+from retrieval.ingest.unpacking import unpacked
 from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
@@ -88,7 +89,8 @@ class Library(Shelf):
         ranker: str | None = None,
     ) -> None:
         originals, lease = Originals(blobs), WriterLease(database, home)
-        super().__init__(database, originals, Sandbox(replace(limits, parse_seconds=VIEW_S), VIEWERS))
+        views = replace(limits, parse_seconds=VIEW_S, ocr_seconds=0)
+        super().__init__(database, originals, Sandbox(views, VIEWERS))
         self.home = home
         self.embedder = embedder
         self.limits = limits
@@ -101,7 +103,7 @@ class Library(Shelf):
             database, originals, lease, embedder, self._upkeep.embedder_id, limits, self._sandbox, chunking
         )
         self._erasure = Erasure(home, database, originals, self._upkeep)
-        self.jobs = JobQueue(database, blobs, self._upkeep, self._ingester, self._erasure.tidy)
+        self.jobs = JobQueue(database, blobs, self._upkeep, self._ingester, self._unpacked, self._erasure.tidy)
         """background ingestion: submit, get, listing, cancel, retry, start_worker, stop_worker"""
         self._searcher = Searcher(database, embedder, self._upkeep.index)
         self._searches = Batcher(self._searcher)
@@ -174,7 +176,8 @@ class Library(Shelf):
         follow_links: bool = False,
         wait_s: float = 5.0,
     ) -> list[IngestResult]:
-        """Ingest files (paths, folders, or ``Upload``s of bytes), one result each, in order.
+        """Ingest files (paths, folders, or ``Upload``s of bytes), one result each, in order; a zip archive stands for
+        the files in it.
 
         Content that the collection has already is not stored twice (``deduplicated``); the same name with new
         content is a new version of the same document. Each file is committed by itself, and can be searched from
@@ -190,9 +193,12 @@ class Library(Shelf):
         """
         check_label("collection", collection)
         check_label("owner", owner)
-        given = sources(files, follow_links=follow_links)
+        given = sources(files, follow_links=follow_links, unpack=self._unpacked)
         with self._upkeep.writing("ingesting", wait_s):
             return [self._ingester.ingest(file, collection, owner, progress, cancelled) for file in given]
+
+    def _unpacked(self, files: Iterable[Source]) -> Iterator[Source]:
+        return unpacked(files, self._sandbox, self.limits)
 
     def ingest_prepared(
         self,

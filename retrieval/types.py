@@ -69,6 +69,20 @@ class Page:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A rectangle around a part of one line, in PDF points from the lower left corner of the page as it is displayed
+    (turned and cropped), page size included."""
+
+    page: int
+    left: float
+    bottom: float
+    right: float
+    top: float
+    page_width: float
+    page_height: float
+
+
+@dataclass(frozen=True)
 class Collection:
     name: str
     owner: str

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.answering.prompting.layouts import ChatLayout, PlainLayout, PromptLayout, choose_layout
+from service.errors import ModelError
 from service.settings import EMBEDDED, Settings
 
 if TYPE_CHECKING:
     from retrieval.ranking.ranker import SentenceRanker
     from service.engine.async_engine import AsyncEngine
     from service.engine.sampling.grammars import Constraint
+
+
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
 def load_engine(settings: Settings, **options: Any) -> AsyncEngine:
@@ -45,6 +50,12 @@ def check_request(
     """
     from service.engine.checks import check_options, shape_of
 
+    if not _HUB_ID.fullmatch(settings.model) and not Path(settings.model).expanduser().exists():
+        raise ModelError(
+            f"No model {settings.model!r}: there is no such path, and no hub id is written so.",
+            hint="Give a folder with config.json and safetensors, a GGUF file, a hub id, 'embedded' or 'smollm2'.",
+            param="model",
+        )
     policy = attention or settings.attention
     named = policy if policy != Settings.model_fields["attention"].default else None  # which suits every model
     check_options(drafter or settings.drafter, named, constraint, lambda: shape_of(settings.model, settings.engine))

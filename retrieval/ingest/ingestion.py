@@ -105,7 +105,7 @@ class Ingester:
         self._lease = lease
         self._embedder = embedder
         self._embedder_id = embedder_id
-        self._limits = limits
+        self.limits = limits
         self._sandbox = sandbox
         self._chunking = chunking
 
@@ -123,7 +123,7 @@ class Ingester:
         data = b""
         try:
             meter("parse", 0, 1)
-            data = source.read(self._limits)
+            data = source.read(self.limits)
             return self._ingest(source.name, data, collection, owner, meter, started)
         except UnreadableFile as error:
             return self._failed(source.name, data, collection, owner, error, started)

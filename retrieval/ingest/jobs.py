@@ -10,19 +10,21 @@ import datetime as dt
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from retrieval import errors
 from retrieval.common.failpoints import failpoint
 from retrieval.common.progress import CancelCheck
-from retrieval.errors import Cancelled, LeaseLost, StoreBusy
+from retrieval.errors import Cancelled, LeaseLost, StoreBusy, UnreadableFile
 from retrieval.index.upkeep import IndexUpkeep
 from retrieval.ingest.ingestion import Ingester
 from retrieval.ingest.sources import Source, clean_name, name_taken
+from retrieval.ingest.unpacking import is_archive
 from retrieval.store import jobs as store
 from retrieval.store.blobs import Blobs
 from retrieval.store.database import Database
@@ -50,9 +52,16 @@ class JobQueue:
     """Background ingestion of one library: any number of submitters, any number of workers."""
 
     def __init__(
-        self, database: Database, blobs: Blobs, upkeep: IndexUpkeep, ingester: Ingester, tidy: Callable[[], None]
+        self,
+        database: Database,
+        blobs: Blobs,
+        upkeep: IndexUpkeep,
+        ingester: Ingester,
+        unpack: Callable[[Iterable[Source]], Iterator[Source]],
+        tidy: Callable[[], None],
     ) -> None:
-        """tidy: what else a worker clears away when it starts, and every hour."""
+        """unpack: replaces archives by what is in them; tidy: what else a worker clears away at first, and every hour."""
+        self._unpack = unpack
         self._database = database
         self._blobs = blobs
         self._upkeep = upkeep
@@ -176,11 +185,17 @@ class JobQueue:
     def _run(self, row: Any, me: str) -> None:
         beat = _Heartbeat(self._database, row.id, me, self._stop)
         done = len(row.results)
-        files = row.payload["files"]
-        for at, entry in enumerate(files[done:], done):
+        try:
+            files = row.payload["files"] if done else self._unpacked(row, beat)
+        except Cancelled:
+            self._stopped(row, me)
+            return
+        taken = {entry["name"] for entry in files[:done]}
+        for entry in files[done:]:
             source = self._source(row.id, entry)
-            if any(entry["name"] == other["name"] for other in files[:at]):
+            if source.name in taken:
                 source = Source(source.name, name_taken(source.name))
+            taken.add(source.name)
             try:
                 result = self._ingest_one(source, row.payload["collection"], row.owner, beat.report, beat.should_stop)
             except (Cancelled, LeaseLost):
@@ -191,6 +206,34 @@ class JobQueue:
                 store.add_result(connection, row.id, result)
             failpoint("job.result_noted")
         self._finish(row, me)
+
+    def _unpacked(self, row: Any, beat: _Heartbeat) -> list[dict[str, Any]]:
+        """The job's files with the archives among them opened: what is in them are uploads of their own, from here on
+        and whoever goes on with the job. Error: Cancelled."""
+        files: list[dict[str, Any]] = row.payload["files"]
+        if not any(is_archive(entry["name"]) and "member" not in entry for entry in files):
+            return files
+        opened: list[dict[str, Any]] = []
+        for entry in files:
+            if not is_archive(entry["name"]) or "member" in entry:
+                opened.append(entry)
+                continue
+            for number, source in enumerate(self._unpack([self._source(row.id, entry)])):
+                if beat.should_stop():
+                    raise Cancelled("the job was cancelled, or its worker stopped")
+                opened.append(self._keep_member(row.id, f"{entry['file']}.{number}", source))
+        failpoint("job.unpacked")
+        with self._database.write() as connection:
+            store.replace_files(connection, row.id, opened)
+        return opened
+
+    def _keep_member(self, job: str, file: str, source: Source) -> dict[str, Any]:
+        """A file of an archive as a file of the job."""
+        entry = {"name": source.name, "file": file, "member": True}
+        if isinstance(source.origin, UnreadableFile):
+            return {**entry, "error": [type(source.origin).__name__, str(source.origin)]}
+        self._blobs.put(f"uploads/{job}/{file}", data := source.read(self._ingester.limits))
+        return {**entry, "size": len(data)}
 
     def _ingest_one(
         self, source: Source, collection: str, owner: str, progress: ProgressCallback, cancelled: CancelCheck
@@ -244,6 +287,9 @@ class JobQueue:
     def _source(self, job: str, entry: dict[str, Any]) -> Source:
         """The file of a job; one that is gone is refused by name, as any other that cannot be read."""
         name = f"uploads/{job}/{entry['file']}"
+        if "error" in entry:
+            kind, told = entry["error"]
+            return Source(entry["name"], getattr(errors, kind)(told))
         try:
             return Source(entry["name"], self._blobs.get(name))
         except KeyError:

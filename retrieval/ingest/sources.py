@@ -1,14 +1,16 @@
 """The files that an ingest is given, each under the name that is its identity in the collection.
 
-A file in a folder is named by its path from that folder on (``books/old/bridge.txt``), any other by its own name. Two
-files that would get one name are not taken for versions of one document: the second is refused.
+A file in a folder is named by its path from that folder on (``books/old/bridge.txt``), one in an archive by its path
+below the archive's name (``retrieval.ingest.unpacking``), any other by its own name. Two files that would get one name
+are not taken for versions of one document: the second is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -43,14 +45,21 @@ class Source:
             raise UnreadableFile(f"{self.name} cannot be read: {error.strerror}; check its permissions") from error
 
 
-def sources(items: Iterable[str | os.PathLike[str] | Upload], *, follow_links: bool = False) -> Iterator[Source]:
+def sources(
+    items: Iterable[str | os.PathLike[str] | Upload],
+    *,
+    follow_links: bool = False,
+    unpack: Callable[[Iterator[Source]], Iterator[Source]] | None = None,
+) -> Iterator[Source]:
     """Files as given; a folder stands for the files under it (hidden ones excepted).
 
     Args:
         follow_links: also read what links in a folder point to outside of it.
+        unpack: replaces archives by what is in them.
     """
+    found = _all(items, follow_links)
     taken: dict[str, Path | bytes] = {}
-    for source in _all(items, follow_links):
+    for source in unpack(found) if unpack is not None else found:
         first = taken.setdefault(source.name, _identity(source.origin))
         if first != _identity(source.origin) and not isinstance(source.origin, UnreadableFile):
             yield Source(source.name, name_taken(source.name, first))
@@ -69,7 +78,7 @@ def name_taken(name: str, first: object = None) -> NameTaken:
 
 def clean_name(name: str) -> str:
     """A label from a name that may be hostile: its last component, printable, of bounded length."""
-    return _printable(PurePosixPath(name.replace("\\", "/")).name)
+    return printable(PurePosixPath(name.replace("\\", "/")).name)
 
 
 def _all(items: Iterable[str | os.PathLike[str] | Upload], follow_links: bool) -> Iterator[Source]:
@@ -96,7 +105,7 @@ def _in_folder(root: Path, follow_links: bool) -> Iterator[Source]:
             path = Path(folder, name)
             if name.startswith("."):
                 continue
-            label = _printable("/".join((real.name, *inside.parts, name)))
+            label = printable("/".join((real.name, *inside.parts, name)))
             if path.is_symlink() and not follow_links and not path.resolve().is_relative_to(real):
                 yield Source(label, NoSuchFile(f"{label} is a link out of the folder and was not followed"))
             elif path.is_file():
@@ -106,10 +115,11 @@ def _in_folder(root: Path, follow_links: bool) -> Iterator[Source]:
 def _identity(origin: Path | bytes | UnreadableFile) -> Path | bytes:
     if isinstance(origin, UnreadableFile):
         return b""
-    return origin.resolve() if isinstance(origin, Path) else origin
+    return origin.resolve() if isinstance(origin, Path) else hashlib.sha256(origin).digest()
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A label on one line, of bounded length, whose ending stays."""
     shown = "".join(
         ch for ch in unicodedata.normalize("NFC", name) if unicodedata.category(ch) not in ("Cc", "Cf", "Cs")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrieval.errors import OversizedFile
+from retrieval.errors import OversizedFile, UnsupportedFile
 from retrieval.parsing.document import PageProgress, ParsedDocument, page_at
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.sniff import MEDIA_TYPES, sniff
@@ -41,6 +41,8 @@ def _parse_kind(
     # Parsers of rarer kinds are imported when first used: a plain-text library should start in no time.
     if kind in ("text", "markdown"):
         return parse_text(data, name, MEDIA_TYPES[kind])
+    if kind == "zip":
+        raise UnsupportedFile(f"{name} is a zip archive; unpack it and ingest what is in it")
     if kind == "html":
         from retrieval.parsing.html import parse_html
 

@@ -7,33 +7,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 
 import pypdfium2 as pdfium
 
 from retrieval.errors import NotFound
-from retrieval.parsing.pdf import open_pdf, page_text, stored_index
-from retrieval.types import Page
+from retrieval.parsing import ocr
+from retrieval.parsing.pdf import is_unread, open_pdf, page_text, picture_text, stored_index
+from retrieval.types import Box, Page
 
 HIGHEST_IMAGE = 4000
 """pixels"""
 _FINE = 64
 """steps a point: PDFium maps to whole numbers"""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle around a part of one line, in PDF points from the lower left corner of the page as it is displayed
-    (turned and cropped), page size included."""
-
-    page: int
-    left: float
-    bottom: float
-    right: float
-    top: float
-    page_width: float
-    page_height: float
 
 
 def boxes(data: bytes, name: str, pages: Sequence[Page], text: str, start: int, end: int) -> list[Box]:
@@ -59,6 +45,9 @@ def _boxes_of_page(document, page: Page, text: str, start: int, end: int) -> Ite
     try:
         now, raw_index = page_text(document, pdf_page)
         index = stored_index(now, raw_index, text[page.start : page.end])
+        if index is None and ocr.available() and is_unread(pdf_page, now):
+            now = picture_text(pdf_page)
+            index = stored_index(now, raw_index, text[page.start : page.end])
         if index is None:
             return
         width, height = pdf_page.get_size()

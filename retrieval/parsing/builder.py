@@ -30,6 +30,13 @@ class TextBuilder:
             self._places.append(Place(self.length, self.length + len(text), path))
         self.length += len(text)
 
+    def add_heading(self, text: str, level: int, path: tuple[str, ...] = (), marks: str = "") -> None:
+        """A line that names what follows it; ``marks`` are written before it and are no part of the name."""
+        at = self.length + len(marks)
+        self.add(marks + text, path)
+        if text:
+            self._headings.append(Heading(at, self.length, level))
+
     def part(self, separator: str = "\n\n") -> None:
         """Begin anew after ``separator`` (line breaks), of which what is there already counts."""
         if self.length:

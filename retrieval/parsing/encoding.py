@@ -168,7 +168,7 @@ def _is_typography(data: bytes) -> bool:
         return False
     high = [run.group() for run in _HIGH_RUN.finditer(data)]
     few = sum(map(len, high)) * 8 <= len(data) and all(len(run) <= 3 for run in high)
-    return few and not any(ch > "\x7f" and ch.isalpha() for ch in text)
+    return few and not any(ch > "\x7f" and ch.isalpha() for ch in text) and not _SIGN_INSIDE.search(text)
 
 
 def _oddness(reading: Decoded) -> tuple[bool, float]:

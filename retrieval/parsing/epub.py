@@ -13,7 +13,7 @@ from retrieval.parsing.archives import check_archive, read_xml
 from retrieval.parsing.builder import TextBuilder
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.encoding import decode
-from retrieval.parsing.html import html_to_text
+from retrieval.parsing.html import html_to_text, parse_markup
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.sniff import MEDIA_TYPES
 
@@ -40,11 +40,11 @@ def parse_epub(data: bytes, name: str, limits: Limits) -> ParsedDocument:
                 unread += 1
                 builder.notes.append(f"chapter {number} ({path}) was not read: {error}")
                 continue
-            text = html_to_text(markup)
-            if text:
+            chapter = parse_markup(markup)
+            if chapter.text:
                 builder.part()
                 builder.begin_page()
-                builder.add(text, (f"chapter {number}", *_title(markup)))
+                builder.embed(chapter, f"chapter {number}", *_title(markup))
     if unread == len(chapters) > 0 and locked:
         raise EncryptedFile(f"{name} is protected against copying; ingest a copy without protection")
     if not builder.length:

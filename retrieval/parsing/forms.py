@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 
+import numpy as np
 import pypdfium2 as pdfium
 
-from retrieval.parsing.layout import Segment, displayed
+from retrieval.parsing.layout import Box, Segment, displayed
 
 _TEXT_TYPES = (pdfium.raw.FPDF_FORMFIELD_COMBOBOX, pdfium.raw.FPDF_FORMFIELD_TEXTFIELD)
 _MARKED_TYPES = (pdfium.raw.FPDF_FORMFIELD_CHECKBOX, pdfium.raw.FPDF_FORMFIELD_RADIOBUTTON)
@@ -21,7 +22,7 @@ def form_values(
     count = min(pdfium.raw.FPDFPage_GetAnnotCount(page), _FIELDS_A_PAGE)
     found: list[tuple[Segment, tuple[float, float, float, float]]] = []
     for said, rectangle in _annotations(document, page, count) if count > 0 else ():
-        box = displayed(*rectangle, page.get_rotation())
+        box = Box._make(displayed(np.array([rectangle]), page.get_rotation())[0].tolist())
         found.append((Segment(0, 0, box, said, value=len(found)), rectangle))
     return found
 

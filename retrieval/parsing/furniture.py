@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 EDGE = 3
 """lines at the top and at the bottom of a page that are looked at; where all of them come again, none is furniture"""
@@ -29,6 +30,13 @@ class Edge:
     text: str
     height: float
 
+    @cached_property
+    def ahead(self) -> frozenset[int]:
+        """By how much the numbers of the line are ahead of the page."""
+        words = self.text.casefold().split()
+        numbers = [*_NUMBER.findall(self.text), *filter(_ROMAN.fullmatch, words)]
+        return frozenset(_value(number) - self.page for number in numbers)
+
 
 def furniture(edges: Sequence[Edge]) -> dict[int, int]:
     """Of the lines at one edge (all tops, or all bottoms), by rising page: page → how many of the outermost are
@@ -39,6 +47,7 @@ def furniture(edges: Sequence[Edge]) -> dict[int, int]:
     again = {
         (edge.page, edge.depth)
         for key, same in known.items()
+        if len(same) >= _LEAST
         for edge in same
         if _comes_again(key, edge, _within_reach(edge, same))
     }
@@ -68,20 +77,15 @@ def _within_reach(edge: Edge, same: Sequence[Edge]) -> Sequence[Edge]:
 def _comes_again(key: str, edge: Edge, same: Sequence[Edge]) -> bool:
     near = [other for other in same if abs(other.height - edge.height) <= _NEAR]
     if any(ch.isalpha() for ch in key):
-        pages = {other.page for other in near}
+        # A foot that carries the page's number may stand as high as the text above it ends.
+        numbered = {other.page for other in same if other.ahead & edge.ahead} if "#" in key else set()
+        pages = numbered if len(numbered) >= _LEAST else {other.page for other in near}
         # Left and right pages may differ; headings of chapters, numbered alike, are further apart.
         return len(pages) >= _LEAST and any(0 < abs(page - edge.page) <= 2 for page in pages)
     if "#" not in key:
         return False
     # Numbers alone may be anything; those of pages rise with them.
-    return len({other.page for other in near if _ahead(other) & _ahead(edge)}) >= _LEAST
-
-
-def _ahead(edge: Edge) -> set[int]:
-    """By how much the numbers of a line are ahead of the page."""
-    words = edge.text.casefold().split()
-    numbers = [*_NUMBER.findall(edge.text), *filter(_ROMAN.fullmatch, words)]
-    return {_value(number) - edge.page for number in numbers}
+    return len({other.page for other in near if other.ahead & edge.ahead}) >= _LEAST
 
 
 def _value(number: str) -> int:

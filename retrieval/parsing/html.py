@@ -36,17 +36,31 @@ _OUT_OF_SVG = {
 _AROUND_TAGS = {"nav", "aside", "footer", "header", "dialog"}
 _AROUND_ROLES = {"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "dialog"}
 _AROUND_NAMES = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
+    r"(?:^|[\s_-])(?:nav|navi|navbar|navigation|menu|side-?bar|side-?box|breadcrumbs?|cookies?|consent|gdpr|footer|masthead|"
     r"interlanguage|languages?|lang-list|langlist|skip-?link|jump-to-nav|social|share|newsletter|printfooter|catlinks|"
-    r"noprint)(?:$|[\s_-])",
+    r"noprint|outbrain|taboola|native-ad|advert(?:isement)?s?)(?:$|[\s_-])",
     re.I,
 )
+_ELSEWHERE_NAMES = re.compile(
+    r"(?:^|[\s_-])(?:rail|recirculation|more-stories|more-on-this-story|story-more|related|recommend(?:ed|ations?)|"
+    r"most-(?:popular|read|viewed)|trending|promos?|sponsor(?:ed)?|cta|[a-z]*teasers?)(?:$|[\s_-])",
+    re.I,
+)
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SKIP = re.compile(
+    r"(?:skip|jump) (?:to|over|past)\b|zu[mr] (?:haupt)?(?:inhalt|navigation)\b|(?:aller|passer) (?:au|à)\b|"
+    r"(?:saltar|salta|ir|vai) al?\b",
+    re.I,
+)
+"""what a link to a part of its own page says where it spares somebody the menus"""
 _INSIDE = {"main", "article"}
 _WHOLE = {"html", "body", "main", "article"}
 _LINKS = 10
 """links that make a list nothing but a menu"""
 _LINKED = 0.85
 """share of a list's characters that are links in a menu"""
+_ELSEWHERE = 0.2
+"""share of a part's characters that are links in what tells of other pages, where its name says so"""
 _LEAST_KEPT = 0.2
 """share of a page's characters that its content must be for the rest to be left out"""
 _SPACE = re.compile(r"[ \t\r\n\f]+")
@@ -61,10 +75,12 @@ def parse_html(data: bytes, name: str) -> ParsedDocument:
     written = extractor.content()
     if not written.text:
         raise EmptyFile(f"{name} has no visible text; nothing to ingest")
-    text = storable(written.text)
-    notes = [*decoded.notes(), *extractor.notes, *written.notes]
-    pages = [Page(1, 0, len(text))]
-    return ParsedDocument(text, pages, "text/html", notes, tables=written.tables, headings=written.headings)
+    return written.document([*decoded.notes(), *extractor.notes])
+
+
+def parse_markup(markup: str) -> ParsedDocument:
+    """All visible text, menus and the like included, with its tables and headings."""
+    return _extract(markup).everything().document()
 
 
 def html_to_text(markup: str) -> str:
@@ -104,21 +120,25 @@ class _Region:
 
     Attributes:
         why: what it is; "" for a list, which is left out where it is a menu.
+        elsewhere: by its name it tells of other pages, which links in it confirm.
         outer: the region that it lies in.
     """
 
     why: str
     outer: _Region | None
+    elsewhere: bool = False
     chars: int = 0
     linked: int = 0
     links: int = 0
     closed: bool = False
     left_out: bool = False
 
-    def decide(self) -> None:
-        """After the region that it lies in. What was never closed may be anything."""
+    def decide(self, total: int) -> None:
+        """After the region that it lies in. What was never closed may be anything, and what holds most of the page's
+        ``total`` characters is around its content, whatever its name."""
         menu = self.links >= _LINKS and self.linked >= _LINKED * self.chars
-        mine = self.closed and (bool(self.why) or menu)
+        elsewhere = self.elsewhere and self.links > 0 and self.linked >= _ELSEWHERE * self.chars
+        mine = self.closed and 2 * self.chars <= total and (bool(self.why) or menu or elsewhere)
         self.left_out = mine or (self.outer is not None and self.outer.left_out)
 
 
@@ -128,6 +148,11 @@ class _Written:
     tables: list[Table] = field(default_factory=list)
     headings: list[Heading] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def document(self, notes: Sequence[str] = ()) -> ParsedDocument:
+        text = storable(self.text)
+        pages, said = [Page(1, 0, len(text))], [*notes, *self.notes]
+        return ParsedDocument(text, pages, "text/html", said, tables=self.tables, headings=self.headings)
 
 
 @dataclass(slots=True)
@@ -183,10 +208,10 @@ class _Extractor(HTMLParser):
 
     def content(self) -> _Written:
         """Without what surrounds it."""
-        for region in self._regions:
-            region.decide()
-        kept = [piece.region is None or not piece.region.left_out for piece in self._pieces]
         total = sum(len(piece.text) for piece in self._pieces)
+        for region in self._regions:
+            region.decide(total)
+        kept = [piece.region is None or not piece.region.left_out for piece in self._pieces]
         left = sum(len(piece.text) for piece, keep in zip(self._pieces, kept, strict=True) if keep)
         if left < _LEAST_KEPT * total:
             return self.everything()
@@ -288,8 +313,11 @@ class _Extractor(HTMLParser):
             for outer in self._open_tables:
                 outer.nested = True
             self._open_tables.append(_MarkedTable())
-        if tag == "a" and self._region is not None:
-            self._region.links += 1
+        if tag == "a":
+            within = next((value or "" for name, value in attrs if name == "href"), "").startswith("#")
+            self._marks["a"] = len(self._pieces) if within else -1
+            if self._region is not None:
+                self._region.links += 1
         region = self._region_of(tag, attrs) if tag not in _INLINE else None
         self._open.append((tag, self._region))
         self._counts[tag] = self._counts.get(tag, 0) + 1
@@ -308,16 +336,19 @@ class _Extractor(HTMLParser):
             return _Region("hidden", self._region)
         if tag == "header" and any(self._counts.get(inside) for inside in _INSIDE):
             return None
-        named = _AROUND_NAMES.search(f"{given.get('id', '')} {given.get('class', '')}")
-        if tag in _AROUND_TAGS or given.get("role", "").lower() in _AROUND_ROLES or named:
+        names = _CAPITAL.sub("-", f"{given.get('id', '')} {given.get('class', '')}")
+        if tag in _AROUND_TAGS or given.get("role", "").lower() in _AROUND_ROLES or _AROUND_NAMES.search(names):
             return _Region(tag, self._region)
-        return _Region("", self._region) if tag in ("ul", "ol") else None
+        elsewhere = _ELSEWHERE_NAMES.search(names) is not None
+        return _Region("", self._region, elsewhere) if elsewhere or tag in ("ul", "ol") else None
 
     def _closed(self, tag: str) -> None:
         if tag == "tr":
             self._end_row()
         if tag in ("table", "caption") or tag in _HEADINGS:
             self._end_mark(tag)
+        if tag == "a":
+            self._end_link()
         if not self._counts.get(tag):
             return
         while True:
@@ -341,6 +372,15 @@ class _Extractor(HTMLParser):
         if self._open_tables and len(self._pieces) > start:
             self._open_tables[-1].rows.append((start, len(self._pieces)))
             self._open_tables[-1].named.append(self._names)
+
+    def _end_link(self) -> None:
+        start = self._marks.pop("a", -1)
+        pieces = self._pieces[start:] if start >= 0 else []
+        if pieces and _SKIP.match(" ".join(piece.text for piece in pieces)):
+            region = _Region("a", self._region, closed=True)
+            self._regions.append(region)
+            for piece in pieces:
+                piece.region = region
 
     def _end_mark(self, tag: str) -> None:
         if tag == "table":

@@ -11,7 +11,7 @@ import ctypes
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import combinations, pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,9 @@ BREAK = "\ufffe"
 
 _LINE = re.compile(rf"[^\r\n{BREAK}]+{BREAK}?")
 _WORD = re.compile(r"\S+")
-_HYPHEN = re.compile(r"[^\W\d_][-\u2010\xad]$")
+_SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
+_HYPHEN = re.compile(r"[^\W\d_][-\u2010\xad]")
+_HYPHENS = "-\u2010\xad"
 _LOWER = re.compile(r"[^\W\d_A-Z]")
 _DIGIT = re.compile(r"\d")
 _MARKER = re.compile(r"(?:\d{1,3}|[*†‡§¶]+|\[\d{1,3}\])[ .)]?\s*[^\W\d_]")
@@ -38,11 +40,15 @@ _SPARSE = 1.5
 """times the usual width a character that a line must have to be taken for several cells"""
 _BUFFER = (pdfium.raw.FS_RECTF * 512)()
 _SLOTS = [ctypes.byref(one) for one in _BUFFER]
+_SIDES = np.frombuffer(_BUFFER, dtype=np.float32).reshape(-1, 4)
+"""the same: left, top, right, bottom"""
 _MOST_LINES = 1_000
 _MOST_CHARS = 1_000
 """of a page, and of a line, that are looked at for columns: more is no page that people read"""
 _GAP = 0.8
 """width of a gutter, in heights of the line, where several lines agree on it"""
+_TALL = 1.2
+"""times the usual height that a heading has at least"""
 _WIDE_GAP = 2.0
 """width of a gap that parts the cells of a row by itself"""
 
@@ -56,7 +62,7 @@ class Box(NamedTuple):
     top: float
 
 
-@dataclass
+@dataclass(slots=True)
 class Segment:
     """Characters ``start:end`` of PDFium's text that stand on one line and in one column."""
 
@@ -66,11 +72,19 @@ class Segment:
     text: str
     hyphen: bool = False
     value: int = -1
-    """which of the page's form values it is; -1: printed text"""
+    """which of the page's values it is (what is typed into its form, or recognised in its picture); -1: printed text"""
+    recognised: bool = False
+    sideways: bool = False
+    """its letters lie on their sides"""
+    height: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.height = self.box.top - self.box.bottom
 
     @property
-    def height(self) -> float:
-        return self.box.top - self.box.bottom
+    def typed(self) -> bool:
+        """Whether somebody filled it into a field, which may be much higher than a line."""
+        return self.value >= 0 and not self.recognised
 
     @property
     def words(self) -> int:
@@ -105,69 +119,80 @@ def read_blocks(
     lines = [(start, end) for start, end in lines if not raw[start:end].isspace()]
     ruler = _Ruler(text_page, raw, index, turned)
     segments = ruler.lines(lines)
-    if len(lines) <= _MOST_LINES and _upright(segments):
-        columns = _has_gutter(ruler, segments)
-        measured = (
-            [one for one in segments if len(one.text) <= _MOST_CHARS] if columns else _around_wide_lines(segments)
-        )
-        rows = _cut_at_gaps(ruler, segments, measured)
-        if values or columns or not _descending(segments):
-            segments = [segment for row in rows for segment in row]
-            rows = _ordered([*segments, *values])
-        return _blocks(rows, segments)
-    return _blocks([[segment] for segment in segments], segments)
+    if len(lines) > _MOST_LINES or not _upright(segments):
+        return _blocks([[segment] for segment in segments], segments)
+    stamps = [Block("prose", [[one]]) for one in segments if one.sideways]  # in the margin
+    if stamps:
+        segments = [one for one in segments if not one.sideways]
+    columns = _has_gutter(ruler, segments)
+    measured = [one for one in segments if len(one.text) <= _MOST_CHARS] if columns else _around_wide_lines(segments)
+    rows = _cut_at_gaps(ruler, segments, measured)
+    if values or columns or not _descending(segments):
+        segments = [segment for row in rows for segment in row]
+        rows = _ordered([*segments, *values])
+    return [*_blocks(rows, segments), *stamps]
+
+
+def arranged(segments: Sequence[Segment]) -> list[Block]:
+    """Blocks of lines whose places are known, in reading order."""
+    return _blocks(_ordered(list(segments)), segments)
 
 
 class _Ruler:
     """Measures characters of one page."""
 
     def __init__(self, text_page: pdfium.PdfTextPage, raw: str, index: np.ndarray, turned: int) -> None:
+        self.raw = raw
         self._page = text_page
         self._turned = turned
-        self._raw = raw
-        self._index = index.tolist()
+        self._index = index
 
     def lines(self, spans: Sequence[tuple[int, int]]) -> list[Segment]:
-        marked = [self._raw[end - 1] == BREAK for _, end in spans]
+        marked = [self.raw[end - 1] == BREAK for _, end in spans]
         words = [(start, end - hyphen) for (start, end), hyphen in zip(spans, marked, strict=True)]
-        ends = [_stripped(self._raw, start, end) for start, end in words]
-        boxes = self._joined(ends)
+        ends = [_stripped(self.raw, start, end) for start, end in words]
+        boxes = self.boxes([character for start, end in ends for character in (start, end - 1)])
+        lying = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
+        sideways = (lying[::2] & lying[1::2]).tolist()
         return [
-            Segment(start, end, box, self._raw[start:end], hyphen)
-            for (start, end), box, hyphen in zip(ends, boxes, marked, strict=True)
+            Segment(start, end, box, self.raw[start:end], hyphen, sideways=aside and end - start > 4)
+            for (start, end), box, hyphen, aside in zip(ends, _joined(boxes), marked, sideways, strict=True)
         ]
 
     def words(self, segments: Iterable[Segment]) -> list[list[Segment]]:
         """Of each segment, its words."""
-        found = [[word.span() for word in _WORD.finditer(self._raw, one.start, one.end)] for one in segments]
-        boxes = iter(self._joined([span for spans in found for span in spans]))
-        return [[Segment(*span, next(boxes), self._raw[slice(*span)]) for span in spans] for spans in found]
+        found = [[word.span() for word in _WORD.finditer(self.raw, one.start, one.end)] for one in segments]
+        ends = [character for spans in found for start, end in spans for character in (start, end - 1)]
+        boxes = iter(_joined(self.boxes(ends)))
+        return [[Segment(*span, next(boxes), self.raw[slice(*span)]) for span in spans] for spans in found]
 
-    def _joined(self, spans: Sequence[tuple[int, int]]) -> list[Box]:
-        """Around the first and the last character of each span, which are printed."""
-        measure, page, index = pdfium.raw.FPDFText_GetLooseCharBox, self._page.raw, self._index
-        boxes: list[Box] = []
-        for at in range(0, len(spans), len(_SLOTS) // 2):
-            part = spans[at : at + len(_SLOTS) // 2]
-            ends = [index[character] for start, end in part for character in (start, end - 1)]
-            for character, slot in zip(ends, _SLOTS, strict=False):
-                measure(page, character, slot)
-            sides = np.frombuffer(_BUFFER, dtype=np.float32)[: 4 * len(ends)].reshape(-1, 8).tolist()
-            for left, top, right, bottom, left2, top2, right2, bottom2 in sides:
-                box = (min(left, left2), min(bottom, bottom2), max(right, right2), max(top, top2))
-                boxes.append(displayed(*box, self._turned) if self._turned else Box(*box))
+    def boxes(self, characters: Sequence[int]) -> np.ndarray:
+        """float64[len(characters), 4]: a `Box` of each."""
+        measure, page = pdfium.raw.FPDFText_GetLooseCharBox, self._page.raw
+        numbers = self._index[np.array(characters, dtype=np.int64)].tolist()
+        sides = np.empty((len(numbers), 4))
+        for at in range(0, len(numbers), len(_SLOTS)):
+            part = numbers[at : at + len(_SLOTS)]
+            for number, slot in zip(part, _SLOTS, strict=False):
+                measure(page, number, slot)
+            sides[at : at + len(part)] = _SIDES[: len(part)]
+        return displayed(sides[:, (0, 3, 2, 1)], self._turned)
+
+
+def _joined(ends: np.ndarray) -> list[Box]:
+    """Around the first and the last character of spans, whose boxes come in turn."""
+    low, high = np.minimum(ends[::2], ends[1::2]), np.maximum(ends[::2], ends[1::2])
+    low[:, 2:] = high[:, 2:]
+    return list(map(Box._make, low.tolist()))
+
+
+def displayed(boxes: np.ndarray, turned: int) -> np.ndarray:
+    """[n, 4] boxes in the page's own coordinates as they lie on the page turned by so many degrees."""
+    if turned == 0:
         return boxes
-
-
-def displayed(left: float, bottom: float, right: float, top: float, turned: int) -> Box:
-    """A box in the page's own coordinates as it lies on the page turned by so many degrees."""
-    if turned == 90:
-        return Box(bottom, -right, top, -left)
-    if turned == 180:
-        return Box(-right, -top, -left, -bottom)
-    if turned == 270:
-        return Box(-top, left, -bottom, right)
-    return Box(left, bottom, right, top)
+    left, bottom, right, top = boxes.T
+    sides = {90: (bottom, -right, top, -left), 180: (-right, -top, -left, -bottom), 270: (-top, left, -bottom, right)}
+    return np.stack(sides[turned], axis=-1)
 
 
 def _stripped(raw: str, start: int, end: int) -> tuple[int, int]:
@@ -185,7 +210,8 @@ def _upright(segments: Sequence[Segment]) -> bool:
 
 
 def _descending(segments: Sequence[Segment]) -> bool:
-    return all(after.box.bottom < before.box.bottom + 1.5 * before.height for before, after in pairwise(segments))
+    boxes = [one.box for one in segments]
+    return all(two.bottom < one.bottom + 1.5 * (one.top - one.bottom) for one, two in pairwise(boxes))
 
 
 # -- gaps
@@ -193,13 +219,16 @@ def _descending(segments: Sequence[Segment]) -> bool:
 
 def _cut_at_gaps(ruler: _Ruler, lines: list[Segment], measured: list[Segment]) -> Rows:
     """The lines, those that are measured cut where a gutter or the space between two cells runs through them."""
-    gaps = dict(zip((one.start for one in measured), _words_and_gaps(ruler, measured), strict=True))
-    every = [gap for _, found in gaps.values() for gap in found]
-    rows = []
-    for one in lines:
-        words, mine = gaps.get(one.start, ((), ()))
+    spaces = _wide_spaces(ruler, [(one.start, one.end, one.height) for one in measured])
+    gapped = [measured[number] for number in sorted({number for number, _, _ in spaces})]
+    gaps = dict(zip((one.start for one in gapped), _words_and_gaps(ruler, gapped), strict=True))
+    every = [gap for _, mine in gaps.values() for gap in mine]
+    rows = [[one] for one in lines]
+    for number, one in enumerate(lines if gaps else ()):
+        words, mine = gaps.get(one.start, ([], []))
         at = {gap.word for gap in mine if gap.ems >= _WIDE_GAP or _shared(gap, every, lines)}
-        rows.append(_cut(one, words, at) if at else [one])
+        if at:
+            rows[number] = _cut(one, words, at)
     return rows
 
 
@@ -210,12 +239,27 @@ def _words_and_gaps(ruler: _Ruler, lines: Sequence[Segment]) -> Iterable[tuple[l
 def _has_gutter(ruler: _Ruler, segments: Sequence[Segment]) -> bool:
     """Whether the middles of some lines, from all over the page, have gaps above one another."""
     long = [one for one in segments if 30 < one.end - one.start <= _MOST_CHARS]
-    probes = []
-    for one in long[len(long) // _PROBED // 2 :: max(len(long) // _PROBED, 1)]:
-        fifth = (one.end - one.start) // 5
-        probes.append(Segment(one.start + fifth, one.end - fifth, one.box, ""))
-    gaps = [gap for _, found in _words_and_gaps(ruler, probes) for gap in found]
-    return any(one is not two and min(one.right, two.right) > max(one.left, two.left) for one in gaps for two in gaps)
+    probes = [
+        (one, (one.end - one.start) // 5) for one in long[len(long) // _PROBED // 2 :: max(len(long) // _PROBED, 1)]
+    ]
+    spaces = _wide_spaces(ruler, [(one.start + fifth, one.end - fifth, one.height) for one, fifth in probes])
+    return any(min(one[2], two[2]) > max(one[1], two[1]) for one, two in combinations(spaces, 2))
+
+
+def _wide_spaces(ruler: _Ruler, parts: Sequence[tuple[int, int, float]]) -> list[tuple[int, float, float]]:
+    """(number of its part, left, right) of each space as wide as a gutter in parts of lines (start, end, height)."""
+    spaces = [
+        (number, _GAP * height, space.start() - 1, space.end())
+        for number, (start, end, height) in enumerate(parts)
+        if height > 0
+        for space in _SPACE.finditer(ruler.raw, start, end)
+    ]
+    if not spaces:
+        return []
+    boxes = ruler.boxes([character for _, _, before, after in spaces for character in (before, after)])
+    left, right = boxes[::2, 2], boxes[1::2, 0]
+    wide = np.flatnonzero(right - left >= np.array([least for _, least, _, _ in spaces])).tolist()
+    return [(spaces[at][0], float(left[at]), float(right[at])) for at in wide]
 
 
 def _around_wide_lines(segments: Sequence[Segment]) -> list[Segment]:
@@ -310,13 +354,13 @@ def _rows_of(segments: Sequence[Segment]) -> Rows:
 
 def _level(one: Segment, two: Segment) -> bool:
     """Whether they stand on one line; the field of a form may be much higher than its label."""
-    slack = max(one.height, two.height) if max(one.value, two.value) >= 0 else 0.8 * min(one.height, two.height)
+    slack = max(one.height, two.height) if one.typed or two.typed else 0.8 * min(one.height, two.height)
     return abs(one.box.top + one.box.bottom - two.box.top - two.box.bottom) < slack
 
 
 def _gutter(segments: Sequence[Segment]) -> float | None:
     """The x of a gap from top to bottom between two columns of prose that few lines cross; None where there is none."""
-    printed = [one for one in segments if one.value < 0]
+    printed = [one for one in segments if not one.typed]
     if len(printed) < 4:
         return None
     leftmost, rightmost = min(one.box.left for one in printed), max(one.box.right for one in printed)
@@ -355,7 +399,7 @@ def _is_table(rows: Rows) -> bool:
 
 
 def _like_cells(row: Sequence[Segment]) -> bool:
-    if len(row) < 2 or any(one.value >= 0 for one in row):
+    if len(row) < 2 or any(one.typed for one in row):
         return False
     words = [one.words for one in row]
     return sum(words) <= 5 * len(row) and sorted(words)[len(words) // 2] <= 4 and min(words) <= 3
@@ -395,8 +439,9 @@ def _table_at(rows: Rows, start: int) -> int:
 
 
 def _blocks(rows: Rows, segments: Sequence[Segment]) -> list[Block]:
-    usual = _median([one.height for one in segments])
-    pitch = _pitch(rows)
+    heights = [one.height for one in segments]
+    usual, pitch = _median(heights), _pitch(rows)
+    headings = max(heights, default=0.0) >= _TALL * usual
     blocks: list[Block] = []
     at = 0
     while at < len(rows):
@@ -405,7 +450,7 @@ def _blocks(rows: Rows, segments: Sequence[Segment]) -> list[Block]:
             blocks.append(Block("table", rows[at:end]))
             at = end
             continue
-        kind = "heading" if _is_heading(rows, at, usual) else "prose"
+        kind = "heading" if headings and _is_heading(rows, at, usual) else "prose"
         if not blocks or blocks[-1].kind != kind or (kind == "prose" and _paragraph_ends(rows, at, pitch)):
             blocks.append(Block(kind))
         blocks[-1].rows.append(rows[at])
@@ -434,7 +479,7 @@ def _paragraph_ends(rows: Rows, at: int, pitch: float) -> bool:
 
 def _is_heading(rows: Rows, at: int, usual: float) -> bool:
     row = rows[at]
-    if row[0].height < 1.2 * usual:
+    if not _is_tall(row, usual):
         return False
     said = _said(row)
     if len(said) > 120 or said[-1:] in ".,;" or not said[:1].isalnum():
@@ -442,7 +487,16 @@ def _is_heading(rows: Rows, at: int, usual: float) -> bool:
     if said[0].islower() or not any(ch.isalpha() for ch in said):
         return False
     before = rows[at - 1] if at else None
-    return before is None or before[0].height >= 1.2 * usual or _ends_sentence(before)
+    return before is None or _is_tall(before, usual) or _ends_sentence(before)
+
+
+def _is_tall(row: Sequence[Segment], usual: float) -> bool:
+    """Recognised lines are as high as their letters happen to be."""
+    return row[0].height >= (1.4 if row[0].recognised else _TALL) * usual
+
+
+def _is_small(row: Sequence[Segment], usual: float) -> bool:
+    return row[0].height < (0.75 if row[0].recognised else 0.92) * usual
 
 
 def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
@@ -453,7 +507,7 @@ def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
         if start:
             result.append(Block(block.kind, block.rows[:start]))
         if start < len(block.rows):
-            small = list(takewhile(lambda row: row[0].height < 0.92 * usual, block.rows[start:]))
+            small = list(takewhile(lambda row: _is_small(row, usual), block.rows[start:]))
             rest = block.rows[start + len(small) :]
             result.append(Block("note", small))
             if rest:
@@ -463,7 +517,7 @@ def _with_notes(blocks: list[Block], usual: float) -> list[Block]:
 
 def _note_starts(rows: Rows, usual: float) -> int:
     for at, row in enumerate(rows):
-        if row[0].height < 0.92 * usual and _MARKER.match(_said(row)):
+        if _is_small(row, usual) and _MARKER.match(_said(row)):
             return at
     return len(rows)
 
@@ -477,12 +531,12 @@ class PageText:
 
     Attributes:
         sources: where the text comes from, piece by piece: (start, end) in what PDFium gives, or (−1 − the number of a
-            form value, characters of it).
+            value, characters of it).
         tables: (header, spans of the rows).
         headings: spans.
         lines: (start, end) of each line.
         tops: of each line, how high it stands.
-        values: rectangles of the form's values: left, bottom, right, top on the page.
+        values: rectangles of the page's values: left, bottom, right, top on the page.
     """
 
     text: str
@@ -549,19 +603,25 @@ class _Writer:
         for place, one in enumerate(row):
             if place:
                 self._add("\t" if block.kind == "table" else " ")
-            if one.value >= 0:
-                self._add(one.text, (-1 - one.value, len(one.text)))
+            if one.value < 0 and not one.hyphen and one.text[-1] not in _HYPHENS:
+                self._add(one.text, (one.start, one.end))
                 continue
-            last = place == len(row) - 1
-            below = block.rows[number + 1][0].text if number + 1 < len(block.rows) else ""
-            hyphen = one.hyphen or bool(last and _HYPHEN.search(one.text) and _LOWER.match(below))
-            end = one.end - (hyphen and not one.hyphen)
-            self._add(one.text[: end - one.start], (one.start, end))
-            if hyphen:
-                self._add(BREAK, (end, end + 1))
+            written = not one.hyphen and place == len(row) - 1 and self._breaks(one, block, number)
+            length = len(one.text) - written
+            text = one.text[:length] if written else one.text
+            self._add(text, (one.start, one.start + length) if one.value < 0 else (-1 - one.value, length))
+            if written or one.hyphen:
+                at = one.start + length
+                self._add(BREAK, (at, at + 1) if one.value < 0 else (-1 - one.value, 1))
         self._page.lines.append((start, self._at))
         self._page.tops.append(row[0].box.top)
         return start, self._at
+
+    def _breaks(self, one: Segment, block: Block, number: int) -> bool:
+        """Whether the segment, the last of its row, ends in the hyphen of a word that goes on below."""
+        if one.typed or not _HYPHEN.fullmatch(one.text[-2:]) or number + 1 >= len(block.rows):
+            return False
+        return bool(_LOWER.match(block.rows[number + 1][0].text))
 
     def _broken(self) -> bool:
         return bool(self._parts) and self._parts[-1] == BREAK

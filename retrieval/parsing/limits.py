@@ -17,6 +17,8 @@ class Limits:
         parse_seconds: wall clock and CPU for one file (a page of a PDF takes some milliseconds), and for cutting its
             text into chunks.
         cpu_base: seconds of CPU that any file may take; beyond them one for every ``cpu_bytes`` of it.
+        ocr_seconds, ocr_memory_bytes: more, once text is recognised in its pictures (a page takes some seconds); pages
+            for which no time is left are noted.
     """
 
     file_bytes: int = 256 * MIB
@@ -30,7 +32,9 @@ class Limits:
     parse_seconds: float = 60.0
     cpu_base: float = 20.0
     cpu_bytes: int = 64 * 1024
+    ocr_seconds: float = 300.0
     parse_memory_bytes: int = 512 * MIB
+    ocr_memory_bytes: int = 512 * MIB
 
     def cpu_seconds(self, size: int) -> float:
         """CPU time that a file of so many bytes may take."""

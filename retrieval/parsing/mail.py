@@ -12,7 +12,7 @@ from retrieval.errors import DamagedFile, UnreadableFile
 from retrieval.parsing.builder import TextBuilder
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.encoding import decode
-from retrieval.parsing.html import html_to_text
+from retrieval.parsing.html import parse_markup
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.sniff import MEDIA_TYPES
 
@@ -36,10 +36,8 @@ def parse_mail(data: bytes, name: str, limits: Limits, parse: ParseAttachment, d
     builder = TextBuilder()
     builder.add("\n".join(f"{header}: {value}" for header, value in headers), ("headers",))
     body = message.get_body(preferencelist=("plain", "html"))
-    text = _body(body, name, builder).strip() if body is not None else ""
-    if text:
-        builder.part()
-        builder.add(text, ("body",))
+    if body is not None:
+        _write_body(builder, body, name)
     parts = list(message.iter_attachments()) if message.is_multipart() else [message] if body is None else []
     read = [_attach(builder, part, limits, parse, depth) for part in parts[: limits.attachments]]
     if len(parts) > limits.attachments:
@@ -84,11 +82,16 @@ def _header(message: EmailMessage, header: str) -> str:
         return ""
 
 
-def _body(body: Any, name: str, builder: TextBuilder) -> str:
+def _write_body(builder: TextBuilder, body: Any, name: str) -> None:
     data = bytes(body.get_payload(decode=True) or b"")
-    if not data:
-        return ""
-    decoded = decode(data, name, body.get_content_charset())
+    decoded = decode(data, name, body.get_content_charset()) if data else None
+    if decoded is None or not decoded.text.strip():
+        return
     if decoded.doubtful:
         builder.notes.extend(decoded.notes())
-    return html_to_text(decoded.text) if body.get_content_type() == "text/html" else decoded.text
+    if body.get_content_type() != "text/html":
+        builder.part()
+        builder.add(decoded.text.strip(), ("body",))
+    elif (shown := parse_markup(decoded.text)).text:
+        builder.part()
+        builder.embed(shown, "body")

@@ -21,6 +21,8 @@ _STYLE = "{urn:oasis:names:tc:opendocument:xmlns:style:1.0}"
 _LEFT_OUT = {_OFFICE + "annotation", _TEXT + "tracked-changes", _TEXT + "note-citation", _TEXT + "sequence-decls"}
 _MOST_SPACES = 100
 _MOST_REPEATED = 1000
+_LOWEST = 6
+"""level of a heading that is told apart"""
 
 
 def parse_opendocument(data: bytes, name: str, limits: Limits) -> ParsedDocument:
@@ -58,7 +60,7 @@ class _Writer:
         for child in parent:
             if child.tag == _TEXT + "h":
                 level = child.get(_TEXT + "outline-level", "1")
-                self._paragraph(child, "#" * (int(level) if level.isdigit() else 1) + " ")
+                self._paragraph(child, "", min(int(level), _LOWEST) if level.isdecimal() else 1)
             elif child.tag == _TEXT + "p":
                 self._paragraph(child, bullet)
             elif child.tag == _TABLE + "table":
@@ -68,12 +70,16 @@ class _Writer:
             elif child.tag not in _LEFT_OUT:
                 self.write(child, bullet)
 
-    def _paragraph(self, element: Element, prefix: str) -> None:
+    def _paragraph(self, element: Element, bullet: str, level: int = 0) -> None:
         text = "".join(_text(element)).strip()
         if text:
             self._paragraphs += 1
-            self._builder.part("\n" if prefix == "- " else "\n\n")
-            self._builder.add(prefix + text, (f"paragraph {self._paragraphs}",))
+            place = (f"paragraph {self._paragraphs}",)
+            self._builder.part("\n" if bullet else "\n\n")
+            if level:
+                self._builder.add_heading(" ".join(text.split()), level, place, "#" * level + " ")
+            else:
+                self._builder.add(bullet + text, place)
 
     def _table(self, table: Element) -> None:
         self._tables += 1

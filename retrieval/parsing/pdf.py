@@ -2,7 +2,7 @@
 
 PDFium gives a page's characters; ``layout`` puts its lines in order, ``lettering`` mends words that printing takes
 apart, ``forms`` adds what is typed into fields, ``furniture`` finds running headers and footers, which are left out.
-What could not be read is noted page by page.
+Pages that are pictures are read by ``ocr`` where it is installed. What could not be read is noted page by page.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 import pypdfium2 as pdfium
 
 from retrieval.errors import DamagedFile, EmptyFile, EncryptedFile, OversizedFile
+from retrieval.parsing import ocr
 from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table, storable
 from retrieval.parsing.forms import form_values
 from retrieval.parsing.furniture import EDGE, Edge, furniture
-from retrieval.parsing.layout import BREAK, PageText, read_blocks, write
+from retrieval.parsing.layout import BREAK, PageText, arranged, read_blocks, write
 from retrieval.parsing.lettering import join_accents, mend_hyphens, words_of
 from retrieval.parsing.limits import Limits
-from retrieval.types import Page
+from retrieval.types import Page, Place
 
 _FPDF_ERR_PASSWORD = 4
 _MARKS = str.maketrans({"\x02": BREAK, "\x00": " "})  # older PDFiums mark a hyphen with U+0002
@@ -29,6 +30,7 @@ _FEW = 200
 """characters; a page with fewer is looked at for pictures of text"""
 _PICTURE = 0.85
 """share of a page that a picture covers to be a scan of it"""
+_LONGEST_CAUSE = 200
 _UNKNOWN = re.compile("[\ufffd\ue000-\uf8ff]")
 
 
@@ -56,7 +58,7 @@ def parse_pdf(data: bytes, name: str, limits: Limits, progress: PageProgress | N
         count = len(document)
         if count > limits.pdf_pages:
             raise OversizedFile(f"{name} has {count} pages and the limit is {limits.pdf_pages}; split it")
-        read = _Read()
+        read = _Read(ocr.Clock(limits.ocr_seconds) if ocr.available() else None)
         chars = 0
         for number in range(count):
             chars += read.add(document, number, name)
@@ -67,36 +69,71 @@ def parse_pdf(data: bytes, name: str, limits: Limits, progress: PageProgress | N
     finally:
         document.close()
     if not any(page.text.strip() for page in read.pages):
-        raise EmptyFile(
-            f"{name} has {count} page{'s' * (count != 1)} but no text in them (scanned images?); "
-            "run it through OCR first"
+        remedy = (
+            f"run it through OCR first, or {ocr.HOW_TO}"
+            if read.clock is None
+            else f"and none was recognised by OCR{''.join(f' ({cause})' for cause in read.failed)}; nothing to ingest"
         )
+        raise EmptyFile(f"{name} has {count} page{'s' * (count != 1)} but no text in them (scanned images?); {remedy}")
     return read.document()
 
 
 @dataclass
 class _Read:
-    """What was read of a document so far, by page from 0."""
+    """What was read of a document so far.
 
+    Attributes:
+        clock: None where text in pictures cannot be recognised.
+        pictures: numbers of pages that are pictures and were not read.
+        garbled: those whose letters are not known.
+        recognised: those that were read from their picture.
+        late: of pictures and garbled, those for which no time was left.
+        failed: and those of which recognition failed, by its cause.
+    """
+
+    clock: ocr.Clock | None
     pages: list[PageText] = field(default_factory=list)
     pictures: list[int] = field(default_factory=list)
     garbled: list[int] = field(default_factory=list)
+    recognised: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+    failed: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, document: pdfium.PdfDocument, number: int, name: str) -> int:
         """Read a page: how many characters it has."""
         page = _load_page(document, number, name)
         try:
             text, _ = page_text(document, page)
-            letters = len(text.text)
-            if letters < _FEW and _is_picture(page, letters):
-                self.pictures.append(number + 1)
+            unread = self.pictures if _is_picture(page, text) else self.garbled if _is_garbled(text) else None
+            if unread is not None:
+                text = self._from_picture(page, text, number + 1, unread)
         finally:
             page.close()
-        if letters and not text.text.isascii() and len(_UNKNOWN.findall(text.text)) > 0.2 * letters:
-            self.garbled.append(number + 1)
         text.sources.clear()  # they serve boxes alone
         self.pages.append(text)
-        return letters
+        return len(text.text)
+
+    def _from_picture(self, page: pdfium.PdfPage, text: PageText, number: int, unread: list[int]) -> PageText:
+        """The page as its picture shows it, where that can be read; else as it was, and counted among the unread."""
+        if self.clock is None:
+            unread.append(number)
+        elif not self.clock.has_time():
+            unread.append(number)
+            self.late.append(number)
+        else:
+            try:
+                shown = picture_text(page)
+            except Exception as error:  # the libraries below raise what they like; the other pages are read
+                unread.append(number)
+                cause = str(error).strip().rpartition("\n")[2]  # of a trace, its last line
+                self.failed.setdefault(f"{type(error).__name__}: {cause}"[:_LONGEST_CAUSE], []).append(number)
+                return text
+            if unread is self.garbled or len(shown.text) > len(text.text):
+                self.recognised.append(number)
+                return shown
+            if not text.text:
+                unread.append(number)
+        return text
 
     def document(self) -> ParsedDocument:
         left_out = _left_out(self.pages)
@@ -104,6 +141,7 @@ class _Read:
         words = words_of(page.text for page in self.pages) if any(BREAK in page.text for page in self.pages) else set()
         parts: list[str] = []
         pages: list[Page] = []
+        places: list[Place] = []
         tables: list[Table] = []
         headings: list[Heading] = []
         at = 0
@@ -116,6 +154,9 @@ class _Read:
             tables += [Table(head, place.spans(rows)) for head, rows in page.tables]
             headings += [Heading(*span, 1) for span in place.spans(page.headings)]
             pages.append(Page(number, at, at + len(text)))
+            if self.recognised:  # the others are told by their pages
+                how = ("read by OCR",) if number in self.recognised else ()
+                places.append(Place(at, at + len(text), (f"page {number}", *how)))
             parts.append(text)
             at += len(text)
         return ParsedDocument(
@@ -123,20 +164,32 @@ class _Read:
             pages,
             "application/pdf",
             notes=list(self._notes(spans)),
+            places=places,
             tables=[table for table in tables if table.rows],
             headings=headings,
             unread_share=len({*self.pictures, *self.garbled}) / len(self.pages),
         )
 
     def _notes(self, spans: Sequence[tuple[int, int]]) -> Iterator[str]:
+        if self.recognised:
+            what = "its picture" if len(self.recognised) == 1 else "their pictures"
+            yield f"{_numbers(self.recognised)}: read from {what} by OCR; letters may be wrong"
         if self.pictures:
             one = len(self.pictures) == 1
-            yield (
-                f"{_numbers(self.pictures)} {'is a picture' if one else 'are pictures'} (a scan?) with little or no "
-                "text layer; what is in pictures was not read: run the file through OCR and add it again"
-            )
+            said = f"{_numbers(self.pictures)} {'is a picture' if one else 'are pictures'} (a scan?)"
+            if self.clock is None:
+                yield (
+                    f"{said} with little or no text layer; what is in pictures was not read: run the file through OCR "
+                    f"and add it again, or {ocr.HOW_TO}"
+                )
+            else:
+                yield f"{said} in which no text was read"
         if self.garbled:
             yield f"{_numbers(self.garbled)}: the fonts do not say which letters they print; much of the text is lost"
+        if self.late:
+            yield f"{_numbers(self.late)}: no time was left for OCR; split the file"
+        for cause, numbers in self.failed.items():
+            yield f"{_numbers(numbers)}: OCR failed ({cause})"
         running = _running(self.pages, spans)
         if running:
             pages = _numbers([number for number, _ in running])
@@ -193,6 +246,14 @@ def page_text(document: pdfium.PdfDocument, page: pdfium.PdfPage) -> tuple[PageT
         text_page.close()
 
 
+def picture_text(page: pdfium.PdfPage) -> PageText:
+    """What is recognised in the picture of a page, in reading order."""
+    found = ocr.recognise(page)
+    written = write(arranged([segment for segment, _ in found]))
+    written.values = [rectangle for _, rectangle in found]
+    return written
+
+
 def stored_index(page: PageText, raw_index: np.ndarray, stored: str) -> np.ndarray | None:
     """int64[len(stored)] as of ``PageText.index``, for the text of the page as a document stores it; None where the
     page does not read so (another version of the file, or of this program, stored it)."""
@@ -220,8 +281,20 @@ def _mended_as(text: str, index: np.ndarray, stored: str) -> np.ndarray | None:
     return index[kept] if at == len(stored) else None
 
 
-def _is_picture(page: pdfium.PdfPage, letters: int) -> bool:
+def is_unread(page: pdfium.PdfPage, text: PageText) -> bool:
+    """Whether the text is not what the page shows, so that it may be read from its picture."""
+    return _is_picture(page, text) or _is_garbled(text)
+
+
+def _is_garbled(text: PageText) -> bool:
+    return not text.text.isascii() and len(_UNKNOWN.findall(text.text)) > 0.2 * len(text.text)
+
+
+def _is_picture(page: pdfium.PdfPage, text: PageText) -> bool:
     """Whether what is on the page is an image, or drawn without letters."""
+    letters = len(text.text)
+    if letters >= _FEW:
+        return False
     width, height = page.get_size()
     drawn = 0
     for one in page.get_objects(max_depth=3):

@@ -30,11 +30,10 @@ from retrieval import errors
 from retrieval.embedding.tokens import Tokens
 from retrieval.errors import DamagedFile, OversizedFile, ParserLimit, UnreadableFile
 from retrieval.parsing import check_size
-from retrieval.parsing.boxes import Box
 from retrieval.parsing.chunking import Chunk, ChunkingOptions
 from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table
 from retrieval.parsing.limits import Limits
-from retrieval.types import Page, Place
+from retrieval.types import Box, Page, Place
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +103,22 @@ class Sandbox:
         """``retrieval.parsing.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
         return self._perform("page_image", data, name, {"number": number, "width": width})[1]
 
+    @contextlib.contextmanager
+    def unpacked(self, data: bytes, name: str, limits: Limits) -> Iterator[list[tuple[str, Path | UnreadableFile]]]:
+        """(path in the archive, the file while the context lasts, or why it was not unpacked) of each of an archive.
+
+        Args:
+            limits: of the archive, instead of the sandbox's own.
+        Errors: UnreadableFile and its kinds.
+        """
+        with self._workplace() as folder:
+            header, _ = self._perform("unpack", data, name, {"folder": str(folder)}, limits=limits)
+            files: list[tuple[str, Path | UnreadableFile]] = [
+                (path, DamagedFile(f"{name}/{path} was not read: {why}") if why else folder / str(number))
+                for number, (path, why) in enumerate(header["files"])
+            ]
+            yield files
+
     def _perform(
         self,
         task: str,
@@ -112,6 +127,7 @@ class Sandbox:
         arguments: dict[str, Any],
         progress: PageProgress | None = None,
         tokens: Tokens | None = None,
+        limits: Limits | None = None,
     ) -> tuple[dict[str, Any], bytes]:
         """One of the worker's tasks: its header and payload."""
         with self._worker() as worker, self._workplace() as folder:
@@ -121,9 +137,9 @@ class Sandbox:
                 "task": task,
                 "name": name,
                 "folder": str(folder),
-                "limits": asdict(self._limits),
+                "limits": asdict(limits or self._limits),
             }
-            deadline = time.monotonic() + self._limits.parse_seconds + GRACE_S
+            deadline = time.monotonic() + self._limits.parse_seconds + self._limits.ocr_seconds + GRACE_S
             try:
                 ending = worker.ask(request, deadline, progress, tokens)
             except BaseException:

@@ -35,7 +35,11 @@ def parse_slides(data: bytes, name: str, limits: Limits) -> ParsedDocument:
             builder.notes.append(f"slide {number} is hidden and was not read")
             continue
         before = builder.length
-        pictures = _write_shapes(builder, _in_order(slide.shapes), (f"slide {number}",))
+        title = slide.shapes.title
+        if title is not None:
+            _write(builder, title.text_frame.text, (f"slide {number}",), heading=True)
+        others = [shape for shape in slide.shapes if title is None or shape.shape_id != title.shape_id]
+        pictures = _write_shapes(builder, _in_order(others), (f"slide {number}",))
         if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
             _write(builder, slide.notes_slide.notes_text_frame.text, (f"slide {number}", "notes"))
         if pictures:
@@ -49,7 +53,7 @@ def parse_slides(data: bytes, name: str, limits: Limits) -> ParsedDocument:
 
 
 def _in_order(shapes: Iterable[Any]) -> list[Any]:
-    """From top to bottom, then left to right; those without a position of their own (titles) first."""
+    """From top to bottom, then left to right; those without a position of their own first."""
     return sorted(shapes, key=lambda shape: (shape.top or 0, shape.left or 0))
 
 
@@ -93,8 +97,11 @@ def _write_chart(builder: TextBuilder, chart: Any, path: tuple[str, ...]) -> Non
             _write(builder, f"{series.name}: {', '.join(said)}", path)
 
 
-def _write(builder: TextBuilder, text: str, path: tuple[str, ...]) -> None:
+def _write(builder: TextBuilder, text: str, path: tuple[str, ...], *, heading: bool = False) -> None:
     text = text.replace("\v", "\n").strip()
-    if text:
+    if text and heading:
+        builder.part()
+        builder.add_heading(text, 1, path)
+    elif text:
         builder.part()
         builder.add(text, path)

@@ -16,7 +16,7 @@ TEXT_SUFFIXES = {"", ".txt", ".text", ".log", ".rst", ".tex", ".json", ".jsonl",
 KIND_OF_SUFFIX = {
     ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html", ".xhtml": "html", ".pdf": "pdf",
     ".docx": "docx", ".pptx": "pptx", ".xlsx": "xlsx", ".epub": "epub", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
-    ".eml": "eml", ".rtf": "rtf", ".odt": "odt",
+    ".eml": "eml", ".rtf": "rtf", ".odt": "odt", ".zip": "zip",
 } | dict.fromkeys(TEXT_SUFFIXES, "text")  # fmt: skip
 MEDIA_TYPES = {
     "text": "text/plain",
@@ -32,7 +32,7 @@ MEDIA_TYPES = {
     "csv": "text/csv",
     "eml": "message/rfc822",
 }
-SUPPORTED = "text, Markdown, HTML, PDF, DOCX, PPTX, XLSX, ODT, RTF, EPUB, CSV, TSV and e-mail (.eml)"
+SUPPORTED = "text, Markdown, HTML, PDF, DOCX, PPTX, XLSX, ODT, RTF, EPUB, CSV, TSV, e-mail (.eml) and ZIP of these"
 
 _MAGIC = [
     (b"%PDF-", "pdf"),
@@ -64,7 +64,7 @@ _HTML_TAG = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.I)
 
 
 def sniff(data: bytes, name: str) -> str:
-    """The kind of the file (a key of ``MEDIA_TYPES``).
+    """The kind of the file (a key of ``MEDIA_TYPES``, or ``zip`` for an archive of other files).
 
     Errors: EmptyFile, UnsupportedFile, WronglyNamedFile, EncryptedFile (an office file with a password),
     DamagedFile (a zip whose directory cannot be read).
@@ -80,7 +80,7 @@ def sniff(data: bytes, name: str) -> str:
                 f"{name}: files ending in {suffix!r} are not known; Folio reads {SUPPORTED}. "
                 "If it is plain text, give it the ending .txt"
             )
-        if named in ("pdf", "docx", "pptx", "xlsx", "epub", "odt", "rtf"):
+        if named in ("pdf", "docx", "pptx", "xlsx", "epub", "odt", "rtf", "zip"):
             raise WronglyNamedFile(
                 f"{name} is named as {named.upper()} but its content is text; rename it or export it again"
             )
@@ -139,7 +139,7 @@ def _zip_kind(data: bytes, name: str) -> str:
     if mimetype.startswith(b"application/vnd.oasis.opendocument."):
         what = mimetype.rpartition(b".")[2].decode("ascii", "replace")[:40]
         raise UnsupportedFile(f"{name} is an OpenDocument {what}; save it as DOCX, XLSX or PPTX")
-    raise UnsupportedFile(f"{name} is a zip archive of {len(entries)} files; unpack it and ingest the folder")
+    return "zip"
 
 
 def _head_of(archive: zipfile.ZipFile, entry: str) -> bytes:

@@ -40,6 +40,7 @@ def write_table(
     path: tuple[str, ...] = (),
     label: str = "",
     spanning: Collection[int] = (),
+    caption: str = "",
 ) -> None:
     """Add the rows of a table; each cell's place is (*path, name of its column, address).
 
@@ -47,6 +48,7 @@ def write_table(
         label: a name that each row begins with, as that of a sheet.
         rows: (number in the file, cells), in order.
         spanning: numbers of rows with cells merged across columns, which tells a heading of two rows.
+        caption: what stands above the table and names it.
     """
     kept = ((number, {column: cell for column, cell in row.items() if cell.text.strip()}) for number, row in rows)
     filled = [(number, cells) for number, cells in kept if cells]
@@ -60,7 +62,7 @@ def write_table(
         start = builder.length
         _write_row(builder, label, path, number, cells, names if at >= first + depth else {})
         spans.append((start, builder.length))
-    builder.add_table("", spans)
+    builder.add_table(caption, spans)
 
 
 def _write_row(

@@ -28,6 +28,8 @@ _WRAPPERS = {_W + "sdt", _W + "sdtContent", _W + "ins", _W + "moveTo", _W + "sma
 _PART = re.compile(r"word/(header|footer)\d*\.xml")
 _UNREAD = ("word/diagrams/", "word/charts/", "word/embeddings/")
 _HEADING = re.compile(r"heading\s*([1-6])|(title)", re.I)
+_LOWEST = 6
+"""level of a heading that is told apart"""
 
 
 @dataclass
@@ -37,10 +39,12 @@ class _Reading:
     Attributes:
         boxes: content of text boxes that are not written yet.
         headings: style id → level, from 1.
+        captions: ids of the styles of captions.
         cited: (kind, id) of footnotes and endnotes in the order of their numbers.
     """
 
     headings: dict[str, int] = field(default_factory=dict)
+    captions: set[str] = field(default_factory=set)
     boxes: list[Element] = field(default_factory=list)
     cited: list[tuple[str, str]] = field(default_factory=list)
     hidden: int = 0
@@ -58,7 +62,7 @@ def parse_word(data: bytes, name: str, limits: Limits) -> ParsedDocument:
         body = document.find(_W + "body") if document is not None else None
         if body is None:
             raise DamagedFile(f"{name} has no text part; save it anew")
-        reading = _Reading(_heading_styles(archive, name))
+        reading = _Reading(*_styles(archive, name))
         _write_blocks(builder, body, reading)
         _write_notes(builder, archive, reading, name)
         _write_margins(builder, archive, reading, name)
@@ -75,15 +79,28 @@ def parse_word(data: bytes, name: str, limits: Limits) -> ParsedDocument:
     return builder.document(MEDIA_TYPES["docx"])
 
 
-def _heading_styles(archive: zipfile.ZipFile, name: str) -> dict[str, int]:
+def _styles(archive: zipfile.ZipFile, name: str) -> tuple[dict[str, int], set[str]]:
+    """(headings, captions) of a `_Reading`."""
+    captions = {"Caption"}
     levels = {"Title": 1, **{f"Heading{level}": level for level in range(1, 7)}}
     root = read_xml(archive, "word/styles.xml", name)
     for style in root.iter(_W + "style") if root is not None else ():
         named = style.find(_W + "name")
-        match = _HEADING.fullmatch(named.get(_W + "val", "")) if named is not None else None
-        if match:
-            levels[style.get(_W + "styleId", "")] = int(match[1] or 1)
-    return levels
+        called = named.get(_W + "val", "") if named is not None else ""
+        if called.lower() == "caption":
+            captions.add(style.get(_W + "styleId", ""))
+        match = _HEADING.fullmatch(called)
+        level = int(match[1] or 1) if match else _outline_level(style)
+        if level:
+            levels[style.get(_W + "styleId", "")] = level
+    return levels, captions
+
+
+def _outline_level(element: Element) -> int:
+    """Of a style or a paragraph that says itself which heading it is; 0 for none."""
+    outline = element.find(f"{_W}pPr/{_W}outlineLvl")
+    said = outline.get(_W + "val", "") if outline is not None else ""
+    return int(said) + 1 if said.isdecimal() and int(said) < _LOWEST else 0
 
 
 def _within(parent: Element, *tags: str) -> Iterator[Element]:
@@ -98,28 +115,34 @@ def _within(parent: Element, *tags: str) -> Iterator[Element]:
 def _write_blocks(builder: TextBuilder, parent: Element, reading: _Reading, path: tuple[str, ...] = ()) -> None:
     """path: of all that is written, in place of the number of each paragraph and table."""
     in_list = False
+    caption = ""
     for block in _within(parent, _W + "p", _W + "tbl"):
         if block.tag == _W + "tbl":
             reading.tables += 1
-            _write_table(builder, block, reading, path or (f"table {reading.tables}",))
-            in_list = False
+            _write_table(builder, block, reading, path or (f"table {reading.tables}",), caption)
+            in_list, caption = False, ""
         else:
-            text = _paragraph(block, reading)
+            text = "".join(_text(block, reading)).strip()
             if text:
                 reading.paragraphs += 1
-                listed = block.find(f"{_W}pPr/{_W}numPr") is not None and not text.startswith("#")
+                style = _style(block)
+                level = _outline_level(block) or reading.headings.get(style, 0)
+                caption = " ".join(text.split()) if style in reading.captions else ""
+                listed = block.find(f"{_W}pPr/{_W}numPr") is not None and not level
                 builder.part("\n" if listed and in_list else "\n\n")
-                builder.add(f"- {text}" if listed else text, path or (f"paragraph {reading.paragraphs}",))
+                place = path or (f"paragraph {reading.paragraphs}",)
+                if level:
+                    builder.add_heading(" ".join(text.split()), level, place, "#" * level + " ")
+                else:
+                    builder.add(f"- {text}" if listed else text, place)
                 in_list = listed
         while reading.boxes:
             _write_blocks(builder, reading.boxes.pop(0), reading, path or ("text box",))
 
 
-def _paragraph(block: Element, reading: _Reading) -> str:
-    text = "".join(_text(block, reading)).strip()
+def _style(block: Element) -> str:
     style = block.find(f"{_W}pPr/{_W}pStyle")
-    level = reading.headings.get(style.get(_W + "val", ""), 0) if style is not None else 0
-    return "#" * level + " " + " ".join(text.split()) if level and text else text
+    return str(style.get(_W + "val", "")) if style is not None else ""
 
 
 def _text(element: Element, reading: _Reading) -> Iterator[str]:
@@ -150,7 +173,7 @@ def _is_hidden(run: Element) -> bool:
     return vanish is not None and vanish.get(_W + "val", "true") not in ("0", "false", "off")
 
 
-def _write_table(builder: TextBuilder, table: Element, reading: _Reading, path: tuple[str, ...]) -> None:
+def _write_table(builder: TextBuilder, table: Element, reading: _Reading, path: tuple[str, ...], caption: str) -> None:
     """The value of a cell that is merged downwards counts in each row that it spans."""
     rows = []
     above: dict[int, Cell] = {}
@@ -165,7 +188,7 @@ def _write_table(builder: TextBuilder, table: Element, reading: _Reading, path: 
             column += int(span.get(_W + "val", 1)) if span is not None else 1
         rows.append((number, cells))
     builder.part()
-    write_table(builder, rows, path)
+    write_table(builder, rows, path, caption=caption)
 
 
 def _write_notes(builder: TextBuilder, archive: zipfile.ZipFile, reading: _Reading, name: str) -> None:

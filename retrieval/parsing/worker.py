@@ -22,7 +22,7 @@ from typing import Any
 
 from retrieval.embedding.tokens import Tokens
 from retrieval.errors import NotFound, UnreadableFile
-from retrieval.parsing import parse
+from retrieval.parsing import ocr, parse
 from retrieval.parsing.chunking import ChunkingOptions, chunk
 from retrieval.parsing.document import Heading, Table
 from retrieval.parsing.limits import Limits
@@ -51,7 +51,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             _run_child(request, Path(request["folder"]), limits)
-        _tell(_wait(child, limits.parse_seconds))
+        _tell(_wait(child, limits.parse_seconds + (limits.ocr_seconds if ocr.available() else 0)))
 
 
 def _learn(saved: str) -> None:
@@ -133,6 +133,12 @@ def _boxes(
     return {"boxes": [list(asdict(box).values()) for box in found]}, b""
 
 
+def _unpack(data: bytes, name: str, limits: Limits, folder: str) -> tuple[dict[str, Any], bytes]:
+    from retrieval.parsing.bundle import unpack
+
+    return {"files": unpack(data, name, limits, Path(folder))}, b""
+
+
 def _page_image(data: bytes, name: str, limits: Limits, number: int, width: int) -> tuple[dict[str, Any], bytes]:
     from retrieval.parsing.boxes import page_image
 
@@ -144,6 +150,7 @@ TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {
     "chunk": _chunk,
     "boxes": _boxes,
     "page_image": _page_image,
+    "unpack": _unpack,
 }
 """What a child does: (file, its name, limits, arguments) → (header, payload)."""
 
@@ -175,16 +182,16 @@ def _run_child(request: dict[str, Any], folder: Path, limits: Limits) -> None:
 
 
 def _confine(limits: Limits, size: int) -> None:
-    seconds = int(limits.cpu_seconds(size)) + 1
+    memory = limits.parse_memory_bytes + _data_bytes()
     output = 4 * limits.text_chars + (1 << 20)
-    for what, limit in (
-        (resource.RLIMIT_DATA, limits.parse_memory_bytes + _data_bytes()),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, output),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
+    for what, limit, more in (
+        (resource.RLIMIT_DATA, memory, limits.ocr_memory_bytes),
+        (resource.RLIMIT_CPU, int(limits.cpu_seconds(size)) + 1, int(limits.ocr_seconds)),
+        (resource.RLIMIT_FSIZE, output, 0),
+        (resource.RLIMIT_NOFILE, 64, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
-        resource.setrlimit(what, (limit, limit))
+        resource.setrlimit(what, (limit, limit + more if ocr.available() else limit))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     # No network where the kernel lets an ordinary process give it up; no parser of ours opens a connection anyway.

@@ -21,7 +21,7 @@ import numpy as np
 from retrieval.analysis.languages import is_english
 from retrieval.common.hub import fetch
 from retrieval.embedding.embedder import SentenceEmbedder
-from retrieval.embedding.encoding import Embedder, cosine_weight
+from retrieval.embedding.encoding import Embedder
 from retrieval.errors import UnknownRanker
 from retrieval.ranking import cross_encoder
 from retrieval.ranking.cross_encoder import CrossEncoder
@@ -170,7 +170,7 @@ class CosineScorer:
     """Any embedding model: how near question and sentence are, absolutely and among the sentences at hand."""
 
     name = "cosine"
-    columns: tuple[str, ...] = ("near", "nearer", "nearer_near")
+    columns: tuple[str, ...] = ("nearer", "nearer_near")
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -185,10 +185,8 @@ class CosineScorer:
         texts = list(dict.fromkeys([*sentences, *near]))
         vectors = dict(zip(texts, self._embedder.encode_documents(texts), strict=True))
         (asked,) = self._embedder.encode_queries([question])
-        alone, together = (np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near))
-        factor, unrelated = cosine_weight(self._embedder, question)
-        columns = [factor * (alone - unrelated), _standard(alone), _standard(together)]
-        return np.stack(columns, axis=1).astype(np.float32)
+        columns = [np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near)]
+        return np.stack([_standard(column) for column in columns], axis=1).astype(np.float32)
 
 
 class PairScorer:

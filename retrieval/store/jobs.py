@@ -166,6 +166,12 @@ def add_result(connection: sa.Connection, job: str, result: IngestResult) -> Non
     _update(connection, job, results=[*results, result.__dict__], error=None)
 
 
+def replace_files(connection: sa.Connection, job: str, files: list[dict[str, Any]]) -> None:
+    """Other files for a job, of which none is done."""
+    payload = connection.execute(sa.select(jobs.c.payload).where(jobs.c.id == job)).scalar_one()
+    _update(connection, job, payload={**payload, "files": files})
+
+
 def finish(connection: sa.Connection, job: str, status: str, error: str | None = None) -> None:
     _update(connection, job, status=status, error=error, holder=None, expires_at=None, progress={})
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from retrieval.checks import check_span
 from retrieval.errors import InvalidRequest, NotFound, StoreUnavailable
 from retrieval.parsing import MEDIA_TYPES, Limits, page_at
-from retrieval.parsing.boxes import Box
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.sandbox import Sandbox
 from retrieval.store import documents as store
 from retrieval.store.blobs import open_blobs
 from retrieval.store.database import Database
 from retrieval.store.originals import Originals
-from retrieval.types import DEFAULT_OWNER, Collection, Document, Hit, Page
+from retrieval.types import DEFAULT_OWNER, Box, Collection, Document, Hit, Page
 
 
 def make_home(home: str | os.PathLike[str]) -> Path:

@@ -196,6 +196,7 @@ class EvidenceFinder:
             beside = pointed_out(judged, len(hits)) if reads else []
             return self._build(asked, [Passage.of(hit) for hit in hits], beside)
 
+        reads = reads and len(build(question).ids) <= room  # what is only repeated has the least right to room
         asked, prompt = fitted(question, build, room, least=LAST_EXCHANGE)
         while len(prompt.ids) > room and len(hits) > 1:
             hits.pop()

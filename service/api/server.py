@@ -82,6 +82,7 @@ async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.soc
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     note(f"Folio is at http://{shown}:{port} (documents in {settings.home}; stop with Ctrl-C)")
+    note(f"Loading {runtime.model_name}; until it is there, documents can be added and searched")
     try:
         await server.serve(sockets=[listening])
     finally:

@@ -20,10 +20,11 @@ from service.cli.context import (
     IntoCollection,
     JsonFlag,
     SourcePaths,
+    documents_of,
     library_of,
     settings_of,
 )
-from service.cli.output import console, emit_json, emit_table, emit_text, error_line, note
+from service.cli.output import LINE_S, console, emit_json, emit_table, emit_text, error_line, note
 from service.errors import Exit, InvalidRequest
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 docs = typer.Typer(help="List, show and remove documents.", no_args_is_help=True, rich_markup_mode=None)
 
-LINE_S = 5.0
-"""between two lines of progress"""
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -92,8 +91,8 @@ def report_ingest(paths: list[Path], results: list[IngestResult], as_json: bool)
 @docs.command("ls")
 def list_documents(context: typer.Context, collection: Collection = None, as_json: JsonFlag = False) -> None:
     """List the documents."""
-    with library_of(settings_of(context)) as library:
-        found = library.documents(collection, LOCAL_OWNER)
+    with documents_of(settings_of(context)) as shelf:
+        found = shelf.documents(collection, LOCAL_OWNER)
     if as_json:
         emit_json({"documents": [_document(document) for document in found]})
         return
@@ -111,10 +110,10 @@ def show_document(
     as_json: JsonFlag = False,
 ) -> None:
     """Show one document, or its text."""
-    with library_of(settings_of(context)) as library:
-        found = library.find(document, LOCAL_OWNER)
-        stored = library.text(found.id, start, end, LOCAL_OWNER) if text else None
-        pages = library.pages(found.id, LOCAL_OWNER) if not text else []
+    with documents_of(settings_of(context)) as shelf:
+        found = shelf.find(document, LOCAL_OWNER)
+        stored = shelf.text(found.id, start, end, LOCAL_OWNER) if text else None
+        pages = shelf.pages(found.id, LOCAL_OWNER) if not text else []
     if as_json:
         extra: dict[str, Any] = {"text": stored} if text else {"page_spans": [asdict(page) for page in pages]}
         emit_json(_document(found) | extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+LINE_S = 5.0
+"""between two lines of progress where there is no terminal"""
 _ENDLESS = 1_000_000
 """columns of an output that is no terminal"""
 
@@ -59,9 +62,14 @@ def note(message: str) -> None:
 
 @contextmanager
 def working(message: str) -> Iterator[None]:
-    """A spinner on stderr while something slow happens; nothing where stderr is no terminal."""
+    """A spinner on stderr while something slow happens; where stderr is no terminal, a line once it proves slow."""
     if console.is_terminal:
         with console.status(message):
             yield
-    else:
+        return
+    late = threading.Timer(LINE_S, note, [message])
+    late.start()
+    try:
         yield
+    finally:
+        late.cancel()

@@ -61,8 +61,6 @@ def serve(
     tp: TensorParallel = None,
 ) -> None:
     """Serve the page, the REST interface and the OpenAI routes until told to stop."""
-    from service.api.server import run_server
-
     settings = settings_of(
         context,
         host=host,
@@ -77,6 +75,11 @@ def serve(
         attention_backend=backend,
         tensor_parallel=tp,
     )
+    from service.models import check_request
+
+    check_request(settings)  # before anything slow is imported
+    from service.api.server import run_server
+
     raise typer.Exit(_on_ranks(settings, lambda: run_server(settings)))
 
 

@@ -16,6 +16,7 @@ from retrieval.common.progress import ProgressMeter
 from retrieval.errors import UnreadableFile
 from retrieval.ingest.ingestion import Prepared, Refused, parse_and_chunk
 from retrieval.ingest.sources import Source, sources
+from retrieval.ingest.unpacking import unpacked
 from retrieval.library import Library
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
@@ -89,7 +90,12 @@ def ingest(
 
     Raises what `library.ingest` raises; Unavailable when a worker dies again and again.
     """
-    files = [{"source": pickle.dumps(source)} for source in sources(_absolute(paths))]
+    sandbox = Sandbox(library.limits)
+    try:
+        given = sources(_absolute(paths), unpack=lambda found: unpacked(found, sandbox, library.limits))
+        files = [{"source": pickle.dumps(source)} for source in given]
+    finally:
+        sandbox.close()
     if not files:
         return []
     known = library.known_content(collection, owner)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drafters.options import DRAFTERS, Options
 from service.errors import InvalidRequest
+from sparse_attn.plan.names import NAMES
 
 if TYPE_CHECKING:
     from sparse_attn.plan.policy import ModelShape, Policy
@@ -37,10 +39,13 @@ def parse_policy(text: str, param: str = "attention") -> Policy:
     Raises:
         InvalidRequest: names what is unknown or malformed, and what is known.
     """
-    from sparse_attn.plan.policies import POLICIES, joined  # bring torch, which a wrong drafter need not wait for
-
+    parts = text.split("+")
     try:
-        return joined([_named(part, "attention policy", POLICIES) for part in text.split("+")])
+        for part in parts:
+            _check_name(part)
+        from sparse_attn.plan.policies import POLICIES, joined
+
+        return joined([_named(part, "attention policy", POLICIES) for part in parts])
     except ValueError as error:
         raise InvalidRequest(f"{error}.", param=param) from error
 
@@ -55,10 +60,24 @@ def check_policy(policy: Policy, shape: ModelShape, param: str = "attention") ->
         raise InvalidRequest(f"{error}.", param=param) from error
 
 
+def _check_name(text: str) -> None:
+    """Refuse what is no policy before torch is imported, which the policies need and which takes seconds.
+
+    Somebody who has added a policy of his own has imported them.
+    """
+    name = text.strip().partition(":")[0]
+    if name not in NAMES and "sparse_attn.plan.policies" not in sys.modules:
+        raise ValueError(_unknown(name, "attention policy", NAMES))
+
+
+def _unknown(name: str, what: str, known: Iterable[str]) -> str:
+    return f"unknown {what} {name!r}; there are {', '.join(known)}"
+
+
 def _named(text: str, what: str, known: Mapping[str, type[Named]]) -> Named:
     name, _, rest = text.strip().partition(":")
     if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+        raise ValueError(_unknown(name, what, known))
     defaults = {field.name: field.default for field in fields(known[name])}
     values: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from service.answering.passages import Passage
 from service.reader.sentences import Sentence
 
-_RULE = re.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*(?:\n|$)")
+_RULE = re.compile(r"\s*+\|?(?:\s*+:?-++:?\s*+\|)++(?:\s*+:?-++:?)?+\s*(?:\n|$)")
 """The line under the names."""
 _NEXT_LINE = re.compile(r"[ \t]*\n(?:[ \t|:-]+\n)?[ \t]*")
 

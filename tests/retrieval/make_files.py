@@ -31,11 +31,14 @@ def pdf(pages: Sequence[str], count: int | None = None, content: bytes | None = 
 
 
 def placed_pdf(
-    pages: Sequence[Sequence[tuple[float, float, float, str]]], extra: bytes = b"", more: Sequence[bytes] = ()
+    pages: Sequence[Sequence[tuple[float, float, float, str]]],
+    extra: bytes = b"",
+    more: Sequence[bytes] = (),
+    catalog: bytes = b"",
 ) -> bytes:
     """A PDF in Helvetica of pieces of text (x, y, size, text), in this order; ``extra`` goes into every page's
-    dictionary, ``more`` are objects that it may name, numbered from 3."""
-    objects: list[bytes] = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", *more]
+    dictionary, ``catalog`` into the document's, ``more`` are objects that they may name, numbered from 3."""
+    objects: list[bytes] = [b"<< /Type /Catalog /Pages 2 0 R %s >>" % catalog, b"", *more]
     kids = []
     for pieces in pages:
         drawn = "".join(f"BT /F1 {size} Tf {x} {y} Td ({text}) Tj ET\n" for x, y, size, text in pieces)
@@ -49,6 +52,27 @@ def placed_pdf(
         )
     objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>".encode()
     return pdf_of_objects(objects)
+
+
+def form_pdf(fields: Sequence[tuple[str, str, bytes]]) -> bytes:
+    """A page with a form: (label, kind of field, its value as PDF writes it) a line."""
+    widget = b"<< /Type /Annot /Subtype /Widget /T (f%d) /Rect [260 %d 560 %d] %s >>"
+    kinds = {
+        "text": b"/FT /Tx /V %s",
+        "lines": b"/FT /Tx /Ff 4096 /V %s",
+        "choice": b"/FT /Ch /Ff 131072 /Opt [(none) %s] /V %s",
+        "box": b"/FT /Btn /V /%s /AS /%s /AP << /N << /Yes 3 0 R /Off 3 0 R >> >>",
+    }
+    blank = b"<< /Type /XObject /Subtype /Form /BBox [0 0 9 9] /Length 0 >>\nstream\n\nendstream"
+    widgets = []
+    for number, (_, kind, value) in enumerate(fields):
+        bottom = 700 - 40 * number
+        pattern = kinds[kind]
+        widgets.append(widget % (number, bottom - 4, bottom + 14, pattern % ((value,) * pattern.count(b"%s"))))
+    named = b" ".join(b"%d 0 R" % (number + 4) for number in range(len(fields)))
+    labels = [(72.0, 700.0 - 40 * number, 11.0, label) for number, (label, _, _) in enumerate(fields)]
+    form = b"/AcroForm << /Fields [%s] /DA (/F1 11 Tf) >>" % named
+    return placed_pdf([labels], b"/Annots [%s]" % named, [blank, *widgets], form)
 
 
 def pdf_of_objects(objects: Sequence[bytes], trailer: bytes = b"") -> bytes:

@@ -84,14 +84,22 @@ EVERY = every_pattern()
 
 
 @cache
-def sources() -> str:
-    return "".join(inspect.getsource(module) for module in modules())
+def uses(module: str) -> dict[str, set[str]]:
+    """Name of an expression → the methods that the module calls of it."""
+    found: dict[str, set[str]] = {}
+    call = r"(\w+)\.(finditer|findall|search|match|fullmatch|subn?|split)\("
+    for name, method in re.findall(call, inspect.getsource(importlib.import_module(module))):
+        found.setdefault(name, set()).add(method)
+    return found
 
 
+@cache
 def is_anchored(name: str) -> bool:
-    """Whether the expression is only ever tried at one place of a text."""
+    """Whether the expression is only ever tried at one place of a text: by its own module, or else by any."""
     last = re.split(r"[.:]", name.rpartition("[")[0] if name.endswith("]") else name)[-1]
-    how = set(re.findall(rf"\b{last}\.(finditer|findall|search|match|fullmatch|subn?|split)\(", sources()))
+    own = next((one.__name__ for one in modules() if name.startswith(f"{one.__name__}.{last}")), None)
+    how = uses(own).get(last, set()) if own is not None else set()
+    how = how or set[str]().union(*(uses(one.__name__).get(last, set()) for one in modules()))
     return bool(how) and how <= {"match", "fullmatch"}
 
 

@@ -32,13 +32,13 @@ def codes(passages: Sequence[Passage]) -> list[str]:
 
     Case, width, white space, punctuation and characters without a shape do not hide one.
     """
-    held = [_UNSAID.sub("", _folded(text)) for passage in passages for text in (passage.text, passage.name)]
+    held = [_UNSAID.sub("", _folded(text)) for passage in passages for text in (passage.shown, passage.name)]
     return [_code(number, passage, held) for number, passage in enumerate(passages, start=1)]
 
 
 def markers(passages: Sequence[Passage]) -> list[str]:
     """By what an answer names each passage: ``[D1]``, ``[D2]``, …, or with longer letters where a passage has such."""
-    held = [_UNMARKED.sub("", _folded(text)) for passage in passages for text in (passage.text, passage.name)]
+    held = [_UNMARKED.sub("", _folded(text)) for passage in passages for text in (passage.shown, passage.name)]
     for length in itertools.count(1):
         letters = "D" * length
         taken = re.compile(rf"\[{letters.lower()}[0-9]")
@@ -58,19 +58,19 @@ def tagged(passage: Passage, number: int, code: str, marker: str = "") -> str:
     page = f' page="{passage.page}"' if passage.page is not None else ""
     named = f'number="{number}"' if not marker else f'marker="{marker}"'
     opening = f'<document {code} {named} name="{shown_name(passage.name)}"{page}>'
-    return f"{opening}\n{passage.text}\n</document {code}>\n\n"
+    return f"{opening}\n{passage.shown}\n</document {code}>\n\n"
 
 
 def ruled(passage: Passage, number: int, code: str, marker: str = "") -> str:
     """A passage between two rules with its code, under its name."""
     page = f", page {passage.page}" if passage.page is not None else ""
     opening = f"--- {code} {marker or number}: {shown_name(passage.name)}{page}"
-    return f"{opening}\n{passage.text}\n--- {code}\n\n"
+    return f"{opening}\n{passage.shown}\n--- {code}\n\n"
 
 
 def _code(number: int, passage: Passage, held: Sequence[str]) -> str:
     for attempt in itertools.count():
-        source = f"{number}\n{attempt}\n{passage.name}\n{passage.text}"
+        source = f"{number}\n{attempt}\n{passage.name}\n{passage.shown}"
         code = hashlib.blake2b(source.encode(), digest_size=CODE_LENGTH // 2).hexdigest()
         if not any(code in text for text in held):
             return code

@@ -54,7 +54,7 @@ _AROUND = re.compile(
 _TURN = re.compile(
     r"(?:[,;.\u2013\u2014]|(?<!\s))\s++(?:but|however|though|although|nevertheless|still|yet|aber|jedoch|allerdings|doch|pero"
     r"|sin embargo|aunque|mais|cependant|toutefois)\b[,:]?\s*"
-    r"|[,，;；。]?\s*(?:但是|不过|然而|但)[,，]?",
+    r"|(?:[,，;；。]|(?<!\s))\s*+(?:但是|不过|然而|但)[,，]?",
     re.IGNORECASE,
 )
 _REPORTED = re.compile(

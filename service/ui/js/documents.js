@@ -101,6 +101,12 @@ export class Documents {
   }
 
   #tell(job, name) {
+    const refused = job.documents.filter((one) => one.error).length;
+    if (job.documents.length > 1 && refused < job.documents.length) {
+      const kept = `${name}: ${count(job.documents.length - refused, "document")} added`;
+      announce(refused ? `${kept}; ${count(refused, "file")} could not be read, as the list says.` : `${kept}.`);
+      return;
+    }
     const [result] = job.documents;
     const cause = result?.error ?? job.error;
     if (cause || job.status !== "done") report({ title: `${name} was not added`, detail: cause ?? `The job was ${job.status}.` });

@@ -13,8 +13,8 @@ from PIL import Image
 from retrieval.errors import DamagedFile, EncryptedFile, NotFound
 from retrieval.library import Library
 from retrieval.parsing import parse
-from retrieval.parsing.boxes import HIGHEST_IMAGE, Box, boxes, page_image
-from retrieval.types import Page, Upload
+from retrieval.parsing.boxes import HIGHEST_IMAGE, boxes, page_image
+from retrieval.types import Box, Page, Upload
 
 
 def test_boxes_lie_on_the_lines_that_print_the_span(shared: Path) -> None:

@@ -69,6 +69,10 @@ def test_the_encoding_is_said() -> None:
     assert parse(SENTENCES["en"].encode("cp1252"), "a.txt").notes == ["decoded as cp1252 with 0 doubtful bytes"]
 
 
+def test_signs_within_words_are_the_letters_of_another_encoding() -> None:
+    assert decode(SENTENCES["es"].encode("cp850"), "a.txt").text == SENTENCES["es"]
+
+
 def test_a_few_letters_are_taken_for_western() -> None:
     text = "Nom;Rôle;Prix\nHélène;gardienne;5 €\nJosé;boulanger;7 €\n"
     assert decode(text.encode("cp1252"), "a.csv").text == text

@@ -89,3 +89,20 @@ def test_markdown_loses_its_html_tags_but_not_its_code() -> None:
     parsed = parse(text.encode(), "a.md")
     assert (parsed.text, len(parsed.notes)) == (stored, 1)
     assert parse(text.encode(), "a.txt").text == text
+
+
+@pytest.mark.parametrize("says", ["Skip to content", "Jump to navigation", "Zum Inhalt", "Aller au contenu"])
+def test_a_link_that_skips_the_menus_is_no_content(says: str) -> None:
+    markup = f"<body><a href='#content'>{says}</a><h1>Mill</h1><p>It <a href='#note'>stands</a> by the river.</p>"
+    assert parse(markup.encode(), "a.html").text == "Mill\n\nIt stands by the river."
+
+
+def test_links_to_other_articles_are_told_by_the_name_of_their_list() -> None:
+    more = "<div class='story-related'><h2>More</h2><p><a href='/x'>A ship sank</a> 4 hours ago</p></div>"
+    text = parse(f"<p>{'The mill stands by the river. ' * 9}</p>{more}".encode(), "a.html").text
+    assert "ship" not in text
+
+
+def test_what_holds_most_of_the_page_is_its_content_whatever_its_name() -> None:
+    page = f"<body><div class='page menu'><nav>Home, About</nav><p>{'The mill stands. ' * 20}</p></div></body>"
+    assert parse(page.encode(), "a.html").text == ("The mill stands. " * 20).strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 import make_files
 import pytest
 
-from retrieval.parsing import parse
+from retrieval.parsing import ocr, parse
 from retrieval.parsing.boxes import boxes
 from retrieval.parsing.lettering import mend_hyphens
 
@@ -89,7 +89,8 @@ def test_form_values_stand_beside_their_labels(shared: Path) -> None:
     assert label.bottom < box.top
 
 
-def test_pages_that_are_pictures_are_named(shared: Path) -> None:
+def test_pages_that_are_pictures_are_named(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ocr, "available", lambda: False)
     parsed = parse((shared / "cases" / "mixed_scan.pdf").read_bytes(), "scan.pdf")
     assert parsed.notes[0].startswith("pages 2 to 6 are pictures (a scan?) with little or no text layer")
     assert (parsed.partial, len(parsed.pages)) == (True, 6)
@@ -190,3 +191,19 @@ def test_headings_of_chapters_are_no_running_headers() -> None:
     parsed = parse(make_files.placed_pdf(pages), "c.pdf")
     assert parsed.text.count("Chapter") == 4
     assert [parsed.text[start:end] for start, end, _ in parsed.headings] == [f"Chapter {n}" for n in range(1, 5)]
+
+
+def test_a_stamp_in_the_margin_stands_in_no_sentence() -> None:
+    lines = [f"BT /F1 11 Tf 72 {700 - 14 * n} Td ({line}) Tj ET" for n, line in enumerate(BODY)]
+    stamp = "BT /F1 20 Tf 0 1 -1 0 40 620 Tm (arXiv:0908.0054v1 1 Aug 2009) Tj ET"
+    content = "\n".join([*lines[:2], stamp, *lines[2:]]).encode()
+    parsed = parse(make_files.pdf(["x"], content=content), "a.pdf")
+    assert parsed.text.split("\n") == [*BODY, "", "arXiv:0908.0054v1 1 Aug 2009"]
+
+
+def test_a_foot_with_the_pages_number_may_stand_at_any_height() -> None:
+    pages = []
+    for number in range(4):
+        body = column(72, [f"{line} On page {'abcd'[number]}." for line in BODY[: 5 - number]])
+        pages.append([*body, (72, body[-1][1] - 30, 9, f"Journal of Mills 10 {number + 3}")])
+    assert "Journal" not in read(pages)

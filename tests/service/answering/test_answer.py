@@ -123,7 +123,7 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
 
 def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
-    engine.max_model_len = 1150
+    engine.max_model_len = 1120
     answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
     assert len(answer.results) == 1
     assert "1 of 2 passages fit" in answer.mode_reason

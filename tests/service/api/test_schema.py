@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,13 +60,3 @@ def test_no_route_of_the_description_gets_past_the_key(locked: Any) -> None:
             assert answer.status_code == (200 if open_route else 401), (method, path)
             asked += 1
     assert asked >= 15
-
-
-@pytest.mark.slow
-def test_schemathesis_own_command_finds_nothing(start_service: Callable[..., Any], make_scripted: Any) -> None:
-    service = start_service(engine=make_scripted(), max_body_mb=1)
-    service.ingest("a.txt", b"The bridge has seven arches.")
-    program = str(Path(sys.executable).with_name("schemathesis"))
-    command = [program, "run", f"{service.url}/openapi.json", "--max-examples", "20", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout[-20_000:]

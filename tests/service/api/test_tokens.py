@@ -218,7 +218,7 @@ def test_the_ranker_by_itself(service: Any) -> None:
 
 def test_embeddings_of_token_ids(service: Any) -> None:
     embedder = service.runtime.library.embedder
-    ids = embedder._tokenizer.encode("a bridge of stone", add_special_tokens=False).ids
+    ids = embedder.tokens.tokenizer.encode("a bridge of stone", add_special_tokens=False).ids
 
     def embed(given: Any) -> Any:
         return service.client.post("/v1/embeddings", json={"model": "minilm", "input": given})

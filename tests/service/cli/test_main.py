@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import typer
 
+from service.cli import output
 from service.cli.main import app, load_plugins
 
 Folio = Callable[..., tuple[int, str, str]]
@@ -206,6 +207,35 @@ def test_ask_refuses_an_option_in_one_sentence_before_a_model_is_loaded(
     (line,) = err.strip().splitlines()
     assert line.startswith("folio: ")
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--attention", "nosuch"), "unknown attention policy 'nosuch'"),
+        (("--drafter", "nosuch"), "unknown drafter 'nosuch'"),
+        (("--model", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_serve_refuses_an_option_once_and_before_it_listens(
+    at: Folio, arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.server.run_server", None)
+    code, _, err = at("serve", *arguments)
+    assert code in (1, 2)
+    (line,) = err.strip().splitlines()
+    assert says in line
+
+
+def test_what_is_slow_is_told_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "LINE_S", 0.01)
+    with output.working("Loading x …"):
+        time.sleep(0.2)
+    with output.working("Loading y …"):
+        pass
+    assert capsys.readouterr().err == "Loading x …\n"
 
 
 def test_what_the_hub_says_is_said_once(

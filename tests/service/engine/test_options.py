@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from drafters.options import CascadeOptions, FusionOptions, GoodputOptions, OverlapOptions, SuffixOptions
 from drafters.registry import DRAFTERS
 from service.engine.options import parse_drafter, parse_policy
 from service.errors import InvalidRequest
+from sparse_attn.plan.names import NAMES
 from sparse_attn.plan.policies import POLICIES, Joined, LServe, Quest, TriangleMix, XAttention
 from sparse_attn.plan.policy import Policy
 
@@ -16,6 +20,18 @@ def test_names_alone_are_the_defaults():
     assert all(parse_drafter(name) == options() for name, options in DRAFTERS.items())
     assert all(parse_policy(name) == policy() for name, policy in POLICIES.items())
     assert parse_policy("dense") == Policy()
+
+
+def test_what_is_no_policy_is_refused_before_torch_is_imported():
+    assert tuple(POLICIES) == NAMES
+    program = (
+        "import sys\nfrom service.engine.options import parse_policy\nfrom service.errors import InvalidRequest\n"
+        "try: parse_policy('quest+nosuch:a=1')\n"
+        "except InvalidRequest as error: print(error.detail, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("unknown attention policy 'nosuch'; there are dense, streaming")
+    assert said.endswith("auto. False\n")
 
 
 def test_options_are_read():

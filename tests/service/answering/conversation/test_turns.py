@@ -17,6 +17,7 @@ from service.answering.conversation.rewriting import rewriting_ids, rewritten
 from service.answering.conversation.turns import fitted, standalone, understood
 from service.answering.passages import Passage
 from service.answering.prompting.layouts import ChatLayout, PlainLayout
+from service.answering.prompting.styles import REPEATED
 from service.answering.question import Question
 from service.engine.params import SamplingParams
 from service.runtime import Runtime
@@ -163,6 +164,13 @@ def test_the_oldest_turns_go_first_and_whole_exchanges_with_them(room: int, leas
     assert len(built) <= 4
 
 
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a language that the ranker does not read: no sentence is repeated beside the question."""
+    monkeypatch.setattr("service.answering.evidence.is_read", lambda *_: False)
+
+
+@pytest.mark.usefixtures("unread")
 def test_what_has_no_room_is_left_out_and_said(ask: Ask, make_scripted: Any, home: Path) -> None:
     prompts: list[str] = []
     old = [("user", "Of the oldest oak? " + "oak " * 200), ("assistant", "Nine metres.")]
@@ -191,6 +199,18 @@ def test_auto_retrieves_where_the_last_exchange_leaves_no_room_to_read_whole(ask
     assert (asked.mode, asked.stats["history_turns"]) == ("long", 0)
 
 
+def test_what_is_only_repeated_goes_before_passages_and_turns(ask: Ask, make_scripted: Any) -> None:
+    prompts: list[str] = []
+    engine = make_scripted(lambda prompt: prompts.append(prompt) or "Seven.")
+    question = follow_up("And how many arches has it?", FIRST, REPLY, mode="retrieval", refuse_below=0)
+    whole = ask(question, engine=engine)
+    engine.max_model_len = least_window(whole) - 1
+    answer = ask(question, engine=engine)
+    assert [REPEATED in prompt for prompt in prompts] == [True, False]
+    assert (answer.results, answer.stats["history_turns"]) == (whole.results, 2)
+
+
+@pytest.mark.usefixtures("unread")
 def test_passages_go_before_the_last_exchange(ask: Ask, make_scripted: Any) -> None:
     engine = make_scripted()
     question = follow_up("And its trees and oaks, and its mill?", FIRST, REPLY, mode="retrieval", refuse_below=0)

@@ -37,6 +37,14 @@ def test_the_prompt_is_the_template_around_documents_and_question(tokenizer: Any
     assert f"--- {code} 1: d.txt, page 1\nAda built it.\n--- {code}\n" in text
 
 
+def test_a_passage_is_read_below_what_it_needs_to_mean_something(tokenizer: Any) -> None:
+    found = replace(passage("1890\t12"), context="Mill › Oil\nYear\tLitres")
+    for layout in (ChatLayout(tokenizer, LARGE), PlainLayout(tokenizer)):
+        prompt = layout.build("How much?", [found])
+        assert "page 1\nMill › Oil\nYear\tLitres\n1890\t12\n---" in tokenizer.decode(prompt.ids)
+        assert [one.text for one in prompt.passages] == ["1890\t12"], "a citation is of the stored text"
+
+
 @pytest.mark.parametrize(
     ("parameters", "style"), [(None, LARGE), (135_000_000, SMALL), (600_000_000, SMALL), (1_500_000_000, LARGE)]
 )

@@ -1,0 +1,1 @@
+"""Real files, and what of them is stored and found."""
