@@ -143,7 +143,7 @@ class Ingester:
         try:
             meter("parse", 0, 1)
             self._embedder_id()
-            data = source.read(self._limits)
+            data = source.read(self.limits)
             if self._same_content(owner, collection, hashlib.sha256(data).hexdigest(), started) is not None:
                 return Source(source.name, data)  # ``keep`` says that it is there
             return prepare(source.name, data, self._sandbox, self._embedder, self._chunking, meter)

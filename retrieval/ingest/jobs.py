@@ -60,7 +60,11 @@ class JobQueue:
         unpack: Callable[[Iterable[Source]], Iterator[Source]],
         tidy: Callable[[], None],
     ) -> None:
-        """unpack: replaces archives by what is in them; tidy: what else a worker clears away at first, and every hour."""
+        """
+        Args:
+            unpack: replaces archives by what is in them.
+            tidy: what else a worker clears away when it starts, and every hour.
+        """
         self._unpack = unpack
         self._database = database
         self._blobs = blobs
@@ -229,7 +233,7 @@ class JobQueue:
 
     def _keep_member(self, job: str, file: str, source: Source) -> dict[str, Any]:
         """A file of an archive as a file of the job."""
-        entry = {"name": source.name, "file": file, "member": True}
+        entry = {"name": source.name, "file": file, "member": True, "size": 0}
         if isinstance(source.origin, UnreadableFile):
             return {**entry, "error": [type(source.origin).__name__, str(source.origin)]}
         self._blobs.put(f"uploads/{job}/{file}", data := source.read(self._ingester.limits))

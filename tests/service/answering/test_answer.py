@@ -121,10 +121,14 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
     assert caught.value.param == "mode"
 
 
-def test_retrieval_drops_passages_that_do_not_fit(ask: Ask, make_scripted: Any) -> None:
-    engine = make_scripted()
-    engine.max_model_len = 1120
-    answer: Answer = ask("Tell me of bridge, mill, oak and limes.", mode="retrieval", engine=engine)
+def test_retrieval_drops_passages_that_do_not_fit(
+    ask: Ask, make_scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.answering.evidence.is_read", lambda *_: False)  # nothing is repeated beside it
+    engine, asked = make_scripted(), "Tell me of bridge, mill, oak and limes."
+    whole: Answer = ask(asked, mode="retrieval", engine=engine)
+    engine.max_model_len = whole.stats["prompt_tokens"] + 400 - 1
+    answer: Answer = ask(asked, mode="retrieval", engine=engine)
     assert len(answer.results) == 1
     assert "1 of 2 passages fit" in answer.mode_reason
 
