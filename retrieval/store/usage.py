@@ -5,22 +5,24 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from retrieval.errors import StorageFull
-from retrieval.store.jobs import CANCELLED, DONE
+from retrieval.store.jobs import CANCELLED, DONE, FAILED
 from retrieval.store.tables import documents, jobs, versions
 
 
 def stored_bytes(connection: sa.Connection, owner: str) -> int:
-    """Bytes of the files of an owner; the same file counts in each version, and once more until its job has ended."""
+    """Bytes of the files of an owner, whether they are ingested yet or not; the same file counts in each version."""
     kept = (
         sa.select(sa.func.coalesce(sa.func.sum(versions.c.size), 0))
         .join(documents, documents.c.id == versions.c.document_id)
         .where(documents.c.owner == owner)
     )
     waiting = connection.execute(
-        sa.select(jobs.c.payload).where(jobs.c.owner == owner, jobs.c.status.not_in((DONE, CANCELLED)))
-    ).scalars()
+        sa.select(jobs).where(jobs.c.owner == owner, jobs.c.status.not_in((DONE, CANCELLED)))
+    ).all()
     return int(connection.execute(kept).scalar_one()) + sum(
-        file["size"] for payload in waiting for file in payload["files"]
+        file["size"]
+        for job in waiting
+        for file in job.payload["files"][0 if job.status == FAILED else len(job.results) :]  # a failed one keeps all
     )
 
 
