@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,10 @@ CALIBRATION = "calibration.json"
 DEFAULT = "minilm"
 READ_CHARS = 9000
 """of passages that a scorer reads for one question, about 2,000 tokens; the rest is judged by its words alone"""
+USUAL = 45
+"""sentences that eight passages have, among which the calibration's questions were asked"""
+FEWEST = 5
+"""of fewer sentences deviations tell nothing"""
 UNREAD = -12.0
 """the logit of a sentence that was not read: never an answer"""
 
@@ -317,5 +322,12 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _standard(column: np.ndarray) -> np.ndarray:
-    """In standard deviations from the mean: the cosines of one model crowd where another's spread."""
-    return (column - column.mean()) / (column.std() + 1e-6)
+    """In standard deviations from the mean, since the cosines of one model crowd where another's spread; as among
+    `USUAL` sentences: the largest of few numbers lies nearer to their mean."""
+    deviations = (column - column.mean()) / (column.std() + 1e-6)
+    return deviations * (_largest_of(USUAL) / _largest_of(max(len(column), FEWEST)))
+
+
+def _largest_of(count: int) -> float:
+    """About where the largest of so many normal numbers lies, in standard deviations (Blom 1958)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
