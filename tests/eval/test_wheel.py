@@ -20,13 +20,14 @@ def test_the_wheel_has_the_harness_alone():
     assert {name for name in packages if name.startswith("eval")} == {
         "eval",
         "eval.harness",
+        "eval.parsing",
         "eval.qa",
         "eval.scoring",
         "eval.tasks",
     }
     globs = CONFIGURED["tool"]["setuptools"]["package-data"]["eval"]
     data = {path.relative_to(ROOT / "eval").parts[0] for glob in globs for path in (ROOT / "eval").glob(glob)}
-    assert data == {"tasks"}
+    assert data == {"parsing", "tasks"}
 
 
 def test_every_command_is_in_the_wheel():

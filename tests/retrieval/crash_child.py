@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import make_files
 import numpy as np
 from conftest import WordEmbedder
 
@@ -61,6 +62,12 @@ def scripted(home: str, url: str, log_path: str, spec: str) -> None:
     log.write("begin", "submit", "e.txt", 12)
     library.jobs.submit([Upload("e.txt", content("e.txt", 12).encode())], "default", "local")
     log.write("done", "submit", "e.txt", 12)
+    library.jobs.run_next()
+    log.write("begin", "submit", "f.zip/f.txt", 13)
+    library.jobs.submit(
+        [Upload("f.zip", make_files.archive({"f.txt": content("f.zip/f.txt", 13).encode()}))], "default", "local"
+    )
+    log.write("done", "submit", "f.zip/f.txt", 13)
     library.jobs.run_next()
     library.compact()
     library.close()

@@ -36,8 +36,7 @@ class Encoder:
     def rendered(self, text: Marked, apart: bool = False) -> list[int]:
         """Ids of a rendered chat template: its own control tokens count, what looks like one in a content is text.
 
-        They are those of the tokenizer's own call wherever no content holds such. Where that call splits a text at its
-        control tokens and at nothing else, what stands between two of them is encoded by itself, and kept.
+        They are those of the tokenizer's own call wherever no content holds such.
 
         Args:
             apart: a content of one source is encoded by itself where one of another follows it, so that prompts over
@@ -46,7 +45,7 @@ class Encoder:
         if not self.tokenizer.is_fast:
             runs = [(str.__str__(text.cut(start, end)), source) for start, end, source in text.runs()]
             return [one for run, source in runs for one in (self.template(run) if source == OURS else self.text(run))]
-        whole = None if apart or self._text.splits else self._whole(text)
+        whole = None if apart else self._whole(text)
         return self._in_parts(text, apart) if whole is None else whole
 
     def _whole(self, text: Marked) -> list[int] | None:
@@ -131,13 +130,6 @@ class _FastText:
         self._ids = {self._model.token_to_id(content): number for content, number in blanks.items()}
         """of blanks, by those that the reduced tokenizer gives them"""
         self.control = frozenset(added) - frozenset(blanks.values()) - {tokenizer.unk_token_id}
-        tokens = [added[number] for number in self.control]
-        self.splits = (
-            self._within is self._model
-            and not any(token.lstrip or token.rstrip or token.single_word for token in tokens)
-            and (whole.normalizer is None or not any(token.normalized for token in tokens))
-        )
-        """whether what stands between two tokens of control is encoded as if it stood alone"""
 
     @staticmethod
     def _reduced(whole: Tokenizer, splitter: Any, blanks: list[Any]) -> Tokenizer:
@@ -169,7 +161,7 @@ class _SlowText:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        self.control, self.splits = frozenset[int](), False  # nothing is known of places here
+        self.control = frozenset[int]()  # nothing is known of places here
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         longest_first = sorted((content for content in added if not _blank(content)), key=len, reverse=True)
         self._added = re.compile("|".join(f"(?<={re.escape(c[0])})(?={re.escape(c[1:])})" for c in longest_first))

@@ -150,4 +150,4 @@ def test_limits() -> None:
     with pytest.raises(OversizedFile, match="characters"):
         parse(b"word " * 100, "a.txt", Limits(text_chars=100))
     with pytest.raises(OversizedFile, match="would expand"):
-        parse(make_files.docx("", extra={"x": b"\0" * 10_000_000}), "a.docx")
+        parse(make_files.docx("", extra={"x": b"\0" * 20_000_000}), "a.docx")

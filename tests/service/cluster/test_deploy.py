@@ -55,7 +55,7 @@ def test_the_manifest_and_the_image_set_settings_that_exist(manifests: list[dict
 
 def test_the_image_copies_every_package() -> None:
     copied = set(re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.M))
-    assert copied == {"sparse_attn", "drafters", "retrieval", "service", "eval", "scripts"}
+    assert copied == {"sparse_attn", "drafters", "retrieval", "service", "eval", "folio", "scripts"}
 
 
 def test_options_are_checked() -> None:

@@ -63,7 +63,7 @@ class Judging(Lossy):
 class BrokenText:
     """A detokenizer that meets a token it cannot decode."""
 
-    stopped = False
+    stopped, stopped_by = False, None
 
     def __init__(self) -> None:
         self.calls = 0
