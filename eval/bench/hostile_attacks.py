@@ -481,7 +481,10 @@ def _multipart(target: Target) -> str:
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n'.encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
     almost = f"\r\n--{boundary[:-1]}".encode() * 150_000
-    taken = said(target.post("/v1/documents", head + b"\r\n" + almost + tail, headers=kind))
+    answer = target.post("/v1/documents", head + b"\r\n" + almost + tail, headers=kind)
+    if answer.is_success:  # whatever it takes to embed 9 MB, the attacks after this one shall not wait behind it
+        target.post(f"/v1/jobs/{answer.json()['id']}/cancel")
+    taken = said(answer)
     endless = said(target.post("/v1/documents", head + b"X: " + b"a" * (100 << 20), headers=kind))
     return f"{taken[:20]}; {endless}"
 
