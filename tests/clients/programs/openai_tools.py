@@ -51,9 +51,9 @@ def tools() -> dict[str, Any]:
 
 def responses() -> dict[str, Any]:
     """Text, a stream, a call, and a conversation that goes on from what is stored."""
-    first = client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=20)
+    first = client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=20, temperature=0)
     with client.responses.stream(
-        model=MODEL, input="Once more.", previous_response_id=first.id, max_output_tokens=20
+        model=MODEL, input="Once more.", previous_response_id=first.id, temperature=0
     ) as stream:
         kinds = [event.type for event in stream]
         second = stream.get_final_response()
