@@ -66,6 +66,7 @@ class House:
         self._alice = {"Authorization": f"Bearer {ALICE}"}
         self._uploads = 0
         self.upload()
+        self.complete(structured_outputs={"regex": "a+"}, ignore_eos=False)  # whose child then stays: it belongs to rest
         for _ in range(3):
             self.complete()
         self.rest = Rest(median(self.complete() for _ in range(5)), self.memory(), len(self._tree()))
@@ -114,9 +115,9 @@ class House:
         httpx.get(f"{self.url}/healthz", timeout=60).raise_for_status()
         return time.perf_counter() - began
 
-    def complete(self) -> float:
+    def complete(self, **more: Any) -> float:
         """Seconds for four tokens of the other tenant's."""
-        body = {"model": self.target.model, "prompt": "The bridge has", "max_tokens": 4, "ignore_eos": True}
+        body = {"model": self.target.model, "prompt": "The bridge has", "max_tokens": 4, "ignore_eos": True, **more}
         began = time.perf_counter()
         answer = httpx.post(f"{self.url}/v1/completions", json=body, headers=self._alice, timeout=120)
         answer.raise_for_status()

@@ -87,7 +87,8 @@ def test_usage_in_every_chunk(service: Any, read_events: Any) -> None:
         (CHAT, {"messages": [{"role": "user", "content": "x"}]}),
         ("/v1/completions", {"prompt": "x"}),
     ):
-        asked = {"model": service.runtime.model_name, **prompt, "max_tokens": 6, "stream": True, "n": 2}
+        asked = {"model": service.runtime.model_name, **prompt, "max_tokens": 6, "ignore_eos": True, "stream": True}
+        asked["n"] = 2
         with service.client.stream("POST", path, json={**asked, "stream_options": options}) as answer:
             usages = [data["usage"] for _, data in read_events(answer) if data]
         counts = [usage["completion_tokens"] for usage in usages]
