@@ -66,7 +66,7 @@ class House:
         self._alice = {"Authorization": f"Bearer {ALICE}"}
         self._uploads = 0
         self.upload()
-        self.complete(structured_outputs={"regex": "a+"}, ignore_eos=False)  # whose child then stays: it belongs to rest
+        self.complete(structured_outputs={"regex": "a+"}, ignore_eos=False)  # its child stays, and is of rest
         for _ in range(3):
             self.complete()
         self.rest = Rest(median(self.complete() for _ in range(5)), self.memory(), len(self._tree()))
