@@ -52,7 +52,7 @@ def test_llamaindex(client_env: Callable[..., Any], service: Any, part: str) -> 
 
 @pytest.mark.clients("instructor", "JSON schema")
 def test_instructor(client_env: Callable[..., Any], service: Any) -> None:
-    assert client_env("instructor").program("instructor_json.py", "json_schema", service)
+    assert client_env("instructor").program("instructor_client.py", "json_schema", service)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_langchain(client_env: Callable[..., Any], service: Any, part: str) -> N
 
 @pytest.mark.clients("instructor", "tools")
 def test_instructor(client_env: Callable[..., Any], service: Any) -> None:
-    assert client_env("instructor").program("instructor_tools.py", "tools", service)
+    assert client_env("instructor").program("instructor_client.py", "tools", service)
 
 
 @pytest.mark.clients("MCP (mcp)", "tools over HTTP")

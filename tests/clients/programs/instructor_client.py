@@ -1,4 +1,4 @@
-"""instructor in the mode of tools; run by tests/clients."""
+"""instructor: the schema as JSON, and as a tool; run by tests/clients."""
 
 import os
 from typing import Any
@@ -17,9 +17,9 @@ class Person(BaseModel):
     age: int
 
 
-def tools() -> dict[str, Any]:
-    """The model of pydantic as a tool that has to be called."""
-    person = instructor.from_openai(client, mode=instructor.Mode.TOOLS).chat.completions.create(
+def _ask(mode: Any) -> dict[str, Any]:
+    asked = instructor.from_openai(client, mode=mode)
+    person = asked.chat.completions.create(
         model=os.environ["SERVICE_MODEL"],
         response_model=Person,
         messages=[{"role": "user", "content": "Ada Miller is 36 years old. Who is she?"}],
@@ -29,3 +29,13 @@ def tools() -> dict[str, Any]:
     )
     assert isinstance(person, Person)
     return person.model_dump()
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema as response_format."""
+    return _ask(instructor.Mode.JSON_SCHEMA)
+
+
+def tools() -> dict[str, Any]:
+    """The model of pydantic as a tool that has to be called."""
+    return _ask(instructor.Mode.TOOLS)
