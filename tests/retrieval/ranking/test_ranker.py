@@ -10,7 +10,7 @@ import pytest
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.errors import UnknownRanker
 from retrieval.ranking.features import NAMES
-from retrieval.ranking.ranker import READ_CHARS, Logistic, SentenceRanker, find_ranker, load_ranker
+from retrieval.ranking.ranker import READ_CHARS, Logistic, SentenceRanker, _standard, find_ranker, load_ranker
 from retrieval.ranking.reranking import reranked
 from retrieval.types import Hit
 
@@ -148,3 +148,10 @@ def test_a_folder_that_is_no_cross_encoder_is_refused(tmp_path: Path, kind: str 
 def test_a_folder_that_is_not_there_is_refused() -> None:
     with pytest.raises(UnknownRanker, match="no folder /nowhere"):
         find_ranker("/nowhere")
+
+
+def test_the_nearest_of_few_sentences_is_as_near_as_that_of_many() -> None:
+    """What is calibrated on the sentences of eight passages has to hold for those of one paragraph."""
+    rng = np.random.default_rng(0)
+    few, many = (np.mean([_standard(rng.normal(size=count)).max() for _ in range(500)]) for count in (6, 45))
+    assert few == pytest.approx(many, rel=0.15)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import uvicorn
 
@@ -162,3 +163,15 @@ def read_events() -> Callable[[httpx.Response], list[tuple[str, Any]]]:
         return found
 
     return read
+
+
+@pytest.fixture(scope="module")
+def client(service: Any) -> openai.OpenAI:
+    """The official client of the module's service."""
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    """The name that the service gives its model."""
+    return client.models.list().data[0].id

@@ -44,16 +44,6 @@ def scripted(start_service: Callable[..., Any], make_scripted: Any) -> openai.Op
     return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture(scope="module")
-def client(service: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
 def test_calls_come_beside_the_text(scripted: openai.OpenAI, model: str) -> None:
     choice = scripted.chat.completions.create(model=model, messages=ASKED, tools=[WEATHER, TIME]).choices[0]
     assert choice.finish_reason == "tool_calls"
