@@ -134,7 +134,7 @@ class Answerer:
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:
-            self.engine.check_prompt(evidence.prompt.ids, params, "question")
+            self.engine.check_prompt(evidence.prompt.ids, params, "question", evidence.prompt.spans)
         yield _search_results(evidence)
         if evidence.prompt is None:
             for event in self._nothing(evidence):

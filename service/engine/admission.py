@@ -9,10 +9,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 
+from service.engine.blending import check_blendable
 from service.engine.checks import check_options
 from service.engine.engine import Engine
+from service.engine.options import parse_policy
 from service.engine.params import SamplingParams
+from service.engine.spans import PassageSpans
 from service.errors import InvalidRequest, PromptTooLong
+from sparse_attn.plan.policies import Blend
 
 
 class Admission:
@@ -43,11 +47,17 @@ class Admission:
                 param="logit_bias",
             )
 
-    def check_prompt(self, prompt_ids: Sequence[int], params: SamplingParams, param: str = "prompt") -> None:
-        """Refuse a prompt that can never run; `param` is what the asker calls it.
+    def check_prompt(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        param: str = "prompt",
+        spans: PassageSpans | None = None,
+    ) -> None:
+        """Refuse a prompt that can never run; `param` is what the asker calls it, `spans` where it holds passages.
 
         Raises:
-            InvalidRequest: it is empty, or holds a token id that the model has not.
+            InvalidRequest: it is empty, holds a token id that the model has not, or no passages where they are needed.
             PromptTooLong: it and the answer are longer than the model or the whole KV pool holds.
         """
         engine = self._engine
@@ -60,6 +70,8 @@ class Admission:
                 hint="Encode it with the model's own tokenizer.",
                 param=param,
             )
+        if isinstance(parse_policy(params.attention or engine.config.attention), Blend):
+            check_blendable(params, spans)
         asked = f"the prompt has {len(prompt_ids)} tokens and the answer may have {params.max_tokens}"
         whole = len(prompt_ids) + params.max_tokens
         if whole > engine.max_model_len:

@@ -76,6 +76,12 @@ class EngineConfig(BaseModel):
         description="Memory for what drafters learn of each owner's requests; oldest owners go first.",
     )
     host_memory: Bytes = Field(default=0, description="Host memory for KV that the prefix cache evicts; 0 for none.")
+    passage_memory: Bytes = Field(
+        default=512 << 20, description="Host memory for the KV of passages, for the policy blend; 0 keeps none."
+    )
+    passage_dtype: Literal["auto", "int8"] = Field(
+        default="auto", description="Of the KV of kept passages: auto for that of the pages, or int8."
+    )
     warm_folder: Path | None = Field(
         default=None, description="Folder of the KV of warmed documents; default: kv in the data folder."
     )
@@ -108,6 +114,12 @@ class EngineConfig(BaseModel):
                 f"max_running of {self.max_running} leaves prompts too few of the {self.step_tokens} rows of a step; "
                 f"set FOLIO_MAX_RUNNING to {most} or less, or raise FOLIO_STEP_TOKENS"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_by_default(self) -> EngineConfig:
+        if self.attention.partition(":")[0].strip() == "blend":
+            raise ValueError("blend gives other answers than the model's own, and is for requests that name it")
         return self
 
     @model_validator(mode="after")

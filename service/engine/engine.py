@@ -31,6 +31,7 @@ from torch import Tensor
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import NO_TOKEN, Verdict
+from service.engine.blending import Blending
 from service.engine.block_manager import BlockManager, OutOfPages, salt_of
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
@@ -40,6 +41,7 @@ from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
 from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.kv.layout import checked_policy, head_layout, make_pool
+from service.engine.kv.passage_store import PassageStore
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.lookups import Lookups
@@ -59,10 +61,12 @@ from service.engine.sampling.forced import ForcedText
 from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.spans import PassageSpans
 from service.engine.step import Slice, Step
 from service.errors import DeviceLost, InvalidRequest
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
+from sparse_attn.plan.policies import Blend
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
@@ -128,6 +132,8 @@ class Engine:
         limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
+        store = PassageStore(config.passage_memory, int8=config.passage_dtype == "int8")
+        self.blending = Blending(loaded, self.runner, self.scheduler, store, config.max_running)
         self.lookups = Lookups()
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
@@ -168,6 +174,7 @@ class Engine:
         draft_sources: DraftSources | None = None,
         mixture: MixtureSource | None = None,
         reading: Reading | None = None,
+        spans: PassageSpans | None = None,
     ) -> str:
         """Queue a request that was let in (`service.engine.admission`); returns its id.
 
@@ -175,9 +182,10 @@ class Engine:
             draft_sources: what its drafter may draw on besides the prompt.
             mixture: what its tokens are chosen from besides the model.
             reading: who wants the prompt read, which is then not answered.
+            spans: where the prompt holds passages.
 
         Raises:
-            InvalidRequest: the engine lacks what its drafter or its constraint needs; nothing was queued.
+            InvalidRequest: the engine lacks what its drafter, its policy or its constraint needs; nothing was queued.
         """
         params = params or SamplingParams()
         request_id = request_id or f"r{next(self._ids)}"
@@ -190,7 +198,7 @@ class Engine:
         if mixture is not None:
             request.mixture = mixture.open(params, stop_checker.stop_ids, self.loaded)
         request.logits_processor = self._logits_processor(request)
-        self._set_policy(request)
+        self._set_policy(request, spans)
         self.drafting.open(request, stop_checker.stop_ids)
         self.scheduler.add(request)
         self._requests[request_id] = request
@@ -231,12 +239,14 @@ class Engine:
         """
         started = time.perf_counter()
         self._settle()
+        self.blending.resume(self._fail)
         self.drafting.resume()
         step = self.scheduler.schedule()
         for request, error in step.failed:
             self._fail(request, error)
         if not step:
             self._idle()
+        self._fill(step)
         self._propose(step)
         self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
         if step:
@@ -281,6 +291,10 @@ class Engine:
             "prefix_cache_hits": blocks.hits,
             "prefix_cache_evictions": blocks.evictions,
             "prefix_cache_restored_pages": blocks.restored,
+            "passage_queries": self.blending.store.queries,
+            "passage_hits": self.blending.store.hits,
+            "passage_evictions": self.blending.store.evictions,
+            "passage_bytes_used": self.blending.store.num_bytes,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
             "precision": self.loaded.arithmetic,
@@ -294,7 +308,7 @@ class Engine:
         """Assert that pages in use are those of the running requests (see BlockManager.check_integrity)."""
         self.scheduler.check_integrity(self.lent.owners())
 
-    def _set_policy(self, request: Request) -> None:
+    def _set_policy(self, request: Request, spans: PassageSpans | None) -> None:
         """Put the attention policy in force; pages of a prefix are shared under equal policies only, by one owner's.
 
         Raises:
@@ -303,6 +317,9 @@ class Engine:
         policy = checked_policy(request.params.attention or self.config.attention, self.shape)
         policy = policy.resolve(request.prompt_len, self.shape)
         request.salt = salt_of(self.salt, request.prefix_owner)
+        if isinstance(policy, Blend):
+            self.blending.open(request, policy, spans, request.salt)
+            return
         if policy.is_dense(self.shape, request.prompt_len, request.max_len):
             return
         if policy.needs_page_stats(self.shape):
@@ -351,6 +368,13 @@ class Engine:
         except Exception as error:
             log.exception("request failed", request=request.id)
             self._fail(request, error)
+
+    def _fill(self, step: Step) -> None:
+        """Copy what slices pass over into their pages."""
+        for seq in step.slices:
+            with self._failing_alone(seq.request):
+                self.blending.fill(seq)
+        step.slices = [seq for seq in step.slices if seq.request.finish_reason is None]
 
     def _propose(self, step: Step) -> None:
         """Let the drafters guess. A request whose drafter cannot do without is left out of the step."""
@@ -432,7 +456,7 @@ class Engine:
         """
         verdict = self.drafting.verify(seq, logits, walked)
         if NO_TOKEN in verdict.tokens or (verdict is not walked and not has_choice(logits[verdict.rows]).all()):
-            position = seq.start + len(seq.token_ids)
+            position = seq.end
             raise FloatingPointError(
                 f"no token can be chosen from position {position} on: logits are not numbers, or none is finite"
             )
@@ -442,7 +466,7 @@ class Engine:
         """Keep what the forward made of a slice's tokens and of the accepted nodes."""
         count = len(seq.token_ids)
         if path:
-            self.runner.keep_nodes(seq.request.pages, seq.start + count, path)
+            self.runner.keep_nodes(seq.request.pages, seq.end, path)
         if seq.request.policy is not None:
             seq.request.policy.commit([*range(count), *(count + node for node in path)])
 
@@ -528,10 +552,15 @@ class Engine:
         totals.prompt_tokens += request.prompt_len
         totals.cached_tokens += request.cached_tokens
         totals.output_tokens += request.num_output
-        stats = {**request.stats(), "kernels": sorted(self.kernels), **self.drafting.close(request)}
+        stats = {**request.stats(), "lossy": self._is_lossy(request), "kernels": sorted(self.kernels)}
+        stats |= {**self.drafting.close(request), **self.blending.close(request)}
         if request.mixture is not None:
             stats |= request.mixture.stats()
         return TokenOutput(request.id, [], "", True, reason.value, stats)
+
+    def _is_lossy(self, request: Request) -> bool:
+        """Whether its answer may be another than the model's own, read and decoded densely."""
+        return request.policy is not None or request.blend is not None or self.drafting.is_lossy(request)
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error; its pages are free when this returns.
@@ -553,7 +582,7 @@ class Engine:
 
 def _guessed(mixture: Mixture, seq: Slice, logits: Tensor, hidden: Tensor) -> Verdict:
     """A mixture's guess for the token behind a slice, if it has one; logits [V], hidden [d]."""
-    guess = mixture.guess(logits, hidden, seq.start + len(seq.token_ids))
+    guess = mixture.guess(logits, hidden, seq.end)
     return Verdict((), () if guess is None else (guess,))
 
 
@@ -562,7 +591,7 @@ def _keys(sampling: Sequence[Slice]) -> RowKeys:
     return RowKeys(
         [seq.request.params for seq in sampling],
         [seq.tree or EMPTY for seq in sampling],
-        [seq.start + len(seq.token_ids) for seq in sampling],
+        [seq.end for seq in sampling],
     )
 
 

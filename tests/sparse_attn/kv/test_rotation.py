@@ -8,8 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, PhiConfig
-from transformers import PretrainedConfig, SmolLM3Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PhiConfig,
+    PretrainedConfig,
+    SmolLM3Config,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from sparse_attn.backend import attach
