@@ -167,9 +167,7 @@ def _row(policy: str, answers: Sequence[Asked], exact: Sequence[Asked]) -> Row:
     kept = [one.first_s for one in answers if one.all_found]
     read = [one.first_s for one in answers if not one.all_found]
     exact_first = median(other.first_s for one, other in zip(answers, exact, strict=True) if one.all_found or not kept)
-    parted = [
-        agreeing(one.ids, other.ids) for one, other in zip(answers, exact, strict=True) if one.ids != other.ids
-    ]
+    parted = [agreeing(one.ids, other.ids) for one, other in zip(answers, exact, strict=True) if one.ids != other.ids]
     return {
         "policy": policy,
         "first_token_ms": 1e3 * median(kept) if kept else None,

@@ -31,6 +31,7 @@ from service.answering.question import Question, nothing_to_steer
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
+from service.engine.options import blends
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
 from service.errors import FolioError, InvalidRequest
@@ -177,6 +178,12 @@ class Answerer:
         stepwise = question.mode == "iterative" or question.knn is not None
         if stepwise and self.layout.quotes:
             raise nothing_to_steer("mode" if question.mode == "iterative" else "knn")
+        if question.mode == "iterative" and blends(params.attention):
+            raise InvalidRequest(
+                "Mode iterative reads other passages every few tokens: its prompts are not blended of passages.",
+                hint="Use mode retrieval, or another attention policy.",
+                param="attention",
+            )
         if params.adjusted and stepwise:
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",

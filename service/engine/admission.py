@@ -12,11 +12,10 @@ from functools import cached_property
 from service.engine.blending import check_blendable
 from service.engine.checks import check_options
 from service.engine.engine import Engine
-from service.engine.options import parse_policy
+from service.engine.options import blends, parse_policy
 from service.engine.params import SamplingParams
 from service.engine.spans import PassageSpans
 from service.errors import InvalidRequest, PromptTooLong
-from sparse_attn.plan.policies import Blend
 
 
 class Admission:
@@ -36,6 +35,8 @@ class Admission:
         """Refuse options that this engine does not have. Raises InvalidRequest."""
         engine = self._engine
         check_options(params.drafter, params.attention, None, lambda: engine.shape)
+        if params.attention:
+            engine.canary.check(parse_policy(params.attention).cache_key())
         if params.constraint is not None:
             engine.constraints.prepare(params.constraint)  # inspects it, unless it is kept
         if params.stop and engine.tokenizer is None:
@@ -70,7 +71,7 @@ class Admission:
                 hint="Encode it with the model's own tokenizer.",
                 param=param,
             )
-        if isinstance(parse_policy(params.attention or engine.config.attention), Blend):
+        if blends(params.attention):
             check_blendable(params, spans)
         asked = f"the prompt has {len(prompt_ids)} tokens and the answer may have {params.max_tokens}"
         whole = len(prompt_ids) + params.max_tokens

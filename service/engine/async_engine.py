@@ -439,6 +439,7 @@ class AsyncEngine:
     def _abort_all(self) -> None:
         for request_id in list(self._takers):
             self.engine.abort(request_id)
+        self.engine.canary.stop()
 
 
 class _Taker(Protocol):

@@ -33,6 +33,7 @@ from drafters.tree import EMPTY
 from drafters.verify import NO_TOKEN, Verdict
 from service.engine.blending import Blending
 from service.engine.block_manager import BlockManager, OutOfPages, salt_of
+from service.engine.canary import Canary
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
@@ -48,7 +49,7 @@ from service.engine.lookups import Lookups
 from service.engine.mixture import Mixture, MixtureSource
 from service.engine.outputs import TokenLogprobs, TokenOutput
 from service.engine.params import DraftSources, SamplingParams
-from service.engine.request import Priority, Reading, Request
+from service.engine.request import Reading, Request
 from service.engine.runner.device import is_lost
 from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
@@ -134,6 +135,7 @@ class Engine:
         self.runner = make_runner(loaded, pool, config)
         store = PassageStore(config.passage_memory, int8=config.passage_dtype == "int8")
         self.blending = Blending(loaded, self.runner, self.scheduler, store, config.max_running)
+        self.canary = Canary(config.canary, config.canary_bound, self.scheduler, self.runner.logits_of)
         self.lookups = Lookups()
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
@@ -229,7 +231,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._outputs)
+        return self.scheduler.has_work or bool(self._outputs) or self.canary.has_work
 
     def step(self) -> list[TokenOutput]:
         """Run one forward; returns what it brought to each request, and what was aborted since the last step.
@@ -240,6 +242,7 @@ class Engine:
         started = time.perf_counter()
         self._settle()
         self.blending.resume(self._fail)
+        self.canary.resume()
         self.drafting.resume()
         step = self.scheduler.schedule()
         for request, error in step.failed:
@@ -272,6 +275,7 @@ class Engine:
         """Abort every request and forget the outputs that nobody has taken."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        self.canary.stop()
         self._outputs.clear()
 
     def stats(self) -> dict[str, Any]:
@@ -295,6 +299,8 @@ class Engine:
             "passage_hits": self.blending.store.hits,
             "passage_evictions": self.blending.store.evictions,
             "passage_bytes_used": self.blending.store.num_bytes,
+            "canary": {policy: found.figures() for policy, found in list(self.canary.compared.items())},
+            "canary_skipped": self.canary.skipped,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
             "precision": self.loaded.arithmetic,
@@ -314,8 +320,7 @@ class Engine:
         Raises:
             InvalidRequest: there is no such policy, or the model and its pages do not allow it.
         """
-        policy = checked_policy(request.params.attention or self.config.attention, self.shape)
-        policy = policy.resolve(request.prompt_len, self.shape)
+        policy = self._policy_in_force(request)
         request.salt = salt_of(self.salt, request.prefix_owner)
         if isinstance(policy, Blend):
             self.blending.open(request, policy, spans, request.salt)
@@ -330,6 +335,16 @@ class Engine:
         if not all(pattern.static for pattern in patterns):
             request.prefill_grid = self.config.step_tokens
         request.salt = salt_of(f"{self.salt}/{policy.cache_key()}", request.prefix_owner)
+
+    def _policy_in_force(self, request: Request) -> Policy:
+        """What its prompt's length makes of the policy that it names, or of the default, which may be withdrawn."""
+        named = checked_policy(request.params.attention or self.config.attention, self.shape)
+        policy = named.resolve(request.prompt_len, self.shape)
+        if not self.canary.is_withdrawn(policy.cache_key()):
+            return policy
+        if request.params.attention is not None and policy == named:
+            self.canary.check(policy.cache_key())
+        return Policy()
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
         params, constraint = request.params, request.params.constraint
@@ -539,12 +554,14 @@ class Engine:
         with self._failing_alone(request):
             if not reading.take(request, seq.start, hidden):
                 return
-            if reading.priority is Priority.DRAFT:  # a drafter's affair, and no request of anybody's
+            if self._requests.get(request.id) is not request:  # the engine's own, and no request of anybody's
                 self.scheduler.finish(request, FinishReason.STOP)
             else:
                 self._outputs.append(self._finish(request, FinishReason.STOP))
 
     def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
+        if request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) and not self.drafting.is_lossy(request):
+            self.canary.consider(request)
         self.scheduler.finish(request, reason)
         self._requests.pop(request.id, None)
         totals = self.totals
@@ -560,7 +577,7 @@ class Engine:
 
     def _is_lossy(self, request: Request) -> bool:
         """Whether its answer may be another than the model's own, read and decoded densely."""
-        return request.policy is not None or request.blend is not None or self.drafting.is_lossy(request)
+        return request.lossy_policy is not None or self.drafting.is_lossy(request)
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error; its pages are free when this returns.
@@ -571,7 +588,7 @@ class Engine:
         if is_lost(error):
             reason = str(error).splitlines()[0]
             raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
-        if request.priority is Priority.DRAFT:  # its drafter will notice
+        if self._requests.get(request.id) is not request:  # the engine's own: whoever wanted it will notice
             self.scheduler.finish(request, FinishReason.ERROR)
             return
         self.totals.failed += 1

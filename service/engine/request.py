@@ -176,6 +176,17 @@ class Request:
         return self.lifetimes.gone(group, num_tokens) if self.lifetimes is not None else range(0)
 
     @property
+    def lossy_policy(self) -> str | None:
+        """The attention policy by which its answer may be another than the model's own; None where it is dense."""
+        return self.attention if self.policy is not None or self.fills else None
+
+    @property
+    def attention(self) -> str:
+        """The name of its attention policy, with all options."""
+        policy = self.policy.policy if self.policy is not None else self.blend
+        return policy.cache_key() if policy is not None else "dense"
+
+    @property
     def max_len(self) -> int:
         """Tokens that the request can ever hold."""
         return self.prompt_len + (self.params.max_tokens if self.reading is None else 0)
@@ -202,11 +213,12 @@ class Request:
         }
 
     def _attention_stats(self) -> dict[str, Any]:
+        named = {"attention": self.attention}
         if self.policy is None:
-            return {"attention": self.blend.cache_key() if self.blend is not None else "dense"}
+            return named
         prefill, decode = self.policy.prefill_stats, self.policy.decode_stats
         return {
-            "attention": self.policy.policy.cache_key(),
+            **named,
             "prefill_density": prefill.density,
             "decode_density": decode.density,
             "index_s": prefill.index_seconds + decode.index_seconds,

@@ -139,6 +139,13 @@ class ModelRunner:
                 slots = self._slots(pages, np.array([source, target]), group)
                 self.pool.copy_slots(slots[0], slots[1])
 
+    @torch.inference_mode()
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """The logits [n, V] of hidden states [n, d] of a forward."""
+        with self._on_its_device():
+            return logits_of(self.model, hidden)
+
+    @torch.inference_mode()
     def get_tokens(self, pages: Sequence[Place], places: range) -> tuple[Tensor, Tensor]:
         """A copy of K and V [L, T, Hkv, D] of some tokens of a sequence, by their numbers."""
         with self._on_its_device():
