@@ -25,11 +25,12 @@ from retrieval.common.openmp import release_team
 from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
+from service.engine.kv.passage_store import PassageKV
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.mixture import MixtureSource, mixed
 from service.engine.outputs import Generation, TokenOutput
 from service.engine.params import DraftSources, SamplingParams
-from service.engine.request import Reading
+from service.engine.request import Reading, Request
 from service.engine.spans import PassageSpans
 from service.engine.ticket import Observer, Ticket
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, Unavailable
@@ -37,6 +38,8 @@ from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, M
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+PASSAGES_A_FILE = 8
+"""Their hash is checked between two steps, when the first of them is wanted."""
 SHUT = "The engine takes no requests: it is loading, draining or stopped."
 
 
@@ -316,6 +319,35 @@ class AsyncEngine:
         keep = Reading(on_read=lambda request: written.append(self.engine.keep_warm(name, request)))
         self.read(token_ids, keep, attention)
         return written[0]
+
+    def warm_passages(self, name: str, prompts: Sequence[tuple[Sequence[int], PassageSpans]]) -> list[Path]:
+        """Read the passages of prompts, each alone, and keep their KV on disk, for prompts that are blended of them.
+
+        Args:
+            name: of the files; a document's id.
+
+        Raises:
+            ModelError: no folder was configured. GenerationFailed: one could not be read.
+            InvalidRequest, PromptTooLong: the model's keys cannot be moved, or a passage does not fit.
+            OSError: they could not be written.
+        """
+        on_disk = self.engine.blending.store.on_disk
+        if on_disk is None:
+            raise ModelError("There is no folder for warmed documents.", hint="Set warm_folder.")
+        self.run(lambda engine: engine.blending.check_movable()).result()
+        wanted = [(ids[: held.preface], ids[span.start : span.stop]) for ids, held in prompts for span in held.passages]
+        written = []
+        for first in range(0, len(wanted), PASSAGES_A_FILE):
+            found: dict[bytes, PassageKV] = {}
+            for preface, ids in wanted[first : first + PASSAGES_A_FILE]:
+                take = partial(self._take_passage, found, len(preface))
+                self.read([*preface, *ids], Reading(on_read=take, private=True), "dense")
+            written.append(on_disk.write(f"{name}.{first // PASSAGES_A_FILE:04d}", found))
+        return written
+
+    def _take_passage(self, found: dict[bytes, PassageKV], preface: int, read: Request) -> None:
+        key, kept = self.engine.blending.read_alone(read, preface)
+        found[key] = kept
 
     def read(self, token_ids: Sequence[int], reading: Reading, attention: str | None = None) -> None:
         """Have a sequence read, in the background of other requests. Blocks the calling thread alone.

@@ -10,7 +10,7 @@ the prefix cache holds what is exact.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class _Blended:
     salt: str
     pieces: list[_Piece]
     hits: int = 0
+    waits: bool = True
 
     def missing(self) -> list[_Piece]:
         return [piece for piece in self.pieces if piece.kept is None]
@@ -90,16 +91,11 @@ class Blending:
         assert spans is not None
         if not all(span.stop < request.prompt_len for span in spans.passages):
             raise InvalidRequest("The prompt ends with a passage: nothing is asked of it.", param="attention")
-        if self._loaded.ranks is not None:
-            raise InvalidRequest("blend is not there for a model over several processes.", param="attention")
-        try:
-            self._rotation = self._rotation or Rotation.of_model(self._loaded.model, self._loaded.kv_shape)
-        except UnsupportedModelFeature as error:
-            raise InvalidRequest(f"blend: {error}.", param="attention") from error
+        self.check_movable()
         ids = request.token_ids
         preface = ids[: spans.preface]
         pieces = [
-            _Piece(span, policy.first, passage_key(salt, preface, ids[span.start : span.stop]))
+            _Piece(span, policy.first, self._key(salt, preface, ids[span.start : span.stop]))
             for span in spans.passages
             if len(span) > policy.first
         ]
@@ -108,6 +104,15 @@ class Blending:
         request.blend = policy
         if pieces:
             self._new.append(_Blended(request, preface, salt, pieces))
+
+    def check_movable(self) -> None:
+        """Refuse a model whose keys cannot be moved. Raises InvalidRequest."""
+        if self._loaded.ranks is not None:
+            raise InvalidRequest("blend is not there for a model over several processes.", param="attention")
+        try:
+            self._rotation = self._rotation or Rotation.of_model(self._loaded.model, self._loaded.kv_shape)
+        except UnsupportedModelFeature as error:
+            raise InvalidRequest(f"blend: {error}.", param="attention") from error
 
     def resume(self, fail: Callable[[Request, Exception], None]) -> None:
         """Look for the passages of those who are next, and let run who has all of his.
@@ -119,9 +124,9 @@ class Blending:
             self._begun[blended.request.id] = blended
             self._look(blended)
         ended = {key for key, reading in self._readings.items() if reading.finish_reason is not None}
-        for blended in [one for one in self._begun.values() if one.request.parked]:
+        for blended in [one for one in self._begun.values() if one.waits]:
             missing = blended.missing()
-            blended.request.parked = bool(missing)
+            blended.waits = blended.request.parked = bool(missing)
             if any(piece.key in ended for piece in missing):
                 fail(blended.request, RuntimeError("a passage of the prompt could not be read"))
         for key in ended:
@@ -136,6 +141,12 @@ class Blending:
             k, v = piece.kept.behind(piece.first, self._runner.pool.device)
             k = self._rotation.turn(k, piece.span.start - piece.kept.start)
             self._runner.put_tokens(part.request.pages, span, k, v)
+
+    def read_alone(self, read: Request, preface: int) -> tuple[bytes, PassageKV]:
+        """A passage that was read behind a preface, and what it is known by."""
+        ids = read.token_ids
+        k, v = self._runner.get_tokens(read.pages, range(preface, len(ids)))
+        return self._key(read.salt, ids[:preface], ids[preface:]), PassageKV.of(k, v, preface, self.store.int8)
 
     def close(self, request: Request) -> dict[str, Any]:
         """Forget a request, wherever it is; returns its figures."""
@@ -154,6 +165,9 @@ class Blending:
         """Whether a request, or a passage that is read, is still its affair."""
         return bool(self._new or self._begun or self._readings)
 
+    def _key(self, salt: str, preface: Sequence[int], token_ids: Sequence[int]) -> bytes:
+        return passage_key(f"{salt}/int8" if self.store.int8 else salt, preface, token_ids)
+
     def _look(self, blended: _Blended) -> None:
         """Find its passages, or have them read."""
         for piece in blended.pieces:
@@ -168,8 +182,7 @@ class Blending:
         ids = [*blended.preface, *blended.request.token_ids[span.start : span.stop]]
 
         def take(read: Request) -> None:
-            k, v = self._runner.get_tokens(read.pages, range(start, len(ids)))
-            self._give(piece.key, PassageKV.of(k, v, start, self.store.int8))
+            self._give(*self.read_alone(read, start))
 
         wanted = Reading(on_read=take, priority=Priority.DRAFT, private=True)
         reading = Request("passage", ids, SamplingParams(), reading=wanted)

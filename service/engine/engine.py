@@ -42,7 +42,7 @@ from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
 from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.kv.layout import checked_policy, head_layout, make_pool
-from service.engine.kv.passage_store import PassageStore
+from service.engine.kv.passage_store import PassageFiles, PassageStore
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.lookups import Lookups
@@ -133,7 +133,8 @@ class Engine:
         limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
-        store = PassageStore(config.passage_memory, int8=config.passage_dtype == "int8")
+        on_disk = PassageFiles(config.warm_folder) if config.warm_folder is not None else None
+        store = PassageStore(config.passage_memory, config.passage_dtype == "int8", on_disk)
         self.blending = Blending(loaded, self.runner, self.scheduler, store, config.max_running)
         self.canary = Canary(config.canary, config.canary_bound, self.scheduler, self.runner.logits_of)
         self.lookups = Lookups()
@@ -297,6 +298,7 @@ class Engine:
             "prefix_cache_restored_pages": blocks.restored,
             "passage_queries": self.blending.store.queries,
             "passage_hits": self.blending.store.hits,
+            "passage_restored": self.blending.store.restored,
             "passage_evictions": self.blending.store.evictions,
             "passage_bytes_used": self.blending.store.num_bytes,
             "canary": {policy: found.figures() for policy, found in list(self.canary.compared.items())},
