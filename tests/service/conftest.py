@@ -140,6 +140,7 @@ class ScriptedEngine:
             sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),
         )
         self.constraints = SimpleNamespace(prepare=inspect)
+        self.canary = SimpleNamespace(check=lambda policy: None, stop=lambda: None)
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}
@@ -201,6 +202,8 @@ class ScriptedEngine:
 
     def stats(self) -> dict[str, Any]:
         names = (
+            "passage_queries",
+            "passage_hits",
             "prefix_cache_queries",
             "prefix_cache_hits",
             "preemptions",
@@ -212,6 +215,7 @@ class ScriptedEngine:
         return dict.fromkeys((*names, *more), 0) | {
             "requests_running": len(self.running),
             "drafting": drafting,
+            "canary": {},
         }
 
 

@@ -42,7 +42,8 @@ def test_a_blended_answer_says_so_and_finds_its_passages_again(lossy: Any) -> No
 
 
 def test_where_there_are_no_passages_it_is_refused(lossy: Any) -> None:
-    chat = {"model": "x", "messages": [{"role": "user", "content": "Hello"}], "attention": "blend"}
+    model = lossy.client.get("/v1/models").json()["data"][0]["id"]
+    chat = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "attention": "blend"}
     for refused in (
         lossy.client.post("/v1/chat/completions", json=chat),
         ask(lossy, "When?", attention="blend", mode="iterative"),
