@@ -250,8 +250,7 @@ class Engine:
             self._fail(request, error)
         if not step:
             self._idle()
-        self._fill(step)
-        self._propose(step)
+        self._prepare(step)
         self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
         if step:
             self._run(step)
@@ -386,18 +385,16 @@ class Engine:
             log.exception("request failed", request=request.id)
             self._fail(request, error)
 
-    def _fill(self, step: Step) -> None:
-        """Copy what slices pass over into their pages."""
-        for seq in step.slices:
-            with self._failing_alone(seq.request):
-                self.blending.fill(seq)
-        step.slices = [seq for seq in step.slices if seq.request.finish_reason is None]
+    def _prepare(self, step: Step) -> None:
+        """Copy what slices pass over into their pages, and let the drafters guess.
 
-    def _propose(self, step: Step) -> None:
-        """Let the drafters guess. A request whose drafter cannot do without is left out of the step."""
+        A request whose drafter cannot do without is left out of the step.
+        """
         batch_size = sum(seq.samples for seq in step.slices)
         for seq in step.slices:
             with self._failing_alone(seq.request):
+                if seq.fills:
+                    self.blending.fill(seq)
                 self.drafting.propose(seq, batch_size)
         step.slices = [seq for seq in step.slices if seq.request.finish_reason is None and not seq.request.parked]
 
