@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.ranking.ranker import SentenceRanker
+from retrieval.ranking.ranker import READ_CHARS, SentenceRanker
 
 MOST = 3
 """sentences of one answer"""
@@ -57,19 +57,25 @@ class Choice:
 class SentenceChooser:
     """Chooses with a ranker."""
 
-    LIKELY = 12
+    LIKELY = 4
 
     def __init__(self, ranker: SentenceRanker) -> None:
         self._ranker = ranker
 
     def choose(
-        self, question: str, sentences: Sequence[str], contexts: Sequence[str], names: Collection[int] = ()
+        self,
+        question: str,
+        sentences: Sequence[str],
+        contexts: Sequence[str],
+        names: Collection[int] = (),
+        room: int = READ_CHARS,
     ) -> Choice:
         """Args:
         contexts: the text in which each sentence is read (`service.reader.contexts`).
         names: numbers of the rows that hold names of columns; they are headings.
+        room: characters that the ranker reads.
         """
-        scores = self._ranker.score(question, sentences, contexts)
+        scores = self._ranker.score(question, sentences, contexts, room)
         bound = self._ranker.refuse_below(question)
         order = np.argsort(-scores, kind="stable").tolist()
         likely = tuple(sorted(order[: self.LIKELY]))

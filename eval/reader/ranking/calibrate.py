@@ -30,7 +30,16 @@ from eval.reader.ranking.data import Example
 from retrieval.embedding.embedder import DEFAULT, SentenceEmbedder, make_embedder
 from retrieval.ranking.cross_encoder import CrossEncoder
 from retrieval.ranking.features import NAMES, lexical
-from retrieval.ranking.ranker import CALIBRATION, CosineScorer, PassageScorer, Scorer
+from retrieval.ranking.ranker import (
+    CALIBRATION,
+    FOUND_CHARS,
+    UNREAD,
+    CosineScorer,
+    Logistic,
+    PassageScorer,
+    Scorer,
+    looked_at,
+)
 from retrieval.types import Hit
 from service.answering.passages import Passage, canonical
 from service.reader.contexts import contexts
@@ -172,34 +181,57 @@ def control(question: Asked, embedder: SentenceEmbedder) -> np.ndarray:
     return vectors[1:] @ vectors[0] + lexical(question.question, question.sentences, question.contexts)[:, 0]
 
 
-def calibrate(scorer: Scorer, questions: Sequence[Asked]) -> dict[str, Any]:
+Seen = tuple[Sequence[int], np.ndarray]
+"""Numbers of the sentences of a question that are read, and all that is then known of them."""
+
+
+def calibrate(scorer: Scorer, words: Logistic, questions: Sequence[Asked]) -> dict[str, Any]:
     """Of what the scorer and `features.lexical` see, over the questions that the scorer reads."""
-    read = [q for q in questions if scorer.knows(q.question)]
-    words = [lexical(q.question, q.sentences, q.contexts) for q in read]
+    asked = [q for q in questions if scorer.knows(q.question)]
     seen = [
-        np.concatenate([scorer.read(q.question, q.sentences, q.contexts, rows), rows], axis=1)
-        for q, rows in zip(read, words, strict=True)
+        looked_at(
+            scorer,
+            words,
+            q.question,
+            q.sentences,
+            q.contexts,
+            lexical(q.question, q.sentences, q.contexts),
+            FOUND_CHARS,
+        )
+        for q in asked
     ]
-    return fitted(seen, read, [*scorer.columns, *NAMES])
+    return fitted(seen, asked, [*scorer.columns, *NAMES])
 
 
-def fitted(seen: Sequence[np.ndarray], questions: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
+def by_words(questions: Sequence[Asked]) -> list[Seen]:
+    """What is seen of every sentence without reading."""
+    return [(range(len(q.sentences)), lexical(q.question, q.sentences, q.contexts)) for q in questions]
+
+
+def fitted(seen: Sequence[Seen], questions: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
     """Fit on one half and our own; the threshold on both; figures on the other half, and on our own by fits without
     the document."""
 
     def fit_on(chosen: Sequence[int]) -> tuple[np.ndarray, float]:
-        features = np.concatenate([seen[n] for n in chosen]).astype(np.float64)
-        return fit(features, np.concatenate([questions[n].marked for n in chosen]).astype(np.float64))
+        features = np.concatenate([seen[n][1] for n in chosen]).astype(np.float64)
+        marked = np.concatenate([questions[n].marked[list(seen[n][0])] for n in chosen])
+        return fit(features, marked.astype(np.float64))
+
+    def logits_of(n: int, weights: np.ndarray, bias: float) -> np.ndarray:
+        found = np.full(len(questions[n].sentences), UNREAD)
+        numbers, features = seen[n]
+        found[list(numbers)] = features @ weights + bias
+        return found
 
     fits = [n for n, q in enumerate(questions) if q.fits]
     own = [n for n in fits if questions[n].document]
     weights, bias = fit_on(fits)
-    logits = [rows @ weights + bias for rows in seen]
+    logits = [logits_of(n, weights, bias) for n in range(len(questions))]
     for document in sorted({questions[n].document for n in own}):
         other, constant = fit_on([n for n in fits if questions[n].document != document])
         for n in own:
             if questions[n].document == document:
-                logits[n] = seen[n] @ other + constant
+                logits[n] = logits_of(n, other, constant)
 
     def part(numbers: Sequence[int]) -> tuple[list[Asked], list[np.ndarray]]:
         return [questions[n] for n in numbers], [logits[n] for n in numbers]
@@ -237,14 +269,15 @@ def main() -> None:
     path = options.model / CALIBRATION
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     asked = [*questions, *own]
-    found["words"] = fitted([lexical(q.question, q.sentences, q.contexts) for q in asked], asked, NAMES)
+    found["words"] = fitted(by_words(asked), asked, NAMES)
+    words = Logistic.of(found["words"])
     rest = [q for q in questions if not q.fits and q.marked.any()]
     found["control"] = figures(rest, [control(q, embedder) for q in rest])
-    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), asked)
+    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), words, asked)
     if options.cosine:
         other = make_embedder(options.cosine)
         some = asked_of(drawn(sets.dev, options.questions // 5, options.seed), sets.pool, options.seed)  # it is slow
-        found["cosine"] = calibrate(CosineScorer(other), [*some, *asked_of_own(OWN, options.cosine)])
+        found["cosine"] = calibrate(CosineScorer(other), words, [*some, *asked_of_own(OWN, options.cosine)])
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, entry in found.items():
         for part in ("figures", "own"):

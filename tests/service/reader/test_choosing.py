@@ -19,7 +19,7 @@ class Fixed:
     def refuse_below(self, question: str) -> float:
         return 0.3
 
-    def score(self, question: str, sentences: Sequence[str], contexts: Sequence[str]) -> np.ndarray:
+    def score(self, question: str, sentences: Sequence[str], contexts: Sequence[str], room: int) -> np.ndarray:
         assert len(sentences) == len(contexts) == len(self.scores)
         return self.scores
 
