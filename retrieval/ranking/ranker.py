@@ -22,7 +22,7 @@ import numpy as np
 from retrieval.analysis.languages import is_english
 from retrieval.common.hub import fetch
 from retrieval.embedding.embedder import SentenceEmbedder
-from retrieval.embedding.encoding import Embedder, cosine_weight
+from retrieval.embedding.encoding import Embedder, cosine_weight, in_passing
 from retrieval.errors import UnknownRanker
 from retrieval.ranking import cross_encoder
 from retrieval.ranking.cross_encoder import CrossEncoder
@@ -73,16 +73,31 @@ class Logistic:
     Attributes:
         weights: of the scorer's columns, then of `features.NAMES`.
         refuse_below: an answer whose sentence is less probable is better not given.
+        fall: how far the bound falls, in logits, where there are fewer sentences by a factor of e: the best of few is
+            less probable than that of many, whether one of them answers or none.
     """
 
     weights: np.ndarray
     bias: float
     refuse_below: float = 0.0
+    fall: float = 0.0
 
     @classmethod
     def of(cls, fitted: dict[str, Any]) -> Logistic:
         """From an entry of ``CALIBRATION``."""
-        return cls(np.array(fitted["weights"], np.float64), float(fitted["bias"]), float(fitted["refuse_below"]))
+        return cls(
+            np.array(fitted["weights"], np.float64),
+            float(fitted["bias"]),
+            float(fitted["refuse_below"]),
+            fitted["fall"],
+        )
+
+    def bound(self, among: int) -> float:
+        """`refuse_below` for the best of so many sentences."""
+        if not self.refuse_below:
+            return 0.0
+        odds = self.refuse_below / (1 - self.refuse_below) * (min(among, USUAL) / USUAL) ** self.fall
+        return odds / (1 + odds)
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         return features @ self.weights + self.bias
@@ -105,9 +120,9 @@ class SentenceRanker:
         """Whether it reads all of them; of the rest it is never sure."""
         return all(map(self._scorer.knows, texts))
 
-    def refuse_below(self, question: str) -> float:
-        """An answer to the question whose sentence scores less is better not given."""
-        return (self._chosen if self._scorer.knows(question) else self._words).refuse_below
+    def refuse_below(self, question: str, among: int = USUAL) -> float:
+        """An answer to the question whose sentence, of so many, scores less is better not given."""
+        return (self._chosen if self._scorer.knows(question) else self._words).bound(among)
 
     def score(
         self,
@@ -174,7 +189,7 @@ class PassageScorer:
 
     def __init__(self, encoder: CrossEncoder, embedder: Embedder) -> None:
         self._encoder = encoder
-        self._embedder = embedder
+        self._embedder = in_passing(embedder)
 
     def knows(self, text: str) -> bool:
         return is_english(text)
@@ -201,7 +216,7 @@ class CosineScorer:
     columns: tuple[str, ...] = ("nearer", "nearer_near", "near")
 
     def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+        self._embedder = in_passing(embedder)
 
     def knows(self, text: str) -> bool:
         return True

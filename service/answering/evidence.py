@@ -226,7 +226,7 @@ class EvidenceFinder:
             return None
         bound = question.refuse_below
         if bound is None:
-            bound = self.library.ranker.refuse_below(question.query)
+            bound = self.library.ranker.refuse_below(question.query, len(judged))
         sure = judged[0].probability
         if sure >= bound:
             return None

@@ -20,7 +20,7 @@ SURE = 0.5
 """A further sentence that more probably answers than not is quoted as well, …"""
 NEEDED = 0.2
 """… and one this probable where the question asks for several things."""
-RIVAL = 0.5
+RIVAL = 0.4
 """Where the best is not sure, a second one that is at least so many times as probable is quoted beside it."""
 
 _HEADING = re.compile(
@@ -76,7 +76,7 @@ class SentenceChooser:
         room: characters that the ranker reads.
         """
         scores = self._ranker.score(question, sentences, contexts, room)
-        bound = self._ranker.refuse_below(question)
+        bound = self._ranker.refuse_below(question, len(sentences))
         order = np.argsort(-scores, kind="stable").tolist()
         likely = tuple(sorted(order[: self.LIKELY]))
         order = [number for number in order if number not in names and not _HEADING.match(sentences[number])]

@@ -28,7 +28,7 @@ class Ranker:
     def knows(self, *texts: str) -> bool:
         return not any("Brücke" in text for text in texts)
 
-    def refuse_below(self, question: str) -> float:
+    def refuse_below(self, question: str, among: int) -> float:
         return self._bound
 
     def score(self, question: str, sentences: list[str], contexts: list[str], room: int = 0) -> list[float]:
