@@ -159,7 +159,7 @@ def _searches(corpus: Corpus, dataset: Dataset, options: QaOptions) -> list[dict
     """Figures of every way to search, over all questions of the half."""
     rows = []
     for method, found in ranking.rankings(corpus, dataset.items, options.rerank):
-        row = {"data": dataset.name, "half": options.half, "method": method}
+        row: dict[str, Any] = {"data": dataset.name, "half": options.half, "method": method}
         row |= ranking.figures(corpus, dataset.items, found)
         _say(f"{method}: hit@1 {row['hit@1']['score']:.1f} of {row['n']}")
         rows.append(row)
