@@ -14,7 +14,9 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.spans import PassageSpans
+from service.engine.step import Slice
 from service.errors import InvalidRequest
 
 from .conftest import make_engine, make_model
@@ -243,3 +245,39 @@ def test_scores_of_a_prompt_are_refused() -> None:
 def test_no_engine_blends_unasked() -> None:
     with pytest.raises(ValueError, match="for requests that name it"):
         make_engine(attention="blend:first=3")
+
+
+@given(
+    gaps=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), max_size=6),
+    tail=st.integers(1, 9),
+    counts=st.lists(st.integers(1, 20), min_size=200, max_size=200),
+)
+def test_chunks_pass_over_what_is_copied_and_compute_the_rest_once(
+    gaps: list[tuple[int, int]], tail: int, counts: list[int]
+) -> None:
+    fills, end = [], 0
+    for before, length in gaps:
+        fills.append(range(end + before, end + before + length))
+        end += before + length
+    request = Request("r", list(range(end + tail)), SamplingParams())
+    request.fills = fills
+    computed, copied = [], []
+    for count in counts:
+        if not request.num_pending:
+            break
+        taken = min(count, request.num_rows_left)
+        start = request.num_computed
+        stop, passed = request.stretch(taken)
+        tokens = [token for token in range(start, stop) if not any(token in fill for fill in passed)]
+        part = Slice(request, start, tokens, samples=stop == len(request.token_ids), fills=passed)
+        assert part.end == stop
+        assert part.num_rows == taken == sum(run.num_rows for run in part.runs)
+        assert [run.samples for run in part.runs] == [False] * (len(part.runs) - 1) + [part.samples]
+        for run in part.runs:
+            assert run.token_ids == list(range(run.start, run.end))
+            computed += run.token_ids
+        copied += passed
+        request.num_computed = stop
+    assert not request.num_pending
+    assert copied == fills
+    assert sorted([*computed, *(token for fill in fills for token in fill)]) == request.token_ids
