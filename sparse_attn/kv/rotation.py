@@ -51,17 +51,13 @@ class Rotation:
         kind = type(model).__name__
         seen = _keys_at(model, shape, _PLACES)
         still = torch.zeros(shape.head_dim // 2, dtype=torch.float64)
+        known = [still, *_frequencies(model, kind)]
         for interleaved in (False, True):
-            found = []
-            for keys in seen:
-                known = (still, *_frequencies(model, kind))
-                found.append(next((f for f in known if _explains(_of_layer(f, interleaved), keys)), None))
-            if all(own is not None for own in found):
-                turning = [own for own in found if own is not still]
-                width = len(turning[0]) if turning else len(still)
-                if all(len(own) == width for own in turning):
-                    rows = [own if own is not still else still[:width] for own in found]
-                    return _of(torch.stack(rows), interleaved)  # type: ignore[arg-type]
+            found = [next((f for f in known if _explains(_of(f[None], interleaved), keys)), None) for keys in seen]
+            rows = [own for own in found if own is not None]
+            widths = {len(own) for own in rows if own is not still} or {len(still)}
+            if len(rows) == len(seen) and len(widths) == 1:
+                return _of(torch.stack([own[: min(widths)] for own in rows]), interleaved)
         raise UnsupportedModelFeature(
             f"the keys of {kind} are not moved from one position to another by a rotation known here (learned "
             "positions, ALiBi): the KV of a passage serves at one place only"
@@ -85,10 +81,6 @@ def _of(frequencies: Tensor, interleaved: bool) -> Rotation:
     if interleaved:
         return Rotation(frequencies, slice(0, width, 2), slice(1, width, 2))
     return Rotation(frequencies, slice(0, width // 2), slice(width // 2, width))
-
-
-def _of_layer(frequencies: Tensor, interleaved: bool) -> Rotation:
-    return _of(frequencies[None], interleaved)
 
 
 def _frequencies(model: Any, kind: str) -> Iterator[Tensor]:
