@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
@@ -83,8 +83,10 @@ def run(options: Options) -> Figures:
     """A row a policy: medians of the time to the first token (where all passages were kept, and where some had to be
     read), how many answers have the ids of the exact one, the token at which others part, and F1 against the gold.
     """
-    config = {"threads": options.threads, "passage_dtype": options.passage_dtype, "passage_memory": 4 << 30}
-    engine = AsyncEngine.from_pretrained(options.model, drafter="none", attention=EXACT, **config)
+    config: dict[str, Any] = {"passage_dtype": options.passage_dtype, "passage_memory": 4 << 30}
+    engine = AsyncEngine.from_pretrained(
+        options.model, threads=options.threads, drafter="none", attention=EXACT, **config
+    )
     with engine:
         layout = choose_layout(engine.tokenizer, engine.engine.loaded.num_parameters)
         dataset = load(options.data)
