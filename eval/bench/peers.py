@@ -1,8 +1,8 @@
 """Folio and its peers on the same weights and the same token ids: one checkpoint in float32, or one GGUF file.
 
-Each engine runs in a process of its own, so that memory is its own. On a checkpoint every engine must give transformers'
-greedy tokens; the count of agreeing tokens is in the figures. On a GGUF file each runs as it runs best, in numbers of its
-own choice, and the perplexity of a text tells what it pays for them.
+Each engine runs in a process of its own, so that memory is its own. On a checkpoint every engine must give the greedy
+tokens of transformers; the count of agreeing tokens is in the figures. On a GGUF file each runs as it runs best, in
+numbers of its own choice, and the perplexity of a text tells what it pays for them.
 """
 
 from __future__ import annotations
@@ -127,7 +127,14 @@ def run(options: Options, known: Figures | None = None, save: Any = lambda figur
     ends = time.perf_counter() + (options.limit or math.inf)
     with _material(options) as material:
         about = _about(options)
-        figures: Figures = known or {**about, "engines": [], "lengths": [], "batches": [], "perplexity": [], "failed": []}
+        figures: Figures = known or {
+            **about,
+            "engines": [],
+            "lengths": [],
+            "batches": [],
+            "perplexity": [],
+            "failed": [],
+        }
         if unlike := [name for name in about if figures.get(name) != about[name]]:
             raise EvalError(
                 f"the file was made with {unlike[0]} {figures.get(unlike[0])}, not {about[unlike[0]]}",
@@ -256,9 +263,7 @@ def _material(options: Options) -> Iterator[Material]:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             vocabulary, context = int(config["vocab_size"]), int(config["max_position_embeddings"])
         except (OSError, ValueError, KeyError) as error:
-            raise EvalError(
-                f"{folder} holds no model: {error}", hint="Give a folder of a Llama checkpoint."
-            ) from error
+            raise EvalError(f"{folder} holds no model: {error}", hint="Give a folder of a Llama checkpoint.") from error
         yield Material(folder, vocabulary, context)
 
 

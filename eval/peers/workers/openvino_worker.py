@@ -30,7 +30,9 @@ def load(request: dict[str, Any]) -> Any:
     properties = {"INFERENCE_NUM_THREADS": request["threads"]}
     if request["precision"] != "auto":
         properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    return Running(genai.ContinuousBatchingPipeline(request["model"], scheduler, "CPU", properties), request, properties)
+    return Running(
+        genai.ContinuousBatchingPipeline(request["model"], scheduler, "CPU", properties), request, properties
+    )
 
 
 class Running:

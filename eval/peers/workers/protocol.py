@@ -6,8 +6,8 @@
     {"op": "batch", "prompts": [[...], ...], "new_tokens": N} → {"ids": [[...], ...], "total_s": S, "rss_mb": M}
     {"op": "score", "ids": [...]} → {"loss": L}: the mean negative log-likelihood of all ids but the first
 
-A failure is {"error": TEXT}. Decoding is greedy and never stops before `new_tokens`. Loading is timed without the import
-of the libraries, which a worker names.
+A failure is {"error": TEXT}. Decoding is greedy and never stops before `new_tokens`. Loading is timed without the
+import of the libraries, which a worker names.
 """
 
 from __future__ import annotations

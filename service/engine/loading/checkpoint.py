@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -127,6 +128,9 @@ def load_model(
     if ranks is not None:
         check_shares(name, source.config, ranks.size)
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
+    aside = ThreadPoolExecutor(1)  # a file is hashed while the tokenizer, in Python, holds one core
+    fingerprint = aside.submit(lambda: source.fingerprint)
+    aside.shutdown(wait=False)
     tokenizer, generation = source.tokenizer(), source.generation()
     sampling = SamplingDefaults.of(name, generation)
     try:
@@ -140,7 +144,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         refuse_own_code(name, error)
         raise ModelError(f"The model {name!r} cannot be loaded: {first_line(error)}", param="model") from error
-    loaded = prepare(name, model.eval(), tokenizer, max_model_len, source.fingerprint)
+    loaded = prepare(name, model.eval(), tokenizer, max_model_len, fingerprint.result())
     loaded.ranks, loaded.sampling, loaded.precision = ranks, sampling, precision
     loaded.num_parameters = source.num_parameters or loaded.num_parameters
     return loaded

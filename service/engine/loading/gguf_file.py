@@ -6,6 +6,7 @@ comes from anywhere, so every length and count is checked against what the file 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import mmap
@@ -43,6 +44,13 @@ class GGUFTensor:
     shape: tuple[int, ...]
     kind: str
     data: np.ndarray
+
+    def forget(self) -> None:
+        """Give back the memory that the file's pages take here; whoever looks again reads them anew."""
+        address, page = self.data.ctypes.data, mmap.PAGESIZE
+        first, last = -(-address // page) * page, (address + self.data.nbytes) // page * page
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

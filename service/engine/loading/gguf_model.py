@@ -256,6 +256,7 @@ class GGUFModel:
         for name in [name for name, layer in model.named_modules() if can_be_packed(layer)]:
             if f"{name}.weight" in blocks:
                 put_packed(model, name, self._packed(blocks[f"{name}.weight"], processor, rounded))
+                blocks[f"{name}.weight"].forget()  # or the file would be held twice
             elif name == "lm_head" and isinstance(model.get_input_embeddings(), PackedEmbedding):  # one weight for both
                 put_packed(model, name, model.get_input_embeddings().packed)
         return model

@@ -24,6 +24,9 @@ from sparse_attn.kv.huge_pages import empty
 KINDS = ("BF16", "F16", "INT8", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_K", "Q6_K")
 """In the order of `Storage` in blocks.h. INT8 has one float32 scale a row; the others are ggml's."""
 
+PANEL = 16
+"""Rows whose tiles lie together (TILE_ROWS of blocks.h)."""
+
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 _BLOCK = {kind: 256 if kind.endswith("K") else 32 for kind in _BLOCK_BYTES}
 _NUMBER_BYTES = {"BF16": 2, "F16": 2, "INT8": 1}
@@ -108,6 +111,19 @@ class PackedWeight:
     @property
     def num_bytes(self) -> int:
         return self.data.numel() + (0 if self.scale is None else 4 * self.outer)
+
+    def narrow(self, start: int, count: int) -> PackedWeight:
+        """The matrix of `count` rows from ``start`` on, over the same panels.
+
+        Raises:
+            ValueError: they do not begin with a panel.
+        """
+        if start % PANEL or not 0 <= start <= start + count <= self.outer:
+            raise ValueError(f"rows {start} to {start + count} of {self.outer} do not begin with a panel of {PANEL}")
+        size = len(self.data) // -(-self.outer // PANEL)
+        data = self.data[start // PANEL * size : -(-(start + count) // PANEL) * size]
+        scale = None if self.scale is None else self.scale[start : start + count]
+        return PackedWeight(self.kind, count, self.inner, data, scale, self.rounded)
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of the matrix that ids [...] name, float32 [..., inner].
