@@ -1,8 +1,7 @@
 """Linear layers by kind of weight and number of rows, beside torch's float32 and bfloat16, all timed in turn.
 
 The shapes are those of a model's layers; each call takes another of several weights, so that they come from memory as
-in a decode step. Both ceilings are in the figures: what memory gives, and what torch's product of large square matrices
-reaches in either dtype.
+in a decode step.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.nn import functional
 from typer import Option
 
 from eval.bench.base import Figures, Row, ThreadedOptions, Threads, bench
-from eval.bench.timer import Marks, time_in_turn
+from eval.bench.timer import time_in_turn
 from eval.options import Separated
 from sparse_attn.kernels.cpu import attention as cpu
 from sparse_attn.kernels.cpu import features
@@ -28,7 +27,6 @@ SHAPES = {"smollm2": ((1536, 576), (576, 1536), (576, 576)), "qwen2": ((4864, 89
 FEW = 64
 """Rows up to which weights are to come from memory: a decode step, a draft tree."""
 _FROM_MEMORY = 64 << 20  # bytes of bfloat16 weights that are gone through
-_LARGE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +60,11 @@ def run(options: Options) -> Figures:
         **options.told("threads", "rounds", "shapes"),
         "features": features.family(),
         "products": "bfloat16" if rounds() else "float32",
-        "ceilings": [ceilings(options.rounds)],
         "linear": [
             measured(rows, outer, inner, options.kinds, options.rounds)
             for rows in options.rows
             for outer, inner in SHAPES[options.shapes]
         ],
-    }
-
-
-def ceilings(rounds: int) -> Row:
-    """What memory gives and what products of large matrices reach."""
-    marks = Marks()
-    a, b = torch.randn(2, _LARGE, _LARGE)
-    narrow_a, narrow_b = a.bfloat16(), b.bfloat16()
-    ways = {"read": marks.ways()["read"], "float32": lambda: a @ b, "bfloat16": lambda: narrow_a @ narrow_b}
-    times = {name: taken.best for name, taken in time_in_turn(ways, rounds).items()}
-    return {
-        "read_gb_per_s": marks.bytes_per_s(times["read"]) / 1e9,
-        **{f"{name}_gflops": 2e-9 * _LARGE**3 / times[name] for name in ("float32", "bfloat16")},
     }
 
 

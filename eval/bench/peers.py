@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import structlog
 from typer import Option
 
-from eval.bench.base import BenchOptions, Cells, Figures, NewTokens, Repeats, Result, Row, bench
+from eval.bench.base import Cells, Figures, NewTokens, Repeats, Result, Row, ThreadedOptions, bench
 from eval.bench.beside_transformers import random_llama
 from eval.bench.runner import HEADROOM, agreeing, random_ids
 from eval.errors import EvalError
@@ -50,7 +50,7 @@ def decided_llama(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
+class Options(ThreadedOptions):
     """Time Folio, transformers, OpenVINO GenAI, llama.cpp and CTranslate2 on the same weights.
 
     What the file has of an engine is kept: a table can be made in pieces.
