@@ -113,7 +113,7 @@ def watch(owner: Any, name: str) -> Iterator[Calls]:
 
 
 def ceilings(rounds: int = 5, side: int = 2048) -> dict[str, float]:
-    """What memory gives and what products of large square matrices reach in either dtype, on this CPU: best of all rounds."""
+    """What memory gives and what products of square matrices reach in either dtype, on this CPU: best of all rounds."""
     marks = Marks()
     a, b = torch.randn(2, side, side)
     narrow_a, narrow_b = a.bfloat16(), b.bfloat16()
