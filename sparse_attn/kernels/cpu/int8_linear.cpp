@@ -13,7 +13,7 @@ namespace {
 constexpr int TOGETHER = 4;   // rows that share what is unpacked
 constexpr int HALF = 16;      // columns that have one scale at least
 
-// 32 columns of a row of x: number k is about scale · code[place(k)].
+// 32 columns of a row of x as dot products take them: number k is about scale · code[place(k)].
 struct Codes {
   int8_t code[TILE_COLUMNS];
   int32_t total[2];  // of the codes of either half
@@ -34,23 +34,23 @@ constexpr int place(int k, bool wide) {
   return wide ? (word * 2 + k % 2) * 4 + i : ((word * 2 + i % 2) * 2 + k % 2) * 4 + i / 2;
 }
 
-void round_columns(const float* x, int count, bool wide, Codes& out) {
+// Rounds 32 columns of x, of which `count` are there: put(k, code) for each; gives the scale and the codes' totals.
+template <class Put>
+float round_columns(const float* x, int count, int32_t (&total)[2], Put put) {
   float largest = 0;
   for (int k = 0; k < count; ++k) largest = std::max(largest, std::abs(x[k]));
   const bool any = largest > 1e-30f;
   const float factor = any ? 127.0f / largest : 0.0f;
-  int32_t total[2] = {};
+  total[0] = total[1] = 0;
   for (int k = 0; k < TILE_COLUMNS; ++k) {
     const float moved = (k < count ? x[k] * factor : 0.0f) + 12582912.0f;  // 1.5 · 2^23: the integer is in the last bits
     int32_t bits;
     std::memcpy(&bits, &moved, sizeof bits);
     const int32_t code = bits - 0x4b400000;
-    out.code[place(k, wide)] = int8_t(code);
+    put(k, code);
     total[k / HALF] += code;
   }
-  out.total[0] = total[0], out.total[1] = total[1];
-  out.scale = any ? largest / 127.0f : 0.0f;
-  out.sum = out.scale * float(total[0] + total[1]);
+  return any ? largest / 127.0f : 0.0f;
 }
 
 // sums[lane] + the four products of bytes of each lane: of w, not negative, and x, whose eight bytes go around.
@@ -181,7 +181,6 @@ void dot(const uint8_t* panel, int64_t steps, const Codes* x, int64_t x_row, flo
           const int32_t total = parts<KIND> == 2 ? own.total[part] : own.total[0] + own.total[1];
           for (int i = 0; i < PARTS; ++i) all.part[i] -= L::zero * total;
         }
-        if constexpr (KIND == INT8_ROWS) scale = splat_wide(1.0f);
         sums[r] = scaled<KIND>(sums[r], converted(all), scale, least, own.scale, own.sum, part + 1 == parts<KIND>);
       }
     }
@@ -189,66 +188,195 @@ void dot(const uint8_t* panel, int64_t steps, const Codes* x, int64_t x_row, flo
   for (int r = 0; r < ROWS; ++r) store_wide(y[r] + column, sums[r]);
 }
 
-template <int KIND>
-void dots(const PackedLinear& c, const Codes* x, int64_t steps, int64_t row0, int64_t rows, int64_t n0) {
-  const int64_t size = LayoutOf<KIND>::panel_bytes(steps), last = (c.outer - 1) / TILE_ROWS;
-  alignas(64) float y[TOGETHER][WIDTH];
-  for (int64_t r = row0; r < row0 + rows; r += TOGETHER) {
-    const int count = int(std::min<int64_t>(TOGETHER, row0 + rows - r));
+// x for dot products, each row by itself: of a few rows, and of all where there are no tiles.
+class ByDots {
+  Codes* codes = nullptr;
+  int64_t steps = 0;
+
+ public:
+  struct Scratch {};
+
+  static bool shares(const PackedLinear& a, const PackedLinear& b) { return wide(a) == wide(b); }
+  static bool wide(const PackedLinear& c) { return c.kind == INT8_ROWS || c.kind == Q8_0; }
+  static int64_t padded(int64_t rows) { return rows; }
+  static int64_t room(int64_t rows, int64_t steps) { return rows * steps * int64_t(sizeof(Codes)); }
+
+  void take(char* memory, int64_t, int64_t count) { codes = reinterpret_cast<Codes*>(memory), steps = count; }
+
+  void convert(const PackedLinear& c, int64_t row) {
+    const bool bytes = wide(c);
+    for (int64_t k = 0; k < c.inner; k += TILE_COLUMNS) {
+      Codes& out = codes[row * steps + k / TILE_COLUMNS];
+      out.scale = round_columns(c.x + row * c.x_row + k, std::min<int64_t>(TILE_COLUMNS, c.inner - k), out.total,
+                                [&](int i, int32_t code) { out.code[place(i, bytes)] = int8_t(code); });
+      out.sum = out.scale * float(out.total[0] + out.total[1]);
+    }
+  }
+
+  template <int KIND>
+  void multiply(const PackedLinear& c, int64_t row0, int64_t rows, int64_t n0, Scratch&) const {
+    const int64_t size = LayoutOf<KIND>::panel_bytes(steps), last = (c.outer - 1) / TILE_ROWS;
+    alignas(64) float y[TOGETHER][WIDTH];
+    for (int64_t r = row0; r < row0 + rows; r += TOGETHER) {
+      const int count = int(std::min<int64_t>(TOGETHER, row0 + rows - r));
+      for (int i = 0; i < 2; ++i) {
+        const uint8_t* panel = c.w + std::min(n0 / TILE_ROWS + i, last) * size;
+        const Codes* from = codes + r * steps;
+        switch (count) {
+          case 1: dot<KIND, 1>(panel, steps, from, steps, y, i * TILE_ROWS); break;
+          case 2: dot<KIND, 2>(panel, steps, from, steps, y, i * TILE_ROWS); break;
+          case 3: dot<KIND, 3>(panel, steps, from, steps, y, i * TILE_ROWS); break;
+          default: dot<KIND, TOGETHER>(panel, steps, from, steps, y, i * TILE_ROWS);
+        }
+      }
+      deliver(c, r, count, n0, y);
+    }
+  }
+};
+
+#if defined(__AMX_BF16__)
+// x for AMX: sixteen rows of 32 codes in bfloat16 are a tile, with the scales and sums of its rows beside one another.
+class ByTiles {
+  uint16_t* codes = nullptr;  // [padded rows / 16, steps, 16, 32]
+  float *scale = nullptr, *sum = nullptr;  // [padded rows / 16, steps, 16]
+  int64_t steps = 0;
+  static constexpr int64_t tile = TILE_ROWS * TILE_COLUMNS;
+
+ public:
+  using Scratch = Tiles;
+
+  static bool shares(const PackedLinear&, const PackedLinear&) { return true; }
+  static int64_t padded(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
+  static int64_t room(int64_t rows, int64_t steps) {
+    return padded(rows) * steps * (TILE_COLUMNS * int64_t(sizeof(uint16_t)) + 2 * int64_t(sizeof(float)));
+  }
+
+  void take(char* memory, int64_t rows, int64_t count) {
+    steps = count;
+    codes = reinterpret_cast<uint16_t*>(memory);
+    scale = reinterpret_cast<float*>(codes + padded(rows) * steps * TILE_COLUMNS);
+    sum = scale + padded(rows) * steps;
+  }
+
+  void convert(const PackedLinear& c, int64_t row) {
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t number = row / TILE_ROWS * steps + step, at = number * TILE_ROWS + row % TILE_ROWS;
+      const int64_t k = step * TILE_COLUMNS;
+      int32_t total[2];
+      const int count = row < c.rows ? int(std::min<int64_t>(TILE_COLUMNS, c.inner - k)) : 0;
+      scale[at] = round_columns(count ? c.x + row * c.x_row + k : nullptr, count, total, [&](int i, int32_t code) {
+        codes[at * TILE_COLUMNS + i] = round_bf16(float(code));
+      });
+      sum[at] = scale[at] * float(total[0] + total[1]);
+    }
+  }
+
+  // Sixteen rows times a panel: `integers` as `unpack_tile` puts them, `factors` a scale and a minimum for each part.
+  template <int KIND>
+  void block(int64_t number, const uint16_t* integers, const float* factors, float (*y)[WIDTH], int column) const {
+    constexpr int PARTS_OF_TILE = parts<KIND>, DEPTH = TILE_COLUMNS / PARTS_OF_TILE;
+    alignas(64) float products[2][TILE_ROWS][TILE_ROWS];
+    wide sums[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; ++r) sums[r] = splat_wide(0.0f);
+    const uint16_t* a = codes + number * steps * tile;
+    const float *x_scale = scale + number * steps * TILE_ROWS, *x_sum = sum + number * steps * TILE_ROWS;
+    const auto add = [&](int64_t at) {  // what tile product `at` gave
+      const int64_t step = at / PARTS_OF_TILE;
+      const bool last = at % PARTS_OF_TILE + 1 == PARTS_OF_TILE;
+      const wide own = load_wide(factors + at * 2 * TILE_ROWS), least = load_wide(factors + (at * 2 + 1) * TILE_ROWS);
+#pragma GCC unroll 16
+      for (int r = 0; r < TILE_ROWS; ++r)
+        sums[r] = scaled<KIND>(sums[r], load_wide(products[at % 2][r]), own, least, x_scale[step * TILE_ROWS + r],
+                               x_sum[step * TILE_ROWS + r], last);
+    };
+    for (int64_t at = 0; at < steps * PARTS_OF_TILE; ++at) {  // the tiles are a product ahead
+      tile_zero<0>();
+      tile_load<4>(a + at / PARTS_OF_TILE * tile + at % PARTS_OF_TILE * DEPTH, 2 * TILE_COLUMNS);
+      tile_load<6>(integers + at * tile / PARTS_OF_TILE, 2 * TILE_COLUMNS);
+      tile_multiply_bf16<0, 4, 6>();
+      tile_store<0>(products[at % 2], sizeof products[0][0]);
+      if (at > 0) add(at - 1);
+    }
+    add(steps * PARTS_OF_TILE - 1);
+    for (int r = 0; r < TILE_ROWS; ++r) store_wide(y[r] + column, sums[r]);
+  }
+
+  template <int KIND>
+  void multiply(const PackedLinear& c, int64_t row0, int64_t rows, int64_t n0, Tiles& tiles) const {
+    using L = LayoutOf<KIND>;
+    const int64_t size = L::panel_bytes(steps), last = (c.outer - 1) / TILE_ROWS;
+    const int64_t factors_of = steps * parts<KIND> * 2 * TILE_ROWS;
+    static thread_local Kept<uint16_t> unpacked;
+    static thread_local Kept<float> scaling;
+    uint16_t* const integers = unpacked.take(2 * steps * tile);
+    float* const factors = scaling.take(2 * factors_of);
     for (int i = 0; i < 2; ++i) {
       const uint8_t* panel = c.w + std::min(n0 / TILE_ROWS + i, last) * size;
-      const Codes* from = x + r * steps;
-      switch (count) {
-        case 1: dot<KIND, 1>(panel, steps, from, steps, y, i * TILE_ROWS); break;
-        case 2: dot<KIND, 2>(panel, steps, from, steps, y, i * TILE_ROWS); break;
-        case 3: dot<KIND, 3>(panel, steps, from, steps, y, i * TILE_ROWS); break;
-        default: dot<KIND, TOGETHER>(panel, steps, from, steps, y, i * TILE_ROWS);
+      uint16_t* out = integers + i * steps * tile;
+      float* scale_out = factors + i * factors_of;
+      for (int64_t step = 0; step < steps; ++step, out += tile) {
+        const uint8_t* head = panel + step / L::span * (L::head + L::span * L::tile);
+        unpack_tile<KIND, true>(head, panel + L::offset(step), int(step % L::span),
+                                [&](int j, const wide& low, const wide& high) { Bfloat16::put(out, j, low, high); });
+        for (int part = 0; part < parts<KIND>; ++part, scale_out += 2 * TILE_ROWS) {
+          wide own, least;
+          scales<KIND>(head, int(step % L::span), part, own, least);
+          store_wide(scale_out, own);
+          store_wide(scale_out + TILE_ROWS, least);
+        }
       }
     }
-    deliver(c, r, count, n0, y);
+    tiles.shape(TILE_ROWS, PAIRS / parts<KIND>);
+    alignas(64) float y[TILE_ROWS][WIDTH];
+    for (int64_t r = row0; r < row0 + rows; r += TILE_ROWS) {
+      for (int i = 0; i < 2; ++i)
+        block<KIND>(r / TILE_ROWS, integers + i * steps * tile, factors + i * factors_of, y, i * TILE_ROWS);
+      deliver(c, r, int(std::min<int64_t>(TILE_ROWS, row0 + rows - r)), n0, y);
+    }
   }
-}
+};
+#else
+using ByTiles = ByDots;
+#endif
 
-}  // namespace
-
-void folio::run_int8(const PackedLinear* calls, int32_t count) {
+template <class Way>
+void run(const PackedLinear* calls, int32_t count) {
   const int64_t rows = calls->rows, height = std::min<int64_t>(std::max<int64_t>(rows, 1), TASK_ROWS);
   const int64_t blocks = (rows + height - 1) / height;
-  const auto wide = [&](int i) { return calls[i].kind == INT8_ROWS || calls[i].kind == Q8_0; };
   const auto same = [&](int i) {
-    return i && calls[i].x == calls[i - 1].x && calls[i].inner == calls[i - 1].inner && wide(i) == wide(i - 1);
+    return i && calls[i].x == calls[i - 1].x && calls[i].inner == calls[i - 1].inner &&
+           Way::shares(calls[i], calls[i - 1]);
   };
-  std::vector<int64_t> first(count + 1), steps(count), at(count);
+  std::vector<int64_t> first(count + 1), at(count);
+  std::vector<Way> inputs(count);
   int64_t products = 0, room = 0;
+  const auto steps = [&](int i) { return (calls[i].inner + TILE_COLUMNS - 1) / TILE_COLUMNS; };
   for (int i = 0; i < count; ++i) {
     const PackedLinear& c = calls[i];
     first[i + 1] = first[i] + (c.outer + WIDTH - 1) / WIDTH * blocks;
     products += rows * c.outer * c.inner;
-    steps[i] = (c.inner + TILE_COLUMNS - 1) / TILE_COLUMNS;
     at[i] = same(i) ? at[i - 1] : room;
-    if (!same(i)) room += rows * steps[i];
+    if (!same(i)) room += (Way::room(rows, steps(i)) + 63) / 64 * 64;
   }
-  static thread_local Kept<Codes> kept;
-  Codes* codes = kept.take(room);
+  static thread_local Kept<char> kept;
+  char* const memory = kept.take(room);
+  for (int i = 0; i < count; ++i) inputs[i].take(memory + at[i], rows, steps(i));
   const int threads = int(std::clamp<int64_t>(products / THREAD_PRODUCTS, 1, calls->threads));
   const int64_t share = std::max<int64_t>(1, first[count] / (threads * 8));
   const auto convert = [&] {
     for (int i = 0; i < count; ++i) {
       if (same(i)) continue;
-      const PackedLinear& c = calls[i];
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t k = 0; k < c.inner; k += TILE_COLUMNS)
-          round_columns(c.x + row * c.x_row + k, int(std::min<int64_t>(TILE_COLUMNS, c.inner - k)), wide(i),
-                        codes[at[i] + row * steps[i] + k / TILE_COLUMNS]);
+      for (int64_t row = 0; row < Way::padded(rows); ++row) inputs[i].convert(calls[i], row);
     }
   };
-  const bool few = rows <= TOGETHER;
+  const bool few = rows <= TOGETHER;  // to wait for one another would take the threads longer than that work
   if (few) convert();
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
     if (!few) convert();
+    typename Way::Scratch scratch;
 #pragma omp for schedule(dynamic, share)
     for (int64_t task = 0; task < first[count]; ++task) {
       const int64_t own = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;
@@ -257,11 +385,20 @@ void folio::run_int8(const PackedLinear* calls, int32_t count) {
       for_kind(c.kind, [&](auto known) {
         constexpr int KIND = decltype(known)::value;
         if constexpr (LayoutOf<KIND>::bits > 0)
-          dots<KIND>(c, codes + at[own], steps[own], row0, std::min(height, rows - row0), number % across * WIDTH);
+          inputs[own].template multiply<KIND>(c, row0, std::min(height, rows - row0), number % across * WIDTH, scratch);
       });
     }
 #if defined(__x86_64__)
     _mm_sfence();  // results that went past the caches
 #endif
   }
+}
+
+}  // namespace
+
+void folio::run_int8(const PackedLinear* calls, int32_t count) {
+  if (calls->rows > TILE_ROWS)
+    run<ByTiles>(calls, count);
+  else
+    run<ByDots>(calls, count);
 }
