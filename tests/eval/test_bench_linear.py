@@ -30,8 +30,10 @@ def test_precisions_are_compared_on_the_same_windows(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The harbour of Elmouth was built in 1832 by its fishermen. " * 20)
     options = {"text": text, "model": "embedded", "windows": 2, "window": 32, "contexts": (24,), "new_tokens": 3}
-    found = precision.run(precision.Options(precisions=("float32/plain", "float32/int8"), **options))
-    plain, narrow = found["precisions"]
+    names = ("float32/plain", "float32/int8", "float32/int8/int8")
+    found = precision.run(precision.Options(precisions=names, **options))
+    plain, narrow, narrowest = found["precisions"]
+    assert narrowest["perplexity_change_percent"] not in (0, narrow["perplexity_change_percent"])
     assert plain["perplexity_change_percent"] == 0
     assert narrow["perplexity_change_percent"] != 0
     assert narrow["weights_mb"] < 0.5 * plain["weights_mb"]
