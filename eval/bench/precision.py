@@ -41,7 +41,7 @@ class Options(ThreadedOptions):
     text: Annotated[Path, Option(help="Text that nothing was tuned on.")]
     model: Model = "smollm2"
     threads: Threads = 2
-    precisions: Annotated[tuple[str, ...], Separated(), Option(help="DTYPE/WEIGHTS[/ACTIVATIONS], separated by commas.")] = (
+    precisions: Annotated[tuple[str, ...], Separated(), Option(help="DTYPE/WEIGHTS[/ACTIVATIONS], by commas.")] = (
         REFERENCE, "float32/stored", "bfloat16/stored", "bfloat16/int8", "bfloat16/stored/int8",
     )  # fmt: skip
     windows: Annotated[int, Option(min=2, help="Windows of the text.")] = 12
