@@ -55,7 +55,9 @@ def ggml_flags() -> str:
     """llama.cpp's build for the instructions of this machine."""
     present = features.processor_flags()
     named = [option for flag, options in _GGML.items() if flag in present for option in options]
-    return " ".join(["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", *(f"-DGGML_{option}=ON" for option in named)])
+    # Before `ldtilecfg` GCC 12 drops the stores of what it loads, so that the first product of tiles is illegal.
+    kept = "'-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse'"
+    return " ".join(["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", kept, *(f"-DGGML_{option}=ON" for option in named)])
 
 
 ENVIRONMENTS = {

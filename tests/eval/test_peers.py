@@ -1,5 +1,6 @@
 """Peers: the worker protocol, conversion to GGUF's row order, and greedy agreement of the workers at hand."""
 
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from eval.bench.peers import Options
 from eval.bench.peers import run as run_bench
 from eval.bench.runner import random_ids
 from eval.errors import EvalError
-from eval.peers import client
+from eval.peers import client, setup
 from eval.peers.client import GGUF_PEERS, PEERS, Loading, Peer, Timing, Worker
 from eval.peers.setup import ENVIRONMENTS, build, python_of
 
@@ -98,6 +99,14 @@ def test_an_environment_that_is_not_built_says_how(tmp_path, monkeypatch):
 
 def test_every_peer_names_an_environment_that_can_be_built():
     assert {peer.environment for peer in [*PEERS.values(), *GGUF_PEERS.values()]} <= {*ENVIRONMENTS, None}
+
+
+def test_llama_cpp_is_built_for_the_instructions_of_this_machine(monkeypatch):
+    monkeypatch.setattr(setup.features, "processor_flags", lambda: frozenset({"avx2", "avx512f", "amx_tile"}))
+    flags = shlex.split(setup.ggml_flags())
+    assert {"-DGGML_AVX2=ON", "-DGGML_AVX512=ON", "-DGGML_AMX_TILE=ON", "-DGGML_NATIVE=OFF"} <= set(flags)
+    assert "-DGGML_AVX512_VNNI=ON" not in flags
+    assert all(flag.startswith("-D") for flag in flags)
 
 
 def test_gguf_rows_pair_neighbouring_dimensions(monkeypatch):
