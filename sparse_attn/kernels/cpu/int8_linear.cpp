@@ -53,6 +53,27 @@ float round_columns(const float* x, int count, int32_t (&total)[2], Put put) {
   return any ? largest / 127.0f : 0.0f;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// Four products of bytes a lane; bytes of w above 127 in two goes, for a pair of their products would not fit 16 bits.
+#if defined(__AVX512F__)
+inline ivec four_products(ivec w, int64_t eight) {
+  const __m512i a = (__m512i)w, b = _mm512_set1_epi64(eight), ones = _mm512_set1_epi16(1);
+  const __m512i top = _mm512_srli_epi16(_mm512_and_si512(a, _mm512_set1_epi8(-128)), 1);
+  const __m512i low = _mm512_maddubs_epi16(_mm512_and_si512(a, _mm512_set1_epi8(127)), b);
+  const __m512i high = _mm512_maddubs_epi16(top, b);
+  return (ivec)_mm512_madd_epi16(low, ones) + ((ivec)_mm512_madd_epi16(high, ones) << 1);
+}
+#else
+inline ivec four_products(ivec w, int64_t eight) {
+  const __m256i a = (__m256i)w, b = _mm256_set1_epi64x(eight), ones = _mm256_set1_epi16(1);
+  const __m256i top = _mm256_srli_epi16(_mm256_and_si256(a, _mm256_set1_epi8(-128)), 1);
+  const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(a, _mm256_set1_epi8(127)), b);
+  const __m256i high = _mm256_maddubs_epi16(top, b);
+  return (ivec)_mm256_madd_epi16(low, ones) + ((ivec)_mm256_madd_epi16(high, ones) << 1);
+}
+#endif
+#endif
+
 // sums[lane] + the four products of bytes of each lane: of w, not negative, and x, whose eight bytes go around.
 inline iwide add_products(const iwide& sums, const iwide& w, const int8_t* x) {
   int64_t eight;
@@ -62,14 +83,8 @@ inline iwide add_products(const iwide& sums, const iwide& w, const int8_t* x) {
   for (int i = 0; i < PARTS; ++i) {
 #if defined(__AVX512VNNI__)
     out.part[i] = (ivec)_mm512_dpbusd_epi32((__m512i)sums.part[i], (__m512i)w.part[i], _mm512_set1_epi64(eight));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    // Bytes above 127 in two goes: a pair of their products would not fit 16 bits.
-    const __m256i a = (__m256i)w.part[i], b = _mm256_set1_epi64x(eight), ones = _mm256_set1_epi16(1);
-    const __m256i top = _mm256_srli_epi16(_mm256_and_si256(a, _mm256_set1_epi8(-128)), 1);
-    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(a, _mm256_set1_epi8(127)), b);
-    const __m256i high = _mm256_maddubs_epi16(top, b);
-    const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_slli_epi32(_mm256_madd_epi16(high, ones), 1));
-    out.part[i] = sums.part[i] + (ivec)both;
+#elif defined(__AVX2__)
+    out.part[i] = sums.part[i] + four_products(w.part[i], eight);
 #else
     out.part[i] = sums.part[i];
     for (int byte = 0; byte < 4; ++byte) {
