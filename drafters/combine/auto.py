@@ -19,10 +19,8 @@ _UNSEEN = 2.0  # times what is timed here: the engine looks for the target's bes
 _DOUBT = 1.5  # times what is futile: a request starts with at least that, hence with a try or two; up to it, small ones
 _COPYING = 4.0  # copied tokens promised by a tree above which the target's successors are left alone …
 _KEPT = 0.5  # … where more than this share of such promises was kept lately
-_SLOW, _FAST = (
-    0.2,
-    0.5,
-)  # weights of the newest step in a request's running means, of tokens (at most) and of that share
+_SLOW = 0.2  # most weight of the newest step in a request's running mean of accepted tokens
+_FAST = 0.5  # the same of that share
 _TRAFFIC = 0.1  # the same for the running means over all of an owner's requests
 _REST, _LONGEST_REST = 4, 16  # steps
 _LATE = 3.0  # times the usual seconds, above which a step's guessing was held up by something else

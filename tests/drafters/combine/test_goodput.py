@@ -190,7 +190,7 @@ def test_a_resting_drafter_is_neither_asked_nor_taught():
 
 
 def test_what_is_futile_depends_on_how_long_a_step_takes():
-    """One accepted token in twelve steps pays for the guessing where a step takes long, and does not where it is short."""
+    """One accepted token in twelve steps pays for guessing where a step takes long, and does not where it is short."""
 
     def tries(step: float) -> int:
         auto = tracked(an_auto(a_prior(accepted=0.1), score=0.3, step=step))
