@@ -286,9 +286,7 @@ def test_questions_over_paragraphs_have_their_answers_among_others(tmp_path):
         assert example.question.count("?") == asked
         for [answer] in example.answer:
             assert example.context.count(f"founded in {answer}.") == 1
-        assert (
-            example.context.startswith("Document 1:\nTown") and example.answer[0][0] in example.context.splitlines()[1]
-        )
+        assert example.answer[0][0] in example.context.splitlines()[1], "at depth 0"
         first, *rest = (answer for [answer] in example.answer)
         assert score_one(task, "fixed", f"In {first}.", example.answer) == 1 / asked
         assert score_one(task, "fixed", " and ".join([first, *rest]), example.answer) == 1
