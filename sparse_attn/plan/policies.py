@@ -19,6 +19,7 @@ from sparse_attn.kv.page_stats import LOGICAL_PAGE
 from sparse_attn.plan.formats import HeadPatterns, HeadScores, read_duo, read_minference, streaming_heads
 from sparse_attn.plan.patterns import AntiDiagonal, AShape, Coverage, Dense, Pattern, TriShape
 from sparse_attn.plan.policy import DecodeRule, ModelShape, PageSelection, Policy
+from sparse_attn.plan.published import published_for, refuse_foreign
 
 SHIPPED = "shipped"  # the value of a file option that asks for the file that comes with the package
 CROSSOVERS = "crossovers.json"
@@ -64,6 +65,7 @@ class MInference(Policy):
 
     def check(self, model: ModelShape) -> None:
         super().check(model)
+        refuse_foreign(self.file, model.checkpoint)
         table = self._table(model)
         if len(table) != model.num_layers or len(table[0]) != model.num_q_heads:
             raise PolicyError(
@@ -429,8 +431,9 @@ def _file(policy: Policy, option: str, value: str, model: ModelShape, shipped_na
         return value
     path = resources.files("sparse_attn") / "heads" / model.fingerprint / shipped_name
     if not model.fingerprint or not path.is_file():
+        published = "".join(f"; there is {one}" for one in published_for(model.checkpoint))
         raise PolicyError(
-            f"{policy.name}: no head file ships for this model; make one with `folio calibrate` and give "
+            f"{policy.name}: no head file ships for this model{published}; make one with `folio calibrate` and give "
             f"{option}=FILE" + (", or streaming=0 to select pages in every head" if option == "heads" else "")
         )
     return str(path)

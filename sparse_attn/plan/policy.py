@@ -23,6 +23,7 @@ class ModelShape:
         page_size: tokens in a page of the KV pool.
         max_length: longest sequence the engine will hold, 0 for unknown.
         fingerprint: names the weights, to find head files that ship with the package; "" for unknown.
+        checkpoint: its hub id or folder, by whose name published files are known.
         skips: whether the kernels of its device can leave out tiles.
     """
 
@@ -33,11 +34,18 @@ class ModelShape:
     page_size: int = 64
     max_length: int = 0
     fingerprint: str = ""
+    checkpoint: str = ""
     skips: bool = True
 
     @classmethod
     def of_config(
-        cls, config: Any, page_size: int = 64, max_length: int = 0, fingerprint: str = "", skips: bool = True
+        cls,
+        config: Any,
+        page_size: int = 64,
+        max_length: int = 0,
+        fingerprint: str = "",
+        checkpoint: str = "",
+        skips: bool = True,
     ) -> ModelShape:
         """From a transformers configuration of a decoder."""
         heads = config.num_attention_heads
@@ -49,6 +57,7 @@ class ModelShape:
             page_size,
             max_length,
             fingerprint,
+            checkpoint,
             skips,
         )
 
