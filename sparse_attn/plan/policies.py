@@ -275,7 +275,7 @@ class SkipSoftmax(Policy):
     than ``lambda`` ÷ n of the largest weight, so that together they weigh less than ``lambda`` times that one.
 
     Attributes:
-        lambda_: written ``lambda``; 0 leaves out nothing. `folio calibrate --skip` measures what a model bears.
+        lambda_: written ``lambda``; 0 leaves out nothing. `folio bench perplexity --skip` finds what a model bears.
     """
 
     gate: int = 1024
