@@ -51,7 +51,7 @@ def test_lambda_is_doubled_until_it_costs_too_much(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("eval.bench.perplexity.read", loses)
     dense = Losses([1.0, 1.0], 1.0)
     found = largest(None, [], Options(most=0.003), dense)  # type: ignore[arg-type]
-    assert list(found)[0] == "skip:lambda=0.015625"
+    assert next(iter(found)) == "skip:lambda=0.015625"
     assert list(found)[-2:] == ["skip:lambda=2", "skip:lambda=4"]
     assert rise(found["skip:lambda=2"], dense) <= 0.003 < rise(found["skip:lambda=4"], dense)
 
