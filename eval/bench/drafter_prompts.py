@@ -1,8 +1,5 @@
 """Prompts of the drafters' benchmark: answers that quote, answers in between, and answers with nothing to copy.
 
-In between are Spec-Bench's, those of two of its groups in one workload (`spec_bench`) or of one group each, as a chat
-model is asked them; up to the context asked for, others of the group stand before the question.
-
 Whether an answer quotes is the model's doing, not the question's. Two workloads therefore choose among more prompts
 than they keep, by the model's own plain, greedy answers: `quoting` those that repeat the text, `nothing` those that do
 not. `questions` are those that `quoting` chooses from, as they come.
@@ -24,18 +21,9 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 from service.models import layout_for
 
-GROUPS = {  # of Spec-Bench, and the categories of its file that each is made of
-    "spec_bench": ("rag", "summarization"),
-    "rag": ("rag",),
-    "summarization": ("summarization",),
-    "qa": ("qa",),
-    "math": ("math_reasoning",),
-    "writing": ("writing", "roleplay"),
-    "translation": ("translation",),
-    "coding": ("coding",),
-}
-WORKLOADS = ("quoting", "spec_bench", "nothing", "questions", *list(GROUPS)[1:])
+WORKLOADS = ("quoting", "spec_bench", "nothing", "questions")
 ANSWERED = ("quoting", "questions")  # whose answers end by themselves
+_SPEC_BENCH = ("rag", "summarization")
 _QUESTIONS, _RANDOM = 3, 6  # prompts tried for each one kept of `quoting` and of `nothing`
 
 
@@ -54,8 +42,8 @@ def make_prompts(engine: AsyncEngine, workload: str, context: int, count: int, t
     if workload == "quoting":
         asked = _questions(engine, context, _QUESTIONS * count, text)
         return _choose(engine, asked, count, 64, False, quoted)
-    if workload in GROUPS:
-        return Prompts(_spec_bench(engine, context, count, spec_bench, GROUPS[workload]))
+    if workload == "spec_bench":
+        return Prompts(_spec_bench(engine, context, count, spec_bench))
     if workload == "nothing":
         return _choose(engine, _random(engine, context, _RANDOM * count), count, 32, True, _uncopied)
     raise EvalError(f"unknown workload {workload!r}", hint=f"Choose from {', '.join(WORKLOADS)}.")
@@ -107,35 +95,17 @@ def _questions(engine: AsyncEngine, context: int, count: int, text: Path) -> lis
     return [ids for i, ids in enumerate(made) if ids not in made[:i]]
 
 
-def _spec_bench(
-    engine: AsyncEngine, context: int, count: int, path: Path, categories: Sequence[str]
-) -> list[list[int]]:
-    """First turns of `count` questions; what fills them up to `context` tokens are later ones."""
+def _spec_bench(engine: AsyncEngine, context: int, count: int, path: Path) -> list[list[int]]:
     if not path.is_file():
         raise EvalError(f"there is no {path}", hint="Give Spec-Bench's question.jsonl with --spec-bench.")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    turns = [row["turns"][0] for row in rows if row["category"] in categories]
-    tokenizer = engine.engine.tokenizer
-
-    def ids(turn: str) -> list[int]:
-        return tokenizer.encode(turn, add_special_tokens=False)
-
-    asked, fill = turns[:count], [token for turn in turns[count:] for token in ids(turn)]
-    room = context - max(len(ids(turn)) for turn in asked)
-    while fill and len(fill) < room:
+    turns = [row["turns"][0] for row in rows if row["category"] in _SPEC_BENCH]
+    encoded = [engine.engine.tokenizer.encode(turn, add_special_tokens=False) for turn in turns]
+    asked, fill = encoded[:count], [token for ids in encoded[count:] for token in ids]
+    longest = max(map(len, asked))
+    while len(fill) < context:
         fill += fill
-    before = fill[: max(0, room)]
-    if getattr(tokenizer, "chat_template", None) is None:
-        return [before + ids(turn) for turn in asked]
-    text = tokenizer.decode(before)
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"{text}\n\n{turn}".lstrip()}],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        for turn in asked
-    ]
+    return [fill[: max(0, context - longest)] + ids for ids in asked]
 
 
 def _random(engine: AsyncEngine, context: int, count: int) -> list[list[int]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -159,32 +157,3 @@ def test_unknown_workloads_and_missing_files_are_named(engine, tmp_path):
         make_prompts(engine, "other", 128, 2, tmp_path, tmp_path)
     with pytest.raises(EvalError, match="there is no"):
         make_prompts(engine, "spec_bench", 128, 2, tmp_path, tmp_path / "none.jsonl")
-
-
-class Words:
-    """A tokenizer whose tokens are words, with a chat template."""
-
-    chat_template = "one"
-
-    def encode(self, text, add_special_tokens=False):
-        return text.split()
-
-    def decode(self, ids):
-        return " ".join(ids)
-
-    def apply_chat_template(self, messages, add_generation_prompt, return_dict):
-        return ["user:", *messages[0]["content"].split(), "assistant:"]
-
-
-def test_a_group_of_spec_bench_is_asked_in_the_chat_template_behind_others_of_the_group(tmp_path):
-    engine = SimpleNamespace(engine=SimpleNamespace(tokenizer=Words()))
-    path = tmp_path / "question.jsonl"
-    rows = [("qa", f"word{n} alpha beta") for n in range(6)] + [("writing", "gamma")]
-    path.write_text("".join(json.dumps({"category": kind, "turns": [text]}) + "\n" for kind, text in rows))
-    short = make_prompts(engine, "qa", 0, 2, tmp_path, path).ids
-    assert short == [["user:", f"word{n}", "alpha", "beta", "assistant:"] for n in range(2)]
-    long = make_prompts(engine, "qa", 40, 2, tmp_path, path).ids[1]
-    assert long[-4:] == ["word1", "alpha", "beta", "assistant:"]
-    assert len(long) == 40 + 2
-    assert {"word2", "word5"} < set(long)
-    assert not {"word0", "gamma"} & set(long)
