@@ -12,5 +12,6 @@ NAMES = (
     "lserve",
     "quest",
     "blend",
+    "skip",
     "auto",
 )
