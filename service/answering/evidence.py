@@ -232,7 +232,7 @@ class EvidenceFinder:
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
 
     def _build(self, question: Question, passages: Sequence[Passage], likely: Sequence[str] = ()) -> Prompt:
-        return self.layout.build(question.text, passages, question.turns, likely)
+        return self.layout.build(question.text, passages, question.turns, likely, question.instructions)
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
         """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""

@@ -33,12 +33,12 @@ class CallReader:
     What may turn out to begin a call is held back, and so is white space, which belongs to the call if one follows.
     """
 
-    def __init__(self, written: CallFormat, specials: Mapping[str, int]) -> None:
-        """specials: tokens with their ids that decoding leaves out, which `written` may name."""
+    def __init__(self, written: CallFormat, unsaid: Mapping[str, int]) -> None:
+        """unsaid: tokens with their ids that decoding leaves out, which `written` may name."""
         self.calls = 0
         self._trigger = written.opening.strip()
         self._head = re.compile(rf'\{{"name": "([^"]*)", "{written.key}": ')
-        self._specials = {number: token for token, number in specials.items() if token in written.opening}
+        self._unsaid = {number: token for token, number in unsaid.items() if token in written.opening}
         self._held = ""
         self._text = ""
         self._found: list[CallPiece] = []
@@ -57,10 +57,10 @@ class CallReader:
         return self._text, self._found
 
     def _words(self, output: TokenOutput) -> str:
-        if not self._specials or len(output.pieces) != len(output.token_ids):
+        if not self._unsaid or len(output.pieces) != len(output.token_ids):
             return output.text
         pairs = zip(output.token_ids, output.pieces, strict=True)
-        return "".join(self._specials.get(token, "") + piece for token, piece in pairs)
+        return "".join(self._unsaid.get(token, "") + piece for token, piece in pairs)
 
     # Each step says whether another one can follow before more comes.
 

@@ -54,7 +54,7 @@ class ToolUse:
         constraint = calls_constraint(
             self._calling.format,
             self._callable,
-            self._calling.specials,
+            self._calling.tokens,
             required=self._choice.mode == "required",
             several=self._choice.several,
             answer=answer,
@@ -68,4 +68,4 @@ class ToolUse:
 
     def reader(self) -> CallReader | None:
         """Reads one answer; None where nothing can be called."""
-        return CallReader(self._calling.format, self._calling.specials) if self._calling is not None else None
+        return CallReader(self._calling.format, self._calling.unsaid) if self._calling is not None else None

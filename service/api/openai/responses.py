@@ -199,7 +199,8 @@ async def create_response(body: ResponseRequest, request: Request, runtime: Part
         earlier = messages_of(_ITEMS.validate_python(items))
     runtime.engine.admit()
     try:
-        (choice,) = await unless_gone(request.receive, choices_of(runtime, body.chat(earlier), principal))
+        system = "instructions" if body.instructions else "input"
+        (choice,) = await unless_gone(request.receive, choices_of(runtime, body.chat(earlier), principal, system))
     except InvalidRequest as error:
         raise _renamed(error) from error
     keeps = store.keeps and body.store is not False

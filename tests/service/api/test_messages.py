@@ -218,7 +218,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t9"}]}]}, 400, "t9"),
     ({"messages": asked(document(""))}, 400, "no text"),
     ({"messages": asked(document(), document(citations=None))}, 400, "all documents"),
-    ({"messages": asked(document()), "system": "x"}, 400, "system"),
+    ({"messages": asked(document()), "system": "x" * 20_001}, 400, "system"),
     ({"messages": asked(document()), "tools": [TIME]}, 400, "tools"),
     ({"messages": asked(document() | {"source": {"type": "url", "url": "http://x"}})}, 400, "elsewhere"),
     ({"messages": asked(document() | {"source": {"type": "base64", "media_type": "application/pdf", "data": "?"}})},
