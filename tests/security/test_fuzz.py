@@ -32,7 +32,7 @@ def seeds(shared: Path) -> dict[str, bytes]:
     import make_files
 
     found = {path.name: path.read_bytes() for path in (*HANDBOOK.glob("*.md"), *(shared / "cases").iterdir())}
-    found |= {path.name: path.read_bytes()[: 1 << 18] for path in (shared / "corpus").iterdir()}
+    found |= {path.name: path.read_bytes()[: 1 << 16] for path in (shared / "corpus").iterdir()}
     text = make_files.paragraph("A bridge of seven arches.")
     page = "<html><body><h1>Bridge</h1><table><tr><td>7</td></tr></table></body></html>"
     return found | {

@@ -14,6 +14,8 @@ from service.engine.sampling.grammars import Constraint
 MOST_CALLS = 16
 """In one answer: a small model may repeat itself."""
 
+BARE = r'\s*(```(json)?\s*)?\{\s*"name":\s*"%s",\s*"%s":'
+"""The head of a call without the format's own opening: name, key of the arguments."""
 _LAYOUT = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 
 
@@ -34,12 +36,12 @@ def calls_constraint(
         several: more than one call is allowed, where the model writes more than one.
         answer: the JSON schema of an answer without calls; None for any text.
     """
-    rules = [_call(written, tools)]
+    rules = [_call(written, tools), r"END: /\n?/"]
     rules += [f"args_{at}: %json {json.dumps(tool.arguments_schema() | _LAYOUT)}" for at, tool in enumerate(tools)]
     more = ""
     if several and written.between is not None:
         more = f" ({_words(written.between, tokens)} call){{0,{MOST_CALLS - 1}}}"
-    tail = f"call{more} {_words(written.closing, tokens)}"
+    tail = f"call{more} {_words(written.closing, tokens)} END"
     opening = _words(written.opening, tokens)
     if required:
         rules.append(f"start: {opening} {tail}")
@@ -51,7 +53,8 @@ def calls_constraint(
         trigger, rest = _trigger(written.opening, tokens)
         token = f"TEXT {_words(trigger, tokens)} | " if trigger in tokens else ""
         rules += [
-            f"start: text_alone | begun {_words(rest, tokens)} {tail}",
+            f"start: text_alone | begun {_words(rest, tokens)} {tail} | bare",
+            *_bare(written, tools),
             "text_alone: TEXT",
             f"begun: {token}spelt",
             f"spelt[lazy]: TEXT {json.dumps(trigger, ensure_ascii=False)}",
@@ -64,6 +67,13 @@ def _call(written: CallFormat, tools: Sequence[Tool]) -> str:
     """One call as an object of JSON."""
     heads = [json.dumps(f'{{"name": "{tool.name}", "{written.key}": ') for tool in tools]
     return "call: (" + " | ".join(f"{head} args_{at}" for at, head in enumerate(heads)) + ') "}"'
+
+
+def _bare(written: CallFormat, tools: Sequence[Tool]) -> list[str]:
+    """A call that the answer begins with, in the words of `BARE`: Qwen's coders leave out what stands around it."""
+    heads = [f"bare_{at}[lazy]: /{BARE % (tool.name, written.key)}/" for at, tool in enumerate(tools)]
+    each = " | ".join(f"bare_{at} SPACE args_{at}" for at in range(len(tools)))
+    return [*heads, "SPACE: / ?/", f"bare: ({each}) BARE_END", r"BARE_END: /\s{0,4}\}(\s{0,2}```)?\n?/"]
 
 
 def _trigger(opening: str, tokens: Mapping[str, int]) -> tuple[str, str]:

@@ -28,6 +28,9 @@ LLAMA = CallFormat("", None, "", "parameters")
 MISTRAL = CallFormat("[TOOL_CALLS] [", ", ", "]")
 
 
+BARE = '{"name": "get", "arguments": %s}'
+
+
 def accepts(text: str, written: CallFormat = HERMES, **how: Any) -> bool:
     """Whether a text is a whole answer."""
     constraint = calls_constraint(written, TOOLS, {}, **how)
@@ -58,6 +61,15 @@ def call(arguments: dict[str, Any], name: str = "get", written: CallFormat = HER
         (call({"city": "Lund"}, "get_none"), False),
         (call({"city": "Lund"}) + "\nThere.", False),
         ("<tool_call>\nnothing", False),
+        (call({"city": "Lund"}) + "\n", True),
+        (BARE % '{"city": "Lund"}', True),
+        (f"```json\n{BARE}\n```" % '{"city": "Lund", "days": 3}', True),
+        ('{\n  "name": "get_all",\n  "arguments": {}\n}\n', True),
+        (BARE % '{"city": 5}', False),
+        (f"```json\n{BARE}\n```\nThere." % '{"city": "Lund"}', False),
+        (f"So: {BARE}" % '{"city": 5}', True),  # is text, as it does not begin the answer
+        ('{"name": "Ada", "arguments": 7}', True),
+        ('```json\n{"sky": "grey"}\n```', True),
     ],
 )
 def test_text_is_free_and_calls_are_not(text: str, fine: bool) -> None:
