@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import anthropic
 import httpx
 import pytest
 
+from tests.retrieval import make_files
 from tests.service.api.test_tools import agent
 
 WEATHER: Any = {
@@ -151,6 +153,30 @@ def test_blocks_and_search_results_are_cited_by_blocks(quoting: Any) -> None:
     (citation,) = next(block.citations for block in found.content if block.citations)
     assert citation.type == "content_block_location"
     assert (citation.start_block_index, citation.end_block_index) == (0, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pdf_is_cited_by_pages(start_service: Callable[..., Any], make_scripted: Any, stream: bool) -> None:
+    service = start_service(engine=make_scripted(lambda _: FIRST))
+    pages = ["The river was crossed by a ferry until then.", FIRST, "It has seven arches of grey stone."]
+    source = {
+        "type": "base64",
+        "media_type": "application/pdf",
+        "data": base64.b64encode(make_files.pdf(pages)).decode(),
+    }
+    how: Any = {"model": service.runtime.model_name, "max_tokens": 200}
+    how["messages"] = asked(document() | {"source": source})
+    client = connect(service)
+    if stream:
+        with client.messages.stream(**how) as running:
+            message: Any = running.get_final_message()
+    else:
+        message = client.messages.create(**how)
+    (citation,) = next(block.citations for block in message.content if block.citations)
+    assert citation.type == "page_location"
+    assert (citation.start_page_number, citation.end_page_number) == (2, 3)  # the end is exclusive
+    assert citation.cited_text == FIRST
+    assert (citation.document_index, citation.document_title) == (0, "Bridge")
 
 
 def test_places_in_blocks_and_pages() -> None:
