@@ -36,9 +36,7 @@ def conversation() -> dict[str, Any]:
 
 def documents() -> dict[str, Any]:
     """An answer from a document, behind a system message; its citations."""
-    service = httpx.Client(
-        base_url=os.environ["SERVICE_BASE"], headers={"Authorization": f"Bearer {KEY}"}, timeout=120
-    )
+    service = httpx.Client(base_url=os.environ["SERVICE_BASE"], headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
     file = {"file": ("bridge.txt", b"The bridge at Hampton was built by Ada Miller in 1862.")}
     job = service.post("/documents", files=file).raise_for_status().json()
     while job["status"] in ("queued", "running"):

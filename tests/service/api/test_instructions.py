@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
@@ -30,10 +30,10 @@ def service(start_service: Callable[..., Any], make_scripted: Any) -> Any:
 
 
 @pytest.fixture
-def uninstructed(service: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def uninstructed(service: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The same with a model that quotes, as the embedded reader."""
     monkeypatch.setattr(type(service.runtime.answerer.layout), "instructed", False)
-    yield service
+    return service
 
 
 def _chat(service: Any, *system: str, role: str = "system", **more: Any) -> Any:
