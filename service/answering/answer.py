@@ -192,16 +192,13 @@ class Answerer:
         stepwise = question.mode in STEPWISE or question.knn is not None
         if stepwise and self.layout.quotes:
             raise nothing_to_steer("mode" if question.mode in STEPWISE else "knn")
-<<<<<<< HEAD
         if question.mode in STEPWISE and blends(params.attention):
             raise InvalidRequest(
                 "Prompts that change while an answer is written are not blended of passages.",
                 hint="Use mode retrieval, or another attention policy.",
                 param="attention",
             )
-=======
         self.check_instructions(question)
->>>>>>> main
         if params.adjusted and stepwise:
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",

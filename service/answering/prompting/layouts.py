@@ -168,12 +168,8 @@ class ChatLayout:
         turns += style.shown()
         said = [turn for turn in history if turn["role"] != "system"]
         asked = [*said, {"role": "user", "content": question}]
-<<<<<<< HEAD
-        opening, repeated = style.opening(question, ordered, likely)
-        before = sum(len(parts) for _, parts in turns) + len(opening) - 3 * len(ordered)
-=======
         opening, repeated = style.opening(question, ordered, likely, instructions)
->>>>>>> main
+        before = sum(len(parts) for _, parts in turns) + len(opening) - 3 * len(ordered)
         if asked[0]["role"] != "user":
             turns.append(("user", opening))
             opening = []
@@ -283,22 +279,15 @@ class PlainLayout:
         ordered = canonical(passages)
         turns = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in history]
         asked = f"Question: {question.strip()}\nAnswer:"
-<<<<<<< HEAD
-        ids = [*self._start, *self.encoder.data(PLAIN.system + "\n\n")]
+        ids = [*self._start, *self.encoder.data("".join(_told(PLAIN, instructions)) + "\n\n")]
         preface, spans = len(ids), []
-        for passage, block in zip(ordered, PLAIN.blocks(ordered), strict=True):
+        for passage, block in zip(ordered, PLAIN.blocks(ordered, instructions), strict=True):
             places = [len(ids)]
             for part in pieces(block, passage):
                 ids += self.encoder.data(part)
                 places.append(len(ids))
             spans.append(range(places[1], places[2]))
         for part in [*turns, asked]:
-=======
-        told = "".join(_told(PLAIN, instructions))
-        parts = [told + "\n\n", *PLAIN.blocks(ordered, instructions), *turns, asked]
-        ids = list(self._start)
-        for part in parts:
->>>>>>> main
             ids += self.encoder.data(part)
         return Prompt(ids, question, tuple(ordered), spans=PassageSpans(preface, tuple(spans)) if spans else None)
 

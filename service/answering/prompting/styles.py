@@ -73,14 +73,9 @@ class Style:
         before = self.before.replace("{question}", question.strip())
         text = "\n".join(likely[: self.likely])
         repeated = [Passage("", REPEATED, 0, len(text), None, text)] if text else []
-<<<<<<< HEAD
-        blocks = self.blocks([*passages, *repeated])
+        blocks = self.blocks([*passages, *repeated], instructions)
         cut = [piece for block, passage in zip(blocks, passages, strict=False) for piece in pieces(block, passage)]
         return [*([before] if before else []), *cut], blocks[len(passages) :]
-=======
-        blocks = self.blocks([*passages, *repeated], instructions)
-        return [*([before] if before else []), *blocks[: len(passages)]], blocks[len(passages) :]
->>>>>>> main
 
     def asked(self, question: str) -> str:
         """A question in the words of the style."""
