@@ -155,7 +155,7 @@ async def _answer(settings: Settings, question: Question, sampling: Sampling, wr
 
     runtime = await started(settings)
     try:
-        params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
+        params = sampling.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
         events = runtime.answerer.answer(question, params, LOCAL_OWNER)
         return await collect(events if writer is None else shown(question, events, writer))
     finally:

@@ -46,6 +46,8 @@ struct Norm {
   int32_t threads;
 };
 
+enum Activation : int32_t { SILU, GELU_TANH };  // mirrored by `ACTIVATIONS` in rows.py
+
 // Mirrored by `_Write` in rows.py. Strides in bytes.
 struct Write {
   const char* source;    // [rows, heads, row_bytes]
@@ -59,5 +61,5 @@ void folio_attention(const Attention* call);
 void folio_linear(const Linear* calls, int32_t count);  // of as many rows each
 void folio_rms_norm(const Norm* call);
 void folio_write(const Write* call);
-void folio_silu_mul(const float* gate, float* up, int64_t count, int32_t threads);
+void folio_gate(Activation activation, const float* gate, float* up, int64_t count, int32_t threads);
 }
