@@ -60,7 +60,7 @@ class OneShotAnswer:
             question, owner, self._named, self._params.max_tokens, "draft_prompt" in draws_on
         )
         if not self._params.constraint:
-            await asyncio.to_thread(self._settle)
+            await self._finder.turns.run(owner, self._settle)
         if "datastore" in draws_on and self._evidence.prompt is not None:
             self._store = await asyncio.to_thread(self._finder.library.token_store, owner)
         return self._evidence

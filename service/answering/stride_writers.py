@@ -142,7 +142,8 @@ class StrideWriter:
         return None if reason == "length" and tokens < self._params.max_tokens else reason
 
     def _over(self, question: Question, hits: Sequence[Hit]) -> Prompt:
-        return self._layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns)
+        passages = [Passage.of(hit) for hit in hits]
+        return self._layout.build(question.text, passages, question.turns, instructions=question.instructions)
 
     def _build(self, chunk: int) -> tuple[Hit, Prompt]:
         hits = self._library.hits([chunk], self._owner)

@@ -27,12 +27,13 @@ _UNPRINTED = re.compile(
 )
 
 
-def codes(passages: Sequence[Passage]) -> list[str]:
-    """One code a passage, in hexadecimal digits, that no passage and no name holds.
+def codes(passages: Sequence[Passage], beside: str = "") -> list[str]:
+    """One code a passage, in hexadecimal digits, that no passage, no name and no text `beside` them holds.
 
     Case, width, white space, punctuation and characters without a shape do not hide one.
     """
-    held = [_UNSAID.sub("", _folded(text)) for passage in passages for text in (passage.shown, passage.name)]
+    texts = [beside, *(text for passage in passages for text in (passage.shown, passage.name))]
+    held = [_UNSAID.sub("", _folded(text)) for text in texts]
     return [_code(number, passage, held) for number, passage in enumerate(passages, start=1)]
 
 

@@ -94,21 +94,29 @@ class PromptLayout(Protocol):
         limits: measured limits of the model, or None where only its window is known.
         follows: whether it takes earlier turns; if not, it is asked questions that stand alone.
         quotes: whether what is answered is chosen before the model runs (`Prompt.settle`).
+        instructed: whether it can be told how to answer; if not, `build` is given no instructions.
     """
 
     name: str
     follows: bool
     quotes: bool
+    instructed: bool
     limits: ReadingLimits | None
 
     def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Message] = (),
+        likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids for `question` over `passages` (any order).
 
         Args:
             history: earlier turns, oldest first.
             likely: sentences of the passages that may answer, the likeliest first; of use to a model that writes.
+            instructions: of the one who asks, on how to answer; they stand with our own, in front of all else.
 
         A layout that cannot use earlier turns raises InvalidRequest rather than drop them.
         """
@@ -124,6 +132,7 @@ class ChatLayout:
 
     follows = True
     quotes = False
+    instructed = True
 
     def __init__(self, tokenizer: Any, style: Style = LARGE) -> None:
         if not getattr(tokenizer, "chat_template", None):
@@ -135,20 +144,27 @@ class ChatLayout:
         self._style = style
 
     def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Message] = (),
+        likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids of system turn, examples, and the conversation, in whose first user turn the documents stand first.
 
         Each question is asked in the words of the style: over the same documents a prompt begins with the one before
-        it, and with that answer. Likely sentences stand beside the last question alone.
+        it, and with that answer. Likely sentences stand beside the last question alone. Instructions come after the
+        style's own, and cannot hold a passage's delimiter; what is asked beside the question has the last word.
         """
         style = self._style
         ordered = style.ordered(passages)
-        turns: list[tuple[str, Sequence[str]]] = [("system", [style.system])] if style.system else []
+        told = _told(style, instructions)
+        turns: list[tuple[str, Sequence[str]]] = [("system", told)] if told else []
         turns += style.shown()
         said = [turn for turn in history if turn["role"] != "system"]
         asked = [*said, {"role": "user", "content": question}]
-        opening, repeated = style.opening(question, ordered, likely)
+        opening, repeated = style.opening(question, ordered, likely, instructions)
         if asked[0]["role"] != "user":
             turns.append(("user", opening))
             opening = []
@@ -224,6 +240,7 @@ class PlainLayout:
     name = "plain"
     follows = True
     quotes = False
+    instructed = True
     limits: ReadingLimits | None = None
 
     def __init__(self, tokenizer: Any) -> None:
@@ -232,13 +249,19 @@ class PlainLayout:
         self._start = first if first == [tokenizer.bos_token_id] else []
 
     def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Message] = (),
+        likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids of the running text; earlier turns stand between documents and question."""
         ordered = canonical(passages)
         turns = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in history]
         asked = f"Question: {question.strip()}\nAnswer:"
-        parts = [PLAIN.system + "\n\n", *PLAIN.blocks(ordered), *turns, asked]
+        told = "".join(_told(PLAIN, instructions))
+        parts = [told + "\n\n", *PLAIN.blocks(ordered, instructions), *turns, asked]
         ids = list(self._start)
         for part in parts:
             ids += self.encoder.data(part)
@@ -277,6 +300,12 @@ def choose_layout(tokenizer: Any, parameters: int | None = None) -> ChatLayout |
         return ChatLayout(tokenizer, style_for(parameters))
     log.warning("no chat template: documents and question are given as running text", layout=PlainLayout.name)
     return PlainLayout(tokenizer)
+
+
+def _told(style: Style, instructions: str) -> list[str]:
+    """The system's turn, in pieces: the words of the style, then what the one who asks adds."""
+    added = instructions.strip()
+    return [*([style.system] if style.system else []), *([f"\n\n{added}" if style.system else added] if added else [])]
 
 
 def _system_into_user(messages: Sequence[Message]) -> list[Message] | None:

@@ -63,7 +63,7 @@ class Style:
         return sorted(joined, key=lambda one: -min(i for i, other in enumerate(passages) if _holds(one, other)))
 
     def opening(
-        self, question: str, passages: Sequence[Passage], likely: Sequence[str] = ()
+        self, question: str, passages: Sequence[Passage], likely: Sequence[str] = (), instructions: str = ""
     ) -> tuple[list[str], list[str]]:
         """What the first user turn begins with, in pieces: what stands before the passages, and each of these.
 
@@ -72,17 +72,17 @@ class Style:
         before = self.before.replace("{question}", question.strip())
         text = "\n".join(likely[: self.likely])
         repeated = [Passage("", REPEATED, 0, len(text), None, text)] if text else []
-        blocks = self.blocks([*passages, *repeated])
+        blocks = self.blocks([*passages, *repeated], instructions)
         return [*([before] if before else []), *blocks[: len(passages)]], blocks[len(passages) :]
 
     def asked(self, question: str) -> str:
         """A question in the words of the style."""
         return self.after.replace("{question}", question.strip())
 
-    def blocks(self, passages: Sequence[Passage]) -> list[str]:
-        """Each passage between its delimiters."""
+    def blocks(self, passages: Sequence[Passage], beside: str = "") -> list[str]:
+        """Each passage between its delimiters, which the text `beside` them does not hold either."""
         named = self.markers(passages) or [""] * len(passages)
-        each = zip(passages, range(1, len(passages) + 1), codes(passages), named, strict=True)
+        each = zip(passages, range(1, len(passages) + 1), codes(passages, beside), named, strict=True)
         return [self.block(*one) for one in each]
 
     def markers(self, passages: Sequence[Passage]) -> tuple[str, ...]:
