@@ -199,7 +199,10 @@ class Row:
             "model": self.model,
             "retriever": self.retriever,
             "mode": self.mode,
-            **self._worth(),
+            **{
+                name: sum(one[name] for one in self.quality) / len(self.quality)
+                for name in (QUALITY if self.quality else ())
+            },
             "questions": self.done,
             "prefetch": self.prefetch,
             "tokens": self.tokens,
@@ -221,11 +224,6 @@ class Row:
             "search_ms": median(f["search_ms"] / f["searches"] for f in plain),
             **{name: self._medians(name) for name in speed if name.startswith("os3")},
         }
-
-    def _worth(self) -> dict[str, float]:
-        """Means of what the answers to a dataset are worth; nothing for other questions."""
-        names = QUALITY if self.quality else ()
-        return {name: sum(one[name] for one in self.quality) / len(self.quality) for name in names}
 
     def _speed_up(self, name: str) -> float:
         pairs = zip(self.seconds["sequential"], self.seconds[name], strict=False)  # the sweep has fewer
