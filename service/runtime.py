@@ -28,6 +28,8 @@ from service.answering.retention import forget_deleted
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
+from service.receipts.making import ReceiptMaker
+from service.receipts.signing import Signer
 from service.settings import EMBEDDED, Settings
 from service.turns import Turns
 
@@ -58,6 +60,7 @@ class _Parts:
     engine: AsyncEngine
     answerer: Answerer
     chat: ChatLayout | PlainLayout
+    receipts: ReceiptMaker
 
 
 class Runtime:
@@ -164,6 +167,11 @@ class Runtime:
         return self._whole.answerer
 
     @property
+    def receipts(self) -> ReceiptMaker:
+        """What makes the receipts of answers."""
+        return self._whole.receipts
+
+    @property
     def chat(self) -> ChatLayout | PlainLayout:
         """How the model holds a plain conversation."""
         return self._whole.chat
@@ -219,7 +227,9 @@ class Runtime:
         if serving:
             engine.on_lost = self._lose
         await asyncio.to_thread(engine.start)
-        self._parts = _Parts(engine, Answerer(finder, engine, layout), chat_layout_for(loaded.tokenizer))
+        answerer = Answerer(finder, engine, layout)
+        receipts = ReceiptMaker(engine, self.model_name, Signer(self.library.database))
+        self._parts = _Parts(engine, answerer, chat_layout_for(loaded.tokenizer), receipts)
         log.info("ready", model=self.model_name, window=engine.window)
 
     def _lose(self, error: DeviceLost) -> None:

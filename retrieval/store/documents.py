@@ -269,6 +269,19 @@ def read_text(
     return str(text)
 
 
+def version_of(connection: sa.Connection, owner: str, document: str, sha256: str) -> int:
+    """The newest version that was read from the file of this hash. Error: NotFound."""
+    known = get(connection, owner, document)
+    found = connection.execute(
+        sa.select(sa.func.max(versions.c.version)).where(
+            versions.c.document_id == document, versions.c.sha256 == sha256
+        )
+    ).scalar()
+    if found is None:
+        raise NotFound(f"{known.name} has no version of that file; the present one is {known.version}")
+    return int(found)
+
+
 def read_pages(connection: sa.Connection, owner: str, document: str, version: int | None) -> list[Page]:
     """Error: NotFound."""
     found = get(connection, owner, document)

@@ -98,6 +98,11 @@ class Shelf:
         with self.database.read() as connection:
             return store.read_text(connection, owner, document, start, end, version)
 
+    def version_of(self, document: str, sha256: str, owner: str = DEFAULT_OWNER) -> int:
+        """The newest version of a document that was read from the file of this hash. Error: NotFound."""
+        with self.database.read() as connection:
+            return store.version_of(connection, owner, document, sha256)
+
     def pages(self, document: str, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> list[Page]:
         """The pages in order (one for a file without pages). Error: NotFound."""
         with self.database.read() as connection:

@@ -251,6 +251,15 @@ responses = sa.Table(
     sa.Index(None, "created_at"),
 )
 
+# The installation's own key, in one row.
+signing_keys = sa.Table(
+    "signing_keys",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("private", sa.LargeBinary, nullable=False),  # Ed25519, 32 bytes
+    sa.Column("created_at", Time, nullable=False),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

@@ -107,6 +107,10 @@ class AnswerOptions(Frozen):
     rerank: bool = Field(
         default=False, description="Let the ranker read what a search finds, and take the passages that answer best."
     )
+    wider: bool = Field(
+        default=False,
+        description="Mode retrieval: three times the passages, ranked anew, and the model is asked always.",
+    )
     refuse_below: float | None = Field(
         default=None,
         ge=0,

@@ -22,6 +22,7 @@ from service.api.sse import EventStream, event
 from service.api.tracing import traced
 from service.api.waiting import unless_gone
 from service.errors import FolioError
+from service.receipts.receipt import Receipt
 
 router = APIRouter(tags=["answers"])
 
@@ -30,6 +31,9 @@ class AnswerRequest(Question, Sampling):
     """A question and how to answer it."""
 
     stream: bool = False
+    receipt: bool = Field(
+        default=False, description="Give a signed receipt, which /v1/receipts/verify makes the answer again from."
+    )
 
 
 class ClaimModel(BaseModel):
@@ -65,6 +69,47 @@ class CitationModel(BaseModel):
     boxes: list[BoxModel] = Field(description="Where a verified passage is printed, for a PDF.")
 
 
+class ReadModel(BaseModel):
+    """A document that was read whole."""
+
+    document: str
+    name: str
+    chars: int
+
+
+class SearchedModel(BaseModel):
+    """A search that was made."""
+
+    query: str
+    mode: Literal["hybrid", "dense", "sparse"]
+    passages: int = Field(description="That it brought.")
+
+
+class ConsideredModel(BaseModel):
+    """A passage that came near."""
+
+    document: str
+    name: str
+    start: int
+    end: int
+    page: int | None
+    place: str
+    score: float | None
+    sentence: str = Field(description="Its surest sentence, by the ranker; else its beginning.")
+    probability: float | None = Field(description="That this sentence answers; null where the ranker does not read it.")
+    needed: float | None = Field(description="The probability that an answer needs.")
+    why: str = Field(description="Why it did not carry.")
+
+
+class ProofModel(BaseModel):
+    """What stands behind a refusal."""
+
+    read_whole: list[ReadModel]
+    searches: list[SearchedModel]
+    considered: list[ConsideredModel] = Field(description="The surest first.")
+    wider: dict[str, Any] | None = Field(description="Fields to ask again with for a wider search; null: none is.")
+
+
 class AnswerModel(BaseModel):
     """An answer."""
 
@@ -80,6 +125,8 @@ class AnswerModel(BaseModel):
     note: str | None
     finish_reason: str | None
     stats: dict[str, Any]
+    proof: ProofModel | None = Field(default=None, description="Of a refusal: what was read and searched, and why.")
+    receipt: Receipt | None = None
 
 
 @router.post(
@@ -100,10 +147,11 @@ async def answer(
     """Answer a question over the caller's documents.
 
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
-    done; else one JSON object.
+    done (and receipt, where one is asked for); else one JSON object.
     """
     params = body.params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
-    events = traced(request, runtime.answerer.answer(body, params, principal.owner))
+    record = runtime.receipts if body.receipt else None
+    events = traced(request, runtime.answerer.answer(body, params, principal.owner, record))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream([events], AnswerEvents(), runtime.settings.ping_s)
 

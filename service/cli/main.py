@@ -26,6 +26,7 @@ from service.cli import (
     keys,
     mcp,
     models,
+    receipts,
     serving,
     warming,
 )
@@ -47,6 +48,7 @@ warming.register(documents.docs)
 collections.register(app)
 indexes.register(app)
 answers.register(app)
+receipts.register(app)
 chat.register(app)
 serving.register(app)
 mcp.register(app)

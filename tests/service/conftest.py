@@ -134,6 +134,7 @@ class ScriptedEngine:
                 base_model=None, config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=64))
             ),
             fingerprint="scripted",
+            weights="plain",
             vocab_size=len(tokenizer),
             tokenizer_fingerprint="scripted",
             num_parameters=10**9,
