@@ -31,7 +31,11 @@ from service.models import chat_layout_for, layout_for, load_engine, shown_name
 from service.receipts.making import ReceiptMaker
 from service.receipts.signing import Signer
 from service.settings import EMBEDDED, Settings
+from service.tables.filling import TableFiller
+from service.tables.store import TableStore
 from service.turns import Turns
+from service.watches.store import WatchStore
+from service.watches.watching import Watcher
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
@@ -87,6 +91,8 @@ class Runtime:
         self._keys: KeyStore | None = None
         self._loading: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._working: list[asyncio.Task[None]] = []
+        self._filler: TableFiller | None = None
         self._draining = False
 
     async def start(self, serving: bool = False) -> None:
@@ -126,6 +132,9 @@ class Runtime:
     async def drain(self) -> None:
         """Take nothing more; wait for what is in flight as long as the settings allow."""
         self._draining = True
+        for task in self._working:  # what they leave is gone on with at the next start
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
         if self.loaded is not None and not await self.loaded.drain(self.settings.drain_timeout_s):
             log.warning("aborting requests in flight", requests=self.loaded.in_flight)
 
@@ -151,6 +160,19 @@ class Runtime:
     def keys(self) -> KeyStore | None:
         """None until the library is open."""
         return self._keys
+
+    @property
+    def tables(self) -> TableStore:
+        return TableStore(lambda: self.library.database)
+
+    @property
+    def watches(self) -> WatchStore:
+        return WatchStore(lambda: self.library.database)
+
+    def wake(self) -> None:
+        """There may be work in the background: a table to fill."""
+        if self._filler is not None:
+            self._filler.wake()
 
     @property
     def engine(self) -> AsyncEngine:
@@ -230,6 +252,10 @@ class Runtime:
         answerer = Answerer(finder, engine, layout)
         receipts = ReceiptMaker(engine, self.model_name, Signer(self.library.database))
         self._parts = _Parts(engine, answerer, chat_layout_for(loaded.tokenizer), receipts)
+        if serving:
+            self._filler = TableFiller(self.tables, answerer, self.settings.answer_tokens)
+            watcher = Watcher(self.watches, answerer, self.settings.answer_tokens, self.settings.webhook_private)
+            self._working += [asyncio.create_task(self._filler.serve()), asyncio.create_task(watcher.serve())]
         log.info("ready", model=self.model_name, window=engine.window)
 
     def _lose(self, error: DeviceLost) -> None:

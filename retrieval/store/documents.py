@@ -17,6 +17,7 @@ from retrieval.parsing.chunking import Chunk
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.places import pack, place_of, unpack
 from retrieval.store.tables import (
+    answer_rows,
     chunks,
     collections,
     documents,
@@ -27,6 +28,8 @@ from retrieval.store.tables import (
     pages,
     responses,
     versions,
+    watch_changes,
+    watches,
 )
 from retrieval.types import Collection, Document, Hit, Page
 
@@ -195,6 +198,8 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     quoting = idempotency.c.owner == owner, idempotency.c.route == "answer", idempotency.c.status.is_not(None)
     connection.execute(sa.delete(idempotency).where(*quoting))
     _forget_responses(connection, owner)
+    connection.execute(sa.delete(answer_rows).where(answer_rows.c.document_id == document))
+    _forget_watched(connection, owner, document)
     failpoint("delete.journal")
     return found
 
@@ -313,6 +318,18 @@ def _forget_responses(connection: sa.Connection, owner: str) -> None:
         gone = set(
             connection.execute(sa.select(responses.c.id).where(mine, responses.c.previous_id.in_(gone))).scalars()
         )
+
+
+def _forget_watched(connection: sa.Connection, owner: str, document: str) -> None:
+    """Remove answers of watched questions, and changes of them, that were made from a document."""
+
+    def names(column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return sa.cast(column, sa.Text).contains(f'"{document}"', autoescape=True)
+
+    mine = sa.select(watches.c.id).where(watches.c.owner == owner)
+    made_of_it = sa.or_(*(names(watch_changes.c[name]) for name in ("documents", "before", "after", "difference")))
+    connection.execute(sa.delete(watch_changes).where(watch_changes.c.watch_id.in_(mine), made_of_it))
+    connection.execute(sa.update(watches).where(watches.c.owner == owner, names(watches.c.state)).values(state=None))
 
 
 def _of_version(document: str, version: int, *columns: sa.Column[Any]) -> sa.Select[Any]:

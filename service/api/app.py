@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from service.accounts.idempotency import Idempotency
 from service.accounts.responses import ResponseStore
-from service.api import answer, docs, documents, errors, health, jobs, metrics, receipts, search
+from service.api import answer, docs, documents, errors, health, jobs, metrics, receipts, search, tables, watches
 from service.api.anthropic import messages
 from service.api.auth import OPEN, AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
@@ -74,6 +74,8 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         search,
         answer,
         receipts,
+        tables,
+        watches,
         docs,
         chat,
         completions,

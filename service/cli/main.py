@@ -28,7 +28,9 @@ from service.cli import (
     models,
     receipts,
     serving,
+    tables,
     warming,
+    watches,
 )
 from service.cli.output import error_line, note
 from service.errors import Exit, FolioError
@@ -49,6 +51,8 @@ collections.register(app)
 indexes.register(app)
 answers.register(app)
 receipts.register(app)
+tables.register(app)
+watches.register(app)
 chat.register(app)
 serving.register(app)
 mcp.register(app)

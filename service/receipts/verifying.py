@@ -114,9 +114,7 @@ class Verifier:
             return ""  # no model was asked
         if "fingerprint" in verdict.differs or "tokenizer" in verdict.differs:
             here = self._maker.maker(None).name
-            return (
-                f"It was made with the model {receipt.maker.name}, and {here} runs here: the answer was not made again"
-            )
+            return f"Made with the model {receipt.maker.name}, and {here} runs here: the answer was not made again"
         known = [(record, text) for record, text in zip(receipt.passages, texts, strict=True) if text is not None]
         if len(known) < len(receipt.passages):
             return "The answer cannot be made again"

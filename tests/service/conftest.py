@@ -141,6 +141,7 @@ class ScriptedEngine:
             sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),
         )
         self.constraints = SimpleNamespace(prepare=inspect)
+        self.drafting = SimpleNamespace(learned=SimpleNamespace(forget=lambda owner: None))
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}

@@ -184,7 +184,7 @@ def test_a_document_that_changed_or_went_is_named_and_not_shown(quoting: Any) ->
 def test_another_owner_sees_what_he_would_see_of_a_deleted_document(start_service: Callable[..., Any]) -> None:  # noqa: F811
     service = start_service()
     keys = service.runtime.keys
-    mine, theirs = ({"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ada", "bob"))
+    mine, theirs = ({"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("zoe@home", "bob"))
     document = service.ingest("bridge.txt", BOOK.encode(), **mine)["id"]
     receipt = ask(service, mine)
     assert verify(service, receipt, mine)["ok"]
@@ -192,7 +192,7 @@ def test_another_owner_sees_what_he_would_see_of_a_deleted_document(start_servic
     assert service.client.delete(f"/v1/documents/{document}", headers=mine).status_code == 204
     assert verify(service, receipt, theirs) == before
     assert before["says"] == f"The answer cannot be made again; document {document} is no longer here."
-    assert "ada" not in json.dumps(receipt), "nor does it name its owner"
+    assert "zoe" not in json.dumps(receipt), "nor does it name its owner"
 
 
 def test_a_stream_brings_it_before_the_end(service: Any, read_events: Any) -> None:
@@ -210,7 +210,7 @@ def test_no_receipt_of_what_searches_while_it_writes(service: Any) -> None:
 def test_a_receipt_of_another_version_is_refused(service: Any) -> None:
     answer = service.client.post("/v1/receipts/verify", json=ask(service) | {"format": "folio-receipt-9"})
     assert answer.status_code in (400, 422)
-    assert "folio-receipt-1" in answer.json()["detail"]
+    assert "folio-receipt-1" in answer.text
 
 
 def test_the_command_line_writes_and_verifies(folio: Callable[..., Any], home: Path, tmp_path: Path) -> None:
