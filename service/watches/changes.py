@@ -11,7 +11,7 @@ from service.answering.answer import Answer
 
 State = dict[str, Any]
 """An answer as a watch keeps it: ``answer``, ``refused``, ``verified``, ``citations``, and ids of what was ``read``."""
-_WORDS = re.compile(r"\s+|\S+")
+_WORDS = re.compile(r"\S+\s*|\s+")
 _CITED = ("document", "name", "start", "end", "page", "place", "cited_text", "support")
 
 

@@ -196,13 +196,17 @@ class WatchStore:
     ) -> Change | None:
         """Let go of a watch; returns the change where there is a difference, kept in the same transaction.
 
-        state: None leaves the answer as it was.
+        state: None leaves the answer as it was. One that was made of a document which has been deleted meanwhile is
+            dropped, and the question asked again.
         """
         values: dict[str, Any] = {"seen": seen, "checked_at": now(), "holder": None, "expires_at": None}
         if state is not None:
             values["state"] = state
         change = None
-        with self._database().write_aside() as connection:
+        with self._database().write() as connection:  # in turn with deletes, which must not be overtaken
+            if state is not None and not _all_there(connection, watch.owner, state["read"]):
+                values |= {"seen": watch.seen, "state": None}
+                difference = None
             there = connection.execute(sa.update(watches).where(watches.c.id == watch.id).values(values)).rowcount
             if there and difference is not None and state is not None:
                 row = {
@@ -262,6 +266,11 @@ class WatchStore:
 
 def _mine(owner: str, watch: str) -> tuple[sa.ColumnElement[bool], ...]:
     return watches.c.owner == owner, watches.c.id == watch
+
+
+def _all_there(connection: sa.Connection, owner: str, read: list[str]) -> bool:
+    there = sa.select(sa.func.count()).where(documents.c.owner == owner, documents.c.id.in_(read))
+    return bool(connection.execute(there).scalar_one() == len(set(read)))
 
 
 def _watch(row: Any) -> Watch:

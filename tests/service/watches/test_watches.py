@@ -82,9 +82,9 @@ def test_a_new_version_is_noticed_and_told_with_a_signature(service: Any, receiv
     assert [(one["document"], one["version"]) for one in change["documents"]] == [(document, 2)], f"not {other}"
     assert change["difference"]["words"] == [
         ["=", "The bridge at Hampton was built by "],
-        ["-", "Ada Miller"],
-        ["+", "Eve Potter"],
-        ["=", " in "],
+        ["-", "Ada Miller "],
+        ["+", "Eve Potter "],
+        ["=", "in "],
         ["-", "1862."],
         ["+", "1863."],
     ]
@@ -151,6 +151,20 @@ def test_one_process_looks_at_a_time(home: Path) -> None:
         state = {"answer": "a", "refused": False, "verified": False, "citations": [], "read": []}
         assert store.keep(watch, seen, state) is None
         assert store.claim("two") is None, "nothing has changed"
+
+
+def test_an_answer_that_a_delete_overtook_is_not_kept(home: Path) -> None:
+    with Library.open(home) as library:
+        store = WatchStore(lambda: library.database)
+        store.add("local", WatchSpec(question="What?"))
+        watch = store.claim("one")
+        assert watch is not None
+        document = library.documents()[0].id
+        state = {"answer": "Ada", "refused": False, "verified": False, "citations": [], "read": [document]}
+        library.delete(document)
+        assert store.keep(watch, 99, state, [], difference(None, state)) is None
+        assert store.get("local", watch.id).state is None
+        assert store.get("local", watch.id).seen == watch.seen, "so that it is asked again"
 
 
 def test_changes_are_kept_up_to_a_number(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
