@@ -31,12 +31,13 @@ from retrieval.store.tables import (
     watch_changes,
     watches,
 )
-from retrieval.types import Collection, Document, Hit, Page
+from retrieval.types import Collection, Document, Hit, Order, Page
 
 READY = "ready"
 PARTIAL = "partial"
 FAILED = "failed"
 
+_NEWEST = (documents.c.updated_at, True)
 
 # Part of every search, so put together once. Two statements that look up primary keys, because a planner that is given
 # their join and fifty ids may rather go through all chunks of the owner.
@@ -224,14 +225,31 @@ def named(connection: sa.Connection, owner: str, reference: str) -> list[Documen
 
 
 def listing(
-    connection: sa.Connection, owner: str, collection: str | None, limit: int | None, after: str | None
+    connection: sa.Connection,
+    owner: str,
+    collection: str | None,
+    limit: int | None,
+    after: str | None,
+    search: str = "",
+    order: Order = "id",
 ) -> list[Document]:
-    """Documents by id (a stable cursor: ``after`` is the last id seen)."""
-    query = _select_documents(owner).order_by(documents.c.id)
+    """Documents in an order, behind the document ``after``, which is a stable cursor where the order is by id.
+
+    search: what a name holds, whatever the case. Error: NotFound (``after`` is gone, in another order).
+    """
+    key, falling = {"id": (documents.c.id, False), "name": (documents.c.name, False), "newest": _NEWEST}[order]
+    query = _select_documents(owner).order_by(key.desc() if falling else key, documents.c.id)
     if collection is not None:
         query = query.where(collections.c.name == collection)
-    if after is not None:
+    if search:
+        query = query.where(sa.func.lower(documents.c.name).contains(search.lower(), autoescape=True))
+    if after is not None and order == "id":
         query = query.where(documents.c.id > after)
+    elif after is not None:
+        last = get(connection, owner, after)
+        at = last.updated_at if order == "newest" else last.name
+        beyond = key < at if falling else key > at
+        query = query.where(sa.or_(beyond, sa.and_(key == at, documents.c.id > after)))
     if limit is not None:
         query = query.limit(limit)
     return [_document(row) for row in connection.execute(query)]

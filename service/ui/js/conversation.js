@@ -7,6 +7,7 @@ import { byId, count, el, refill } from "./dom.js";
 import { showFigures } from "./figures.js";
 import { announce } from "./notices.js";
 import { numbered } from "./pieces.js";
+import { widened } from "./proof.js";
 import { draftSources, newTurn, render, run } from "./turn.js";
 
 const TURNS = "folio.turns";
@@ -84,6 +85,12 @@ export class Conversation {
     this.edited = turn;
     byId("question").focus();
     this.ask(turn.question, turn.request);
+  }
+
+  #wider(turn) {
+    this.edited = turn;
+    byId("question").focus();
+    this.ask(turn.question, widened(turn.request, turn.proof.wider));
   }
 
   #remove(turn) {
@@ -175,7 +182,8 @@ export class Conversation {
       coloured: this.coloured,
       openCitation: (...which) => this.open(...which),
       openResult: (result) => { this.left(); this.on.open(result); },
-      again: turn === this.turns.at(-1) && !this.anew && !this.stopper ? { retry: (which) => this.#retry(which), edit: (which) => this.#edit(which) } : null,
+      redraw: () => { this.#show(turn); keep(this.turns); },
+      again: turn === this.turns.at(-1) && !this.anew && !this.stopper ? { retry: (which) => this.#retry(which), edit: (which) => this.#edit(which), wider: (which) => this.#wider(which) } : null,
     };
     refill(this.nodes.get(turn), ...render(turn, how));
     this.#markChips();

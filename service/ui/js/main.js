@@ -6,6 +6,7 @@ import { Conversation } from "./conversation.js";
 import { askForKey, showShortcuts, wireDialogs } from "./dialogs.js";
 import { Documents } from "./documents.js";
 import { byId } from "./dom.js";
+import { wireFigures } from "./figures.js";
 import { report } from "./notices.js";
 import { wireShortcuts } from "./shortcuts.js";
 import { Source } from "./source.js";
@@ -15,12 +16,13 @@ const READINESS_MS = 10_000;
 
 api.onUnauthorised(askForKey);
 wireDialogs();
+wireFigures();
 
 const composer = new Composer({ ask: (question, request) => { view("ask"); conversation.ask(question, request); }, stop: () => conversation.stop() });
 const documents = new Documents({
   open: (item) => { conversation.left(); view("source"); source.open({ document: item.id, name: item.name }); },
   scope: (item) => { composer.choose(`document:${item.id}`); view("ask"); composer.focus(); },
-  change: (items) => { composer.offer(items); showStarters(items, (words) => composer.suggest(words)); },
+  change: (items, collections) => { composer.offer(items, collections); showStarters(items, (words) => composer.suggest(words)); },
   remove: (id) => source.forget(id),
 });
 const conversation = new Conversation({
