@@ -25,6 +25,7 @@ from service.answering.evidence import EvidenceFinder
 from service.answering.prompting.encoding import Encoder
 from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.answering.retention import forget_deleted
+from service.conversations.store import ConversationStore
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
@@ -164,6 +165,10 @@ class Runtime:
     @property
     def tables(self) -> TableStore:
         return TableStore(lambda: self.library.database)
+
+    @property
+    def conversations(self) -> ConversationStore:
+        return ConversationStore(lambda: self.library.database)
 
     @property
     def watches(self) -> WatchStore:

@@ -20,6 +20,8 @@ from retrieval.store.tables import (
     answer_rows,
     chunks,
     collections,
+    conversation_turns,
+    conversations,
     documents,
     embeddings,
     idempotency,
@@ -201,6 +203,7 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     _forget_responses(connection, owner)
     connection.execute(sa.delete(answer_rows).where(answer_rows.c.document_id == document))
     _forget_watched(connection, owner, document)
+    _forget_turns(connection, owner, document)
     failpoint("delete.journal")
     return found
 
@@ -340,14 +343,31 @@ def _forget_responses(connection: sa.Connection, owner: str) -> None:
 
 def _forget_watched(connection: sa.Connection, owner: str, document: str) -> None:
     """Remove answers of watched questions, and changes of them, that were made from a document."""
-
-    def names(column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-        return sa.cast(column, sa.Text).contains(f'"{document}"', autoescape=True)
-
     mine = sa.select(watches.c.id).where(watches.c.owner == owner)
-    made_of_it = sa.or_(*(names(watch_changes.c[name]) for name in ("documents", "before", "after", "difference")))
+    columns = (watch_changes.c[name] for name in ("documents", "before", "after", "difference"))
+    made_of_it = sa.or_(*(_names(column, document) for column in columns))
     connection.execute(sa.delete(watch_changes).where(watch_changes.c.watch_id.in_(mine), made_of_it))
-    connection.execute(sa.update(watches).where(watches.c.owner == owner, names(watches.c.state)).values(state=None))
+    forgotten = watches.c.owner == owner, _names(watches.c.state, document)
+    connection.execute(sa.update(watches).where(*forgotten).values(state=None))
+
+
+def _forget_turns(connection: sa.Connection, owner: str, document: str) -> None:
+    """Remove turns of kept conversations that were made from a document, and those that followed them."""
+    turns = conversation_turns
+    mine = sa.select(conversations.c.id).where(conversations.c.owner == owner)
+    first = (
+        sa.select(turns.c.conversation_id, sa.func.min(turns.c.ordinal).label("ordinal"))
+        .where(turns.c.conversation_id.in_(mine), _names(turns.c.content, document))
+        .group_by(turns.c.conversation_id)
+    )
+    for conversation, ordinal in connection.execute(first).all():
+        gone = turns.c.conversation_id == conversation, turns.c.ordinal >= ordinal
+        connection.execute(sa.delete(turns).where(*gone))
+
+
+def _names(column: sa.ColumnElement[Any], document: str) -> sa.ColumnElement[bool]:
+    """Whether JSON holds the id of a document."""
+    return sa.cast(column, sa.Text).contains(f'"{document}"', autoescape=True)
 
 
 def _of_version(document: str, version: int, *columns: sa.Column[Any]) -> sa.Select[Any]:

@@ -313,6 +313,25 @@ watch_changes = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# Conversations of the page; a turn goes with the documents that it was made of.
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("title", sa.String(255), nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("updated_at", Time, nullable=False),
+    sa.Index(None, "owner", "updated_at"),
+)
+conversation_turns = sa.Table(
+    "conversation_turns",
+    metadata,
+    sa.Column("conversation_id", sa.String(16), sa.ForeignKey("conversations.id"), primary_key=True),
+    sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
 # The installation's own key, in one row.
 signing_keys = sa.Table(
     "signing_keys",

@@ -15,7 +15,20 @@ from starlette.routing import Route
 
 from service.accounts.idempotency import Idempotency
 from service.accounts.responses import ResponseStore
-from service.api import answer, docs, documents, errors, health, jobs, metrics, receipts, search, tables, watches
+from service.api import (
+    answer,
+    conversations,
+    docs,
+    documents,
+    errors,
+    health,
+    jobs,
+    metrics,
+    receipts,
+    search,
+    tables,
+    watches,
+)
 from service.api.anthropic import messages
 from service.api.auth import OPEN, AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
@@ -76,6 +89,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         receipts,
         tables,
         watches,
+        conversations,
         docs,
         chat,
         completions,
@@ -106,7 +120,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED, "Retry-After", "Location"],
         )

@@ -35,6 +35,7 @@ MESSAGES = "/v1/messages"
 OWN_ROUTES = (
     "/v1/answer",
     "/v1/collections",
+    "/v1/conversations",
     "/v1/documents",
     "/v1/jobs",
     "/v1/receipts",

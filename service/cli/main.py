@@ -29,6 +29,7 @@ from service.cli import (
     receipts,
     serving,
     tables,
+    top,
     warming,
     watches,
 )
@@ -55,6 +56,7 @@ tables.register(app)
 watches.register(app)
 chat.register(app)
 serving.register(app)
+top.register(app)
 mcp.register(app)
 models.register(app)
 cluster.register(app)

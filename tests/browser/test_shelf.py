@@ -81,3 +81,66 @@ def test_an_answer_has_a_receipt_that_can_be_verified_and_kept(folio: Any) -> No
     receipt = json.loads(Path(saved.value.path()).read_text())
     assert receipt == folio.turns[-1]["receipt"]
     assert receipt["format"] == "folio-receipt-1"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_axe_finds_nothing(folio: Any, width: int) -> None:
+    """The rules of WCAG and good practice that a machine can check, in each state of the page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = folio.page
+    page.set_viewport_size({"width": width, "height": 800})
+
+    def found() -> list[tuple[str, str]]:
+        violations = Axe().run(page).response["violations"]
+        return [(one["id"], one["nodes"][0]["html"][:200]) for one in violations]
+
+    assert found() == []
+    folio.upload("letters/bridge.txt", BRIDGE)
+    page.evaluate("document.querySelector('#find-order').value = 'folder'")
+    page.evaluate("document.querySelector('#find-order').dispatchEvent(new Event('change'))")
+    folio.ask("Who built the bridge at Hampton?")
+    page.locator(".chip").first.click()
+    page.wait_for_selector("#source-text mark")
+    for view in ("documents", "ask", "source"):
+        if width == 400:
+            page.click(f".tabs [data-show={view}]")
+        assert found() == []
+    if width == 400:
+        page.click(".tabs [data-show=ask]")
+    page.click("#figures-fold")
+    page.check("#modes [value=retrieval]")
+    folio.ask("What does a submarine cost in Lisbon?")
+    assert found() == []
+    page.click("#open-help")
+    assert found() == []
+
+
+def test_conversations_are_kept_for_every_tab(folio: Any, visit: Any) -> None:
+    page = folio.page
+    folio.upload("bridge.txt", BRIDGE)
+    folio.ask("Who built the bridge at Hampton?")
+    folio.ask("How many arches has it?")
+    page.keyboard.press("Escape")
+    other = visit(folio.service)
+    other.page.click("#open-conversations")
+    row = other.page.locator("#conversation-list li").first
+    expect(row).to_contain_text("Who built the bridge at Hampton?")
+    expect(row).to_contain_text("2 questions")
+    row.get_by_role("button", name="Rename").click()
+    other.page.keyboard.type("Bridges of the county")
+    other.page.keyboard.press("Enter")
+    expect(row).to_contain_text("Bridges of the county")
+    with other.page.expect_download() as saved:
+        row.get_by_role("button", name="Export").click()
+    text = Path(saved.value.path()).read_text()
+    assert text.startswith("# Bridges of the county\n\n## Who built the bridge at Hampton?\n")
+    assert "[^1-1]: bridge.txt" in text
+    row.locator(".conversation").click()
+    expect(other.page.locator(".turn")).to_have_count(2)
+    other.ask("Of which stone?")
+    assert len(other.turns) == 3
+    page.click("#open-conversations")
+    expect(page.locator("#conversation-list li").first).to_contain_text("3 questions")
+    page.locator("#conversation-list li").first.get_by_role("button", name="Delete").click()
+    expect(page.locator("#announcer")).to_have_text("Bridges of the county is deleted.")

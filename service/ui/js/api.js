@@ -66,6 +66,19 @@ export async function pageImage(id, number, width) {
   return (await send(`v1/documents/${encodeURIComponent(id)}/pages/${number}/image?width=${width}`)).blob();
 }
 
+const conversation = (id) => `v1/conversations/${encodeURIComponent(id)}`;
+export const listConversations = () => json("v1/conversations");
+export const createConversation = (title) => json("v1/conversations", withBody("POST", { title }));
+export const renameConversation = (id, title) => json(conversation(id), withBody("PUT", { title }));
+export const deleteConversation = (id) => send(conversation(id), { method: "DELETE" });
+export const conversationTurns = (id) => json(`${conversation(id)}/turns`);
+export const keepTurn = (id, ordinal, turn) => json(`${conversation(id)}/turns/${ordinal}`, withBody("PUT", turn));
+
+/** As Markdown. */
+export async function exportConversation(id) {
+  return (await send(`${conversation(id)}/export`)).text();
+}
+
 /** Whether an answer comes out again: what the service finds of its receipt. */
 export const verifyReceipt = (receipt) => json("v1/receipts/verify", withBody("POST", receipt));
 

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
+import { showConversations } from "./conversations.js";
 import { askForKey, showShortcuts, wireDialogs } from "./dialogs.js";
 import { Documents } from "./documents.js";
 import { byId } from "./dom.js";
@@ -35,6 +36,7 @@ const source = new Source({ step: (by) => conversation.step(by), opened: (id) =>
 
 byId("open-help").addEventListener("click", showShortcuts);
 byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
+byId("open-conversations").addEventListener("click", openConversations);
 byId("colours").addEventListener("click", toggleColours);
 byId("anew").addEventListener("click", startAnew);
 for (const tab of document.querySelectorAll(".tabs [data-show]")) tab.addEventListener("click", () => view(tab.dataset.show));
@@ -45,6 +47,7 @@ wireShortcuts({
   "]": () => conversation.step(1),
   "[": () => conversation.step(-1),
   n: startAnew,
+  h: openConversations,
   u: () => byId("file").click(),
   t: toggleColours,
   Escape: () => {
@@ -69,6 +72,10 @@ function view(name) {
     if (tab.dataset.show === name) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
+}
+
+function openConversations() {
+  showConversations((id, turns) => { view("ask"); conversation.load(id, turns); }, (id) => conversation.forgotten(id));
 }
 
 function startAnew() {
