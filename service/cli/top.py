@@ -179,9 +179,8 @@ def _shown(address: str, figures: Figures) -> RenderableType:
     from rich.table import Table
 
     state = "[green]ready" if figures.ready else "[yellow]not ready"
-    table: Any = Table(
-        box=None, show_header=False, title=f"{figures.model or '–'} at {address} · {state}", pad_edge=False
-    )
+    title = f"{escape(figures.model or '–')} at {escape(address)} · {state}"
+    table = Table(box=None, show_header=False, title=title, pad_edge=False)
     for name, value, share in _lines(figures):
         filled = 0 if share is None else round(min(share, 1.0) * BAR)
         bar = "" if share is None else f"[cyan]{'█' * filled}[/][dim]{'░' * (BAR - filled)}[/]"
