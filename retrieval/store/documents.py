@@ -245,7 +245,13 @@ def listing(
     if collection is not None:
         query = query.where(collections.c.name == collection)
     if search:
-        query = query.where(sa.func.lower(documents.c.name).contains(search.lower(), autoescape=True))
+        name = documents.c.name  # whose case SQLite folds in ASCII alone
+        query = query.where(
+            sa.or_(
+                name.contains(search, autoescape=True),
+                sa.func.lower(name).contains(search.lower(), autoescape=True),
+            )
+        )
     if after is not None and order == "id":
         query = query.where(documents.c.id > after)
     elif after is not None:

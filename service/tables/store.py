@@ -159,7 +159,8 @@ class TableStore:
 
     def claim(self, holder: str, table: str | None = None) -> TableHead | None:
         """An unfinished table that nobody fills, now the holder's: the one that has waited longest, or that `table`."""
-        free = sa.or_(answer_tables.c.holder.is_(None), answer_tables.c.expires_at < now())
+        expired = answer_tables.c.expires_at < now(), answer_tables.c.holder != holder
+        free = sa.or_(answer_tables.c.holder.is_(None), sa.and_(*expired))
         waiting = sa.select(answer_tables.c.id, answer_tables.c.owner).where(answer_tables.c.status.in_(OPEN), free)
         if table is not None:
             waiting = waiting.where(answer_tables.c.id == table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +141,14 @@ class WatchStore:
     def claim(self, holder: str) -> Watch | None:
         """A watch that was never asked, or whose owner's documents have changed since; now the holder's."""
         at = now()
-        free = sa.or_(watches.c.holder.is_(None), watches.c.expires_at < at)
+        expired = watches.c.expires_at < at, watches.c.holder != holder
+        free = sa.or_(watches.c.holder.is_(None), sa.and_(*expired))
         changed = sa.exists().where(journal.c.owner == watches.c.owner, journal.c.seq > watches.c.seen)
         due = sa.or_(watches.c.checked_at.is_(None), sa.and_(changed, watches.c.checked_at < at - PAUSE))
         with self._database().read() as connection:
-            found = connection.execute(sa.select(watches.c.id, watches.c.owner).where(free, due).limit(16)).all()
+            waiting = sa.select(watches.c.id, watches.c.owner).where(free, due)
+            longest_first = sa.func.coalesce(watches.c.checked_at, watches.c.created_at)
+            found = connection.execute(waiting.order_by(longest_first).limit(16)).all()
         for one in found:
             taking = sa.update(watches).where(watches.c.id == one.id, free, due)
             with self._database().write_aside() as connection:
@@ -189,6 +192,7 @@ class WatchStore:
     def keep(
         self,
         watch: Watch,
+        holder: str,
         seen: int,
         state: State | None,
         touched: list[dict[str, Any]] | None = None,
@@ -196,6 +200,7 @@ class WatchStore:
     ) -> Change | None:
         """Let go of a watch; returns the change where there is a difference, kept in the same transaction.
 
+        holder: who claimed it; nothing is kept for one whose lease has run out and went to another.
         state: None leaves the answer as it was. One that was made of a document which has been deleted meanwhile is
             dropped, and the question asked again.
         """
@@ -207,7 +212,7 @@ class WatchStore:
             if state is not None and not _all_there(connection, watch.owner, state["read"]):
                 values |= {"seen": watch.seen, "state": None}
                 difference = None
-            there = connection.execute(sa.update(watches).where(watches.c.id == watch.id).values(values)).rowcount
+            there = connection.execute(sa.update(watches).where(*_held(watch, holder)).values(values)).rowcount
             if there and difference is not None and state is not None:
                 row = {
                     "watch_id": watch.id,
@@ -232,23 +237,23 @@ class WatchStore:
             return None
         return next((one for one in self.changes(watch.owner, watch.id) if one.id == change), None)
 
-    def release(self, watch: Watch) -> None:
+    def release(self, watch: Watch, holder: str) -> None:
         """Let go of a watch that could not be asked; it is asked again."""
         with self._database().write_aside() as connection:
             connection.execute(
                 sa.update(watches)
-                .where(watches.c.id == watch.id)
+                .where(*_held(watch, holder))
                 .values(holder=None, expires_at=None, checked_at=now() if watch.checked_at else None)
             )
 
-    def to_deliver(self) -> tuple[Watch, Change] | None:
-        """A change that no webhook was told of yet, one try of which is taken."""
+    def to_deliver(self, busy: Collection[str] = ()) -> tuple[Watch, Change] | None:
+        """A change that no webhook was told of yet, one try of which is taken; none of the owners who are `busy`."""
         pending = watch_changes.c.delivery == "pending", watch_changes.c.tries < TRIES
         stale = sa.or_(watch_changes.c.tried_at.is_(None), watch_changes.c.tried_at < now() - LEASE)
         with self._database().write_aside() as connection:
-            row = connection.execute(
-                sa.select(watch_changes).where(*pending, stale).order_by(watch_changes.c.id).limit(1)
-            ).one_or_none()
+            theirs = sa.select(watches.c.id).where(watches.c.owner.in_(busy))
+            others = sa.select(watch_changes).where(*pending, stale, watch_changes.c.watch_id.not_in(theirs))
+            row = connection.execute(others.order_by(watch_changes.c.id).limit(1)).one_or_none()
             if row is None:
                 return None
             mine = sa.update(watch_changes).where(watch_changes.c.id == row.id, *pending, stale)
@@ -271,6 +276,10 @@ def _mine(owner: str, watch: str) -> tuple[sa.ColumnElement[bool], ...]:
 def _all_there(connection: sa.Connection, owner: str, read: list[str]) -> bool:
     there = sa.select(sa.func.count()).where(documents.c.owner == owner, documents.c.id.in_(read))
     return bool(connection.execute(there).scalar_one() == len(set(read)))
+
+
+def _held(watch: Watch, holder: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return watches.c.id == watch.id, watches.c.holder == holder
 
 
 def _watch(row: Any) -> Watch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from typing import Any
 
 import structlog
@@ -22,8 +23,10 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 0.5
 """between looks at the journal"""
+CHECKS = 8
+"""questions claimed at once"""
 DELIVERIES = 8
-"""under way at once"""
+"""under way at once, of which one owner has half"""
 
 
 class Watcher:
@@ -39,13 +42,18 @@ class Watcher:
         self._turns = Turns()
         self._running: set[asyncio.Task[Any]] = set()
         self._delivering: set[asyncio.Task[Any]] = set()
+        self._telling: Counter[str] = Counter()
+        """Deliveries under way, by owner."""
 
     async def serve(self) -> None:
         """Ask whatever is due, until cancelled."""
         try:
             while True:
                 try:
-                    while (watch := await asyncio.to_thread(self._store.claim, self.holder)) is not None:
+                    while len(self._running) < CHECKS:
+                        watch = await asyncio.to_thread(self._store.claim, self.holder)
+                        if watch is None:
+                            break
                         self._start(self._running, self.check(watch))
                     await self._deliver_some()
                 except RetrievalError as error:  # the database is busy or gone; it may come back
@@ -66,26 +74,29 @@ class Watcher:
         except (Busy, Unavailable) as error:
             log.warning("a watched question is left for later", watch=watch.id, cause=error.detail)
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self._store.release, watch))
+            await asyncio.shield(asyncio.to_thread(self._store.release, watch, self.holder))
             raise
         except Exception:
             log.exception("a watched question is left for later", watch=watch.id)
-        await asyncio.to_thread(self._store.release, watch)
+        await asyncio.to_thread(self._store.release, watch, self.holder)
         return None
 
     async def deliver_all(self) -> None:
         """Tell the webhooks of everything that is pending."""
-        await self._deliver_some()
-        await asyncio.gather(*self._delivering)
+        while True:
+            await self._deliver_some()
+            if not self._delivering:
+                return
+            await asyncio.gather(*self._delivering)
 
     async def _check(self, watch: Watch) -> Change | None:
         seen, touched = await asyncio.to_thread(self._store.touched, watch)
         if not touched and watch.checked_at is not None:
-            await asyncio.to_thread(self._store.keep, watch, seen, None)
+            await asyncio.to_thread(self._store.keep, watch, self.holder, seen, None)
             return None
         state = await self._asked(watch)
         differs = None if watch.checked_at is None else difference(watch.state, state)
-        return await asyncio.to_thread(self._store.keep, watch, seen, state, touched, differs)
+        return await asyncio.to_thread(self._store.keep, watch, self.holder, seen, state, touched, differs)
 
     async def _asked(self, watch: Watch) -> State:
         params = Sampling().params(self._tokens, self._answerer.engine.sampling_defaults)
@@ -101,18 +112,22 @@ class Watcher:
 
     async def _deliver_some(self) -> None:
         while len(self._delivering) < DELIVERIES:
-            found = await asyncio.to_thread(self._store.to_deliver)
+            busy = [owner for owner, count in self._telling.items() if count >= DELIVERIES // 2]
+            found = await asyncio.to_thread(self._store.to_deliver, busy)
             if found is None:
                 return
+            self._telling[found[0].owner] += 1
             self._start(self._delivering, self._deliver(*found))
 
     async def _deliver(self, watch: Watch, change: Change) -> None:
-        if watch.spec.webhook is None:
-            return
-        why = await deliver(watch.spec.webhook, watch.secret, change.id, change_data(watch, change), self._private)
-        if why is not None:
-            log.warning("a webhook was not told", watch=watch.id, cause=why)
-        await asyncio.to_thread(self._store.delivered, change, why)
+        try:
+            url = watch.spec.webhook or ""
+            why = await deliver(url, watch.secret, change.id, change_data(watch, change), self._private)
+            if why is not None:
+                log.warning("a webhook was not told", watch=watch.id, cause=why)
+            await asyncio.to_thread(self._store.delivered, change, why)
+        finally:
+            self._telling[watch.owner] -= 1
 
     def _start(self, among: set[asyncio.Task[Any]], work: Any) -> None:
         task = asyncio.create_task(work)

@@ -144,3 +144,54 @@ def test_conversations_are_kept_for_every_tab(folio: Any, visit: Any) -> None:
     expect(page.locator("#conversation-list li").first).to_contain_text("3 questions")
     page.locator("#conversation-list li").first.get_by_role("button", name="Delete").click()
     expect(page.locator("#announcer")).to_have_text("Bridges of the county is deleted.")
+
+
+def test_a_table_is_asked_of_every_document_and_a_cell_opens_its_source(folio: Any) -> None:
+    page = folio.page
+    folio.upload("bridge.txt", BRIDGE)
+    folio.upload("mill.txt", b"The mill at Avon was built by Tom Reed in 1790.\n")
+    page.click("#open-tables")
+    page.fill("#table-questions", "Who built it?\nWhen was it built? #date")
+    page.get_by_role("button", name="Ask all").click()
+    expect(page.locator("#table-progress")).to_have_text("2 of 2 documents · done", timeout=60_000)
+    cells = page.locator("#table-rows td")
+    expect(cells).to_have_count(4)
+    expect(page.locator("#table-rows tbody tr").nth(0)).to_contain_text("1862")
+    expect(page.locator("#table-rows tbody tr").nth(1)).to_contain_text("1790")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    assert "1790" in Path(saved.value.path()).read_text()
+    page.get_by_role("button", name="1862").click()
+    assert "1862" in folio.highlighted()
+    page.click("#open-tables")
+    page.get_by_role("button", name="Delete the table").click()
+    expect(page.locator("#table-list li")).to_have_count(0)
+
+
+def test_a_watched_question_shows_what_became_different(folio: Any) -> None:
+    page = folio.page
+    folio.upload("bridge.txt", BRIDGE)
+    folio.ask("Who built the bridge at Hampton?")
+    page.get_by_role("button", name="Watch", exact=True).click()
+    expect(page.locator("#announcer")).to_contain_text("The question is watched")
+    [watch] = folio.service.json("/v1/watches")["watches"]
+    for _ in range(100):
+        if folio.service.json(f"/v1/watches/{watch['id']}")["checked_at"]:
+            break
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(5000)  # a watch is not looked at more often
+    page.set_input_files(
+        "#file",
+        {"name": "bridge.txt", "mimeType": "text/plain", "buffer": BRIDGE.replace(b"Ada Miller", b"Eve Potter")},
+    )
+    for _ in range(100):
+        if folio.service.json(f"/v1/watches/{watch['id']}/changes")["changes"]:
+            break
+        page.wait_for_timeout(100)
+    page.click("#open-watches")
+    entry = page.locator("#watch-list li")
+    entry.locator("summary").click()
+    expect(entry.locator("del").first).to_contain_text("Ada Miller")
+    expect(entry.locator("ins").first).to_contain_text("Eve Potter")
+    entry.get_by_role("button", name="Watch no longer").click()
+    expect(page.locator("#watches-empty")).to_be_visible()

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { el, icon } from "./dom.js";
 import { announce, report } from "./notices.js";
 import { numbered, pieces } from "./pieces.js";
+import { watchTurn } from "./watches.js";
 
 /** The answer as plain text, its citations numbered in brackets, and where each of them stands. */
 export function withCitations(turn) {
@@ -29,6 +30,7 @@ export function actions(turn, again, redraw) {
     turn.text && navigator.clipboard ? button("copy", "Copy", () => copy(turn)) : null,
     turn.receipt ? button("check", "Verify", () => verify(turn, redraw)) : null,
     turn.receipt ? button("document", "Receipt", () => download("receipt.json", JSON.stringify(turn.receipt, null, 1), "application/json")) : null,
+    turn.text && !turn.error ? button("focus", "Watch", () => watchTurn(turn)) : null,
     again ? button("again", "Ask again", () => again.retry(turn)) : null,
     again ? button("edit", "Edit question", () => again.edit(turn)) : null);
 }
@@ -54,8 +56,8 @@ async function verify(turn, redraw) {
 }
 
 /** Give the reader a file. */
-export function download(name, text, type) {
-  const url = URL.createObjectURL(new Blob([text], { type }));
+export function download(name, content, type) {
+  const url = URL.createObjectURL(new Blob([content], { type }));
   el("a", { href: url, download: name }).click();
   URL.revokeObjectURL(url);
 }

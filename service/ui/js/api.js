@@ -79,6 +79,24 @@ export async function exportConversation(id) {
   return (await send(`${conversation(id)}/export`)).text();
 }
 
+const table = (id) => `v1/tables/${encodeURIComponent(id)}`;
+export const listTables = () => json("v1/tables");
+export const createTable = (spec) => json("v1/tables", withBody("POST", spec));
+export const getTable = (id) => json(table(id));
+export const tableRows = (id, after, limit) => json(`${table(id)}/rows?after=${after}&limit=${limit}`);
+export const cancelTable = (id) => send(`${table(id)}/cancel`, { method: "POST" });
+export const deleteTable = (id) => send(table(id), { method: "DELETE" });
+
+/** As a file: csv or xlsx. */
+export async function exportTable(id, form) {
+  return (await send(`${table(id)}/export?format=${form}`)).blob();
+}
+
+export const listWatches = () => json("v1/watches");
+export const addWatch = (spec) => json("v1/watches", withBody("POST", spec));
+export const watchChanges = (id) => json(`v1/watches/${encodeURIComponent(id)}/changes`);
+export const deleteWatch = (id) => send(`v1/watches/${encodeURIComponent(id)}`, { method: "DELETE" });
+
 /** Whether an answer comes out again: what the service finds of its receipt. */
 export const verifyReceipt = (receipt) => json("v1/receipts/verify", withBody("POST", receipt));
 

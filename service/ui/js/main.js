@@ -12,6 +12,8 @@ import { report } from "./notices.js";
 import { wireShortcuts } from "./shortcuts.js";
 import { Source } from "./source.js";
 import { showStarters } from "./starters.js";
+import { Tables } from "./tables.js";
+import { showWatches } from "./watches.js";
 
 const READINESS_MS = 10_000;
 
@@ -34,8 +36,12 @@ const conversation = new Conversation({
 });
 const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
 
+const tables = new Tables((what) => { conversation.left(); view("source"); source.open(what); });
+
 byId("open-help").addEventListener("click", showShortcuts);
 byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
+byId("open-tables").addEventListener("click", () => tables.show(documents.collections.map((one) => one.name)));
+byId("open-watches").addEventListener("click", showWatches);
 byId("open-conversations").addEventListener("click", openConversations);
 byId("colours").addEventListener("click", toggleColours);
 byId("anew").addEventListener("click", startAnew);

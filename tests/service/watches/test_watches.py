@@ -149,7 +149,7 @@ def test_one_process_looks_at_a_time(home: Path) -> None:
         seen, touched = store.touched(watch)
         assert {one["name"] for one in touched} == {"bridge.txt", "trees.md"}
         state = {"answer": "a", "refused": False, "verified": False, "citations": [], "read": []}
-        assert store.keep(watch, seen, state) is None
+        assert store.keep(watch, "one", seen, state) is None
         assert store.claim("two") is None, "nothing has changed"
 
 
@@ -162,19 +162,23 @@ def test_an_answer_that_a_delete_overtook_is_not_kept(home: Path) -> None:
         document = library.documents()[0].id
         state = {"answer": "Ada", "refused": False, "verified": False, "citations": [], "read": [document]}
         library.delete(document)
-        assert store.keep(watch, 99, state, [], difference(None, state)) is None
+        assert store.keep(watch, "one", 99, state, [], difference(None, state)) is None
         assert store.get("local", watch.id).state is None
         assert store.get("local", watch.id).seen == watch.seen, "so that it is asked again"
 
 
 def test_changes_are_kept_up_to_a_number(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is kept for who holds the watch no longer."""
     monkeypatch.setattr(watch_store, "KEPT_CHANGES", 2)
     with Library.open(home) as library:
         store = WatchStore(lambda: library.database)
         watch = store.add("local", WatchSpec(question="What?"))
         for number in range(4):
             state = {"answer": str(number), "refused": False, "verified": False, "citations": [], "read": []}
-            store.keep(watch, 0, state, [], difference(None, state))
+            claimed = store.claim("one")
+            assert claimed is not None
+            store.keep(claimed, "two", 0, state, [], difference(None, state))
+            store.keep(claimed, "one", 0, state, [], difference(None, state))
         assert [one.after["answer"] for one in store.changes("local", watch.id)] == ["3", "2"]
         monkeypatch.setattr(watch_store, "MOST_WATCHES", 1)
         with pytest.raises(watch_store.TooLarge, match="which is the limit"):
