@@ -39,6 +39,7 @@ export class Conversation {
 
   async ask(question, request) {
     const fresh = this.edited?.fresh ?? this.anew;
+    const replaces = this.edited !== null;
     if (this.edited) this.#remove(this.edited);
     const turn = { ...newTurn(question, request), fresh };
     const history = fresh ? [] : historyOf(this.turns);
@@ -56,7 +57,8 @@ export class Conversation {
     this.#show(turn); // what can be done with it
     keep(this.turns);
     announce(spoken(turn));
-    await this.keeper.keep(turn, ordinalOf(this.turns, turn));
+    const ordinal = ordinalOf(this.turns, turn);
+    await this.keeper.keep(turn, ordinal, ordinal === 0 && !replaces);
   }
 
   /** Go on with a kept conversation, in the place of what this tab shows. */

@@ -13,6 +13,7 @@ export class Keeper {
   constructor() {
     this.id = sessionStorage.getItem(CURRENT);
     this.refused = false;
+    this.last = Promise.resolve();
   }
 
   /** Another conversation, or none yet. */
@@ -22,18 +23,26 @@ export class Keeper {
     else sessionStorage.removeItem(CURRENT);
   }
 
-  /** Keep a turn, the `ordinal`th of its conversation; the first begins one. */
-  async keep(turn, ordinal) {
+  /**
+   * Keep a turn, one after another.
+   * @param {number} ordinal which of its conversation it is, from 0
+   * @param {boolean} begins whether it begins one, rather than take the place of a first turn
+   */
+  keep(turn, ordinal, begins) {
+    this.last = this.last.then(() => this.#keep(turn, ordinal, begins));
+    return this.last;
+  }
+
+  async #keep(turn, ordinal, begins) {
+    if (begins) this.enter(null);
     if (this.refused || turn.error || !turn.text) return;
     try {
-      if (ordinal === 0 || !this.id) {
-        if (ordinal > 0) return; // it began before conversations were kept
-        this.enter((await api.createConversation(turn.question.slice(0, TITLE_CHARS))).id);
-      }
-      await api.keepTurn(this.id, ordinal, turn);
+      if (!this.id && ordinal === 0) this.enter((await api.createConversation(turn.question.slice(0, TITLE_CHARS))).id);
+      if (this.id) await api.keepTurn(this.id, ordinal, turn);
     } catch (error) {
       if (error.status === 403) this.refused = true; // a key that may only read
-      else if (error.status !== 404 && error.status !== 409) report(error); // deleted meanwhile, here or in another tab
+      else if (error.status === 404) this.enter(null); // deleted in another tab
+      else if (error.status !== 409) report(error); // else a document of it was deleted meanwhile
     }
   }
 }
