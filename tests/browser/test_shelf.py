@@ -195,3 +195,18 @@ def test_a_watched_question_shows_what_became_different(folio: Any) -> None:
     expect(entry.locator("ins").first).to_contain_text("Eve Potter")
     entry.get_by_role("button", name="Watch no longer").click()
     expect(page.locator("#watches-empty")).to_be_visible()
+
+
+def test_a_document_suggests_questions_that_it_answers(folio: Any) -> None:
+    page = folio.page
+    folio.upload("bridge.txt", BRIDGE)
+    page.locator(".document-open").click()
+    page.get_by_role("button", name="Questions it answers").click()
+    question = page.locator(".suggested li button").first
+    expect(question).to_contain_text("bridge at Hampton", timeout=30_000)
+    words = question.text_content()
+    question.click()
+    expect(page.locator("#question")).to_have_value(words)
+    page.keyboard.press("Enter")
+    folio.finished()
+    assert folio.turns[-1]["citations"][0]["verified"]

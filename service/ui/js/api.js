@@ -55,6 +55,8 @@ export const listCollections = () => json("v1/collections");
 export const deleteDocument = (id) => send(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const getJob = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
 
+export const suggestedQuestions = (id) => json(`v1/documents/${encodeURIComponent(id)}/questions`);
+
 /** Characters start to end of the stored text, exactly: a byte order mark is a character that offsets count. */
 export async function documentText(id, start, end) {
   const response = await send(`v1/documents/${encodeURIComponent(id)}/text?start=${start}&end=${end}`);

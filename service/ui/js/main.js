@@ -34,7 +34,7 @@ const conversation = new Conversation({
   following: (on) => composer.following(on),
   edit: (words) => composer.suggest(words),
 });
-const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
+const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id), ask: askOf });
 
 const tables = new Tables((what) => { conversation.left(); view("source"); source.open(what); });
 
@@ -78,6 +78,13 @@ function view(name) {
     if (tab.dataset.show === name) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
+}
+
+/** Ask a suggested question of its document. */
+function askOf(question, id) {
+  composer.choose(`document:${id}`);
+  view("ask");
+  composer.suggest(question);
 }
 
 function openConversations() {
