@@ -62,6 +62,7 @@ class Maker(Frozen):
     dtype: Name
     weights: Name
     kv_dtype: Name
+    batch_invariant: bool
     attention: PolicyName
     kernels: Name = Field(description="Of the CPU kernels: sources, compiler, instructions; empty where none ran.")
     software: dict[Annotated[str, Field(max_length=64)], Name] = Field(max_length=32)
@@ -95,6 +96,7 @@ class ReceiptBody(Frozen):
     passages: tuple[PassageRecord, ...] = Field(max_length=MOST_PASSAGES)
     likely: tuple[Text, ...] = Field((), max_length=MOST_PASSAGES, description="Sentences beside the question.")
     prompt: Digest | None = Field(description="Of the prompt's token ids; null where no model was asked.")
+    prompt_tokens: int = Field(ge=0)
     token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(max_length=MOST_TOKENS)
     finish_reason: Annotated[str, Field(max_length=64)] | None
     answer: Text = Field(max_length=2_000_000)

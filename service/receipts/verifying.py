@@ -30,7 +30,19 @@ Outcome = Literal["equal", "differs", "not compared"]
 
 EXACT = "exact"
 TEXT = "text"
-SAME_BITS = ("fingerprint", "tokenizer", "device", "dtype", "weights", "kv_dtype", "attention", "kernels")
+LEAST_ROWS = 256
+"""of a prompt in float32, up to which its bits depend on nothing (docs/drafting.md)"""
+SAME_BITS = (
+    "fingerprint",
+    "tokenizer",
+    "device",
+    "dtype",
+    "weights",
+    "kv_dtype",
+    "batch_invariant",
+    "attention",
+    "kernels",
+)
 """Of a maker: where these and the software are the same on a CPU, tokens are the same bit for bit."""
 
 
@@ -43,7 +55,8 @@ class Verdict:
         current: its passages and citations still stand in the present versions of their documents.
         says: one line: what differs, or that nothing does.
         altered: fields that are not what was signed.
-        guarantee: exact (the same tokens) or text; `differs` names what of the model and machine is another.
+        guarantee: exact (the same tokens) or text; `differs` names what of the model and machine is another, or why
+            the tokens would not be promised on the same.
     """
 
     ok: bool = False
@@ -78,7 +91,9 @@ class Verifier:
             return verdict
         texts = await asyncio.to_thread(self._look, receipt, verdict)
         verdict.differs = differences(receipt.maker, self._maker.maker(receipt.maker.attention))
-        verdict.guarantee = TEXT if verdict.differs or receipt.maker.device != "cpu" else EXACT
+        if not verdict.differs and (why := unpromised(receipt)):
+            verdict.differs = [why]
+        verdict.guarantee = TEXT if verdict.differs else EXACT
         verdict.current = all(state == "stored" for state in [*verdict.passages, *verdict.citations])
         why = await self._again(receipt, texts, verdict)
         verdict.ok = not why
@@ -153,10 +168,27 @@ class Verifier:
 
 def differences(made: Maker, here: Maker) -> list[str]:
     """What of the model, the machine and the software is another than it was."""
-    fields = [name for name in SAME_BITS if getattr(made, name) != getattr(here, name)]
+    fields = [name for name in DECIDES if getattr(made, name) != getattr(here, name)]
     return fields + sorted(
         name for name in {*made.software, *here.software} if made.software.get(name) != here.software.get(name)
     )
+
+
+def unpromised(receipt: Receipt) -> str:
+    """Why the same tokens are not promised where model, machine and software are the same; empty where they are.
+
+    As the table in docs/drafting.md has it.
+    """
+    maker = receipt.maker
+    if maker.device != "cpu":
+        return "device"
+    if not maker.kernels:
+        return "kernels"
+    if maker.weights != "plain":
+        return ""
+    if maker.dtype != "float32":
+        return "dtype"
+    return "" if maker.batch_invariant or receipt.prompt_tokens <= LEAST_ROWS else "batch_invariant"
 
 
 def _passage(record: PassageRecord, text: str) -> Passage:
@@ -180,18 +212,16 @@ def _equal(receipt: Receipt, verdict: Verdict) -> str:
         return "Genuine; no model was asked"
     if verdict.tokens == "equal":
         return f"Genuine; all {len(receipt.token_ids)} tokens are equal"
-    return f"Genuine; the text is equal (tokens are not promised: {_what(verdict)})"
+    return f"Genuine; the text is equal (tokens are not promised, for {', '.join(verdict.differs)})"
 
 
 def _unequal(before: Sequence[int], now: Sequence[int], verdict: Verdict) -> str:
     at = next((i for i, (one, other) in enumerate(zip(before, now, strict=False)) if one != other), None)
     at = min(len(before), len(now)) if at is None else at
-    promised = "" if verdict.guarantee == EXACT else f"; equal tokens are not promised: {_what(verdict)}"
+    promised = (
+        "" if verdict.guarantee == EXACT else f" (equal tokens are not promised, for {', '.join(verdict.differs)})"
+    )
     return f"Genuine, but the answer differs from token {at + 1} of {len(before)} on{promised}"
-
-
-def _what(verdict: Verdict) -> str:
-    return f"another {', '.join(verdict.differs)}" if verdict.differs else "it ran on a GPU"
 
 
 def _of_store(receipt: Receipt, verdict: Verdict) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.receipts.receipt import Receipt, ReceiptBody, signed_bytes
 from service.receipts.signing import is_signed
 
@@ -76,6 +78,24 @@ def test_an_answer_comes_out_again_token_by_token(service: Any, how: dict[str, A
     )
 
 
+def test_bits_are_promised_where_they_depend_on_nothing(
+    start_service: Callable[..., Any],  # noqa: F811
+    service: Any,
+) -> None:
+    """As docs/drafting.md has it: in float32 with batch_invariant, or for a short prompt."""
+    long = verify(service, ask(service))
+    assert (long["guarantee"], long["differs"]) == ("text", ["batch_invariant"])
+    receipt = ask(service)
+    assert receipt["prompt_tokens"] > 256
+    short = verify(service, signed(service, receipt, prompt_tokens=256))
+    assert (short["guarantee"], short["differs"]) == ("exact", [])
+    loaded = service.runtime.engine.engine.loaded
+    invariant = start_service(engine=Engine(loaded, EngineConfig(kv_memory=64 << 20, batch_invariant=True)))
+    invariant.ingest("bridge.txt", BOOK.encode())
+    verdict = verify(invariant, ask(invariant))
+    assert (verdict["guarantee"], verdict["tokens"]) == ("exact", "equal")
+
+
 def test_a_receipt_can_be_checked_without_the_service(service: Any) -> None:
     receipt = Receipt(**ask(service))
     assert is_signed(signed_bytes(receipt.digests_signed), receipt.signature, receipt.key)
@@ -83,6 +103,7 @@ def test_a_receipt_can_be_checked_without_the_service(service: Any) -> None:
 
 
 ALTERED = {
+    "prompt_tokens": 1,
     "question": "Who burnt the bridge at Hampton?",
     "answer": "Nobody.",
     "token_ids": [1, 2, 3],
@@ -144,7 +165,7 @@ def test_an_answer_that_differs_says_from_which_token_on(service: Any) -> None:
     ids[4] += 1
     verdict = verify(service, signed(service, receipt, token_ids=ids, answer="Otherwise."))
     assert not verdict["ok"]
-    assert verdict["says"].startswith("Genuine, but the answer differs from token 5 of 12 on;")
+    assert verdict["says"].startswith("Genuine, but the answer differs from token 5 of 12 on ")
 
 
 def test_a_model_that_is_gone_is_named(service: Any) -> None:
