@@ -32,18 +32,8 @@ EXACT = "exact"
 TEXT = "text"
 LEAST_ROWS = 256
 """of a prompt in float32, up to which its bits depend on nothing (docs/drafting.md)"""
-SAME_BITS = (
-    "fingerprint",
-    "tokenizer",
-    "device",
-    "dtype",
-    "weights",
-    "kv_dtype",
-    "batch_invariant",
-    "attention",
-    "kernels",
-)
-"""Of a maker: where these and the software are the same on a CPU, tokens are the same bit for bit."""
+DECIDES = tuple(name for name in Maker.model_fields if name not in ("name", "software"))
+"""Of a maker: what, besides the software, may change a bit."""
 
 
 @dataclass
