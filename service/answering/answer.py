@@ -167,12 +167,8 @@ class Answerer:
         """
         began = time.monotonic()
         params = replace(params, owner=owner)
-        if record is not None and (question.mode == "iterative" or question.knn is not None):
-            raise InvalidRequest(
-                "A receipt is of an answer whose evidence is gathered once: mode long or retrieval, without kNN.",
-                hint="Ask in one of these modes, or without a receipt.",
-                param="receipt",
-            )
+        if record is not None:
+            question.check_recordable()
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:

@@ -145,6 +145,15 @@ class Question(AnswerOptions):
         copy._query = query
         return copy
 
+    def check_recordable(self) -> None:
+        """Refuse a receipt of what searches while it writes. Raises InvalidRequest."""
+        if self.mode == "iterative" or self.knn is not None:
+            raise InvalidRequest(
+                "A receipt is of an answer whose evidence is gathered once: mode long or retrieval, without kNN.",
+                hint="Ask in one of these modes, or without a receipt.",
+                param="receipt",
+            )
+
     def check(self, library: Shelf, owner: str) -> list[Document]:
         """The documents that it names. All that can be refused without a model is refused here.
 

@@ -117,7 +117,9 @@ def list_documents(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     collection: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
-    search: Annotated[str, Query(max_length=255, description="What a name holds, whatever the case.")] = "",
+    search: Annotated[
+        str, Query(max_length=255, pattern=r"^[^\x00]*$", description="What a name holds, whatever the case.")
+    ] = "",
     order: Annotated[Order, Query(description="By id, by name, or the newest first.")] = "id",
 ) -> dict[str, Any]:
     """The caller's documents, a page at a time."""

@@ -125,6 +125,8 @@ def ask(
         raise refusal(error, flag) from error
     from service.models import check_request
 
+    if receipt is not None:
+        asked.check_recordable()
     check_request(settings)  # all refusals come before the long wait for a model
     with documents_of(settings) as shelf:
         asked.check(shelf, LOCAL_OWNER)

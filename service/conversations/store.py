@@ -27,7 +27,7 @@ MOST_TURNS = 200
 MOST_BYTES = 512 * 1024
 """of a turn, as JSON"""
 
-Title = Annotated[Text, Field(min_length=1, max_length=200)]
+Title = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
 
 class Source(BaseModel):
