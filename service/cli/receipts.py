@@ -58,13 +58,9 @@ def read_receipt(path: Path) -> Receipt:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
         raise InvalidRequest(
-            f"{path} is no receipt that this version reads: {refusal(error, _field).message}",
+            f"{path} is no receipt that this version reads: {refusal(error, lambda place: '.'.join(map(str, place)) or 'the file').message}",
             hint="folio ask --receipt writes them.",
         ) from error
-
-
-def _field(place: object) -> str:
-    return ".".join(str(part) for part in place) or "the file"  # type: ignore[attr-defined]
 
 
 async def _verdict(settings: Settings, receipt: Receipt) -> Verdict:

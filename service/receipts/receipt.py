@@ -16,7 +16,7 @@ from pydantic import Field
 from service.answering.question import Frozen, History
 from service.fields import DocumentId, PolicyName, Text
 
-FORMAT = "folio-receipt-1"
+FORMAT: Literal["folio-receipt-1"] = "folio-receipt-1"
 MOST_PASSAGES = 1000
 MOST_TOKENS = 1 << 17
 

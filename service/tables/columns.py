@@ -88,7 +88,12 @@ class Column(Frozen):
         if self.type == "text":
             return answer.strip() or None
         text = answer.partition("\n")[0] if written else answer
-        found = {"number": _numbers, "date": _dates, "choice": self._chosen}[self.type](text)
+        readers: dict[str, Callable[[str], Sequence[Value]]] = {
+            "number": _numbers,
+            "date": _dates,
+            "choice": self._chosen,
+        }
+        found = readers[self.type](text)
         return found[0] if len(found) == 1 else None
 
     def stands_in(self, value: Value, cited: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ from service.answering.question import Question, Sampling
 from service.errors import Busy, FolioError, Unavailable, translate
 from service.owner import in_the_name_of
 from service.tables.columns import Column
-from service.tables.store import Cells, Row, TableHead, TableStore
+from service.tables.store import Row, TableHead, TableStore
 from service.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -184,6 +184,3 @@ def _failed(error: FolioError) -> dict[str, Any]:
         "citations": [],
         "error": error.detail,
     }
-
-
-__all__ = ["Cells", "TableFiller", "cell_of"]
