@@ -57,9 +57,9 @@ def read_receipt(path: Path) -> Receipt:
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
+        why = refusal(error, lambda place: ".".join(map(str, place)) or "the file").message
         raise InvalidRequest(
-            f"{path} is no receipt that this version reads: {refusal(error, lambda place: '.'.join(map(str, place)) or 'the file').message}",
-            hint="folio ask --receipt writes them.",
+            f"{path} is no receipt that this version reads: {why}", hint="folio ask --receipt writes them."
         ) from error
 
 
