@@ -258,8 +258,8 @@ class Runtime:
         receipts = ReceiptMaker(engine, self.model_name, Signer(self.library.database))
         self._parts = _Parts(engine, answerer, chat_layout_for(loaded.tokenizer), receipts)
         if serving:
-            self._filler = TableFiller(self.tables, answerer, self.settings.answer_tokens)
-            watcher = Watcher(self.watches, answerer, self.settings.answer_tokens, self.settings.webhook_private)
+            self._filler = TableFiller(self.tables, answerer)
+            watcher = Watcher(self.watches, answerer, self.settings.webhook_private)
             self._working += [asyncio.create_task(self._filler.serve()), asyncio.create_task(watcher.serve())]
         log.info("ready", model=self.model_name, window=engine.window)
 

@@ -38,6 +38,9 @@ from service.errors import FolioError, InvalidRequest
 
 log = structlog.get_logger(__name__)
 
+QUOTED_TOKENS = 1024
+"""of an answer of the embedded reader at least, where none is named: it quotes whole sentences, and of a script that
+its tokenizer does not know it reads and says bytes"""
 NOTHING_FOUND = "There is nothing in the documents to answer this from."
 
 
@@ -149,6 +152,12 @@ class Answerer:
         self.layout = layout
         self.datastores = Datastores(finder.library)
         self._experiences = Experiences()
+
+    @property
+    def answer_tokens(self) -> int:
+        """Longest answer where a question names none."""
+        longest = self.finder.settings.answer_tokens
+        return max(longest, QUOTED_TOKENS) if self.layout.quotes else longest
 
     async def answer(
         self,

@@ -13,7 +13,7 @@ from retrieval.errors import RetrievalError
 from retrieval.types import Hit
 from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.question import Question
-from service.answering.sureness import is_read, likely
+from service.answering.sureness import likely
 
 log = structlog.get_logger(__name__)
 
@@ -53,9 +53,10 @@ def _considered(
 ) -> list[dict[str, Any]]:
     """Passages, each with its surest sentence where the ranker reads the language, and why it did not carry."""
     ranker = finder.library.ranker
-    reads = bool(hits) and (finder.layout.quotes or is_read(query, hits))
-    surest = {one.hit: one for one in reversed(likely(ranker, query, hits))} if reads else {}
-    bound = question.refuse_below if question.refuse_below is not None else ranker.refuse_below(query)
+    reads = finder.layout.quotes or ranker.knows(query, *(hit.text for hit in hits))
+    judged = likely(ranker, query, hits) if hits and reads else []
+    surest = {one.hit: one for one in reversed(judged)}
+    bound = question.refuse_below if question.refuse_below is not None else ranker.refuse_below(query, len(judged))
     asked = evidence.prompt is not None and not finder.layout.quotes
     found = []
     for number, hit in enumerate(hits):

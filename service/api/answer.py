@@ -150,7 +150,7 @@ async def answer(
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
     done (and receipt, where one is asked for); else one JSON object.
     """
-    params = body.params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
+    params = body.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
     record = runtime.receipts if body.receipt else None
     events = traced(request, runtime.answerer.answer(body, params, principal.owner, record))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
@@ -191,7 +191,7 @@ async def suggest_questions(
     limit: Annotated[int, Query(ge=1, le=10)] = 5,
 ) -> dict[str, Any]:
     """Questions that the document answers: each was asked, and its answer is verified. English texts only."""
-    params = Sampling().params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
+    params = Sampling().params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
     asking = suggestions(runtime.answerer, document, principal.owner, params, limit)
     return {"questions": [asdict(one) for one in await unless_gone(request.receive, asking)]}
 

@@ -166,7 +166,7 @@ async def _answer(
 
     runtime = await started(settings)
     try:
-        params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
+        params = sampling.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
         record = runtime.receipts if receipt else None
         events = runtime.answerer.answer(question, params, LOCAL_OWNER, record)
         return await collect(events if writer is None else shown(question, events, writer))

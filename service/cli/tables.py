@@ -151,7 +151,7 @@ async def _filled(settings: Settings, store: TableStore, head: TableHead) -> Non
 
     runtime = await started(settings)
     try:
-        filler = TableFiller(store, runtime.answerer, settings.answer_tokens)
+        filler = TableFiller(store, runtime.answerer)
         done = head.done
         with console.status("") as status:
 

@@ -132,7 +132,7 @@ async def _run(settings: Settings, follow: bool, as_json: bool) -> int:
     found = 0
     try:
         store = runtime.watches
-        watcher = Watcher(store, runtime.answerer, settings.answer_tokens, settings.webhook_private)
+        watcher = Watcher(store, runtime.answerer, settings.webhook_private)
         while True:
             claimed = await asyncio.to_thread(store.claim, watcher.holder)
             if claimed is None:

@@ -36,13 +36,11 @@ PATIENCE = 30
 class TableFiller:
     """Fills tables with one answerer. Of one event loop."""
 
-    def __init__(self, store: TableStore, answerer: Answerer, answer_tokens: int, turns: Turns | None = None) -> None:
-        """answer_tokens: of a cell at most."""
+    def __init__(self, store: TableStore, answerer: Answerer) -> None:
         self.holder = secrets.token_hex(8)
         self._store = store
         self._answerer = answerer
-        self._tokens = answer_tokens
-        self._turns = turns or Turns()
+        self._turns = Turns()
         self._wake = asyncio.Event()
         self._filling: set[asyncio.Task[None]] = set()
 
@@ -134,7 +132,7 @@ class TableFiller:
         writes = not self._answerer.layout.quotes
         text = column.asked if writes else column.question
         question = Question(question=text, documents=(row.document,), mode=head.spec.mode)
-        params = Sampling().params(self._tokens, self._answerer.engine.sampling_defaults)
+        params = Sampling().params(self._answerer.answer_tokens, self._answerer.engine.sampling_defaults)
         if writes and column.constraint is not None:
             params = replace(params, constraint=column.constraint)
         events = self._answerer.answer(question.searched_as(column.question), params, head.owner)

@@ -32,12 +32,11 @@ DELIVERIES = 8
 class Watcher:
     """Looks after the watches of one database with one answerer. Of one event loop."""
 
-    def __init__(self, store: WatchStore, answerer: Answerer, answer_tokens: int, private: bool) -> None:
+    def __init__(self, store: WatchStore, answerer: Answerer, private: bool) -> None:
         """private: whether webhooks may lead to addresses of the own network."""
         self.holder = secrets.token_hex(8)
         self._store = store
         self._answerer = answerer
-        self._tokens = answer_tokens
         self._private = private
         self._turns = Turns()
         self._running: set[asyncio.Task[Any]] = set()
@@ -99,7 +98,7 @@ class Watcher:
         return await asyncio.to_thread(self._store.keep, watch, self.holder, seen, state, touched, differs)
 
     async def _asked(self, watch: Watch) -> State:
-        params = Sampling().params(self._tokens, self._answerer.engine.sampling_defaults)
+        params = Sampling().params(self._answerer.answer_tokens, self._answerer.engine.sampling_defaults)
         try:
             return state_of(await collect(self._answerer.answer(watch.spec.question, params, watch.owner)))
         except (Busy, Unavailable):
