@@ -218,7 +218,7 @@ def test_an_unknown_collection_is_404(service: Any) -> None:
     assert service.client.post("/v1/search", json={"query": "x", "collection": "none"}).status_code == 404
 
 
-def test_a_listing_is_searched_ordered_and_cut_into_pages(
+def test_a_listing_is_searched_and_ordered(
     start_service: Callable[..., Any], make_scripted: Any
 ) -> None:
     service = start_service(engine=make_scripted())
