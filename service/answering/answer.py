@@ -28,7 +28,7 @@ from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting.layouts import PromptLayout
 from service.answering.proof import proof_of
-from service.answering.question import Question, nothing_to_steer
+from service.answering.question import STEPWISE, Question, nothing_to_steer
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
@@ -200,7 +200,7 @@ class Answerer:
                     message = written.add(output)
                     if message is not None:
                         yield message
-                    if evidence.mode != "iterative":  # what it reads changes under way
+                    if evidence.mode not in STEPWISE:  # what it reads changes under way
                         for event in _citations(attribution.feed(written.shown), evidence):
                             yield event
             read = await writer.evidence()
@@ -231,9 +231,9 @@ class Answerer:
         """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
         self.engine.admit()
         await self.engine.checked(params)
-        stepwise = question.mode == "iterative" or question.knn is not None
+        stepwise = question.mode in STEPWISE or question.knn is not None
         if stepwise and self.layout.quotes:
-            raise nothing_to_steer("mode" if question.mode == "iterative" else "knn")
+            raise nothing_to_steer("mode" if question.mode in STEPWISE else "knn")
         if params.adjusted and stepwise:
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
@@ -243,7 +243,7 @@ class Answerer:
         library = self.finder.library
         named = await asyncio.to_thread(question.check, library, owner)
         question = await understood(question, self.layout, self.engine, self.finder.settings.follow_ups, owner)
-        if question.mode != "iterative":
+        if question.mode not in STEPWISE:
             return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
         experience = self._experiences.of(experience_kind(question, owner))
         return IterativeAnswer(question, owner, params, library, self.layout, self.engine, experience)

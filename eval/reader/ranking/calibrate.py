@@ -132,11 +132,9 @@ def alone(questions: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
 
 
 def _part(q: Asked, numbers: Sequence[int]) -> Asked:
-    kept = set(numbers)
-    sentences, around = (
-        [side[n] for n in numbers] for side in (q.sentences, cut(q.sentences, q.contexts, sorted(kept)))
-    )
-    return Asked(q.question, sentences, around, q.marked[list(numbers)], q.fits)
+    """The same question over some of the sentences."""
+    sentences = [q.sentences[n] for n in numbers]
+    return Asked(q.question, sentences, cut(q.sentences, q.contexts, numbers), q.marked[list(numbers)], q.fits)
 
 
 def fit(features: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, float]:

@@ -82,7 +82,7 @@ export class Composer {
     if (!question || byId("submit").hidden) return;
     const [kind, ...rest] = this.scope.value.split(":");
     const request = { question, mode: this.#mode() };
-    request.receipt = request.mode !== "iterative"; // whose evidence changes while it writes
+    request.receipt = ["auto", "long", "retrieval"].includes(request.mode); // others search while they write
     if (kind === "document") request.documents = [rest.join(":")];
     if (kind === "collection") request.collection = rest.join(":");
     this.question.value = "";

@@ -218,9 +218,7 @@ def test_an_unknown_collection_is_404(service: Any) -> None:
     assert service.client.post("/v1/search", json={"query": "x", "collection": "none"}).status_code == 404
 
 
-def test_a_listing_is_searched_and_ordered(
-    start_service: Callable[..., Any], make_scripted: Any
-) -> None:
+def test_a_listing_is_searched_and_ordered(start_service: Callable[..., Any], make_scripted: Any) -> None:
     service = start_service(engine=make_scripted())
     for name in ("Bude.txt", "avon.txt", "notes 100%.txt", "Ä.txt"):
         service.ingest(name, f"This is {name}.".encode())
