@@ -17,6 +17,7 @@ from service.accounts.idempotency import Idempotency
 from service.accounts.responses import ResponseStore
 from service.api import (
     answer,
+    canary,
     conversations,
     docs,
     documents,
@@ -82,6 +83,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     for module in (
         health,
         metrics,
+        canary,
         documents,
         jobs,
         search,

@@ -56,6 +56,7 @@ class ReceiptMaker:
             made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             question=evidence.prompt.question if evidence.prompt is not None else made.question.text,
             history=turns[len(turns) - evidence.turns :],
+            instructions=made.question.instructions,
             mode="long" if evidence.mode == "long" else "retrieval",
             maker=self.maker(made.params.attention),
             sampling=SamplingRecord(**{name: getattr(made.params, name) for name in SamplingRecord.model_fields}),

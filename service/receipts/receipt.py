@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from service.answering.question import Frozen, History
+from service.answering.question import MAX_INSTRUCTIONS, Frozen, History
 from service.fields import DocumentId, PolicyName, Text
 
 FORMAT: Literal["folio-receipt-1"] = "folio-receipt-1"
@@ -89,6 +89,7 @@ class ReceiptBody(Frozen):
     made_at: Annotated[str, Field(max_length=64)]
     question: Text = Field(max_length=40_000, description="As the model was asked it.")
     history: History = ()
+    instructions: Text = Field("", max_length=MAX_INSTRUCTIONS, description="How the answer was to be given.")
     mode: Literal["long", "retrieval"]
     maker: Maker
     sampling: SamplingRecord

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from retrieval.errors import RetrievalError
@@ -20,6 +19,7 @@ class RecordedEvidence(EvidenceFinder):
     def __init__(self, finder: EvidenceFinder, receipt: Receipt, passages: Sequence[Passage]) -> None:
         """passages: those of the receipt, with their text."""
         super().__init__(finder.library, finder.layout, finder.window, finder.settings)
+        self.turns = finder.turns
         self._receipt = receipt
         self._passages = passages
 
@@ -28,7 +28,7 @@ class RecordedEvidence(EvidenceFinder):
     ) -> Evidence:
         """The prompt over the recorded passages, in their order."""
         receipt = self._receipt
-        prompt = await asyncio.to_thread(self._build, question, self._passages, receipt.likely)
+        prompt = await self.turns.run(owner, lambda: self._build(question, self._passages, receipt.likely))
         return Evidence(
             receipt.mode,
             "as the receipt has it",

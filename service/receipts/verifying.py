@@ -141,7 +141,12 @@ class Verifier:
         """The answer once more, of the recorded evidence."""
         finder = RecordedEvidence(self._answerer.finder, receipt, passages)
         answerer = Answerer(finder, self._answerer.engine, self._answerer.layout)
-        question = Question(question=receipt.question, history=receipt.history, mode=receipt.mode)
+        question = Question(
+            question=receipt.question,
+            history=receipt.history,
+            instructions=receipt.instructions,
+            mode=receipt.mode,
+        )
         params = SamplingParams(**receipt.sampling.model_dump(), attention=receipt.maker.attention, owner=self._owner)
         kept: list[Made] = []
 

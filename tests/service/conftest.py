@@ -114,6 +114,7 @@ class ScriptedEngine:
     """
 
     def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
+        from service.engine.canary import Canary
         from service.engine.config import EngineConfig
         from service.engine.loading.sampling_defaults import SamplingDefaults
         from service.engine.sampling.grammars import inspect
@@ -142,6 +143,7 @@ class ScriptedEngine:
         )
         self.constraints = SimpleNamespace(prepare=inspect)
         self.drafting = SimpleNamespace(learned=SimpleNamespace(forget=lambda owner: None))
+        self.canary = Canary(0.0, 0.9, SimpleNamespace(running=[], waiting=[]), lambda hidden: hidden)  # type: ignore[arg-type]
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}
@@ -203,6 +205,8 @@ class ScriptedEngine:
 
     def stats(self) -> dict[str, Any]:
         names = (
+            "passage_queries",
+            "passage_hits",
             "prefix_cache_queries",
             "prefix_cache_hits",
             "preemptions",
@@ -214,6 +218,8 @@ class ScriptedEngine:
         return dict.fromkeys((*names, *more), 0) | {
             "requests_running": len(self.running),
             "drafting": drafting,
+            "canary": {},
+            "canary_skipped": 0,
         }
 
 

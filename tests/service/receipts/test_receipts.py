@@ -104,6 +104,7 @@ def test_a_receipt_can_be_checked_without_the_service(service: Any) -> None:
 
 ALTERED = {
     "prompt_tokens": 1,
+    "instructions": "Answer in verse.",
     "question": "Who burnt the bridge at Hampton?",
     "answer": "Nobody.",
     "token_ids": [1, 2, 3],
