@@ -63,7 +63,7 @@ def _lines(head: TableHead, rows: Sequence[Row]) -> Iterator[list[Any]]:
     questions = [column.question for column in head.spec.columns]
     yield ["document", "id", "version", *(name for question in questions for name in (question, "support", "source"))]
     for row in rows:
-        cells = row.cells or [None] * len(questions)
+        cells: Sequence[dict[str, Any] | None] = row.cells or [None] * len(questions)
         yield [row.name, row.document, row.version, *(value for cell in cells for value in _cell(cell))]
 
 
