@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 Mode = Literal["hybrid", "dense", "sparse"]
+Order = Literal["id", "name", "newest"]
+"""of a listing of documents"""
 Phase = Literal["parse", "embed", "store", "index"]
 DEFAULT_OWNER = "local"
 """Whose everything is that nobody else is named for."""

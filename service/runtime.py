@@ -25,11 +25,18 @@ from service.answering.evidence import EvidenceFinder
 from service.answering.prompting.encoding import Encoder
 from service.answering.prompting.layouts import ChatLayout, PlainLayout
 from service.answering.retention import forget_deleted
+from service.conversations.store import ConversationStore
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
 from service.libraries import open_library
 from service.models import chat_layout_for, layout_for, load_engine, shown_name
+from service.receipts.making import ReceiptMaker
+from service.receipts.signing import Signer
 from service.settings import EMBEDDED, Settings
+from service.tables.filling import TableFiller
+from service.tables.store import TableStore
 from service.turns import Turns
+from service.watches.store import WatchStore
+from service.watches.watching import Watcher
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
@@ -58,6 +65,7 @@ class _Parts:
     engine: AsyncEngine
     answerer: Answerer
     chat: ChatLayout | PlainLayout
+    receipts: ReceiptMaker
 
 
 class Runtime:
@@ -84,6 +92,8 @@ class Runtime:
         self._keys: KeyStore | None = None
         self._loading: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._working: list[asyncio.Task[None]] = []
+        self._filler: TableFiller | None = None
         self._draining = False
 
     async def start(self, serving: bool = False) -> None:
@@ -123,6 +133,9 @@ class Runtime:
     async def drain(self) -> None:
         """Take nothing more; wait for what is in flight as long as the settings allow."""
         self._draining = True
+        for task in self._working:  # what they leave is gone on with at the next start
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
         if self.loaded is not None and not await self.loaded.drain(self.settings.drain_timeout_s):
             log.warning("aborting requests in flight", requests=self.loaded.in_flight)
 
@@ -150,6 +163,23 @@ class Runtime:
         return self._keys
 
     @property
+    def tables(self) -> TableStore:
+        return TableStore(lambda: self.library.database)
+
+    @property
+    def conversations(self) -> ConversationStore:
+        return ConversationStore(lambda: self.library.database)
+
+    @property
+    def watches(self) -> WatchStore:
+        return WatchStore(lambda: self.library.database)
+
+    def wake(self) -> None:
+        """There may be work in the background: a table to fill."""
+        if self._filler is not None:
+            self._filler.wake()
+
+    @property
     def engine(self) -> AsyncEngine:
         """The door to the model. Raises Unavailable while there is none, as those below do."""
         return self._whole.engine
@@ -162,6 +192,11 @@ class Runtime:
     @property
     def answerer(self) -> Answerer:
         return self._whole.answerer
+
+    @property
+    def receipts(self) -> ReceiptMaker:
+        """What makes the receipts of answers."""
+        return self._whole.receipts
 
     @property
     def chat(self) -> ChatLayout | PlainLayout:
@@ -219,7 +254,13 @@ class Runtime:
         if serving:
             engine.on_lost = self._lose
         await asyncio.to_thread(engine.start)
-        self._parts = _Parts(engine, Answerer(finder, engine, layout), chat_layout_for(loaded.tokenizer))
+        answerer = Answerer(finder, engine, layout)
+        receipts = ReceiptMaker(engine, self.model_name, Signer(self.library.database))
+        self._parts = _Parts(engine, answerer, chat_layout_for(loaded.tokenizer), receipts)
+        if serving:
+            self._filler = TableFiller(self.tables, answerer)
+            watcher = Watcher(self.watches, answerer, self.settings.webhook_private)
+            self._working += [asyncio.create_task(self._filler.serve()), asyncio.create_task(watcher.serve())]
         log.info("ready", model=self.model_name, window=engine.window)
 
     def _lose(self, error: DeviceLost) -> None:

@@ -118,6 +118,10 @@ class Settings(BaseSettings, EngineConfig):
     key_concurrency: int = Field(32, ge=1, description="Requests at once of one key.")
     key_storage_mb: float = Field(10240, gt=0, description="Files that the owner of one key may store, in MiB.")
 
+    webhook_private: bool = Field(
+        False, description="Let webhooks of watched questions lead to the own network, and use http."
+    )
+
     otlp_endpoint: str = Field(
         "", description="Where traces of questions go, as http://collector:4318/v1/traces (extra otel); empty for none."
     )

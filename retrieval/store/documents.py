@@ -17,8 +17,11 @@ from retrieval.parsing.chunking import Chunk
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.places import pack, place_of, unpack
 from retrieval.store.tables import (
+    answer_rows,
     chunks,
     collections,
+    conversation_turns,
+    conversations,
     documents,
     embeddings,
     idempotency,
@@ -27,13 +30,16 @@ from retrieval.store.tables import (
     pages,
     responses,
     versions,
+    watch_changes,
+    watches,
 )
-from retrieval.types import Collection, Document, Hit, Page
+from retrieval.types import Collection, Document, Hit, Order, Page
 
 READY = "ready"
 PARTIAL = "partial"
 FAILED = "failed"
 
+_NEWEST = (documents.c.updated_at, True)
 
 # Part of every search, so put together once. Two statements that look up primary keys, because a planner that is given
 # their join and fifty ids may rather go through all chunks of the owner.
@@ -195,6 +201,9 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     quoting = idempotency.c.owner == owner, idempotency.c.route == "answer", idempotency.c.status.is_not(None)
     connection.execute(sa.delete(idempotency).where(*quoting))
     _forget_responses(connection, owner)
+    connection.execute(sa.delete(answer_rows).where(answer_rows.c.document_id == document))
+    _forget_watched(connection, owner, document)
+    _forget_turns(connection, owner, document)
     failpoint("delete.journal")
     return found
 
@@ -219,14 +228,37 @@ def named(connection: sa.Connection, owner: str, reference: str) -> list[Documen
 
 
 def listing(
-    connection: sa.Connection, owner: str, collection: str | None, limit: int | None, after: str | None
+    connection: sa.Connection,
+    owner: str,
+    collection: str | None,
+    limit: int | None,
+    after: str | None,
+    search: str = "",
+    order: Order = "id",
 ) -> list[Document]:
-    """Documents by id (a stable cursor: ``after`` is the last id seen)."""
-    query = _select_documents(owner).order_by(documents.c.id)
+    """Documents in an order, behind the document ``after``, which is a stable cursor where the order is by id.
+
+    search: what a name holds, whatever the case. Error: NotFound (``after`` is gone, in another order).
+    """
+    key, falling = {"id": (documents.c.id, False), "name": (documents.c.name, False), "newest": _NEWEST}[order]
+    query = _select_documents(owner).order_by(key.desc() if falling else key, documents.c.id)
     if collection is not None:
         query = query.where(collections.c.name == collection)
-    if after is not None:
+    if search:
+        name = documents.c.name  # whose case SQLite folds in ASCII alone
+        query = query.where(
+            sa.or_(
+                name.contains(search, autoescape=True),
+                sa.func.lower(name).contains(search.lower(), autoescape=True),
+            )
+        )
+    if after is not None and order == "id":
         query = query.where(documents.c.id > after)
+    elif after is not None:
+        last = get(connection, owner, after)
+        at = last.updated_at if order == "newest" else last.name
+        beyond = key < at if falling else key > at
+        query = query.where(sa.or_(beyond, sa.and_(key == at, documents.c.id > after)))
     if limit is not None:
         query = query.limit(limit)
     return [_document(row) for row in connection.execute(query)]
@@ -269,6 +301,19 @@ def read_text(
     return str(text)
 
 
+def version_of(connection: sa.Connection, owner: str, document: str, sha256: str) -> int:
+    """The newest version that was read from the file of this hash. Error: NotFound."""
+    known = get(connection, owner, document)
+    found = connection.execute(
+        sa.select(sa.func.max(versions.c.version)).where(
+            versions.c.document_id == document, versions.c.sha256 == sha256
+        )
+    ).scalar()
+    if found is None:
+        raise NotFound(f"{known.name} has no version of that file; the present one is {known.version}")
+    return int(found)
+
+
 def read_pages(connection: sa.Connection, owner: str, document: str, version: int | None) -> list[Page]:
     """Error: NotFound."""
     found = get(connection, owner, document)
@@ -300,6 +345,35 @@ def _forget_responses(connection: sa.Connection, owner: str) -> None:
         gone = set(
             connection.execute(sa.select(responses.c.id).where(mine, responses.c.previous_id.in_(gone))).scalars()
         )
+
+
+def _forget_watched(connection: sa.Connection, owner: str, document: str) -> None:
+    """Remove answers of watched questions, and changes of them, that were made from a document."""
+    mine = sa.select(watches.c.id).where(watches.c.owner == owner)
+    columns = (watch_changes.c[name] for name in ("documents", "before", "after", "difference"))
+    made_of_it = sa.or_(*(_names(column, document) for column in columns))
+    connection.execute(sa.delete(watch_changes).where(watch_changes.c.watch_id.in_(mine), made_of_it))
+    forgotten = watches.c.owner == owner, _names(watches.c.state, document)
+    connection.execute(sa.update(watches).where(*forgotten).values(state=None))
+
+
+def _forget_turns(connection: sa.Connection, owner: str, document: str) -> None:
+    """Remove turns of kept conversations that were made from a document, and those that followed them."""
+    turns = conversation_turns
+    mine = sa.select(conversations.c.id).where(conversations.c.owner == owner)
+    first = (
+        sa.select(turns.c.conversation_id, sa.func.min(turns.c.ordinal).label("ordinal"))
+        .where(turns.c.conversation_id.in_(mine), _names(turns.c.content, document))
+        .group_by(turns.c.conversation_id)
+    )
+    for conversation, ordinal in connection.execute(first).all():
+        gone = turns.c.conversation_id == conversation, turns.c.ordinal >= ordinal
+        connection.execute(sa.delete(turns).where(*gone))
+
+
+def _names(column: sa.ColumnElement[Any], document: str) -> sa.ColumnElement[bool]:
+    """Whether JSON holds the id of a document."""
+    return sa.cast(column, sa.Text).contains(f'"{document}"', autoescape=True)
 
 
 def _of_version(document: str, version: int, *columns: sa.Column[Any]) -> sa.Select[Any]:

@@ -15,7 +15,7 @@ from retrieval.store import documents as store
 from retrieval.store.blobs import open_blobs
 from retrieval.store.database import Database
 from retrieval.store.originals import Originals
-from retrieval.types import DEFAULT_OWNER, Box, Collection, Document, Hit, Page
+from retrieval.types import DEFAULT_OWNER, Box, Collection, Document, Hit, Order, Page
 
 
 def make_home(home: str | os.PathLike[str]) -> Path:
@@ -53,10 +53,16 @@ class Shelf:
         *,
         limit: int | None = None,
         after: str | None = None,
+        search: str = "",
+        order: Order = "id",
     ) -> list[Document]:
-        """Documents by id, failed ones included. ``after``: the last id of the page before (a cursor)."""
+        """Documents by id, by name or the newest first, failed ones included.
+
+        Args:
+            after: the last id of the page before (a cursor). search: what a name holds, whatever the case.
+        """
         with self.database.read() as connection:
-            return store.listing(connection, owner, collection, limit, after)
+            return store.listing(connection, owner, collection, limit, after, search, order)
 
     def collections(self, owner: str = DEFAULT_OWNER) -> list[Collection]:
         with self.database.read() as connection:
@@ -97,6 +103,11 @@ class Shelf:
         check_span(start, end)
         with self.database.read() as connection:
             return store.read_text(connection, owner, document, start, end, version)
+
+    def version_of(self, document: str, sha256: str, owner: str = DEFAULT_OWNER) -> int:
+        """The newest version of a document that was read from the file of this hash. Error: NotFound."""
+        with self.database.read() as connection:
+            return store.version_of(connection, owner, document, sha256)
 
     def pages(self, document: str, owner: str = DEFAULT_OWNER, *, version: int | None = None) -> list[Page]:
         """The pages in order (one for a file without pages). Error: NotFound."""

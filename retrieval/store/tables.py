@@ -251,6 +251,96 @@ responses = sa.Table(
     sa.Index(None, "created_at"),
 )
 
+# Questions asked of every document of a shelf: a row a document, which goes with it.
+answer_tables = sa.Table(
+    "answer_tables",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),  # columns, scope, mode
+    sa.Column("status", sa.String(16), nullable=False),  # queued | running | done | cancelled
+    sa.Column("holder", sa.String(64)),  # the process that fills it
+    sa.Column("expires_at", Time),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("updated_at", Time, nullable=False),
+    sa.Index(None, "owner", "created_at"),
+    sa.Index(None, "status", "updated_at"),
+)
+answer_rows = sa.Table(
+    "answer_rows",
+    metadata,
+    sa.Column("table_id", sa.String(16), sa.ForeignKey("answer_tables.id"), primary_key=True),
+    sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("document_id", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("cells", sa.JSON(none_as_null=True)),  # a cell a column; null before they are answered
+    sa.Index(None, "document_id"),
+)
+
+# Questions that are asked again when documents change, and what became different.
+watches = sa.Table(
+    "watches",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),  # the question, its scope, its webhook
+    sa.Column("secret", sa.String(64), nullable=False),  # signs what the webhook is told
+    sa.Column("seen", sa.BigInteger, nullable=False),  # the journal up to here is in the state
+    sa.Column("state", sa.JSON(none_as_null=True)),  # the last answer
+    sa.Column("holder", sa.String(64)),
+    sa.Column("expires_at", Time),
+    sa.Column("checked_at", Time),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Index(None, "owner", "created_at"),
+)
+watch_changes = sa.Table(
+    "watch_changes",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("watch_id", sa.String(16), sa.ForeignKey("watches.id"), nullable=False),
+    sa.Column("at", Time, nullable=False),
+    sa.Column("documents", sa.JSON, nullable=False),
+    sa.Column("before", sa.JSON(none_as_null=True)),
+    sa.Column("after", sa.JSON, nullable=False),
+    sa.Column("difference", sa.JSON, nullable=False),
+    sa.Column("delivery", sa.String(16), nullable=False),  # none | pending | delivered | failed
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("tried_at", Time),
+    sa.Column("error", sa.Text),
+    sa.Index(None, "watch_id"),
+    sa.Index(None, "delivery"),
+    sqlite_autoincrement=True,
+)
+
+# Conversations of the page; a turn goes with the documents that it was made of.
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("title", sa.String(255), nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("updated_at", Time, nullable=False),
+    sa.Index(None, "owner", "updated_at"),
+)
+conversation_turns = sa.Table(
+    "conversation_turns",
+    metadata,
+    sa.Column("conversation_id", sa.String(16), sa.ForeignKey("conversations.id"), primary_key=True),
+    sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+# The installation's own key, in one row.
+signing_keys = sa.Table(
+    "signing_keys",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("private", sa.LargeBinary, nullable=False),  # Ed25519, 32 bytes
+    sa.Column("created_at", Time, nullable=False),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +27,7 @@ from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting.layouts import PromptLayout
+from service.answering.proof import proof_of
 from service.answering.question import STEPWISE, Question, nothing_to_instruct, nothing_to_steer
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
@@ -48,7 +49,7 @@ NOTHING_FOUND = "There is nothing in the documents to answer this from."
 class Event:
     """One event of an answer under way.
 
-    `type` is one of search_results, message, citation, stats, error, done; `data` is its JSON.
+    `type` is one of search_results, message, citation, stats, receipt, error, done; `data` is its JSON.
     """
 
     type: str
@@ -71,6 +72,34 @@ class Answer:
     note: str | None = None
     finish_reason: str | None = None
     stats: dict[str, Any] = field(default_factory=dict)
+    proof: dict[str, Any] | None = None
+    receipt: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """All that an answer was made of, and what came of it, for a receipt.
+
+    Attributes:
+        question: as it was asked, what a follow-up became of it included.
+        params: before the layout chose an answer.
+    """
+
+    question: Question
+    params: SamplingParams
+    evidence: Evidence
+    answer: str
+    token_ids: Sequence[int] = ()
+    finish_reason: str | None = None
+    claims: Sequence[Attributed] = ()
+
+    @property
+    def refused(self) -> bool:
+        return is_refusal(self.answer)
+
+
+Record = Callable[[Made], dict[str, Any]]
+"""Makes the receipt of an answer. Called in a thread."""
 
 
 class AnswerText:
@@ -132,23 +161,37 @@ class Answerer:
         return max(longest, QUOTED_TOKENS) if self.layout.quotes else longest
 
     async def answer(
-        self, question: Question, params: SamplingParams, owner: str = DEFAULT_OWNER
+        self,
+        question: Question,
+        params: SamplingParams,
+        owner: str = DEFAULT_OWNER,
+        record: Record | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events of the answer: search_results, messages, citations, stats, and `done` last.
+
+        Args:
+            record: makes the data of a `receipt` event, before `done`.
 
         Raises FolioError before the first event for a question that cannot be answered as asked (unknown
         document or drafter; too long; queue full). Later failures are an `error` event, then `done`.
         """
         began = time.monotonic()
         params = replace(params, owner=owner)
+        if record is not None:
+            question.check_recordable()
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:
             self.engine.check_prompt(evidence.prompt.ids, params, "question", evidence.prompt.spans)
         yield _search_results(evidence)
         if evidence.prompt is None:
-            for event in self._nothing(evidence):
-                yield event
+            message, stats, done = await self._nothing(question, evidence, owner)
+            yield message
+            yield stats
+            if record is not None:
+                made = Made(question, params, evidence, NOTHING_FOUND, finish_reason="no_evidence")
+                yield Event("receipt", await asyncio.to_thread(record, made))
+            yield done
             return
         written = AnswerText(self.layout, began)
         attribution = self._attribution(evidence, owner)
@@ -169,7 +212,12 @@ class Answerer:
             for event in _citations(await attribution.end(answer, written.finished), read):
                 yield event
             yield Event("stats", answer_stats(written.stats, read, written.ttft_s, self.layout.name))
-            yield _done(read, answer, written.finish, attribution.note(answer, written.finish), attribution.claims)
+            if record is not None:
+                made = Made(question, params, read, answer, written.ids, written.finish, attribution.claims)
+                yield Event("receipt", await asyncio.to_thread(record, made))
+            proof = await self._proof(question, read, owner) if is_refusal(answer) else None
+            note = attribution.note(answer, written.finish)
+            yield _done(read, answer, written.finish, note, attribution.claims, proof)
         except FolioError as error:
             yield Event("error", error.as_problem())
             yield Event("done", {"finish_reason": "error"})
@@ -213,13 +261,17 @@ class Answerer:
         experience = self._experiences.of(experience_kind(question, owner))
         return IterativeAnswer(question, owner, params, library, self.layout, self.engine, experience)
 
-    def _nothing(self, evidence: Evidence) -> list[Event]:
+    async def _nothing(self, question: Question, evidence: Evidence, owner: str) -> list[Event]:
         """The events of an answer from nothing."""
+        proof = await self._proof(question, evidence, owner)
         return [
             Event("message", {"text": NOTHING_FOUND}),
             Event("stats", answer_stats({}, evidence, None, self.layout.name)),
-            _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND),
+            _done(evidence, NOTHING_FOUND, "no_evidence", NOTHING_FOUND, proof=proof),
         ]
+
+    async def _proof(self, question: Question, evidence: Evidence, owner: str) -> dict[str, Any]:
+        return await self.finder.turns.run(owner, lambda: proof_of(self.finder, question, evidence, owner))
 
 
 def _search_results(evidence: Evidence) -> Event:
@@ -247,6 +299,7 @@ def _done(
     finish_reason: str | None,
     note: str | None,
     claims: Sequence[Attributed] = (),
+    proof: dict[str, Any] | None = None,
 ) -> Event:
     """The last event: the answer as it stands, and what is to be said about it."""
     return Event(
@@ -260,6 +313,7 @@ def _done(
             "verified": bool(claims) and all(one.judged.support != "none" for one in claims),
             "claims": [one.claim_data() for one in claims],
             "note": note,
+            "proof": proof,
         },
     )
 
@@ -314,11 +368,13 @@ async def collect(events: AsyncGenerator[Event, None]) -> Answer:
                 answer.citations.append(data)
             elif event.type == "stats":
                 answer.stats = data
+            elif event.type == "receipt":
+                answer.receipt = data
             elif event.type == "error":
                 raise AnswerFailed(data)
             elif event.type == "done":
                 answer.answer, answer.refused = data["answer"], data["refused"]
                 answer.finish_reason = data["finish_reason"]
                 answer.verified, answer.claims = data["verified"], data["claims"]
-                answer.note = data["note"]
+                answer.note, answer.proof = data["note"], data.get("proof")
     return answer

@@ -28,6 +28,10 @@ from service.turns import Turns
 
 log = structlog.get_logger(__name__)
 
+WIDER = 3
+"""times as many passages in a wider search, …"""
+MOST_PASSAGES = 100
+"""… and never more than these"""
 PLACES = 4
 """Questions whose evidence is gathered and ranked at once; one owner has all but one of them."""
 PASSAGES = 8
@@ -59,6 +63,10 @@ class Evidence:
     turns: int = 0
     draft_ids: list[int] | None = None
     """A prompt over retrieved passages alone, for drafters that read less than the model does."""
+    passages: tuple[Passage, ...] = ()
+    """those that the prompt was built of, in the order in which the layout got them"""
+    likely: tuple[str, ...] = ()
+    """sentences that the prompt points out beside the question"""
 
 
 class EvidenceFinder:
@@ -93,6 +101,15 @@ class EvidenceFinder:
         if retrieved.prompt is None:
             return evidence
         return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
+
+    def nearest(self, question: Question, evidence: Evidence, owner: str) -> tuple[list[Hit], str]:
+        """The passages that a search brings, the best first, and how it searches: of what was read, where that was
+        read whole. Blocks; errors are retrieval's."""
+        if evidence.mode != "long":
+            return [Hit(**result) for result in evidence.results], "hybrid"
+        read = [result["document"] for result in evidence.results]
+        query = evidence.query or question.query
+        return list(self.library.search(query, k=PASSAGES, owner=owner, documents=read).hits), "hybrid"
 
     def check(self, span: Span, owner: str) -> Citation:
         """A span compared with the characters that the store holds now: a document that is gone verifies nothing."""
@@ -135,6 +152,7 @@ class EvidenceFinder:
         tokens: int | None = None
         prompt = None
         asked = question
+        passages: list[Passage] = []
         if chars <= limit * CHARS_PER_TOKEN_MAX:
             passages = [
                 Passage(d.id, d.name, 0, d.chars, None, self.library.text(d.id, owner=owner), d.sha256) for d in scope
@@ -148,7 +166,8 @@ class EvidenceFinder:
             names = {d.id: d.name for d in scope}
             reason = f"fits: {size} of {_thousands(limit)} tokens{why}{_left_out(question, asked)}"
             query = None if self.layout.follows else question.query
-            return Evidence("long", reason, prompt, results, names, query=query, turns=len(asked.history))
+            turns = len(asked.history)
+            return Evidence("long", reason, prompt, results, names, query=query, turns=turns, passages=tuple(passages))
         if question.mode == "long":
             raise PromptTooLong(
                 f"Reading the documents whole takes {size} tokens; the model holds {_thousands(limit)}{why}.",
@@ -176,6 +195,8 @@ class EvidenceFinder:
         """The best passages that fit."""
         measured = self.layout.limits.passages if self.layout.limits is not None else None
         count = question.passages or self.settings.passages or measured or PASSAGES
+        if question.wider:
+            count = min(count * WIDER, MOST_PASSAGES)
         began = time.perf_counter()
         found = self.library.search(
             question.query,
@@ -183,7 +204,7 @@ class EvidenceFinder:
             owner=owner,
             collection=question.collection,
             documents=list(question.documents) or None,
-            rerank=question.rerank,
+            rerank=question.rerank or question.wider,
         )
         retrieval_ms = (time.perf_counter() - began) * 1000
         reason += f"; {found.note}" if found.note else ""
@@ -196,9 +217,11 @@ class EvidenceFinder:
         reads = not self.layout.quotes and self.library.ranker.knows(*texts)  # a model that quotes asks it itself
         judged = likely(self.library.ranker, question.query, hits) if reads or question.refuse_below else []
 
+        def beside() -> list[str]:
+            return pointed_out(judged, len(hits)) if reads else []
+
         def build(asked: Question) -> Prompt:
-            beside = pointed_out(judged, len(hits)) if reads else []
-            return self._build(asked, [Passage.of(hit) for hit in hits], beside)
+            return self._build(asked, [Passage.of(hit) for hit in hits], beside())
 
         reads = reads and len(build(question).ids) <= room  # what is only repeated has the least right to room
         asked, prompt = fitted(question, build, room, least=LAST_EXCHANGE)
@@ -221,13 +244,15 @@ class EvidenceFinder:
             generation=found.generation,
             query=question.query,
             turns=len(asked.history),
+            passages=tuple(Passage.of(hit) for hit in hits),
+            likely=tuple(beside()),
         )
 
     def _refusal(self, question: Question, judged: Sequence[Likely]) -> str | None:
         """Why the model is not asked: nothing that was found answers, as far as the ranker can tell."""
         if not judged:
             return None
-        bound = question.refuse_below
+        bound = 0.0 if question.wider else question.refuse_below
         if bound is None:
             bound = self.library.ranker.refuse_below(question.query, len(judged))
         sure = judged[0].probability

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrieval.types import Document
+from retrieval.types import Document, Hit
 from service.answering.conversation.turns import fitted
 from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.passages import Passage, Span
@@ -28,6 +28,10 @@ class GivenDocuments(EvidenceFinder):
     ) -> Evidence:
         """All of them; earlier turns as far as there is room."""
         return await self.turns.run(owner, lambda: self._read(question, self.window - answer_tokens))
+
+    def nearest(self, question: Question, evidence: Evidence, owner: str) -> tuple[list[Hit], str]:
+        """None: they are in no index."""
+        return [], ""
 
     def check(self, span: Span, owner: str) -> Citation:
         """A span compared with the document as it was given."""

@@ -129,6 +129,10 @@ class AnswerOptions(Frozen):
     rerank: bool = Field(
         default=False, description="Let the ranker read what a search finds, and take the passages that answer best."
     )
+    wider: bool = Field(
+        default=False,
+        description="Mode retrieval: three times the passages, ranked anew, and the model is asked always.",
+    )
     refuse_below: float | None = Field(
         default=None,
         ge=0,
@@ -167,6 +171,15 @@ class Question(AnswerOptions):
         copy = self.model_copy()
         copy._query = query
         return copy
+
+    def check_recordable(self) -> None:
+        """Refuse a receipt of what searches while it writes. Raises InvalidRequest."""
+        if self.mode in STEPWISE or self.knn is not None:
+            raise InvalidRequest(
+                "A receipt is of an answer whose evidence is gathered once: mode long or retrieval, without kNN.",
+                hint="Ask in one of these modes, or without a receipt.",
+                param="receipt",
+            )
 
     def check(self, library: Shelf, owner: str) -> list[Document]:
         """The documents that it names. All that can be refused without a model is refused here.

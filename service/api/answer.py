@@ -6,15 +6,16 @@ import json
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from service.accounts.idempotency import Idempotency
 from service.answering.answer import Event, collect
 from service.answering.question import Question, Sampling
+from service.answering.suggestions import suggestions
 from service.api.auth import Reader
-from service.api.documents import BoxModel
+from service.api.documents import BoxModel, DocumentPath
 from service.api.errors import problems
 from service.api.health import Parts
 from service.api.search import Passage
@@ -22,6 +23,7 @@ from service.api.sse import EventStream, event
 from service.api.tracing import traced
 from service.api.waiting import unless_gone
 from service.errors import FolioError
+from service.receipts.receipt import Receipt
 
 router = APIRouter(tags=["answers"])
 
@@ -30,6 +32,9 @@ class AnswerRequest(Question, Sampling):
     """A question and how to answer it."""
 
     stream: bool = False
+    receipt: bool = Field(
+        default=False, description="Give a signed receipt, which /v1/receipts/verify makes the answer again from."
+    )
 
 
 class ClaimModel(BaseModel):
@@ -65,6 +70,47 @@ class CitationModel(BaseModel):
     boxes: list[BoxModel] = Field(description="Where a verified passage is printed, for a PDF.")
 
 
+class ReadModel(BaseModel):
+    """A document that was read whole."""
+
+    document: str
+    name: str
+    chars: int
+
+
+class SearchedModel(BaseModel):
+    """A search that was made."""
+
+    query: str
+    mode: Literal["hybrid", "dense", "sparse"]
+    passages: int = Field(description="That it brought.")
+
+
+class ConsideredModel(BaseModel):
+    """A passage that came near."""
+
+    document: str
+    name: str
+    start: int
+    end: int
+    page: int | None
+    place: str
+    score: float | None
+    sentence: str = Field(description="Its surest sentence, by the ranker; else its beginning.")
+    probability: float | None = Field(description="That this sentence answers; null where the ranker does not read it.")
+    needed: float | None = Field(description="The probability that an answer needs.")
+    why: str = Field(description="Why it did not carry.")
+
+
+class ProofModel(BaseModel):
+    """What stands behind a refusal."""
+
+    read_whole: list[ReadModel]
+    searches: list[SearchedModel]
+    considered: list[ConsideredModel] = Field(description="The surest first.")
+    wider: dict[str, Any] | None = Field(description="Fields to ask again with for a wider search; null: none is.")
+
+
 class AnswerModel(BaseModel):
     """An answer."""
 
@@ -80,6 +126,8 @@ class AnswerModel(BaseModel):
     note: str | None
     finish_reason: str | None
     stats: dict[str, Any]
+    proof: ProofModel | None = Field(default=None, description="Of a refusal: what was read and searched, and why.")
+    receipt: Receipt | None = None
 
 
 @router.post(
@@ -100,10 +148,11 @@ async def answer(
     """Answer a question over the caller's documents.
 
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
-    done; else one JSON object.
+    done (and receipt, where one is asked for); else one JSON object.
     """
     params = body.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
-    events = traced(request, runtime.answerer.answer(body, params, principal.owner))
+    record = runtime.receipts if body.receipt else None
+    events = traced(request, runtime.answerer.answer(body, params, principal.owner, record))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream([events], AnswerEvents(), runtime.settings.ping_s)
 
@@ -117,6 +166,34 @@ async def answer(
         asked = json.dumps(body.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
         status, content = await idempotency.once(principal.owner, idempotency_key, "answer", asked, whole)
     return JSONResponse(content, status)
+
+
+class SuggestionModel(BaseModel):
+    """A question whose answer is verified."""
+
+    question: str
+    answer: str
+    citations: list[CitationModel]
+
+
+class SuggestionList(BaseModel):
+    """Questions that the document answers."""
+
+    questions: list[SuggestionModel]
+
+
+@router.get("/v1/documents/{document}/questions", response_model=SuggestionList, responses=problems(404, 504))
+async def suggest_questions(
+    document: DocumentPath,
+    request: Request,
+    runtime: Parts,
+    principal: Reader,
+    limit: Annotated[int, Query(ge=1, le=10)] = 5,
+) -> dict[str, Any]:
+    """Questions that the document answers: each was asked, and its answer is verified. English texts only."""
+    params = Sampling().params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
+    asking = suggestions(runtime.answerer, document, principal.owner, params, limit)
+    return {"questions": [asdict(one) for one in await unless_gone(request.receive, asking)]}
 
 
 class AnswerEvents:

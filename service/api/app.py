@@ -15,7 +15,21 @@ from starlette.routing import Route
 
 from service.accounts.idempotency import Idempotency
 from service.accounts.responses import ResponseStore
-from service.api import answer, canary, docs, documents, errors, health, jobs, metrics, search
+from service.api import (
+    answer,
+    canary,
+    conversations,
+    docs,
+    documents,
+    errors,
+    health,
+    jobs,
+    metrics,
+    receipts,
+    search,
+    tables,
+    watches,
+)
 from service.api.anthropic import messages
 from service.api.auth import OPEN, AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
@@ -74,6 +88,10 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         jobs,
         search,
         answer,
+        receipts,
+        tables,
+        watches,
+        conversations,
         docs,
         chat,
         completions,
@@ -104,7 +122,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED, "Retry-After", "Location"],
         )

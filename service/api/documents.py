@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
-from retrieval.types import Document, Upload
+from retrieval.types import Document, Order, Upload
 from service.accounts.idempotency import Idempotency
 from service.accounts.keys import Principal, note
 from service.api.auth import Reader, Writer
@@ -117,15 +117,41 @@ def list_documents(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     collection: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
+    search: Annotated[
+        str, Query(max_length=255, pattern=r"^[^\x00]*$", description="What a name holds, whatever the case.")
+    ] = "",
+    order: Annotated[Order, Query(description="By id, by name, or the newest first.")] = "id",
 ) -> dict[str, Any]:
     """The caller's documents, a page at a time."""
     after = _decode(cursor) if cursor else None
-    found = runtime.library.documents(collection, principal.owner, limit=limit + 1, after=after)
+    found = runtime.library.documents(
+        collection, principal.owner, limit=limit + 1, after=after, search=search, order=order
+    )
     more = len(found) > limit
     return {
         "documents": [document_data(document) for document in found[:limit]],
         "next_cursor": _encode(found[limit - 1].id) if more else None,
     }
+
+
+class CollectionModel(BaseModel):
+    """A collection and how many documents it has."""
+
+    name: str
+    documents: int
+
+
+class CollectionList(BaseModel):
+    """By name."""
+
+    collections: list[CollectionModel]
+
+
+@router.get("/v1/collections", response_model=CollectionList, responses=problems())
+def list_collections(runtime: Parts, principal: Reader) -> dict[str, Any]:
+    """The caller's collections."""
+    found = runtime.library.collections(principal.owner)
+    return {"collections": [{"name": one.name, "documents": one.documents} for one in found]}
 
 
 @router.get("/v1/documents/{document}", response_model=DocumentModel, responses=problems(404))

@@ -32,7 +32,17 @@ CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
 """Anthropic's, and whose errors are Anthropic's too."""
-OWN_ROUTES = ("/v1/answer", "/v1/documents", "/v1/jobs", "/v1/search")
+OWN_ROUTES = (
+    "/v1/answer",
+    "/v1/collections",
+    "/v1/conversations",
+    "/v1/documents",
+    "/v1/jobs",
+    "/v1/receipts",
+    "/v1/search",
+    "/v1/tables",
+    "/v1/watches",
+)
 """Folio's own below /v1, where all else is spoken to as OpenAI's service is."""
 IN_MESSAGES = ("prompt", "question", "history")
 """What is at fault when a conversation is, by the names that the parts within have for it."""

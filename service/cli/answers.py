@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +30,7 @@ from service.cli.context import (
 from service.cli.explaining import AnswerWriter, PlainText, SourceColours
 from service.cli.output import emit_json, emit_text, note, working
 from service.engine.options import blends
+from service.errors import InvalidRequest
 from service.fields import refusal
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ def ask(
     mode: Annotated[str | None, option(AnswerOptions, "mode")] = None,
     passages: Annotated[int | None, option(AnswerOptions, "passages")] = None,
     rerank: Annotated[bool, option(AnswerOptions, "rerank", "--rerank")] = False,
+    wider: Annotated[bool, option(AnswerOptions, "wider", "--wider")] = False,
     refuse_below: Annotated[float | None, option(AnswerOptions, "refuse_below")] = None,
     speculate: Annotated[
         Switch,
@@ -99,6 +103,9 @@ def ask(
     explain: Annotated[
         bool, typer.Option("--explain", help="Colour each token by who supplied it: a drafter or the model.")
     ] = False,
+    receipt: Annotated[
+        Path | None, typer.Option("--receipt", help="Write a signed receipt here, for folio verify.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Answer a question over the documents, with citations that are checked against their text."""
@@ -114,6 +121,7 @@ def ask(
                 **given(mode=mode, documents=document, collection=collection, passages=passages),
                 **given(refuse_below=refuse_below),
                 "rerank": rerank,
+                "wider": wider,
                 "iterative": given(k=k, theta=theta, iterations=iterations, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
             }
@@ -124,16 +132,20 @@ def ask(
         raise refusal(error, flag) from error
     from service.models import check_request
 
+    if receipt is not None:
+        asked.check_recordable()
     check_request(settings, attention=own)  # all refusals come before the long wait for a model
     with documents_of(settings) as shelf:
         asked.check(shelf, LOCAL_OWNER)
     writer = None if as_json else SourceColours() if explain else PlainText()
-    answer = asyncio.run(_answer(settings, asked, sampling, writer))
+    answer = asyncio.run(_answer(settings, asked, sampling, writer, receipt is not None))
+    if receipt is not None:
+        write_receipt(answer, receipt)
     if isinstance(writer, SourceColours):
         writer.legend()
         writer.claims(answer)
     if as_json:
-        emit_json({key: value for key, value in asdict(answer).items() if key != "results"})
+        emit_json({key: value for key, value in asdict(answer).items() if key not in ("results", "receipt")})
     else:
         print_support(answer)
 
@@ -153,17 +165,30 @@ def flag(place: Sequence[int | str]) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-async def _answer(settings: Settings, question: Question, sampling: Sampling, writer: AnswerWriter | None) -> Answer:
+async def _answer(
+    settings: Settings, question: Question, sampling: Sampling, writer: AnswerWriter | None, receipt: bool
+) -> Answer:
     """Run one question through the same parts that the service runs."""
     from service.answering.answer import collect
 
     runtime = await started(settings)
     try:
         params = sampling.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
-        events = runtime.answerer.answer(question, params, LOCAL_OWNER)
+        record = runtime.receipts if receipt else None
+        events = runtime.answerer.answer(question, params, LOCAL_OWNER, record)
         return await collect(events if writer is None else shown(question, events, writer))
     finally:
         await runtime.stop()
+
+
+def write_receipt(answer: Answer, path: Path) -> None:
+    """Raises InvalidRequest: there is no place for it."""
+    try:
+        path.write_text(json.dumps(answer.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(
+            f"The receipt cannot be written to {path}: {error.strerror}.", param="--receipt"
+        ) from error
 
 
 async def started(settings: Settings) -> Runtime:
@@ -207,12 +232,28 @@ def print_support(answer: Answer) -> None:
         typer.echo(f"    {' '.join(citation['cited_text'].split())}")
     if answer.refused:
         note("\nNo answer: by what was read, the documents do not say.")
+        print_proof(answer.proof or {})
     if answer.note and answer.note != answer.answer:
         note(f"\n{answer.note}")
     for claim in answer.claims:
         if claim["support"] == "none":
             note(f"Without support: {claim['text']}")
     note(f"\n{_figures(answer.stats)}")
+
+
+def print_proof(proof: dict[str, Any]) -> None:
+    """What was read and searched, the passages that came nearest, and how to search wider."""
+    for document in proof.get("read_whole", []):
+        note(f"Read whole: {document['name']} ({document['chars']:,} characters)")
+    for search in proof.get("searches", []):
+        note(f"Searched ({search['mode']}): {search['query']}; {search['passages']} passages")
+    for one in proof.get("considered", []):
+        place = f", {one['place']}" if one["place"] else ""
+        note(f"  {one['name']}{place}: {one['sentence']}\n    {one['why']}")
+    wider = proof.get("wider")
+    if wider is not None:
+        everywhere = "" if "documents" not in wider else ", without --document and --collection"
+        note(f"To search wider: --mode retrieval --wider{everywhere}.")
 
 
 def _figures(stats: dict[str, Any]) -> str:

@@ -26,8 +26,12 @@ from service.cli import (
     keys,
     mcp,
     models,
+    receipts,
     serving,
+    tables,
+    top,
     warming,
+    watches,
 )
 from service.cli.output import error_line, note
 from service.errors import Exit, FolioError
@@ -47,8 +51,12 @@ warming.register(documents.docs)
 collections.register(app)
 indexes.register(app)
 answers.register(app)
+receipts.register(app)
+tables.register(app)
+watches.register(app)
 chat.register(app)
 serving.register(app)
+top.register(app)
 mcp.register(app)
 models.register(app)
 cluster.register(app)

@@ -55,6 +55,9 @@ def test_the_answer_shows_mode_reason_and_figures(folio: Any, chapter: bytes) ->
     expect(folio.page.locator(".mode-tag")).to_have_text(turn["mode"])
     expect(folio.page.locator(".how")).to_contain_text(turn["reason"])
     expect(folio.page.locator(".answer")).to_contain_text(" ".join(turn["text"].split())[:40])
+    expect(folio.page.locator("#figure-list")).to_be_hidden()
+    expect(folio.page.locator("#figures-fold")).to_contain_text(f"{turn['stats']['prompt_tokens']:,} tokens read")
+    folio.page.click("#figures-fold")
     figures = folio.page.locator("#figure-list .figure")
     expect(figures.filter(has_text="Prompt")).to_contain_text(f"{turn['stats']['prompt_tokens']:,}")
     expect(figures.filter(has_text="First token")).to_contain_text("s")
@@ -204,10 +207,13 @@ def test_focus_follows_the_eye(folio: Any, chapter: bytes) -> None:
     folio.page.reload()
     folio.page.wait_for_selector(".document[data-kind='ready']")
     seen = []
-    for _ in range(16):
+    for _ in range(20):
         folio.page.keyboard.press("Tab")
         seen.append(folio.page.evaluate("document.activeElement.id || document.activeElement.className"))
-    order = [seen.index(name) for name in ("skip", "open-key", "file", "document-open", "question", "scope", "submit")]
+    order = [
+        seen.index(name)
+        for name in ("skip", "open-key", "file", "find", "document-open", "question", "scope", "submit")
+    ]
     assert order == sorted(order)
 
 

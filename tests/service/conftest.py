@@ -135,12 +135,14 @@ class ScriptedEngine:
                 base_model=None, config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=64))
             ),
             fingerprint="scripted",
+            weights="plain",
             vocab_size=len(tokenizer),
             tokenizer_fingerprint="scripted",
             num_parameters=10**9,
             sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),
         )
         self.constraints = SimpleNamespace(prepare=inspect)
+        self.drafting = SimpleNamespace(learned=SimpleNamespace(forget=lambda owner: None))
         self.canary = Canary(0.0, 0.9, SimpleNamespace(running=[], waiting=[]), lambda hidden: hidden)  # type: ignore[arg-type]
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}

@@ -44,15 +44,18 @@ export async function modes() {
   return description.components.schemas.AnswerRequest.properties.mode.enum;
 }
 
-/** One page of documents. */
-export function listDocuments(cursor = null) {
-  const query = new URLSearchParams({ limit: "100" });
+/** One page of documents; `wanted` is of the route's `search`, `collection` and `order`. */
+export function listDocuments(cursor = null, wanted = {}) {
+  const query = new URLSearchParams({ limit: "100", ...wanted });
   if (cursor) query.set("cursor", cursor);
   return json(`v1/documents?${query}`);
 }
 
+export const listCollections = () => json("v1/collections");
 export const deleteDocument = (id) => send(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const getJob = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
+
+export const suggestedQuestions = (id) => json(`v1/documents/${encodeURIComponent(id)}/questions`);
 
 /** Characters start to end of the stored text, exactly: a byte order mark is a character that offsets count. */
 export async function documentText(id, start, end) {
@@ -65,12 +68,47 @@ export async function pageImage(id, number, width) {
   return (await send(`v1/documents/${encodeURIComponent(id)}/pages/${number}/image?width=${width}`)).blob();
 }
 
-/** Upload one file; `onProgress` gets the share sent, 0 to 1. Resolves to the service's answer. */
-export async function upload(file, onProgress) {
+const conversation = (id) => `v1/conversations/${encodeURIComponent(id)}`;
+export const listConversations = () => json("v1/conversations");
+export const createConversation = (title) => json("v1/conversations", withBody("POST", { title }));
+export const renameConversation = (id, title) => json(conversation(id), withBody("PUT", { title }));
+export const deleteConversation = (id) => send(conversation(id), { method: "DELETE" });
+export const conversationTurns = (id) => json(`${conversation(id)}/turns`);
+export const keepTurn = (id, ordinal, turn) => json(`${conversation(id)}/turns/${ordinal}`, withBody("PUT", turn));
+
+/** As Markdown. */
+export async function exportConversation(id) {
+  return (await send(`${conversation(id)}/export`)).text();
+}
+
+const table = (id) => `v1/tables/${encodeURIComponent(id)}`;
+export const listTables = () => json("v1/tables");
+export const createTable = (spec) => json("v1/tables", withBody("POST", spec));
+export const getTable = (id) => json(table(id));
+export const tableRows = (id, after, limit) => json(`${table(id)}/rows?after=${after}&limit=${limit}`);
+export const cancelTable = (id) => send(`${table(id)}/cancel`, { method: "POST" });
+export const deleteTable = (id) => send(table(id), { method: "DELETE" });
+
+/** As a file: csv or xlsx. */
+export async function exportTable(id, form) {
+  return (await send(`${table(id)}/export?format=${form}`)).blob();
+}
+
+export const listWatches = () => json("v1/watches");
+export const addWatch = (spec) => json("v1/watches", withBody("POST", spec));
+export const watchChanges = (id) => json(`v1/watches/${encodeURIComponent(id)}/changes`);
+export const deleteWatch = (id) => send(`v1/watches/${encodeURIComponent(id)}`, { method: "DELETE" });
+
+/** Whether an answer comes out again: what the service finds of its receipt. */
+export const verifyReceipt = (receipt) => json("v1/receipts/verify", withBody("POST", receipt));
+
+/** Upload one file into a collection; `onProgress` gets the share sent, 0 to 1. Resolves to the service's answer. */
+export async function upload(file, collection, onProgress) {
   const attempt = () => new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch does not report the progress of an upload
     const form = new FormData();
     form.append("file", file, file.name);
+    form.append("collection", collection);
     request.open("POST", "v1/documents");
     if (key()) request.setRequestHeader("Authorization", `Bearer ${key()}`);
     request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
@@ -89,17 +127,16 @@ export async function upload(file, onProgress) {
  * @yields {{type: string, data: Object}}
  */
 export async function* answer(question, signal) {
-  const response = await send("v1/answer", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify({ ...question, stream: true }),
-    signal,
-  });
+  const response = await send("v1/answer", { ...withBody("POST", { ...question, stream: true }), signal });
   for await (const { event, data } of events(response.body)) yield { type: event, data: JSON.parse(data) };
 }
 
-async function json(path) {
-  return (await send(path)).json();
+async function json(path, options = {}) {
+  return (await send(path, options)).json();
+}
+
+function withBody(method, value) {
+  return { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) };
 }
 
 async function send(path, options = {}) {

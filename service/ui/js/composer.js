@@ -24,11 +24,10 @@ export class Composer {
     if (remembered) remembered.checked = true;
   }
 
-  /** Offer these documents and their collections; keep the choice where it still stands. */
-  offer(documents) {
+  /** Offer these documents and collections; keep the choice where it still stands. */
+  offer(documents, collections) {
     const chosen = this.scope.value;
     const ready = documents.filter((document) => document.status !== "failed").sort(byName);
-    const collections = [...new Set(ready.map((document) => document.collection).filter(Boolean))].sort();
     const options = [el("option", { value: "" }, "All documents")];
     if (collections.length > 1) options.push(el("optgroup", { label: "Collections" }, ...collections.map((name) => el("option", { value: `collection:${name}` }, name))));
     if (ready.length) options.push(el("optgroup", { label: "Documents" }, ...ready.map((document) => el("option", { value: `document:${document.id}` }, document.name))));
@@ -83,6 +82,7 @@ export class Composer {
     if (!question || byId("submit").hidden) return;
     const [kind, ...rest] = this.scope.value.split(":");
     const request = { question, mode: this.#mode() };
+    request.receipt = ["auto", "long", "retrieval"].includes(request.mode); // others search while they write
     if (kind === "document") request.documents = [rest.join(":")];
     if (kind === "collection") request.collection = rest.join(":");
     this.question.value = "";

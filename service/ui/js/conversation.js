@@ -1,12 +1,14 @@
 /**
- * The questions of this tab and their answers, newest last. They outlive a reload, not the tab. Each question is asked
- * in the conversation before it, back to the turn that began it.
+ * The questions of this tab and their answers, newest last. They outlive a reload, and the service keeps each
+ * conversation. Each question is asked in the conversation before it, back to the turn that began it.
  */
 
+import { Keeper } from "./conversations.js";
 import { byId, count, el, refill } from "./dom.js";
 import { showFigures } from "./figures.js";
 import { announce } from "./notices.js";
 import { numbered } from "./pieces.js";
+import { widened } from "./proof.js";
 import { draftSources, newTurn, render, run } from "./turn.js";
 
 const TURNS = "folio.turns";
@@ -24,6 +26,7 @@ export class Conversation {
     this.coloured = false;
     this.stopper = null;
     this.cited = null; // {turn, number} whose passage is shown
+    this.keeper = new Keeper();
     this.turns = restore();
     this.anew = sessionStorage.getItem(ANEW) !== null; // the next question begins a conversation
     this.edited = null; // the turn in whose place the next question is asked
@@ -36,6 +39,7 @@ export class Conversation {
 
   async ask(question, request) {
     const fresh = this.edited?.fresh ?? this.anew;
+    const replaces = this.edited !== null;
     if (this.edited) this.#remove(this.edited);
     const turn = { ...newTurn(question, request), fresh };
     const history = fresh ? [] : historyOf(this.turns);
@@ -53,6 +57,30 @@ export class Conversation {
     this.#show(turn); // what can be done with it
     keep(this.turns);
     announce(spoken(turn));
+    const ordinal = ordinalOf(this.turns, turn);
+    await this.keeper.keep(turn, ordinal, ordinal === 0 && !replaces);
+  }
+
+  /** Go on with a kept conversation, in the place of what this tab shows. */
+  load(id, turns) {
+    this.stop();
+    this.stopEditing();
+    this.left();
+    this.keeper.enter(id);
+    for (const node of this.nodes.values()) node.remove();
+    for (const line of byId("turns").querySelectorAll(".anew")) line.remove();
+    this.nodes.clear();
+    this.turns = turns.map((turn, i) => ({ ...newTurn(turn.question, turn.request), ...turn, fresh: i === 0 }));
+    this.#setAnew(false);
+    keep(this.turns);
+    byId("turns").lastElementChild.scrollIntoView({ block: "start" });
+    byId("question").focus();
+    announce("The conversation is open.");
+  }
+
+  /** A kept conversation was deleted; what this tab shows of it stays, and is kept no longer. */
+  forgotten(id) {
+    if (this.keeper.id === id) this.keeper.enter(null);
   }
 
   /** Let the next question stand alone; what was said before stays in sight. */
@@ -84,6 +112,12 @@ export class Conversation {
     this.edited = turn;
     byId("question").focus();
     this.ask(turn.question, turn.request);
+  }
+
+  #wider(turn) {
+    this.edited = turn;
+    byId("question").focus();
+    this.ask(turn.question, widened(turn.request, turn.proof.wider));
   }
 
   #remove(turn) {
@@ -175,7 +209,8 @@ export class Conversation {
       coloured: this.coloured,
       openCitation: (...which) => this.open(...which),
       openResult: (result) => { this.left(); this.on.open(result); },
-      again: turn === this.turns.at(-1) && !this.anew && !this.stopper ? { retry: (which) => this.#retry(which), edit: (which) => this.#edit(which) } : null,
+      redraw: () => { this.#show(turn); keep(this.turns); },
+      again: turn === this.turns.at(-1) && !this.anew && !this.stopper ? { retry: (which) => this.#retry(which), edit: (which) => this.#edit(which), wider: (which) => this.#wider(which) } : null,
     };
     refill(this.nodes.get(turn), ...render(turn, how));
     this.#markChips();
@@ -201,6 +236,13 @@ export class Conversation {
   #scrollTo(turn) {
     this.nodes.get(turn).scrollIntoView({ block: "start" });
   }
+}
+
+/** Which of its conversation a turn is, from 0. */
+function ordinalOf(turns, turn) {
+  const at = turns.indexOf(turn);
+  const first = turns.slice(0, at + 1).findLastIndex((each) => each.fresh);
+  return at - Math.max(first, 0);
 }
 
 function spoken(turn) {

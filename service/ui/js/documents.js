@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { confirmDeletion } from "./dialogs.js";
 import { byId, count, el, icon } from "./dom.js";
+import { Finder, folderOf } from "./finder.js";
 import { announce, report } from "./notices.js";
 
 const JOBS = "folio.jobs";
@@ -11,13 +12,16 @@ const PHASES = { queued: "Waiting", parse: "Reading", embed: "Embedding", store:
 
 export class Documents {
   /**
-   * @param {Object} on `open(document)` shows its text, `scope(document)` asks it alone, `change(documents)`,
-   *   `remove(id)`.
+   * @param {Object} on `open(document)` shows its text, `scope(document)` asks it alone, `remove(id)`,
+   *   `change(documents, collections)`: all that are known, whatever is listed.
    */
   constructor(on) {
     this.on = on;
-    this.documents = [];
+    this.documents = []; // as they are listed
+    this.known = new Map(); // by id
+    this.collections = [];
     this.cursor = null;
+    this.finder = new Finder(() => this.refresh().catch(report));
     this.arriving = new Map(); // key → {name, label, share, left}
     this.openId = null;
     byId("file").addEventListener("change", (event) => {
@@ -35,21 +39,30 @@ export class Documents {
   }
 
   async refresh() {
-    const page = await api.listDocuments();
+    const asked = this.finder.query;
+    const [page, { collections }] = await Promise.all([api.listDocuments(null, asked), api.listCollections()]);
+    if (JSON.stringify(asked) !== JSON.stringify(this.finder.query)) return; // another look is under way
+    if (!this.finder.narrows) this.known.clear();
     this.documents = page.documents;
-    this.cursor = page.next_cursor ?? null;
-    this.#show();
+    this.collections = collections;
+    this.#listed(page);
   }
 
   async more() {
-    const page = await api.listDocuments(this.cursor);
+    const page = await api.listDocuments(this.cursor, this.finder.query);
     this.documents = [...this.documents, ...page.documents];
+    this.#listed(page);
+  }
+
+  #listed(page) {
+    for (const document of page.documents) this.known.set(document.id, document);
     this.cursor = page.next_cursor ?? null;
+    this.finder.offer(this.collections);
     this.#show();
   }
 
   find(id) {
-    return this.documents.find((document) => document.id === id) ?? null;
+    return this.known.get(id) ?? null;
   }
 
   /** Mark the document whose text is shown. */
@@ -64,7 +77,7 @@ export class Documents {
       const row = `upload ${file.name} ${file.lastModified}`;
       try {
         this.#arrive(row, file.name, "Uploading", 0);
-        const job = await api.upload(file, (share) => this.#arrive(row, file.name, "Uploading", share));
+        const job = await api.upload(file, this.finder.into, (share) => this.#arrive(row, file.name, "Uploading", share));
         this.#arrived(row);
         this.#follow(job.id, file.name).catch(report);
       } catch (error) {
@@ -85,6 +98,7 @@ export class Documents {
         if (["done", "failed", "cancelled"].includes(job.status)) {
           await this.refresh();
           this.#tell(job, name);
+          this.#pointOut(job.documents.map((one) => one.id));
           return;
         }
         const { phase, done, total, eta_s: left } = job.progress;
@@ -113,10 +127,18 @@ export class Documents {
     else announce([result?.deduplicated ? `${name} was there already.` : `${name} is ready.`, ...(result?.notes ?? [])].join(" "));
   }
 
+  /** Bring what has just come into sight. */
+  #pointOut(ids) {
+    const row = [...byId("document-list").children].find((each) => ids.includes(each.dataset.id));
+    row?.scrollIntoView({ block: "nearest" });
+    if (row) row.dataset.fresh = "true";
+  }
+
   async #remove(document) {
     if (!(await confirmDeletion(document.name))) return;
     try {
       await api.deleteDocument(document.id);
+      this.known.delete(document.id);
       announce(`${document.name} is deleted.`);
       this.on.remove(document.id);
     } catch (error) {
@@ -138,16 +160,27 @@ export class Documents {
 
   #show() {
     const focused = document.activeElement?.closest?.(".document")?.dataset.id;
-    const rows = [
-      ...[...this.arriving].map(([key, row]) => arrivingRow(key, row)),
-      ...[...this.documents].sort(byName).map((document) => this.#row(document)),
-    ];
+    const rows = [...[...this.arriving].map(([key, row]) => arrivingRow(key, row)), ...this.#rows()];
     byId("document-list").replaceChildren(...rows);
     if (focused) rows.find((row) => row.dataset.id === focused)?.querySelector("button")?.focus();
+    byId("documents-empty").textContent = this.finder.narrows ? "No document is called so." : "No documents yet.";
     byId("documents-empty").hidden = rows.length > 0;
     byId("documents-more").hidden = !this.cursor;
     byId("document-count").textContent = this.documents.length ? `${this.documents.length}${this.cursor ? "+" : ""}` : "";
-    this.on.change(this.documents);
+    this.on.change([...this.known.values()], this.collections.map((one) => one.name));
+  }
+
+  /** The documents in their order; by folder, each folder behind its name. */
+  #rows() {
+    const order = this.finder.order;
+    if (order === "newest") return this.documents.map((document) => this.#row(document));
+    const sorted = [...this.documents].sort(byName);
+    if (order !== "folder") return sorted.map((document) => this.#row(document));
+    const folders = Map.groupBy(sorted, (document) => folderOf(document.name));
+    return [...folders].flatMap(([folder, documents]) => [
+      el("li", { class: "folder", role: "presentation" }, el("h3", {}, folder || "Without a folder")),
+      ...documents.map((document) => this.#row(document)),
+    ]);
   }
 
   #row(item) {

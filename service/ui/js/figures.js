@@ -2,14 +2,39 @@
 
 import { byId, el } from "./dom.js";
 
+const FOLD = "folio.figures";
 const whole = (value) => Math.round(value).toLocaleString("en");
 const seconds = (value) => (value < 9.95 ? value.toFixed(2) : value.toFixed(1));
+
+/** Let the line of the most telling figures show and hide the others. */
+export function wireFigures() {
+  const [fold, list] = [byId("figures-fold"), byId("figure-list")];
+  const show = (on) => {
+    list.hidden = !on;
+    fold.setAttribute("aria-expanded", String(on));
+  };
+  show(localStorage.getItem(FOLD) === "open");
+  fold.addEventListener("click", () => {
+    show(list.hidden);
+    localStorage.setItem(FOLD, list.hidden ? "" : "open");
+  });
+}
+
+function summary(stats) {
+  if (!stats) return "Figures of the answer will stand here.";
+  const parts = [`${whole(stats.prompt_tokens)} tokens read`];
+  if (stats.ttft_s) parts.push(`first word after ${seconds(stats.ttft_s)} s`);
+  if (stats.decode_tokens_per_s) parts.push(`${whole(stats.decode_tokens_per_s)} tokens/s`);
+  return parts.join(" · ");
+}
 
 /** Show the figures of one answer; null clears them. */
 export function showFigures(stats) {
   const list = byId("figure-list");
+  byId("figures-fold").textContent = summary(stats);
+  byId("figures-fold").disabled = !stats;
   if (!stats) {
-    list.replaceChildren(el("div", { class: "hint" }, "Figures of the answer will stand here."));
+    list.replaceChildren();
     return;
   }
   const cached = stats.cached_tokens ? ` · ${whole(stats.cached_tokens)} cached` : "";

@@ -3,24 +3,29 @@
 import * as api from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
+import { showConversations } from "./conversations.js";
 import { askForKey, showShortcuts, wireDialogs } from "./dialogs.js";
 import { Documents } from "./documents.js";
 import { byId } from "./dom.js";
+import { wireFigures } from "./figures.js";
 import { report } from "./notices.js";
 import { wireShortcuts } from "./shortcuts.js";
 import { Source } from "./source.js";
 import { showStarters } from "./starters.js";
+import { Tables } from "./tables.js";
+import { showWatches } from "./watches.js";
 
 const READINESS_MS = 10_000;
 
 api.onUnauthorised(askForKey);
 wireDialogs();
+wireFigures();
 
 const composer = new Composer({ ask: (question, request) => { view("ask"); conversation.ask(question, request); }, stop: () => conversation.stop() });
 const documents = new Documents({
   open: (item) => { conversation.left(); view("source"); source.open({ document: item.id, name: item.name }); },
   scope: (item) => { composer.choose(`document:${item.id}`); view("ask"); composer.focus(); },
-  change: (items) => { composer.offer(items); showStarters(items, (words) => composer.suggest(words)); },
+  change: (items, collections) => { composer.offer(items, collections); showStarters(items, (words) => composer.suggest(words)); },
   remove: (id) => source.forget(id),
 });
 const conversation = new Conversation({
@@ -29,10 +34,15 @@ const conversation = new Conversation({
   following: (on) => composer.following(on),
   edit: (words) => composer.suggest(words),
 });
-const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id) });
+const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id), ask: askOf });
+
+const tables = new Tables((what) => { conversation.left(); view("source"); source.open(what); });
 
 byId("open-help").addEventListener("click", showShortcuts);
 byId("open-key").addEventListener("click", async () => { if (await askForKey()) load(); });
+byId("open-tables").addEventListener("click", () => tables.show(documents.collections.map((one) => one.name)));
+byId("open-watches").addEventListener("click", showWatches);
+byId("open-conversations").addEventListener("click", openConversations);
 byId("colours").addEventListener("click", toggleColours);
 byId("anew").addEventListener("click", startAnew);
 for (const tab of document.querySelectorAll(".tabs [data-show]")) tab.addEventListener("click", () => view(tab.dataset.show));
@@ -43,6 +53,7 @@ wireShortcuts({
   "]": () => conversation.step(1),
   "[": () => conversation.step(-1),
   n: startAnew,
+  h: openConversations,
   u: () => byId("file").click(),
   t: toggleColours,
   Escape: () => {
@@ -67,6 +78,17 @@ function view(name) {
     if (tab.dataset.show === name) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
+}
+
+/** Ask a suggested question of its document. */
+function askOf(question, id) {
+  composer.choose(`document:${id}`);
+  view("ask");
+  composer.suggest(question);
+}
+
+function openConversations() {
+  showConversations((id, turns) => { view("ask"); conversation.load(id, turns); }, (id) => conversation.forgotten(id));
 }
 
 function startAnew() {

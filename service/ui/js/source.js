@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { byId, el, icon } from "./dom.js";
 import { announce, report } from "./notices.js";
 import { sheets } from "./sheet.js";
+import { suggestions } from "./suggestions.js";
 import { paragraphs, softBreaks, unitIndex } from "./text.js";
 import { badge } from "./turn.js";
 
@@ -11,7 +12,8 @@ const WINDOW = 40_000; // characters fetched on either side of the passage, and 
 
 export class Source {
   /**
-   * @param {Object} on `step(±1)` to the next or previous citation, `opened(documentId or null)`.
+   * @param {Object} on `step(±1)` to the next or previous citation, `opened(documentId or null)`, `ask(question,
+   *   documentId)`: one that was suggested.
    */
   constructor(on) {
     this.on = on;
@@ -86,7 +88,8 @@ export class Source {
         what.place ? el("span", { class: "place" }, what.place) : null,
         verified === undefined ? null : badge({ verified, support: what.support }),
         verified && what.boxes?.length ? el("span", { class: "views" }, this.#choice("page", "Page"), this.#choice("text", "Text")) : null,
-        what.number ? el("span", { class: "step" }, step(-1, "Previous citation", "[", "‹"), step(1, "Next citation", "]", "›")) : null));
+        what.number ? el("span", { class: "step" }, step(-1, "Previous citation", "[", "‹"), step(1, "Next citation", "]", "›")) : null),
+      what.start === undefined ? suggestions(what.document, (question) => this.on.ask(question, what.document)) : "");
   }
 
   #choice(name, label) {

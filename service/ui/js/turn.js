@@ -4,6 +4,7 @@ import { actions } from "./actions.js";
 import * as api from "./api.js";
 import { count, el, icon } from "./dom.js";
 import { numbered, pieces } from "./pieces.js";
+import { proofNodes } from "./proof.js";
 
 const COLOURS = 8;
 const TARGET = "target";
@@ -21,7 +22,7 @@ const ENDS = {
 export function newTurn(question, request) {
   return {
     question, request, fresh: false, state: "running", mode: "", reason: "", query: null, results: [], text: "", runs: [], citations: [],
-    refused: false, claims: [], note: null, stats: null, error: null, finish: null,
+    refused: false, claims: [], note: null, stats: null, error: null, finish: null, proof: null, receipt: null, verdict: null,
   };
 }
 
@@ -53,6 +54,8 @@ function take(turn, type, data) {
     turn.citations.push(data);
   } else if (type === "stats") {
     turn.stats = data;
+  } else if (type === "receipt") {
+    turn.receipt = data;
   } else if (type === "error") {
     fail(turn, data.title ?? "The answer failed", data.detail ?? "");
   } else if (type === "done") {
@@ -62,6 +65,7 @@ function take(turn, type, data) {
     turn.reason = data.mode_reason ?? turn.reason;
     turn.claims = data.claims ?? [];
     turn.note = data.note ?? null;
+    turn.proof = data.proof ?? null;
     turn.finish = data.finish_reason ?? null;
     if (turn.state === "running") turn.state = "done";
   }
@@ -80,7 +84,7 @@ export function draftSources(turn) {
 /**
  * The turn as it stands.
  * @param {Object} turn
- * @param {{coloured: boolean, openCitation: Function, openResult: Function, again: Object|null}} how
+ * @param {{coloured: boolean, openCitation: Function, openResult: Function, redraw: Function, again: Object|null}} how
  */
 export function render(turn, how) {
   const running = turn.state === "running";
@@ -93,8 +97,9 @@ export function render(turn, how) {
     how.coloured ? legend(turn) : null,
     list.length ? citationList(list, open) : null,
     ...notes(turn),
+    turn.proof && !running ? proofNodes(turn.proof, { openResult: how.openResult, wider: how.again && (() => how.again.wider(turn)) }) : null,
     turn.results.length && !running ? readPassages(turn, how) : null,
-    running ? null : actions(turn, how.again),
+    running ? null : actions(turn, how.again, how.redraw),
   ].filter(Boolean);
 }
 
@@ -153,6 +158,7 @@ function notes(turn) {
   if (turn.note && turn.note !== turn.text) shown.push(note(turn.note));
   const bare = turn.claims.filter((claim) => claim.support === "none").length;
   if (bare && turn.citations.length) shown.push(note(`${count(bare, "claim")} without support in the documents, underlined with dots.`));
+  if (turn.verdict) shown.push(note(`Receipt: ${turn.verdict}`));
   if (turn.error) shown.push(el("p", { class: "fault" }, el("strong", {}, turn.error.title), turn.error.detail));
   return shown;
 }

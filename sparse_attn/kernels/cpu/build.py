@@ -59,6 +59,12 @@ def library() -> ctypes.CDLL:
         raise BuildError(f"the CPU kernels in {path} do not load: {error}") from error
 
 
+@functools.cache
+def identity() -> str:
+    """Names the kernels of this machine: sources, compiler, flags, processor and torch. Errors as of `library`."""
+    return _fingerprint(_compiler(), (*features.compiler_flags(), *FLAGS))
+
+
 def cache_folder() -> Path:
     """Where built kernels lie: FOLIO_KERNEL_CACHE, else `folio/kernels` in the user's cache folder."""
     chosen = os.environ.get("FOLIO_KERNEL_CACHE")

@@ -216,3 +216,29 @@ def test_a_foreign_cursor_is_refused_or_empty(service: Any, cursor: str) -> None
 
 def test_an_unknown_collection_is_404(service: Any) -> None:
     assert service.client.post("/v1/search", json={"query": "x", "collection": "none"}).status_code == 404
+
+
+def test_a_listing_is_searched_and_ordered(start_service: Callable[..., Any], make_scripted: Any) -> None:
+    service = start_service(engine=make_scripted())
+    for name in ("Bude.txt", "avon.txt", "notes 100%.txt", "Ä.txt"):
+        service.ingest(name, f"This is {name}.".encode())
+
+    def listed(**query: Any) -> list[str]:
+        found: list[str] = []
+        page = {"next_cursor": None}
+        while True:
+            asked = query | {"limit": 2} | ({"cursor": page["next_cursor"]} if page["next_cursor"] else {})
+            page = service.client.get("/v1/documents", params=asked).json()
+            found += [one["name"] for one in page["documents"]]
+            if not page["next_cursor"]:
+                return found
+
+    assert listed(order="name") == ["Bude.txt", "avon.txt", "notes 100%.txt", "Ä.txt"]
+    assert listed(order="newest") == ["Ä.txt", "notes 100%.txt", "avon.txt", "Bude.txt"]
+    assert listed(search="BUDE") == ["Bude.txt"]
+    assert listed(search="Ä") == ["Ä.txt"]
+    assert listed(search="%") == ["notes 100%.txt"], "a sign, and not any text"
+    assert listed(search="nothing") == []
+    assert service.client.get("/v1/documents", params={"search": "\x00"}).status_code == 422
+    assert service.client.get("/v1/documents", params={"order": "size"}).status_code == 422
+    assert service.client.get("/v1/collections").json() == {"collections": [{"name": "default", "documents": 4}]}
