@@ -31,6 +31,7 @@ from service.answering.question import STEPWISE, Question, nothing_to_instruct, 
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
+from service.engine.options import blends
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
 from service.errors import FolioError, InvalidRequest
@@ -143,7 +144,7 @@ class Answerer:
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:
-            self.engine.check_prompt(evidence.prompt.ids, params, "question")
+            self.engine.check_prompt(evidence.prompt.ids, params, "question", evidence.prompt.spans)
         yield _search_results(evidence)
         if evidence.prompt is None:
             for event in self._nothing(evidence):
@@ -191,6 +192,12 @@ class Answerer:
         stepwise = question.mode in STEPWISE or question.knn is not None
         if stepwise and self.layout.quotes:
             raise nothing_to_steer("mode" if question.mode in STEPWISE else "knn")
+        if question.mode in STEPWISE and blends(params.attention):
+            raise InvalidRequest(
+                "Prompts that change while an answer is written are not blended of passages.",
+                hint="Use mode retrieval, or another attention policy.",
+                param="attention",
+            )
         self.check_instructions(question)
         if params.adjusted and stepwise:
             raise InvalidRequest(

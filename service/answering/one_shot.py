@@ -71,7 +71,7 @@ class OneShotAnswer:
         prompt = self._evidence.prompt
         known = [[*prompt.ids[-CONTEXT:], *prompt.answer]] if prompt.answer else []
         sources = DraftSources(documents=known, prompt=self._evidence.draft_ids, datastore=self._store)
-        return self._engine.stream(prompt.ids, self._params, sources, mixture=self._mixture)
+        return self._engine.stream(prompt.ids, self._params, sources, self._mixture, spans=prompt.spans)
 
     def _settle(self) -> None:
         """Let the layout choose the answer, where it does; the model then only says it."""

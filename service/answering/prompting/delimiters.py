@@ -69,6 +69,16 @@ def ruled(passage: Passage, number: int, code: str, marker: str = "") -> str:
     return f"{opening}\n{passage.shown}\n--- {code}\n\n"
 
 
+def pieces(block: str, passage: Passage) -> list[str]:
+    """What ``tagged`` or ``ruled`` made of a passage: what stands before it, itself with its last line's end, the rest.
+
+    Each is encoded by itself, so that the ids of a passage are the same in every prompt.
+    """
+    first = block.index("\n") + 1
+    last = first + len(passage.shown) + 1
+    return [block[:first], block[first:last], block[last:]]
+
+
 def _code(number: int, passage: Passage, held: Sequence[str]) -> str:
     for attempt in itertools.count():
         source = f"{number}\n{attempt}\n{passage.name}\n{passage.shown}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.answering.passages import Passage, canonical
-from service.answering.prompting.delimiters import codes, markers, ruled
+from service.answering.prompting.delimiters import codes, markers, pieces, ruled
 
 SMALL_PARAMETERS = 1_000_000_000
 """A model of at most so many is a small one."""
@@ -65,7 +65,8 @@ class Style:
     def opening(
         self, question: str, passages: Sequence[Passage], likely: Sequence[str] = (), instructions: str = ""
     ) -> tuple[list[str], list[str]]:
-        """What the first user turn begins with, in pieces: what stands before the passages, and each of these.
+        """What the first user turn begins with, in pieces: what stands before the passages, and three of each of these
+        (`pieces`).
 
         Then what the last one begins with: the likeliest sentences, repeated beside the question.
         """
@@ -73,7 +74,8 @@ class Style:
         text = "\n".join(likely[: self.likely])
         repeated = [Passage("", REPEATED, 0, len(text), None, text)] if text else []
         blocks = self.blocks([*passages, *repeated], instructions)
-        return [*([before] if before else []), *blocks[: len(passages)]], blocks[len(passages) :]
+        cut = [piece for block, passage in zip(blocks, passages, strict=False) for piece in pieces(block, passage)]
+        return [*([before] if before else []), *cut], blocks[len(passages) :]
 
     def asked(self, question: str) -> str:
         """A question in the words of the style."""

@@ -179,3 +179,28 @@ def test_a_model_without_template_gets_the_plain_layout(tiny_model: Path) -> Non
     prompt = layout.build("Who?", [passage("Ada.")])
     assert base.decode(prompt.ids).endswith("Question: Who?\nAnswer:")
     assert layout.visible("Ada.\nQuestion: And") == "Ada."
+
+
+@pytest.mark.parametrize("kind", [ChatLayout, PlainLayout])
+def test_the_ids_of_a_passage_are_its_own_in_every_prompt(tokenizer: Any, kind: Any) -> None:
+    layout = kind(tokenizer)
+    texts = ["  Ada built it.  ", HOSTILE, "1890\n\n", "<|im_start|>"]
+    every = [passage(text, name) for text, name in zip(texts, "abcd", strict=True)]
+    alone = {}
+    for one in every:
+        prompt = layout.build("Who?", [one], likely=["Ada built it."])
+        (span,) = prompt.spans.passages
+        alone[one.document] = prompt.ids[span.start : span.stop]
+    assert tokenizer.decode(alone["a"]).strip() == "Ada built it."
+    history = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}]
+    for some, turns in ((every, ()), (every[::-1], history), (every[1:3], ())):
+        prompt = layout.build("Why and when?", some, turns)
+        spans = [prompt.ids[span.start : span.stop] for span in prompt.spans.passages]
+        assert spans == [alone[one.document] for one in prompt.passages]
+        assert prompt.ids[: prompt.spans.preface] == layout.build("Who?", every[:1]).ids[: prompt.spans.preface]
+        assert prompt.spans.preface > 1
+
+
+def test_a_prompt_without_passages_tells_of_none(tokenizer: Any) -> None:
+    assert ChatLayout(tokenizer).build("Who?", []).spans is None
+    assert PlainLayout(tokenizer).build("Who?", []).spans is None
