@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_attn.kernels import dense
-from sparse_attn.kernels.operands import PagedAttention, RaggedAttention
+from sparse_attn.kernels.operands import InPages, PagedAttention, RaggedAttention
 from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
 from sparse_attn.rows import SequenceRows
 
@@ -28,6 +28,7 @@ class Kernels:
     Attributes:
         name: what the statistics call it.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
+        in_pages: what attends dense rows that lie in pages already, in place of ``attention``; None for nothing.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
         vertical_slash: what weighs blocks in place of `sparse_attn.plan.score.vertical_slash`'s torch, given how many
             last rows stand for all; it answers None for keys that it does not read. None for nothing.
@@ -42,6 +43,7 @@ class Kernels:
     paged_attention: PagedAttention
     ragged_attention: RaggedAttention
     row_invariant: bool = False
+    in_pages: InPages | None = None
     whole: Whole | None = None
     vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None
     scores: Callable[[Tensor, Tensor, Sequence[int]], Tensor] | None = None
@@ -76,18 +78,21 @@ def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         return _cpu_kernels(dtype)
     if device.type == "cuda":
-        return _triton_kernels()
+        return triton_kernels()
     return TORCH
 
 
 @functools.cache
-def _triton_kernels() -> Kernels:
+def triton_kernels() -> Kernels:
+    """Those of a GPU; under Triton's interpreter they run anywhere."""
     try:
         from sparse_attn.kernels.triton import attention as triton
+        from sparse_attn.kernels.triton.in_pages import in_pages
     except ImportError as error:
         logger.warning("attention falls back to plain torch, which is many times slower: %s", error)
         return TORCH
-    return Kernels("triton", triton.attention, triton.paged_attention, triton.ragged_attention)
+    own = (triton.attention, triton.paged_attention, triton.ragged_attention)
+    return Kernels("triton", *own, in_pages=in_pages)
 
 
 @functools.cache

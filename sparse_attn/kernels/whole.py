@@ -22,11 +22,10 @@ from torch import Tensor
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.host_values import host_list
 from sparse_attn.kernels.operands import Pages, Rows
+from sparse_attn.kernels.work import PREFILL_ROWS
 
 Whole = Callable[[Tensor, Tensor, Tensor, float, float, int], Tensor]
 """(q, k, v, scale, soft cap or 0, window or 0) → out."""
-
-LEAST_ROWS = 64  # fewer new rows are decode or a draft
 
 
 def flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
@@ -102,7 +101,8 @@ def find_whole(name: str, device: torch.device, dtype: torch.dtype) -> Whole:
     if name == "flash-attn":
         if find_spec("flash_attn") is None:
             raise UnsupportedModelFeature(
-                "the attention back end flash-attn is not installed (pip install 'folio-serve[gpu]')"
+                "the attention back end flash-attn is not installed; with nvcc at hand, pip install "
+                "--no-build-isolation 'folio-serve[flash-attn]' builds it"
             )
         if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
             raise UnsupportedModelFeature(
@@ -125,8 +125,10 @@ def attend_whole(whole: Whole, pages: Pages, rows: Rows) -> Tensor | None:
 
     None where a sequence has too few rows for it to pay.
     """
+    if len(rows.q) < PREFILL_ROWS * len(rows.context_lens):  # one has; of a captured step no more is to be known
+        return None
     bounds = host_list(rows.cu_seqlens)
-    if any(end - begin < LEAST_ROWS for begin, end in pairwise(bounds)):
+    if any(end - begin < PREFILL_ROWS for begin, end in pairwise(bounds)):
         return None
     out = torch.empty_like(rows.q)
     for s, length in enumerate(host_list(rows.context_lens)):

@@ -229,7 +229,7 @@ class KVPool:
         if "kmin" in content:
             return
         slots = torch.arange(page * self.page_size, (page + 1) * self.page_size, device=self.device)
-        self._update_stats(slots)
+        self.update_stats(slots)
 
     def copy_slots(self, source: Tensor, target: Tensor) -> None:
         """Move tokens between slots (int64 [n] each) in every layer; sources are read before targets are written."""
@@ -241,7 +241,7 @@ class KVPool:
             target_page, target_offset = target // self.page_size, target % self.page_size
             for part in self._of_tokens():
                 part[target_page, :, target_offset] = part[source_page, :, source_offset]
-        self._update_stats(target)
+        self.update_stats(target)
 
     def _of_tokens(self) -> list[Tensor]:
         """The parts [num_pages, tiles, page_size, …] that hold something of every token."""
@@ -251,7 +251,8 @@ class KVPool:
     def _token_bytes(self) -> list[np.ndarray]:
         return [token_bytes(part) for part in self._of_tokens()]
 
-    def _update_stats(self, slots: Tensor) -> None:
+    def update_stats(self, slots: Tensor) -> None:
+        """Bring the bounds of the pages of int64 slots [T] up to date in every layer; nothing where none are kept."""
         for group in self.groups:
             if group.stats is not None:
                 for layer, keys in enumerate(group.keys):

@@ -28,7 +28,7 @@ from sparse_attn.kernels.cpu.packed import PackedWeight
 from sparse_attn.kernels.cpu.rows import silu_mul
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model")
-_EXPECTED = ("use_cache", "input_ids", "position_ids", "attn")
+EXPECTED = ("use_cache", "input_ids", "position_ids", "attn")
 
 
 def fuse_layers(model: Any) -> bool:
@@ -148,7 +148,7 @@ def _chosen(body: Any, decoder: Decoder, kwargs: dict[str, Any]) -> list[int] | 
         return None
     if len(batch.positions) > MAX_ROWS and not decoder.packed:  # which is prefill, by the library's product
         return None
-    if any(value is not None for name, value in kwargs.items() if name not in _EXPECTED):
+    if any(value is not None for name, value in kwargs.items() if name not in EXPECTED):
         return None
     chosen = []
     for i, layer in enumerate(body.layers):

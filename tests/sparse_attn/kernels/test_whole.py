@@ -44,10 +44,10 @@ def batch(lengths: list[int], contexts: list[int], dtype: torch.dtype, **options
 @pytest.mark.parametrize("name", ["sdpa", "flex"])
 @pytest.mark.parametrize(("softcap", "window"), [(0.0, 0), (5.0, 0), (0.0, 50), (5.0, 70)])
 def test_the_numbers_are_those_of_the_reference(name: str, softcap: float, window: int) -> None:
-    _, pages, rows = batch([64, 90], [0, 77], torch.float32, softcap=softcap, window=window)
+    _, pages, rows = batch([128, 130], [0, 50], torch.float32, softcap=softcap, window=window)
     got = attend_whole(WHOLE[name], pages, rows)
     q, k, v, key_pages, value_pages = (x.double() for x in (rows.q, rows.k, rows.v, pages.k, pages.v))
-    positions = torch.cat([torch.arange(64), torch.arange(77, 77 + 90)])
+    positions = torch.cat([torch.arange(128), torch.arange(50, 50 + 130)])
     exact = replace(rows, q=q, k=k, v=v, positions=positions)
     expected, _ = dense.attention(Pages(key_pages, value_pages, pages.block_tables), exact)
     assert got is not None
@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_the_reference(name: str, softcap: float, windo
 
 
 def test_int8_pages_are_read_as_their_values() -> None:
-    pool, pages, rows = batch([64], [50], torch.int8)
+    pool, pages, rows = batch([128], [50], torch.int8)
     got = attend_whole(WHOLE["sdpa"], pages, rows)
     slots = pages.block_tables[0].long()[torch.arange(50) // PAGE] * PAGE + torch.arange(50) % PAGE
     old_k, old_v = pool.groups[0].read(0, slots, torch.float32)
@@ -64,7 +64,7 @@ def test_int8_pages_are_read_as_their_values() -> None:
 
 
 def test_few_rows_stay_with_the_kernels_that_read_pages() -> None:
-    _, pages, rows = batch([64, 3], [0, 20], torch.float32)
+    _, pages, rows = batch([128, 3], [0, 20], torch.float32)
     assert attend_whole(WHOLE["sdpa"], pages, rows) is None
 
 
