@@ -50,7 +50,7 @@ def _noise(seed, position, tokens, BLOCK: tl.constexpr, BLOCK_STEP: tl.constexpr
 @triton.jit
 def _ordered(x):
     """Integers in the order of float32 numbers, widened so that their middle can be taken."""
-    bits = x.to(tl.int32, bitcast=True)
+    bits = (x + 0.0).to(tl.int32, bitcast=True)  # -0 is 0
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
 

@@ -228,7 +228,15 @@ def _figures(kernel: Any) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
         "asynchronous_copies": ptx.count("cp.async."),
+        "buffers": _buffers(kernel.asm["ttgir"]),
+        "waits": sorted({int(n) for n in re.findall(r"cp\.async\.wait_group (\d+)", ptx)}),
     }
+
+
+def _buffers(ttgir: str) -> int:
+    """Into how many tiles in turn a loop loads ahead of its products: 1 is none, 0 where nothing is loaded ahead."""
+    found = re.findall(r"ttg\.local_alloc\s*:\s*\(\)\s*->\s*!ttg\.memdesc<(\d+)x\d+x\d+x", ttgir)
+    return max(map(int, found), default=0)
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

@@ -40,7 +40,7 @@ class EngineConfig(BaseModel):
     tensor_parallel: int = Field(
         default=1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
     )
-    attention_backend: Literal["auto", "own", "flash-attn", "sdpa", "flex"] = Field(
+    attention_backend: Literal["auto", "own", "flash-attn-3", "flash-attn", "sdpa", "flex"] = Field(
         default="auto", description="Kernels for long dense runs of rows (--backend); own: Folio's alone."
     )
     cuda_graphs: bool = Field(

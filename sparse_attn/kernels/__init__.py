@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_attn.kernels import dense
+from sparse_attn.kernels import dense, flash3
 from sparse_attn.kernels.operands import InPages, PagedAttention, RaggedAttention
 from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
 from sparse_attn.rows import SequenceRows
@@ -50,7 +50,7 @@ class Kernels:
     write_rows: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
 
-BACKENDS = ("auto", "own", *WHOLE)
+BACKENDS = ("auto", "own", flash3.NAME, *WHOLE)
 """Names of back ends that may be asked for: ``own`` are this package's kernels alone."""
 
 TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention)
@@ -66,12 +66,21 @@ def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "aut
     name = best_whole(device, dtype) if backend == "auto" else backend
     if name is None or name == "own":
         return own
+    if name == flash3.NAME:
+        return _with_flash3(own, device, dtype)
     return _with_whole(own, name, device, dtype)
 
 
 @functools.cache
 def _with_whole(own: Kernels, name: str, device: torch.device, dtype: torch.dtype) -> Kernels:
     return replace(own, name=f"{own.name}+{name}", whole=find_whole(name, device, dtype), row_invariant=False)
+
+
+@functools.cache
+def _with_flash3(own: Kernels, device: torch.device, dtype: torch.dtype) -> Kernels:
+    flash3.check(device, dtype)
+    assert own.in_pages is not None
+    return replace(own, name=f"{own.name}+{flash3.NAME}", in_pages=flash3.over(own.in_pages))
 
 
 def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:

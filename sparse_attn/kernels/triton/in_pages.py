@@ -115,8 +115,11 @@ def _in_pages_kernel(
     v_at = offs_n[:, None] * HEAD_DIM + offs_d[None, :]
     k_scale = 1.0
     v_scale = 1.0
+    # the frame comes from the iteration before: a load that another load waits for would take a stage of the pipeline
+    frame = tl.load(table + begin, mask=begin < middle, other=0).to(tl.int64)
     for page in range(begin, middle):
-        tile = tl.load(table + page).to(tl.int64) * stride_page + kv_offset
+        tile = frame * stride_page + kv_offset
+        frame = tl.load(table + page + 1, mask=page + 1 < middle, other=0).to(tl.int64)
         if BLOCK_D == HEAD_DIM:
             k = tl.load(K + tile + k_at)
             v = tl.load(V + tile + v_at)
