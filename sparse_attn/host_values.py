@@ -22,7 +22,9 @@ def on_device(values: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device; to a GPU from pinned memory, without waiting."""
+    """A host tensor on the device; to a GPU from pinned memory, without waiting. One that is there stays."""
+    if host.device.type == device.type:
+        return host
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 

@@ -90,7 +90,8 @@ def _border_kernel(
             top = tl.maximum(top, tl.max(x, 0))
             highest = tl.maximum(highest, tl.max(_ordered(x), 0))
         scale = (1.0 / temperature).to(tl.float32)
-        room = vocab.to(tl.int64)
+        every = tl.full([], 0, tl.int64) + vocab
+        room = every
         if (top_k > 0) & (top_k < vocab):
             # the smallest border above which there are fewer than k numbers is the k-th largest number
             low = tl.full([], -2147483648, tl.int64)
@@ -125,7 +126,7 @@ def _border_kernel(
             each = tl.exp((equal - top) * scale).to(tl.float64)
             kept = tl.ceil((top_p * total - mass) / each)
             kept = tl.maximum(tl.minimum(kept, 2147483647.0), 1.0).to(tl.int64)
-            room = tl.minimum(kept, tl.where(high == least, room, vocab.to(tl.int64)))
+            room = tl.minimum(kept, tl.where(high == least, room, every))
             border = high
         # equals are kept from the lowest token on
         seen = tl.full([], 0, tl.int64)

@@ -27,6 +27,7 @@ from service.engine.runner.fused_norms import fuse_norms
 from service.engine.runner.packed_layers import pack_model, packed_layers
 from service.engine.runner.ranks import Ranks
 from service.engine.runner.row_invariance import make_row_invariant
+from service.engine.runner.wide_logits import widen_logits
 from service.errors import ModelError
 from service.settings import EMBEDDED as EMBEDDED
 from sparse_attn.backend import attach
@@ -204,6 +205,7 @@ def prepare(
     fuse_norms(model)
     if next(model.parameters()).is_cuda:
         fuse_gpu_layers(model)
+        widen_logits(model)
     elif not fuse_layers(model) and on_kernels:
         log.info("a decode step runs layer by layer, which is slower: the CPU kernels know no such model", model=name)
     text_config = model.config.get_text_config()

@@ -45,20 +45,18 @@ def stepped(family: str, kv: torch.dtype = torch.float32, **changes: Any) -> tup
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "smollm3"])
-def test_the_logits_are_those_of_the_modules(family: str, interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as own:
-        own.undo()
-        runner, slices = stepped(family)
-        expected = runner.run(slices).logits
+def test_the_logits_are_those_of_the_modules(family: str, interpreted: None) -> None:
+    runner, slices = stepped(family)
+    expected = runner.run(slices).logits
     keys = [page.clone() for page in runner.pool.groups[0].keys]
     for page in runner.pool.groups[0].keys:
-        page[0, :, 21 % 16 :] = 0  # what the step writes
+        page[1, :, 5] = page[4, :, 5:9] = 0  # what the step writes
     assert fuse_gpu_layers(runner.model)
     got = runner.run(slices)
     assert got.kernels == {"triton+fused"}
     torch.testing.assert_close(got.logits, expected, rtol=2e-4, atol=2e-4)
     for page, before in zip(runner.pool.groups[0].keys, keys, strict=True):
-        torch.testing.assert_close(page[1:-1], before[1:-1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(page[:-1], before[:-1], rtol=1e-4, atol=1e-4)  # the last is for nobody's rows
 
 
 @pytest.mark.parametrize("kv", [torch.float32, torch.int8])
