@@ -30,11 +30,13 @@ import torch
 from torch import Tensor
 
 from service.engine.block_manager import Place
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.host_values import changing
-from sparse_attn.kernels.work import FIELDS, Launch, Tiling, make_work
+from sparse_attn.kernels.work import FIELDS, PREFILL_ROWS, Launch, Tiling, make_work
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.tree_masks import TreeMasks
 
@@ -287,6 +289,14 @@ class GraphedRunner(ModelRunner):
         self._buckets = sorted(buckets, key=lambda b: b.rows, reverse=True)
         self._max_pages, self._capture_one = max_pages, capture
         self._capture()
+        self._read_a_prompt()
+
+    def _read_a_prompt(self) -> None:
+        """A chunk into the pool's scratch page, so that no request waits for a compilation."""
+        request = Request("first", [0] * PREFILL_ROWS, SamplingParams())
+        scratch = (self.pool.num_pages,) * self.pool.layout.num_groups
+        request.pages = [scratch] * -(-PREFILL_ROWS // self.pool.page_size)
+        super().run([Slice(request, 0, request.token_ids, samples=True)])
 
     def _capture(self) -> None:
         began = time.perf_counter()
