@@ -27,6 +27,7 @@ class Kernels:
 
     Attributes:
         name: what the statistics call it.
+        skips: ``attention`` heeds `Rows.skip`.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
         in_pages: what attends dense rows that lie in pages already, in place of ``attention``; None for nothing.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
@@ -42,6 +43,7 @@ class Kernels:
     attention: PagedAttention
     paged_attention: PagedAttention
     ragged_attention: RaggedAttention
+    skips: bool = False
     row_invariant: bool = False
     in_pages: InPages | None = None
     whole: Whole | None = None
@@ -53,7 +55,7 @@ class Kernels:
 BACKENDS = ("auto", "own", flash3.NAME, *WHOLE)
 """Names of back ends that may be asked for: ``own`` are this package's kernels alone."""
 
-TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention)
+TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention, skips=True)
 
 
 def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Kernels:
@@ -121,6 +123,7 @@ def _cpu_kernels(dtype: torch.dtype) -> Kernels:
         cpu.attention,
         cpu.paged_attention,
         cpu.ragged_attention,
+        skips=True,
         row_invariant=True,
         vertical_slash=cpu_score.vertical_slash,
         scores=cpu_score.scores if dtype == torch.bfloat16 else None,

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from service.engine.runner.fused_layers import EXPECTED, FAMILIES, pass_on
+from service.engine.runner.fused_layers import EXPECTED, pass_on
 from sparse_attn.batch import AttnBatch
 from sparse_attn.kernels import Kernels, select_kernels
 
+FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model")
 MAX_ROWS = 2048
 """More are a prompt's, whose products are long and whose attention is other people's."""
 
