@@ -47,11 +47,9 @@ def host_list(tensor: Tensor) -> list[int]:
         RuntimeError: the values are `changing` on a device: what is made of them would be frozen into a graph.
     """
     values: list[int] | None = getattr(tensor, _NAME, None)
-    if values is _CHANGING:
-        if tensor.device.type != "cpu":
-            raise RuntimeError("the host reads a buffer of a captured graph, whose values change with each replay")
-        return tensor.tolist()
-    if values is None:
+    if values is _CHANGING and tensor.device.type != "cpu":
+        raise RuntimeError("the host reads a buffer of a captured graph, whose values change with each replay")
+    if values is None or values is _CHANGING:
         values = tensor.tolist()
         if tensor.device.type != "cpu":  # on a CPU reading is free, and the tensor may be a buffer that changes
             remember(tensor, values)
