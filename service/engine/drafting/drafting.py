@@ -142,7 +142,8 @@ class Drafting:
         return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
 
     def is_lossy(self, request: Request) -> bool:
-        return self._requests[request.id].drafter.lossy
+        drafted = self._requests.get(request.id)
+        return drafted is not None and drafted.drafter.lossy
 
     def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
         """The verdict of a drafter that has a rule of its own, or else the keyed one."""
