@@ -229,7 +229,6 @@ def _figures(kernel: Any) -> dict[str, Any]:
         "mma": ptx.count("mma.sync"),
         "asynchronous_copies": ptx.count("cp.async."),
         "buffers": _buffers(kernel.asm["ttgir"]),
-        "waits": sorted({int(n) for n in re.findall(r"cp\.async\.wait_group (\d+)", ptx)}),
     }
 
 

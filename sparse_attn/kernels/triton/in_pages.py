@@ -24,7 +24,7 @@ from sparse_attn.kernels.work import FIELDS, MOST_SHARES, Launch, Tiling, make_w
 from sparse_attn.tree_masks import TreeMasks
 
 _CONFIGS = [
-    triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (4, 4), (8, 4), (4, 2))
+    triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (4, 4), (8, 4), (4, 5))
 ]
 
 
