@@ -6,7 +6,6 @@ What else the engine imports is carried as wheels (`scripts/carry.sh`). On the m
 
 from __future__ import annotations
 
-import importlib.abc
 import os
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from eval.errors import EvalError
 
@@ -60,27 +59,30 @@ def carry(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (site, os.environ.get("PYTHONPATH", ""))))
 
 
-class _Hider(importlib.abc.MetaPathFinder):
-    def __init__(self, allowed: Sequence[str]) -> None:
+class _Narrowed:
+    """A finder of modules that knows only what is allowed; the rest is not there, for it."""
+
+    def __init__(self, finder: Any, allowed: Sequence[str]) -> None:
+        self.finder = finder
         self.allowed = {*allowed, *_OWN, *sys.stdlib_module_names, "__main__", "__mp_main__"}
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         top = name.partition(".")[0]
-        if top in self.allowed or path is not None or top.startswith("_"):
-            return None
-        raise ModuleNotFoundError(
-            f"No module named {name!r}: it is neither on a machine with PyTorch nor carried", name=name
-        )
+        known = top in self.allowed or path is not None or top.startswith("_")
+        found: ModuleSpec | None = self.finder.find_spec(name, path, target) if known else None
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
 
 
 @contextmanager
 def hidden(allowed: Sequence[str] = (*PRESENT, *CARRIED)) -> Iterator[None]:
     """Imports within this block find the standard library, this project and what is allowed, nothing else."""
-    hider = _Hider(allowed)
-    sys.meta_path.insert(0, hider)
+    finders = sys.meta_path
+    narrowed: Any = [_Narrowed(finder, allowed) for finder in finders]
+    sys.meta_path = narrowed
     try:
         yield
     finally:
-        sys.meta_path.remove(hider)
+        sys.meta_path = finders
