@@ -305,7 +305,7 @@ class Bench:
         room = -len(q) % self.shape.page
         sides = [self._to_pages(torch.cat([x, x.new_zeros(room, *x.shape[1:])])) for x in (k, v)]
         bounds, context = (on_device(n, torch.int32, self.device) for n in ([0, len(q)], [0]))
-        pages = Pages(*sides, self._ints(range(len(sides[0])))[None])
+        pages = Pages(sides[0], sides[1], self._ints(range(len(sides[0])))[None])
         return partial(in_pages, pages, Rows(q, k, v, bounds, context, self.shape.scale))
 
     def _ints(self, numbers: Any) -> Tensor:

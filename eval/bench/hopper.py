@@ -173,6 +173,7 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     def flat(width: int) -> Tensor:
         return torch.zeros(33, width, dtype=dtype)
 
+    q, k, v, turn = (flat(n * h.dim) for n in (h.query, h.kv, h.kv, 1))
     low, high = (torch.zeros(pages, h.kv, PAGE // 16, h.dim) for _ in range(2))
     held = [HeadPages(range(h.kv), caches[0], table[0])]
     chunk = SequenceRows(rows(1024, h.query), rows(1024, h.kv), h.dim**-0.5, 4096, held)
@@ -199,13 +200,10 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         ),
         "residual and norm": lambda: triton_layers.add_rms_norm(flat(4096), flat(4096), flat(4096)[0], 1e-5),
         "gated activation": lambda: triton_layers.silu_mul(flat(14336), flat(14336)),
-        "placing": lambda: triton_layers.place(
-            *(flat(n * h.dim) for n in (h.query, h.kv, h.kv)), (flat(h.dim), flat(h.dim)), None, (caches[0], caches[1]),
-            torch.arange(33),
-        ),
+        "placing": lambda: triton_layers.place(q, k, v, (turn, turn), None, (caches[0], caches[1]), torch.arange(33)),
         "placing with norms in int8": lambda: triton_layers.place(
-            *(flat(n * h.dim) for n in (h.query, h.kv, h.kv)), (flat(h.dim), flat(h.dim)),
-            (flat(h.dim)[0], flat(h.dim)[0], 1e-6), (codes[0], codes[1]), torch.arange(33), (scales[0], scales[1]),
+            q, k, v, (turn, turn), (turn[0], turn[0], 1e-6), (codes[0], codes[1]), torch.arange(33),
+            (scales[0], scales[1]),
         ),
         "page statistics": lambda: triton_stats.update_page_stats(low, high, caches[0], torch.arange(80)),
         "page statistics of int8": lambda: triton_stats.update_page_stats(

@@ -20,7 +20,7 @@ def widen_logits(model: Any) -> bool:
         return False
     if not head.weight.is_cuda or head.weight.dtype not in (torch.bfloat16, torch.float16):
         return False
-    head.forward = functools.partial(_forward, head)
+    head.forward = functools.partial(_forward, head)  # type: ignore[method-assign, assignment]
     return True
 
 

@@ -208,7 +208,17 @@ def _join_kernel(
         tl.store(OUT + to + offs_d, out.to(OUT.dtype.element_ty), mask=in_head)
 
 
-def _plan(rows: Rows, page_size: int) -> Launch:
+def _packed(rows: Rows) -> TreeMasks | None:
+    """The tree masks in one tensor, made once for all layers."""
+    if rows.tree_masks is None or isinstance(rows.tree_masks, TreeMasks):
+        return rows.tree_masks
+    if TreeMasks not in rows.kept:
+        rows.kept[TreeMasks] = TreeMasks.pack(rows.tree_masks, rows.q.device)
+    masks: TreeMasks | None = rows.kept[TreeMasks]
+    return masks
+
+
+def _plan(rows: Rows, masks: TreeMasks | None, page_size: int) -> Launch:
     """For the rows of a forward, from what the host knows of them."""
     bounds = host_list(rows.cu_seqlens)
     tiling = Tiling.of(
@@ -216,8 +226,7 @@ def _plan(rows: Rows, page_size: int) -> Launch:
         page_size,
         narrow=rows.q.dtype == torch.float32 or rows.q.shape[2] > 128,
     )
-    masks = rows.tree_masks
-    trees = [place for place, _ in masks.places] if isinstance(masks, TreeMasks) else [-1] * (len(bounds) - 1)
+    trees = [place for place, _ in masks.places] if masks is not None else [-1] * (len(bounds) - 1)
     work = make_work(bounds, host_list(rows.context_lens), trees, tiling)
     items, joins = (to_device(torch.from_numpy(part), rows.q.device) for part in (work.items, work.joins))
     return Launch(tiling, items, joins, work.parts)
@@ -229,14 +238,11 @@ def in_pages(pages: Pages, rows: Rows) -> Tensor:
     Row i of a sequence sees its context and the new rows up to itself, or those that its tree mask names, less what
     lies outside the window. The block tables reach to the last new row.
     """
-    if rows.tree_masks is not None and not isinstance(rows.tree_masks, TreeMasks):
-        if TreeMasks not in rows.kept:
-            rows.kept[TreeMasks] = TreeMasks.pack(rows.tree_masks, rows.q.device)
-        rows.tree_masks = rows.kept[TreeMasks]
+    masks = _packed(rows)
     kv_heads = rows.k.shape[1]
     at = (Launch, kv_heads)
     if at not in rows.kept:  # once for all layers
-        rows.kept[at] = _plan(rows, pages.page_size)
+        rows.kept[at] = _plan(rows, masks, pages.page_size)
     launch: Launch = rows.kept[at]
     tiling, (count, num_heads, dim) = launch.tiling, rows.q.shape
     out = torch.empty_like(rows.q, memory_format=torch.contiguous_format)
@@ -246,7 +252,6 @@ def in_pages(pages: Pages, rows: Rows) -> Tensor:
     if launch.parts:
         part_out = rows.q.new_empty(launch.parts, num_heads, dim, dtype=torch.float32)
         part_lse = rows.q.new_empty(launch.parts, num_heads, dtype=torch.float32)
-    masks = rows.tree_masks
     constants = {"HEAD_DIM": dim, "BLOCK_D": max(16, triton.next_power_of_2(dim))}
     _in_pages_kernel[(len(launch.items), tiling.heads)](
         *(rows.q, pages.k, pages.v, pages.k_scale, pages.v_scale, out, part_out, part_lse, launch.items),

@@ -132,7 +132,7 @@ def test_rows_of_nobody_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "SHARE_KEYS", 32)
     batch = InPages([1, 1], [90, 60])
     rows = batch.rows(DEVICE)
-    launch = _plan(rows, PAGE)
+    launch = _plan(rows, None, PAGE)
     launch.joins[1] = 0
     items = launch.items[launch.items[:, 2] == 0]
     padded = torch.cat([items, torch.zeros_like(items)])
