@@ -201,6 +201,7 @@ def divergences(device: torch.device, dtype: torch.dtype, new_tokens: int) -> li
             same = agreeing(plain.token_ids, found.token_ids)
             row: Row = {"model": loaded.name, "drafter": drafter, "tokens": new_tokens, "same": same}
             if same < new_tokens:
+                assert plain.logprobs is not None
                 (_, first), (_, second) = plain.logprobs[same].top[:2]
                 row["gap"] = first - second
             rows.append(row)
