@@ -30,8 +30,8 @@ test: lint  ## what CI runs; browser tests: .venv/bin/python -m pytest -m browse
 test-all: lint  ## slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not clients"
 
-gpu-check: $(STAMP)  ## kernel tests and benchmarks on a GPU; on a CPU the interpreter's part
-	$(BIN)/python -m eval.bench.gpu_check
+gpu-check:  ## correctness and times on a GPU, with nothing installed; on a CPU a rehearsal of the same
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m eval.bench.gpu_check --again
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

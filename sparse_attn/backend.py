@@ -116,6 +116,8 @@ def _attend_group(
         out = attend_whole(kernels.whole, pages, rows)
         if out is not None:
             return out
+    if kernels.in_pages is not None and index is None:
+        return kernels.in_pages(pages, rows)
     return kernels.attention(pages, rows, index)[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class AttnBatch:
         earlier: for a batch of one sequence, the nodes of its tree that an earlier forward has run.
         backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
         needed: per sequence, of how many of its last rows the model's output is read; None for all rows of all.
+        decode_only: every sequence decodes, densely: so nobody need look at lengths that change with each replay.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
         kept: what kernels and policies prepare once for this forward.
     """
@@ -84,6 +85,7 @@ class AttnBatch:
     earlier: EarlierNodes | None = None
     backend: str = "auto"
     needed: Sequence[int] | None = None
+    decode_only: bool = False
     kernels: set[str] = field(default_factory=set)
     kept: dict[Any, Any] = field(default_factory=dict, init=False)
 
@@ -130,15 +132,35 @@ class AttnBatch:
         return [self] if self.num_sequences == 1 else [self._alone(s) for s in range(self.num_sequences)]
 
     def _alone(self, s: int) -> AttnBatch:
-        rows = self.rows(s)
+        return self._of(s, s + 1)
+
+    def runs(self, alike: Callable[[int], Hashable]) -> list[tuple[int, int]]:
+        """Neighbouring sequences for which ``alike`` (of a sequence's number) gives the same: (first, end) of each."""
+        grouped = (list(run) for _, run in itertools.groupby(range(self.num_sequences), alike))
+        return [(run[0], run[-1] + 1) for run in grouped]
+
+    def span(self, first: int, end: int) -> AttnBatch:
+        """The sequences ``first:end`` as a batch of their own; made once."""
+        if (first, end) == (0, self.num_sequences):
+            return self
+        at = (AttnBatch.span, first, end)
+        if at not in self.kept:
+            self.kept[at] = self._of(first, end)
+        batch: AttnBatch = self.kept[at]
+        return batch
+
+    def _of(self, first: int, end: int) -> AttnBatch:
+        """The sequences ``first:end`` as a batch of their own."""
+        rows = slice(self.bounds[first], self.bounds[end])
+        starts = [bound - rows.start for bound in self.bounds[first : end + 1]]
         return replace(
             self,
-            cu_seqlens=on_device([0, rows.stop - rows.start], torch.int32, self.cu_seqlens.device),
-            context_lens=remember(self.context_lens[s : s + 1], self.lengths[s : s + 1]),
-            tables=[GroupTables(own.block_tables[s : s + 1], own.slot_mapping[rows]) for own in self.tables],
+            cu_seqlens=on_device(starts, torch.int32, self.cu_seqlens.device),
+            context_lens=remember(self.context_lens[first:end], self.lengths[first:end]),
+            tables=[GroupTables(own.block_tables[first:end], own.slot_mapping[rows]) for own in self.tables],
             positions=self.positions[rows],
-            tree_masks=self.tree_masks[s : s + 1] if self.tree_masks is not None else None,
-            policies=[self.policies[s]] if self.policies is not None else None,
+            tree_masks=self.tree_masks[first:end] if self.tree_masks is not None else None,
+            policies=self.policies[first:end] if self.policies is not None else None,
             needed=None,
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _NAME = "_folio_host_values"
+_CHANGING: list[int] = []
 
 
 def on_device(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -21,7 +22,9 @@ def on_device(values: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device; to a GPU from pinned memory, without waiting."""
+    """A host tensor on the device; to a GPU from pinned memory, without waiting. One that is there stays."""
+    if host.device.type == device.type:
+        return host
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
@@ -31,10 +34,22 @@ def remember(tensor: Tensor, values: Sequence[int]) -> Tensor:
     return tensor
 
 
+def changing(tensor: Tensor) -> Tensor:
+    """Note that the values change while the tensor stays, as in the buffers of a captured graph; returns it."""
+    setattr(tensor, _NAME, _CHANGING)
+    return tensor
+
+
 def host_list(tensor: Tensor) -> list[int]:
-    """The values of a 1-D integer tensor: as remembered, else read from the device and remembered."""
+    """The values of a 1-D integer tensor: as remembered, else read from the device and remembered.
+
+    Raises:
+        RuntimeError: the values are `changing` on a device: what is made of them would be frozen into a graph.
+    """
     values: list[int] | None = getattr(tensor, _NAME, None)
-    if values is None:
+    if values is _CHANGING and tensor.device.type != "cpu":
+        raise RuntimeError("the host reads a buffer of a captured graph, whose values change with each replay")
+    if values is None or values is _CHANGING:
         values = tensor.tolist()
         if tensor.device.type != "cpu":  # on a CPU reading is free, and the tensor may be a buffer that changes
             remember(tensor, values)

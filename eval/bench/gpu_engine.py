@@ -41,6 +41,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+TINY: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 97, "head_dim": 16,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+"""Changes to a shape for a rehearsal."""
+
 POLICIES = ("dense", "trianglemix", "streaming")
 
 
@@ -119,38 +125,84 @@ def measure(
     return rows
 
 
-def eager_and_graph(loaded: LoadedModel, length: int, batches: tuple[int, ...] = (1, 4, 16)) -> list[Row]:
-    """A decode step of so many sequences of ``length`` tokens, launched kernel by kernel and replayed as a graph."""
+def decode_steps(loaded: LoadedModel, length: int, batch: int, bytes_per_s: float) -> list[Row]:
+    """A decode step of so many sequences of ``length`` tokens: replayed, by the host's clock, and what it consists of.
 
+    ``times_limit`` is the replay over the time to read the weights and the K and V once.
+    """
+    import torch
+
+    from eval.bench.gpu_kernels import MOST_BYTES
     from service.engine.params import SamplingParams
     from service.engine.request import Request
-    from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner
-    from service.engine.runner.model_runner import ModelRunner
+    from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner, run_eagerly
     from service.engine.step import Slice
     from sparse_attn.kv.pool import KVPool
 
-    parameter = next(loaded.model.parameters())
-    size, count = 64, max(batches)
+    parameter, size = next(loaded.model.parameters()), 64
     each = length // size + 1
-    pool = KVPool(loaded.kv_shape, count * each, size, parameter.dtype, parameter.device)
-    plain = ModelRunner(loaded.model, pool)
-    graphed = GraphedRunner(loaded.model, pool, [Bucket(n, 1) for n in batches], each, GraphCapture())
+    kv = loaded.kv_shape.bytes_per_token(parameter.dtype) * length * batch
+    if kv > MOST_BYTES:
+        return []
+    pool = KVPool(loaded.kv_shape, batch * each, size, parameter.dtype, parameter.device)
+    capture = GraphCapture() if parameter.is_cuda else run_eagerly
+    runner = GraphedRunner(loaded.model, pool, [Bucket(batch, batch)], each, capture)
     slices = []
-    for n in range(count):
+    for n in range(batch):
         request = Request(f"r{n}", [5], SamplingParams())
         request.pages = [(page,) for page in range(n * each, (n + 1) * each)]
         slices.append(Slice(request, length, [5], samples=True))
-    rows = []
-    for batch in batches:
-        row: Row = {"model": loaded.name, "length": length, "batch": batch}
-        ways = {"eager": partial(_choose, plain, slices[:batch]), "graph": partial(_choose, graphed, slices[:batch])}
-        for name, times in time_in_turn(ways, rounds=10, warm=2).items():
-            row[f"{name}_ms"] = times.median * 1e3
-        row["speedup"] = row["eager_ms"] / row["graph_ms"]
-        rows.append({**row, "refused": graphed.graphs.refused})
-    return rows
+    _choose(runner, slices)
+    [(_, replay)] = runner.steps.values()
+    rounds = 10 if parameter.is_cuda else 1
+    times = time_in_turn({"replay": replay, "host": partial(_choose, runner, slices)}, rounds)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    row: Row = {
+        "model": loaded.name,
+        "length": length,
+        "batch": batch,
+        "refused": runner.graphs.refused,
+        "replay_ms": times["replay"].median * 1e3,
+        "step_ms": times["host"].median * 1e3,
+        "times_limit": times["replay"].median * bytes_per_s / (weights + kv),
+    }
+    if parameter.is_cuda:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            replay()
+            torch.cuda.synchronize()
+        most = sorted(profile.key_averages(), key=lambda event: event.device_time_total, reverse=True)[:16]
+        row["kernels_us"] = {event.key[:80]: [event.count, event.device_time_total] for event in most}
+    del runner, pool
+    gc.collect()
+    return [row]
 
 
 def _choose(runner: ModelRunner, slices: list[Slice]) -> list[int]:
     """The likeliest token after each row, back on the host."""
     return runner.run(slices).logits.argmax(-1).tolist()
+
+
+def divergences(device: torch.device, dtype: torch.dtype, new_tokens: int) -> list[Row]:
+    """The embedded reader with each drafter beside plain decoding: how many tokens are the same before one differs,
+    and how far apart the two likeliest were there."""
+    from eval.bench.runner import agreeing, ask, build, random_ids
+    from service.engine.loading.checkpoint import EMBEDDED, load_model
+    from service.engine.params import SamplingParams
+
+    loaded = load_model(EMBEDDED, str(dtype).removeprefix("torch."), str(device))
+    prompt = random_ids(48, 0, loaded.vocab_size) * 2  # which says everything twice
+    rows: list[Row] = []
+    with build(loaded, 4096) as engine:
+        plain = None
+        for drafter in ("none", "prompt_lookup", "suffix"):
+            params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, drafter=drafter, logprobs=2)
+            found = ask(engine, prompt, params)
+            plain = plain or found
+            same = agreeing(plain.token_ids, found.token_ids)
+            row: Row = {"model": loaded.name, "drafter": drafter, "tokens": new_tokens, "same": same}
+            if same < new_tokens:
+                assert plain.logprobs is not None
+                (_, first), (_, second) = plain.logprobs[same].top[:2]
+                row["gap"] = first - second
+            rows.append(row)
+    return rows

@@ -7,6 +7,7 @@ production, whatever the launchers make of them. What cannot be known this way i
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -43,12 +44,15 @@ MODELS = (
 )
 
 
-def compile_all(models: tuple[Heads, ...] = MODELS[:1], every_config: bool = False) -> list[dict[str, Any]]:
+def compile_all(
+    models: tuple[Heads, ...] = MODELS[:1], every_config: bool = False, share: tuple[int, int] = (0, 1)
+) -> list[dict[str, Any]]:
     """Compile what each mode of the engine launches; a row each with registers, spills and shared memory.
 
     Args:
         models: whose shapes.
         every_config: every configuration that tuning may choose, not the first alone.
+        share: this one of so many equal shares of the launches, for so many processes.
 
     Raises:
         RuntimeError: Triton runs as an interpreter in this process (start another without TRITON_INTERPRET), or a
@@ -61,10 +65,13 @@ def compile_all(models: tuple[Heads, ...] = MODELS[:1], every_config: bool = Fal
     if triton_launch.INTERPRETED:
         raise RuntimeError("the kernels were imported for Triton's interpreter; compile in a process of its own")
     rows: list[dict[str, Any]] = []
+    turn = itertools.count()
     with compiling(every_config) as built:
         for heads in models:
             for dtype in (torch.bfloat16, torch.float16) if heads is models[0] else (torch.bfloat16,):
                 for mode, launch in _modes(heads, dtype).items():
+                    if next(turn) % share[1] != share[0]:
+                        continue
                     launch()
                     about = {"mode": mode, "model": heads.model, "dtype": str(dtype).removeprefix("torch.")}
                     rows += [{**about, **row} for row in built]
@@ -125,9 +132,12 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     from sparse_attn.blocks import BlockIndex
     from sparse_attn.kernels.operands import Pages, Rows
     from sparse_attn.kernels.triton import attention as triton_attention
+    from sparse_attn.kernels.triton import in_pages as triton_in_pages
+    from sparse_attn.kernels.triton import layers as triton_layers
     from sparse_attn.kernels.triton import page_stats as triton_stats
     from sparse_attn.kernels.triton import score as triton_score
     from sparse_attn.kernels.triton import write as triton_write
+    from sparse_attn.kv.quant import SCALE
     from sparse_attn.plan.grid import Grid
     from sparse_attn.rows import HeadPages, SequenceRows
     from sparse_attn.tree_masks import TreeMasks
@@ -141,7 +151,7 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     pages = 256
     caches = [torch.zeros(pages, h.kv, PAGE, h.dim, dtype=dtype) for _ in range(2)]
     codes = [torch.zeros(pages, h.kv, PAGE, h.dim, dtype=torch.int8) for _ in range(2)]
-    scales = [torch.zeros(pages, h.kv, PAGE) for _ in range(2)]
+    scales = [torch.zeros(pages, h.kv, PAGE, dtype=SCALE) for _ in range(2)]
     table = torch.zeros(1, pages, dtype=torch.int32)
 
     def attend(count: int, per_head: bool | None = None, quant: bool = False, **options: Any) -> Callable[[], Any]:
@@ -156,8 +166,14 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
             rows(count, h.query), rows(count, h.kv), rows(count, h.kv), ints(0, count), ints(context), h.dim**-0.5,
             positions=positions, **options,
         )  # fmt: skip
+        if index is None:
+            return lambda: triton_in_pages.in_pages(held, new)
         return lambda: triton_attention.attention(held, new, index)
 
+    def flat(width: int) -> Tensor:
+        return torch.zeros(33, width, dtype=dtype)
+
+    q, k, v, turn = (flat(n * h.dim) for n in (h.query, h.kv, h.kv, 1))
     low, high = (torch.zeros(pages, h.kv, PAGE // 16, h.dim) for _ in range(2))
     held = [HeadPages(range(h.kv), caches[0], table[0])]
     chunk = SequenceRows(rows(1024, h.query), rows(1024, h.kv), h.dim**-0.5, 4096, held)
@@ -180,7 +196,14 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         ),
         "write of int8": lambda: triton_write.write_rows(
             codes[0][:80, :, 0], codes[1][:80, :, 0], codes[0], codes[1], torch.arange(80),
-            (torch.zeros(80, h.kv), torch.zeros(80, h.kv), *scales),
+            (scales[0][:80, :, 0], scales[1][:80, :, 0], *scales),
+        ),
+        "residual and norm": lambda: triton_layers.add_rms_norm(flat(4096), flat(4096), flat(4096)[0], 1e-5),
+        "gated activation": lambda: triton_layers.silu_mul(flat(14336), flat(14336)),
+        "placing": lambda: triton_layers.place(q, k, v, (turn, turn), None, (caches[0], caches[1]), torch.arange(33)),
+        "placing with norms in int8": lambda: triton_layers.place(
+            q, k, v, (turn, turn), (turn[0], turn[0], 1e-6), (codes[0], codes[1]), torch.arange(33),
+            (scales[0], scales[1]),
         ),
         "page statistics": lambda: triton_stats.update_page_stats(low, high, caches[0], torch.arange(80)),
         "page statistics of int8": lambda: triton_stats.update_page_stats(
@@ -203,7 +226,14 @@ def _figures(kernel: Any) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
         "asynchronous_copies": ptx.count("cp.async."),
+        "buffers": _buffers(kernel.asm["ttgir"]),
     }
+
+
+def _buffers(ttgir: str) -> int:
+    """Into how many tiles in turn a loop loads ahead of its products: 1 is none, 0 where nothing is loaded ahead."""
+    found = re.findall(r"ttg\.local_alloc\s*:\s*\(\)\s*->\s*!ttg\.memdesc<(\d+)x\d+x\d+x", ttgir)
+    return max(map(int, found), default=0)
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -225,5 +255,7 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser(description="Compile the Triton kernels for Hopper; a JSON row for each.")
     parser.add_argument("--all", action="store_true", help="every model's shape and every configuration of tuning")
-    everything = parser.parse_args().all
-    print(json.dumps(compile_all(MODELS if everything else MODELS[:1], every_config=everything)))
+    parser.add_argument("--share", default="0/1", help="of the launches, as 3/16 for the fourth of sixteen")
+    given = parser.parse_args()
+    number, of = map(int, given.share.split("/"))
+    print(json.dumps(compile_all(MODELS if given.all else MODELS[:1], given.all, (number, of))))

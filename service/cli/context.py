@@ -29,7 +29,9 @@ ModelName = Annotated[
     typer.Option("--model", "-m", help="embedded, smollm2, a GGUF file, a checkpoint's folder, or a hub id."),
 ]
 DeviceName = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
-Backend = Annotated[str | None, typer.Option("--backend", help="Dense attention: auto, own, flash-attn, sdpa or flex.")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", help="Dense attention: auto, own, flash-attn-3, flash-attn, sdpa or flex.")
+]
 TensorParallel = Annotated[
     int | None, typer.Option("--tp", min=1, max=64, help="Processes that share the model, a GPU each.")
 ]

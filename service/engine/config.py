@@ -45,7 +45,7 @@ class EngineConfig(BaseModel):
     tensor_parallel: int = Field(
         default=1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."
     )
-    attention_backend: Literal["auto", "own", "flash-attn", "sdpa", "flex"] = Field(
+    attention_backend: Literal["auto", "own", "flash-attn-3", "flash-attn", "sdpa", "flex"] = Field(
         default="auto", description="Kernels for long dense runs of rows (--backend); own: Folio's alone."
     )
     cuda_graphs: bool = Field(
@@ -60,7 +60,11 @@ class EngineConfig(BaseModel):
         default=None, ge=16, description="Longest prompt and answer, in tokens; default: the model's."
     )
     page_size: int = Field(default=64, ge=1, le=1024, description="Tokens of a page of KV.")
-    kv_memory: Bytes = Field(default=2 << 30, ge=1, description="Memory for pages of KV, as 2GiB or in bytes.")
+    kv_memory: Bytes | None = Field(
+        default=None,
+        ge=1,
+        description="Memory for pages of KV, as 2GiB or in bytes; default: 2 GiB, on a GPU 85% of what is free.",
+    )
     kv_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         default="auto",
         description="Of the pages of KV: auto for the model's, float32 or bfloat16 on a CPU, or int8 (--kv-dtype).",

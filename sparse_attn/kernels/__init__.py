@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_attn.kernels import dense
-from sparse_attn.kernels.operands import PagedAttention, RaggedAttention
+from sparse_attn.kernels import dense, flash3
+from sparse_attn.kernels.operands import InPages, PagedAttention, RaggedAttention
 from sparse_attn.kernels.whole import WHOLE, Whole, best_whole, find_whole
 from sparse_attn.rows import SequenceRows
 
@@ -29,6 +29,7 @@ class Kernels:
         name: what the statistics call it.
         skips: ``attention`` heeds `Rows.skip`.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
+        in_pages: what attends dense rows that lie in pages already, in place of ``attention``; None for nothing.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
         vertical_slash: what weighs blocks in place of `sparse_attn.plan.score.vertical_slash`'s torch, given how many
             last rows stand for all; it answers None for keys that it does not read. None for nothing.
@@ -44,13 +45,14 @@ class Kernels:
     ragged_attention: RaggedAttention
     skips: bool = False
     row_invariant: bool = False
+    in_pages: InPages | None = None
     whole: Whole | None = None
     vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None
     scores: Callable[[Tensor, Tensor, Sequence[int]], Tensor] | None = None
     write_rows: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
 
-BACKENDS = ("auto", "own", *WHOLE)
+BACKENDS = ("auto", "own", flash3.NAME, *WHOLE)
 """Names of back ends that may be asked for: ``own`` are this package's kernels alone."""
 
 TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention, skips=True)
@@ -66,6 +68,8 @@ def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "aut
     name = best_whole(device, dtype) if backend == "auto" else backend
     if name is None or name == "own":
         return own
+    if name == flash3.NAME:
+        return _with_flash3(own, device, dtype)
     return _with_whole(own, name, device, dtype)
 
 
@@ -74,22 +78,32 @@ def _with_whole(own: Kernels, name: str, device: torch.device, dtype: torch.dtyp
     return replace(own, name=f"{own.name}+{name}", whole=find_whole(name, device, dtype), row_invariant=False)
 
 
+@functools.cache
+def _with_flash3(own: Kernels, device: torch.device, dtype: torch.dtype) -> Kernels:
+    flash3.check(device, dtype)
+    assert own.in_pages is not None
+    return replace(own, name=f"{own.name}+{flash3.NAME}", in_pages=flash3.over(own.in_pages))
+
+
 def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         return _cpu_kernels(dtype)
     if device.type == "cuda":
-        return _triton_kernels()
+        return triton_kernels()
     return TORCH
 
 
 @functools.cache
-def _triton_kernels() -> Kernels:
+def triton_kernels() -> Kernels:
+    """Those of a GPU; under Triton's interpreter they run anywhere."""
     try:
         from sparse_attn.kernels.triton import attention as triton
+        from sparse_attn.kernels.triton.in_pages import in_pages
     except ImportError as error:
         logger.warning("attention falls back to plain torch, which is many times slower: %s", error)
         return TORCH
-    return Kernels("triton", triton.attention, triton.paged_attention, triton.ragged_attention)
+    own = (triton.attention, triton.paged_attention, triton.ragged_attention)
+    return Kernels("triton", *own, in_pages=in_pages)
 
 
 @functools.cache

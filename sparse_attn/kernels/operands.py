@@ -147,3 +147,9 @@ class RaggedAttention(Protocol):
     """A kernel over the new rows alone."""
 
     def __call__(self, rows: Rows, index: BlockIndex | None = None) -> State: ...
+
+
+class InPages(Protocol):
+    """Dense attention of new rows whose keys and values lie in pages behind their contexts → out [T, Hq, D]."""
+
+    def __call__(self, pages: Pages, rows: Rows) -> Tensor: ...

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.host_values import host_list
-from sparse_attn.kernels.operands import Pages, Rows
+from sparse_attn.kernels.dense import merge_states
+from sparse_attn.kernels.operands import Pages, Rows, State
+from sparse_attn.kernels.work import PREFILL_ROWS
 
 Whole = Callable[[Tensor, Tensor, Tensor, float, float, int], Tensor]
 """(q, k, v, scale, soft cap or 0, window or 0) → out."""
-
-LEAST_ROWS = 64  # fewer new rows are decode or a draft
 
 
 def flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
@@ -41,18 +41,50 @@ def flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, wi
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, which picks cuDNN's, its own flash or another kernel."""
+    """`torch.nn.functional.scaled_dot_product_attention`, which picks cuDNN's, its own flash or another kernel.
+
+    cuDNN's, the fastest on Hopper, knows no rows behind a context: there the context and the chunk, which it knows,
+    are attended one by one and joined.
+    """
     from torch.nn.attention.bias import causal_lower_right
 
-    if softcap or window:
-        return flex(q, k, v, scale, softcap, window)
+    assert not softcap
+    assert not window
     rows, keys = len(q), len(k)
     queries, all_keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
-    causal: dict[str, Any] = {"is_causal": True} if rows == keys else {"attn_mask": causal_lower_right(rows, keys)}
+    before = keys - rows
+    if before and _joins(q.device, q.dtype):
+        past = _cudnn(queries, all_keys[:, :, :before], values[:, :, :before], scale, causal=False)
+        return merge_states(
+            *past, *_cudnn(queries, all_keys[:, :, before:], values[:, :, before:], scale, causal=True)
+        )[0]
+    causal: dict[str, Any] = {"attn_mask": causal_lower_right(rows, keys)} if before else {"is_causal": True}
     out = torch.nn.functional.scaled_dot_product_attention(
         queries, all_keys, values, scale=scale, enable_gqa=True, **causal
     )
     return out[0].transpose(0, 1)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool) -> State:
+    """q [1, Hq, n, D], k and v [1, Hkv, m, D]."""
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, lse, *_ = attend(q, k, v, None, True, 0.0, causal, False, scale=scale)
+    return out[0].transpose(0, 1), lse.reshape(q.shape[1:3]).transpose(0, 1)
+
+
+@functools.cache
+def _joins(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether cuDNN's kernel is here and gives the log-sum-exp that parts are joined by; tried once."""
+    if device.type != "cuda":
+        return False
+    q, k, v = (torch.randn(n, heads, 64, device=device, dtype=dtype) for n, heads in ((128, 4), (256, 2), (256, 2)))
+    queries, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
+    try:
+        _, lse = _cudnn(queries, keys, values, 0.125, causal=False)
+        scores = torch.einsum("hgnd,hmd->hgnm", queries[0].float().unflatten(0, (2, 2)), keys[0].float()) * 0.125
+        return torch.allclose(lse.float(), scores.logsumexp(-1).flatten(0, 1).T, atol=0.05)
+    except RuntimeError:
+        return False
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
@@ -102,7 +134,8 @@ def find_whole(name: str, device: torch.device, dtype: torch.dtype) -> Whole:
     if name == "flash-attn":
         if find_spec("flash_attn") is None:
             raise UnsupportedModelFeature(
-                "the attention back end flash-attn is not installed (pip install 'folio-serve[gpu]')"
+                "the attention back end flash-attn is not installed; with nvcc at hand, pip install "
+                "--no-build-isolation 'folio-serve[flash-attn]' builds it"
             )
         if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
             raise UnsupportedModelFeature(
@@ -123,10 +156,14 @@ def best_whole(device: torch.device, dtype: torch.dtype) -> str | None:
 def attend_whole(whole: Whole, pages: Pages, rows: Rows) -> Tensor | None:
     """Every sequence's new rows over its context and themselves: [T, Hq, D].
 
-    None where a sequence has too few rows for it to pay.
+    None where a sequence has too few rows for it to pay, or where SDPA would need a mask: our kernel needs none.
     """
+    if whole is sdpa and (rows.softcap or rows.window):
+        return None
+    if len(rows.q) < PREFILL_ROWS * len(rows.context_lens):  # one has; of a captured step no more is to be known
+        return None
     bounds = host_list(rows.cu_seqlens)
-    if any(end - begin < LEAST_ROWS for begin, end in pairwise(bounds)):
+    if any(end - begin < PREFILL_ROWS for begin, end in pairwise(bounds)):
         return None
     out = torch.empty_like(rows.q)
     for s, length in enumerate(host_list(rows.context_lens)):

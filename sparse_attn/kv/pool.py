@@ -230,7 +230,7 @@ class KVPool:
         if "kmin" in content:
             return
         slots = torch.arange(page * self.page_size, (page + 1) * self.page_size, device=self.device)
-        self._update_stats(slots)
+        self.update_stats(slots)
 
     def get_tokens(self, slots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """A copy of K and V [L, T, Hkv, D] of tokens in all layers, as attention reads them.
@@ -263,7 +263,7 @@ class KVPool:
             target_page, target_offset = target // self.page_size, target % self.page_size
             for part in self._of_tokens():
                 part[target_page, :, target_offset] = part[source_page, :, source_offset]
-        self._update_stats(target)
+        self.update_stats(target)
 
     def _of_tokens(self) -> list[Tensor]:
         """The parts [num_pages, tiles, page_size, …] that hold something of every token."""
@@ -273,7 +273,8 @@ class KVPool:
     def _token_bytes(self) -> list[np.ndarray]:
         return [token_bytes(part) for part in self._of_tokens()]
 
-    def _update_stats(self, slots: Tensor) -> None:
+    def update_stats(self, slots: Tensor) -> None:
+        """Bring the bounds of the pages of int64 slots [T] up to date in every layer; nothing where none are kept."""
         for group in self.groups:
             if group.stats is not None:
                 for layer, keys in enumerate(group.keys):

@@ -14,7 +14,9 @@ from torch import Tensor
 from sparse_attn.batch import AttnBatch
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels.operands import Rows
+from sparse_attn.kernels.work import PREFILL_ROWS
 from sparse_attn.plan.decode_plan import all_dense, can_plan, plan_decode
+from sparse_attn.plan.state import PolicyState
 from sparse_attn.rows import HeadPages, SequenceRows
 
 EVERY = slice(None)
@@ -56,6 +58,8 @@ def plan_forward(attn: AttnBatch, layer: int, rows: Rows) -> list[Part]:
     if needed is not None and not any(needed):
         return []
     if attn.policies is None:
+        if rows.q.is_cuda and needed is None and attn.earlier is None:
+            return chunks_apart(attn, layer, rows)
         every = Part(attn, EVERY, rows, _present_pages(attn, layer) if attn.earlier is not None else None)
         return [every] if needed is None else [every.last_rows(needed)]
     if rows.q.is_cuda and needed is None:
@@ -63,9 +67,49 @@ def plan_forward(attn: AttnBatch, layer: int, rows: Rows) -> list[Part]:
             return [Part(attn, EVERY, rows, None)]
         if can_plan(attn, layer, rows.window):
             return [Part(attn, EVERY, rows, plan_decode(attn, layer, rows))]
+        return chunks_apart(attn, layer, rows)
     if needed is None:
         return [plan_sequence(attn, s, layer, rows) for s in range(attn.num_sequences)]
     return [plan_sequence(attn, s, layer, rows).last_rows([count]) for s, count in enumerate(needed) if count]
+
+
+def chunks_apart(attn: AttnBatch, layer: int, rows: Rows) -> list[Part]:
+    """Neighbouring sequences that decode and see everything together, each other one as its policy plans it.
+
+    A prompt's chunk beside decodes would give them its tiles, whose heads read each page anew, and no splits.
+    """
+    if attn.decode_only:
+        return [Part(attn, EVERY, rows, None)]
+    parts = []
+    for first, end in attn.runs(lambda s: _decodes_densely(attn, s, layer, rows.window) or -1 - s):
+        if not _decodes_densely(attn, first, layer, rows.window):
+            parts.append(plan_sequence(attn, first, layer, rows))
+            continue
+        at = slice(attn.bounds[first], attn.bounds[end])
+        batch = attn.span(first, end)
+        parts.append(Part(batch, at, batch.take(rows, at), None))
+        for s in range(first, end):
+            if (state := _state(attn, s)) is not None:
+                blocks = _blocks_seen(attn, s) * state.model.num_kv_heads
+                state.decode_stats.add(blocks, blocks)
+    return parts
+
+
+def _state(attn: AttnBatch, s: int) -> PolicyState | None:
+    return attn.policies[s] if attn.policies is not None else None
+
+
+def _decodes_densely(attn: AttnBatch, s: int, layer: int, window: int) -> bool:
+    count, state = attn.bounds[s + 1] - attn.bounds[s], _state(attn, s)
+    if state is None:
+        return count < PREFILL_ROWS
+    return attn.lengths[s] >= state.prompt_len and state.sees_all(layer, attn.lengths[s] + count, window)
+
+
+def _blocks_seen(attn: AttnBatch, s: int) -> int:
+    """Key blocks of a KV head that the new rows of a sequence see, each of them everything before it."""
+    first, count = attn.lengths[s], attn.bounds[s + 1] - attn.bounds[s]
+    return sum(position // attn.pool.page_size + 1 for position in range(first, first + count))
 
 
 def plan_sequence(attn: AttnBatch, s: int, layer: int, rows: Rows) -> Part:

@@ -1,4 +1,8 @@
-"""The GPU check on a CPU: its measurements run at toy sizes under the interpreter, its verdict follows the tests."""
+"""The GPU check on a CPU: its sections run at toy sizes under the interpreter, its verdict follows what they find."""
+
+import importlib
+import importlib.util
+import sys
 
 import pytest
 import torch
@@ -7,9 +11,11 @@ pytest.importorskip("triton")
 
 from sparse_attn.kernels.triton.launch import INTERPRETED  # isort: skip
 
-from eval.bench import gpu_check
-from eval.bench.gpu_check import Bench, Shape
+from eval.bench import gpu_check, gpu_correct
+from eval.bench.bare import CARRIED, carry, hidden
 from eval.bench.gpu_engine import SHAPES, Ceilings, measure, random_model
+from eval.bench.gpu_kernels import Bench, Shape
+from eval.errors import EvalError
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +29,58 @@ def bench():
 
 def test_decode_rows_say_fraction_of_bandwidth(bench):
     rows = bench.decode([64], [1, 2])
-    assert [(r["kv"], r["batch"]) for r in rows] == [("bf16", 1), ("int8", 1), ("bf16", 2)]
+    assert [(r["kv"], r["batch"], r["even"]) for r in rows] == [
+        ("bf16", 1, True), ("int8", 1, True), ("bf16", 2, True), ("bf16", 2, False),
+    ]  # fmt: skip
     assert all(0 < r["fraction_of_copy_bandwidth"] < 1 for r in rows)
+
+
+def test_every_case_is_right_and_a_wrong_one_is_seen(bench, monkeypatch):
+    few = [case for case in gpu_correct.cases(1024) if "tree of" in case.name or "chunk behind" in case.name]
+    monkeypatch.setattr(gpu_correct, "cases", lambda scale: few)
+    rows = gpu_correct.check(bench, 1024)
+    assert len(rows) == 3
+    assert all(row["right"] for row in rows)
+    assert gpu_check.verdict({"correct": rows})
+    rows[0]["right"] = False
+    assert not gpu_check.verdict({"correct": rows})
+
+
+def test_a_section_that_fails_fails_the_check_and_is_run_again(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(check):
+        calls.append("failed")
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu_check.Check, "ceilings", fail)
+    options = gpu_check.Options(only=("ceilings", "compiled"), output=tmp_path / "figures.json")
+    for _ in range(2):
+        figures = gpu_check.run(options)
+    assert calls == ["failed", "failed"]
+    assert figures["ceilings"] == {"error": "RuntimeError: no such kernel"}
+    assert not gpu_check.verdict(figures)
+    monkeypatch.setattr(gpu_check.Check, "ceilings", lambda check: {"copy_terabytes_per_s": 1.0})
+    figures = gpu_check.run(options)
+    assert gpu_check.verdict(figures)
+    began = figures["section_s"]
+    assert gpu_check.run(options)["section_s"] == began  # what is there is not run again
+    with pytest.raises(EvalError, match="no section 'ceiling'"):
+        gpu_check.run(gpu_check.Options(only=("ceiling",), output=tmp_path / "figures.json"))
+
+
+def test_what_is_neither_there_nor_carried_is_missing(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "rank_bm25", raising=False)
+    with hidden():
+        assert importlib.util.find_spec("rank_bm25") is None
+        with pytest.raises(ModuleNotFoundError, match="rank_bm25"):
+            importlib.import_module("rank_bm25")
+    importlib.import_module("rank_bm25")
+    with hidden():
+        importlib.import_module("wave")  # of the standard library
+    assert "structlog" in CARRIED
+    with pytest.raises(EvalError, match="no wheels"):
+        carry(tmp_path)
 
 
 @pytest.mark.slow
@@ -42,11 +98,12 @@ def test_dense_prefill_is_measured_beside_what_is_installed(bench):
 
 
 @pytest.mark.slow
-def test_selected_decode_and_trees(bench):
+def test_selected_decode_trees_and_mixed_steps(bench):
     (row,) = bench.selected_decode(256, 64)
     assert row["pages"] == 16
-    (row,) = bench.tree(64, 6)
-    assert row["times_one_row"] > 0
+    assert [row["rows"] for row in bench.tree(64, [6])] == [1, 6]
+    (row,) = bench.mixed(20, 2, 64)
+    assert row["chunk_ms"] > 0
 
 
 def test_planted_attention_is_sparse_but_not_trivial(bench):
@@ -60,7 +117,7 @@ def test_planted_attention_is_sparse_but_not_trivial(bench):
 @pytest.mark.slow
 def test_failed_tests_are_a_failed_check(monkeypatch):
     monkeypatch.setattr(gpu_check, "KERNEL_TESTS", ("tests/sparse_attn/test_blocks.py", "-k", "nothing_has_this_name"))
-    assert gpu_check._run_tests(interpreted=True)["failed"] == 1
+    assert gpu_check.run_tests(interpreted=True)["failed"] == 1
 
 
 def test_verdicts_are_read_from_the_summary():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, KVShape
+from sparse_attn.plan import forward_plan
 from sparse_attn.plan.policies import LServe, Quest
 from sparse_attn.plan.policy import ModelShape, Policy
 from sparse_attn.plan.state import PolicyState
@@ -185,3 +187,22 @@ def test_a_growing_tree_is_the_tree_at_once() -> None:
     second = pool.batch([4], positions=positions[known:], tree_masks=[mask[known:, known:]], earlier=earlier)
     got = paged_attention_forward(module, *(x[:, :, known:] for x in (q, k, v)), None, attn=second)[0]
     torch.testing.assert_close(got, expected[:, known:], rtol=0, atol=1e-5)
+
+
+def test_a_chunk_beside_decodes_attends_apart_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: decodes before and behind a chunk are planned by themselves, where a policy sees everything too."""
+    monkeypatch.setattr(forward_plan, "PREFILL_ROWS", 20)
+    states = [PolicyState(replace(QUEST, dense_layers=1), MODEL, n) for n in (100, 37, 40, 90)]
+    for policies in (None, states):
+        pool = Pool([100, 37, 5, 90], None, torch.float32)
+        batch = pool.batch([1, 3, 30, 1], policies=policies)
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in noise(35, torch.Generator().manual_seed(1)))
+        rows = batch.operands(q, k, v, 0.25)
+        parts = forward_plan.chunks_apart(batch, 0, rows)
+        assert [part.at for part in parts] == [slice(0, 4), slice(4, 34), slice(34, 35)]
+        kernels = select_kernels(torch.device("cpu"), torch.float32)
+        pages = [pool.kv.groups[0].pages(0, part.batch.tables[0].block_tables) for part in parts]
+        got = [kernels.attention(own, part.rows)[0] for own, part in zip(pages, parts, strict=True)]
+        expected, _ = kernels.attention(pool.kv.groups[0].pages(0, batch.tables[0].block_tables), rows)
+        torch.testing.assert_close(torch.cat(got), expected)
+    assert states[0].decode_stats.visited == states[0].decode_stats.causal > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from sparse_attn.batch import AttnBatch, EarlierNodes, GroupTables
@@ -40,6 +42,17 @@ def test_each_sequence_alone_has_its_own_rows_and_tables_in_every_group() -> Non
 def test_the_only_sequence_of_a_batch_is_the_batch() -> None:
     one = batch([4], [7])
     assert one.sequences[0] is one
+
+
+def test_neighbours_that_are_alike_run_together() -> None:
+    whole = batch([1, 3, 200, 1, 1], [5, 9, 0, 7, 8])
+    counts = [end - begin for begin, end in itertools.pairwise(whole.bounds)]
+    spans = whole.runs(lambda s: counts[s] < 100 or -1 - s)
+    assert spans == [(0, 2), (2, 3), (3, 5)]
+    last = whole.span(3, 5)
+    assert last is whole.span(3, 5)
+    assert (last.bounds, last.lengths) == ([0, 1, 2], [7, 8])
+    assert whole.span(0, 5) is whole
 
 
 def test_the_last_rows_have_the_rows_before_them_as_context() -> None:

@@ -6,11 +6,15 @@ import torch
 
 from service.engine.config import EngineConfig
 from service.engine.loading.checkpoint import DTYPES, LoadedModel
+from service.engine.loading.device import available_memory
 from service.engine.options import check_policy, parse_policy
 from service.errors import InvalidRequest, ModelError
 from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, bytes_per_page
 from sparse_attn.plan.policy import ModelShape, Policy
+
+KV_MEMORY = 2 << 30  # where nothing is said, on a CPU
+GPU_SHARE = 0.85  # of a GPU's free memory: activations and graphs take the rest
 
 
 def kv_dtype(config: EngineConfig) -> torch.dtype:
@@ -66,19 +70,31 @@ def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:
     return HeadLayout.split(heads.streaming, shape.num_kv_heads)
 
 
+def kv_memory(loaded: LoadedModel, config: EngineConfig) -> int:
+    """Bytes for the pages of KV: as told, else a share of what a GPU has left once the weights are there.
+
+    Ranks that share a model must have equally many pages, so there, as on a CPU, it is a fixed amount.
+    """
+    if config.kv_memory is not None:
+        return config.kv_memory
+    if config.device == "cpu" or loaded.ranks is not None:
+        return KV_MEMORY
+    return int((available_memory(config.device) or 0) * GPU_SHARE)
+
+
 def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | None = None) -> KVPool:
     """The pages that ``kv_memory`` holds, of all heads together or in the groups of ``layout``.
 
     Raises:
         ModelError: it does not hold one, or the device does not have it.
     """
-    dtype = kv_dtype(config)
+    dtype, memory = kv_dtype(config), kv_memory(loaded, config)
     per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
-    num_pages = config.kv_memory // per_page
+    num_pages = memory // per_page
     if num_pages < 1:
         raise ModelError(
-            f"FOLIO_KV_MEMORY of {config.kv_memory} bytes does not hold one page of {per_page} bytes.",
-            hint="Raise it.",
+            f"{memory} bytes for KV (FOLIO_KV_MEMORY) do not hold one page of {per_page} bytes.",
+            hint="Raise it" + ("." if config.kv_memory is not None else ", or take a smaller model."),
             param="kv_memory",
         )
     try:

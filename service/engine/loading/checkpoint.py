@@ -22,11 +22,13 @@ from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.loading.source import Source
 from service.engine.loading.sources import find_model
 from service.engine.loading.support import check_shares, refuse_by_config
+from service.engine.runner.fused_gpu_layers import fuse_gpu_layers
 from service.engine.runner.fused_layers import fuse_layers
 from service.engine.runner.fused_norms import fuse_norms
 from service.engine.runner.packed_layers import pack_model, packed_layers
 from service.engine.runner.ranks import Ranks
 from service.engine.runner.row_invariance import make_row_invariant
+from service.engine.runner.wide_logits import widen_logits
 from service.errors import ModelError
 from service.settings import EMBEDDED as EMBEDDED
 from sparse_attn.backend import attach
@@ -207,7 +209,10 @@ def prepare(
         raise ModelError(f"The model {name!r} is not supported: {error}.", param="model") from error
     on_kernels = make_row_invariant(model)
     fuse_norms(model)
-    if not fuse_layers(model) and on_kernels:
+    if next(model.parameters()).is_cuda:
+        fuse_gpu_layers(model)
+        widen_logits(model)
+    elif not fuse_layers(model) and on_kernels:
         log.info("a decode step runs layer by layer, which is slower: the CPU kernels know no such model", model=name)
     text_config = model.config.get_text_config()
     max_len = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 20)

@@ -1,12 +1,11 @@
 """Decode steps replayed as CUDA graphs, with the unmodified transformers model.
 
-A forward of a few rows is a thousand small kernels, and launching them takes longer than running them. A graph
-launches them all at once, but with the same addresses and shapes each time. So a decode step runs in a *bucket*: so
-many sequences of so many rows each, in buffers that stay where they are. The step's numbers are copied in, what is
-left over is padding:
-
-* a row behind a sequence's own sees its context and itself, and is written to slot -1, the pool's scratch page;
-* a sequence behind the batch's own has no context, and rows like these.
+A forward of a few rows is hundreds of small kernels, and launching them takes longer than running them. A graph
+launches them all at once, but with the same addresses and shapes each time. So a decode step runs in a *bucket*: up to
+so many sequences of so many rows in all, in buffers that stay where they are. The step's rows are packed one sequence
+behind the other, so a long draft beside plain decodes needs no room for drafts that the others have not. How attention
+is cut into programs is planned on the host and copied in with the tokens (`sparse_attn.kernels.work`). What is left
+over is padding: rows of one more sequence without a context, written to slot -1, the pool's scratch page.
 
 Padded rows are finite, read nothing that is not there and are dropped from the logits. Buckets are captured when the
 engine starts, the largest first, so that the smaller ones find room in its memory. What no bucket holds (prefill,
@@ -21,7 +20,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -30,18 +30,22 @@ import torch
 from torch import Tensor
 
 from service.engine.block_manager import Place
+from service.engine.params import SamplingParams
+from service.engine.request import Request
 from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, GroupTables
-from sparse_attn.host_values import remember
+from sparse_attn.host_values import changing
+from sparse_attn.kernels.work import FIELDS, PREFILL_ROWS, Launch, Tiling, make_work
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.tree_masks import TreeMasks
 
 log = structlog.get_logger(__name__)
 
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
-ROWS = (1, 8, 16, 32, 64)
-MOST_ROWS = 512  # rows of a bucket: more are bound by computing, not by launching
+WIDEST = 65  # rows of one sequence: a token and a draft of 64
+ROWS_EACH = (1, 9, 17, 33, WIDEST)  # on average over the sequences of a bucket
+MOST_ROWS = 16 * WIDEST  # of a bucket: more are bound by computing, not by launching
 TUNING_TOKENS = 4096  # context while kernels are tuned: an empty one would choose for nothing
 
 Replay = Callable[[], Tensor]
@@ -50,27 +54,29 @@ Capture = Callable[[Callable[[], Tensor]], Replay]
 
 @dataclass(frozen=True)
 class Bucket:
-    """A fixed size of decode step: ``sequences`` of ``rows`` rows each (a token and its draft tree)."""
+    """A size of decode step: up to ``sequences``, each a token and its draft tree, of ``rows`` rows in all."""
 
     sequences: int
     rows: int
 
     @property
-    def total(self) -> int:
-        return self.sequences * self.rows
+    def widest(self) -> int:
+        """Most rows of one sequence."""
+        return min(WIDEST, self.rows - self.sequences + 1)
 
 
 def make_buckets(max_running: int) -> list[Bucket]:
     """The buckets of an engine that decodes at most ``max_running`` sequences, the largest first."""
     most = next((n for n in SEQUENCES if n >= max_running), SEQUENCES[-1])
-    every = [Bucket(n, rows) for n in SEQUENCES if n <= most for rows in ROWS if n * rows <= MOST_ROWS]
-    return sorted(every, key=lambda b: (b.total, b.sequences), reverse=True)
+    every = [Bucket(n, n * each) for n in SEQUENCES if n <= most for each in ROWS_EACH if n * each <= MOST_ROWS]
+    return sorted(every, key=lambda b: (b.rows, b.sequences), reverse=True)
 
 
-def choose_bucket(buckets: Sequence[Bucket], sequences: int, rows: int) -> Bucket | None:
-    """The one with the fewest rows that holds so many sequences of up to ``rows`` rows; None where none does."""
-    fitting = [b for b in buckets if b.sequences >= sequences and b.rows >= rows]
-    return min(fitting, key=lambda b: (b.total, b.rows), default=None)
+def choose_bucket(buckets: Sequence[Bucket], counts: Sequence[int]) -> Bucket | None:
+    """The one with the fewest rows that holds sequences of so many rows each; None where none does."""
+    rows, widest = sum(counts), max(counts)
+    fitting = [b for b in buckets if b.sequences >= len(counts) and b.rows >= rows and b.widest >= widest]
+    return min(fitting, key=lambda b: (b.rows, b.sequences), default=None)
 
 
 def why_not(slices: Sequence[Slice], pool: KVPool) -> str | None:
@@ -112,75 +118,121 @@ class GraphStats:
 class StaticStep:
     """One bucket's buffers, and the forward that reads them.
 
-    On a GPU every buffer has a pinned twin on the host; `fill` writes the twins and copies them without waiting. The
-    step's end waits for the tokens, so the twins are free again when the next step fills them.
+    On a GPU every buffer has a pinned twin on the host; `fill` writes the twins and copies them without waiting. Before
+    it writes them again it waits for that copy, which is done long since.
     """
 
     def __init__(self, bucket: Bucket, model: Any, pool: KVPool, max_pages: int, backend: str) -> None:
         self.bucket, self.model, self.pool = bucket, model, pool
-        device, total, count = pool.device, bucket.total, bucket.sequences
+        count, rows = bucket.sequences, bucket.rows
         self._written: list[tuple[list[Place] | None, int]] = [(None, 0)] * count
+        self._copied: Any = None  # event of the last copy
         self._host: dict[str, Tensor] = {}
         self._own: dict[str, Tensor] = {}
-        self._buffer("token_ids", (total,), torch.int64)
-        self._buffer("positions", (total,), torch.int64)
-        self._buffer("slots", (total,), torch.int64)
-        self._buffer("context_lens", (count,), torch.int32)
-        self._buffer("tables", (count, max_pages), torch.int32)
-        trees = None
-        if bucket.rows > 1:
-            square = bucket.rows**2
-            self._buffer("trees", (count, bucket.rows, bucket.rows), torch.uint8)
-            places = tuple((s * square, bucket.rows) for s in range(count))
-            offsets = torch.arange(0, count * square, square, device=device)
-            trees = TreeMasks(self._own["trees"].view(-1), offsets, places)
-        bounds = list(range(0, total + 1, bucket.rows))
+        heads = model.config.get_text_config().num_attention_heads
+        self._tiling = Tiling.of(bucket.widest, heads, pool.shape.num_kv_heads, pool.page_size)
+        items = self._tiling.most_items(rows, count)
+        for name in ("token_ids", "positions", "slots"):
+            self._buffer(name, (rows,), torch.int64)
+        self._buffer("cu_seqlens", (count + 2,), torch.int32)  # of the sequences, and of the padding
+        self._buffer("context_lens", (count + 1,), torch.int32)
+        self._buffer("tables", (count + 1, max_pages), torch.int32)
+        self._buffer("items", (items, len(FIELDS)), torch.int32)
+        self._buffer("joins", (rows, 3), torch.int32)
+        if bucket.widest > 1:
+            self._buffer("trees", (rows * bucket.widest,), torch.uint8)
+            self._buffer("tree_offsets", (count + 1,), torch.int64)
+        own = self._own
+        launch = Launch(self._tiling, own["items"], own["joins"], items * self._tiling.positions)
+        self._kept = {(Launch, pool.shape.num_kv_heads): launch}
         self.batch = AttnBatch(
             pool=pool,
-            cu_seqlens=remember(torch.tensor(bounds, dtype=torch.int32, device=device), bounds),
-            context_lens=self._own["context_lens"],
-            tables=[GroupTables(self._own["tables"], self._own["slots"])],
-            positions=self._own["positions"],
-            tree_masks=trees,
+            cu_seqlens=changing(own["cu_seqlens"]),
+            context_lens=changing(own["context_lens"]),
+            tables=[GroupTables(own["tables"], own["slots"])],
+            positions=own["positions"],
             backend=backend,
+            decode_only=True,
         )
-        self._wanted = torch.arange(total, device=device)
 
     def forward(self) -> Tensor:
-        """The model over the buffers as they are: logits [total, V]."""
+        """The model over the buffers as they are: logits [rows, V]."""
         out = self.model(
             input_ids=self._own["token_ids"][None],
             position_ids=self._own["positions"][None],
             use_cache=False,
             attn=self.batch,
-            logits_to_keep=self._wanted,
+            logits_to_keep=0,  # all of them
         )
-        return out.logits[0]
+        return out.logits[0]  # type: ignore[no-any-return]
 
     def fill(self, slices: Sequence[Slice]) -> None:
         """Put a step into the buffers, padded."""
-        host, rows, size = self._host, self.bucket.rows, self.pool.page_size
-        by_row = (host[name].view(-1, rows).numpy() for name in ("token_ids", "positions", "slots"))
-        token_ids, positions, slots = by_row
-        lens = host["context_lens"].numpy()
-        used = len(slices)
-        token_ids[:], positions[:], slots[:], lens[used:] = 0, 0, -1, 0
-        if rows > 1:
-            host["trees"].copy_(torch.eye(rows, dtype=torch.uint8).expand_as(host["trees"]))
+        self._wait()
+        host, size = self._host, self.pool.page_size
+        token_ids, positions, slots = (host[name].numpy() for name in ("token_ids", "positions", "slots"))
+        token_ids[:], positions[:], slots[:] = 0, 0, -1
+        places: list[tuple[int, int]] = []
+        bounds, end, mask_end = [0], 0, 0
         for s, part in enumerate(slices):
             count = part.num_rows
+            at = slice(end, end + count)
             pages = self._write_table(s, part.request.pages, part.start // size)
             order = np.arange(part.start, part.start + count)
-            token_ids[s, 0] = part.token_ids[0]
-            positions[s] = part.start  # of padded rows too, so that windows stay narrow
-            slots[s, :count] = pages[order // size].astype(np.int64) * size + order % size
+            token_ids[end] = part.token_ids[0]
+            positions[at] = part.start
+            slots[at] = pages[order // size].astype(np.int64) * size + order % size
             if count > 1:
                 assert part.tree is not None
-                token_ids[s, 1:count] = part.tree.tokens
-                positions[s, 1:count] += part.tree.depths[1:]
-                host["trees"][s, :count, :count] = torch.from_numpy(tree_mask(1, part.tree.ancestor_mask))
-            lens[s] = part.start
+                token_ids[end + 1 : end + count] = part.tree.tokens
+                positions[end + 1 : end + count] += part.tree.depths[1:]
+                mask = torch.from_numpy(tree_mask(1, part.tree.ancestor_mask)).flatten()
+                host["trees"][mask_end : mask_end + len(mask)] = mask
+                places.append((mask_end, count))
+                mask_end += len(mask)
+            else:
+                places.append((-1, 0))
+            end += count
+            bounds.append(end)
+        self._set_lengths(bounds, [part.start for part in slices], places)
         self._copy_in()
+
+    def fill_for_tuning(self) -> None:
+        """Put long contexts into the buffers: every sequence reads the pool's first pages and writes nowhere."""
+        self._wait()
+        count, each = self.bucket.sequences, self.bucket.rows // self.bucket.sequences
+        pages = self._host["tables"].shape[1]
+        for name in ("token_ids", "positions"):
+            self._host[name].zero_()
+        self._host["slots"].fill_(-1)
+        self._host["tables"].copy_(torch.arange(pages) % self.pool.num_pages)
+        if self.bucket.widest > 1:
+            self._host["trees"].fill_(1)
+        context = max(0, min(TUNING_TOKENS, pages * self.pool.page_size - each))
+        masks = [(0, each) if each > 1 else (-1, 0)] * count
+        self._set_lengths(list(range(0, count * each + 1, each)), [context] * count, masks)
+        self._copy_in()
+
+    def _set_lengths(self, bounds: list[int], contexts: list[int], places: list[tuple[int, int]]) -> None:
+        """Put in how many rows each sequence has, and how attention is cut; makes the batch that says so on the host.
+
+        ``places``: of each sequence, where its tree's mask begins (-1: causal) and of how many rows it is.
+        """
+        host, used, end = self._host, len(contexts), bounds[-1]
+        cu_seqlens, context_lens = host["cu_seqlens"].numpy(), host["context_lens"].numpy()
+        cu_seqlens[:] = [*bounds, *[end] * (self.bucket.sequences - used), self.bucket.rows]
+        context_lens[:used], context_lens[used:] = contexts, 0
+        work = make_work(bounds, contexts, [first for first, _ in places], self._tiling)
+        items, joins = host["items"].numpy(), host["joins"].numpy()
+        items[: len(work.items)], items[len(work.items) :] = work.items, 0
+        joins[:end], joins[end:] = work.joins, 0
+        masks = None
+        if self.bucket.widest > 1:
+            every = places + [(-1, 0)] * (self.bucket.sequences + 1 - used)
+            host["tree_offsets"].numpy()[:] = [first for first, _ in every]
+            masks = TreeMasks(self._own["trees"], self._own["tree_offsets"], tuple(every))
+        self.batch = replace(self.batch, tree_masks=masks)  # which forgets what was made of the last step's lengths
+        self.batch.kept.update(self._kept)
 
     def _write_table(self, s: int, pages: list[Place], num_full: int) -> np.ndarray:
         """Row ``s`` of the block tables, int32; only what may differ from the last step's is written.
@@ -194,21 +246,17 @@ class StaticStep:
         self._written[s] = pages, len(pages)
         return row
 
-    def fill_for_tuning(self) -> None:
-        """Put a long context into the buffers: every sequence reads page 0 again and again, and writes nowhere."""
-        pages = self._host["tables"].shape[1]
-        self._host["context_lens"].fill_(min(TUNING_TOKENS, pages * self.pool.page_size))
-        self._host["slots"].fill_(-1)
-        for name in ("tables", "token_ids", "positions"):
-            self._host[name].zero_()
-        if self.bucket.rows > 1:
-            self._host["trees"].copy_(torch.eye(self.bucket.rows, dtype=torch.uint8).expand_as(self._host["trees"]))
-        self._copy_in()
+    def _wait(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
 
     def _copy_in(self) -> None:
         for name, own in self._own.items():
             if own is not self._host[name]:
                 own.copy_(self._host[name], non_blocking=True)
+        if self.pool.device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         on_gpu = self.pool.device.type == "cuda"
@@ -218,6 +266,8 @@ class StaticStep:
 
 class GraphedRunner(ModelRunner):
     """`ModelRunner` that replays decode steps from buckets and runs the rest as before.
+
+    Steps are captured once: where a policy wants page statistics later, they are brought up to date behind the replays.
 
     Args:
         max_pages: pages of the longest sequence.
@@ -235,28 +285,30 @@ class GraphedRunner(ModelRunner):
     ) -> None:
         super().__init__(model, pool, backend)
         self.graphs = GraphStats()
-        self._steps: dict[Bucket, tuple[StaticStep, Replay]] = {}
-        self._buckets = sorted(buckets, key=lambda b: b.total, reverse=True)
+        self.steps: dict[Bucket, tuple[StaticStep, Replay]] = {}
+        self._buckets = sorted(buckets, key=lambda b: b.rows, reverse=True)
         self._max_pages, self._capture_one = max_pages, capture
         self._capture()
+        self._read_a_prompt()
 
-    def keep_stats(self) -> None:
-        """As `ModelRunner.keep_stats`; graphs that were captured before do not keep them, so they are captured anew."""
-        if not self.pool.keeps_stats:
-            super().keep_stats()
-            self._capture()
+    def _read_a_prompt(self) -> None:
+        """A chunk into the pool's scratch page, so that no request waits for a compilation."""
+        request = Request("first", [0] * PREFILL_ROWS, SamplingParams())
+        scratch = (self.pool.num_pages,) * self.pool.layout.num_groups
+        request.pages = [scratch] * -(-PREFILL_ROWS // self.pool.page_size)
+        super().run([Slice(request, 0, request.token_ids, samples=True)])
 
     def _capture(self) -> None:
         began = time.perf_counter()
-        self._steps.clear()
+        self._keep_stats_themselves = self.pool.keeps_stats
         try:
             with torch.inference_mode(), self._on_its_device():
                 for bucket in self._buckets:
                     step = StaticStep(bucket, self.model, self.pool, self._max_pages, self.backend)
                     step.fill_for_tuning()
-                    self._steps[bucket] = step, self._capture_one(step.forward)
+                    self.steps[bucket] = step, self._capture_one(step.forward)
         except RuntimeError as error:  # the model does something that a graph cannot hold, or memory is out
-            self._steps.clear()
+            self.steps.clear()
             self.graphs.refused = f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("decode runs without CUDA graphs, which costs time", reason=self.graphs.refused)
         self.graphs.capture_s += time.perf_counter() - began
@@ -264,38 +316,27 @@ class GraphedRunner(ModelRunner):
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
         reason = why_not(slices, self.pool)
-        bucket = None
+        bucket, counts = None, [part.num_rows for part in slices]
         if reason is None:
-            bucket = choose_bucket(list(self._steps), len(slices), max(part.num_rows for part in slices))
+            bucket = choose_bucket(list(self.steps), counts)
             reason = "no_bucket" if bucket is None else None
         if bucket is None:
             self.graphs.eager[reason or ""] += 1
             return super().run(slices)
-        step, replay = self._steps[bucket]
+        step, replay = self.steps[bucket]
         with self._on_its_device():
             step.fill(slices)
-            logits, first_row = _real_rows(replay(), slices, bucket.rows)
+            logits = replay()[: sum(counts)].clone()  # the next step writes where they lie
+            if self.pool.keeps_stats and not self._keep_stats_themselves:
+                self.pool.update_stats(step.batch.tables[0].slot_mapping)
         self.graphs.replayed += 1
-        self.graphs.rows += sum(part.num_rows for part in slices)
-        self.graphs.padded_rows += bucket.total
+        self.graphs.rows += sum(counts)
+        self.graphs.padded_rows += bucket.rows
         kernels = {f"{name}+graph" for name in step.batch.kernels}
-        return Forward(logits, first_row, kernels)
+        return Forward(logits, list(accumulate(counts[:-1], initial=0)), kernels)
 
     def figures(self) -> dict[str, Any]:
         return {**super().figures(), "cuda_graphs": self.graphs.as_dict()}
-
-
-def _real_rows(logits: Tensor, slices: Sequence[Slice], rows: int) -> tuple[Tensor, list[int]]:
-    """The logits of the slices' own rows, in a tensor of their own, and where each slice's begin."""
-    index: list[int] = []
-    first_row = []
-    for s, part in enumerate(slices):
-        first_row.append(len(index))
-        index += range(s * rows, s * rows + part.num_rows)
-    at = torch.tensor(index)
-    if logits.is_cuda:
-        at = at.pin_memory().to(logits.device, non_blocking=True)
-    return logits.index_select(0, at), first_row
 
 
 class GraphCapture:

@@ -35,7 +35,7 @@ FAMILIES = (
 _WINDOW_EVERYWHERE = ("MistralDecoderLayer", "Phi3DecoderLayer")
 _CAPPED = ("Gemma2DecoderLayer",)
 """Whose attention is told a soft cap; Gemma 3 has the attribute and makes no use of it."""
-_EXPECTED = ("use_cache", "input_ids", "position_ids", "attn")
+EXPECTED = ("use_cache", "input_ids", "position_ids", "attn")
 
 
 def fuse_layers(model: Any) -> bool:
@@ -225,7 +225,7 @@ def _chosen(body: Any, decoder: Decoder, kwargs: dict[str, Any]) -> list[int] | 
         return None
     if len(batch.positions) > MAX_ROWS and not decoder.packed:  # which is prefill, by the library's product
         return None
-    if any(value is not None for name, value in kwargs.items() if name not in _EXPECTED):
+    if any(value is not None for name, value in kwargs.items() if name not in EXPECTED):
         return None
     chosen = []
     for i, layer in enumerate(body.layers):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.sampling import device as sampling_device
 from drafters.sampling.choice import choose
 from drafters.sampling.walk import walk
 from drafters.tree import DraftTree
@@ -48,7 +47,7 @@ def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
     if logits.is_cpu and not any_cut and (greedy or has_choice(logits).all()):
         of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
         return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
-    choices = torch.where(has_choice(logits), _choices(logits, keys, any_cut), NO_TOKEN).tolist()
+    choices = _choices(logits, keys, any_cut).tolist()
     return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
 
 
@@ -58,10 +57,8 @@ def has_choice(logits: Tensor) -> Tensor:
 
 
 def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
-    """The target's token after each row, int64 [R]."""
+    """The target's token after each row, int64 [R]; NO_TOKEN where none can be chosen."""
     params = keys.params
-    if all(p.temperature == 0 for p in params):
-        return torch.argmax(logits, dim=-1)
     counts = [1 + len(tree) for tree in keys.trees]
     columns = (
         np.repeat(np.array([p.temperature for p in params], dtype=np.float64), counts),
@@ -70,10 +67,11 @@ def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
         np.repeat(np.array([p.seed for p in params], dtype=np.int64), counts),
         np.concatenate([at + tree.depths for at, tree in zip(keys.positions, keys.trees, strict=True)]),
     )
-    if logits.is_cpu:
-        return choose(logits, *columns, any_cut=any_cut)
-    moved = [to_device(torch.from_numpy(column), logits.device) for column in columns]
-    return sampling_device.choose(logits, *moved, any_cut=any_cut)
+    if logits.is_cuda:
+        from drafters.sampling import device
+
+        return device.choose(logits, to_device(device.packed(columns), logits.device), any_cut=any_cut)
+    return torch.where(has_choice(logits), choose(logits, *columns, any_cut=any_cut), NO_TOKEN)
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:

@@ -38,14 +38,16 @@ class _Fixed:
 def tuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any], Any]:
     """Decorate a ``triton.jit`` kernel: choose among configs by timing, once for each value of ``key``.
 
-    Timing happens at the first launch with a new key, so run each shape once before capturing a CUDA graph.
+    Timing happens at the first launch with a new key, so run each shape once before capturing a CUDA graph. What was
+    found is kept on disk in Triton's cache, which may be carried to a machine of the same kind.
     """
 
     def wrap(kernel: Any) -> Any:
         if INTERPRETED or not TUNING:
             return _Fixed(kernel, list(configs))
         prune = {"early_config_prune": fitting}
-        return triton.autotune(configs=list(configs), key=list(key), prune_configs_by=prune)(kernel)
+        kept = {"prune_configs_by": prune, "cache_results": True}  # beside the binaries, so that two starts agree
+        return triton.autotune(configs=list(configs), key=list(key), **kept)(kernel)
 
     return wrap
 

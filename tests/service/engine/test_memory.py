@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from service.engine.config import EngineConfig
+from service.engine.kv import layout
 from service.engine.kv.layout import make_pool
 from service.engine.loading.checkpoint import load_model
 from service.errors import ModelError
@@ -44,7 +45,15 @@ def test_pages_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "lower kv_memory" in refused.value.detail
 
 
+def test_a_gpu_gives_a_share_of_what_the_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_engine().loaded
+    monkeypatch.setattr(layout, "available_memory", lambda device: 100 << 30 if device == "cuda" else None)
+    assert layout.kv_memory(loaded, EngineConfig(device="cuda")) == int(0.85 * (100 << 30))
+    assert layout.kv_memory(loaded, EngineConfig(device="cuda", kv_memory=5)) == 5
+    assert layout.kv_memory(loaded, EngineConfig(device="cpu")) == 2 << 30
+
+
 def test_memory_for_less_than_a_page() -> None:
     engine = make_engine()
-    with pytest.raises(ModelError, match="FOLIO_KV_MEMORY of 100 bytes does not hold one page"):
+    with pytest.raises(ModelError, match=r"100 bytes for KV .FOLIO_KV_MEMORY. do not hold one page"):
         make_pool(engine.loaded, EngineConfig(dtype="float64", kv_memory=100))
