@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -76,6 +76,9 @@ class SkipSession(Protocol):
         """As DraftSession.extend, running only the layers not in `skipped` (a skipped layer passes its input
         on)."""
 
+    def shallow(self, tokens: Sequence[int], parents: Sequence[int], layers: int) -> Tensor:
+        """As `extend`, through the first `layers` layers alone; what they make of the nodes, [len(tokens), hidden]."""
+
     def rollback(self) -> None: ...
 
     def close(self) -> None: ...
@@ -89,6 +92,45 @@ class SkippableModel(Protocol):
 
     def attach(self, request_id: str) -> SkipSession:
         """A session over the running request of that id."""
+
+
+class Target(Protocol):
+    """The model whose tokens are guessed, as a trained drafter shares it.
+
+    `layer_config` is transformers' configuration of it, as a mapping.
+    """
+
+    name: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    layer_config: Mapping[str, Any]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What goes into the first layer for token ids [...]: float32 [..., hidden_size]."""
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """The rows of the output matrix that ids [n] name, float32 [n, hidden_size]."""
+
+
+class Teacher(Target, Protocol):
+    """The target as those see it who train a drafter for it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    def ask(self, text: str) -> list[int]:
+        """Token ids of a user's message, as the target is asked: by its chat template, where it has one."""
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seed: int) -> list[list[int]]:
+        """The target's own answers."""
+
+    def states(self, token_ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the target makes of a text: states [n, layers, hidden_size] after each token, and the token that it would
+        choose there, int64 [n]."""
 
 
 class Datastore(Protocol):

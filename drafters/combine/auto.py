@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import compress
 
 from drafters.base import RequestState, TopSuccessors
+from drafters.combine.fusion import Fusion
 from drafters.combine.goodput import Goodput
 from drafters.combine.together import Together
 from drafters.machine_profile import MachineProfile
@@ -35,7 +36,8 @@ class AcceptancePrior:
 
 
 class Auto(Goodput):
-    """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
+    """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context; where there is
+    a trained drafter, these and it (`fused`).
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors). Where nothing has
     been accepted for a while it is spared for four steps, then eight, then sixteen; a try in between verifies one
@@ -44,8 +46,10 @@ class Auto(Goodput):
 
     name = "auto"
 
-    def __init__(self, retrieval: Together, profile: MachineProfile, prior: AcceptancePrior) -> None:
-        super().__init__(retrieval, profile)
+    def __init__(
+        self, retrieval: Together, profile: MachineProfile, prior: AcceptancePrior, fused: Fusion | None = None
+    ) -> None:
+        super().__init__(retrieval if fused is None else fused, profile)
         self._retrieval = retrieval
         self._prior = prior
         self._accepted = max(prior.accepted, _DOUBT)

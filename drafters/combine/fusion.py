@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from torch import Tensor
 
 from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.combine.goodput import best_budget
 from drafters.combine.together import Together
 from drafters.machine_profile import MachineProfile
 from drafters.models.draft_model import ModelDrafter
+from drafters.models.trained import Trained
 from drafters.options import FusionOptions
 from drafters.tree import EMPTY, DraftTree, fuse
 from drafters.verify import Verdict
@@ -39,7 +41,7 @@ class Fusion(Drafter):
     def __init__(
         self,
         retrieval: Together,
-        model: ModelDrafter | None,
+        model: ModelDrafter | Trained | None,
         profile: MachineProfile,
         options: FusionOptions,
     ) -> None:
@@ -54,6 +56,12 @@ class Fusion(Drafter):
         self._gain = _GAIN  # tokens that the model's tree adds, running mean
         self._cost: float | None = None  # seconds that it takes, running mean
         self._idle = 0
+        if model is not None:
+            self.layers, self.window = model.layers, model.window
+
+    def read(self, start: int, states: Tensor) -> None:
+        if self._model is not None:
+            self._model.read(start, states)
 
     def start(self, state: RequestState) -> None:
         self._retrieval.start(state)
@@ -91,11 +99,16 @@ class Fusion(Drafter):
             self._started = True
             self._model.start(state)
 
-    def _asks(self, model: ModelDrafter, state: RequestState, retrieved: DraftTree) -> bool:
+    def _asks(self, model: ModelDrafter | Trained, state: RequestState, retrieved: DraftTree) -> bool:
         """Whether the draft model raises the expected tokens per second above retrieval alone."""
         if self._always:
             return True
-        if not self._profile.ready or (not self._started and self._rounds < _TRIAL):
+        if not self._profile.ready:
+            return False
+        if isinstance(model, Trained):
+            if not self._started:
+                return True  # it has nothing to read first: its cost is known after one round
+        elif not self._started and self._rounds < _TRIAL:
             return False
         context = len(state.tokens)
         times = self._profile.step_times(state.batch_size, context, max(len(retrieved), 8))
@@ -119,8 +132,9 @@ class Fusion(Drafter):
         return pays
 
     def _pruned(self, retrieved: DraftTree) -> DraftTree:
-        """Without the branches whose first token is not among the draft model's best `prune`."""
-        root = self._model.root if self._model is not None else None
+        """Without the branches whose first token is not among the draft model's best `prune`; all of them where it is a
+        trained drafter, which knows too few tokens to judge copies."""
+        root = self._model.root if isinstance(self._model, ModelDrafter) else None
         if root is None or not len(retrieved):
             return retrieved
         allowed = set(root.ids[: self._prune].tolist())

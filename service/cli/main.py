@@ -27,6 +27,7 @@ from service.cli import (
     mcp,
     models,
     serving,
+    training,
     warming,
 )
 from service.cli.output import error_line, note
@@ -54,6 +55,7 @@ models.register(app)
 cluster.register(app)
 keys.register(app)
 doctor.register(app)
+training.register(app)
 
 
 def _print_version(wanted: bool) -> None:

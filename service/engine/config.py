@@ -84,7 +84,9 @@ class EngineConfig(BaseModel):
         default=2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
     )
     drafter: str = Field(default="auto", description="Drafter of requests that name none, NAME[:key=value,…].")
-    draft_model: str | None = Field(default=None, description="Checkpoint for drafters that want a model of their own.")
+    draft_model: str | None = Field(
+        default=None, description="Checkpoint for drafters that want a model of their own, or a trained drafter's folder."
+    )
     attention: str = Field(default="auto", description="Sparse attention policy of requests that name none.")
     queue_limit: int = Field(default=64, ge=1, description="Requests that may wait for the engine; more get 429.")
     first_token_timeout_s: float = Field(default=300, gt=0, description="Longest wait for the first token.")

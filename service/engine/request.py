@@ -37,6 +37,7 @@ class Reading:
     Attributes:
         on_chunk: called with the number of a chunk's first token and the hidden states [n, d] of its tokens; from the
             first token on again where the request was preempted. Such a reading leaves the prefix cache alone.
+        layers: whose states [n, layers, d] it is called with, in place of the last one's after its norm.
         on_read: called at the end, while the request has its pages.
 
     Both run in the engine's thread; what they raise fails the request.
@@ -45,6 +46,7 @@ class Reading:
     on_chunk: Callable[[int, Tensor], None] | None = None
     on_read: Callable[[Request], None] | None = None
     priority: Priority = Priority.BACKGROUND
+    layers: tuple[int, ...] = ()
 
     def take(self, request: Request, start: int, hidden: Tensor | None = None) -> bool:
         """Hand over what was read from ``start`` on; whether that was the last."""
@@ -100,6 +102,7 @@ class Request:
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0
+        self.state_window = 0  # tokens at the end whose states its drafter reads, and that are therefore computed
         self.preemptions = 0
         self.finish_reason: FinishReason | None = None
         self.steps = 0

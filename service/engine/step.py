@@ -20,6 +20,7 @@ class Slice:
         draft_budget: most nodes the tree may have; their pages are reserved.
         all_logits: logits of every token, not of the last alone.
         hidden_rows: of how many of its last rows the hidden states are wanted.
+        state_rows: of how many of its last rows the states of ``layers`` are wanted (`runner.hidden_states`).
         targets: the tokens behind its first rows, where their log-probabilities are wanted; hidden_rows is then all.
         new_pages: how many pages the scheduler took for this step, for the rollback.
     """
@@ -34,6 +35,8 @@ class Slice:
     all_logits: bool = False
     hidden_rows: int = 0
     targets: list[int] = field(default_factory=list)
+    state_rows: int = 0
+    layers: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:

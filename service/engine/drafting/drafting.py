@@ -68,6 +68,7 @@ class Drafting:
                 hint="Ask for a smaller budget.",
                 param="drafter",
             )
+        request.state_window = drafter.window
         request.draft_budget = 0 if options.name == "none" else options.budget
         state = RequestState(
             request_id=request.id,
@@ -93,11 +94,30 @@ class Drafting:
         )
 
     def propose(self, part: Slice, batch_size: int) -> None:
-        """Hang a tree below the pending token of a decoding slice that has room for one.
+        """Hang a tree below the pending token of a decoding slice that has room for one, and ask for the states that
+        the drafter reads.
 
         Raises:
             DrafterError: a drafter failed without which the declared distribution cannot be sampled.
         """
+        self._guess(part, batch_size)
+        drafted = self._requests.get(part.request.id)
+        if drafted is not None and drafted.drafter.layers:
+            part.layers = drafted.drafter.layers
+            unread = part.request.num_pending - len(part.token_ids)
+            part.state_rows = max(0, min(part.num_rows, drafted.drafter.window - unread))
+            if part.samples and part.tree is not None:
+                part.state_rows = part.num_rows
+
+    def read(self, part: Slice, path: Sequence[int], states: Tensor) -> None:
+        """Hand the drafter the states [state_rows, layers, d] of a slice's tokens and of the accepted nodes."""
+        drafted = self._requests[part.request.id]
+        count, skipped = len(part.token_ids), part.num_rows - len(states)
+        rows = [*range(skipped, count), *(count + node for node in path)]
+        kept = states[[row - skipped for row in rows]]
+        drafted.drafter.read(drafted.state, part.start + skipped, kept)
+
+    def _guess(self, part: Slice, batch_size: int) -> None:
         if not part.samples:
             return
         drafted = self._requests[part.request.id]
