@@ -75,8 +75,7 @@ def test_every_drafter_equals_plain_decoding(lab, spec, sampling):
         assert drafter.stats.emitted >= 40
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=str)
-@pytest.mark.parametrize("draft_vocab", [0, 9])
+@pytest.mark.parametrize(("draft_vocab", "sampling"), [(0, SAMPLINGS[0]), (9, SAMPLINGS[2])], ids=str)
 @pytest.mark.parametrize("name", HEADS)
 def test_every_trained_drafter_equals_plain_decoding(lab, name, draft_vocab, sampling):
     target = lab.Model(vocab_size=12, seed=1, copying=3.0)

@@ -68,7 +68,8 @@ class Drafting:
                 hint="Ask for a smaller budget.",
                 param="drafter",
             )
-        request.state_window = drafter.window
+        answered = request.reading is None and request.mixture is None
+        request.state_window = drafter.window if answered else 0
         request.draft_budget = 0 if options.name == "none" else options.budget
         state = RequestState(
             request_id=request.id,
@@ -101,13 +102,11 @@ class Drafting:
             DrafterError: a drafter failed without which the declared distribution cannot be sampled.
         """
         self._guess(part, batch_size)
-        drafted = self._requests.get(part.request.id)
-        if drafted is not None and drafted.drafter.layers:
-            part.layers = drafted.drafter.layers
-            unread = part.request.num_pending - len(part.token_ids)
-            part.state_rows = max(0, min(part.num_rows, drafted.drafter.window - unread))
-            if part.samples and part.tree is not None:
-                part.state_rows = part.num_rows
+        window, count = part.request.state_window, len(part.token_ids)
+        if window and (layers := self._requests[part.request.id].drafter.layers):
+            behind = part.request.num_pending - count  # tokens of the prompt that come after these
+            part.layers = layers
+            part.state_rows = part.num_rows if part.tree is not None else max(0, min(count, window - behind))
 
     def read(self, part: Slice, path: Sequence[int], states: Tensor) -> None:
         """Hand the drafter the states [state_rows, layers, d] of a slice's tokens and of the accepted nodes."""

@@ -36,7 +36,7 @@ class TargetView:
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """What goes into the first layer: float32 [..., hidden_size]."""
-        found: Tensor = self._model.get_input_embeddings()(ids)
+        found: Tensor = self._model.get_input_embeddings()(ids.to(self._model.device))
         return found.float()
 
     @torch.no_grad()

@@ -42,8 +42,12 @@ def engine_with(folder: str, family: str = "llama", dtype: torch.dtype = torch.f
     return Engine(prepare(family, make_model(family, dtype=dtype)), EngineConfig(**config | options, draft_model=folder))
 
 
-@pytest.mark.parametrize("drafter", ["trained:min_score=0,paced=false", "fusion:model=trained,always=true", "auto"])
-@pytest.mark.parametrize("name", HEADS)
+ALONE, FUSED = "trained:min_score=0,paced=false,forwards=3", "fusion:model=trained,always=true"
+
+
+@pytest.mark.parametrize(
+    ("name", "drafter"), [*((name, ALONE) for name in HEADS), *((name, FUSED) for name in HEADS), ("eagle3", "auto")]
+)
 def test_the_tokens_are_those_of_plain_decoding(name: str, drafter: str, tmp_path: Path) -> None:
     """In a batch, greedy and sampled, under penalties and none, on prompts of several chunks."""
     engine = engine_with(head_for(tmp_path, name))
@@ -51,7 +55,7 @@ def test_the_tokens_are_those_of_plain_decoding(name: str, drafter: str, tmp_pat
 
     def run(chosen: str) -> list[Any]:
         each = [
-            SamplingParams(max_tokens=24, temperature=t, seed=i, drafter=chosen, ignore_eos=True, **changes)
+            SamplingParams(max_tokens=16, temperature=t, seed=i, drafter=chosen, ignore_eos=True, **changes)
             for i, (t, changes) in enumerate([(0.0, {}), (0.8, {}), (0.8, PENALTIES), (0.0, PENALTIES)])
         ]
         return generate(engine, prompts, each)
@@ -59,7 +63,7 @@ def test_the_tokens_are_those_of_plain_decoding(name: str, drafter: str, tmp_pat
     plain, drafted = run("none"), run(drafter)
     assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
     assert not any(r.stats["drafting"]["failures"] for r in drafted)
-    if drafter != "auto":
+    if drafter != "auto":  # which guesses where it pays on this machine
         assert sum(r.stats["drafting"]["by_source"].get(name, {"drafted": 0})["drafted"] for r in drafted) > 0
     engine.check_integrity()
 
@@ -89,8 +93,8 @@ def test_states_are_those_of_transformers(family: str) -> None:
         last = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
     for place, layer in enumerate(layers[:-1]):
         found = into[layer] if isinstance(into[layer], torch.Tensor) else into[layer][0]
-        torch.testing.assert_close(seen[:, place], found[0], atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(seen[:, -1], last, atol=1e-9, rtol=1e-9)
+        assert (seen[:, place] - found[0]).abs().max() < 1e-6 * found.abs().max()
+    assert (seen[:, -1] - last).abs().max() < 1e-6 * last.abs().max()
 
 
 def test_layers_in_one_call_show_the_states_of_the_modules() -> None:
@@ -100,7 +104,7 @@ def test_layers_in_one_call_show_the_states_of_the_modules() -> None:
     for way, kept in seen.items():
         engine = Engine(
             prepare("llama", make_model(dtype=torch.float32)),
-            EngineConfig(dtype="float32", page_size=16, step_tokens=16, kv_memory=8 << 20),
+            EngineConfig(dtype="float32", page_size=16, step_tokens=16, kv_memory=8 << 20, max_running=4),
         )
         if way == "modules":
             engine.loaded.model.model.layers[0].register_forward_hook(lambda *_: None)
@@ -129,16 +133,16 @@ def test_a_request_that_was_preempted_goes_on(tmp_path: Path) -> None:
     prompts = [prompt(i)[:64] for i in range(3)]
 
     def run(drafter: str) -> list[Any]:
-        params = SamplingParams(max_tokens=60, temperature=0.8, drafter=drafter, ignore_eos=True)
+        params = SamplingParams(max_tokens=40, temperature=0.8, drafter=drafter, ignore_eos=True)
         return generate(engine, prompts, params)
 
-    plain, drafted = run("none"), run("trained:min_score=0,paced=false")
+    plain, drafted = run("none"), run(ALONE)
     assert sum(r.stats["preemptions"] for r in drafted) > 0
     assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
     assert not any(r.stats["drafting"]["failures"] for r in drafted)
 
 
-def engine_memory(pages: int = 16) -> int:
+def engine_memory(pages: int = 13) -> int:
     """Room for so many pages of the tiny Llama in float64."""
     return pages * 16 * 2 * 3 * 2 * 16 * 8
 
@@ -153,7 +157,7 @@ def test_a_constrained_answer(tmp_path: Path) -> None:
     ids = loaded.tokenizer.encode("A number, as JSON:")
     found = [
         generate(engine, [ids], SamplingParams(max_tokens=24, drafter=name, constraint=JSON))[0]
-        for name in ("none", "trained:min_score=0,paced=false")
+        for name in ("none", ALONE)
     ]
     assert found[0].token_ids == found[1].token_ids
     assert found[1].stats["drafting"]["drafted"] > 0
