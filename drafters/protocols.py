@@ -125,12 +125,14 @@ class Teacher(Target, Protocol):
     def ask(self, text: str) -> list[int]:
         """Token ids of a user's message, as the target is asked: by its chat template, where it has one."""
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seed: int) -> list[list[int]]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
         """The target's own answers."""
 
     def states(self, token_ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What the target makes of a text: states [n, layers, hidden_size] after each token, and the token that it would
-        choose there, int64 [n]."""
+        """What the target makes of a text: states [n, layers, hidden_size] after each token, and the token that it
+        would choose there, int64 [n]."""
 
 
 class Datastore(Protocol):

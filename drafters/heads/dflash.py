@@ -35,9 +35,7 @@ class DFlash(Head):
         epsilon = self.layer_config.rms_norm_eps
         self.fc = nn.Linear(len(config.reads) * self.hidden_size, self.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(self.hidden_size, epsilon)
-        self.layers = nn.ModuleList(
-            DecoderLayer(self.layer_config) for _ in range(self.layer_config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(self.layer_config) for _ in range(self.layer_config.num_hidden_layers))
         self.norm = RMSNorm(self.hidden_size, epsilon)
         self.rotary = Rotary(self.layer_config)
 
@@ -58,9 +56,7 @@ class DFlash(Head):
         changes = {"intermediate_size": intermediate} if intermediate else {}
         layer = layer_config(target, layers, model_type="qwen3", **changes)
         chosen = {"mask_token": target.vocab_size - 1 if mask_token is None else mask_token}
-        return HeadConfig(
-            cls.name, reads, depth, window, layer, options=chosen, target=described(target), **options
-        )
+        return HeadConfig(cls.name, reads, depth, window, layer, options=chosen, target=described(target), **options)
 
     def guesses(self, states: Tensor, tokens: Tensor, generator: torch.Generator) -> Iterator[Guess]:
         length, size = tokens.shape[1], self.config.depth + 1

@@ -205,7 +205,8 @@ class Eagle3(EagleLike):
         return self.norm(own) if self.config.options["norm_output"] else own  # type: ignore[no-any-return]
 
     def logits(self, own: Tensor) -> Tensor:
-        return self.lm_head(own if self.config.options["norm_output"] else self.norm(own))  # type: ignore[no-any-return]
+        normed = own if self.config.options["norm_output"] else self.norm(own)
+        return self.lm_head(normed)  # type: ignore[no-any-return]
 
 
 def eagle3_options(**given: bool) -> dict[str, bool]:

@@ -186,7 +186,9 @@ class Head(nn.Module, ABC):
 
     def own_state(self) -> dict[str, Tensor]:
         """What is kept with the head: its own weights and, where it has one, its vocabulary."""
-        shared = (set() if self.owns_output else {"lm_head.weight"}) | (set() if self.config.draft_vocab else {"d2t", "t2d"})
+        shared = (set() if self.owns_output else {"lm_head.weight"}) | (
+            set() if self.config.draft_vocab else {"d2t", "t2d"}
+        )
         return {name: tensor for name, tensor in self.state_dict().items() if name not in shared}
 
     @cached_property

@@ -76,7 +76,7 @@ class Kangaroo(GrowingHead):
 
 
 class _OverTarget(Context):
-    """KV of the adapter over the tokens in the window; the root and the nodes pass through the target's first layers."""
+    """KV of the adapter over the tokens in the window; root and nodes pass through the target's first layers."""
 
     def __init__(self, head: Kangaroo, shallow: Shallow) -> None:
         self._inner = GrowingContext(head)

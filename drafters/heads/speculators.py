@@ -23,7 +23,9 @@ _WINDOW = 2048
 """tokens of the context that others' drafters look back to, where they do not say: what most were trained on"""
 _AUX = {"eagle3": "eagle_aux_hidden_state_layer_ids", "dflash": "aux_hidden_state_layer_ids"}
 _LENT = ("verifier_norm.weight", "verifier_lm_head.weight")
-_BESIDE = frozenset({"architectures", "auto_map", "block_size", "dflash_config", "num_target_layers", "draft_vocab_size"})
+_BESIDE = frozenset(
+    {"architectures", "auto_map", "block_size", "dflash_config", "num_target_layers", "draft_vocab_size"}
+)
 
 
 def is_known(described: dict[str, Any]) -> bool:
@@ -31,9 +33,7 @@ def is_known(described: dict[str, Any]) -> bool:
     return "speculators_model_type" in described or _raw(described) is not None
 
 
-def read(
-    described: dict[str, Any], weights: dict[str, Tensor], target: Target
-) -> tuple[HeadConfig, dict[str, Tensor]]:
+def read(described: dict[str, Any], weights: dict[str, Tensor], target: Target) -> tuple[HeadConfig, dict[str, Tensor]]:
     """The configuration and the weights under our names. Raises DrafterError for a kind that Folio does not know."""
     weights = {name: tensor for name, tensor in weights.items() if name not in _LENT}
     kind = described.get("speculators_model_type")
@@ -52,7 +52,7 @@ def read(
 def write(config: HeadConfig) -> dict[str, Any]:
     """config.json of a head; what the format has no word for stands under `folio`."""
     guesses = {"proposal_type": "greedy", "speculative_tokens": config.depth}
-    verifier = {"name_or_path": None, "architectures": []}
+    verifier = {"name_or_path": config.target.get("name"), "architectures": []}
     own: dict[str, Any] = {
         "architectures": ["Eagle3DraftModel" if config.name == "eagle3" else "DFlashDraftModel"],
         "speculators_model_type": config.name,

@@ -1,4 +1,4 @@
-"""What a drafter is trained on: passages of texts as they stand, and the target's own answers to questions about them."""
+"""What a drafter is trained on: passages of texts as they stand, and the target's answers to questions about them."""
 
 from __future__ import annotations
 

@@ -129,11 +129,11 @@ def _card(figures: dict[str, Any]) -> str:
     return f"""# {figures["drafter"]} for {figures["target"]["name"]}
 
 A trained drafter of Folio: {figures["parameters"]:,} parameters of its own; embeddings and output matrix are the
-target's. Use it with `FOLIO_DRAFT_MODEL=<this folder>`; `auto` and `fusion` then ask it where it pays, `trained` always.
+target's. Use it with `FOLIO_DRAFT_MODEL=<this folder>`; `auto` and `fusion` then ask it where that pays.
 
 Trained for {figures["steps"]} steps ({figures["minutes"]:.1f} minutes) on {figures["tokens"]:,} tokens, of which
-{figures["answers"]:.0%} are the target's own greedy answers and their prompts. On texts that were held out, the share of
-places at which the first guesses are all what the target chooses:
+{figures["answers"]:.0%} are the target's own answers and their prompts. On answers that were held out, the share of places at
+which the first guesses are all what the target chooses:
 
 | guesses | {numbers} |
 |{rule}|

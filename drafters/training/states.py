@@ -57,8 +57,8 @@ class StatesFolder:
     def of(
         self, pieces: Sequence[Piece], layers: Sequence[int], drawn: Drawn, report: Callable[[int, int], None]
     ) -> Sequences:
-        """The sequences of these pieces; what is not there yet the target runs. `report` is told how many are there, and
-        of how many.
+        """The sequences of these pieces; what is not there yet the target runs. `report` is told how many are there,
+        and of how many.
 
         Raises:
             DrafterError: the disk is full or cannot be written.
@@ -103,9 +103,7 @@ class StatesFolder:
             ) from error
 
 
-def read(
-    file: Path, layers: Sequence[int], start: int = 0, count: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def read(file: Path, layers: Sequence[int], start: int = 0, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Of a sequence, from `start` on: tokens int64 [n], choices int64 [n], states float32 [n, layers, hidden]."""
     with safe_open(file, "pt") as held:
         order = json.loads(held.metadata()["layers"])

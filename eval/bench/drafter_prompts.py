@@ -2,7 +2,7 @@
 
 Whether an answer quotes is the model's doing, not the question's. Two workloads therefore choose among more prompts
 than they keep, by the model's own plain, greedy answers: `quoting` those that repeat the text, `nothing` those that do
-not. `questions` are those that `quoting` chooses from, as they come. The groups of Spec-Bench are asked as a chat model is.
+not. `questions` are those that `quoting` chooses from, as they come. Spec-Bench's groups are asked as chat messages.
 """
 
 from __future__ import annotations

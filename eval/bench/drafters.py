@@ -120,7 +120,7 @@ def measure(options: Options) -> Figures:
 
 
 def _only(options: Options) -> Options:
-    """The options of the table of trained drafters, where nothing else is asked for; one head after another fills it."""
+    """The options of the table of trained drafters, where nothing else is asked for; head after head fills it."""
     if options.only != "trained" or options.draft_model is None or not is_head(options.draft_model):
         raise EvalError("--only takes trained, with the folder of a trained drafter for --draft-model")
     asked = {key: value for key, value in vars(options).items() if value != getattr(Options, key, None)}

@@ -35,7 +35,9 @@ def train(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 4,
     learning_rate: Annotated[float, typer.Option(min=0, help="At its height.")] = 5e-4,
-    states: Annotated[Path | None, typer.Option(help="Folder of the model's states; default: below the data folder.")] = None,
+    states: Annotated[
+        Path | None, typer.Option(help="Folder of the model's states; default: below the data folder.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:

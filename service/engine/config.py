@@ -85,7 +85,8 @@ class EngineConfig(BaseModel):
     )
     drafter: str = Field(default="auto", description="Drafter of requests that name none, NAME[:key=value,…].")
     draft_model: str | None = Field(
-        default=None, description="Checkpoint for drafters that want a model of their own, or a trained drafter's folder."
+        default=None,
+        description="Checkpoint for drafters that want a model of their own, or a trained drafter's folder.",
     )
     attention: str = Field(default="auto", description="Sparse attention policy of requests that name none.")
     queue_limit: int = Field(default=64, ge=1, description="Requests that may wait for the engine; more get 429.")

@@ -212,7 +212,7 @@ def top_successors(logits: torch.Tensor, k: int) -> TopSuccessors:
 
 
 class TinyTarget:
-    """What a target of 4 layers lends a trained drafter, of random numbers; its states are a running sum of embeddings."""
+    """What a target of 4 layers lends a trained drafter, of random numbers; its states are sums of embeddings."""
 
     name, hidden_size, num_layers = "tiny", 16, 4
 

@@ -91,9 +91,7 @@ def test_a_trained_drafter_is_named_in_its_cells(checkpoint, tmp_path):
     head.share(target)
     save_head(head, tmp_path)
     names = ("trained:paced=false,min_score=0",)
-    figures = measured(
-        checkpoint, draft_model=str(tmp_path), drafter=names, temperature=(0.0,), batch=(1,), rounds=1
-    )
+    figures = measured(checkpoint, draft_model=str(tmp_path), drafter=names, temperature=(0.0,), batch=(1,), rounds=1)
     plain, trained = figures["cells"]
     assert (plain["head"], trained["head"], trained["window"]) == ("eagle3", "eagle3", 256)
     assert trained["parameters"] == head.num_parameters > 1000

@@ -29,8 +29,8 @@ number of layers what comes out of the last one."""
 
 @dataclass
 class Seen:
-    """The states [rows, hidden_size] of the last forward, by the number of the layer; ``layers`` are the numbers besides
-    LAST that are wanted."""
+    """The states [rows, hidden_size] of the last forward, by the number of the layer; ``layers`` are those besides LAST
+    that are wanted."""
 
     layers: frozenset[int] = frozenset()
     states: dict[int, Tensor] = field(default_factory=dict)

@@ -114,9 +114,7 @@ class ModelRunner:
             return self._forward(batch, token_ids, list(range(len(token_ids))))
 
     @torch.inference_mode()
-    def states_of_nodes(
-        self, pages: Sequence[Place], length: int, tree: DraftTree, known: int, layer: int
-    ) -> Tensor:
+    def states_of_nodes(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int, layer: int) -> Tensor:
         """As ``run_nodes``, without the logits: what goes into a layer, [len(tree) - known, d]."""
         batch, token_ids = self._grown(pages, length, tree, known)
         with self._on_its_device(), watched(self.model, [layer]) as seen:

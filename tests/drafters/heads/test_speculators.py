@@ -49,20 +49,29 @@ def test_what_is_written_keeps_to_the_format(lab, tmp_path, name):
         assert {"hidden_norm.weight", "layers.1.self_attn.q_norm.weight"} <= set(weights)
 
 
-def test_the_library_reads_what_is_written(lab, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), [("eagle3", "Eagle3DraftModel"), ("dflash", "DFlashDraftModel")])
+def test_the_library_reads_what_is_written(lab, tmp_path, random_llama, name, kind):
+    """Version 0.9 of it; what a head shares with its target the library takes from there."""
     speculators = pytest.importorskip("speculators")
-    for name, kind in (("eagle3", "Eagle3DraftModel"), ("dflash", "DFlashDraftModel")):
-        weights, _ = weights_of(lab.head(name, draft_vocab=9), tmp_path / name)
-        model = speculators.SpeculatorModel.from_pretrained(str(tmp_path / name))
-        assert type(model).__name__ == kind
-        state = model.state_dict()
-        for key, tensor in weights.items():
-            assert torch.equal(state[key].to(tensor.dtype), tensor), key
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    random_llama(vocab_size=12, intermediate_size=24, **sizes).save_pretrained(tmp_path / "target")
+    weights, config = weights_of(lab.head(name, draft_vocab=9), tmp_path / name)
+    config["speculators_config"]["verifier"]["name_or_path"] = str(tmp_path / "target")
+    (tmp_path / name / "config.json").write_text(json.dumps(config))
+    model = speculators.SpeculatorModel.from_pretrained(str(tmp_path / name))
+    assert type(model).__name__ == kind
+    state = model.state_dict()
+    for key, tensor in weights.items():
+        assert torch.equal(state[key].to(tensor.dtype), tensor), key
+    assert not state["lm_head.weight"].isnan().any()
 
 
 def test_a_raw_eagle3_folder(lab, tmp_path):
     """EAGLE-3's own names: `midlayer`, the configuration of the layer beside the sizes, an output matrix of its own."""
-    target, head = lab.Target(12), copy.deepcopy(lab.head("eagle3", draft_vocab=9, reads=(2, 2, 1), depth=5, window=2048))
+    target, head = (
+        lab.Target(12),
+        copy.deepcopy(lab.head("eagle3", draft_vocab=9, reads=(2, 2, 1), depth=5, window=2048)),
+    )
     head.config.options["fc_norm"] = False
     head.fc_norm = None
     own = head.own_state() | {"lm_head.weight": head.lm_head.weight.clone()}

@@ -71,7 +71,14 @@ def trained(name, teacher, corpus, tmp_path, **changes):
     recipe = Recipe(**{"steps": 60, "batch": 4, "length": 48, "learning_rate": 1e-2, "warm_up": 5, **changes})
     material = Material((corpus,), 3000, 0.5, DRAWN)
     figures = train(
-        name, teacher, material, recipe, tmp_path / "out", tmp_path / "states", lines.append, {"draft_vocab": 8, "depth": 3}
+        name,
+        teacher,
+        material,
+        recipe,
+        tmp_path / "out",
+        tmp_path / "states",
+        lines.append,
+        {"draft_vocab": 8, "depth": 3},
     )
     return figures, lines
 

@@ -39,7 +39,9 @@ def head_for(folder: Path, name: str, family: str = "llama", **options: Any) -> 
 
 def engine_with(folder: str, family: str = "llama", dtype: torch.dtype = torch.float64, **options: Any) -> Engine:
     config = {"page_size": 16, "step_tokens": 64, "kv_memory": 8 << 20, "dtype": str(dtype).removeprefix("torch.")}
-    return Engine(prepare(family, make_model(family, dtype=dtype)), EngineConfig(**config | options, draft_model=folder))
+    return Engine(
+        prepare(family, make_model(family, dtype=dtype)), EngineConfig(**config | options, draft_model=folder)
+    )
 
 
 ALONE, FUSED = "trained:min_score=0,paced=false,forwards=3", "fusion:model=trained,always=true"
