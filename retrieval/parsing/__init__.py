@@ -48,11 +48,11 @@ def _parse_kind(
 
         return parse_html(data, name)
     if kind == "pdf":
-        from retrieval.parsing.pdf import parse_pdf
+        from retrieval.parsing.pdf.reader import parse_pdf
 
         return parse_pdf(data, name, limits, progress)
     if kind == "xlsx":
-        from retrieval.parsing.spreadsheet import parse_spreadsheet
+        from retrieval.parsing.office.spreadsheet import parse_spreadsheet
 
         return parse_spreadsheet(data, name, limits)
     if kind == "eml":
@@ -64,11 +64,11 @@ def _parse_kind(
 
         return parse_delimited(data, name, MEDIA_TYPES[kind])
     if kind == "docx":
-        from retrieval.parsing.word import parse_word
+        from retrieval.parsing.office.word import parse_word
 
         return parse_word(data, name, limits)
     if kind == "pptx":
-        from retrieval.parsing.slides import parse_slides
+        from retrieval.parsing.office.slides import parse_slides
 
         return parse_slides(data, name, limits)
     if kind == "epub":
@@ -76,9 +76,9 @@ def _parse_kind(
 
         return parse_epub(data, name, limits)
     if kind == "odt":
-        from retrieval.parsing.opendocument import parse_opendocument
+        from retrieval.parsing.office.opendocument import parse_opendocument
 
         return parse_opendocument(data, name, limits)
-    from retrieval.parsing.rtf import parse_rtf
+    from retrieval.parsing.office.rtf import parse_rtf
 
     return parse_rtf(data, name)

@@ -100,7 +100,7 @@ class Sandbox:
         return [Box(*box) for box in header["boxes"]]
 
     def page_image(self, data: bytes, name: str, number: int, width: int) -> bytes:
-        """``retrieval.parsing.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
+        """``retrieval.parsing.pdf.boxes.page_image``. Errors: NotFound; UnreadableFile and its kinds."""
         return self._perform("page_image", data, name, {"number": number, "width": width})[1]
 
     @contextlib.contextmanager

@@ -22,10 +22,11 @@ from typing import Any
 
 from retrieval.embedding.tokens import Tokens
 from retrieval.errors import NotFound, UnreadableFile
-from retrieval.parsing import ocr, parse
+from retrieval.parsing import parse
 from retrieval.parsing.chunking import ChunkingOptions, chunk
 from retrieval.parsing.document import Heading, Table
 from retrieval.parsing.limits import Limits
+from retrieval.parsing.pdf import ocr
 from retrieval.types import Page
 
 _CLONE_NEWUSER = 0x10000000
@@ -38,7 +39,7 @@ _tokens: Tokens | None = None
 
 def main() -> None:
     with contextlib.suppress(ImportError):
-        import retrieval.parsing.boxes  # noqa: F401  (imported before the fork: children start with it)
+        import retrieval.parsing.pdf.boxes  # noqa: F401  (imported before the fork: children start with it)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()
     for line in sys.stdin.buffer:
@@ -65,9 +66,9 @@ def _preload(name: str) -> None:
     suffix = PurePosixPath(name).suffix.lower()
     with contextlib.suppress(ImportError):
         if suffix == ".xlsx":
-            import retrieval.parsing.spreadsheet
+            import retrieval.parsing.office.spreadsheet
         elif suffix == ".pptx":
-            import retrieval.parsing.slides
+            import retrieval.parsing.office.slides
         elif suffix == ".eml":
             import retrieval.parsing.mail  # noqa: F401
         elif suffix not in ("", ".pdf", ".html"):
@@ -127,7 +128,7 @@ def _chunk(
 def _boxes(
     data: bytes, name: str, limits: Limits, pages: list[list[int]], text: str, start: int, end: int
 ) -> tuple[dict[str, Any], bytes]:
-    from retrieval.parsing.boxes import boxes
+    from retrieval.parsing.pdf.boxes import boxes
 
     found = boxes(data, name, [Page(*page) for page in pages], text, start, end)
     return {"boxes": [list(asdict(box).values()) for box in found]}, b""
@@ -140,7 +141,7 @@ def _unpack(data: bytes, name: str, limits: Limits, folder: str) -> tuple[dict[s
 
 
 def _page_image(data: bytes, name: str, limits: Limits, number: int, width: int) -> tuple[dict[str, Any], bytes]:
-    from retrieval.parsing.boxes import page_image
+    from retrieval.parsing.pdf.boxes import page_image
 
     return {}, page_image(data, name, number, width)
 

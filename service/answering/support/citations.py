@@ -20,7 +20,7 @@ class Citation:
     place: str = ""
     """where in the file it stands, for people; "" for a file without places"""
     boxes: tuple[dict[str, float], ...] = ()
-    """where it is printed, for a PDF: see `retrieval.parsing.boxes.Box`"""
+    """where it is printed, for a PDF: see `retrieval.parsing.pdf.boxes.Box`"""
 
 
 def check(span: Span, stored: str | None, page: int | None) -> Citation:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pypdfium2 as pdfium
 
-from retrieval.parsing.layout import Box, Segment, displayed
+from retrieval.parsing.pdf.ruler import displayed
+from retrieval.parsing.pdf.segments import Box, Segment
 
 _TEXT_TYPES = (pdfium.raw.FPDF_FORMFIELD_COMBOBOX, pdfium.raw.FPDF_FORMFIELD_TEXTFIELD)
 _MARKED_TYPES = (pdfium.raw.FPDF_FORMFIELD_CHECKBOX, pdfium.raw.FPDF_FORMFIELD_RADIOBUTTON)

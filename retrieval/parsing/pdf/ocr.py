@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pypdfium2 as pdfium
 
-from retrieval.parsing.layout import Box, Segment
+from retrieval.parsing.pdf.segments import Box, Segment
 
 HOW_TO = "install Folio with the extra “ocr”, remove the document and add it again"
 _LONG_SIDE = 2000

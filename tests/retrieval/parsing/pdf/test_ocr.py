@@ -10,8 +10,9 @@ import pypdfium2 as pdfium
 import pytest
 
 from retrieval.errors import EmptyFile
-from retrieval.parsing import Limits, ocr, parse
-from retrieval.parsing.boxes import boxes
+from retrieval.parsing import Limits, parse
+from retrieval.parsing.pdf import ocr
+from retrieval.parsing.pdf.boxes import boxes
 from retrieval.parsing.places import place_of
 from retrieval.parsing.sandbox import Sandbox
 

@@ -13,7 +13,7 @@ from PIL import Image
 from retrieval.errors import DamagedFile, EncryptedFile, NotFound
 from retrieval.library import Library
 from retrieval.parsing import parse
-from retrieval.parsing.boxes import HIGHEST_IMAGE, boxes, page_image
+from retrieval.parsing.pdf.boxes import HIGHEST_IMAGE, boxes, page_image
 from retrieval.types import Box, Page, Upload
 
 
@@ -73,7 +73,7 @@ def test_an_image_is_never_too_high() -> None:
 def test_the_library_shows_pages_and_boxes_from_the_sandbox(
     tmp_path: Path, open_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retrieval.parsing.boxes.open_pdf", None)  # here: the worker has its own
+    monkeypatch.setattr("retrieval.parsing.pdf.boxes.open_pdf", None)  # here: the worker has its own
     with open_library(tmp_path / "home") as library:
         both = library.ingest([Upload("a.pdf", pdf(["First page.", "Second page."])), Upload("t.txt", b"No page.")])
         document, plain = (str(result.id) for result in both)

@@ -12,8 +12,8 @@ from io import BytesIO
 import pypdfium2 as pdfium
 
 from retrieval.errors import NotFound
-from retrieval.parsing import ocr
-from retrieval.parsing.pdf import is_unread, open_pdf, page_text, picture_text, stored_index
+from retrieval.parsing.pdf import ocr
+from retrieval.parsing.pdf.reader import is_unread, open_pdf, page_text, picture_text, stored_index
 from retrieval.types import Box, Page
 
 HIGHEST_IMAGE = 4000

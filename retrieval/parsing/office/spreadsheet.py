@@ -20,7 +20,7 @@ from retrieval.parsing.archives import check_archive
 from retrieval.parsing.builder import TextBuilder
 from retrieval.parsing.document import ParsedDocument
 from retrieval.parsing.limits import Limits
-from retrieval.parsing.number_format import shown
+from retrieval.parsing.office.number_format import shown
 from retrieval.parsing.sniff import MEDIA_TYPES
 from retrieval.parsing.table_text import Cell, Row, letters, write_table
 

@@ -15,13 +15,15 @@ import numpy as np
 import pypdfium2 as pdfium
 
 from retrieval.errors import DamagedFile, EmptyFile, EncryptedFile, OversizedFile
-from retrieval.parsing import ocr
 from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table, storable
-from retrieval.parsing.forms import form_values
-from retrieval.parsing.furniture import EDGE, Edge, furniture
-from retrieval.parsing.layout import BREAK, PageText, arranged, read_blocks, write
-from retrieval.parsing.lettering import join_accents, mend_hyphens, words_of
 from retrieval.parsing.limits import Limits
+from retrieval.parsing.pdf import ocr
+from retrieval.parsing.pdf.forms import form_values
+from retrieval.parsing.pdf.furniture import EDGE, Edge, furniture
+from retrieval.parsing.pdf.lettering import join_accents, mend_hyphens, words_of
+from retrieval.parsing.pdf.page_text import PageText, write
+from retrieval.parsing.pdf.reading_order import arranged, read_blocks
+from retrieval.parsing.pdf.segments import BREAK
 from retrieval.types import Page, Place
 
 _FPDF_ERR_PASSWORD = 4

@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from retrieval.parsing.number_format import Value, shown
+from retrieval.parsing.office.number_format import Value, shown
 
 DAY = dt.datetime(2024, 3, 5, 14, 7, 9)
 

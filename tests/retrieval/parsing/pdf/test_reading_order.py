@@ -7,9 +7,10 @@ from pathlib import Path
 import make_files
 import pytest
 
-from retrieval.parsing import ocr, parse
-from retrieval.parsing.boxes import boxes
-from retrieval.parsing.lettering import mend_hyphens
+from retrieval.parsing import parse
+from retrieval.parsing.pdf import ocr
+from retrieval.parsing.pdf.boxes import boxes
+from retrieval.parsing.pdf.lettering import mend_hyphens
 
 LEFT = ["The committee of the mill reviewed", "the annual report of the keeper and", "found that the northern gate had",
         "been left open on nine nights."]  # fmt: skip
