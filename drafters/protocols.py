@@ -9,7 +9,20 @@ import numpy as np
 from torch import Tensor
 
 
-class DraftSession(Protocol):
+class Growing(Protocol):
+    """What a tree is grown over."""
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Add speculative nodes and return their logits [len(tokens), V].
+
+        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
+        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
+        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
+        are not re-run.
+        """
+
+
+class DraftSession(Growing, Protocol):
     """One sequence of a draft model, with its own KV in the pool.
 
     Committed tokens come first; below the last of them hangs a growing tree of speculative nodes. Nothing is
@@ -28,15 +41,6 @@ class DraftSession(Protocol):
         """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
 
         Costs one forward of len(token_ids) rows (at least one token).
-        """
-
-    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Add speculative nodes and return their logits [len(tokens), V].
-
-        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
-        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
-        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
-        are not re-run.
         """
 
     def commit(self, path: Sequence[int]) -> None:

@@ -35,7 +35,9 @@ class DFlash(Head):
         epsilon = self.layer_config.rms_norm_eps
         self.fc = nn.Linear(len(config.reads) * self.hidden_size, self.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(self.hidden_size, epsilon)
-        self.layers = nn.ModuleList(DecoderLayer(self.layer_config) for _ in range(self.layer_config.num_hidden_layers))
+        self.layers: Any = nn.ModuleList(
+            DecoderLayer(self.layer_config) for _ in range(self.layer_config.num_hidden_layers)
+        )
         self.norm = RMSNorm(self.hidden_size, epsilon)
         self.rotary = Rotary(self.layer_config)
 

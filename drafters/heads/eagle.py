@@ -61,7 +61,7 @@ class EagleLike(GrowingHead):
         super().__init__(config, target)
         self.layer_config = transformer_config(config.layer)
         count = self.layer_config.num_hidden_layers
-        self.layers = nn.ModuleList(DecoderLayer(self.layer_config, inputs if i == 0 else 1) for i in range(count))
+        self.layers: Any = nn.ModuleList(DecoderLayer(self.layer_config, inputs if i == 0 else 1) for i in range(count))
         self.rotary = Rotary(self.layer_config)
 
     def enter(self, features: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:

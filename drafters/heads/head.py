@@ -116,6 +116,8 @@ class Head(nn.Module, ABC):
 
     name: ClassVar[str]
     costly: ClassVar[bool] = True
+    d2t: Tensor
+    t2d: Tensor
     bounded: ClassVar[bool] = True
     exit: int = 0
 

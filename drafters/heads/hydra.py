@@ -41,7 +41,7 @@ class Hydra(Head):
 
     def __init__(self, config: HeadConfig, target: Target) -> None:
         super().__init__(config, target)
-        self.heads = nn.ModuleList(
+        self.heads: Any = nn.ModuleList(
             HydraHead(self.hidden_size, k, config.options["blocks"]) for k in range(1, config.depth + 1)
         )
 

@@ -45,9 +45,9 @@ class RMSNorm(nn.Module):
 class Rotary(nn.Module):
     """The angles of positions, by the rule that the configuration names."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self._angles = LlamaRotaryEmbedding(config)
+        self._angles: Any = LlamaRotaryEmbedding(config)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, [n, 1, head_dim], of positions int64 [n]."""

@@ -41,7 +41,7 @@ class Medusa(Head):
     def __init__(self, config: HeadConfig, target: Target) -> None:
         super().__init__(config, target)
         blocks = config.options["blocks"]
-        self.heads = nn.ModuleList(
+        self.heads: Any = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(self.hidden_size) for _ in range(blocks))) for _ in range(config.depth)
         )
 

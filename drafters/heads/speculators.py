@@ -52,7 +52,7 @@ def read(described: dict[str, Any], weights: dict[str, Tensor], target: Target) 
 def write(config: HeadConfig) -> dict[str, Any]:
     """config.json of a head; what the format has no word for stands under `folio`."""
     guesses = {"proposal_type": "greedy", "speculative_tokens": config.depth}
-    verifier = {"name_or_path": config.target.get("name"), "architectures": []}
+    verifier: dict[str, Any] = {"name_or_path": config.target.get("name"), "architectures": []}
     own: dict[str, Any] = {
         "architectures": ["Eagle3DraftModel" if config.name == "eagle3" else "DFlashDraftModel"],
         "speculators_model_type": config.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Material:
     paths: tuple[Path, ...]
     tokens: int = 100_000
     answers: float = 0.5
-    drawn: Drawn = Drawn()
+    drawn: Drawn = field(default_factory=Drawn)
 
 
 def train(
@@ -132,8 +132,8 @@ A trained drafter of Folio: {figures["parameters"]:,} parameters of its own; emb
 target's. Use it with `FOLIO_DRAFT_MODEL=<this folder>`; `auto` and `fusion` then ask it where that pays.
 
 Trained for {figures["steps"]} steps ({figures["minutes"]:.1f} minutes) on {figures["tokens"]:,} tokens, of which
-{figures["answers"]:.0%} are the target's own answers and their prompts. On answers that were held out, the share of places at
-which the first guesses are all what the target chooses:
+{figures["answers"]:.0%} are the target's own answers and their prompts. On answers that were held out, the share of
+places at which the first guesses are all what the target chooses:
 
 | guesses | {numbers} |
 |{rule}|

@@ -124,7 +124,7 @@ def _only(options: Options) -> Options:
     if options.only != "trained" or options.draft_model is None or not is_head(options.draft_model):
         raise EvalError("--only takes trained, with the folder of a trained drafter for --draft-model")
     asked = {key: value for key, value in vars(options).items() if value != getattr(Options, key, None)}
-    table = {
+    table: dict[str, Any] = {
         "context": (256, 2048, 7168),
         "workload": tuple(GROUPS),
         "drafter": _TRAINED,

@@ -49,7 +49,7 @@ def train(
     if not (minutes or steps):
         raise InvalidRequest("Say how long to train: --minutes or --steps.", param="minutes")
     settings = settings_of(context)
-    own = {key: value for key, value in map(_option, option or [])}
+    own = dict(map(_option, option or []))
     from drafters.training.run import Material, Recipe, train
     from drafters.training.states import Drawn
     from service.engine.async_engine import AsyncEngine
@@ -79,7 +79,7 @@ def train(
 
 def _option(text: str) -> tuple[str, Any]:
     """KEY=NUMBER. Raises InvalidRequest for another form."""
-    key, equals, value = text.partition("=")
+    key, _, value = text.partition("=")
     try:
         return key.strip().replace("-", "_"), int(value)
     except ValueError:

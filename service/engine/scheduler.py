@@ -427,8 +427,8 @@ def _shared_out(total: int, wanted: Sequence[int]) -> list[int]:
 def _num_reusable(request: Request) -> int:
     """How many tokens may come from the cache, and one more.
 
-    Rows that log-probabilities are still wanted of are computed, and those whose states a drafter reads. A policy's page
-    selections are made while decoding and are not cached: a preempted request decodes its output again.
+    Rows that log-probabilities are still wanted of are computed, and those whose states a drafter reads. A policy's
+    page selections are made while decoding and are not cached: a preempted request decodes its output again.
     """
     if not request.shares_prefix:
         return 1

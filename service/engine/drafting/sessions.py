@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, Self
+from typing import Self
 
 import structlog
-import torch
 from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree

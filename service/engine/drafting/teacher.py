@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from drafters.heads.head import LAST
 from service.engine.async_engine import AsyncEngine
 from service.engine.drafting.target import TargetView
 from service.engine.params import SamplingParams
 from service.engine.request import Reading
-from service.engine.runner.hidden_states import LAST, logits_of
+from service.engine.runner.hidden_states import logits_of
 from service.engine.runner.model_runner import SCORED_ROWS
 from service.errors import InvalidRequest
 

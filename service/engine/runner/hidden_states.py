@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from drafters.heads.head import LAST
 from service.errors import ModelError
 
 
@@ -20,11 +21,6 @@ def hidden_size(model: Any) -> int:
     if model.base_model is model:
         raise ModelError(f"{type(model).__name__} shows no hidden states.", param="model")
     return int(model.config.get_text_config().hidden_size)
-
-
-LAST = -1
-"""As a layer's number: the last layer's output after the norm. Number k from 0 on is what goes into layer k, and the
-number of layers what comes out of the last one."""
 
 
 @dataclass
@@ -71,7 +67,7 @@ TAPS = "folio_taps"
 
 
 @contextmanager
-def hooked(layers: Sequence[Any], seen: Seen) -> Iterator[None]:
+def hooked(layers: Any, seen: Seen) -> Iterator[None]:
     """Have the states that go into modules kept, and those that come out of the last."""
 
     def entering(number: int) -> Any:

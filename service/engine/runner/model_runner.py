@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drafters.heads.head import LAST
 from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
 from service.engine.outputs import TokenLogprobs
-from service.engine.runner.hidden_states import LAST, logits_of, watched
+from service.engine.runner.hidden_states import logits_of, watched
 from service.engine.runner.row_invariance import leading
 from service.engine.sampling.sampler import token_logprobs
 from service.engine.step import Slice
@@ -119,7 +120,8 @@ class ModelRunner:
         batch, token_ids = self._grown(pages, length, tree, known)
         with self._on_its_device(), watched(self.model, [layer]) as seen:
             positions = batch.positions[None]
-            self.model.base_model(input_ids=token_ids[None], position_ids=positions, use_cache=False, attn=batch)
+            body: Any = self.model.base_model
+            body(input_ids=token_ids[None], position_ids=positions, use_cache=False, attn=batch)
         return seen.states[layer]
 
     def _grown(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int) -> tuple[AttnBatch, Tensor]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from drafters.heads.folder import HEADS, save_head
+from drafters.heads.head import LAST
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.drafting.target import TargetView
@@ -17,7 +18,6 @@ from service.engine.engine import Engine
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.params import SamplingParams
 from service.engine.request import Reading
-from service.engine.runner.hidden_states import LAST
 from service.engine.sampling.grammars import Constraint
 from service.errors import ModelError
 
