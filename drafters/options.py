@@ -9,6 +9,7 @@ from drafters.errors import DrafterError
 
 RULES = ("rsd", "specinfer", "spectr")  # of `multi_round`
 FUSED = ("auto", "none", "trained", "rag", "draft_model")  # the draft models of `fusion`
+READERS = ("self", "draft_model")  # the models of `rag`
 _TEXTS = frozenset({"documents", "datastore"})  # what the free sources copy from
 
 
@@ -185,13 +186,17 @@ class DraftPromptOptions(GrowthOptions):
 @dataclass(frozen=True)
 class RagOptions(DraftPromptOptions):
     name = "rag"
-    draws_on = frozenset({"draft_prompt"})
 
+    model: str = option("self", f"who reads the chunks: {', '.join(READERS)}", choices=READERS)
     target_mix: float = option(0.0, "RAPID's eta; above 0 the output distribution changes (lossy)", 0, 1000)
 
     @property
     def lossy(self) -> bool:
         return self.target_mix > 0
+
+    @property
+    def draws_on(self) -> frozenset[str]:
+        return frozenset({"draft_prompt"} if self.model == "self" else {"draft_prompt", "draft_model"})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from drafters.errors import DrafterError
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
 from drafters.models.pacing import Pace
-from drafters.models.rag import Rag
+from drafters.models.rag import Rag, draft_prompt
 from drafters.models.reencoding import ReencodingDrafter
 from drafters.models.trained import Trained
 from drafters.options import (
@@ -43,7 +43,7 @@ from drafters.options import (
     SuffixOptions,
     TrainedOptions,
 )
-from drafters.protocols import Datastore, DraftModel
+from drafters.protocols import Datastore, DraftModel, TextCodec
 from drafters.research.multi_round import MultiRound
 from drafters.research.overlap import Overlap
 from drafters.research.self_speculation import SelfSpeculation
@@ -150,12 +150,17 @@ def _draft_model(options: DraftModelOptions, resources: Resources) -> Drafter:
         return ReencodingDrafter(
             model, resources.learned.calibration, codec, resources.draft_codec, length=options.depth
         )
+    _same_size(model, options.name, resources)
+    return ModelDrafter(model, _growth("draft_model", options, resources), _pace(options, resources))
+
+
+def _same_size(model: DraftModel, drafter: str, resources: Resources) -> None:
+    """Refuse a draft model of another number of token ids."""
     if model.vocab_size != resources.vocab_size:
         raise DrafterError(
-            f"the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: use a draft "
-            "model of the same vocabulary, or give both tokenizers to re-encode between them"
+            f"drafter {drafter}: the draft model has {model.vocab_size} token ids, the target {resources.vocab_size}: "
+            "use a draft model of the same vocabulary, or give both tokenizers to re-encode between them"
         )
-    return ModelDrafter(model, _growth("draft_model", options, resources), _pace(options, resources))
 
 
 def _trained(options: TrainedOptions, resources: Resources, paced: bool = False, ranks: int = 10) -> Trained:
@@ -182,11 +187,37 @@ def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound
     return MultiRound(model, _growth("multi_round", DraftModelOptions(), resources), options)
 
 
-def _rag(options: RagOptions, resources: Resources) -> Rag:
-    model, builder = _self_model(options, resources), _growth("rag", options, resources)
+def _rag(options: RagOptions, resources: Resources) -> Drafter:
+    if options.model == "self":
+        model = _self_model(options, resources)
+    else:
+        model = _needs(resources.draft_model, "rag", "a draft model for model=draft_model (set draft_model)")
+        if resources.draft_codec is not None:
+            return _reencoding_rag(options, model, resources.draft_codec, resources)
+        _same_size(model, "rag", resources)
+    builder = _growth("rag", options, resources)
     if options.lossy:
         return MixedRag(model, builder, options)
     return Rag(model, builder, options, _pace(options, resources))
+
+
+def _reencoding_rag(
+    options: RagOptions, model: DraftModel, draft_codec: TextCodec, resources: Resources
+) -> ReencodingDrafter:
+    if options.lossy:
+        raise DrafterError(
+            "drafter rag: target_mix mixes two distributions of the same tokens, and the draft model has others: "
+            "leave it out, or give a draft model of the target's vocabulary"
+        )
+    return ReencodingDrafter(
+        model,
+        resources.learned.calibration,
+        _needs(resources.codec, "rag", "the target's tokenizer, to re-encode"),
+        draft_codec,
+        length=options.depth,
+        name="rag",
+        prompt=lambda state: draft_prompt(state, options),
+    )
 
 
 def _cascade(options: CascadeOptions, resources: Resources) -> Cascade:

@@ -63,4 +63,4 @@ def ask(
         layout = layout_for(llm.name, llm.engine.tokenizer, lambda: library.ranker, parameters)
         finder = EvidenceFinder(library, layout, llm.engine.window, settings)
         answerer = Answerer(finder, llm.engine, layout)
-        return asyncio.run(collect(answerer.answer(asked, params or SamplingParams(max_tokens=settings.answer_tokens))))
+        return asyncio.run(collect(answerer.answer(asked, params or SamplingParams(max_tokens=answerer.answer_tokens))))

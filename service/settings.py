@@ -79,7 +79,11 @@ class Settings(BaseSettings, EngineConfig):
 
     # Answering
     answer_tokens: int = Field(
-        256, ge=1, le=65536, description="Longest answer, in tokens, where a request names none."
+        256,
+        ge=1,
+        le=65536,
+        description="Longest answer, in tokens, where a request names none; of the embedded reader, which quotes whole "
+        "sentences, 1,024 at least.",
     )
     passages: int | None = Field(
         None,

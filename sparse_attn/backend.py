@@ -8,6 +8,7 @@ kernel, but for a tree that grows over several forwards).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,9 +107,12 @@ def _attend_group(
     """As `_attend` for one head group, of whose heads rows and index are."""
     pages = part.batch.pool.groups[number].pages(layer, part.batch.tables[number].block_tables)
     if part.batch.earlier is not None:
+        rows = replace(rows, skip=None)  # guesses alone are attended in parts
         past = kernels.paged_attention(pages, rows, index.split()[0] if index is not None else None)
         return merge_states(*past, *_attend_tree(kernels, part.batch, layer, number, rows))[0]
-    if kernels.whole is not None and index is None and rows.tree_masks is None:
+    if rows.skip is not None and not kernels.skips:
+        raise UnsupportedModelFeature(f"the kernels {kernels.name} do not skip tiles: choose another policy than skip")
+    if kernels.whole is not None and index is None and rows.tree_masks is None and rows.skip is None:
         out = attend_whole(kernels.whole, pages, rows)
         if out is not None:
             return out

@@ -120,7 +120,9 @@ class AttnBatch:
     def take(self, rows: Rows, at: slice | torch.Tensor) -> Rows:
         """The operands of this batch, which is the rows ``at`` of a larger one, whose operands are ``rows``."""
         q, k, v = (x[at] for x in (rows.q, rows.k, rows.v))
-        return self.operands(q, k, v, rows.scale, rows.softcap, rows.window)
+        taken = self.operands(q, k, v, rows.scale, rows.softcap, rows.window)
+        taken.skip = rows.skip
+        return taken
 
     @cached_property
     def sequences(self) -> list[AttnBatch]:

@@ -46,7 +46,7 @@ class Fusion(Drafter):
         options: FusionOptions,
     ) -> None:
         self._retrieval = retrieval
-        self._model = model
+        self.model = model
         self._profile = profile
         self._prune = options.prune
         self._always = options.always
@@ -60,8 +60,8 @@ class Fusion(Drafter):
             self.layers, self.window = model.layers, model.window
 
     def read(self, start: int, states: Tensor) -> None:
-        if self._model is not None:
-            self._model.read(start, states)
+        if self.model is not None:
+            self.model.read(start, states)
 
     def start(self, state: RequestState) -> None:
         self._retrieval.start(state)
@@ -70,13 +70,13 @@ class Fusion(Drafter):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         retrieved = self._retrieval.propose(state, budget)
-        if self._model is None or not self._asks(self._model, state, retrieved):
+        if self.model is None or not self._asks(self.model, state, retrieved):
             return retrieved
         self._start_model(state)
-        if not self._model.ready:
+        if not self.model.ready:
             return retrieved
         began = time.perf_counter()
-        drafted = self._model.propose(state, budget)
+        drafted = self.model.propose(state, budget)
         seconds = time.perf_counter() - began
         self._cost = seconds if self._cost is None else _mean(self._cost, seconds)
         tree = fuse([self._pruned(retrieved), drafted]).trim(budget)
@@ -86,18 +86,18 @@ class Fusion(Drafter):
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._rounds += 1
         self._retrieval.observe(state, tree, verdict, top)
-        if self._model is not None and self._started:
-            self._model.observe(state, tree, verdict, top)
+        if self.model is not None and self._started:
+            self.model.observe(state, tree, verdict, top)
 
     def finish(self, state: RequestState) -> None:
         self._retrieval.finish(state)
-        if self._model is not None and self._started:
-            self._model.finish(state)
+        if self.model is not None and self._started:
+            self.model.finish(state)
 
     def _start_model(self, state: RequestState) -> None:
-        if self._model is not None and not self._started:
+        if self.model is not None and not self._started:
             self._started = True
-            self._model.start(state)
+            self.model.start(state)
 
     def _asks(self, model: ModelDrafter | Trained, state: RequestState, retrieved: DraftTree) -> bool:
         """Whether the draft model raises the expected tokens per second above retrieval alone."""
@@ -134,7 +134,7 @@ class Fusion(Drafter):
     def _pruned(self, retrieved: DraftTree) -> DraftTree:
         """Without the branches whose first token is not among the draft model's best `prune`; all of them where it is a
         trained drafter, which knows too few tokens to judge copies."""
-        root = self._model.root if isinstance(self._model, ModelDrafter) else None
+        root = self.model.root if isinstance(self.model, ModelDrafter) else None
         if root is None or not len(retrieved):
             return retrieved
         allowed = set(root.ids[: self._prune].tolist())

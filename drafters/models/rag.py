@@ -1,5 +1,5 @@
 """RAPID (arXiv 2502.20330): a model that reads only the retrieved chunks drafts for the one that reads
-everything.
+everything. It is the same model, or another checkpoint, weaker or stronger (upward speculation).
 
 The draft prompt is the service's own (`RequestState.draft_prompt`: retrieved passages and question); where
 there is none, chunks of the prompt that share rare tokens with its end are put together here. `target_mix` >
@@ -42,11 +42,16 @@ class Rag(ModelDrafter):
         self._options = options
 
     def prompt(self, state: RequestState) -> Sequence[int]:
-        if state.draft_prompt is not None and len(state.draft_prompt):
-            return state.draft_prompt
-        prompt = state.tokens[: state.prompt_length]
-        context = self._options.context or min(_LONGEST, max(_SHORTEST, len(prompt) // _SHARE))
-        return select_chunks(prompt, context, self._options.chunk, self._options.question)
+        return draft_prompt(state, self._options)
+
+
+def draft_prompt(state: RequestState, options: DraftPromptOptions) -> Sequence[int]:
+    """What the drafter reads in place of the prompt, in the target's tokens."""
+    if state.draft_prompt is not None and len(state.draft_prompt):
+        return state.draft_prompt
+    prompt = state.tokens[: state.prompt_length]
+    context = options.context or min(_LONGEST, max(_SHORTEST, len(prompt) // _SHARE))
+    return select_chunks(prompt, context, options.chunk, options.question)
 
 
 def select_chunks(

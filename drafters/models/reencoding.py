@@ -8,7 +8,7 @@ wrong; the answer is not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from drafters.tree import EMPTY, DraftTree
 
 
 class ReencodingDrafter(Drafter):
-    """`draft_model` across vocabularies; one request."""
-
-    name = "draft_model"
+    """`draft_model`, or `rag` with a `prompt` of chunks, across vocabularies; one request."""
 
     def __init__(
         self,
@@ -31,10 +29,15 @@ class ReencodingDrafter(Drafter):
         draft_codec: TextCodec,
         *,
         length: int = 6,
+        name: str = "draft_model",
+        prompt: Callable[[RequestState], Sequence[int]] | None = None,
     ) -> None:
+        """prompt: what the model reads in place of the prompt, in the target's tokens; None for the prompt."""
+        self.name = name
+        self._prompt = prompt
         self._model = model
         self._cells = calibration.cells
-        self._offset = calibration.block("draft_model/reencoded", np.array([0.6]))
+        self._offset = calibration.block(f"{name}/reencoded", np.array([0.6]))
         self._codec = codec
         self._draft_codec = draft_codec
         self._length = length
@@ -47,7 +50,8 @@ class ReencodingDrafter(Drafter):
         return self._session is None or self._session.ready
 
     def start(self, state: RequestState) -> None:
-        ids = self._draft_codec.encode(self._codec.decode(state.tokens))
+        read = state.tokens[: state.prompt_length] if self._prompt is None else self._prompt(state)
+        ids = self._draft_codec.encode(self._codec.decode([*read, *state.tokens[state.prompt_length :]]))
         self._session = self._model.open(ids[:-1])
         self._unread = ids[-1:]
         self._read = len(state.tokens)

@@ -40,6 +40,7 @@ class Trained(Drafter):
         self._pace = pace
         self._depth = min(depth, head.config.depth) if head.bounded else depth
         self._session = _Session(head)
+        self.source = head.name  # of its nodes
         self._seconds: float | None = None  # that the last round's guesses took; None where it was passed over
         self.layers = head.config.reads
         self.window = head.config.window

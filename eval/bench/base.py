@@ -12,6 +12,7 @@ import torch
 import typer
 from typer import Option
 
+from eval.bench.timer import ceilings
 from eval.figures import RESULTS, command_line, save_result
 from eval.options import Separated, command, read
 from service.cli.output import emit_json
@@ -83,6 +84,8 @@ def bench(
 ) -> Callable[..., None]:
     """The command of a benchmark: run it with what was typed, save the figures, show them.
 
+    One that computes in this process shows and saves what the machine reaches first: its figures are fractions of that.
+
     Args:
         options: its flags; the docstring is its help.
         run: gives the figures, or None where the time was up before all was done.
@@ -95,16 +98,22 @@ def bench(
         given = read(options, typed)
         if isinstance(given, ThreadedOptions) and given.threads:
             torch.set_num_threads(given.threads)
+        limits = [ceilings()] if isinstance(given, ThreadedOptions) else []
+        if limits and not given.as_json:
+            show({"ceilings": limits})
         figures = run(given)
         if figures is None:
             typer.echo("not finished; run the same command again to go on", err=True)
             raise typer.Exit(3)
+        if limits:
+            figures = {**figures, "ceilings": limits}
         result = Result(name if isinstance(name, str) else name(given, figures), given.output)
         path = result.save(figures)
         if given.as_json:
             emit_json(result.earlier())
         else:
-            show({"rows": table(figures)} if table is not None else figures)
+            own = {name: rows for name, rows in figures.items() if name != "ceilings"}
+            show({"rows": table(figures)} if table is not None else own)
             typer.echo(f"figures written to {path}")
         if verdict is not None and not verdict(figures):
             raise typer.Exit(1)

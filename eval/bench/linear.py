@@ -1,8 +1,7 @@
 """Linear layers by kind of weight and number of rows, beside torch's float32 and bfloat16, all timed in turn.
 
 The shapes are those of a model's layers; each call takes another of several weights, so that they come from memory as
-in a decode step. Both ceilings are in the figures: what memory gives, and what torch's product of large square matrices
-reaches in either dtype.
+in a decode step.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,17 +17,16 @@ from torch.nn import functional
 from typer import Option
 
 from eval.bench.base import Figures, Row, ThreadedOptions, Threads, bench
-from eval.bench.timer import Marks, time_in_turn
+from eval.bench.timer import time_in_turn
 from eval.options import Separated
 from sparse_attn.kernels.cpu import attention as cpu
 from sparse_attn.kernels.cpu import features
-from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, linear, pack, pack_tensor, rounds, row_bytes
+from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, Products, linear, pack, pack_tensor, row_bytes
 
 SHAPES = {"smollm2": ((1536, 576), (576, 1536), (576, 576)), "qwen2": ((4864, 896), (896, 4864), (896, 896))}
 FEW = 64
 """Rows up to which weights are to come from memory: a decode step, a draft tree."""
 _FROM_MEMORY = 64 << 20  # bytes of bfloat16 weights that are gone through
-_LARGE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,38 +51,24 @@ class Options(ThreadedOptions):
         "Q5_0",
     )
     shapes: Annotated[str, Option(help="Whose layers: smollm2 or qwen2.")] = "smollm2"
+    products: Annotated[str, Option(help="What they are of where that is possible: bfloat16, float32 or int8.")] = (
+        "bfloat16"
+    )
 
 
 @torch.inference_mode()
 def run(options: Options) -> Figures:
     """A row for each shape and number of rows: GFLOP/s of each way, and for few rows the bytes of weights a second."""
     return {
-        **options.told("threads", "rounds", "shapes"),
+        **options.told("threads", "rounds", "shapes", "products"),
         "features": features.family(),
-        "products": "bfloat16" if rounds() else "float32",
-        "ceilings": [ceilings(options.rounds)],
         "linear": [
-            measured(rows, outer, inner, options.kinds, options.rounds)
-            for rows in options.rows
-            for outer, inner in SHAPES[options.shapes]
+            measured(rows, outer, inner, options) for rows in options.rows for outer, inner in SHAPES[options.shapes]
         ],
     }
 
 
-def ceilings(rounds: int) -> Row:
-    """What memory gives and what products of large matrices reach."""
-    marks = Marks()
-    a, b = torch.randn(2, _LARGE, _LARGE)
-    narrow_a, narrow_b = a.bfloat16(), b.bfloat16()
-    ways = {"read": marks.ways()["read"], "float32": lambda: a @ b, "bfloat16": lambda: narrow_a @ narrow_b}
-    times = {name: taken.best for name, taken in time_in_turn(ways, rounds).items()}
-    return {
-        "read_gb_per_s": marks.bytes_per_s(times["read"]) / 1e9,
-        **{f"{name}_gflops": 2e-9 * _LARGE**3 / times[name] for name in ("float32", "bfloat16")},
-    }
-
-
-def measured(rows: int, outer: int, inner: int, kinds: tuple[str, ...], rounds: int) -> Row:
+def measured(rows: int, outer: int, inner: int, options: Options) -> Row:
     """GFLOP/s of each kind, of torch in two dtypes and of our float32; GB/s of stored weights where rows are few."""
     copies = max(2, _FROM_MEMORY // (2 * outer * inner)) if rows <= FEW else 2
     x, weights = torch.randn(rows, inner), [torch.randn(outer, inner) for _ in range(min(copies, 24))]
@@ -94,10 +78,15 @@ def measured(rows: int, outer: int, inner: int, kinds: tuple[str, ...], rounds: 
         "torch_bfloat16": _over(narrow, lambda w: functional.linear(narrow_x, w)),
         "own_float32": _over(weights, lambda w: cpu.linear(x, w)),
     }
-    packed = {kind: [_packed(kind, outer, inner) for _ in range(copies)] for kind in kinds if row_bytes(kind, inner)}
+    products: Any = options.products
+    packed = {
+        kind: [_packed(kind, outer, inner, products) for _ in range(copies)]
+        for kind in options.kinds
+        if row_bytes(kind, inner)
+    }
     for kind, these in packed.items():
         ways[kind] = _over(these, lambda w: linear(x, [w], [None]))
-    times = {name: taken.best for name, taken in time_in_turn(ways, rounds, warm=3).items()}
+    times = {name: taken.best for name, taken in time_in_turn(ways, options.rounds, warm=3).items()}
     row: Row = {"rows": rows, "outer": outer, "inner": inner}
     row |= {name: 2e-9 * rows * outer * inner / taken for name, taken in times.items()}
     if rows <= FEW:
@@ -111,13 +100,13 @@ def _over(weights: list[Tensor] | list[PackedWeight], multiply: Callable[..., ob
     return lambda: multiply(next(turn))
 
 
-def _packed(kind: str, outer: int, inner: int) -> PackedWeight:
+def _packed(kind: str, outer: int, inner: int, products: Products) -> PackedWeight:
     """A weight of this kind; the time of a product does not depend on its numbers."""
     if kind in ("BF16", "F16", "INT8"):
-        return pack_tensor(torch.randn(outer, inner), kind, rounded=rounds())
+        return pack_tensor(torch.randn(outer, inner), kind, products=products)
     assert kind in KINDS
     stored = torch.randint(60, (outer, row_bytes(kind, inner)), dtype=torch.uint8)
-    return pack(stored, kind, inner, rounded=rounds())
+    return pack(stored, kind, inner, products=products)
 
 
 command = bench(Options, run, "linear_cpu")

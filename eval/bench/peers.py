@@ -1,29 +1,35 @@
-"""Folio and its peers on the same weights and the same token ids: one table a length.
+"""Folio and its peers on the same weights and the same token ids: one checkpoint in float32, or one GGUF file.
 
-Before anything is timed every engine must agree with transformers on greedy tokens; the count of agreeing
-tokens is in the figures. Each engine runs in a process of its own, so that memory is its own.
+Each engine runs in a process of its own, so that memory is its own. On a checkpoint every engine must give the greedy
+tokens of transformers; the count of agreeing tokens is in the figures. On a GGUF file each runs as it runs best, in
+numbers of its own choice, and the perplexity of a text tells what it pays for them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Annotated, Any
 
 import structlog
 from typer import Option
 
-from eval.bench.base import BenchOptions, Figures, Lengths, NewTokens, Repeats, Row, bench
+from eval.bench.base import Cells, Figures, NewTokens, Repeats, Result, Row, ThreadedOptions, bench
 from eval.bench.beside_transformers import random_llama
 from eval.bench.runner import HEADROOM, agreeing, random_ids
 from eval.errors import EvalError
+from eval.figures import command_line, git_sha
 from eval.options import Separated
-from eval.peers.client import PEERS, Peer, Timing, Worker
+from eval.peers.client import GGUF_PEERS, PEERS, Peer, Timing, Worker
 from eval.peers.convert import converted
+from service.engine.loading.sources import find_model
 from service.errors import FolioError
 
 log = structlog.get_logger(__name__)
@@ -32,6 +38,7 @@ REFERENCE = "transformers"
 CHECK_PROMPT = 512
 CHECK_TOKENS = 32
 LONGEST = 131_072  # tokens
+BATCH_PROMPT = 512
 
 
 def decided_llama(folder: Path) -> Path:
@@ -43,91 +50,228 @@ def decided_llama(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(BenchOptions):
-    """Time Folio, transformers, OpenVINO GenAI, llama.cpp and CTranslate2 on the same weights."""
+class Options(ThreadedOptions):
+    """Time Folio, transformers, OpenVINO GenAI, llama.cpp and CTranslate2 on the same weights.
 
-    lengths: Lengths = (1024, 4096, 16384)
-    engines: Annotated[tuple[str, ...], Separated(), Option(help="Engines, separated by commas.")] = tuple(PEERS)
+    What the file has of an engine is kept: a table can be made in pieces.
+    """
+
+    lengths: Annotated[
+        tuple[int, ...], Separated(), Option(help="Prompt lengths; by default 1K to 16K, of a GGUF file 16 to 16K.")
+    ] = ()
+    engines: Annotated[
+        tuple[str, ...], Separated(), Option(help="Engines, separated by commas; by default all that there are.")
+    ] = ()
     model: Annotated[Path | None, Option(help="A Llama checkpoint; default: random weights.")] = None
+    gguf: Annotated[Path | None, Option(help="A GGUF file, on which each engine runs as it runs best.")] = None
+    batches: Annotated[
+        tuple[int, ...], Separated(), Option(help=f"Sequences at a time, behind {BATCH_PROMPT} tokens each.")
+    ] = ()
+    text: Annotated[Path | None, Option(help="Text whose perplexity is measured, with --gguf.")] = None
+    windows: Annotated[int, Option(min=2, help="Windows of the text.")] = 8
+    window: Annotated[int, Option(min=16, help="Tokens of each.")] = 512
     new_tokens: NewTokens = 32
     repeats: Repeats = 3
     threads: Annotated[int, Option(min=1, help="CPU threads of every engine.")] = 2
+    limit: Annotated[float | None, Option(help="Begin nothing new after so many seconds.")] = None
+    fresh: Annotated[bool, Option(help="Forget what the file has.")] = False
+    name: Annotated[str, Option(help="Of the file in eval/results.")] = "peers"
+
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """Those that were asked for.
+
+        Raises:
+            EvalError: there is no engine of that name.
+        """
+        known = GGUF_PEERS if self.gguf else PEERS
+        if unknown := [name for name in self.engines if name not in known]:
+            raise EvalError(f"unknown engine {unknown[0]!r}", hint=f"There are {', '.join(known)}.", param="engines")
+        return {name: known[name] for name in self.engines or known}
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        return self.lengths or ((16, 512, 2048, 8192, 16384) if self.gguf else (1024, 4096, 16384))
 
 
-def run(options: Options) -> Figures:
-    """Figures of every engine at every length; an engine that cannot be set up or fails has its error in its place.
+@dataclass(frozen=True)
+class Material:
+    """What the engines are given.
+
+    Attributes:
+        model: a checkpoint's folder, or a GGUF file.
+        vocabulary: ids that it knows. context: tokens that it reads.
+        windows: of a text, ids.
+    """
+
+    model: Path
+    vocabulary: int
+    context: int
+    windows: Sequence[Sequence[int]] = ()
+
+
+def measure(options: Options) -> Figures | None:
+    """The command: what the file has, and what is missing of it; None where the time was up before."""
+    result = Result(options.name, options.output)
+    known = None if options.fresh else result.earlier()
+    return run(options, known, result.save)
+
+
+def run(options: Options, known: Figures | None = None, save: Any = lambda figures: None) -> Figures | None:
+    """Figures of every engine; an engine that cannot be set up or fails has its error in its place.
 
     Raises:
-        EvalError: there is no engine of that name, or no model in the folder.
+        EvalError: there is no engine of that name, or no such model, or it is another than that of ``known``.
     """
-    if unknown := [name for name in options.engines if name not in PEERS]:
-        raise EvalError(f"unknown engine {unknown[0]!r}", hint=f"There are {', '.join(PEERS)}.", param="engines")
-    with tempfile.TemporaryDirectory() as made:
-        folder = options.model or decided_llama(Path(made))
-        vocab_size = _vocab_size(folder)
-        prompt = random_ids(CHECK_PROMPT, 0, vocab_size)
-        with Worker(PEERS[REFERENCE]) as worker:
-            model = converted(folder, PEERS[REFERENCE].worker)
-            worker.load(model, threads=options.threads, context=CHECK_PROMPT + CHECK_TOKENS)
-            expected = worker.generate(prompt, CHECK_TOKENS).ids
-        engines: dict[str, Any] = {}
-        for name in options.engines:
+    peers = options.peers
+    ends = time.perf_counter() + (options.limit or math.inf)
+    with _material(options) as material:
+        about = _about(options)
+        figures: Figures = known or {
+            **about,
+            "engines": [],
+            "lengths": [],
+            "batches": [],
+            "perplexity": [],
+            "failed": [],
+        }
+        if unlike := [name for name in about if figures.get(name) != about[name]]:
+            raise EvalError(
+                f"the file was made with {unlike[0]} {figures.get(unlike[0])}, not {about[unlike[0]]}",
+                hint="Give another --output, or --fresh.",
+            )
+        tables = _Tables(figures, lambda: save(figures))
+        expected = _expected(material, options) if options.gguf is None else None
+        whole = True
+        for peer in peers.values():
+            if time.perf_counter() > ends:
+                return None
+            figures["failed"] = [row for row in figures["failed"] if row["engine"] != peer.name]
             try:
-                engines[name] = _measure(PEERS[name], folder, vocab_size, expected, options)
+                whole &= _Measurement(peer, material, options, tables, ends).run(expected)
             except FolioError as error:
-                log.warning("peer failed", peer=name, error=error.detail)
-                engines[name] = {"error": error.detail}
-    return {
-        "model": options.model.name if options.model else "random Llama, 27 M parameters, fp32",
-        **options.told("threads", "new_tokens", "repeats", "lengths"),
-        "engines": engines,
-    }
+                log.warning("peer failed", peer=peer.name, error=error.detail)
+                figures["failed"].append({"engine": peer.name, "error": error.detail})
+                save(figures)
+    return figures if whole else None
 
 
-def _measure(peer: Peer, model: Path, vocab_size: int, expected: Sequence[int], options: Options) -> Row:
-    """Medians of the timed generations at each length, after one short generation to warm up and to check the ids."""
-    own = converted(model, peer.worker)
-    by_length = {}
-    with Worker(peer) as worker:
-        longest = max(max(options.lengths) + options.new_tokens, CHECK_PROMPT + CHECK_TOKENS)
-        worker.load(own, threads=options.threads, context=longest + HEADROOM)
-        said = worker.generate(random_ids(CHECK_PROMPT, 0, vocab_size), CHECK_TOKENS).ids
-        for length in options.lengths:
-            prompts = [random_ids(length, 1 + i, vocab_size) for i in range(options.repeats)]
-            by_length[length] = _figures([worker.generate(prompt, options.new_tokens) for prompt in prompts])
-    return {"agreeing_tokens": agreeing(said, expected), "checked_tokens": len(expected), "lengths": by_length}
+def _about(options: Options) -> Figures:
+    one = options.gguf or options.model
+    told = options.told("threads", "new_tokens", "repeats", "windows", "window")
+    text = options.text.name if options.text else None
+    return {"model": one.name if one else "random Llama, 27 M parameters, fp32", **told, "text": text}
 
 
-def _figures(timings: list[Timing]) -> dict[str, float | None]:
+class _Tables:
+    """The figures as tables that are saved with each new row."""
+
+    def __init__(self, figures: Figures, keep: Any) -> None:
+        self.engines, self.lengths, self.batches, self.perplexity = (
+            Cells(figures[name], keep) for name in ("engines", "lengths", "batches", "perplexity")
+        )
+
+
+class _Measurement:
+    """What is missing of one engine, in one process of it."""
+
+    def __init__(self, peer: Peer, material: Material, options: Options, tables: _Tables, ends: float) -> None:
+        self._peer, self._material, self._options, self._tables = peer, material, options, tables
+        self._ends = ends
+        self._lengths = [n for n in options.prompts if n + options.new_tokens + HEADROOM <= material.context]
+        self._stamp = {"command": command_line(), "git": git_sha()}
+
+    def run(self, expected: Sequence[int] | None) -> bool:
+        """Measure it, until the time is up; whether all is there then."""
+        if not any(True for _ in self._missing()):
+            return True
+        peer, options, material = self._peer, self._options, self._material
+        model = converted(material.model, peer.worker, peer.weights)
+        longest = max([*self._lengths, CHECK_PROMPT, BATCH_PROMPT]) + max(options.new_tokens, CHECK_TOKENS) + HEADROOM
+        with Worker(peer) as worker:
+            loading = worker.load(
+                model,
+                threads=options.threads,
+                context=min(longest, material.context),
+                sequences=max(options.batches, default=1),
+            )
+            said = worker.generate(random_ids(CHECK_PROMPT, 0, material.vocabulary), CHECK_TOKENS)
+            if not self._tables.engines.at(engine=peer.name):
+                row: Row = {"engine": peer.name, "load_s": loading.load_s, "loaded_rss_mb": loading.rss_mb}
+                if expected is not None:
+                    row |= {"agreeing_tokens": agreeing(said.ids, expected), "checked_tokens": len(expected)}
+                self._tables.engines.add(row | {"about": loading.about} | self._stamp)
+            for table, place in self._missing():
+                if time.perf_counter() > self._ends:
+                    return False
+                table.add({"engine": peer.name, **place, **self._figures(worker, place), **self._stamp})
+        return True
+
+    def _missing(self) -> Iterator[tuple[Cells, Row]]:
+        """Tables and the places in them that have no row of this engine."""
+        wanted: list[tuple[Cells, Row]] = [(self._tables.lengths, {"tokens": length}) for length in self._lengths]
+        wanted += [(self._tables.batches, {"sequences": batch}) for batch in self._options.batches]
+        if self._material.windows:
+            wanted.append((self._tables.perplexity, {}))
+        return (one for one in wanted if not one[0].at(engine=self._peer.name, **one[1]))
+
+    def _figures(self, worker: Worker, place: Row) -> Row:
+        options, vocabulary = self._options, self._material.vocabulary
+        if "tokens" in place:
+            prompts = [random_ids(place["tokens"], 1 + i, vocabulary) for i in range(options.repeats)]
+            return _of_length(place["tokens"], [worker.generate(prompt, options.new_tokens) for prompt in prompts])
+        if "sequences" in place:
+            prompts = [random_ids(BATCH_PROMPT, 1 + i, vocabulary) for i in range(place["sequences"])]
+            short, long = (worker.batch(prompts, count)[1] for count in (2, 2 + options.new_tokens))
+            return {"decode_tokens_per_s": len(prompts) * options.new_tokens / (long - short), "total_s": long}
+        losses = [worker.score(list(window)) for window in self._material.windows]
+        return {
+            "perplexity": math.exp(mean(losses)),
+            "loss": mean(losses),
+            "loss_se": stdev(losses) / math.sqrt(len(losses)),
+        }
+
+
+def _of_length(tokens: int, timings: list[Timing]) -> Row:
     decode = [timing.decode_s for timing in timings if timing.decode_s is not None]
+    ttft_s = median(timing.ttft_s for timing in timings)
     return {
-        "ttft_s": median(timing.ttft_s for timing in timings),
+        "ttft_s": ttft_s,
+        "prefill_tokens_per_s": tokens / ttft_s,
         "decode_ms": 1000 * median(decode) if decode else None,
         "total_s": median(timing.total_s for timing in timings),
         "rss_mb": max(timing.rss_mb for timing in timings),
     }
 
 
-def _vocab_size(model: Path) -> int:
-    try:
-        return int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-    except (OSError, ValueError, KeyError) as error:
-        raise EvalError(f"{model} holds no model: {error}", hint="Give a folder of a Llama checkpoint.") from error
+@contextmanager
+def _material(options: Options) -> Iterator[Material]:
+    if options.gguf is not None:
+        source = find_model(str(options.gguf))
+        windows: list[list[int]] = []
+        if options.text is not None:
+            ids = source.tokenizer()(options.text.read_text(encoding="utf-8")).input_ids
+            starts = range(0, options.windows * options.window, options.window)
+            windows = [ids[start : start + options.window] for start in starts]
+            if len(windows[-1]) < options.window:
+                raise EvalError(f"{options.text.name} has {len(ids)} tokens only", hint="Ask for fewer windows.")
+        yield Material(options.gguf, source.config.vocab_size, source.config.max_position_embeddings, windows)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.model or decided_llama(Path(made))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            vocabulary, context = int(config["vocab_size"]), int(config["max_position_embeddings"])
+        except (OSError, ValueError, KeyError) as error:
+            raise EvalError(f"{folder} holds no model: {error}", hint="Give a folder of a Llama checkpoint.") from error
+        yield Material(folder, vocabulary, context)
 
 
-def table(figures: Figures) -> list[Row]:
-    """A line a length and engine, for people."""
-    rows = []
-    for length in figures["lengths"]:
-        for name, engine in figures["engines"].items():
-            row: Row = {"tokens": length, "engine": name, "error": engine.get("error", "").partition("\n")[0][:60]}
-            if not row["error"]:
-                row |= {
-                    "agrees": f"{engine['agreeing_tokens']}/{engine['checked_tokens']}",
-                    **engine["lengths"][length],
-                }
-            rows.append(row)
-    return rows
+def _expected(material: Material, options: Options) -> Sequence[int]:
+    """transformers' greedy tokens."""
+    with Worker(PEERS[REFERENCE]) as worker:
+        worker.load(material.model, threads=options.threads, context=CHECK_PROMPT + CHECK_TOKENS)
+        return worker.generate(random_ids(CHECK_PROMPT, 0, material.vocabulary), CHECK_TOKENS).ids
 
 
-command = bench(Options, run, "peers", table=table)
+command = bench(Options, measure, lambda options, figures: options.name)

@@ -41,8 +41,8 @@ class Options(ThreadedOptions):
     text: Annotated[Path, Option(help="Text that nothing was tuned on.")]
     model: Model = "smollm2"
     threads: Threads = 2
-    precisions: Annotated[tuple[str, ...], Separated(), Option(help="DTYPE/WEIGHTS, separated by commas.")] = (
-        REFERENCE, "float32/stored", "bfloat16/stored", "bfloat16/int8",
+    precisions: Annotated[tuple[str, ...], Separated(), Option(help="DTYPE/WEIGHTS[/ACTIVATIONS], by commas.")] = (
+        REFERENCE, "float32/stored", "bfloat16/stored", "bfloat16/int8", "bfloat16/stored/int8",
     )  # fmt: skip
     windows: Annotated[int, Option(min=2, help="Windows of the text.")] = 12
     window: Annotated[int, Option(min=16, help="Tokens of each.")] = 1024
@@ -57,9 +57,9 @@ def run(options: Options) -> Figures:
     losses: dict[str, list[float]] = {}
     rows = []
     for name in options.precisions:
-        dtype, _, weights = name.partition("/")
+        dtype, weights, activations = (*name.split("/"), "auto", "auto")[:3]
         began = time.perf_counter()
-        loaded = load_model(options.model, dtype, weights=weights or "auto")  # type: ignore[arg-type]
+        loaded = load_model(options.model, dtype, weights=weights, activations=activations)  # type: ignore[arg-type]
         load_s = time.perf_counter() - began
         ids = _ids(loaded, options)
         config = EngineConfig(dtype=loaded.dtype, kv_memory=512 << 20, drafter="none", attention="dense")  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 """Iterative retrieval, sequential against speculative (RaLMSpec, 2401.14021), by wall clock over many passages.
 
-Every row is a model and a retriever. Every question is answered by the sequential loop and by every way of
-speculating, in turn, each beginning with an empty prefix cache, and all must give the same token ids. With several
-rounds the fastest of each way counts, since what else runs on a machine only ever slows. The knowledge base is windows
-over the documents of this machine, embedded once (``passages``). A run may be cut into pieces: with a time limit it
-stops in good order, and ``--resume`` goes on with what the result file has.
+Every row is a model, a retriever and a mode (iterative, flare, iter-retgen). Every question is answered by the
+sequential loop and by every way of speculating, in turn, each beginning with an empty prefix cache, and all must give
+the same token ids. With several rounds the fastest of each way counts, since what else runs on a machine only ever
+slows. The knowledge base is windows over the documents of this machine, embedded once (``passages``); or, with
+``--dataset``, the paragraphs of a file of SQuAD's format, whose questions are asked, and whose answers are held to the
+right ones beside the speed. A run may be cut into pieces: with a time limit it stops in good order, and ``--resume``
+goes on with what the result file has.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Result, Texts, bench
 from eval.bench.beside_transformers import random_llama
-from eval.bench.passages import KnowledgeBase, cache_folder, knowledge_base
+from eval.bench.passages import KnowledgeBase, cache_folder, embed, knowledge_base
 from eval.bench.runner import build
 from eval.errors import EvalError
+from eval.qa import dataset, scoring
+from eval.qa.dataset import Dataset, Item
 from retrieval.analysis.terms import terms
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.embedding.encoding import AS_IT_IS
@@ -39,10 +43,12 @@ from retrieval.iterative.retrievers import DenseRetriever, Encode, SnapshotRetri
 from retrieval.iterative.speculation import IterativeRetrieval, Retriever
 from retrieval.iterative.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
-from service.answering.iterative import QueryText, StrideWriter
-from service.answering.question import Iterative, Question
+from service.answering.prompting.layouts import PromptLayout
+from service.answering.question import STEPWISE, Iterative, Question
+from service.answering.stride_writers import QueryText, query_tokens, writer_for
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.params import SamplingParams
+from service.models import layout_for
 from service.reader.layout import ReaderLayout
 from service.settings import EMBEDDED
 
@@ -89,6 +95,7 @@ class Record:
     seconds: float
     tokens: list[int]
     figures: dict[str, Any]
+    text: str = ""
 
 
 class Base:
@@ -105,34 +112,41 @@ class Base:
 class Bench:
     """One model over one knowledge base."""
 
-    def __init__(self, model: str, base: KnowledgeBase, options: Options) -> None:
+    def __init__(self, model: str, mode: str, base: KnowledgeBase, options: Options) -> None:
         self.base = Base(base.texts)
+        self.mode: Any = mode
         self.params = SamplingParams(
-            max_tokens=options.tokens, ignore_eos=True, drafter=options.drafter, attention="dense"
+            max_tokens=options.tokens, ignore_eos=options.dataset is None, drafter=options.drafter, attention="dense"
         )
         self.iterative = Iterative(k=options.k)
-        loaded = load_model(EMBEDDED, "float32", "cpu", MAX_LENGTH)
-        if model != EMBEDDED:
-            random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
-            loaded = prepare(model, random, loaded.tokenizer, MAX_LENGTH)
+        if model in MODELS:
+            loaded = load_model(EMBEDDED, "float32", "cpu", MAX_LENGTH)
+            self.layout: PromptLayout = ReaderLayout(loaded.tokenizer)
+            if model != EMBEDDED:
+                random = random_llama(MAX_LENGTH, vocabulary=len(loaded.tokenizer))
+                loaded = prepare(model, random, loaded.tokenizer, MAX_LENGTH)
+        else:
+            loaded = load_model(model, "auto", "cpu", MAX_LENGTH)
+            self.layout = layout_for(loaded.name, loaded.tokenizer, parameters=loaded.num_parameters)
         self.engine = build(loaded, 0, kv_memory=256 << 20, page_size=PAGE_SIZE, prefix_cache=True)
-        self.layout = ReaderLayout(loaded.tokenizer)
         self._experiences = Experiences()  # as a service keeps them from answer to answer
 
     async def answer(self, question: str, retriever: Retriever, way: Way, turn: int = 0) -> Record:
         """One question, from an empty prefix cache and with the experience of this way and turn."""
         self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages))).result()
-        asked = Question(question=question, mode="iterative", iterative=self.iterative)
-        writer = StrideWriter(asked, "local", self.params, self.base, self.layout, self.engine)
-        text = QueryText(question, self.iterative.query_tokens, self.engine.engine.tokenizer)
-        loop = IterativeRetrieval(retriever, writer.write, text, way.options, self._experiences.of((way.name, turn)))
+        asked = Question(question=question, mode=self.mode, iterative=self.iterative)
+        query = QueryText(question, query_tokens(asked), self.engine.engine.tokenizer)
+        writer = writer_for(asked, "local", self.params, self.base, self.layout, self.engine, query)
+        experience = self._experiences.of((way.name, turn))
+        loop = IterativeRetrieval(retriever, writer.write, query([]), way.options, experience)
         began = time.perf_counter()
         await loop.begin()
         async for _ in loop.speculative() if way.speculate else loop.sequential():
             pass
         seconds = time.perf_counter() - began
-        reused = writer.reused_tokens / writer.prompt_tokens
-        return Record(seconds, loop.tokens, loop.figures() | {"reused_share": reused})
+        reused = writer.reused_tokens / max(1, writer.prompt_tokens)
+        text = self.engine.engine.tokenizer.decode(loop.tokens, skip_special_tokens=True)
+        return Record(seconds, loop.tokens, loop.figures() | {"reused_share": reused}, text)
 
 
 @dataclass
@@ -142,6 +156,7 @@ class Row:
     Attributes:
         seconds: by way, a question each; the sweep may have fewer.
         figures: by way, those of the loop.
+        quality: of each question of a dataset, by name, what its answer is worth.
         different: question and way whose tokens were not those of the sequential loop.
     """
 
@@ -152,6 +167,8 @@ class Row:
     rounds: int = 1
     seconds: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    mode: str = "iterative"
+    quality: list[dict[str, float]] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
 
     @property
@@ -181,6 +198,11 @@ class Row:
         return {
             "model": self.model,
             "retriever": self.retriever,
+            "mode": self.mode,
+            **{
+                name: sum(one[name] for one in self.quality) / len(self.quality)
+                for name in self.quality[:1] and QUALITY
+            },
             "questions": self.done,
             "prefetch": self.prefetch,
             "tokens": self.tokens,
@@ -287,6 +309,43 @@ def read_questions(path: Path | None, base: KnowledgeBase, count: int) -> list[s
     return found[:count]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question, and where it is of a dataset what answers it."""
+
+    question: str
+    item: Item | None = None
+
+
+def items_of(data: Dataset, count: int) -> list[Asked]:
+    """Questions with answers, drawn from all over the dataset.
+
+    Raises:
+        EvalError: it has too few.
+    """
+    answered = [item for item in data.items if item.answers]
+    if len(answered) < count:
+        raise EvalError(
+            f"{data.name} has {len(answered)} questions, {count} are wanted", hint="Ask for fewer --questions."
+        )
+    rows = np.sort(np.random.default_rng(0).choice(len(answered), size=count, replace=False))
+    return [Asked(answered[row].question, answered[row]) for row in rows]
+
+
+QUALITY = ("exact_match", "f1", "holds")
+
+
+def worth(answer: str, item: Item) -> dict[str, float]:
+    """Exact match and F1 by SQuAD's rule, and whether the answer holds a right one."""
+    accepted = [" ".join(parts) for parts in item.answers]
+    measures = (
+        scoring.exact_match(answer, accepted, item.language),
+        scoring.best_f1(answer, accepted, item.language),
+        float(scoring.holds(answer, item.answers)),
+    )
+    return dict(zip(QUALITY, measures, strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(BenchOptions):
     """Iterative retrieval: sequential against speculative, over a large knowledge base."""
@@ -295,9 +354,16 @@ class Options(BenchOptions):
     text: Texts = ()
     questions: Annotated[int, Option(min=1, help="Questions of each row.")] = 30
     questions_file: Annotated[Path | None, Option(help="JSON lines with `question` or `turns`.")] = None
+    dataset: Annotated[
+        Path | None,
+        Option(help="A file of SQuAD's format: its paragraphs are the passages, its answers the right ones."),
+    ] = None
+    mode: Annotated[tuple[str, ...], Option(help=f"Of {', '.join(STEPWISE)}; may be repeated.")] = STEPWISE[:1]
     tokens: Annotated[int, Option(min=8, help="Tokens generated for each.")] = 64
     k: Annotated[int, Option("--k", min=1, help="Tokens between searches.")] = 4
-    model: Annotated[tuple[str, ...], Option(help="embedded or llama-27m; may be repeated.")] = MODELS
+    model: Annotated[
+        tuple[str, ...], Option(help="embedded, llama-27m, smollm2, a folder or a file; may be repeated.")
+    ] = MODELS
     retriever: Annotated[tuple[str, ...], Option(help="exact, flat, hnsw or bm25; may be repeated.")] = tuple(TARGETS)
     drafter: Annotated[str, Option(help="Drafter within a stride, on both sides.")] = "prompt_lookup"
     sweep: Annotated[int, Option(min=0, help="Questions on which fixed strides are tried.")] = 6
@@ -318,16 +384,24 @@ def run(options: Options, earlier: dict[str, Any] | None = None) -> Figures:
     Raises:
         EvalError: there is no such model or retriever; an earlier row has other tokens or rounds.
     """
-    _check("model", options.model, MODELS)
+    _check("mode", options.mode, STEPWISE)
     _check("retriever", options.retriever, tuple(TARGETS))
     deadline = time.monotonic() + 60 * options.minutes
     home = cache_folder("ralm")
-    base = knowledge_base(options.passages, options.text, home)
-    asked = read_questions(options.questions_file, base, options.questions)
+    if options.dataset is not None:
+        data = dataset.load(options.dataset)
+        home = cache_folder(f"ralm-{data.name}")
+        home.mkdir(parents=True, exist_ok=True)
+        texts = [str(text) for text in data.documents.values()]
+        base = KnowledgeBase(texts, embed(texts, len(texts), home))
+        asked = items_of(data, options.questions)
+    else:
+        base = knowledge_base(options.passages, options.text, home)
+        asked = [Asked(question) for question in read_questions(options.questions_file, base, options.questions)]
     rows = {name: Row(**row) for name, row in (earlier or {}).items()}
-    for retriever, model in product(options.retriever, options.model):
-        new = Row(model, retriever, PREFETCH[retriever], options.tokens, options.rounds)
-        row = rows.setdefault(f"{model}/{retriever}", new)
+    for retriever, model, mode in product(options.retriever, options.model, options.mode):
+        new = Row(model, retriever, PREFETCH[retriever], options.tokens, options.rounds, mode=mode)
+        row = rows.setdefault("/".join([model, retriever, *([mode] if mode != STEPWISE[0] else [])]), new)
         if (row.tokens, row.rounds) != (options.tokens, options.rounds):
             raise EvalError(
                 f"the row {model}/{retriever} has {row.tokens} tokens and {row.rounds} rounds",
@@ -335,13 +409,14 @@ def run(options: Options, earlier: dict[str, Any] | None = None) -> Figures:
             )
         if row.done >= options.questions or time.monotonic() > deadline:
             continue
-        answering = Bench(model, base, options)
+        answering = Bench(model, mode, base, options)
         with answering.engine:
             found = make_retriever(retriever, base, home)
             asyncio.run(_measure(answering, row, found, asked, options.sweep, deadline))
     return {
         **options.told("passages", "k", "drafter"),
-        "passage_words_mean": sum(len(t.split()) for t in base.texts) / options.passages,
+        "dataset": None if options.dataset is None else options.dataset.name,
+        "passage_words_mean": sum(len(t.split()) for t in base.texts) / len(base.texts),
         "page_size": PAGE_SIZE,
         "rows": {name: row.summary() for name, row in rows.items() if row.done},
         "measured": {name: vars(row) for name, row in rows.items()},
@@ -360,21 +435,23 @@ def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
 
 
 async def _measure(
-    answering: Bench, row: Row, retriever: Retriever, questions: Sequence[str], sweep: int, deadline: float
+    answering: Bench, row: Row, retriever: Retriever, questions: Sequence[Asked], sweep: int, deadline: float
 ) -> None:
     for way in ways(row.prefetch, sweep=False):  # compiles and warms what the first question would pay for
         await answering.answer("What is a warm-up?", retriever, way, turn=-1)
-    for number, question in list(enumerate(questions))[row.done :]:
+    for number, asked in list(enumerate(questions))[row.done :]:
         if time.monotonic() > deadline:
             return
         found = ways(row.prefetch, sweep=number < sweep)
         turned = found[number % len(found) :] + found[: number % len(found)]
         orders = [turned if turn % 2 == 0 else turned[::-1] for turn in range(row.rounds)]
         rounds = [
-            {way.name: await answering.answer(question, retriever, way, turn) for way in order}
+            {way.name: await answering.answer(asked.question, retriever, way, turn) for way in order}
             for turn, order in enumerate(orders)
         ]
-        row.add(question, *rounds)
+        row.add(asked.question, *rounds)
+        if asked.item is not None:
+            row.quality.append(worth(rounds[0]["sequential"].text, asked.item))
 
 
 command = bench(Options, measure, "ralm", table=table)

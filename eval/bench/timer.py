@@ -112,6 +112,19 @@ def watch(owner: Any, name: str) -> Iterator[Calls]:
         setattr(owner, name, whole)
 
 
+def ceilings(rounds: int = 5, side: int = 2048) -> dict[str, float]:
+    """What memory gives and what products of square matrices reach in either dtype, on this CPU: best of all rounds."""
+    marks = Marks()
+    a, b = torch.randn(2, side, side)
+    narrow_a, narrow_b = a.bfloat16(), b.bfloat16()
+    ways = {"read": marks.ways()["read"], "float32": lambda: a @ b, "bfloat16": lambda: narrow_a @ narrow_b}
+    times = {name: taken.best for name, taken in time_in_turn(ways, rounds).items()}
+    return {
+        "read_gb_per_s": marks.bytes_per_s(times["read"]) / 1e9,
+        **{f"{name}_gflops": 2e-9 * side**3 / times[name] for name in ("float32", "bfloat16")},
+    }
+
+
 class Marks:
     """A read of memory and a product of matrices to time beside other work, and the rates that follow.
 

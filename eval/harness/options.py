@@ -47,7 +47,9 @@ class RunOptions:
     limit: Annotated[int | None, Option(min=1, help="Examples of each task.")] = None
     output: Annotated[Path | None, Option(help="Folder of results; a run there is resumed.")] = None
     data: Annotated[str | None, Option(help="Folder of official JSONL, hub, or LongBench v2's JSON.")] = None
-    text: Annotated[Path | None, Option(help="Folder of text for the task quote.")] = None
+    text: Annotated[
+        Path | None, Option(help="Folder of text for quote; for qa_1 and qa_2 a file of SQuAD's format.")
+    ] = None
     model: Annotated[str, Option(help="embedded, a folder, or a hub id.")] = EMBEDDED
     tokenizer: Annotated[str | None, Option(help="Tokenizer for endpoints: folder or hub id.")] = None
     prompt: Annotated[str | None, Option(help="layout, official, gpt4 or yarn.")] = None

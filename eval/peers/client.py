@@ -25,28 +25,55 @@ class Peer:
     Attributes:
         name: in tables. worker: the program. environment: of `setup.ENVIRONMENTS`, None for the running one.
         option: what the worker is asked for besides its default.
+        precision: of its numbers: a dtype, or auto where it chooses itself.
+        weights: what its weights are kept in, where the conversion decides that (`convert.converted`).
     """
 
     name: str
     worker: str
     environment: str | None = None
     option: str = ""
+    precision: str = "float32"
+    weights: str = ""
 
 
-PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer("folio", "folio", option="dense"),
-        Peer("folio-auto", "folio", option="auto"),
-        Peer("folio-suffix", "folio", option="suffix"),
-        Peer("transformers", "transformers"),
-        Peer("transformers-lookup", "transformers", option="prompt_lookup"),
-        Peer("openvino", "openvino", "openvino"),
-        Peer("openvino-xattention", "openvino", "openvino", "xattention"),
-        Peer("llama.cpp", "llama_cpp", "llama_cpp"),
-        Peer("ctranslate2", "ctranslate2", "ctranslate2"),
-    )
-}
+def _named(*peers: Peer) -> dict[str, Peer]:
+    return {peer.name: peer for peer in peers}
+
+
+PEERS = _named(
+    Peer("folio", "folio", option="dense"),
+    Peer("folio-auto", "folio", option="auto"),
+    Peer("folio-suffix", "folio", option="suffix"),
+    Peer("transformers", "transformers"),
+    Peer("transformers-lookup", "transformers", option="prompt_lookup"),
+    Peer("openvino", "openvino", "openvino"),
+    Peer("openvino-xattention", "openvino", "openvino", "xattention"),
+    Peer("llama.cpp", "llama_cpp", "llama_cpp"),
+    Peer("ctranslate2", "ctranslate2", "ctranslate2"),
+)
+"""On one checkpoint in float32."""
+
+GGUF_PEERS = _named(
+    Peer("folio", "folio", option="dense", precision="auto"),
+    Peer("transformers-bfloat16", "transformers", precision="bfloat16"),
+    Peer("llama.cpp", "llama_cpp", "llama_cpp", precision="auto"),
+    Peer("openvino", "openvino", "openvino", precision="auto"),
+    Peer("openvino-int8", "openvino", "openvino", precision="auto", weights="int8"),
+    Peer("openvino-int4", "openvino", "openvino", precision="auto", weights="int4"),
+    Peer("transformers", "transformers"),
+    Peer("folio-float32", "folio", option="dense"),
+)
+"""On one GGUF file, each as it runs best; those that do not read such files have its dequantised weights."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a worker loaded its model: seconds without imports, peak memory in MiB, what the engine says of itself."""
+
+    load_s: float
+    rss_mb: float
+    about: str
 
 
 @dataclass(frozen=True)
@@ -83,11 +110,16 @@ class Worker:
             env=environment,
         )
 
-    def load(self, model: Path, *, threads: int, context: int) -> None:
-        """Load a model in the peer's own format."""
-        self._ask(
-            {"op": "load", "model": str(model), "threads": threads, "context": context, "option": self.peer.option}
-        )
+    def load(self, model: Path, *, threads: int, context: int, sequences: int = 1) -> Loading:
+        """Load a model in the peer's own format, for so many sequences of ``context`` tokens at once.
+
+        Raises:
+            EvalError: as `generate`.
+        """
+        peer = self.peer
+        asked = {"model": str(model), "threads": threads, "context": context, "sequences": sequences}
+        reply = self._ask({"op": "load", **asked, "option": peer.option, "precision": peer.precision})
+        return Loading(reply["load_s"], reply["rss_mb"], reply["about"])
 
     def generate(self, ids: list[int], new_tokens: int) -> Timing:
         """Generate greedily; exactly `new_tokens` tokens.
@@ -106,6 +138,14 @@ class Worker:
         """
         reply = self._ask({"op": "batch", "prompts": prompts, "new_tokens": new_tokens})
         return reply["ids"], reply["total_s"]
+
+    def score(self, ids: list[int]) -> float:
+        """The mean negative log-likelihood of all ids but the first.
+
+        Raises:
+            EvalError: as `generate`, or the worker does not tell.
+        """
+        return float(self._ask({"op": "score", "ids": ids})["loss"])
 
     def __enter__(self) -> Worker:
         return self

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.errors import EvalError
+from sparse_attn.kernels.cpu import features
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,37 @@ class Environment:
         packages: with their dependencies.
         bare: without theirs, which would pull in gigabytes.
         borrow: torch and what else is missing comes from the running environment.
+        cmake: flags for a package that is built here from its sources.
     """
 
     packages: tuple[str, ...]
     bare: tuple[str, ...] = ()
     borrow: bool = False
+    cmake: Callable[[], str] = str
+
+
+_GGML = {
+    "avx2": ("AVX", "AVX2", "FMA", "F16C", "BMI2"),
+    "avx512f": ("AVX512",),
+    "avx512_vbmi": ("AVX512_VBMI",),
+    "avx512_vnni": ("AVX512_VNNI",),
+    "avx512_bf16": ("AVX512_BF16",),
+    "avx_vnni": ("AVX_VNNI",),
+    "amx_tile": ("AMX_TILE",),
+    "amx_int8": ("AMX_INT8",),
+    "amx_bf16": ("AMX_BF16",),
+}
+"""ggml's build options by the processor's flags; by itself (GGML_NATIVE) it leaves that to a compiler that may not know
+the processor."""
+
+
+def ggml_flags() -> str:
+    """llama.cpp's build for the instructions of this machine."""
+    present = features.processor_flags()
+    named = [option for flag, options in _GGML.items() if flag in present for option in options]
+    # Before `ldtilecfg` GCC 12 drops the stores of what it loads, so that the first product of tiles is illegal.
+    kept = "'-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse'"
+    return " ".join(["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", kept, *(f"-DGGML_{option}=ON" for option in named)])
 
 
 ENVIRONMENTS = {
@@ -47,7 +75,7 @@ ENVIRONMENTS = {
         bare=("optimum-intel>=2.2,<2.3", "optimum>=2.3,<2.4", "transformers>=5.5,<5.6"),
         borrow=True,
     ),
-    "llama_cpp": Environment(("xllamacpp", "gguf", "safetensors", "numpy>=2.0")),
+    "llama_cpp": Environment(("llama-cpp-python>=0.3.30", "gguf", "safetensors", "numpy>=2.0"), cmake=ggml_flags),
     "ctranslate2": Environment(("ctranslate2>=4.7", "transformers<5", "numpy>=2.0"), borrow=True),
 }
 
@@ -86,7 +114,7 @@ def build(name: str) -> Path:
     python = folder / "bin" / "python"
     if wanted.bare:
         _pip(python, "--no-deps", *wanted.bare)
-    _pip(python, *wanted.packages)
+    _pip(python, *wanted.packages, cmake=wanted.cmake())
     if wanted.borrow:
         site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
         (site / "zz_borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
@@ -94,8 +122,13 @@ def build(name: str) -> Path:
     return python
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    done = subprocess.run([str(python), "-m", "pip", "install", "-q", *arguments], capture_output=True, text=True)
+def _pip(python: Path, *arguments: str, cmake: str = "") -> None:
+    done = subprocess.run(
+        [str(python), "-m", "pip", "install", "-q", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CMAKE_ARGS": cmake},
+    )
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise EvalError(f"pip could not install {' '.join(arguments)}:\n{tail}", hint="Is there a network?")

@@ -41,6 +41,7 @@ class QaOptions:
     language: Annotated[str | None, Option(help="Of the questions, where the file's name does not say it.")] = None
     half: Annotated[Half | None, HALF] = None
     retrieval: Annotated[bool, Option(help="Measure search over all questions, too.")] = True
+    rerank: Annotated[bool, Option(help="Measure search in the ranker's order, too.")] = True
     answers: Annotated[bool, Option(help="Let the model answer; without, search alone is measured.")] = True
     output: Annotated[Path, Option(help="Folder of rows, figures and the report; runs there add up.")] = Path("qa")
     json: Annotated[Path | None, Option("--json", help="File for the figures of this run.")] = None

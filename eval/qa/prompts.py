@@ -36,7 +36,7 @@ from service.answering.prompting.delimiters import tagged
 from service.answering.prompting.layouts import ChatLayout
 from service.answering.prompting.styles import LARGE, NOT_STATED, SMALL, Example, Style
 from service.answering.support.refusals import is_refusal
-from service.answering.sureness import Likely, is_read, likely, pointed_out
+from service.answering.sureness import Likely, likely, pointed_out
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 from service.libraries import embedder_of
@@ -98,8 +98,9 @@ def run(options: PromptOptions) -> list[dict[str, Any]]:
 def _asked(library: Library, item: Item, rerank: bool) -> Asked:
     hits = library.search(item.question, k=PASSAGES, rerank=rerank).hits
     best = {count: hits[:count] for count in {style.passages or PASSAGES for style in STYLES.values()}}
+    ranker = library.ranker
     judged = {
-        count: likely(library.ranker, item.question, some) if is_read(item.question, some) else []
+        count: likely(ranker, item.question, some) if ranker.knows(item.question, *(hit.text for hit in some)) else []
         for count, some in best.items()
     }
     return Asked(item, hits, judged)

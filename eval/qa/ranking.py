@@ -28,10 +28,13 @@ Ranking = list[list[Span]]
 """Spans by falling score, for each question."""
 
 
-def rankings(corpus: Corpus, items: Sequence[Item]) -> Iterator[tuple[str, Ranking]]:
-    """What each way of searching finds for the questions, all documents in scope."""
+def rankings(corpus: Corpus, items: Sequence[Item], rerank: bool) -> Iterator[tuple[str, Ranking]]:
+    """What each way of searching finds for the questions, all documents in scope.
+
+    rerank: also in the ranker's order.
+    """
     queries = [search_query(item) for item in items]
-    for name, options in library_modes().items():
+    for name, options in library_modes(rerank).items():
         yield name, searched(corpus, queries, DEPTH, **options)
     chunks = windows(corpus.texts, WORDS, CHARACTERS)
     texts = [corpus.text(chunk) for chunk in chunks]
@@ -44,10 +47,10 @@ def rankings(corpus: Corpus, items: Sequence[Item]) -> Iterator[tuple[str, Ranki
         yield name, [[chunks[row] for row in rows] for rows in best.tolist()]
 
 
-def library_modes() -> dict[str, dict[str, Any]]:
+def library_modes(rerank: bool) -> dict[str, dict[str, Any]]:
     """Options of `Library.search` by the name of the row."""
     modes: dict[str, dict[str, Any]] = {mode: {"mode": mode} for mode in ("sparse", "dense", "hybrid")}
-    return {**modes, "hybrid+rerank": {"mode": "hybrid", "rerank": True}}
+    return {**modes, "hybrid+rerank": {"mode": "hybrid", "rerank": True}} if rerank else modes
 
 
 def searched(

@@ -25,7 +25,7 @@ from eval.qa import ranking
 from eval.qa.corpus import Corpus, library_key
 from eval.qa.dataset import Dataset, Item, load
 from eval.qa.figures import scored, summarise
-from eval.qa.options import CONTROL, Half, QaOptions
+from eval.qa.options import CONTROL, QaOptions
 from eval.qa.replies import Answering, Mode, Reply
 from retrieval.library import Library
 from service.engine.loading.checkpoint import read_config
@@ -56,7 +56,7 @@ def run(options: QaOptions) -> dict[str, Any]:
     home = options.output / f"library_{dataset.name}_{library_key(dataset, embedder)}"
     with Corpus(dataset, home, embedder) as corpus:
         _say(f"{len(corpus.ids)} documents in the library, {time.monotonic() - began:.0f} s")
-        searches = _searches(corpus, dataset, options.half) if options.retrieval else []
+        searches = _searches(corpus, dataset, options) if options.retrieval else []
         found = []
         if cells:
             with _answering(options, settings, corpus.library) as answering:
@@ -155,11 +155,12 @@ def _answering(options: QaOptions, settings: Settings, library: Library) -> Iter
         yield Service(settings, engine, sampling, options.clients, library)
 
 
-def _searches(corpus: Corpus, dataset: Dataset, half: Half | None) -> list[dict[str, Any]]:
+def _searches(corpus: Corpus, dataset: Dataset, options: QaOptions) -> list[dict[str, Any]]:
     """Figures of every way to search, over all questions of the half."""
     rows = []
-    for method, found in ranking.rankings(corpus, dataset.items):
-        row = {"data": dataset.name, "half": half, "method": method, **ranking.figures(corpus, dataset.items, found)}
+    for method, found in ranking.rankings(corpus, dataset.items, options.rerank):
+        row: dict[str, Any] = {"data": dataset.name, "half": options.half, "method": method}
+        row |= ranking.figures(corpus, dataset.items, found)
         _say(f"{method}: hit@1 {row['hit@1']['score']:.1f} of {row['n']}")
         rows.append(row)
     return rows

@@ -57,7 +57,7 @@ class Service:
             "layout": self._layout.name,
             "clients": self._clients,
             "passages": self._settings.passages,
-            "answer_tokens": self._sampling.max_tokens or self._settings.answer_tokens,
+            "answer_tokens": self._sampling.max_tokens or self._answerer.answer_tokens,
         }
 
     async def answers(self, items: Sequence[Item], mode: Mode, corpus: Corpus) -> AsyncIterator[Reply]:
@@ -77,7 +77,7 @@ class Service:
 
     async def _answer(self, item: Item, mode: Mode, corpus: Corpus) -> Reply:
         scope = {"documents": [corpus.ids[item.document]]} if mode == "closed" else {"mode": "retrieval"}
-        params = self._sampling.params(self._settings.answer_tokens, self._engine.sampling_defaults)
+        params = self._sampling.params(self._answerer.answer_tokens, self._engine.sampling_defaults)
         try:
             answer = await collect(self._answerer.answer(as_question(item, **scope), params))
         except FolioError as error:

@@ -1,11 +1,13 @@
-"""Scorers of tasks with one rule only: RULER's references, quoted sentences, LongBench v2's letters."""
+"""Scorers of tasks with one rule only: RULER's references, quoted sentences, LongBench v2's letters, and others'."""
 
 from __future__ import annotations
 
 import re
+from difflib import SequenceMatcher
 from typing import Any
 
 from eval.scoring.official import Scorer
+from eval.tasks import babilong_style
 
 _LONGBENCH = re.compile(r"The correct answer is \(?([A-D])\)?")
 
@@ -31,8 +33,37 @@ def longbench_v2(prediction: str, label: Any) -> float:
     return float(found is not None and found.group(1) == label)
 
 
-RULER_STYLE = ("niah_single_1", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe")
+def answered_share(prediction: str, label: Any) -> float:
+    """Share of the questions one of whose accepted answers occurs in the prediction, case-insensitively (RULER's
+    string_match_part, averaged over the questions)."""
+    return sum(max(reference_share(prediction, one) for one in accepted) for accepted in label) / len(label)
+
+
+def one_of_its_kind(prediction: str, label: Any) -> float:
+    """1 if the prediction names the label and nothing else of its kind: persons, rooms or things (BABILong's rule)."""
+    words = set(re.findall(r"\w+", prediction.lower()))
+    kind = next(kind for kind in babilong_style.KINDS if label in kind)
+    return float({one for one in kind if one.lower() in words} == {label})
+
+
+def repeated(prediction: str, label: Any) -> float:
+    """How much of the label the prediction repeats, 0 to 1, if it begins with the label's code (MRCR's rule)."""
+    said = prediction.strip()
+    if not said.startswith(label.split()[0]):
+        return 0.0
+    return SequenceMatcher(None, said, label, autojunk=False).ratio()
+
+
+RULER_STYLE = (
+    "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "niah_multikey_2", "niah_multikey_3",
+    "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe",
+)  # fmt: skip
 SINGLE: dict[str, Scorer] = {f"{name}-style": reference_share for name in RULER_STYLE} | {
     "quote": quote,
     "longbench_v2": longbench_v2,
+    "qa_1-style": answered_share,
+    "qa_2-style": answered_share,
+    **dict.fromkeys(babilong_style.MAKERS, one_of_its_kind),
+    "association-style": reference_share,
+    "coreference-style": repeated,
 }

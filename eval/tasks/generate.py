@@ -10,7 +10,7 @@ from typing import Protocol
 
 from eval.errors import EvalError
 from eval.harness.prompting import Prompter
-from eval.tasks import infinitebench, infinitebench_style, ruler_style
+from eval.tasks import associations, babilong_style, coreference, infinitebench, infinitebench_style, ruler_style
 from eval.tasks.example import Example
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,15 +32,24 @@ MAKERS: dict[str, Maker] = {
     "math_calc-style": infinitebench_style.math_calc,
     "code_run-style": infinitebench_style.code_run,
     "niah_single_1-style": ruler_style.niah_single_1,
+    "niah_single_2-style": ruler_style.niah_single_2,
+    "niah_single_3-style": ruler_style.niah_single_3,
     "niah_multikey-style": ruler_style.niah_multikey,
+    "niah_multikey_2-style": ruler_style.niah_multikey_2,
+    "niah_multikey_3-style": ruler_style.niah_multikey_3,
     "niah_multivalue-style": ruler_style.niah_multivalue,
     "niah_multiquery-style": ruler_style.niah_multiquery,
     "vt-style": ruler_style.vt,
     "cwe-style": ruler_style.cwe,
     "fwe-style": ruler_style.fwe,
+    **babilong_style.MAKERS,
+    "association-style": associations.association,
+    "coreference-style": coreference.coreference,
 }
-# RULER's own budgets for its tasks; a quoted sentence of at most 320 characters for `quote`.
-_RULER_NEW_TOKENS = {"vt": 30, "cwe": 120, "fwe": 50}
+# RULER's own budgets for its tasks; one word of BABILong's and NoLiMa's kind, in a sentence.
+_NEW_TOKENS = {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 64, "association": 24} | {
+    name.removesuffix("-style"): 24 for name in babilong_style.MAKERS
+}
 # Kinds of question that `depth` chooses among, where the task has no depth.
 _STEPS = {"math_find-style": len(infinitebench.MATH_FIND_KINDS), "code_run-style": len(infinitebench.CODE_RUN_CALLS)}
 
@@ -50,7 +59,7 @@ def max_new_tokens(task: str) -> int:
     base = task.removesuffix("-style")
     if task == "quote":
         return 96
-    return infinitebench.MAX_NEW_TOKENS.get(base) or _RULER_NEW_TOKENS.get(base, 128)
+    return infinitebench.MAX_NEW_TOKENS.get(base) or _NEW_TOKENS.get(base, 128)
 
 
 def depth_of(task: str, index: int) -> float:

@@ -1,13 +1,15 @@
 """Tasks in the manner of RULER (Hsieh et al. 2024) at any size, without its essays and its word list.
 
 Filler is RULER's repeated noise, or sentences of seeded words where RULER has essays; keys are pairs of words
-from a short list of our own. Scores are comparable among engines here, not with published RULER scores.
+from a short list of our own. Scores are comparable among engines here, not with published RULER scores. The two
+tasks of questions over paragraphs are in `paragraphs.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,12 +30,34 @@ def niah_single_1(rng: random.Random, size: int, depth: float) -> Example:
     return _niah("niah_single_1", filler, [(key, number)], [depth], [key], [number])
 
 
+def niah_single_2(rng: random.Random, size: int, depth: float) -> Example:
+    """One key with one number among sentences."""
+    key, number = _keys(rng, 1)[0], _number(rng)
+    return _niah("niah_single_2", sentences(rng, size), [(key, number)], [depth], [key], [number])
+
+
+def niah_single_3(rng: random.Random, size: int, depth: float) -> Example:
+    """One key with one UUID among sentences."""
+    key, value = _keys(rng, 1)[0], _uuid(rng)
+    return _niah("niah_single_3", sentences(rng, size), [(key, value)], [depth], [key], [value], "uuid")
+
+
 def niah_multikey(rng: random.Random, size: int, depth: float) -> Example:
     """Four keys with a number each, one of them asked for."""
     keys = _keys(rng, 4)
     needles = [(key, _number(rng)) for key in keys]
     depths = [depth, *(rng.random() for _ in keys[1:])]
-    return _niah("niah_multikey", _sentences(rng, size), needles, depths, keys[:1], [needles[0][1]])
+    return _niah("niah_multikey", sentences(rng, size), needles, depths, keys[:1], [needles[0][1]])
+
+
+def niah_multikey_2(rng: random.Random, size: int, depth: float) -> Example:
+    """Nothing but keys with a number each, one of them asked for."""
+    return _all_needles("niah_multikey_2", rng, size, depth, lambda: _long_key(rng), lambda: _number(rng), "number")
+
+
+def niah_multikey_3(rng: random.Random, size: int, depth: float) -> Example:
+    """Nothing but UUIDs with a UUID each, one of them asked for."""
+    return _all_needles("niah_multikey_3", rng, size, depth, lambda: _uuid(rng), lambda: _uuid(rng), "uuid")
 
 
 def niah_multivalue(rng: random.Random, size: int, depth: float) -> Example:
@@ -41,7 +65,7 @@ def niah_multivalue(rng: random.Random, size: int, depth: float) -> Example:
     key = _keys(rng, 1)[0]
     needles = [(key, _number(rng)) for _ in range(4)]
     depths = [depth, *(rng.random() for _ in needles[1:])]
-    return _niah("niah_multivalue", _sentences(rng, size), needles, depths, [key], [n for _, n in needles])
+    return _niah("niah_multivalue", sentences(rng, size), needles, depths, [key], [n for _, n in needles])
 
 
 def niah_multiquery(rng: random.Random, size: int, depth: float) -> Example:
@@ -49,7 +73,7 @@ def niah_multiquery(rng: random.Random, size: int, depth: float) -> Example:
     keys = _keys(rng, 4)
     needles = [(key, _number(rng)) for key in keys]
     depths = [depth, *(rng.random() for _ in keys[1:])]
-    return _niah("niah_multiquery", _sentences(rng, size), needles, depths, keys, [n for _, n in needles])
+    return _niah("niah_multiquery", sentences(rng, size), needles, depths, keys, [n for _, n in needles])
 
 
 def vt(rng: random.Random, size: int, depth: float) -> Example:
@@ -107,6 +131,26 @@ def fwe(rng: random.Random, size: int, depth: float) -> Example:
     return Example("", "fwe-style", " ".join(text), asked, words[1:4], (), question)
 
 
+def _all_needles(
+    name: str,
+    rng: random.Random,
+    size: int,
+    depth: float,
+    make_key: Callable[[], str],
+    make_value: Callable[[], str],
+    kind: str,
+) -> Example:
+    """A haystack of `size` needles, and the one that is asked for at its depth."""
+    key, *others = _distinct(make_key, max(1, size) + 1)
+    filler = [_needle(other, make_value(), kind) for other in others]
+    value = make_value()
+    return _niah(name, filler, [(key, value)], [depth], [key], [value], kind)
+
+
+def _needle(key: str, value: str, kind: str) -> str:
+    return f"One of the special magic {kind}s for {key} is: {value}."
+
+
 def _niah(
     name: str,
     filler: list[str],
@@ -114,23 +158,25 @@ def _niah(
     depths: Sequence[float],
     keys: Sequence[str],
     answers: Sequence[str],
+    kind: str = "number",
 ) -> Example:
-    """Needles put at their depths of the filler; the question asks for all the numbers of `keys`."""
+    """Needles put at their depths of the filler; the question asks for all that belongs to `keys`."""
     lines = list(filler)
     placed = sorted(zip(depths, needles, strict=True), reverse=True)
-    for depth, (key, number) in placed:
-        lines.insert(round(depth * len(filler)), f"One of the special magic numbers for {key} is: {number}.")
+    for depth, (key, value) in placed:
+        lines.insert(round(depth * len(filler)), _needle(key, value, kind))
     query = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + ", and " + keys[-1]
     asked = (
-        f"What are all the special magic numbers for {query} mentioned in the provided text? The special magic "
-        f"numbers for {query} mentioned in the provided text are"
+        f"What are all the special magic {kind}s for {query} mentioned in the provided text? The special magic "
+        f"{kind}s for {query} mentioned in the provided text are"
     )
-    question = f"What are the special magic numbers for {query}?"
+    question = f"What are the special magic {kind}s for {query}?"
     groups = {"depth": depths[0]}
     return Example("", f"{name}-style", "\n".join(lines), asked, list(answers), (), question, groups)
 
 
-def _sentences(rng: random.Random, size: int) -> list[str]:
+def sentences(rng: random.Random, size: int) -> list[str]:
+    """`size` sentences of seeded words, at least one."""
     return [
         f"The {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} {rng.choice(VERBS)} the "
         f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}."
@@ -140,6 +186,14 @@ def _sentences(rng: random.Random, size: int) -> list[str]:
 
 def _keys(rng: random.Random, count: int) -> list[str]:
     return _distinct(lambda: f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}", count)
+
+
+def _long_key(rng: random.Random) -> str:
+    return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}-{rng.choice(NOUNS)}"
+
+
+def _uuid(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def _number(rng: random.Random) -> str:

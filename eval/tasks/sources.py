@@ -11,8 +11,10 @@ from typing import Protocol
 from eval.errors import EvalError
 from eval.harness.jsonl import Problem
 from eval.harness.prompting import Prompter
-from eval.tasks import generate, infinitebench, longbench
+from eval.scoring import references
+from eval.tasks import babilong_style, generate, infinitebench, longbench, paragraphs
 from eval.tasks.example import Example
+from eval.tasks.paragraphs import ParagraphQuestions
 from eval.tasks.quoting import QuoteMaker, read_folder
 
 GENERATED_VERSION = "1"
@@ -20,7 +22,9 @@ GENERATED_VERSION = "1"
 
 GROUPS = {
     "infinitebench-style": ["passkey", "number_string", "kv_retrieval", "math_find", "math_calc", "code_run"],
-    "ruler-style": ["niah_single_1", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe"],
+    "ruler-style": list(references.RULER_STYLE),
+    "ruler": [*references.RULER_STYLE, *(name.removesuffix("-style") for name in paragraphs.QUESTIONS)],
+    "babilong-style": [name.removesuffix("-style") for name in babilong_style.MAKERS],
     "infinitebench": list(infinitebench.MAX_NEW_TOKENS),
 }
 
@@ -121,7 +125,7 @@ def sources(
         names: tasks or groups. An InfiniteBench task is the original with `data`, else made in its style; a
             name that ends in "-style" is always generated.
         data: a folder of official files, ``hub``, or LongBench v2's data.json.
-        text: the folder that `quote` asks about.
+        text: the folder that `quote` asks about; the file of SQuAD's format that `qa_1` and `qa_2` do.
         count: examples of generated tasks (100 by default).
         new_tokens: budget of new tokens in place of the tasks' own.
         least_new_tokens: what the tasks' own budgets are raised to.
@@ -151,9 +155,15 @@ def _source(
         if text is None:
             raise EvalError("quote needs a folder of text", hint="Give it with --text.", param="text")
         return GeneratedSource(name, QuoteMaker(read_folder(text)), count, seed, tokens)
+    if name in paragraphs.QUESTIONS:
+        if text is None:
+            raise EvalError(f"{task} needs a file of SQuAD's format", hint="Give it with --text.", param="text")
+        return GeneratedSource(name, ParagraphQuestions.of_file(name, text), count, seed, tokens)
     if name in generate.MAKERS:
         return GeneratedSource(name, generate.MAKERS[name], count, seed, tokens)
     if task in infinitebench.MAX_NEW_TOKENS:
         raise EvalError(f"{task} cannot be generated", hint="Give its official file with --data.", param="data")
-    known = ", ".join([*GROUPS, *infinitebench.MAX_NEW_TOKENS, *generate.MAKERS, "quote", "longbench_v2"])
+    known = ", ".join(
+        [*GROUPS, *infinitebench.MAX_NEW_TOKENS, *generate.MAKERS, *paragraphs.QUESTIONS, "quote", "longbench_v2"]
+    )
     raise EvalError(f"unknown task {task!r}", hint=f"Choose from {known}.", param="tasks")

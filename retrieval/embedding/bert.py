@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class _Layer:
     up: tuple[Any, Any]
     down: tuple[Any, Any]
     down_norm: tuple[Any, Any]
+
+    def cast(self, dtype: Any) -> _Layer:
+        """But for its norms."""
+        products = {name: getattr(self, name) for name in ("qkv", "out", "up", "down")}
+        return replace(self, **{name: (a.to(dtype), b.to(dtype)) for name, (a, b) in products.items()})
 
 
 class Bert:
@@ -94,6 +100,13 @@ class Bert:
         table = weights["embeddings.word_embeddings.weight"]
         heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
         return cls(weights, lambda ids: F.embedding(ids, table), heads, epsilon, dtype)
+
+    def in_dtype(self, dtype: Any) -> Bert:
+        """The same with its layers' products in another of torch's types; the embeddings of words are shared."""
+        other = copy(self)
+        other._dtype = dtype
+        other._layers = [layer.cast(dtype) for layer in self._layers]
+        return other
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """float32[len(sequences), d]: the mean over each sequence's tokens, of norm 1. Special tokens are given."""

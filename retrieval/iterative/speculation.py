@@ -1,13 +1,16 @@
 """RaLMSpec: retrieval every few tokens, guessed from a cache and verified in batches (arXiv 2401.14021).
 
-A text is written in *strides* of a few tokens. Before each, the last tokens are the query, and the best chunk replaces
-the one before it in the prompt. ``IterativeRetrieval.sequential`` does just that. ``speculative`` guesses the best
-chunk from those that earlier searches brought, under the retriever's own metric. One batched search then verifies a
-window of guesses and, asked along with them, finds the chunk of the stride behind them, so that this one is not left to
-a guess. The first wrong stride is written again, and what was written behind it too, unless its tokens come out the
-same. Both give the same tokens, because the query, and so the true chunk, depends on the verified tokens alone.
+A text is written in *strides*: some tokens more, or the whole text anew. Each says what the next search is asked with,
+and the best chunk replaces the one before it in the prompt. ``IterativeRetrieval.sequential`` does just that.
+``speculative`` guesses the best chunk from those that earlier searches brought, under the retriever's own metric. One
+batched search then verifies a window of guesses and, asked along with them, finds the chunk of the stride behind them,
+so that this one is not left to a guess. The first wrong stride is written again, and what was written behind it too,
+unless it comes out the same. Both give the same tokens, because the query, and so the true chunk, depends on the
+verified strides alone.
 
-The loops know no model and no index: ``write`` continues a text given a chunk, a ``Retriever`` searches.
+The loops know no model and no index: ``write`` continues a text given a chunk, a ``Retriever`` searches. How long a
+stride is and what it asks for is the writer's: a few tokens and the last ones (RaLM), sentences up to one that the
+model is unsure of and the rest of that one (FLARE), whole answers (Iter-RetGen).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,16 +53,33 @@ class Stride:
     """Some tokens written behind a chunk.
 
     Attributes:
+        query: what the search for the next stride's chunk is asked with.
         finish: why the text ends with them; None where it goes on.
+        whole: they are the text, in place of what was written before.
     """
 
     chunk: int
     tokens: list[int]
+    query: str
     finish: str | None = None
+    whole: bool = False
+
+    def same_as(self, other: Stride) -> bool:
+        """Whether a text goes on behind both alike, whatever chunk they were written behind."""
+        return replace(self, chunk=other.chunk) == other
 
 
-Write = Callable[[int, Sequence[int]], Awaitable[Stride]]
-"""(chunk id, the tokens so far) → the next stride; the same arguments always give the same tokens"""
+def written(strides: Sequence[Stride]) -> list[int]:
+    """The tokens of the text."""
+    tokens: list[int] = []
+    for stride in strides:
+        tokens = list(stride.tokens) if stride.whole else tokens + stride.tokens
+    return tokens
+
+
+Write = Callable[[int, Sequence[Stride]], Awaitable[Stride]]
+"""(chunk id, the strides so far) → the next one; the same chunk and strides, whatever these were written behind, always
+give the same"""
 
 
 class RetrievalCache:
@@ -118,7 +138,7 @@ class _Asked:
 
     Attributes:
         likeness: to the last query that was searched for and counted.
-        start: tokens before it.
+        start: strides before it.
     """
 
     query: Any
@@ -144,19 +164,23 @@ class IterativeRetrieval:
         self,
         retriever: Retriever,
         write: Write,
-        query_text: Callable[[Sequence[int]], str],
+        query: str,
         options: SpeculationOptions | None = None,
         experience: Experience | None = None,
     ) -> None:
-        """experience: of earlier texts by this model and retriever, which this one adds to; None for a text alone."""
+        """
+        Args:
+            query: what the first search is asked with.
+            experience: of earlier texts by this model and retriever, which this one adds to; None for a text alone.
+        """
         self.options = options or SpeculationOptions()
         self.stats = SpeculationStats()
         self.scheduler = StrideScheduler(self.options, experience)
-        self.tokens: list[int] = []
-        """verified, and while a window is open those of its guesses"""
+        self.strides: list[Stride] = []
+        """verified, and while a window is open its guesses"""
         self._retriever = retriever
         self._write = write
-        self._query_text = query_text
+        self._first_query = query
         self._cache = RetrievalCache(retriever)
         self._chunk = -1  # of the last verified stride
         self._searched: Any = None  # its query
@@ -202,6 +226,11 @@ class IterativeRetrieval:
             self.stats.total_s = time.perf_counter() - self._began
             for stride in verified:
                 yield stride
+
+    @property
+    def tokens(self) -> list[int]:
+        """The text so far."""
+        return written(self.strides)
 
     def figures(self) -> dict[str, Any]:
         """What to tell of the text so far.
@@ -291,7 +320,7 @@ class IterativeRetrieval:
     async def _settled(
         self, guesses: Sequence[_Guess], asked: Sequence[_Asked], found: Sequence[np.ndarray]
     ) -> list[Stride]:
-        """The strides that are certain now; ``tokens`` ends with them, unless all guesses were right."""
+        """The strides that are certain now; ``strides`` ends with them, unless all guesses were right."""
         verified: list[Stride] = []
         for number, (one, ids) in enumerate(zip(asked, found, strict=True)):
             self._learn(one.query, ids)
@@ -303,9 +332,10 @@ class IterativeRetrieval:
                 continue
             stride = await self._written(self._chunk, one.start)
             verified.append(stride)
-            if guess is None or (stride.tokens, stride.finish) != (guess.tokens, guess.finish):
-                self.tokens[one.start :] = stride.tokens
+            if guess is None or not stride.same_as(guess):
+                self.strides[one.start :] = [stride]
                 break
+            self.strides[one.start] = stride
         return verified
 
     def _learn(self, query: Any, ids: np.ndarray) -> None:
@@ -321,29 +351,29 @@ class IterativeRetrieval:
         best = self._cache.best(query)
         likeness = self._retriever.likeness(query, self._searched)
         chunk = self._chunk if best is None else best
-        return _Asked(query, chunk, likeness, len(self.tokens), time.perf_counter() - began)
+        return _Asked(query, chunk, likeness, len(self.strides), time.perf_counter() - began)
 
     async def _guess(self, asked: _Asked) -> _Guess:
         """Write one stride behind the chunk that the cache ranks first."""
         began = time.perf_counter()
         stride = await self._written(asked.chunk)
-        self.tokens += stride.tokens
+        self.strides.append(stride)
         # one by one: a line through windows would take for a cost of the window that guesses in short ones are slow,
         # which are short because the query drifts, and slow because the passage then changes
         self.scheduler.guessed(1, asked.seconds + time.perf_counter() - began)
         return _Guess(asked, stride)
 
     def _keep(self, stride: Stride) -> None:
-        self.tokens += stride.tokens
+        self.strides.append(stride)
         self.stats.strides += 1
 
     async def _written(self, chunk: int, start: int | None = None) -> Stride:
-        """The stride behind the first ``start`` tokens, all by default."""
+        """The stride behind the first ``start`` ones, all by default."""
         self.stats.written += 1
-        return await self._write(chunk, self.tokens[:start])
+        return await self._write(chunk, self.strides[:start])
 
     async def _query(self) -> Any:
-        return await self._ask(self._retriever.query, self._query_text(self.tokens))
+        return await self._ask(self._retriever.query, self.strides[-1].query if self.strides else self._first_query)
 
     async def _search(self, queries: list[Any]) -> list[np.ndarray]:
         """Batched."""

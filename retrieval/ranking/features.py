@@ -36,7 +36,14 @@ _ASKS = {
     "name": r"who(?:m|se)?|(?:what|which) (?:person|company|team|country|city|name|author)|where|"
     r"wer|wem|wen|wo|quién(?:es)?|dónde|qui|où",
     "reason": r"why|for what reason|warum|weshalb|wieso|por qué|pourquoi",
+    "money": r"how much\b.*\b(?:costs?|pay|paid|charged?|earn|rent|fee)|costs?|price|fees?|kostet|kosten|preis|miete|"
+    r"cuánto (?:cuesta|paga|vale)|precio",
+    "mass": r"how heavy|weighs?|what (?:weight|mass)|wie schwer|wiegt|cuánto pesa",
+    "telephone": r"(?:tele)?phone number|telephone|telefonnummer|(?:número de )?teléfono",
+    "temperature": r"(?:what|which) temperature|how (?:hot|cold|warm)|wie (?:heiß|kalt|warm)|qué temperatura",
 }
+SPECIAL = ("money", "mass", "telephone", "temperature")
+"""kinds of number: a question for one of them is not answered by another"""
 _ASKED = {kind: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for kind, pattern in _ASKS.items()}
 _NUMBER = re.compile(
     r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|"
@@ -56,12 +63,31 @@ _REASON = re.compile(
     r"prevent|ensure|make|keep)|weil|denn|da|deshalb|wegen|um|porque|debido|ya que|para|car|parce)\b",
     re.IGNORECASE,
 )
+_HELD = {
+    "number": _NUMBER,
+    "time": _TIME,
+    "reason": _REASON,
+    "money": re.compile(
+        r"[€$£¥]|\d[.,]\d\d\b|\b(?:euros?|dollars?|pounds?|cents?|eur|usd|gbp|chf|francs?|francos?|shillings?|pence|crowns?|"
+        r"guilders?|marks?|free|million|billion|gratis|kostenlos)\b",
+        re.IGNORECASE,
+    ),
+    "mass": re.compile(
+        r"\d\s*(?:g|kg|mg|lbs?|oz|t)\b|\((?:kg|g|lb|t)\)|\b(?:gram(?:me|m)?s?|gramos?|kilo\w*|tons?|tonnes?|tonnen?|"
+        r"toneladas?|pounds?|ounces?|stones?|weigh\w*|wiegt|pesa)\b",
+        re.IGNORECASE,
+    ),
+    "telephone": re.compile(r"\d[\d /()-]{4,}\d"),
+    "temperature": re.compile(r"°|\b(?:degrees?|grad|grados?)\b", re.IGNORECASE),
+}
+_FIGURES = re.compile(r"\d+")
 NAMES = (
     "shared",
     "shared_near",
     "rarest_shared",
     "kind_present",
     "kind_absent",
+    "figure_missing",
     "length",
     "fragment",
     "question",
@@ -77,7 +103,8 @@ def lexical(question: str, sentences: Sequence[str], contexts: Sequence[str] | N
     idf = {term: float(np.log(1 + (len(held) - counts[term] + 0.5) / (counts[term] + 0.5))) for term in asked}
     total = sum(idf.values()) or 1.0
     rarest = max(idf, key=lambda term: (idf[term], term), default=None)
-    kinds = [kind for kind, pattern in _ASKED.items() if pattern.search(question)]
+    kinds = _kinds(question)
+    figures = set(_FIGURES.findall(question))
     found = np.zeros((len(sentences), len(NAMES)), dtype=np.float32)
     for n, sentence in enumerate(sentences):
         first = n == 0 or contexts is None or contexts[n] != contexts[n - 1]
@@ -89,6 +116,7 @@ def lexical(question: str, sentences: Sequence[str], contexts: Sequence[str] | N
             float(rarest is not None and rarest in near),
             float(bool(present) and any(present)),
             float(bool(present) and not any(present)),
+            float(not figures.issubset(_figures(sentence if contexts is None else contexts[n]))),
             float(np.log1p(len(held[n]))),
             float(len(held[n]) < 4),
             float(sentence.rstrip("\"'”’) ").endswith(("?", "？"))),
@@ -115,10 +143,17 @@ def content(question: str) -> frozenset[str]:
 
 def holds(kind: str, sentence: str, question: str) -> bool:
     """Whether a sentence has what a question of a kind asks for, and the question not."""
-    if kind == "number":
-        return bool(_NUMBER.search(sentence))
-    if kind == "time":
-        return bool(_TIME.search(sentence))
-    if kind == "reason":
-        return bool(_REASON.search(sentence))
-    return any(name[0] not in question for name in _NAME.finditer(sentence))
+    if kind == "name":
+        return any(name[0] not in question for name in _NAME.finditer(sentence))
+    return bool(_HELD[kind].search(sentence))
+
+
+def _kinds(question: str) -> list[str]:
+    """What it asks for, by the narrowest of its kinds."""
+    kinds = [kind for kind, pattern in _ASKED.items() if pattern.search(question)]
+    return [kind for kind in kinds if kind in SPECIAL] or kinds
+
+
+@lru_cache(maxsize=1024)
+def _figures(text: str) -> frozenset[str]:
+    return frozenset(_FIGURES.findall(text))

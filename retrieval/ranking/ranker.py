@@ -22,17 +22,20 @@ import numpy as np
 from retrieval.analysis.languages import is_english
 from retrieval.common.hub import fetch
 from retrieval.embedding.embedder import SentenceEmbedder
-from retrieval.embedding.encoding import Embedder
+from retrieval.embedding.encoding import Embedder, cosine_weight, in_passing
 from retrieval.errors import UnknownRanker
 from retrieval.ranking import cross_encoder
 from retrieval.ranking.cross_encoder import CrossEncoder
 from retrieval.ranking.features import NAMES, lexical
+from retrieval.ranking.reading import cut, likeliest, pieces, runs
 
 MODEL_DIR = Path(__file__).parent / "model"
 CALIBRATION = "calibration.json"
 DEFAULT = "minilm"
 READ_CHARS = 9000
-"""of passages that a scorer reads for one question, about 2,000 tokens; the rest is judged by its words alone"""
+"""of sentences that a scorer reads for one question, about 2,000 tokens; which these are, their words say"""
+FOUND_CHARS = 2000
+"""of what a search has chosen already: as many right choices, and an answer that begins in half the time"""
 USUAL = 45
 """sentences that eight passages have, among which the calibration's questions were asked"""
 FEWEST = 5
@@ -49,7 +52,7 @@ class Scorer(Protocol):
     @property
     def columns(self) -> tuple[str, ...]: ...
 
-    def knows(self, question: str) -> bool:
+    def knows(self, text: str) -> bool:
         """Whether it is in a language that the scorer reads."""
         ...
 
@@ -57,7 +60,8 @@ class Scorer(Protocol):
         """float32[n, len(columns)] of at least one sentence.
 
         Args:
-            contexts: the passage in which each sentence stands. seen: its row of ``features.lexical``.
+            contexts: the passage in which each sentence stands, less what is not read. seen: its row of
+                ``features.lexical``.
         """
         ...
 
@@ -69,11 +73,31 @@ class Logistic:
     Attributes:
         weights: of the scorer's columns, then of `features.NAMES`.
         refuse_below: an answer whose sentence is less probable is better not given.
+        fall: how far the bound falls, in logits, where there are fewer sentences by a factor of e: the best of few is
+            less probable than that of many, whether one of them answers or none.
     """
 
     weights: np.ndarray
     bias: float
     refuse_below: float = 0.0
+    fall: float = 0.0
+
+    @classmethod
+    def of(cls, fitted: dict[str, Any]) -> Logistic:
+        """From an entry of ``CALIBRATION``."""
+        return cls(
+            np.array(fitted["weights"], np.float64),
+            float(fitted["bias"]),
+            float(fitted["refuse_below"]),
+            fitted["fall"],
+        )
+
+    def bound(self, among: int) -> float:
+        """`refuse_below` for the best of so many sentences."""
+        if not self.refuse_below:
+            return 0.0
+        odds = self.refuse_below / (1 - self.refuse_below) * (min(among, USUAL) / USUAL) ** self.fall
+        return odds / (1 + odds)
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         return features @ self.weights + self.bias
@@ -92,18 +116,28 @@ class SentenceRanker:
     def name(self) -> str:
         return self._scorer.name
 
-    def refuse_below(self, question: str) -> float:
-        """An answer to the question whose sentence scores less is better not given."""
-        return (self._chosen if self._scorer.knows(question) else self._words).refuse_below
+    def knows(self, *texts: str) -> bool:
+        """Whether it reads all of them; of the rest it is never sure."""
+        return all(map(self._scorer.knows, texts))
 
-    def score(self, question: str, sentences: Sequence[str], contexts: Sequence[str] | None = None) -> np.ndarray:
+    def refuse_below(self, question: str, among: int = USUAL) -> float:
+        """An answer to the question whose sentence, of so many, scores less is better not given."""
+        return (self._chosen if self._scorer.knows(question) else self._words).bound(among)
+
+    def score(
+        self,
+        question: str,
+        sentences: Sequence[str],
+        contexts: Sequence[str] | None = None,
+        room: int = READ_CHARS,
+    ) -> np.ndarray:
         """float32[n]: the probability that each sentence answers the question.
 
         Args:
             contexts: the passage in which each sentence stands, the same object or text for those of one passage;
                 without it each stands alone.
-        Only the passages that share most with the question are read where they are many (`READ_CHARS`); a sentence
-        of the others is as good as impossible.
+            room: characters that are read: of the sentences that share most with the question, where there are more.
+                One that is not read is as good as impossible.
         """
         if not sentences:
             return np.zeros(0, dtype=np.float32)
@@ -111,10 +145,9 @@ class SentenceRanker:
         seen = lexical(question, sentences, contexts)
         if not self._scorer.knows(question):
             return _probabilities(self._words.logits(seen))
-        read = self._read(seen, around)
-        columns = self._scorer.read(question, [sentences[n] for n in read], [around[n] for n in read], seen[read])
+        read, features = looked_at(self._scorer, self._words, question, sentences, around, seen, room)
         logits = np.full(len(sentences), UNREAD, dtype=np.float64)
-        logits[read] = self._chosen.logits(np.concatenate([columns, seen[read]], axis=1))
+        logits[read] = self._chosen.logits(features)
         return _probabilities(logits)
 
     def passages(self, question: str, texts: Sequence[Sequence[str]], contexts: Sequence[str]) -> np.ndarray:
@@ -126,19 +159,24 @@ class SentenceRanker:
         best = [max(scores[end - len(p) : end], default=0.0) for end, p in zip(ends, texts, strict=True)]
         return np.array(best, dtype=np.float32)
 
-    def _read(self, seen: np.ndarray, contexts: Sequence[str]) -> list[int]:
-        """Numbers of the sentences to read, in order: those of the passages with the best sentence by words."""
-        best: dict[str, float] = {}
-        for context, logit in zip(contexts, self._words.logits(seen).tolist(), strict=True):
-            best[context] = max(logit, best.get(context, logit))
-        kept: set[str] = set()
-        room = READ_CHARS
-        for context in sorted(best, key=lambda text: -best[text]):
-            if kept and len(context) > room:
-                break
-            kept.add(context)
-            room -= len(context)
-        return [n for n, context in enumerate(contexts) if context in kept]
+
+def looked_at(
+    scorer: Scorer,
+    words: Logistic,
+    question: str,
+    sentences: Sequence[str],
+    contexts: Sequence[str],
+    seen: np.ndarray,
+    room: int,
+) -> tuple[list[int], np.ndarray]:
+    """Numbers of the sentences that are read, and all that is then known of them.
+
+    Args:
+        words: chooses what is read. seen: rows of ``features.lexical``. room: characters.
+    """
+    read = likeliest(sentences, contexts, words.logits(seen), room)
+    columns = scorer.read(question, [sentences[n] for n in read], cut(sentences, contexts, read), seen[read])
+    return read, np.concatenate([columns, seen[read]], axis=1)
 
 
 class PassageScorer:
@@ -146,25 +184,25 @@ class PassageScorer:
 
     name = "minilm"
     columns: tuple[str, ...] = ("logit", "cosine")
-    COMPARED = 16
+    COMPARED = 6
     """sentences whose cosine is taken; of the others it is 0, and none of them is chosen"""
 
     def __init__(self, encoder: CrossEncoder, embedder: Embedder) -> None:
         self._encoder = encoder
-        self._embedder = embedder
+        self._embedder = in_passing(embedder)
 
-    def knows(self, question: str) -> bool:
-        return is_english(question)
+    def knows(self, text: str) -> bool:
+        return is_english(text)
 
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
         windows = []
-        for first, last in _runs(contexts):
-            pieces = _pieces(contexts[first], sentences[first:last])
-            tokens = self._encoder.tokens([text for text, _ in pieces])
-            numbered = [None if n is None else first + n for _, n in pieces]
+        for first, last in runs(contexts):
+            found = pieces(contexts[first], sentences[first:last])
+            tokens = self._encoder.tokens([text for text, _ in found])
+            numbered = [None if n is None else first + n for _, n in found]
             windows += cross_encoder.windows(list(zip(tokens, numbered, strict=True)))
-        found = self._encoder.scores(question, windows)
-        columns = np.array([[found.get(n, UNREAD), 0.0] for n in range(len(sentences))], dtype=np.float32)
+        logits = self._encoder.scores(question, windows)
+        columns = np.array([[logits.get(n, UNREAD), 0.0] for n in range(len(sentences))], dtype=np.float32)
         best = np.argsort(-(columns[:, 0] + 2 * seen[:, NAMES.index("shared")]))[: self.COMPARED]
         vectors = self._embedder.encode_queries([question, *(sentences[n] for n in best)])
         columns[best, 1] = vectors[1:] @ vectors[0]
@@ -175,12 +213,12 @@ class CosineScorer:
     """Any embedding model: how near question and sentence are, absolutely and among the sentences at hand."""
 
     name = "cosine"
-    columns: tuple[str, ...] = ("nearer", "nearer_near")
+    columns: tuple[str, ...] = ("nearer", "nearer_near", "near")
 
     def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+        self._embedder = in_passing(embedder)
 
-    def knows(self, question: str) -> bool:
+    def knows(self, text: str) -> bool:
         return True
 
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
@@ -190,8 +228,10 @@ class CosineScorer:
         texts = list(dict.fromkeys([*sentences, *near]))
         vectors = dict(zip(texts, self._embedder.encode_documents(texts), strict=True))
         (asked,) = self._embedder.encode_queries([question])
-        columns = [np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near)]
-        return np.stack([_standard(column) for column in columns], axis=1).astype(np.float32)
+        alone, after = (np.array([float(vectors[text] @ asked) for text in side]) for side in (sentences, near))
+        weight = cosine_weight(self._embedder, question)
+        scaled = weight.factor * (np.maximum(alone, after) - weight.unrelated)
+        return np.stack([_standard(alone), _standard(after), scaled], axis=1).astype(np.float32)
 
 
 class PairScorer:
@@ -203,7 +243,7 @@ class PairScorer:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def knows(self, question: str) -> bool:
+    def knows(self, text: str) -> bool:
         return True
 
     def read(self, question: str, sentences: Sequence[str], contexts: Sequence[str], seen: np.ndarray) -> np.ndarray:
@@ -281,40 +321,17 @@ def _calibrated(scorer: Scorer) -> SentenceRanker:
     names = [*scorer.columns, *NAMES]
     if own["names"] != names or fitted["words"]["names"] != list(NAMES):
         raise UnknownRanker(f"{CALIBRATION} was fitted for other features; reinstall folio-serve")
-    return SentenceRanker(scorer, _logistic(own), _logistic(fitted["words"]))
+    return SentenceRanker(scorer, Logistic.of(own), Logistic.of(fitted["words"]))
 
 
 def _uncalibrated(scorer: Scorer) -> SentenceRanker:
     """A model's own logit is taken for the probability's; nothing is known of where it should refuse."""
     alone = Logistic(np.eye(1, len(scorer.columns) + len(NAMES))[0], 0.0)
-    return SentenceRanker(scorer, alone, _logistic(_json(MODEL_DIR / CALIBRATION)["words"]))
-
-
-def _logistic(fitted: dict[str, Any]) -> Logistic:
-    return Logistic(np.array(fitted["weights"], dtype=np.float64), float(fitted["bias"]), float(fitted["refuse_below"]))
+    return SentenceRanker(scorer, alone, Logistic.of(_json(MODEL_DIR / CALIBRATION)["words"]))
 
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _runs(contexts: Sequence[str]) -> list[tuple[int, int]]:
-    """Runs of sentences of one context, as ranges of their numbers."""
-    starts = [n for n, context in enumerate(contexts) if n == 0 or context != contexts[n - 1]]
-    return list(zip(starts, [*starts[1:], len(contexts)], strict=True))
-
-
-def _pieces(context: str, sentences: Sequence[str]) -> list[tuple[str, int | None]]:
-    """A passage in order: its sentences with their numbers, and what stands between them."""
-    pieces: list[tuple[str, int | None]] = []
-    at = 0
-    for n, sentence in enumerate(sentences):
-        found = context.find(sentence, at)
-        if found > at and context[at:found].strip():
-            pieces.append((context[at:found], None))
-        pieces.append((sentence, n))
-        at = max(at, found + len(sentence)) if found >= 0 else at
-    return [*pieces, (context[at:], None)] if context[at:].strip() and at else pieces
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

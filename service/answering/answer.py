@@ -27,7 +27,7 @@ from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting.layouts import PromptLayout
-from service.answering.question import Question, nothing_to_steer
+from service.answering.question import STEPWISE, Question, nothing_to_steer
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
@@ -37,6 +37,9 @@ from service.errors import FolioError, InvalidRequest
 
 log = structlog.get_logger(__name__)
 
+QUOTED_TOKENS = 1024
+"""of an answer of the embedded reader at least, where none is named: it quotes whole sentences, and of a script that
+its tokenizer does not know it reads and says bytes"""
 NOTHING_FOUND = "There is nothing in the documents to answer this from."
 
 
@@ -121,6 +124,12 @@ class Answerer:
         self.datastores = Datastores(finder.library)
         self._experiences = Experiences()
 
+    @property
+    def answer_tokens(self) -> int:
+        """Longest answer where a question names none."""
+        longest = self.finder.settings.answer_tokens
+        return max(longest, QUOTED_TOKENS) if self.layout.quotes else longest
+
     async def answer(
         self, question: Question, params: SamplingParams, owner: str = DEFAULT_OWNER
     ) -> AsyncGenerator[Event, None]:
@@ -148,7 +157,7 @@ class Answerer:
                     message = written.add(output)
                     if message is not None:
                         yield message
-                    if evidence.mode != "iterative":  # what it reads changes under way
+                    if evidence.mode not in STEPWISE:  # what it reads changes under way
                         for event in _citations(attribution.feed(written.shown), evidence):
                             yield event
             read = await writer.evidence()
@@ -174,9 +183,9 @@ class Answerer:
         """Who writes the answer. Raises FolioError for a question that cannot be answered, before any work."""
         self.engine.admit()
         await self.engine.checked(params)
-        stepwise = question.mode == "iterative" or question.knn is not None
+        stepwise = question.mode in STEPWISE or question.knn is not None
         if stepwise and self.layout.quotes:
-            raise nothing_to_steer("mode" if question.mode == "iterative" else "knn")
+            raise nothing_to_steer("mode" if question.mode in STEPWISE else "knn")
         if params.adjusted and stepwise:
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",
@@ -186,7 +195,7 @@ class Answerer:
         library = self.finder.library
         named = await asyncio.to_thread(question.check, library, owner)
         question = await understood(question, self.layout, self.engine, self.finder.settings.follow_ups, owner)
-        if question.mode != "iterative":
+        if question.mode not in STEPWISE:
             return OneShotAnswer(question, owner, named, params, self.finder, self.datastores, self.engine)
         experience = self._experiences.of(experience_kind(question, owner))
         return IterativeAnswer(question, owner, params, library, self.layout, self.engine, experience)

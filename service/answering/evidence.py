@@ -22,7 +22,7 @@ from service.answering.passages import Passage, Span
 from service.answering.prompting.layouts import Prompt, PromptLayout
 from service.answering.question import Question
 from service.answering.support.citations import Citation, check
-from service.answering.sureness import Likely, is_read, likely, pointed_out
+from service.answering.sureness import Likely, likely, pointed_out
 from service.errors import PromptTooLong
 from service.settings import Settings
 
@@ -189,7 +189,8 @@ class EvidenceFinder:
             nothing = f"{reason}; nothing found"
             return Evidence("retrieval", nothing, None, [], {}, retrieval_ms, found.generation, question.query)
 
-        reads = not self.layout.quotes and is_read(question.query, hits)  # a model that quotes asks the ranker itself
+        texts = [question.query, *(hit.text for hit in hits)]
+        reads = not self.layout.quotes and self.library.ranker.knows(*texts)  # a model that quotes asks it itself
         judged = likely(self.library.ranker, question.query, hits) if reads or question.refuse_below else []
 
         def build(asked: Question) -> Prompt:
@@ -225,7 +226,7 @@ class EvidenceFinder:
             return None
         bound = question.refuse_below
         if bound is None:
-            bound = self.library.ranker.refuse_below(question.query)
+            bound = self.library.ranker.refuse_below(question.query, len(judged))
         sure = judged[0].probability
         if sure >= bound:
             return None

@@ -1,9 +1,8 @@
-"""Mode iterative: retrieve every few tokens, the newest passage in place of the one before (RaLM, RaLMSpec 2401.14021).
+"""Modes iterative, flare and iter-retgen: retrieve while the answer is written, the newest passage in place of the one
+before.
 
-Every stride is an ordinary request to the engine: the prompt over one passage, the answer so far, a few tokens more.
-The engine's prefix cache keeps the pages of earlier strides, so a stride over the same passage computes what is new, a
-passage that comes back finds its pages, and a guess that was wrong is undone by asking for the earlier prefix again.
-The loops themselves are ``retrieval.iterative.speculation``.
+When that is, and what is searched for, ``service.answering.stride_writers`` say; the loops that search, or guess what
+a search will find (RaLMSpec, 2401.14021), are ``retrieval.iterative.speculation``.
 """
 
 from __future__ import annotations
@@ -11,135 +10,37 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Hashable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.iterative.retrievers import SnapshotRetriever
-from retrieval.iterative.speculation import IterativeRetrieval, Stride
+from retrieval.iterative.speculation import IterativeRetrieval
 from retrieval.iterative.strides import Experience, SpeculationOptions
 from retrieval.library import Library
-from retrieval.types import Hit
-from service.answering.conversation.turns import fitted
 from service.answering.evidence import Evidence, hit_data
-from service.answering.passages import Passage
-from service.answering.prompting.encoding import Encoder
-from service.answering.prompting.layouts import Prompt, PromptLayout
+from service.answering.prompting.layouts import PromptLayout
 from service.answering.question import Question
+from service.answering.stride_writers import QueryText, StrideWriter, query_tokens, writer_for
 from service.engine.async_engine import AsyncEngine
 from service.engine.detokenizer import Detokenizer
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
-from service.engine.ticket import Ticket
-from service.errors import Conflict, translate
-
-DRAFTER = "none"
-"""of strides whose request names none: a stride of four tokens seldom repays what a drafter costs to open"""
-SEED_STEP = 0x9E3779B97F4A7C15
-"""keys the noise of each stride apart: positions repeat where a shorter passage follows a longer one"""
-
-
-class Passages(Protocol):
-    """Where the text of chunks is read: a ``Library``."""
-
-    def hits(self, ids: Sequence[int], owner: str) -> list[Hit]: ...
-
-
-class QueryText:
-    """What a search is asked with: the last tokens of the question and the answer so far, as text."""
-
-    def __init__(self, question: str, tokens: int, tokenizer: Any) -> None:
-        self._question = Encoder(tokenizer).data(" ".join(question.split()))
-        self._tokens = tokens
-        self._tokenizer = tokenizer
-
-    def __call__(self, answer: Sequence[int]) -> str:
-        return self._tokenizer.decode([*self._question, *answer][-self._tokens :], skip_special_tokens=True)
-
-
-class StrideWriter:
-    """Continues the answer behind a passage, by a request to the engine."""
-
-    def __init__(
-        self,
-        question: Question,
-        owner: str,
-        params: SamplingParams,
-        library: Passages,
-        layout: PromptLayout,
-        engine: AsyncEngine,
-    ) -> None:
-        self._question = question
-        self._owner = owner
-        self._params = replace(params, stop=(), logprobs=None, drafter=params.drafter or DRAFTER)
-        self._library = library
-        self._layout = layout
-        self._engine = engine
-        self.ticket: Ticket | None = None
-        """the answer's, which its strides share"""
-        self._prompts: dict[int, tuple[Hit, Prompt]] = {}
-        self.prompt_tokens = 0
-        """of all strides, answer so far included"""
-        self.reused_tokens = 0
-        """of these, those whose keys and values were there already"""
-        self.turns = len(question.history)
-        """earlier turns that every prompt holds"""
-
-    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
-        """The next k tokens. See ``speculation.Write``."""
-        _, prompt = await self.prompt(chunk)
-        count = min(self._question.iterative.k, self._params.max_tokens - len(tokens))
-        params = replace(self._params, max_tokens=count, seed=(self._params.seed + SEED_STEP * len(tokens)) % 2**63)
-        ids = [*prompt.ids, *tokens]
-        written: list[int] = []
-        finish = None
-        async with aclosing(self._engine.stream(ids, params, ticket=self.ticket)) as outputs:
-            async for output in outputs:
-                written += output.token_ids
-                finish = output.finish_reason
-                if output.finished:
-                    self.prompt_tokens += len(ids)
-                    self.reused_tokens += output.stats.get("cached_tokens", 0)
-        more = finish == "length" and len(tokens) + len(written) < self._params.max_tokens
-        return Stride(chunk, written, None if more else finish)
-
-    async def prompt(self, chunk: int) -> tuple[Hit, Prompt]:
-        """The chunk and the prompt over it. Raises Conflict where its document is gone."""
-        known = self._prompts.get(chunk)
-        if known is None:
-            known = self._prompts[chunk] = await asyncio.to_thread(self._build, chunk)
-        return known
-
-    def citing_prompt(self, hits: Sequence[Hit]) -> Prompt:
-        """A prompt over all passages that were read, to find the answer's quotations in."""
-        return self._over(self._question, hits)
-
-    def _over(self, question: Question, hits: Sequence[Hit]) -> Prompt:
-        return self._layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns)
-
-    def _build(self, chunk: int) -> tuple[Hit, Prompt]:
-        hits = self._library.hits([chunk], self._owner)
-        if not hits:
-            raise Conflict(
-                "A document was deleted or replaced while the answer was written from it.", hint="Ask again."
-            )
-        room = self._engine.window - self._params.max_tokens
-        asked, prompt = fitted(self._question, lambda one: self._over(one, hits), room)
-        self.turns = min(self.turns, len(asked.history))
-        return hits[0], prompt
+from service.errors import translate
 
 
 def experience_kind(question: Question, owner: str) -> Hashable:
     """Questions of one kind cost about the same to guess and to verify, and are guessed about as well."""
-    return owner, question.collection, question.documents, question.iterative.model_copy(update={"stride": None})
+    options = question.iterative.model_copy(update={"stride": None})
+    return owner, question.mode, question.collection, question.documents, options
 
 
 class IterativeAnswer:
-    """One answer in mode iterative: ``begin``, then ``outputs``, then ``evidence`` for what was read."""
+    """One answer in such a mode: ``begin``, then ``outputs``, then ``evidence`` for what was read."""
 
     def __init__(
         self,
@@ -158,10 +59,11 @@ class IterativeAnswer:
         self._options = question.iterative
         self._params = params
         self._library = library
+        self._layout = layout
         self._engine = engine
-        self._writer = StrideWriter(question, owner, params, library, layout, engine)
         self._tokenizer = engine.engine.tokenizer
-        self._query_text: QueryText
+        self._writer: StrideWriter
+        self._query: QueryText
         self._retriever: SnapshotRetriever
         self._loop: IterativeRetrieval
         self._read: list[int] = []
@@ -182,15 +84,18 @@ class IterativeAnswer:
                 documents=list(question.documents) or None,
                 owner=self._owner,
                 mode=options.retriever,
-                longest_query=options.query_tokens,
+                longest_query=query_tokens(question),
             )
         )
-        self._query_text = await asyncio.to_thread(QueryText, question.query, options.query_tokens, self._tokenizer)
+        self._query = await asyncio.to_thread(QueryText, question.query, query_tokens(question), self._tokenizer)
+        self._writer = writer_for(
+            question, self._owner, self._params, self._library, self._layout, self._engine, self._query
+        )
         overlap = options.overlap
         if overlap is None:
             overlap = not self._engine.engine.config.device.startswith("cpu")
         how = SpeculationOptions(options.stride, prefetch=options.prefetch, overlap=overlap)
-        self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query_text, how, self._experience)
+        self._loop = IterativeRetrieval(self._retriever, self._writer.write, self._query([]), how, self._experience)
         found = await self._loop.begin()
         prompt = None
         if len(found):
@@ -207,11 +112,11 @@ class IterativeAnswer:
     async def evidence(self) -> Evidence:
         """The passages read so far, scored by the question, with a prompt over all of them."""
         how = "speculative" if self._options.speculate else "sequential"
-        reason = f"asked for; every {self._options.k} tokens, {how}"
+        reason = f"asked for; {self._writer.pace}, {how}"
         hits = [(await self._writer.prompt(chunk))[0] for chunk in self._read]
         scores = await asyncio.to_thread(self._scores)
         return Evidence(
-            mode="iterative",
+            mode=self._question.mode,
             reason=reason if hits else f"{reason}; nothing found",
             prompt=await asyncio.to_thread(self._writer.citing_prompt, hits) if hits else None,
             results=[hit_data(hit) | {"score": score} for hit, score in zip(hits, scores, strict=True)],
@@ -235,6 +140,8 @@ class IterativeAnswer:
                     async for stride in strides:
                         if stride.chunk not in self._read:
                             self._read.append(stride.chunk)
+                        if stride.whole and not stride.finish:
+                            continue  # another answer takes its place
                         count += len(stride.tokens)
                         piece = text.push(stride.tokens, last=stride.finish is not None)
                         finish = "stop" if text.stopped else stride.finish
@@ -268,6 +175,6 @@ class IterativeAnswer:
 
     def _scores(self) -> list[float | None]:
         """Of the passages read, by the question; None for one that shares no term with it."""
-        query = self._retriever.query(self._query_text([]))
+        query = self._retriever.query(self._query([]))
         scores = self._retriever.score(query, np.array(self._read, dtype=np.int64))
         return [score if math.isfinite(score) else None for score in scores.tolist()]

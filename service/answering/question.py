@@ -24,7 +24,9 @@ MAX_TURNS = 1000
 MAX_HISTORY_BYTES = 512 * 1024
 """Of all earlier turns together, in UTF-8: about 130,000 tokens."""
 
-Mode = Literal["auto", "long", "retrieval", "iterative"]
+Mode = Literal["auto", "long", "retrieval", "iterative", "flare", "iter-retgen"]
+STEPWISE = ("iterative", "flare", "iter-retgen")
+"""modes that search while the answer is written"""
 
 
 class Frozen(Strict):
@@ -34,16 +36,31 @@ class Frozen(Strict):
 
 
 class Iterative(Frozen):
-    """How mode iterative works; other modes ignore it."""
+    """How modes iterative, flare and iter-retgen work; other modes ignore it."""
 
     speculate: bool = Field(
         default=True, description="Guess what a search will find, verify later; the answer is the same."
     )
-    k: int = Field(default=4, ge=1, le=1024, description="Tokens between searches.")
-    stride: int | None = Field(
-        default=None, ge=1, le=64, description="Strides of k tokens to one search, the last not guessed; null: as pays."
+    k: int = Field(default=4, ge=1, le=1024, description="Mode iterative: tokens between searches.")
+    theta: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Mode flare: search before sentences with a token less probable than this.",
     )
-    query_tokens: int = Field(default=32, ge=1, le=8192, description="Last tokens that a search is asked with.")
+    beta: float = Field(
+        default=0.4, ge=0, le=1, description="Mode flare: tokens less probable than this are left out of the search."
+    )
+    iterations: int = Field(default=3, ge=1, le=16, description="Mode iter-retgen: answers written at most.")
+    stride: int | None = Field(
+        default=None, ge=1, le=64, description="Strides to one search, the last not guessed; null: as pays."
+    )
+    query_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=8192,
+        description="Last tokens that a search is asked with; null: 32, in mode flare 64, in mode iter-retgen 192.",
+    )
     retriever: Literal["hybrid", "dense", "sparse"] = Field(default="hybrid", description="What searches.")
     prefetch: int = Field(
         default=16, ge=1, le=1000, description="Passages that a search brings into the cache of guesses."
@@ -98,7 +115,11 @@ def newest(turns: Sequence[Turn]) -> list[Turn]:
 class AnswerOptions(Frozen):
     """Which documents a question is about, and how the answer is made of them."""
 
-    mode: Mode = Field(default="auto", description="long: read whole; retrieval: passages; auto chooses of these two.")
+    mode: Mode = Field(
+        default="auto",
+        description="long: read whole; retrieval: passages; auto chooses of these two; iterative, flare, iter-retgen: "
+        "search while the answer is written.",
+    )
     documents: tuple[DocumentId, ...] = Field(
         default=(), max_length=100, description="Ids; none for the whole collection."
     )
@@ -114,7 +135,7 @@ class AnswerOptions(Frozen):
         description="Mode retrieval: say that the documents do not answer where, by the ranker, no sentence found does "
         "with this probability; 0 asks the model always; null: the ranker's own bound, where it reads the language.",
     )
-    iterative: Iterative = Field(default=Iterative(), description="How mode iterative works.")
+    iterative: Iterative = Field(default=Iterative(), description="How modes that search under way work.")
     knn: Knn | None = Field(default=None, description="Decode with the kNN datastore of the documents; null: without.")
 
 
@@ -150,8 +171,8 @@ class Question(AnswerOptions):
         """
         if not self.text.strip():
             raise InvalidRequest("The question is empty.", param="question")
-        if self.knn is not None and self.mode == "iterative":
-            raise InvalidRequest("Mode iterative does not decode with a kNN datastore.", param="knn")
+        if self.knn is not None and self.mode in STEPWISE:
+            raise InvalidRequest(f"Mode {self.mode} does not decode with a kNN datastore.", param="knn")
         named = [library.document(one, owner) for one in dict.fromkeys(self.documents)]
         for document in named:
             if not document.readable:
@@ -194,8 +215,8 @@ def nothing_to_steer(param: str) -> InvalidRequest:
     param: mode or knn.
     """
     return InvalidRequest(
-        "The embedded reader quotes sentences that are chosen before it speaks: mode iterative and kNN datastores act "
-        "on every word that a model writes, and have nothing to do there.",
+        "The embedded reader quotes sentences that are chosen before it speaks: modes that search while the answer is "
+        "written, and kNN datastores, act on every word that a model writes, and have nothing to do there.",
         hint="Use mode retrieval, or name a model that writes its own words, for example FOLIO_MODEL=smollm2.",
         param=param,
     )

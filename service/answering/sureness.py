@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval.parsing.chunking import in_context
 from retrieval.parsing.sentences import units
-from retrieval.ranking.ranker import SentenceRanker
+from retrieval.ranking.ranker import FOUND_CHARS, SentenceRanker
 from retrieval.types import Hit
 
 SHORTEST = 3
 """words of what is worth pointing out"""
-_WORD = re.compile(r"[a-z]+")
-_ENGLISH = frozenset(
-    ("the", "of", "what", "who", "whom", "whose", "how", "when", "which", "where", "why", "did", "does", "were", "and")
-)
-"""Words of every English text, and of few others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +34,7 @@ def likely(ranker: SentenceRanker, question: str, hits: Sequence[Hit]) -> list[L
     places = [(number, start, end) for number, hit in enumerate(hits) for start, end in units(hit.text)]
     contexts = [in_context(hit.context, hit.text) for hit in hits]
     sentences = [hits[number].text[start:end] for number, start, end in places]
-    scores = ranker.score(question, sentences, [contexts[number] for number, _, _ in places])
+    scores = ranker.score(question, sentences, [contexts[number] for number, _, _ in places], FOUND_CHARS)
     found = [
         Likely(number, " ".join(sentence.split()), float(score))
         for (number, _, _), sentence, score in zip(places, sentences, scores, strict=True)
@@ -52,8 +46,3 @@ def pointed_out(found: Sequence[Likely], hits: int) -> list[str]:
     """What of it can be shown beside the question, each once: sentences of the first `hits` passages."""
     texts = (one.text for one in found if one.hit < hits and len(one.text.split()) >= SHORTEST)
     return list(dict.fromkeys(texts))
-
-
-def is_read(question: str, hits: Sequence[Hit]) -> bool:
-    """Whether all of it is English, which the packaged ranker was trained on: of the rest it is never sure."""
-    return all(_ENGLISH.intersection(_WORD.findall(text.lower())) for text in (question, *(hit.text for hit in hits)))

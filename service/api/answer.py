@@ -102,7 +102,7 @@ async def answer(
     With `stream`, or `Accept: text/event-stream`, the events search_results, message, citation, stats, error and
     done; else one JSON object.
     """
-    params = body.params(runtime.settings.answer_tokens, runtime.engine.sampling_defaults)
+    params = body.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
     events = traced(request, runtime.answerer.answer(body, params, principal.owner))
     if body.stream or "text/event-stream" in request.headers.get("accept", ""):
         return EventStream([events], AnswerEvents(), runtime.settings.ping_s)

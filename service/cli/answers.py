@@ -52,7 +52,7 @@ def option(model: type[BaseModel], name: str, *flags: str, only: str = "") -> An
     return typer.Option(*flags, help=f"{only}{field.description}{default}")
 
 
-IN_ITERATIVE, IN_KNN = "Mode iterative: ", "--knn: "
+IN_STEPWISE, IN_KNN = "Modes iterative, flare and iter-retgen: ", "--knn: "
 
 
 def ask(
@@ -68,14 +68,17 @@ def ask(
     rerank: Annotated[bool, option(AnswerOptions, "rerank", "--rerank")] = False,
     refuse_below: Annotated[float | None, option(AnswerOptions, "refuse_below")] = None,
     speculate: Annotated[
-        Switch, typer.Option(help="Mode iterative and --knn: guess what a search will find and verify later.")
+        Switch,
+        typer.Option(help="When searching under way, or --knn: guess what a search will find, verify later."),
     ] = Switch.ON,
-    k: Annotated[int | None, option(Iterative, "k", "--k", only=IN_ITERATIVE)] = None,
+    k: Annotated[int | None, option(Iterative, "k", "--k")] = None,
+    theta: Annotated[float | None, option(Iterative, "theta")] = None,
+    iterations: Annotated[int | None, option(Iterative, "iterations")] = None,
     stride: Annotated[
         int | None,
-        typer.Option(help="Mode iterative and --knn: guesses to one verification; default: as pays best."),
+        typer.Option(help="When searching under way, or --knn: guesses to one verification; default: as pays best."),
     ] = None,
-    retriever: Annotated[str | None, option(Iterative, "retriever", only=IN_ITERATIVE)] = None,
+    retriever: Annotated[str | None, option(Iterative, "retriever", only=IN_STEPWISE)] = None,
     knn: Annotated[
         bool, typer.Option("--knn", help="Decode with the documents' datastore (folio index build --knn).")
     ] = False,
@@ -108,7 +111,7 @@ def ask(
                 **given(mode=mode, documents=document, collection=collection, passages=passages),
                 **given(refuse_below=refuse_below),
                 "rerank": rerank,
-                "iterative": given(k=k, retriever=retriever, **guessing),
+                "iterative": given(k=k, theta=theta, iterations=iterations, retriever=retriever, **guessing),
                 "knn": neighbours if knn else None,
             }
         )
@@ -152,7 +155,7 @@ async def _answer(settings: Settings, question: Question, sampling: Sampling, wr
 
     runtime = await started(settings)
     try:
-        params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
+        params = sampling.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
         events = runtime.answerer.answer(question, params, LOCAL_OWNER)
         return await collect(events if writer is None else shown(question, events, writer))
     finally:

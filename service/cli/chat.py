@@ -92,7 +92,7 @@ def chat(
     with asyncio.Runner() as runner:  # runs no longer than an answer: between answers the terminal has Ctrl-C
         runtime = runner.run(started(settings))
         try:
-            params = sampling.params(settings.answer_tokens, runtime.engine.sampling_defaults)
+            params = sampling.params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
             conversation = Conversation(runtime, runner, options, params, as_json)
             if interactive:
                 note(f"{runtime.model_name}. {', '.join(COMMANDS)}; Ctrl-C stops an answer, twice leaves.")

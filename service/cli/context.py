@@ -35,6 +35,9 @@ TensorParallel = Annotated[
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float64, bfloat16 or float16.")]
 Weights = Annotated[str | None, typer.Option("--weights", help="On a CPU: auto, stored, int8 or plain.")]
+Activations = Annotated[
+    str | None, typer.Option("--activations", help="On a CPU: auto, or int8 with weights of integers.")
+]
 Drafter = Annotated[str | None, typer.Option("--drafter", help="NAME[:key=value,…]; never changes the tokens.")]
 KVDtype = Annotated[
     str | None, typer.Option("--kv-dtype", help="Of the pages of KV: auto for the model's, float32, bfloat16 or int8.")

@@ -109,8 +109,8 @@ def _kernels(settings: Settings) -> list[Finding]:
     findings = [Finding("attention", *_about_kernels(own, whole, device, name, settings.attention_backend))]
     if device == "cpu":
         family = f"FOLIO_CPU_FEATURES={features.family()}" if own != "torch" else "torch"
-        rounded = "bfloat16" if precision.rounded else precision.dtype
-        detail = f"weights {precision.weights}, products of {rounded} ({family})"
+        products = precision.dtype if precision.weights == "plain" else precision.products
+        detail = f"weights {precision.weights}, products of {products} ({family})"
         findings.append(Finding("linear layers", "ok", detail))
     if device.startswith("cuda"):
         graphs = "captured at the start" if settings.cuda_graphs else "off (FOLIO_CUDA_GRAPHS)"
@@ -128,7 +128,7 @@ def _precision(config: EngineConfig, model: str) -> Precision:
     from service.engine.loading.sources import find_model
 
     try:
-        return choose(find_model(model), config.dtype, config.weights, config.device)
+        return choose(find_model(model), config.dtype, config.weights, config.device, activations=config.activations)
     except ModelError:
         return Precision("float32" if config.dtype == "auto" else config.dtype)
 

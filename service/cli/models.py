@@ -93,7 +93,7 @@ def _listed(name: str, settings: Settings) -> Listed:
         config = source.config
         refuse_by_config(name, config)
         engine = settings.engine.resolved()
-        precision = choose(source, engine.dtype, engine.weights, engine.device)
+        precision = choose(source, engine.dtype, engine.weights, engine.device, activations=engine.activations)
     except ModelError as error:
         return Listed(name, state=error.detail)
     text = config.get_text_config()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.context import (
+    Activations,
     Attention,
     Backend,
     DeviceName,
@@ -54,6 +55,7 @@ def serve(
     device: DeviceName = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    activations: Activations = None,
     drafter: Drafter = None,
     attention: Attention = None,
     kv_dtype: KVDtype = None,
@@ -69,6 +71,7 @@ def serve(
         device=device,
         dtype=dtype,
         weights=weights,
+        activations=activations,
         drafter=drafter,
         attention=attention,
         kv_dtype=kv_dtype,
@@ -106,6 +109,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
     dtype: Dtype = None,
     weights: Weights = None,
+    activations: Activations = None,
     device: DeviceName = None,
     drafter: Drafter = None,
     attention: Attention = None,
@@ -126,6 +130,7 @@ def generate(
         model=model,
         dtype=dtype,
         weights=weights,
+        activations=activations,
         device=device,
         drafter=drafter,
         attention=attention,

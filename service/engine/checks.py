@@ -59,6 +59,6 @@ def shape_of(model: str, config: EngineConfig) -> ModelShape | None:
     described = read_config(model).get_text_config()
     fingerprint = model if model == EMBEDDED else ""
     try:
-        return ModelShape.of_config(described, config.page_size, fingerprint=fingerprint)
+        return ModelShape.of_config(described, config.page_size, fingerprint=fingerprint, checkpoint=model)
     except AttributeError:
         return None

@@ -36,6 +36,10 @@ class EngineConfig(BaseModel):
         default="auto",
         description="On a CPU: as stored (a GGUF file's blocks, 16 bits), int8, or plain tensors of DTYPE (--weights).",
     )
+    activations: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="On a CPU: int8 rounds what enters a linear layer of integer weights to int8 (--activations).",
+    )
     device: str = Field(default="auto", description="cpu, cuda, cuda:N, or auto (a GPU where there is one).")
     tensor_parallel: int = Field(
         default=1, ge=1, le=64, description="Processes that share the model, a GPU each (--tp); for serve and generate."

@@ -116,6 +116,8 @@ class Engine:
             config.page_size,
             self.max_model_len,
             fingerprint=loaded.name if loaded.name == EMBEDDED else "",
+            checkpoint=loaded.name,
+            skips=select_kernels(torch.device(config.device), DTYPES[config.dtype]).skips,
         )
         pool = make_pool(loaded, config, head_layout(config, self.shape) if loaded.ranks is None else None)
         num_pages = pool.num_pages
@@ -158,7 +160,8 @@ class Engine:
         if ranks is not None:
             chosen = chosen.model_copy(update={"device": ranks.device})
             ranks.tell(Load(model, chosen))
-        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks, chosen.weights), chosen)
+        kept = chosen.weights, chosen.activations
+        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks, *kept), chosen)
 
     def add_request(
         self,
@@ -201,7 +204,8 @@ class Engine:
         """What else than the tokens decides the KV of a dense sequence: model, dtypes, and which heads share a page."""
         invariant = "invariant" if self.config.batch_invariant else ""
         layout = self.runner.pool.layout.name()
-        kinds = (self.config.dtype, self.loaded.weights, self.config.kv_dtype, layout, invariant)
+        rounded = "" if self.config.activations == "auto" else f"activations {self.config.activations}"
+        kinds = (self.config.dtype, self.loaded.weights, rounded, self.config.kv_dtype, layout, invariant)
         return "/".join([self.loaded.fingerprint, *filter(None, kinds)])
 
     @property

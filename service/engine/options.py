@@ -78,7 +78,8 @@ def _named(text: str, what: str, known: Mapping[str, type[Named]]) -> Named:
     name, _, rest = text.strip().partition(":")
     if name not in known:
         raise ValueError(_unknown(name, what, known))
-    defaults = {field.name: field.default for field in fields(known[name])}
+    names = {field.name.rstrip("_"): field.name for field in fields(known[name])}  # lambda_: no name in Python
+    defaults = {field.name.rstrip("_"): field.default for field in fields(known[name])}
     values: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -89,7 +90,7 @@ def _named(text: str, what: str, known: Mapping[str, type[Named]]) -> Named:
         if key in values:
             raise ValueError(f"{what} {name}: {key} is given twice")
         values[key] = _value(f"{what} {name}: {key}", value, type(defaults[key]))
-    return known[name](**values)
+    return known[name](**{names[key]: value for key, value in values.items()})
 
 
 def _value(option: str, text: str, kind: type[Any]) -> Any:

@@ -67,8 +67,9 @@ class LibraryTools:
         except ValidationError as error:
             raise refusal(error, lambda place: str(place[0])) from error
         await self._runtime.ended.wait()  # the model may still be loading
-        params = Sampling().params(self._runtime.settings.answer_tokens, self._runtime.engine.sampling_defaults)
-        answer = await collect(self._runtime.answerer.answer(asked, params, owner))
+        answerer = self._runtime.answerer
+        params = Sampling().params(answerer.answer_tokens, self._runtime.engine.sampling_defaults)
+        answer = await collect(answerer.answer(asked, params, owner))
         return {
             "answer": answer.answer,
             "verified": answer.verified,

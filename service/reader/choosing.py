@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.ranking.ranker import SentenceRanker
+from retrieval.ranking.ranker import READ_CHARS, SentenceRanker
 
 MOST = 3
 """sentences of one answer"""
@@ -20,7 +20,7 @@ SURE = 0.5
 """A further sentence that more probably answers than not is quoted as well, …"""
 NEEDED = 0.2
 """… and one this probable where the question asks for several things."""
-RIVAL = 0.5
+RIVAL = 0.4
 """Where the best is not sure, a second one that is at least so many times as probable is quoted beside it."""
 
 _HEADING = re.compile(
@@ -57,20 +57,26 @@ class Choice:
 class SentenceChooser:
     """Chooses with a ranker."""
 
-    LIKELY = 12
+    LIKELY = 4
 
     def __init__(self, ranker: SentenceRanker) -> None:
         self._ranker = ranker
 
     def choose(
-        self, question: str, sentences: Sequence[str], contexts: Sequence[str], names: Collection[int] = ()
+        self,
+        question: str,
+        sentences: Sequence[str],
+        contexts: Sequence[str],
+        names: Collection[int] = (),
+        room: int = READ_CHARS,
     ) -> Choice:
         """Args:
         contexts: the text in which each sentence is read (`service.reader.contexts`).
         names: numbers of the rows that hold names of columns; they are headings.
+        room: characters that the ranker reads.
         """
-        scores = self._ranker.score(question, sentences, contexts)
-        bound = self._ranker.refuse_below(question)
+        scores = self._ranker.score(question, sentences, contexts, room)
+        bound = self._ranker.refuse_below(question, len(sentences))
         order = np.argsort(-scores, kind="stable").tolist()
         likely = tuple(sorted(order[: self.LIKELY]))
         order = [number for number in order if number not in names and not _HEADING.match(sentences[number])]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from retrieval.ranking.ranker import FOUND_CHARS, READ_CHARS
 from service.answering.passages import Passage, canonical
 from service.answering.prompting.layouts import Prompt, ReadingLimits
 from service.errors import InvalidRequest
@@ -117,7 +118,9 @@ class ReaderLayout:
         quotable = self._quotable(prompt.passages, LONGEST_QUOTED)
         places = [(prompt.passages[one.passage], one.sentence) for one in quotable]
         read, columns = contexts(places, found), columns_of(places)
-        choice = chooser.choose(prompt.question, [one.sentence.words for one in quotable], read, set(columns.values()))
+        sentences = [one.sentence.words for one in quotable]
+        room = FOUND_CHARS if narrow else READ_CHARS
+        choice = chooser.choose(prompt.question, sentences, read, set(columns.values()), room)
         told = {number for one in choice.sentences for number in (columns.get(one, one), one)}
         chosen = [quotable[number] for number in sorted(told)]
         if narrow:

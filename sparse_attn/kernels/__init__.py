@@ -27,6 +27,7 @@ class Kernels:
 
     Attributes:
         name: what the statistics call it.
+        skips: ``attention`` heeds `Rows.skip`.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
         vertical_slash: what weighs blocks in place of `sparse_attn.plan.score.vertical_slash`'s torch, given how many
@@ -41,6 +42,7 @@ class Kernels:
     attention: PagedAttention
     paged_attention: PagedAttention
     ragged_attention: RaggedAttention
+    skips: bool = False
     row_invariant: bool = False
     whole: Whole | None = None
     vertical_slash: Callable[[SequenceRows, Sequence[int], int, int], tuple[Tensor, Tensor] | None] | None = None
@@ -51,7 +53,7 @@ class Kernels:
 BACKENDS = ("auto", "own", *WHOLE)
 """Names of back ends that may be asked for: ``own`` are this package's kernels alone."""
 
-TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention)
+TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention, skips=True)
 
 
 def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Kernels:
@@ -107,6 +109,7 @@ def _cpu_kernels(dtype: torch.dtype) -> Kernels:
         cpu.attention,
         cpu.paged_attention,
         cpu.ragged_attention,
+        skips=True,
         row_invariant=True,
         vertical_slash=cpu_score.vertical_slash,
         scores=cpu_score.scores if dtype == torch.bfloat16 else None,

@@ -14,6 +14,7 @@ K and V are never repeated: the Hq / Hkv query heads of a group read the one KV 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
-from sparse_attn.kernels.operands import Pages, Rows, State
+from sparse_attn.kernels.operands import SKIP_CHUNK, SKIP_TILE, Pages, Rows, Skip, State
 
 ROW_BLOCK = 256  # rows scored at a time: bounds the score matrix, not the numbers
 
@@ -37,8 +38,10 @@ class KeyFilter(Protocol):
 def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> State:
     """Attend from the new rows to their context in pages and to one another.
 
-    `index` covers both parts (`k_offset` 0).
+    `index` covers both parts (`k_offset` 0). Only here tiles are skipped, which needs all keys of a row at once.
     """
+    if rows.skip is not None:
+        return _skipping_attention(pages, rows, rows.skip, index)
     past_index, new_index = index.split() if index is not None else (None, None)
     new = ragged_attention(rows, new_index)
     if not bool((rows.context_lens > 0).any()):
@@ -93,6 +96,61 @@ def ragged_attention(rows: Rows, index: KeyFilter | None = None) -> State:
     return out, lse
 
 
+def _skipping_attention(pages: Pages, rows: Rows, skip: Skip, index: BlockIndex | None) -> State:
+    """`attention` as `Skip` says."""
+    out, lse = _empty_state(rows.q)
+    for s, ((lo, hi), length) in enumerate(zip(_spans(rows), rows.context_lens.tolist(), strict=True)):
+        if lo == hi:
+            continue
+        keys, values = (
+            torch.cat([past, new[lo:hi].to(past.dtype).transpose(0, 1)], dim=1)
+            for past, new in zip(pages.gather(s, length, rows.k.dtype), (rows.k, rows.v), strict=True)
+        )
+        tree = rows.tree_masks[s] if rows.tree_masks is not None else None
+        order = torch.arange(length + hi - lo, device=rows.q.device)
+        for block in _row_blocks(hi - lo):
+            at = slice(lo + block.start, lo + block.stop)
+            new = tree[block].to(order.device) if tree is not None else order[block, None] >= order[None, : hi - lo]
+            seen = torch.cat([new.new_ones(len(new), length), new], dim=1)
+            number = torch.where(seen, seen.cumsum(-1) - 1, 0)  # as the row counts its keys
+            of_row = seen.sum(-1)
+            if rows.window > 0:
+                seen = seen & (number >= of_row[:, None] - rows.window)
+            visible = seen.expand(1, -1, -1)
+            if index is not None:
+                visible = visible & index.mask(s, block, length + hi - lo)
+            sink = (
+                tree is None or length >= SKIP_TILE
+            )  # the first tile of a tree's rows is common to them, or no measure
+            tiles = _Tiles(number, skip.margins(of_row), sink, skip)
+            out[at], lse[at] = _attend(rows.q[at], keys, values, visible, rows.scale, rows.softcap, tiles)
+    return out, lse
+
+
+@dataclass
+class _Tiles:
+    """Which keys of rows lie in which of their tiles, and what may be skipped."""
+
+    number: Tensor
+    margins: Tensor
+    sink: bool
+    skip: Skip
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """Scores [..., R, N], less those of tiles that are skipped."""
+        tiles = int(self.number.max()) // SKIP_TILE + 1
+        tile = (self.number // SKIP_TILE).expand(scores.shape)
+        tops = scores.new_full((*scores.shape[:-1], tiles), -torch.inf).scatter_reduce(-1, tile, scores, "amax")
+        chunks = torch.nn.functional.pad(tops, (0, -tiles % (per_chunk := SKIP_CHUNK // SKIP_TILE)), value=-torch.inf)
+        running = chunks.unflatten(-1, (-1, per_chunk)).cummax(-1).values.flatten(-2)[..., :tiles]
+        if self.sink:
+            running = torch.maximum(running, tops[..., :1])
+        left_out = tops < running - self.margins[:, None].to(tops.dtype)
+        seen = tops > -torch.inf
+        self.skip.counts += torch.stack([seen.sum(), (seen & left_out).sum()])
+        return scores.masked_fill(left_out.gather(-1, tile), -torch.inf)
+
+
 def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> State:
     """Join two attentions of the same rows over disjoint keys; out [T, Hq, D], lse [T, Hq]."""
     lse = torch.logaddexp(lse_a, lse_b)
@@ -107,7 +165,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> State:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float, tiles: _Tiles | None = None
+) -> State:
     """q [R, Hq, D], k and v [Hkv, N, D], mask bool [1 | Hkv | Hq, R, N] → out [R, Hq, D], lse [R, Hq]."""
     rows, q_heads, dim = q.shape
     kv_heads, num_keys = k.shape[:2]
@@ -122,6 +182,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap
     elif mask.shape[0] == q_heads:
         mask = mask.view(kv_heads, group, rows, num_keys)
     scores = scores.masked_fill(~mask, -torch.inf)
+    if tiles is not None:
+        scores = tiles.mask(scores)
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - torch.where(lse > -torch.inf, lse, 0.0)[..., None])
     out = (weights @ v.to(acc)[:, None]).permute(2, 0, 1, 3).reshape(rows, q_heads, dim)

@@ -50,6 +50,37 @@ class Pages:
         return sides[0], sides[1]
 
 
+SKIP_TILE, SKIP_CHUNK = 64, 1024  # keys whose largest weights are compared; mirrored by attention.cpp
+SKIP_MOST = 1.0  # of the largest weight before it: no tile with a larger one is skipped, however short the context
+
+
+@dataclass(slots=True, eq=False)
+class Skip:
+    """Skip softmax (BLASST, arXiv 2512.12087): tiles of keys that would hardly count are left out of a row's attention.
+
+    A row's keys, numbered 0, 1, … as it sees them (its context, then the new rows that it sees), lie in tiles of
+    `SKIP_TILE` and chunks of `SKIP_CHUNK`. A tile is left out where its largest weight is less than ``share`` ÷ n of
+    the largest before it, n being the number of the row's keys; `SKIP_MOST` of it at most. "Before it" are the tiles
+    before it in its own chunk, and the first of all, where the sink is: so that chunks need not wait for one another,
+    and what a row skips depends on its query and its keys alone. All that is left out then weighs less than ``share``
+    times the largest weight that is not.
+
+    Attributes:
+        share: 0 leaves out nothing: dense attention, to the last bit.
+        gate: rows of at most so many keys are dense.
+        counts: int64 [2], tiles of rows that were looked at, and those of them that were left out; grows.
+    """
+
+    share: float
+    gate: int
+    counts: Tensor
+
+    def margins(self, keys: Tensor) -> Tensor:
+        """How far a tile's largest score must lie below the largest before it, for rows of so many keys."""
+        least = (self.share / keys.double().clamp(min=1)).clamp(max=SKIP_MOST)
+        return torch.where(keys > self.gate, -least.log(), torch.inf)
+
+
 @dataclass(slots=True)
 class Rows:
     """T new rows of S sequences, and how they attend.
@@ -64,6 +95,7 @@ class Rows:
         positions: int64 [T], or None for ``context_len + i`` (no tree).
         tree_masks: per sequence a bool [n, n] ancestor-or-self mask over its rows, or None for causal; the field is
             None where every sequence is causal.
+        skip: tiles that may be left out, by the kernels of `attention`; None for none.
         kept: what kernels prepare once for the rows of a forward; shared by its layers and head groups, whose sequences
             and masks are the same.
     """
@@ -78,6 +110,7 @@ class Rows:
     window: int = 0
     positions: Tensor | None = None
     tree_masks: Sequence[Tensor | None] | None = None
+    skip: Skip | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod

@@ -7,7 +7,7 @@ device, each sequence apart where its own policy plans it. In the last layer onl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -76,6 +76,8 @@ def plan_sequence(attn: AttnBatch, s: int, layer: int, rows: Rows) -> Part:
         rows = one.take(rows, at)
     policy = one.policies[0] if one.policies is not None else None
     index = policy.plan(_sequence_rows(one, layer, rows)) if policy is not None else None
+    if policy is not None and (skip := policy.skip(one.lengths[0])) is not None:
+        rows = replace(rows, skip=skip)
     return Part(one, at, rows, index)
 
 

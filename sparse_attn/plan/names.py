@@ -2,4 +2,15 @@
 
 from __future__ import annotations
 
-NAMES = ("dense", "streaming", "minference", "xattention", "flexprefill", "trianglemix", "lserve", "quest", "auto")
+NAMES = (
+    "dense",
+    "streaming",
+    "minference",
+    "xattention",
+    "flexprefill",
+    "trianglemix",
+    "lserve",
+    "quest",
+    "skip",
+    "auto",
+)

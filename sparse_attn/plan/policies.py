@@ -19,6 +19,7 @@ from sparse_attn.kv.page_stats import LOGICAL_PAGE
 from sparse_attn.plan.formats import HeadPatterns, HeadScores, read_duo, read_minference, streaming_heads
 from sparse_attn.plan.patterns import AntiDiagonal, AShape, Coverage, Dense, Pattern, TriShape
 from sparse_attn.plan.policy import DecodeRule, ModelShape, PageSelection, Policy
+from sparse_attn.plan.published import published_for, refuse_foreign
 
 SHIPPED = "shipped"  # the value of a file option that asks for the file that comes with the package
 CROSSOVERS = "crossovers.json"
@@ -64,6 +65,7 @@ class MInference(Policy):
 
     def check(self, model: ModelShape) -> None:
         super().check(model)
+        refuse_foreign(self.file, model.checkpoint)
         table = self._table(model)
         if len(table) != model.num_layers or len(table[0]) != model.num_q_heads:
             raise PolicyError(
@@ -266,6 +268,33 @@ class LServe(Policy):
 
 
 @dataclass(frozen=True)
+class SkipSoftmax(Policy):
+    """Every tile of keys is scored, and one whose weights would hardly count is left out (BLASST, arXiv 2512.12087).
+
+    It needs no plan and no table, and what it leaves out is bounded: of a row with n keys, those that each weigh less
+    than ``lambda`` ÷ n of the largest weight, so that together they weigh less than ``lambda`` times that one.
+
+    Attributes:
+        lambda_: written ``lambda``; 0 leaves out nothing. `folio bench perplexity --skip` finds what a model bears.
+    """
+
+    gate: int = 1024
+    lambda_: float = 1.0
+
+    name: ClassVar[str] = "skip"
+
+    def check(self, model: ModelShape) -> None:
+        super().check(model)
+        if not model.skips:
+            raise PolicyError("skip: the kernels of this device do not leave out tiles; choose another policy")
+        if self.lambda_ < 0:
+            raise PolicyError(f"skip: lambda={self.lambda_:g} must not be negative")
+
+    def skips(self, prefill: bool) -> tuple[float, int]:
+        return self.lambda_, self.gate
+
+
+@dataclass(frozen=True)
 class Joined(Policy):
     """Prefill of one policy, decode of another."""
 
@@ -283,6 +312,9 @@ class Joined(Policy):
 
     def decode(self, layer: int, model: ModelShape) -> DecodeRule | None:
         return self.second.decode(layer, model)
+
+    def skips(self, prefill: bool) -> tuple[float, int]:
+        return (self.first if prefill else self.second).skips(prefill)
 
     def resolve(self, prompt_len: int, model: ModelShape) -> Policy:
         first, second = (part.resolve(prompt_len, model) for part in (self.first, self.second))
@@ -343,7 +375,8 @@ class Auto(Policy):
 
 
 POLICIES: dict[str, type[Policy]] = {
-    cls.name: cls for cls in (Policy, Streaming, MInference, XAttention, FlexPrefill, TriangleMix, LServe, Quest, Auto)
+    cls.name: cls
+    for cls in (Policy, Streaming, MInference, XAttention, FlexPrefill, TriangleMix, LServe, Quest, SkipSoftmax, Auto)
 }
 
 
@@ -363,7 +396,8 @@ def as_data(policy: Policy) -> list[dict[str, Any]]:
     """A policy as a table of crossovers holds it: ``[{"name": …, option: value, …}]``, two where two are joined."""
     parts = [policy.first, policy.second] if isinstance(policy, Joined) else [policy]
     return [
-        {"name": part.name} | {f.name: vars(part)[f.name] for f in fields(part) if vars(part)[f.name] != f.default}
+        {"name": part.name}
+        | {f.name.rstrip("_"): vars(part)[f.name] for f in fields(part) if vars(part)[f.name] != f.default}
         for part in parts
     ]
 
@@ -397,8 +431,9 @@ def _file(policy: Policy, option: str, value: str, model: ModelShape, shipped_na
         return value
     path = resources.files("sparse_attn") / "heads" / model.fingerprint / shipped_name
     if not model.fingerprint or not path.is_file():
+        published = "".join(f"; there is {one}" for one in published_for(model.checkpoint))
         raise PolicyError(
-            f"{policy.name}: no head file ships for this model; make one with `folio calibrate` and give "
+            f"{policy.name}: no head file ships for this model{published}; make one with `folio calibrate` and give "
             f"{option}=FILE" + (", or streaming=0 to select pages in every head" if option == "heads" else "")
         )
     return str(path)
@@ -426,4 +461,6 @@ def _read_crossovers(path: str, device: str) -> tuple[tuple[int, Policy], ...]:
 
 
 def _of_json(options: dict[str, Any]) -> Policy:
-    return POLICIES[options["name"]](**{key: value for key, value in options.items() if key != "name"})
+    policy = POLICIES[options["name"]]
+    names = {f.name.rstrip("_"): f.name for f in fields(policy)}
+    return policy(**{names.get(key, key): value for key, value in options.items() if key != "name"})

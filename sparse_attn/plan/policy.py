@@ -23,6 +23,8 @@ class ModelShape:
         page_size: tokens in a page of the KV pool.
         max_length: longest sequence the engine will hold, 0 for unknown.
         fingerprint: names the weights, to find head files that ship with the package; "" for unknown.
+        checkpoint: its hub id or folder, by whose name published files are known.
+        skips: whether the kernels of its device can leave out tiles.
     """
 
     num_layers: int
@@ -32,9 +34,19 @@ class ModelShape:
     page_size: int = 64
     max_length: int = 0
     fingerprint: str = ""
+    checkpoint: str = ""
+    skips: bool = True
 
     @classmethod
-    def of_config(cls, config: Any, page_size: int = 64, max_length: int = 0, fingerprint: str = "") -> ModelShape:
+    def of_config(
+        cls,
+        config: Any,
+        page_size: int = 64,
+        max_length: int = 0,
+        fingerprint: str = "",
+        checkpoint: str = "",
+        skips: bool = True,
+    ) -> ModelShape:
         """From a transformers configuration of a decoder."""
         heads = config.num_attention_heads
         return cls(
@@ -45,6 +57,8 @@ class ModelShape:
             page_size,
             max_length,
             fingerprint,
+            checkpoint,
+            skips,
         )
 
 
@@ -121,6 +135,10 @@ class Policy:
         """What KV heads visit in decode; None for dense."""
         return None
 
+    def skips(self, prefill: bool) -> tuple[float, int]:
+        """What tiles of keys kernels may leave out: ``share`` and ``gate`` of `sparse_attn.kernels.operands.Skip`."""
+        return 0.0, 0
+
     @property
     def prefill_gate(self) -> int:
         return self.gate
@@ -147,12 +165,16 @@ class Policy:
 
         Key it before `resolve`d policies differ: use the resolved policy's key.
         """
-        options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.init)
+        options = ",".join(f"{f.name.rstrip('_')}={getattr(self, f.name)}" for f in fields(self) if f.init)
         return f"{self.name}:{options}"
 
     def is_dense(self, model: ModelShape, prompt_len: int | None = None, max_length: int | None = None) -> bool:
         """Never sparse, in no layer and phase; or never for a prompt and a sequence that grow no longer than this."""
         layers = range(model.num_layers)
+        for prefill, length in ((True, prompt_len), (False, max_length)):
+            share, gate = self.skips(prefill)
+            if share and (length is None or length > gate):
+                return False
         no_prefill = prompt_len is not None and prompt_len <= self.prefill_gate // self.block * self.block
         no_decode = max_length is not None and max_length <= self.decode_gate
         return all(

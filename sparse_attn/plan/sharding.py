@@ -68,6 +68,9 @@ class ShardedPolicy(Policy):
         own = tuple(head - first for head in rule.streaming if first <= head < first + share)
         return replace(rule, streaming=own)
 
+    def skips(self, prefill: bool) -> tuple[float, int]:
+        return self.whole.skips(prefill)
+
     @property
     def prefill_gate(self) -> int:
         return self.whole.prefill_gate

@@ -24,6 +24,7 @@ from torch import Tensor
 from sparse_attn.blocks import PAD, BlockIndex
 from sparse_attn.errors import PolicyError
 from sparse_attn.host_values import on_device
+from sparse_attn.kernels.operands import Skip
 from sparse_attn.plan.grid import Grid
 from sparse_attn.plan.patterns import Dense, Pattern
 from sparse_attn.plan.policy import DecodeRule, ModelShape, PageSelection, Policy
@@ -40,17 +41,21 @@ class PlanStats:
             the counts are a GPU's, for which only the reader waits.
         index_seconds: host time spent on scores, selection and indices.
         late_selections: page selections made for want of the interval's own (after a resumption).
+        tiles: `Skip.counts`.
     """
 
     visited: float | Tensor = 0.0
     causal: float | Tensor = 0.0
     index_seconds: float = 0.0
     late_selections: int = 0
+    tiles: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
 
     @property
     def density(self) -> float:
         causal = float(self.causal)
-        return float(self.visited) / causal if causal else 1.0
+        looked_at, left_out = self.tiles.tolist()
+        kept = 1.0 - left_out / looked_at if looked_at else 1.0
+        return kept * float(self.visited) / causal if causal else kept
 
     def add(self, visited: float | Tensor, causal: float | Tensor) -> None:
         """Count what one plan visits."""
@@ -120,6 +125,9 @@ class PolicyState:
 
     def decodes_densely(self, length: int) -> bool:
         """Whether decode rows of a sequence that has ``length`` tokens with them are dense in every layer."""
+        share, gate = self.policy.skips(prefill=False)
+        if share and length > gate:
+            return False
         return length <= self.policy.decode_gate or all(rule is None for rule in self.rules)
 
     def sees_all(self, layer: int, length: int, window: int) -> bool:
@@ -142,6 +150,13 @@ class PolicyState:
                 f"rows {rows.context_len} to {rows.length} cross the end of the prompt at {self.prompt_len}"
             )
         return self.plan_prefill(rows)
+
+    def skip(self, context_len: int) -> Skip | None:
+        """What tiles the rows behind so many tokens may leave out."""
+        prefill = context_len < self.prompt_len
+        share, gate = self.policy.skips(prefill)
+        stats = self.prefill_stats if prefill else self.decode_stats
+        return Skip(share, gate, stats.tiles) if share else None
 
     def commit(self, accepted: Sequence[int]) -> None:
         """Tell which rows of the last forward stay, root first: their selections hold for what follows."""

@@ -41,6 +41,7 @@ SPECS = [
     DraftModelOptions(width=4, depth=4),
     DraftModelOptions(branching=1, depth=10),
     RagOptions(context=64, chunk=16, question=16),
+    RagOptions(model="draft_model", context=64, chunk=16, question=16),
     CascadeOptions(context=64, chunk=16, question=16, helper_budget=3),
     FusionOptions(model="none"),
     FusionOptions(model="rag", always=True),

@@ -88,6 +88,7 @@ def test_what_cannot_be_is_refused_by_name(options, changes, said):
     [
         (DraftModelOptions(), "draft model"),
         (RagOptions(), "drafter rag needs .* second sequence"),
+        (RagOptions(model="draft_model"), "drafter rag needs a draft model"),
         (CascadeOptions(), "drafter cascade needs .* second sequence"),
         (DatastoreOptions(), "token store"),
         (SelfSpeculationOptions(), "skip layers"),
@@ -107,6 +108,8 @@ def test_another_vocabulary_needs_both_tokenizers(lab):
         build(DraftModelOptions(), resources)
     with pytest.raises(DrafterError, match="11 token ids"):
         build(MultiRoundOptions(), resources)
+    with pytest.raises(DrafterError, match="drafter rag: the draft model has 11 token ids"):
+        build(RagOptions(model="draft_model"), resources)
     with pytest.raises(DrafterError, match="target's vocabulary"):
         build(FusionOptions(model="draft_model"), resources)
 

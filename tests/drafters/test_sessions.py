@@ -337,6 +337,26 @@ def test_another_vocabulary_is_re_encoded(lab):
     assert drafter.stats.accepted_length > 3
 
 
+def test_a_draft_model_of_another_vocabulary_reads_the_retrieved_chunks_alone(lab, monkeypatch):
+    target = lab.Model(vocab_size=26, seed=1)
+    prompt = np.random.default_rng(2).integers(0, 26, 60).tolist()
+    chunks = prompt[20:33]
+    resources = lab.resources(target)
+    model = resources.draft_model = PairModel(target)
+    resources.codec, resources.draft_codec = Letters(), Pairs()
+    opened = []
+    monkeypatch.setattr(model, "open", lambda ids, open=model.open: opened.append(list(ids)) or open(ids))
+    drafter = build(RagOptions(model="draft_model", depth=3), resources)
+    state = RequestState("r", list(prompt), len(prompt), draft_prompt=chunks)
+    assert lab.speculate(drafter, target, state, 30) == lab.plain(target, prompt, Sampling(), 30)
+    assert drafter.stats.failures == 0
+    [read] = opened
+    written = Letters().encode(Pairs().decode(read))
+    assert written[: len(chunks) - 2] == chunks[:-2], "and what was written before the drafter began"
+    with pytest.raises(DrafterError, match="target_mix mixes two distributions of the same tokens"):
+        build(RagOptions(model="draft_model", target_mix=5.0), resources)
+
+
 def test_verify_of_a_failed_drafter_is_the_keyed_walk(lab):
     target = lab.Model(vocab_size=8, seed=1)
     drafter = build(MultiRoundOptions(), lab.resources(target))

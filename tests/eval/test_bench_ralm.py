@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from eval.bench import passages
-from eval.bench.ralm import Record, Row, read_questions, ways
+from eval.bench.ralm import Record, Row, items_of, read_questions, ways, worth
 from eval.errors import EvalError
+from eval.qa.dataset import Dataset, Item
 
 
 def record(seconds: float, tokens: list[int], share: float = 0.5) -> Record:
@@ -91,3 +92,22 @@ def test_questions_come_from_a_file_or_frompassages(tmp_path: Path) -> None:
     assert len(read_questions(None, base, 3)) == 3
     with pytest.raises(EvalError, match="2 questions, 3 are wanted"):
         read_questions(file, base, 3)
+
+
+def test_answers_to_a_dataset_are_held_to_the_right_ones() -> None:
+    item = Item("1", "p", "When?", (("the year 1806",), ("1806",)), ())
+    assert worth("In 1806.", item) == {"exact_match": 0.0, "f1": pytest.approx(2 / 3), "holds": 1.0}
+    assert worth("1806 [1]", item)["exact_match"] == 1.0
+    assert worth("1807", item) == {"exact_match": 0.0, "f1": 0.0, "holds": 0.0}
+    data = Dataset("towns", (item, Item("2", "p", "Where?", (), ())), {"p": "In 1806."})
+    [asked] = items_of(data, 1)
+    assert asked.item is item
+    with pytest.raises(EvalError, match="towns has 1 questions, 2 are wanted"):
+        items_of(data, 2)
+    row = Row("smollm2", "bm25", 16, 64, mode="flare")
+    for text in ("1806", "in 1806 or so"):
+        row.add("When?", {"sequential": record(1, [1]), "os3": record(1, [1])})
+        row.quality.append(worth(text, item))
+    summary = row.summary()
+    assert (summary["mode"], summary["exact_match"], summary["holds"]) == ("flare", 0.5, 1.0)
+    assert "f1" not in Row("a", "bm25", 1, 1, seconds=row.seconds, figures=row.figures).summary()

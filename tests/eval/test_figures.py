@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import eval.bench
 from eval.bench.base import Cells
-from eval.bench.timer import Marks, Times, ratio, time_in_turn, watch
+from eval.bench.timer import Marks, Times, ceilings, ratio, time_in_turn, watch
 from eval.cli import bench
 from eval.figures import machine, save_result, write_atomically
 
@@ -101,6 +101,22 @@ def test_the_options_of_a_bench_reach_it_and_its_figures_a_file(folio, tmp_path)
     table = folio("nothing", "--output", str(tmp_path / "n.json")).output
     assert "0.3333" in table
     assert "parts" not in table
+
+
+def test_a_bench_that_computes_here_tells_the_machines_limits_first(folio, tmp_path, monkeypatch):
+    (tmp_path / "nothing.py").write_text(BENCH.replace("BenchOptions", "ThreadedOptions"))
+    limits = {"read_gb_per_s": 15.0, "float32_gflops": 300.0, "bfloat16_gflops": 1800.0}
+    monkeypatch.setattr(eval.bench.base, "ceilings", lambda: limits)
+    shown = folio("nothing", "--output", str(tmp_path / "n.json")).output
+    assert shown.index("bfloat16_gflops") < shown.index("seconds")
+    assert shown.count("bfloat16_gflops") == 1
+    assert json.loads((tmp_path / "n.json").read_text())["figures"]["ceilings"] == [limits]
+
+
+def test_the_machines_limits_are_rates_in_either_dtype():
+    found = ceilings(rounds=1, side=16)
+    assert found.keys() == {"read_gb_per_s", "float32_gflops", "bfloat16_gflops"}
+    assert min(found.values()) > 0
 
 
 def test_a_bench_that_has_not_finished_or_has_failed_says_so(folio, tmp_path):

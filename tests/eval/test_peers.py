@@ -1,5 +1,6 @@
 """Peers: the worker protocol, conversion to GGUF's row order, and greedy agreement of the workers at hand."""
 
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -7,12 +8,13 @@ import textwrap
 import numpy as np
 import pytest
 
+from eval.bench import peers
 from eval.bench.peers import Options
 from eval.bench.peers import run as run_bench
 from eval.bench.runner import random_ids
 from eval.errors import EvalError
-from eval.peers import client
-from eval.peers.client import PEERS, Peer, Worker
+from eval.peers import client, setup
+from eval.peers.client import GGUF_PEERS, PEERS, Loading, Peer, Timing, Worker
 from eval.peers.setup import ENVIRONMENTS, build, python_of
 
 
@@ -57,6 +59,8 @@ def test_a_worker_streams_ids_whatever_it_prints(tmp_path, monkeypatch):
     with Worker(peer) as worker:
         worker.load(tmp_path, threads=7, context=10)
         timing = worker.generate([1, 2, 3], 4)
+        with pytest.raises(EvalError, match="does not tell"):
+            worker.score([1, 2])
     assert timing.ids == (7, 8, 9, 10)
     assert 0 <= timing.ttft_s <= timing.total_s
     assert timing.rss_mb > 1
@@ -94,7 +98,15 @@ def test_an_environment_that_is_not_built_says_how(tmp_path, monkeypatch):
 
 
 def test_every_peer_names_an_environment_that_can_be_built():
-    assert {peer.environment for peer in PEERS.values()} <= {*ENVIRONMENTS, None}
+    assert {peer.environment for peer in [*PEERS.values(), *GGUF_PEERS.values()]} <= {*ENVIRONMENTS, None}
+
+
+def test_llama_cpp_is_built_for_the_instructions_of_this_machine(monkeypatch):
+    monkeypatch.setattr(setup.features, "processor_flags", lambda: frozenset({"avx2", "avx512f", "amx_tile"}))
+    flags = shlex.split(setup.ggml_flags())
+    assert {"-DGGML_AVX2=ON", "-DGGML_AVX512=ON", "-DGGML_AMX_TILE=ON", "-DGGML_NATIVE=OFF"} <= set(flags)
+    assert "-DGGML_AVX512_VNNI=ON" not in flags
+    assert all(flag.startswith("-D") for flag in flags)
 
 
 def test_gguf_rows_pair_neighbouring_dimensions(monkeypatch):
@@ -111,6 +123,71 @@ def test_gguf_rows_pair_neighbouring_dimensions(monkeypatch):
             np.testing.assert_array_equal(mixed[head * 2 * half + 2 * i + 1], second)
 
 
+class CountingWorker:
+    """Answers at once; llama.cpp's dies."""
+
+    started: list[str] = []
+
+    def __init__(self, peer):
+        self.peer = peer
+
+    def __enter__(self):
+        self.started.append(self.peer.name)
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def load(self, model, **sizes):
+        if self.peer.name == "llama.cpp":
+            raise EvalError("llama.cpp died: illegal instruction")
+        return Loading(0.5, 100.0, "counts")
+
+    def generate(self, ids, new_tokens):
+        return Timing(tuple(range(new_tokens)), 0.1, 0.1 + 0.01 * (new_tokens - 1), 200.0)
+
+    def batch(self, prompts, new_tokens):
+        return [[0] * new_tokens for _ in prompts], 1.0 + 0.01 * new_tokens
+
+    def score(self, ids):
+        return ids[0] / 100
+
+
+def test_a_table_of_one_file_is_made_in_pieces(tmp_path, monkeypatch):
+    class Source:
+        config = type("Config", (), {"vocab_size": 300, "max_position_embeddings": 1024})
+
+        def tokenizer(self):
+            return lambda text: type("Encoded", (), {"input_ids": [ord(letter) for letter in text]})
+
+    monkeypatch.setattr(peers, "Worker", CountingWorker)
+    monkeypatch.setattr(peers, "converted", lambda model, *kind: model)
+    monkeypatch.setattr(peers, "find_model", lambda name: Source())
+    monkeypatch.setattr(CountingWorker, "started", [])
+    text = tmp_path / "text.txt"
+    text.write_text("a" * 16 + "b" * 16)
+    asked = {"gguf": tmp_path / "a.gguf", "text": text, "windows": 2, "window": 16, "lengths": (16, 512, 1000)}
+    kept = {}
+    found = run_bench(Options(engines=("folio", "llama.cpp"), **asked), None, kept.update)
+    assert found == kept
+    assert [(row["engine"], row["tokens"]) for row in found["lengths"]] == [("folio", 16), ("folio", 512)]
+    assert found["lengths"][1]["prefill_tokens_per_s"] == pytest.approx(5120)
+    assert found["lengths"][1]["decode_ms"] == pytest.approx(10)
+    assert found["perplexity"][0]["loss"] == pytest.approx(0.975)
+    assert [row["engine"] for row in found["failed"]] == ["llama.cpp"]
+
+    again = Options(engines=("folio", "openvino"), batches=(4,), **asked)
+    found = run_bench(again, found)
+    assert CountingWorker.started == ["folio", "llama.cpp", "folio", "openvino"]
+    assert [row["engine"] for row in found["lengths"]] == ["folio", "folio", "openvino", "openvino"]
+    assert [row["decode_tokens_per_s"] for row in found["batches"]] == [pytest.approx(400)] * 2
+    run_bench(again, found)
+    assert len(CountingWorker.started) == 4, "all is there"
+    assert run_bench(Options(engines=("openvino-int8",), limit=1e-9, **asked), found) is None
+    with pytest.raises(EvalError, match="made with threads 2, not 1"):
+        run_bench(Options(threads=1, **asked), found)
+
+
 @pytest.mark.slow
 def test_workers_agree_with_transformers_on_greedy_tokens(model):
     names = ["transformers", "transformers-lookup", "folio"]
@@ -122,9 +199,11 @@ def test_workers_agree_with_transformers_on_greedy_tokens(model):
             except EvalError:
                 continue
     figures = run_bench(Options(model=model, lengths=(64,), engines=tuple(names), new_tokens=8, repeats=1, threads=1))
-    for name, engine in figures["engines"].items():
-        assert engine.get("agreeing_tokens") == engine.get("checked_tokens") == 32, (name, engine)
-        assert engine["lengths"][64]["total_s"] > 0
+    assert figures["failed"] == []
+    for engine in figures["engines"]:
+        assert engine["agreeing_tokens"] == engine["checked_tokens"] == 32, engine
+    assert [(row["engine"], row["tokens"]) for row in figures["lengths"]] == [(name, 64) for name in names]
+    assert all(row["total_s"] > 0 for row in figures["lengths"])
 
 
 def test_prompts_are_the_same_for_everyone():

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from eval.errors import EvalError
 from eval.harness.prompting import OfficialPrompter
 from eval.scoring import score_one
-from eval.tasks import infinitebench, infinitebench_style, longbench
+from eval.tasks import (
+    associations,
+    babilong_style,
+    coreference,
+    infinitebench,
+    infinitebench_style,
+    longbench,
+    paragraphs,
+)
 from eval.tasks.generate import MAKERS, generate, largest_fitting, max_new_tokens
 from eval.tasks.quoting import QuoteMaker, read_folder
 from eval.tasks.sources import sources
@@ -184,3 +192,106 @@ def test_longbench_reads_its_list_row_by_row(tmp_path, monkeypatch):
     path.write_text(path.read_text(encoding="utf-8")[:-200], encoding="utf-8")
     with pytest.raises(EvalError, match="middle of a row"):
         list(longbench.load(path, []))
+
+
+def replayed(context, question):
+    """The answer to one of bAbI's questions, from its facts alone."""
+    facts = [
+        one.split() for one in re.findall(rf"(?:{'|'.join(babilong_style.PERSONS)}) [a-z ]*?the \w+[^.]*\.", context)
+    ]
+    where, held, path, gifts = {}, {}, {}, []
+    for person, verb, *rest in facts:
+        last = rest[-1].rstrip(".")
+        if verb == "took":
+            held[last] = person
+        elif verb == "gave":
+            gifts.append((person, rest[1], last))
+        elif verb != "left":
+            where[person] = last
+            for thing in [thing for thing, one in held.items() if one == person]:
+                path.setdefault(thing, []).append(last)
+    asked = question.rstrip("?").split()
+    if asked[:2] == ["Where", "is"]:
+        return where[asked[2]] if asked[2] in where else path[asked[3]][-1]
+    if asked[:2] == ["Where", "was"]:
+        rooms = path[asked[3]]
+        return rooms[rooms.index(asked[-1]) - 1]
+    if asked[0] == "What" and asked[1] == "did":
+        return next(thing for giver, thing, taker in gifts if (giver, taker) == (asked[2], asked[-1]))
+    if asked[0] == "Who":
+        giver, _, taker = next(gift for gift in gifts if gift[1] == asked[3])
+        return giver if asked[1] == "gave" else taker
+    relations = re.findall(r"The (\w+) is (north|south|east|west) of the (\w+)\.", context)
+    if asked[2] in ("north", "south", "east", "west"):
+        return next(room for room, side, of in relations if (side, of) == (asked[2], asked[-1]))
+    return next(of for room, side, of in relations if (room, side) == (asked[3], asked[4]))
+
+
+@pytest.mark.parametrize("task", babilong_style.MAKERS)
+def test_the_answers_of_simulated_worlds_follow_from_their_facts(task):
+    for seed in range(40):
+        example = babilong_style.MAKERS[task](random.Random(seed), 30, 0.5)
+        assert replayed(example.context, example.question) == example.answer, example.question
+        kind = next(kind for kind in babilong_style.KINDS if example.answer in kind)
+        other = next(one for one in kind if one != example.answer)
+        assert score_one(task, "fixed", f"It is {example.answer}.", example.answer) == 1
+        assert score_one(task, "fixed", f"{example.answer} or {other}", example.answer) == 0
+
+
+def test_an_association_shares_no_word_with_its_question():
+    for place, sight in associations.PLACES.items():
+        assert not set(place.lower().split()) & set(sight.lower().split())
+    example = associations.association(random.Random(3), 50, 0.5)
+    [needle] = [line for line in example.context.split(". ") if example.answer in line]
+    assert not set(needle.lower().split()) & set(example.question.lower().rstrip("?").split())
+
+
+def test_the_right_one_of_four_equal_requests_is_wanted():
+    for depth, which in ((0.0, "first"), (0.5, "third"), (1.0, "fourth")):
+        example = coreference.coreference(random.Random(1), 30, depth)
+        code, text = example.answer.split(" ", 1)
+        kind, noun = re.search(r"the \w+ (.+) about a (\w+)\.", example.question).groups()
+        texts = re.findall(rf"User: Write a {kind} about a {noun}\.\nAssistant: (.*)", example.context)
+        assert len(texts) == 4
+        assert text == texts[["first", "second", "third", "fourth"].index(which)]
+        assert f"the {which} {kind}" in example.question
+        assert score_one("coreference", "fixed", text, example.answer) == 0, "without the code"
+        assert score_one("coreference", "fixed", f"{code} {texts[1]}", example.answer) < 1 or which == "second"
+
+
+def squad(path, paragraphs=8):
+    article = [
+        {
+            "context": f"Town {n} was founded in {1000 + n}.",
+            "qas": [
+                {
+                    "id": n,
+                    "question": f"When was town {n} founded?",
+                    "answers": [{"text": str(1000 + n), "answer_start": 24}],
+                }
+            ],
+        }
+        for n in range(paragraphs)
+    ]
+    path.write_text(json.dumps({"data": [{"paragraphs": article}]}))
+    return path
+
+
+def test_questions_over_paragraphs_have_their_answers_among_others(tmp_path):
+    path = squad(tmp_path / "towns.en.json")
+    for task, asked in paragraphs.QUESTIONS.items():
+        [source] = sources([task], data=None, text=path, count=4, seed=0)
+        example = source.maker(random.Random(1), 5, 0.0)
+        assert example.context.count("Document ") == 5 + asked
+        assert example.question.count("?") == asked
+        for [answer] in example.answer:
+            assert example.context.count(f"founded in {answer}.") == 1
+        assert example.answer[0][0] in example.context.splitlines()[1], "at depth 0"
+        first, *rest = (answer for [answer] in example.answer)
+        assert score_one(task, "fixed", f"In {first}.", example.answer) == 1 / asked
+        assert score_one(task, "fixed", " and ".join([first, *rest]), example.answer) == 1
+        with pytest.raises(EvalError, match="paragraphs beside those that answer, 9 are needed"):
+            source.maker(random.Random(1), 9, 0.0)
+    with pytest.raises(EvalError, match="needs a file of SQuAD's format"):
+        sources(["qa_1"], data=None, text=None, count=4, seed=0)
+    assert len(sources(["ruler"], data=None, text=path, count=1, seed=0)) == 13

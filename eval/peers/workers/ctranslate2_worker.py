@@ -25,4 +25,4 @@ def stream(engine: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    serve(load, stream)
+    serve(load, stream, imports=("ctranslate2",))

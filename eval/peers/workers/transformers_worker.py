@@ -15,7 +15,8 @@ def load(request: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(request["threads"])
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32, trust_remote_code=False).eval()
+    dtype = getattr(torch, request["precision"])
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype, trust_remote_code=False).eval()
     model.generation_config.eos_token_id = None
     extra = {"prompt_lookup_num_tokens": 10} if request["option"] == "prompt_lookup" else {}
     return model, extra
@@ -69,5 +70,31 @@ def stream(engine: Any, ids: list[int], new_tokens: int) -> Iterator[int]:
         raise failed[0]
 
 
+def batch(engine: Any, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+    """Prompts of one length, which need no padding."""
+    import torch
+
+    model, extra = engine
+    together = torch.tensor(prompts)
+    ids = model.generate(
+        together,
+        attention_mask=torch.ones_like(together),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        **extra,
+    )
+    return ids[:, together.shape[1] :].tolist()  # type: ignore[no-any-return]
+
+
+def score(engine: Any, ids: list[int]) -> float:
+    import torch
+
+    model, _ = engine
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids])).logits[0, :-1]
+    return float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(ids[1:])))
+
+
 if __name__ == "__main__":
-    serve(load, stream)
+    serve(load, stream, batch, score, imports=("torch", "transformers"))

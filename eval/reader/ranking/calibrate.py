@@ -16,7 +16,7 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,17 @@ from eval.reader.ranking.data import Example
 from retrieval.embedding.embedder import DEFAULT, SentenceEmbedder, make_embedder
 from retrieval.ranking.cross_encoder import CrossEncoder
 from retrieval.ranking.features import NAMES, lexical
-from retrieval.ranking.ranker import CALIBRATION, CosineScorer, PassageScorer, Scorer
+from retrieval.ranking.ranker import (
+    CALIBRATION,
+    FOUND_CHARS,
+    UNREAD,
+    CosineScorer,
+    Logistic,
+    PassageScorer,
+    Scorer,
+    looked_at,
+)
+from retrieval.ranking.reading import cut
 from retrieval.types import Hit
 from service.answering.passages import Passage, canonical
 from service.reader.contexts import contexts
@@ -106,6 +116,27 @@ def _asked(item: Item, hits: Sequence[Hit], corpus: Corpus) -> Asked:
     return Asked(item.question, [s.words for _, s in read], contexts(read, given), marked, True, item.document)
 
 
+def alone(questions: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
+    """Held questions asked of the passage that answers and of no other: as it is, and without the sentences that do."""
+    there, bare = [], []
+    for q in questions:
+        if q.document or not q.marked.any():
+            continue
+        home = q.contexts[int(q.marked.argmax())]
+        numbers = [n for n, context in enumerate(q.contexts) if context == home]
+        rest = [n for n in numbers if not q.marked[n]]
+        if len(rest) > 1:
+            there.append(_part(q, numbers))
+            bare.append(_part(q, rest))
+    return there, bare
+
+
+def _part(q: Asked, numbers: Sequence[int]) -> Asked:
+    """The same question over some of the sentences."""
+    sentences = [q.sentences[n] for n in numbers]
+    return Asked(q.question, sentences, cut(q.sentences, q.contexts, numbers), q.marked[list(numbers)], q.fits)
+
+
 def fit(features: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, float]:
     """Logistic regression by Newton's method, with a ridge on standardised features: (weights, bias)."""
     mean, scale = features.mean(0), features.std(0) + 1e-9
@@ -166,50 +197,92 @@ def threshold_of(sets: Sequence[tuple[Sequence[Asked], Sequence[np.ndarray]]]) -
     return round(float(1 / (1 + np.exp(-bound))), 4)
 
 
+def fall_of(bound: float, many: Sequence[np.ndarray], few: Sequence[np.ndarray]) -> float:
+    """How far the bound falls for fewer sentences (`Logistic.fall`): so far that of questions that nothing answers as
+    many slip through over one passage as over all that were found.
+
+    many, few: the logits of such questions.
+    """
+    if not many or not few:
+        return 0.0
+    logit = float(np.log(bound / (1 - bound)))
+    slips = float(np.mean([x.max() >= logit for x in many]))
+    same = float(np.quantile([x.max() for x in few], 1 - slips))
+    sizes = [float(np.median([len(x) for x in side])) for side in (many, few)]
+    return round(max(0.0, (logit - same) / float(np.log(sizes[0] / sizes[1]))), 3)
+
+
 def control(question: Asked, embedder: SentenceEmbedder) -> np.ndarray:
     """What a ranker has to beat: cosine plus the share of the question's words, weighed by idf."""
     vectors = embedder.encode_queries([question.question, *question.sentences])
     return vectors[1:] @ vectors[0] + lexical(question.question, question.sentences, question.contexts)[:, 0]
 
 
-def calibrate(scorer: Scorer, questions: Sequence[Asked]) -> dict[str, Any]:
+Seen = tuple[Sequence[int], np.ndarray]
+"""Numbers of the sentences of a question that are read, and all that is then known of them."""
+Look = Callable[[Sequence[Asked]], list[Seen]]
+
+
+def calibrate(scorer: Scorer, words: Logistic, questions: Sequence[Asked]) -> dict[str, Any]:
     """Of what the scorer and `features.lexical` see, over the questions that the scorer reads."""
-    read = [q for q in questions if scorer.knows(q.question)]
-    words = [lexical(q.question, q.sentences, q.contexts) for q in read]
-    seen = [
-        np.concatenate([scorer.read(q.question, q.sentences, q.contexts, rows), rows], axis=1)
-        for q, rows in zip(read, words, strict=True)
-    ]
-    return fitted(seen, read, [*scorer.columns, *NAMES])
+
+    def look(asked: Sequence[Asked]) -> list[Seen]:
+        seen = (lexical(q.question, q.sentences, q.contexts) for q in asked)
+        return [
+            looked_at(scorer, words, q.question, q.sentences, q.contexts, rows, FOUND_CHARS)
+            for q, rows in zip(asked, seen, strict=True)
+        ]
+
+    return fitted(look, [q for q in questions if scorer.knows(q.question)], [*scorer.columns, *NAMES])
 
 
-def fitted(seen: Sequence[np.ndarray], questions: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
+def by_words(questions: Sequence[Asked]) -> list[Seen]:
+    """What is seen of every sentence without reading."""
+    return [(range(len(q.sentences)), lexical(q.question, q.sentences, q.contexts)) for q in questions]
+
+
+def logits_of(seen: Seen, question: Asked, weights: np.ndarray, bias: float) -> np.ndarray:
+    numbers, features = seen
+    found = np.full(len(question.sentences), UNREAD)
+    found[list(numbers)] = features @ weights + bias
+    return found
+
+
+def fitted(look: Look, questions: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
     """Fit on one half and our own; the threshold on both; figures on the other half, and on our own by fits without
     the document."""
+    seen = look(questions)
 
     def fit_on(chosen: Sequence[int]) -> tuple[np.ndarray, float]:
-        features = np.concatenate([seen[n] for n in chosen]).astype(np.float64)
-        return fit(features, np.concatenate([questions[n].marked for n in chosen]).astype(np.float64))
+        features = np.concatenate([seen[n][1] for n in chosen]).astype(np.float64)
+        marked = np.concatenate([questions[n].marked[list(seen[n][0])] for n in chosen])
+        return fit(features, marked.astype(np.float64))
 
     fits = [n for n, q in enumerate(questions) if q.fits]
     own = [n for n in fits if questions[n].document]
     weights, bias = fit_on(fits)
-    logits = [rows @ weights + bias for rows in seen]
+    logits = [logits_of(one, q, weights, bias) for one, q in zip(seen, questions, strict=True)]
     for document in sorted({questions[n].document for n in own}):
         other, constant = fit_on([n for n in fits if questions[n].document != document])
         for n in own:
             if questions[n].document == document:
-                logits[n] = seen[n] @ other + constant
+                logits[n] = logits_of(seen[n], questions[n], other, constant)
 
     def part(numbers: Sequence[int]) -> tuple[list[Asked], list[np.ndarray]]:
         return [questions[n] for n in numbers], [logits[n] for n in numbers]
 
+    bare = [n for n in fits if not questions[n].document and not questions[n].marked.any()]
+    there, without = alone(questions)
+    single = [[logits_of(*one, weights, bias) for one in zip(look(qs), qs, strict=True)] for qs in (there, without)]
     halves = [part([n for n in fits if not questions[n].document]), part(own)]
+    bound = threshold_of([half for half in halves if half[0]])
     return {
         "names": list(names),
         "weights": [round(float(w), 6) for w in weights],
         "bias": round(bias, 6),
-        "refuse_below": threshold_of([half for half in halves if half[0]]),
+        "refuse_below": bound,
+        "fall": fall_of(bound, [logits[n] for n in bare], single[1]),
+        "alone": figures([*there, *without], [*single[0], *single[1]]),
         "figures": figures(*part([n for n, q in enumerate(questions) if not q.fits])),
         "own": figures(*halves[1]),
     }
@@ -237,17 +310,18 @@ def main() -> None:
     path = options.model / CALIBRATION
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     asked = [*questions, *own]
-    found["words"] = fitted([lexical(q.question, q.sentences, q.contexts) for q in asked], asked, NAMES)
+    found["words"] = fitted(by_words, asked, NAMES)
+    words = Logistic.of(found["words"])
     rest = [q for q in questions if not q.fits and q.marked.any()]
     found["control"] = figures(rest, [control(q, embedder) for q in rest])
-    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), asked)
+    found["minilm"] = calibrate(PassageScorer(CrossEncoder(embedder.folder, options.model), embedder), words, asked)
     if options.cosine:
         other = make_embedder(options.cosine)
         some = asked_of(drawn(sets.dev, options.questions // 5, options.seed), sets.pool, options.seed)  # it is slow
-        found["cosine"] = calibrate(CosineScorer(other), [*some, *asked_of_own(OWN, options.cosine)])
+        found["cosine"] = calibrate(CosineScorer(other), words, [*some, *asked_of_own(OWN, options.cosine)])
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, entry in found.items():
-        for part in ("figures", "own"):
+        for part in ("figures", "own", "alone"):
             shown = {k: v for k, v in entry.get(part, entry).items() if k != "curve"}
             print(name, part, entry.get("refuse_below"), shown, flush=True)
 

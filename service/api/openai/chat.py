@@ -123,7 +123,7 @@ async def choices_of(runtime: Runtime, body: ChatRequest, principal: Principal) 
     if body.folio is not None:
         _refuse_beside_documents(body)
         question = _question([message.turn() for message in body.messages], body.folio)
-        tokens = runtime.settings.answer_tokens if wanted is None else wanted
+        tokens = runtime.answerer.answer_tokens if wanted is None else wanted
         answers = [
             runtime.answerer.answer(
                 question, body.sampling(i, tokens, logprobs, defaults, answering=True), principal.owner

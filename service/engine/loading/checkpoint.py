@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from service.engine.loading.device import check_device
 from service.engine.loading.folder import first_line, refuse_own_code
 from service.engine.loading.gguf_model import GGUFModel
 from service.engine.loading.precision import DTYPES as DTYPES
-from service.engine.loading.precision import Precision, Weights, choose
+from service.engine.loading.precision import Activations, Precision, Weights, choose
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.loading.source import Source
 from service.engine.loading.sources import find_model
@@ -31,6 +32,7 @@ from service.settings import EMBEDDED as EMBEDDED
 from sparse_attn.backend import attach
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels.cpu import features
+from sparse_attn.kernels.cpu.packed import products_with
 from sparse_attn.kv.pool import KVShape
 
 log = structlog.get_logger(__name__)
@@ -95,7 +97,7 @@ class LoadedModel:
         if not packed:
             return self.dtype
         kinds = ", ".join(sorted({layer.packed.kind for layer in packed}))
-        products = "bfloat16" if packed[0].packed.rounded else "float32"
+        products = ", ".join(sorted({layer.packed.products for layer in packed}))
         return f"weights {kinds}, products {products} ({features.family()})"
 
     @property
@@ -110,11 +112,12 @@ def load_model(
     max_model_len: int | None = None,
     ranks: Ranks | None = None,
     weights: Weights = "auto",
+    activations: Activations = "auto",
 ) -> LoadedModel:
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
 
-    ``dtype`` and ``weights`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all of which must be
-    in this call, each loads its share by transformers' tensor-parallel plan.
+    ``dtype``, ``weights`` and ``activations`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all
+    of which must be in this call, each loads its share by transformers' tensor-parallel plan.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine
@@ -123,10 +126,13 @@ def load_model(
     source = find_model(name)
     refuse_by_config(name, source.config)
     check_device(device)
-    precision = choose(source, dtype, weights, device, shared=ranks is not None)
+    precision = choose(source, dtype, weights, device, ranks is not None, activations)
     if ranks is not None:
         check_shares(name, source.config, ranks.size)
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
+    aside = ThreadPoolExecutor(1)  # a file is hashed while the tokenizer, in Python, holds one core
+    fingerprint = aside.submit(lambda: source.fingerprint)
+    aside.shutdown(wait=False)
     tokenizer, generation = source.tokenizer(), source.generation()
     sampling = SamplingDefaults.of(name, generation)
     try:
@@ -140,7 +146,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         refuse_own_code(name, error)
         raise ModelError(f"The model {name!r} cannot be loaded: {first_line(error)}", param="model") from error
-    loaded = prepare(name, model.eval(), tokenizer, max_model_len, source.fingerprint)
+    loaded = prepare(name, model.eval(), tokenizer, max_model_len, fingerprint.result())
     loaded.ranks, loaded.sampling, loaded.precision = ranks, sampling, precision
     loaded.num_parameters = source.num_parameters or loaded.num_parameters
     return loaded
@@ -150,15 +156,15 @@ def _build(source: Source, precision: Precision, device: str, placed: dict[str, 
     if precision.weights == "plain":
         return source.build(DTYPES[precision.dtype], device, placed)
     if precision.weights == "stored" and isinstance(source, GGUFModel):
-        return source.build_packed(precision.rounded)
+        return source.build_packed(precision.products)
     kept = "float32" if source.stored == "blocks" else source.stored
     if precision.weights == "int8":
         model = source.build(DTYPES[kept], device, placed)
-        pack_model(model, "INT8", precision.rounded)
+        pack_model(model, "INT8", precision.products)
         return model
-    half = kept == "float16" and not precision.rounded
+    half = kept == "float16" and products_with("F16", precision.products) == "float32"
     model = source.build(torch.float16 if half else torch.bfloat16, device, placed)
-    pack_model(model, "F16" if half else "BF16", precision.rounded)
+    pack_model(model, "F16" if half else "BF16", precision.products)
     return model
 
 

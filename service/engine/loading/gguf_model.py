@@ -25,7 +25,7 @@ from service.engine.loading.gguf_file import GGUFFile, GGUFTensor
 from service.engine.loading.weights import build_whole, refuse_unlike
 from service.engine.runner.packed_layers import PackedEmbedding, can_be_packed, put_packed
 from service.errors import ModelError
-from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, pack, pack_tensor
+from sparse_attn.kernels.cpu.packed import KINDS, PackedWeight, Products, pack, pack_tensor
 
 log = structlog.get_logger(__name__)
 
@@ -235,13 +235,13 @@ class GGUFModel:
         names, processor = self._names_and_processor()
         return self._built(self._weights_of(names, processor, dtype), dtype, placed)
 
-    def build_packed(self, rounded: bool) -> Any:
+    def build_packed(self, products: Products) -> Any:
         """The model with the weights of its layers in the file's blocks, packed; all else in float32, on the CPU.
 
         Matrices of a kind that is not packed are rounded to bfloat16, which the log says.
 
         Args:
-            rounded: products are of bfloat16.
+            products: what they shall be of (`sparse_attn.kernels.cpu.packed.products_with`).
 
         Raises:
             ModelError: as `build`.
@@ -255,21 +255,22 @@ class GGUFModel:
         model = self._built({**plain, **stand_ins}, torch.float32, {"device_map": None})
         for name in [name for name, layer in model.named_modules() if can_be_packed(layer)]:
             if f"{name}.weight" in blocks:
-                put_packed(model, name, self._packed(blocks[f"{name}.weight"], processor, rounded))
+                put_packed(model, name, self._packed(blocks[f"{name}.weight"], processor, products))
+                blocks[f"{name}.weight"].forget()  # or the file would be held twice
             elif name == "lm_head" and isinstance(model.get_input_embeddings(), PackedEmbedding):  # one weight for both
                 put_packed(model, name, model.get_input_embeddings().packed)
         return model
 
-    def _packed(self, tensor: GGUFTensor, processor: Any, rounded: bool) -> PackedWeight:
+    def _packed(self, tensor: GGUFTensor, processor: Any, products: Products) -> PackedWeight:
         """A matrix in its blocks; their rows in transformers' order, which is what its rules of matrices change."""
         order = processor.process(weights=np.arange(tensor.shape[0])[:, None], name=tensor.name).weights[:, 0]
         if tensor.kind not in KINDS:
             log.warning("blocks of this kind are kept in bfloat16", kind=tensor.kind, tensor=tensor.name)
             plain = torch.from_numpy(_dequantised(tensor)[order])
-            return pack_tensor(plain, "BF16", rounded=rounded)
+            return pack_tensor(plain, "BF16", products=products)
         rows, order = torch.from_numpy(tensor.data), torch.from_numpy(np.ascontiguousarray(order))
         same = bool((order == torch.arange(len(order))).all())
-        return pack(rows, tensor.kind, tensor.shape[1], order=None if same else order, rounded=rounded)
+        return pack(rows, tensor.kind, tensor.shape[1], order=None if same else order, products=products)
 
     def _names_and_processor(self) -> tuple[dict[str, str], Any]:
         """The parameters' names in transformers by those in the file, and transformers' rules of tensors.

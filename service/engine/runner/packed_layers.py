@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_attn.kernels.cpu.packed import PackedWeight, linear, pack_tensor
+from sparse_attn.kernels.cpu.packed import PackedWeight, Products, linear, pack_tensor
 
 
 class PackedLinear(nn.Module):
@@ -71,12 +71,12 @@ def packed_layers(model: nn.Module) -> list[PackedLinear | PackedEmbedding]:
     return [module for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
 
 
-def pack_model(model: nn.Module, kind: str, rounded: bool) -> None:
+def pack_model(model: nn.Module, kind: str, products: Products) -> None:
     """Pack every layer that can be, one after another so that few are held twice; all else becomes float32.
 
     Args:
         kind: BF16, F16 or INT8, to which the weights are rounded.
-        rounded: whether products are of bfloat16.
+        products: what they shall be of (`sparse_attn.kernels.cpu.packed.products_with`).
     """
     shared: dict[int, list[str]] = {}
     for name, module in model.named_modules():
@@ -84,7 +84,7 @@ def pack_model(model: nn.Module, kind: str, rounded: bool) -> None:
             shared.setdefault(module.weight.data_ptr(), []).append(name)  # type: ignore[operator, union-attr]
     for names in shared.values():
         weight: Any = model.get_submodule(names[0]).weight
-        packed = pack_tensor(weight.detach(), kind, rounded=rounded)
+        packed = pack_tensor(weight.detach(), kind, products=products)
         for name in names:
             put_packed(model, name, packed)
     with torch.no_grad():

@@ -30,10 +30,10 @@ inline void tile_multiply_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-// A thread's tiles: 0 to 3 are sums and 4 and 5 are A, of `rows` rows; 6 and 7 are B, of 16. Given back at the end of
+// A thread's tiles: 0 to 3 are sums and 4 and 5 are A, of `rows` rows; 6 and 7 are B, of `deep`. Given back at the end of
 // its life, or the system would save 8 KB at every change of context.
 class Tiles {
-  int rows = 0;
+  int rows = 0, deep = 0;
 
  public:
   Tiles() = default;
@@ -41,16 +41,19 @@ class Tiles {
   ~Tiles() {
     if (rows) asm volatile("tilerelease" ::: "memory");
   }
-  void shape(int count) {  // forgets what is in the tiles
-    if (count == rows) return;
+  void shape(int count, int depth = 16) {  // of rows, and of groups along k; forgets what is in the tiles
+    if (count == rows && depth == deep) return;
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t height[16] = {};
     } config;
-    for (int t = 0; t < 8; ++t) config.row_bytes[t] = 64, config.height[t] = uint8_t(t < 6 ? count : 16);
+    for (int t = 0; t < 8; ++t) {
+      config.row_bytes[t] = uint16_t(t == 4 || t == 5 ? 4 * depth : 64);
+      config.height[t] = uint8_t(t < 6 ? count : depth);
+    }
     asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
-    rows = count;
+    rows = count, deep = depth;
   }
 };
 

@@ -15,7 +15,12 @@
 // to bfloat16 for them; scores, softmax and all sums are of float32. Where there are tiles (AMX), every product goes
 // through them, a single row's too, for their order of summation is another one. A processor that has no products of
 // bfloat16 widens what it reads, a tile at a time, and multiplies floats.
+//
+// Where tiles may be skipped (`Skip` in operands.py), a row leaves out one whose largest score lies too far below those
+// before it, in the chunk or in the first tile. What no row of a group weighs is not multiplied, and the values of what
+// no group weighs are not read.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -62,9 +67,10 @@ struct State {
 class Fetch {
   const char* sides[2] = {};
   int side = 2, next = 0, end = 0, row = 0, part = 0, every = 1;  // next and end in bytes, row and part in lines
+  int last = 2;  // sides that are fetched
 
   void lines(int count) {
-    while (count > 0 && side < 2) {
+    while (count > 0 && side < last) {
       const char* const first = sides[side];
       const int stop = std::min(end, next + count * LINE);
       count -= (stop - next + LINE - 1) / LINE;
@@ -77,8 +83,8 @@ class Fetch {
  public:
   // The next tile's rows, of so many bytes. `pause` will be called `pauses` times meanwhile, and `step` as often as two
   // loops over the units of each of `groups` groups of rows have it.
-  void begin(const char* keys, const char* values, int bytes, int units, int pauses, int groups) {
-    sides[0] = keys, sides[1] = values, side = next = 0, end = bytes * TILE;
+  void begin(const char* keys, const char* values, int bytes, int units, int pauses, int groups, bool keys_alone) {
+    sides[0] = keys, sides[1] = values, side = next = 0, end = bytes * TILE, last = keys_alone ? 1 : 2;
     row = (bytes + LINE - 1) / LINE;
     const int calls = 2 * groups * units * (TILE / LANES / MAX_VECTORS);
     for (every = 2; calls / every > 2 * TILE;) every *= 2;
@@ -129,19 +135,28 @@ class Worker {
     begin(task);
     const int context = c.context_lens[t.sequence];
     const bool tree = mask != nullptr;
+    if (c.skip_counts && t.chunk0 > 0 && (!tree || context >= TILE)) look_at_first_tile();
     // Keys that all rows number alike: all of them, but for a tree only the whole tiles of the context.
     const int shared_keys = tree ? context / TILE * TILE : context + (c.k_new ? t.row1 : 0);
     for (int chunk = t.chunk0; chunk < t.chunk1; ++chunk) {
       const int first = chunk * CHUNK, end = std::min(first + CHUNK, shared_keys);
       if (!tree && !t.partial && next_tile(first, end) >= end) continue;  // would join nothing
       state.clear(rows);
-      for (int key = next_tile(first, end); key < end; key = next_tile(key + TILE, end))
+      for (int key = next_tile(first, end); key < end; key = next_tile(key + TILE, end)) {
+        first_tile = key == 0;
         shared_tile(key, std::min(TILE, shared_keys - key));
+      }
+      first_tile = false;
       if (tree)
         for (int i = t.row0; i < t.row1; ++i) path_tiles(i, std::max(first, shared_keys), first + CHUNK);
       finish_chunk(chunk);
     }
     if (!t.partial) write();
+    if (c.skip_counts) {
+      __atomic_fetch_add(c.skip_counts, looked_at, __ATOMIC_RELAXED);
+      __atomic_fetch_add(c.skip_counts + 1, left_out, __ATOMIC_RELAXED);
+      looked_at = left_out = 0;
+    }
   }
 
  private:
@@ -169,6 +184,9 @@ class Worker {
   Fetch fetch;
   std::vector<int> low, high;  // of each row: the keys low <= number < high are visible
   int highest_low = 0, lowest_high = 0;
+  std::vector<float> margin, floors;  // of each packed row, where tiles may be skipped: Skip::margins, the first tile's top
+  bool first_tile = false, looking = false, values_ready = false;
+  int64_t looked_at = 0, left_out = 0;  // tiles of rows
   std::vector<uint64_t> seen;  // of each packed row: which keys of the tile at hand it sees
   std::vector<int> path, cursor, query_block;
   std::vector<uint8_t> tile_visited;  // of each tile of keys: does any query block of the task visit it
@@ -206,6 +224,27 @@ class Worker {
     lowest_high = *std::min_element(high.begin(), high.end());
     seen.resize(rows);
     if (c.index_counts) find_query_blocks();
+    if (c.skip_counts) {
+      floors.assign(rows, -INF);
+      margin.resize(rows);
+      for (int r = 0; r < rows; ++r) {
+        const int keys = high[r / t.heads];
+        const double least = std::min(double(c.skip_share) / std::max(keys, 1), double(c.skip_most));
+        margin[r] = keys > c.skip_gate ? float(-std::log(least)) : INF;
+      }
+    }
+  }
+
+  // What the rows of a later chunk compare with: their largest score in the first tile.
+  void look_at_first_tile() {
+    const auto kept = cursor;
+    cursor.assign(cursor.size(), 0);
+    state.clear(rows);
+    first_tile = looking = true;
+    shared_tile(0, TILE);
+    first_tile = looking = false;
+    looked_at = left_out = 0;  // they are another task's
+    cursor = kept;
   }
 
   void allocate() {
@@ -368,7 +407,8 @@ class Worker {
     if (after < c.context_lens[t.sequence]) {
       const int64_t at = context_row(after) * KIND_BYTES[c.page_kind];
       fetch.begin(static_cast<const char*>(c.k_cache) + at, static_cast<const char*>(c.v_cache) + at,
-                  c.dim * KIND_BYTES[c.page_kind], units, pauses(), TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS);
+                  c.dim * KIND_BYTES[c.page_kind], units, pauses(), TILED ? 0 : (rows + MAX_ROWS - 1) / MAX_ROWS,
+                  c.skip_counts != nullptr);
     }
     tile(count, 0, rows);
     fetch.stop();
@@ -417,6 +457,20 @@ class Worker {
     const bool few = one_group && to - from == rows;
     for (int j = count; j < filled; ++j) k_rows[j] = k_rows[0];  // hidden below
     if (!few) transpose(k_rows, filled, units, columns, TILE, [&] { fetch.pause(); });
+    values_ready = false;
+    if (!c.skip_counts) ready_values(count, filled);
+    if (few)
+      tile_few(count, filled);
+    else if constexpr (TILED)
+      tile_groups(count, filled, from, to);
+    else
+      for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, filled, from + r); });
+  }
+
+  // The tile's values as products read them.
+  void ready_values(int count, int filled) {
+    if (values_ready) return;
+    values_ready = true;
     if constexpr (PAIRS) {
       for (int j = count; j < filled; ++j) v_rows[j] = nothing;
       for (int j = 0; j < filled; j += 2) {
@@ -430,12 +484,6 @@ class Worker {
         v_rows[j] = copies + j * width;
       }
     }
-    if (few)
-      tile_few(count, filled);
-    else if constexpr (TILED)
-      tile_groups(count, filled, from, to);
-    else
-      for_row_groups(to - from, [&](auto size, int r) { attend<decltype(size)::value>(count, filled, from + r); });
   }
 
   template <int ROWS>
@@ -446,7 +494,8 @@ class Worker {
       return columns + d * TILE;
     };
     multiply_wide<Unit, ROWS, false>(query + r0 * depth, depth, units, column, scores, TILE, filled / LANES);
-    soften_rows<ROWS>(count, filled, r0);
+    if (!soften_rows<ROWS>(count, filled, r0)) return;
+    ready_values(count, filled);
     auto value = [&](int j) {
       fetch.step(j);
       return PAIRS ? copies + j * width : v_rows[j];
@@ -463,7 +512,8 @@ class Worker {
       if (std::none_of(&seen[r0], &seen[r0] + size, [](uint64_t bits) { return bits; })) continue;
       tiles.shape(to == rows && r0 + GROUP_ROWS <= round_up(rows, GROUP_ROWS) ? GROUP_ROWS : size);
       tile_product<false>(query + r0 * depth, depth, depth, columns, TILE, scores, TILE, filled, [] {});
-      soften_group(count, filled, r0, size);
+      if (!soften_group(count, filled, r0, size)) continue;
+      ready_values(count, filled);
       tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o + r0 * width, width, width, [] {});
     }
   }
@@ -488,7 +538,8 @@ class Worker {
       transpose_square(lines, 0, row);
       for (int r = 0; r < rows; ++r) store(scores + r * TILE + j, row[r]);
     }
-    soften_group(count, filled, 0, rows);
+    if (!soften_group(count, filled, 0, rows)) return;
+    ready_values(count, filled);
     tile_product<true>(weights, WEIGHTS_ROW, filled / 2, copies, width, state.o, width, width, ride);
   }
 
@@ -501,13 +552,17 @@ class Worker {
     return columns + j * units;
   }
 
-  void soften_group(int count, int filled, int r0, int size) {
-    const bool whole = count == TILE && c.softcap <= 0 && size == GROUP_ROWS;
-    if (whole && std::all_of(&seen[r0], &seen[r0] + size, [](uint64_t s) { return !~s; }))
+  // Whether any of the rows has weights.
+  bool soften_group(int count, int filled, int r0, int size) {
+    const bool whole = count == TILE && c.softcap <= 0 && size == GROUP_ROWS && !c.skip_counts;
+    if (whole && std::all_of(&seen[r0], &seen[r0] + size, [](uint64_t s) { return !~s; })) {
       soften_whole_group(r0);
-    else
-      for (int r = 0; r < size; ++r)
-        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+      return true;
+    }
+    bool any = false;
+    for (int r = 0; r < size; ++r)
+      any |= soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+    return any;
   }
 
   // `soften` for GROUP_ROWS rows that see a whole tile: the same arithmetic, the maxima of all rows in one vector.
@@ -541,12 +596,16 @@ class Worker {
 #endif
 
   template <int ROWS>
-  void soften_rows(int count, int filled, int r0) {
-    if (count == TILE && c.softcap <= 0 && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; }))
+  bool soften_rows(int count, int filled, int r0) {
+    const bool whole = count == TILE && c.softcap <= 0 && !c.skip_counts;
+    if (whole && std::all_of(&seen[r0], &seen[r0] + ROWS, [](uint64_t s) { return !~s; })) {
       soften_whole<ROWS>(r0);
-    else
-      for (int r = 0; r < ROWS; ++r)
-        soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+      return true;
+    }
+    bool any = false;
+    for (int r = 0; r < ROWS; ++r)
+      any |= soften(scores + r * TILE, weights + r * WEIGHTS_ROW, filled / LANES, seen[r0 + r], r0 + r);
+    return any;
   }
 
   // exp(score - m). The scores of pairs are still without the scale.
@@ -599,8 +658,8 @@ class Worker {
     state.m[row] = m;
   }
 
-  // One row's scores → weights, its maximum and sum brought up to date.
-  void soften(const float* s, float* out, int vectors, uint64_t visible, int row) {
+  // One row's scores → weights, its maximum and sum brought up to date; whether there are any.
+  bool soften(const float* s, float* out, int vectors, uint64_t visible, int row) {
     const float scale = PAIRS && c.softcap <= 0 ? c.scale : 1.0f;
     vec x[TILE / LANES], top = splat(-INF);
     for (int v = 0; v < vectors; ++v) {
@@ -609,10 +668,10 @@ class Worker {
       if (visible != ~0ull) x[v] = hide(x[v], uint32_t(visible >> (v * LANES)));
       top = folio::max(top, x[v]);
     }
-    const float m = std::max(state.m[row], max_lane(top) * scale);
-    if (m == -INF) {  // nothing seen yet
+    const float highest = max_lane(top) * scale, m = std::max(state.m[row], highest);
+    if (m == -INF || skips(row, highest) || looking) {  // nothing seen yet, or that counts
       for (int v = 0; v < vectors; ++v) put(out, v, vec{});
-      return;
+      return false;
     }
     if (m != state.m[row]) raise(row, m);
     float* sums = state.l + row * LANES;
@@ -623,6 +682,17 @@ class Worker {
       put(out, v, x[v]);
     }
     store(sums, l);
+    return true;
+  }
+
+  // Whether a row leaves out a tile of that largest score.
+  bool skips(int row, float highest) {
+    if (!c.skip_counts || highest == -INF) return false;
+    if (first_tile) floors[row] = highest;
+    const bool skipped = highest < std::max(state.m[row], floors[row]) - margin[row];
+    ++looked_at;
+    left_out += skipped;
+    return skipped;
   }
 
   vec cap(vec x) const {  // c·tanh(x/c) = c − 2c / (exp(2x/c) + 1)

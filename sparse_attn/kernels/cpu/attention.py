@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.kernels.cpu.build import library
-from sparse_attn.kernels.operands import Pages, Rows, State
+from sparse_attn.kernels.operands import SKIP_MOST, Pages, Rows, Skip, State
 from sparse_attn.kv.quant import SCALE
 
 MAX_HEAD_DIM = 1024
@@ -25,7 +25,7 @@ class AttentionCall(ctypes.Structure):
         *((name, c_void_p) for name in (
             "q", "k_new", "v_new", "k_cache", "v_cache", "k_scale", "v_scale", "block_tables", "context_lens",
             "cu_rows", "positions", "tree_masks", "index_counts", "index_ids", "index_cu_rows", "index_first",
-            "index_k_offset", "out", "lse",
+            "index_k_offset", "skip_counts", "out", "lse",
         )),
         *((name, c_int64) for name in (
             "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "page_stride", "table_stride", "index_blocks",
@@ -37,6 +37,9 @@ class AttentionCall(ctypes.Structure):
         )),
         ("scale", c_float),
         ("softcap", c_float),
+        ("skip_share", c_float),
+        ("skip_most", c_float),
+        ("skip_gate", c_int32),
     ]  # fmt: skip
 
 
@@ -141,6 +144,14 @@ class Arguments:
         self.call.index_heads, self.call.index_blocks, self.call.index_width = index.ids.shape
         self.call.index_block_k = index.block_k
 
+    def skip(self, skip: Skip | None) -> None:
+        if skip is None or not skip.share:
+            return
+        if not skip.counts.is_contiguous() or skip.counts.dtype != torch.int64 or len(skip.counts) != 2:
+            raise ValueError("counts of skipped tiles are int64 [2]")
+        self.point("skip_counts", skip.counts)
+        self.call.skip_share, self.call.skip_most, self.call.skip_gate = skip.share, SKIP_MOST, skip.gate
+
     def integers(self, name: str, x: Tensor, dtype: torch.dtype = torch.int32) -> None:
         self.point(name, x.to(dtype).contiguous())
 
@@ -189,6 +200,7 @@ def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> Stat
     arguments.new_keys(rows.k, rows.v)
     arguments.pages(pages)
     arguments.index(index)
+    arguments.skip(rows.skip)
     return arguments.run()
 
 

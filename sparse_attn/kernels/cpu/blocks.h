@@ -180,8 +180,9 @@ inline void scales(const uint8_t* head, int step, int part, wide& scale, wide& l
   }
 }
 
-// The numbers of tile `step` of a span in float32: emit(j, vector (0, j), vector (1, j)) for every pair of columns.
-template <int KIND, class Emit>
+// The numbers of tile `step` of a span in float32, or its integers alone: emit(j, vector (0, j), vector (1, j)) for every
+// pair of columns.
+template <int KIND, bool INTEGERS = false, class Emit>
 inline void unpack_tile(const uint8_t* head, const uint8_t* tile, int step, Emit emit) {
   using L = LayoutOf<KIND>;
   if constexpr (L::bits == 0) {
@@ -207,11 +208,14 @@ inline void unpack_tile(const uint8_t* head, const uint8_t* tile, int step, Emit
     constexpr int at = L::bits == 8 ? 15 : 16;
     constexpr float power = L::bits == 8 ? 256.0f : 128.0f;
     const iwide above = splat_word(L::bits == 8 ? 0x43800000 : 0x43000000);
-    constexpr int scaled = KIND == Q6_K ? 2 : 1;  // times that the scale changes within a tile
+    constexpr int scaled = KIND == Q6_K && !INTEGERS ? 2 : 1;  // times that the scale changes within a tile
 #pragma GCC unroll 2
     for (int part = 0; part < scaled; ++part) {
       wide scale, least;
-      scales<KIND>(head, step, part, scale, least);
+      if constexpr (INTEGERS)
+        scale = splat_wide(1.0f), least = splat_wide(-L::zero);
+      else
+        scales<KIND>(head, step, part, scale, least);
       const Halved a = spread(scale), b = spread(multiply_add(scale, splat_wide(-power), least));
       iwide high[2][L::high ? L::bits - 4 : 1];
       if constexpr (L::high > 0)

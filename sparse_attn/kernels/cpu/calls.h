@@ -16,6 +16,7 @@ struct Attention {
   const uint8_t* const* tree_masks;    // [S], each bool [n, n] or null; or null
   const int32_t *index_counts, *index_ids, *index_cu_rows;  // of a BlockIndex; or counts null
   const int32_t *index_first, *index_k_offset;              // [S + 1] first query block of a sequence, [S]
+  int64_t* skip_counts;  // [2] of Skip in operands.py, or null for nothing to skip
   void* out;   // of out_kind
   float* lse;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head, page_stride, table_stride;
@@ -24,7 +25,8 @@ struct Attention {
   // Products of float32 are of new rows in float32 and pages in float32 or int8; those of bfloat16 of new rows in either
   // and pages in bfloat16 or int8. Queries and results may be of either in both.
   Kind q_kind, new_kind, page_kind, out_kind, products;
-  float scale, softcap;
+  float scale, softcap, skip_share, skip_most;
+  int32_t skip_gate;
 };
 
 // Mirrored by `_Linear` in attention.py. Strides in floats; columns are contiguous.
@@ -44,6 +46,8 @@ struct Norm {
   int32_t threads;
 };
 
+enum Activation : int32_t { SILU, GELU_TANH };  // mirrored by `ACTIVATIONS` in rows.py
+
 // Mirrored by `_Write` in rows.py. Strides in bytes.
 struct Write {
   const char* source;    // [rows, heads, row_bytes]
@@ -57,5 +61,5 @@ void folio_attention(const Attention* call);
 void folio_linear(const Linear* calls, int32_t count);  // of as many rows each
 void folio_rms_norm(const Norm* call);
 void folio_write(const Write* call);
-void folio_silu_mul(const float* gate, float* up, int64_t count, int32_t threads);
+void folio_gate(Activation activation, const float* gate, float* up, int64_t count, int32_t threads);
 }

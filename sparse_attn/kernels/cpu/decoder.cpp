@@ -1,4 +1,4 @@
-// The decoder layers of a model of Llama's kind over one ragged batch: all in one call, or a layer's two halves, before
+// The decoder layers of a model of Llama's, Phi's or Gemma's kind over one ragged batch: all in one call, or a layer's two halves, before
 // and after its attention.
 //
 // A small model's step is spent between its operations: each is a dozen calls through Python and torch, whose code the
@@ -21,13 +21,20 @@ struct Projection {
   const PackedLinear* packed;  // all of the call but x and y; or null
 };
 
-// Mirrored by `_Layer` in decoder.py. q_norm and k_norm [dim] may be null.
+// Mirrored by `_Layer` in decoder.py. All norms but those of a half's input may be null.
 struct Layer {
-  const float *input_norm, *post_norm, *q_norm, *k_norm;
+  const float *input_norm, *attended_norm, *mlp_norm, *gated_norm, *q_norm, *k_norm;
   Projection q, k, v, o, gate, up, down;
   void *k_pages, *v_pages;  // of the batch's page_kind
-  float input_eps, post_eps, q_eps, k_eps, scale;
-  int32_t window, rotary;
+  float input_eps, attended_eps, mlp_eps, gated_eps, q_eps, k_eps, scale, softcap;
+  int32_t window, rotary;  // of the angles that rotate it, or -1
+  Activation activation;
+};
+
+// Mirrored by `_Angles` in decoder.py: cos and sin [rows, width], of which a head's first `width` numbers are rotated.
+struct Angles {
+  const float *cos, *sin;
+  int64_t width;
 };
 
 // Mirrored by `_Decoder` in decoder.py.
@@ -36,7 +43,7 @@ struct Decoder {
   const int32_t* chosen;       // [count]: the layers to run, in order
   const Attention* attention;  // the batch; what a layer has of its own is filled in here
   float* x;                    // [rows, hidden], in place
-  const float *cos, *sin;      // [rows, dim], or null where no layer rotates
+  const Angles* angles;        // those that layers name
   const int64_t* slots;        // [rows]
   float *q, *k, *v;            // of a layer's first half: [rows, heads · dim]
   const float* attended;       // of its second: [rows, q_heads · dim]
@@ -108,11 +115,11 @@ class Body {
   }
 
   // Rotary position embedding by halves (RoFormer, arXiv 2104.09864), as transformers rounds it; x [rows, heads, dim].
-  void rotate(float* x, int heads) const {
-    const int half = c.dim / 2, most = threads(c.rows * heads * c.dim);
+  void rotate(const Angles& angles, float* x, int heads) const {
+    const int half = int(angles.width / 2), most = threads(c.rows * heads * c.dim);
 #pragma omp parallel for num_threads(most) if (most > 1)
     for (int64_t row = 0; row < c.rows; ++row) {
-      const float *cos = c.cos + row * c.dim, *sin = c.sin + row * c.dim;
+      const float *cos = angles.cos + row * angles.width, *sin = angles.sin + row * angles.width;
       float* at = x + row * heads * c.dim;
       for (int head = 0; head < heads; ++head, at += c.dim)
         for (int d = 0; d < half; ++d) {
@@ -142,9 +149,9 @@ class Body {
     multiply(normed, c.rows, c.hidden, {{layer.q, q, q_width}, {layer.k, k, kv_width}, {layer.v, v, kv_width}});
     if (layer.q_norm) norm(q, layer.q_norm, layer.q_eps, q, c.rows * c.q_heads, c.dim);
     if (layer.k_norm) norm(k, layer.k_norm, layer.k_eps, k, c.rows * c.kv_heads, c.dim);
-    if (layer.rotary) {
-      rotate(q, c.q_heads);
-      rotate(k, c.kv_heads);
+    if (layer.rotary >= 0) {
+      rotate(c.angles[layer.rotary], q, c.q_heads);
+      rotate(c.angles[layer.rotary], k, c.kv_heads);
     }
   }
 
@@ -161,11 +168,13 @@ class Body {
       const int64_t rows = std::min(BLOCK_ROWS, c.rows - row);
       float* const x = c.x + row * c.hidden;
       multiply(attended + row * q_width, rows, q_width, {{layer.o, added, c.hidden}});
+      if (layer.attended_norm) norm(added, layer.attended_norm, layer.attended_eps, added, rows, c.hidden);
       add(x, added, rows * c.hidden);
-      norm(x, layer.post_norm, layer.post_eps, normed, rows, c.hidden);
+      norm(x, layer.mlp_norm, layer.mlp_eps, normed, rows, c.hidden);
       multiply(normed, rows, c.hidden, {{layer.gate, gate, c.inner}, {layer.up, up, c.inner}});
-      folio_silu_mul(gate, up, rows * c.inner, c.threads);
+      folio_gate(layer.activation, gate, up, rows * c.inner, c.threads);
       multiply(up, rows, c.inner, {{layer.down, added, c.hidden}});
+      if (layer.gated_norm) norm(added, layer.gated_norm, layer.gated_eps, added, rows, c.hidden);
       add(x, added, rows * c.hidden);
     }
   }
@@ -225,6 +234,7 @@ extern "C" void folio_decoder(const Decoder* call) {
     attention.k_cache = layer.k_pages;
     attention.v_cache = layer.v_pages;
     attention.scale = layer.scale;
+    attention.softcap = layer.softcap;
     attention.window = layer.window;
     folio_attention(&attention);
     write(attention.k_new, layer.k_pages);

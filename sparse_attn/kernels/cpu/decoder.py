@@ -1,4 +1,7 @@
-"""The decoder layers of a model of Llama's kind, all in one call or by halves: `decoder.cpp` behind torch tensors."""
+"""The decoder layers of a model of Llama's, Phi's or Gemma's kind, all in one call or by halves.
+
+`decoder.cpp` behind torch tensors.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from sparse_attn.batch import AttnBatch
 from sparse_attn.kernels.cpu.attention import Arguments
 from sparse_attn.kernels.cpu.build import library
 from sparse_attn.kernels.cpu.packed import PackedLinearCall, PackedWeight, describe
+from sparse_attn.kernels.cpu.rows import ACTIVATIONS
 
-_NORMS = ("input_norm", "post_norm", "q_norm", "k_norm")
+_NORMS = ("input_norm", "attended_norm", "mlp_norm", "gated_norm", "q_norm", "k_norm")
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -33,10 +37,16 @@ class _Layer(ctypes.Structure):
         *((name, _Projection) for name in _PROJECTIONS),
         ("k_pages", c_void_p),
         ("v_pages", c_void_p),
-        *((name, c_float) for name in ("input_eps", "post_eps", "q_eps", "k_eps", "scale")),
-        ("window", c_int32),
-        ("rotary", c_int32),
+        *((name.replace("norm", "eps"), c_float) for name in _NORMS),
+        *((name, c_float) for name in ("scale", "softcap")),
+        *((name, c_int32) for name in ("window", "rotary", "activation")),
     ]
+
+
+class _Angles(ctypes.Structure):
+    """`Angles` of decoder.cpp."""
+
+    _fields_ = [("cos", c_void_p), ("sin", c_void_p), ("width", c_int64)]
 
 
 class _Decoder(ctypes.Structure):
@@ -44,7 +54,7 @@ class _Decoder(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in (
-            "layers", "chosen", "attention", "x", "cos", "sin", "slots", "q", "k", "v", "attended",
+            "layers", "chosen", "attention", "x", "angles", "slots", "q", "k", "v", "attended",
         )),
         *((name, c_int64) for name in ("count", "rows", "hidden", "inner", "num_pages")),
         *((name, c_int32) for name in ("q_heads", "kv_heads", "dim", "threads")),
@@ -69,24 +79,35 @@ class Projection:
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """What one layer computes: x += o(attention(norm(x))), then x += down(silu(gate(norm(x))) · up(norm(x))).
+    """What one layer computes: x += o(attention(norm(x))), then x += down(activation(gate(norm(x))) · up(norm(x))).
 
     Attributes:
         projections: those named q, k, v, o, gate, up and down.
-        q_norm, k_norm: norms of each head's queries and keys before they are rotated; None for none.
-        scale: factor of q·k.
+        input_norm, mlp_norm: of what attention and the MLP are given.
+        attended_norm, gated_norm: of what they add to x; None for none.
+        q_norm, k_norm: of each head's queries and keys before they are rotated; None for none.
+        scale: factor of q·k; softcap: bound of it by a tanh, 0 for none.
         window: how many keys a row sees, itself included; 0 for all.
-        rotary: whether positions rotate q and k.
+        rotary: number of the angles (`Angles`) that rotate q and k; None for none.
+        activation: of the gate, one of `rows.ACTIVATIONS`.
     """
 
     input_norm: Norm
-    post_norm: Norm
+    mlp_norm: Norm
     projections: dict[str, Projection]
-    q_norm: Norm | None
-    k_norm: Norm | None
     scale: float
-    window: int
-    rotary: bool
+    attended_norm: Norm | None = None
+    gated_norm: Norm | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    softcap: float = 0.0
+    window: int = 0
+    rotary: int | None = 0
+    activation: str = "silu"
+
+
+Angles = Sequence[tuple[Tensor, Tensor]]
+"""cos and sin [T, R] of the rows' positions, for each rotation that layers name; R numbers of a head are rotated."""
 
 
 class Decoder:
@@ -106,13 +127,12 @@ class Decoder:
         gate = layers[0].projections["gate"].weight
         self._inner = gate.outer if isinstance(gate, PackedWeight) else len(gate)
         self.packed = isinstance(gate, PackedWeight)
-        self.rotary = any(layer.rotary for layer in layers)
+        self.rotary = any(layer.rotary is not None for layer in layers)
 
-    def run(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, batch: AttnBatch, chosen: Sequence[int]) -> None:
+    def run(self, x: Tensor, angles: Angles, batch: AttnBatch, chosen: Sequence[int]) -> None:
         """Run the layers ``chosen`` over the rows x [T, hidden], in place; K and V go into the batch's pages.
 
-        The batch is dense, of one head group of float32 or bfloat16, without earlier nodes. cos and sin [T, D] are of
-        its positions, None where no layer rotates.
+        The batch is dense, of one head group of float32 or bfloat16, without earlier nodes.
 
         Raises:
             ValueError: x, cos or sin is not contiguous float32.
@@ -126,7 +146,7 @@ class Decoder:
         arguments.kinds(q=x.dtype, new=pool.dtype)
         arguments.pages(group.pages(0, tables.block_tables))
         slots = tables.slot_mapping.contiguous()
-        call = self._call(chosen, x, cos, sin)
+        call = self._call(chosen, x, angles)
         call.attention, call.slots = ctypes.addressof(arguments.call), slots.data_ptr()
         call.num_pages = pool.num_pages + 1
         library().folio_decoder(ctypes.byref(call))
@@ -134,7 +154,7 @@ class Decoder:
             for i in chosen:
                 group.stats.update(i, group.keys[i], slots)
 
-    def before(self, layer: int, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def before(self, layer: int, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [T, Hq, D], keys and values [T, Hkv, D] of the rows x [T, hidden], rotated, by one layer.
 
         Raises:
@@ -142,26 +162,28 @@ class Decoder:
         """
         num_heads, num_kv_heads, dim = self._heads
         q, k, v = (torch.empty(len(x), heads, dim) for heads in (num_heads, num_kv_heads, num_kv_heads))
-        call = self._call([layer], x, cos, sin)
+        call = self._call([layer], x, angles)
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         library().folio_layer_before(ctypes.byref(call))
         return q, k, v
 
     def after(self, layer: int, x: Tensor, attended: Tensor) -> None:
         """What the layer makes of its attention's result [T, Hq, D], and its MLP, added to x [T, hidden] in place."""
-        call = self._call([layer], x, None, None)
+        call = self._call([layer], x, ())
         call.attended = _checked("attended", attended)
         library().folio_layer_after(ctypes.byref(call))
 
-    def _call(self, chosen: Sequence[int], x: Tensor, cos: Tensor | None, sin: Tensor | None) -> _Decoder:
+    def _call(self, chosen: Sequence[int], x: Tensor, angles: Angles) -> _Decoder:
         order = (c_int32 * len(chosen))(*chosen)
+        rotations = (_Angles * len(angles))(
+            *((_checked("cos", cos), _checked("sin", sin), cos.shape[-1]) for cos, sin in angles)
+        )
         num_heads, num_kv_heads, dim = self._heads
         call = _Decoder(
             layers=ctypes.addressof(self._described),
             chosen=ctypes.addressof(order),
             x=_checked("x", x),
-            cos=None if cos is None else _checked("cos", cos),
-            sin=None if sin is None else _checked("sin", sin),
+            angles=ctypes.addressof(rotations),
             count=len(chosen),
             rows=x.shape[0],
             hidden=x.shape[1],
@@ -171,7 +193,7 @@ class Decoder:
             dim=dim,
             threads=torch.get_num_threads(),
         )
-        call.order = order  # kept as long as the call
+        call.kept = order, rotations  # as long as the call
         return call
 
 
@@ -182,8 +204,15 @@ def _checked(name: str, given: Tensor) -> int:
 
 
 def _described(layer: DecoderLayer, calls: list[PackedLinearCall]) -> _Layer:
-    described = _Layer(scale=layer.scale, window=layer.window, rotary=layer.rotary)
-    for name, norm in zip(_NORMS, (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm), strict=True):
+    described = _Layer(
+        scale=layer.scale,
+        softcap=layer.softcap,
+        window=layer.window,
+        rotary=-1 if layer.rotary is None else layer.rotary,
+        activation=ACTIVATIONS.index(layer.activation),
+    )
+    for name in _NORMS:
+        norm: Norm | None = getattr(layer, name)
         if norm is not None:
             setattr(described, name, _address(name, norm.weight))
             setattr(described, name.replace("norm", "eps"), norm.eps)

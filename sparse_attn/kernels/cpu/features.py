@@ -61,12 +61,13 @@ def _present() -> list[str]:
     """The families of this machine, the best last."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["native"]
-    flags = _processor_flags()
+    flags = processor_flags()
     found = [name for name, (needed, _) in FAMILIES.items() if flags.issuperset(needed)]
     return found if "amx" not in found or _may_use_tiles() else found[:-1]
 
 
-def _processor_flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
+    """What the processor has, by the names of /proc/cpuinfo; empty where there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

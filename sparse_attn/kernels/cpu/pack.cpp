@@ -9,10 +9,38 @@ using namespace folio;
 
 namespace {
 
-// 32 columns of a row of w, from whatever they are stored in.
+// 32 columns of a row of w, a byte each, eight in a word: they are handled eight at a time, on any processor.
 struct Columns {
-  uint8_t number[TILE_COLUMNS];
+  uint64_t eight[4];
 };
+
+constexpr uint64_t each_byte(uint64_t x) { return x * 0x0101010101010101u; }
+inline uint64_t word_at(const uint8_t* p) {
+  uint64_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// Eight bits → the lowest bit of eight bytes.
+inline uint64_t spread_bits(uint8_t bits) {
+  return ((each_byte(bits) & 0x8040201008040201u) + each_byte(0x7f)) >> 7 & each_byte(1);
+}
+
+// The lowest BITS of bytes 0, 2, 4 and 6, side by side. The factor moves each to its place in the highest 16 bits, and all
+// other copies beside them.
+template <int BITS>
+inline uint32_t every_second(uint64_t x) {
+  constexpr uint64_t field = 0x0001000100010001u * ((1u << BITS) - 1);
+  if constexpr (BITS == 8) {
+    x = (x & field) | (x & field) >> 8;
+    return uint32_t((x & 0xffff) | (x >> 16 & 0xffff0000u));
+  } else {
+    constexpr int gap = 16 - BITS;
+    constexpr uint64_t moved = uint64_t(1) << 48 | uint64_t(1) << (48 - gap) | uint64_t(1) << (48 - 2 * gap) |
+                               uint64_t(1) << (48 - 3 * gap);
+    return uint32_t((x & field) * moved >> 48);
+  }
+}
 
 // Sizes and offsets in ggml's blocks (ggml-common.h): bytes, the scale (what goes with it lies behind), scales of parts, high
 // bits, low bits.
@@ -33,23 +61,22 @@ template <> struct Block<Q6_K> : Offsets<256, 210, 208, 192, 128, 0> {};
 template <int KIND>
 Columns numbers(const uint8_t* block, int part) {
   using B = Block<KIND>;
+  constexpr uint64_t nibbles = each_byte(15);
   Columns c;
-  for (int i = 0; i < TILE_COLUMNS; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if constexpr (KIND == Q8_0) {
-      c.number[i] = uint8_t(block[B::low + i] + 128);
+      c.eight[i] = word_at(block + B::low + 8 * i) ^ each_byte(128);
     } else if constexpr (KIND == Q6_K) {
       const int side = part / 4, quarter = part % 4;
-      const uint8_t low = block[B::low + 64 * side + 32 * (quarter & 1) + i];
-      const uint8_t high = block[B::high + 32 * side + i] >> (2 * quarter) & 3;
-      c.number[i] = uint8_t((quarter < 2 ? low & 15 : low >> 4) | high << 4);
+      const uint64_t low = word_at(block + B::low + 64 * side + 32 * (quarter & 1) + 8 * i) >> (quarter < 2 ? 0 : 4);
+      const uint64_t high = word_at(block + B::high + 32 * side + 8 * i) >> (2 * quarter);
+      c.eight[i] = (low & nibbles) | (high & each_byte(3)) << 4;
     } else if constexpr (B::columns == 256) {
-      const uint8_t low = block[B::low + 32 * (part / 2) + i];
-      c.number[i] = part % 2 ? low >> 4 : low & 15;
-      if constexpr (KIND == Q5_K) c.number[i] |= uint8_t((block[B::high + i] >> part & 1) << 4);
+      c.eight[i] = word_at(block + B::low + 32 * (part / 2) + 8 * i) >> (part % 2 ? 4 : 0) & nibbles;
+      if constexpr (KIND == Q5_K) c.eight[i] |= (word_at(block + B::high + 8 * i) >> part & each_byte(1)) << 4;
     } else {
-      const uint8_t low = block[B::low + i % 16];
-      c.number[i] = i < 16 ? low & 15 : low >> 4;
-      if constexpr (KIND == Q5_0) c.number[i] |= uint8_t((block[B::high + i / 8] >> (i % 8) & 1) << 4);
+      c.eight[i] = word_at(block + B::low + 8 * (i % 2)) >> (i < 2 ? 0 : 4) & nibbles;
+      if constexpr (KIND == Q5_0) c.eight[i] |= spread_bits(block[B::high + i]) << 4;
     }
   }
   return c;
@@ -90,24 +117,21 @@ void put_scales(const uint8_t* block, int part, int step, int row, uint8_t* head
 template <int KIND>
 void put_numbers(const Columns& c, int row, uint8_t* tile) {
   using L = LayoutOf<KIND>;
-  constexpr int wide_bits = L::bits == 8 ? 8 : 4, in_word = 32 / wide_bits;
+  constexpr int wide_bits = L::bits == 8 ? 8 : 4, eights = wide_bits == 8 ? 1 : 2;  // of columns, in two words
   const int h = row / 8;
   const auto word = [&](int vector, int p) {
     return reinterpret_cast<uint32_t*>(tile + 64 * vector) + 2 * (row % 8) + p;
   };
   for (int p = 0; p < 2; ++p) {
-    for (int q = 0; q < PAIRS / in_word; ++q) {
+    for (int q = 0; q < 4 / eights; ++q) {
       uint32_t low = 0;
-      for (int i = 0; i < in_word; ++i) {
-        const uint32_t number = c.number[2 * (q * in_word + i) + p];
-        low |= (L::bits == 8 ? number : number & 15) << (wide_bits * i);
-      }
-      *word(h * (PAIRS / in_word) + q, p) = low;
+      for (int i = 0; i < eights; ++i) low |= every_second<wide_bits>(c.eight[q * eights + i] >> 8 * p) << (16 * i);
+      *word(h * (4 / eights) + q, p) = low;
     }
     if constexpr (L::high > 0) {
       constexpr int more = L::bits - 4;
       uint32_t high = 0;
-      for (int j = 0; j < PAIRS; ++j) high |= uint32_t(c.number[2 * j + p] >> 4) << (more * j);
+      for (int i = 0; i < 4; ++i) high |= every_second<more>(c.eight[i] >> (8 * p + 4)) << (4 * more * i);
       if constexpr (more == 1)
         *word(L::low / 64, p) |= high << (16 * h);
       else
@@ -133,12 +157,14 @@ void pack_panel(const Pack& c, int64_t panel) {
       const int64_t k = step * TILE_COLUMNS;
       const int count = int(std::min<int64_t>(TILE_COLUMNS, c.inner - k));
       if constexpr (L::bits == 0) {
-        for (int i = 0; i < count; ++i)
-          std::memcpy(tile + 64 * (i / 2) + 4 * row + 2 * (i % 2), source + 2 * (k + i), 2);
+        int i = 0;
+        for (; i + 2 <= count; i += 2) std::memcpy(tile + 32 * i + 4 * row, source + 2 * (k + i), 4);
+        if (i < count) std::memcpy(tile + 32 * i + 4 * row, source + 2 * (k + i), 2);
       } else if constexpr (KIND == INT8_ROWS) {
-        Columns numbers;
-        for (int i = 0; i < TILE_COLUMNS; ++i) numbers.number[i] = uint8_t((i < count ? source[k + i] : 0) + L::zero);
-        put_numbers<KIND>(numbers, row, tile);
+        Columns there{};
+        std::memcpy(there.eight, source + k, count);
+        for (uint64_t& eight : there.eight) eight ^= each_byte(L::zero);  // adds 128
+        put_numbers<KIND>(there, row, tile);
       } else {
         using B = Block<KIND>;
         const uint8_t* block = source + k / B::columns * B::size;

@@ -22,6 +22,10 @@ struct Unpack {
   int32_t kind, threads;
 };
 
+// What x and w are rounded to as they enter a product; mirrored by `PRODUCTS` in packed.py. bfloat16 is for families that
+// have it, int8 (of x alone) for kinds of integers.
+enum class Products : int32_t { FLOAT32, BFLOAT16, INT8 };
+
 // Mirrored by `_PackedLinear` in packed.py. y = x · wᵀ + bias.
 struct PackedLinear {
   const float* x;       // [rows, inner], rows x_row floats apart
@@ -31,12 +35,12 @@ struct PackedLinear {
   float* y;             // [rows, outer], contiguous
   int64_t x_row, rows, inner, outer;
   int32_t kind, threads;
-  int32_t rounded;      // to products of bfloat16, where the family has them; else float32
+  Products products;
 };
 
 extern "C" {
 int64_t folio_packed_bytes(int32_t kind, int64_t outer, int64_t inner);
 void folio_pack(const Pack* call);
 void folio_unpack_rows(const Unpack* call);
-void folio_packed_linear(const PackedLinear* calls, int32_t count);  // of as many rows each, all rounded or none
+void folio_packed_linear(const PackedLinear* calls, int32_t count);  // of as many rows each
 }

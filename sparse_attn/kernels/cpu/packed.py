@@ -2,8 +2,9 @@
 
 A weight is packed once, into the order that `packed_linear.cpp` streams it in (blocks.h), at its stored size but for a
 few percent. Products are of float32, or of bfloat16 where the processor has instructions for them: then weights and
-activations are rounded to bfloat16 as they enter a product, and sums are float32. Either way a row's bits do not depend
-on the rows beside it.
+activations are rounded to bfloat16 as they enter a product, and sums are float32. Or, if that is asked for, activations
+are rounded to int8, with a scale for every 32 of a row, and multiply weights of integers as they are stored. Either way
+a row's bits do not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +25,13 @@ from sparse_attn.kv.huge_pages import empty
 
 KINDS = ("BF16", "F16", "INT8", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_K", "Q6_K")
 """In the order of `Storage` in blocks.h. INT8 has one float32 scale a row; the others are ggml's."""
+
+Products = Literal["float32", "bfloat16", "int8"]
+PRODUCTS: tuple[Products, ...] = get_args(Products)
+"""In the order of `Products` in packed.h."""
+
+PANEL = 16
+"""Rows whose tiles lie together (TILE_ROWS of blocks.h)."""
 
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 _BLOCK = {kind: 256 if kind.endswith("K") else 32 for kind in _BLOCK_BYTES}
@@ -55,7 +64,7 @@ class PackedLinearCall(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("x", "w", "scale", "bias", "y")),
         *((name, c_int64) for name in ("x_row", "rows", "inner", "outer")),
-        *((name, c_int32) for name in ("kind", "threads", "rounded")),
+        *((name, c_int32) for name in ("kind", "threads", "products")),
     ]
 
 
@@ -95,7 +104,7 @@ class PackedWeight:
         kind: one of ``KINDS``.
         data: uint8, the panels.
         scale: float32 [outer] of its rows, for INT8 only.
-        rounded: whether products with it are of bfloat16.
+        products: what they are of.
     """
 
     kind: str
@@ -103,11 +112,24 @@ class PackedWeight:
     inner: int
     data: Tensor
     scale: Tensor | None
-    rounded: bool
+    products: Products
 
     @property
     def num_bytes(self) -> int:
         return self.data.numel() + (0 if self.scale is None else 4 * self.outer)
+
+    def narrow(self, start: int, count: int) -> PackedWeight:
+        """The matrix of `count` rows from ``start`` on, over the same panels.
+
+        Raises:
+            ValueError: they do not begin with a panel.
+        """
+        if start % PANEL or not 0 <= start <= start + count <= self.outer:
+            raise ValueError(f"rows {start} to {start + count} of {self.outer} do not begin with a panel of {PANEL}")
+        size = len(self.data) // -(-self.outer // PANEL)
+        data = self.data[start // PANEL * size : -(-(start + count) // PANEL) * size]
+        scale = None if self.scale is None else self.scale[start : start + count]
+        return PackedWeight(self.kind, count, self.inner, data, scale, self.products)
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of the matrix that ids [...] name, float32 [..., inner].
@@ -127,13 +149,24 @@ class PackedWeight:
         return out
 
 
-def rounds(wanted: bool = True) -> bool:
-    """Whether products are of bfloat16: if that is wanted and the processor has instructions for it."""
-    return wanted and features.multiplies_bfloat16()
+def products_with(kind: str, wanted: Products) -> Products:
+    """What products with weights of a kind are of, where ``wanted`` is asked for.
+
+    int8 is for weights of integers, bfloat16 for a processor that has instructions for it; else they are float32.
+    """
+    if wanted == "int8" and kind not in ("BF16", "F16"):
+        return "int8"
+    return "bfloat16" if wanted != "float32" and features.multiplies_bfloat16() else "float32"
 
 
 def pack(
-    rows: Tensor, kind: str, inner: int, *, order: Tensor | None = None, scale: Tensor | None = None, rounded: bool
+    rows: Tensor,
+    kind: str,
+    inner: int,
+    *,
+    order: Tensor | None = None,
+    scale: Tensor | None = None,
+    products: Products,
 ) -> PackedWeight:
     """Pack a matrix.
 
@@ -142,7 +175,7 @@ def pack(
         inner: columns.
         order: int64 [outer], which of the rows is row n; None for n.
         scale: float32 [outer], for INT8.
-        rounded: products are of bfloat16 (see `rounds`).
+        products: what they shall be of, where that is possible (`products_with`).
 
     Raises:
         ValueError: rows that are not of this kind and length.
@@ -170,18 +203,19 @@ def pack(
         torch.get_num_threads(),
     )  # fmt: skip
     library().folio_pack(ctypes.byref(call))
-    return PackedWeight(kind, outer, inner, data, None if scale is None else scale.float().contiguous(), rounded)
+    scale = None if scale is None else scale.float().contiguous()
+    return PackedWeight(kind, outer, inner, data, scale, products_with(kind, products))
 
 
-def pack_tensor(weight: Tensor, kind: str, *, rounded: bool) -> PackedWeight:
+def pack_tensor(weight: Tensor, kind: str, *, products: Products) -> PackedWeight:
     """Pack a float matrix as BF16, F16 or INT8, to which it is rounded; INT8 by the largest number of each row."""
     if kind == "INT8":
         weight = weight.float()
         scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         return pack((weight / scale[:, None]).round().to(torch.int8).view(torch.uint8), kind, weight.shape[1],
-                    scale=scale, rounded=rounded)  # fmt: skip
+                    scale=scale, products=products)  # fmt: skip
     plain = weight.to({"BF16": torch.bfloat16, "F16": torch.float16}[kind]).contiguous()
-    return pack(plain.view(torch.uint8), kind, weight.shape[1], rounded=rounded)
+    return pack(plain.view(torch.uint8), kind, weight.shape[1], products=products)
 
 
 def row_bytes(kind: str, inner: int) -> int:
@@ -195,12 +229,12 @@ def linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor |
     """x · wᵀ + bias for every weight, in one call; x float32 [..., inner], biases float32 [outer] or None.
 
     Raises:
-        ValueError: other dtypes or lengths, or weights some of which are rounded and some not.
+        ValueError: other dtypes or lengths.
     """
     flat = x.reshape(-1, x.shape[-1])
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
-    if x.dtype != torch.float32 or any(w.inner != x.shape[-1] or w.rounded != weights[0].rounded for w in weights):
+    if x.dtype != torch.float32 or any(w.inner != x.shape[-1] for w in weights):
         raise ValueError(f"rows {x.dtype} of {x.shape[-1]} do not go with weights of {[w.inner for w in weights]}")
     outs = [torch.empty(*x.shape[:-1], w.outer) for w in weights]
     calls = (PackedLinearCall * len(weights))()
@@ -222,7 +256,7 @@ def describe(call: PackedLinearCall, weight: PackedWeight, bias: Tensor | None) 
         raise ValueError(f"a bias {bias.dtype} {list(bias.shape)} does not go with {weight.outer} rows")
     call.w, call.scale, call.bias = weight.data.data_ptr(), _address(weight.scale), _address(bias)
     call.inner, call.outer, call.kind = weight.inner, weight.outer, KINDS.index(weight.kind)
-    call.threads, call.rounded = torch.get_num_threads(), weight.rounded
+    call.threads, call.products = torch.get_num_threads(), PRODUCTS.index(weight.products)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -3,34 +3,11 @@
 // Two panels are a task. For few rows a tile of each is unpacked into the first cache and multiplied while the next is
 // unpacked, so that w is read from memory once, at its stored size; for many rows panels are unpacked whole, once for a
 // block of rows. The products are those of products.h: a row's bits do not depend on how many rows run together.
-#include <algorithm>
-#include <memory>
-#include <vector>
-
-#include "packed.h"
-#include "products.h"
+#include "linear_tasks.h"
 
 using namespace folio;
 
 namespace {
-
-constexpr int AHEAD = 2048;               // bytes
-constexpr int64_t CACHED = 1 << 20;       // floats of results that whoever comes next may find in a cache
-constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
-constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
-
-// Memory that begins at a cache line and is kept from call to call.
-template <class T>
-class Kept {
-  std::vector<T> memory;
-
- public:
-  T* take(int64_t count) {
-    constexpr int64_t line = 64 / sizeof(T);
-    if (int64_t(memory.size()) < count + line) memory.resize(count + line);
-    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t(63));
-  }
-};
 
 // x as the products read it (`place`): rows of whole tiles, zeros beyond the last column and up to a whole tile of rows.
 template <class Value>
@@ -50,30 +27,6 @@ void unpack(const uint8_t* panel, int64_t first, int64_t count, typename Product
       __builtin_prefetch(panel + L::offset(step) + AHEAD + line, 0, 3);
     unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span),
                       [&](int j, const wide& low, const wide& high) { Product::put(out, j, low, high); });
-  }
-}
-
-// A row of a task's results to memory, not by way of the caches: they would first read what is overwritten, and hold less.
-bool store_past_caches(float* y, const float* row) {
-#if defined(__AVX512F__)
-  if (reinterpret_cast<uintptr_t>(y) % 64) return false;
-  for (int n = 0; n < WIDTH; n += LANES) _mm512_stream_ps(y + n, _mm512_load_ps(row + n));
-  return true;
-#else
-  return false;
-#endif
-}
-
-void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const float (*sums)[WIDTH]) {
-  const int columns = int(std::min<int64_t>(WIDTH, c.outer - n0));
-  const bool as_is = !c.scale && !c.bias, past = as_is && columns == WIDTH && c.rows * c.outer > CACHED;
-  for (int r = 0; r < rows; ++r) {
-    float* y = c.y + (row0 + r) * c.outer + n0;
-    if (past && store_past_caches(y, sums[r])) continue;
-    for (int n = 0; n < columns; ++n) {
-      const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
-      y[n] = as_is ? scaled : scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
-    }
   }
 }
 
@@ -194,8 +147,12 @@ void run(const PackedLinear* calls, int32_t count) {
 
 extern "C" void folio_packed_linear(const PackedLinear* calls, int32_t count) {
   if (calls->rows == 0) return;
-  if (calls->rounded)
-    run<Rounded>(calls, count);
-  else
-    run<Float32>(calls, count);
+  const auto rest = std::find_if(calls, calls + count, [&](const PackedLinear& c) { return c.products != calls->products; });
+  const int32_t alike = int32_t(rest - calls);
+  switch (calls->products) {
+    case Products::INT8: run_int8(calls, alike); break;
+    case Products::BFLOAT16: run<Rounded>(calls, alike); break;
+    case Products::FLOAT32: run<Float32>(calls, alike); break;
+  }
+  if (alike < count) folio_packed_linear(rest, count - alike);
 }

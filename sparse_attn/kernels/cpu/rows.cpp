@@ -45,8 +45,9 @@ extern "C" void folio_write(const Write* call) {
   }
 }
 
-// up[i] *= silu(gate[i]): y · sigmoid(y) of the gate, each rounded.
-extern "C" void folio_silu_mul(const float* gate, float* up, int64_t count, int32_t most) {
+// up[i] *= activation(gate[i]): y · sigmoid(t), each rounded, where t is y for SiLU, and for GELU in its approximation by a
+// tanh twice what that is of, since 1 + tanh(t / 2) is 2 · sigmoid(t).
+extern "C" void folio_gate(Activation activation, const float* gate, float* up, int64_t count, int32_t most) {
   const int threads = int(std::clamp<int64_t>(count / THREAD_FLOATS, 1, most));
   const int64_t step = (count / threads / LANES + 1) * LANES;  // so that a value is always in the same kind of vector
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -57,8 +58,10 @@ extern "C" void folio_silu_mul(const float* gate, float* up, int64_t count, int3
       const int64_t width = std::min<int64_t>(LANES, end - i);
       const vec g = width == LANES ? load(gate + i) : load_some(gate + i, width);
       const vec u = width == LANES ? load(up + i) : load_some(up + i, width);
-      const vec limit = splat(-79.0f);  // below it silu is 0 in all but name, and `exp` would overflow
-      const vec y = u * (g / (splat(1.0f) + exp(-(g < limit ? limit : g))));
+      const vec inner = splat(0.79788456080286536f) * (g + splat(0.044715f) * (g * g * g));
+      const vec t = activation == SILU ? g : inner + inner;
+      const vec limit = splat(-79.0f);  // below it the sigmoid is 0 in all but name, and `exp` would overflow
+      const vec y = u * (g / (splat(1.0f) + exp(-(t < limit ? limit : t))));
       float lanes[LANES];
       store(lanes, y);
       std::memcpy(up + i, lanes, width * sizeof(float));

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sparse_attn.kernels.cpu.build import library
 
+ACTIVATIONS = ("silu", "gelu_tanh")
+"""Of a gate: SiLU, and GELU as its approximation by a tanh (arXiv 1606.08415, section 2)."""
+
 
 class _Norm(ctypes.Structure):
     """`Norm` of calls.h."""
@@ -87,8 +90,11 @@ def write_rows(source: Tensor, pages: Tensor, slots: Tensor) -> None:
     library().folio_write(ctypes.byref(call))
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up, the gated activation of SwiGLU (arXiv 2002.05202), in float32; overwrites ``up`` and returns it.
+def gate_mul(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """activation(gate) · up, as in SwiGLU and GEGLU (arXiv 2002.05202), in float32; overwrites ``up`` and returns it.
+
+    Args:
+        activation: one of ``ACTIVATIONS``.
 
     Raises:
         ValueError: other dtypes, unequal shapes, or rows that are not contiguous.
@@ -97,6 +103,6 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
         raise ValueError(f"a gate {gate.dtype} {list(gate.shape)} does not go with {up.dtype} {list(up.shape)}")
     if not (gate.is_contiguous() and up.is_contiguous()):
         raise ValueError("a gate and what it multiplies must be contiguous")
-    pointers = c_void_p(gate.data_ptr()), c_void_p(up.data_ptr())
-    library().folio_silu_mul(*pointers, c_int64(up.numel()), c_int32(torch.get_num_threads()))
+    number, pointers = ACTIVATIONS.index(activation), (c_void_p(gate.data_ptr()), c_void_p(up.data_ptr()))
+    library().folio_gate(c_int32(number), *pointers, c_int64(up.numel()), c_int32(torch.get_num_threads()))
     return up

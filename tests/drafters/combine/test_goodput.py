@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 
@@ -84,17 +86,28 @@ class Copier(SourceDrafter):
         return DraftTree.chain(guessed, [self._score] * len(guessed), self.name)
 
 
-def an_auto(prior: AcceptancePrior, score: float = 0.9) -> Auto:
+STATE = RequestState("r", [1] * 8000, 8000)
+
+
+def a_prior(**known: float) -> AcceptancePrior:
+    return AcceptancePrior(seconds=4e-4, **known)
+
+
+def an_auto(prior: AcceptancePrior, score: float = 0.9, step: float = 1e-2) -> Auto:
+    """One that has started; guessing takes 0.4 ms of a step."""
     sources = Together([Copier("copier", range(10), 0, score), Copier("learner", range(20, 22), 8)])
-    return Auto(sources, taught(lambda batch, rows, context: 1e-2), prior)
+    ticks = count()
+    auto = Auto(sources, taught(lambda batch, rows, context: step), prior, clock=lambda: 2e-4 * next(ticks))
+    auto.start(STATE)
+    return auto
 
 
 def a_step(drafter: Drafter, accepted_source: str) -> DraftTree:
     """The tree of a step whose nodes of one source are accepted."""
-    tree = drafter.propose(RequestState("r", [1] * 8000, 8000), 32)
+    tree = drafter.propose(STATE, 32)
     path = tuple(node for node, source in enumerate(tree.sources) if source == accepted_source)
     verdict = Verdict(path, (*tree.tokens[list(path)].tolist(), 5))
-    drafter.observe(RequestState("r", [1] * 8000, 8000), tree, verdict, None)
+    drafter.observe(STATE, tree, verdict, None)
     return tree
 
 
@@ -104,7 +117,7 @@ def one_step(auto: Auto, accepted_source: str) -> set[str]:
 
 
 def test_auto_spares_the_successors_while_copying_keeps_what_it_promises():
-    prior = AcceptancePrior()
+    prior = a_prior()
     auto = an_auto(prior)
     assert one_step(auto, "copier") == {"copier"}
     assert auto.needs_topk == 0
@@ -119,14 +132,14 @@ def test_auto_spares_the_successors_while_copying_keeps_what_it_promises():
 
 
 def test_auto_keeps_the_successors_where_copies_promise_little():
-    auto = an_auto(AcceptancePrior(), score=0.3)
+    auto = an_auto(a_prior(), score=0.3)
     for _ in range(3):  # though all of them are right
         assert one_step(auto, "copier") == {"copier", "learner"}
         assert auto.needs_topk == 8
 
 
 def test_auto_trusts_copies_as_before_where_a_small_promise_was_broken():
-    prior = AcceptancePrior()
+    prior = a_prior()
     small = an_auto(prior, score=0.3)
     for _ in range(8):
         one_step(small, "nobody")
@@ -134,7 +147,7 @@ def test_auto_trusts_copies_as_before_where_a_small_promise_was_broken():
 
 
 def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_small_tries():
-    prior = AcceptancePrior()
+    prior = a_prior()
     first = tracked(an_auto(prior))
     drafted = [len(a_step(first, "nobody")) for _ in range(60)]
     assert drafted[0] == 10
@@ -147,7 +160,7 @@ def test_auto_rests_where_nothing_is_accepted_and_a_request_begins_with_small_tr
 
 
 def test_auto_wakes_where_a_try_succeeds():
-    auto = tracked(an_auto(AcceptancePrior(accepted=0.0)))
+    auto = tracked(an_auto(a_prior(accepted=0.0)))
     drafted = [len(a_step(auto, "nobody")) for _ in range(7)]
     assert drafted == [1, 1, *[0] * 4, 1]
     rested = [len(a_step(auto, "copier")) for _ in range(11)]
@@ -155,7 +168,7 @@ def test_auto_wakes_where_a_try_succeeds():
 
 
 def test_successors_are_wanted_only_while_tries_succeed():
-    auto = tracked(an_auto(AcceptancePrior(accepted=0.5), score=0.3))
+    auto = tracked(an_auto(a_prior(accepted=0.5), score=0.3))
     wanted = []
     for source in ["nobody"] * 12 + ["learner"] * 12:
         a_step(auto, source)
@@ -165,7 +178,7 @@ def test_successors_are_wanted_only_while_tries_succeed():
 
 
 def test_a_resting_drafter_is_neither_asked_nor_taught():
-    inner = an_auto(AcceptancePrior(accepted=0.0))
+    inner = an_auto(a_prior(accepted=0.0))
     auto = tracked(inner)
     asked = []
     monitored = inner.observe
@@ -174,6 +187,25 @@ def test_a_resting_drafter_is_neither_asked_nor_taught():
         a_step(auto, "nobody")
     assert asked == ["observe"] * 3
     assert (auto.stats.steps, auto.stats.drafted) == (7, 3)
+
+
+def test_what_is_futile_depends_on_how_long_a_step_takes():
+    """One accepted token in twelve steps pays for guessing where a step takes long, and does not where it is short."""
+
+    def tries(step: float) -> int:
+        auto = tracked(an_auto(a_prior(accepted=0.1), score=0.3, step=step))
+        return sum(len(a_step(auto, "copier" if i % 12 == 11 else "nobody")) > 0 for i in range(240))
+
+    assert tries(step=1.0) == 240
+    assert tries(step=2e-3) < 80
+
+
+def test_one_long_step_does_not_make_guessing_look_dear():
+    prior = a_prior()
+    auto = an_auto(prior)
+    auto._clock = lambda ticks=count(): 10.0 * next(ticks)
+    a_step(auto, "copier")
+    assert prior.seconds < 5e-4
 
 
 class Fixed(Drafter):

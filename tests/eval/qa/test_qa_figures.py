@@ -135,7 +135,8 @@ def test_ranks_of_the_gold_sentence_and_of_its_document(corpus, item):
 
 def test_every_way_to_search_finds_what_shares_the_words(corpus, dataset):
     rows = {
-        name: ranking.figures(corpus, dataset.items, found) for name, found in ranking.rankings(corpus, dataset.items)
+        name: ranking.figures(corpus, dataset.items, found)
+        for name, found in ranking.rankings(corpus, dataset.items, True)
     }
     assert [*rows][:3] == ["sparse", "dense", "hybrid"]
     assert {"bm25s, naive chunks", "encoder alone, naive chunks"} < {*rows}

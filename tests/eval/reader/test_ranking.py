@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from eval.errors import EvalError
 from eval.reader.ranking import data
-from eval.reader.ranking.calibrate import OWN, Asked, asked_of_own, figures, fit, threshold_of
+from eval.reader.ranking.calibrate import OWN, Asked, alone, asked_of_own, fall_of, figures, fit, threshold_of
 from eval.reader.ranking.data import Example, Passage
 from eval.reader.ranking.evaluate import Searched, without_answer
 from eval.reader.ranking.train import Encoding, Reader, asked, changed, loss_of, questions, train
@@ -176,6 +177,29 @@ def test_the_logistic_model_is_fitted_and_the_threshold_keeps_its_promise() -> N
     threshold = threshold_of([([asked(True)] * 200 + [asked(False)] * 200, logits)])
     answered = np.array([1 / (1 + np.exp(-x.max())) >= threshold for x in logits])
     assert answered[:200].mean() - answered[200:].mean() > 0.6  # 0.68 is what the two bells allow
+
+
+def test_a_held_question_is_asked_of_its_own_passage_with_and_without_what_answers() -> None:
+    sentences, passages = ["Old.", "Lit in 1871.", "Red.", "Ships."], ["Old. Lit in 1871. Red."] * 3 + ["Ships."]
+    marks = np.array([False, True, False, False])
+    held = Asked("When?", sentences, passages, marks, True)
+    there, without = alone(
+        [held, Asked("When?", sentences, passages, marks, True, "own text"), replace(held, marked=~held.marked & False)]
+    )
+    assert [q.sentences for q in there] == [["Old.", "Lit in 1871.", "Red."]]
+    assert [(q.sentences, q.contexts) for q in without] == [(["Old.", "Red."], ["Old. Red."] * 2)]
+    assert not without[0].marked.any()
+
+
+def test_the_bound_falls_so_far_that_as_many_slip_through() -> None:
+    draw = np.random.default_rng(0)
+    many, few = ([draw.normal(size=size) for _ in range(2000)] for size in (40, 5))
+    fall = fall_of(0.9, many, few)
+    slips = [
+        np.mean([x.max() >= bound for x in side]) for side, bound in ((many, 2.197), (few, 2.197 - fall * np.log(8)))
+    ]
+    assert slips[0] == pytest.approx(slips[1], abs=0.02)
+    assert fall_of(0.9, many, []) == 0
 
 
 def test_our_own_questions_are_asked_with_and_without_their_answer() -> None:

@@ -41,6 +41,17 @@ def test_vectors_are_sentence_transformers_own(minilm: SentenceEmbedder) -> None
     assert near > far + 0.2
 
 
+def test_what_is_only_compared_is_embedded_nearly_so(minilm: SentenceEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Boats on a river.", "Differential equations.", "日本語"]
+    monkeypatch.setattr("retrieval.embedding.encoding.has_bfloat16", lambda: True)
+    exact, passing = minilm.encode_queries(texts), minilm.in_passing().encode_queries(texts)
+    assert not np.array_equal(exact, passing)
+    np.testing.assert_allclose(passing @ passing.T, exact @ exact.T, atol=0.02)
+    np.testing.assert_array_equal(minilm.encode_queries(texts), exact)
+    monkeypatch.setattr("retrieval.embedding.encoding.has_bfloat16", lambda: False)
+    assert minilm.in_passing() is minilm
+
+
 def test_a_vector_does_not_depend_on_the_company(minilm: SentenceEmbedder) -> None:
     """Texts of any length together, and one longer than the model reads."""
     texts = ["One.", "A river. " * 30, "word " * 2000, "日本語", "One."]

@@ -19,7 +19,7 @@ from retrieval.errors import InvalidRequest, RetrieverFailed
 from retrieval.index.dense import DenseIndex
 from retrieval.index.sparse import SparseIndex
 from retrieval.iterative.retrievers import DenseRetriever, SnapshotRetriever, SparseRetriever
-from retrieval.iterative.speculation import IterativeRetrieval, RetrievalCache, Retriever, Stride
+from retrieval.iterative.speculation import IterativeRetrieval, RetrievalCache, Retriever, Stride, written
 from retrieval.iterative.strides import (
     Experience,
     Experiences,
@@ -71,34 +71,62 @@ class Text:
         self.seed, self.most, self.ends, self.drift = seed, most, ends, drift
         self.written = 0
 
-    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
+    async def write(self, chunk: int, strides: Sequence[Stride]) -> Stride:
         await asyncio.sleep(0)
         self.written += 1
+        tokens = written(strides)
         words, ended = list(tokens), False
         while len(words) < min(len(tokens) + K, self.most) and not ended:
             digest = hashlib.blake2b(f"{self.seed} {chunk} {words}".encode(), digest_size=8).digest()
             words.append(digest[0] % self.drift if digest[1] % 3 else digest[0] % WORDS)  # mostly a few words
             ended = self.ends and digest[2] % 40 == 0
         finish = "stop" if ended else "length" if len(words) == self.most else None
-        return Stride(chunk, words[len(tokens) :], finish)
+        return Stride(chunk, words[len(tokens) :], query_text(words), finish)
 
 
 def query_text(tokens: Sequence[int]) -> str:
     return " ".join(map(str, [3, 1, 4, 1, 5, 9, 2, 6, *tokens][-8:]))
 
 
-async def written(retriever: Retriever, text: Text, options: SpeculationOptions, speculate: bool) -> IterativeRetrieval:
+class Asking(Text):
+    """As mode flare: strides of any length, each with a query of its own, which depends on the chunk as well."""
+
+    async def write(self, chunk: int, strides: Sequence[Stride]) -> Stride:
+        stride = await super().write(chunk, strides)
+        digest = hashlib.blake2b(f"{self.seed} {chunk} {stride.tokens}".encode(), digest_size=8).digest()
+        kept = stride.tokens[: 1 + digest[0] % K]
+        cut = len(kept) < len(stride.tokens)
+        asked = query_text([digest[1] % self.drift if digest[2] % 2 else digest[1] % WORDS])
+        return replace(stride, tokens=kept, query=asked, finish=None if cut else stride.finish)
+
+
+class Anew(Text):
+    """As mode iter-retgen: the whole text again, until it stays as it is or has been written eight times."""
+
+    async def write(self, chunk: int, strides: Sequence[Stride]) -> Stride:
+        stride = await super().write(chunk % self.drift if self.seed % 2 else chunk, [])
+        settled = len(strides) == 7 or bool(strides and strides[-1].tokens == stride.tokens)
+        return replace(stride, chunk=chunk, finish="stop" if settled else None, whole=True)
+
+
+WRITERS: dict[str, type[Text]] = {"iterative": Text, "flare": Asking, "iter-retgen": Anew}
+
+
+async def finished(
+    retriever: Retriever, text: Text, options: SpeculationOptions, speculate: bool
+) -> IterativeRetrieval:
     """A finished text; what was yielded is what was kept."""
-    loop = IterativeRetrieval(retriever, text.write, query_text, options)
+    loop = IterativeRetrieval(retriever, text.write, query_text([]), options)
     assert len(await loop.begin())
     strides = [stride async for stride in (loop.speculative() if speculate else loop.sequential())]
-    assert [token for stride in strides for token in stride.tokens] == loop.tokens
+    assert written(strides) == loop.tokens
     assert [bool(stride.finish) for stride in strides] == [False] * (len(strides) - 1) + [True]
     assert loop.stats.strides == len(strides)
     return loop
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("mode", WRITERS)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     most=st.integers(1, 90),
@@ -106,15 +134,15 @@ async def written(retriever: Retriever, text: Text, options: SpeculationOptions,
     prefetch=st.sampled_from([1, 2, 20]),
     overlap=st.booleans(),
 )
-def test_speculation_gives_the_tokens_of_the_sequential_loop(
-    retriever: Retriever, seed: int, most: int, stride: int | None, prefetch: int, overlap: bool
+def test_speculation_gives_the_strides_of_the_sequential_loop(
+    retriever: Retriever, mode: str, seed: int, most: int, stride: int | None, prefetch: int, overlap: bool
 ) -> None:
     options = SpeculationOptions(stride=stride, prefetch=prefetch, overlap=overlap)
 
     async def both() -> None:
-        one = await written(retriever, Text(seed, most), options, speculate=False)
-        other = await written(retriever, Text(seed, most), options, speculate=True)
-        assert one.tokens == other.tokens
+        one = await finished(retriever, WRITERS[mode](seed, most), options, speculate=False)
+        other = await finished(retriever, WRITERS[mode](seed, most), options, speculate=True)
+        assert one.strides == other.strides
         assert other.stats.accepted <= other.stats.guesses
 
     asyncio.run(both())
@@ -164,7 +192,7 @@ def test_a_batch_finds_in_a_crowd_what_single_queries_find() -> None:
 def test_wrong_guesses_are_written_again() -> None:
     """The corpus is such that the cache is wrong at times; without that the property above would say little."""
     loops = [
-        asyncio.run(written(RETRIEVERS["flat"](), Text(seed, 80, ends=False), SpeculationOptions(stride=3), True))
+        asyncio.run(finished(RETRIEVERS["flat"](), Text(seed, 80, ends=False), SpeculationOptions(stride=3), True))
         for seed in range(5)
     ]
     assert any(loop.stats.accepted < loop.stats.guesses for loop in loops)
@@ -175,10 +203,10 @@ def test_wrong_guesses_are_written_again() -> None:
 def test_every_window_ends_with_a_stride_that_is_not_guessed() -> None:
     """Three strides to a search where all guesses are right, two of them guessed; with one, nothing is."""
     everything = SpeculationOptions(stride=3, prefetch=CHUNKS)
-    loop = asyncio.run(written(RETRIEVERS["flat"](), Text(3, 13 * K, ends=False), everything, True))
+    loop = asyncio.run(finished(RETRIEVERS["flat"](), Text(3, 13 * K, ends=False), everything, True))
     assert (loop.stats.strides, loop.stats.written, loop.stats.searches) == (13, 13, 5)
     assert (loop.stats.guesses, loop.stats.accepted, loop.stats.windows) == (8, 8, [3, 3, 3, 3])
-    loop = asyncio.run(written(RETRIEVERS["flat"](), Text(3, 80), SpeculationOptions(stride=1), True))
+    loop = asyncio.run(finished(RETRIEVERS["flat"](), Text(3, 80), SpeculationOptions(stride=1), True))
     assert loop.stats.guesses == 0
     assert loop.stats.written == loop.stats.strides == loop.stats.searches
 
@@ -186,14 +214,14 @@ def test_every_window_ends_with_a_stride_that_is_not_guessed() -> None:
 class Deaf(Text):
     """A text that does not depend on its chunk, but drifts as others do."""
 
-    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
-        return replace(await super().write(0, tokens), chunk=chunk)
+    async def write(self, chunk: int, strides: Sequence[Stride]) -> Stride:
+        return replace(await super().write(0, strides), chunk=chunk)
 
 
 def test_what_stands_behind_a_wrong_guess_is_kept_where_the_tokens_stay_the_same() -> None:
     """Each wrong guess is written again and nothing else, and every search decides about its whole window."""
-    loop = asyncio.run(written(RETRIEVERS["flat"](), Deaf(1, 120, ends=False), SpeculationOptions(stride=6), True))
-    plain = asyncio.run(written(RETRIEVERS["flat"](), Deaf(1, 120, ends=False), SpeculationOptions(), False))
+    loop = asyncio.run(finished(RETRIEVERS["flat"](), Deaf(1, 120, ends=False), SpeculationOptions(stride=6), True))
+    plain = asyncio.run(finished(RETRIEVERS["flat"](), Deaf(1, 120, ends=False), SpeculationOptions(), False))
     assert loop.tokens == plain.tokens
     wrong = loop.stats.guesses - loop.stats.accepted
     assert wrong > 1
@@ -429,9 +457,10 @@ class Slow:
 class SlowText(Text):
     """Writes one word for ever, so that every guess is right, and takes its time."""
 
-    async def write(self, chunk: int, tokens: Sequence[int]) -> Stride:
+    async def write(self, chunk: int, strides: Sequence[Stride]) -> Stride:
         await asyncio.sleep(0.02)
-        return Stride(chunk, [5] * K, "length" if len(tokens) + K >= self.most else None)
+        words = [*written(strides), *[5] * K]
+        return Stride(chunk, [5] * K, query_text(words), "length" if len(words) >= self.most else None)
 
 
 def test_verification_overlaps_with_writing() -> None:
@@ -440,7 +469,7 @@ def test_verification_overlaps_with_writing() -> None:
     def seconds(overlap: bool) -> float:
         options = SpeculationOptions(stride=1, overlap=overlap)
         began = time.perf_counter()
-        loop = asyncio.run(written(Slow(search_s=0.02), SlowText(0, 13 * K), options, True))
+        loop = asyncio.run(finished(Slow(search_s=0.02), SlowText(0, 13 * K), options, True))
         assert loop.stats.strides == 13
         return time.perf_counter() - began
 
@@ -448,8 +477,8 @@ def test_verification_overlaps_with_writing() -> None:
 
 
 def test_a_failed_search_is_tried_once_more() -> None:
-    plain = asyncio.run(written(Slow(), Text(4, 60, ends=False), SpeculationOptions(), speculate=True))
-    loop = asyncio.run(written(Slow(failures=1), Text(4, 60, ends=False), SpeculationOptions(), speculate=True))
+    plain = asyncio.run(finished(Slow(), Text(4, 60, ends=False), SpeculationOptions(), speculate=True))
+    loop = asyncio.run(finished(Slow(failures=1), Text(4, 60, ends=False), SpeculationOptions(), speculate=True))
     assert loop.tokens == plain.tokens
     assert (loop.stats.retries, plain.stats.retries) == (1, 0)
 
@@ -461,11 +490,11 @@ def test_a_failed_search_is_tried_once_more() -> None:
 def test_a_retriever_that_stays_broken_ends_the_text(speculate: bool, broken: Slow, reason: str) -> None:
     """What was yielded before is the beginning of the whole text."""
     options = SpeculationOptions(timeout_s=0.05 if broken.search_s else 30)
-    whole = asyncio.run(written(Slow(), Text(4, 60, ends=False), SpeculationOptions(), speculate=False)).tokens
+    whole = asyncio.run(finished(Slow(), Text(4, 60, ends=False), SpeculationOptions(), speculate=False)).tokens
     got: list[int] = []
 
     async def go() -> None:
-        loop = IterativeRetrieval(broken, Text(4, 60, ends=False).write, query_text, options)
+        loop = IterativeRetrieval(broken, Text(4, 60, ends=False).write, query_text([]), options)
         await loop.begin()
         async for stride in loop.speculative() if speculate else loop.sequential():
             got.extend(stride.tokens)

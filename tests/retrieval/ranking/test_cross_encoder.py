@@ -11,7 +11,7 @@ from retrieval.ranking.cross_encoder import (
     low_rank_changes,
     windows,
 )
-from retrieval.ranking.ranker import MODEL_DIR, _pieces
+from retrieval.ranking.ranker import MODEL_DIR
 
 PASSAGES = [
     "The lamp was lit in 1871. It burns on the northern mole.",
@@ -80,15 +80,3 @@ def test_a_change_is_the_product_of_its_halves_or_itself() -> None:
     changes = low_rank_changes({"a.weight.up": up, "a.weight.down": down, "a.bias": bias})
     assert changes.keys() == {"a.weight", "a.bias"}
     assert changes["a.weight"].tolist() == [[0, 1]] * 3
-
-
-def test_what_stands_between_sentences_is_read_and_not_scored() -> None:
-    context = "The harbour\nThe lamp was lit. – It burns. (end)"
-    assert _pieces(context, ["The lamp was lit.", "It burns."]) == [
-        ("The harbour\n", None),
-        ("The lamp was lit.", 0),
-        (" – ", None),
-        ("It burns.", 1),
-        (" (end)", None),
-    ]
-    assert _pieces("other text", ["The lamp was lit."]) == [("The lamp was lit.", 0)]

@@ -32,6 +32,11 @@ def test_the_sentence_before_counts_within_a_passage_alone() -> None:
         ("number", "How many lamps are there?", "There are seven lamps.", "There are lamps."),
         ("name", "Who lit it?", "The lamp was lit by Grace Darling.", "The lamp was lit at last."),
         ("reason", "Why was it lit?", "It was lit because ships were lost.", "It was lit."),
+        ("money", "How much does the lamp cost?", "The lamp costs 12.50 a year.", "The lamp burns 40 hours."),
+        ("money", "Was kostet die Lampe?", "Sie kostet 40 €.", "Sie brennt seit 1871."),
+        ("mass", "How heavy is the lamp?", "Its mass is 19 kg.", "It is 19 m high."),
+        ("telephone", "What is the keeper's telephone number?", "Call 0171 553-20.", "Ask for Ada at 12."),
+        ("temperature", "At what temperature does it melt?", "It melts at 40 °C.", "It melts after 40 hours."),
     ],
 )
 def test_the_kind_of_answer(kind: str, question: str, yes: str, no: str) -> None:
@@ -40,6 +45,13 @@ def test_the_kind_of_answer(kind: str, question: str, yes: str, no: str) -> None
     seen = lexical(question, [yes, no])
     assert seen[:, NAMES.index("kind_present")].tolist() == [1, 0]
     assert seen[:, NAMES.index("kind_absent")].tolist() == [0, 1]
+
+
+def test_a_figure_of_the_question_that_the_passage_lacks_is_seen() -> None:
+    contexts = ["The lamps of 1838. One was red."] * 2 + ["One was red in 1839."]
+    sentences = ["The lamps of 1838.", "One was red.", "One was red in 1839."]
+    seen = lexical("Which lamp was red in 1838?", sentences, contexts)
+    assert seen[:, NAMES.index("figure_missing")].tolist() == [0, 0, 1]
 
 
 def test_a_name_of_the_question_answers_nothing() -> None:

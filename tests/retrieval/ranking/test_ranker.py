@@ -10,7 +10,7 @@ import pytest
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.errors import UnknownRanker
 from retrieval.ranking.features import NAMES
-from retrieval.ranking.ranker import READ_CHARS, Logistic, SentenceRanker, _standard, find_ranker, load_ranker
+from retrieval.ranking.ranker import READ_CHARS, USUAL, Logistic, SentenceRanker, _standard, find_ranker, load_ranker
 from retrieval.ranking.reranking import reranked
 from retrieval.types import Hit
 
@@ -75,6 +75,30 @@ def test_of_many_passages_those_are_read_that_share_words() -> None:
     assert scorer.seen[-1] == "The lamp burns."
     assert sum(map(len, scorer.seen)) <= READ_CHARS
     assert (scores > 0.5).sum() == len(scorer.seen) < len(passages)
+
+
+def test_the_best_of_few_sentences_may_be_less_probable() -> None:
+    model = Logistic(np.zeros(1), 0.0, refuse_below=0.2, fall=0.5)
+    assert model.bound(USUAL) == model.bound(9 * USUAL) == pytest.approx(0.2)
+    few, one = model.bound(USUAL // 9), model.bound(1)
+    assert few / (1 - few) == pytest.approx(0.25 / 3)  # the odds fall by the root of nine
+    assert 0 < one < few < 0.2
+    assert Logistic(np.zeros(1), 0.0).bound(1) == 0
+
+
+def test_less_room_is_for_the_likeliest() -> None:
+    scorer, ranker = counting()
+    passages = ["A ship burns. The lamp burns.", "The sea. " + "x" * 200]
+    sentences, around = ["A ship burns.", "The lamp burns.", "The sea."], [passages[0]] * 2 + [passages[1]]
+    scores = ranker.score("Where does the lamp burn?", sentences, around, room=30)
+    assert scorer.seen == sentences[:2]
+    assert scores[2] < 1e-4 < scores[0]
+
+
+def test_it_knows_what_all_is_in_a_language_that_is_read() -> None:
+    _, ranker = counting()
+    assert ranker.knows("Where is the lamp?", "It burns.")
+    assert not ranker.knows("Where is the lamp?", "Die lampe brennt.")
 
 
 def test_a_question_that_is_not_read_is_judged_by_words() -> None:

@@ -124,7 +124,9 @@ def test_long_that_does_not_fit_is_refused_with_both_numbers(ask: Ask, make_scri
 def test_retrieval_drops_passages_that_do_not_fit(
     ask: Ask, make_scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.answering.evidence.is_read", lambda *_: False)  # nothing is repeated beside it
+    monkeypatch.setattr(
+        "retrieval.ranking.ranker.SentenceRanker.knows", lambda *_: False
+    )  # nothing is repeated beside it
     engine, asked = make_scripted(), "Tell me of bridge, mill, oak and limes."
     whole: Answer = ask(asked, mode="retrieval", engine=engine)
     engine.max_model_len = whole.stats["prompt_tokens"] + 400 - 1

@@ -1,4 +1,5 @@
-"""Mode iterative over the real engine: speculation changes no token, streams what is verified, fails in words."""
+"""Modes that search under way, over the real engine: speculation changes no token, shows what is verified, fails in
+words."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.library import Library
 from service.answering.answer import NOTHING_FOUND, Answer, AnswerFailed, Event, collect
 from service.answering.question import Iterative, Question
+from service.answering.stride_writers import sentence_end
 from service.engine.params import SamplingParams
 from service.errors import FolioError, NotFound
 from service.runtime import Runtime
@@ -29,6 +31,7 @@ def ask(home: Path, tiny_model: Path) -> Ask:
     """Answers of the tiny random model to several sets of options, by one runtime; `raw` gives the events."""
 
     def run(*options: Iterative, raw: bool = False, engine: Any = None, text: str = QUESTION, **how: Any) -> list[Any]:
+        mode = how.pop("mode", "iterative")
         params = SamplingParams(
             max_tokens=how.pop("max_tokens", 40), ignore_eos=True, temperature=how.pop("temperature", 0.0), seed=3
         )
@@ -40,7 +43,7 @@ def ask(home: Path, tiny_model: Path) -> Ask:
                 await runtime.ended.wait()
                 answers = []
                 for one in options:
-                    question = Question(question=text, mode="iterative", iterative=one, **how)
+                    question = Question(question=text, mode=mode, iterative=one, **how)
                     stream = runtime.answerer.answer(question, params)
                     answers.append([event async for event in stream] if raw else await collect(stream))
                 return answers
@@ -70,6 +73,41 @@ def test_speculation_changes_nothing_but_the_time(ask: Ask, retriever: Any, temp
     assert figures["amdahl_ceiling"] >= 1
     assert {"acceptance", "a_ms", "b_ms", "gamma", "retrieval_share"} <= set(figures)
     assert plain.stats["iterative"]["searches"] == plain.stats["iterative"]["strides"] == 10
+
+
+@pytest.mark.parametrize(("mode", "temperature"), [("flare", 1.0), ("iter-retgen", 0.0)])
+def test_speculation_changes_nothing_in_the_other_modes(ask: Ask, mode: str, temperature: float) -> None:
+    variants = [
+        Iterative(speculate=False, theta=0.5),
+        Iterative(theta=0.5),
+        Iterative(theta=0.5, stride=3, overlap=False, prefetch=1),
+    ]
+    plain, os3, fixed = ask(*variants, mode=mode, temperature=temperature)
+    assert plain.mode == mode
+    assert plain.answer == os3.answer == fixed.answer
+    assert plain.stats["output_tokens"] == os3.stats["output_tokens"] == 40
+    assert [hit["chunk_id"] for hit in plain.results] == [hit["chunk_id"] for hit in os3.results]
+    figures = plain.stats["iterative"]
+    assert figures["strides"] == figures["searches"] > 1
+    if mode == "iter-retgen":
+        assert figures["strides"] <= 3
+
+
+def test_flare_searches_only_before_sentences_with_an_unlikely_token(ask: Ask) -> None:
+    sure, unsure = ask(Iterative(theta=0.0), Iterative(theta=1.0), mode="flare", max_tokens=150)
+    assert sure.stats["iterative"]["searches"] == 1
+    assert unsure.stats["iterative"]["searches"] > 1
+
+
+def test_where_a_sentence_ends() -> None:
+    pieces = ["It", " is", " 3", ".", "5", " m", ".", '"', " Then", "\n", "ok"]
+    assert sentence_end(pieces, 0, False) == 8
+    assert sentence_end(pieces[:8], 0, False) is None
+    assert sentence_end(pieces[:8], 0, True) == 8
+    assert sentence_end(pieces, 8, False) == 10
+    assert sentence_end(["\n", "a", "。", "b"], 0, False) == 3
+    assert sentence_end(["x"] * 100, 20, False) == 84
+    assert sentence_end(pieces, len(pieces), True) is None
 
 
 def test_strides_over_one_passage_reuse_its_keys_and_values(ask: Ask) -> None:

@@ -25,10 +25,13 @@ class Ranker:
     def __init__(self, bound: float) -> None:
         self._bound = bound
 
-    def refuse_below(self, question: str) -> float:
+    def knows(self, *texts: str) -> bool:
+        return not any("Brücke" in text for text in texts)
+
+    def refuse_below(self, question: str, among: int) -> float:
         return self._bound
 
-    def score(self, question: str, sentences: list[str], contexts: list[str]) -> list[float]:
+    def score(self, question: str, sentences: list[str], contexts: list[str], room: int = 0) -> list[float]:
         return [0.8 if "Ada" in sentence else 0.1 for sentence in sentences]
 
     def passages(self, question: str, texts: list[list[str]], contexts: list[str]) -> list[float]:

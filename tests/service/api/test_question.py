@@ -23,7 +23,12 @@ from service.answering.question import (
 
 WRONG: list[tuple[dict[str, Any], tuple[str, ...], str, str]] = [
     # of a question; the same on the command line; the field and the flag; why
-    ({"mode": "nonsense"}, ("--mode", "nonsense"), "mode --mode", "must be 'auto', 'long', 'retrieval' or 'iterative'"),
+    (
+        {"mode": "nonsense"},
+        ("--mode", "nonsense"),
+        "mode --mode",
+        "must be 'auto', 'long', 'retrieval', 'iterative', 'flare' or 'iter-retgen'",
+    ),
     ({"iterative": {"k": 0}}, ("--k", "0"), "iterative.k --k", "must be at least 1, not 0"),
     ({"iterative": {"retriever": "x"}}, ("--retriever", "x"), "iterative.retriever --retriever", "not 'x'"),
     ({"iterative": {"stride": 65}}, ("--stride", "65"), "iterative.stride --stride", "must be at most 64, not 65"),

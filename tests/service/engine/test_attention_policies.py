@@ -22,6 +22,7 @@ SPARSE = [
     "xattention:gate=0,p=0.5,block=16,stride=4,sink=16,local=16",
     "trianglemix:gate=0,local=16,last=16,block=16",
     "flexprefill:gate=0,minimum=16,gamma=0.2,block=16",
+    "skip:gate=0,lambda=1e6,block=16",
 ]
 
 
@@ -45,6 +46,7 @@ def test_a_budget_of_the_whole_length_is_dense() -> None:
     dense = ids(run(make_engine(), "dense"))
     assert ids(run(make_engine(), "lserve:budget=512,streaming=0,block=64")) == dense
     assert ids(run(make_engine(), "quest:budget=512,dense_layers=0,block=64")) == dense
+    assert ids(run(make_engine(), "skip:gate=0,lambda=1e-9")) == dense
 
 
 @pytest.mark.parametrize("attention", SPARSE)
@@ -92,6 +94,7 @@ def test_pages_of_one_policy_are_not_read_under_another() -> None:
         ("quest:budget=1", "budget=1"),
         ("lserve:colour=red", "no option 'colour'"),
         ("lserve", "folio calibrate"),
+        ("skip:lambda=-1", "lambda=-1 must not be negative"),
     ],
 )
 def test_bad_policies_are_refused_by_name(attention: str, words: str) -> None:

@@ -41,7 +41,7 @@ def loaded_model(dtype: str, kind: str | None) -> LoadedModel:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048}
     model = make_model(dtype=torch.float32, **sizes)
     if kind is not None:
-        pack_model(model, kind, rounded=dtype == "bfloat16")
+        pack_model(model, kind, products="bfloat16" if dtype == "bfloat16" else "float32")
     return prepare("llama", model)
 
 

@@ -12,6 +12,7 @@ from service.engine.async_engine import Generation
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import LoadedModel, load_model, prepare
+from service.engine.loading.precision import Activations
 from service.engine.params import SamplingParams
 from service.engine.runner import fused_layers
 from service.engine.runner.packed_layers import pack_model
@@ -37,13 +38,14 @@ DTYPES = [
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 
 
-def loaded_model(family: str, kind: str, dtype: str, folder: Path) -> LoadedModel:
+def loaded_model(family: str, kind: str, dtype: str, folder: Path, activations: Activations = "auto") -> LoadedModel:
     """A random model whose matrices are stored in this kind."""
     model = make_model(family, dtype=torch.float32, **SIZES)
     if kind not in ("BF16", "INT8"):
         path = folder / f"{family}-{kind}.gguf"
-        return load_model(str(path if path.exists() else write_gguf(path, model, kind=kind)), dtype, weights="stored")
-    pack_model(model, kind, rounded=dtype == "bfloat16")
+        path = path if path.exists() else write_gguf(path, model, kind=kind)
+        return load_model(str(path), dtype, weights="stored", activations=activations)
+    pack_model(model, kind, "int8" if activations == "int8" else "bfloat16" if dtype == "bfloat16" else "float32")
     return prepare(family, model)
 
 
@@ -78,9 +80,23 @@ def test_company_chunks_and_drafts_change_no_bit(family: str, kind: str, dtype: 
             assert run(loaded, [PROMPT], dtype, drafter=drafter, **sampling) == [expected]
 
 
+@pytest.mark.parametrize(("family", "kind"), [("llama", "Q4_1"), ("qwen3", "INT8")])
+def test_company_chunks_and_drafts_change_no_bit_with_activations_of_int8(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    loaded = loaded_model(family, kind, "float32", tmp_path, "int8")
+    [expected] = run(loaded, [PROMPT], "float32")
+    assert run(loaded, [PROMPT], "float32", step_tokens=24) == [expected]
+    assert run(loaded, [OTHER, PROMPT, OTHER[:40]], "float32")[1] == expected
+    assert run(loaded, [PROMPT], "float32", drafter="suffix") == [expected]
+    assert run(loaded_model(family, kind, "float32", tmp_path), [PROMPT], "float32") != [expected]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"kv_dtype": "int8"}, {"step_tokens": 300}])
-@pytest.mark.parametrize(("family", "kind"), [("llama", "Q4_1"), ("qwen2", "Q8_0"), ("qwen3", "BF16")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "Q4_1"), ("qwen3", "BF16"), ("phi3", "Q4_0"), ("gemma3", "Q8_0")]
+)
 def test_fused_layers_give_the_bits_of_the_modules(
     family: str, kind: str, options: dict[str, Any], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,5 +112,9 @@ def test_the_statistics_say_what_is_multiplied(tmp_path: Path) -> None:
     engine = Engine(loaded, EngineConfig(dtype="float32", kv_memory=4 << 20))
     assert engine.stats()["precision"] == f"weights Q4_1, products float32 ({features.family()})"
     assert "stored" in engine.salt
+    rounded = loaded_model("llama", "Q4_1", "float32", tmp_path, "int8")
+    other = Engine(rounded, EngineConfig(dtype="float32", activations="int8", kv_memory=4 << 20))
+    assert other.stats()["precision"] == f"weights Q4_1, products int8 ({features.family()})"
+    assert other.salt != engine.salt
     plain = Engine(prepare("llama", make_model(dtype=torch.float32)), EngineConfig(dtype="float32", kv_memory=4 << 20))
     assert plain.stats()["precision"] == "float32"

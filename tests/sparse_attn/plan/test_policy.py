@@ -11,7 +11,7 @@ from service.engine.options import parse_policy
 from sparse_attn.errors import PatternFileError, PolicyError
 from sparse_attn.plan.formats import write_duo, write_minference
 from sparse_attn.plan.patterns import AShape, VerticalSlash
-from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, Streaming, XAttention, as_data, joined
+from sparse_attn.plan.policies import Auto, Joined, LServe, Quest, SkipSoftmax, Streaming, XAttention, as_data, joined
 from sparse_attn.plan.policy import ModelShape, Policy
 from sparse_attn.plan.state import PolicyState
 from sparse_attn.rows import HeadPages, SequenceRows
@@ -101,7 +101,10 @@ def test_auto_takes_the_policy_measured_for_the_length(tmp_path):
         Auto(table=str(table), device="tpu").check(MODEL)
 
 
-@pytest.mark.parametrize("policy", [Policy(), Quest(budget=512), Joined(first=XAttention(p=0.5), second=Quest(gate=9))])
+@pytest.mark.parametrize(
+    "policy",
+    [Policy(), Quest(budget=512), SkipSoftmax(lambda_=3.0), Joined(first=XAttention(p=0.5), second=Quest(gate=9))],
+)
 def test_a_table_holds_what_was_written(policy, tmp_path):
     table = tmp_path / "crossovers.json"
     table.write_text(json.dumps({"cpu": [{"min_length": 0, "policy": as_data(policy)}]}))
@@ -114,6 +117,21 @@ def test_a_table_of_what_is_no_policy_is_refused(policy, tmp_path):
     table.write_text(json.dumps({"cpu": [{"min_length": 0, "policy": policy}]}))
     with pytest.raises(PatternFileError, match="no table of crossovers"):
         Auto(table=str(table)).check(MODEL)
+
+
+def test_a_policy_of_tiles_is_dense_up_to_its_gate_and_may_be_of_one_phase_alone():
+    skip = parse_policy("skip:lambda=2,gate=100")
+    assert skip.is_dense(MODEL, 100, 100)
+    assert not skip.is_dense(MODEL, 100, 101)
+    assert parse_policy("skip:lambda=0").is_dense(MODEL)
+    first, second = parse_policy("skip+quest"), parse_policy("dense+skip:lambda=4")
+    assert [first.skips(prefill) for prefill in (True, False)] == [(1.0, 1024), (0.0, 0)]
+    assert [second.skips(prefill) for prefill in (True, False)] == [(0.0, 0), (4.0, 1024)]
+    state = PolicyState(second, MODEL, 2000)
+    assert state.skip(1000) is None
+    assert state.skip(2000).counts is state.decode_stats.tiles
+    with pytest.raises(PolicyError, match="kernels of this device"):
+        skip.check(replace(MODEL, skips=False))
 
 
 def test_three_policies_are_not_joined():

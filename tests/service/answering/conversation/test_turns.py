@@ -167,7 +167,7 @@ def test_the_oldest_turns_go_first_and_whole_exchanges_with_them(room: int, leas
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a language that the ranker does not read: no sentence is repeated beside the question."""
-    monkeypatch.setattr("service.answering.evidence.is_read", lambda *_: False)
+    monkeypatch.setattr("retrieval.ranking.ranker.SentenceRanker.knows", lambda *_: False)
 
 
 @pytest.mark.usefixtures("unread")

@@ -20,6 +20,7 @@ from service.engine.runner.packed_layers import PackedEmbedding, PackedLinear, p
 from service.errors import ModelError
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kernels.cpu import features
+from sparse_attn.kernels.cpu.packed import Products
 
 from ..conftest import make_model
 from .conftest import write_gguf
@@ -38,13 +39,13 @@ def quantised(path: Path, kind: str, family: str = "llama", **changes: Any) -> P
     return write_gguf(path, make_model(family, dtype=torch.float32, **{**sizes, **changes}), kind=kind)
 
 
-def plain_and_packed(path: Path, rounded: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_and_packed(path: Path, products: Products = "float32") -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of transformers' own forward over dequantised weights, and over those that stay in blocks."""
     source: Any = find_model(str(path))
     with torch.no_grad():
         return (
             source.build(torch.float32, "cpu", {"device_map": None})(IDS).logits,
-            source.build_packed(rounded)(IDS).logits,
+            source.build_packed(products)(IDS).logits,
         )
 
 
@@ -71,7 +72,7 @@ def test_kinds(kind: str, tied: bool, tmp_path: Path) -> None:
 @pytest.mark.skipif(not features.multiplies_bfloat16(), reason="no products of bfloat16 here")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_products_of_bfloat16_are_near(family: str, tmp_path: Path) -> None:
-    plain, packed = plain_and_packed(quantised(tmp_path / "a.gguf", "Q8_0", family), rounded=True)
+    plain, packed = plain_and_packed(quantised(tmp_path / "a.gguf", "Q8_0", family), products="bfloat16")
     assert float((packed - plain).norm() / plain.norm()) < 2e-2
 
 
@@ -88,7 +89,7 @@ def test_folders_are_packed_too(tmp_path: Path) -> None:
         kept = load_model(str(tmp_path / kind), dtype="float32", weights="stored")
         assert {layer.packed.kind for layer in packed_layers(kept.model)} == {kind}
         loaded = find_model(str(tmp_path / kind)).build(dtype, "cpu", {"device_map": None})
-        pack_model(loaded, kind, rounded=False)
+        pack_model(loaded, kind, products="float32")
         with torch.no_grad():
             torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-3, atol=1e-4)
 
@@ -107,7 +108,7 @@ def test_int8_made_at_load(folder: Path) -> None:
     with torch.no_grad():
         expected = find_model(str(folder)).build(torch.float32, "cpu", {"device_map": None})(IDS).logits
         model = find_model(str(folder)).build(torch.float32, "cpu", {"device_map": None})
-        pack_model(model, "INT8", rounded=False)
+        pack_model(model, "INT8", products="float32")
         assert float((model(IDS).logits - expected).norm() / expected.norm()) < 4e-2
     loaded = load_model(str(folder), weights="int8")
     assert loaded.weights == "int8"
@@ -140,6 +141,19 @@ def test_what_is_chosen_on_a_cpu(
     assert choose(Stored(stored), dtype, weights, "cpu") == expected
 
 
+def test_activations_of_int8_go_with_weights_of_integers() -> None:
+    for stored, weights in (("blocks", "auto"), ("bfloat16", "int8"), ("float32", "int8")):
+        found = choose(Stored(stored), "auto", weights, "cpu", activations="int8")
+        assert (found.activations, found.products) == ("int8", "int8")
+    for stored, weights, device in (
+        ("bfloat16", "auto", "cpu"),
+        ("blocks", "plain", "cpu"),
+        ("blocks", "auto", "cuda"),
+    ):
+        with pytest.raises(ModelError, match="Activations int8 are for weights of integers on a CPU"):
+            choose(Stored(stored), "auto", weights, device, activations="int8")
+
+
 class Stored:
     """A source of which only this is asked."""
 
@@ -167,7 +181,7 @@ def test_layers_that_something_else_has_taken_are_left(folder: Path) -> None:
         pass
 
     model.model.layers[0].self_attn.q_proj.__class__ = Adapted
-    pack_model(model, "BF16", rounded=False)
+    pack_model(model, "BF16", products="float32")
     assert type(model.model.layers[0].self_attn.q_proj) is Adapted
     assert isinstance(model.model.layers[0].self_attn.k_proj, PackedLinear)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import TORCH, dense, select_kernels
 from sparse_attn.kernels.cpu.build import BuildError, library
-from sparse_attn.kernels.operands import Pages, Rows
+from sparse_attn.kernels.operands import Pages, Rows, Skip
 from sparse_attn.kv.quant import dequantize, quantize
 
 try:
@@ -384,3 +384,80 @@ def test_linear_equals_torch_and_its_rows_do_not_depend_on_one_another(rows, inn
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=2e-6 * inner**0.5 * 10)
     for r in range(0, rows, 7):
         assert torch.equal(cpu.linear(x[r : r + 1], w, bias)[0], y[r])
+
+
+def skipping(share, gate=0):
+    return Skip(share, gate, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(ALL_SHAPES),
+    BATCH,
+    st.sampled_from([64, 48]),
+    st.sampled_from([0, 1100]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1.0, 60.0, 500.0]),
+    st.sampled_from([0, 1050]),
+    SEED,
+)
+def test_tiles_are_skipped_as_in_the_reference(
+    dtype, shape, batch, page_size, window, sparse, trees, share, gate, seed
+):
+    rows, contexts = [r for r, _ in batch], [c for _, c in batch]
+    case = Case.random(shape, rows, contexts, page_size, seed, dtype)
+    g = torch.Generator().manual_seed(seed)
+    masks = [random_tree(n, g) if trees and 0 < n < 40 else None for n in rows]
+    options = {"window": window, "positions": case.positions(masks), "tree_masks": masks}
+    index = random_index(case, shape[1], 32, 64, 0.6, g) if sparse else None
+    ours, theirs = skipping(share, gate), skipping(share, gate)
+    expected = case.reference(index, skip=theirs, **options)
+    absolute = case.absolute().reference(index, skip=skipping(share, gate), **options)
+    assert_same(case.attend(index, skip=ours, **options), expected, absolute)
+    assert ours.counts.tolist() == theirs.counts.tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(SHAPES), BATCH, SEED)
+def test_a_lambda_near_zero_is_dense_to_the_last_bit(dtype, shape, batch, seed):
+    case = Case.random(shape, [r for r, _ in batch], [c for _, c in batch], 64, seed, dtype)
+    dense_out, dense_lse = case.attend()
+    for rule in (skipping(0.0), skipping(1e-30), skipping(1e6, gate=10_000)):
+        out, lse = case.attend(skip=rule)
+        assert torch.equal(out, dense_out)
+        assert torch.equal(lse, dense_lse)
+        assert rule.counts[1] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [30.0, 300.0])
+def test_what_a_row_skips_does_not_depend_on_its_company(dtype, share):
+    """A prompt whole, in two chunks, and its last row in decode, whose chunks of keys go to several threads."""
+    heads, kv_heads, dim, n = 8, 2, 64, 2300
+    whole = Case.random((heads, kv_heads, dim), [n], [0], 64, 5, dtype)
+    rule = skipping(share)
+    out, lse = whole.attend(skip=rule)
+    assert 0.05 < rule.counts[1] / rule.counts[0] < 0.95
+    for cut in (64, 1000, n - 1):
+        later = Case.random((heads, kv_heads, dim), [n - cut], [cut], 64, 6, dtype)
+        later.q, later.k, later.v = (x[cut:] for x in (whole.q, whole.k, whole.v))
+        for i in range(cut):
+            page = later.tables[0, i // 64]
+            later.k_cache[page, :, i % 64], later.v_cache[page, :, i % 64] = whole.k[i], whole.v[i]
+        chunk = later.attend(skip=skipping(share))
+        assert torch.equal(chunk[0], out[cut:])
+        assert torch.equal(chunk[1], lse[cut:])
+
+
+def test_what_is_left_out_weighs_less_than_lambda_times_the_largest():
+    case = Case.random((8, 2, 64), [130], [3000], 64, 7)
+    full = case.reference()[1].exp()
+    for share in (60.0, 500.0):
+        rule = skipping(share)
+        kept = case.reference(skip=rule)[1].exp()
+        assert rule.counts[1] > 0
+        assert (kept <= full * (1 + 1e-9)).all()
+        assert (full - kept <= share * kept).all()

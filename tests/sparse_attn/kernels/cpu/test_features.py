@@ -25,7 +25,7 @@ def afresh():
 def test_the_best_family_of_a_processor_is_taken(monkeypatch, flags, best):
     monkeypatch.delenv(features.VARIABLE, raising=False)
     monkeypatch.setattr(features.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(features, "_processor_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(features, "processor_flags", lambda: frozenset(flags.split()))
     monkeypatch.setattr(features, "_may_use_tiles", lambda: True)
     assert features.family() == best
     assert features.compiler_flags() == (*features.FAMILIES[best][1], "-mtune=native")
@@ -36,7 +36,7 @@ def test_a_system_that_withholds_the_tiles_leaves_the_next_family(monkeypatch):
     monkeypatch.delenv(features.VARIABLE, raising=False)
     monkeypatch.setattr(features.platform, "machine", lambda: "x86_64")
     every = frozenset(flag for needed, _ in features.FAMILIES.values() for flag in needed)
-    monkeypatch.setattr(features, "_processor_flags", lambda: every)
+    monkeypatch.setattr(features, "processor_flags", lambda: every)
     monkeypatch.setattr(features, "_may_use_tiles", lambda: False)
     assert features.family() == "avx512_bf16"
 

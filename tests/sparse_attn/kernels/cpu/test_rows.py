@@ -1,5 +1,7 @@
 """RMS norms, gated activations and writes into pages of `sparse_attn.kernels.cpu.rows` against torch."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,20 +60,23 @@ def test_a_write_refuses_what_does_not_go_together():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 40), st.integers(1, 5000), SEED)
-def test_a_gated_activation_equals_torch_and_its_values_do_not_depend_on_one_another(rows, width, seed):
+@given(st.integers(0, 40), st.integers(1, 5000), SEED, st.sampled_from(cpu_rows.ACTIVATIONS))
+def test_a_gated_activation_equals_torch_and_its_values_do_not_depend_on_one_another(rows, width, seed, activation):
     g = torch.Generator().manual_seed(seed)
     gate, up = torch.randn(rows, width, generator=g) * 8, torch.randn(rows, width, generator=g)
-    expected = torch.nn.functional.silu(gate.double()) * up.double()
-    y = cpu_rows.silu_mul(gate, up.clone())
-    torch.testing.assert_close(y.double(), expected, rtol=2e-6, atol=1e-30)
+    plain = {"silu": torch.nn.functional.silu, "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh")}
+    expected = plain[activation](gate.double()) * up.double()
+    y = cpu_rows.gate_mul(gate, up.clone(), activation)
+    torch.testing.assert_close(y.double(), expected, rtol=2e-6, atol=1e-6 if activation == "gelu_tanh" else 1e-30)
     for r in range(0, rows, 7):
-        assert torch.equal(cpu_rows.silu_mul(gate[r, width // 2 :], up[r, width // 2 :].clone()), y[r, width // 2 :])
+        half = gate[r, width // 2 :], up[r, width // 2 :].clone()
+        assert torch.equal(cpu_rows.gate_mul(*half, activation), y[r, width // 2 :])
 
 
-def test_a_gate_of_extreme_values_gives_no_nonsense():
+@pytest.mark.parametrize("activation", cpu_rows.ACTIVATIONS)
+def test_a_gate_of_extreme_values_gives_no_nonsense(activation):
     gate = torch.tensor([-1e4, -90.0, -0.0, 90.0, 1e30, torch.nan])
-    y = cpu_rows.silu_mul(gate, torch.ones(6))
+    y = cpu_rows.gate_mul(gate, torch.ones(6), activation)
     assert y[:3].abs().max() < 1e-30
     assert y[3:5].tolist() == gate[3:5].tolist()
     assert y[5].isnan()
@@ -79,8 +84,8 @@ def test_a_gate_of_extreme_values_gives_no_nonsense():
 
 def test_a_gate_refuses_what_does_not_go_together():
     with pytest.raises(ValueError, match="does not go with"):
-        cpu_rows.silu_mul(torch.zeros(2, 8), torch.zeros(2, 7))
+        cpu_rows.gate_mul(torch.zeros(2, 8), torch.zeros(2, 7))
     with pytest.raises(ValueError, match="float64"):
-        cpu_rows.silu_mul(torch.zeros(2, 8), torch.zeros(2, 8).double())
+        cpu_rows.gate_mul(torch.zeros(2, 8), torch.zeros(2, 8).double())
     with pytest.raises(ValueError, match="contiguous"):
-        cpu_rows.silu_mul(torch.zeros(8, 2).T, torch.zeros(2, 8))
+        cpu_rows.gate_mul(torch.zeros(8, 2).T, torch.zeros(2, 8))

@@ -1,0 +1,57 @@
+// What the products of packed weights share: memory that is kept, and how results are delivered.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "packed.h"
+#include "products.h"
+
+namespace folio {
+
+constexpr int AHEAD = 2048;               // bytes
+constexpr int64_t CACHED = 1 << 20;       // floats of results that whoever comes next may find in a cache
+constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
+constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
+
+// Memory that begins at a cache line and is kept from call to call.
+template <class T>
+class Kept {
+  std::vector<T> memory;
+
+ public:
+  T* take(int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    if (int64_t(memory.size()) < count + line) memory.resize(count + line);
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t(63));
+  }
+};
+
+// A row of a task's results to memory, not by way of the caches: they would first read what is overwritten, and hold less.
+inline bool store_past_caches(float* y, const float* row) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(y) % 64) return false;
+  for (int n = 0; n < WIDTH; n += LANES) _mm512_stream_ps(y + n, _mm512_load_ps(row + n));
+  return true;
+#else
+  return false;
+#endif
+}
+
+inline void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const float (*sums)[WIDTH]) {
+  const int columns = int(std::min<int64_t>(WIDTH, c.outer - n0));
+  const bool as_is = !c.scale && !c.bias, past = as_is && columns == WIDTH && c.rows * c.outer > CACHED;
+  for (int r = 0; r < rows; ++r) {
+    float* y = c.y + (row0 + r) * c.outer + n0;
+    if (past && store_past_caches(y, sums[r])) continue;
+    for (int n = 0; n < columns; ++n) {
+      const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
+      y[n] = as_is ? scaled : scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
+    }
+  }
+}
+
+// The products of calls with x in int8 (int8_linear.cpp).
+void run_int8(const PackedLinear* calls, int32_t count);
+
+}  // namespace folio
