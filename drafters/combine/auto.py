@@ -13,6 +13,7 @@ from drafters.combine.fusion import Fusion
 from drafters.combine.goodput import Goodput
 from drafters.combine.together import Together
 from drafters.machine_profile import MachineProfile
+from drafters.models.trained import Trained
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
@@ -69,8 +70,8 @@ class Auto(Goodput):
         self._futile = 0.0  # accepted tokens a step that guessing costs
         self._accepted = prior.accepted
         self._kept = prior.kept
-        self._learners = {source.name for source in retrieval.sources if source.needs_topk}
-        if fused is not None and fused.model is not None:
+        self._learners = {source.name for source in retrieval.sources if source.needs_topk}  # who copies nothing
+        if fused is not None and isinstance(fused.model, Trained):
             self._learners.add(fused.model.source)
 
     @property

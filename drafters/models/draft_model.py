@@ -26,11 +26,6 @@ class ModelDrafter(Drafter):
     name = "draft_model"
     keeps_nodes = True
 
-    @property
-    def source(self) -> str:
-        """Of its nodes."""
-        return self.name
-
     def __init__(self, model: DraftModel | None, builder: BestFirst, pace: Pace | None = None) -> None:
         self._model = model
         self._builder = builder
