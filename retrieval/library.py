@@ -45,7 +45,7 @@ from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.parsing import Limits
 from retrieval.parsing.chunking import ChunkingOptions
 from retrieval.parsing.sandbox import Sandbox
-from retrieval.ranking.ranker import SentenceRanker, find_ranker, load_ranker
+from retrieval.ranking.ranker import SentenceRanker, find_ranker, load_ranker, suiting
 from retrieval.ranking.reranking import CANDIDATES, reranked
 from retrieval.store import documents as store
 from retrieval.store.blobs import Blobs, RemoteBlobs, open_blobs
@@ -299,6 +299,11 @@ class Library(Shelf):
         return self.submit_search(
             query, k, collection=collection, documents=documents, owner=owner, mode=mode, rerank=rerank
         ).result()
+
+    @property
+    def ranker_name(self) -> str:
+        """As the ranker was named, or the one that suits the embedder; nothing but the embedder is loaded."""
+        return self._ranker_name or suiting(self.embedder)
 
     @property
     def ranker(self) -> SentenceRanker:

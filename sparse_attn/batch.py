@@ -115,7 +115,7 @@ class AttnBatch:
     ) -> Rows:
         """The new tokens in one layer, as kernels take them: q [T, Hq, D], k, v [T, Hkv, D]."""
         where = (self.cu_seqlens, self.context_lens)
-        return Rows(q, k, v, *where, scale, softcap, window, self.positions, self.tree_masks, self.kept)
+        return Rows(q, k, v, *where, scale, softcap, window, self.positions, self.tree_masks, kept=self.kept)
 
     def take(self, rows: Rows, at: slice | torch.Tensor) -> Rows:
         """The operands of this batch, which is the rows ``at`` of a larger one, whose operands are ``rows``."""

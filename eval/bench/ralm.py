@@ -201,7 +201,7 @@ class Row:
             "mode": self.mode,
             **{
                 name: sum(one[name] for one in self.quality) / len(self.quality)
-                for name in self.quality[:1] and QUALITY
+                for name in (QUALITY if self.quality else ())
             },
             "questions": self.done,
             "prefetch": self.prefetch,

@@ -30,7 +30,7 @@ PLACES = {
     "Venice": "the Bridge of Sighs",
     "China": "the Forbidden City",
 }
-_SEEN = ("{name} lives next to {sight}.", "{name} used to sell postcards below {sight}.", "{name} proposed at {sight}.")
+_SEEN = ("{name} lives beside {sight}.", "{name} used to sell postcards below {sight}.", "{name} proposed at {sight}.")
 _OTHERS = 3
 
 

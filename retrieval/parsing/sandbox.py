@@ -33,6 +33,7 @@ from retrieval.parsing import check_size
 from retrieval.parsing.chunking import Chunk, ChunkingOptions
 from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table
 from retrieval.parsing.limits import Limits
+from retrieval.parsing.slices import joined, sliced
 from retrieval.types import Box, Page, Place
 
 log = structlog.get_logger(__name__)
@@ -59,8 +60,8 @@ class Sandbox:
         check_size(name, len(data), self._limits)
         header, text = self._perform("parse", data, name, {}, progress)
         pages = [Page(*page) for page in header["pages"]]
-        places = [Place(start, end, tuple(path)) for start, end, path in header["places"]]
-        tables = [Table(said, [(start, end) for start, end in rows]) for said, rows in header["tables"]]
+        places = [Place(start, end, tuple(path)) for start, end, path in joined(header["places"])]
+        tables = [Table(said, [(start, end) for start, end in joined(rows)]) for said, rows in header["tables"]]
         return ParsedDocument(
             text.decode("utf-8"),
             pages,
@@ -69,7 +70,7 @@ class Sandbox:
             places,
             tables,
             header["unread_share"],
-            headings=[Heading(*heading) for heading in header["headings"]],
+            headings=[Heading(*heading) for heading in joined(header["headings"])],
         )
 
     def chunk(
@@ -83,8 +84,8 @@ class Sandbox:
         """``retrieval.parsing.chunking.chunk`` of what was parsed. Errors as of ``parse``."""
         arguments = {
             "pages": [[page.number, page.start, page.end] for page in parsed.pages],
-            "tables": [[table.header, table.rows] for table in parsed.tables],
-            "headings": parsed.headings,
+            "tables": [[table.header, sliced(table.rows)] for table in parsed.tables],
+            "headings": sliced(parsed.headings),
             "options": asdict(options),
         }
         header, _ = self._perform("chunk", parsed.text.encode("utf-8"), name, arguments, progress, tokens)

@@ -27,6 +27,7 @@ from retrieval.parsing.chunking import ChunkingOptions, chunk
 from retrieval.parsing.document import Heading, Table
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.pdf import ocr
+from retrieval.parsing.slices import joined, sliced
 from retrieval.types import Page
 
 _CLONE_NEWUSER = 0x10000000
@@ -96,9 +97,9 @@ def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byte
         "pages": pages,
         "media_type": parsed.media_type,
         "notes": parsed.notes,
-        "places": parsed.places,
-        "tables": [[table.header, table.rows] for table in parsed.tables],
-        "headings": parsed.headings,
+        "places": sliced(parsed.places),
+        "tables": [[table.header, sliced(table.rows)] for table in parsed.tables],
+        "headings": sliced(parsed.headings),
         "unread_share": parsed.unread_share,
     }
     return header, parsed.text.encode("utf-8")
@@ -110,7 +111,7 @@ def _chunk(
     limits: Limits,
     pages: list[list[int]],
     tables: list[list[Any]],
-    headings: list[list[int]],
+    headings: list[str],
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], bytes]:
     assert _tokens is not None
@@ -119,8 +120,8 @@ def _chunk(
         [Page(*page) for page in pages],
         _tokens.starts,
         ChunkingOptions(**options),
-        [Table(said, [(start, end) for start, end in rows]) for said, rows in tables],
-        [Heading(*heading) for heading in headings],
+        [Table(said, [(start, end) for start, end in joined(rows)]) for said, rows in tables],
+        [Heading(*heading) for heading in joined(headings)],
     )
     return {"chunks": [[one.start, one.end, one.page, one.tokens, one.context] for one in found]}, b""
 

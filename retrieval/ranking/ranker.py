@@ -255,6 +255,12 @@ class PairScorer:
         return np.asarray(scores, dtype=np.float32).reshape(len(sentences), 1)
 
 
+def suiting(embedder: Embedder | None) -> str:
+    """The name of the ranker that suits an embedder."""
+    minilm = embedder is None or (isinstance(embedder, SentenceEmbedder) and embedder.is_minilm)
+    return DEFAULT if minilm else CosineScorer.name
+
+
 def load_ranker(name: str | None, embedder: Embedder | None = None) -> SentenceRanker:
     """The ranker of a name, loaded.
 
@@ -263,14 +269,13 @@ def load_ranker(name: str | None, embedder: Embedder | None = None) -> SentenceR
             ``cosine``, which needs one; or a folder or hub id of a cross-encoder of sentence-transformers.
     Error: UnknownRanker.
     """
-    minilm = embedder is None or (isinstance(embedder, SentenceEmbedder) and embedder.is_minilm)
-    kind = name or (DEFAULT if minilm else CosineScorer.name)
+    kind = name or suiting(embedder)
     if kind == CosineScorer.name:
         if embedder is None:
             raise UnknownRanker("the ranker 'cosine' needs the embedding model of a library")
         return _calibrated(CosineScorer(embedder))
     if kind == DEFAULT:
-        own = embedder if isinstance(embedder, SentenceEmbedder) and minilm else SentenceEmbedder()
+        own = embedder if isinstance(embedder, SentenceEmbedder) and embedder.is_minilm else SentenceEmbedder()
         return _calibrated(PassageScorer(CrossEncoder(own.folder, MODEL_DIR), own))
     return _uncalibrated(PairScorer(_load_pairs(find_ranker(kind))))
 

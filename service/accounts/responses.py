@@ -13,9 +13,12 @@ from retrieval.store.database import Database
 from retrieval.store.tables import now, responses
 from service.errors import InvalidRequest, NotFound
 
-KEPT = 10_000
+KEPT = 2000
 """Responses kept for one owner, the newest."""
+LARGEST = 1 << 20
+"""Of what a response repeats of its request and of the items that it was asked with, in bytes of JSON."""
 MOST_TURNS = 500
+MOST_ITEMS = 4000
 MOST_BYTES = 16 << 20
 """Of the items of a conversation, as JSON."""
 
@@ -33,6 +36,16 @@ class ResponseStore:
     @property
     def keeps(self) -> bool:
         return bool(self._lifetime)
+
+    def check(self, body: Mapping[str, Any], items: Items) -> None:
+        """Whether a response with such a beginning may be kept. Raises InvalidRequest: it is too large."""
+        size = len(json.dumps([body, items]))
+        if size > LARGEST:
+            raise InvalidRequest(
+                f"What would be kept of this response is {size:,} bytes, over {LARGEST:,}.",
+                hint="Send store: false, or less metadata, tools or schema.",
+                param="store",
+            )
 
     def keep(self, owner: str, body: Mapping[str, Any], items: Items) -> None:
         """Keep a response, which names the one before it, and the items of its own request; drop what is too old."""
@@ -74,15 +87,17 @@ class ResponseStore:
         Raises InvalidRequest too: they are too many, or too long.
         """
         turns: list[Items] = []
-        size = 0
+        size = count = 0
         at: str | None = number
         while at is not None:
             row = self._row(owner, at, "previous_response_id")
             turns.append([*row.input, *row.body["output"]])
             size += len(json.dumps(turns[-1]))
-            if len(turns) > MOST_TURNS or size > MOST_BYTES:
+            count += len(turns[-1])
+            if len(turns) > MOST_TURNS or count > MOST_ITEMS or size > MOST_BYTES:
                 raise InvalidRequest(
-                    f"The conversation of {number[:64]!r} is over {MOST_TURNS} responses or {MOST_BYTES >> 20} MiB.",
+                    f"The conversation of {number[:64]!r} is over {MOST_TURNS} responses, {MOST_ITEMS} items or "
+                    f"{MOST_BYTES >> 20} MiB.",
                     hint="Begin a new one.",
                     param="previous_response_id",
                 )

@@ -27,10 +27,11 @@ from service.answering.evidence import Evidence, EvidenceFinder
 from service.answering.iterative import IterativeAnswer, experience_kind
 from service.answering.one_shot import OneShotAnswer
 from service.answering.prompting.layouts import PromptLayout
-from service.answering.question import STEPWISE, Question, nothing_to_steer
+from service.answering.question import STEPWISE, Question, nothing_to_instruct, nothing_to_steer
 from service.answering.support.attribution import Attributed, Attribution
 from service.answering.support.refusals import is_refusal
 from service.engine.async_engine import AsyncEngine
+from service.engine.options import blends
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
 from service.errors import FolioError, InvalidRequest
@@ -143,7 +144,7 @@ class Answerer:
         writer = await self._writer(question, params, owner)
         evidence = await writer.begin()
         if evidence.prompt is not None:
-            self.engine.check_prompt(evidence.prompt.ids, params, "question")
+            self.engine.check_prompt(evidence.prompt.ids, params, "question", evidence.prompt.spans)
         yield _search_results(evidence)
         if evidence.prompt is None:
             for event in self._nothing(evidence):
@@ -175,6 +176,11 @@ class Answerer:
         finally:
             await attribution.stop()
 
+    def check_instructions(self, question: Question, param: str = "instructions") -> None:
+        """Raises InvalidRequest, naming `param`, for instructions to a model that follows none."""
+        if question.instructions.strip() and not self.layout.instructed:
+            raise nothing_to_instruct(param)
+
     def _attribution(self, evidence: Evidence, owner: str) -> Attribution:
         assert evidence.prompt is not None
         return Attribution(evidence.prompt.passages, lambda span: self.finder.check(span, owner))
@@ -186,6 +192,13 @@ class Answerer:
         stepwise = question.mode in STEPWISE or question.knn is not None
         if stepwise and self.layout.quotes:
             raise nothing_to_steer("mode" if question.mode in STEPWISE else "knn")
+        if question.mode in STEPWISE and blends(params.attention):
+            raise InvalidRequest(
+                "Prompts that change while an answer is written are not blended of passages.",
+                hint="Use mode retrieval, or another attention policy.",
+                param="attention",
+            )
+        self.check_instructions(question)
         if params.adjusted and stepwise:
             raise InvalidRequest(
                 "Penalties, biases and constraints need an answer that is decoded in one piece by the model alone.",

@@ -5,7 +5,6 @@ Mode `auto` chooses between the two and says why; mode iterative has its evidenc
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,9 +24,12 @@ from service.answering.support.citations import Citation, check
 from service.answering.sureness import Likely, likely, pointed_out
 from service.errors import PromptTooLong
 from service.settings import Settings
+from service.turns import Turns
 
 log = structlog.get_logger(__name__)
 
+PLACES = 4
+"""Questions whose evidence is gathered and ranked at once; one owner has all but one of them."""
 PASSAGES = 8
 """Retrieved for an answer where neither question, settings nor what was measured of the model say."""
 CHARS_PER_TOKEN_MAX = 12
@@ -70,6 +72,7 @@ class EvidenceFinder:
         self.layout = layout
         self.window = window
         self.settings = settings
+        self.turns = Turns(PLACES)
 
     async def find(
         self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
@@ -83,10 +86,10 @@ class EvidenceFinder:
         Raises PromptTooLong: mode long was asked for and the documents do not fit.
         """
         room = self.window - answer_tokens
-        evidence = await asyncio.to_thread(self._find, question, owner, named, room)
+        evidence = await self.turns.run(owner, lambda: self._find(question, owner, named, room))
         if evidence.mode != "long" or not for_draft:
             return evidence
-        retrieved = await asyncio.to_thread(self._retrieve, question, owner, room, "")
+        retrieved = await self.turns.run(owner, lambda: self._retrieve(question, owner, room, ""))
         if retrieved.prompt is None:
             return evidence
         return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
@@ -233,7 +236,7 @@ class EvidenceFinder:
         return f"the surest sentence answers with a probability of {sure:.2f}, less than {bound:.2f}"
 
     def _build(self, question: Question, passages: Sequence[Passage], likely: Sequence[str] = ()) -> Prompt:
-        return self.layout.build(question.text, passages, question.turns, likely)
+        return self.layout.build(question.text, passages, question.turns, likely, question.instructions)
 
     def _boxes(self, span: Span, owner: str) -> tuple[dict[str, float], ...]:
         """Where a verified span is printed; nothing for a file without pages, or one that cannot be drawn."""

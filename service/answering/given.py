@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from retrieval.types import Document
@@ -20,6 +19,7 @@ class GivenDocuments(EvidenceFinder):
     def __init__(self, finder: EvidenceFinder, passages: Sequence[Passage]) -> None:
         """passages: whole documents, each under an id of its own."""
         super().__init__(finder.library, finder.layout, finder.window, finder.settings)
+        self.turns = finder.turns
         self._passages = passages
         self._texts = {passage.document: passage.text for passage in passages}
 
@@ -27,7 +27,7 @@ class GivenDocuments(EvidenceFinder):
         self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
     ) -> Evidence:
         """All of them; earlier turns as far as there is room."""
-        return await asyncio.to_thread(self._read, question, self.window - answer_tokens)
+        return await self.turns.run(owner, lambda: self._read(question, self.window - answer_tokens))
 
     def check(self, span: Span, owner: str) -> Citation:
         """A span compared with the document as it was given."""

@@ -60,7 +60,7 @@ class OneShotAnswer:
             question, owner, self._named, self._params.max_tokens, "draft_prompt" in draws_on
         )
         if not self._params.constraint:
-            await asyncio.to_thread(self._settle)
+            await self._finder.turns.run(owner, self._settle)
         if "datastore" in draws_on and self._evidence.prompt is not None:
             self._store = await asyncio.to_thread(self._finder.library.token_store, owner)
         return self._evidence
@@ -71,7 +71,7 @@ class OneShotAnswer:
         prompt = self._evidence.prompt
         known = [[*prompt.ids[-CONTEXT:], *prompt.answer]] if prompt.answer else []
         sources = DraftSources(documents=known, prompt=self._evidence.draft_ids, datastore=self._store)
-        return self._engine.stream(prompt.ids, self._params, sources, mixture=self._mixture)
+        return self._engine.stream(prompt.ids, self._params, sources, self._mixture, spans=prompt.spans)
 
     def _settle(self) -> None:
         """Let the layout choose the answer, where it does; the model then only says it."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.engine.params import SamplingParams
 
 MAX_TURNS = 1000
+MAX_INSTRUCTIONS = 20_000
 MAX_HISTORY_BYTES = 512 * 1024
 """Of all earlier turns together, in UTF-8: about 130,000 tokens."""
 
@@ -144,6 +145,11 @@ class Question(AnswerOptions):
 
     text: Text = Field(alias="question", min_length=1, max_length=20_000, description="What is asked.")
     history: History = ()
+    instructions: Text = Field(
+        default="",
+        max_length=MAX_INSTRUCTIONS,
+        description="How the answer is to be given (language, tone, form), for a model that writes its own words.",
+    )
     _query: str | None = PrivateAttr(None)
 
     @property
@@ -218,6 +224,16 @@ def nothing_to_steer(param: str) -> InvalidRequest:
         "The embedded reader quotes sentences that are chosen before it speaks: modes that search while the answer is "
         "written, and kNN datastores, act on every word that a model writes, and have nothing to do there.",
         hint="Use mode retrieval, or name a model that writes its own words, for example FOLIO_MODEL=smollm2.",
+        param=param,
+    )
+
+
+def nothing_to_instruct(param: str) -> InvalidRequest:
+    """The refusal of instructions, for a model that says what documents say. param: where they were given."""
+    return InvalidRequest(
+        "The embedded reader answers in the words of the documents and follows no instructions, such as a system "
+        "message.",
+        hint="Leave them out, or name a model that writes its own words, for example FOLIO_MODEL=smollm2.",
         param=param,
     )
 

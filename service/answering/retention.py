@@ -1,4 +1,4 @@
-"""What is made of documents beside the library, and goes with them: the KV of warmed ones, kNN datastores."""
+"""What is made of documents beside the library, and goes with them: KV of documents and passages, kNN datastores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import structlog
 
 from retrieval.knn.store import documents_of
 from retrieval.library import Library
-from service.engine.kv import WARMED
+from service.engine.kv import PASSAGES, WARMED
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -23,6 +23,7 @@ def forget_deleted(library: Library, settings: Settings) -> list[str]:
     """
     warmed = settings.warm_folder or settings.home / "kv"
     made_of = {path: {path.name.removesuffix(WARMED)} for path in sorted(warmed.glob(f"*{WARMED}"))}
+    made_of |= {path: {path.name.partition(".")[0]} for path in sorted(warmed.glob(f"*{PASSAGES}"))}
     made_of |= {path: documents_of(path) for path in sorted((library.home / KNN_FOLDER).glob("*")) if path.is_dir()}
     there = library.existing({document for documents in made_of.values() for document in documents})
     gone = [path for path, documents in made_of.items() if documents - there]

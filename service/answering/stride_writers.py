@@ -142,7 +142,8 @@ class StrideWriter:
         return None if reason == "length" and tokens < self._params.max_tokens else reason
 
     def _over(self, question: Question, hits: Sequence[Hit]) -> Prompt:
-        return self._layout.build(question.text, [Passage.of(hit) for hit in hits], question.turns)
+        passages = [Passage.of(hit) for hit in hits]
+        return self._layout.build(question.text, passages, question.turns, instructions=question.instructions)
 
     def _build(self, chunk: int) -> tuple[Hit, Prompt]:
         hits = self._library.hits([chunk], self._owner)
@@ -196,7 +197,7 @@ class Sentences(StrideWriter):
         pieces: list[str] = []
         probabilities: list[float] = []
         reason = None
-        stand, start = 0, 0  # tokens that stand; where the sentence begins that is being written
+        start = 0  # of the sentence that is being written; what is before it stands
         count = self._params.max_tokens - len(before)
         async with aclosing(self._continued(chunk, before, count, logprobs=0)) as outputs:
             async for output in outputs:
@@ -207,8 +208,8 @@ class Sentences(StrideWriter):
                 while (end := sentence_end(pieces, start, output.finished)) is not None:
                     if start and min(probabilities[start:end]) < self._options.theta:
                         likely = [ids[i] for i in range(start, end) if probabilities[i] >= self._options.beta]
-                        return Stride(chunk, ids[:stand], self._query(likely))
-                    stand = start = end
+                        return Stride(chunk, ids[:start], self._query(likely))
+                    start = end
         return Stride(chunk, ids, self._query(ids), self._finish(reason, len(before) + len(ids)))
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from service.accounts.idempotency import Idempotency
 from service.accounts.responses import ResponseStore
-from service.api import answer, docs, documents, errors, health, jobs, metrics, search
+from service.api import answer, canary, docs, documents, errors, health, jobs, metrics, search
 from service.api.anthropic import messages
 from service.api.auth import OPEN, AuthMiddleware
 from service.api.limits import BodyLimitMiddleware
@@ -69,6 +69,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     for module in (
         health,
         metrics,
+        canary,
         documents,
         jobs,
         search,

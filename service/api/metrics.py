@@ -6,8 +6,8 @@ Latencies are observed as outputs pass; the engine's own counts are read when so
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -34,6 +34,8 @@ GAUGES = {
 }
 COUNTERS = {
     "prefix_cache_queries": ("prefix_cache_queries", "Tokens looked up in the prefix cache."),
+    "passage_queries": ("passage_queries", "Tokens of passages looked up for blended prompts."),
+    "passage_hits": ("passage_hits", "Tokens of passages found for blended prompts."),
     "prefix_cache_hits": ("prefix_cache_hits", "Tokens found in the prefix cache."),
     "num_preemptions": ("preemptions", "Requests put back for want of pages."),
     "prompt_tokens": ("prompt_tokens", "Prompt tokens of finished requests."),
@@ -41,6 +43,13 @@ COUNTERS = {
     "spec_decode_num_draft_tokens": ("drafted_tokens", "Tokens drafted."),
     "spec_decode_num_accepted_tokens": ("accepted_tokens", "Drafted tokens accepted."),
     "request_failure": ("failed", "Requests that the engine failed."),
+}
+
+BY_POLICY = {
+    "canary_answers": ("answers", "Lossy answers held to the exact model, by attention policy."),
+    "canary_tokens": ("tokens", "Their tokens."),
+    "canary_agreeing_tokens": ("agreeing_tokens", "Those of their tokens that the exact model would have chosen."),
+    "canary_regret_nats": ("regret_nats", "Nats by which the exact model's choices were likelier to it."),
 }
 
 
@@ -118,6 +127,19 @@ class EngineCollector(Collector):
             counter = CounterMetricFamily(f"folio:{name}", text, labels=["model_name"])
             counter.add_metric([self.runtime.model_name], float(stats[key]))
             yield counter
+        yield from self._canary(stats["canary"])
+
+    def _canary(self, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+        labels = ["model_name", "policy"]
+        for name, (key, text) in BY_POLICY.items():
+            counter = CounterMetricFamily(f"folio:{name}", text, labels=labels)
+            for policy, figures in compared.items():
+                counter.add_metric([self.runtime.model_name, policy], float(figures[key]))
+            yield counter
+        gauge = GaugeMetricFamily("folio:canary_withdrawn", "1 for a policy that was withdrawn.", labels=labels)
+        for policy, figures in compared.items():
+            gauge.add_metric([self.runtime.model_name, policy], float(figures["withdrawn"]))
+        yield gauge
 
 
 class MetricsMiddleware:

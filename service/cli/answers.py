@@ -27,6 +27,7 @@ from service.cli.context import (
 )
 from service.cli.explaining import AnswerWriter, PlainText, SourceColours
 from service.cli.output import emit_json, emit_text, note, working
+from service.engine.options import blends
 from service.fields import refusal
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Answer a question over the documents, with citations that are checked against their text."""
-    settings = settings_of(context, model=model, dtype=dtype, device=device, drafter=drafter, attention=attention)
+    own = attention if blends(attention) else None  # of this request: no engine has it as its default
+    default = None if own else attention
+    settings = settings_of(context, model=model, dtype=dtype, device=device, drafter=drafter, attention=default)
     guessing = {"speculate": speculate is Switch.ON, "stride": stride}
     neighbours = given(k=knn_k, weight=knn_weight, temperature=knn_temperature, probes=knn_probes, **guessing)
     try:
@@ -115,12 +118,13 @@ def ask(
                 "knn": neighbours if knn else None,
             }
         )
-        sampling = Sampling(**given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
+        chosen = given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, attention=own)
+        sampling = Sampling(**chosen)
     except ValidationError as error:
         raise refusal(error, flag) from error
     from service.models import check_request
 
-    check_request(settings)  # all refusals come before the long wait for a model
+    check_request(settings, attention=own)  # all refusals come before the long wait for a model
     with documents_of(settings) as shelf:
         asked.check(shelf, LOCAL_OWNER)
     writer = None if as_json else SourceColours() if explain else PlainText()
@@ -221,4 +225,6 @@ def _figures(stats: dict[str, Any]) -> str:
     if stats.get("accepted_length"):
         parts.append(f"{stats['accepted_length']:.2f} tokens a step")
     parts.append(f"retrieval {stats['retrieval_ms']:.0f} ms")
+    if stats.get("lossy"):
+        parts.append(f"lossy: {stats['attention']}")
     return "; ".join(parts)

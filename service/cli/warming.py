@@ -11,8 +11,11 @@ from service.cli.output import emit_json, emit_text, working
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from retrieval.types import Document
+    from collections.abc import Sequence
+
+    from retrieval.types import Document, Hit
     from service.answering.prompting.layouts import PromptLayout
+    from service.engine.async_engine import AsyncEngine
 
 
 def register(docs: typer.Typer) -> None:
@@ -25,6 +28,7 @@ def warm(
     document: Annotated[str, typer.Argument(help="Id of the document.", metavar="ID")],
     model: ModelName = None,
     attention: Attention = None,
+    passages: Annotated[bool, typer.Option("--passages", help="Each passage alone, for the policy blend.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Read a document once and keep its KV on disk; questions in mode long then start decoding at once."""
@@ -34,12 +38,16 @@ def warm(
     with library_of(settings) as library:
         found = library.document(document, LOCAL_OWNER)
         text = library.text(found.id, owner=LOCAL_OWNER)
+        chunks = library.chunks(found.id, LOCAL_OWNER) if passages else []
     with working(f"Loading {settings.model} …"):
         engine = load_engine(settings)
     tokenizer, size = engine.tokenizer, settings.page_size
     if tokenizer is None:
         raise InvalidRequest(f"The model {settings.model!r} has no tokenizer to read a document with.", param="model")
     layout = layout_for(settings.model, tokenizer, parameters=engine.engine.loaded.num_parameters)
+    if passages:
+        _warm_passages(engine, layout, found, chunks, as_json)
+        return
     prefix = shared_prefix(layout, found, text)
     with working(f"Reading {found.name}: {len(prefix):,} tokens …"), engine:
         path = engine.warm(found.id, prefix, settings.attention)
@@ -48,6 +56,27 @@ def warm(
         emit_json({"document": found.id, "name": found.name, "tokens": tokens, "bytes": path.stat().st_size})
     else:
         emit_text(f"{found.name}: {tokens:,} tokens kept, {path.stat().st_size / 1e6:.1f} MB\n")
+
+
+def _warm_passages(
+    engine: AsyncEngine, layout: PromptLayout, document: Document, chunks: Sequence[Hit], as_json: bool
+) -> None:
+    """Keep the KV of each passage. Raises InvalidRequest for a model whose prompts do not tell where passages lie."""
+    from service.answering.prompting.layouts import Passage
+
+    held = [(prompt.ids, prompt.spans) for prompt in (layout.build("Who?", [Passage.of(hit)]) for hit in chunks)]
+    known = [(ids, spans) for ids, spans in held if spans is not None]
+    if len(known) < len(held):
+        raise InvalidRequest("The prompts of this model do not tell where passages lie.", param="model")
+    with working(f"Reading {len(known):,} passages of {document.name} …"), engine:
+        paths = engine.warm_passages(document.id, known)
+    size = sum(path.stat().st_size for path in paths)
+    tokens = sum(len(span) for _, spans in known for span in spans.passages)
+    told = {"document": document.id, "name": document.name, "passages": len(known), "tokens": tokens, "bytes": size}
+    if as_json:
+        emit_json(told)
+    else:
+        emit_text(f"{document.name}: {len(known):,} passages of {tokens:,} tokens kept, {size / 1e6:.1f} MB\n")
 
 
 def shared_prefix(layout: PromptLayout, document: Document, text: str) -> list[int]:

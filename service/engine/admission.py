@@ -9,9 +9,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 
+from service.engine.blending import check_blendable
 from service.engine.checks import check_options
 from service.engine.engine import Engine
+from service.engine.options import blends, parse_policy
 from service.engine.params import SamplingParams
+from service.engine.spans import PassageSpans
 from service.errors import InvalidRequest, PromptTooLong
 
 
@@ -32,6 +35,8 @@ class Admission:
         """Refuse options that this engine does not have. Raises InvalidRequest."""
         engine = self._engine
         check_options(params.drafter, params.attention, None, lambda: engine.shape)
+        if params.attention:
+            engine.canary.check(parse_policy(params.attention).cache_key())
         if params.constraint is not None:
             engine.constraints.prepare(params.constraint)  # inspects it, unless it is kept
         if params.stop and engine.tokenizer is None:
@@ -43,11 +48,17 @@ class Admission:
                 param="logit_bias",
             )
 
-    def check_prompt(self, prompt_ids: Sequence[int], params: SamplingParams, param: str = "prompt") -> None:
-        """Refuse a prompt that can never run; `param` is what the asker calls it.
+    def check_prompt(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        param: str = "prompt",
+        spans: PassageSpans | None = None,
+    ) -> None:
+        """Refuse a prompt that can never run; `param` is what the asker calls it, `spans` where it holds passages.
 
         Raises:
-            InvalidRequest: it is empty, or holds a token id that the model has not.
+            InvalidRequest: it is empty, holds a token id that the model has not, or no passages where they are needed.
             PromptTooLong: it and the answer are longer than the model or the whole KV pool holds.
         """
         engine = self._engine
@@ -60,6 +71,8 @@ class Admission:
                 hint="Encode it with the model's own tokenizer.",
                 param=param,
             )
+        if blends(params.attention):
+            check_blendable(params, spans)
         asked = f"the prompt has {len(prompt_ids)} tokens and the answer may have {params.max_tokens}"
         whole = len(prompt_ids) + params.max_tokens
         if whole > engine.max_model_len:

@@ -25,17 +25,21 @@ from retrieval.common.openmp import release_team
 from service.engine.admission import Admission
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
+from service.engine.kv.passage_store import PassageKV
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.mixture import MixtureSource, mixed
 from service.engine.outputs import Generation, TokenOutput
 from service.engine.params import DraftSources, SamplingParams
-from service.engine.request import Reading
+from service.engine.request import Reading, Request
+from service.engine.spans import PassageSpans
 from service.engine.ticket import Observer, Ticket
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, Unavailable
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+PASSAGES_A_FILE = 8
+"""Their hash is checked between two steps, when the first of them is wanted."""
 SHUT = "The engine takes no requests: it is loading, draining or stopped."
 
 
@@ -142,9 +146,15 @@ class AsyncEngine:
         else:
             await asyncio.to_thread(self.check, params)
 
-    def check_prompt(self, prompt_ids: Sequence[int], params: SamplingParams, param: str = "prompt") -> None:
+    def check_prompt(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        param: str = "prompt",
+        spans: PassageSpans | None = None,
+    ) -> None:
         """Refuse a prompt that can never run; see `Admission.check_prompt`."""
-        self._admission.check_prompt(prompt_ids, params, param)
+        self._admission.check_prompt(prompt_ids, params, param, spans)
 
     def admit(self, requests: int = 1) -> None:
         """Refuse when stopped, draining or lost, or when the queue has no room for that many more answers.
@@ -192,6 +202,7 @@ class AsyncEngine:
         draft_sources: DraftSources | None = None,
         mixture: MixtureSource | None = None,
         ticket: Ticket | None = None,
+        spans: PassageSpans | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request as they come, the last one finished.
 
@@ -199,6 +210,7 @@ class AsyncEngine:
             draft_sources: what its drafter may draw on.
             mixture: what its tokens are chosen from besides the model.
             ticket: of an answer that this request is a part of; its holder tells it what to observe.
+            spans: where the prompt holds passages.
 
         Raises:
             PromptTooLong, InvalidRequest: it can never run.
@@ -208,11 +220,11 @@ class AsyncEngine:
         """
         params = mixed(params or SamplingParams()) if mixture is not None else params or SamplingParams()
         await self.checked(params)
-        self.check_prompt(prompt_ids, params)
+        self.check_prompt(prompt_ids, params, spans=spans)
         mine: AbstractContextManager[Ticket] = nullcontext(ticket) if ticket is not None else self.ticket()
         with mine as clock:
             taker = _Stream()
-            request_id = self._submit(taker, prompt_ids, params, draft_sources, mixture)
+            request_id = self._submit(taker, prompt_ids, params, draft_sources, mixture, spans=spans)
             finished = False
             try:
                 while not finished:
@@ -236,6 +248,7 @@ class AsyncEngine:
         draft_sources: Sequence[DraftSources | None] | None = None,
         mixture: MixtureSource | None = None,
         reading: Reading | None = None,
+        spans: Sequence[PassageSpans | None] | None = None,
     ) -> list[Generation]:
         """Run prompts to their ends, batched; results in their order. Blocks the calling thread alone.
 
@@ -247,6 +260,7 @@ class AsyncEngine:
             draft_sources: of each prompt.
             mixture: what the tokens of all are chosen from besides the model.
             reading: who wants the prompts read, which are then not answered.
+            spans: where each of them holds passages.
 
         Raises:
             PromptTooLong, InvalidRequest: before anything ran.
@@ -257,9 +271,10 @@ class AsyncEngine:
         if mixture is not None:
             each = [mixed(one) for one in each]
         sources = draft_sources or [None] * len(prompts)
-        for prompt, one in zip(prompts, each, strict=True):
+        held = spans or [None] * len(prompts)
+        for prompt, one, own in zip(prompts, each, held, strict=True):
             self.check(one)
-            self.check_prompt(prompt, one)
+            self.check_prompt(prompt, one, spans=own)
         release_team()  # this thread may have computed, and waits now
         ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         takers = [_Collector(ended) for _ in prompts]
@@ -269,8 +284,8 @@ class AsyncEngine:
                 raise Unavailable(SHUT)
             self.in_flight += len(takers)
         try:
-            for taker, prompt, one, source in zip(takers, prompts, each, sources, strict=True):
-                ids.append(self._submit(taker, prompt, one, source, mixture, reading))
+            for taker, prompt, one, source, own in zip(takers, prompts, each, sources, held, strict=True):
+                ids.append(self._submit(taker, prompt, one, source, mixture, reading, own))
             for _ in ids:
                 error = ended.get()
                 if error is not None:
@@ -304,6 +319,35 @@ class AsyncEngine:
         keep = Reading(on_read=lambda request: written.append(self.engine.keep_warm(name, request)))
         self.read(token_ids, keep, attention)
         return written[0]
+
+    def warm_passages(self, name: str, prompts: Sequence[tuple[Sequence[int], PassageSpans]]) -> list[Path]:
+        """Read the passages of prompts, each alone, and keep their KV on disk, for prompts that are blended of them.
+
+        Args:
+            name: of the files; a document's id.
+
+        Raises:
+            ModelError: no folder was configured. GenerationFailed: one could not be read.
+            InvalidRequest, PromptTooLong: the model's keys cannot be moved, or a passage does not fit.
+            OSError: they could not be written.
+        """
+        on_disk = self.engine.blending.store.on_disk
+        if on_disk is None:
+            raise ModelError("There is no folder for warmed documents.", hint="Set warm_folder.")
+        self.run(lambda engine: engine.blending.check_movable()).result()
+        wanted = [(ids[: held.preface], ids[span.start : span.stop]) for ids, held in prompts for span in held.passages]
+        written = []
+        for first in range(0, len(wanted), PASSAGES_A_FILE):
+            found: dict[bytes, PassageKV] = {}
+            for preface, ids in wanted[first : first + PASSAGES_A_FILE]:
+                take = partial(self._take_passage, found, len(preface))
+                self.read([*preface, *ids], Reading(on_read=take, private=True), "dense")
+            written.append(on_disk.write(f"{name}.{first // PASSAGES_A_FILE:04d}", found))
+        return written
+
+    def _take_passage(self, found: dict[bytes, PassageKV], preface: int, read: Request) -> None:
+        key, kept = self.engine.blending.read_alone(read, preface)
+        found[key] = kept
 
     def read(self, token_ids: Sequence[int], reading: Reading, attention: str | None = None) -> None:
         """Have a sequence read, in the background of other requests. Blocks the calling thread alone.
@@ -345,6 +389,7 @@ class AsyncEngine:
         draft_sources: DraftSources | None,
         mixture: MixtureSource | None,
         reading: Reading | None = None,
+        spans: PassageSpans | None = None,
     ) -> str:
         """Hand a checked request to the engine's thread; its outputs, or why it is refused, go to the taker."""
         request_id = f"r{next(self._ids)}"
@@ -354,7 +399,7 @@ class AsyncEngine:
                 return taker.put(Unavailable(SHUT))
             self._takers[request_id] = taker
             try:
-                self.engine.add_request(prompt_ids, params, request_id, draft_sources, mixture, reading)
+                self.engine.add_request(prompt_ids, params, request_id, draft_sources, mixture, reading, spans)
             except Exception as error:
                 del self._takers[request_id]
                 taker.put(error)
@@ -426,6 +471,7 @@ class AsyncEngine:
     def _abort_all(self) -> None:
         for request_id in list(self._takers):
             self.engine.abort(request_id)
+        self.engine.canary.stop()
 
 
 class _Taker(Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from service.engine.options import blends
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class EngineConfig(BaseModel):
         description="Memory for what drafters learn of each owner's requests; oldest owners go first.",
     )
     host_memory: Bytes = Field(default=0, description="Host memory for KV that the prefix cache evicts; 0 for none.")
+    passage_memory: Bytes = Field(
+        default=512 << 20, description="Host memory for the KV of passages, for the policy blend; 0 keeps none."
+    )
+    passage_dtype: Literal["auto", "int8"] = Field(
+        default="auto", description="Of the KV of kept passages: auto for that of the pages, or int8."
+    )
     warm_folder: Path | None = Field(
         default=None, description="Folder of the KV of warmed documents; default: kv in the data folder."
     )
@@ -93,6 +100,18 @@ class EngineConfig(BaseModel):
         description="Checkpoint for drafters that want a model of their own, or a trained drafter's folder.",
     )
     attention: str = Field(default="auto", description="Sparse attention policy of requests that name none.")
+    canary: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the answers under a lossy attention policy that are held to the exact model when idle.",
+    )
+    canary_bound: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="A policy is withdrawn when the exact model would have chosen fewer of its last answers' tokens.",
+    )
     queue_limit: int = Field(default=64, ge=1, description="Requests that may wait for the engine; more get 429.")
     first_token_timeout_s: float = Field(default=300, gt=0, description="Longest wait for the first token.")
     total_timeout_s: float = Field(default=1800, gt=0, description="Longest time for a whole answer.")
@@ -118,11 +137,22 @@ class EngineConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _exact_by_default(self) -> EngineConfig:
+        if blends(self.attention):
+            raise ValueError("blend gives other answers than the model's own, and is for requests that name it")
+        return self
+
+    @model_validator(mode="after")
     def _one_process_has_a_host(self) -> EngineConfig:
         if self.tensor_parallel > 1 and self.host_memory:
             raise ValueError(
                 "host_memory keeps the pages of one process, and with tensor_parallel (--tp) they lie in several; "
                 "set FOLIO_HOST_MEMORY to 0"
+            )
+        if self.tensor_parallel > 1 and self.canary:
+            raise ValueError(
+                "canary reads the hidden states of one process, and with tensor_parallel (--tp) they lie in several; "
+                "set FOLIO_CANARY to 0"
             )
         return self
 

@@ -31,7 +31,9 @@ from torch import Tensor
 from drafters.stats import TARGET
 from drafters.tree import EMPTY
 from drafters.verify import NO_TOKEN, Verdict
+from service.engine.blending import Blending
 from service.engine.block_manager import BlockManager, OutOfPages, salt_of
+from service.engine.canary import Canary
 from service.engine.checks import check_options, shape_of
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import Detokenizer
@@ -40,13 +42,14 @@ from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
 from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.kv.layout import checked_policy, head_layout, make_pool
+from service.engine.kv.passage_store import PassageFiles, PassageStore
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
 from service.engine.lookups import Lookups
 from service.engine.mixture import Mixture, MixtureSource
 from service.engine.outputs import TokenLogprobs, TokenOutput
 from service.engine.params import DraftSources, SamplingParams
-from service.engine.request import Priority, Reading, Request
+from service.engine.request import Reading, Request
 from service.engine.runner.device import is_lost
 from service.engine.runner.factory import make_runner
 from service.engine.runner.host_allocator import keep_freed_memory
@@ -59,10 +62,12 @@ from service.engine.sampling.forced import ForcedText
 from service.engine.sampling.logits_processor import LogitsProcessor
 from service.engine.sampling.sampler import RowKeys, has_choice, sample, token_logprobs
 from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.spans import PassageSpans
 from service.engine.step import Slice, Step
 from service.errors import DeviceLost, InvalidRequest
 from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.lifetimes import PageLifetimes
+from sparse_attn.plan.policies import Blend
 from sparse_attn.plan.policy import ModelShape, Policy
 
 log = structlog.get_logger(__name__)
@@ -130,6 +135,10 @@ class Engine:
         limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
         self.runner = make_runner(loaded, pool, config)
+        on_disk = PassageFiles(config.warm_folder) if config.warm_folder is not None else None
+        store = PassageStore(config.passage_memory, config.passage_dtype == "int8", on_disk)
+        self.blending = Blending(loaded, self.runner, self.scheduler, store, config.max_running)
+        self.canary = Canary(config.canary, config.canary_bound, self.scheduler, self.runner.logits_of)
         self.lookups = Lookups()
         self.totals = EngineTotals()
         self.kernels: set[str] = set()
@@ -171,6 +180,7 @@ class Engine:
         draft_sources: DraftSources | None = None,
         mixture: MixtureSource | None = None,
         reading: Reading | None = None,
+        spans: PassageSpans | None = None,
     ) -> str:
         """Queue a request that was let in (`service.engine.admission`); returns its id.
 
@@ -178,9 +188,10 @@ class Engine:
             draft_sources: what its drafter may draw on besides the prompt.
             mixture: what its tokens are chosen from besides the model.
             reading: who wants the prompt read, which is then not answered.
+            spans: where the prompt holds passages.
 
         Raises:
-            InvalidRequest: the engine lacks what its drafter or its constraint needs; nothing was queued.
+            InvalidRequest: the engine lacks what its drafter, its policy or its constraint needs; nothing was queued.
         """
         params = params or SamplingParams()
         request_id = request_id or f"r{next(self._ids)}"
@@ -193,7 +204,7 @@ class Engine:
         if mixture is not None:
             request.mixture = mixture.open(params, stop_checker.stop_ids, self.loaded)
         request.logits_processor = self._logits_processor(request)
-        self._set_policy(request)
+        self._set_policy(request, spans)
         self.drafting.open(request, stop_checker.stop_ids)
         self.scheduler.add(request)
         self._requests[request_id] = request
@@ -225,7 +236,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._outputs)
+        return self.scheduler.has_work or bool(self._outputs) or self.canary.has_work
 
     def step(self) -> list[TokenOutput]:
         """Run one forward; returns what it brought to each request, and what was aborted since the last step.
@@ -235,13 +246,15 @@ class Engine:
         """
         started = time.perf_counter()
         self._settle()
+        self.blending.resume(self._fail)
+        self.canary.resume()
         self.drafting.resume()
         step = self.scheduler.schedule()
         for request, error in step.failed:
             self._fail(request, error)
         if not step:
             self._idle()
-        self._propose(step)
+        self._prepare(step)
         self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
         if step:
             self._run(step)
@@ -266,6 +279,7 @@ class Engine:
         """Abort every request and forget the outputs that nobody has taken."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        self.canary.stop()
         self._outputs.clear()
 
     def stats(self) -> dict[str, Any]:
@@ -285,6 +299,13 @@ class Engine:
             "prefix_cache_hits": blocks.hits,
             "prefix_cache_evictions": blocks.evictions,
             "prefix_cache_restored_pages": blocks.restored,
+            "passage_queries": self.blending.store.queries,
+            "passage_hits": self.blending.store.hits,
+            "passage_restored": self.blending.store.restored,
+            "passage_evictions": self.blending.store.evictions,
+            "passage_bytes_used": self.blending.store.num_bytes,
+            "canary": {policy: found.figures() for policy, found in list(self.canary.compared.items())},
+            "canary_skipped": self.canary.skipped,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
             "precision": self.loaded.arithmetic,
@@ -298,15 +319,17 @@ class Engine:
         """Assert that pages in use are those of the running requests (see BlockManager.check_integrity)."""
         self.scheduler.check_integrity(self.lent.owners())
 
-    def _set_policy(self, request: Request) -> None:
+    def _set_policy(self, request: Request, spans: PassageSpans | None) -> None:
         """Put the attention policy in force; pages of a prefix are shared under equal policies only, by one owner's.
 
         Raises:
             InvalidRequest: there is no such policy, or the model and its pages do not allow it.
         """
-        policy = checked_policy(request.params.attention or self.config.attention, self.shape)
-        policy = policy.resolve(request.prompt_len, self.shape)
+        policy = self._policy_in_force(request)
         request.salt = salt_of(self.salt, request.prefix_owner)
+        if isinstance(policy, Blend):
+            self.blending.open(request, policy, spans, request.salt)
+            return
         if policy.is_dense(self.shape, request.prompt_len, request.max_len):
             return
         if policy.needs_page_stats(self.shape):
@@ -317,6 +340,16 @@ class Engine:
         if not all(pattern.static for pattern in patterns):
             request.prefill_grid = self.config.step_tokens
         request.salt = salt_of(f"{self.salt}/{policy.cache_key()}", request.prefix_owner)
+
+    def _policy_in_force(self, request: Request) -> Policy:
+        """What its prompt's length makes of the policy that it names, or of the default, which may be withdrawn."""
+        named = checked_policy(request.params.attention or self.config.attention, self.shape)
+        policy = named.resolve(request.prompt_len, self.shape)
+        if not self.canary.is_withdrawn(policy.cache_key()):
+            return policy
+        if request.params.attention is not None and policy == named:
+            self.canary.check(policy.cache_key())
+        return Policy()
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
         params, constraint = request.params, request.params.constraint
@@ -356,11 +389,16 @@ class Engine:
             log.exception("request failed", request=request.id)
             self._fail(request, error)
 
-    def _propose(self, step: Step) -> None:
-        """Let the drafters guess. A request whose drafter cannot do without is left out of the step."""
+    def _prepare(self, step: Step) -> None:
+        """Copy what slices pass over into their pages, and let the drafters guess.
+
+        A request whose drafter cannot do without is left out of the step.
+        """
         batch_size = sum(seq.samples for seq in step.slices)
         for seq in step.slices:
             with self._failing_alone(seq.request):
+                if seq.fills:
+                    self.blending.fill(seq)
                 self.drafting.propose(seq, batch_size)
         step.slices = [seq for seq in step.slices if seq.request.finish_reason is None and not seq.request.parked]
 
@@ -436,7 +474,7 @@ class Engine:
         """
         verdict = self.drafting.verify(seq, logits, walked)
         if NO_TOKEN in verdict.tokens or (verdict is not walked and not has_choice(logits[verdict.rows]).all()):
-            position = seq.start + len(seq.token_ids)
+            position = seq.end
             raise FloatingPointError(
                 f"no token can be chosen from position {position} on: logits are not numbers, or none is finite"
             )
@@ -446,7 +484,7 @@ class Engine:
         """Keep what the forward made of a slice's tokens and of the accepted nodes."""
         count = len(seq.token_ids)
         if path:
-            self.runner.keep_nodes(seq.request.pages, seq.start + count, path)
+            self.runner.keep_nodes(seq.request.pages, seq.end, path)
         if seq.request.policy is not None:
             seq.request.policy.commit([*range(count), *(count + node for node in path)])
 
@@ -526,12 +564,14 @@ class Engine:
         with self._failing_alone(request):
             if not reading.take(request, seq.start, hidden):
                 return
-            if reading.priority is Priority.DRAFT:  # a drafter's affair, and no request of anybody's
+            if self._requests.get(request.id) is not request:  # the engine's own, and no request of anybody's
                 self.scheduler.finish(request, FinishReason.STOP)
             else:
                 self._outputs.append(self._finish(request, FinishReason.STOP))
 
     def _finish(self, request: Request, reason: FinishReason) -> TokenOutput:
+        if request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) and not self.drafting.is_lossy(request):
+            self.canary.consider(request)
         self.scheduler.finish(request, reason)
         self._requests.pop(request.id, None)
         totals = self.totals
@@ -539,10 +579,15 @@ class Engine:
         totals.prompt_tokens += request.prompt_len
         totals.cached_tokens += request.cached_tokens
         totals.output_tokens += request.num_output
-        stats = {**request.stats(), "kernels": sorted(self.kernels), **self.drafting.close(request)}
+        stats = {**request.stats(), "lossy": self._is_lossy(request), "kernels": sorted(self.kernels)}
+        stats |= {**self.drafting.close(request), **self.blending.close(request)}
         if request.mixture is not None:
             stats |= request.mixture.stats()
         return TokenOutput(request.id, [], "", True, reason.value, stats)
+
+    def _is_lossy(self, request: Request) -> bool:
+        """Whether its answer may be another than the model's own, read and decoded densely."""
+        return request.lossy_policy is not None or self.drafting.is_lossy(request)
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error; its pages are free when this returns.
@@ -553,7 +598,7 @@ class Engine:
         if is_lost(error):
             reason = str(error).splitlines()[0]
             raise DeviceLost(f"The device {self.config.device} is lost: {reason}.", hint="Start anew.") from error
-        if request.priority is Priority.DRAFT:  # its drafter will notice
+        if self._requests.get(request.id) is not request:  # the engine's own: whoever wanted it will notice
             self.scheduler.finish(request, FinishReason.ERROR)
             return
         self.totals.failed += 1
@@ -564,7 +609,7 @@ class Engine:
 
 def _guessed(mixture: Mixture, seq: Slice, logits: Tensor, hidden: Tensor) -> Verdict:
     """A mixture's guess for the token behind a slice, if it has one; logits [V], hidden [d]."""
-    guess = mixture.guess(logits, hidden, seq.start + len(seq.token_ids))
+    guess = mixture.guess(logits, hidden, seq.end)
     return Verdict((), () if guess is None else (guess,))
 
 
@@ -573,7 +618,7 @@ def _keys(sampling: Sequence[Slice]) -> RowKeys:
     return RowKeys(
         [seq.request.params for seq in sampling],
         [seq.tree or EMPTY for seq in sampling],
-        [seq.start + len(seq.token_ids) for seq in sampling],
+        [seq.end for seq in sampling],
     )
 
 

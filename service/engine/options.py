@@ -50,6 +50,11 @@ def parse_policy(text: str, param: str = "attention") -> Policy:
         raise InvalidRequest(f"{error}.", param=param) from error
 
 
+def blends(text: str | None) -> bool:
+    """Whether an attention policy is ``blend``, which puts prompts together of passages that were read before."""
+    return text is not None and text.partition(":")[0].strip() == "blend"
+
+
 def check_policy(policy: Policy, shape: ModelShape, param: str = "attention") -> None:
     """Refuse a policy that a model of this shape and its pages do not allow. Raises InvalidRequest."""
     from sparse_attn.errors import SparseAttentionError

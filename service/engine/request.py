@@ -17,6 +17,7 @@ from service.engine.outputs import TokenLogprobs
 from service.engine.params import DraftSources, SamplingParams
 from service.engine.sampling.logits_processor import LogitsProcessor
 from sparse_attn.kv.lifetimes import PageLifetimes
+from sparse_attn.plan.policy import Policy
 from sparse_attn.plan.state import PolicyState
 
 
@@ -38,6 +39,7 @@ class Reading:
         on_chunk: called with the number of a chunk's first token and the hidden states [n, d] of its tokens; from the
             first token on again where the request was preempted. Such a reading leaves the prefix cache alone.
         layers: whose states [n, layers, d] it is called with, in place of the last one's after its norm.
+        private: it leaves the prefix cache alone without that.
         on_read: called at the end, while the request has its pages.
 
     Both run in the engine's thread; what they raise fails the request.
@@ -47,6 +49,7 @@ class Reading:
     on_read: Callable[[Request], None] | None = None
     priority: Priority = Priority.BACKGROUND
     layers: tuple[int, ...] = ()
+    private: bool = False
 
     def take(self, request: Request, start: int, hidden: Tensor | None = None) -> bool:
         """Hand over what was read from ``start`` on; whether that was the last."""
@@ -100,6 +103,8 @@ class Request:
         self.policy: PolicyState | None = None  # None: dense
         self.logits_processor: LogitsProcessor | None = None  # None: tokens are chosen from the model's own logits
         self.lifetimes: PageLifetimes | None = None  # None: every page is kept to the end
+        self.blend: Policy | None = None  # None: its own tokens alone decide its KV
+        self.fills: list[range] = []  # ascending: tokens of the prompt whose KV is copied, never the last
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0
         self.state_window = 0  # tokens at the end whose states its drafter reads, and that are therefore computed
@@ -135,6 +140,20 @@ class Request:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def num_rows_left(self) -> int:
+        """Those of them that are computed, not copied."""
+        return self.num_pending - sum(len(fill) for fill in self.fills if fill.start >= self.num_computed)
+
+    def stretch(self, count: int) -> tuple[int, list[range]]:
+        """How far ``count`` computed tokens reach from where it stands, and what is copied on the way."""
+        end, passed = self.num_computed + count, []
+        for fill in self.fills:
+            if self.num_computed <= fill.start < end:
+                passed.append(fill)
+                end += len(fill)
+        return end, passed
+
+    @property
     def decodes(self) -> bool:
         """Whether its next row is that of its last token."""
         return self.num_pending == 1 and not self.parked and self.reading is None
@@ -151,11 +170,24 @@ class Request:
     @property
     def shares_prefix(self) -> bool:
         """Whether its pages may come from the prefix cache and go there; hidden states come from computing alone."""
-        return self.reading is None or self.reading.on_chunk is None
+        if self.reading is not None:
+            return self.reading.on_chunk is None and not self.reading.private
+        return self.blend is None
 
     def gone(self, group: int, num_tokens: int) -> range:
         """Places whose page of a head group no row from number ``num_tokens`` on will read (``block_manager.Gone``)."""
         return self.lifetimes.gone(group, num_tokens) if self.lifetimes is not None else range(0)
+
+    @property
+    def lossy_policy(self) -> str | None:
+        """The attention policy by which its answer may be another than the model's own; None where it is dense."""
+        return self.attention if self.policy is not None or self.fills else None
+
+    @property
+    def attention(self) -> str:
+        """The name of its attention policy, with all options."""
+        policy = self.policy.policy if self.policy is not None else self.blend
+        return policy.cache_key() if policy is not None else "dense"
 
     @property
     def max_len(self) -> int:
@@ -184,11 +216,12 @@ class Request:
         }
 
     def _attention_stats(self) -> dict[str, Any]:
+        named = {"attention": self.attention}
         if self.policy is None:
-            return {"attention": "dense"}
+            return named
         prefill, decode = self.policy.prefill_stats, self.policy.decode_stats
         return {
-            "attention": self.policy.policy.cache_key(),
+            **named,
             "prefill_density": prefill.density,
             "decode_density": decode.density,
             "index_s": prefill.index_seconds + decode.index_seconds,

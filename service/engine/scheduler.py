@@ -126,7 +126,7 @@ class Scheduler:
             request = seq.request
             if request.finish_reason is not None:  # failed after the forward; its pages went back then
                 continue
-            request.num_computed = seq.start + len(seq.token_ids)
+            request.num_computed = seq.end
             if seq.samples and request.mixture is not None:
                 self._append_guess(request, emitted[request.id])
             elif seq.samples:
@@ -199,7 +199,7 @@ class Scheduler:
         if any(r.priority is not Priority.BACKGROUND and not self._was_refused(r) for r in self._candidates()[:1]):
             return share
         reading = [r for r in self.running if not (r.parked or r.decodes or r.priority is Priority.BACKGROUND)]
-        return min(share, sum(r.num_pending for r in reading))
+        return min(share, sum(r.num_rows_left for r in reading))
 
     def _schedule_decodes(self, step: Step, rows: int) -> int:
         """Reserve and add the pending tokens of all decoding requests and their drafts; returns the rows taken."""
@@ -245,13 +245,16 @@ class Scheduler:
         return budget - left
 
     def _schedule_chunk(self, step: Step, request: Request, count: int) -> int:
-        """Reserve and add the next ``count`` tokens of a prompt; returns the rows taken."""
+        """Reserve and add the next ``count`` tokens of a prompt that are computed; returns the rows taken."""
         start = request.num_computed
-        taken = self._reserve(step, request, start + count)
+        end, fills = request.stretch(count)
+        taken = self._reserve(step, request, end)
         if taken is None:
             return 0
-        samples = count == request.num_pending and request.reading is None
-        chunk = request.token_ids[start : start + count]
+        samples = end == len(request.token_ids) and request.reading is None
+        chunk = request.token_ids[start:end]
+        for fill in reversed(fills):
+            del chunk[fill.start - start : fill.stop - start]
         targets = request.token_ids[start + 1 : start + count + 1] if request.wants_scores else []
         step.slices.append(
             Slice(
@@ -264,6 +267,7 @@ class Scheduler:
                 targets=targets,
                 layers=(layers := request.reading.layers if request.reading is not None else ()),
                 state_rows=count if layers else 0,
+                fills=fills,
             )
         )
         return count
@@ -271,6 +275,8 @@ class Scheduler:
     def _chunk(self, request: Request, most: int) -> int:
         """Rows of the next chunk: it ends on a page's border, or on the request's own grid, whatever the load."""
         done, size, grid = request.num_computed, self.blocks.page_size, request.prefill_grid
+        if request.fills:  # its pages are shared with nobody
+            return min(most, request.num_rows_left)
         if grid:
             count = grid - done % grid
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from drafters.tree import DraftTree
 from service.engine.request import Request
@@ -21,6 +22,7 @@ class Slice:
         all_logits: logits of every token, not of the last alone.
         hidden_rows: of how many of its last rows the hidden states are wanted.
         state_rows: of how many of its last rows the states of ``layers`` are wanted (`runner.hidden_states`).
+        fills: tokens between its own, in order, whose KV is copied before the forward; it passes over them.
         targets: the tokens behind its first rows, where their log-probabilities are wanted; hidden_rows is then all.
         new_pages: how many pages the scheduler took for this step, for the rollback.
     """
@@ -37,6 +39,27 @@ class Slice:
     targets: list[int] = field(default_factory=list)
     state_rows: int = 0
     layers: tuple[int, ...] = ()
+    fills: Sequence[range] = ()
+
+    @property
+    def end(self) -> int:
+        """Position behind its last token, which is how many tokens lie in pages afterwards."""
+        return self.start + len(self.token_ids) + sum(map(len, self.fills))
+
+    @property
+    def runs(self) -> list[Slice]:
+        """Itself, cut where it passes over something: each part goes on from all that lies in pages before it."""
+        if not self.fills:
+            return [self]
+        starts = [self.start, *(fill.stop for fill in self.fills)]
+        ends = [*(fill.start for fill in self.fills), self.end]
+        runs, taken = [], 0
+        for start, end in zip(starts, ends, strict=True):
+            if start < end:
+                runs.append(Slice(self.request, start, self.token_ids[taken : taken + end - start], samples=False))
+                taken += end - start
+        last = replace(runs[-1], samples=self.samples, all_logits=self.all_logits, hidden_rows=self.hidden_rows)
+        return [*runs[:-1], last]
 
     @property
     def num_rows(self) -> int:

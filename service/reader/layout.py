@@ -56,6 +56,7 @@ class ReaderLayout:
 
     name = "reader"
     follows = False
+    instructed = False
     limits: ReadingLimits | None = ReadingLimits(long_tokens=16_384, passages=None)
 
     def __init__(self, tokenizer: Any, chooser: Callable[[], SentenceChooser] | None = None) -> None:
@@ -78,6 +79,7 @@ class ReaderLayout:
         passages: Sequence[Passage],
         history: Sequence[Mapping[str, str]] = (),
         likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids for `question` over `passages`; `context` of the prompt lists its sentences in order.
 

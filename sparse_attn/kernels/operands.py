@@ -95,9 +95,9 @@ class Rows:
         positions: int64 [T], or None for ``context_len + i`` (no tree).
         tree_masks: per sequence a bool [n, n] ancestor-or-self mask over its rows, or None for causal; the field is
             None where every sequence is causal.
-        skip: tiles that may be left out, by the kernels of `attention`; None for none.
         kept: what kernels prepare once for the rows of a forward; shared by its layers and head groups, whose sequences
             and masks are the same.
+        skip: tiles that may be left out, by the kernels of `attention`; None for none.
     """
 
     q: Tensor
@@ -110,8 +110,8 @@ class Rows:
     window: int = 0
     positions: Tensor | None = None
     tree_masks: Sequence[Tensor | None] | None = None
-    skip: Skip | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
+    skip: Skip | None = None
 
     @classmethod
     def of_sequence(

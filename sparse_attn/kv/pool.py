@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -230,6 +231,27 @@ class KVPool:
             return
         slots = torch.arange(page * self.page_size, (page + 1) * self.page_size, device=self.device)
         self._update_stats(slots)
+
+    def get_tokens(self, slots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A copy of K and V [L, T, Hkv, D] of tokens in all layers, as attention reads them.
+
+        slots: int64 [T], where each head group has them.
+        """
+        dtype = self.dtype if self.dtype != torch.int8 else self.products or torch.float32
+        kv_shape = (self.shape.num_layers, len(slots[0]), self.shape.num_kv_heads, self.shape.head_dim)
+        k, v = (torch.empty(kv_shape, dtype=dtype, device=self.device) for _ in range(2))
+        for group, own in zip(self.groups, slots, strict=True):
+            for layer, heads in enumerate(group.heads):
+                if heads:
+                    k[layer][:, list(heads)], v[layer][:, list(heads)] = group.read(layer, own, dtype)
+        return k, v
+
+    def put_tokens(self, slots: Sequence[Tensor], k: Tensor, v: Tensor) -> None:
+        """Write K and V [L, T, Hkv, D] of tokens of all layers to int64 slots [T] of each head group."""
+        for layer in range(self.shape.num_layers):
+            new = self.encode(k[layer], v[layer])
+            for group, own in zip(self.groups, slots, strict=True):
+                group.write(layer, own, new)
 
     def copy_slots(self, source: Tensor, target: Tensor) -> None:
         """Move tokens between slots (int64 [n] each) in every layer; sources are read before targets are written."""

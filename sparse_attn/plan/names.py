@@ -11,6 +11,7 @@ NAMES = (
     "trianglemix",
     "lserve",
     "quest",
+    "blend",
     "skip",
     "auto",
 )

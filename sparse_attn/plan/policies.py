@@ -268,6 +268,31 @@ class LServe(Policy):
 
 
 @dataclass(frozen=True)
+class Blend(Policy):
+    """Dense attention over passages whose keys and values were computed each alone, and are put where they stand now.
+
+    How a passage reads what stands before it is lost, so that answers may differ.
+
+    Attributes:
+        first: of each passage so many first tokens are computed in place (EPIC's LegoLink, arXiv 2410.15332); 0 for
+            none (block attention, arXiv 2409.15355).
+    """
+
+    first: int = 16
+
+    name: ClassVar[str] = "blend"
+
+    def check(self, model: ModelShape) -> None:
+        if (self.gate, self.block) != (Policy.gate, Policy.block):
+            raise PolicyError("blend: gate and block are for policies that leave keys out")
+        if self.first < 0:
+            raise PolicyError(f"blend: first={self.first} must not be negative")
+
+    def cache_key(self) -> str:
+        return f"blend:first={self.first}"
+
+
+@dataclass(frozen=True)
 class SkipSoftmax(Policy):
     """Every tile of keys is scored, and one whose weights would hardly count is left out (BLASST, arXiv 2512.12087).
 
@@ -376,7 +401,19 @@ class Auto(Policy):
 
 POLICIES: dict[str, type[Policy]] = {
     cls.name: cls
-    for cls in (Policy, Streaming, MInference, XAttention, FlexPrefill, TriangleMix, LServe, Quest, SkipSoftmax, Auto)
+    for cls in (
+        Policy,
+        Streaming,
+        MInference,
+        XAttention,
+        FlexPrefill,
+        TriangleMix,
+        LServe,
+        Quest,
+        SkipSoftmax,
+        Blend,
+        Auto,
+    )
 }
 
 
@@ -384,8 +421,10 @@ def joined(policies: Sequence[Policy]) -> Policy:
     """One policy, or two as one: prefill of the first, decode of the second.
 
     Raises:
-        PolicyError: there are more.
+        PolicyError: there are more, or one is no choice of keys.
     """
+    if len(policies) > 1 and any(isinstance(policy, Blend) for policy in policies):
+        raise PolicyError("blend is joined with no other policy")
     if len(policies) > 2:
         names = "+".join(policy.name for policy in policies)
         raise PolicyError(f"{names}: at most two policies can be joined, one for prefill and one for decode")

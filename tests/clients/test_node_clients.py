@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm"
         pytest.param("chat", marks=pytest.mark.clients(OPENAI, "chat")),
         pytest.param("stream", marks=pytest.mark.clients(OPENAI, "stream")),
         pytest.param("structured", marks=pytest.mark.clients(OPENAI, "structured output (parse)")),
+        pytest.param("tools", marks=pytest.mark.clients(OPENAI, "tools")),
+        pytest.param("responses", marks=pytest.mark.clients(OPENAI, "responses")),
     ],
 )
 def test_openai(node_env: Callable[..., Any], service: Any, part: str) -> None:
@@ -31,6 +33,7 @@ def test_openai(node_env: Callable[..., Any], service: Any, part: str) -> None:
     [
         pytest.param("generate", marks=pytest.mark.clients(VERCEL, "generateText")),
         pytest.param("stream", marks=pytest.mark.clients(VERCEL, "streamText")),
+        pytest.param("tools", marks=pytest.mark.clients(VERCEL, "tools")),
     ],
 )
 def test_vercel(node_env: Callable[..., Any], service: Any, part: str) -> None:

@@ -30,6 +30,7 @@ def test_openai(client_env: Callable[..., Any], service: Any, part: str) -> None
     "part",
     [
         pytest.param("conversation", marks=pytest.mark.clients(LANGCHAIN, "chat and stream")),
+        pytest.param("documents", marks=pytest.mark.clients(LANGCHAIN, "answers from documents, a system message")),
         pytest.param("structured", marks=pytest.mark.clients(LANGCHAIN, "with_structured_output")),
         pytest.param("embeddings", marks=pytest.mark.clients(LANGCHAIN, "embeddings")),
     ],

@@ -255,8 +255,8 @@ def test_the_right_one_of_four_equal_requests_is_wanted():
         assert len(texts) == 4
         assert text == texts[["first", "second", "third", "fourth"].index(which)]
         assert f"the {which} {kind}" in example.question
-        assert score_one("coreference", "fixed", text, example.answer) == 0, "without the code"
-        assert score_one("coreference", "fixed", f"{code} {texts[1]}", example.answer) < 1 or which == "second"
+        assert score_one("coreference-style", "fixed", text, example.answer) == 0, "without the code"
+        assert score_one("coreference-style", "fixed", f"{code} {texts[1]}", example.answer) < 1 or which == "second"
 
 
 def squad(path, paragraphs=8):

@@ -11,10 +11,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from eval.bench.hostile import ALICE, House
+from eval.bench.hostile import House
 from eval.bench.hostile_attacks import Attack, Target
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))  # make_files
@@ -32,7 +31,7 @@ def seeds(shared: Path) -> dict[str, bytes]:
     import make_files
 
     found = {path.name: path.read_bytes() for path in (*HANDBOOK.glob("*.md"), *(shared / "cases").iterdir())}
-    found |= {path.name: path.read_bytes()[: 1 << 18] for path in (shared / "corpus").iterdir()}
+    found |= {path.name: path.read_bytes()[: 1 << 16] for path in (shared / "corpus").iterdir()}
     text = make_files.paragraph("A bridge of seven arches.")
     page = "<html><body><h1>Bridge</h1><table><tr><td>7</td></tr></table></body></html>"
     return found | {
@@ -124,14 +123,20 @@ def test_mutated_files_do_no_harm(attacked: House, shared: Path, fuzz_seconds: f
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_schemathesis_finds_no_server_error(attacked: House, fuzz_seconds: float, tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [
-            sys.executable, "-m", "schemathesis.cli", "run", f"{attacked.url}/openapi.json",
-            "--header", f"Authorization: Bearer {ALICE}", "--checks", "not_a_server_error",
-            "--max-time", f"{fuzz_seconds:.0f}", "--request-timeout", "60", "--no-color",
-        ],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
-    assert attacked.alive()
-    assert httpx.get(f"{attacked.url}/healthz", timeout=10).status_code == 200
+    def fuzz(target: Target) -> str:
+        ran = subprocess.run(
+            [
+                sys.executable, "-m", "schemathesis.cli", "run", f"{target.url}/openapi.json",
+                "--header", f"Authorization: Bearer {target.key}", "--checks", "not_a_server_error",
+                "--max-time", f"{fuzz_seconds:.0f}", "--request-timeout", "60", "--no-color",
+            ],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
+        return "nothing found"
+
+    row = attacked.attack(Attack("requests", "schemathesis", fuzz))
+    assert row["alive"]
+    assert not row["faults"]
+    assert row["health_s"] < STALL_S
+    assert attacked.children_left() == 0

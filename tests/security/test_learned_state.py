@@ -7,6 +7,7 @@ count what he counts in the world where she has not.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
@@ -36,6 +37,7 @@ SPECS = [*(name + HOW.get(name, "") for name in DRAFTERS), *MORE]
 OF_A_HEAD = ["trained", "auto", "fusion:context=32,chunk=16"]
 FAST = [spec for spec in SPECS if spec != "trained"]
 SPECS += [f"multi_round:rule={rule}" for rule in RULES[1:]]
+_firsts = itertools.count(10_000, 10_000)
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +113,14 @@ def worlds(draft_model: Path) -> Iterator[dict[bool, AsyncEngine]]:
         yield {True: asked, False: unasked}
 
 
-def bob_counts(door: AsyncEngine, spec: str, trials: int, alice: bool, spy: str, **more: Any) -> list[dict[str, Any]]:
-    """What ``spy`` counts of right and of wrong guesses, where Alice has asked before each, or has not."""
+def bob_counts(
+    door: AsyncEngine, spec: str, first: int, trials: int, alice: bool, spy: str, **more: Any
+) -> list[dict[str, Any]]:
+    """What ``spy`` counts of right and of wrong guesses, where Alice has asked before each, or has not.
+
+    first: seed of the first trial's prompt; none of the prompts has been asked before.
+    """
     door.engine.drafting.learned = LearnedByOwner(1 << 30)
-    first = 10_000 * (1 + SPECS.index(spec))
     counts = []
     for trial in range(first, first + trials):
         secret = ask(door, "nobody", trial, "none").token_ids  # in both worlds: it teaches nothing
@@ -130,8 +136,12 @@ def bob_counts(door: AsyncEngine, spec: str, trials: int, alice: bool, spy: str,
 
 
 def compared(worlds: dict[bool, AsyncEngine], spec: str, trials: int, spy: str, **more: Any) -> list[Any]:
-    """What is counted in the two worlds."""
-    return [bob_counts(door, spec, trials, alice, spy, **more) for alice, door in worlds.items()]
+    """What is counted in the two worlds.
+
+    Over prompts that no other test has asked there: how long pages stay is a channel that remains (SECURITY.md).
+    """
+    first = next(_firsts)
+    return [bob_counts(door, spec, first, trials, alice, spy, **more) for alice, door in worlds.items()]
 
 
 @pytest.mark.parametrize("spec", FAST)

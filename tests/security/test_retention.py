@@ -157,6 +157,7 @@ def test_datastores_and_warmed_kv_go_with_any_of_their_documents(library: Librar
     warmed.mkdir()
     for document in ids.values():
         (warmed / f"{document}.kv.safetensors").write_bytes(b"kv")
+        (warmed / f"{document}.0000.passages.safetensors").write_bytes(b"kv")
     identity = StoreIdentity("model", "tokenizer", 4, 10)
     for name, documents, whole in (
         ("aa-1", ids.values(), True),
@@ -171,9 +172,10 @@ def test_datastores_and_warmed_kv_go_with_any_of_their_documents(library: Librar
     assert forget_deleted(library, settings) == []
     library.delete(ids["gone.txt"])
     assert sorted(forget_deleted(library, settings)) == sorted(
-        [f"{ids['gone.txt']}.kv.safetensors", "aa-1", "tmp-cc-1"]
+        [f"{ids['gone.txt']}{kind}.safetensors" for kind in (".kv", ".0000.passages")] + ["aa-1", "tmp-cc-1"]
     )
-    assert [path.name for path in warmed.iterdir()] == [f"{ids['kept.txt']}.kv.safetensors"]
+    kept = sorted(f"{ids['kept.txt']}{kind}.safetensors" for kind in (".kv", ".0000.passages"))
+    assert sorted(path.name for path in warmed.iterdir()) == kept
     assert {path.name for path in (library.home / "knn").iterdir() if path.is_dir()} == {"bb-1"}
 
 

@@ -114,6 +114,7 @@ class ScriptedEngine:
     """
 
     def __init__(self, tokenizer: Any, reply: Callable[[str], str], pause_s: float = 0.0) -> None:
+        from service.engine.canary import Canary
         from service.engine.config import EngineConfig
         from service.engine.loading.sampling_defaults import SamplingDefaults
         from service.engine.sampling.grammars import inspect
@@ -140,6 +141,7 @@ class ScriptedEngine:
             sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.1),
         )
         self.constraints = SimpleNamespace(prepare=inspect)
+        self.canary = Canary(0.0, 0.9, SimpleNamespace(running=[], waiting=[]), lambda hidden: hidden)  # type: ignore[arg-type]
         self.running: dict[str, list[int]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         self.ends: dict[str, str] = {}
@@ -201,6 +203,8 @@ class ScriptedEngine:
 
     def stats(self) -> dict[str, Any]:
         names = (
+            "passage_queries",
+            "passage_hits",
             "prefix_cache_queries",
             "prefix_cache_hits",
             "preemptions",
@@ -212,6 +216,8 @@ class ScriptedEngine:
         return dict.fromkeys((*names, *more), 0) | {
             "requests_running": len(self.running),
             "drafting": drafting,
+            "canary": {},
+            "canary_skipped": 0,
         }
 
 

@@ -27,12 +27,13 @@ _UNPRINTED = re.compile(
 )
 
 
-def codes(passages: Sequence[Passage]) -> list[str]:
-    """One code a passage, in hexadecimal digits, that no passage and no name holds.
+def codes(passages: Sequence[Passage], beside: str = "") -> list[str]:
+    """One code a passage, in hexadecimal digits, that no passage, no name and no text `beside` them holds.
 
     Case, width, white space, punctuation and characters without a shape do not hide one.
     """
-    held = [_UNSAID.sub("", _folded(text)) for passage in passages for text in (passage.shown, passage.name)]
+    texts = [beside, *(text for passage in passages for text in (passage.shown, passage.name))]
+    held = [_UNSAID.sub("", _folded(text)) for text in texts]
     return [_code(number, passage, held) for number, passage in enumerate(passages, start=1)]
 
 
@@ -66,6 +67,16 @@ def ruled(passage: Passage, number: int, code: str, marker: str = "") -> str:
     page = f", page {passage.page}" if passage.page is not None else ""
     opening = f"--- {code} {marker or number}: {shown_name(passage.name)}{page}"
     return f"{opening}\n{passage.shown}\n--- {code}\n\n"
+
+
+def pieces(block: str, passage: Passage) -> list[str]:
+    """What ``tagged`` or ``ruled`` made of a passage: what stands before it, itself with its last line's end, the rest.
+
+    Each is encoded by itself, so that the ids of a passage are the same in every prompt.
+    """
+    first = block.index("\n") + 1
+    last = first + len(passage.shown) + 1
+    return [block[:first], block[first:last], block[last:]]
 
 
 def _code(number: int, passage: Passage, held: Sequence[str]) -> str:

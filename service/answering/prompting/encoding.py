@@ -6,6 +6,7 @@ import copy
 import re
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -33,20 +34,38 @@ class Encoder:
         """`text`, whose last results are kept: questions about a document come together"""
         self._within = lru_cache(maxsize=32)(lambda text: self.text(text, begins=False))
 
-    def rendered(self, text: Marked, apart: bool = False) -> list[int]:
+    def rendered(self, text: Marked) -> list[int]:
         """Ids of a rendered chat template: its own control tokens count, what looks like one in a content is text.
 
         They are those of the tokenizer's own call wherever no content holds such.
-
-        Args:
-            apart: a content of one source is encoded by itself where one of another follows it, so that prompts over
-                the same passages share them, and neither is encoded twice.
         """
         if not self.tokenizer.is_fast:
-            runs = [(str.__str__(text.cut(start, end)), source) for start, end, source in text.runs()]
-            return [one for run, source in runs for one in (self.template(run) if source == OURS else self.text(run))]
-        whole = None if apart else self._whole(text)
-        return self._in_parts(text, apart) if whole is None else whole
+            return self._by_runs(text)[0]
+        whole = self._whole(text)
+        return self._in_parts(text, [])[0] if whole is None else whole
+
+    def rendered_apart(self, text: Marked) -> tuple[list[int], dict[int, range]]:
+        """As `rendered`, but a content of one source is encoded by itself where one of another follows it.
+
+        So prompts over the same passages share them, and neither is encoded twice.
+
+        Returns:
+            The ids, and by source which of them are the source's alone, for sources that stand between others.
+        """
+        if not self.tokenizer.is_fast:
+            return self._by_runs(text)
+        return self._in_parts(text, [end for (_, end, a), (_, _, b) in pairwise(text.runs()) if OURS not in (a, b)])
+
+    def _by_runs(self, text: Marked) -> tuple[list[int], dict[int, range]]:
+        """Ids of each run, and where those of a source are."""
+        ids: list[int] = []
+        places: dict[int, range] = {}
+        for start, end, source in text.runs():
+            run = str.__str__(text.cut(start, end))
+            found = self.template(run) if source == OURS else self.text(run)
+            places[source] = range(len(ids), len(ids) + len(found))
+            ids += found
+        return ids, places
 
     def _whole(self, text: Marked) -> list[int] | None:
         """Ids of the whole text; None if a content would become a control token, or a part of one."""
@@ -63,8 +82,11 @@ class Encoder:
                 return None
         return [token for token, _, _ in found]
 
-    def _in_parts(self, text: Marked, apart: bool) -> list[int]:
-        """Ids of the template's control tokens, and of what stands between two of them as text."""
+    def _in_parts(self, text: Marked, cuts: Sequence[int]) -> tuple[list[int], dict[int, range]]:
+        """Ids of the template's control tokens, and of what stands between two of them, or of the cuts, as text.
+
+        Also which are those of one source alone.
+        """
         plain = str.__str__(text)
         tokens = [
             (start + first, start + last, token)
@@ -73,17 +95,25 @@ class Encoder:
             for token, first, last in self._found(plain[start:end])
             if token in self._text.control
         ]
-        cuts = [end for (_, end, one), (_, _, other) in pairwise(text.runs()) if apart and OURS not in (one, other)]
+        whole = {(start, end): source for start, end, source in text.runs()}
+        places: dict[int, range] = {}
         ids: list[int] = []
         at = 0
         for start, end, token in [*tokens, (len(plain), len(plain), None)]:
             inside = [cut for cut in cuts if at < cut < start]
             for first, last in pairwise([at, *inside, start]):
-                ids += (self._within if first else self.data)(plain[first:last])
+                found = (self._within if first else self.data)(plain[first:last])
+                if (first, last) in whole:
+                    places[whole[first, last]] = range(len(ids), len(ids) + len(found))
+                ids += found
             if token is not None:
                 ids.append(token)
             at = end
-        return ids
+        return ids, places
+
+    def preface(self, ids: Sequence[int], end: int) -> int:
+        """How many of the first ``end`` ids stand before the turn of the last of them: to a token of control."""
+        return next((i + 1 for i in reversed(range(end)) if ids[i] in self._text.control), 0)
 
     def _found(self, text: str) -> list[tuple[int, int, int]]:
         """(id, start, end) of each token of a text, as the tokenizer's own call finds them; none is added."""

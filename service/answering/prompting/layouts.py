@@ -23,12 +23,14 @@ from typing import Any, Protocol
 import structlog
 
 from service.answering.passages import Passage, canonical
+from service.answering.prompting.delimiters import pieces
 from service.answering.prompting.encoding import Encoder
 from service.answering.prompting.marked import OURS, THEIRS, Marked, marked
 from service.answering.prompting.styles import LARGE, PLAIN, Style, style_for
 from service.answering.prompting.template import ChatTemplate, Message, text_of
 from service.answering.tools.calling import Calling
 from service.answering.tools.definitions import Tool
+from service.engine.spans import PassageSpans
 from service.errors import InvalidRequest
 
 __all__ = [
@@ -69,6 +71,8 @@ class Prompt:
     """for a layout that chooses what is answered: reads the evidence, and gives the prompt with its ``answer``; given
     true, a prompt over what came into question alone"""
     markers: tuple[str, ...] = ()
+    spans: PassageSpans | None = None
+    """where the ids of the passages are, for a layout that encodes each by itself"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +98,29 @@ class PromptLayout(Protocol):
         limits: measured limits of the model, or None where only its window is known.
         follows: whether it takes earlier turns; if not, it is asked questions that stand alone.
         quotes: whether what is answered is chosen before the model runs (`Prompt.settle`).
+        instructed: whether it can be told how to answer; if not, `build` is given no instructions.
     """
 
     name: str
     follows: bool
     quotes: bool
+    instructed: bool
     limits: ReadingLimits | None
 
     def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Message] = (),
+        likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids for `question` over `passages` (any order).
 
         Args:
             history: earlier turns, oldest first.
             likely: sentences of the passages that may answer, the likeliest first; of use to a model that writes.
+            instructions: of the one who asks, on how to answer; they stand with our own, in front of all else.
 
         A layout that cannot use earlier turns raises InvalidRequest rather than drop them.
         """
@@ -124,6 +136,7 @@ class ChatLayout:
 
     follows = True
     quotes = False
+    instructed = True
 
     def __init__(self, tokenizer: Any, style: Style = LARGE) -> None:
         if not getattr(tokenizer, "chat_template", None):
@@ -135,20 +148,28 @@ class ChatLayout:
         self._style = style
 
     def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Message] = (),
+        likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids of system turn, examples, and the conversation, in whose first user turn the documents stand first.
 
         Each question is asked in the words of the style: over the same documents a prompt begins with the one before
-        it, and with that answer. Likely sentences stand beside the last question alone.
+        it, and with that answer. Likely sentences stand beside the last question alone. Instructions come after the
+        style's own, and cannot hold a passage's delimiter; what is asked beside the question has the last word.
         """
         style = self._style
         ordered = style.ordered(passages)
-        turns: list[tuple[str, Sequence[str]]] = [("system", [style.system])] if style.system else []
+        told = _told(style, instructions)
+        turns: list[tuple[str, Sequence[str]]] = [("system", told)] if told else []
         turns += style.shown()
         said = [turn for turn in history if turn["role"] != "system"]
         asked = [*said, {"role": "user", "content": question}]
-        opening, repeated = style.opening(question, ordered, likely)
+        opening, repeated = style.opening(question, ordered, likely, instructions)
+        before = sum(len(parts) for _, parts in turns) + len(opening) - 3 * len(ordered)
         if asked[0]["role"] != "user":
             turns.append(("user", opening))
             opening = []
@@ -156,7 +177,9 @@ class ChatLayout:
             own = [style.asked(turn["content"])] if turn["role"] == "user" else [turn["content"]]
             turns.append((turn["role"], [*opening, *(repeated if number == len(asked) else []), *own]))
             opening = []
-        return Prompt(self.encode_turns(turns), question, tuple(ordered), markers=style.markers(ordered))
+        ids, places = self._encoded(turns)
+        found = [places.get(before + 3 * number + 1) for number in range(len(ordered))]
+        return Prompt(ids, question, tuple(ordered), markers=style.markers(ordered), spans=self._spans(ids, found))
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a plain conversation, ending where the assistant speaks next, as ``apply_chat_template`` gives them.
@@ -168,13 +191,25 @@ class ChatLayout:
         return self.encoder.rendered(self._render(told, definitions))
 
     def encode_turns(self, turns: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
-        """Ids of turns whose contents are given in pieces: see ``apart`` of `Encoder.rendered`."""
+        """Ids of turns whose contents are given in pieces: see `Encoder.rendered_apart`."""
+        return self._encoded(turns)[0]
+
+    def _encoded(self, turns: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[int], dict[int, range]]:
+        """Their ids, and where those of the pieces are, by their numbers over all turns."""
         number = itertools.count(FIRST_SOURCE)
         messages = [
-            {"role": role, "content": Marked.joined(Marked(piece, next(number)) for piece in pieces)}
-            for role, pieces in turns
+            {"role": role, "content": Marked.joined(Marked(part, next(number)) for part in parts)}
+            for role, parts in turns
         ]
-        return self.encoder.rendered(self._render(messages), apart=True)
+        ids, places = self.encoder.rendered_apart(self._render(messages))
+        return ids, {source - FIRST_SOURCE: place for source, place in places.items()}
+
+    def _spans(self, ids: Sequence[int], found: Sequence[range | None]) -> PassageSpans | None:
+        """None where a template or a tokenizer hides one of them."""
+        spans = tuple(span for span in found if span is not None)
+        if not spans or len(spans) < len(found):
+            return None
+        return PassageSpans(self.encoder.preface(ids, spans[0].start), spans)
 
     def check_tools(self) -> None:
         """Any model with a chat template may call tools; how well is another question."""
@@ -224,6 +259,7 @@ class PlainLayout:
     name = "plain"
     follows = True
     quotes = False
+    instructed = True
     limits: ReadingLimits | None = None
 
     def __init__(self, tokenizer: Any) -> None:
@@ -232,17 +268,28 @@ class PlainLayout:
         self._start = first if first == [tokenizer.bos_token_id] else []
 
     def build(
-        self, question: str, passages: Sequence[Passage], history: Sequence[Message] = (), likely: Sequence[str] = ()
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        history: Sequence[Message] = (),
+        likely: Sequence[str] = (),
+        instructions: str = "",
     ) -> Prompt:
         """Ids of the running text; earlier turns stand between documents and question."""
         ordered = canonical(passages)
         turns = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in history]
         asked = f"Question: {question.strip()}\nAnswer:"
-        parts = [PLAIN.system + "\n\n", *PLAIN.blocks(ordered), *turns, asked]
-        ids = list(self._start)
-        for part in parts:
+        ids = [*self._start, *self.encoder.data("".join(_told(PLAIN, instructions)) + "\n\n")]
+        preface, spans = len(ids), []
+        for passage, block in zip(ordered, PLAIN.blocks(ordered, instructions), strict=True):
+            places = [len(ids)]
+            for part in pieces(block, passage):
+                ids += self.encoder.data(part)
+                places.append(len(ids))
+            spans.append(range(places[1], places[2]))
+        for part in [*turns, asked]:
             ids += self.encoder.data(part)
-        return Prompt(ids, question, tuple(ordered))
+        return Prompt(ids, question, tuple(ordered), spans=PassageSpans(preface, tuple(spans)) if spans else None)
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a plain conversation, ending where the assistant speaks next.
@@ -277,6 +324,12 @@ def choose_layout(tokenizer: Any, parameters: int | None = None) -> ChatLayout |
         return ChatLayout(tokenizer, style_for(parameters))
     log.warning("no chat template: documents and question are given as running text", layout=PlainLayout.name)
     return PlainLayout(tokenizer)
+
+
+def _told(style: Style, instructions: str) -> list[str]:
+    """The system's turn, in pieces: the words of the style, then what the one who asks adds."""
+    added = instructions.strip()
+    return [*([style.system] if style.system else []), *([f"\n\n{added}" if style.system else added] if added else [])]
 
 
 def _system_into_user(messages: Sequence[Message]) -> list[Message] | None:

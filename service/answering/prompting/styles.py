@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.answering.passages import Passage, canonical
-from service.answering.prompting.delimiters import codes, markers, ruled
+from service.answering.prompting.delimiters import codes, markers, pieces, ruled
 
 SMALL_PARAMETERS = 1_000_000_000
 """A model of at most so many is a small one."""
@@ -63,26 +63,28 @@ class Style:
         return sorted(joined, key=lambda one: -min(i for i, other in enumerate(passages) if _holds(one, other)))
 
     def opening(
-        self, question: str, passages: Sequence[Passage], likely: Sequence[str] = ()
+        self, question: str, passages: Sequence[Passage], likely: Sequence[str] = (), instructions: str = ""
     ) -> tuple[list[str], list[str]]:
-        """What the first user turn begins with, in pieces: what stands before the passages, and each of these.
+        """What the first user turn begins with, in pieces: what stands before the passages, and three of each of these
+        (`pieces`).
 
         Then what the last one begins with: the likeliest sentences, repeated beside the question.
         """
         before = self.before.replace("{question}", question.strip())
         text = "\n".join(likely[: self.likely])
         repeated = [Passage("", REPEATED, 0, len(text), None, text)] if text else []
-        blocks = self.blocks([*passages, *repeated])
-        return [*([before] if before else []), *blocks[: len(passages)]], blocks[len(passages) :]
+        blocks = self.blocks([*passages, *repeated], instructions)
+        cut = [piece for block, passage in zip(blocks, passages, strict=False) for piece in pieces(block, passage)]
+        return [*([before] if before else []), *cut], blocks[len(passages) :]
 
     def asked(self, question: str) -> str:
         """A question in the words of the style."""
         return self.after.replace("{question}", question.strip())
 
-    def blocks(self, passages: Sequence[Passage]) -> list[str]:
-        """Each passage between its delimiters."""
+    def blocks(self, passages: Sequence[Passage], beside: str = "") -> list[str]:
+        """Each passage between its delimiters, which the text `beside` them does not hold either."""
         named = self.markers(passages) or [""] * len(passages)
-        each = zip(passages, range(1, len(passages) + 1), codes(passages), named, strict=True)
+        each = zip(passages, range(1, len(passages) + 1), codes(passages, beside), named, strict=True)
         return [self.block(*one) for one in each]
 
     def markers(self, passages: Sequence[Passage]) -> tuple[str, ...]:

@@ -42,8 +42,14 @@ class ChatTemplate:
         self._compiled = functools.lru_cache(maxsize=4)(_Environment().from_string)
 
     @property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that no text is cut into, with their ids: those that were added to the tokenizer, blanks aside."""
+        added = self._tokenizer.added_tokens_decoder
+        return {token.content: number for number, token in added.items() if token.content.strip()}
+
+    @property
     def special_tokens(self) -> dict[str, int]:
-        """Those of the tokenizer, which decoding leaves out, with their ids."""
+        """Those of them that decoding leaves out."""
         added = self._tokenizer.added_tokens_decoder
         return {token.content: number for number, token in added.items() if token.special}
 

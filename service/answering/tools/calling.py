@@ -72,10 +72,16 @@ class Calling:
         return self._own is not None
 
     @cached_property
-    def specials(self) -> dict[str, int]:
-        """Special tokens in the way that calls are written, by which no text of the model is read."""
+    def tokens(self) -> dict[str, int]:
+        """Added tokens in the way that calls are written: a model writes them as they are, and not letter by letter."""
         words = f"{self.format.opening}{self.format.between or ''}{self.format.closing}"
-        return {token: number for token, number in self._template.special_tokens.items() if token in words}
+        return {token: number for token, number in self._template.added_tokens.items() if token in words}
+
+    @property
+    def unsaid(self) -> dict[str, int]:
+        """Those of them that decoding leaves out."""
+        special = self._template.special_tokens
+        return {token: number for token, number in self.tokens.items() if token in special}
 
     def told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[dict[str, Any]]]:
         """The messages, and the definitions, that the template is given."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.answering.tools.calling import CallFormat
+from service.answering.tools.grammar import BARE
 from service.engine.outputs import TokenOutput
+
+_FENCES = ("", "```", "```json")
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,23 @@ class CallReader:
     What may turn out to begin a call is held back, and so is white space, which belongs to the call if one follows.
     """
 
-    def __init__(self, written: CallFormat, specials: Mapping[str, int]) -> None:
-        """specials: tokens with their ids that decoding leaves out, which `written` may name."""
+    def __init__(self, written: CallFormat, unsaid: Mapping[str, int], names: Sequence[str] = ()) -> None:
+        """Reads the calls of an answer.
+
+        Args:
+            unsaid: tokens with their ids that decoding leaves out, which `written` may name.
+            names: of the tools that may be called without the format's opening; see `grammar.BARE`.
+        """
         self.calls = 0
         self._trigger = written.opening.strip()
         self._head = re.compile(rf'\{{"name": "([^"]*)", "{written.key}": ')
-        self._specials = {number: token for token, number in specials.items() if token in written.opening}
+        self._unsaid = {number: token for token, number in unsaid.items() if token in written.opening}
+        self._bare = re.compile(BARE % (f"(?P<name>{'|'.join(map(re.escape, names))})", written.key))
+        self._bare_heads = [f'{fence}{{"name":"{name}","{written.key}":' for fence in _FENCES for name in names]
         self._held = ""
         self._text = ""
         self._found: list[CallPiece] = []
-        self._step = self._in_text
+        self._step = self._at_start if names else self._in_text
         self._depth = 0
         self._in_string = self._escaped = False
 
@@ -52,17 +62,29 @@ class CallReader:
         self._text, self._found = "", []
         while self._step():
             pass
-        if output.finished and self._step == self._in_text:
+        if output.finished and self._step in (self._at_start, self._in_text):
             self._text, self._held = self._text + self._held, ""
         return self._text, self._found
 
     def _words(self, output: TokenOutput) -> str:
-        if not self._specials or len(output.pieces) != len(output.token_ids):
+        if not self._unsaid or len(output.pieces) != len(output.token_ids):
             return output.text
         pairs = zip(output.token_ids, output.pieces, strict=True)
-        return "".join(self._specials.get(token, "") + piece for token, piece in pairs)
+        return "".join(self._unsaid.get(token, "") + piece for token, piece in pairs)
 
     # Each step says whether another one can follow before more comes.
+
+    def _at_start(self) -> bool:
+        """Until it is known whether the answer begins with a call."""
+        bare = self._bare.match(self._held)
+        if bare is not None:
+            self._begin(bare.group("name"), bare.end())
+            return True
+        begun = "".join(self._held.split())
+        if any(head.startswith(begun) for head in self._bare_heads):
+            return False
+        self._step = self._in_text
+        return True
 
     def _in_text(self) -> bool:
         if not self._trigger:
@@ -94,14 +116,20 @@ class CallReader:
         head = self._head.search(self._held)
         if head is None:
             return False
-        self._found.append(CallPiece(self.calls, id=f"call_{secrets.token_hex(12)}", name=head.group(1)))
-        self.calls += 1
-        self._held = self._held[head.end() :]
-        self._step = self._in_arguments
+        self._begin(head.group(1), head.end())
         return True
+
+    def _begin(self, name: str, end: int) -> None:
+        """A call whose head goes to there."""
+        self._found.append(CallPiece(self.calls, id=f"call_{secrets.token_hex(12)}", name=name))
+        self.calls += 1
+        self._held = self._held[end:]
+        self._step = self._in_arguments
 
     def _in_arguments(self) -> bool:
         """To the brace that closes the object, as far as it has come."""
+        if not self._depth:
+            self._held = self._held.lstrip()
         end = next((at for at, sign in enumerate(self._held, start=1) if self._closes(sign)), None)
         piece, self._held = self._held[:end], self._held[len(self._held) if end is None else end :]
         if piece:

@@ -54,7 +54,7 @@ class ToolUse:
         constraint = calls_constraint(
             self._calling.format,
             self._callable,
-            self._calling.specials,
+            self._calling.tokens,
             required=self._choice.mode == "required",
             several=self._choice.several,
             answer=answer,
@@ -68,4 +68,7 @@ class ToolUse:
 
     def reader(self) -> CallReader | None:
         """Reads one answer; None where nothing can be called."""
-        return CallReader(self._calling.format, self._calling.specials) if self._calling is not None else None
+        if self._calling is None:
+            return None
+        names = [tool.name for tool in self._callable] if self._calling.format.opening else []
+        return CallReader(self._calling.format, self._calling.unsaid, names)

@@ -81,7 +81,7 @@ def decoding_of(body: MessageRequest) -> ChatRequest:
 
 def question_of(body: Counted, options: AnswerOptions) -> Question:
     """The last message, asked in the conversation before it. Raises InvalidRequest."""
-    for name, given in (("system", body.system), ("tools", body.tools), ("output_config", body.output_config)):
+    for name, given in (("tools", body.tools), ("output_config", body.output_config)):
         if given:
             raise InvalidRequest(f"{name} cannot be had with an answer that is cited from documents.", param=name)
     last = body.messages[-1]
@@ -89,10 +89,11 @@ def question_of(body: Counted, options: AnswerOptions) -> Question:
         raise InvalidRequest("The last message must be the user's question.", param="messages")
     turns = [{"role": said.role, "content": _words(said)} for said in body.messages]
     history = [turn for turn in turns[:-1] if turn["content"]]
+    asked = {"question": turns[-1]["content"], "history": history, "instructions": _text_of(body.system)}
     try:
-        return Question.model_validate({**options.model_dump(), "question": turns[-1]["content"], "history": history})
+        return Question.model_validate({**options.model_dump(), **asked})
     except ValidationError as error:
-        raise refusal(error, lambda _: "messages") from error
+        raise refusal(error, lambda place: "system" if place[0] == "instructions" else "messages") from error
 
 
 def _cited(block: DocumentBlock | SearchResultBlock) -> bool:

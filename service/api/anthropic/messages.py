@@ -67,11 +67,17 @@ async def count_tokens(body: Counted, request: Request, runtime: Parts, principa
         ids = await encoded(runtime, principal.owner, said, lambda: runtime.chat.chat_ids(messages, tools.shown))
         return {"input_tokens": len(ids)}
     question = question_of(body, AnswerOptions(mode="long"))
+    runtime.answerer.check_instructions(question, "system")
     given = await runtime.viewing.run(principal.owner, lambda: sources(documents_of(body), runtime.library.read))
     passages = [source.passage(number) for number, source in enumerate(given)]
     build = runtime.answerer.layout.build
     texts = [passage.text for passage in passages]
-    prompt = await encoded(runtime, principal.owner, texts, lambda: build(question.text, passages, question.turns))
+    prompt = await encoded(
+        runtime,
+        principal.owner,
+        texts,
+        lambda: build(question.text, passages, question.turns, instructions=question.instructions),
+    )
     return {"input_tokens": len(prompt.ids)}
 
 
@@ -89,6 +95,7 @@ async def _cited(
     elif documents_of(body):
         raise InvalidRequest("Give documents in the request or name them in folio, not both.", param="folio")
     question = question_of(body, options)
+    answerer.check_instructions(question, "system")
     defaults = runtime.engine.sampling_defaults
     params = decoding_of(body).sampling(0, body.max_tokens, None, defaults, answering=True)
     return _answered(answerer.answer(question, params, principal.owner), blocks, location)

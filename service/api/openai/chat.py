@@ -113,8 +113,13 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
     )
 
 
-async def choices_of(runtime: Runtime, body: ChatRequest, principal: Principal) -> list[Choice]:
-    """The choices of a request, none of which has begun. Raises what it can be refused for."""
+async def choices_of(
+    runtime: Runtime, body: ChatRequest, principal: Principal, system: str = "messages"
+) -> list[Choice]:
+    """The choices of a request, none of which has begun. Raises what it can be refused for.
+
+    system: the parameter in which the system's words were given.
+    """
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     defaults = runtime.engine.sampling_defaults
@@ -123,6 +128,7 @@ async def choices_of(runtime: Runtime, body: ChatRequest, principal: Principal) 
     if body.folio is not None:
         _refuse_beside_documents(body)
         question = _question([message.turn() for message in body.messages], body.folio)
+        runtime.answerer.check_instructions(question, system)
         tokens = runtime.answerer.answer_tokens if wanted is None else wanted
         answers = [
             runtime.answerer.answer(
@@ -156,21 +162,17 @@ def _refuse_beside_documents(body: ChatRequest) -> None:
     for name, wanted in given.items():
         if wanted:
             raise InvalidRequest(f"{name} cannot be had with folio: an answer from documents has none.", param=name)
-    if any(message.role in ("system", "developer") for message in body.messages):
-        raise InvalidRequest(
-            "A system message cannot be had with folio: how documents are read to the model is Folio's own.",
-            hint="Put what the answer needs into the question, or ask without folio.",
-            param="messages",
-        )
 
 
 def _question(turns: Sequence[dict[str, str]], options: AnswerOptions) -> Question:
-    """The last message, asked in the conversation before it."""
-    if turns[-1]["role"] != "user":
+    """The last message, asked in the conversation before it; what the system says, wherever, are instructions."""
+    instructions = [turn["content"] for turn in turns if turn["role"] == "system"]
+    turns = [turn for turn in turns if turn["role"] != "system"]
+    if not turns or turns[-1]["role"] != "user":
         raise InvalidRequest("The last message must be the user's question.", param="messages")
     if any(turn["role"] == "tool" for turn in turns):
         raise InvalidRequest("An answer from documents takes no messages of tools.", param="messages")
-    asked = {"question": turns[-1]["content"], "history": turns[:-1]}
+    asked = {"question": turns[-1]["content"], "history": turns[:-1], "instructions": "\n\n".join(instructions)}
     try:
         return Question.model_validate({**options.model_dump(), **asked})
     except ValidationError as error:  # the options have been checked, so it is a message

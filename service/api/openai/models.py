@@ -19,26 +19,35 @@ MADE = 1735689600
 
 @router.get("/v1/models", responses=openai_problems())
 def list_models(runtime: Parts, principal: Reader) -> dict[str, Any]:
-    """The model that is served, and the one that embeds."""
-    return {"object": "list", "data": [_chat_model(runtime), _model(runtime.settings.embedder)]}
+    """The model that is served, the one that embeds, and the one that ranks; one that does both is one."""
+    return {"object": "list", "data": _models(runtime)}
 
 
 @router.get("/v1/models/{name:path}", responses=openai_problems(404))
 def get_model(name: str, runtime: Parts, principal: Reader) -> dict[str, Any]:
     """One model."""
-    if name == runtime.settings.embedder:
-        return _model(name)
+    served, *others = _models(runtime)
+    for one in others:
+        if one["id"] == name:
+            return one
     check_model(runtime, name)
-    return _chat_model(runtime)
+    return served
+
+
+def _models(runtime: Runtime) -> list[dict[str, Any]]:
+    """What each can do is its ``tasks``."""
+    tasks: dict[str, list[str]] = {}
+    for name, task in ((runtime.settings.embedder, "embed"), (runtime.library.ranker_name, "rank")):
+        tasks.setdefault(name, []).append(task)
+    return [_chat_model(runtime), *(_model(name, *own) for name, own in tasks.items())]
 
 
 def _chat_model(runtime: Runtime) -> dict[str, Any]:
-    engine = runtime.loaded
+    engine, model = runtime.loaded, _model(runtime.model_name, "generate")
     if engine is None:
-        return _model(runtime.model_name) | {"max_model_len": None, "sampling": None}
-    sampling = engine.sampling_defaults.as_dict()
-    return _model(runtime.model_name) | {"max_model_len": engine.window, "sampling": sampling}
+        return model | {"max_model_len": None, "sampling": None}
+    return model | {"max_model_len": engine.window, "sampling": engine.sampling_defaults.as_dict()}
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": MADE, "owned_by": "folio"}
+def _model(name: str, *tasks: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": MADE, "owned_by": "folio", "tasks": list(tasks)}

@@ -40,7 +40,9 @@ from service.fields import DrafterName, PolicyName, Temperature, Text, TopP, ref
 router = APIRouter(tags=["openai"])
 
 ResponseId = Annotated[str, Path(max_length=64)]
-Metadata = Annotated[dict[str, str], Field(max_length=16)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 Keep = Callable[[], Awaitable[None]]
 _ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
 
@@ -195,19 +197,21 @@ async def create_response(body: ResponseRequest, request: Request, runtime: Part
     store = _kept(request)
     earlier: list[ChatMessage] = []
     if body.previous_response_id is not None:
-        items = await asyncio.to_thread(store.conversation, principal.owner, body.previous_response_id)
-        earlier = messages_of(_ITEMS.validate_python(items))
-    runtime.engine.admit()
-    try:
-        (choice,) = await unless_gone(request.receive, choices_of(runtime, body.chat(earlier), principal))
-    except InvalidRequest as error:
-        raise _renamed(error) from error
+        earlier = await asyncio.to_thread(_earlier, store, principal.owner, body.previous_response_id)
     keeps = store.keeps and body.store is not False
     events = ResponseEvents(_echo(body, runtime.model_name, keeps))
+    said = stored(body.input) if not isinstance(body.input, str) else _said(body.input)
+    if keeps:
+        await asyncio.to_thread(store.check, events.response, said)
+    runtime.engine.admit()
+    try:
+        system = "instructions" if body.instructions else "input"
+        (choice,) = await unless_gone(request.receive, choices_of(runtime, body.chat(earlier), principal, system))
+    except InvalidRequest as error:
+        raise _renamed(error) from error
 
     async def keep() -> None:
         if keeps:
-            said = stored(body.input) if not isinstance(body.input, str) else _said(body.input)
             await asyncio.to_thread(store.keep, principal.owner, events.response, said)
 
     if body.stream:
@@ -254,6 +258,11 @@ def list_input_items(
         "last_id": page[-1]["id"] if page else None,
         "has_more": len(rest) > limit,
     }
+
+
+def _earlier(store: ResponseStore, owner: str, number: str) -> list[ChatMessage]:
+    """The conversation up to a response."""
+    return messages_of(_ITEMS.validate_python(store.conversation(owner, number)))
 
 
 def _said(text: str) -> list[dict[str, Any]]:

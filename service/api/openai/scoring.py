@@ -118,7 +118,7 @@ def _scores(
     if sum(map(len, texts)) > MOST_CHARS:
         raise InvalidRequest(f"The texts have more than {MOST_CHARS:,} characters together.", hint="Send fewer.")
     ranker, embedder = runtime.library.ranker, runtime.library.embedder
-    named = runtime.settings.reranker or ranker.name
+    named = runtime.library.ranker_name
     if model not in (None, named, ranker.name):
         raise NotFound(
             f"The ranking model {model[:100]!r} does not exist here.",

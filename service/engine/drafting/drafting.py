@@ -102,7 +102,8 @@ class Drafting:
             DrafterError: a drafter failed without which the declared distribution cannot be sampled.
         """
         self._guess(part, batch_size)
-        window, count = part.request.state_window, len(part.token_ids)
+        window = 0 if part.fills else part.request.state_window  # what is copied shows no states
+        count = len(part.token_ids)
         if window and (layers := self._requests[part.request.id].drafter.layers):
             behind = part.request.num_pending - count  # tokens of the prompt that come after these
             part.layers = layers
@@ -161,7 +162,8 @@ class Drafting:
         return drafted.drafter.adjust(drafted.state, part.tree or EMPTY, logits)
 
     def is_lossy(self, request: Request) -> bool:
-        return self._requests[request.id].drafter.lossy
+        drafted = self._requests.get(request.id)
+        return drafted is not None and drafted.drafter.lossy
 
     def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
         """The verdict of a drafter that has a rule of its own, or else the keyed one."""

@@ -6,20 +6,16 @@ dtype, policy), so a page can come back in another process, for any prompt that 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from service.engine.kv import WARMED
+from service.engine.kv import WARMED, files
 from sparse_attn.kv.pool import KVPool, PageContent
 
 log = structlog.get_logger(__name__)
@@ -65,7 +61,7 @@ class WarmTier:
         self._pool = pool
         self._folder = folder
         self._where: dict[bytes, tuple[Path, int]] = {}
-        self._checked: dict[Path, bool] = {}
+        self._checked: set[Path] = set()
         for path in sorted(folder.glob(f"*{WARMED}")):
             self._index(path)
 
@@ -79,9 +75,8 @@ class WarmTier:
         path, number = self._where[digest]
         try:
             if path not in self._checked:
-                self._checked[path] = _hash_matches(path)
-            if not self._checked[path]:
-                raise SafetensorError("its bytes differ from their hash")
+                files.check(path)
+                self._checked.add(path)
             with safe_open(path, framework="pt") as file:
                 content = {name: file.get_slice(name)[number] for name in file.keys()}  # noqa: SIM118
             self._pool.put_page(page, content)
@@ -98,25 +93,18 @@ class WarmTier:
         """Keep pages of the pool under a name, all or nothing; returns the file."""
         parts = [self._pool.get_page(page) for page in pages]
         content = {name: torch.stack([part[name] for part in parts]).cpu() for name in parts[0]}
-        metadata = {**about, "digests": json.dumps([d.hex() for d in digests]), "sha256": _digest(content)}
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}{WARMED}"
-        aside = path.with_suffix(".part")
-        save_file(content, aside, metadata=metadata)
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        files.write(path, content, {**about, "digests": json.dumps([d.hex() for d in digests])})
         self._index(path)
         return path
 
     def _index(self, path: Path) -> None:
         try:
-            metadata = _metadata(path)
-            digests = [bytes.fromhex(text) for text in json.loads(metadata["digests"])]
+            digests = [bytes.fromhex(text) for text in json.loads(files.read_about(path)["digests"])]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             log.warning("not a file of warmed pages; warm the document again", file=path.name, error=str(error))
             return
-        self._checked.pop(path, None)
+        self._checked.discard(path)
         self._where.update({digest: (path, i) for i, digest in enumerate(digests)})
 
     def _forget(self, path: Path) -> None:
@@ -138,21 +126,3 @@ class Tiers:
     def save(self, digest: bytes, page: int) -> None:
         for tier in self._tiers:
             tier.save(digest, page)
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
-
-
-def _hash_matches(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _digest(content) == (file.metadata() or {}).get("sha256")
-
-
-def _digest(content: PageContent) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(content):
-        digest.update(content[name].contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

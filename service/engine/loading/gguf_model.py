@@ -53,6 +53,9 @@ _SPECIAL = {
     "padding_token_id": "pad_token_id",
 }
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_CONTROL = 3
+_ENDS_BY_NAME = {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"}
+"""Tokens of control that end an answer where a file names only one of its model's: Qwen's names the end of a turn."""
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose queries are scaled by the hidden size a head."""
@@ -155,7 +158,7 @@ class GGUFModel:
         """What the file says of sampling and of the tokens that end an answer."""
         said = self.file.metadata
         named = [said.get(f"tokenizer.ggml.{key}") for key in _ENDS]
-        ends = sorted({token for token in named if isinstance(token, int)})
+        ends = sorted({token for token in named if isinstance(token, int)} | self._ends_by_name())
         values = {
             "eos_token_id": ends or None,
             "temperature": said.get("general.sampling.temp"),
@@ -165,6 +168,12 @@ class GGUFModel:
             "repetition_penalty": said.get("general.sampling.penalty_repeat"),
         }
         return GenerationConfig(**{key: value for key, value in values.items() if value is not None})
+
+    def _ends_by_name(self) -> set[int]:
+        tokens = self.file.metadata.get("tokenizer.ggml.tokens") or ()
+        kinds = self.file.metadata.get("tokenizer.ggml.token_type") or ()
+        pairs = enumerate(zip(tokens, kinds, strict=False))
+        return {number for number, (token, kind) in pairs if kind == _CONTROL and token in _ENDS_BY_NAME}
 
     def tokenizer(self) -> Any:
         """The file's own, with its chat template; None where it has no vocabulary (said in the log).

@@ -80,7 +80,7 @@ def why_not(slices: Sequence[Slice], pool: KVPool) -> str | None:
     for part in slices:
         if part.hidden_rows or part.state_rows:  # a replay shows none
             return "hidden_states"
-        if not part.samples or len(part.token_ids) != 1 or part.all_logits:
+        if not part.samples or len(part.token_ids) != 1 or part.fills or part.all_logits:
             return "prefill"
         state = part.request.policy
         if state is not None and not state.decodes_densely(part.start + part.num_rows):

@@ -65,7 +65,9 @@ def fuse_layers(model: Any) -> bool:
         first.head_dim,
     )
     for layer in body.layers:
-        layer.mlp.forward = functools.partial(_gated, layer.mlp, _activation(layer.mlp), type(layer.mlp).forward)
+        activation = _activation(layer.mlp)
+        assert activation is not None  # `_is_known` looked
+        layer.mlp.forward = functools.partial(_gated, layer.mlp, activation, type(layer.mlp).forward)
     body.forward = functools.partial(_forward, body, type(body).forward, decoder)
     setattr(body, TAPS, [])
     return True
@@ -127,9 +129,9 @@ def _described(layer: Any, config: Any, kinds: list[str]) -> DecoderLayer:
     sandwiched = hasattr(layer, "pre_feedforward_layernorm")  # norms before and behind (Gemma)
     rotary = kinds.index(attention.layer_type) if kinds else 0
     return DecoderLayer(
-        input_norm=_norm(layer, "input_layernorm"),
+        input_norm=_present(_norm(layer, "input_layernorm")),
         attended_norm=_norm(layer, "post_attention_layernorm") if sandwiched else None,
-        mlp_norm=_norm(layer, "pre_feedforward_layernorm" if sandwiched else "post_attention_layernorm"),
+        mlp_norm=_present(_norm(layer, "pre_feedforward_layernorm" if sandwiched else "post_attention_layernorm")),
         gated_norm=_norm(layer, "post_feedforward_layernorm"),
         projections=_projections(attention, layer.mlp),
         q_norm=_norm(attention, "q_norm"),
@@ -175,6 +177,11 @@ def _taken_apart(linear: Any, sizes: dict[str, int]) -> dict[str, Projection]:
 def _norm(module: Any, name: str) -> Norm | None:
     norm = getattr(module, name, None)
     return None if norm is None else fused_norm(norm)
+
+
+def _present(norm: Norm | None) -> Norm:
+    assert norm is not None
+    return norm
 
 
 def _gated(mlp: Any, activation: str, plain: Callable[..., Tensor], x: Tensor) -> Tensor:

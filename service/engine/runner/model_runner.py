@@ -66,9 +66,16 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice]) -> Forward:
-        """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards."""
+        """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards.
+
+        The runs of one slice see one another's keys: in each layer those of all rows are written first.
+        """
+        runs = [part.runs for part in slices]
+        last = [end - 1 for end in accumulate(map(len, runs))]
+        slices = [run for own in runs for run in own]
         with self._on_its_device():
-            batch, token_ids, wanted, first_row = self._build(slices)
+            batch, token_ids, wanted, every_first = self._build(slices)
+            first_row = [every_first[i] for i in last]
             decoded = takewhile(lambda part: part.samples and len(part.token_ids) == 1, slices)
             with leading(sum(part.num_rows for part in decoded)):
                 if not any(part.hidden_rows or part.state_rows for part in slices):
@@ -157,6 +164,29 @@ class ModelRunner:
             for group in range(self.pool.layout.num_groups):
                 slots = self._slots(pages, np.array([source, target]), group)
                 self.pool.copy_slots(slots[0], slots[1])
+
+    @torch.inference_mode()
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """The logits [n, V] of hidden states [n, d] of a forward."""
+        with self._on_its_device():
+            return logits_of(self.model, hidden)
+
+    @torch.inference_mode()
+    def get_tokens(self, pages: Sequence[Place], places: range) -> tuple[Tensor, Tensor]:
+        """A copy of K and V [L, T, Hkv, D] of some tokens of a sequence, by their numbers."""
+        with self._on_its_device():
+            return self.pool.get_tokens(self._slots_of(pages, places))
+
+    @torch.inference_mode()
+    def put_tokens(self, pages: Sequence[Place], places: range, k: Tensor, v: Tensor) -> None:
+        """Write K and V [L, T, Hkv, D] of some tokens of a sequence."""
+        with self._on_its_device():
+            self.pool.put_tokens(self._slots_of(pages, places), k, v)
+
+    def _slots_of(self, pages: Sequence[Place], places: range) -> list[Tensor]:
+        """By head group int64 [T]."""
+        order = np.arange(places.start, places.stop)
+        return [self._slots(pages, order, group) for group in range(self.pool.layout.num_groups)]
 
     def _on_its_device(self) -> AbstractContextManager[Any]:
         """Kernels are launched on a thread's current device, and this thread's may be another."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from drafters.tree import DraftTree
 from service.engine.sampling.grammars import Constraint, inspect, refused
+from service.engine.sampling.vocabulary import vocabulary_of
 from service.errors import InvalidRequest
 
 KEPT = 64
@@ -79,11 +80,9 @@ class ConstraintCompiler:
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
-
         self.check_tokenizer()
         try:
-            return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids))
+            return vocabulary_of(self._tokenizer, self._vocab_size, self._eos_ids)
         except ValueError as error:
             raise InvalidRequest(
                 f"Output cannot be constrained with this model's tokenizer: {error}.", param="structured_outputs"

@@ -176,7 +176,7 @@ class Decoder:
     def _call(self, chosen: Sequence[int], x: Tensor, angles: Angles) -> _Decoder:
         order = (c_int32 * len(chosen))(*chosen)
         rotations = (_Angles * len(angles))(
-            *((_checked("cos", cos), _checked("sin", sin), cos.shape[-1]) for cos, sin in angles)
+            *(_Angles(_checked("cos", cos), _checked("sin", sin), cos.shape[-1]) for cos, sin in angles)
         )
         num_heads, num_kv_heads, dim = self._heads
         call = _Decoder(

@@ -1,8 +1,10 @@
 """LangChain's OpenAI integration; run by tests/clients."""
 
 import os
+import time
 from typing import Any
 
+import httpx
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
@@ -30,6 +32,22 @@ def conversation() -> dict[str, Any]:
     streamed = "".join(str(chunk.content) for chunk in chat.stream(turns))
     assert streamed
     return {"first": first.content, "second": streamed}
+
+
+def documents() -> dict[str, Any]:
+    """An answer from a document, behind a system message; its citations."""
+    service = httpx.Client(base_url=os.environ["SERVICE_BASE"], headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+    file = {"file": ("bridge.txt", b"The bridge at Hampton was built by Ada Miller in 1862.")}
+    job = service.post("/documents", files=file).raise_for_status().json()
+    while job["status"] in ("queued", "running"):
+        job = service.get(f"/jobs/{job['id']}").raise_for_status().json()
+        time.sleep(0.1)
+    folio = {"documents": [job["documents"][0]["id"]], "mode": "long"}
+    asking = chat.bind(extra_body={"folio": folio})
+    turns: list[Any] = [SystemMessage("Answer in one short sentence."), HumanMessage("Who built the bridge?")]
+    reply = asking.invoke(turns)
+    assert "Ada" in str(reply.content)
+    return {"answer": reply.content}
 
 
 def structured() -> dict[str, Any]:

@@ -5,6 +5,14 @@ import OpenAI from "openai";
 const client = new OpenAI({ baseURL: process.env.SERVICE_BASE, apiKey: process.env.SERVICE_KEY, maxRetries: 0 });
 const model = process.env.SERVICE_MODEL;
 const messages = [{ role: "system", content: "Be brief." }, { role: "user", content: "Say hello." }];
+const question = [{ role: "user", content: "What will the weather be in Lund over the next 2 days?" }];
+const forecast = {
+  type: "object",
+  properties: { city: { type: "string", maxLength: 40 }, days: { type: "integer", minimum: 1, maximum: 9 } },
+  required: ["city", "days"],
+  additionalProperties: false,
+};
+const inRange = (days) => Number.isInteger(days) && 1 <= days && days <= 9;
 
 const parts = {
   async chat() {
@@ -41,6 +49,37 @@ const parts = {
     });
     assert.equal(typeof reply.choices[0].message.parsed.age, "number");
     return reply.choices[0].message.parsed;
+  },
+  async tools() {
+    const tools = [{ type: "function", function: { name: "get_weather", description: "A forecast.", parameters: forecast } }];
+    const asked = { model, messages: question, tools, max_tokens: 200, temperature: 0 };
+    const first = await client.chat.completions.create({ ...asked, tool_choice: "required" });
+    assert.equal(first.choices[0].finish_reason, "tool_calls");
+    const calls = first.choices[0].message.tool_calls;
+    assert(inRange(JSON.parse(calls[0].function.arguments).days));
+    const runner = client.chat.completions.stream({ ...asked, tool_choice: "required" });
+    const streamed = (await runner.finalMessage()).tool_calls;
+    assert.deepEqual(streamed.map((one) => one.function.arguments), calls.map((one) => one.function.arguments));
+    const results = calls.map((one) => ({ role: "tool", tool_call_id: one.id, content: "sunny" }));
+    const messages = [...question, first.choices[0].message, ...results];
+    const last = await client.chat.completions.create({ ...asked, messages, tool_choice: "none" });
+    assert(last.choices[0].message.content);
+    return last.choices[0].message.content;
+  },
+  async responses() {
+    const first = await client.responses.create({ model, input: "Say hello.", max_output_tokens: 20, temperature: 0 });
+    assert(first.output_text);
+    const how = { model, input: "Once more.", previous_response_id: first.id, max_output_tokens: 20, temperature: 0 };
+    const kinds = [];
+    for await (const event of await client.responses.create({ ...how, stream: true })) kinds.push(event.type);
+    assert.equal(kinds[0], "response.created");
+    assert(["response.completed", "response.incomplete"].includes(kinds.at(-1)));
+    const tools = [{ type: "function", name: "get_weather", description: "A forecast.", parameters: forecast, strict: true }];
+    const asked = { model, input: question, tools, tool_choice: "required", max_output_tokens: 200, temperature: 0 };
+    const called = (await client.responses.create(asked)).output.find((item) => item.type === "function_call");
+    assert(inRange(JSON.parse(called.arguments).days));
+    await client.responses.delete(first.id);
+    return called.arguments;
   },
 };
 

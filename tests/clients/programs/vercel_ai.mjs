@@ -1,7 +1,8 @@
 // Vercel's AI SDK with its provider for services like OpenAI's; run by tests/clients.
 import assert from "node:assert/strict";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateText, stepCountIs, streamText, tool } from "ai";
+import { z } from "zod";
 
 const folio = createOpenAICompatible({
   name: "folio",
@@ -25,6 +26,30 @@ const parts = {
     for await (const piece of textStream) text += piece;
     assert.equal(text, (await generateText(asked)).text);
     assert((await usage).outputTokens > 0);
+    return text;
+  },
+  async tools() {
+    const days = [];
+    const get_weather = tool({
+      description: "A forecast.",
+      inputSchema: z.object({ city: z.string().max(40), days: z.number().int().min(1).max(9) }),
+      execute: async (given) => {
+        days.push(given.days);
+        return "sunny";
+      },
+    });
+    const { steps, text } = await generateText({
+      model,
+      prompt: "What will the weather be in Lund over the next 2 days?",
+      tools: { get_weather },
+      stopWhen: stepCountIs(2),
+      prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber ? "none" : "required" }),
+      maxOutputTokens: 200,
+      temperature: 0,
+    });
+    assert.equal(steps.length, 2);
+    assert(days.length && days.every((one) => 1 <= one && one <= 9));
+    assert(text);
     return text;
   },
 };

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +144,37 @@ def test_many_headings_take_no_more_time_than_they_are() -> None:
     chunks = chunk(text, [Page(1, 0, len(text))], word_starts, headings=headings)
     assert time.process_time() - began < 10
     assert len(chunks) > 1000
+
+
+def test_what_comes_out_of_the_sandbox_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One JSON text of a list in millions stops every thread of the service."""
+    lengths: list[int] = []
+
+    def longest(value: Any) -> int:
+        held = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+        return max([len(held), *map(longest, held)])
+
+    def noted(work: Any) -> Any:
+        def run(value: Any, *more: Any, **named: Any) -> Any:
+            made = work(value, *more, **named)
+            lengths.append(longest(made if isinstance(made, dict | list) else value))
+            return made
+
+        return run
+
+    tokens = SentenceEmbedder().tokens
+    files = {"a.md": b"## a\n\n" * 25_000, "a.csv": b"name,arches\n" + b"Avignon,22\n" * 25_000}
+    sandbox = Sandbox(Limits())
+    monkeypatch.setattr(json, "loads", noted(json.loads))
+    monkeypatch.setattr(json, "dumps", noted(json.dumps))
+    try:
+        for name, data in files.items():
+            parsed = sandbox.parse(data, name)
+            assert max(len(parsed.headings), *(len(table.rows) for table in parsed.tables), 0) == 25_000
+            sandbox.chunk(name, parsed, tokens, ChunkingOptions())
+    finally:
+        sandbox.close()
+    assert 5_000 <= max(lengths) <= 10_000
 
 
 def test_chunks_are_the_same_in_the_sandbox() -> None:

@@ -84,3 +84,13 @@ def test_a_conversation_has_its_limits(store: ResponseStore, monkeypatch: pytest
     monkeypatch.setattr(module, "MOST_TURNS", 1)
     with pytest.raises(InvalidRequest, match="r2"):
         store.conversation("a", "r2")
+    store.keep("a", body("many"), [{"asked": 1}] * module.MOST_ITEMS)
+    with pytest.raises(InvalidRequest, match="items"):
+        store.conversation("a", "many")
+
+
+def test_what_is_kept_of_one_is_bounded(store: ResponseStore) -> None:
+    store.check(body("r1"), [{"asked": "x" * 1000}])
+    for large in ((body("x" * module.LARGEST), []), (body("r1"), [{"asked": "x" * module.LARGEST}])):
+        with pytest.raises(InvalidRequest, match="store: false"):
+            store.check(*large)

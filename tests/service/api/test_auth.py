@@ -47,6 +47,8 @@ ROUTES = [
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
     ("GET", "/metrics"),
+    ("GET", "/v1/canary"),
+    ("DELETE", "/v1/canary"),
     ("GET", "/no/such/route"),
 ]
 

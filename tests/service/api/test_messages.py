@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import anthropic
 import httpx
 import pytest
 
+from tests.retrieval import make_files
 from tests.service.api.test_tools import agent
 
 WEATHER: Any = {
@@ -153,6 +155,30 @@ def test_blocks_and_search_results_are_cited_by_blocks(quoting: Any) -> None:
     assert (citation.start_block_index, citation.end_block_index) == (0, 1)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pdf_is_cited_by_pages(start_service: Callable[..., Any], make_scripted: Any, stream: bool) -> None:
+    service = start_service(engine=make_scripted(lambda _: FIRST))
+    pages = ["The river was crossed by a ferry until then.", FIRST, "It has seven arches of grey stone."]
+    source = {
+        "type": "base64",
+        "media_type": "application/pdf",
+        "data": base64.b64encode(make_files.pdf(pages)).decode(),
+    }
+    how: Any = {"model": service.runtime.model_name, "max_tokens": 200}
+    how["messages"] = asked(document() | {"source": source})
+    client = connect(service)
+    if stream:
+        with client.messages.stream(**how) as running:
+            message: Any = running.get_final_message()
+    else:
+        message = client.messages.create(**how)
+    (citation,) = next(block.citations for block in message.content if block.citations)
+    assert citation.type == "page_location"
+    assert (citation.start_page_number, citation.end_page_number) == (2, 3)  # the end is exclusive
+    assert citation.cited_text == FIRST
+    assert (citation.document_index, citation.document_title) == (0, "Bridge")
+
+
 def test_places_in_blocks_and_pages() -> None:
     from retrieval.types import Page
     from service.api.anthropic.sources import Source
@@ -218,7 +244,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t9"}]}]}, 400, "t9"),
     ({"messages": asked(document(""))}, 400, "no text"),
     ({"messages": asked(document(), document(citations=None))}, 400, "all documents"),
-    ({"messages": asked(document()), "system": "x"}, 400, "system"),
+    ({"messages": asked(document()), "system": "x" * 20_001}, 400, "system"),
     ({"messages": asked(document()), "tools": [TIME]}, 400, "tools"),
     ({"messages": asked(document() | {"source": {"type": "url", "url": "http://x"}})}, 400, "elsewhere"),
     ({"messages": asked(document() | {"source": {"type": "base64", "media_type": "application/pdf", "data": "?"}})},

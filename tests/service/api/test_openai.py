@@ -16,6 +16,11 @@ HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "cont
 
 def test_models(client: openai.OpenAI, model: str) -> None:
     assert client.models.retrieve(model).id == model
+    assert [(one.id, one.tasks) for one in client.models.list()] == [  # type: ignore[attr-defined]
+        (model, ["generate"]),
+        ("minilm", ["embed", "rank"]),
+    ]
+    assert client.models.retrieve("minilm").id == "minilm"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-none")
     assert caught.value.body["param"] == "model"  # type: ignore[index,call-overload]
@@ -275,3 +280,11 @@ def test_a_prompt_of_the_wrong_kind(service: Any, model: str, prompt: Any) -> No
     answer = service.client.post("/v1/completions", json={"model": model, "prompt": prompt, "max_tokens": 2})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("prompt")
+
+
+def test_a_ranker_of_its_own_is_listed_by_the_name_that_rerank_takes(start_service: Callable[..., Any]) -> None:
+    service = start_service(reranker="cosine")
+    listed = {one["id"]: one["tasks"] for one in service.client.get("/v1/models").json()["data"][1:]}
+    assert listed == {"minilm": ["embed"], "cosine": ["rank"]}
+    asked = {"model": "cosine", "query": "Who built it?", "documents": ["Ada built it.", "It is grey."]}
+    assert service.client.post("/v1/rerank", json=asked).json()["model"] == "cosine"

@@ -200,6 +200,8 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, 400, None),
     ({"model": "other"}, 404, "model"),
     ({"temperature": 3}, 400, "temperature"),
+    ({"metadata": {"a": "y" * 513}}, 400, "metadata.a"),
+    ({"tools": [{"type": "function", "name": "f", "description": "y" * 2**20}], "tool_choice": "none"}, 400, "store"),
 ]
 
 

@@ -36,10 +36,14 @@ def test_the_format_is_the_templates_own(
     assert found.format == written
 
 
-def test_special_tokens_of_a_format_are_known(made_tokenizer: Callable[[str], Any]) -> None:
+def test_added_tokens_of_a_format_are_known(made_tokenizer: Callable[[str], Any]) -> None:
     tokenizer = made_tokenizer(templates.MISTRAL)
-    assert calling(tokenizer).specials == {"[TOOL_CALLS]": tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")}
-    assert calling(made_tokenizer(templates.HERMES)).specials == {}
+    spoken = {"[TOOL_CALLS]": tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")}
+    assert calling(tokenizer).tokens == calling(tokenizer).unsaid == spoken
+    tokenizer = made_tokenizer(templates.HERMES)
+    tags = ["<tool_call>", "</tool_call>"]
+    assert calling(tokenizer).tokens == dict(zip(tags, tokenizer.convert_tokens_to_ids(tags), strict=True))
+    assert calling(tokenizer).unsaid == {}  # decoding shows them
 
 
 def test_a_template_without_tools_is_told_in_words(made_tokenizer: Callable[[str], Any]) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from service.answering.tools.calling import HERMES, CallFormat
+from service.answering.prompting.template import ChatTemplate
+from service.answering.tools.calling import HERMES, CallFormat, Calling
 from service.answering.tools.definitions import Tool, ToolChoice
 from service.answering.tools.grammar import MOST_CALLS, calls_constraint
 from service.engine.sampling.grammars import inspect
+from service.engine.sampling.vocabulary import vocabulary_of
 from service.errors import InvalidRequest
+from tests.service.answering.prompting import templates
 
 CITY = {
     "type": "object",
@@ -22,6 +26,9 @@ CITY = {
 TOOLS = [Tool("get", "", CITY), Tool("get_all", "")]
 LLAMA = CallFormat("", None, "", "parameters")
 MISTRAL = CallFormat("[TOOL_CALLS] [", ", ", "]")
+
+
+BARE = '{"name": "get", "arguments": %s}'
 
 
 def accepts(text: str, written: CallFormat = HERMES, **how: Any) -> bool:
@@ -54,6 +61,15 @@ def call(arguments: dict[str, Any], name: str = "get", written: CallFormat = HER
         (call({"city": "Lund"}, "get_none"), False),
         (call({"city": "Lund"}) + "\nThere.", False),
         ("<tool_call>\nnothing", False),
+        (call({"city": "Lund"}) + "\n", True),
+        (BARE % '{"city": "Lund"}', True),
+        (f"```json\n{BARE}\n```" % '{"city": "Lund", "days": 3}', True),
+        ('{\n  "name": "get_all",\n  "arguments": {}\n}\n', True),
+        (BARE % '{"city": 5}', False),
+        (f"```json\n{BARE}\n```\nThere." % '{"city": "Lund"}', False),
+        (f"So: {BARE}" % '{"city": 5}', True),  # is text, as it does not begin the answer
+        ('{"name": "Ada", "arguments": 7}', True),
+        ('```json\n{"sky": "grey"}\n```', True),
     ],
 )
 def test_text_is_free_and_calls_are_not(text: str, fine: bool) -> None:
@@ -67,6 +83,30 @@ def test_a_call_may_be_required_and_alone() -> None:
     assert not accepts(two, required=True, several=False)
     assert not accepts("Let me see.\n" + one, required=True)
     assert not accepts("It is grey.", required=True)
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_call_is_written_in_the_tokens_that_were_added_for_it(
+    made_tokenizer: Callable[[str], Any], required: bool
+) -> None:
+    """As they are; letter by letter it is a call as well, unless one has to come."""
+    tokenizer = made_tokenizer(templates.HERMES)
+    tokens = Calling(ChatTemplate(tokenizer)).tokens
+    vocabulary = vocabulary_of(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
+    start = LLMatcher(vocabulary, inspect(calls_constraint(HERMES, TOOLS, tokens, required=required)), log_level=0)
+
+    def fine(ids: list[int]) -> bool:
+        matcher = start.deep_copy()
+        return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+    words = vocabulary.tokenize_str
+    opening, closing = tokens["<tool_call>"], tokens["</tool_call>"]
+    body = call({"city": "Lund"}).removeprefix("<tool_call>").removesuffix("</tool_call>")
+    assert fine([opening, *words(body), closing])
+    assert fine([*words("<tool_call>" + body), closing]) != required
+    assert not fine([*words("<tool_call>\nnothing"), closing])
+    assert not fine([opening, *words("\nnothing")])
+    assert fine(words("It is grey.")) != required
 
 
 @pytest.mark.parametrize("written", [LLAMA, MISTRAL])

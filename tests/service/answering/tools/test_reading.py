@@ -19,8 +19,10 @@ MISTRAL = CallFormat("[TOOL_CALLS] [", ", ", "]")
 ARGUMENTS: list[dict[str, Any]] = [{}, {"a": 'brace } and "quote" \\ {'}, {"deep": {"deeper": [{"x": "}}"}]}, "ü": 1}]
 
 
-def read(written: CallFormat, text: str, cuts: list[int]) -> tuple[str, list[tuple[str, Any]]]:
-    reader = CallReader(written, {})
+def read(
+    written: CallFormat, text: str, cuts: list[int], names: tuple[str, ...] = ("f", "f_0")
+) -> tuple[str, list[tuple[str, Any]]]:
+    reader = CallReader(written, {}, names)
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     said, calls = "", list[list[str]]()
     pieces = [text[start:end] for start, end in pairwise(places)] or [""]
@@ -56,6 +58,19 @@ def test_text_and_calls_in_any_pieces(cuts: list[int], which: list[Any], text: s
 def test_text_without_calls_is_given_whole(written: CallFormat, cuts: list[int]) -> None:
     text = "It is grey, a <tool_ and a [TOOL_ too. \n"
     assert read(written, text, cuts) == (text, [])
+
+
+@pytest.mark.parametrize("around", ["%s", "```json\n%s\n```", "\n```\n%s\n```\n"])
+@pytest.mark.parametrize("indent", [None, 2])
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 200), max_size=20), arguments=st.sampled_from(ARGUMENTS))
+def test_a_call_without_the_formats_opening(
+    around: str, indent: int | None, cuts: list[int], arguments: dict[str, Any]
+) -> None:
+    text = around % json.dumps({"name": "f", "arguments": arguments}, indent=indent)
+    assert read(HERMES, text, cuts, ("e", "f")) == ("", [("f", arguments)])
+    assert read(HERMES, text, cuts, ("e",)) == (text, [])
+    assert read(HERMES, f"So: {text}", cuts, ("e", "f")) == (f"So: {text}", [])
 
 
 @settings(max_examples=20, deadline=None)

@@ -117,6 +117,11 @@ def test_config_ids_template_and_sampling(gguf_file: Write) -> None:
     assert loaded.tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
 
 
+def test_tokens_of_control_that_end_an_answer_are_known_by_their_names(gguf_file: Write) -> None:
+    renamed = [*VOCABULARY[:1], "<|endoftext|>", *VOCABULARY[2:-1], "<|im_end|>"]  # the last is no token of control
+    assert load_model(str(gguf_file(**{"tokenizer.ggml.tokens": renamed}))).eos_ids == {1, 2}
+
+
 def test_the_engine_runs_it(gguf_file: Write) -> None:
     with torch.no_grad():
         expected = make_model(dtype=torch.float32).generate(IDS[:, :12], max_new_tokens=8, do_sample=False)
