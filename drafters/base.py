@@ -68,6 +68,8 @@ class Drafter:
     lossy       the logits must go through `adjust` before tokens are chosen: the output distribution is another one
     judges      `verify` has a rule of its own, in place of the keyed walk: its trees must stay as they were drawn
     needs_topk  how many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)
+    layers      of the target whose states `read` wants (`heads.head.LAST` is the last one's); (): none
+    window      of how many of the prompt's last tokens it wants them
     rest        set by `observe`: in so many steps to come it is not asked, and learns nothing of them
     """
 
@@ -75,6 +77,8 @@ class Drafter:
     lossy: bool = False
     judges: bool = False
     needs_topk: int = 0
+    layers: tuple[int, ...] = ()
+    window: int = 0
     rest: int = 0
 
     @property
@@ -84,6 +88,12 @@ class Drafter:
 
     def start(self, state: RequestState) -> None:
         """Read the prompt, or begin to: it may be read in the engine's steps, until which it is not `ready`."""
+
+    def read(self, start: int, states: Tensor) -> None:
+        """The target's states [n, layers, hidden] after the tokens `start` to `start` + n - 1, once these are certain.
+
+        They come in order, the first ones before `start` is called, and again where a request was preempted.
+        """
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most `budget` nodes below state.tokens[-1]; the empty tree is welcome."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from drafters.errors import DrafterError
 
 RULES = ("rsd", "specinfer", "spectr")  # of `multi_round`
-FUSED = ("auto", "none", "rag", "draft_model")  # the draft models of `fusion`
+FUSED = ("auto", "none", "trained", "rag", "draft_model")  # the draft models of `fusion`
 READERS = ("self", "draft_model")  # the models of `rag`
 _TEXTS = frozenset({"documents", "datastore"})  # what the free sources copy from
 
@@ -153,6 +153,16 @@ class AdaptiveOptions(DraftModelOptions):
 
 
 @dataclass(frozen=True)
+class TrainedOptions(GrowthOptions):
+    name = "trained"
+
+    depth: int = option(6, "longest path", 1, 64)
+    width: int = option(4, "nodes run in one forward of the head", 1, 64)
+    forwards: int = option(6, "forwards of the head in a round at most", 1, 64)
+    paced: bool = option(True, "guess less, or not at all, where that takes more time than it saves")
+
+
+@dataclass(frozen=True)
 class MultiRoundOptions(Options):
     name = "multi_round"
     keyed = False
@@ -207,7 +217,7 @@ class FusionOptions(DraftPromptOptions):
 
     @property
     def draws_on(self) -> frozenset[str]:
-        models = {"none": set(), "rag": {"draft_prompt"}, "draft_model": {"draft_model"}}
+        models = {"none": set(), "trained": set(), "rag": {"draft_prompt"}, "draft_model": {"draft_model"}}
         return _TEXTS | models.get(self.model, {"draft_model", "draft_prompt"})
 
 
@@ -262,6 +272,7 @@ DRAFTERS: dict[str, type[Options]] = {
         DatastoreOptions,
         DraftModelOptions,
         AdaptiveOptions,
+        TrainedOptions,
         MultiRoundOptions,
         RagOptions,
         CascadeOptions,

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 
-class DraftSession(Protocol):
+class Growing(Protocol):
+    """What a tree is grown over."""
+
+    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Add speculative nodes and return their logits [len(tokens), V].
+
+        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
+        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
+        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
+        are not re-run.
+        """
+
+
+class DraftSession(Growing, Protocol):
     """One sequence of a draft model, with its own KV in the pool.
 
     Committed tokens come first; below the last of them hangs a growing tree of speculative nodes. Nothing is
@@ -28,15 +41,6 @@ class DraftSession(Protocol):
         """Drop the speculative nodes, append tokens, return their logits [len(token_ids), V].
 
         Costs one forward of len(token_ids) rows (at least one token).
-        """
-
-    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Add speculative nodes and return their logits [len(tokens), V].
-
-        A parent is the number of an earlier node of this session's tree (nodes are numbered 0, 1, … since
-        the last `advance`, `commit` or `rollback`) or -1 for the last committed token; parents may be nodes
-        of this very call. Positions are length + depth. Costs one forward of len(tokens) rows; earlier nodes
-        are not re-run.
         """
 
     def commit(self, path: Sequence[int]) -> None:
@@ -76,6 +80,9 @@ class SkipSession(Protocol):
         """As DraftSession.extend, running only the layers not in `skipped` (a skipped layer passes its input
         on)."""
 
+    def shallow(self, tokens: Sequence[int], parents: Sequence[int], layers: int) -> Tensor:
+        """As `extend`, through the first `layers` layers alone; what they make of the nodes, [len(tokens), hidden]."""
+
     def rollback(self) -> None: ...
 
     def close(self) -> None: ...
@@ -89,6 +96,47 @@ class SkippableModel(Protocol):
 
     def attach(self, request_id: str) -> SkipSession:
         """A session over the running request of that id."""
+
+
+class Target(Protocol):
+    """The model whose tokens are guessed, as a trained drafter shares it.
+
+    `layer_config` is transformers' configuration of it, as a mapping.
+    """
+
+    name: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    layer_config: Mapping[str, Any]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What goes into the first layer for token ids [...]: float32 [..., hidden_size]."""
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """The rows of the output matrix that ids [n] name, float32 [n, hidden_size]."""
+
+
+class Teacher(Target, Protocol):
+    """The target as those see it who train a drafter for it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    def ask(self, text: str) -> list[int]:
+        """Token ids of a user's message, as the target is asked: by its chat template, where it has one."""
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        """The target's own answers."""
+
+    def states(self, token_ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the target makes of a text: states [n, layers, hidden_size] after each token, and the token that it
+        would choose there, int64 [n]."""
 
 
 class Datastore(Protocol):

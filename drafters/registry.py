@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from drafters.base import Drafter, SourceDrafter
@@ -20,6 +21,7 @@ from drafters.models.draft_model import ModelDrafter
 from drafters.models.pacing import Pace
 from drafters.models.rag import Rag, draft_prompt
 from drafters.models.reencoding import ReencodingDrafter
+from drafters.models.trained import Trained
 from drafters.options import (
     DRAFTERS,
     AdaptiveOptions,
@@ -39,6 +41,7 @@ from drafters.options import (
     RecyclingOptions,
     SelfSpeculationOptions,
     SuffixOptions,
+    TrainedOptions,
 )
 from drafters.protocols import Datastore, DraftModel, TextCodec
 from drafters.research.multi_round import MultiRound
@@ -94,8 +97,11 @@ def _none(options: Options, resources: Resources) -> Together:
     return Together([])
 
 
-def _auto(options: Options, resources: Resources) -> Auto:
-    return Auto(_free(resources), resources.profile, resources.learned.acceptance)
+def _auto(options: AutoOptions, resources: Resources) -> Auto:
+    retrieval, fused = _free(resources), None
+    if resources.head is not None:
+        fused = Fusion(retrieval, _trained(TrainedOptions(), resources), resources.profile, FusionOptions())
+    return Auto(retrieval, resources.profile, resources.learned.acceptance, fused)
 
 
 def _free(resources: Resources) -> Together:
@@ -157,6 +163,20 @@ def _same_size(model: DraftModel, drafter: str, resources: Resources) -> None:
         )
 
 
+def _trained(options: TrainedOptions, resources: Resources, paced: bool = False, ranks: int = 10) -> Trained:
+    head = _needs(resources.head, "trained", "a trained drafter of this model (set draft_model to its folder)")
+    if not head.costly:  # its guesses are there already
+        options = replace(options, width=options.budget)
+    growth = _growth(head.name, options, resources, ranks=ranks)
+    if head.exit:
+        _needs(resources.skippable, head.name, "an engine that can skip layers")
+    return Trained(head, growth, options.depth, _pace(options, resources) if paced else None, resources.skippable)
+
+
+def _trained_alone(options: TrainedOptions, resources: Resources) -> Trained:
+    return _trained(options, resources, paced=options.paced)
+
+
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:
     model: DraftModel = _needs(resources.draft_model, "multi_round", "a draft model (set draft_model)")
     if model.vocab_size != resources.vocab_size:
@@ -210,9 +230,11 @@ def _fusion(options: FusionOptions, resources: Resources) -> Fusion:
     return Fusion(_free(resources), _fused_model(options, resources), resources.profile, options)
 
 
-def _fused_model(options: FusionOptions, resources: Resources) -> ModelDrafter | None:
+def _fused_model(options: FusionOptions, resources: Resources) -> ModelDrafter | Trained | None:
     """The draft model that is asked for, or that the engine has; it has no pace of its own, fusion asks it where it
     pays."""
+    if options.model == "trained" or (options.model == "auto" and resources.head is not None):
+        return _trained(TrainedOptions(), resources, ranks=options.prune)
     own = resources.draft_model
     same = own is not None and own.vocab_size == resources.vocab_size
     if options.model == "draft_model" or (options.model == "auto" and same):
@@ -260,6 +282,7 @@ register(RecyclingOptions, _recycling)
 register(DatastoreOptions, _datastore)
 register(DraftModelOptions, _draft_model)
 register(AdaptiveOptions, _draft_model)
+register(TrainedOptions, _trained_alone)
 register(MultiRoundOptions, _multi_round)
 register(RagOptions, _rag)
 register(CascadeOptions, _cascade)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from drafters.heads.head import Head
 from drafters.learned import Learned
 from drafters.machine_profile import MachineProfile
 from drafters.protocols import Datastore, DraftModel, SkippableModel, TextCodec
@@ -17,6 +18,7 @@ class Resources:
     draft_model   another checkpoint; with `draft_codec` and `codec` its vocabulary may be another
     self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
+    head          a trained drafter of the target (`trained`)
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
     learned       what the owner's requests have taught
     profile       learns from every step
@@ -26,6 +28,7 @@ class Resources:
     draft_model: DraftModel | None = None
     self_model: DraftModel | None = None
     skippable: SkippableModel | None = None
+    head: Head | None = None
     datastore: Datastore | None = None
     tokenizer: str | None = None
     codec: TextCodec | None = None

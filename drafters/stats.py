@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ class DraftingStats:
     starting_seconds is what `start` took: an index built, a draft prompt prefilled; drafting_seconds what guessing and
     learning took, draft forwards included; verifying_seconds what choosing tokens, walking trees and moving KV took,
     the target's forward not included. steps counts verified forwards, emitted the tokens they gave (bonus tokens
-    included); failures counts drafters that raised and were switched off.
+    included); failures counts drafters that raised and were switched off. by_position counts, for the first guess of
+    a step, the second and so on, the steps that had such a guess and those in which one was accepted.
     """
 
     steps: int = 0
@@ -37,6 +39,7 @@ class DraftingStats:
     verifying_seconds: float = 0.0
     failures: int = 0
     by_source: defaultdict[str, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
+    by_position: defaultdict[int, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
 
     @property
     def accepted_length(self) -> float:
@@ -57,6 +60,9 @@ class DraftingStats:
         self.emitted += len(verdict.tokens)
         for source in tree.sources:
             self.by_source[source].drafted += 1
+        for position in range(1, int(tree.depths.max()) + 1):
+            self.by_position[position].drafted += 1
+            self.by_position[position].accepted += position <= len(accepted)
         for node in accepted:
             self.by_source[tree.sources[node]].accepted += 1
 
@@ -67,10 +73,8 @@ class DraftingStats:
         self.starting_seconds += other.starting_seconds
         self.drafting_seconds += other.drafting_seconds
         self.verifying_seconds += other.verifying_seconds
-        for source, count in other.by_source.items():
-            mine = self.by_source[source]
-            mine.drafted += count.drafted
-            mine.accepted += count.accepted
+        _add(self.by_source, other.by_source)
+        _add(self.by_position, other.by_position)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,11 +89,19 @@ class DraftingStats:
             "drafting_seconds": self.drafting_seconds,
             "verifying_seconds": self.verifying_seconds,
             "failures": self.failures,
-            "by_source": {
-                source: {"drafted": count.drafted, "accepted": count.accepted}
-                for source, count in sorted(self.by_source.items())
-            },
+            "by_source": _shown(self.by_source),
+            "by_position": _shown(self.by_position),
         }
+
+
+def _add(mine: defaultdict[Any, SourceCount], others: Mapping[Any, SourceCount]) -> None:
+    for key, count in others.items():
+        mine[key].drafted += count.drafted
+        mine[key].accepted += count.accepted
+
+
+def _shown(counts: Mapping[Any, SourceCount]) -> dict[str, dict[str, int]]:
+    return {str(key): {"drafted": n.drafted, "accepted": n.accepted} for key, n in sorted(counts.items())}
 
 
 def token_sources(tree: DraftTree, verdict: Verdict) -> list[str]:

@@ -45,6 +45,14 @@ class TrackedDrafter:
         return 0 if self._inner is None or self._resting else self._inner.needs_topk
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        return () if self._inner is None else self._inner.layers
+
+    @property
+    def window(self) -> int:
+        return 0 if self._inner is None else self._inner.window
+
+    @property
     def ready(self) -> bool:
         """As `Drafter.ready`; one that is switched off reads nothing."""
         return self._inner is None or self._inner.ready
@@ -59,6 +67,17 @@ class TrackedDrafter:
             self._fail("start", state, error)
         finally:
             self.stats.starting_seconds += time.perf_counter() - began
+
+    def read(self, state: RequestState, start: int, states: Tensor) -> None:
+        if self._inner is None:
+            return
+        began = time.perf_counter()
+        try:
+            self._inner.read(start, states)
+        except Exception as error:
+            self._fail("read", state, error)
+        finally:
+            self.stats.drafting_seconds += time.perf_counter() - began
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most min(budget, the drafter's own limit) nodes; the empty tree after a failure."""

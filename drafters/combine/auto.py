@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from itertools import compress
 
 from drafters.base import RequestState, TopSuccessors
+from drafters.combine.fusion import Fusion
 from drafters.combine.goodput import Goodput
 from drafters.combine.together import Together
 from drafters.machine_profile import MachineProfile
+from drafters.models.trained import Trained
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
@@ -41,7 +43,8 @@ class AcceptancePrior:
 
 
 class Auto(Goodput):
-    """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context.
+    """The drafter `auto`: all free sources fused, cut by goodput to what pays at this batch and context; where there is
+    a trained drafter, these and it (`fused`).
 
     Even a guess that is not verified costs a little (look-ups, the target's best successors): much beside a step of a
     small model, next to nothing beside one of a large. Where so little is accepted that guessing takes longer than it
@@ -56,9 +59,10 @@ class Auto(Goodput):
         retrieval: Together,
         profile: MachineProfile,
         prior: AcceptancePrior,
+        fused: Fusion | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        super().__init__(retrieval, profile)
+        super().__init__(retrieval if fused is None else fused, profile)
         self._retrieval = retrieval
         self._prior = prior
         self._clock = clock
@@ -66,7 +70,9 @@ class Auto(Goodput):
         self._futile = 0.0  # accepted tokens a step that guessing costs
         self._accepted = prior.accepted
         self._kept = prior.kept
-        self._learners = {source.name for source in retrieval.sources if source.needs_topk}
+        self._learners = {source.name for source in retrieval.sources if source.needs_topk}  # who copies nothing
+        if fused is not None and isinstance(fused.model, Trained):
+            self._learners.add(fused.model.source)
 
     @property
     def _doubted(self) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from torch import Tensor
 
 from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.combine.goodput import best_budget
 from drafters.combine.together import Together
 from drafters.machine_profile import MachineProfile
 from drafters.models.draft_model import ModelDrafter
+from drafters.models.trained import Trained
 from drafters.options import FusionOptions
 from drafters.tree import EMPTY, DraftTree, fuse
 from drafters.verify import Verdict
@@ -39,12 +41,12 @@ class Fusion(Drafter):
     def __init__(
         self,
         retrieval: Together,
-        model: ModelDrafter | None,
+        model: ModelDrafter | Trained | None,
         profile: MachineProfile,
         options: FusionOptions,
     ) -> None:
         self._retrieval = retrieval
-        self._model = model
+        self.model = model
         self._profile = profile
         self._prune = options.prune
         self._always = options.always
@@ -54,6 +56,12 @@ class Fusion(Drafter):
         self._gain = _GAIN  # tokens that the model's tree adds, running mean
         self._cost: float | None = None  # seconds that it takes, running mean
         self._idle = 0
+        if model is not None:
+            self.layers, self.window = model.layers, model.window
+
+    def read(self, start: int, states: Tensor) -> None:
+        if self.model is not None:
+            self.model.read(start, states)
 
     def start(self, state: RequestState) -> None:
         self._retrieval.start(state)
@@ -62,13 +70,13 @@ class Fusion(Drafter):
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         retrieved = self._retrieval.propose(state, budget)
-        if self._model is None or not self._asks(self._model, state, retrieved):
+        if self.model is None or not self._asks(self.model, state, retrieved):
             return retrieved
         self._start_model(state)
-        if not self._model.ready:
+        if not self.model.ready:
             return retrieved
         began = time.perf_counter()
-        drafted = self._model.propose(state, budget)
+        drafted = self.model.propose(state, budget)
         seconds = time.perf_counter() - began
         self._cost = seconds if self._cost is None else _mean(self._cost, seconds)
         tree = fuse([self._pruned(retrieved), drafted]).trim(budget)
@@ -78,24 +86,29 @@ class Fusion(Drafter):
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._rounds += 1
         self._retrieval.observe(state, tree, verdict, top)
-        if self._model is not None and self._started:
-            self._model.observe(state, tree, verdict, top)
+        if self.model is not None and self._started:
+            self.model.observe(state, tree, verdict, top)
 
     def finish(self, state: RequestState) -> None:
         self._retrieval.finish(state)
-        if self._model is not None and self._started:
-            self._model.finish(state)
+        if self.model is not None and self._started:
+            self.model.finish(state)
 
     def _start_model(self, state: RequestState) -> None:
-        if self._model is not None and not self._started:
+        if self.model is not None and not self._started:
             self._started = True
-            self._model.start(state)
+            self.model.start(state)
 
-    def _asks(self, model: ModelDrafter, state: RequestState, retrieved: DraftTree) -> bool:
+    def _asks(self, model: ModelDrafter | Trained, state: RequestState, retrieved: DraftTree) -> bool:
         """Whether the draft model raises the expected tokens per second above retrieval alone."""
         if self._always:
             return True
-        if not self._profile.ready or (not self._started and self._rounds < _TRIAL):
+        if not self._profile.ready:
+            return False
+        if isinstance(model, Trained):
+            if not self._started:
+                return True  # it has nothing to read first: its cost is known after one round
+        elif not self._started and self._rounds < _TRIAL:
             return False
         context = len(state.tokens)
         times = self._profile.step_times(state.batch_size, context, max(len(retrieved), 8))
@@ -119,8 +132,9 @@ class Fusion(Drafter):
         return pays
 
     def _pruned(self, retrieved: DraftTree) -> DraftTree:
-        """Without the branches whose first token is not among the draft model's best `prune`."""
-        root = self._model.root if self._model is not None else None
+        """Without the branches whose first token is not among the draft model's best `prune`; all of them where it is a
+        trained drafter, which knows too few tokens to judge copies."""
+        root = self.model.root if isinstance(self.model, ModelDrafter) else None
         if root is None or not len(retrieved):
             return retrieved
         allowed = set(root.ids[: self._prune].tolist())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from torch import Tensor
 
 from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.machine_profile import MachineProfile
@@ -56,6 +57,7 @@ class Goodput(Drafter):
     def __init__(self, inner: Drafter, profile: MachineProfile) -> None:
         self._inner = inner
         self._profile = profile
+        self.layers, self.window = inner.layers, inner.window
 
     @property
     def ready(self) -> bool:
@@ -63,6 +65,9 @@ class Goodput(Drafter):
 
     def start(self, state: RequestState) -> None:
         self._inner.start(state)
+
+    def read(self, start: int, states: Tensor) -> None:
+        self._inner.read(start, states)
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         tree = self._inner.propose(state, budget)

@@ -19,7 +19,7 @@ from torch import Tensor
 from drafters.base import RequestState, SourceDrafter
 from drafters.calibration import Calibration
 from drafters.options import GrowthOptions
-from drafters.protocols import DraftSession
+from drafters.protocols import Growing
 from drafters.sampling.choice import Sampling, best_choices
 from drafters.tree import DraftTree
 
@@ -142,7 +142,7 @@ class BestFirst:
 
     def build(
         self,
-        session: DraftSession,
+        session: Growing,
         root: Candidates,
         state: RequestState,
         budget: int,
@@ -179,7 +179,7 @@ class BestFirst:
         tree = DraftTree.of(pool.tokens, pool.parents, pool.scores, self._source, pool.cells)
         return tree.trim(budget)
 
-    def _expand(self, session: DraftSession, pool: Pool, chosen: list[int], state: RequestState) -> None:
+    def _expand(self, session: Growing, pool: Pool, chosen: list[int], state: RequestState) -> None:
         """One draft forward over the chosen pool nodes and the helper's guesses below them."""
         tokens: list[int] = []
         parents: list[int] = []

@@ -2,7 +2,7 @@
 
 Whether an answer quotes is the model's doing, not the question's. Two workloads therefore choose among more prompts
 than they keep, by the model's own plain, greedy answers: `quoting` those that repeat the text, `nothing` those that do
-not. `questions` are those that `quoting` chooses from, as they come.
+not. `questions` are those that `quoting` chooses from, as they come. Spec-Bench's groups are asked as chat messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 from service.models import layout_for
 
-WORKLOADS = ("quoting", "spec_bench", "nothing", "questions")
+GROUPS = {
+    "chat": ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"),
+    "translation": ("translation",),
+    "summarization": ("summarization",),
+    "qa": ("qa",),
+    "math_reasoning": ("math_reasoning",),
+    "rag": ("rag",),
+}
+"""Spec-Bench's six groups of tasks, by its categories."""
+
+WORKLOADS = ("quoting", "spec_bench", "nothing", "questions", *GROUPS)
 ANSWERED = ("quoting", "questions")  # whose answers end by themselves
 _SPEC_BENCH = ("rag", "summarization")
 _QUESTIONS, _RANDOM = 3, 6  # prompts tried for each one kept of `quoting` and of `nothing`
@@ -46,6 +56,8 @@ def make_prompts(engine: AsyncEngine, workload: str, context: int, count: int, t
         return Prompts(_spec_bench(engine, context, count, spec_bench))
     if workload == "nothing":
         return _choose(engine, _random(engine, context, _RANDOM * count), count, 32, True, _uncopied)
+    if workload in GROUPS:
+        return Prompts(_of_group(engine, workload, context, count, spec_bench))
     raise EvalError(f"unknown workload {workload!r}", hint=f"Choose from {', '.join(WORKLOADS)}.")
 
 
@@ -95,11 +107,35 @@ def _questions(engine: AsyncEngine, context: int, count: int, text: Path) -> lis
     return [ids for i, ids in enumerate(made) if ids not in made[:i]]
 
 
-def _spec_bench(engine: AsyncEngine, context: int, count: int, path: Path) -> list[list[int]]:
+def _of_group(engine: AsyncEngine, group: str, context: int, count: int, path: Path) -> list[list[int]]:
+    """Prompts of one group, spread over it, each as a user's message behind others of the group up to the length."""
+    turns = _turns(path, GROUPS[group])
+    encoder = engine.engine.tokenizer
+    asked = [turns[i * len(turns) // count] for i in range(count)]
+    others = "\n\n".join(turn for turn in turns if turn not in asked)
+    fill = encoder.encode(others, add_special_tokens=False)
+    while len(fill) < context:
+        fill += fill
+
+    def message(before: int, turn: str) -> list[int]:
+        text = f"{encoder.decode(fill[:before])}\n\n{turn}" if before else turn
+        turns = [{"role": "user", "content": text}]
+        rendered = encoder.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return encoder.encode(rendered, add_special_tokens=False)  # type: ignore[no-any-return]
+
+    return [message(max(0, context - len(message(0, turn))), turn) for turn in asked]
+
+
+def _turns(path: Path, categories: Sequence[str]) -> list[str]:
+    """The first turns of Spec-Bench's prompts of some categories."""
     if not path.is_file():
         raise EvalError(f"there is no {path}", hint="Give Spec-Bench's question.jsonl with --spec-bench.")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    turns = [row["turns"][0] for row in rows if row["category"] in _SPEC_BENCH]
+    return [row["turns"][0] for row in rows if row["category"] in categories]
+
+
+def _spec_bench(engine: AsyncEngine, context: int, count: int, path: Path) -> list[list[int]]:
+    turns = _turns(path, _SPEC_BENCH)
     encoded = [engine.engine.tokenizer.encode(turn, add_special_tokens=False) for turn in turns]
     asked, fill = encoded[:count], [token for ids in encoded[count:] for token in ids]
     longest = max(map(len, asked))

@@ -33,12 +33,13 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from drafters.heads.folder import is_head
 from drafters.learned import LearnedByOwner
 from drafters.training.distill import DISTILLATION
 from eval.bench import beside_transformers
 from eval.bench.base import BenchOptions, Cells, Figures, Model, Result, Row, bench
 from eval.bench.drafter_forwards import tree_forwards
-from eval.bench.drafter_prompts import ANSWERED, WORKLOADS, make_prompts
+from eval.bench.drafter_prompts import ANSWERED, GROUPS, WORKLOADS, make_prompts
 from eval.bench.drafter_timing import PLAIN, Timing, divergences, timed
 from eval.bench.timer import Times, in_turn, ratio
 from eval.errors import EvalError
@@ -61,6 +62,7 @@ DRAFTERS = (
     "self_speculation",
     "overlap:inner=rag",
 )
+_TRAINED = ("trained:paced=false", "trained", "suffix", "fusion:model=trained,always=true", "auto")
 _WITH_DRAFT_MODEL = ("draft_model", "adaptive", "multi_round", "overlap:inner=draft_model")
 _CLOSE = 0.8  # of the fastest drafter's tokens per second: those above it are worth more rounds …
 _MORE = 4  # … so many times as many
@@ -100,16 +102,37 @@ class Options(BenchOptions):
     limit: Annotated[float | None, Option(help="Begin no cell after so many seconds.")] = None
     fresh: Annotated[bool, Option(help="Forget the cells that the file has.")] = False
     picture: Annotated[Path | None, Option(help="File for a chart of all cells of the file.")] = None
+    only: Annotated[
+        str, Option(help="trained: the trained drafter of --draft-model on Spec-Bench's six groups, greedily.")
+    ] = ""
     name: Annotated[str, Option(help="Of the file in eval/results.")] = "drafters"
 
 
 def measure(options: Options) -> Figures:
     """The command: what the file has, what is missing of it, and the chart."""
+    if options.only:
+        options = _only(options)
     result = Result(options.name, options.output)
     figures = run(options, None if options.fresh else result.earlier(), result.save)
     if options.picture is not None:
         chart(figures, options.picture)
     return figures
+
+
+def _only(options: Options) -> Options:
+    """The options of the table of trained drafters, where nothing else is asked for; head after head fills it."""
+    if options.only != "trained" or options.draft_model is None or not is_head(options.draft_model):
+        raise EvalError("--only takes trained, with the folder of a trained drafter for --draft-model")
+    asked = {key: value for key, value in vars(options).items() if value != getattr(Options, key, None)}
+    table: dict[str, Any] = {
+        "context": (256, 2048, 7168),
+        "workload": tuple(GROUPS),
+        "drafter": _TRAINED,
+        "temperature": (0.0,),
+        "forwards": False,
+        "name": "drafters_trained",
+    }
+    return replace(options, **{key: value for key, value in table.items() if key not in asked})
 
 
 def run(
@@ -153,7 +176,7 @@ def _fill(engine: AsyncEngine, options: Options, cells: Cells, forwards: Cells, 
         if options.forwards and not forwards.at(**place):
             forwards.add(place | tree_forwards(engine, context) | stamp)
     for context, workload in product(options.context, options.workload):
-        place = {"workload": workload, "context": context, "dtype": options.dtype}
+        place = {"workload": workload, "context": context, "dtype": options.dtype, **_head(engine)}
         wanted = [
             place | {"temperature": temperature, "batch": batch}
             for temperature, batch in product(options.temperature, options.batch)
@@ -176,6 +199,14 @@ def _fill(engine: AsyncEngine, options: Options, cells: Cells, forwards: Cells, 
             cells.add(*(one | about | row | stamp for row in measured))
         if with_peer:
             peers.add(place | about | beside(engine, asked, options.max_tokens, stops, rounds) | stamp)
+
+
+def _head(engine: AsyncEngine) -> Row:
+    """The trained drafter that the engine has, as a cell names it."""
+    head = engine.engine.drafting.resources.head
+    if head is None:
+        return {}
+    return {"head": head.name, "window": head.config.window, "parameters": head.num_parameters}
 
 
 def cell(

@@ -30,6 +30,7 @@ from service.cli import (
     serving,
     tables,
     top,
+    training,
     warming,
     watches,
 )
@@ -62,6 +63,7 @@ models.register(app)
 cluster.register(app)
 keys.register(app)
 doctor.register(app)
+training.register(app)
 
 
 def _print_version(wanted: bool) -> None:

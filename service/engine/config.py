@@ -99,7 +99,10 @@ class EngineConfig(BaseModel):
         default=2048, ge=16, description="Token budget of one engine step (prefill chunk and decode rows)."
     )
     drafter: str = Field(default="auto", description="Drafter of requests that name none, NAME[:key=value,…].")
-    draft_model: str | None = Field(default=None, description="Checkpoint for drafters that want a model of their own.")
+    draft_model: str | None = Field(
+        default=None,
+        description="Checkpoint for drafters that want a model of their own, or a trained drafter's folder.",
+    )
     attention: str = Field(default="auto", description="Sparse attention policy of requests that name none.")
     canary: float = Field(
         default=0.0,

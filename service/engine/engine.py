@@ -492,12 +492,19 @@ class Engine:
         """Queue what the step brought to each request, and end those that are done."""
         now = time.perf_counter()
         self.kernels |= forward.kernels
+        paths = {outcome.seq.request.id: outcome.verdict.path for outcome in outcomes}
         for seq in step.slices:
             seq.request.scheduled = seq.request.scheduled or now
             scores = forward.scores.get(seq.request.id, [])
             seq.request.scored[seq.start : seq.start + len(scores)] = scores
-            if seq.request.reading is not None and seq.request.finish_reason is None:
-                self._hand_over(seq, seq.request.reading, forward.hidden.get(seq.request.id))
+            states = forward.states.get(seq.request.id)
+            if seq.request.finish_reason is not None:
+                continue
+            if seq.request.reading is not None:
+                hidden = states if seq.request.reading.layers else forward.hidden.get(seq.request.id)
+                self._hand_over(seq, seq.request.reading, hidden)
+            elif states is not None:
+                self.drafting.read(seq, paths.get(seq.request.id, ()), states)
         for outcome in outcomes:
             request = outcome.seq.request
             request.steps += 1

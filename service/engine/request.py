@@ -38,6 +38,7 @@ class Reading:
     Attributes:
         on_chunk: called with the number of a chunk's first token and the hidden states [n, d] of its tokens; from the
             first token on again where the request was preempted. Such a reading leaves the prefix cache alone.
+        layers: whose states [n, layers, d] it is called with, in place of the last one's after its norm.
         private: it leaves the prefix cache alone without that.
         on_read: called at the end, while the request has its pages.
 
@@ -47,6 +48,7 @@ class Reading:
     on_chunk: Callable[[int, Tensor], None] | None = None
     on_read: Callable[[Request], None] | None = None
     priority: Priority = Priority.BACKGROUND
+    layers: tuple[int, ...] = ()
     private: bool = False
 
     def take(self, request: Request, start: int, hidden: Tensor | None = None) -> bool:
@@ -105,6 +107,7 @@ class Request:
         self.fills: list[range] = []  # ascending: tokens of the prompt whose KV is copied, never the last
         self.prefill_grid = 0  # chunks end at multiples of this, where the numbers depend on the chunks
         self.draft_budget = 0
+        self.state_window = 0  # tokens at the end whose states its drafter reads, and that are therefore computed
         self.preemptions = 0
         self.finish_reason: FinishReason | None = None
         self.steps = 0

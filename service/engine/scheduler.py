@@ -265,6 +265,8 @@ class Scheduler:
                 new_pages=taken,
                 hidden_rows=_hidden_rows(request, count, samples),
                 targets=targets,
+                layers=(layers := request.reading.layers if request.reading is not None else ()),
+                state_rows=count if layers else 0,
                 fills=fills,
             )
         )
@@ -413,7 +415,7 @@ def _hidden_rows(request: Request, count: int, samples: bool) -> int:
     if request.wants_scores:
         return count
     if request.reading is not None:
-        return count if request.reading.on_chunk is not None else 0
+        return count if request.reading.on_chunk is not None and not request.reading.layers else 0
     return int(samples and request.mixture is not None)
 
 
@@ -431,16 +433,16 @@ def _shared_out(total: int, wanted: Sequence[int]) -> list[int]:
 def _num_reusable(request: Request) -> int:
     """How many tokens may come from the cache, and one more.
 
-    Rows that log-probabilities are still wanted of are computed. A policy's page selections are made while decoding and
-    are not cached: a preempted request decodes its output again.
+    Rows that log-probabilities are still wanted of are computed, and those whose states a drafter reads. A policy's
+    page selections are made while decoding and are not cached: a preempted request decodes its output again.
     """
     if not request.shares_prefix:
         return 1
     if request.wants_scores:
         return len(request.scored) + 1
     if request.policy is None:
-        return request.num_certain
+        return max(1, request.num_certain - max(request.state_window - 1, 0))
     length = request.prompt_len
     if request.prefill_grid:
         length = length // request.prefill_grid * request.prefill_grid
-    return min(length + 1, request.num_certain)
+    return max(1, min(length + 1, request.num_certain - max(request.state_window - 1, 0)))

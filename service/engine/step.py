@@ -21,6 +21,7 @@ class Slice:
         draft_budget: most nodes the tree may have; their pages are reserved.
         all_logits: logits of every token, not of the last alone.
         hidden_rows: of how many of its last rows the hidden states are wanted.
+        state_rows: of how many of its last rows the states of ``layers`` are wanted (`runner.hidden_states`).
         fills: tokens between its own, in order, whose KV is copied before the forward; it passes over them.
         targets: the tokens behind its first rows, where their log-probabilities are wanted; hidden_rows is then all.
         new_pages: how many pages the scheduler took for this step, for the rollback.
@@ -36,6 +37,8 @@ class Slice:
     all_logits: bool = False
     hidden_rows: int = 0
     targets: list[int] = field(default_factory=list)
+    state_rows: int = 0
+    layers: tuple[int, ...] = ()
     fills: Sequence[range] = ()
 
     @property

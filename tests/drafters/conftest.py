@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 from drafters.base import RequestState, TopSuccessors
+from drafters.heads.folder import HEADS
+from drafters.heads.head import Head
 from drafters.resources import Resources
 from drafters.sampling.choice import Sampling, choose
 from drafters.tracked import TrackedDrafter
@@ -137,6 +140,12 @@ class TableSkipSession:
         self._model.rows += len(rows)
         return torch.stack(rows)
 
+    def shallow(self, tokens: Sequence[int], parents: Sequence[int], layers: int) -> torch.Tensor:
+        """What `TinyTarget` has of the nodes in one layer."""
+        self.extend(tokens, parents, frozenset())
+        target = tiny_target(self._model.vocab_size)
+        return torch.stack([target._sum(tuple(path)).roll(layers) for path in self._paths[-len(tokens) :]])
+
     def rollback(self) -> None:
         self._paths = []
 
@@ -178,8 +187,12 @@ def speculate(
     """The engine's loop: propose, forward, verify, observe."""
     prompt = len(state.tokens)
     model.requests[state.request_id] = state
+    target, read = tiny_target(model.vocab_size), 0
     drafter.start(state)
     while len(state.tokens) < prompt + count:
+        if drafter.layers and read < len(state.tokens) - 1:
+            drafter.read(state, read, target.states(state.tokens[:-1], drafter.layers)[read:])
+            read = len(state.tokens) - 1
         tree = drafter.propose(state, budget)
         assert len(tree) <= budget
         logits = drafter.adjust(state, tree, tree_logits(model, state.tokens, tree))
@@ -196,6 +209,66 @@ def speculate(
 def top_successors(logits: torch.Tensor, k: int) -> TopSuccessors:
     best = torch.topk(torch.log_softmax(logits, -1), min(k, logits.shape[-1]), dim=-1)
     return TopSuccessors(best.indices.numpy(), best.values.to(torch.float32).numpy())
+
+
+class TinyTarget:
+    """What a target of 4 layers lends a trained drafter, of random numbers; its states are sums of embeddings."""
+
+    name, hidden_size, num_layers = "tiny", 16, 4
+
+    def __init__(self, vocab_size: int, seed: int = 0) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.vocab_size = vocab_size
+        self._sums: dict[tuple[int, ...], torch.Tensor] = {}
+        self._in, self._out = (torch.randn(vocab_size, 16, generator=random) for _ in range(2))
+        self.layer_config = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "vocab_size": vocab_size,
+        }
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._in[ids]
+
+    def output_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._out[ids]
+
+    def states(self, tokens: Sequence[int], layers: Sequence[int]) -> torch.Tensor:
+        """[n, layers, 16] after each token."""
+        sums = torch.stack([self._sum(tuple(tokens[: i + 1])) for i in range(len(tokens))])
+        return torch.stack([sums.roll(layer, 1) for layer in layers], 1)
+
+    def _sum(self, tokens: tuple[int, ...]) -> torch.Tensor:
+        if tokens not in self._sums:
+            before = self._sum(tokens[:-1]) if len(tokens) > 1 else torch.zeros(16)
+            self._sums[tokens] = torch.tanh(0.5 * before + self._in[tokens[-1]])
+        return self._sums[tokens]
+
+
+@cache
+def tiny_target(vocab_size: int) -> TinyTarget:
+    """One for all tests, which remembers the states of texts."""
+    return TinyTarget(vocab_size)
+
+
+@cache
+def tiny_head(name: str, vocab_size: int = 12, draft_vocab: int = 0, **options: int) -> Head:
+    """A member of the family with random weights, for `TinyTarget`."""
+    target = TinyTarget(vocab_size)
+    torch.manual_seed(1)
+    head = HEADS[name](HEADS[name].configure(target, draft_vocab=draft_vocab, **options), target)
+    with torch.no_grad():
+        for weight in head.parameters():
+            if weight.requires_grad and weight.dim() > 1:
+                weight.normal_(std=0.3)
+    if draft_vocab:
+        head.choose_vocabulary(torch.arange(1, 1 + draft_vocab), target)
+    else:
+        head.share(target)
+    return head.eval()
 
 
 class TableStore:
@@ -222,21 +295,25 @@ class TableStore:
         return 0, np.empty((0, length), dtype=np.int64)
 
 
-def resources_around(model: TableModel, draft: TableModel | None = None, documents=()) -> Resources:
-    """Resources in which a table model is every model: draft, self and skippable."""
+def resources_around(
+    model: TableModel, draft: TableModel | None = None, documents=(), head: Head | None = None
+) -> Resources:
+    """Resources in which a table model is every model: draft, self and skippable; the trained drafter knows nothing."""
     return Resources(
         vocab_size=model.vocab_size,
         draft_model=draft or model,
         self_model=model,
         skippable=model,
         datastore=TableStore(documents) if documents else None,
+        head=head or tiny_head("eagle3", model.vocab_size),
     )
 
 
 class Lab:
     """The helpers above, handed out by a fixture: test folders are no packages to import from."""
 
-    Model, Store = TableModel, TableStore
+    Model, Store, Target = TableModel, TableStore, TinyTarget
+    head = staticmethod(tiny_head)
     plain = staticmethod(plain)
     keyed = staticmethod(keyed)
     speculate = staticmethod(speculate)

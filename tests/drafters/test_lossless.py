@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from drafters.base import RequestState, SourceDrafter
 from drafters.calibration import Calibration
+from drafters.heads.folder import HEADS
 from drafters.options import (
+    AutoOptions,
     CascadeOptions,
     DraftModelOptions,
     FusionOptions,
@@ -19,6 +21,7 @@ from drafters.options import (
     RecyclingOptions,
     SelfSpeculationOptions,
     SuffixOptions,
+    TrainedOptions,
 )
 from drafters.registry import DRAFTERS, build
 from drafters.sampling.choice import Sampling
@@ -71,6 +74,24 @@ def test_every_drafter_equals_plain_decoding(lab, spec, sampling):
         assert lab.speculate(drafter, target, state, 40) == expected
         assert drafter.stats.failures == 0
         assert drafter.stats.emitted >= 40
+
+
+@pytest.mark.parametrize(("draft_vocab", "sampling"), [(0, SAMPLINGS[0]), (9, SAMPLINGS[2])], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_every_trained_drafter_equals_plain_decoding(lab, name, draft_vocab, sampling):
+    target = lab.Model(vocab_size=12, seed=1, copying=3.0)
+    prompt = prompt_of(0, 12)
+    expected = lab.plain(target, prompt, sampling, 40)
+    for spec in (TrainedOptions(min_score=0, paced=False), FusionOptions(model="trained", always=True), AutoOptions()):
+        resources = lab.resources(target, head=lab.head(name, 12, draft_vocab))
+        resources.profile.record([1], [1], 1.0)
+        state = RequestState("r", list(prompt), len(prompt), sampling)
+        drafter = build(spec, resources)
+        assert lab.speculate(drafter, target, state, 40) == expected
+        assert drafter.stats.failures == 0
+        if spec.name == "trained":
+            assert drafter.stats.by_source[name].drafted > 40
+            assert drafter.stats.by_position[1].drafted >= drafter.stats.by_position[2].drafted > 0
 
 
 @settings(max_examples=60, deadline=None)

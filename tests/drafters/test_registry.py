@@ -66,7 +66,11 @@ def test_what_a_drafter_draws_on_is_known_before_it_is_made(options, sources):
         (RagOptions, {"target_mix": -1.0}, "target_mix=-1.0 is out of bounds"),
         (RagOptions, {"context": -1}, "context=-1 is out of bounds .0 to any"),
         (MultiRoundOptions, {"rule": "best"}, "rule must be one of rsd, specinfer, spectr, not 'best'"),
-        (FusionOptions, {"model": "other"}, "drafter fusion: model must be one of auto, none, rag, draft_model"),
+        (
+            FusionOptions,
+            {"model": "other"},
+            "drafter fusion: model must be one of auto, none, trained, rag, draft_model",
+        ),
         (DatastoreOptions, {"min_suffix": 17}, "min_suffix=17 exceeds max_suffix=16"),
         (GoodputOptions, {"inner": AutoOptions()}, "inner cannot be auto"),
         (GoodputOptions, {"inner": RagOptions(target_mix=1.0)}, "inner cannot be rag"),

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from drafters.heads.folder import HEADS, save_head
 from drafters.models.pacing import Pace
 from drafters.training.distill import DISTILLATION
 from eval.bench.drafter_prompts import make_prompts, quoted
 from eval.bench.drafter_timing import perturbed_gap
-from eval.bench.drafters import Options, beside, run
+from eval.bench.drafters import Options, beside, measure, run
 from eval.errors import EvalError
 from service.engine.async_engine import AsyncEngine
+from service.engine.drafting.target import TargetView
+from service.engine.loading.checkpoint import load_model
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
 
@@ -80,6 +83,26 @@ def test_drafters_of_a_draft_model_take_part(checkpoint, tmp_path, monkeypatch):
         assert cell["identical"], cell
         assert cell["failures"] == 0
         assert cell["acceptance_rate"] > 0.5, cell  # the draft model is the target
+
+
+def test_a_trained_drafter_is_named_in_its_cells(checkpoint, tmp_path):
+    target = TargetView(load_model(str(checkpoint)))
+    head = HEADS["eagle3"](HEADS["eagle3"].configure(target), target)
+    head.share(target)
+    save_head(head, tmp_path)
+    names = ("trained:paced=false,min_score=0",)
+    figures = measured(checkpoint, draft_model=str(tmp_path), drafter=names, temperature=(0.0,), batch=(1,), rounds=1)
+    plain, trained = figures["cells"]
+    assert (plain["head"], trained["head"], trained["window"]) == ("eagle3", "eagle3", 256)
+    assert trained["parameters"] == head.num_parameters > 1000
+    assert trained["identical"], trained
+    assert trained["by_source"]["eagle3"]["drafted"] > 0
+    assert trained["by_position"]["1"]["drafted"] >= trained["by_position"]["2"]["drafted"]
+
+
+def test_the_table_of_trained_drafters_wants_one():
+    with pytest.raises(EvalError, match="with the folder of a trained drafter"):
+        measure(Options(only="trained"))
 
 
 def test_pieces_make_the_same_table(checkpoint):

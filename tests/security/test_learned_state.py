@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drafters.heads.folder import HEADS, save_head
 from drafters.learned import Learned, LearnedByOwner
 from drafters.machine_profile import MachineProfile
 from drafters.options import DRAFTERS, RULES
 from retrieval.types import DEFAULT_OWNER
 from service.engine.async_engine import AsyncEngine
+from service.engine.drafting.target import TargetView
+from service.engine.loading.checkpoint import prepare
 from service.engine.outputs import Generation
 from service.engine.params import DraftSources, SamplingParams
 
@@ -31,7 +34,8 @@ MORE = ["fusion:always=true", "goodput:inner=recycling", "recycling:ranks=4", "r
 HOW = dict.fromkeys(("rag", "cascade", "fusion"), ":context=32,chunk=16")  # shorter than the prompts
 HOW["self_speculation"] = ":every=1000000"  # its search goes by the clock
 SPECS = [*(name + HOW.get(name, "") for name in DRAFTERS), *MORE]
-FAST = list(SPECS)
+OF_A_HEAD = ["trained", "auto", "fusion:context=32,chunk=16"]
+FAST = [spec for spec in SPECS if spec != "trained"]
 SPECS += [f"multi_round:rule={rule}" for rule in RULES[1:]]
 _firsts = itertools.count(10_000, 10_000)
 
@@ -146,9 +150,27 @@ def test_bobs_guesses_fare_the_same_whether_alice_has_asked(worlds: dict[bool, A
     assert asked == unasked
 
 
+@pytest.fixture(scope="module")
+def worlds_of_a_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, AsyncEngine]]:
+    """The same where the draft model is a trained drafter."""
+    folder, target = tmp_path_factory.mktemp("head"), TargetView(prepare("llama", make_model()))
+    head = HEADS["eagle3"](HEADS["eagle3"].configure(target, window=16), target)
+    head.share(target)
+    save_head(head, folder)
+    with door_of(folder) as asked, door_of(folder) as unasked:
+        yield {True: asked, False: unasked}
+
+
+@pytest.mark.parametrize("spec", OF_A_HEAD)
+def test_a_trained_drafter_tells_bob_nothing(worlds_of_a_head: dict[bool, AsyncEngine], spec: str) -> None:
+    asked, unasked = compared(worlds_of_a_head, spec, 1, "bob")
+    assert asked == unasked
+    assert any(count["drafted"] for count in asked)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "trained"])
 def test_over_fifty_trials(worlds: dict[bool, AsyncEngine], spec: str, temperature: float) -> None:
     asked, unasked = compared(worlds, spec, 50, "bob", temperature=temperature)
     assert asked == unasked

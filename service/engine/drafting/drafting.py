@@ -68,6 +68,8 @@ class Drafting:
                 hint="Ask for a smaller budget.",
                 param="drafter",
             )
+        answered = request.reading is None and request.mixture is None
+        request.state_window = drafter.window if answered else 0
         request.draft_budget = 0 if options.name == "none" else options.budget
         state = RequestState(
             request_id=request.id,
@@ -93,11 +95,29 @@ class Drafting:
         )
 
     def propose(self, part: Slice, batch_size: int) -> None:
-        """Hang a tree below the pending token of a decoding slice that has room for one.
+        """Hang a tree below the pending token of a decoding slice that has room for one, and ask for the states that
+        the drafter reads.
 
         Raises:
             DrafterError: a drafter failed without which the declared distribution cannot be sampled.
         """
+        self._guess(part, batch_size)
+        window = 0 if part.fills else part.request.state_window  # what is copied shows no states
+        count = len(part.token_ids)
+        if window and (layers := self._requests[part.request.id].drafter.layers):
+            behind = part.request.num_pending - count  # tokens of the prompt that come after these
+            part.layers = layers
+            part.state_rows = part.num_rows if part.tree is not None else max(0, min(count, window - behind))
+
+    def read(self, part: Slice, path: Sequence[int], states: Tensor) -> None:
+        """Hand the drafter the states [state_rows, layers, d] of a slice's tokens and of the accepted nodes."""
+        drafted = self._requests[part.request.id]
+        count, skipped = len(part.token_ids), part.num_rows - len(states)
+        rows = [*range(skipped, count), *(count + node for node in path)]
+        kept = states[[row - skipped for row in rows]]
+        drafted.drafter.read(drafted.state, part.start + skipped, kept)
+
+    def _guess(self, part: Slice, batch_size: int) -> None:
         if not part.samples:
             return
         drafted = self._requests[part.request.id]

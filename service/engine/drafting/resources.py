@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from drafters.errors import DrafterError
+from drafters.heads.folder import is_head, load_head
+from drafters.heads.head import Head
 from drafters.resources import Resources
 from service.engine.block_manager import BlockManager
 from service.engine.config import EngineConfig
 from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SeparateDraftModel, SkippingModel
+from service.engine.drafting.target import TargetView
 from service.engine.loading.checkpoint import DTYPES, LoadedModel, load_model
 from service.engine.request import Request
 from service.engine.runner.model_runner import ModelRunner
+from service.engine.runner.packed_layers import pack_model
 from service.engine.scheduler import Scheduler
+from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
 
 
@@ -25,7 +31,8 @@ def draft_resources(
     requests: dict[str, Request],
     salt: str,
 ) -> Resources:
-    """The resources of one engine; a draft model is loaded here, with pages and a scheduler of its own.
+    """The resources of one engine; a draft model is loaded here, with pages and a scheduler of its own, or a trained
+    drafter.
 
     Raises:
         ModelError: the draft model cannot be loaded.
@@ -38,7 +45,9 @@ def draft_resources(
         # Other ranks would have to skip the same layers.
         skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
-    if config.draft_model is not None:
+    if config.draft_model is not None and is_head(config.draft_model):
+        resources.head = _trained(config.draft_model, loaded)
+    elif config.draft_model is not None:
         draft = load_model(config.draft_model, config.dtype, config.device, weights=loaded.weights)
         num_pages = lent.blocks.num_pages
         pool = KVPool(draft.kv_shape, num_pages, config.page_size, DTYPES[config.dtype], config.device)
@@ -53,6 +62,21 @@ def draft_resources(
         if not _same_vocabulary(loaded.tokenizer, draft.tokenizer):
             resources.draft_codec = _codec(draft.tokenizer)
     return resources
+
+
+def _trained(folder: str, loaded: LoadedModel) -> Head:
+    """The trained drafter of a folder, its weights kept in 16 bits where the model's are kept packed.
+
+    Raises:
+        ModelError: it is damaged, of a format that Folio does not know, or was made for another model.
+    """
+    try:
+        head = load_head(folder, TargetView(loaded)).to(loaded.device)
+    except DrafterError as error:
+        raise ModelError(f"{str(error)[0].upper()}{str(error)[1:]}.", param="draft_model") from error
+    if loaded.precision is not None and loaded.weights != "plain":
+        pack_model(head, "BF16", loaded.precision.rounded)
+    return head
 
 
 class _Codec:

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, Self
+from typing import Self
 
 import structlog
-import torch
 from torch import Tensor
 
 from drafters.tree import EMPTY, DraftTree
@@ -23,6 +22,7 @@ from service.engine.finish import FinishReason
 from service.engine.params import SamplingParams
 from service.engine.request import Priority, Reading, Request
 from service.engine.runner.fused_layers import pass_on
+from service.engine.runner.hidden_states import decoder_layers
 from service.engine.runner.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
 from service.engine.step import Slice
@@ -211,7 +211,7 @@ class SkippingModel:
         self._runner = runner
         self._requests = requests
         self.vocab_size = vocab_size
-        self._layers = _decoder_layers(runner.model)
+        self._layers = decoder_layers(runner.model)
         self.num_layers = len(self._layers)
 
     def attach(self, request_id: str) -> SkippingSession:
@@ -240,25 +240,23 @@ class SkippingSession:
 
     def extend(self, tokens: Sequence[int], parents: Sequence[int], skipped: frozenset[int]) -> Tensor:
         """Add nodes; node 0 is the request's pending token; their logits [len(tokens), V]."""
-        known = len(self._tree)
-        grown = DraftTree.of([*self._tree.tokens, *tokens], [*self._tree.parents, *parents])
-        request = self._request
+        known, request = len(self._tree), self._request
+        self._grow(tokens, parents)
         with self._model.skipping(skipped) as runner:
-            logits = runner.run_nodes(request.pages, request.num_computed, grown, known)
-        self._tree = grown
-        return logits
+            return runner.run_nodes(request.pages, request.num_computed, self._tree, known)
+
+    def shallow(self, tokens: Sequence[int], parents: Sequence[int], layers: int) -> Tensor:
+        """Add nodes, as ``extend``; what the first layers make of them, [len(tokens), d]."""
+        known, request = len(self._tree), self._request
+        self._grow(tokens, parents)
+        with self._model.skipping(frozenset(range(layers, self._model.num_layers))) as runner:
+            return runner.states_of_nodes(request.pages, request.num_computed, self._tree, known, layers)
+
+    def _grow(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
+        self._tree = DraftTree.of([*self._tree.tokens, *tokens], [*self._tree.parents, *parents])
 
     def rollback(self) -> None:
         self._tree = EMPTY
 
     def close(self) -> None:
         self.rollback()
-
-
-def _decoder_layers(model: Any) -> torch.nn.ModuleList:
-    """The decoder's layers: the module list as long as the model has layers."""
-    wanted = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
-            return module
-    raise ValueError(f"{type(model).__name__} keeps its layers in no module list of length {wanted}")

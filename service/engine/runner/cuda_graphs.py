@@ -84,7 +84,7 @@ def why_not(slices: Sequence[Slice], pool: KVPool) -> str | None:
     if pool.layout.num_groups > 1:
         return "head_groups"
     for part in slices:
-        if part.hidden_rows:  # a replay shows none
+        if part.hidden_rows or part.state_rows:  # a replay shows none
             return "hidden_states"
         if not part.samples or len(part.token_ids) != 1 or part.fills or part.all_logits:
             return "prefill"

@@ -10,7 +10,8 @@ the halves of a layer. Prompts of float32 weights are the modules', whose produc
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.activations import GELUTanh, SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from service.engine.runner.fused_norms import fused_norm
+from service.engine.runner.hidden_states import TAPS, Seen, hooked
 from service.engine.runner.packed_layers import PackedLinear
 from service.engine.runner.row_invariance import MAX_ROWS
 from sparse_attn.backend import paged_attention_forward
@@ -67,6 +69,7 @@ def fuse_layers(model: Any) -> bool:
         assert activation is not None  # `_is_known` looked
         layer.mlp.forward = functools.partial(_gated, layer.mlp, activation, type(layer.mlp).forward)
     body.forward = functools.partial(_forward, body, type(body).forward, decoder)
+    setattr(body, TAPS, [])
     return True
 
 
@@ -192,25 +195,49 @@ def _gated(mlp: Any, activation: str, plain: Callable[..., Tensor], x: Tensor) -
 
 
 def _forward(body: Any, plain: Callable[..., Any], decoder: Decoder, *args: Any, **kwargs: Any) -> Any:
+    taps: list[Seen] = getattr(body, TAPS)
     chosen = None if args else _chosen(body, decoder, kwargs)
     if chosen is None:
-        return plain(body, *args, **kwargs)
+        with ExitStack() as hooks:
+            for seen in taps:
+                hooks.enter_context(hooked(body.layers, seen))
+            return plain(body, *args, **kwargs)
     batch: AttnBatch = kwargs["attn"]
     x = body.embed_tokens(kwargs["input_ids"])
     angles = _angles(body, x, kwargs["position_ids"]) if decoder.rotary else []
-    if _attends_alike(batch):
+    alike = _attends_alike(batch)
+    if alike:
         batch.kernels.add(_kernels(batch.backend).name)
-        decoder.run(x[0], angles, batch, chosen)
-    else:
-        for i in chosen:
-            q, k, v = (part.transpose(0, 1)[None] for part in decoder.before(i, x[0], angles))
-            layer, module = decoder.layers[i], body.layers[i].self_attn
-            attended, _ = paged_attention_forward(
-                module, q, k, v, None, scaling=layer.scale, sliding_window=layer.window, softcap=layer.softcap,
-                attn=batch,
-            )  # fmt: skip
-            decoder.after(i, x[0], attended[0].contiguous())
+    for run, end in _runs(chosen, len(body.layers), taps):
+        if alike and run:
+            decoder.run(x[0], angles, batch, run)
+        elif run:
+            _layer_by_layer(body, decoder, x, angles, batch, run)
+        for seen in taps:
+            if end in seen.layers:
+                seen.states[end] = x[0].clone()
     return BaseModelOutputWithPast(last_hidden_state=body.norm(x))
+
+
+def _runs(chosen: list[int], count: int, taps: Sequence[Seen]) -> list[tuple[list[int], int]]:
+    """The chosen layers in runs, each with the number of the layer whose input it makes: those that are watched, and
+    the end."""
+    ends = sorted({count}.union(*(seen.layers for seen in taps)))
+    starts = [0, *ends[:-1]]
+    return [([i for i in chosen if start <= i < end], end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _layer_by_layer(
+    body: Any, decoder: Decoder, x: Tensor, angles: Angles, batch: AttnBatch, chosen: list[int]
+) -> None:
+    """Run layers over x [1, T, hidden] in place, each in two halves around its attention."""
+    for i in chosen:
+        q, k, v = (part.transpose(0, 1)[None] for part in decoder.before(i, x[0], angles))
+        layer, module = decoder.layers[i], body.layers[i].self_attn
+        attended, _ = paged_attention_forward(
+            module, q, k, v, None, scaling=layer.scale, sliding_window=layer.window, softcap=layer.softcap, attn=batch
+        )
+        decoder.after(i, x[0], attended[0].contiguous())
 
 
 def _angles(body: Any, x: Tensor, position_ids: Tensor) -> Angles:

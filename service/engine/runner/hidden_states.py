@@ -3,14 +3,16 @@ from them to the logits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from drafters.heads.head import LAST
 from service.errors import ModelError
 
 
@@ -21,15 +23,83 @@ def hidden_size(model: Any) -> int:
     return int(model.config.get_text_config().hidden_size)
 
 
+@dataclass
+class Seen:
+    """The states [rows, hidden_size] of the last forward, by the number of the layer; ``layers`` are those besides LAST
+    that are wanted."""
+
+    layers: frozenset[int] = frozenset()
+    states: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, layers: Sequence[int], rows: slice) -> Tensor:
+        """The states of some layers and rows, [rows, layers, hidden_size]."""
+        return torch.stack([self.states[layer][rows] for layer in layers], 1)
+
+
 @contextmanager
-def watched(model: Any) -> Iterator[list[Tensor]]:
-    """A list to which each forward meanwhile adds the last layer's output after its norm, [rows, hidden_size]."""
-    seen: list[Tensor] = []
-    hook = model.base_model.register_forward_hook(lambda _module, _inputs, out: seen.append(out.last_hidden_state[0]))
+def watched(model: Any, layers: Iterable[int] = ()) -> Iterator[Seen]:
+    """The states of each forward meanwhile: LAST, and those of ``layers``."""
+    body = model.base_model
+    seen = Seen(frozenset(layers) - {LAST})
+
+    def keep(_module: Any, _inputs: Any, out: Any) -> None:
+        seen.states[LAST] = out.last_hidden_state[0]
+
+    hook = body.register_forward_hook(keep)
     try:
-        yield seen
+        if not seen.layers:
+            yield seen
+        elif TAPS in vars(body):  # layers that run in one call
+            vars(body)[TAPS].append(seen)
+            try:
+                yield seen
+            finally:
+                vars(body)[TAPS].remove(seen)
+        else:
+            with hooked(decoder_layers(model), seen):
+                yield seen
     finally:
         hook.remove()
+
+
+TAPS = "folio_taps"
+"""The attribute of a body whose forward is Folio's own (`fused_layers`): who wants to see its layers' states."""
+
+
+@contextmanager
+def hooked(layers: Any, seen: Seen) -> Iterator[None]:
+    """Have the states that go into modules kept, and those that come out of the last."""
+
+    def entering(number: int) -> Any:
+        def keep(_module: Any, args: Any, kwargs: Any) -> None:
+            seen.states[number] = (args[0] if args else kwargs["hidden_states"])[0]
+
+        return keep
+
+    def leaving(_module: Any, _inputs: Any, out: Any) -> None:
+        seen.states[len(layers)] = (out if isinstance(out, Tensor) else out[0])[0]
+
+    hooks = [
+        layers[number].register_forward_pre_hook(entering(number), with_kwargs=True)
+        for number in seen.layers
+        if number < len(layers)
+    ]
+    if len(layers) in seen.layers:
+        hooks.append(layers[-1].register_forward_hook(leaving))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
+    """The decoder's layers: the module list as long as the model has layers."""
+    wanted = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
+            return module
+    raise ValueError(f"{type(model).__name__} keeps its layers in no module list of length {wanted}")
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:

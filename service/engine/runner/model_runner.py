@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drafters.heads.head import LAST
 from drafters.tree import DraftTree
 from service.engine.block_manager import GONE, Place
 from service.engine.outputs import TokenLogprobs
@@ -40,6 +41,7 @@ class Forward:
         first_row: per slice, where its rows begin in ``logits``; -1 for a slice that does not sample.
         kernels: names of the attention kernels that served it.
         hidden: by request id, the hidden states [hidden_rows, d] of the last rows of the slices that ask for them.
+        states: by request id, those [state_rows, layers, d] of the layers that slices ask for.
         scores: by request id, the log-probabilities of the tokens that slices name as their targets.
     """
 
@@ -48,6 +50,7 @@ class Forward:
     kernels: set[str]
     hidden: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -75,14 +78,23 @@ class ModelRunner:
             first_row = [every_first[i] for i in last]
             decoded = takewhile(lambda part: part.samples and len(part.token_ids) == 1, slices)
             with leading(sum(part.num_rows for part in decoded)):
-                if not any(part.hidden_rows for part in slices):
+                if not any(part.hidden_rows or part.state_rows for part in slices):
                     return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
-                with watched(self.model) as seen:
+                with watched(self.model, {layer for part in slices for layer in part.layers}) as seen:
                     logits = self._forward(batch, token_ids, wanted)
-            found = _of_slices(seen[0], slices)
-            scores = {part.request.id: self._scores(part, hidden) for part, hidden in found if part.targets}
-        hidden = {part.request.id: own for part, own in found}
-        return Forward(logits, first_row, batch.kernels, hidden, scores)
+            ends = list(zip(slices, accumulate(part.num_rows for part in slices), strict=True))
+            hidden = {
+                part.request.id: seen.states[LAST][end - part.hidden_rows : end]
+                for part, end in ends
+                if part.hidden_rows
+            }
+            scores = {part.request.id: self._scores(part, hidden[part.request.id]) for part in slices if part.targets}
+            states = {
+                part.request.id: seen.of(part.layers, slice(end - part.state_rows, end))
+                for part, end in ends
+                if part.state_rows
+            }
+        return Forward(logits, first_row, batch.kernels, hidden, scores, states)
 
     def figures(self) -> dict[str, Any]:
         """How the forwards ran, for the statistics of the engine."""
@@ -105,9 +117,25 @@ class ModelRunner:
         Returns:
             Logits [len(tree) - known, V].
         """
+        batch, token_ids = self._grown(pages, length, tree, known)
+        with self._on_its_device():
+            return self._forward(batch, token_ids, list(range(len(token_ids))))
+
+    @torch.inference_mode()
+    def states_of_nodes(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int, layer: int) -> Tensor:
+        """As ``run_nodes``, without the logits: what goes into a layer, [len(tree) - known, d]."""
+        batch, token_ids = self._grown(pages, length, tree, known)
+        with self._on_its_device(), watched(self.model, [layer]) as seen:
+            positions = batch.positions[None]
+            body: Any = self.model.base_model
+            body(input_ids=token_ids[None], position_ids=positions, use_cache=False, attn=batch)
+        return seen.states[layer]
+
+    def _grown(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int) -> tuple[AttnBatch, Tensor]:
+        """The batch and the token ids of the nodes ``known:``."""
         if known and tree.ancestor_mask[1 + known :, 1 : 1 + known].all():
             # one chain that all go on from: no different from tokens
-            return self.run_nodes(pages, length + known, _below(tree, known), 0)
+            return self._grown(pages, length + known, _below(tree, known), 0)
         device, count = self.pool.device, len(tree) - known
         place = to_device(torch.from_numpy(length - 1 + tree.depths[1:]), device)
         every = np.arange(length, length + len(tree))
@@ -123,9 +151,7 @@ class ModelRunner:
             earlier=EarlierNodes([own[:known] for own in slots], place[:known], mask[:, :known]) if known else None,
             backend=self.backend,
         )
-        token_ids = to_device(torch.from_numpy(tree.tokens[known:]), device)
-        with self._on_its_device():
-            return self._forward(batch, token_ids, list(range(count)))
+        return batch, to_device(torch.from_numpy(tree.tokens[known:]), device)
 
     @torch.inference_mode()
     def keep_nodes(self, pages: Sequence[Place], length: int, path: Sequence[int]) -> None:
@@ -239,7 +265,7 @@ class ModelRunner:
         if trees and self.pool.device.type == "cuda":  # there masks are packed for all rows
             return None
         sampled = [0 if not p.samples else p.num_rows - (0 if p.all_logits else len(p.token_ids) - 1) for p in slices]
-        counts = [max(n, p.hidden_rows) for n, p in zip(sampled, slices, strict=True)]
+        counts = [max(n, p.hidden_rows, p.state_rows) for n, p in zip(sampled, slices, strict=True)]
         return None if all(n == p.num_rows for n, p in zip(counts, slices, strict=True)) else counts
 
     def _table(self, sequences: Sequence[Sequence[Place]], group: int) -> Tensor:
@@ -256,14 +282,6 @@ class ModelRunner:
         first = int(order.min()) // size if order.size else 0
         table = np.array([place[group] for place in pages[first:]], dtype=np.int64)
         return to_device(torch.from_numpy(table[order // size - first] * size + order % size), self.pool.device)
-
-
-def _of_slices(hidden: Tensor, slices: Sequence[Slice]) -> list[tuple[Slice, Tensor]]:
-    """The slices that ask for hidden states and theirs, of those of all rows [T, d]."""
-    ends = accumulate(part.num_rows for part in slices)
-    return [
-        (part, hidden[end - part.hidden_rows : end]) for end, part in zip(ends, slices, strict=True) if part.hidden_rows
-    ]
 
 
 def _on_device(masks: Sequence[np.ndarray | None], device: torch.device) -> Sequence[Tensor | None] | None:

@@ -1,0 +1,109 @@
+"""The context of heads whose guesses attend to one another: KV of the pairs in the window, and of the tree's nodes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from drafters.heads.head import Context, Head, Shallow
+from drafters.heads.layers import causal
+from drafters.heads.rows import depths_below
+
+KV = tuple[Tensor, Tensor]
+"""Keys and values of some rows in one layer, each [n, kv_heads, size]."""
+
+
+class GrowingHead(Head):
+    """A head that makes a state of its own for each pair or node, of which the guess below it is made."""
+
+    bounded = False
+
+    @abstractmethod
+    def features(self, states: Tensor) -> Tensor:
+        """What it takes of the target's states [..., layers, hidden]: [..., hidden]."""
+
+    @abstractmethod
+    def run(
+        self, features: Tensor, tokens: Tensor, positions: Tensor, before: Sequence[KV], mask: Tensor
+    ) -> tuple[Tensor, list[KV]]:
+        """Its own states [n, hidden] of n rows, and their KV in each layer.
+
+        features [n, hidden] are the target's or, below a guess, its own; tokens int64 [n] come after them; `before` has
+        the KV of earlier rows in each layer, and mask bool [n, earlier + n] says what a row sees.
+        """
+
+    @abstractmethod
+    def logits(self, own: Tensor) -> Tensor:
+        """[n, draft vocabulary] of its own states [n, hidden]."""
+
+    def begin(self, shallow: Shallow | None = None) -> Context:
+        return GrowingContext(self)
+
+
+class GrowingContext(Context):
+    """KV of the last `window` pairs; a node is a pair whose state is the head's own."""
+
+    def __init__(self, head: GrowingHead) -> None:
+        self._head = head
+        self._window = head.config.window
+        self._pairs: list[KV] = []
+        self._nodes: list[KV] = []
+        self._last = 0  # place of the last pair
+        self._root = torch.empty(0)  # the head's own state there
+        self._own = torch.empty(0)  # of the nodes
+        self._parents: list[int] = []
+        self._depths: list[int] = []
+
+    def follow(self, states: Tensor, tokens: Tensor, first: int) -> Tensor:
+        cut = max(0, len(tokens) - self._window)
+        states, tokens, first = states[cut:], tokens[cut:], first + cut
+        count, device = len(tokens), states.device
+        behind = len(self._pairs[0][0]) if self._pairs else 0
+        positions = torch.arange(first, first + count, device=device)
+        mask = causal(count, behind, self._window, device)
+        own, new = self._head.run(self._head.features(states), tokens, positions, self._pairs, mask)
+        self._pairs = [
+            (k[-self._window :], v[-self._window :]) for k, v in (_joined(self._pairs, new) if behind else new)
+        ]
+        self._last, self._root = first + count - 1, own[-1:]
+        self.drop()
+        return self._head.logits(self._root)
+
+    def drop(self) -> None:
+        self._nodes, self._own, self._parents, self._depths = [], self._root[:0], [], []
+
+    def expand(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        features = torch.cat([self._root if parent < 0 else self._own[parent : parent + 1] for parent in parents])
+        return self.expand_from(features, tokens, parents)
+
+    def expand_from(self, features: Tensor, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """`expand` with other features [n, hidden] than the head's own states."""
+        known, device = len(self._parents), tokens.device
+        self._depths += depths_below(parents, self._depths)
+        self._parents += parents
+        positions = torch.tensor(self._depths[known:], device=device) + self._last
+        before = _joined(self._pairs, self._nodes) if self._nodes else self._pairs
+        own, new = self._head.run(features, tokens, positions, before, self._mask(known, device))
+        self._nodes = _joined(self._nodes, new) if self._nodes else new
+        self._own = torch.cat((self._own, own))
+        return self._head.logits(own)
+
+    def _mask(self, known: int, device: torch.device) -> Tensor:
+        """What the nodes `known:` see: all pairs, their ancestors and themselves."""
+        pairs, count = len(self._pairs[0][0]), len(self._parents)
+        seen = torch.zeros(count - known, pairs + count, dtype=torch.bool)
+        seen[:, :pairs] = True
+        for row in range(known, count):
+            node = row
+            while node >= 0:
+                seen[row - known, pairs + node] = True
+                node = self._parents[node]
+        return seen.to(device)
+
+
+def _joined(some: Sequence[KV], more: Sequence[KV]) -> list[KV]:
+    """In each layer, the rows of both."""
+    return [(torch.cat((a, c)), torch.cat((b, d))) for (a, b), (c, d) in zip(some, more, strict=True)]

@@ -1,0 +1,65 @@
+"""Medusa-1 (arXiv 2401.10774): guesses that do not know of one another, each from the target's last state.
+
+Head k is a residual block over the state that the target's own logits are made of. The paper gives every head an output
+matrix of its own, which begins as the target's; here all keep the target's, so that a head is a small matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drafters.heads.head import LAST, Context, Guess, Head, HeadConfig, Shallow, described, member
+from drafters.heads.rows import RowsContext
+from drafters.protocols import Target
+
+
+class ResidualBlock(nn.Module):
+    """x + SiLU(W x + b); W begins as nothing, so that the block begins as the identity."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.silu(self.linear(x))
+
+
+@member
+class Medusa(Head):
+    """Heads 1 to `depth`, each of `blocks` residual blocks."""
+
+    name = "medusa"
+    costly = False
+
+    def __init__(self, config: HeadConfig, target: Target) -> None:
+        super().__init__(config, target)
+        blocks = config.options["blocks"]
+        self.heads: Any = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(self.hidden_size) for _ in range(blocks))) for _ in range(config.depth)
+        )
+
+    @classmethod
+    def configure(cls, target: Target, depth: int = 4, blocks: int = 1, **options: Any) -> HeadConfig:
+        return HeadConfig(
+            cls.name, (LAST,), depth, window=1, options={"blocks": blocks}, target=described(target), **options
+        )
+
+    def guesses(self, states: Tensor, tokens: Tensor, generator: torch.Generator) -> Iterator[Guess]:
+        last = states[:, :, 0]
+        for k, head in enumerate(self.heads, 1):
+            at = torch.arange(tokens.shape[1] - k)
+            yield Guess(self.lm_head(head(last[:, at])), at)
+
+    def begin(self, shallow: Shallow | None = None) -> Context:
+        return RowsContext(self._rows)
+
+    def _rows(self, states: Tensor, tokens: Tensor, first: int) -> Tensor:
+        last = states[-1:, 0]
+        return self.lm_head(torch.cat([head(last) for head in self.heads]))  # type: ignore[no-any-return]

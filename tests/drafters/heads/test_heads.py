@@ -1,0 +1,161 @@
+"""The family of trained drafters: what is guessed while serving is what was trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drafters.errors import DrafterError
+from drafters.heads.folder import HEADS, load_head, save_head
+from drafters.heads.head import HeadConfig
+
+
+def begun(head, target, text):
+    """A context that goes on behind `text`, the root included, once it was told of it."""
+    nodes: list[list[int]] = []
+
+    def shallow(tokens, parents):
+        if parents[0] < 0:
+            nodes.clear()
+        for token, parent in zip(tokens.tolist(), parents, strict=True):
+            nodes.append([*(text[:-1] if parent < 0 else nodes[parent]), token])
+        return torch.cat([target.states(path, [head.exit])[-1] for path in nodes[-len(parents) :]])
+
+    return head.begin(shallow)
+
+
+TEXT = [3, 7, 1, 4, 4, 9, 2, 6, 5, 3, 8, 1, 10, 2, 7, 5, 6, 1, 9, 3]
+WINDOWED = [name for name in HEADS if name not in ("medusa", "hydra")]
+
+
+def trained_on(head, target, tokens):
+    """The logits of each guess at training, [guess][pair]."""
+    states = target.states(tokens, head.config.reads)[None]
+    random = torch.Generator().manual_seed(0)
+    found = []
+    with torch.no_grad():
+        for guess in head.guesses(states, torch.tensor([tokens]), random):
+            found.append({int(i): row for i, row in zip(guess.at, guess.logits[0], strict=True)})
+    return found
+
+
+@pytest.mark.parametrize("pieces", [[20], [5, 1, 3, 11]], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_serving_guesses_what_was_trained(lab, name, pieces):
+    """Behind each part of the text: the first guess, then along the text that follows, which is a chain of nodes."""
+    target, head = lab.Target(12), lab.head(name)
+    wanted = trained_on(head, target, TEXT + TEXT)
+    states = target.states(TEXT + TEXT, head.config.reads)
+    text, first = [], 0
+    context = begun(head, target, text)
+    for count in pieces:
+        text[:] = (TEXT + TEXT)[: first + count + 1]
+        after = torch.tensor((TEXT + TEXT)[first + 1 : first + count + 1])
+        with torch.no_grad():
+            rows = [context.follow(states[first : first + count], after, first)]
+            for k in range(1, head.config.depth):
+                token = (TEXT + TEXT)[first + count + k]
+                rows.append(context.expand(torch.tensor([token]), [k - 2]))
+        pair = first + count - 1
+        seen = 0
+        for guess, row in zip(wanted, rows, strict=True):
+            if pair in guess:  # blocks are drawn
+                torch.testing.assert_close(row[0], guess[pair], atol=1e-5, rtol=1e-4)
+                seen += 1
+        assert seen == len(rows) or name == "dflash"
+        first += count
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_branch_knows_nothing_of_the_others(lab, name):
+    target, head = lab.Target(12), lab.head(name)
+    states, after = target.states(TEXT, head.config.reads), torch.tensor([*TEXT[1:], 5])
+
+    def below(*calls):
+        context = begun(head, target, [*TEXT, 5])
+        with torch.no_grad():
+            context.follow(states, after, 0)
+            return torch.cat([context.expand(torch.tensor(tokens), parents) for tokens, parents in calls])
+
+    alone = below(([4], [-1]), ([6], [0]))[-1]
+    among = below(([9, 4], [-1, -1]), ([2, 6, 1], [0, 1, 0]))
+    torch.testing.assert_close(among[3], alone, atol=1e-5, rtol=1e-4)
+    if name in ("hydra", "eagle", "eagle3", "kangaroo"):
+        assert not torch.allclose(among[0], among[1])
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_only_the_window_is_looked_at(lab, name):
+    """What lies before it changes nothing; what lies in it does."""
+    target, head = lab.Target(12), lab.head(name, window=6)
+
+    def last(changed: int) -> torch.Tensor:
+        states = target.states(TEXT, head.config.reads)
+        states[changed] += 1
+        context = begun(head, target, TEXT[:19])
+        with torch.no_grad():
+            for first in (0, 9):
+                rows = context.follow(states[first : first + 9], torch.tensor(TEXT[first + 1 : first + 10]), first)
+        return rows
+
+    untouched = last(19)  # behind the pairs that are read
+    assert torch.allclose(last(11), untouched, atol=1e-5)
+    assert not torch.allclose(last(13), untouched, atol=1e-4)
+
+
+@pytest.mark.parametrize("draft_vocab", [0, 7])
+@pytest.mark.parametrize("name", HEADS)
+def test_what_is_written_is_read(lab, tmp_path, name, draft_vocab):
+    target, head = lab.Target(12), lab.head(name, draft_vocab=draft_vocab)
+    save_head(head, tmp_path)
+    again = load_head(tmp_path, target)
+    assert again.config.as_dict() == head.config.as_dict()
+    assert (again.vocabulary == head.vocabulary).all()
+    states, after = target.states(TEXT[:6], head.config.reads), torch.tensor(TEXT[1:7])
+    with torch.no_grad():
+        one, other = (begun(h, target, TEXT[:7]).follow(states, after, 0) for h in (head, again))
+    assert (one - other).abs().max() < 0.05 * one.abs().max()  # half precision
+    assert "lm_head.weight" not in again.own_state()
+
+
+def test_a_head_of_another_target_is_refused(lab, tmp_path):
+    save_head(lab.head("eagle3"), tmp_path)
+    for other, said in (
+        (lab.Target(13), "12 token ids, this one has 13"),
+        (lab.Target(12, seed=5), "made for tiny, whose weights are others"),
+    ):
+        with pytest.raises(DrafterError, match=said):
+            load_head(tmp_path, other)
+
+
+def test_damage_is_told(lab, tmp_path):
+    target = lab.Target(12)
+    with pytest.raises(DrafterError, match=r"needs a config\.json"):
+        load_head(tmp_path, target)
+    save_head(lab.head("medusa"), tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"format": 1', '"format": 2'))
+    with pytest.raises(DrafterError, match="newer format"):
+        load_head(tmp_path, target)
+    (tmp_path / "config.json").write_text(config.replace('"depth": 4', '"depth": 5'))
+    with pytest.raises(DrafterError, match=r"lacks heads\.4"):
+        load_head(tmp_path, target)
+    (tmp_path / "config.json").write_text(config.replace('"medusa"', '"mamba"'))
+    with pytest.raises(DrafterError, match="no trained drafter of the kind 'mamba'"):
+        load_head(tmp_path, target)
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DrafterError, match="cannot be read"):
+        load_head(tmp_path, target)
+
+
+def test_a_layer_that_the_target_lacks_is_refused(lab):
+    with pytest.raises(DrafterError, match="reads layer 5, and the target has 4"):
+        lab.head("eagle3", reads=(1, 5))
+
+
+def test_the_description_is_whole(lab):
+    described = lab.head("eagle3").config.as_dict()
+    assert HeadConfig.of(described).as_dict() == described
+    with pytest.raises(DrafterError, match="no description"):
+        HeadConfig.of({"name": "eagle3", "reads": [1]})

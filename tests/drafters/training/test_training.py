@@ -1,0 +1,206 @@
+"""From texts to a drafter that guesses: data, states on disk, training that can be stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from drafters.errors import DrafterError
+from drafters.heads.folder import HEADS, load_head
+from drafters.heads.head import LAST
+from drafters.training import states as kept
+from drafters.training.data import pieces
+from drafters.training.run import Material, train
+from drafters.training.states import Drawn, StatesFolder
+from drafters.training.trainer import Recipe, Trainer
+
+PERIOD = [3, 7, 1, 4, 9, 2, 6, 5]
+
+
+@pytest.fixture
+def teacher(lab):
+    class Teacher(lab.Target):
+        """A target that goes on counting through a period of eight tokens, whatever it is asked."""
+
+        reads = 0
+
+        def encode(self, text):
+            return [PERIOD[i % 8] for i in range(len(text.split()))]
+
+        def decode(self, ids):
+            return " ".join(map(str, ids))
+
+        def ask(self, text):
+            return [0, *self.encode(text)]
+
+        def answers(self, prompts, max_tokens, temperature, seed):
+            return [[self.after(prompt[-1], i) for i in range(max_tokens)] for prompt in prompts]
+
+        def after(self, token, i):
+            at = PERIOD.index(token) if token in PERIOD else 0
+            return PERIOD[(at + 1 + i) % 8]
+
+        def states(self, token_ids, layers):
+            type(self).reads += 1
+            found = super().states(token_ids, layers)
+            choices = torch.tensor([self.after(token, 0) for token in token_ids])
+            for place, layer in enumerate(layers):
+                if layer == LAST:  # of which the output matrix makes the choices
+                    found[:, place] = self._out[choices]
+            return found, choices
+
+    return Teacher(12)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "text.txt").write_text("word " * 4000)
+    (folder / "asked.jsonl").write_text('{"prompt": "what is this"}\n{"turns": ["and this", "then"]}\n')
+    return folder
+
+
+DRAWN = Drawn(length=64)
+
+
+def trained(name, teacher, corpus, tmp_path, **changes):
+    lines = []
+    recipe = Recipe(**{"steps": 60, "batch": 4, "length": 48, "learning_rate": 1e-2, "warm_up": 5, **changes})
+    material = Material((corpus,), 3000, 0.5, DRAWN)
+    figures = train(
+        name,
+        teacher,
+        material,
+        recipe,
+        tmp_path / "out",
+        tmp_path / "states",
+        lines.append,
+        {"draft_vocab": 8, "depth": 3},
+    )
+    return figures, lines
+
+
+def test_pieces_are_texts_and_prompts_in_the_shares_asked_for(teacher, corpus):
+    made = pieces([corpus], teacher, 3000, 64, 0.5, seed=0)
+    asked = [piece for piece in made if piece.asks]
+    assert 20 <= len(asked) <= 26
+    assert sum(len(piece.token_ids) for piece in made if not piece.asks) == pytest.approx(1500, abs=64)
+    assert max(len(piece.token_ids) for piece in asked) <= 32
+    assert made == pieces([corpus], teacher, 3000, 64, 0.5, seed=0)
+    assert made != pieces([corpus], teacher, 3000, 64, 0.5, seed=1)
+
+
+def test_nothing_to_learn_from_is_told(teacher, tmp_path):
+    with pytest.raises(DrafterError, match="there is no"):
+        pieces([tmp_path / "absent"], teacher, 1000, 64, 0.5, 0)
+    (tmp_path / "short.txt").write_text("a few words")
+    with pytest.raises(DrafterError, match="nothing to learn from"):
+        pieces([tmp_path], teacher, 1000, 64, 0.5, 0)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n[]\n')
+    with pytest.raises(DrafterError, match=r"line 2 of .*bad\.jsonl"):
+        pieces([tmp_path], teacher, 1000, 64, 0.5, 0)
+
+
+def test_the_target_runs_once(teacher, corpus, tmp_path):
+    made = pieces([corpus], teacher, 1000, 64, 0.5, 0)
+    store = StatesFolder(tmp_path, teacher)
+    store.of(made[:3], (1,), DRAWN, lambda there, of: None)
+    first = type(teacher).reads
+    assert first == 3
+    whole = store.of(made, (1,), DRAWN, lambda there, of: None)
+    assert type(teacher).reads == len(set(whole.files))
+    store.of(made, (), DRAWN, lambda there, of: None)  # what is there has more layers than are wanted
+    assert type(teacher).reads == len(set(whole.files))
+    store.of(made[:2], (2,), DRAWN, lambda there, of: None)  # another layer
+    assert type(teacher).reads == len(set(whole.files)) + 2
+    tokens, choices, found = kept.read(whole.files[3], (1,))
+    assert found.shape == (len(tokens), 1, 16)
+    expected = teacher.states(tokens.tolist(), (1,))
+    torch.testing.assert_close(found, expected[0], atol=1e-3, rtol=1e-3)
+    assert (choices == expected[1]).all()
+
+
+def test_a_damaged_file_is_made_anew_and_a_full_disk_is_told(teacher, corpus, tmp_path, monkeypatch):
+    made = pieces([corpus], teacher, 400, 64, 0.0, 0)
+    store = StatesFolder(tmp_path, teacher)
+    whole = store.of(made, (1,), DRAWN, lambda there, of: None)
+    whole.files[0].write_bytes(b"cut off")
+    assert store.of(made, (1,), DRAWN, lambda there, of: None).tokens == whole.tokens
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    whole.files[0].unlink()
+    monkeypatch.setattr(kept, "save_file", full)
+    with pytest.raises(DrafterError, match=r"No space left on device; free some room"):
+        store.of(made, (1,), DRAWN, lambda there, of: None)
+    assert not list(store.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_member_learns(name, teacher, corpus, tmp_path):
+    figures, lines = trained(name, teacher, corpus, tmp_path)
+    least = 0.7 if name == "medusa" else 0.95  # which knows neither the root nor its guesses
+    assert figures["held_out"][0] > least > figures["held_out_before"][0]
+    assert figures["held_out_length"] > 1 + 2.5 * least
+    assert lines[-1].startswith("step 60")
+    head = load_head(tmp_path / "out", teacher)
+    assert head.name == name
+    assert set(head.vocabulary.tolist()) == set(PERIOD)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"# {name} for tiny" in card
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["steps"] == 60
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(teacher, corpus, tmp_path, monkeypatch):
+    through, _ = trained("eagle3", teacher, corpus, tmp_path / "a", steps=12)
+    step, done = Trainer._step, 0
+
+    def stops(self, share):
+        nonlocal done
+        done += 1
+        if done == 8:
+            self._save()
+            raise KeyboardInterrupt
+        return step(self, share)
+
+    monkeypatch.setattr(Trainer, "_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        trained("eagle3", teacher, corpus, tmp_path / "b", steps=12)
+    assert not (tmp_path / "b" / "out" / "model.safetensors").is_file()
+    again, _ = trained("eagle3", teacher, corpus, tmp_path / "b", steps=12)
+    assert done == 8 + 5
+    assert again["held_out"] == through["held_out"]
+    one, other = ((tmp_path / part / "out" / "model.safetensors").read_bytes() for part in "ab")
+    assert one == other
+
+
+def test_other_options_do_not_take_up_a_training(teacher, corpus, tmp_path):
+    trained("medusa", teacher, corpus, tmp_path, steps=3)
+    with pytest.raises(DrafterError, match="other options"):
+        trained("medusa", teacher, corpus, tmp_path, steps=3, learning_rate=1e-3)
+    checkpoint = tmp_path / "out" / "training.pt"
+    checkpoint.write_bytes(b"damaged")
+    with pytest.raises(DrafterError, match="damaged"):
+        trained("medusa", teacher, corpus, tmp_path, steps=3)
+
+
+def test_bad_wishes_are_refused(teacher, corpus, tmp_path):
+    with pytest.raises(DrafterError, match="no trained drafter 'mamba'; there are dflash"):
+        trained("mamba", teacher, corpus, tmp_path)
+    with pytest.raises(DrafterError, match="steps or minutes"):
+        trained("medusa", teacher, corpus, tmp_path, steps=0)
+    with pytest.raises(DrafterError, match="no such option"):
+        train(
+            "medusa",
+            teacher,
+            Material((corpus,), 400, 0.5, DRAWN),
+            Recipe(steps=1),
+            tmp_path / "out",
+            tmp_path / "states",
+            print,
+            {"blobs": 3},
+        )
