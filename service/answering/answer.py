@@ -198,9 +198,9 @@ class Answerer:
         try:
             async with aclosing(writer.outputs()) as outputs:
                 async for output in outputs:
-                    message = written.add(output)
-                    if message is not None:
-                        yield message
+                    said = written.add(output)
+                    if said is not None:
+                        yield said
                     if evidence.mode not in STEPWISE:  # what it reads changes under way
                         for event in _citations(attribution.feed(written.shown), evidence):
                             yield event

@@ -75,7 +75,7 @@ def _trained(folder: str, loaded: LoadedModel) -> Head:
     except DrafterError as error:
         raise ModelError(f"{str(error)[0].upper()}{str(error)[1:]}.", param="draft_model") from error
     if loaded.precision is not None and loaded.weights != "plain":
-        pack_model(head, "BF16", loaded.precision.rounded)
+        pack_model(head, "BF16", loaded.precision.products)
     return head
 
 
