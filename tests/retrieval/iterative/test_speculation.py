@@ -89,15 +89,15 @@ def query_text(tokens: Sequence[int]) -> str:
 
 
 class Asking(Text):
-    """As mode flare: strides of any length, each with a query of its own, which depends on the chunk as well."""
+    """As mode flare: strides of any length, each with a query of its own, which depends on the chunk as they do not."""
 
     async def write(self, chunk: int, strides: Sequence[Stride]) -> Stride:
-        stride = await super().write(chunk, strides)
-        digest = hashlib.blake2b(f"{self.seed} {chunk} {stride.tokens}".encode(), digest_size=8).digest()
-        kept = stride.tokens[: 1 + digest[0] % K]
-        cut = len(kept) < len(stride.tokens)
-        asked = query_text([digest[1] % self.drift if digest[2] % 2 else digest[1] % WORDS])
-        return replace(stride, tokens=kept, query=asked, finish=None if cut else stride.finish)
+        stride = replace(await super().write(chunk % 3, strides), chunk=chunk)
+        length, *_ = hashlib.blake2b(f"{self.seed} {stride.tokens}".encode(), digest_size=8).digest()
+        asked = hashlib.blake2b(f"{chunk} {stride.tokens}".encode(), digest_size=8).digest()
+        kept = stride.tokens[: 1 + length % K]
+        query = query_text([asked[1] % self.drift if asked[2] % 2 else asked[1] % WORDS])
+        return replace(stride, tokens=kept, query=query, finish=None if kept != stride.tokens else stride.finish)
 
 
 class Anew(Text):
