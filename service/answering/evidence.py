@@ -231,7 +231,8 @@ class EvidenceFinder:
         asked, prompt = fitted(asked, build, room)
         if len(hits) < len(found.hits):
             reason += f"; {len(hits)} of {len(found.hits)} passages fit"
-        refusal = self._refusal(question, [one for one in judged if one.hit < len(hits)])
+        fits = len(prompt.ids) <= room  # else that is what is wrong
+        refusal = self._refusal(question, [one for one in judged if one.hit < len(hits)]) if fits else None
         if refusal is not None:
             reason = f"{reason}; {refusal}"
         return Evidence(
