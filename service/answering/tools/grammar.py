@@ -36,12 +36,13 @@ def calls_constraint(
         several: more than one call is allowed, where the model writes more than one.
         answer: the JSON schema of an answer without calls; None for any text.
     """
-    rules = [_call(written, tools), r"END: /\n?/"]
+    rules = [_call(written, tools)]
     rules += [f"args_{at}: %json {json.dumps(tool.arguments_schema() | _LAYOUT)}" for at, tool in enumerate(tools)]
     more = ""
     if several and written.between is not None:
         more = f" ({_words(written.between, tokens)} call){{0,{MOST_CALLS - 1}}}"
-    tail = f"call{more} {_words(written.closing, tokens)} END"
+    ends = [_words(end, tokens) for end in (written.closing, f"{written.closing}\n")]
+    tail = f"call{more} ({' | '.join(filter(None, ends))}){'' if ends[0] else '?'}"
     opening = _words(written.opening, tokens)
     if required:
         rules.append(f"start: {opening} {tail}")

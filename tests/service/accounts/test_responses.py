@@ -92,5 +92,5 @@ def test_a_conversation_has_its_limits(store: ResponseStore, monkeypatch: pytest
 def test_what_is_kept_of_one_is_bounded(store: ResponseStore) -> None:
     store.check(body("r1"), [{"asked": "x" * 1000}])
     for large in ((body("x" * module.LARGEST), []), (body("r1"), [{"asked": "x" * module.LARGEST}])):
-        with pytest.raises(InvalidRequest, match="store: false"):
+        with pytest.raises(InvalidRequest, match="bytes, over"):
             store.check(*large)
