@@ -206,7 +206,7 @@ def _run_section(
 
 
 def _failed(section: Any) -> bool:
-    return isinstance(section, dict) and "error" in section
+    return isinstance(section, dict) and ("error" in section or bool(section.get("failed")))
 
 
 @contextmanager
@@ -264,7 +264,7 @@ def run_tests(interpreted: bool) -> dict[str, Any]:
         raise EvalError("The kernel tests lie in the source tree; run gpu_check there.")
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "FOLIO_KERNEL_TUNING": "0"}
     began = time.monotonic()
-    alone = ["-p", "no:cacheprovider", "--noconftest"]  # the suite's own needs more than such a machine has
+    alone = ["-p", "no:cacheprovider", "--confcutdir", "tests/sparse_attn"]  # the suite's own needs more than is there
     arguments = [sys.executable, "-m", "pytest", "-q", *alone, "-m", "not slow", *KERNEL_TESTS]
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     counts: dict[str, Any] = {word: _count(done.stdout, word) for word in ("passed", "failed", "skipped")}
@@ -288,8 +288,6 @@ def verdict(figures: Figures) -> bool:
         typer.echo(f"skipped: {words}", err=True)
     wrong = [name for name, section in figures.items() if _failed(section)]
     wrong += [row["case"] for row in _rows(figures.get("correct")) if not row["right"]]
-    if figures.get("tests", {}).get("failed"):
-        wrong.append("tests")
     for name in wrong:
         typer.echo(f"wrong: {name}", err=True)
     return not wrong

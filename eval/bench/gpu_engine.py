@@ -152,10 +152,13 @@ def decode_steps(loaded: LoadedModel, length: int, batch: int, bytes_per_s: floa
         request = Request(f"r{n}", [5], SamplingParams())
         request.pages = [(page,) for page in range(n * each, (n + 1) * each)]
         slices.append(Slice(request, length, [5], samples=True))
+    if not runner.steps:
+        return [{"model": loaded.name, "length": length, "batch": batch, "refused": runner.graphs.refused}]
     _choose(runner, slices)
     [(_, replay)] = runner.steps.values()
     rounds = 10 if parameter.is_cuda else 1
-    times = time_in_turn({"replay": replay, "host": partial(_choose, runner, slices)}, rounds)
+    with torch.inference_mode():
+        times = time_in_turn({"replay": replay, "host": partial(_choose, runner, slices)}, rounds)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     row: Row = {
         "model": loaded.name,
