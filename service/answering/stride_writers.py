@@ -41,8 +41,8 @@ SEED_STEP = 0x9E3779B97F4A7C15
 """keys the noise of each stride apart: positions repeat where a shorter passage follows a longer one"""
 _QUERY_TOKENS = {"iterative": 32, "flare": 64, "iter-retgen": 192}
 _LONGEST_SENTENCE = 64
-_LINE = re.compile(r"\w.*\n\s*$|[。！？]$", re.DOTALL)
-_STOP = re.compile(r"\w.*[.!?][\"'”’)\]]*$", re.DOTALL)
+_WORD = re.compile(r"\w")
+_CLOSING = "\"'”’)]"
 
 
 def query_tokens(question: Question) -> int:
@@ -221,10 +221,21 @@ def sentence_end(pieces: Sequence[str], start: int, finished: bool) -> int | Non
     """
     text = ""
     for i in range(start, len(pieces)):
-        if i - start == _LONGEST_SENTENCE or _LINE.search(text) or (_STOP.search(text) and pieces[i][:1].isspace()):
+        stopped = _ends_line(text) or (_ends_sentence(text) and pieces[i][:1].isspace())
+        if stopped or i - start == _LONGEST_SENTENCE:
             return i
         text += pieces[i]
     return len(pieces) if finished and len(pieces) > start else None
+
+
+def _ends_line(text: str) -> bool:
+    said = text.rstrip()
+    return said.endswith(("。", "！", "？")) or ("\n" in text[len(said) :] and bool(_WORD.search(said)))
+
+
+def _ends_sentence(text: str) -> bool:
+    said = text.rstrip(_CLOSING)
+    return said.endswith((".", "!", "?")) and bool(_WORD.search(said))
 
 
 class WholeAnswers(StrideWriter):

@@ -83,7 +83,7 @@ async def suggestions(
 
 
 def _asked(sentence: str) -> Iterator[str]:
-    defines, made, counts = (pattern.match(sentence) for pattern in (_DEFINES, _MADE, _COUNTS))
+    defines, made, counts = _DEFINES.match(sentence), _MADE.match(sentence), _COUNTS.match(sentence)
     if defines and (subject := _subject(defines)):
         yield f"What {defines['verb']} {subject}?"
     if made and (subject := _subject(made)):

@@ -11,7 +11,7 @@ NAMES = (
     "trianglemix",
     "lserve",
     "quest",
-    "blend",
     "skip",
+    "blend",
     "auto",
 )

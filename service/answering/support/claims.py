@@ -37,7 +37,7 @@ class Claim:
         start, end: character offsets into the answer; ``text`` is exactly that slice.
         context: other words of the answer that the claim says as well: the line that announces a list, the names
             of a cell's row and column.
-        whole: False for the last claim of a text that is not finished.
+        whole: False for the last claim of a text that is not finished, and for one before it that may announce it.
     """
 
     start: int
@@ -62,9 +62,15 @@ def claims(text: str, finished: bool = True) -> list[Claim]:
         finished: nothing will follow; else the last claim is not whole, for its end may be missing.
     """
     found = list(_Cutter(text).claims())
-    if found and not finished:
-        found[-1] = replace(found[-1], whole=False)
-    return found
+    if finished:
+        return found
+    announces = len(found) > 1 and _announces(found[-2].text)  # a list, maybe, once its first line is whole
+    certain = max(0, len(found) - 1 - announces)
+    return [*found[:certain], *(replace(claim, whole=False) for claim in found[certain:])]
+
+
+def _announces(text: str) -> bool:
+    return text.rstrip("*_ ").endswith((":", "："))
 
 
 class _Cutter:
@@ -127,7 +133,7 @@ class _Cutter:
         """Sentences; the last one only announces what follows where it ends in a colon and a list or table is next."""
         found = list(self._sentences(start, end, "sentence", ""))
         self._lead = ""
-        if found and found[-1].text.rstrip("*_ ").endswith((":", "：")) and self._lists(below):
+        if found and _announces(found[-1].text) and self._lists(below):
             self._lead = found.pop().text
         yield from found
 

@@ -77,7 +77,7 @@ class Chooses:
         self.sentences = sentences
 
     def choose(
-        self, question: str, sentences: Sequence[str], contexts: Sequence[str], names: Collection[int]
+        self, question: str, sentences: Sequence[str], contexts: Sequence[str], names: Collection[int], room: int
     ) -> Choice:
         assert len(sentences) == len(contexts)
         assert all(sentences[n].startswith("| Item") for n in names)

@@ -81,3 +81,8 @@ def test_a_whole_claim_never_changes_as_the_text_grows(text: str, data: st.DataO
     cut = data.draw(st.integers(0, len(text)))
     early = [claim for claim in claims(text[:cut], finished=False) if claim.whole]
     assert early == claims(text)[: len(early)]
+
+
+def test_what_may_announce_a_list_is_not_whole_before_the_list_is_seen() -> None:
+    assert not any(claim.whole for claim in claims("These are:\n1", finished=False))
+    assert [claim.text for claim in claims("These are:\n1. First\n") if claim.whole] == ["First"]

@@ -113,7 +113,7 @@ def test_odd_shapes(outer: int, inner: int, rows: int, products: Products) -> No
 def test_several_products_at_once_are_those_of_each(products: Products) -> None:
     kinds = (("Q4_1", 40), ("Q8_0", 24), ("BF16", 48), ("Q5_0", 96))
     weights = [weight_of(kind, products, outer)[0] for kind, outer in kinds]
-    biases = [torch.randn(40), None, torch.randn(96)]
+    biases = [torch.randn(40), None, None, torch.randn(96)]
     for rows in (1, 50):
         x = torch.randn(rows, INNER)
         for got, weight, bias in zip(linear(x, weights, biases), weights, biases, strict=True):
