@@ -52,7 +52,7 @@ KEYED = Verdict((), (5,))  # what the keyed walk would have said
         DraftModelOptions(),
         RagOptions(context=100, chunk=20, question=20, depth=4),
         CascadeOptions(),
-        FusionOptions(always=True),
+        FusionOptions(always=True, model="draft_model"),
     ],
 )
 def test_the_prompt_is_read_once(lab, spec):
@@ -138,7 +138,7 @@ def test_sessions_are_closed(lab):
         DraftModelOptions(),
         RagOptions(),
         CascadeOptions(),
-        FusionOptions(always=True),
+        FusionOptions(always=True, model="draft_model"),
         OverlapOptions(inner=RagOptions()),
     ):
         opened = []
@@ -259,7 +259,12 @@ def test_a_session_that_fails_leaves_the_answer_exact(lab):
             session.extend = failing
             return session
 
-    for spec in (RagOptions(), CascadeOptions(), FusionOptions(always=True), OverlapOptions(inner=RagOptions())):
+    for spec in (
+        RagOptions(),
+        CascadeOptions(),
+        FusionOptions(always=True, model="draft_model"),
+        OverlapOptions(inner=RagOptions()),
+    ):
         resources = lab.resources(target)
         resources.self_model = resources.draft_model = Reclaimed(vocab_size=12, seed=1)
         drafter = build(spec, resources)

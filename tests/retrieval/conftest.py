@@ -55,7 +55,7 @@ class WordEmbedder:
         return vector / np.linalg.norm(vector)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def embedder() -> WordEmbedder:
     return WordEmbedder()
 

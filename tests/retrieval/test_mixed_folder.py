@@ -6,7 +6,7 @@ import datetime as dt
 import re
 import textwrap
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ import make_files
 import pytest
 from openpyxl import Workbook
 
+from retrieval.embedding.encoding import Embedder
 from retrieval.library import Library
 from retrieval.types import IngestResult
 
@@ -149,10 +150,9 @@ def mail() -> bytes:
     return message.as_bytes()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, shared: Path) -> Path:
-    folder = tmp_path / "mixed"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
     files = {
         "columns.pdf": two_columns(SENTENCES),
         "table.pdf": table(),
@@ -175,11 +175,24 @@ def folder(tmp_path: Path, shared: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def read(library: Library, folder: Path) -> Callable[[str], str]:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iterator[Library]:
+    """One for all: what is parsed does not depend on the database, and no test changes it."""
+    home = tmp_path_factory.mktemp("home")
+    with Library.open(home, f"sqlite:///{home / 'folio.db'}", embedder=embedder) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def results(library: Library, folder: Path) -> dict[str, IngestResult]:
+    found = {Path(result.name).name: result for result in library.ingest([folder])}
+    assert len(found) == 40
+    return found
+
+
+@pytest.fixture(scope="module")
+def read(library: Library, results: dict[str, IngestResult]) -> Callable[[str], str]:
     """The stored text of each file."""
-    results = {Path(result.name).name: result for result in library.ingest([folder])}
-    assert len(results) == 40
     return lambda name: library.text(results[name].id or "")
 
 
@@ -194,8 +207,8 @@ def test_every_sentence_is_read_back(read: Callable[[str], str]) -> None:
     assert "center" not in read("notes.md")
 
 
-def test_every_cell_is_read_back_at_its_address(library: Library, folder: Path) -> None:
-    (result,) = library.ingest([folder / "sales.xlsx"])
+def test_every_cell_is_read_back_at_its_address(library: Library, results: dict[str, IngestResult]) -> None:
+    result = results["sales.xlsx"]
     text = library.text(result.id or "")
     for number, (_, _, shown) in enumerate(CELLS):
         address = f"{'ABCDEF'[number % 6]}{number // 6 + 2}"
@@ -221,8 +234,7 @@ def test_every_letter_is_read_back_in_every_encoding(read: Callable[[str], str])
     assert wrong == []
 
 
-def test_every_unread_part_is_noted(library: Library, folder: Path) -> None:
-    results = {Path(result.name).name: result for result in library.ingest([folder])}
+def test_every_unread_part_is_noted(results: dict[str, IngestResult]) -> None:
     noted = {name: notes_of(result) for name, result in results.items() if not name.endswith(".txt")}
     assert noted == {
         "columns.pdf": ("ready", []),
@@ -249,7 +261,6 @@ def notes_of(result: IngestResult) -> tuple[str, list[str]]:
     return result.status, [re.sub(r" \(.*|(?<=content).*", "", note) for note in result.notes]
 
 
-def test_a_row_is_shown_with_the_names_of_its_columns(library: Library, folder: Path) -> None:
-    library.ingest([folder / "table.pdf"])
-    for hit in library.chunks(library.documents()[0].id):
+def test_a_row_is_shown_with_the_names_of_its_columns(library: Library, results: dict[str, IngestResult]) -> None:
+    for hit in library.chunks(results["table.pdf"].id or ""):
         assert "Year\tOil\tPrice" in f"{hit.context}\n{hit.text}"

@@ -67,9 +67,9 @@ def test_the_engine_is_asked_in_the_callers_name(
     owners: list[str] = []
     submit = AsyncEngine._submit
 
-    def noted(self: AsyncEngine, taker: Any, prompt_ids: Any, params: Any, *rest: Any) -> str:
+    def noted(self: AsyncEngine, taker: Any, prompt_ids: Any, params: Any, *rest: Any, **named: Any) -> str:
         owners.append(params.owner)
-        return submit(self, taker, prompt_ids, params, *rest)
+        return submit(self, taker, prompt_ids, params, *rest, **named)
 
     monkeypatch.setattr(AsyncEngine, "_submit", noted)
     named = {"model": service.runtime.model_name} if path != "/v1/answer" else {}
