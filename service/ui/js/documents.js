@@ -178,7 +178,7 @@ export class Documents {
     if (order !== "folder") return sorted.map((document) => this.#row(document));
     const folders = Map.groupBy(sorted, (document) => folderOf(document.name));
     return [...folders].flatMap(([folder, documents]) => [
-      el("li", { class: "folder", role: "presentation" }, el("h3", {}, folder || "Without a folder")),
+      el("li", { class: "folder" }, el("h3", {}, folder || "Without a folder")),
       ...documents.map((document) => this.#row(document)),
     ]);
   }
