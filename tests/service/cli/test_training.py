@@ -21,6 +21,7 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path / "text.txt"
 
 
+@pytest.mark.slow
 def test_one_command(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "drafter"
     command = ["--home", str(tmp_path / "home"), "train", "medusa", "--target", "embedded", "--data", str(texts)]
