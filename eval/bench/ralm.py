@@ -45,7 +45,7 @@ from retrieval.iterative.strides import Experiences, SpeculationOptions
 from retrieval.types import Hit
 from service.answering.prompting.layouts import PromptLayout
 from service.answering.question import STEPWISE, Iterative, Question
-from service.answering.stride_writers import QueryText, query_tokens, writer_for
+from service.answering.stride_writers import WRITERS, QueryText, query_tokens
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.params import SamplingParams
 from service.models import layout_for
@@ -136,7 +136,7 @@ class Bench:
         self.engine.run(lambda engine: engine.blocks.release(engine.blocks.allocate(engine.blocks.num_pages))).result()
         asked = Question(question=question, mode=self.mode, iterative=self.iterative)
         query = QueryText(question, query_tokens(asked), self.engine.engine.tokenizer)
-        writer = writer_for(asked, "local", self.params, self.base, self.layout, self.engine, query)
+        writer = WRITERS[asked.mode](asked, "local", self.params, self.base, self.layout, self.engine, query)
         experience = self._experiences.of((way.name, turn))
         loop = IterativeRetrieval(retriever, writer.write, query([]), way.options, experience)
         began = time.perf_counter()

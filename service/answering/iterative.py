@@ -25,7 +25,7 @@ from retrieval.library import Library
 from service.answering.evidence import Evidence, hit_data
 from service.answering.prompting.layouts import PromptLayout
 from service.answering.question import Question
-from service.answering.stride_writers import QueryText, StrideWriter, query_tokens, writer_for
+from service.answering.stride_writers import WRITERS, QueryText, StrideWriter, query_tokens
 from service.engine.async_engine import AsyncEngine
 from service.engine.detokenizer import Detokenizer
 from service.engine.outputs import TokenOutput
@@ -88,7 +88,7 @@ class IterativeAnswer:
             )
         )
         self._query = await asyncio.to_thread(QueryText, question.query, query_tokens(question), self._tokenizer)
-        self._writer = writer_for(
+        self._writer = WRITERS[question.mode](
             question, self._owner, self._params, self._library, self._layout, self._engine, self._query
         )
         overlap = options.overlap

@@ -271,21 +271,8 @@ class WholeAnswers(StrideWriter):
         return tokens, reason
 
 
-_WRITERS: dict[str, type[StrideWriter]] = {
+WRITERS: dict[str, type[StrideWriter]] = {
     "iterative": FixedStrides,
     "flare": Sentences,
     "iter-retgen": WholeAnswers,
 }
-
-
-def writer_for(
-    question: Question,
-    owner: str,
-    params: SamplingParams,
-    library: Passages,
-    layout: PromptLayout,
-    engine: AsyncEngine,
-    query: QueryText,
-) -> StrideWriter:
-    """The writer of the question's mode."""
-    return _WRITERS[question.mode](question, owner, params, library, layout, engine, query)
