@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,11 +66,18 @@ class _Narrowed:
     def __init__(self, finder: Any, allowed: Sequence[str]) -> None:
         self.finder = finder
         self.allowed = {*allowed, *_OWN, *sys.stdlib_module_names, "__main__", "__mp_main__"}
+        self._asking = threading.local()  # a tracer's finder asks all of `sys.meta_path`, itself among them
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         top = name.partition(".")[0]
         known = top in self.allowed or path is not None or top.startswith("_")
-        found: ModuleSpec | None = self.finder.find_spec(name, path, target) if known else None
+        if not known or getattr(self._asking, "name", None) == name:
+            return None
+        self._asking.name = name
+        try:
+            found: ModuleSpec | None = self.finder.find_spec(name, path, target)
+        finally:
+            self._asking.name = None
         return found
 
     def __getattr__(self, name: str) -> Any:
