@@ -39,6 +39,8 @@ from service.errors import Exit, FolioError
 from service.logs import configure_logging
 
 PLUGIN_GROUP = "folio.commands"
+VALUED = ("--home", "--database-url", "--log-level")
+"""flags of `global_flags` that a value follows"""
 
 app = typer.Typer(
     name="folio",
@@ -142,8 +144,18 @@ def run() -> None:
 def _plugins_for(args: Sequence[str]) -> list[str]:
     """Load plugins, unless a command of our own is asked for: they may import a great deal."""
     own = {info.name for info in app.registered_commands} | {group.name for group in app.registered_groups}
-    first = next((arg for arg in args if not arg.startswith("-")), None)
-    return [] if first in own else load_plugins(app)
+    return [] if _command_of(args) in own else load_plugins(app)
+
+
+def _command_of(args: Sequence[str]) -> str | None:
+    """The first argument that is neither a flag of every command nor the value of one."""
+    given = iter(args)
+    for arg in given:
+        if not arg.startswith("-"):
+            return arg
+        if arg in VALUED:
+            next(given, None)
+    return None
 
 
 def _known(error: Exception) -> FolioError | None:
