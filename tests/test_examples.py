@@ -83,6 +83,7 @@ def test_the_first_example_runs_as_a_user_runs_it() -> None:
     assert SAYS["quickstart"] in done.stdout
 
 
+@pytest.mark.slow
 def test_the_openai_client_talks_to_a_service(
     address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
