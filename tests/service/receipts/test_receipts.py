@@ -191,6 +191,15 @@ def test_other_kernels_promise_the_text_alone(service: Any) -> None:
     ]
 
 
+def test_words_that_read_otherwise_now_are_not_those_of_the_receipt(service: Any) -> None:
+    """Though they stand in the same place of the same file."""
+    receipt = ask(service)
+    passages = [one | {"sha256": "0" * 64} for one in receipt["passages"]]
+    verdict = verify(service, signed(service, receipt, passages=passages))
+    assert verdict["passages"] == ["gone"] * len(passages)
+    assert verdict["says"].startswith("The answer cannot be made again; ")
+
+
 def test_a_document_that_changed_or_went_is_named_and_not_shown(quoting: Any) -> None:
     document = quoting.ingest("bridge.txt", BOOK.encode())["id"]
     receipt = ask(quoting, max_tokens=200, documents=[document])
