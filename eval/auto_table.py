@@ -1,7 +1,7 @@
 """The table that the policy `auto` reads, for one model: which policy is faster from which length on, at no loss.
 
 Windows of a text are read under each candidate: once for the log-probabilities of their last tokens, once for the time
-to the first token. The fastest whose perplexity rises by no more than a bound is a length's policy, if it is faster than
+to the first token. The fastest whose perplexity rises by no more than a bound is a length's policy, if it beats
 dense attention there. Decode stays dense: what a policy loses there shows in no text that is read.
 """
 
