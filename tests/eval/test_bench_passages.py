@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from eval.bench import knowledge_base, passages, rapid
 from eval.bench.passages import Asked, Way
 from eval.errors import EvalError
 from service.engine.kv.passage_store import PassageStore
+from service.errors import InvalidRequest
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,7 @@ def test_policies_and_stores_take_turns_beside_exact_answers(
         text=(tmp_path,),
         on_disk=10,
         new_tokens=6,
+        threads=1,
     )
     figures = passages.run(options)
     assert figures["library"] == 8
@@ -108,7 +111,8 @@ def test_readers_and_etas_take_turns_beside_plain_decoding(checkpoint: Path, que
             data=questions,
             model=str(checkpoint),
             draft_model=str(checkpoint),
-            eta=(0.0, 50.0),
+            eta=(0.0, 1000.0),
+            threads=1,
             questions=2,
             context=1500,
             chunks=400,
@@ -119,22 +123,31 @@ def test_readers_and_etas_take_turns_beside_plain_decoding(checkpoint: Path, que
     assert list(rows) == [
         "none",
         "rag:model=self",
-        "rag:model=self,target_mix=50",
+        "rag:model=self,target_mix=1000",
         "rag:model=draft_model",
-        "rag:model=draft_model,target_mix=50",
+        "rag:model=draft_model,target_mix=1000",
     ]
     assert rows["rag:model=self"]["same_ids"] == rows["rag:model=draft_model"]["same_ids"] == 1
     assert rows["none"]["speedup"] == 1
-    mixed = [rows["rag:model=self,target_mix=50"], rows["rag:model=draft_model,target_mix=50"]]
+    mixed = [rows[f"rag:model={reader},target_mix=1000"] for reader in ("self", "draft_model")]
     assert mixed[0]["f1"] == mixed[1]["f1"]
     assert mixed[0]["same_ids"] == mixed[1]["same_ids"] < 1
 
 
-def test_a_reader_of_other_tokens_has_no_mixture_and_says_so(
-    checkpoint: Path, questions: Path, tmp_path: Path, random_llama, tokenizer
+def test_a_way_that_the_engine_refuses_says_why(
+    checkpoint: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer.save_pretrained(tmp_path)
-    random_llama(vocab_size=320, max_position_embeddings=4096, eos_token_id=0, bos_token_id=1).save_pretrained(tmp_path)
-    options = {"draft_model": str(tmp_path), "eta": (50.0,), "questions": 1, "context": 1200, "new_tokens": 4}
-    figures = rapid.run(rapid.Options(data=questions, model=str(checkpoint), **options))
-    assert "target_mix" in figures["rows"][-1].get("refused", "target_mix")
+    ask = rapid._ask
+
+    def refuse(engine: Any, prompt: Any, way: str, *others: Any) -> rapid.Asked:
+        if "target_mix" in way:
+            raise InvalidRequest("other tokens")
+        return ask(engine, prompt, way, *others)
+
+    monkeypatch.setattr(rapid, "_ask", refuse)
+    options = rapid.Options(
+        data=questions, model=str(checkpoint), eta=(50.0,), questions=2, context=1200, new_tokens=4, threads=1
+    )
+    plain, mixed = rapid.run(options)["rows"]
+    assert mixed == {"way": "rag:model=self,target_mix=50", "refused": "other tokens"}
+    assert plain["tokens_per_s"] > 0

@@ -369,7 +369,6 @@ def test_questions_of_a_session_share_its_context_and_fit(task, tokenizer):
         assert len({example.context for example in own}) == 1
         assert len({example.answer for example in own}) > 1
         texts = [official_text(example, "yarn") for example in own]
-        assert all(text.startswith(own[0].context[:20], text.index(own[0].context[:20])) for text in texts)
         earlier = [before.answer in after.input for before, after in itertools.pairwise(own)]
         assert earlier == ["_scdq" not in task] * 4 or "many_shot" in task
         if "_scdq" not in task:
