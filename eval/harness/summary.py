@@ -59,7 +59,7 @@ def speeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         figures[f"{name}_median"] = statistics.median(values) if values else None
     if cached:
         found = sum(row["stats"]["cached_tokens"] for row in cached)
-        figures["cached_share"] = found / sum(row["prompt_tokens"] or 0 for row in rows)
+        figures["cached_share"] = found / sum(row["prompt_tokens"] for row in rows if row["prompt_tokens"])
         figures["ttft_s_cached_median"] = statistics.median(row["ttft_s"] for row in cached)
     for name in ("drafted_tokens", "accepted_tokens"):
         values = [row["stats"][name] for row in rows if name in row.get("stats", {})]
