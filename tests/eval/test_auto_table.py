@@ -56,15 +56,15 @@ def test_auto_reads_what_was_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text()).keys() == {"cpu", "cuda"}
 
 
-def test_a_model_gets_its_table_from_a_text(tmp_path: Path) -> None:
+def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.auto_table.WINDOWS", 2)
     loaded = load_model("embedded", "float32")
     text = " ".join(f"In the year {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90))
-    found = make_table(loaded, text, [512, 256], 0.01, tmp_path, [SPARSE, "skip:lambda=0,gate=0"])
+    found = make_table(loaded, text, [320, 256], 0.01, tmp_path, [SPARSE])
     assert [(row["length"], row["policy"]) for row in found["rows"]] == [
-        (length, policy) for length in (256, 512) for policy in (DENSE, SPARSE, "skip:lambda=0,gate=0")
+        (length, policy) for length in (256, 320) for policy in (DENSE, SPARSE)
     ]
-    rises = {row["policy"]: row["rise"] for row in found["rows"] if row["length"] == 512}
-    assert rises[DENSE] == rises["skip:lambda=0,gate=0"] == 0 != rises[SPARSE]
+    assert [row["rise"] == 0 for row in found["rows"]] == [True, False] * 2
     assert all(row["first_token_s"] > 0 for row in found["rows"])
     assert found["table"] == table_of(found["rows"], 0.01)
     assert parse_policy(f"auto:table={tmp_path / 'crossovers.json'}")

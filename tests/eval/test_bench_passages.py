@@ -38,6 +38,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_policies_and_stores_take_turns_beside_exact_answers(
     checkpoint: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_library_without_fitting_passages_is_refused(checkpoint: Path, questio
     assert knowledge_base.default_folders()
 
 
+@pytest.mark.slow
 def test_readers_and_etas_take_turns_beside_plain_decoding(checkpoint: Path, questions: Path) -> None:
     figures = rapid.run(
         rapid.Options(
