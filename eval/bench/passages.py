@@ -4,7 +4,9 @@ A library of passages of 300 to 500 tokens is made of the paragraphs of a file o
 from this machine. Questions are drawn by Zipf's law over the paragraphs' passages; each prompt holds the passage of its
 question and those that BM25 finds next, in the service's own words. All policies answer each question in turn, in one
 engine with its prefix cache, from passages kept as the model has them and from those kept in int8; the exact answer is
-the reference. Then passages of the model's shape are read from disk, as after a restart.
+the reference. With ``--canary`` each blended answer is read again densely, which tells of each of its tokens whether
+the exact model would have chosen it: an answer of forty tokens parts from the exact one soon, though nearly all its
+tokens are the right ones. Then passages of the model's shape are read from disk, as after a restart.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from math import sqrt
 from pathlib import Path
@@ -36,6 +38,7 @@ from service.answering.passages import Passage
 from service.answering.prompting.layouts import Prompt, choose_layout
 from service.engine.async_engine import PASSAGES_A_FILE, AsyncEngine
 from service.engine.kv.passage_store import PassageFiles, PassageKV, PassageStore
+from service.engine.options import parse_policy
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
 from service.engine.spans import PassageSpans
@@ -62,6 +65,7 @@ class Options(ThreadedOptions):
     most_tokens: Annotated[int, Option(min=1, help="Of a passage.")] = 500
     text: Texts = ()
     no_preface: Annotated[bool, Option("--no-preface", help="Read passages without the prompt's first tokens.")] = False
+    canary: Annotated[bool, Option("--canary", help="Also tell how many tokens the exact model would choose.")] = False
     on_disk: Annotated[int, Option(min=0, help="Passages read from disk as after a restart; 0 for none.")] = 2_000
     new_tokens: NewTokens = 48
     seed: Seed = 0
@@ -69,7 +73,12 @@ class Options(ThreadedOptions):
 
 @dataclass
 class Asked:
-    """What one policy answered to one question."""
+    """What one policy answered to one question.
+
+    Attributes:
+        computed: share of the prompt that was not copied.
+        chosen: of its tokens that were compared, those that the exact model would have chosen.
+    """
 
     ids: list[int]
     first_s: float
@@ -77,6 +86,8 @@ class Asked:
     f1: float
     all_found: bool
     computed: float
+    chosen: int = 0
+    compared: int = 0
 
 
 @dataclass
@@ -109,7 +120,13 @@ class Way:
 def run(options: Options) -> Figures:
     """A row a policy and kind of store (`_row`), what a token takes in each store, and passages from disk."""
     engine = AsyncEngine.from_pretrained(
-        options.model, threads=options.threads, drafter="none", attention=EXACT, passage_memory=MEMORY
+        options.model,
+        threads=options.threads,
+        drafter="none",
+        attention=EXACT,
+        passage_memory=MEMORY,
+        canary=float(options.canary),
+        canary_bound=0.0,
     )
     with engine:
         layout = choose_layout(engine.tokenizer, engine.engine.loaded.num_parameters)
@@ -215,10 +232,20 @@ def _ask(engine: AsyncEngine, prompt: Prompt, item: Item, way: Way, options: Opt
         spans = PassageSpans(0, spans.passages)
     engine.run(lambda own: setattr(own.blending, "store", way.store)).result()
     params = SamplingParams(max_tokens=options.new_tokens, attention=way.policy, drafter="none")
+    before = _compared(engine, way.policy)
     [found] = engine.generate([prompt.ids], params, spans=[spans])
     if found.error is not None:
         raise EvalError(f"the engine failed: {found.error}")
-    return _judged(found, item)
+    while engine.run(lambda own: own.canary.has_work).result():
+        time.sleep(0.02)
+    chosen, compared = (now - then for now, then in zip(_compared(engine, way.policy), before, strict=True))
+    return replace(_judged(found, item), chosen=chosen, compared=compared)
+
+
+def _compared(engine: AsyncEngine, policy: str) -> tuple[int, int]:
+    """Of a policy's answers so far the tokens that the exact model would have chosen, and all."""
+    found = engine.engine.canary.compared.get(parse_policy(policy).cache_key())
+    return (found.agreeing, found.tokens) if found is not None else (0, 0)
 
 
 def _judged(found: Generation, item: Item) -> Asked:
@@ -232,14 +259,16 @@ def _judged(found: Generation, item: Item) -> Asked:
 
 def _row(way: Way, answers: Sequence[Asked], exact: Sequence[Asked]) -> Row:
     """Medians of the time to the first token (where all passages were kept, and where some had to be read), how many
-    answers have the ids of the exact one, how much of it they share up to where they part, and F1 against the right
-    answer, whose difference is in points with its standard error.
+    answers have the ids of the exact one, how much of it they share up to where they part, the share of their tokens
+    that the exact model would have chosen, and F1 against the right answer, whose difference is in points with its
+    standard error.
     """
     pairs = list(zip(answers, exact, strict=True))
     kept = [one.first_s for one in answers if one.all_found]
     read = [one.first_s for one in answers if not one.all_found]
     exact_first = median(other.first_s for one, other in pairs if one.all_found or not kept)
     same = [agreeing(one.ids, other.ids) / max(1, len(other.ids)) for one, other in pairs]
+    compared = sum(one.compared for one in answers)
     lost = [100 * (one.f1 - other.f1) for one, other in pairs]
     return {
         "policy": way.policy,
@@ -251,6 +280,7 @@ def _row(way: Way, answers: Sequence[Asked], exact: Sequence[Asked]) -> Row:
         "computed": fmean(one.computed for one in answers),
         "same_ids": fmean(one.ids == other.ids for one, other in pairs),
         "agreeing": fmean(same),
+        "chosen": sum(one.chosen for one in answers) / compared if compared else None,
         "f1": fmean(one.f1 for one in answers),
         "f1_points": fmean(lost),
         "f1_points_error": stdev(lost) / sqrt(len(lost)) if len(lost) > 1 else None,

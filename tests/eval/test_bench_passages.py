@@ -55,6 +55,7 @@ def test_policies_and_stores_take_turns_beside_exact_answers(
         most_tokens=3000,
         text=(tmp_path,),
         on_disk=10,
+        canary=True,
         new_tokens=6,
         threads=1,
     )
@@ -71,6 +72,8 @@ def test_policies_and_stores_take_turns_beside_exact_answers(
     assert exact["computed"] == exact["same_ids"] == exact["agreeing"] == 1
     assert exact["f1_points"] == 0
     assert blended["computed"] < 0.5
+    assert blended["agreeing"] <= blended["chosen"] <= 1
+    assert exact["chosen"] is None
     for row in whole:  # nothing is copied
         assert row["computed"] == row["same_ids"] == 1
     sizes = {row["kept"]: row["bytes_per_token"] for row in figures["stored"]}
