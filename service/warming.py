@@ -36,7 +36,7 @@ LOOK_S = 0.5
 """between looks at who waits"""
 
 
-def passage_prompts(layout: PromptLayout, chunks: Sequence[Hit]) -> list[tuple[Sequence[int], PassageSpans]]:
+def passage_prompts(layout: PromptLayout, chunks: Sequence[Hit]) -> list[tuple[list[int], PassageSpans]]:
     """A prompt with each chunk as its only passage, and where that lies.
 
     Raises InvalidRequest for a model whose prompts do not tell.

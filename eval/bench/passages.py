@@ -295,7 +295,9 @@ def _from_disk(engine: AsyncEngine, kind: str, options: Options) -> Row:
     pool, tokens, rng = engine.engine.runner.pool, 400, np.random.default_rng(options.seed)
     shape = (2, pool.shape.num_layers, tokens, pool.shape.num_kv_heads, pool.shape.head_dim)
     dtype = pool.dtype if pool.dtype.is_floating_point else torch.float32
-    drawn = [PassageKV.of(*torch.randn(shape).to(dtype), 30, kind == "int8") for _ in range(PASSAGES_A_FILE)]
+    drawn = [
+        PassageKV.of(k, v, 30, kind == "int8") for k, v in torch.randn((PASSAGES_A_FILE, *shape)).to(dtype).unbind()
+    ]
     keys = [number.to_bytes(4) for number in range(options.on_disk)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -97,7 +97,7 @@ def run(options: Options) -> Figures:
         refused: dict[str, str] = {}
         for number, example in enumerate(islice(made, options.questions)):
             prompt = prompter.build(example, options.context - options.new_tokens)
-            sources = DraftSources(prompt=_shortened(layout, example, options.chunks))
+            sources = DraftSources(prompt=_shortened(engine, layout, example, options.chunks))
             _ask(engine, prompt.ids, PLAIN, None, example, 1)  # whoever comes first finds the prompt read
             for at in range(len(ways)):
                 way = ways[(at + number) % len(ways)]
@@ -117,14 +117,14 @@ def _way(reader: str, eta: float) -> str:
     return f"rag:model={reader}" + (f",target_mix={eta:g}" if eta else "")
 
 
-def _shortened(layout: PromptLayout, example: Example, most: int) -> list[int]:
+def _shortened(engine: AsyncEngine, layout: PromptLayout, example: Example, most: int) -> list[int]:
     """The question behind the paragraphs of its context that BM25 finds, best first, while they fit."""
     texts = example.context.split("\n\n")
     scores = SparseIndex.build([terms(text) for text in texts]).scores(terms(layout_question(example)))
     found: list[Passage] = []
     room = most
     for i in np.argsort(-scores, kind="stable").tolist():
-        room -= len(layout.encoder.plain(texts[i]))
+        room -= len(engine.tokenizer.encode(texts[i], add_special_tokens=False))
         if room < 0 and found:
             break
         found.append(Passage(f"p{i}", f"p{i}", 0, len(texts[i]), None, texts[i]))

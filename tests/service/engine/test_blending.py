@@ -116,7 +116,12 @@ def test_computed_are_the_tokens_whose_values_differ_most(
     engine = make_engine(step_tokens=step_tokens, max_running=4)
     ran: list[Request] = []
     fill = engine.blending.fill
-    engine.blending.fill = lambda part: (ran.append(part.request), fill(part))  # type: ignore[method-assign]
+
+    def noting(part: Slice) -> None:
+        ran.append(part.request)
+        fill(part)
+
+    engine.blending.fill = noting  # type: ignore[method-assign]
     with AsyncEngine(engine) as door:
         policy = f"blend:first={first},share={share}"
         (found,) = door.generate([token_ids], params(policy, max_tokens=2), spans=[spans])
