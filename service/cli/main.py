@@ -26,6 +26,7 @@ from service.cli import (
     keys,
     mcp,
     models,
+    overview,
     receipts,
     serving,
     tables,
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 documents.register(app)
 warming.register(documents.docs)
+overview.register(documents.docs)
 collections.register(app)
 indexes.register(app)
 answers.register(app)
