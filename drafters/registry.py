@@ -18,10 +18,12 @@ from drafters.combine.together import Together
 from drafters.errors import DrafterError
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
+from drafters.models.judge import Judged
 from drafters.models.pacing import Pace
 from drafters.models.rag import Rag, draft_prompt
 from drafters.models.reencoding import ReencodingDrafter
 from drafters.models.trained import Trained
+from drafters.models.typical import Typical
 from drafters.options import (
     DRAFTERS,
     AdaptiveOptions,
@@ -165,16 +167,28 @@ def _same_size(model: DraftModel, drafter: str, resources: Resources) -> None:
 
 def _trained(options: TrainedOptions, resources: Resources, paced: bool = False, ranks: int = 10) -> Trained:
     head = _needs(resources.head, "trained", "a trained drafter of this model (set draft_model to its folder)")
+    online = resources.learned.online(head, resources.plain_head) if options.online else None
+    head = online.head if online is not None else head
     if not head.costly:  # its guesses are there already
         options = replace(options, width=options.budget)
     growth = _growth(head.name, options, resources, ranks=ranks)
     if head.exit:
         _needs(resources.skippable, head.name, "an engine that can skip layers")
-    return Trained(head, growth, options.depth, _pace(options, resources) if paced else None, resources.skippable)
+    how = (head, growth, options.depth, _pace(options, resources) if paced else None, resources.skippable)
+    if options.typical:
+        trained: Trained = Typical(*how, epsilon=options.typical)
+    elif options.judge:
+        judge = _needs(resources.judge, "trained", "a judge beside the trained drafter (folio train judge)")
+        trained = Judged(*how, judge=judge, least=options.judge)
+    else:
+        trained = Trained(*how)
+    if online is not None:
+        trained.learn(online, options.online)
+    return trained
 
 
 def _trained_alone(options: TrainedOptions, resources: Resources) -> Trained:
-    return _trained(options, resources, paced=options.paced)
+    return _trained(options, resources, paced=options.paced and not options.lossy)  # else the text would tell the pace
 
 
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:

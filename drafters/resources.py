@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from drafters.heads.head import Head
 from drafters.learned import Learned
 from drafters.machine_profile import MachineProfile
+from drafters.models.judge import Judge
 from drafters.protocols import Datastore, DraftModel, SkippableModel, TextCodec
 
 
@@ -19,6 +21,8 @@ class Resources:
     self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
     head          a trained drafter of the target (`trained`)
+    judge         of the target, beside the trained drafter (`trained:judge`)
+    plain_head    makes it anew with weights that can be trained, where the engine packed them
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
     learned       what the owner's requests have taught
     profile       learns from every step
@@ -29,6 +33,8 @@ class Resources:
     self_model: DraftModel | None = None
     skippable: SkippableModel | None = None
     head: Head | None = None
+    judge: Judge | None = None
+    plain_head: Callable[[], Head] | None = None
     datastore: Datastore | None = None
     tokenizer: str | None = None
     codec: TextCodec | None = None

@@ -68,7 +68,7 @@ DRAWN = Drawn(length=64)
 
 def trained(name, teacher, corpus, tmp_path, **changes):
     lines = []
-    recipe = Recipe(**{"steps": 60, "batch": 4, "length": 48, "learning_rate": 1e-2, "warm_up": 5, **changes})
+    recipe = Recipe(**{"steps": 60, "batch": 4, "length": 48, "learning_rate": 1e-2, "warm_up": 0.1, **changes})
     material = Material((corpus,), 3000, 0.5, DRAWN)
     figures = train(
         name,
