@@ -1,8 +1,9 @@
 """Medusa-1 (arXiv 2401.10774): guesses that do not know of one another, each from the target's last state.
 
 Head k is a residual block over the state that the target's own logits are made of. The paper gives every head an output
-matrix of its own, which begins as the target's; here it is the target's behind a small matrix, which begins as nothing
-that changes.
+matrix of its own, which begins as the target's; here it is the target's behind a small matrix. That begins as zero, so
+that a head begins by guessing nothing in particular: as the identity it would be sure of the token before, which takes
+long to unlearn.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class ResidualBlock(nn.Module):
 
 
 class Projection(nn.Linear):
-    """A matrix before the target's output matrix, which makes it the head's own; it begins as the identity."""
+    """A matrix before the target's output matrix, which makes it the head's own; it begins as zero."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size, size, bias=False)
-        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.weight)
 
 
 @member

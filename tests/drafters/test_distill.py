@@ -49,7 +49,7 @@ def test_every_divergence_is_one_and_is_lowered(target, name):
     p, q = (torch.randn(5, 40, generator=torch.Generator().manual_seed(i)).log_softmax(-1) for i in range(2))
     assert (DIVERGENCES[name](p, q) > 0.05).all()
     assert DIVERGENCES[name](p, p).abs().max() < 1e-6
-    recipe = replace(RECIPE, divergence=name, steps=30, on_policy=0.5, learning_rate=1e-2)
+    recipe = replace(RECIPE, divergence=name, steps=12, on_policy=0.5, learning_rate=1e-2)
     draft = smaller(target, 1)
     start = agreement(target, draft, TEXT, recipe, 2)
     list(train(target, draft, TEXT, recipe))
@@ -78,10 +78,10 @@ def test_a_small_model_from_nothing_learns_text_and_then_the_target(target):
     assert draft.config.hidden_size == 16 < target.config.hidden_size
     assert sum(w.numel() for w in draft.parameters()) < 0.5 * sum(w.numel() for w in target.parameters())
     text = torch.tensor([3, 7, 1, 4] * 60)
-    losses = list(pretrain(draft, text, 80, replace(RECIPE, learning_rate=3e-2)))
+    losses = list(pretrain(draft, text, 50, replace(RECIPE, learning_rate=3e-2)))
     assert losses[-1] < 0.2 * losses[0]
     start = agreement(target, draft, TEXT, RECIPE, 2)
-    list(train(target, draft, TEXT, RECIPE))
+    list(train(target, draft, TEXT, replace(RECIPE, steps=20, learning_rate=1e-2)))
     assert agreement(target, draft, TEXT, RECIPE, 2)["sampled"] > start["sampled"]
     with pytest.raises(DrafterError, match="a multiple of 16 below 32, not 24"):
         small(target, 1, 24)

@@ -123,6 +123,28 @@ def test_what_is_written_is_read(lab, tmp_path, name, draft_vocab):
     assert "lm_head.weight" not in again.own_state()
 
 
+def test_fspad_goes_on_from_one_state_and_guesses_by_another(lab):
+    """And its token decides how much of the MLP over both comes in."""
+    head = lab.head("fspad").copied()
+    features, tokens, places = lab.Target(12).states(TEXT[:4], (LAST,))[:, 0], torch.tensor(TEXT[1:5]), torch.arange(4)
+
+    def made():
+        with torch.no_grad():
+            own, _ = head.run(features, tokens, places, [], torch.ones(4, 4, dtype=torch.bool).tril())
+            return own[:, :16], head.logits(own)
+
+    state, logits = made()
+    with torch.no_grad():
+        head.layers[-1].mlp.down_proj.weight[16:] += 1
+    again, others = made()
+    assert torch.equal(again, state)
+    assert not torch.allclose(others, logits)
+    with torch.no_grad():
+        joined = torch.cat((torch.zeros(4, 16), features), -1)
+        assert torch.allclose(head.fc(joined), head.fc.fc(joined))
+        assert not torch.allclose(head.fc(joined + 1), head.fc.fc(joined + 1))
+
+
 def test_a_sure_node_is_spared_the_other_layers(lab):
     """What the second layer would make of nodes does not matter where the first is always sure enough."""
     states = lab.Target(12).states(TEXT[:6], (LAST,))

@@ -54,7 +54,7 @@ def test_greedily_it_is_the_keyed_walk(lab, seed):
     parents = [int(random.integers(-1, i)) if i else -1 for i in range(8)]
     tree = DraftTree.of(random.integers(0, 4, 8), parents)
     found, keyed = verdicts(lab, tree, torch.from_numpy(random.normal(size=(9, 4))), Sampling())
-    assert found == keyed
+    assert found.tokens[: len(keyed.tokens)] == keyed.tokens  # of two equal nodes it takes the one with more below
 
 
 def test_more_is_accepted_than_by_the_walk(lab):

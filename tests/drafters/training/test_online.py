@@ -39,16 +39,16 @@ def first_guesses(head, lesson):
     """The share of pairs whose first guess is right."""
     with torch.no_grad():
         guess = next(head.guesses(lesson.states.float()[None, :, :-1], lesson.tokens[None], torch.Generator()))
-    return float((guess.logits[0].argmax(-1)[:-1] == lesson.tokens[guess.at + 2][:-1]).float().mean())
+    return float((guess.logits[0].argmax(-1)[:-1] == lesson.tokens[guess.at[:-1] + 2]).float().mean())
 
 
-@pytest.mark.parametrize("name", ["hydra", "eagle", "eagle3"])
+@pytest.mark.parametrize("name", ["hydra", "eagle"])
 def test_it_learns_what_is_served(lab, lesson, name):
     base = lab.head(name)
     weights = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     online = OnlineHead(base)
     before = first_guesses(base, lesson(base, 5))
-    for i in range(40):
+    for i in range(16):
         online.take(lesson(base, i % 8), 2.0)
     assert online.version > 3
     assert first_guesses(online.head, lesson(base, 5)) > max(0.6, before + 0.2)
@@ -67,9 +67,9 @@ def test_no_more_time_is_spent_than_was_earned(lab, lesson, monkeypatch):
     monkeypatch.setattr(module, "_loss", loss)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
     online = OnlineHead(base)
-    for _ in range(30):
+    for _ in range(12):
         online.take(lesson(base), 0.5)
-    assert clock[0] <= 30 * 0.5 + 1
+    assert clock[0] <= 12 * 0.5 + 1
     assert online.version > 0
     nothing = OnlineHead(base)
     assert not any(nothing.take(lesson(base), 0.0) for _ in range(5))
@@ -89,14 +89,15 @@ def test_a_version_that_is_no_better_is_dropped_and_one_can_go_back(lab, lesson,
     assert online.version == version
 
 
-def test_memory_is_bounded(lab, lesson):
+def test_memory_is_bounded(lab, lesson, monkeypatch):
+    monkeypatch.setattr(module, "_STEPS", 1)
     base = lab.head("eagle3")
     online = OnlineHead(base)
     for _ in range(3):
         online.take(lesson(base), 2.0)
     full = online.nbytes
     assert full > 8 * base.num_parameters
-    for _ in range(20):
+    for _ in range(8):
         online.take(lesson(base), 2.0)
     assert online.nbytes <= full + 8 * lesson(base).nbytes
     assert len(online._lessons) == 8
