@@ -149,5 +149,5 @@ class Fspad(Eagle):
     name = "fspad"
 
     @classmethod
-    def configure(cls, target: Target, **options: Any) -> HeadConfig:
-        return super().configure(target, **{"sampling": 1, "partial": 1, **options})
+    def configure(cls, target: Target, *given: Any, **options: Any) -> HeadConfig:
+        return super().configure(target, *given, **{"sampling": 1, "partial": 1, **options})

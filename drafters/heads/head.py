@@ -142,7 +142,7 @@ class Head(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def configure(cls, target: Target, **options: Any) -> HeadConfig:
+    def configure(cls, target: Target, *given: Any, **options: Any) -> HeadConfig:
         """The configuration for a target, of options with defaults."""
 
     @abstractmethod

@@ -8,13 +8,15 @@ the paper's serves several targets, which one that reads a target's states canno
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from drafters.errors import DrafterError
 from drafters.heads.eagle import Eagle
 from drafters.heads.growing import KV, joined
-from drafters.heads.head import WINDOW, HeadConfig, member
+from drafters.heads.head import HeadConfig, member
 from drafters.heads.layers import distance
 from drafters.protocols import Target
 
@@ -26,17 +28,10 @@ class S2D(Eagle):
     name = "s2d"
 
     @classmethod
-    def configure(
-        cls,
-        target: Target,
-        depth: int = 4,
-        window: int = WINDOW,
-        layers: int = 2,
-        sure: int = 60,
-        intermediate: int = 0,
-        draft_vocab: int = 0,
-    ) -> HeadConfig:
-        config = super().configure(target, depth, window, layers, intermediate=intermediate, draft_vocab=draft_vocab)
+    def configure(cls, target: Target, *given: Any, sure: int = 60, **options: Any) -> HeadConfig:
+        config = super().configure(target, *given, **{"layers": 2, **options})
+        if config.options["partial"]:
+            raise DrafterError("the drafter s2d goes on from the state that it guesses by: leave partial out")
         config.options["sure"] = sure
         return config
 

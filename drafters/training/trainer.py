@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from drafters.errors import DrafterError
@@ -100,7 +99,7 @@ def distilled(
         if weights is None:
             loss = losses.mean()
         else:
-            here = F.pad(weights[:, 1:], (0, 1), value=1.0)[:, guess.at + k]  # of the token that is guessed
+            here = torch.cat((weights[:, 1:], weights[:, -1:]), 1)[:, guess.at + k]  # of the token that is guessed
             loss = (losses * here).sum() / here.sum()
         total = total + decay ** (k - 1) * (loss if guess.loss is None else loss + guess.loss)
         count += decay ** (k - 1)
