@@ -26,6 +26,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return [folder]
 
 
+@pytest.mark.slow
 def test_the_knn_bench_in_pieces(texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn, "HELD_OUT", 4)
     small = knn.Options(entries=1000, text=tuple(texts), prompts=2, new_tokens=10, k=(3,), lists=8, probes=4)
