@@ -164,7 +164,9 @@ class TrainedOptions(GrowthOptions):
     width: int = option(4, "nodes run in one forward of the head", 1, 64)
     forwards: int = option(6, "forwards of the head in a round at most", 1, 64)
     paced: bool = option(True, "guess less, or not at all, where that takes more time than it saves")
-    online: float = option(0.0, "share of an answer's time to learn from it in, once it is done; 0: none", 0, 1)
+    online: float = option(
+        0.0, "share of the engine's time to learn from answers in, once they are done; 0: none", 0, 0.2
+    )
     typical: float = option(0.0, "Medusa's eps: above 0 a guess need only be typical of the target (lossy)", 0, 1)
 
     judge: float = option(0.0, "how likely right the judge must find a guess; 0: none is asked (lossy)", 0, 1)

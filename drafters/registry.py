@@ -180,7 +180,7 @@ def _trained(options: TrainedOptions, resources: Resources, paced: bool = False,
     pace = _pace(options, resources) if paced else None
     trained = _verified(options, resources)(head, growth, options.depth, pace, resources.skippable)
     if online is not None:
-        trained.learn(online, options.online)
+        trained.learn(online, resources.learning, options.online)
     return trained
 
 

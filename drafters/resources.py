@@ -10,6 +10,7 @@ from drafters.learned import Learned
 from drafters.machine_profile import MachineProfile
 from drafters.models.judge import Judge
 from drafters.protocols import Datastore, DraftModel, SkippableModel, TextCodec
+from drafters.training.online import Allowance
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Resources:
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
     learned       what the owner's requests have taught
     profile       learns from every step
+    learning      the engine's time that may be spent on learning (`trained:online`)
     """
 
     vocab_size: int
@@ -41,3 +43,4 @@ class Resources:
     draft_codec: TextCodec | None = None
     learned: Learned = field(default_factory=Learned)
     profile: MachineProfile = field(default_factory=MachineProfile)
+    learning: Allowance = field(default_factory=Allowance)

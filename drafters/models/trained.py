@@ -13,7 +13,7 @@ from drafters.heads.head import LAST, Head
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.pacing import Pace
 from drafters.protocols import SkippableModel, SkipSession
-from drafters.training.online import Notes, OnlineHead
+from drafters.training.online import Allowance, Notes, OnlineHead
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
@@ -47,13 +47,13 @@ class Trained(Drafter):
         self.window = head.config.window
         self.root: Candidates | None = None
         """The head's view of the coming token, as of the last `propose`."""
-        self._online: tuple[OnlineHead, float] | None = None
+        self._online: tuple[OnlineHead, Allowance, float] | None = None
         self._notes = Notes()
-        self._began = 0.0
 
-    def learn(self, online: OnlineHead, share: float) -> None:
-        """Have the owner's next version learn from the answer once it is finished, for this share of its time."""
-        self._online = online, share
+    def learn(self, online: OnlineHead, allowance: Allowance, share: float) -> None:
+        """Have the owner's next version learn from the answer once it is finished, in this share of the engine's
+        time."""
+        self._online = online, allowance, share
         self.layers = (*self.layers, LAST)
 
     def prompt(self, state: RequestState) -> Sequence[int]:
@@ -61,7 +61,6 @@ class Trained(Drafter):
         return ()
 
     def start(self, state: RequestState) -> None:
-        self._began = time.perf_counter()
         if self._head.exit and self._target is not None:
             self._session.shallow = self._target.attach(state.request_id)
 
@@ -69,9 +68,10 @@ class Trained(Drafter):
         if self._session.shallow is not None:
             self._session.shallow.close()
         if self._online is not None:
-            online, share = self._online
+            online, allowance, share = self._online
             lesson = self._notes.lesson(state.tokens, self._head.config.depth + 2)
-            online.take(lesson, share * (time.perf_counter() - self._began))
+            if online.take(lesson, allowance.seconds(share)):
+                allowance.spent()
 
     def read(self, start: int, states: Tensor) -> None:
         if self._online is not None:

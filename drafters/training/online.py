@@ -1,9 +1,9 @@
 """Online speculative decoding (arXiv 2310.07177): a trained drafter goes on learning from what it got wrong.
 
-Of an answer are kept the target's states and which of its tokens nobody had guessed; once it is finished, and for no
-longer than a share of the time that it took, the head learns the target's distribution there. What it becomes is a new
-*version*, which answers that begin later use: none ever sees two. A version that does not lower the loss on the newest
-answer, which it did not learn from, is dropped; the one before is kept, and `restore` goes back to it.
+Of an answer are kept the target's states and which of its tokens were guessed wrongly; once it is finished the head
+learns the target's distribution there, of all engine time a share at most. What it becomes is a new *version*, which
+answers that begin later use: none ever sees two. A version that does not lower the loss on the newest answer, which it
+did not learn from, is dropped; the one before is kept, and `restore` goes back to it.
 
 It is one owner's, in memory alone, within the bounds and the deletes of all that drafters learn (`learned`). Tokens are
 those of plain decoding whatever it becomes.
@@ -76,6 +76,20 @@ class Notes:
             return Lesson(torch.tensor(tokens[places.start : places.stop]), states, missed.float().clamp(min=_LEAST))
 
 
+class Allowance:
+    """Of one engine's time, whoever its owners are: what may be spent on learning."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def seconds(self, share: float) -> float:
+        """A share of the time since some was last spent."""
+        return min(share * (time.perf_counter() - self._since), _MOST_S)
+
+    def spent(self) -> None:
+        self._since = time.perf_counter()
+
+
 class OnlineHead:
     """One owner's version of a trained drafter."""
 
@@ -85,24 +99,19 @@ class OnlineHead:
         self._plain = plain or base.copied
         self._before = base
         self._lessons: deque[Lesson] = deque(maxlen=_LESSONS)
-        self._earned = 0.0  # seconds that may be spent
         self._step_s = 0.0  # that a step took lately
 
     def take(self, lesson: Lesson | None, seconds: float) -> bool:
-        """Learn from an answer too, in at most so many more seconds on average; whether there is a new version."""
+        """Learn from an answer too, in about so many seconds; whether time was spent on it."""
         if lesson is None:
             return False
         self._lessons.append(lesson)
-        self._earned = min(self._earned + seconds, _MOST_S)
-        if len(self._lessons) < 2 or self._earned <= 2 * self._step_s:
+        if len(self._lessons) < 2 or seconds <= 3 * self._step_s:  # two looks and a step
             return False
-        began = time.perf_counter()
         with torch.inference_mode(False), torch.enable_grad():
-            better = self._learned(began)
-        self._earned -= time.perf_counter() - began
-        if better is None:
-            return False
-        self._before, self.head, self.version = self.head, better, self.version + 1
+            better = self._learned(time.perf_counter() + seconds)
+        if better is not None:
+            self._before, self.head, self.version = self.head, better, self.version + 1
         return True
 
     def restore(self) -> None:
@@ -115,7 +124,7 @@ class OnlineHead:
         versions = min(self.version, 2) * 4 * self.head.num_parameters
         return versions + sum(lesson.nbytes for lesson in self._lessons)
 
-    def _learned(self, began: float) -> Head | None:
+    def _learned(self, until: float) -> Head | None:
         """A head that learned from all answers but the newest; None where it is no better at that one."""
         *taught, held = self._lessons
         student = self.head.copied() if self.version else self._plain()
@@ -131,7 +140,7 @@ class OnlineHead:
             _loss(student, taught[-1 - step % len(taught)], random).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             self._step_s = time.perf_counter() - started
-            if time.perf_counter() - began + 2 * self._step_s > self._earned:
+            if time.perf_counter() + 2 * self._step_s > until:
                 break
         with torch.no_grad():
             after = _loss(student, held, random)

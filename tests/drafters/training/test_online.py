@@ -12,7 +12,7 @@ from drafters.options import TrainedOptions
 from drafters.registry import build
 from drafters.sampling.choice import Sampling
 from drafters.training import online as module
-from drafters.training.online import Lesson, Notes, OnlineHead
+from drafters.training.online import Allowance, Lesson, Notes, OnlineHead
 
 PERIOD = [3, 7, 1, 4, 9, 2, 6, 5]
 COUNTING = [PERIOD[i % 8] for i in range(65)]
@@ -66,11 +66,15 @@ def test_no_more_time_is_spent_than_was_earned(lab, lesson, monkeypatch):
 
     monkeypatch.setattr(module, "_loss", loss)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    online = OnlineHead(base)
-    for _ in range(12):
-        online.take(lesson(base), 0.5)
-    assert clock[0] <= 12 * 0.5 + 1
-    assert online.version > 0
+    online, allowance, learning = [OnlineHead(base) for _ in range(3)], Allowance(), 0.0
+    for i in range(30):  # of three owners
+        clock[0] += 2.0
+        began, head = clock[0], online[i % 3]
+        if head.take(lesson(base), allowance.seconds(0.2)):
+            allowance.spent()
+        learning += clock[0] - began
+    assert sum(head.version for head in online) > 2
+    assert 1 < learning <= 0.2 * clock[0] + 1
     nothing = OnlineHead(base)
     assert not any(nothing.take(lesson(base), 0.0) for _ in range(5))
 
@@ -79,13 +83,13 @@ def test_a_version_that_is_no_better_is_dropped_and_one_can_go_back(lab, lesson,
     base = lab.head("eagle3")
     online = OnlineHead(base)
     online.take(lesson(base), 2.0)
-    assert online.take(lesson(base, 3), 2.0)
+    online.take(lesson(base, 3), 2.0)
     assert online.head is not base
     online.restore()
     assert online.head is base
     monkeypatch.setattr(module, "_RATE", 0.0)
     version = online.version
-    assert not online.take(lesson(base), 2.0)
+    online.take(lesson(base), 2.0)
     assert online.version == version
 
 
@@ -126,11 +130,12 @@ def test_tokens_are_those_of_plain_decoding_and_an_answer_has_one_version(lab, m
     target, sampling = lab.Model(vocab_size=12, seed=1, copying=3.0), Sampling(temperature=0.8, seed=4)
     prompt = [3, 7, 1, 4, 4, 9, 2, 6, 5, 3, 8, 1]
     resources = lab.resources(target, head=lab.head("eagle3"))
+    resources.learning.seconds = lambda share: 1.0
     expected = lab.plain(target, prompt, sampling, 40)
-    under_way = build(TrainedOptions(online=1.0), resources)
+    under_way = build(TrainedOptions(online=0.2), resources)
     heads = set()
     for i in range(4):
-        drafter = build(TrainedOptions(min_score=0, paced=False, online=1.0), resources)
+        drafter = build(TrainedOptions(min_score=0, paced=False, online=0.2), resources)
         heads.add(drafter._inner._head)
         assert lab.speculate(drafter, target, RequestState(f"r{i}", list(prompt), 12, sampling), 40) == expected
         assert drafter.stats.failures == 0
