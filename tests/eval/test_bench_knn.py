@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench import bm25, knn, passages
+from eval.bench import bm25, knn, knowledge_base
 from eval.errors import EvalError
 
 WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "valley", "parish", "keeper", "arch"]
@@ -16,7 +16,7 @@ WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "vall
 
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(passages, "default_folders", list)
+    monkeypatch.setattr(knowledge_base, "default_folders", list)
     folder = tmp_path / "texts"
     folder.mkdir()
     draw = random.Random(0)
