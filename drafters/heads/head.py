@@ -206,7 +206,9 @@ class Head(nn.Module, ABC):
     def trainable(self) -> list[nn.Parameter]:
         """Its own weights, from now on to be trained: all but an output matrix and embeddings that came with it."""
         own = [weight for name, weight in self.named_parameters() if not name.startswith(("lm_head.", "embed_tokens."))]
-        return [weight.requires_grad_() for weight in own]
+        for weight in own:
+            weight.requires_grad_()
+        return own
 
     @cached_property
     def num_parameters(self) -> int:
