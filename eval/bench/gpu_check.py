@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from eval.bench.gpu_kernels import Bench
 
 KERNEL_TESTS = tuple(
-    f"tests/sparse_attn/kernels/triton/test_{name}.py" for name in ("attention", "in_pages", "invariant", "layers", "score", "write")
+    f"tests/sparse_attn/kernels/triton/test_{name}.py"
+    for name in ("attention", "in_pages", "invariant", "layers", "score", "write")
 )
 FAR = [32768, 131072, 262144]
 NEEDS_GPU = "times mean nothing without a GPU: what ran is the code"

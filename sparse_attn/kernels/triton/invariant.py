@@ -68,7 +68,8 @@ def _invariant_kernel(
 
     # the keys of a node are numbered along its path: which of the new ones is the n-th
     nodes = tl.arange(0, NODES)
-    of_path = tl.load(TREES + tree + local0 * length + nodes, mask=(nodes < length) & (tree >= 0), other=0) != 0
+    in_tree = (nodes < length) & (tree + 0 * nodes >= 0)
+    of_path = tl.load(TREES + tree + local0 * length + nodes, mask=in_tree, other=0) != 0
     number = tl.cumsum(of_path.to(tl.int32), 0) - 1
     sees = context + local0 + offs_m // GROUP + 1
     there = context + length

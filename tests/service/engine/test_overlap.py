@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from drafters.sampling.penalties import Penalties
 from service.engine.engine import Engine
 from service.engine.overlap import Flight
 from service.engine.params import SamplingParams
@@ -102,7 +101,7 @@ def test_what_must_know_its_token_is_read_at_once_and_said() -> None:
     kinds: dict[str, SamplingParams] = {
         "drafts": params(0, drafter="prompt_lookup"),
         "logprobs": params(0, logprobs=1),
-        "constraint": params(0, penalties=Penalties(repetition=1.3)),
+        "constraint": params(0, repetition_penalty=1.3),
         "policy": params(0, attention="streaming:sink=16,local=32,block=16"),
     }
     expected = make_engine()
@@ -131,6 +130,7 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(monkeypatch: pytest
 
     def broken(slices: Any, pending: Tensor | None = None) -> Any:
         forward = run(slices, pending)
+        forward.logits = forward.logits.clone()
         for part, first in zip(slices, forward.first_row, strict=True):
             if part.request.id == "bad" and part.start == 14:
                 forward.logits[first] = torch.nan
@@ -146,7 +146,7 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(monkeypatch: pytest
     assert [t for o in outputs if o.request_id == "good" for t in o.token_ids] == expected
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, 3])
 def test_a_forward_that_cannot_be_launched_ahead_has_its_turn(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     engine = overlapping()
     run, left = engine.runner.run, [times]

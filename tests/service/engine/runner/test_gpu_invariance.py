@@ -11,6 +11,7 @@ from drafters.tree import DraftTree
 from service.engine.config import EngineConfig
 from service.engine.params import SamplingParams
 from service.engine.request import Request
+from service.engine.runner import cuda_graphs
 from service.engine.runner.cuda_graphs import Bucket, GraphedRunner, run_eagerly
 from service.engine.runner.fused_gpu_layers import fuse_gpu_layers
 from service.engine.runner.gpu_invariance import make_gpu_invariant, why_not_invariant
@@ -38,10 +39,12 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "select_kernels", lambda *_: own)
     monkeypatch.setattr(fixed_work, "SHARE_KEYS", 32)
     monkeypatch.setattr(fixed_work, "MOST_SPLIT", 8)
+    monkeypatch.setattr(cuda_graphs, "PREFILL_ROWS", 4)  # of the prompt that is read at the start
 
 
 def runner_of(family: str, kv: torch.dtype) -> ModelRunner:
-    model = make_model(family, dtype=torch.float32, head_dim=32, hidden_size=64, num_hidden_layers=2)
+    sizes = {"head_dim": 32, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = make_model(family, dtype=torch.float32, **sizes, num_key_value_heads=1)
     pool = KVPool(attach(model), 16, 16, kv)
     assert fuse_gpu_layers(model)
     assert why_not_invariant(model) is None
@@ -63,19 +66,19 @@ def logits(runner: ModelRunner, *slices: Slice) -> torch.Tensor:
 
 @pytest.mark.parametrize(("family", "kv"), [("llama", torch.float32), ("qwen3", torch.int8)])
 def test_decoding_alone_and_in_a_tree_beside_a_prompt(family: str, kv: torch.dtype, interpreted: None) -> None:
-    """From position 63 on, where a share and a page end in the midst of the tree."""
+    """From position 31 on, where a share and a page end in the midst of the tree."""
     plain, crowded = runner_of(family, kv), runner_of(family, kv)
-    one = request_of(0, 64)
+    one, other = request_of(0, 32), request_of(1, 9)
     pending = one.token_ids[-1:]
-    logits(plain, Slice(one, 0, one.token_ids[:63], samples=True))
-    logits(crowded, Slice(one, 0, one.token_ids[:40], samples=True))  # in two chunks
-    logits(crowded, Slice(one, 40, one.token_ids[40:63], samples=True), Slice(request_of(1, 30), 0, [5] * 30, True))
+    logits(plain, Slice(one, 0, one.token_ids[:31], samples=True))
+    logits(crowded, Slice(one, 0, one.token_ids[:20], samples=True))  # in two chunks
+    logits(crowded, Slice(one, 20, one.token_ids[20:31], samples=True), Slice(other, 0, [5] * 9, samples=True))
     path = [pending[0], *(int(TREE.tokens[node]) for node in PATH)]
-    alone = [logits(plain, Slice(one, 63 + i, [token], samples=True))[0] for i, token in enumerate(path)]
-    drafted = Slice(one, 63, pending, True, TREE)
-    in_tree = logits(crowded, drafted, Slice(request_of(1, 30), 0, [6] * 30, samples=True))
+    alone = [logits(plain, Slice(one, 31 + i, [token], samples=True))[0] for i, token in enumerate(path)]
+    drafted = Slice(one, 31, pending, True, TREE)
+    in_tree = logits(crowded, drafted, Slice(other, 0, [6] * 9, samples=True))
     graphed = GraphedRunner(crowded.model, crowded.pool, [Bucket(2, 12)], 8, run_eagerly, INVARIANT)
-    replayed = logits(graphed, drafted, Slice(request_of(1, 30), 30, [8], samples=True))
+    replayed = logits(graphed, drafted, Slice(other, 9, [8], samples=True))
     assert graphed.graphs.replayed == 1
     for found in (in_tree, replayed):
         for row, expected in zip((0, *(node + 1 for node in PATH)), alone, strict=True):
