@@ -64,11 +64,13 @@ class FixedTiling(Tiling):
         split = self._split(common)
         steps = np.where(split, common, np.minimum(common, 1))  # items that go through the common shares
         slots = steps + alone
-        slots[slots == 1] = 0  # what comes in one part is the result
+        slots[slots == 1] = 0  # all rows come in one part, which is the result
         first_part = np.cumsum(slots * rows) - slots * rows
 
-        def items(tile: np.ndarray, row: Any, count: Any, shares: Any, slot: np.ndarray, pages: Any, mask: Any) -> Any:
-            part = np.where(slots[tile] > 0, first_part[tile] + slot * rows[tile] + row, -1)
+        def items(
+            tile: np.ndarray, row: Any, count: Any, shares: Any, slot: np.ndarray, pages: Any, mask: Any, parts: Any
+        ) -> Any:
+            part = np.where(parts > 1, first_part[tile] + slot * rows[tile] + row, -1)
             share = np.where(slot < steps[tile], slot, common[tile] + slot - steps[tile])
             columns = (
                 *(edges[seq[tile]] + local[tile] + row, count, seq[tile], pages, share, shares, part),
@@ -78,20 +80,22 @@ class FixedTiling(Tiling):
 
         tile = np.repeat(every, steps)
         pages = np.where(tree, common * self.share, -(-ends // self.page_size))
-        together = items(tile, 0, rows[tile], np.where(split, 1, common)[tile], within(steps), pages[tile], -1)
+        together = items(
+            tile, 0, rows[tile], np.where(split, 1, common)[tile], within(steps), pages[tile], -1, slots[tile]
+        )
         of_row, row = np.repeat(every, rows), within(rows)
         ends = context[of_row] + local[of_row] + row + 1
         reached = np.where(tree[of_row], (ends - 1) // keys - common[of_row] + 1, 0)
+        counts = steps[of_row] + reached
         node = np.repeat(np.arange(len(of_row)), reached)
         tile = of_row[node]
         apart = items(
             *(tile, row[node], 1, 1, steps[tile] + within(reached)),
-            *(-(-ends[node] // self.page_size), masks[seq[tile]]),
+            *(-(-ends[node] // self.page_size), masks[seq[tile]], counts[node]),
         )
         found = np.concatenate([together, apart])
         found = found[np.argsort(-found[:, FIELDS.index("shares")], kind="stable")]  # the longest first
         joins = np.zeros((int(edges[-1]), 3), dtype=np.int32)
-        counts = np.where(slots[of_row] > 0, steps[of_row] + reached, 1)
         joins[edges[seq[of_row]] + local[of_row] + row] = np.stack([first_part[of_row] + row, rows[of_row], counts], 1)
         return Work(found.astype(np.int32), joins, int((slots * rows).sum()))
 

@@ -88,8 +88,8 @@ def _invariant_kernel(
     table = TABLES + seq.to(tl.int64) * stride_table
     k_at = offs_n[None, :] * HEAD_DIM + offs_d[:, None]
     v_at = offs_n[:, None] * HEAD_DIM + offs_d[None, :]
-    k_scale = 1.0
-    v_scale = 1.0
+    k_scale = tl.full([PAGE], 1.0, tl.float32)
+    v_scale = tl.full([PAGE], 1.0, tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparse_attn.kernels.fixed_work import SHARE_KEYS, FixedTiling
@@ -16,6 +16,7 @@ sequences = st.lists(st.tuples(st.integers(0, 150), st.integers(0, 40000), st.bo
 )
 
 
+@example([(3, SHARE_KEYS - 2, True), (65, SHARE_KEYS + 7, True)], (32, 8))  # a tree across a border
 @given(sequences, st.sampled_from([(32, 8), (28, 4), (8, 8), (71, 1)]))
 def test_every_row_meets_every_share_once_and_in_order(
     rows: list[tuple[int, int, bool]], heads: tuple[int, int]

@@ -50,9 +50,9 @@ def one_row(batch: InPages, s: int, order: list[int], pages: Pages, **options: A
         at, to = context + source, context + target
         for side in (pages.k, pages.v, *(() if pages.k_scale is None else (pages.k_scale, pages.v_scale))):
             side[frames[to // PAGE], :, to % PAGE] = side[frames[at // PAGE], :, at % PAGE].clone()
-    new = (x[row : row + 1] for x in (every.q, every.k, every.v))
+    q, k, v = (x[row : row + 1] for x in (every.q, every.k, every.v))
     options = {name: value[row : row + 1] if name == "positions" else value for name, value in options.items()}
-    alone = Rows.of_sequence(*new, batch.scale, context + len(order) - 1)
+    alone = Rows.of_sequence(q, k, v, batch.scale, context + len(order) - 1)
     for name, value in options.items():
         setattr(alone, name, value)
     table = pages.block_tables[s : s + 1]
