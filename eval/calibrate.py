@@ -1,7 +1,9 @@
 """``folio calibrate``: what each head of a model does, written as the files that sparse attention reads.
 
 Into the output folder go ``minference.json`` (a pattern a query head, MInference's format), ``duo.tsv`` and
-``config.json`` (alpha a KV head, DuoAttention's format), ``report.json`` with every score, and a picture a layer.
+``config.json`` (alpha a KV head, DuoAttention's format), ``report.json`` with every score, and a picture a layer. With
+``--auto`` these and the other policies are then tried on the text, and ``crossovers.json`` says which pays from which
+length on (`eval.auto_table`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from sparse_attn.plan.calibrate import HeadChoice
     from sparse_attn.plan.capture import Captured
 
+POLICIES = ("streaming", "trianglemix", "trianglemix:deep=1.0,last=256", "xattention", "flexprefill", "skip")
+"""Tried for the table of `auto`, beside those that the other files were made for."""
 PICTURE_BLOCKS = 96  # blocks a side of a head's picture, about
 
 
@@ -40,14 +44,21 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Of the made text.")] = 0,
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    auto: Annotated[bool, typer.Option("--auto", help="Also make a table for the policy auto: needs --text.")] = False,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths of that table, separated by commas.")] = "2048,4096,8192",
+    most: Annotated[float, typer.Option(min=0.0, help="Share by which perplexity may rise in it.")] = 0.01,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Find each head's best sparse pattern at equal cost and how much each KV head needs the whole context."""
     from service.engine.loading.checkpoint import load_model
 
+    loaded = load_model(model, dtype, device)
+    words = text.read_text(encoding="utf-8") if text is not None else None
+    if auto and words is None:
+        raise EvalError("--auto needs a text to try the policies on", hint="Give a long one with --text.", param="text")
     report = run(
-        load_model(model, dtype, device),
-        text=text.read_text(encoding="utf-8") if text is not None else None,
+        loaded,
+        text=words,
         length=length,
         budget=budget,
         sink=sink,
@@ -57,6 +68,8 @@ def command(
         pictures=pictures,
         seed=seed,
     )
+    if auto and words is not None:
+        report["auto"] = make_table(loaded, words, [int(length) for length in lengths.split(",")], most, output)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
         return
@@ -67,6 +80,8 @@ def command(
                 f"recall {choice['recall']:.3f}, density {choice['density']:.3f}"
             )
         typer.echo(f"layer {layer['layer']:2d} alpha: {' '.join(f'{alpha:.3f}' for alpha in layer['alpha'])}")
+    for row in report.get("auto", {}).get("table", ()):
+        typer.echo(f"auto from {row['min_length']} tokens on: {row['policy']}")
     typer.echo(f"files in {output}")
 
 
@@ -135,6 +150,38 @@ def run(
         report["pictures"] = [_draw(layer, own, output).name for layer, own in zip(captured, choices, strict=True)]
     _write_json(output / "report.json", report)
     return report
+
+
+def make_table(
+    loaded: LoadedModel, text: str, lengths: Sequence[int], most: float, output: Path, policies: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Try policies on a text and write ``crossovers.json``; returns its rows, and what they were chosen from.
+
+    Args:
+        policies: by default those that need nothing, and those that read the files of `run` in ``output``.
+
+    Raises:
+        EvalError: the model is shorter than a length, or the text than two windows of it.
+    """
+    import torch
+
+    from eval.auto_table import measure, table_of, write_table
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.config import EngineConfig
+    from service.engine.engine import Engine
+
+    longest = max(lengths)
+    if longest + 1 > loaded.max_len:
+        raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
+    files = (f"minference:file={output / 'minference.json'}", f"lserve:heads={output / 'duo.tsv'}")
+    memory = int(2.5 * (longest + 2048) * loaded.kv_shape.bytes_per_token(torch.float32))
+    config = EngineConfig.of(kv_memory=memory, prefix_cache=False, drafter="none", attention="dense")
+    ids = _encoder(loaded)(text)
+    with AsyncEngine(Engine(loaded, config)) as engine:
+        rows = measure(engine, ids, lengths, policies or (*POLICIES, *files))
+    table = table_of(rows, most)
+    write_table(output / "crossovers.json", torch.device(loaded.device).type, table)
+    return {"most": most, "rows": rows, "table": table}
 
 
 def _token_ids(loaded: LoadedModel, text: str | None, length: int, seed: int) -> list[int]:

@@ -23,7 +23,7 @@ from service.accounts.keys import KeyStore
 from service.answering.answer import Answerer
 from service.answering.evidence import EvidenceFinder
 from service.answering.prompting.encoding import Encoder
-from service.answering.prompting.layouts import ChatLayout, PlainLayout
+from service.answering.prompting.layouts import ChatLayout, PlainLayout, PromptLayout
 from service.answering.retention import forget_deleted
 from service.conversations.store import ConversationStore
 from service.errors import DeviceLost, Exit, FolioError, InvalidRequest, Unavailable, translate
@@ -35,6 +35,7 @@ from service.settings import EMBEDDED, Settings
 from service.tables.filling import TableFiller
 from service.tables.store import TableStore
 from service.turns import Turns
+from service.warming import PassageWarmer
 from service.watches.store import WatchStore
 from service.watches.watching import Watcher
 
@@ -261,7 +262,20 @@ class Runtime:
             self._filler = TableFiller(self.tables, answerer)
             watcher = Watcher(self.watches, answerer, self.settings.webhook_private)
             self._working += [asyncio.create_task(self._filler.serve()), asyncio.create_task(watcher.serve())]
+            if self.settings.warm_passages:
+                await self._warm_passages(engine, layout)
         log.info("ready", model=self.model_name, window=engine.window)
+
+    async def _warm_passages(self, engine: AsyncEngine, layout: PromptLayout) -> None:
+        """Have the passages of documents read that are indexed from now on, if the model's KV can be moved."""
+        try:
+            await asyncio.wrap_future(engine.run(lambda own: own.blending.check_movable()))
+        except InvalidRequest as error:
+            log.error("passages are not read ahead", model=self.model_name, reason=error.detail)
+            return
+        warmer = PassageWarmer(self.library, engine, layout, self.settings.warm_passages)
+        self.jobs.on_ingested = warmer.take
+        self._working.append(asyncio.create_task(warmer.serve()))
 
     def _lose(self, error: DeviceLost) -> None:
         self.failure = error

@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from service.engine.config import EngineConfig, first_problem
+from service.engine.config import Bytes, EngineConfig, first_problem
 from service.errors import InvalidRequest
 
 EMBEDDED = "embedded"
@@ -90,6 +90,11 @@ class Settings(BaseSettings, EngineConfig):
         ge=1,
         le=100,
         description="Passages retrieved for an answer; default: as were best for models of the size.",
+    )
+    warm_passages: Bytes = Field(
+        0,
+        description="Disk for the KV of passages that are read while documents are indexed, for the policy blend, as "
+        "20GiB; 0 for none.",
     )
     follow_ups: FollowUps = Field(
         "rule", description="What makes a follow-up stand alone for the search: rule, or the chat model itself."

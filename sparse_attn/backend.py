@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from sparse_attn.batch import AttnBatch
+from sparse_attn.batch import AttnBatch, ForwardEnded
 from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels import Kernels, select_kernels
@@ -63,6 +63,7 @@ def paged_attention_forward(
 
     Raises:
         UnsupportedModelFeature: an argument that would change the result and that no kernel computes.
+        ForwardEnded: this was the last layer that the batch is for.
     """
     if attn is None:
         raise UnsupportedModelFeature(f"the attention {NAME!r} needs attn=AttnBatch(...) in the call of the model")
@@ -74,6 +75,8 @@ def paged_attention_forward(
     new = attn.pool.encode(k, v)
     for group, tables in zip(attn.pool.groups, attn.tables, strict=True):
         group.write(layer, tables.slot_mapping, new)
+    if layer == attn.ends_at:
+        raise ForwardEnded
 
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     rows = attn.operands(q, new.k, new.v, scale, softcap or 0.0, sliding_window or 0)

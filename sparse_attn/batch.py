@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from sparse_attn.plan.state import PolicyState
 
 
+class ForwardEnded(Exception):
+    """A forward came to the layer that it was run for (`AttnBatch.ends_at`)."""
+
+
 @dataclass(frozen=True)
 class GroupTables:
     """Where one head group of the pool has the pages of S sequences, and takes their T new tokens.
@@ -71,6 +75,7 @@ class AttnBatch:
         backend: who attends long dense runs of rows (`sparse_attn.kernels.BACKENDS`).
         needed: per sequence, of how many of its last rows the model's output is read; None for all rows of all.
         decode_only: every sequence decodes, densely: so nobody need look at lengths that change with each replay.
+        ends_at: the layer whose keys and values are all that is wanted; the forward then ends in `ForwardEnded`.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
         kept: what kernels and policies prepare once for this forward.
     """
@@ -86,6 +91,7 @@ class AttnBatch:
     backend: str = "auto"
     needed: Sequence[int] | None = None
     decode_only: bool = False
+    ends_at: int | None = None
     kernels: set[str] = field(default_factory=set)
     kept: dict[Any, Any] = field(default_factory=dict, init=False)
 

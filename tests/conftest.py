@@ -25,7 +25,9 @@ structlog.configure(
 
 
 # the first example of a test compiles or loads, and the machine may be busy: pytest's timeout bounds a test
-hypothesis.settings.register_profile("folio", deadline=None)
+# the default suite looks at fewer examples; `--hypothesis-profile thorough` at the usual number
+hypothesis.settings.register_profile("thorough", deadline=None)
+hypothesis.settings.register_profile("folio", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("folio")
 
 
@@ -33,23 +35,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seconds", type=float, default=60.0, help="How long each slow fuzzer runs.")
 
 
+gc.set_threshold(20_000, 20, 10)
 _SPARE = 256 << 20
-"""bytes that a process may grow by between two collections: with all modules loaded one takes seconds"""
+"""bytes that a process may grow by before its free pages are given back"""
 _at_rest = 0
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _give_back_memory() -> Iterator[None]:
-    """Engines and libraries lie in circles, and an engine keeps what it frees (`runner.host_allocator`)."""
+    """Engines and libraries lie in circles, and an engine keeps what it frees (`runner.host_allocator`).
+
+    What is left stays for good (modules, fixtures of the session): no later collection looks at it again, which takes
+    seconds with all modules loaded.
+    """
     global _at_rest
     yield
+    gc.collect()
+    gc.freeze()
     if _resident() - _at_rest < _SPARE:
         return
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
     _at_rest = _resident()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # nanobind tells of everything that outlives it
 
 
 def _resident() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 from typer import Option
 
-from eval.bench import passages
+from eval.bench import knowledge_base
 from eval.bench.base import BenchOptions, Figures, Texts, bench
 from eval.bench.timer import Times, timed
 from eval.errors import EvalError
@@ -81,8 +81,8 @@ def run(options: Options) -> Figures:
 
 def _corpus(count: int, texts: Sequence[Path]) -> list[list[str]]:
     found: list[list[str]] = []
-    for file in passages.files([*texts, *passages.default_folders()]):
-        for part in passages.prose(file):
+    for file in knowledge_base.files([*texts, *knowledge_base.default_folders()]):
+        for part in knowledge_base.prose(file):
             words = terms(part)
             found += [words[at : at + 60] for at in range(0, len(words), 60) if len(words) - at >= QUERY_TERMS]
         if len(found) >= count:

@@ -22,11 +22,11 @@ import torch
 from torch.nn import functional
 from typer import Option
 
+from eval.auto_table import FASTER, write_table
 from eval.bench.base import Figures, Lengths, Model, Repeats, ThreadedOptions, bench
 from eval.bench.runner import text_ids
 from eval.bench.timer import seconds
 from eval.errors import EvalError
-from eval.figures import write_atomically
 from eval.options import Separated
 from service.engine.loading.checkpoint import load_model
 from service.engine.options import parse_policy
@@ -34,7 +34,7 @@ from sparse_attn.kernels import select_kernels
 from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.kv.page_stats import PageStats
 from sparse_attn.plan.capture import Captured, capture
-from sparse_attn.plan.policies import Joined, as_data
+from sparse_attn.plan.policies import Joined
 from sparse_attn.plan.policy import ModelShape, Policy
 from sparse_attn.plan.state import PolicyState
 from sparse_attn.rows import HeadPages, SequenceRows
@@ -49,7 +49,6 @@ PREFILL = (
 )
 DECODE = ("quest:interval=4,dense_layers=0", "quest:interval=4,dense_layers=0,budget=2048")
 MAX_LOSS = {"kv": 2.0}  # points of right and of quoted answers; 1 for the other tasks
-FASTER = 0.97  # a candidate must take at most this share of dense time to be worth its error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +119,6 @@ def make_table(
         parts = [chosen[p][1] if p in chosen and chosen[p][0] <= start else "dense" for p in ("prefill", "decode")]
         table.append({"min_length": start, "policy": "+".join(parts)})
     return table
-
-
-def write_table(path: Path, device: str, table: Sequence[dict[str, Any]]) -> None:
-    """Put the rows of `make_table` into a file that `auto` reads; those of other devices stay."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known[device] = [{**row, "policy": as_data(parse_policy(row["policy"]))} for row in table]
-    write_atomically(path, json.dumps(known, indent=2) + "\n")
 
 
 def _sound(row: dict[str, Any], max_error: float, accuracy: dict[str, Any]) -> bool:

@@ -7,13 +7,13 @@ not. `questions` are those that `quoting` chooses from, as they come. Spec-Bench
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from eval.bench.turns import first_turns
 from eval.errors import EvalError
 from eval.tasks.quoting import QuoteMaker, read_folder
 from service.answering.passages import Passage
@@ -32,6 +32,8 @@ GROUPS = {
 """Spec-Bench's six groups of tasks, by its categories."""
 
 WORKLOADS = ("quoting", "spec_bench", "nothing", "questions", *GROUPS)
+CATEGORY = "category:"
+"""Before the name of any one category that the file of prompts has: SPEED-Bench's are others than Spec-Bench's."""
 ANSWERED = ("quoting", "questions")  # whose answers end by themselves
 _SPEC_BENCH = ("rag", "summarization")
 _QUESTIONS, _RANDOM = 3, 6  # prompts tried for each one kept of `quoting` and of `nothing`
@@ -57,8 +59,10 @@ def make_prompts(engine: AsyncEngine, workload: str, context: int, count: int, t
     if workload == "nothing":
         return _choose(engine, _random(engine, context, _RANDOM * count), count, 32, True, _uncopied)
     if workload in GROUPS:
-        return Prompts(_of_group(engine, workload, context, count, spec_bench))
-    raise EvalError(f"unknown workload {workload!r}", hint=f"Choose from {', '.join(WORKLOADS)}.")
+        return Prompts(_of_categories(engine, GROUPS[workload], context, count, spec_bench))
+    if workload.startswith(CATEGORY):
+        return Prompts(_of_categories(engine, (workload.removeprefix(CATEGORY),), context, count, spec_bench))
+    raise EvalError(f"unknown workload {workload!r}", hint=f"Choose from {', '.join(WORKLOADS)}, {CATEGORY}NAME.")
 
 
 def _choose(
@@ -107,9 +111,11 @@ def _questions(engine: AsyncEngine, context: int, count: int, text: Path) -> lis
     return [ids for i, ids in enumerate(made) if ids not in made[:i]]
 
 
-def _of_group(engine: AsyncEngine, group: str, context: int, count: int, path: Path) -> list[list[int]]:
-    """Prompts of one group, spread over it, each as a user's message behind others of the group up to the length."""
-    turns = _turns(path, GROUPS[group])
+def _of_categories(
+    engine: AsyncEngine, categories: Sequence[str], context: int, count: int, path: Path
+) -> list[list[int]]:
+    """Prompts of some categories, spread over them, each as a user's message behind others up to the length."""
+    turns = first_turns(path, categories)
     encoder = engine.engine.tokenizer
     asked = [turns[i * len(turns) // count] for i in range(count)]
     others = "\n\n".join(turn for turn in turns if turn not in asked)
@@ -126,16 +132,8 @@ def _of_group(engine: AsyncEngine, group: str, context: int, count: int, path: P
     return [message(max(0, context - len(message(0, turn))), turn) for turn in asked]
 
 
-def _turns(path: Path, categories: Sequence[str]) -> list[str]:
-    """The first turns of Spec-Bench's prompts of some categories."""
-    if not path.is_file():
-        raise EvalError(f"there is no {path}", hint="Give Spec-Bench's question.jsonl with --spec-bench.")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row["turns"][0] for row in rows if row["category"] in categories]
-
-
 def _spec_bench(engine: AsyncEngine, context: int, count: int, path: Path) -> list[list[int]]:
-    turns = _turns(path, _SPEC_BENCH)
+    turns = first_turns(path, _SPEC_BENCH)
     encoded = [engine.engine.tokenizer.encode(turn, add_special_tokens=False) for turn in turns]
     asked, fill = encoded[:count], [token for ids in encoded[count:] for token in ids]
     longest = max(map(len, asked))

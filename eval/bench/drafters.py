@@ -39,7 +39,7 @@ from drafters.training.distill import DISTILLATION
 from eval.bench import beside_transformers
 from eval.bench.base import BenchOptions, Cells, Figures, Model, Result, Row, bench
 from eval.bench.drafter_forwards import tree_forwards
-from eval.bench.drafter_prompts import ANSWERED, GROUPS, WORKLOADS, make_prompts
+from eval.bench.drafter_prompts import ANSWERED, CATEGORY, GROUPS, WORKLOADS, make_prompts
 from eval.bench.drafter_timing import PLAIN, Timing, divergences, timed
 from eval.bench.timer import Times, in_turn, ratio
 from eval.errors import EvalError
@@ -81,14 +81,14 @@ class Options(BenchOptions):
         str | None, Option(help=f"Folder or hub id; with it also {', '.join(_WITH_DRAFT_MODEL)}.")
     ] = None
     context: Annotated[tuple[int, ...], Option(help="Prompt tokens; may be repeated.")] = (2048, 8192, 16384, 32768)
-    workload: Annotated[tuple[str, ...], Option(help=f"Of {', '.join(WORKLOADS)}.")] = WORKLOADS[:3]
+    workload: Annotated[tuple[str, ...], Option(help=f"Of {', '.join(WORKLOADS)}, {CATEGORY}NAME.")] = WORKLOADS[:3]
     drafter: Annotated[
         tuple[str, ...], Option(help="NAME[:key=value,…]; may be repeated; by default all that there is a model for.")
     ] = ()
     temperature: Annotated[tuple[float, ...], Option(help="0 is greedy; may be repeated.")] = (0.0, 0.8)
     batch: Annotated[tuple[int, ...], Option(help="Sequences at a time; may be repeated.")] = (1,)
     text: Annotated[Path, Option(help="Folder of text for the quoting workload.")] = Path("../shared/corpus")
-    spec_bench: Annotated[Path, Option(help="Spec-Bench's question.jsonl.")] = Path(
+    spec_bench: Annotated[Path, Option(help="Prompts: Spec-Bench's question.jsonl, or SPEED-Bench's rows.")] = Path(
         "../shared/spec_bench/question.jsonl"
     )
     prompts: Annotated[int, Option(help="Prompts a cell.")] = 4

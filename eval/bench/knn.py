@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from typer import Option
 
-from eval.bench import passages
+from eval.bench import knowledge_base
 from eval.bench.base import BenchOptions, Cells, Figures, NewTokens, Row, Texts, bench
 from eval.bench.timer import ratio, timed
 from eval.errors import EvalError
@@ -63,7 +63,7 @@ class Options(BenchOptions):
 def run(options: Options, cache: Path | None = None) -> Figures | None:
     """The figures, or None where the time was up before all was done: call again to go on."""
     deadline = time.monotonic() + 60 * options.minutes
-    made = Bench(options, cache or passages.cache_folder("knn"))
+    made = Bench(options, cache or knowledge_base.cache_folder("knn"))
     with made.engine:
         if not made.build(deadline):
             return None
@@ -85,7 +85,7 @@ class Bench:
 
     def __init__(self, options: Options, cache: Path) -> None:
         self.options = options
-        self._texts = [*options.text, *passages.default_folders()]
+        self._texts = [*options.text, *knowledge_base.default_folders()]
         self._cache = cache
         self._experiences = Experiences()
         self.engine = AsyncEngine.from_pretrained(
@@ -186,9 +186,11 @@ class Bench:
         By the hash of their paths, an order that a new file does not change for the others.
         """
         seen: set[bytes] = set()
-        names = {blake2b(str(file).encode(), digest_size=8).hexdigest(): file for file in passages.files(self._texts)}
+        names = {
+            blake2b(str(file).encode(), digest_size=8).hexdigest(): file for file in knowledge_base.files(self._texts)
+        }
         for name, file in sorted(names.items()):
-            text = "\n\n".join(passages.prose(file))[:LONGEST_TEXT]
+            text = "\n\n".join(knowledge_base.prose(file))[:LONGEST_TEXT]
             digest = blake2b(text.encode(), digest_size=8).digest()
             if len(text) < SHORTEST_TEXT or digest in seen or sum(map(str.isalpha, text)) < LETTERS * len(text):
                 continue

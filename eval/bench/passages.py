@@ -1,171 +1,336 @@
-"""A knowledge base of real passages for benchmarks: windows over the documents that lie on a machine, embedded once.
+"""Answers over passages whose KV was read before (`blend`), beside exact ones: first token, agreement, right answers.
 
-Text comes from Markdown, reStructuredText and plain files, from the docstrings of Python sources and from the strings
-of JSON lines. Passages and vectors are kept in a cache folder; embedding that was interrupted goes on where it ended.
+A library of passages of 300 to 500 tokens is made of the paragraphs of a file of SQuAD's format, and filled with text
+from this machine. Questions are drawn by Zipf's law over the paragraphs' passages; each prompt holds the passage of its
+question and those that BM25 finds next, in the service's own words. All policies answer each question in turn, in one
+engine with its prefix cache, from passages kept as the model has them and from those kept in int8; the exact answer is
+the reference. With ``--canary`` each blended answer is read again densely, which tells of each of its tokens whether
+the exact model would have chosen it: an answer of forty tokens parts from the exact one soon, though nearly all its
+tokens are the right ones. Then passages of the model's shape are read from disk, as after a restart.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import re
-import sys
-import sysconfig
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
+from math import sqrt
 from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+import torch
+from typer import Argument, Option
 
+from eval.bench.base import Figures, Model, NewTokens, Policies, Row, Seed, Texts, ThreadedOptions, Threads, bench
+from eval.bench.knowledge_base import default_folders, files, prose
+from eval.bench.runner import agreeing
 from eval.errors import EvalError
-from eval.figures import write_atomically
+from eval.options import Separated
+from eval.qa.dataset import Dataset, Item, load
+from eval.qa.scoring import best_f1
+from retrieval.analysis.terms import terms
+from retrieval.index.sparse import SparseIndex
+from service.answering.passages import Passage
+from service.answering.prompting.layouts import Prompt, choose_layout
+from service.engine.async_engine import PASSAGES_A_FILE, AsyncEngine
+from service.engine.kv.passage_store import PassageFiles, PassageKV, PassageStore
+from service.engine.options import parse_policy
+from service.engine.outputs import Generation
+from service.engine.params import SamplingParams
+from service.engine.spans import PassageSpans
 
-WORDS = 24
-"""words of a passage: about 36 tokens of MiniLM"""
-STEP = 16
-"""words from one window to the next of the same text"""
-MOST_OF_A_FILE = 1500
-"""windows of one file, so that no book or change log fills the base"""
-SLICE = 2048
-BATCH = 128
-SUFFIXES = (".md", ".rst", ".txt", ".py", ".jsonl")
+EXACT = "dense"
+MEMORY = 4 << 30
+WORDS = 240
+"""words of a passage that fills the library; those with too few or too many tokens are left out"""
 
-_WORD = re.compile(r"\S+")
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ThreadedOptions):
+    """Answers over passages that were read before, beside exact ones."""
+
+    data: Annotated[Path, Argument(help="Questions and paragraphs: a file of SQuAD's format.")]
+    model: Model = "smollm2"
+    threads: Threads = 2
+    policies: Policies = ("blend:first=16",)
+    kept: Annotated[tuple[str, ...], Separated(), Option(help="How passages are kept: auto, int8.")] = ("auto", "int8")
+    questions: Annotated[int, Option(min=1, help="Questions asked.")] = 40
+    passages: Annotated[int, Option(min=1, help="Passages in a prompt.")] = 5
+    library: Annotated[int, Option(min=1, help="Passages that are searched.")] = 2_000
+    least_tokens: Annotated[int, Option(min=1, help="Of a passage.")] = 300
+    most_tokens: Annotated[int, Option(min=1, help="Of a passage.")] = 500
+    text: Texts = ()
+    no_preface: Annotated[bool, Option("--no-preface", help="Read passages without the prompt's first tokens.")] = False
+    canary: Annotated[bool, Option("--canary", help="Also tell how many tokens the exact model would choose.")] = False
+    on_disk: Annotated[int, Option(min=0, help="Passages read from disk as after a restart; 0 for none.")] = 2_000
+    new_tokens: NewTokens = 48
+    seed: Seed = 0
+
+
+@dataclass
+class Asked:
+    """What one policy answered to one question.
+
+    Attributes:
+        computed: share of the prompt that was not copied.
+        chosen: of its tokens that were compared, those that the exact model would have chosen.
+    """
+
+    ids: list[int]
+    first_s: float
+    whole_s: float
+    f1: float
+    all_found: bool
+    computed: float
+    chosen: int = 0
+    compared: int = 0
+
+
+@dataclass
+class Library:
+    """Passages, and an index over them; the names of a passage's paragraphs are joined in its own."""
+
+    passages: list[Passage]
+    index: SparseIndex = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.index = SparseIndex.build([terms(passage.text) for passage in self.passages])
+        self.holding = {name: passage for passage in self.passages for name in passage.name.split(" + ")}
+
+    def found(self, item: Item, count: int) -> list[Passage]:
+        """The passage of a question's document, then the best others."""
+        own = self.holding[item.document]
+        best = np.argsort(-self.index.scores(terms(item.question)), kind="stable").tolist()
+        return [own, *(self.passages[i] for i in best if self.passages[i] is not own)][:count]
 
 
 @dataclass(frozen=True)
-class KnowledgeBase:
-    """Passages and their vectors, row by row.
+class Way:
+    """A policy, and where its passages are kept."""
 
-    Attributes:
-        vectors: float32[n, d] of norm 1.
-    """
-
-    texts: list[str]
-    vectors: np.ndarray
+    policy: str
+    kept: str
+    store: PassageStore
 
 
-def default_folders() -> list[Path]:
-    """Where documents lie on most machines: installed packages, the standard library, the system's documentation."""
-    folders = [Path(sys.prefix), Path(sysconfig.get_paths()["stdlib"]), Path("/usr/share/doc")]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+def run(options: Options) -> Figures:
+    """A row a policy and kind of store (`_row`), what a token takes in each store, and passages from disk."""
+    engine = AsyncEngine.from_pretrained(
+        options.model,
+        threads=options.threads,
+        drafter="none",
+        attention=EXACT,
+        passage_memory=MEMORY,
+        canary=float(options.canary),
+        canary_bound=0.0,
+    )
+    with engine:
+        layout = choose_layout(engine.tokenizer, engine.engine.loaded.num_parameters)
+        dataset = load(options.data)
+        library = Library(_library(dataset, engine, options))
+        stores = {kind: PassageStore(MEMORY, int8=kind == "int8") for kind in options.kept}
+        exact = Way(EXACT, "", engine.engine.blending.store)
+        ways = [exact, *(Way(policy, kind, stores[kind]) for policy, kind in product(options.policies, stores))]
+        asked: list[list[Asked]] = [[] for _ in ways]
+        lengths = []
+        for number, item in enumerate(_drawn(dataset, library, options.questions, options.seed)):
+            prompt = layout.build(item.question, library.found(item, options.passages))
+            lengths.append(len(prompt.ids))
+            for at in range(len(ways)):
+                turn = (at + number) % len(ways)
+                asked[turn].append(_ask(engine, prompt, item, ways[turn], options))
+        disk = [_from_disk(engine, kind, options) for kind in options.kept if options.on_disk]
+    stored = [
+        {
+            "kept": kind,
+            "bytes_per_token": fmean(one.num_bytes / one.num_tokens for one in store),
+            "hit_rate": store.hits / store.queries,
+        }
+        for kind, store in stores.items()
+        if len(store)
+    ]
+    return {
+        **options.told("model", "questions", "passages", "new_tokens", "seed", "no_preface"),
+        "data": options.data.name,
+        "library": len(library.passages),
+        "prompt_tokens_median": median(lengths),
+        "rows": [_row(way, answers, asked[0]) for way, answers in zip(ways, asked, strict=True)],
+        "stored": stored,
+        "disk": disk,
+    }
 
 
-def cache_folder(name: str) -> Path:
-    """A folder of that name in Folio's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio" / name
-
-
-def knowledge_base(count: int, folders: Sequence[Path], cache: Path | None = None) -> KnowledgeBase:
-    """``count`` different passages from the files below ``folders`` and the default ones; from the cache if possible.
-
-    Raises:
-        EvalError: there is too little text.
-    """
-    home = cache or cache_folder("ralm")
-    listed = home / "passages.txt"
-    if not listed.is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        write_atomically(listed, "\n".join(collect([*folders, *default_folders()])))
-    texts = listed.read_text(encoding="utf-8").split("\n")
-    if len(texts) < count:
+def _library(dataset: Dataset, engine: AsyncEngine, options: Options) -> list[Passage]:
+    """The passages that hold the dataset's paragraphs, and as many others as the library wants."""
+    least, most = options.least_tokens, options.most_tokens
+    fitting = [p for p in _joined(dataset, engine, least) if _tokens(engine, p.text) <= most]
+    if not fitting:
+        raise EvalError(f"no paragraphs of {options.data.name} make a passage of {least} to {most} tokens")
+    missing = max(0, options.library - len(fitting))
+    others = list(islice(_others(engine, options), missing))
+    if len(others) < missing:
         raise EvalError(
-            f"the folders hold {len(texts):,} different passages, {count:,} are wanted",
-            hint=f"Name more folders with --text and remove {listed}, or ask for fewer --passages.",
+            f"{len(fitting) + len(others):,} passages can be made of the texts, {options.library:,} are wanted",
+            hint="Name more folders with --text, or ask for a smaller --library.",
         )
-    return KnowledgeBase(texts[:count], embed(texts, count, home))
+    return fitting + others
 
 
-def collect(folders: Sequence[Path]) -> list[str]:
-    """All different windows, over the files in a seeded random order."""
-    passages: dict[bytes, str] = {}
-    for file in files(folders):
-        for passage in _windows(file):
-            passages.setdefault(blake2b(passage.lower().encode(), digest_size=12).digest(), passage)
-    return list(passages.values())
+def _joined(dataset: Dataset, engine: AsyncEngine, least: int) -> Iterator[Passage]:
+    """Paragraphs one after another until there are so many tokens."""
+    names: list[str] = []
+    text = ""
+    for name, paragraph in dataset.documents.items():
+        if not isinstance(paragraph, str):
+            raise EvalError(f"{name} is a file, not a paragraph", hint="Give a file of SQuAD's format.", param="data")
+        names.append(name)
+        text = f"{text}\n{paragraph}" if text else paragraph
+        if _tokens(engine, text) >= least:
+            joined = " + ".join(names)
+            yield Passage(joined, joined, 0, len(text), None, text)
+            names, text = [], ""
 
 
-def embed(texts: Sequence[str], count: int, home: Path) -> np.ndarray:
-    """float32[count, 384] of the first texts by MiniLM in bfloat16; what an earlier run embedded is kept."""
-    import torch
-
-    from retrieval.embedding.embedder import SentenceEmbedder
-
-    path, done_path = home / "vectors.npy", home / "done.json"
-    done = json.loads(done_path.read_text()) if done_path.is_file() and path.is_file() else 0
-    model = SentenceEmbedder()
-    vectors = open_memmap(path, "r+") if done else open_memmap(path, "w+", np.float32, (len(texts), model.dim))
-    while done < count:
-        part = texts[done : done + SLICE]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = model.model_in_memory.encode(
-                part, batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True
-            )
-        vectors[done : done + len(part)] = torch.nn.functional.normalize(found.float(), dim=-1).numpy()
-        vectors.flush()
-        done += len(part)
-        write_atomically(done_path, json.dumps(done))
-        print(f"embedded {done:,} of {count:,} passages", file=sys.stderr)
-    return vectors[:count]
+def _others(engine: AsyncEngine, options: Options) -> Iterator[Passage]:
+    """Pieces of the texts on this machine that have as many tokens as a passage."""
+    for file in files([*options.text, *default_folders()]):
+        words = " ".join(prose(file)).split()
+        for start in range(0, len(words) - WORDS, WORDS):
+            text = " ".join(words[start : start + WORDS])
+            if options.least_tokens <= _tokens(engine, text) <= options.most_tokens:
+                name = f"{file.name} {start}"
+                yield Passage(name, name, 0, len(text), None, text)
 
 
-def files(folders: Sequence[Path]) -> list[Path]:
-    """The files with text below the folders, in a seeded random order."""
-    found = sorted({file for folder in folders for file in _files(folder)})
-    random.Random(0).shuffle(found)
-    return found
+def _tokens(engine: AsyncEngine, text: str) -> int:
+    return len(engine.tokenizer.encode(text, add_special_tokens=False))
 
 
-def prose(file: Path) -> list[str]:
-    """The parts of a file that are written for readers; none of one that is too large or cannot be read."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="ignore") if file.stat().st_size < 8 << 20 else ""
-    except OSError:
-        return []
-    return _prose(file.suffix, text)
+def _drawn(dataset: Dataset, library: Library, count: int, seed: int) -> Sequence[Item]:
+    """Questions by Zipf's law over the paragraphs in the library, in an order drawn with the seed."""
+    rng = np.random.default_rng(seed)
+    by_document: dict[str, list[Item]] = {}
+    for item in dataset.items:
+        if item.document in library.holding:
+            by_document.setdefault(item.document, []).append(item)
+    names = list(by_document)
+    rng.shuffle(names)
+    weights = 1 / np.arange(1, len(names) + 1)
+    drawn = rng.choice(len(names), count, p=weights / weights.sum())
+    return [by_document[names[i]][int(rng.integers(len(by_document[names[i]])))] for i in drawn]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(SUFFIXES):
-                yield Path(root, name)
+def _ask(engine: AsyncEngine, prompt: Prompt, item: Item, way: Way, options: Options) -> Asked:
+    spans = prompt.spans
+    if spans is None:
+        raise EvalError("the model's prompts do not tell where passages lie", param="model")
+    if options.no_preface:
+        spans = PassageSpans(0, spans.passages)
+    engine.run(lambda own: setattr(own.blending, "store", way.store)).result()
+    params = SamplingParams(max_tokens=options.new_tokens, attention=way.policy, drafter="none")
+    before = _compared(engine, way.policy)
+    [found] = engine.generate([prompt.ids], params, spans=[spans])
+    if found.error is not None:
+        raise EvalError(f"the engine failed: {found.error}")
+    while engine.run(lambda own: own.canary.has_work).result():
+        time.sleep(0.02)
+    chosen, compared = (now - then for now, then in zip(_compared(engine, way.policy), before, strict=True))
+    return replace(_judged(found, item), chosen=chosen, compared=compared)
 
 
-def _windows(file: Path) -> Iterator[str]:
-    """Windows of ``WORDS`` words that are mostly letters."""
-    found = 0
-    for part in prose(file):
-        words = _WORD.findall(part)
-        for at in range(0, max(1, len(words) - WORDS + STEP), STEP):
-            passage = " ".join(words[at : at + WORDS])
-            if 60 <= len(passage) <= 400 and sum(map(str.isalpha, passage)) > 0.7 * len(passage):
-                yield passage
-                found += 1
-                if found == MOST_OF_A_FILE:
-                    return
+def _compared(engine: AsyncEngine, policy: str) -> tuple[int, int]:
+    """Of a policy's answers so far the tokens that the exact model would have chosen, and all."""
+    found = engine.engine.canary.compared.get(parse_policy(policy).cache_key())
+    return (found.agreeing, found.tokens) if found is not None else (0, 0)
 
 
-def _prose(suffix: str, text: str) -> list[str]:
-    """The parts of a file that are written for readers."""
-    if suffix == ".py":
-        return text.split('"""')[1::2]
-    if suffix == ".jsonl":
-        return [string for line in text.splitlines() for string in _strings(line)]
-    return [text]
+def _judged(found: Generation, item: Item) -> Asked:
+    gold = [" ".join(parts) for parts in item.answers]
+    stats = found.stats
+    kept = stats.get("passage_hits") == stats.get("passage_tokens")
+    computed = 1 - stats.get("filled_tokens", 0) / stats["prompt_tokens"]
+    f1 = best_f1(found.text, gold, item.language)
+    return Asked(found.token_ids, found.times[0], found.times[-1], f1, kept, computed)
 
 
-def _strings(line: str) -> Iterator[str]:
-    try:
-        stack = [json.loads(line)]
-    except ValueError:
-        return
-    while stack:
-        value = stack.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, list | dict):
-            stack += value.values() if isinstance(value, dict) else value
+def _row(way: Way, answers: Sequence[Asked], exact: Sequence[Asked]) -> Row:
+    """Medians of the time to the first token (where all passages were kept, and where some had to be read), how many
+    answers have the ids of the exact one, how much of it they share up to where they part, the share of their tokens
+    that the exact model would have chosen, and F1 against the right answer, whose difference is in points with its
+    standard error.
+    """
+    pairs = list(zip(answers, exact, strict=True))
+    kept = [one.first_s for one in answers if one.all_found]
+    read = [one.first_s for one in answers if not one.all_found]
+    exact_first = median(other.first_s for one, other in pairs if one.all_found or not kept)
+    same = [agreeing(one.ids, other.ids) / max(1, len(other.ids)) for one, other in pairs]
+    compared = sum(one.compared for one in answers)
+    lost = [100 * (one.f1 - other.f1) for one, other in pairs]
+    return {
+        "policy": way.policy,
+        "kept": way.kept,
+        "first_token_ms": 1e3 * median(kept) if kept else None,
+        "speedup": exact_first / median(kept) if kept else None,
+        "first_token_with_reading_ms": 1e3 * median(read) if read else None,
+        "answer_ms": 1e3 * median(one.whole_s for one in answers),
+        "computed": fmean(one.computed for one in answers),
+        "same_ids": fmean(one.ids == other.ids for one, other in pairs),
+        "agreeing": fmean(same),
+        "chosen": sum(one.chosen for one in answers) / compared if compared else None,
+        "f1": fmean(one.f1 for one in answers),
+        "f1_points": fmean(lost),
+        "f1_points_error": stdev(lost) / sqrt(len(lost)) if len(lost) > 1 else None,
+    }
+
+
+def _from_disk(engine: AsyncEngine, kind: str, options: Options) -> Row:
+    """Seconds to know of passages in a new process, to load those of some questions, and to load all, hashes checked.
+
+    Their numbers are drawn; they have the model's shape, precision, and 400 tokens each.
+    """
+    pool, tokens, rng = engine.engine.runner.pool, 400, np.random.default_rng(options.seed)
+    shape = (2, pool.shape.num_layers, tokens, pool.shape.num_kv_heads, pool.shape.head_dim)
+    dtype = pool.dtype if pool.dtype.is_floating_point else torch.float32
+    drawn = [
+        PassageKV.of(k, v, 30, kind == "int8") for k, v in torch.randn((PASSAGES_A_FILE, *shape)).to(dtype).unbind()
+    ]
+    keys = [number.to_bytes(4) for number in range(options.on_disk)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        written = PassageFiles(folder)
+        for first in range(0, len(keys), PASSAGES_A_FILE):
+            written.write(f"{first:06d}", dict(zip(keys[first:], drawn, strict=False)))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        weights = 1 / np.arange(1, len(keys) + 1)
+        asked = rng.permutation(len(keys))[rng.choice(len(keys), 100 * options.passages, p=weights / weights.sum())]
+        began = time.perf_counter()
+        again = PassageFiles(folder)
+        known = time.perf_counter() - began
+        for number in dict.fromkeys(asked.tolist()):
+            _present(again.load(keys[number]))
+        some = time.perf_counter() - began
+        for key in keys:
+            _present(again.load(key))
+        every = time.perf_counter() - began
+    return {
+        "kept": kind,
+        "passages": len(keys),
+        "tokens": tokens,
+        "bytes": size,
+        "known_s": known,
+        "asked": len(set(asked.tolist())),
+        "asked_s": some,
+        "all_s": every,
+    }
+
+
+def _present(kept: Any) -> None:
+    if kept is None:
+        raise EvalError("a passage that was written does not come back from disk")
+
+
+command = bench(Options, run, "bench_passages")

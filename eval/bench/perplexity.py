@@ -24,9 +24,9 @@ from typer import Option
 from eval.bench.base import BenchOptions, Figures, Lengths, Model, Policies, Row, bench
 from eval.bench.runner import build
 from eval.errors import EvalError
+from eval.losses import Losses, cut, read, rise
 from service.engine.async_engine import AsyncEngine
 from service.engine.loading.checkpoint import load_model
-from service.engine.params import SamplingParams
 
 DENSE = "dense"
 FIRST, LAST = 1 / 64, 1024.0  # lambdas that are tried
@@ -79,39 +79,6 @@ def run(options: Options) -> Figures:
     }
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Of each window the mean negative log-probability of its scored tokens, and the mean density of attention."""
-
-    each: list[float]
-    density: float
-
-
-def cut(ids: Sequence[int], length: int, count: int, scored: int) -> list[list[int]]:
-    """Windows of the text, none of which share a token."""
-    if length <= scored:
-        raise EvalError(f"windows of {length} tokens have no context before the {scored} that are scored")
-    found = [list(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)][:count]
-    if len(found) < 2:
-        raise EvalError(
-            f"the text has {len(ids)} tokens, two windows of {length} are needed", hint="Give a longer --text."
-        )
-    return found
-
-
-def read(engine: AsyncEngine, windows: Sequence[Sequence[int]], scored: int, policy: str) -> Losses:
-    """The windows, one after the other, under a policy."""
-    params = SamplingParams(max_tokens=0, prompt_logprobs=0, drafter="none", attention=policy)
-    each, densities = [], []
-    for window in windows:
-        [found] = engine.generate([window], params)
-        if found.error is not None:
-            raise EvalError(f"the engine failed: {found.error}")
-        each.append(-fmean(one.logprob for one in (found.prompt_logprobs or [])[-scored:]))
-        densities.append(found.stats.get("prefill_density", 1.0))
-    return Losses(each, fmean(densities))
-
-
 def largest(
     engine: AsyncEngine, windows: Sequence[Sequence[int]], options: Options, dense: Losses
 ) -> dict[str, Losses]:
@@ -125,11 +92,6 @@ def largest(
             break
         share *= 2
     return found
-
-
-def rise(losses: Losses, dense: Losses) -> float:
-    """The share by which perplexity rises over dense attention."""
-    return math.expm1(fmean(losses.each) - fmean(dense.each))
 
 
 def row(length: int, policy: str, losses: Losses, dense: Losses) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Every row is a model, a retriever and a mode (iterative, flare, iter-retgen). Every question is answered by the
 sequential loop and by every way of speculating, in turn, each beginning with an empty prefix cache, and all must give
 the same token ids. With several rounds the fastest of each way counts, since what else runs on a machine only ever
-slows. The knowledge base is windows over the documents of this machine, embedded once (``passages``); or, with
+slows. The knowledge base is windows over the documents of this machine, embedded once (``knowledge_base``); or, with
 ``--dataset``, the paragraphs of a file of SQuAD's format, whose questions are asked, and whose answers are held to the
 right ones beside the speed. A run may be cut into pieces: with a time limit it stops in good order, and ``--resume``
 goes on with what the result file has.
@@ -26,7 +26,7 @@ from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Result, Texts, bench
 from eval.bench.beside_transformers import random_llama
-from eval.bench.passages import KnowledgeBase, cache_folder, embed, knowledge_base
+from eval.bench.knowledge_base import KnowledgeBase, cache_folder, embed, knowledge_base
 from eval.bench.runner import build
 from eval.errors import EvalError
 from eval.qa import dataset, scoring

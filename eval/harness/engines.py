@@ -32,6 +32,8 @@ from sparse_attn.plan.policies import POLICIES
 RETRIEVAL = "retrieval"
 ALIASES = {"rapid": "rag"}
 OPENAI = "openai:"
+EVERYBODY = "everybody"
+"""The owner of prefixes that all points find."""
 _ENDPOINT = re.compile(r"(https?://[^/:]+(?::\d+)?(?:/[^:]*)?)(?::(.+))?")
 
 
@@ -125,13 +127,14 @@ class Point:
 
 
 class LocalEngine:
-    """One point of an engine that runs; several points share its weights, not its cached prefixes.
+    """One point of an engine that runs; several points share its weights.
 
     Raises:
         EvalError: the model does not allow the point's attention policy.
     """
 
-    def __init__(self, engine: AsyncEngine, point: Point) -> None:
+    def __init__(self, engine: AsyncEngine, point: Point, owner: str = EVERYBODY) -> None:
+        """owner: whose cached prefixes it finds."""
         try:
             parse_policy(point.attention).check(engine.engine.shape)
         except SparseAttentionError as error:
@@ -140,6 +143,7 @@ class LocalEngine:
         self.point = point
         self.window = engine.engine.max_model_len
         self._engine = engine
+        self._owner = owner
 
     def describe(self) -> dict[str, Any]:
         engine = self._engine.engine
@@ -156,7 +160,10 @@ class LocalEngine:
         }
 
     def answer(self, prompt: ModelInput, new_tokens: int) -> Reply:
-        params = SamplingParams(max_tokens=new_tokens, attention=self.point.attention, drafter=self.point.drafter)
+        point = self.point
+        params = SamplingParams(
+            max_tokens=new_tokens, attention=point.attention, drafter=point.drafter, owner=self._owner
+        )
         began = time.perf_counter()
         [found] = self._engine.generate([prompt.ids], params, [DraftSources(documents=prompt.documents)])
         total_s = time.perf_counter() - began

@@ -46,7 +46,9 @@ class RunOptions:
     ] = ()
     limit: Annotated[int | None, Option(min=1, help="Examples of each task.")] = None
     output: Annotated[Path | None, Option(help="Folder of results; a run there is resumed.")] = None
-    data: Annotated[str | None, Option(help="Folder of official JSONL, hub, or LongBench v2's JSON.")] = None
+    data: Annotated[str | None, Option(help="Folder of official JSONL, hub, or a file of LongBench v2 or HELMET.")] = (
+        None
+    )
     text: Annotated[
         Path | None, Option(help="Folder of text for quote; for qa_1 and qa_2 a file of SQuAD's format.")
     ] = None

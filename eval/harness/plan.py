@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from eval.errors import EvalError
-from eval.harness.engines import OPENAI, AnswerEngine, LocalEngine, OpenAIEngine, Point
+from eval.harness.engines import EVERYBODY, OPENAI, AnswerEngine, LocalEngine, OpenAIEngine, Point
 from eval.harness.jsonl import Problem
 from eval.harness.options import RunOptions
 from eval.harness.prompting import LayoutPrompter, OfficialPrompter, OncePrompter, Prompter
@@ -77,7 +77,7 @@ def build_plan(options: RunOptions, command: str) -> Plan:
         least_new_tokens=LAYOUT_NEW_TOKENS if options.prompt_kind == "layout" else 0,
     )
     points = {name: Point.parse(name) for name in options.engine if not name.startswith(OPENAI)}
-    local = _load(options) if points else None
+    local = _load(options, any(source.shares for source in named)) if points else None
     return Plan(options, _engines(options, points, local), named, command, local)
 
 
@@ -97,23 +97,28 @@ def _engines(
             prompters[alike] = OncePrompter(_prompter(options, tokenizer, count, retrieval=retrieval))
         if name in points:
             assert local is not None
-            engine: AnswerEngine = LocalEngine(local, points[name])
+            owner = EVERYBODY if options.together else name
+            engine: AnswerEngine = LocalEngine(local, points[name], owner)
         else:
             engine = OpenAIEngine(name, window=options.window)
         found.append((engine, prompters[alike]))
     return found
 
 
-def _load(options: RunOptions) -> AsyncEngine:
-    """One engine for all points; a prompt costs every point the same, unless they are asked together."""
+def _load(options: RunOptions, keeps: bool) -> AsyncEngine:
+    """One engine for all points; a prompt costs every point the same, unless they are asked together.
+
+    keeps: whether the examples share contexts, which it then keeps for the point that read them.
+    """
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = EngineConfig.of(dtype=options.dtype, device=options.device, prefix_cache=options.together).resolved()
+    cached = options.together or keeps
+    config = EngineConfig.of(dtype=options.dtype, device=options.device, prefix_cache=cached).resolved()
     loaded = load_model(options.model, config.dtype, config.device)
     if loaded.tokenizer is None:
         raise EvalError(f"the model {options.model!r} has no tokenizer", hint="Evaluations need text.", param="model")
     longest = min(max(options.length, default=loaded.max_len), loaded.max_len)
-    prompts = 2 if options.together else 1
+    prompts = 2 if cached else 1
     enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[loaded.dtype])
     kv_memory = options.kv_memory_mb << 20 if options.kv_memory_mb else max(enough, LEAST_KV_MEMORY)
     return AsyncEngine(Engine(loaded, config.model_copy(update={"kv_memory": kv_memory})))

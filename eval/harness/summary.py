@@ -48,14 +48,19 @@ def groups(samples: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def speeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rows that have the figure, and the harness's share of the time.
 
-    The times of a row whose prompt was found in the prefix cache say nothing of its engine's prefill and are left out.
+    A row whose prompt was found in the prefix cache says nothing of its engine's prefill: its times are told apart.
     """
     figures: dict[str, Any] = {}
-    whole = [row for row in rows if not row.get("stats", {}).get("cached_tokens")]
+    cached = [row for row in rows if row.get("stats", {}).get("cached_tokens")]
+    whole = [row for row in rows if row not in cached]
     for name in ("ttft_s", "total_s", "decode_tokens_per_s", "prompt_tokens", "output_tokens"):
         timed = whole if name in ("ttft_s", "total_s") else rows
         values = [row[name] for row in timed if row.get(name) is not None]
         figures[f"{name}_median"] = statistics.median(values) if values else None
+    if cached:
+        found = sum(row["stats"]["cached_tokens"] for row in cached)
+        figures["cached_share"] = found / sum(row["prompt_tokens"] for row in rows if row["prompt_tokens"])
+        figures["ttft_s_cached_median"] = statistics.median(row["ttft_s"] for row in cached)
     for name in ("drafted_tokens", "accepted_tokens"):
         values = [row["stats"][name] for row in rows if name in row.get("stats", {})]
         figures[name] = sum(values) if values else None

@@ -7,8 +7,10 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from eval.scoring.official import Scorer
-from eval.tasks import babilong_style
+from eval.tasks import babilong_style, shared_context
+from eval.tasks.helmet import holds_one
 
+_LETTER = re.compile(r"\b[A-Z]\b")
 _LONGBENCH = re.compile(r"The correct answer is \(?([A-D])\)?")
 
 
@@ -54,6 +56,12 @@ def repeated(prediction: str, label: Any) -> float:
     return SequenceMatcher(None, said, label, autojunk=False).ratio()
 
 
+def labelled(prediction: str, label: Any) -> float:
+    """1 if the first capital letter that stands alone in the prediction is the label's."""
+    said, wanted = (_LETTER.search(text) for text in (prediction, str(label)))
+    return float(said is not None and wanted is not None and said.group() == wanted.group())
+
+
 RULER_STYLE = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe",
@@ -66,4 +74,12 @@ SINGLE: dict[str, Scorer] = {f"{name}-style": reference_share for name in RULER_
     **dict.fromkeys(babilong_style.MAKERS, one_of_its_kind),
     "association-style": reference_share,
     "coreference-style": repeated,
+    "helmet_json_kv": holds_one,
+    "helmet_rag": holds_one,
+    "helmet_ruler": reference_share,
+    **{
+        f"{task}{suffix}": labelled if "many_shot" in task else reference_share
+        for task in shared_context.TASKS
+        for suffix in ("", "-style")
+    },
 }

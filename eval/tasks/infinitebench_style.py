@@ -39,12 +39,17 @@ def number_string(rng: random.Random, size: int, depth: float) -> Example:
 
 def kv_retrieval(rng: random.Random, size: int, depth: float) -> Example:
     """One value out of shuffled pairs of UUIDs."""
-    pairs = [(_uuid(rng), _uuid(rng)) for _ in range(max(1, size))]
+    pairs = kv_pairs(rng, max(1, size))
     key, value = pairs[min(int(depth * len(pairs)), len(pairs) - 1)]
     context = "JSON data:\n{" + ", ".join(f'"{k}": "{v}"' for k, v in pairs) + "}"
     asked = f'\nKey: "{key}"\nThe value associated with the specified key is: '
     question = f'What is the value of the key "{key}"?'
     return Example("", "kv_retrieval-style", context, asked, value, (), question, {"depth": depth})
+
+
+def kv_pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """Keys and values, all UUIDs."""
+    return [(_uuid(rng), _uuid(rng)) for _ in range(count)]
 
 
 def math_find(rng: random.Random, size: int, depth: float) -> Example:

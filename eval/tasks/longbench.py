@@ -22,8 +22,9 @@ def load(path: Path, problems: list[Problem]) -> Iterator[Example]:
         problems: receives rows that lack a field, which are skipped; line numbers count rows.
 
     Raises:
-        EvalError: the file is missing, no JSON list, or truncated.
+        EvalError: the file is missing, no JSON list, truncated, or holds no row of LongBench v2.
     """
+    found = 0
     for number, row in enumerate(_rows(path), start=1):
         try:
             options = tuple(row[f"choice_{letter}"] for letter in "ABCD")
@@ -32,8 +33,11 @@ def load(path: Path, problems: list[Problem]) -> Iterator[Example]:
                 row.get("_id", number), "longbench_v2", row["context"], row["question"], row["answer"], options,
                 groups=groups,
             )  # fmt: skip
+            found += 1
         except (KeyError, TypeError) as error:
             problems.append(Problem(number, f"a row of LongBench v2 lacks {error}, skipped"))
+    if not found:
+        raise EvalError(f"{path} holds no row of LongBench v2", hint="Give LongBench v2's data.json.")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

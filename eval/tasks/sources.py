@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +13,11 @@ from eval.errors import EvalError
 from eval.harness.jsonl import Problem
 from eval.harness.prompting import Prompter
 from eval.scoring import references
-from eval.tasks import babilong_style, generate, infinitebench, longbench, paragraphs
+from eval.tasks import babilong_style, generate, helmet, infinitebench, longbench, paragraphs, shared_context
 from eval.tasks.example import Example
 from eval.tasks.paragraphs import ParagraphQuestions
 from eval.tasks.quoting import QuoteMaker, read_folder
+from eval.tasks.shared_context import SharedSource
 
 GENERATED_VERSION = "1"
 """Raised when the same arguments would generate other examples."""
@@ -24,13 +26,20 @@ GROUPS = {
     "infinitebench-style": ["passkey", "number_string", "kv_retrieval", "math_find", "math_calc", "code_run"],
     "ruler-style": list(references.RULER_STYLE),
     "ruler": [*references.RULER_STYLE, *(name.removesuffix("-style") for name in paragraphs.QUESTIONS)],
+    "scbench": list(shared_context.TASKS),
     "babilong-style": [name.removesuffix("-style") for name in babilong_style.MAKERS],
     "infinitebench": list(infinitebench.MAX_NEW_TOKENS),
 }
 
 
 class Source(Protocol):
-    """Where a task's examples come from."""
+    """Where a task's examples come from.
+
+    Attributes:
+        shares: whether neighbouring examples share their context, and an engine is to keep it.
+    """
+
+    shares: bool
 
     @property
     def name(self) -> str: ...
@@ -54,6 +63,7 @@ class OfficialSource:
     data: str
     new_tokens: int
     version: str = infinitebench.VERSION
+    shares = False
 
     def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
         """The official rows in their order."""
@@ -61,17 +71,19 @@ class OfficialSource:
 
 
 @dataclass
-class LongBenchSource:
-    """LongBench v2 from its data.json."""
+class FileSource:
+    """A task from the one file that its benchmark keeps it in."""
 
+    name: str
     path: Path
-    name: str = "longbench_v2"
-    version: str = "2"
-    new_tokens: int = longbench.MAX_NEW_TOKENS
+    version: str
+    new_tokens: int
+    load: Callable[[Path, list[Problem]], Iterator[Example]]
+    shares = False
 
     def examples(self, prompter: Prompter, length: int | None, problems: list[Problem]) -> Iterator[Example]:
         """The rows in their order."""
-        return longbench.load(self.path, problems)
+        return self.load(self.path, problems)
 
 
 @dataclass
@@ -84,6 +96,7 @@ class GeneratedSource:
     seed: int
     new_tokens: int
     version: str = GENERATED_VERSION
+    shares = False
     _made: dict[tuple[str, int], list[Example]] = field(default_factory=dict)
     _making: dict[tuple[str, int], Iterator[Example]] = field(default_factory=dict)
 
@@ -124,7 +137,7 @@ def sources(
     Args:
         names: tasks or groups. An InfiniteBench task is the original with `data`, else made in its style; a
             name that ends in "-style" is always generated.
-        data: a folder of official files, ``hub``, or LongBench v2's data.json.
+        data: a folder of official files (InfiniteBench's, SCBench's), ``hub``, or the file of LongBench v2 or HELMET.
         text: the folder that `quote` asks about; the file of SQuAD's format that `qa_1` and `qa_2` do.
         count: examples of generated tasks (100 by default).
         new_tokens: budget of new tokens in place of the tasks' own.
@@ -142,13 +155,18 @@ def sources(
 
 def _source(
     task: str, data: str | None, text: Path | None, count: int, seed: int
-) -> OfficialSource | LongBenchSource | GeneratedSource:
+) -> OfficialSource | FileSource | GeneratedSource | SharedSource:
     if task in infinitebench.MAX_NEW_TOKENS and data is not None:
         return OfficialSource(task, data, infinitebench.MAX_NEW_TOKENS[task])
     if task == "longbench_v2":
-        if data is None:
-            raise EvalError("longbench_v2 needs its data.json", hint="Give the file with --data.", param="data")
-        return LongBenchSource(Path(data))
+        return FileSource(task, _file(task, data), "2", longbench.MAX_NEW_TOKENS, longbench.load)
+    if task in helmet.NEW_TOKENS:
+        return FileSource(task, _file(task, data), "1", helmet.NEW_TOKENS[task], partial(helmet.load, task))
+    if task.removesuffix("-style") in shared_context.TASKS:
+        base = task.removesuffix("-style")
+        tokens = shared_context.NEW_TOKENS[base.removesuffix(shared_context.REQUESTS)]
+        folder = Path(data) if data is not None and base == task else None
+        return SharedSource(base, count, seed, tokens, folder)
     name = task if task == "quote" else task.removesuffix("-style") + "-style"
     tokens = generate.max_new_tokens(name)
     if task == "quote":
@@ -163,7 +181,12 @@ def _source(
         return GeneratedSource(name, generate.MAKERS[name], count, seed, tokens)
     if task in infinitebench.MAX_NEW_TOKENS:
         raise EvalError(f"{task} cannot be generated", hint="Give its official file with --data.", param="data")
-    known = ", ".join(
-        [*GROUPS, *infinitebench.MAX_NEW_TOKENS, *generate.MAKERS, *paragraphs.QUESTIONS, "quote", "longbench_v2"]
-    )
+    made = [*generate.MAKERS, *paragraphs.QUESTIONS, *shared_context.TASKS, "quote"]
+    known = ", ".join([*GROUPS, *infinitebench.MAX_NEW_TOKENS, *made, "longbench_v2", *helmet.NEW_TOKENS])
     raise EvalError(f"unknown task {task!r}", hint=f"Choose from {known}.", param="tasks")
+
+
+def _file(task: str, data: str | None) -> Path:
+    if data is None:
+        raise EvalError(f"{task} needs its file", hint="Give the benchmark's own file with --data.", param="data")
+    return Path(data)

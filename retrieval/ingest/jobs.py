@@ -77,6 +77,8 @@ class JobQueue:
         self._workers: list[threading.Thread] = []
         self._turns: dict[str, float] = {}
         """When an owner's job was last taken."""
+        self.on_ingested: Callable[[str, str, str], None] | None = None
+        """Told of each document that a job of this process has committed: job, owner, document. Returns at once."""
 
     def submit(self, files: Sequence[Upload], collection: str, owner: str, most_bytes: float | None = None) -> Job:
         """Store the uploads and queue their ingest; both are on the disk when this returns.
@@ -209,6 +211,8 @@ class JobQueue:
             with self._database.write() as connection:
                 store.add_result(connection, row.id, result)
             failpoint("job.result_noted")
+            if self.on_ingested is not None and result.id is not None and result.chunks and not result.deduplicated:
+                self.on_ingested(row.id, row.owner, result.id)
         self._finish(row, me)
 
     def _unpacked(self, row: Any, beat: _Heartbeat) -> list[dict[str, Any]]:

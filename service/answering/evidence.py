@@ -17,7 +17,7 @@ from retrieval.errors import RetrievalError
 from retrieval.library import Library
 from retrieval.types import Document, Hit
 from service.answering.conversation.turns import LAST_EXCHANGE, fitted
-from service.answering.passages import Passage, Span
+from service.answering.passages import Passage, Span, hit_data
 from service.answering.prompting.layouts import Prompt, PromptLayout
 from service.answering.question import Question
 from service.answering.support.citations import Citation, check
@@ -272,22 +272,6 @@ class EvidenceFinder:
             log.warning("a citation has no boxes", document=span.document, cause=str(error))
             return ()
         return tuple(asdict(box) for box in found)
-
-
-def hit_data(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON."""
-    return {
-        "chunk_id": hit.chunk_id,
-        "document": hit.document,
-        "name": hit.name,
-        "start": hit.start,
-        "end": hit.end,
-        "page": hit.page,
-        "place": hit.place,
-        "context": hit.context,
-        "score": hit.score,
-        "text": hit.text,
-    }
 
 
 def _left_out(question: Question, asked: Question) -> str:

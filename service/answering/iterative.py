@@ -22,7 +22,8 @@ from retrieval.iterative.retrievers import SnapshotRetriever
 from retrieval.iterative.speculation import IterativeRetrieval
 from retrieval.iterative.strides import Experience, SpeculationOptions
 from retrieval.library import Library
-from service.answering.evidence import Evidence, hit_data
+from service.answering.evidence import Evidence
+from service.answering.passages import hit_data
 from service.answering.prompting.layouts import PromptLayout
 from service.answering.question import Question
 from service.answering.stride_writers import WRITERS, QueryText, StrideWriter, query_tokens

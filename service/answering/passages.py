@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retrieval.types import Hit
@@ -83,3 +83,19 @@ def canonical(passages: Iterable[Passage]) -> list[Passage]:
             text = last.text + passage.text[last.end - passage.start :]
             joined[-1] = replace(last, end=passage.end, text=text)
     return joined
+
+
+def hit_data(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON."""
+    return {
+        "chunk_id": hit.chunk_id,
+        "document": hit.document,
+        "name": hit.name,
+        "start": hit.start,
+        "end": hit.end,
+        "page": hit.page,
+        "place": hit.place,
+        "context": hit.context,
+        "score": hit.score,
+        "text": hit.text,
+    }

@@ -6,16 +6,15 @@ import json
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from service.accounts.idempotency import Idempotency
 from service.answering.answer import Event, collect
 from service.answering.question import Question, Sampling
-from service.answering.suggestions import suggestions
 from service.api.auth import Reader
-from service.api.documents import BoxModel, DocumentPath
+from service.api.documents import BoxModel
 from service.api.errors import problems
 from service.api.health import Parts
 from service.api.search import Passage
@@ -166,34 +165,6 @@ async def answer(
         asked = json.dumps(body.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
         status, content = await idempotency.once(principal.owner, idempotency_key, "answer", asked, whole)
     return JSONResponse(content, status)
-
-
-class SuggestionModel(BaseModel):
-    """A question whose answer is verified."""
-
-    question: str
-    answer: str
-    citations: list[CitationModel]
-
-
-class SuggestionList(BaseModel):
-    """Questions that the document answers."""
-
-    questions: list[SuggestionModel]
-
-
-@router.get("/v1/documents/{document}/questions", response_model=SuggestionList, responses=problems(404, 504))
-async def suggest_questions(
-    document: DocumentPath,
-    request: Request,
-    runtime: Parts,
-    principal: Reader,
-    limit: Annotated[int, Query(ge=1, le=10)] = 5,
-) -> dict[str, Any]:
-    """Questions that the document answers: each was asked, and its answer is verified. English texts only."""
-    params = Sampling().params(runtime.answerer.answer_tokens, runtime.engine.sampling_defaults)
-    asking = suggestions(runtime.answerer, document, principal.owner, params, limit)
-    return {"questions": [asdict(one) for one in await unless_gone(request.receive, asking)]}
 
 
 class AnswerEvents:

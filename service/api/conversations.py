@@ -7,13 +7,13 @@ import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
 
 from service.api.auth import Reader, Writer
 from service.api.errors import problems
 from service.api.health import Parts
-from service.conversations.markdown import exported
+from service.conversations.markdown import References, exported
 from service.conversations.store import MOST_TURNS, Title, Turn
 from service.fields import Strict
 
@@ -97,10 +97,15 @@ def keep_turn(
     response_class=Response,
     responses={**problems(404), 200: {"content": {"text/markdown": {}}}},
 )
-def export_conversation(conversation: ConversationPath, runtime: Parts, principal: Reader) -> Response:
-    """Markdown, with citations as footnotes."""
+def export_conversation(
+    conversation: ConversationPath,
+    runtime: Parts,
+    principal: Reader,
+    references: Annotated[References, Query(description="How citations stand in it.")] = "footnotes",
+) -> Response:
+    """Markdown, with citations as footnotes, or as `[@key]` with BibTeX entries at the end."""
     found = runtime.conversations.get(principal.owner, conversation)
-    text = exported(found.title, runtime.conversations.turns(principal.owner, conversation))
+    text = exported(found.title, runtime.conversations.turns(principal.owner, conversation), references)
     name = re.sub(r"[^A-Za-z0-9]+", "-", found.title)[:60].strip("-") or "conversation"
     headers = {"Content-Disposition": f'attachment; filename="{name}.md"'}
     return Response(text, media_type="text/markdown; charset=utf-8", headers=headers)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from service.answering.evidence import hit_data
+from service.answering.passages import hit_data
 from service.api.auth import Reader
 from service.api.errors import problems
 from service.api.health import Parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
@@ -224,12 +224,7 @@ async def shown(question: Question, events: Any, writer: AnswerWriter) -> Any:
 def print_support(answer: Answer) -> None:
     """The citations of each supported claim, and the claims without support."""
     emit_text("\n")
-    for number, citation in enumerate(answer.citations, start=1):
-        mark = citation["support"] if citation["verified"] else "no longer in the text"
-        where = f", {citation['place']}" if citation["place"] else ""
-        place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
-        typer.echo(f"\n[{number}] {place}-{citation['end']} ({mark})")
-        typer.echo(f"    {' '.join(citation['cited_text'].split())}")
+    print_citations(answer.citations)
     if answer.refused:
         note("\nNo answer: by what was read, the documents do not say.")
         print_proof(answer.proof or {})
@@ -239,6 +234,16 @@ def print_support(answer: Answer) -> None:
         if claim["support"] == "none":
             note(f"Without support: {claim['text']}")
     note(f"\n{_figures(answer.stats)}")
+
+
+def print_citations(citations: Sequence[Mapping[str, Any]]) -> None:
+    """Where each stands, and how it carries its claim."""
+    for number, citation in enumerate(citations, start=1):
+        mark = citation["support"] if citation["verified"] else "no longer in the text"
+        where = f", {citation['place']}" if citation["place"] else ""
+        place = f"{citation['name']}{where}, {citation['document']}:{citation['start']}"
+        typer.echo(f"\n[{number}] {place}-{citation['end']} ({mark})")
+        typer.echo(f"    {' '.join(citation['cited_text'].split())}")
 
 
 def print_proof(proof: dict[str, Any]) -> None:

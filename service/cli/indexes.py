@@ -163,7 +163,7 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """Find passages."""
-    from service.answering.evidence import hit_data
+    from service.answering.passages import hit_data
 
     with library_of(settings_of(context)) as library:
         found = library.search(

@@ -26,6 +26,7 @@ from service.cli import (
     keys,
     mcp,
     models,
+    overview,
     receipts,
     serving,
     tables,
@@ -39,6 +40,8 @@ from service.errors import Exit, FolioError
 from service.logs import configure_logging
 
 PLUGIN_GROUP = "folio.commands"
+VALUED = ("--home", "--database-url", "--log-level")
+"""flags of `global_flags` that a value follows"""
 
 app = typer.Typer(
     name="folio",
@@ -49,6 +52,7 @@ app = typer.Typer(
 )
 documents.register(app)
 warming.register(documents.docs)
+overview.register(documents.docs)
 collections.register(app)
 indexes.register(app)
 answers.register(app)
@@ -142,8 +146,18 @@ def run() -> None:
 def _plugins_for(args: Sequence[str]) -> list[str]:
     """Load plugins, unless a command of our own is asked for: they may import a great deal."""
     own = {info.name for info in app.registered_commands} | {group.name for group in app.registered_groups}
-    first = next((arg for arg in args if not arg.startswith("-")), None)
-    return [] if first in own else load_plugins(app)
+    return [] if _command_of(args) in own else load_plugins(app)
+
+
+def _command_of(args: Sequence[str]) -> str | None:
+    """The first argument that is neither a flag of every command nor the value of one."""
+    given = iter(args)
+    for arg in given:
+        if not arg.startswith("-"):
+            return arg
+        if arg in VALUED:
+            next(given, None)
+    return None
 
 
 def _known(error: Exception) -> FolioError | None:

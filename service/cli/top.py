@@ -14,6 +14,7 @@ from service.cli.output import emit_json, emit_text
 from service.errors import FolioError, Unavailable
 
 if TYPE_CHECKING:
+    import httpx
     from rich.console import RenderableType
 
 BAR = 30
@@ -39,20 +40,24 @@ def top(
     settings = settings_of(context)
     address = (url or f"http://{settings.host}:{settings.port}").rstrip("/")
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    before = look(address, key)
-    time.sleep(interval)
-    now = look(address, key)
-    if as_json or once:
-        figures = Figures.between(before, now)
-        emit_json(figures.__dict__) if as_json else emit_text(_plain(figures))
-        return
-    from rich.live import Live
+    import httpx
 
-    with Live(screen=True, auto_refresh=False) as live:
-        while True:
-            live.update(_shown(address, Figures.between(before, now)), refresh=True)
-            time.sleep(interval)
-            before, now = now, look(address, key)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(headers=headers, timeout=10) as client:
+        before = look(client, address)
+        time.sleep(interval)
+        now = look(client, address)
+        if as_json or once:
+            figures = Figures.between(before, now)
+            emit_json(figures.__dict__) if as_json else emit_text(_plain(figures))
+            return
+        from rich.live import Live
+
+        with Live(screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(_shown(address, Figures.between(before, now)), refresh=True)
+                time.sleep(interval)
+                before, now = now, look(client, address)
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,12 @@ class Figures:
         )
 
 
-def look(address: str, key: str | None) -> Look:
+def look(client: httpx.Client, address: str) -> Look:
     """Raises Unavailable: no service answers there. FolioError: it refuses."""
     import httpx
 
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(f"{address}/metrics", headers=headers, timeout=10)
+        answer = client.get(f"{address}/metrics")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(f"No service answers at {address}: {error}.", hint="Name it with --url.") from error
     if answer.status_code in (401, 403):

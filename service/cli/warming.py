@@ -62,12 +62,9 @@ def _warm_passages(
     engine: AsyncEngine, layout: PromptLayout, document: Document, chunks: Sequence[Hit], as_json: bool
 ) -> None:
     """Keep the KV of each passage. Raises InvalidRequest for a model whose prompts do not tell where passages lie."""
-    from service.answering.prompting.layouts import Passage
+    from service.warming import passage_prompts
 
-    held = [(prompt.ids, prompt.spans) for prompt in (layout.build("Who?", [Passage.of(hit)]) for hit in chunks)]
-    known = [(ids, spans) for ids, spans in held if spans is not None]
-    if len(known) < len(held):
-        raise InvalidRequest("The prompts of this model do not tell where passages lie.", param="model")
+    known = passage_prompts(layout, chunks)
     with working(f"Reading {len(known):,} passages of {document.name} …"), engine:
         paths = engine.warm_passages(document.id, known)
     size = sum(path.stat().st_size for path in paths)

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.store.database import Database
 from retrieval.store.tables import conversation_turns, conversations, documents, now
-from service.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from service.errors import Conflict, InvalidRequest, TooLarge
 from service.fields import DocumentId, Text
+from service.owned import Owned
 
 MOST_CONVERSATIONS = 500
 """of one owner"""
@@ -97,11 +98,7 @@ class ConversationStore:
 
     def get(self, owner: str, conversation: str) -> Conversation:
         """Raises NotFound, as those below do: it is another owner's, deleted, or never was."""
-        with self._database().read() as connection:
-            found = connection.execute(_ALL.where(*_mine(owner, conversation))).one_or_none()
-        if found is None:
-            raise NotFound(f"There is no conversation {conversation[:64]!r}.")
-        return Conversation(**found._mapping)
+        return Conversation(**_CONVERSATIONS.one(self._database(), owner, conversation)._mapping)
 
     def all(self, owner: str) -> list[Conversation]:
         """The owner's, the newest first."""
@@ -120,7 +117,9 @@ class ConversationStore:
     def rename(self, owner: str, conversation: str, title: str) -> Conversation:
         self.get(owner, conversation)
         with self._database().write_aside() as connection:
-            connection.execute(sa.update(conversations).where(*_mine(owner, conversation)).values(title=title))
+            connection.execute(
+                sa.update(conversations).where(*_CONVERSATIONS.mine(owner, conversation)).values(title=title)
+            )
         return self.get(owner, conversation)
 
     def keep(self, owner: str, conversation: str, ordinal: int, turn: Turn) -> Conversation:
@@ -142,7 +141,9 @@ class ConversationStore:
                 raise InvalidRequest(f"There is no turn {ordinal - 1} that this one could follow.", param="turn")
             row = {"conversation_id": conversation, "ordinal": ordinal, "content": turn.model_dump(mode="json")}
             connection.execute(sa.insert(conversation_turns).values(row))
-            connection.execute(sa.update(conversations).where(*_mine(owner, conversation)).values(updated_at=now()))
+            connection.execute(
+                sa.update(conversations).where(*_CONVERSATIONS.mine(owner, conversation)).values(updated_at=now())
+            )
         return self.get(owner, conversation)
 
     def delete(self, owner: str, conversation: str) -> None:
@@ -151,7 +152,7 @@ class ConversationStore:
         with self._database().write_aside() as connection:
             of_it = conversation_turns.c.conversation_id == conversation
             connection.execute(sa.delete(conversation_turns).where(of_it))
-            connection.execute(sa.delete(conversations).where(*_mine(owner, conversation)))
+            connection.execute(sa.delete(conversations).where(*_CONVERSATIONS.mine(owner, conversation)))
 
 
 _ALL = sa.select(
@@ -165,7 +166,4 @@ _ALL = sa.select(
     .scalar_subquery()
     .label("turns"),
 )
-
-
-def _mine(owner: str, conversation: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return conversations.c.owner == owner, conversations.c.id == conversation
+_CONVERSATIONS = Owned("conversation", conversations, _ALL)

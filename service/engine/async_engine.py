@@ -320,11 +320,17 @@ class AsyncEngine:
         self.read(token_ids, keep, attention)
         return written[0]
 
-    def warm_passages(self, name: str, prompts: Sequence[tuple[Sequence[int], PassageSpans]]) -> list[Path]:
+    def warm_passages(
+        self,
+        name: str,
+        prompts: Sequence[tuple[Sequence[int], PassageSpans]],
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> list[Path]:
         """Read the passages of prompts, each alone, and keep their KV on disk, for prompts that are blended of them.
 
         Args:
             name: of the files; a document's id.
+            goes_on: asked before each passage; at the first False no more is read, and the file begun is not written.
 
         Raises:
             ModelError: no folder was configured. GenerationFailed: one could not be read.
@@ -340,6 +346,8 @@ class AsyncEngine:
         for first in range(0, len(wanted), PASSAGES_A_FILE):
             found: dict[bytes, PassageKV] = {}
             for preface, ids in wanted[first : first + PASSAGES_A_FILE]:
+                if not goes_on():
+                    return written
                 take = partial(self._take_passage, found, len(preface))
                 self.read([*preface, *ids], Reading(on_read=take, private=True), "dense")
             written.append(on_disk.write(f"{name}.{first // PASSAGES_A_FILE:04d}", found))

@@ -3,19 +3,22 @@
 A request that asks for the policy ``blend`` waits until each of its passages is in the store; what is not is read
 alone first, as rows of steps. Then the request runs as any other, but its chunks pass over the tokens whose keys and
 values are copied, turned to their positions (`sparse_attn.kv.rotation`). The first tokens of each passage are computed
-in place (EPIC, arXiv 2410.15332), and so is all that stands between the passages. What lies in such pages is private:
-the prefix cache holds what is exact.
+in place (EPIC, arXiv 2410.15332), those that differ most from what was kept (`deviation`), and all that stands between
+the passages. What lies in such pages is private: the prefix cache holds what is exact.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
+import torch
 
+from service.engine.deviation import ShallowReading, without
 from service.engine.kv.passage_store import PassageKV, PassageStore, passage_key
 from service.engine.loading.checkpoint import LoadedModel
 from service.engine.params import SamplingParams
@@ -41,19 +44,17 @@ class _Piece:
     key: bytes
     kept: PassageKV | None = None
 
-    @property
-    def filled(self) -> range:
-        return self.span[self.first :]
-
 
 @dataclass
 class _Blended:
     request: Request
+    policy: Blend
     preface: list[int]
     salt: str
     pieces: list[_Piece]
     hits: int = 0
     waits: bool = True
+    shallow: ShallowReading | None = None
 
     def missing(self) -> list[_Piece]:
         return [piece for piece in self.pieces if piece.kept is None]
@@ -97,13 +98,13 @@ class Blending:
         pieces = [
             _Piece(span, policy.first, self._key(salt, preface, ids[span.start : span.stop]))
             for span in spans.passages
-            if len(span) > policy.first
+            if len(span) > policy.first and policy.share < 1
         ]
-        request.fills = [piece.filled for piece in pieces]
+        request.fills = [piece.span[piece.first :] for piece in pieces]
         request.parked = bool(pieces)
         request.blend = policy
         if pieces:
-            self._new.append(_Blended(request, preface, salt, pieces))
+            self._new.append(_Blended(request, policy, preface, salt, pieces))
 
     def check_movable(self) -> None:
         """Refuse a model whose keys cannot be moved. Raises InvalidRequest."""
@@ -124,22 +125,63 @@ class Blending:
             self._begun[blended.request.id] = blended
             self._look(blended)
         ended = {key for key, reading in self._readings.items() if reading.finish_reason is not None}
+        choosing = False
         for blended in [one for one in self._begun.values() if one.waits]:
             missing = blended.missing()
-            blended.waits = blended.request.parked = bool(missing)
             if any(piece.key in ended for piece in missing):
                 fail(blended.request, RuntimeError("a passage of the prompt could not be read"))
+            elif not missing and not (choosing and blended.policy.share):
+                choosing |= blended.policy.share > 0  # which takes the time of rows: of one request a step
+                try:
+                    blended.waits = blended.request.parked = not self._choose(blended)
+                except Exception as error:
+                    fail(blended.request, error)
         for key in ended:
             del self._readings[key]
 
+    def _choose(self, blended: _Blended) -> bool:
+        """Go on with choosing which tokens are computed; whether that is done."""
+        if not blended.policy.share:
+            return True
+        pieces = blended.pieces
+        if blended.shallow is None:
+            ids = blended.request.token_ids[: pieces[-1].span.stop]
+            blended.shallow = ShallowReading(self._loaded.model, self._runner.pool, ids)
+        if not blended.shallow.read(self._scheduler.config.max_step_tokens):
+            return False
+        deviations = torch.cat([self._deviation(blended.shallow, piece) for piece in pieces])
+        blended.shallow = None
+        count = math.ceil(blended.policy.share * len(deviations)) + int(deviations.isinf().sum())
+        chosen = torch.zeros(len(deviations), dtype=torch.bool)
+        chosen[deviations.argsort(descending=True, stable=True)[:count]] = True
+        blended.request.fills = [
+            gap
+            for piece, own in zip(pieces, chosen.split([len(piece.span) for piece in pieces]), strict=True)
+            for gap in without(piece.span, [piece.span[i] for i in own.nonzero()[:, 0].tolist()])
+        ]
+        return True
+
+    def _deviation(self, shallow: ShallowReading, piece: _Piece) -> torch.Tensor:
+        """That of a passage's tokens; infinite for those that are computed anyway."""
+        assert piece.kept is not None
+        found = shallow.deviation(piece.span, piece.kept.values(shallow.layer))
+        found[: piece.first] = math.inf
+        return found
+
     def fill(self, part: Slice) -> None:
-        """Copy what a slice passes over into the pages of its request."""
-        for span in part.fills:
-            piece = next(one for one in self._begun[part.request.id].pieces if one.filled == span)
+        """Copy what a slice passes over into the pages of its request.
+
+        A passage is copied in one piece: what is computed in between is written over it in the forward.
+        """
+        assert self._rotation is not None
+        for piece in self._begun[part.request.id].pieces:
+            own = [fill for fill in part.fills if fill.start in piece.span]
+            if not own:
+                continue
             assert piece.kept is not None
-            assert self._rotation is not None
-            k, v = piece.kept.behind(piece.first, self._runner.pool.device)
-            k = self._rotation.turn(k, piece.span.start - piece.kept.start)
+            start, span = piece.span.start, range(own[0].start, own[-1].stop)
+            k, v = piece.kept.part(range(span.start - start, span.stop - start), self._runner.pool.device)
+            k = self._rotation.turn(k, start - piece.kept.start)
             self._runner.put_tokens(part.request.pages, span, k, v)
 
     def read_alone(self, read: Request, preface: int) -> tuple[bytes, PassageKV]:

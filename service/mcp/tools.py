@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from service.accounts.keys import Principal
 from service.answering.answer import collect
-from service.answering.evidence import hit_data
+from service.answering.passages import hit_data
 from service.answering.question import Question, Sampling
 from service.errors import Forbidden
 from service.fields import refusal

@@ -15,8 +15,9 @@ from retrieval.store.database import Database
 from retrieval.store.tables import answer_rows, answer_tables, now
 from retrieval.types import Document
 from service.answering.question import Frozen
-from service.errors import Busy, InvalidRequest, NotFound, TooLarge
+from service.errors import Busy, InvalidRequest, TooLarge
 from service.fields import CollectionName, DocumentId
+from service.owned import Owned
 from service.tables.columns import Column
 
 MOST_ROWS = 10_000
@@ -36,9 +37,9 @@ class TableSpec(Frozen):
     """What is asked of which documents."""
 
     columns: tuple[Column, ...] = Field(min_length=1, max_length=20)
-    collection: CollectionName | None = Field(None, description="Whose documents; null for all.")
-    documents: tuple[DocumentId, ...] = Field((), max_length=1000, description="Or these alone.")
-    mode: Literal["auto", "long", "retrieval"] = Field("auto", description="How each document is read.")
+    collection: CollectionName | None = Field(default=None, description="Whose documents; null for all.")
+    documents: tuple[DocumentId, ...] = Field(default=(), max_length=1000, description="Or these alone.")
+    mode: Literal["auto", "long", "retrieval"] = Field(default="auto", description="How each document is read.")
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,7 @@ class TableStore:
 
     def get(self, owner: str, table: str) -> TableHead:
         """Raises NotFound, as those below do: it is another owner's, deleted, or never was."""
-        with self._database().read() as connection:
-            found = connection.execute(_HEADS.where(*_mine(owner, table))).one_or_none()
-        if found is None:
-            raise NotFound(f"There is no table {table[:64]!r}.")
-        return _head(found)
+        return _head(_TABLES.one(self._database(), owner, table))
 
     def all(self, owner: str) -> list[TableHead]:
         """The owner's, the newest first."""
@@ -146,7 +143,7 @@ class TableStore:
             again = answer_rows.c.table_id == table, answer_rows.c.ordinal.in_(failed)
             connection.execute(sa.update(answer_rows).where(*again).values(cells=None))
             connection.execute(
-                sa.update(answer_tables).where(*_mine(owner, table)).values(status="queued", updated_at=now())
+                sa.update(answer_tables).where(*_TABLES.mine(owner, table)).values(status="queued", updated_at=now())
             )
         return self.get(owner, table)
 
@@ -155,7 +152,7 @@ class TableStore:
         self.get(owner, table)
         with self._database().write_aside() as connection:
             connection.execute(sa.delete(answer_rows).where(answer_rows.c.table_id == table))
-            connection.execute(sa.delete(answer_tables).where(*_mine(owner, table)))
+            connection.execute(sa.delete(answer_tables).where(*_TABLES.mine(owner, table)))
 
     def claim(self, holder: str, table: str | None = None) -> TableHead | None:
         """An unfinished table that nobody fills, now the holder's: the one that has waited longest, or that `table`."""
@@ -207,7 +204,7 @@ class TableStore:
     def _set(self, owner: str, table: str, **values: Any) -> None:
         self.get(owner, table)
         with self._database().write_aside() as connection:
-            held = sa.update(answer_tables).where(*_mine(owner, table), answer_tables.c.status.in_(OPEN))
+            held = sa.update(answer_tables).where(*_TABLES.mine(owner, table), answer_tables.c.status.in_(OPEN))
             connection.execute(held.values(updated_at=now(), **values))
 
     def _check_room(self, connection: sa.Connection, owner: str) -> None:
@@ -232,10 +229,7 @@ _HEADS = sa.select(
     .scalar_subquery()
     .label("done"),
 )
-
-
-def _mine(owner: str, table: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return answer_tables.c.owner == owner, answer_tables.c.id == table
+_TABLES = Owned("table", answer_tables, _HEADS)
 
 
 def _head(row: Any) -> TableHead:

@@ -15,8 +15,9 @@ from retrieval.store.database import Database
 from retrieval.store.shelf import Shelf
 from retrieval.store.tables import collections, documents, journal, now, watch_changes, watches
 from service.answering.question import AnswerOptions, Question
-from service.errors import NotFound, TooLarge
+from service.errors import TooLarge
 from service.fields import Text
+from service.owned import Owned
 from service.watches.changes import State
 
 MOST_WATCHES = 100
@@ -112,11 +113,7 @@ class WatchStore:
 
     def get(self, owner: str, watch: str) -> Watch:
         """Raises NotFound, as those below do: it is another owner's, deleted, or never was."""
-        with self._database().read() as connection:
-            found = connection.execute(sa.select(watches).where(*_mine(owner, watch))).one_or_none()
-        if found is None:
-            raise NotFound(f"There is no watch {watch[:64]!r}.")
-        return _watch(found)
+        return _watch(_WATCHES.one(self._database(), owner, watch))
 
     def all(self, owner: str) -> list[Watch]:
         """The owner's, the newest first."""
@@ -136,7 +133,7 @@ class WatchStore:
         self.get(owner, watch)
         with self._database().write_aside() as connection:
             connection.execute(sa.delete(watch_changes).where(watch_changes.c.watch_id == watch))
-            connection.execute(sa.delete(watches).where(*_mine(owner, watch)))
+            connection.execute(sa.delete(watches).where(*_WATCHES.mine(owner, watch)))
 
     def claim(self, holder: str) -> Watch | None:
         """A watch that was never asked, or whose owner's documents have changed since; now the holder's."""
@@ -269,8 +266,7 @@ class WatchStore:
             connection.execute(sa.update(watch_changes).where(watch_changes.c.id == change.id).values(values))
 
 
-def _mine(owner: str, watch: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return watches.c.owner == owner, watches.c.id == watch
+_WATCHES = Owned("watch", watches, sa.select(watches))
 
 
 def _all_there(connection: sa.Connection, owner: str, read: list[str]) -> bool:

@@ -276,9 +276,12 @@ class Blend(Policy):
     Attributes:
         first: of each passage so many first tokens are computed in place (EPIC's LegoLink, arXiv 2410.15332); 0 for
             none (block attention, arXiv 2409.15355).
+        share: of all tokens of passages so many more, 0 to 1: those whose values differ most from what they are in
+            this prompt, as the second layer tells (CacheBlend, arXiv 2405.16444).
     """
 
     first: int = 16
+    share: float = 0.0
 
     name: ClassVar[str] = "blend"
 
@@ -287,9 +290,11 @@ class Blend(Policy):
             raise PolicyError("blend: gate and block are for policies that leave keys out")
         if self.first < 0:
             raise PolicyError(f"blend: first={self.first} must not be negative")
+        if not 0 <= self.share <= 1:
+            raise PolicyError(f"blend: share={self.share:g} must be 0 to 1")
 
     def cache_key(self) -> str:
-        return f"blend:first={self.first}"
+        return f"blend:first={self.first}" + (f",share={self.share:g}" if self.share else "")
 
 
 @dataclass(frozen=True)

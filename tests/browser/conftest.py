@@ -33,6 +33,7 @@ class Service:
 
     url: str
     process: subprocess.Popen[bytes]
+    home: Path
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=60) as response:
@@ -67,7 +68,7 @@ def start_service(home: Path, until: str, **settings: str) -> Service:
     log = (home / "serve.log").open("wb")
     command = [sys.executable, "-c", "from service.cli.main import run; run()", "serve"]
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
-    service = Service(f"http://127.0.0.1:{port}", process)
+    service = Service(f"http://127.0.0.1:{port}", process, home)
     deadline = time.monotonic() + START_S
     while not service.answers(until):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -163,6 +164,14 @@ class Watched:
         """What the page knows of its questions, as it keeps them for a reload."""
         self.page.evaluate("dispatchEvent(new Event('pagehide'))")
         return json.loads(self.page.evaluate("sessionStorage.getItem('folio.turns')"))
+
+    def barriers(self) -> list[tuple[str, str]]:
+        """What axe finds serious or worse: the rule, and the first element that breaks it."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        violations = Axe().run(self.page).response["violations"]
+        serious = [one for one in violations if one["impact"] in ("serious", "critical")]
+        return [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
 
     def highlighted(self) -> str:
         """The characters that are marked in the source pane."""

@@ -77,3 +77,54 @@ def test_a_new_version_is_not_marked_with_the_boxes_of_the_old(folio: Any) -> No
     folio.page.locator(".chip").first.click()
     expect(folio.page.locator("#source-facts .badge")).to_have_text("not verified")
     expect(folio.page.locator(".sheet")).to_have_count(0)
+
+
+def test_pages_are_chosen_from_small_ones_and_read_at_any_size(folio: Any) -> None:
+    """By mouse and by keyboard."""
+    page = folio.page
+    folio.upload("lighthouse.pdf", pdf([*PAGES, "The quay is new.", "The end."]), "application/pdf")
+    page.locator(".document-open").click()
+    page.get_by_role("button", name="Page", exact=True).click()
+    sheet, strip = page.locator(".sheet"), page.get_by_role("navigation", name="Pages")
+    expect(sheet).to_have_attribute("data-page", "1")
+    expect(strip.locator("img")).to_have_count(4)
+    strip.get_by_role("button", name="Page 3").click()
+    expect(sheet).to_have_attribute("data-page", "3")
+    expect(strip.locator("[aria-current=page]")).to_have_attribute("data-page", "3")
+    page.keyboard.press("ArrowRight")
+    expect(sheet).to_have_attribute("data-page", "4")
+    page.keyboard.press("Home")
+    expect(sheet).to_have_attribute("data-page", "1")
+    expect(strip.get_by_role("button", name="Page 1", exact=True)).to_be_focused()
+    assert strip.locator("[tabindex='0']").count() == 1, "one stop of Tab"
+
+    width = sheet.locator(".paper").bounding_box()["width"]
+    page.keyboard.press("+")
+    page.get_by_role("button", name="Larger").click()
+    expect(page.get_by_label("Size")).to_have_text("150%")
+    expect(page.locator(".sheet img")).to_have_js_property("naturalWidth", 2000)
+    assert sheet.locator(".paper").bounding_box()["width"] == pytest.approx(1.5 * width, abs=1)
+    assert folio.barriers() == []
+    page.keyboard.press("-")
+    expect(page.get_by_label("Size")).to_have_text("125%")
+    page.keyboard.press("0")
+    assert sheet.locator(".paper").bounding_box()["width"] == pytest.approx(width, abs=1)
+    page.get_by_role("button", name="Smaller").click()
+    assert sheet.locator(".paper").bounding_box()["width"] == pytest.approx(0.75 * width, abs=1)
+
+
+def test_marks_stay_on_their_lines_at_any_size(folio: Any) -> None:
+    page = folio.page
+    folio.upload("lighthouse.pdf", pdf(PAGES), "application/pdf")
+    folio.ask(QUESTION)
+    page.locator(".chip").first.click()
+    [box] = folio.turns[-1]["citations"][0]["boxes"]
+    page.get_by_role("button", name="Larger").click()
+    expect(page.locator(".sheet img")).to_have_js_property("naturalWidth", 2000)
+    image, mark = (page.locator(f".sheet {one}").bounding_box() for one in ("img", ".box"))
+    scale = image["width"] / box["page_width"]
+    assert mark["x"] - image["x"] == pytest.approx(box["left"] * scale, abs=3)
+    assert mark["width"] == pytest.approx((box["right"] - box["left"]) * scale, abs=3)
+    page.get_by_role("navigation", name="Pages").get_by_role("button", name="Page 1").click()
+    expect(page.locator(".sheet")).to_have_attribute("data-page", "1")
+    expect(page.locator(".sheet .box")).to_have_count(0)

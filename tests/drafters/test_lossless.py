@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drafters.base import RequestState, SourceDrafter
@@ -94,7 +94,6 @@ def test_every_trained_drafter_equals_plain_decoding(lab, name, draft_vocab, sam
             assert drafter.stats.by_position[1].drafted >= drafter.stats.by_position[2].drafted > 0
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     vocab=st.integers(2, 9),

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drafters.base import RequestState, TopSuccessors
@@ -28,7 +28,6 @@ def state_of(tokens: list[int], **more) -> RequestState:
     return RequestState("r", list(tokens), len(tokens), **more)
 
 
-@settings(max_examples=100, deadline=None)
 @given(texts)
 def test_automaton_knows_every_substring_and_its_count(text):
     automaton = SuffixAutomaton(2)  # grows on the way
@@ -43,7 +42,6 @@ def test_automaton_knows_every_substring_and_its_count(text):
     assert automaton.repeated()[1] == longest
 
 
-@settings(max_examples=60, deadline=None)
 @given(texts, texts)
 def test_automaton_walk_keeps_the_longest_match(text, read):
     automaton = SuffixAutomaton()
@@ -57,7 +55,6 @@ def test_automaton_walk_keeps_the_longest_match(text, read):
     assert automaton.walk(read) == match
 
 
-@settings(max_examples=60, deadline=None)
 @given(texts, st.integers(1, 12))
 def test_suffix_guesses_are_continuations_in_the_text(text, budget):
     drafter = Suffix(Calibration(), DocumentAutomata(), SuffixOptions(min_score=0.0))
@@ -205,7 +202,6 @@ def test_a_datastore_path_is_scored_by_a_match_that_grows(lab):
     np.testing.assert_allclose(tree.scores, np.cumprod(calibration.cells[tree.features]))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=12))
 def test_prefix_counts(continuations):
     rows = np.full((len(continuations), 4), -1)

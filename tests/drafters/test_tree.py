@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drafters.calibration import Calibration
@@ -81,7 +81,6 @@ def test_trimming_keeps_the_best_closed_under_ancestors(tree, budget):
         np.testing.assert_allclose(sorted(kept, reverse=True), sorted(capped, reverse=True)[: len(kept)])
 
 
-@settings(max_examples=200)
 @given(trees(vocab=3), st.lists(st.integers(0, 2), min_size=13, max_size=13))
 def test_the_walk_follows_the_choices(tree, choices):
     """By its definition: the emitted tokens are the choices read along the path, and the walk stops only where no

@@ -1,5 +1,6 @@
 """The attention bench: what it times is right, and its parts run."""
 
+import pytest
 import torch
 
 from eval.bench import attention
@@ -7,6 +8,7 @@ from eval.bench.paged_candidates import NumbaDecode
 from sparse_attn.kernels import dense
 
 
+@pytest.mark.slow
 def test_the_numba_candidate_computes_the_same():
     torch.manual_seed(0)
     paged = attention.Paged(192, layers=1)
@@ -29,6 +31,7 @@ def test_parts_report_ratios():
     assert row["ours_over_library"] > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_is_timed_beside_float32():
     for row in (
         *attention.prefill([128], 1, torch.bfloat16),

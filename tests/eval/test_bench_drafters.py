@@ -68,6 +68,7 @@ def test_cells_hold_every_drafter_to_plain_decoding(checkpoint, monkeypatch):
         assert row["limit_s"] > 0
 
 
+@pytest.mark.slow
 def test_drafters_of_a_draft_model_take_part(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Pace, "asks", lambda pace: True)  # such a draft model is never worth its time
     shutil.copytree(checkpoint, tmp_path / "draft")
@@ -105,6 +106,7 @@ def test_the_table_of_trained_drafters_wants_one():
         measure(Options(only="trained"))
 
 
+@pytest.mark.slow
 def test_pieces_make_the_same_table(checkpoint):
     saved = []
     first = measured(
@@ -122,6 +124,7 @@ def test_pieces_make_the_same_table(checkpoint):
     assert len(stopped["cells"]) == 6
 
 
+@pytest.mark.slow
 def test_forwards_are_measured_without_cells_too(checkpoint):
     figures = measured(checkpoint, context=(128, 192), limit=0.0)
     assert figures["cells"] == []

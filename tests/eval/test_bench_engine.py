@@ -64,6 +64,7 @@ def test_a_text_is_repeated_to_the_length_wanted(loaded: LoadedModel) -> None:
         text_ids(loaded, "", 5)
 
 
+@pytest.mark.slow
 def test_decode_beside_transformers_and_with_pages_selected(text: Path) -> None:
     options = decode.Options(
         contexts=(48,), new_tokens=3, repeats=2, text=text, reader_contexts=(1500,), policies=decode.POLICIES[1:]

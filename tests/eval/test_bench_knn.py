@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench import bm25, knn, passages
+from eval.bench import bm25, knn, knowledge_base
 from eval.errors import EvalError
 
 WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "valley", "parish", "keeper", "arch"]
@@ -16,7 +16,7 @@ WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "vall
 
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(passages, "default_folders", list)
+    monkeypatch.setattr(knowledge_base, "default_folders", list)
     folder = tmp_path / "texts"
     folder.mkdir()
     draw = random.Random(0)
@@ -26,6 +26,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return [folder]
 
 
+@pytest.mark.slow
 def test_the_knn_bench_in_pieces(texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn, "HELD_OUT", 4)
     small = knn.Options(entries=1000, text=tuple(texts), prompts=2, new_tokens=10, k=(3,), lists=8, probes=4)

@@ -26,6 +26,7 @@ def test_each_kind_is_timed_beside_torch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ["BF16_gb_per_s" in row for row in found["linear"]] == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_precisions_are_compared_on_the_same_windows(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The harbour of Elmouth was built in 1832 by its fishermen. " * 20)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.bench import passages
+from eval.bench import knowledge_base
 from eval.bench.ralm import Record, Row, items_of, read_questions, ways, worth
 from eval.errors import EvalError
 from eval.qa.dataset import Dataset, Item
@@ -67,27 +67,27 @@ def testpassages_are_windows_of_prose_and_differ(tmp_path: Path) -> None:
     line = json.dumps({"turns": [words.replace("river", "orchard")], "n": 1})
     (tmp_path / "d.jsonl").write_text(f"{line}\n{{broken\n")
     (tmp_path / "e.txt").write_text("0101 " * 200)
-    found = passages.collect([tmp_path])
+    found = knowledge_base.collect([tmp_path])
     assert len(found) == len(set(found))
-    assert all(len(passage.split()) <= passages.WORDS for passage in found)
+    assert all(len(passage.split()) <= knowledge_base.WORDS for passage in found)
     starts = {passage[:3] for passage in found}
     assert starts <= {"riv", "mea", "orc", "sto"}
     assert not any("0101" in passage or "99" in passage for passage in found)
-    assert len(found) >= 3 * (200 // passages.STEP)
+    assert len(found) >= 3 * (200 // knowledge_base.STEP)
 
 
 def test_too_little_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.md").write_text("There is very little text in this folder, and it has but a handful of short words.")
-    monkeypatch.setattr(passages, "default_folders", list)
+    monkeypatch.setattr(knowledge_base, "default_folders", list)
     with pytest.raises(EvalError, match="1 different passages, 50 are wanted"):
-        passages.knowledge_base(50, [tmp_path], tmp_path / "cache")
+        knowledge_base.knowledge_base(50, [tmp_path], tmp_path / "cache")
 
 
 def test_questions_come_from_a_file_or_frompassages(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     lines = [{"question": "Who?"}, {"category": "math", "turns": ["1+1?"]}, {"category": "qa", "turns": ["Where?"]}]
     file.write_text("\n".join(map(json.dumps, lines)))
-    base = passages.KnowledgeBase(["one two three"] * 4, np.zeros((4, 2), dtype=np.float32))
+    base = knowledge_base.KnowledgeBase(["one two three"] * 4, np.zeros((4, 2), dtype=np.float32))
     assert read_questions(file, base, 2) == ["Who?", "Where?"]
     assert len(read_questions(None, base, 3)) == 3
     with pytest.raises(EvalError, match="2 questions, 3 are wanted"):

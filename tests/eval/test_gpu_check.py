@@ -144,7 +144,9 @@ def test_verdicts_are_read_from_the_summary():
     assert gpu_check._count("..\n12 passed in 4s\n", "failed") == 0
 
 
-@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Qwen2.5-7B", "Qwen3-0.6B"])
+@pytest.mark.parametrize(
+    "name", ["Qwen3-0.6B", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Llama-3.1-8B", "Qwen2.5-7B"))]
+)
 def test_the_engine_is_measured_end_to_end_on_random_weights(name):
     tiny = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 97, "head_dim": 16,
             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip

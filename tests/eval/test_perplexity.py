@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.bench.perplexity import Losses, Options, cut, largest, rise, row, run
+from eval.bench.perplexity import Options, largest, row, run
 from eval.errors import EvalError
+from eval.losses import Losses, cut, rise
 from service.reader import MODEL_DIR
 
 

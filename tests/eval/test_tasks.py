@@ -1,5 +1,6 @@
 """Generated tasks: their answers are right, their lengths are what was asked for, their seeds decide."""
 
+import itertools
 import json
 import random
 import re
@@ -9,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from eval.errors import EvalError
-from eval.harness.prompting import OfficialPrompter
+from eval.harness.prompting import OfficialPrompter, official_text
 from eval.scoring import score_one
 from eval.tasks import (
     associations,
@@ -19,6 +20,7 @@ from eval.tasks import (
     infinitebench_style,
     longbench,
     paragraphs,
+    shared_context,
 )
 from eval.tasks.generate import MAKERS, generate, largest_fitting, max_new_tokens
 from eval.tasks.quoting import QuoteMaker, read_folder
@@ -194,6 +196,55 @@ def test_longbench_reads_its_list_row_by_row(tmp_path, monkeypatch):
         list(longbench.load(path, []))
 
 
+def test_longbench_refuses_a_list_of_something_else(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text('[{"question": "?"}, 7]')
+    problems: list = []
+    with pytest.raises(EvalError, match=r"data\.json holds no row of LongBench v2"):
+        list(longbench.load(path, problems))
+    assert len(problems) == 2
+
+
+HELMET = {
+    "helmet_json_kv": (
+        {"context": "{...}", "question": "k3", "answer": "v3", "demos": [["k1", "v1"], ["k2", "v2"], ["k9", "v9"]]},
+        "Key: k2\nCorresponding value: v2\n\nKey: k3\nCorresponding value:",
+        ("V3.", 1),
+    ),
+    "helmet_rag": (
+        {"ctxs": [{"title": "T", "text": "words"}], "question": "Who?", "answers": ["The Ann", "Bob"]},
+        "Document (Title: T): words\n\nQuestion: Who?\nAnswer:",
+        ("it was ann", 1),
+    ),
+    "helmet_ruler": (
+        {"context": "text", "query": "fox", "outputs": ["12", "34"], "type_needle_v": "numbers"},
+        "What are all the special magic numbers for fox mentioned in the provided text?\nThe special magic numbers for "
+        "fox mentioned in the provided text are",
+        ("34", 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", HELMET)
+def test_files_of_helmet_are_read_and_others_refused(tmp_path, task):
+    row, asked, (said, score) = HELMET[task]
+    path = tmp_path / "file.jsonl"
+    others = [{}, {**row, "answer": [], "answers": [], "outputs": []}, {"id": 1, "question": 5}]
+    path.write_text("\n".join(map(json.dumps, [row, *others])))
+    [source] = sources([task], data=str(path), text=None, count=9, seed=0)
+    problems: list = []
+    [example] = source.examples(None, None, problems)
+    assert official_text(example, "yarn").endswith(asked)
+    assert score_one(task, "fixed", said, example.answer) == score
+    assert score_one(task, "fixed", "nothing of it", example.answer) == 0
+    assert [problem.line for problem in problems] == [2, 3, 4]
+    path.write_text(json.dumps({"turns": ["?"]}))
+    with pytest.raises(EvalError, match=rf"file\.jsonl holds no row of {task}"):
+        list(source.examples(None, None, []))
+    with pytest.raises(EvalError, match=f"{task} needs its file"):
+        sources([task], data=None, text=None, count=9, seed=0)
+
+
 def replayed(context, question):
     """The answer to one of bAbI's questions, from its facts alone."""
     facts = [
@@ -295,3 +346,75 @@ def test_questions_over_paragraphs_have_their_answers_among_others(tmp_path):
     with pytest.raises(EvalError, match="needs a file of SQuAD's format"):
         sources(["qa_1"], data=None, text=None, count=4, seed=0)
     assert len(sources(["ruler"], data=None, text=path, count=1, seed=0)) == 13
+
+
+SHARED = [f"{task}-style" for task in shared_context.TASKS]
+
+
+def asked_of(task, prompter, length=3000, count=12, seed=0):
+    [source] = sources([task], data=None, text=None, count=count, seed=seed)
+    return list(source.examples(prompter, length, [])), source
+
+
+@pytest.mark.parametrize("task", SHARED)
+def test_questions_of_a_session_share_its_context_and_fit(task, tokenizer):
+    prompter = OfficialPrompter(tokenizer, "yarn")
+    examples, source = asked_of(task, prompter)
+    assert source.shares
+    assert [example.id for example in examples] == [f"{n}.{t}" for n in range(3) for t in range(5)]
+    lengths = [prompter.count(example) + min(source.new_tokens, 1500) for example in examples]
+    assert 2500 < max(lengths) <= 3000
+    for session in range(3):
+        own = examples[5 * session : 5 * session + 5]
+        assert len({example.context for example in own}) == 1
+        assert len({example.answer for example in own}) > 1
+        texts = [official_text(example, "yarn") for example in own]
+        earlier = [before.answer in after.input for before, after in itertools.pairwise(own)]
+        assert earlier == ["_scdq" not in task] * 4 or "many_shot" in task
+        if "_scdq" not in task:
+            assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
+    assert asked_of(task, prompter, seed=1)[0][0].context != examples[0].context
+    assert asked_of(task, prompter, count=4)[0] == examples[:5]
+
+
+@pytest.mark.parametrize("task", SHARED)
+def test_answers_of_sessions_follow_from_their_context(task, tokenizer):
+    for example in asked_of(task, OfficialPrompter(tokenizer, "yarn"))[0]:
+        if "many_shot" in task:
+            noun = example.input.rsplit("Thing: ", 1)[1].split("\n")[0].split()[1]
+            right = set(re.findall(rf"Thing: \w+ {noun}\nLabel: (\(\w\))", example.context))
+        elif "prefix_suffix" in task:
+            first, last = re.findall(r"begins with (\w+) and ends with (\w+)\?", example.input)[-1]
+            right = set(re.findall(rf"^{first}\w*{last}$", example.context, re.MULTILINE))
+        else:
+            key = re.findall(r'Key: "([\w-]+)"', example.input)[-1]
+            right = {json.loads(example.context.removeprefix("JSON data:\n"))[key]}
+        assert right == {example.answer}
+        assert score_one(task, "fixed", f"It is {example.answer}.", example.answer) == 1
+        assert score_one(task, "fixed", "(Z)", example.answer) == 0
+
+
+def test_files_of_scbench_are_read_and_others_refused(tmp_path):
+    turns = [{"input": "first?", "answer": "a"}, {"input": "second?", "answer": ["b"]}]
+    rows = [
+        {"id": 7, "context": "text", "multi_turns": turns},
+        {"id": 8, "context": "text"},
+        {"input": "x", "multi_turns": []},
+    ]
+    (tmp_path / "scbench_kv.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems: list = []
+    [source] = sources(["scbench_kv"], data=str(tmp_path), text=None, count=9, seed=0)
+    found = list(source.examples(None, None, problems))
+    assert [(one.id, one.context, one.input, one.answer) for one in found] == [
+        ("7.0", "text", "first?", "a"),
+        ("7.1", "text", "first? a\n\nsecond?", "b"),
+    ]
+    assert [one.task for one in found] == ["scbench_kv"] * 2
+    assert [problem.line for problem in problems] == [2, 3]
+    assert "multi_turns" in problems[0].message
+    [alone] = sources(["scbench_kv_scdq"], data=str(tmp_path), text=None, count=9, seed=0)
+    assert [one.input for one in alone.examples(None, None, [])] == ["first?", "second?"]
+    (tmp_path / "scbench_many_shot.jsonl").write_text('{"question": 1}')
+    [other] = sources(["scbench_many_shot"], data=str(tmp_path), text=None, count=9, seed=0)
+    with pytest.raises(EvalError, match=r"scbench_many_shot\.jsonl holds no row of SCBench"):
+        list(other.examples(None, None, []))

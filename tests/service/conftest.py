@@ -245,6 +245,24 @@ def scripted(tokenizer: Any) -> ScriptedEngine:
     return ScriptedEngine(tokenizer, quote_first_sentence)
 
 
+@pytest.fixture
+def scripted_commands(
+    tiny_model: Path, make_scripted: Callable[..., ScriptedEngine], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Lets commands of this process ask a scripted engine, which is loaded in no time; all else is as it is."""
+
+    def use(reply: Callable[[str], str] = quote_first_sentence) -> None:
+        from service.engine.async_engine import AsyncEngine
+
+        def load(settings: Any) -> AsyncEngine:
+            return AsyncEngine(make_scripted(reply), settings.engine)
+
+        monkeypatch.setenv("FOLIO_MODEL", str(tiny_model))
+        monkeypatch.setattr("service.runtime.load_engine", load)
+
+    return use
+
+
 @pytest.fixture(scope="session")
 def make_scripted(tokenizer: Any) -> Callable[..., ScriptedEngine]:
     """Scripted engines with another reply or pace."""

@@ -19,7 +19,6 @@ def random_index(batch, block_q, block_k, heads=2, seed=0):
     return BlockIndex.from_mask(mask, lens, offsets, block_q=block_q, block_k=block_k), mask
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     batch=batches,
     block_q=st.sampled_from([1, 4, 16]),
@@ -33,7 +32,6 @@ def test_a_mask_survives_the_round_trip_less_the_future(batch, block_q, block_k,
     assert torch.equal(index.to_mask(mask.shape[2]), mask & causal)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     batch=batches,
     block_q=st.sampled_from([1, 4, 16]),

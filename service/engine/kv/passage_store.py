@@ -59,13 +59,20 @@ class PassageKV:
     def num_bytes(self) -> int:
         return sum(part.nbytes for part in (self.k, self.v, self.scales) if part is not None)
 
-    def behind(self, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """k and v [L, T - first, Hkv, D] of the tokens from number ``first`` on."""
-        k, v = (part[:, first:].to(device) for part in (self.k, self.v))
+    def part(self, tokens: range, device: torch.device) -> tuple[Tensor, Tensor]:
+        """k and v [L, n, Hkv, D] of some tokens, by their numbers."""
+        at = slice(tokens.start, tokens.stop)
+        k, v = (part[:, at].to(device) for part in (self.k, self.v))
         if self.scales is None:
             return k, v
-        k_scale, v_scale = self.scales[:, :, first:].to(device)
+        k_scale, v_scale = self.scales[:, :, at].to(device)
         return dequantize(k, k_scale, self.dtype), dequantize(v, v_scale, self.dtype)
+
+    def values(self, layer: int) -> Tensor:
+        """Those of one layer [T, Hkv, D]."""
+        if self.scales is None:
+            return self.v[layer]
+        return dequantize(self.v[layer], self.scales[1, layer], self.dtype)
 
 
 class PassageFiles:
@@ -77,7 +84,7 @@ class PassageFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._where: dict[bytes, tuple[Path, range, int, torch.dtype]] = {}
+        self._where: dict[bytes, Path] = {}
         self._checked: set[Path] = set()
         for path in sorted(folder.glob(f"*{PASSAGES}")):
             self._index(path)
@@ -87,20 +94,24 @@ class PassageFiles:
 
     def load(self, key: bytes) -> PassageKV | None:
         """A passage; None where there is none, or none that is as it was written."""
-        if key not in self._where:
+        path = self._where.get(key)
+        if path is None:
             return None
-        path, span, start, dtype = self._where[key]
         try:
             if path not in self._checked:
                 files.check(path)
                 self._checked.add(path)
             with safe_open(path, framework="pt") as file:
+                held = _held(file.metadata())
+                if key not in held:  # written anew at this moment
+                    return None
+                span, start, dtype = held[key]
                 k, v = (file.get_slice(name)[:, span.start : span.stop].contiguous() for name in "kv")
                 coded = "scales" in file.keys()  # noqa: SIM118
                 scales = file.get_slice("scales")[:, :, span.start : span.stop].contiguous() if coded else None
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (*_DAMAGED, RuntimeError) as error:
             log.warning("kept passages cannot be used; warm the document again", file=path.name, error=str(error))
-            self._where = {other: place for other, place in self._where.items() if place[0] != path}
+            self._forget(path)
             return None
         return PassageKV(k, v, start, dtype, scales)
 
@@ -122,17 +133,34 @@ class PassageFiles:
         self._index(path)
         return path
 
+    def _forget(self, path: Path) -> None:
+        self._where = {key: other for key, other in self._where.items() if other != path}
+
     def _index(self, path: Path) -> None:
-        try:
-            about = json.loads(files.read_about(path)["passages"])
-            dtype = getattr(torch, about["dtype"])
-            ends = list(accumulate(about["lengths"]))
-            for key, length, end, start in zip(about["keys"], about["lengths"], ends, about["starts"], strict=True):
-                self._where[bytes.fromhex(key)] = (path, range(end - length, end), start, dtype)
-        except (OSError, SafetensorError, LookupError, ValueError, AttributeError, TypeError) as error:
-            log.warning("not a file of passages; warm the document again", file=path.name, error=str(error))
-            return
+        self._forget(path)  # what a file of that name held before
         self._checked.discard(path)
+        try:
+            self._where |= dict.fromkeys(_held(files.read_about(path)), path)
+        except _DAMAGED as error:
+            log.warning("not a file of passages; warm the document again", file=path.name, error=str(error))
+
+
+_DAMAGED = (OSError, SafetensorError, LookupError, ValueError, AttributeError, TypeError)
+
+
+def _held(about: Mapping[str, str]) -> dict[bytes, tuple[range, int, torch.dtype]]:
+    """By its key the tokens of each passage in a file, where it was read, and in which dtype it is given out.
+
+    Raises one of `_DAMAGED`.
+    """
+    told = json.loads(about["passages"])
+    dtype = getattr(torch, told["dtype"])
+    found = {}
+    for key, length, end, start in zip(
+        told["keys"], told["lengths"], accumulate(told["lengths"]), told["starts"], strict=True
+    ):
+        found[bytes.fromhex(key)] = (range(end - length, end), start, dtype)
+    return found
 
 
 class PassageStore:

@@ -55,6 +55,8 @@ export const listCollections = () => json("v1/collections");
 export const deleteDocument = (id) => send(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const getJob = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
 
+export const getDocument = (id) => json(`v1/documents/${encodeURIComponent(id)}`);
+export const summaryOf = (id) => json(`v1/documents/${encodeURIComponent(id)}/summary`);
 export const suggestedQuestions = (id) => json(`v1/documents/${encodeURIComponent(id)}/questions`);
 
 /** Characters start to end of the stored text, exactly: a byte order mark is a character that offsets count. */
@@ -76,9 +78,9 @@ export const deleteConversation = (id) => send(conversation(id), { method: "DELE
 export const conversationTurns = (id) => json(`${conversation(id)}/turns`);
 export const keepTurn = (id, ordinal, turn) => json(`${conversation(id)}/turns/${ordinal}`, withBody("PUT", turn));
 
-/** As Markdown. */
-export async function exportConversation(id) {
-  return (await send(`${conversation(id)}/export`)).text();
+/** As Markdown; its references are footnotes or bibtex. */
+export async function exportConversation(id, references) {
+  return (await send(`${conversation(id)}/export?references=${references}`)).text();
 }
 
 const table = (id) => `v1/tables/${encodeURIComponent(id)}`;

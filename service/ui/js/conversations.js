@@ -80,7 +80,8 @@ function row(one, on) {
     el("button", { type: "button", class: "quiet conversation", on: { click: () => on.open(one) } },
       el("span", {}, one.title), el("small", {}, `${count(one.turns, "question")} · ${new Date(one.updated_at).toLocaleString()}`)),
     act("edit", "Rename", () => rename(one, node, on)),
-    act("copy", "Export", () => save(one)),
+    act("copy", "Export", () => save(one, "footnotes")),
+    act("source", "Export with BibTeX", () => save(one, "bibtex")),
     act("delete", "Delete", () => remove(one, node, on)));
   return node;
 }
@@ -103,9 +104,9 @@ function rename(one, node, on) {
   field.select();
 }
 
-async function save(one) {
+async function save(one, references) {
   try {
-    download(`${one.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60) || "conversation"}.md`, await api.exportConversation(one.id), "text/markdown");
+    download(`${one.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60) || "conversation"}.md`, await api.exportConversation(one.id, references), "text/markdown");
   } catch (error) {
     report(error);
   }

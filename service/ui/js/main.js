@@ -23,7 +23,7 @@ wireFigures();
 
 const composer = new Composer({ ask: (question, request) => { view("ask"); conversation.ask(question, request); }, stop: () => conversation.stop() });
 const documents = new Documents({
-  open: (item) => { conversation.left(); view("source"); source.open({ document: item.id, name: item.name }); },
+  open: (item) => { conversation.left(); view("source"); source.open({ document: item.id, name: item.name, media_type: item.media_type }); },
   scope: (item) => { composer.choose(`document:${item.id}`); view("ask"); composer.focus(); },
   change: (items, collections) => { composer.offer(items, collections); showStarters(items, (words) => composer.suggest(words)); },
   remove: (id) => source.forget(id),
@@ -34,7 +34,12 @@ const conversation = new Conversation({
   following: (on) => composer.following(on),
   edit: (words) => composer.suggest(words),
 });
-const source = new Source({ step: (by) => conversation.step(by), opened: (id) => documents.mark(id), ask: askOf });
+const source = new Source({
+  step: (by) => conversation.step(by),
+  opened: (id) => documents.mark(id),
+  ask: askOf,
+  open: (what) => { conversation.left(); source.open(what); },
+});
 
 const tables = new Tables((what) => { conversation.left(); view("source"); source.open(what); });
 
@@ -56,6 +61,9 @@ wireShortcuts({
   h: openConversations,
   u: () => byId("file").click(),
   t: toggleColours,
+  "+": () => source.zoom(1),
+  "-": () => source.zoom(-1),
+  0: () => source.zoom(0),
   Escape: () => {
     if (conversation.stop()) return;
     if (conversation.stopEditing()) composer.suggest("");

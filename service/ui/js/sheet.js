@@ -1,27 +1,27 @@
-/** Pages of a PDF as images, with the cited lines marked. */
+/** A page of a PDF as an image, with the cited lines marked. */
 
 import * as api from "./api.js";
 import { el } from "./dom.js";
 
 const WIDTH = 1400; // pixels of an image: sharp on a pane of half that width
+const SHARP_WIDTH = 2000; // the most that the service draws
 
 /**
- * The pages on which a passage is printed.
- * @param {Object} what {document, name, boxes}
- * @returns {Promise<HTMLElement[]>} one a page, in order; throws what the service says when a page cannot be drawn
+ * One page.
+ * @param {string} id of the document
+ * @param {Object[]} boxes of any of its pages
+ * @param {boolean} sharp whether it is shown larger than the pane is wide
+ * @returns {Promise<HTMLElement>} throws what the service says when it cannot be drawn
  */
-export async function sheets({ document: id, name, boxes }) {
-  const numbers = [...new Set(boxes.map((box) => box.page))];
-  return Promise.all(numbers.map(async (number) => {
-    const url = URL.createObjectURL(await api.pageImage(id, number, WIDTH));
-    const image = el("img", { src: url, alt: `Page ${number} of ${name}` });
-    await image.decode();
-    URL.revokeObjectURL(url);
-    const own = boxes.filter((box) => box.page === number);
-    return el("figure", { class: "sheet", "data-page": number },
-      el("div", { class: "paper" }, image, ...own.map(box)),
-      el("figcaption", {}, `Page ${number}`));
-  }));
+export async function sheet(id, name, number, boxes, sharp) {
+  const url = URL.createObjectURL(await api.pageImage(id, number, sharp ? SHARP_WIDTH : WIDTH));
+  const image = el("img", { src: url, alt: `Page ${number} of ${name}` });
+  await image.decode();
+  URL.revokeObjectURL(url);
+  const own = boxes.filter((box) => box.page === number);
+  return el("figure", { class: "sheet", "data-page": number },
+    el("div", { class: "paper" }, image, ...own.map(box)),
+    el("figcaption", {}, `Page ${number}`));
 }
 
 /** A mark over one line; shares of the page, so that it fits at any size. */

@@ -3,23 +3,24 @@
 import * as api from "./api.js";
 import { byId, el, icon } from "./dom.js";
 import { announce, report } from "./notices.js";
-import { sheets } from "./sheet.js";
-import { suggestions } from "./suggestions.js";
+import { overview } from "./overview.js";
 import { paragraphs, softBreaks, unitIndex } from "./text.js";
 import { badge } from "./turn.js";
+import { Viewer } from "./viewer.js";
 
 const WINDOW = 40_000; // characters fetched on either side of the passage, and at each "Show more"
 
 export class Source {
   /**
    * @param {Object} on `step(±1)` to the next or previous citation, `opened(documentId or null)`, `ask(question,
-   *   documentId)`: one that was suggested.
+   *   documentId)`: one that was suggested, `open(what)` shows what a summary names.
    */
   constructor(on) {
     this.on = on;
     this.shown = null;
     this.opener = null; // what had the focus before; it gets it back
     this.part = null; // {from, text, more}: the characters that are shown, and whether others follow
+    this.viewer = null; // of its pages, where these are shown
     byId("source-text").replaceChildren(blank());
     byId("source-close").addEventListener("click", () => this.close());
   }
@@ -28,11 +29,12 @@ export class Source {
    * Show a document.
    * @param {Object} what {document: id, name, start, end, place, cited_text, verified, support, number, boxes}; offsets in code
    *   points. Without them the text is shown from its beginning; without `verified`, no badge; with `boxes`, the
-   *   pages of a PDF before the text.
+   *   pages of a PDF before the text; with `media_type`, its pages beside the text; `overview`: the node that named it.
    */
   async open(what) {
     if (!this.#inside(document.activeElement)) this.opener = document.activeElement;
     this.shown = what;
+    this.viewer = null;
     this.on.opened(what.document);
     byId("source-close").hidden = false;
     this.#facts(what, what.verified);
@@ -61,6 +63,7 @@ export class Source {
   close() {
     const inside = this.#inside(document.activeElement);
     this.shown = null;
+    this.viewer = null;
     byId("source-close").hidden = true;
     byId("source-facts").hidden = true;
     byId("source-text").replaceChildren(blank());
@@ -73,12 +76,19 @@ export class Source {
     if (this.shown?.document === id) this.close();
   }
 
+  /** Show its pages larger (1), smaller (-1), or as wide as the pane (0). */
+  zoom(by) {
+    this.viewer?.zoom(by);
+  }
+
   #inside(node) {
     return byId("source").contains(node);
   }
 
   #facts(what, verified) {
     const facts = byId("source-facts");
+    const focused = document.activeElement;
+    const paged = what.boxes?.length ? verified : what.media_type === "application/pdf";
     facts.hidden = false;
     const step = (by, label, keys, sign) => el("button", { type: "button", class: "quiet square", "aria-label": label, "aria-keyshortcuts": keys, on: { click: () => this.on.step(by) } }, sign);
     facts.replaceChildren(
@@ -87,9 +97,20 @@ export class Source {
         what.number ? el("span", {}, `Citation ${what.number}`) : null,
         what.place ? el("span", { class: "place" }, what.place) : null,
         verified === undefined ? null : badge({ verified, support: what.support }),
-        verified && what.boxes?.length ? el("span", { class: "views" }, this.#choice("page", "Page"), this.#choice("text", "Text")) : null,
+        paged ? el("span", { class: "views" }, this.#choice("page", "Page"), this.#choice("text", "Text")) : null,
         what.number ? el("span", { class: "step" }, step(-1, "Previous citation", "[", "‹"), step(1, "Next citation", "]", "›")) : null),
-      what.start === undefined ? suggestions(what.document, (question) => this.on.ask(question, what.document)) : "");
+      what.overview ?? (what.start === undefined ? this.#overview(what) : ""));
+    if (facts.contains(focused)) focused.focus();
+  }
+
+  /** Of a document; it stays while the sentences that it names are looked at. */
+  #overview(what) {
+    const { document: id, name, media_type } = what;
+    const node = overview(id, {
+      ask: (question) => this.on.ask(question, id),
+      open: (citation) => this.on.open({ ...citation, name, media_type, overview: node }),
+    });
+    return node;
   }
 
   #choice(name, label) {
@@ -100,10 +121,12 @@ export class Source {
   async #view(name) {
     const { shown } = this;
     for (const button of byId("source-facts").querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", String(button.dataset.view === name));
+    this.viewer = null;
     if (name === "page") {
-      const pages = await sheets(shown);
+      const viewer = await new Viewer(shown).load();
       if (this.shown !== shown) return;
-      byId("source-text").replaceChildren(...pages);
+      this.viewer = viewer;
+      byId("source-text").replaceChildren(viewer.node);
     } else {
       this.#render();
     }

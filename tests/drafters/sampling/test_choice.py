@@ -39,7 +39,6 @@ def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: flo
     return out / out.sum()
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     vocab=st.integers(1, 600),
@@ -73,7 +72,6 @@ def test_a_row_does_not_depend_on_its_batch(seed, rows):
         assert alone[0] == together[i]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     vocab=st.integers(1, 900),
@@ -105,7 +103,6 @@ def test_the_bounds_never_drop_the_best(sharpness):
     assert torch.equal(choose(logits, 0.8, 0, 1.0, seeds, positions), expected)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     vocab=st.integers(1, 900),
@@ -134,7 +131,6 @@ def test_the_best_choices_are_those_of_the_definition(seed, vocab, count, sharpn
     assert ids[:, 0].tolist() == choose(logits, temperature, top_k, top_p, *keys).tolist()
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(0, 12),

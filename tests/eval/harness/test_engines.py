@@ -51,8 +51,8 @@ def test_a_wrong_point_is_named(name):
 
 
 @pytest.fixture(scope="module")
-def engine(tokenizer, random_llama):
-    loaded = prepare(
+def loaded(tokenizer, random_llama):
+    return prepare(
         "tiny",
         random_llama(
             vocab_size=256,
@@ -63,6 +63,10 @@ def engine(tokenizer, random_llama):
         ),
         tokenizer,
     )
+
+
+@pytest.fixture(scope="module")
+def engine(loaded):
     with AsyncEngine(Engine(loaded, EngineConfig(kv_memory=64 << 20, prefix_cache=False))) as engine:
         yield engine
 
@@ -88,6 +92,22 @@ def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engin
     cells = {(c["engine"], c["length"]): c for c in run(plan, TextProgress(io.StringIO()))["cells"]}
     assert [cells[name, 512]["failed"] for name in ("dense", "suffix")] == [0, 0]
     assert [cells[name, 8192]["failed"] for name in ("dense", "suffix")] == [2, 2]
+
+
+@pytest.mark.parametrize("task", ["scbench_kv", "scbench_kv_scdq"])
+def test_a_point_finds_the_context_that_it_has_read_and_no_others(loaded, tokenizer, tmp_path, task):
+    found = sources([task], data=None, text=None, count=10, seed=0, new_tokens=4)
+    with AsyncEngine(Engine(loaded, EngineConfig(kv_memory=64 << 20, page_size=16))) as engine:
+        points = [LocalEngine(engine, Point.parse(name), name) for name in ("dense", "suffix")]
+        prompter = OfficialPrompter(tokenizer, "yarn")
+        options = RunOptions(length=(1500,), limit=10, output=tmp_path)
+        cells = run(Plan(options, [(p, prompter) for p in points], found), TextProgress(io.StringIO()))["cells"]
+    for cell in cells:
+        assert cell["failed"] == 0
+        assert 0.5 < cell["speed"]["cached_share"] < 0.8  # of ten prompts the first of two sessions are read whole
+        assert cell["groups"]["turn"].keys() == {"0", "1", "2", "3", "4"}
+    assert cells[0]["speed"]["cached_share"] == cells[1]["speed"]["cached_share"]
+    assert cells[0]["scores"] == cells[1]["scores"]
 
 
 def test_a_policy_that_the_model_does_not_allow_is_refused_before_anything_runs(engine):

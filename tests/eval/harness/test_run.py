@@ -116,13 +116,16 @@ def test_engines_asked_together_read_one_prompt_made_once(tmp_path, tokenizer, f
     assert len(prompter.build(example, 500).ids) <= 500 < len(prompter.build(example, 2000).ids)
 
 
-def test_times_of_cached_prompts_are_left_out():
+def test_times_of_cached_prompts_are_told_apart():
     rows = [
-        {"ttft_s": ttft, "total_s": ttft + 1, "harness_s": 0.0, "stats": {"cached_tokens": cached}}
+        {"ttft_s": ttft, "total_s": ttft + 1, "harness_s": 0.0, "prompt_tokens": 80, "stats": {"cached_tokens": cached}}
         for ttft, cached in ((4.0, 0), (0.1, 64), (6.0, 0))
     ]
     assert speeds(rows)["ttft_s_median"] == 5.0
     assert speeds(rows)["total_s_median"] == 6.0
+    assert speeds(rows)["ttft_s_cached_median"] == 0.1
+    assert speeds(rows)["cached_share"] == pytest.approx(64 / 240)
+    assert "cached_share" not in speeds(rows[::2])
 
 
 @pytest.mark.parametrize("cut", [("preds", 1), ("samples", 40), ("speed", 300)])

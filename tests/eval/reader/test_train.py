@@ -61,6 +61,7 @@ def test_the_loss_is_that_of_the_whole_model(reader_model: Any, packer: Packer) 
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(untrained: Any, reader_tokenizer: Any, tmp_path: Path) -> None:
     whole = trainer(untrained, reader_tokenizer)
     for _ in range(4):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import bm25s
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
@@ -40,7 +40,6 @@ def same_ranking(ours: np.ndarray, theirs: np.ndarray) -> None:
         assert all(a < b for a, b in itertools.pairwise(found) if ours[a] == ours[b])
 
 
-@settings(max_examples=300, deadline=None)
 @given(documents, queries)
 def test_bm25_scores_and_ranks_as_rank_bm25(corpus: list[list[str]], query: list[str]) -> None:
     """Terms of more than half of the documents, whose idf is cut off at 0, and empty documents included."""
@@ -51,7 +50,6 @@ def test_bm25_scores_and_ranks_as_rank_bm25(corpus: list[list[str]], query: list
     same_ranking(actual, expected)
 
 
-@settings(max_examples=100, deadline=None)
 @given(documents, queries, st.sampled_from([("lucene", None), ("atire", "robertson"), ("robertson", None)]))
 def test_bm25_scores_are_bm25s_own(corpus: list[list[str]], query: list[str], variant: tuple[str, str | None]) -> None:
     assume(any(corpus))
@@ -63,7 +61,6 @@ def test_bm25_scores_are_bm25s_own(corpus: list[list[str]], query: list[str], va
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
 
 
-@settings(max_examples=60, deadline=None)
 @given(documents, queries)
 def test_bm25_of_lucene_is_its_formula(corpus: list[list[str]], query: list[str]) -> None:
     """The default variant, whose idf is never negative, computed term by term."""

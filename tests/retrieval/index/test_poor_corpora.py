@@ -112,7 +112,7 @@ class PoorLibrary(RuleBasedStateMachine):
 
 
 PoorLibrary.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPoorLibrary = PoorLibrary.TestCase
 

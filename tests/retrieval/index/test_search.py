@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from conftest import sentences_about
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.embedding.encoding import CosineWeight
@@ -183,7 +183,6 @@ def by_hand(snapshot: Snapshot, query: Query, allowed: set[str]) -> list[tuple[i
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[: query.k]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 1000),
     st.sampled_from(["hybrid", "dense", "sparse"]),

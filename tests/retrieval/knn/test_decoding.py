@@ -129,7 +129,6 @@ def test_knn_candidates_hold_the_nearest(key_type: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(((kept[entries] - query) ** 2).sum(1), true, rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     size=st.sampled_from([0.01, 1.0, 30.0]),
@@ -303,7 +302,6 @@ def sampled(log_p: np.ndarray, position: int) -> int:
     return int((log_p + np.random.default_rng([7, position]).gumbel(size=len(log_p))).argmax())
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["exact", "lists"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import typer
 
+from service.cli import main as main_module
 from service.cli import output
 from service.cli.main import app, load_plugins
 
@@ -446,6 +448,18 @@ def test_a_broken_plugin_costs_only_itself() -> None:
     assert len(problems) == 2
     assert "'bad'" in problems[0]
     assert [group.name for group in target.registered_groups] == ["good"]
+
+
+def test_plugins_are_loaded_for_their_own_commands_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(main_module, "load_plugins", lambda target: loaded.append(target) or [])
+    flags = [f"--{name.replace('_', '-')}" for name in inspect.signature(main_module.global_flags).parameters]
+    assert set(flags) - {"--context", "---version"} == set(main_module.VALUED)
+    for flag in main_module.VALUED:
+        main_module.main([flag, "x", "docs", "--help"])
+    assert not loaded
+    main_module.main(["--home", "docs", "nosuch"])
+    assert loaded
 
 
 def test_help_is_quick_and_complete() -> None:

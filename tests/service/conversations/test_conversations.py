@@ -136,3 +136,35 @@ def test_it_is_markdown_with_footnotes(service: Any) -> None:
         "[^1-1]: \\[x\\](http://evil.example), page 3: “Seven. \\<b\\>So\\</b\\>.”\n"
     )
     assert exported("Empty", []) == "# Empty\n"
+
+
+def test_it_is_markdown_with_bibtex(service: Any) -> None:
+    """Of each passage one entry, however often it is cited, and nothing in it ends it."""
+    document = service.ingest("c.txt", b"The bridge has seven arches.")["id"]
+    one, two = turn("How many?", "Seven. So.", document), turn("Really?", "Yes.", document, document)
+    for citation, start in zip([*one["citations"], *two["citations"]], (4, 4, 0), strict=True):
+        citation |= {"start": start, "end": 9, "name": "Bridges & arches.txt", "cited_text": "a } b_c `x` \\ 5%\n```"}
+    one["citations"][0]["answer_end"] = 6
+    conversation = made(service, one, two)
+    place = f"/v1/conversations/{conversation}/export"
+    text = service.client.get(place, params={"references": "bibtex"}).text
+    quoted = (
+        "a \\textbraceright{} b\\_c "
+        + r"\textasciigrave{}x\textasciigrave{} \textbackslash{} 5\%"
+        + " "
+        + 3 * r"\textasciigrave{}"
+    )
+    first = (
+        "@misc{bridges-arches-1,\n  title = {Bridges \\& arches.txt},\n"
+        f"  howpublished = {{Folio document {document}, characters 4-9}},\n"
+        f"  note = {{page 3: ``{quoted}''}},\n}}\n"
+    )
+    assert text.startswith(
+        "# Bridges\n\n## How many?\n\nSeven. [@bridges-arches-1] So.\n\n"
+        "## Really?\n\nYes. [@bridges-arches-1] [@bridges-arches-2]\n\n## References\n\n```bibtex\n"
+    )
+    assert first in text
+    assert text.count("@misc{") == 2
+    assert text.endswith("}\n```\n")
+    assert exported("Empty", [], "bibtex") == "# Empty\n"
+    assert service.client.get(place, params={"references": "word"}).status_code == 422

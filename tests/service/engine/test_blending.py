@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.async_engine import AsyncEngine
+from service.engine.deviation import ShallowReading
 from service.engine.engine import Engine
 from service.engine.outputs import Generation
 from service.engine.params import SamplingParams
@@ -63,10 +65,11 @@ def ids(found: list[Generation]) -> list[list[int]]:
 SOME = [[passage(1), passage(2), passage(3)], [passage(3), passage(1)], [passage(4), passage(2, 60)]]
 
 
+@pytest.mark.parametrize("attention", ["blend:first=60", "blend:first=0,share=1"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "smollm3"])
-def test_with_all_of_a_passage_computed_it_is_dense_bit_for_bit(family: str) -> None:
+def test_with_all_of_a_passage_computed_it_is_dense_bit_for_bit(family: str, attention: str) -> None:
     dense = ask(make_engine(family), SOME, "dense", logprobs=3)
-    blended = ask(make_engine(family), SOME, "blend:first=60", logprobs=3)
+    blended = ask(make_engine(family), SOME, attention, logprobs=3)
     assert [one.logprobs for one in blended] == [one.logprobs for one in dense]
     assert ids(blended) == ids(dense)
 
@@ -77,6 +80,83 @@ def test_passages_of_any_length_that_are_no_longer_than_first_are_dense(lengths:
     some = [[passage(seed + i, length) for i, length in enumerate(lengths)]]
     dense = ask(make_engine(), some, "dense", logprobs=3)
     assert ask(make_engine(), some, f"blend:first={max(lengths)}", logprobs=3)[0].logprobs == dense[0].logprobs
+
+
+def seen_alone(token_ids: list[int], spans: PassageSpans) -> torch.Tensor:
+    """bool [T, T] under which rows of a passage see nothing but the preface and their own passage."""
+    seen = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
+    for span in spans.passages:
+        seen[span.start : span.stop, spans.preface : span.start] = False
+    return seen
+
+
+def values_of_second_layer(*texts: list[int]) -> list[torch.Tensor]:
+    """float64 [T, Hkv * D] of each, as transformers computes them."""
+    model = make_model("llama")
+    found: list[torch.Tensor] = []
+    model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _m, _i, out: found.append(out[0]))
+    with torch.inference_mode():
+        for token_ids in texts:
+            model(torch.tensor([token_ids]))
+    return found
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=3),
+    share=st.floats(0.01, 1),
+    first=st.integers(0, 3),
+    step_tokens=st.sampled_from([24, 512]),
+)
+def test_computed_are_the_tokens_whose_values_differ_most(
+    lengths: list[int], share: float, first: int, step_tokens: int
+) -> None:
+    """The reference are the values of the unmodified model, of the prompt and of each passage behind the preface."""
+    token_ids, spans = prompt_of(*(passage(7 + i, length) for i, length in enumerate(lengths)))
+    engine = make_engine(step_tokens=step_tokens, max_running=4)
+    ran: list[Request] = []
+    fill = engine.blending.fill
+
+    def noting(part: Slice) -> None:
+        ran.append(part.request)
+        fill(part)
+
+    engine.blending.fill = noting  # type: ignore[method-assign]
+    with AsyncEngine(engine) as door:
+        policy = f"blend:first={first},share={share}"
+        (found,) = door.generate([token_ids], params(policy, max_tokens=2), spans=[spans])
+    long = [span for span in spans.passages if len(span) > first]
+    places = [place for span in long for place in span[first:]]
+    count = min(math.ceil(share * sum(map(len, long))), len(places))
+    assert found.stats["filled_tokens"] == len(places) - count
+    if not ran:
+        return
+    here, *alone = values_of_second_layer(
+        token_ids, *(PREFACE + token_ids[span.start : span.stop] for span in spans.passages)
+    )
+    differ = torch.zeros(len(token_ids), dtype=torch.float64)
+    for span, own in zip(spans.passages, alone, strict=True):
+        differ[span.start : span.stop] = (own[len(PREFACE) :] - here[span.start : span.stop]).square().sum(-1)
+    filled = [place for gap in ran[0].fills for place in gap]
+    chosen = [place for place in places if place not in filled]
+    assert differ[filled].max() <= differ[chosen].min() * (1 + 1e-4) + 1e-9 if chosen else not count
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_the_more_is_computed_the_nearer_it_is_to_dense(family: str) -> None:
+    def distance(attention: str) -> float:
+        found = ask(make_engine(family), SOME, attention, max_tokens=1, logprobs=20)
+        return sum(apart(one, other) for one, other in zip(found, dense, strict=True))
+
+    def apart(one: Generation, other: Generation) -> float:
+        assert one.logprobs is not None
+        assert other.logprobs is not None
+        mine, theirs = dict(one.logprobs[0].top), dict(other.logprobs[0].top)
+        return max(abs(mine.get(token, -9.0) - value) for token, value in theirs.items())
+
+    dense = ask(make_engine(family), SOME, "dense", max_tokens=1, logprobs=20)
+    none, most = distance("blend:first=0"), distance("blend:first=0,share=0.9")
+    assert 0 < most < none
 
 
 @pytest.mark.parametrize("step_tokens", [64, 512])
@@ -90,9 +170,7 @@ def test_rows_see_passages_read_alone_where_they_stand(family: str, step_tokens:
         (found,) = door.generate([token_ids], params("blend:first=0", max_tokens=1, logprobs=5), spans=[spans])
     model = make_model(family)
     model.set_attn_implementation("eager")
-    seen = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
-    for span in spans.passages:
-        seen[span.start : span.stop, : span.start] = False
+    seen = seen_alone(token_ids, spans)
     masks = {"full_attention": seen, "sliding_attention": seen & seen.new_ones(seen.shape).triu(-19)}
     added = {
         kind: torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~mask, -torch.inf)[None, None]
@@ -129,17 +207,39 @@ def test_answers_say_that_they_are_lossy_and_leave_exact_ones_alone() -> None:
     assert not any(one.stats["lossy"] for one in after)
 
 
+BOTH = pytest.mark.parametrize("attention", ["blend:first=3", "blend:first=1,share=0.2"])
+
+
+@BOTH
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.8, "seed": 5}])
-def test_speculation_is_lossless_over_a_blend(changes: dict[str, Any]) -> None:
-    plain = ask(make_engine(), SOME, "blend:first=2", **changes)
-    assert ids(ask(make_engine(), SOME, "blend:first=2", drafter="suffix", **changes)) == ids(plain)
+def test_speculation_is_lossless_over_a_blend(attention: str, changes: dict[str, Any]) -> None:
+    plain = ask(make_engine(), SOME, attention, **changes)
+    assert ids(ask(make_engine(), SOME, attention, drafter="suffix", **changes)) == ids(plain)
 
 
-def test_preemption_and_small_steps_change_nothing() -> None:
-    expected = ids(ask(make_engine(step_tokens=512), SOME, "blend:first=3"))
+@BOTH
+def test_preemption_and_small_steps_change_nothing(attention: str) -> None:
+    expected = ids(ask(make_engine(step_tokens=512), SOME, attention))
     tight = make_engine(pages=14, step_tokens=24)
-    assert ids(ask(tight, SOME, "blend:first=3", max_tokens=12)) == expected
+    assert ids(ask(tight, SOME, attention, max_tokens=12)) == expected
     assert tight.scheduler.num_preemptions > 0
+
+
+def test_a_model_that_cannot_tell_what_differs_fails_the_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> bool:
+        raise MemoryError("no")
+
+    monkeypatch.setattr(ShallowReading, "read", fail)
+    engine = make_engine()
+    with AsyncEngine(engine) as door:
+        prompts = [prompt_of(*some) for some in SOME]
+        policies = ["blend:share=0.1", "blend:first=3", "dense"]
+        found = door.generate(
+            [ids for ids, _ in prompts], [params(one) for one in policies], spans=[spans for _, spans in prompts]
+        )
+    assert [one.finish_reason for one in found] == ["error", "length", "length"]
+    assert not engine.blending.waits
+    engine.check_integrity()
 
 
 def test_without_memory_each_answer_reads_its_passages_and_is_the_same() -> None:
@@ -224,7 +324,8 @@ def test_an_aborted_request_leaves_nothing_behind() -> None:
         ("blend:first=-1", "must not be negative"),
         ("blend:gate=8", "gate and block are for policies"),
         ("blend+quest", "joined with no other"),
-        ("blend:share=0.1", "no option 'share'"),
+        ("blend:share=1.1", "must be 0 to 1"),
+        ("blend:share=-0.1", "must be 0 to 1"),
     ],
 )
 def test_wrong_options_are_refused(attention: str, why: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.detokenizer import Detokenizer
@@ -99,7 +99,6 @@ def shown(tokenizer: Any, ids: Sequence[int], sizes: Sequence[int] = (1,), stop:
     return pieces
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=MIXED, sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())
 def test_pieces_join_to_the_whole_text(tokenizer: Any, text: str, sizes: list[int], data: st.DataObject) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -109,7 +108,6 @@ def test_pieces_join_to_the_whole_text(tokenizer: Any, text: str, sizes: list[in
     assert "".join(shown(tokenizer, ids, sizes)) == whole
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_tokens_give_the_pieces_of_two_decodings(embedded: Any, bytewise: Any, data: st.DataObject) -> None:
     tokenizer = data.draw(st.sampled_from([embedded, bytewise]))
@@ -158,7 +156,6 @@ def test_a_token_costs_about_one_decoding(embedded: Any, stop: tuple[str, ...]) 
     assert counting.calls <= 1.25 * len(ids)
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=MIXED, stop=st.text("ab中😀 ", min_size=1, max_size=3))
 def test_nothing_of_a_stop_string_is_shown(tokenizer: Any, text: str, stop: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)

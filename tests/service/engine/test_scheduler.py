@@ -225,7 +225,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 def test_state_machine_of_scheduler_pages_and_prefix_cache() -> None:
-    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=50, stateful_step_count=40))
 
 
 def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> list[list[str]]:
@@ -400,7 +400,6 @@ def decoding(sched: Scheduler, count: int, draft: int, new: int) -> None:
 PROMPTS = st.lists(st.tuples(st.integers(2, 120), st.booleans(), st.integers(0, 30)), min_size=1, max_size=5)
 
 
-@settings(max_examples=80, deadline=None)
 @given(prompts=PROMPTS, decoders=st.integers(0, 19), draft=st.integers(0, 40))
 def test_rows_stay_within_the_step_and_every_prompt_is_read_soon(
     prompts: list[tuple[int, bool, int]], decoders: int, draft: int

@@ -196,7 +196,10 @@ def test_one_process_fills_a_table_and_another_goes_on_when_it_is_gone(store: An
     assert store.resume("local", head.id).status == "queued"
 
 
-def test_the_command_line_fills_and_goes_on(folio: Callable[..., Any], home: Path, tmp_path: Path) -> None:
+def test_the_command_line_fills_and_goes_on(
+    folio: Callable[..., Any], home: Path, tmp_path: Path, scripted_commands: Callable[..., None]
+) -> None:
+    scripted_commands(reply)
     table = ("--home", home, "table")
     code, out, said = folio(
         *table, "When was the bridge built?", "--type", "1:date", "--csv", tmp_path / "t.csv", "--json"

@@ -24,6 +24,7 @@ from .receiver import Receiver, receiver  # noqa: F401
 BOOK = "The bridge at Hampton was built by Ada Miller in 1862.\n"
 NEW = "The bridge at Hampton was built by Eve Potter in 1863.\n"
 ASK = {"question": "Who built the bridge at Hampton?"}
+PAUSE = watch_store.PAUSE
 
 
 def reply(prompt: str) -> str:
@@ -69,6 +70,23 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_store, "PAUSE", watch_store.dt.timedelta(0))
 
 
+def test_a_new_version_is_noticed_within_two_seconds(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the pause as it is, where the watch has not just been looked at."""
+    monkeypatch.setattr(watch_store, "PAUSE", PAUSE)
+    document = service.ingest("quick.txt", BOOK.replace("1862", "1872").encode())["id"]
+    watch = watched(service)
+    with service.runtime.library.database.write_aside() as connection:
+        earlier = watch_store.now() - PAUSE
+        connection.execute(sa.update(watches).where(watches.c.id == watch["id"]).values(checked_at=earlier))
+    service.ingest("quick.txt", NEW.replace("1863", "1873").encode())
+    ready = time.monotonic()
+    [change] = until(lambda: changes(service, watch))
+    assert time.monotonic() - ready < 2
+    assert change["after"]["answer"] == "The bridge at Hampton was built by Eve Potter in 1873."
+    assert service.client.delete(f"/v1/watches/{watch['id']}").status_code == 204
+    assert service.client.delete(f"/v1/documents/{document}").status_code == 204
+
+
 def test_a_new_version_is_noticed_and_told_with_a_signature(service: Any, receiver: Receiver) -> None:  # noqa: F811
     document = service.ingest("bridge.txt", BOOK.encode())["id"]
     other = service.ingest("trees.txt", b"Limes were planted in 1903.\n")["id"]
@@ -76,9 +94,7 @@ def test_a_new_version_is_noticed_and_told_with_a_signature(service: Any, receiv
     assert watch["answer"]["answer"] == BOOK.strip()
     service.ingest("trees.txt", b"Limes were planted in 1904.\n")
     service.ingest("bridge.txt", NEW.encode())
-    ready = time.monotonic()
     [change] = until(lambda: changes(service, watch))
-    assert time.monotonic() - ready < 2
     assert [(one["document"], one["version"]) for one in change["documents"]] == [(document, 2)], f"not {other}"
     assert change["difference"]["words"] == [
         ["=", "The bridge at Hampton was built by "],
@@ -185,7 +201,10 @@ def test_changes_are_kept_up_to_a_number(home: Path, monkeypatch: pytest.MonkeyP
             store.add("local", WatchSpec(question="What?"))
 
 
-def test_the_command_line_says_what_differs(folio: Callable[..., Any], home: Path, tmp_path: Path) -> None:
+def test_the_command_line_says_what_differs(
+    folio: Callable[..., Any], home: Path, tmp_path: Path, scripted_commands: Callable[..., None]
+) -> None:
+    scripted_commands(reply)
     at = ("--home", home)
     code, out, said = folio(*at, "watch", "add", "Who built the bridge at Hampton?")
     assert code == 0, said

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_attn.errors import PolicyError
@@ -24,7 +24,6 @@ def recomputed(key_pages, tokens):
     return kmin, kmax
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 13), min_size=1, max_size=8),
     rejected=st.lists(st.integers(0, 6), min_size=8, max_size=8),

@@ -15,7 +15,6 @@ def weights(seed, rows=5, blocks=12):
     return w
 
 
-@settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 999), p=st.floats(0.01, 1.0))
 def test_top_p_reaches_its_mass_with_the_fewest_blocks(seed, p):
     w = weights(seed).double()
@@ -41,7 +40,6 @@ def test_forced_blocks_stay_and_count(seed, p):
     assert not rest[forced_mass >= p * w.sum(-1)].any()
 
 
-@settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 999), k=st.integers(0, 15))
 def test_top_k_takes_the_best_and_never_an_excluded_block(seed, k):
     w = weights(seed)

@@ -38,7 +38,6 @@ def read(
     return said, [(name, json.loads(arguments)) for name, arguments in calls]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 400), max_size=30),
     which=st.lists(st.sampled_from(ARGUMENTS), min_size=1, max_size=3),

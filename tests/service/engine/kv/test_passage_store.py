@@ -32,11 +32,11 @@ def warm(engine: Engine) -> list[Path]:
 def test_a_passage_comes_back_from_the_token_that_is_wanted() -> None:
     one = kept()
     assert one.num_tokens == 5
-    k, v = one.behind(2, torch.device("cpu"))
+    k, v = one.part(range(2, 5), torch.device("cpu"))
     assert torch.equal(k, one.k[:, 2:])
     assert torch.equal(v, one.v[:, 2:])
     codes = kept(int8=True)
-    near, _ = codes.behind(2, torch.device("cpu"))
+    near, _ = codes.part(range(2, 5), torch.device("cpu"))
     assert (near - k).abs().max() <= one.k.abs().max() / 254 + 1e-3
     assert codes.num_bytes < one.num_bytes / 3
 
@@ -52,8 +52,22 @@ def test_files_give_back_what_was_written(tmp_path: Path, int8: bool) -> None:
         assert other is not None
         assert (other.start, other.dtype) == (one.start, one.dtype)
         device = torch.device("cpu")
-        assert all(torch.equal(a, b) for a, b in zip(other.behind(0, device), one.behind(0, device), strict=True))
+        parts = [kv.part(range(kv.num_tokens), device) for kv in (other, one)]
+        assert all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
+        assert torch.equal(other.values(1), parts[1][1][1])
     assert again.load(b"other") is None
+
+
+def test_a_file_that_is_written_anew_gives_back_nothing_of_what_it_held(tmp_path: Path) -> None:
+    kept_files = PassageFiles(tmp_path)
+    kept_files.write("book.0000", {b"old": kept(4, 0), b"both": kept(5, 1)})
+    kept_files.write("book.0000", {b"both": kept(6, 2), b"new": kept(7, 3)})
+    assert kept_files.load(b"old") is None
+    again, new = kept_files.load(b"both"), kept_files.load(b"new")
+    assert again is not None
+    assert new is not None
+    assert (again.num_tokens, new.num_tokens) == (6, 7)
+    assert torch.equal(again.k, kept(6, 2).k)
 
 
 def test_what_is_read_again_gives_way_last() -> None:

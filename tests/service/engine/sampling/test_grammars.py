@@ -65,6 +65,7 @@ def test_one_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     child = grammars._inspector._child
     assert child is not None
     os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
     monkeypatch.setattr(grammars, "SECONDS", 0.1)
     with pytest.raises(InvalidRequest, match="too much time"):
         inspect(rules(40))

@@ -125,7 +125,6 @@ BATCH = st.lists(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(ALL_SHAPES),
     BATCH,

@@ -1,0 +1,72 @@
+"""The table of `auto` for one model: what is tried is told, and what the table says follows from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.auto_table import DENSE, table_of, write_table
+from eval.calibrate import make_table
+from eval.errors import EvalError
+from service.engine.loading.checkpoint import load_model
+from service.engine.options import parse_policy
+from sparse_attn.plan.policies import Auto
+from sparse_attn.plan.policy import ModelShape
+
+SPARSE = "streaming:sink=64,local=64,gate=0,block=64"
+
+
+def tried(length: int, **policies: tuple[float, float]) -> list[dict[str, Any]]:
+    return [
+        {"length": length, "policy": name, "first_token_s": seconds, "rise": rise}
+        for name, (seconds, rise) in {DENSE: (1.0, 0.0), **policies}.items()
+    ]
+
+
+def test_the_fastest_that_loses_little_is_a_lengths_policy() -> None:
+    rows = [
+        *tried(1000, skip=(0.98, 0.0), streaming=(0.5, 0.02)),  # too slow; too lossy
+        *tried(2000, skip=(0.9, 0.001), streaming=(0.5, 0.02)),
+        *tried(4000, skip=(0.8, 0.001), streaming=(0.4, 0.009)),
+        *tried(8000, skip=(0.8, 0.001), streaming=(0.3, 0.009)),
+    ]
+    assert table_of(rows, 0.01) == [
+        {"min_length": 0, "policy": "dense"},
+        {"min_length": 2000, "policy": "skip+dense"},
+        {"min_length": 4000, "policy": "streaming+dense"},
+    ]
+    assert [row["policy"] for row in table_of(rows, 0.0)] == ["dense"]
+    back = [*rows, *tried(16000, skip=(1.0, 0.0), streaming=(0.3, 0.5))]
+    assert table_of(back, 0.01)[-1] == {"min_length": 16000, "policy": "dense"}
+
+
+def test_auto_reads_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"cuda": [{"min_length": 0, "policy": [{"name": "dense"}]}]}))
+    table = [{"min_length": 0, "policy": "dense"}, {"min_length": 2000, "policy": f"{SPARSE}+dense"}]
+    write_table(path, "cpu", table)
+    shape = ModelShape(2, 4, 2, 16)
+    auto = Auto(table=str(path))
+    auto.check(shape)
+    assert auto.resolve(1999, shape) == parse_policy("dense")
+    assert auto.resolve(2000, shape) == parse_policy(f"{SPARSE}+dense")
+    assert json.loads(path.read_text()).keys() == {"cpu", "cuda"}
+
+
+def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.auto_table.WINDOWS", 2)
+    loaded = load_model("embedded", "float32")
+    text = " ".join(f"In the year {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90))
+    found = make_table(loaded, text, [320, 256], 0.01, tmp_path, [SPARSE])
+    assert [(row["length"], row["policy"]) for row in found["rows"]] == [
+        (length, policy) for length in (256, 320) for policy in (DENSE, SPARSE)
+    ]
+    assert [row["rise"] == 0 for row in found["rows"]] == [True, False] * 2
+    assert all(row["first_token_s"] > 0 for row in found["rows"])
+    assert found["table"] == table_of(found["rows"], 0.01)
+    assert parse_policy(f"auto:table={tmp_path / 'crossovers.json'}")
+    with pytest.raises(EvalError, match="two windows of 4096 are needed"):
+        make_table(loaded, text, [4096], 0.01, tmp_path, [SPARSE])
