@@ -89,8 +89,12 @@ def test_the_next_forward_is_launched_before_tokens_are_read(monkeypatch: pytest
             assert slices[0].token_ids == [0]  # nobody knows it
         return run(slices, pending)
 
+    def read(flight: Flight) -> Any:
+        order.append("read")
+        return verdicts(flight)
+
     monkeypatch.setattr(engine.runner, "run", launched)
-    monkeypatch.setattr(Flight, "verdicts", lambda self: (order.append("read"), verdicts(self))[1])
+    monkeypatch.setattr(Flight, "verdicts", read)
     engine.add_request(PROMPTS[0], params(0, max_tokens=5))
     drained(engine)
     assert order == ["prompt", "launch", "launch", "read", "launch", "read", "launch", "read", "read"]
