@@ -88,8 +88,8 @@ def _in_pages_kernel(
     table = TABLES + seq.to(tl.int64) * stride_table
     k_at = offs_n[None, :] * HEAD_DIM + offs_d[:, None]
     v_at = offs_n[:, None] * HEAD_DIM + offs_d[None, :]
-    k_scale = 1.0
-    v_scale = 1.0
+    k_scale = tl.full([PAGE], 1.0, tl.float32)  # of the shape that the loops give them
+    v_scale = tl.full([PAGE], 1.0, tl.float32)
     # the frame comes from the iteration before: a load that another load waits for would take a stage of the pipeline
     frame = tl.load(table + begin, mask=begin < middle, other=0).to(tl.int64)
     for page in range(begin, middle):
