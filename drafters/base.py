@@ -67,6 +67,7 @@ class Drafter:
     name        as statistics show it, and as the source of its nodes
     lossy       the logits must go through `adjust` before tokens are chosen: the output distribution is another one
     judges      `verify` has a rule of its own, in place of the keyed walk: its trees must stay as they were drawn
+    looks       `look` wants the states behind a tree before it is verified
     needs_topk  how many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)
     layers      of the target whose states `read` wants (`heads.head.LAST` is the last one's); (): none
     window      of how many of the prompt's last tokens it wants them
@@ -76,6 +77,7 @@ class Drafter:
     name: str
     lossy: bool = False
     judges: bool = False
+    looks: bool = False
     needs_topk: int = 0
     layers: tuple[int, ...] = ()
     window: int = 0
@@ -106,6 +108,9 @@ class Drafter:
     def adjust(self, state: RequestState, tree: DraftTree, logits: Tensor) -> Tensor:
         """The logits [n + 1, V] of the distribution that a lossy drafter declares, for the rows of `tree`."""
         return logits
+
+    def look(self, tree: DraftTree, states: Tensor) -> None:
+        """The target's states [n + 1, layers, hidden] after the rows of `tree`, which is about to be verified."""
 
     def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
         """The verdict on `tree`: `keyed`, that of the keyed walk, or one by the drafter's own rule.

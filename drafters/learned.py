@@ -8,12 +8,15 @@ requests teach is used for another's. What is measured of the machine (`machine_
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from drafters.calibration import Calibration
 from drafters.combine.auto import AcceptancePrior
+from drafters.heads.head import Head
 from drafters.research.layer_search import LayerSearch
 from drafters.sources.recycling import SuccessorTable
 from drafters.sources.suffix import DocumentAutomata
+from drafters.training.online import OnlineHead
 
 _TABLES = 2
 """successor tables of an owner; he may ask for others, of which the one unused longest is forgotten"""
@@ -26,6 +29,7 @@ class Learned:
         self.calibration = Calibration()
         self.automata = DocumentAutomata()
         self.acceptance = AcceptancePrior()
+        self._online: OnlineHead | None = None
         self._successors: OrderedDict[int, SuccessorTable] = OrderedDict()
         self._searches: dict[int, LayerSearch] = {}
 
@@ -44,10 +48,18 @@ class Learned:
             self._searches[num_layers] = LayerSearch(num_layers, ratio, every)
         return self._searches[num_layers]
 
+    def online(self, base: Head, plain: Callable[[], Head] | None) -> OnlineHead:
+        """The owner's version of a trained drafter; `plain` makes the base with weights that can be trained."""
+        if self._online is None:
+            self._online = OnlineHead(base, plain)
+        return self._online
+
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays; all else is small."""
         tables = sum(table.nbytes for table in self._successors.values())
+        if self._online is not None:
+            tables += self._online.nbytes
         return self.calibration.nbytes + self.automata.nbytes + tables
 
 

@@ -10,6 +10,10 @@ from drafters.errors import DrafterError
 RULES = ("rsd", "specinfer", "spectr")  # of `multi_round`
 FUSED = ("auto", "none", "trained", "rag", "draft_model")  # the draft models of `fusion`
 READERS = ("self", "draft_model")  # the models of `rag`
+TRAINABLE = (
+    "medusa", "hydra", "clover", "eagle", "fspad", "eagle3", "chimera", "falcon", "s2d", "dflash", "kangaroo",
+)  # fmt: skip
+"""The members of the family of trained drafters, `heads.head.HEADS`."""
 _TEXTS = frozenset({"documents", "datastore"})  # what the free sources copy from
 
 
@@ -160,6 +164,21 @@ class TrainedOptions(GrowthOptions):
     width: int = option(4, "nodes run in one forward of the head", 1, 64)
     forwards: int = option(6, "forwards of the head in a round at most", 1, 64)
     paced: bool = option(True, "guess less, or not at all, where that takes more time than it saves")
+    online: float = option(
+        0.0, "share of the engine's time to learn from answers in, once they are done; 0: none", 0, 0.2
+    )
+    typical: float = option(0.0, "Medusa's eps: above 0 a guess need only be typical of the target (lossy)", 0, 1)
+
+    judge: float = option(0.0, "how likely right the judge must find a guess; 0: none is asked (lossy)", 0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.typical and self.judge:
+            raise DrafterError("drafter trained: typical and judge are two rules of accepting guesses: give one")
+
+    @property
+    def lossy(self) -> bool:
+        return self.typical > 0 or self.judge > 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from drafters.base import Drafter, SourceDrafter
@@ -16,12 +17,15 @@ from drafters.combine.fusion import Fusion
 from drafters.combine.goodput import Goodput
 from drafters.combine.together import Together
 from drafters.errors import DrafterError
+from drafters.heads.head import Head
 from drafters.models.best_first import BestFirst
 from drafters.models.draft_model import ModelDrafter
+from drafters.models.judge import Judged
 from drafters.models.pacing import Pace
 from drafters.models.rag import Rag, draft_prompt
 from drafters.models.reencoding import ReencodingDrafter
 from drafters.models.trained import Trained
+from drafters.models.typical import Typical
 from drafters.options import (
     DRAFTERS,
     AdaptiveOptions,
@@ -54,6 +58,7 @@ from drafters.sources.prompt_lookup import PromptLookup
 from drafters.sources.recycling import Recycling
 from drafters.sources.suffix import Suffix
 from drafters.tracked import TrackedDrafter
+from drafters.training.online import OnlineHead
 
 Make = Callable[[Any, Resources], Drafter]
 
@@ -165,16 +170,38 @@ def _same_size(model: DraftModel, drafter: str, resources: Resources) -> None:
 
 def _trained(options: TrainedOptions, resources: Resources, paced: bool = False, ranks: int = 10) -> Trained:
     head = _needs(resources.head, "trained", "a trained drafter of this model (set draft_model to its folder)")
+    online = _online(head, resources) if options.online else None
+    head = online.head if online is not None else head
     if not head.costly:  # its guesses are there already
         options = replace(options, width=options.budget)
     growth = _growth(head.name, options, resources, ranks=ranks)
     if head.exit:
         _needs(resources.skippable, head.name, "an engine that can skip layers")
-    return Trained(head, growth, options.depth, _pace(options, resources) if paced else None, resources.skippable)
+    pace = _pace(options, resources) if paced else None
+    trained = _verified(options, resources)(head, growth, options.depth, pace, resources.skippable)
+    if online is not None:
+        trained.learn(online, resources.learning, options.online)
+    return trained
+
+
+def _verified(options: TrainedOptions, resources: Resources) -> Callable[..., Trained]:
+    """The trained drafter with the rule of accepting guesses that is asked for."""
+    if options.typical:
+        return partial(Typical, epsilon=options.typical)
+    if options.judge:
+        judge = _needs(resources.judge, "trained", "a judge beside the trained drafter (folio train judge)")
+        return partial(Judged, judge=judge, least=options.judge)
+    return Trained
+
+
+def _online(head: Head, resources: Resources) -> OnlineHead:
+    if head.d2t.device.type != "cpu":
+        raise DrafterError("drafter trained: online learns on a CPU, and this model is not on one: leave it out")
+    return resources.learned.online(head, resources.plain_head)
 
 
 def _trained_alone(options: TrainedOptions, resources: Resources) -> Trained:
-    return _trained(options, resources, paced=options.paced)
+    return _trained(options, resources, paced=options.paced and not options.lossy)  # else the text would tell the pace
 
 
 def _multi_round(options: MultiRoundOptions, resources: Resources) -> MultiRound:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from drafters.heads.head import Head
 from drafters.learned import Learned
 from drafters.machine_profile import MachineProfile
+from drafters.models.judge import Judge
 from drafters.protocols import Datastore, DraftModel, SkippableModel, TextCodec
+from drafters.training.online import Allowance
 
 
 @dataclass
@@ -19,9 +22,12 @@ class Resources:
     self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
     head          a trained drafter of the target (`trained`)
+    judge         of the target, beside the trained drafter (`trained:judge`)
+    plain_head    makes it anew with weights that can be trained, where the engine packed them
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
     learned       what the owner's requests have taught
     profile       learns from every step
+    learning      the engine's time that may be spent on learning (`trained:online`)
     """
 
     vocab_size: int
@@ -29,9 +35,12 @@ class Resources:
     self_model: DraftModel | None = None
     skippable: SkippableModel | None = None
     head: Head | None = None
+    judge: Judge | None = None
+    plain_head: Callable[[], Head] | None = None
     datastore: Datastore | None = None
     tokenizer: str | None = None
     codec: TextCodec | None = None
     draft_codec: TextCodec | None = None
     learned: Learned = field(default_factory=Learned)
     profile: MachineProfile = field(default_factory=MachineProfile)
+    learning: Allowance = field(default_factory=Allowance)

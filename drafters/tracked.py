@@ -111,11 +111,16 @@ class TrackedDrafter:
             self._fail("adjust", state, error)
             return logits
 
-    def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
-        """As `Drafter.verify`; `keyed` after a failure, which is exact for any tree."""
+    def verify(
+        self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict, states: Tensor | None = None
+    ) -> Verdict:
+        """As `Drafter.verify`, after a `look` at the states behind the tree; `keyed` after a failure, which is exact
+        for any tree."""
         if self._inner is None:
             return keyed
         try:
+            if self._inner.looks and states is not None:
+                self._inner.look(tree, states)
             return self._inner.verify(state, tree, logits, keyed)
         except Exception as error:
             self._fail("verify", state, error)

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from drafters.heads.growing import KV
-from drafters.heads.head import Context, Guess, Head, HeadConfig, Shallow, described, layer_config, member
+from drafters.heads.head import (
+    WINDOW,
+    Context,
+    Guess,
+    Head,
+    HeadConfig,
+    Shallow,
+    configured,
+    layer_config,
+    member,
+    spread,
+)
 from drafters.heads.layers import DecoderLayer, RMSNorm, Rotary, transformer_config
 from drafters.heads.rows import RowsContext
 from drafters.protocols import Target
@@ -46,19 +57,16 @@ class DFlash(Head):
         cls,
         target: Target,
         depth: int = 7,
-        window: int = 256,
+        window: int = WINDOW,
         layers: int = 2,
         reads: tuple[int, ...] = (),
         intermediate: int = 0,
         mask_token: int | None = None,
-        **options: Any,
+        draft_vocab: int = 0,
     ) -> HeadConfig:
-        count = target.num_layers
-        reads = reads or tuple(sorted({min(2, count), count // 2, max(count - 3, 1)}))
-        changes = {"intermediate_size": intermediate} if intermediate else {}
-        layer = layer_config(target, layers, model_type="qwen3", **changes)
-        chosen = {"mask_token": target.vocab_size - 1 if mask_token is None else mask_token}
-        return HeadConfig(cls.name, reads, depth, window, layer, options=chosen, target=described(target), **options)
+        layer = layer_config(target, layers, intermediate, "qwen3")
+        mask = target.vocab_size - 1 if mask_token is None else mask_token
+        return configured(cls.name, target, reads or spread(target), depth, window, layer, draft_vocab, mask_token=mask)
 
     def guesses(self, states: Tensor, tokens: Tensor, generator: torch.Generator) -> Iterator[Guess]:
         length, size = tokens.shape[1], self.config.depth + 1

@@ -14,7 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drafters.errors import DrafterError
-from drafters.heads import dflash, eagle, hydra, kangaroo, medusa, speculators  # noqa: F401 - members make themselves known
+from drafters.heads import (  # noqa: F401 - members make themselves known
+    chimera,
+    clover,
+    dflash,
+    eagle,
+    eagle3,
+    falcon,
+    hydra,
+    kangaroo,
+    medusa,
+    s2d,
+    speculators,
+)
 from drafters.heads.head import HEADS as HEADS
 from drafters.heads.head import Head, HeadConfig
 from drafters.protocols import Target

@@ -35,6 +35,12 @@ class GrowingHead(Head):
         the KV of earlier rows in each layer, and mask bool [n, earlier + n] says what a row sees.
         """
 
+    def draft(
+        self, features: Tensor, tokens: Tensor, positions: Tensor, before: Sequence[KV], mask: Tensor
+    ) -> tuple[Tensor, list[KV]]:
+        """`run` for nodes, on which a head may spend less than on the text."""
+        return self.run(features, tokens, positions, before, mask)
+
     @abstractmethod
     def logits(self, own: Tensor) -> Tensor:
         """[n, draft vocabulary] of its own states [n, hidden]."""
@@ -58,6 +64,11 @@ class GrowingContext(Context):
         self._depths: list[int] = []
 
     def follow(self, states: Tensor, tokens: Tensor, first: int) -> Tensor:
+        self.read(states, tokens, first)
+        return self._head.logits(self._root)
+
+    def read(self, states: Tensor, tokens: Tensor, first: int) -> None:
+        """`follow` without the logits."""
         cut = max(0, len(tokens) - self._window)
         states, tokens, first = states[cut:], tokens[cut:], first + cut
         count, device = len(tokens), states.device
@@ -66,11 +77,10 @@ class GrowingContext(Context):
         mask = causal(count, behind, self._window, device)
         own, new = self._head.run(self._head.features(states), tokens, positions, self._pairs, mask)
         self._pairs = [
-            (k[-self._window :], v[-self._window :]) for k, v in (_joined(self._pairs, new) if behind else new)
+            (k[-self._window :], v[-self._window :]) for k, v in (joined(self._pairs, new) if behind else new)
         ]
         self._last, self._root = first + count - 1, own[-1:]
         self.drop()
-        return self._head.logits(self._root)
 
     def drop(self) -> None:
         self._nodes, self._own, self._parents, self._depths = [], self._root[:0], [], []
@@ -85,9 +95,9 @@ class GrowingContext(Context):
         self._depths += depths_below(parents, self._depths)
         self._parents += parents
         positions = torch.tensor(self._depths[known:], device=device) + self._last
-        before = _joined(self._pairs, self._nodes) if self._nodes else self._pairs
-        own, new = self._head.run(features, tokens, positions, before, self._mask(known, device))
-        self._nodes = _joined(self._nodes, new) if self._nodes else new
+        before = joined(self._pairs, self._nodes) if self._nodes else self._pairs
+        own, new = self._head.draft(features, tokens, positions, before, self._mask(known, device))
+        self._nodes = joined(self._nodes, new) if self._nodes else new
         self._own = torch.cat((self._own, own))
         return self._head.logits(own)
 
@@ -104,6 +114,33 @@ class GrowingContext(Context):
         return seen.to(device)
 
 
-def _joined(some: Sequence[KV], more: Sequence[KV]) -> list[KV]:
+class RootedContext(Context):
+    """A context whose pairs are of the text alone: what stands for the root, which is node 0, and for other nodes
+    `states` makes of their tokens and parents. Asked for the root, whose parent is -1, it is to forget the others."""
+
+    def __init__(self, head: GrowingHead, states: Shallow) -> None:
+        self._inner = GrowingContext(head)
+        self._states = states
+        self._root = torch.empty(0, dtype=torch.int64)
+
+    def follow(self, states: Tensor, tokens: Tensor, first: int) -> Tensor:
+        self._inner.read(states, tokens, first)
+        self._root = tokens[-1:]
+        return self._of_root()
+
+    def drop(self) -> None:
+        self._inner.drop()
+        self._of_root()
+
+    def _of_root(self) -> Tensor:
+        """Run the root."""
+        return self._inner.expand_from(self._states(self._root, [-1]), self._root, [-1])
+
+    def expand(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        parents = [parent + 1 for parent in parents]
+        return self._inner.expand_from(self._states(tokens, parents), tokens, parents)
+
+
+def joined(some: Sequence[KV], more: Sequence[KV]) -> list[KV]:
     """In each layer, the rows of both."""
-    return [(torch.cat((a, c)), torch.cat((b, d))) for (a, b), (c, d) in zip(some, more, strict=True)]
+    return [(torch.cat((a, c), -3), torch.cat((b, d), -3)) for (a, b), (c, d) in zip(some, more, strict=True)]

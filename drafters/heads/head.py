@@ -28,6 +28,9 @@ LAST = -1
 """As a layer's number: the last layer's output after the final norm, which the logits are made of. Number k from 0 on
 is what goes into layer k, hence what k layers have made of the embeddings."""
 
+WINDOW = 256
+"""Pairs that a head's layers look back to; beyond what they were trained on their guesses collapse."""
+
 _SAME = 0.99  # cosine of two fingerprints of the same weights
 
 
@@ -109,12 +112,14 @@ class Context(ABC):
 class Head(nn.Module, ABC):
     """The base of all members; weights that are its own are trained and kept.
 
+    rate     of learning, at its height, where none is asked for
     costly   whether a node costs a forward of the head; where not, a tree may try many
     bounded  whether it has no more guesses than `depth`
     exit     of how many of the target's first layers it has its guesses run through; 0: none
     """
 
     name: ClassVar[str]
+    rate: ClassVar[float] = 1e-3
     costly: ClassVar[bool] = True
     d2t: Tensor
     t2d: Tensor
@@ -137,7 +142,7 @@ class Head(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def configure(cls, target: Target, **options: Any) -> HeadConfig:
+    def configure(cls, target: Target, *given: Any, **options: Any) -> HeadConfig:
         """The configuration for a target, of options with defaults."""
 
     @abstractmethod
@@ -192,6 +197,18 @@ class Head(nn.Module, ABC):
             set() if self.config.draft_vocab else {"d2t", "t2d"}
         )
         return {name: tensor for name, tensor in self.state_dict().items() if name not in shared}
+
+    def copied(self) -> Head:
+        """Another with the same weights, to be trained on; what the target lends is shared."""
+        shared = {id(part): part for part in (self._lent, self.lm_head, self.embed_tokens)}
+        return copy.deepcopy(self, shared)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Its own weights, from now on to be trained: all but an output matrix and embeddings that came with it."""
+        own = [weight for name, weight in self.named_parameters() if not name.startswith(("lm_head.", "embed_tokens."))]
+        for weight in own:
+            weight.requires_grad_()
+        return own
 
     @cached_property
     def num_parameters(self) -> int:
@@ -250,18 +267,41 @@ def described(target: Target) -> dict[str, Any]:
     }
 
 
+def configured(
+    name: str,
+    target: Target,
+    reads: Sequence[int],
+    depth: int,
+    window: int,
+    layer: dict[str, Any] | None = None,
+    draft_vocab: int = 0,
+    **own: Any,
+) -> HeadConfig:
+    """The configuration of the member `name` for a target; `own` are its own options."""
+    return HeadConfig(name, tuple(reads), depth, window, layer or {}, draft_vocab, own, described(target))
+
+
+def spread(target: Target) -> tuple[int, ...]:
+    """A low, a middle and a high layer, as EAGLE-3 reads them."""
+    count = target.num_layers
+    return tuple(sorted({min(2, count), count // 2, max(count - 3, 1)}))
+
+
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two fingerprints are of the same weights, in whatever precision."""
     a, b = torch.tensor(one), torch.tensor(other)
     return len(a) == len(b) and float(torch.dot(a, b) / (a.norm() * b.norm())) > _SAME
 
 
-def layer_config(target: Target, layers: int, **changes: Any) -> dict[str, Any]:
-    """The configuration of `layers` decoder layers of the target's width, as Llama has them."""
+def layer_config(target: Target, layers: int, intermediate: int = 0, model_type: str = "llama") -> dict[str, Any]:
+    """The configuration of `layers` decoder layers of the target's width and, unless `intermediate` says another, of
+    its MLPs' width."""
     given = target.layer_config
     known = (
         "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
         "max_position_embeddings", "vocab_size", "rope_parameters",
     )  # fmt: skip
     own = {key: copy.deepcopy(given[key]) for key in known if given.get(key) is not None}
-    return {"model_type": "llama", **own, "num_hidden_layers": layers, "hidden_act": "silu", **changes}
+    if intermediate:
+        own["intermediate_size"] = intermediate
+    return {"model_type": model_type, **own, "num_hidden_layers": layers, "hidden_act": "silu"}

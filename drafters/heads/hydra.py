@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drafters.heads.head import LAST, Context, Guess, Head, HeadConfig, Shallow, described, member
-from drafters.heads.medusa import ResidualBlock
+from drafters.heads.head import LAST, Context, Guess, Head, HeadConfig, Shallow, configured, member
+from drafters.heads.medusa import Projection, ResidualBlock
 from drafters.heads.rows import PathContext
 from drafters.protocols import Target
 
 
 class HydraHead(nn.Module):
-    """state + SiLU(W [state, tokens]), then residual blocks."""
+    """state + SiLU(W [state, tokens]), then residual blocks and a projection."""
 
     def __init__(self, size: int, tokens: int, blocks: int) -> None:
         super().__init__()
         self.joined = nn.Linear((1 + tokens) * size, size)
-        self.blocks = nn.Sequential(*(ResidualBlock(size) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(size) for _ in range(blocks)), Projection(size))
 
     def forward(self, last: Tensor, tokens: Tensor) -> Tensor:
         """[..., hidden] of the state [..., hidden] and the embedded tokens [..., k, hidden]."""
@@ -46,10 +46,8 @@ class Hydra(Head):
         )
 
     @classmethod
-    def configure(cls, target: Target, depth: int = 4, blocks: int = 1, **options: Any) -> HeadConfig:
-        return HeadConfig(
-            cls.name, (LAST,), depth, window=1, options={"blocks": blocks}, target=described(target), **options
-        )
+    def configure(cls, target: Target, depth: int = 4, blocks: int = 1, draft_vocab: int = 0) -> HeadConfig:
+        return configured(cls.name, target, (LAST,), depth, 1, draft_vocab=draft_vocab, blocks=blocks)
 
     def guesses(self, states: Tensor, tokens: Tensor, generator: torch.Generator) -> Iterator[Guess]:
         last, embedded = states[:, :, 0], self.embed(tokens)

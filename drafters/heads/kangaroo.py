@@ -9,14 +9,13 @@ verification runs the first layers again, which the paper spares.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from drafters.errors import DrafterError
-from drafters.heads.growing import KV, GrowingContext, GrowingHead
-from drafters.heads.head import Context, Guess, HeadConfig, Shallow, described, layer_config, member
+from drafters.heads.growing import KV, GrowingHead, RootedContext
+from drafters.heads.head import WINDOW, Context, Guess, HeadConfig, Shallow, configured, layer_config, member
 from drafters.heads.layers import Attention, RMSNorm, Rotary, causal, transformer_config
 from drafters.protocols import Target
 
@@ -37,9 +36,10 @@ class Kangaroo(GrowingHead):
         self.rotary = Rotary(layer)
 
     @classmethod
-    def configure(cls, target: Target, depth: int = 4, window: int = 256, exit: int = 2, **options: Any) -> HeadConfig:
-        about, layer = described(target), layer_config(target, 1)
-        return HeadConfig(cls.name, (exit,), depth, window, layer, options={"exit": exit}, target=about, **options)
+    def configure(
+        cls, target: Target, depth: int = 4, window: int = WINDOW, exit: int = 2, draft_vocab: int = 0
+    ) -> HeadConfig:
+        return configured(cls.name, target, (exit,), depth, window, layer_config(target, 1), draft_vocab, exit=exit)
 
     def features(self, states: Tensor) -> Tensor:
         return states[..., 0, :]
@@ -72,30 +72,4 @@ class Kangaroo(GrowingHead):
     def begin(self, shallow: Shallow | None = None) -> Context:
         if shallow is None:
             raise DrafterError("the trained drafter kangaroo needs an engine that runs the target's first layers")
-        return _OverTarget(self, shallow)
-
-
-class _OverTarget(Context):
-    """KV of the adapter over the tokens in the window; root and nodes pass through the target's first layers."""
-
-    def __init__(self, head: Kangaroo, shallow: Shallow) -> None:
-        self._inner = GrowingContext(head)
-        self._shallow = shallow
-        self._root = torch.empty(0, dtype=torch.int64)
-
-    def follow(self, states: Tensor, tokens: Tensor, first: int) -> Tensor:
-        self._inner.follow(states, tokens, first)
-        self._root = tokens[-1:]
-        return self._of_root()
-
-    def drop(self) -> None:
-        self._inner.drop()
-        self._of_root()
-
-    def _of_root(self) -> Tensor:
-        """Run the root, which is node 0."""
-        return self._inner.expand_from(self._shallow(self._root, [-1]), self._root, [-1])
-
-    def expand(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
-        parents = [parent + 1 for parent in parents]
-        return self._inner.expand_from(self._shallow(tokens, parents), tokens, parents)
+        return RootedContext(self, shallow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -101,34 +102,36 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Gated, with SiLU."""
+    """Gated, with SiLU; what it makes is `outputs` hidden states wide. What opens the gate may be another input."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, outputs: int = 1) -> None:
         super().__init__()
         bias = bool(getattr(config, "mlp_bias", False))
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, outputs * config.hidden_size, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x if gate is None else gate)) * self.up_proj(x))
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Norms, attention and MLP; how they are put together is the drafter's affair."""
+    """Norms, attention and MLP; how they are put together is the drafter's affair. Their inputs and outputs are so many
+    hidden states wide."""
 
-    def __init__(self, config: Any, inputs: int = 1) -> None:
+    def __init__(self, config: Any, inputs: int = 1, outputs: int = 1) -> None:
         super().__init__()
         self.self_attn = Attention(config, inputs)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, outputs)
+        self._outputs = outputs
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def after(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """What the layer makes of what its attention gave."""
+        """What the layer makes of what its attention gave, [..., outputs · hidden]."""
         x = residual + attended
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = torch.cat([x] * self._outputs, -1) + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
@@ -137,3 +140,35 @@ def causal(count: int, behind: int, window: int, device: torch.device) -> Tensor
     row = torch.arange(behind, behind + count, device=device)[:, None]
     column = torch.arange(behind + count, device=device)[None]
     return (column <= row) & (column > row - window)
+
+
+def distance(own: Tensor, states: Tensor) -> Tensor:
+    """How far a head's own states are from the target's, as EAGLE weighs it beside the cross-entropy."""
+    return 10 * F.smooth_l1_loss(own, states)
+
+
+class Unrolled:
+    """Attention over the passes of training: the first causally, the later ones by each row to itself."""
+
+    def __init__(self, attention: Attention, window: int) -> None:
+        self._attention, self._window = attention, window
+        self._passes: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, N, hidden] of x [B, N, width]; the next pass may have fewer rows, the first of these."""
+        attention, count = self._attention, x.shape[1]
+        q = attention.queries(x, angles)
+        self._passes.append(attention.keys_values(x, angles))
+        passes = [(k[:, :count], v[:, :count]) for k, v in self._passes]
+        mask = causal(count, 0, self._window, x.device)
+        if len(passes) == 1:
+            return attention.attend(q, *passes[0], mask)
+        (keys, values), later = passes[0], passes[1:]
+        q = q.unflatten(2, (attention.kv_heads, -1)) / math.sqrt(attention.size)
+        scores = [torch.einsum("btkgd,bskd->btkgs", q, keys).masked_fill(~mask[:, None, None], -math.inf)]
+        scores += [torch.einsum("btkgd,btkd->btkg", q, k)[..., None] for k, _ in later]
+        first, *rest = torch.cat(scores, -1).softmax(-1).split([count] + [1] * len(later), -1)
+        out = torch.einsum("btkgs,bskd->btkgd", first, values)
+        for weight, (_, v) in zip(rest, later, strict=True):
+            out = out + weight * v[:, :, :, None]
+        return attention.o_proj(out.flatten(2))  # type: ignore[no-any-return]

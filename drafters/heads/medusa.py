@@ -1,7 +1,9 @@
 """Medusa-1 (arXiv 2401.10774): guesses that do not know of one another, each from the target's last state.
 
 Head k is a residual block over the state that the target's own logits are made of. The paper gives every head an output
-matrix of its own, which begins as the target's; here all keep the target's, so that a head is a small matrix.
+matrix of its own, which begins as the target's; here it is the target's behind a small matrix. That begins as zero, so
+that a head begins by guessing nothing in particular: as the identity it would be sure of the token before, which takes
+long to unlearn.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drafters.heads.head import LAST, Context, Guess, Head, HeadConfig, Shallow, described, member
+from drafters.heads.head import LAST, Context, Guess, Head, HeadConfig, Shallow, configured, member
 from drafters.heads.rows import RowsContext
 from drafters.protocols import Target
 
@@ -31,9 +33,17 @@ class ResidualBlock(nn.Module):
         return x + F.silu(self.linear(x))
 
 
+class Projection(nn.Linear):
+    """A matrix before the target's output matrix, which makes it the head's own; it begins as zero."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, bias=False)
+        nn.init.zeros_(self.weight)
+
+
 @member
 class Medusa(Head):
-    """Heads 1 to `depth`, each of `blocks` residual blocks."""
+    """Heads 1 to `depth`, each of `blocks` residual blocks and a projection."""
 
     name = "medusa"
     costly = False
@@ -42,14 +52,13 @@ class Medusa(Head):
         super().__init__(config, target)
         blocks = config.options["blocks"]
         self.heads: Any = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(self.hidden_size) for _ in range(blocks))) for _ in range(config.depth)
+            nn.Sequential(*(ResidualBlock(self.hidden_size) for _ in range(blocks)), Projection(self.hidden_size))
+            for _ in range(config.depth)
         )
 
     @classmethod
-    def configure(cls, target: Target, depth: int = 4, blocks: int = 1, **options: Any) -> HeadConfig:
-        return HeadConfig(
-            cls.name, (LAST,), depth, window=1, options={"blocks": blocks}, target=described(target), **options
-        )
+    def configure(cls, target: Target, depth: int = 4, blocks: int = 1, draft_vocab: int = 0) -> HeadConfig:
+        return configured(cls.name, target, (LAST,), depth, 1, draft_vocab=draft_vocab, blocks=blocks)
 
     def guesses(self, states: Tensor, tokens: Tensor, generator: torch.Generator) -> Iterator[Guess]:
         last = states[:, :, 0]

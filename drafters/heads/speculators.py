@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from drafters.errors import DrafterError
-from drafters.heads.eagle import eagle3_options
+from drafters.heads.eagle3 import eagle3_options
 from drafters.heads.head import HeadConfig
 from drafters.protocols import Target
 

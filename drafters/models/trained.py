@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from drafters.base import Drafter, RequestState, TopSuccessors
-from drafters.heads.head import Head
+from drafters.heads.head import LAST, Head
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.pacing import Pace
 from drafters.protocols import SkippableModel, SkipSession
+from drafters.training.online import Allowance, Notes, OnlineHead
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
@@ -46,6 +47,14 @@ class Trained(Drafter):
         self.window = head.config.window
         self.root: Candidates | None = None
         """The head's view of the coming token, as of the last `propose`."""
+        self._online: tuple[OnlineHead, Allowance, float] | None = None
+        self._notes = Notes()
+
+    def learn(self, online: OnlineHead, allowance: Allowance, share: float) -> None:
+        """Have the owner's next version learn from the answer once it is finished, in this share of the engine's
+        time."""
+        self._online = online, allowance, share
+        self.layers = (*self.layers, LAST)
 
     def prompt(self, state: RequestState) -> Sequence[int]:
         """What it must read before its first guess: nothing, the target reads for it."""
@@ -58,8 +67,16 @@ class Trained(Drafter):
     def finish(self, state: RequestState) -> None:
         if self._session.shallow is not None:
             self._session.shallow.close()
+        if self._online is not None:
+            online, allowance, share = self._online
+            lesson = self._notes.lesson(state.tokens, self._head.config.depth + 2)
+            if online.take(lesson, allowance.seconds(share)):
+                allowance.spent()
 
     def read(self, start: int, states: Tensor) -> None:
+        if self._online is not None:
+            self._notes.read(start, states)
+            states = states[:, :-1]
         self._session.read(start, states)
 
     @torch.inference_mode()
@@ -80,6 +97,9 @@ class Trained(Drafter):
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         """Learn the pace; what was emitted comes with its states."""
+        reached = verdict.path[-1] if verdict.path else -1
+        if len(verdict.tokens) > len(verdict.path) and (tree.parents == reached).any():
+            self._notes.miss(len(state.tokens) - 1)
         if self._pace is not None and self._seconds is not None:
             self._pace.observe(state, len(tree), len(verdict.path), self._seconds)
 

@@ -21,6 +21,8 @@ _ASKS = (
     "Rewrite this in plain, modern English:\n\n{}",
     "Write a letter to a friend about the following.\n\n{}",
     "{}\n\nList the most important points.",
+    "{}\n\nWhat does the text say about {about}?",
+    "Here is a text.\n\n{}\n\nAnswer from it: what of {about}?",
 )
 _SHORTEST = 48  # tokens of a sequence that is worth training on
 
@@ -58,7 +60,7 @@ def pieces(paths: Sequence[Path], teacher: Teacher, tokens: int, length: int, an
     made = [Piece(tuple(teacher.ask(text)[: length // 2]), asks=True) for text in asked[: 1 + wanted // length]]
     while ids and len(made) * length < wanted:
         passage = teacher.decode(_passage(ids, length // 3, order))
-        made.append(Piece(tuple(teacher.ask(order.choice(_ASKS).format(passage))[: length // 2]), asks=True))
+        made.append(Piece(tuple(teacher.ask(_asked(passage, order))[: length // 2]), asks=True))
     starts = list(range(0, len(ids) - _SHORTEST, length))
     order.shuffle(starts)
     rest = max(0, tokens - wanted)
@@ -79,6 +81,13 @@ def answered(made: Sequence[Piece], teacher: Teacher, length: int, temperature: 
 def _passage(ids: Sequence[int], count: int, order: random.Random) -> list[int]:
     start = order.randrange(max(1, len(ids) - count))
     return list(ids[start : start + count])
+
+
+def _asked(passage: str, order: random.Random) -> str:
+    """Something to do about a passage, or a question about some words of it."""
+    words = passage.split()
+    first = order.randrange(max(1, len(words) - 4))
+    return order.choice(_ASKS).format(passage, about=" ".join(words[first : first + 4]))
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

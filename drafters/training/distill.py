@@ -1,19 +1,23 @@
 """Distil a draft model from the target's own outputs: ``python -m drafters.training.distill``.
 
-DistillSpec (arXiv 2310.08461) and FastDraft (arXiv 2411.11055) in small: the target continues prompts, the draft
-model learns the target's whole distribution at every position of those continuations (forward KL), not the text
-alone, for what counts is agreement. How often a draft is accepted at temperature 1 is one minus the total variation
-between the two, so that is what is reported on held-out text before and after.
+DistillSpec (arXiv 2310.08461) in small: the target continues prompts, or the draft model does, and the draft model
+learns the target's whole distribution at every position of those continuations, not the text alone, for what counts is
+agreement. How often a draft is accepted at temperature 1 is one minus the total variation between the two, so that is
+what is reported on held-out text before and after. Which of `DIVERGENCES` it lowers is a choice: the paper finds that
+the best depends on the task and on how tokens are drawn.
 
-What this is not: the draft model starts from random weights unless one is given, so without a good deal of text and
-time it will not beat copying from the documents; it pays where answers do not repeat them.
+It starts from the target's first layers, from a draft model that is given, or from a small one that was pre-trained
+here (`fastdraft`). Without a good deal of text and time it will not beat copying from the documents; it pays where
+answers do not repeat them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ import torch
 from torch import Tensor
 
 from drafters.errors import DrafterError
+from drafters.training.fastdraft import pretrain, shortened, small
 
 DISTILLATION = "distillation.json"
 """The figures of the training, in the draft model's folder."""
@@ -34,6 +39,9 @@ class Recipe:
     sequence     tokens of a training sequence: a prompt of half of them from the text, the rest the target's own
     sampling     temperature of the target's continuations; 0 is greedy
     on_policy    share of sequences continued by the draft model in place of the target (DistillSpec's mixture)
+    divergence   one of `DIVERGENCES`
+    hidden       width of a draft model from nothing; 0: it has the target's first layers
+    pretrain     steps on the text as it stands, before
     """
 
     steps: int = 200
@@ -42,24 +50,41 @@ class Recipe:
     learning_rate: float = 5e-4
     sampling: float = 1.0
     on_policy: float = 0.0
+    divergence: str = "forward_kl"
     layers: int = 1
+    hidden: int = 0
+    pretrain: int = 0
     seed: int = 0
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of log probabilities [..., V]."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _jensen_shannon(wanted: Tensor, given: Tensor) -> Tensor:
+    middle = torch.logaddexp(wanted, given) - math.log(2)
+    return (_kl(wanted, middle) + _kl(given, middle)) / 2
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": _kl,
+    "reverse_kl": lambda wanted, given: _kl(given, wanted),
+    "jensen_shannon": _jensen_shannon,
+    "total_variation": lambda wanted, given: (wanted.exp() - given.exp()).abs().sum(-1) / 2,
+}
+"""Of the target's log probabilities [..., V] and the draft model's; each [...]."""
 
 
 def smaller(target: Any, layers: int) -> Any:
     """A model of the target's class and width with fewer layers: embeddings, head, final norm and the first
     `layers` layers are the target's, as self-speculating models do it (LayerSkip, arXiv 2404.16710)."""
-    import copy
-
     config = copy.deepcopy(target.config)
     if not 1 <= layers < config.num_hidden_layers:
         raise DrafterError(
             f"a draft model has 1 to {config.num_hidden_layers - 1} layers of the target's, not {layers}"
         )
-    config.num_hidden_layers = layers
-    for name in ("layer_types", "no_rope_layers"):
-        if getattr(config, name, None):
-            setattr(config, name, getattr(config, name)[:layers])
+    shortened(config, layers)
     draft = type(target)(config).to(target.dtype)
     weights = target.state_dict()
     draft.load_state_dict({name: weights[name] for name in draft.state_dict()})
@@ -85,7 +110,7 @@ def train(target: Any, draft: Any, text: Tensor, recipe: Recipe) -> Iterator[flo
         draft.train()
         given = torch.log_softmax(_logits(draft, ids).float(), -1)
         half = recipe.sequence // 2
-        loss = (wanted.exp() * (wanted - given)).sum(-1)[:, half - 1 :].mean()
+        loss = DIVERGENCES[recipe.divergence](wanted, given)[:, half - 1 :].mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
@@ -120,20 +145,19 @@ def distil(target: str, text: Sequence[Path], output: Path, recipe: Recipe, draf
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     teacher = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, trust_remote_code=False).eval()
-    student = (
-        smaller(teacher, recipe.layers)
-        if draft is None
-        else AutoModelForCausalLM.from_pretrained(draft, trust_remote_code=False)
-    )
+    if draft is not None:
+        student = AutoModelForCausalLM.from_pretrained(draft, trust_remote_code=False)
+    elif recipe.hidden:
+        student = small(teacher, recipe.layers, recipe.hidden)
+    else:
+        student = smaller(teacher, recipe.layers)
     words = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in text)
     ids = torch.tensor(tokenizer.encode(words, add_special_tokens=False))
     cut = len(ids) * 9 // 10
+    if recipe.pretrain:
+        _told(pretrain(student, ids[:cut], recipe.pretrain, recipe))
     before = agreement(teacher, student, ids[cut:], recipe)
-    losses = []
-    for step, loss in enumerate(train(teacher, student, ids[:cut], recipe)):
-        losses.append(loss)
-        if step % 20 == 0:
-            print(f"step {step}: {loss:.3f} nats a token", flush=True)
+    losses = _told(train(teacher, student, ids[:cut], recipe))
     figures = {
         "recipe": asdict(recipe),
         "tokens_of_text": len(ids),
@@ -148,10 +172,22 @@ def distil(target: str, text: Sequence[Path], output: Path, recipe: Recipe, draf
     return figures
 
 
+def _told(losses: Iterator[float]) -> list[float]:
+    """All losses, every twentieth printed."""
+    found = []
+    for step, loss in enumerate(losses):
+        found.append(loss)
+        if step % 20 == 0:
+            print(f"step {step}: {loss:.3f} nats a token", flush=True)
+    return found
+
+
 def _check(target: Any, draft: Any, text: Tensor, recipe: Recipe) -> None:
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (target, draft)]
     if sizes[0] != sizes[1]:
         raise DrafterError(f"the draft model has {sizes[1]} token ids, the target {sizes[0]}: they must share them")
+    if recipe.divergence not in DIVERGENCES:
+        raise DrafterError(f"there is no divergence {recipe.divergence!r}; there are {', '.join(DIVERGENCES)}")
     if len(text) <= recipe.sequence:
         raise DrafterError(f"{len(text)} tokens of text are too few for sequences of {recipe.sequence}")
 
@@ -188,7 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the draft model")
     parser.add_argument("--draft", help="checkpoint to start from; default: the target's first layers")
     for name, kind, text in (
-        ("layers", int, "layers of the target that the draft model starts from"),
+        ("divergence", str, f"that is lowered: {', '.join(DIVERGENCES)}"),
+        ("layers", int, "layers of the draft model"),
+        ("hidden", int, "width of a draft model from nothing (FastDraft); 0: it has the target's first layers"),
+        ("pretrain", int, "steps of next-token prediction on the text before"),
         ("steps", int, "optimiser steps"),
         ("batch", int, "sequences a step"),
         ("sequence", int, "tokens a sequence"),

@@ -1,8 +1,8 @@
 """Training of a head on states that are kept: seeded, resumable, with the acceptance on held-out texts as it goes.
 
 The loss of a guess is the cross-entropy to the target's own distribution at its place, within the draft vocabulary;
-later guesses count less, for they matter only where all before them were right. What is reported is what counts: how
-often the first k guesses are all the target's choices.
+later guesses count less, for they matter only where all before them were right, and a prompt's tokens less than an
+answer's. What is reported is what counts: how often the first k guesses are all the target's choices.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from drafters.training.states import Sequences
 CHECKPOINT = "training.pt"
 _EVERY_S = 60.0  # between checkpoints
 _LOOKS = 8  # looks at the held-out texts
+_PROMPT = 0.1  # how much a token of a prompt counts beside one that the target wrote
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Recipe:
 
     steps, minutes  whichever comes first; 0: no such bound, one of them must be given
     batch, length   sequences a step, and tokens of each
+    learning_rate   at its height; 0: the member's own
+    warm_up         share of the training in which the rate rises to its height, from which it falls by a cosine
     decay           how much less a guess counts than the one before it
     held_out        share of the sequences that only the acceptance is taken on
     """
@@ -42,8 +45,8 @@ class Recipe:
     minutes: float = 0.0
     batch: int = 4
     length: int = 256
-    learning_rate: float = 5e-4
-    warm_up: int = 20
+    learning_rate: float = 0.0
+    warm_up: float = 0.05
     decay: float = 0.8
     held_out: float = 0.1
     seed: int = 0
@@ -76,6 +79,33 @@ class Progress:
     looks: dict[int, Acceptance] = field(default_factory=dict)
 
 
+def distilled(
+    head: Head,
+    tokens: Tensor,
+    held: Tensor,
+    random: torch.Generator,
+    decay: float = Recipe.decay,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The loss of a head on tokens [B, T] and states [B, T, its layers and LAST, hidden], in nats a guess.
+
+    Guess k counts decay ** (k - 1), and a token as much as its weight [B, T].
+    """
+    with torch.no_grad():
+        wanted = head.lm_head(held[:, :, -1]).float().softmax(-1)
+    total, count = torch.zeros(()), 0.0
+    for k, guess in enumerate(head.guesses(held[:, :, :-1], tokens, random), 1):
+        losses = -(wanted[:, guess.at + k] * guess.logits.float().log_softmax(-1)).sum(-1)
+        if weights is None:
+            loss = losses.mean()
+        else:
+            here = torch.cat((weights[:, 1:], weights[:, -1:]), 1)[:, guess.at + k]  # of the token that is guessed
+            loss = (losses * here).sum() / here.sum()
+        total = total + decay ** (k - 1) * (loss if guess.loss is None else loss + guess.loss)
+        count += decay ** (k - 1)
+    return total / count
+
+
 class Trainer:
     """Trains one head in place; `folder` keeps what a stopped training goes on from.
 
@@ -95,7 +125,8 @@ class Trainer:
         self.head, self.recipe, self.progress = head, recipe, Progress()
         self._checkpoint = folder / CHECKPOINT
         self._own = [weight for weight in head.parameters() if weight.requires_grad]
-        self._optimiser = torch.optim.AdamW(self._own, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+        self._rate = recipe.learning_rate or head.rate
+        self._optimiser = torch.optim.AdamW(self._own, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.01)
         self._random = torch.Generator().manual_seed(recipe.seed)
         self._half = _faster_in_bfloat16()
 
@@ -132,14 +163,14 @@ class Trainer:
     def _step(self, share: float) -> float:
         """One step of the optimiser at this share of the training; the loss in nats."""
         recipe = self.recipe
-        rate = recipe.learning_rate * min(1.0, (1 + self.progress.step) / recipe.warm_up)
+        falls = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share))
         for group in self._optimiser.param_groups:
-            group["lr"] = rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+            group["lr"] = self._rate * falls * min(1.0, max(share, 0.01) / recipe.warm_up)
         self.head.train()
         picked = torch.randint(len(self.taught), (recipe.batch,), generator=self._random).tolist()
-        tokens, held = self._batch([self.taught[i] for i in picked])
+        tokens, held, weights = self._batch([self.taught[i] for i in picked])
         with self._arithmetic():
-            loss = self._loss(tokens, held)
+            loss = distilled(self.head, tokens, held, self._random, self.recipe.decay, weights)
         self._optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._own, 1.0)
@@ -148,19 +179,6 @@ class Trainer:
         if not math.isfinite(value):
             raise DrafterError(f"the loss is {value} at step {self.progress.step}: lower the learning rate")
         return value
-
-    def _loss(self, tokens: Tensor, held: Tensor) -> Tensor:
-        head = self.head
-        with torch.no_grad():
-            wanted = head.lm_head(held[:, :, -1]).float().softmax(-1)  # the batch's last layer is LAST
-        total, weights = torch.zeros(()), 0.0
-        for k, guess in enumerate(head.guesses(held[:, :, :-1], tokens, self._random), 1):
-            weight = self.recipe.decay ** (k - 1)
-            given = guess.logits.float().log_softmax(-1)
-            loss = -(wanted[:, guess.at + k] * given).sum(-1).mean()
-            total = total + weight * (loss if guess.loss is None else loss + guess.loss)
-            weights += weight
-        return total / weights
 
     def _look(self, report: Callable[[Progress], None]) -> None:
         self.progress.looks[self.progress.step] = self.acceptance(self.held)
@@ -193,15 +211,19 @@ class Trainer:
                 valid = valid & (tokens[0, (at + k + 1).clamp(max=tokens.shape[1] - 1)] == chosen)
         return Acceptance(tuple(a / max(n, 1) for a, n in zip(right, rows, strict=True)))
 
-    def _batch(self, files: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T], and states [B, T, layers and LAST, hidden], of a part drawn of each sequence."""
+    def _batch(self, files: Sequence[Path]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, T], states [B, T, layers and LAST, hidden], and how much each token counts [B, T], of a part drawn
+        of each sequence: of an answered prompt one that ends in the answer."""
         length = min(self.recipe.length, *(states.length(file) for file in files))
-        parts = []
+        parts, weights = [], []
         for file in files:
-            start = int(torch.randint(states.length(file) - length + 1, (), generator=self._random))
+            prompt, most = states.prompt(file), states.length(file) - length
+            least = min(max(0, prompt + self._shortest - length), most)
+            start = least + int(torch.randint(most - least + 1, (), generator=self._random))
             parts.append(states.read(file, (*self.head.config.reads, LAST), start, length))
+            weights.append(torch.where(torch.arange(start, start + length) < prompt, _PROMPT, 1.0))
         tokens, _, held = (torch.stack(column) for column in zip(*parts, strict=True))
-        return tokens, held
+        return tokens, held, torch.stack(weights)
 
     def _arithmetic(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16) if self._half else nullcontext()

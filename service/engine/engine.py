@@ -437,7 +437,7 @@ class Engine:
             request = seq.request
             if request.finish_reason is None:
                 with self._failing_alone(request):
-                    verdict = self._judge(seq, logits[rows], walked)
+                    verdict = self._judge(seq, logits[rows], walked, forward.states.get(request.id))
                     if request.mixture is not None:
                         verdict = _guessed(request.mixture, seq, logits[rows][0], forward.hidden[request.id][-1])
                         emitted = Emitted(list(verdict.tokens))  # provisional: what ends there is decided later
@@ -466,13 +466,14 @@ class Engine:
                 logits[rows] = own
         return logits
 
-    def _judge(self, seq: Slice, logits: Tensor, walked: Verdict) -> Verdict:
-        """The verdict on a tree: the keyed walk's, or that of a drafter with a rule of its own; logits [n + 1, V].
+    def _judge(self, seq: Slice, logits: Tensor, walked: Verdict, states: Tensor | None) -> Verdict:
+        """The verdict on a tree: the keyed walk's, or that of a drafter with a rule of its own; logits [n + 1, V], and
+        the states that the drafter reads.
 
         Raises:
             FloatingPointError: it came to a row from which no token can be chosen.
         """
-        verdict = self.drafting.verify(seq, logits, walked)
+        verdict = self.drafting.verify(seq, logits, walked, states)
         if NO_TOKEN in verdict.tokens or (verdict is not walked and not has_choice(logits[verdict.rows]).all()):
             position = seq.end
             raise FloatingPointError(

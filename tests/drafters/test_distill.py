@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from drafters.errors import DrafterError
-from drafters.training.distill import Recipe, agreement, main, smaller, train
+from drafters.training.distill import DIVERGENCES, Recipe, agreement, main, smaller, train
+from drafters.training.fastdraft import pretrain, small
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,49 @@ def test_training_raises_agreement_and_leaves_the_target_alone(target):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert end["sampled"] > start["sampled"] + 0.05
     assert all(torch.equal(before[name], weight) for name, weight in target.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence_is_one_and_is_lowered(target, name):
+    p, q = (torch.randn(5, 40, generator=torch.Generator().manual_seed(i)).log_softmax(-1) for i in range(2))
+    assert (DIVERGENCES[name](p, q) > 0.05).all()
+    assert DIVERGENCES[name](p, p).abs().max() < 1e-6
+    recipe = replace(RECIPE, divergence=name, steps=30, on_policy=0.5, learning_rate=1e-2)
+    draft = smaller(target, 1)
+    start = agreement(target, draft, TEXT, recipe, 2)
+    list(train(target, draft, TEXT, recipe))
+    assert agreement(target, draft, TEXT, recipe, 2)["sampled"] > start["sampled"]
+
+
+def test_the_divergences_are_those_of_the_definitions():
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
+    found = {name: float(measure(p.log(), q.log())) for name, measure in DIVERGENCES.items()}
+    middle = (p + q) / 2
+    assert found["forward_kl"] == pytest.approx(float((p * (p / q).log()).sum()))
+    assert found["reverse_kl"] == pytest.approx(float((q * (q / p).log()).sum()))
+    halves = (p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()
+    assert found["jensen_shannon"] == pytest.approx(float(halves / 2))
+    assert found["total_variation"] == pytest.approx(0.4)
+
+
+def test_an_unknown_divergence_is_refused(target):
+    with pytest.raises(DrafterError, match="no divergence 'euclid'; there are forward_kl"):
+        next(train(target, smaller(target, 1), TEXT, replace(RECIPE, divergence="euclid")))
+
+
+def test_a_small_model_from_nothing_learns_text_and_then_the_target(target):
+    """FastDraft: pre-training alone makes its text likely, and alignment goes on from there."""
+    draft = small(target, 1, 16)
+    assert draft.config.hidden_size == 16 < target.config.hidden_size
+    assert sum(w.numel() for w in draft.parameters()) < 0.5 * sum(w.numel() for w in target.parameters())
+    text = torch.tensor([3, 7, 1, 4] * 60)
+    losses = list(pretrain(draft, text, 50, replace(RECIPE, learning_rate=3e-2)))
+    assert losses[-1] < 0.2 * losses[0]
+    start = agreement(target, draft, TEXT, RECIPE, 2)
+    list(train(target, draft, TEXT, replace(RECIPE, steps=20, learning_rate=1e-2)))
+    assert agreement(target, draft, TEXT, RECIPE, 2)["sampled"] > start["sampled"]
+    with pytest.raises(DrafterError, match="a multiple of 16 below 32, not 24"):
+        small(target, 1, 24)
 
 
 def test_the_smaller_model_starts_from_the_target(target):

@@ -165,10 +165,15 @@ class Drafting:
         drafted = self._requests.get(request.id)
         return drafted is not None and drafted.drafter.lossy
 
-    def verify(self, part: Slice, logits: Tensor, keyed: Verdict) -> Verdict:
-        """The verdict of a drafter that has a rule of its own, or else the keyed one."""
+    def verify(self, part: Slice, logits: Tensor, keyed: Verdict, states: Tensor | None) -> Verdict:
+        """The verdict of a drafter that has a rule of its own, or else the keyed one; states [state_rows, layers, d]
+        end in those of the tree."""
         drafted = self._requests[part.request.id]
-        return drafted.drafter.verify(drafted.state, part.tree or EMPTY, logits, keyed) if drafted.started else keyed
+        if not drafted.started:
+            return keyed
+        tree = part.tree or EMPTY
+        behind = None if states is None or part.tree is None else states[-len(tree) - 1 :]
+        return drafted.drafter.verify(drafted.state, tree, logits, keyed, behind)
 
     def observe(self, part: Slice, verdict: Verdict, emitted: Sequence[int], logits: Tensor) -> list[str]:
         """Tell the drafter what came of the step; returns the source of each emitted token."""

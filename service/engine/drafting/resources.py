@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from drafters.errors import DrafterError
 from drafters.heads.folder import is_head, load_head
 from drafters.heads.head import Head
+from drafters.models.judge import Judge, load_judge
 from drafters.resources import Resources
 from service.engine.block_manager import BlockManager
 from service.engine.config import EngineConfig
@@ -46,7 +48,8 @@ def draft_resources(
         skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
     if config.draft_model is not None and is_head(config.draft_model):
-        resources.head = _trained(config.draft_model, loaded)
+        resources.head, resources.judge = _trained(config.draft_model, loaded)
+        resources.plain_head = partial(_plain, config.draft_model, loaded)
     elif config.draft_model is not None:
         draft = load_model(config.draft_model, config.dtype, config.device, weights=loaded.weights)
         num_pages = lent.blocks.num_pages
@@ -64,19 +67,24 @@ def draft_resources(
     return resources
 
 
-def _trained(folder: str, loaded: LoadedModel) -> Head:
-    """The trained drafter of a folder, its weights kept in 16 bits where the model's are kept packed.
+def _trained(folder: str, loaded: LoadedModel) -> tuple[Head, Judge | None]:
+    """The trained drafter of a folder, its weights kept in 16 bits where the model's are kept packed, and the judge
+    beside it, if there is one.
 
     Raises:
         ModelError: it is damaged, of a format that Folio does not know, or was made for another model.
     """
     try:
-        head = load_head(folder, TargetView(loaded)).to(loaded.device)
+        head, judge = _plain(folder, loaded), load_judge(folder, TargetView(loaded))
     except DrafterError as error:
         raise ModelError(f"{str(error)[0].upper()}{str(error)[1:]}.", param="draft_model") from error
     if loaded.precision is not None and loaded.weights != "plain":
         pack_model(head, "BF16", loaded.precision.products)
-    return head
+    return head, judge
+
+
+def _plain(folder: str, loaded: LoadedModel) -> Head:
+    return load_head(folder, TargetView(loaded)).to(loaded.device)
 
 
 class _Codec:
