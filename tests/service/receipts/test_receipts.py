@@ -191,6 +191,15 @@ def test_other_kernels_promise_the_text_alone(service: Any) -> None:
     ]
 
 
+def test_words_that_read_otherwise_now_are_not_those_of_the_receipt(service: Any) -> None:
+    """Though they stand in the same place of the same file."""
+    receipt = ask(service)
+    passages = [one | {"sha256": "0" * 64} for one in receipt["passages"]]
+    verdict = verify(service, signed(service, receipt, passages=passages))
+    assert verdict["passages"] == ["gone"] * len(passages)
+    assert verdict["says"].startswith("The answer cannot be made again; ")
+
+
 def test_a_document_that_changed_or_went_is_named_and_not_shown(quoting: Any) -> None:
     document = quoting.ingest("bridge.txt", BOOK.encode())["id"]
     receipt = ask(quoting, max_tokens=200, documents=[document])
@@ -269,7 +278,6 @@ def read_events() -> Callable[[Any], list[tuple[str, Any]]]:
 def forgeries(service: Any, receipt: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """The receipt tampered with in ever another way, and how the verdict on each begins."""
     ids, key = receipt["token_ids"], Ed25519PrivateKey.generate()
-    seal = {"signature": "0" * 128}, {"digests_signed": receipt["digests_signed"] | {"answer": "0" * 64}}
     foreign = {
         "key": key.public_key().public_bytes_raw().hex(),
         "signature": key.sign(signed_bytes(receipt["digests_signed"])).hex(),
@@ -280,8 +288,10 @@ def forgeries(service: Any, receipt: dict[str, Any]) -> list[tuple[dict[str, Any
         parts = receipt[name]
         changed = [parts | {part: _other(value)} for part, value in parts.items()]
         ways += [({name: one}, f"Altered after it was signed: {name}.") for one in changed]
-    ways += [(change, "The signature is not that of the key") for change in seal]
+    digests = receipt["digests_signed"] | {"answer": "0" * 64}
     ways += [
+        ({"signature": "0" * 128}, "The signature is not that of the key"),
+        ({"digests_signed": digests}, "Altered after it was signed: answer."),
         (foreign, "Another installation signed this receipt"),
         (signed(service, receipt, maker=old), "Made with the model old, and "),
         (
