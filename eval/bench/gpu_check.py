@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from eval.bench.gpu_kernels import Bench
 
 KERNEL_TESTS = tuple(
-    f"tests/sparse_attn/kernels/triton/test_{name}.py" for name in ("attention", "in_pages", "layers", "score", "write")
+    f"tests/sparse_attn/kernels/triton/test_{name}.py"
+    for name in ("attention", "in_pages", "invariant", "layers", "score", "write")
 )
 FAR = [32768, 131072, 262144]
+ROWS = [1, 33, 64, 65, 2048]
 NEEDS_GPU = "times mean nothing without a GPU: what ran is the code"
 
 
@@ -79,8 +81,11 @@ class Check:
             "sparse_prefill": self.sparse_prefill,
             "selected_decode": lambda: self.bench.selected_decode(*((262144, 4096) if not self.small else (256, 64))),
             **counted,
+            "invariant": self.invariant,
+            "overlap": self.overlap,
             "first_token": self.first_token,
             "same_tokens": self.same_tokens,
+            "batching": self.batching,
             "tests": lambda: run_tests(interpreted=self.small),
         }
 
@@ -131,10 +136,35 @@ class Check:
                 rows += measure(loaded, ceilings, sizes, new_tokens=new_tokens, deadline=self.deadline)
         return rows
 
+    def invariant(self) -> dict[str, Any]:
+        from eval.bench import gpu_invariant
+
+        return {
+            "products": gpu_invariant.products(self.bench, *((ROWS, 1) if not self.small else ([1, 65], 64))),
+            "attention": gpu_invariant.attention(self.bench, self.sizes(FAR[:2]), 2048 if not self.small else 20),
+        }
+
+    def overlap(self) -> list[dict[str, Any]]:
+        from eval.bench.gpu_engine import TINY, overlap, random_model
+
+        loaded = random_model("Qwen3-0.6B", self.bench.device, self.bench.dtype, **(TINY if self.small else {}))
+        return overlap(loaded, *((16, 1024, 256) if not self.small else (2, 24, 6)))
+
+    def batching(self) -> dict[str, Any]:
+        """Prompts of different lengths at once, beside transformers' continuous batching on the same weights."""
+        from eval.bench.gpu_engine import TINY, batching, random_model
+
+        loaded = random_model("Qwen3-0.6B", self.bench.device, self.bench.dtype, **(TINY if self.small else {}))
+        return batching(loaded, *((16, 1024, 128) if not self.small else (2, 24, 4)))
+
     def same_tokens(self) -> list[dict[str, Any]]:
         from eval.bench.gpu_engine import divergences
 
-        return divergences(self.bench.device, self.bench.dtype, new_tokens=256 if not self.small else 8)
+        new_tokens = 256 if not self.small else 8
+        rows = divergences(self.bench.device, self.bench.dtype, new_tokens)
+        if not self.small:  # a CPU has an invariance of its own
+            rows += divergences(self.bench.device, self.bench.dtype, new_tokens, batch_invariant=True)
+        return rows
 
 
 def run(options: Options) -> Figures:
@@ -288,6 +318,10 @@ def verdict(figures: Figures) -> bool:
         typer.echo(f"skipped: {words}", err=True)
     wrong = [name for name, section in figures.items() if _failed(section)]
     wrong += [row["case"] for row in _rows(figures.get("correct")) if not row["right"]]
+    parts = figures.get("invariant") or {}
+    rows = [row for part in parts.values() for row in _rows(part)]
+    wrong += [f"bits of {row}" for row in rows if not row["same_bits"]]
+    wrong += [f"tokens of {row}" for row in _rows(figures.get("same_tokens")) if row["promised"] and "gap" in row]
     for name in wrong:
         typer.echo(f"wrong: {name}", err=True)
     return not wrong

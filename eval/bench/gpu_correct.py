@@ -31,6 +31,7 @@ class Case:
     window: int = 0
     int8: bool = False
     heads: tuple[int, int] = (32, 8)
+    invariant: bool = False
 
 
 def cases(scale: int = 1) -> list[Case]:
@@ -48,6 +49,9 @@ def cases(scale: int = 1) -> list[Case]:
         Case("trees of 65, groups of 7", (n(20_000), n(100)), 65 if scale == 1 else 4, tree=True, heads=(28, 4)),
         Case("a chunk behind a context", (n(5_001),), 300 if scale == 1 else 20),
         Case("chunks over int8", (n(1_000), 0), 130 if scale == 1 else 6, int8=True),
+        Case("invariant decode, uneven", (n(LONG), n(1000), n(64)), 1, invariant=True),
+        Case("an invariant tree of 33", (n(65_000),), 33 if scale == 1 else 5, tree=True, invariant=True),
+        Case("an invariant chunk, groups of 7", (n(9_001),), 300 if scale == 1 else 20, heads=(28, 4), invariant=True),
     ]
 
 
@@ -72,7 +76,8 @@ def _run_case(bench: Bench, case: Case) -> float:
     import torch
 
     from eval.bench.gpu_kernels import in_int8
-    from sparse_attn.kernels.triton.in_pages import in_pages
+    from sparse_attn.kernels.triton import in_pages as by_load
+    from sparse_attn.kernels.triton import invariant
 
     shape = replace(bench.shape, heads=case.heads[0], kv_heads=case.heads[1])
     own = Bench(shape, bench.device, bench.dtype)
@@ -82,7 +87,8 @@ def _run_case(bench: Bench, case: Case) -> float:
     if case.tree:
         rows.tree_masks = [_tree(case.rows, bench.device) for _ in case.contexts]
     held = in_int8(pages) if case.int8 else pages
-    return _error(in_pages(held, rows), held, rows)
+    attend = invariant.in_pages if case.invariant else by_load.in_pages
+    return _error(attend(held, rows), held, rows)
 
 
 def _tree(count: int, device: torch.device) -> torch.Tensor:

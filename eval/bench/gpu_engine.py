@@ -6,8 +6,11 @@ finds nothing to leave out; the policies here keep a number of blocks that does 
 
 from __future__ import annotations
 
+import copy
 import gc
+import itertools
 import math
+import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -185,9 +188,57 @@ def _choose(runner: ModelRunner, slices: list[Slice]) -> list[int]:
     return runner.run(slices).logits.argmax(-1).tolist()
 
 
-def divergences(device: torch.device, dtype: torch.dtype, new_tokens: int) -> list[Row]:
+def overlap(loaded: LoadedModel, batch: int, length: int, new_tokens: int) -> list[Row]:
+    """So many prompts decoded at once, each step read before the next is launched and one step late."""
+    from eval.bench.runner import build, plain, random_ids
+
+    prompts = [random_ids(length, n, loaded.vocab_size) for n in range(batch)]
+    rows: list[Row] = []
+    with build(loaded, batch * (length + new_tokens + 64), max_running=batch) as door:
+        for late in (False, True, False, True):
+            door.engine.overlaps = late
+            before = door.engine.overlap.overlapped
+            answers = door.generate(prompts, plain(new_tokens))
+            between = [after - at for own in answers for at, after in itertools.pairwise(own.times)]
+            rows.append(
+                {
+                    "batch": batch,
+                    "one_step_late": late,
+                    "step_ms": statistics.median(between) * 1e3,
+                    "overlapped": door.engine.overlap.overlapped - before,
+                }
+            )
+    return rows
+
+
+def batching(loaded: LoadedModel, batch: int, length: int, new_tokens: int) -> Row:
+    """Prompts of up to ``length`` tokens answered at once, and by transformers' continuous batching."""
+    from eval.bench.beside_transformers import answer_batch
+    from eval.bench.runner import build, plain, random_ids
+
+    prompts = [random_ids(max(4, length * (n + 1) // batch), n, loaded.vocab_size) for n in range(batch)]
+    with build(loaded, batch * (length + new_tokens + 64), max_running=batch) as door:
+        door.generate(prompts[:1], plain(4))
+        began = time.perf_counter()
+        ours = [answer.token_ids for answer in door.generate(prompts, plain(new_tokens))]
+        taken = time.perf_counter() - began
+    model = type(loaded.model)(copy.deepcopy(loaded.model.config)).to(loaded.model.device, loaded.model.dtype).eval()
+    model.load_state_dict(loaded.model.state_dict())
+    theirs, their_s = answer_batch(model, prompts, new_tokens)
+    return {
+        "batch": batch,
+        "length": length,
+        "new_tokens": new_tokens,
+        "s": taken,
+        "transformers_s": their_s,
+        "times_transformers": taken / their_s,
+        "same_answers": sum(one == other for one, other in zip(ours, theirs, strict=True)),
+    }
+
+
+def divergences(device: torch.device, dtype: torch.dtype, new_tokens: int, **options: Any) -> list[Row]:
     """The embedded reader with each drafter beside plain decoding: how many tokens are the same before one differs,
-    and how far apart the two likeliest were there."""
+    and how far apart the two likeliest were there. ``options`` are EngineConfig's."""
     from eval.bench.runner import agreeing, ask, build, random_ids
     from service.engine.loading.checkpoint import EMBEDDED, load_model
     from service.engine.params import SamplingParams
@@ -195,14 +246,21 @@ def divergences(device: torch.device, dtype: torch.dtype, new_tokens: int) -> li
     loaded = load_model(EMBEDDED, str(dtype).removeprefix("torch."), str(device))
     prompt = random_ids(48, 0, loaded.vocab_size) * 2  # which says everything twice
     rows: list[Row] = []
-    with build(loaded, 4096) as engine:
+    with build(loaded, 4096, **options) as engine:
         plain = None
         for drafter in ("none", "prompt_lookup", "suffix"):
             params = SamplingParams(max_tokens=new_tokens, ignore_eos=True, drafter=drafter, logprobs=2)
             found = ask(engine, prompt, params)
             plain = plain or found
             same = agreeing(plain.token_ids, found.token_ids)
-            row: Row = {"model": loaded.name, "drafter": drafter, "tokens": new_tokens, "same": same}
+            promised = engine.engine.config.batch_invariant or device.type == "cpu"
+            row: Row = {
+                "model": loaded.name,
+                "drafter": drafter,
+                "tokens": new_tokens,
+                "same": same,
+                "promised": promised,
+            }
             if same < new_tokens:
                 assert plain.logprobs is not None
                 (_, first), (_, second) = plain.logprobs[same].top[:2]

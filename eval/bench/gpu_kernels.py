@@ -70,6 +70,9 @@ class Bench:
             row = {"length": max(contexts), "batch": len(contexts), "even": len(set(contexts)) == 1}
             pages, new = self.paged(contexts, rows_each=1)
             rows.append(row | self._bandwidth("bf16", contexts, pages, new, 2))
+            for name, attend in _other_decode(self.device, self.dtype).items():
+                us = self.seconds(partial(attend, pages, new)) * 1e6
+                rows[-1] |= {f"{name}_us": us, f"times_{name}": rows[-1]["us"] / us}
             if len(contexts) == 1:
                 rows.append(row | self._bandwidth("int8", contexts, in_int8(pages), new, 1 + 2 / self.shape.dim))
         return rows
@@ -105,6 +108,9 @@ class Bench:
             4 * chunk * (length + chunk / 2) * self.shape.heads * self.shape.dim
             / (row["chunk_ms"] / 1e3) / self.flops_per_s
         )  # fmt: skip
+        for name, attend in _other_decode(self.device, self.dtype).items():
+            row[f"decodes_{name}_ms"] = self.seconds(partial(attend, held, new)) * 1e3
+            row[f"chunk_{name}_ms"] = self.seconds(partial(attend, pages, rows)) * 1e3
         if whole is not None:
             row["chunk_by_whole_ms"] = self.seconds(partial(attend_whole, whole, pages, rows)) * 1e3
         return [row]
@@ -338,6 +344,18 @@ def _decode_index(pages: Tensor, length: int, page: int, device: Any) -> Any:
     mask = torch.zeros(len(pages), 1, length // page + 1, dtype=torch.bool, device=device)
     mask[:, 0].scatter_(-1, pages.long().masked_fill(pages == PAD, length // page), True)
     return BlockIndex.of_runs(mask, [1], length, block_k=page).split()[0]
+
+
+def _other_decode(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Pages, Rows], Any]]:
+    """Decode over pages by what else is installed, by name."""
+    from sparse_attn.errors import UnsupportedModelFeature
+    from sparse_attn.kernels import flash3, select_kernels
+
+    try:
+        kernels = select_kernels(device, dtype, flash3.NAME)
+    except UnsupportedModelFeature:
+        return {}
+    return {"flash_attn_3": kernels.in_pages} if kernels.in_pages is not None else {}
 
 
 def _other_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> dict[str, Callable[[], Any]]:

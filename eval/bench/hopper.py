@@ -45,7 +45,10 @@ MODELS = (
 
 
 def compile_all(
-    models: tuple[Heads, ...] = MODELS[:1], every_config: bool = False, share: tuple[int, int] = (0, 1)
+    models: tuple[Heads, ...] = MODELS[:1],
+    every_config: bool = False,
+    share: tuple[int, int] = (0, 1),
+    only: str = "",
 ) -> list[dict[str, Any]]:
     """Compile what each mode of the engine launches; a row each with registers, spills and shared memory.
 
@@ -53,6 +56,7 @@ def compile_all(
         models: whose shapes.
         every_config: every configuration that tuning may choose, not the first alone.
         share: this one of so many equal shares of the launches, for so many processes.
+        only: modes whose names hold this.
 
     Raises:
         RuntimeError: Triton runs as an interpreter in this process (start another without TRITON_INTERPRET), or a
@@ -70,7 +74,7 @@ def compile_all(
         for heads in models:
             for dtype in (torch.bfloat16, torch.float16) if heads is models[0] else (torch.bfloat16,):
                 for mode, launch in _modes(heads, dtype).items():
-                    if next(turn) % share[1] != share[0]:
+                    if only not in mode or next(turn) % share[1] != share[0]:
                         continue
                     launch()
                     about = {"mode": mode, "model": heads.model, "dtype": str(dtype).removeprefix("torch.")}
@@ -133,7 +137,9 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     from sparse_attn.kernels.operands import Pages, Rows
     from sparse_attn.kernels.triton import attention as triton_attention
     from sparse_attn.kernels.triton import in_pages as triton_in_pages
+    from sparse_attn.kernels.triton import invariant as triton_invariant
     from sparse_attn.kernels.triton import layers as triton_layers
+    from sparse_attn.kernels.triton import linear as triton_linear
     from sparse_attn.kernels.triton import page_stats as triton_stats
     from sparse_attn.kernels.triton import score as triton_score
     from sparse_attn.kernels.triton import write as triton_write
@@ -154,7 +160,9 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     scales = [torch.zeros(pages, h.kv, PAGE, dtype=SCALE) for _ in range(2)]
     table = torch.zeros(1, pages, dtype=torch.int32)
 
-    def attend(count: int, per_head: bool | None = None, quant: bool = False, **options: Any) -> Callable[[], Any]:
+    def attend(
+        count: int, per_head: bool | None = None, quant: bool = False, invariant: bool = False, **options: Any
+    ) -> Callable[[], Any]:
         context = (pages - 8) * PAGE
         index = None
         if per_head is not None:
@@ -167,8 +175,12 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
             positions=positions, **options,
         )  # fmt: skip
         if index is None:
-            return lambda: triton_in_pages.in_pages(held, new)
+            return lambda: (triton_invariant if invariant else triton_in_pages).in_pages(held, new)
         return lambda: triton_attention.attention(held, new, index)
+
+    def product(count: int) -> Callable[[], Any]:
+        x, weight = (torch.zeros(n, 4096, dtype=dtype) for n in (count, 1024))
+        return lambda: triton_linear.linear(x, weight)
 
     def flat(width: int) -> Tensor:
         return torch.zeros(33, width, dtype=dtype)
@@ -191,6 +203,12 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "decode of chosen int8 pages": attend(1, per_head=False, quant=True),
         "decode with a window": attend(1, window=4096),
         "tree of 64 nodes": attend(64, tree_masks=trees),
+        "invariant decode": attend(1, invariant=True),
+        "invariant tree of 64 nodes": attend(64, invariant=True, tree_masks=trees),
+        "invariant prefill": attend(512, invariant=True),
+        "invariant decode over int8 pages": attend(1, quant=True, invariant=True),
+        "invariant product of few rows": product(33),
+        "invariant product of many rows": product(300),
         "write": lambda: triton_write.write_rows(
             rows(80, h.kv), rows(80, h.kv), caches[0], caches[1], torch.arange(80)
         ),
@@ -224,6 +242,8 @@ def _figures(kernel: Any) -> dict[str, Any]:
         "shared_bytes": kernel.metadata.shared,
         **_resources(kernel.asm["cubin"]),
         "wgmma": ptx.count("wgmma.mma_async"),
+        "products": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma)\.sync[.\w]*", ptx))),
+        "fused": ptx.count("fma.rn.f32"),
         "mma": ptx.count("mma.sync"),
         "asynchronous_copies": ptx.count("cp.async."),
         "buffers": _buffers(kernel.asm["ttgir"]),
@@ -256,6 +276,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compile the Triton kernels for Hopper; a JSON row for each.")
     parser.add_argument("--all", action="store_true", help="every model's shape and every configuration of tuning")
     parser.add_argument("--share", default="0/1", help="of the launches, as 3/16 for the fourth of sixteen")
+    parser.add_argument("--only", default="", help="modes whose names hold this")
     given = parser.parse_args()
     number, of = map(int, given.share.split("/"))
-    print(json.dumps(compile_all(MODELS if given.all else MODELS[:1], given.all, (number, of))))
+    print(json.dumps(compile_all(MODELS if given.all else MODELS[:1], given.all, (number, of), given.only)))

@@ -89,7 +89,7 @@ def run(options: Options) -> Figures:
 def _skip_forwards(engine: Engine) -> None:
     """Let the engine schedule and commit as ever over logits of zero."""
 
-    def run(slices: Sequence[Slice]) -> Forward:
+    def run(slices: Sequence[Slice], pending: torch.Tensor | None = None) -> Forward:
         first = itertools.accumulate((int(part.samples) for part in slices), initial=0)
         rows = [n if part.samples else -1 for n, part in zip(first, slices, strict=False)]
         return Forward(torch.zeros(max(1, len(slices)), engine.loaded.vocab_size), rows, set())

@@ -53,7 +53,7 @@ class EngineConfig(BaseModel):
     )
     batch_invariant: bool = Field(
         default=False,
-        description="On a CPU in float32, make the bits of prompts independent of chunks and company too; slower.",
+        description="No bit of a row depends on drafts, chunks and company: on a CPU in float32, or a GPU; slower.",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch.")
     max_model_len: int | None = Field(
@@ -147,6 +147,15 @@ class EngineConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _own_kernels_are_invariant(self) -> EngineConfig:
+        if self.batch_invariant and self.attention_backend not in ("auto", "own"):
+            raise ValueError(
+                f"batch_invariant needs Folio's own kernels, and attention_backend asks for {self.attention_backend}; "
+                "set FOLIO_ATTENTION_BACKEND to auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_process_has_a_host(self) -> EngineConfig:
         if self.tensor_parallel > 1 and self.host_memory:
             raise ValueError(
@@ -159,6 +168,13 @@ class EngineConfig(BaseModel):
                 "set FOLIO_CANARY to 0"
             )
         return self
+
+    @property
+    def backend(self) -> str:
+        """Of attention, by the name that `sparse_attn.kernels.select_kernels` takes."""
+        from sparse_attn.kernels import INVARIANT
+
+        return INVARIANT if self.batch_invariant else self.attention_backend
 
     def resolved(self, device: str | None = None, dtype: str | None = None) -> EngineConfig:
         """With what ``auto`` stands for: the given device and precision, of a loaded model, or this machine's.

@@ -48,10 +48,12 @@ from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, loa
 from service.engine.lookups import Lookups
 from service.engine.mixture import Mixture, MixtureSource
 from service.engine.outputs import TokenLogprobs, TokenOutput
+from service.engine.overlap import Flight, OverlapStats, why_apart
 from service.engine.params import DraftSources, SamplingParams
 from service.engine.request import Reading, Request
 from service.engine.runner.device import is_lost
 from service.engine.runner.factory import make_runner
+from service.engine.runner.gpu_invariance import make_gpu_invariant, why_not_invariant
 from service.engine.runner.host_allocator import keep_freed_memory
 from service.engine.runner.model_runner import Forward
 from service.engine.runner.ranks import leading
@@ -122,7 +124,7 @@ class Engine:
             self.max_model_len,
             fingerprint=loaded.name if loaded.name == EMBEDDED else "",
             checkpoint=loaded.name,
-            skips=select_kernels(torch.device(config.device), DTYPES[config.dtype]).skips,
+            skips=select_kernels(torch.device(config.device), DTYPES[config.dtype], config.backend).skips,
         )
         pool = make_pool(loaded, config, head_layout(config, self.shape) if loaded.ranks is None else None)
         num_pages = pool.num_pages
@@ -144,6 +146,9 @@ class Engine:
         self.kernels: set[str] = set()
         self._requests: dict[str, Request] = {}
         self._outputs: list[TokenOutput] = []
+        self.overlap = OverlapStats()
+        self.overlaps = config.device.startswith("cuda") and loaded.ranks is None
+        self._flight: Flight | None = None
         self._ids = itertools.count(1)
         resources = draft_resources(loaded, config, self.runner, self.lent, self.scheduler, self._requests, self.salt)
         most_nodes = min(limits.max_draft, self.blocks.num_pages * self.blocks.page_size - 1)
@@ -162,7 +167,7 @@ class Engine:
         given = config.model_dump() if config is not None else {}
         chosen = EngineConfig.of(**{**given, **options}).resolved()
         check_options(chosen.drafter, chosen.attention, None, lambda: shape_of(model, chosen))
-        select_kernels(torch.device(chosen.device), DTYPES.get(chosen.dtype, torch.float32), chosen.attention_backend)
+        select_kernels(torch.device(chosen.device), DTYPES.get(chosen.dtype, torch.float32), chosen.backend)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         ranks = leading(chosen.tensor_parallel)
@@ -236,7 +241,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._outputs) or self.canary.has_work
+        return self.scheduler.has_work or bool(self._outputs) or self.canary.has_work or self._flight is not None
 
     def step(self) -> list[TokenOutput]:
         """Run one forward; returns what it brought to each request, and what was aborted since the last step.
@@ -245,6 +250,9 @@ class Engine:
             DeviceLost: the device will answer no later step either.
         """
         started = time.perf_counter()
+        if self._flight is not None:
+            flight, self._flight = self._flight, self._follow(self._flight)
+            return self._ran(flight.step, started, flight)
         self._settle()
         self.blending.resume(self._fail)
         self.canary.resume()
@@ -256,12 +264,11 @@ class Engine:
             self._idle()
         self._prepare(step)
         self.drafting.read_ahead(self.config.step_tokens - step.num_rows)
-        if step:
-            self._run(step)
-            self.totals.steps += 1
-            self.totals.step_s += time.perf_counter() - started
-        outputs, self._outputs = self._outputs, []
-        return outputs
+        if step and self._flies(step):
+            self._flight = self._launch(step)
+        if step and self._flight is None:
+            return self._ran(step, started)
+        return self._taken()
 
     def abort(self, request_id: str) -> None:
         """End a request between steps; its pages are free when this returns. Unknown ids are ignored."""
@@ -281,6 +288,7 @@ class Engine:
             self.abort(request_id)
         self.canary.stop()
         self._outputs.clear()
+        self._flight = None
 
     def stats(self) -> dict[str, Any]:
         """Figures of the engine now and since it was made."""
@@ -311,6 +319,7 @@ class Engine:
             "precision": self.loaded.arithmetic,
             "drafting": self.drafting.totals.as_dict(),
             "draft_sessions_reclaimed": self.lent.reclaimed,
+            "overlap": self.overlap.as_dict(),
             **self.runner.figures(),
             **vars(totals),
         }
@@ -371,14 +380,23 @@ class Engine:
 
     def _demand_batch_invariance(self) -> None:
         """Have the rows of prompts computed as those of decoding are. Raises InvalidRequest where they cannot be."""
-        config, kernels = self.config, select_kernels(torch.device("cpu"), torch.float32, "own")
+        config, model = self.config, self.loaded.model
+        kernels = select_kernels(torch.device(config.device), DTYPES[config.dtype], config.backend)
+        if config.device.startswith("cuda"):
+            reason = why_not_invariant(model) if kernels.row_invariant else "there is no Triton here"
+            if reason is not None:
+                raise InvalidRequest(
+                    f"batch_invariant cannot be kept by this model: {reason}.", param="batch_invariant"
+                )
+            make_gpu_invariant(model)
+            return
         on_kernels = config.dtype == "float32" or (config.dtype == "bfloat16" and self.loaded.weights != "plain")
-        if config.device != "cpu" or not on_kernels or not kernels.row_invariant:
+        if not on_kernels or not kernels.row_invariant:
             raise InvalidRequest(
-                "batch_invariant is for a CPU with a C++ compiler, in float32 or with weights that stay as stored.",
+                "batch_invariant is for a GPU, or for a CPU with a C++ compiler, in float32 or with weights as stored.",
                 param="batch_invariant",
             )
-        make_row_invariant(self.loaded.model, max_rows=None)
+        make_row_invariant(model, max_rows=None)
 
     @contextmanager
     def _failing_alone(self, request: Request) -> Iterator[None]:
@@ -402,13 +420,53 @@ class Engine:
                 self.drafting.propose(seq, batch_size)
         step.slices = [seq for seq in step.slices if seq.request.finish_reason is None and not seq.request.parked]
 
-    def _run(self, step: Step) -> None:
-        """From the forward to the outputs."""
+    def _taken(self) -> list[TokenOutput]:
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _ran(self, step: Step, started: float, flight: Flight | None = None) -> list[TokenOutput]:
+        """Run a step, or go on with one that was launched before; returns the outputs."""
+        self._run(step, flight)
+        self.totals.steps += 1
+        self.totals.step_s += time.perf_counter() - started
+        return self._taken()
+
+    def _flies(self, step: Step) -> bool:
+        """Whether a step may be read when the next one has been launched; counts why not."""
+        if not self.overlaps:
+            return False
+        for seq in step.slices:
+            reason = why_apart(seq) or (None if self.drafting.is_plain(seq.request) else "drafts")
+            if reason is not None:
+                self.overlap.apart[reason] += 1
+                return False
+        return True
+
+    def _follow(self, flight: Flight) -> Flight | None:
+        """Launch the step behind one whose tokens nobody has read yet, where nothing else is to be done before."""
+        step = self.scheduler.follow(flight.step)
+        behind = self._launch(step, flight) if step is not None else None
+        self.overlap.overlapped += behind is not None
+        return behind
+
+    def _launch(self, step: Step, before: Flight | None = None) -> Flight | None:
+        """None where it cannot be launched: then it is run, and fails, in its turn."""
+        try:
+            return Flight(self.runner, step, before)
+        except Exception:
+            log.exception("a step could not be launched ahead", requests=[seq.request.id for seq in step.slices])
+            if before is not None:
+                self.scheduler.rollback(step)
+            return None
+
+    def _run(self, step: Step, flight: Flight | None = None) -> None:
+        """From the forward, or from what was launched before, to the outputs."""
         forwarded = time.perf_counter()
         try:
-            forward = self.runner.run(step.slices)
+            forward = flight.forward if flight is not None else self.runner.run(step.slices)
+            chosen = flight.verdicts() if flight is not None else None
             verifying = time.perf_counter()
-            outcomes = self._verify(step, forward)
+            outcomes = self._verify(step, forward, chosen)
         except DeviceLost:
             raise
         except Exception as error:  # of the model, and so of all that it was run for
@@ -423,15 +481,19 @@ class Engine:
         self.drafting.count_verifying([outcome.seq.request for outcome in outcomes], verified - verifying)
         self.scheduler.commit(step, {outcome.seq.request.id: outcome.emitted for outcome in outcomes})
         self._collect(step, outcomes, forward)
-        self.drafting.record(step, time.perf_counter() - forwarded)
+        if flight is None:
+            self.drafting.record(step, time.perf_counter() - forwarded)
 
-    def _verify(self, step: Step, forward: Forward) -> list[Outcome]:
-        """Choose a token after every row, walk the trees, end the outputs, and keep the KV of accepted nodes."""
+    def _verify(self, step: Step, forward: Forward, chosen: list[Verdict] | None = None) -> list[Outcome]:
+        """Choose a token after every row, unless they are ``chosen``, walk the trees, end the outputs, and keep the KV
+        of accepted nodes."""
         sampling = [
             (seq, _rows(seq, first)) for seq, first in zip(step.slices, forward.first_row, strict=True) if seq.samples
         ]
         logits = self._processed(sampling, forward.logits)
-        keyed = sample(logits, _keys([seq for seq, _ in sampling])) if sampling else []
+        keyed = chosen if chosen is not None else []
+        if sampling and chosen is None:
+            keyed = sample(logits, _keys([seq for seq, _ in sampling]))
         outcomes = {}
         for (seq, rows), walked in zip(sampling, keyed, strict=True):
             request = seq.request

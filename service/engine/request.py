@@ -92,6 +92,7 @@ class Request:
         self.num_computed = 0
         self.num_published = 0
         self.num_provisional = 0
+        self.ahead = 0  # rows that were launched behind the pending token, before what it brings is known
         self.parked = False
         self.scored: list[TokenLogprobs] = []  # of the prompt's tokens from the second on, where they are wanted
         self.cached_tokens = 0

@@ -117,6 +117,33 @@ class Scheduler:
             budget -= self._schedule_prefill(step, some, budget)
         return step
 
+    def follow(self, step: Step) -> Step | None:
+        """The step behind one of plain decodes whose tokens are not known yet; it takes what they name as given.
+
+        It has those of its requests that do not end with their next token in any case. None where there are none,
+        where others are to run too, or where pages are wanting: nobody is preempted for it.
+        """
+        going_on = [seq for seq in step.slices if seq.request.finish_reason is None]
+        for seq in going_on:
+            seq.request.ahead = 0
+        if self.waiting or self.running != [seq.request for seq in going_on]:
+            return None
+        behind = Step()
+        for seq in going_on:
+            request = seq.request
+            if request.num_output + 1 >= request.params.max_tokens:
+                continue
+            try:
+                pages = self.blocks.allocate(self.blocks.pages_for(seq.end + 1) - len(request.pages))
+            except OutOfPages:
+                self.rollback(behind)
+                return None
+            request.pages += pages
+            behind.slices.append(Slice(request, seq.end, [0], True, new_pages=len(pages)))
+        for seq in behind.slices:
+            seq.request.ahead = 1
+        return behind or None
+
     def commit(self, step: Step, emitted: Mapping[str, Emitted]) -> None:
         """Move lengths on, append the emitted tokens, return the pages that a rejected draft had reserved.
 
@@ -154,6 +181,7 @@ class Scheduler:
         """Undo ``schedule``: the pages it took go back, no length has moved."""
         for seq in step.slices:
             request = seq.request
+            request.ahead = 0
             if seq.new_pages and request.finish_reason is None:
                 taken = request.pages[-seq.new_pages :]
                 del request.pages[-seq.new_pages :]
@@ -188,8 +216,8 @@ class Scheduler:
         request.parked = not guess.token_ids
 
     def _release_spare(self, request: Request) -> None:
-        """Give back the pages behind the computed tokens."""
-        spare = request.pages[self.blocks.pages_for(request.num_computed) :]
+        """Give back the pages behind the computed tokens and those under way."""
+        spare = request.pages[self.blocks.pages_for(request.num_computed + request.ahead) :]
         del request.pages[len(request.pages) - len(spare) :]
         self.blocks.release(spare)
 

@@ -55,6 +55,9 @@ class Kernels:
 BACKENDS = ("auto", "own", flash3.NAME, *WHOLE)
 """Names of back ends that may be asked for: ``own`` are this package's kernels alone."""
 
+INVARIANT = "batch-invariant"
+"""This package's kernels, and of them those whose rows do not depend on one another where there are others too."""
+
 TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention, skips=True)
 
 
@@ -65,6 +68,8 @@ def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "aut
         UnsupportedModelFeature: the back end that was asked for is not here.
     """
     own = _own_kernels(device, dtype)
+    if backend == INVARIANT:
+        return _made_invariant(own)
     name = best_whole(device, dtype) if backend == "auto" else backend
     if name is None or name == "own":
         return own
@@ -83,6 +88,15 @@ def _with_flash3(own: Kernels, device: torch.device, dtype: torch.dtype) -> Kern
     flash3.check(device, dtype)
     assert own.in_pages is not None
     return replace(own, name=f"{own.name}+{flash3.NAME}", in_pages=flash3.over(own.in_pages))
+
+
+@functools.cache
+def _made_invariant(own: Kernels) -> Kernels:
+    if own.in_pages is None:
+        return own
+    from sparse_attn.kernels.triton.invariant import in_pages
+
+    return replace(own, name=f"{own.name}+invariant", in_pages=in_pages, row_invariant=True)
 
 
 def _own_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:

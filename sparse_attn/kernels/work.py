@@ -66,9 +66,29 @@ class Tiling:
         """Tiles that so many rows of so many sequences can come to."""
         return min(rows, rows // self.positions + sequences)
 
-    def most_items(self, rows: int, sequences: int) -> int:
-        """Programs of a head that such a launch can come to."""
+    def most_items(self, rows: int, sequences: int, pages: int) -> int:
+        """Programs of a head that a launch over at most so many pages of a sequence can come to."""
         return self.most_tiles(rows, sequences) + self.spare(0)
+
+    def most_parts(self, rows: int, sequences: int, pages: int) -> int:
+        """Rows of the buffer of parts that it can come to."""
+        return self.most_items(rows, sequences, pages) * self.positions
+
+    def tiles(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of sequences of so many new rows, each tile's sequence, its first row's number in that, and its rows."""
+        each = -(-lengths // self.positions)
+        seq = np.repeat(np.arange(len(lengths)), each)
+        local = within(each) * self.positions
+        return seq, local, np.minimum(lengths[seq] - local, self.positions)
+
+    def plan(self, bounds: Sequence[int], contexts: Sequence[int], trees: Sequence[int]) -> Work:
+        """Cut the rows of S sequences into items.
+
+        Args:
+            bounds: [S + 1], cumulative counts of new rows. contexts: [S], tokens in pages before them.
+            trees: [S], where the mask of a sequence begins among all masks; -1 for causal.
+        """
+        return make_work(bounds, contexts, trees, self)
 
     def spare(self, tiles: int) -> int:
         """Programs of a head beside one for each tile."""
@@ -107,18 +127,10 @@ class Launch:
 
 
 def make_work(bounds: Sequence[int], contexts: Sequence[int], trees: Sequence[int], tiling: Tiling) -> Work:
-    """Cut the rows of S sequences into items.
-
-    Args:
-        bounds: [S + 1], cumulative counts of new rows. contexts: [S], tokens in pages before them.
-        trees: [S], where the mask of a sequence begins among all masks; -1 for causal.
-    """
+    """As `Tiling.plan`."""
     edges, before, masks = (np.asarray(values, dtype=np.int64) for values in (bounds, contexts, trees))
     lengths = np.diff(edges)
-    each = -(-lengths // tiling.positions)
-    seq = np.repeat(np.arange(len(lengths)), each)
-    local = _within(each) * tiling.positions
-    rows = np.minimum(lengths[seq] - local, tiling.positions)
+    seq, local, rows = tiling.tiles(lengths)
     pages = -(-(before[seq] + local + rows) // tiling.page_size)
     shares = _shares(pages, tiling)
     first_row = edges[seq] + local
@@ -126,12 +138,12 @@ def make_work(bounds: Sequence[int], contexts: Sequence[int], trees: Sequence[in
     first_part = np.cumsum(split) - split
     joins = np.zeros((int(edges[-1]), 3), dtype=np.int32)
     of_row = np.repeat(np.arange(len(seq)), rows)
-    at = first_row[of_row] + _within(rows)
-    joins[at] = np.stack([first_part[of_row] + _within(rows), rows[of_row], shares[of_row]], 1)
+    at = first_row[of_row] + within(rows)
+    joins[at] = np.stack([first_part[of_row] + within(rows), rows[of_row], shares[of_row]], 1)
 
     order = np.argsort(-(pages / shares), kind="stable")  # the longest first
     tile = np.repeat(order, shares[order])
-    share = _within(shares[order])
+    share = within(shares[order])
     part = np.where(shares[tile] > 1, first_part[tile] + share * rows[tile], -1)
     columns = (
         *(first_row[tile], rows[tile], seq[tile], pages[tile], share, shares[tile], part),
@@ -160,7 +172,7 @@ def _cut(pages: np.ndarray, share: int) -> np.ndarray:
     return np.clip(-(-pages // share), 1, MOST_SHARES)
 
 
-def _within(counts: np.ndarray) -> np.ndarray:
+def within(counts: np.ndarray) -> np.ndarray:
     """0, 1, … count - 1 for each count, one after the other."""
     ends = np.cumsum(counts)
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)

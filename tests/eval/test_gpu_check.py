@@ -11,9 +11,9 @@ pytest.importorskip("triton")
 
 from sparse_attn.kernels.triton.launch import INTERPRETED  # isort: skip
 
-from eval.bench import gpu_check, gpu_correct
+from eval.bench import gpu_check, gpu_correct, gpu_invariant
 from eval.bench.bare import CARRIED, carry, hidden
-from eval.bench.gpu_engine import SHAPES, Ceilings, measure, random_model
+from eval.bench.gpu_engine import SHAPES, TINY, Ceilings, batching, measure, overlap, random_model
 from eval.bench.gpu_kernels import Bench, Shape
 from eval.errors import EvalError
 
@@ -39,7 +39,7 @@ def test_every_case_is_right_and_a_wrong_one_is_seen(bench, monkeypatch):
     few = [case for case in gpu_correct.cases(1024) if "tree of" in case.name or "chunk behind" in case.name]
     monkeypatch.setattr(gpu_correct, "cases", lambda scale: few)
     rows = gpu_correct.check(bench, 1024)
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert all(row["right"] for row in rows)
     assert gpu_check.verdict({"correct": rows})
     rows[0]["right"] = False
@@ -90,6 +90,25 @@ def test_prefill_rows_have_index_kernel_and_density_apart(bench):
     assert 0 < row["index_share"] < 1
     (gated,) = bench.sparse_prefill([256], "xattention:gate=1024")
     assert gated["speedup"] == 1.0
+
+
+def test_invariance_is_timed_and_its_bits_are_compared(bench):
+    products = gpu_invariant.products(bench, [1, 65], 64)
+    attention = gpu_invariant.attention(bench, [64], 20)
+    assert all(row["same_bits"] for row in products + attention)
+    assert len(attention) == 2
+    assert {row["layer"] for row in products} == set(gpu_invariant.WEIGHTS)
+    assert gpu_check.verdict({"invariant": {"products": products}})
+    products[0]["same_bits"] = False
+    assert not gpu_check.verdict({"invariant": {"products": products}})
+
+
+@pytest.mark.slow
+def test_steps_that_are_read_late_and_batches_are_timed():
+    loaded = random_model("Qwen3-0.6B", torch.device("cpu"), torch.float32, **TINY)
+    rows = overlap(loaded, 2, 24, 6)
+    assert [row["overlapped"] > 0 for row in rows] == [False, True, False, True]
+    assert batching(loaded, 2, 24, 4)["same_answers"] == 2
 
 
 def test_dense_prefill_is_measured_beside_what_is_installed(bench):

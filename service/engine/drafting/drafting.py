@@ -165,6 +165,11 @@ class Drafting:
         drafted = self._requests.get(request.id)
         return drafted is not None and drafted.drafter.lossy
 
+    def is_plain(self, request: Request) -> bool:
+        """Whether no drafter guesses for a request or reads what it brings."""
+        drafted = self._requests[request.id]
+        return not drafted.budget and not drafted.drafter.lossy
+
     def verify(self, part: Slice, logits: Tensor, keyed: Verdict, states: Tensor | None) -> Verdict:
         """The verdict of a drafter that has a rule of its own, or else the keyed one; states [state_rows, layers, d]
         end in those of the tree."""

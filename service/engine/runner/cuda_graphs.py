@@ -36,7 +36,9 @@ from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.host_values import changing
-from sparse_attn.kernels.work import FIELDS, PREFILL_ROWS, Launch, Tiling, make_work
+from sparse_attn.kernels import INVARIANT
+from sparse_attn.kernels.fixed_work import FixedTiling
+from sparse_attn.kernels.work import FIELDS, PREFILL_ROWS, Launch, Tiling
 from sparse_attn.kv.pool import KVPool
 from sparse_attn.tree_masks import TreeMasks
 
@@ -129,9 +131,10 @@ class StaticStep:
         self._copied: Any = None  # event of the last copy
         self._host: dict[str, Tensor] = {}
         self._own: dict[str, Tensor] = {}
-        heads = model.config.get_text_config().num_attention_heads
-        self._tiling = Tiling.of(bucket.widest, heads, pool.shape.num_kv_heads, pool.page_size)
-        items = self._tiling.most_items(rows, count)
+        sizes = (model.config.get_text_config().num_attention_heads, pool.shape.num_kv_heads, pool.page_size)
+        invariant = backend == INVARIANT
+        self._tiling = FixedTiling.of_model(*sizes) if invariant else Tiling.of(bucket.widest, *sizes)
+        items = self._tiling.most_items(rows, count, max_pages)
         for name in ("token_ids", "positions", "slots"):
             self._buffer(name, (rows,), torch.int64)
         self._buffer("cu_seqlens", (count + 2,), torch.int32)  # of the sequences, and of the padding
@@ -143,7 +146,8 @@ class StaticStep:
             self._buffer("trees", (rows * bucket.widest,), torch.uint8)
             self._buffer("tree_offsets", (count + 1,), torch.int64)
         own = self._own
-        launch = Launch(self._tiling, own["items"], own["joins"], items * self._tiling.positions)
+        parts = self._tiling.most_parts(rows, count, max_pages)
+        launch = Launch(self._tiling, own["items"], own["joins"], parts)
         self._kept = {(Launch, pool.shape.num_kv_heads): launch}
         self.batch = AttnBatch(
             pool=pool,
@@ -166,8 +170,8 @@ class StaticStep:
         )
         return out.logits[0]  # type: ignore[no-any-return]
 
-    def fill(self, slices: Sequence[Slice]) -> None:
-        """Put a step into the buffers, padded."""
+    def fill(self, slices: Sequence[Slice], pending: Tensor | None = None) -> None:
+        """Put a step into the buffers, padded; ``pending`` as of `ModelRunner.run`."""
         self._wait()
         host, size = self._host, self.pool.page_size
         token_ids, positions, slots = (host[name].numpy() for name in ("token_ids", "positions", "slots"))
@@ -196,6 +200,8 @@ class StaticStep:
             bounds.append(end)
         self._set_lengths(bounds, [part.start for part in slices], places)
         self._copy_in()
+        if pending is not None:
+            self._own["token_ids"][: len(pending)].copy_(pending)
 
     def fill_for_tuning(self) -> None:
         """Put long contexts into the buffers: every sequence reads the pool's first pages and writes nowhere."""
@@ -222,7 +228,7 @@ class StaticStep:
         cu_seqlens, context_lens = host["cu_seqlens"].numpy(), host["context_lens"].numpy()
         cu_seqlens[:] = [*bounds, *[end] * (self.bucket.sequences - used), self.bucket.rows]
         context_lens[:used], context_lens[used:] = contexts, 0
-        work = make_work(bounds, contexts, [first for first, _ in places], self._tiling)
+        work = self._tiling.plan(bounds, contexts, [first for first, _ in places])
         items, joins = host["items"].numpy(), host["joins"].numpy()
         items[: len(work.items)], items[len(work.items) :] = work.items, 0
         joins[:end], joins[end:] = work.joins, 0
@@ -314,7 +320,7 @@ class GraphedRunner(ModelRunner):
         self.graphs.capture_s += time.perf_counter() - began
 
     @torch.inference_mode()
-    def run(self, slices: Sequence[Slice]) -> Forward:
+    def run(self, slices: Sequence[Slice], pending: Tensor | None = None) -> Forward:
         reason = why_not(slices, self.pool)
         bucket, counts = None, [part.num_rows for part in slices]
         if reason is None:
@@ -322,10 +328,10 @@ class GraphedRunner(ModelRunner):
             reason = "no_bucket" if bucket is None else None
         if bucket is None:
             self.graphs.eager[reason or ""] += 1
-            return super().run(slices)
+            return super().run(slices, pending)
         step, replay = self.steps[bucket]
         with self._on_its_device():
-            step.fill(slices)
+            step.fill(slices, pending)
             logits = replay()[: sum(counts)].clone()  # the next step writes where they lie
             if self.pool.keeps_stats and not self._keep_stats_themselves:
                 self.pool.update_stats(step.batch.tables[0].slot_mapping)

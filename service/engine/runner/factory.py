@@ -13,10 +13,10 @@ from sparse_attn.kv.pool import KVPool
 def make_runner(loaded: LoadedModel, pool: KVPool, config: EngineConfig) -> ModelRunner:
     """What runs the forwards."""
     if loaded.ranks is not None:
-        return LeadingRunner(loaded.model, pool, loaded.ranks, config.attention_backend)
+        return LeadingRunner(loaded.model, pool, loaded.ranks, config.backend)
     if config.cuda_graphs and pool.device.type == "cuda":
         longest = min(loaded.max_len, config.max_model_len or loaded.max_len)
         pages = min(-(-longest // config.page_size), pool.num_pages)
         buckets = make_buckets(config.max_running)
-        return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.attention_backend)
-    return ModelRunner(loaded.model, pool, config.attention_backend)
+        return GraphedRunner(loaded.model, pool, buckets, pages, GraphCapture(), config.backend)
+    return ModelRunner(loaded.model, pool, config.backend)

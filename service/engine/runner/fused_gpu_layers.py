@@ -94,7 +94,7 @@ def _kernels(body: Any, batch: AttnBatch | None) -> Kernels | None:
         return None
     weight = body.embed_tokens.weight
     kernels = select_kernels(weight.device, weight.dtype, batch.backend)
-    return kernels if kernels.in_pages is not None else None
+    return kernels if kernels.in_pages is not None and not kernels.row_invariant else None
 
 
 def _takes(batch: AttnBatch, layers: list[_Layer], kwargs: dict[str, Any]) -> bool:

@@ -65,16 +65,20 @@ class ModelRunner:
         self.backend = backend
 
     @torch.inference_mode()
-    def run(self, slices: Sequence[Slice]) -> Forward:
+    def run(self, slices: Sequence[Slice], pending: Tensor | None = None) -> Forward:
         """Run all slices in one forward; K and V of their tokens and nodes are in the pages afterwards.
 
         The runs of one slice see one another's keys: in each layer those of all rows are written first.
+
+        Args:
+            pending: the tokens int64 [T] on the device, of slices of one token each, in place of those they name.
         """
         runs = [part.runs for part in slices]
         last = [end - 1 for end in accumulate(map(len, runs))]
         slices = [run for own in runs for run in own]
         with self._on_its_device():
             batch, token_ids, wanted, every_first = self._build(slices)
+            token_ids = token_ids if pending is None else pending
             first_row = [every_first[i] for i in last]
             decoded = takewhile(lambda part: part.samples and len(part.token_ids) == 1, slices)
             with leading(sum(part.num_rows for part in decoded)):

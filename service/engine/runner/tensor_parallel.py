@@ -107,7 +107,8 @@ class LeadingRunner(ModelRunner):
         self._commits: list[tuple[int, list[int]]] = []
         self._ended: list[int] = []
 
-    def run(self, slices: Sequence[Slice]) -> Forward:
+    def run(self, slices: Sequence[Slice], pending: Tensor | None = None) -> Forward:
+        assert pending is None
         plan = [_planned(part) for part in slices]
         self.ranks.tell(Run(plan, self._policies, self._commits, self._ended))
         self._policies, self._commits, self._ended = [], [], []
@@ -229,5 +230,5 @@ def _load(message: Load, ranks: Ranks) -> FollowingRunner:
     config = message.config.model_copy(update={"device": ranks.device})
     loaded = load_model(message.model, config.dtype, config.device, config.max_model_len, ranks, config.weights)
     config = config.resolved(loaded.device, loaded.dtype)
-    runner = ModelRunner(loaded.model, make_pool(loaded, config), config.attention_backend)
+    runner = ModelRunner(loaded.model, make_pool(loaded, config), config.backend)
     return FollowingRunner(runner, ranks)

@@ -34,6 +34,11 @@ class RowKeys:
     trees: Sequence[DraftTree]
     positions: Sequence[int]
 
+    @property
+    def any_cut(self) -> bool:
+        """Whether top_k or top_p is in force for any."""
+        return any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in self.params)
+
 
 def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
     """What each request's tree and the target's choices come to; logits [R, V]. The device is waited for once.
@@ -42,12 +47,11 @@ def sample(logits: Tensor, keys: RowKeys) -> list[Verdict]:
     """
     ends = list(accumulate(1 + len(tree) for tree in keys.trees))
     rows = [slice(end - 1 - len(tree), end) for end, tree in zip(ends, keys.trees, strict=True)]
-    any_cut = any(p.temperature and (p.top_k > 0 or p.top_p < 1) for p in keys.params)
     greedy = all(p.temperature == 0 for p in keys.params)
-    if logits.is_cpu and not any_cut and (greedy or has_choice(logits).all()):
+    if logits.is_cpu and not keys.any_cut and (greedy or has_choice(logits).all()):
         of_requests = zip(rows, keys.params, keys.trees, keys.positions, strict=True)
         return [walk(logits[own], tree, p.temperature, p.seed, position) for own, p, tree, position in of_requests]
-    choices = _choices(logits, keys, any_cut).tolist()
+    choices = choose_tokens(logits, keys).tolist()
     return [verify(tree, choices[own]) for tree, own in zip(keys.trees, rows, strict=True)]
 
 
@@ -56,9 +60,9 @@ def has_choice(logits: Tensor) -> Tensor:
     return torch.isfinite(logits.amax(dim=-1))
 
 
-def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
-    """The target's token after each row, int64 [R]; NO_TOKEN where none can be chosen."""
-    params = keys.params
+def choose_tokens(logits: Tensor, keys: RowKeys) -> Tensor:
+    """The target's token after each row, int64 [R] where the logits are; NO_TOKEN where none can be chosen."""
+    params, any_cut = keys.params, keys.any_cut
     counts = [1 + len(tree) for tree in keys.trees]
     columns = (
         np.repeat(np.array([p.temperature for p in params], dtype=np.float64), counts),
@@ -70,7 +74,8 @@ def _choices(logits: Tensor, keys: RowKeys, any_cut: bool) -> Tensor:
     if logits.is_cuda:
         from drafters.sampling import device
 
-        return device.choose(logits, to_device(device.packed(columns), logits.device), any_cut=any_cut)
+        with torch.cuda.device(logits.device):  # kernels are launched on the thread's own, which may be another
+            return device.choose(logits, to_device(device.packed(columns), logits.device), any_cut=any_cut)
     return torch.where(has_choice(logits), choose(logits, *columns, any_cut=any_cut), NO_TOKEN)
 
 

@@ -22,6 +22,7 @@ from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import BlockIndexError
 from sparse_attn.kernels.operands import Pages, Rows, State
 from sparse_attn.kernels.triton.launch import query_tiles, tuned
+from sparse_attn.kernels.triton.online_softmax import absorb
 from sparse_attn.tree_masks import TreeMasks
 
 ROWS_PER_TILE = 128  # queries a program in prefill
@@ -32,33 +33,6 @@ SPLIT_KEYS = 512  # fewest keys worth a program of their own
 _PAGED_CONFIGS = [
     triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (4, 2), (8, 2))
 ]
-
-
-@triton.jit
-def _scores(q, k, qk_scale, softcap, CAP: tl.constexpr):
-    """Scores in base 2: q [M, D], k [D, N] → float32 [M, N]; tanh by exponentials, of which 2 and 1 are exact."""
-    s = tl.dot(q, k, input_precision="ieee")
-    if CAP:
-        x = s * (qk_scale / softcap)
-        s = softcap * (1.0 - 2.0 / (tl.exp2(x * 2.885390081777927) + 1.0)) * 1.4426950408889634
-    else:
-        s = s * (qk_scale * 1.4426950408889634)
-    return s
-
-
-@triton.jit
-def _absorb(s, visible, v, v_scale, acc, m, total, QUANT: tl.constexpr):
-    """One step of online softmax over a tile of scores; a row that sees nothing keeps m = -inf."""
-    s = tl.where(visible, s, float("-inf"))
-    m_new = tl.maximum(m, tl.max(s, 1))
-    base = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s - base[:, None])
-    shrink = tl.exp2(m - base)
-    total = total * shrink + tl.sum(p, 1)
-    if QUANT:
-        p = p * v_scale[None, :]
-    acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-    return acc, m_new, total
 
 
 @triton.jit
@@ -148,19 +122,16 @@ def _paged_kernel(
             mask=present[:, None] & in_head[None, :],
             other=0.0,
         )
+        k_scale = 1.0
         v_scale = 1.0
         if QUANT:
             scales = tile_start // HEAD_DIM + offs_n
             k_scale = tl.load(K_SCALE + scales, mask=present, other=0.0).to(tl.float32)
             v_scale = tl.load(V_SCALE + scales, mask=present, other=0.0).to(tl.float32)
-            s = _scores(q, k.to(q.dtype), qk_scale * k_scale[None, :], softcap, CAP)
-            v = v.to(q.dtype)
-        else:
-            s = _scores(q, k, qk_scale, softcap, CAP)
         visible = wanted[:, None] & present[None, :]
         if WINDOW:
             visible = visible & (key[None, :] > position[:, None] - window)
-        acc, m, total = _absorb(s, visible, v, v_scale, acc, m, total, QUANT)
+        acc, m, total = absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP, QUANT, visible, True)
 
     slot = split.to(tl.int64) * num_rows + row
     lse_rows = slot * num_heads + head
@@ -283,8 +254,7 @@ def _ragged_kernel(
             if HAS_POSITIONS:
                 key_position = tl.load(POSITIONS + key_row, mask=present, other=0)
             visible = visible & (key_position[None, :] > position[:, None] - window)
-        s = _scores(q, k, qk_scale, softcap, CAP)
-        acc, m, total = _absorb(s, visible, v, 1.0, acc, m, total, False)
+        acc, m, total = absorb(q, k, v, 1.0, 1.0, acc, m, total, qk_scale, softcap, CAP, False, visible, True)
 
     lse_rows = row.to(tl.int64) * num_heads + head
     _store(OUT, LSE, acc, m, total, lse_rows * HEAD_DIM, lse_rows, offs_d, wanted, HEAD_DIM)

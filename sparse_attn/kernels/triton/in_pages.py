@@ -10,6 +10,7 @@ A captured graph keeps the shapes and reads other items each time: what there is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -20,39 +21,13 @@ from torch import Tensor
 from sparse_attn.host_values import host_list, to_device
 from sparse_attn.kernels.operands import Pages, Rows
 from sparse_attn.kernels.triton.launch import tuned
-from sparse_attn.kernels.work import FIELDS, MOST_SHARES, Launch, Tiling, make_work
+from sparse_attn.kernels.triton.online_softmax import absorb
+from sparse_attn.kernels.work import FIELDS, MOST_SHARES, Launch, Tiling
 from sparse_attn.tree_masks import TreeMasks
 
 _CONFIGS = [
     triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (4, 4), (8, 4), (4, 5))
 ]
-
-
-@triton.jit
-def _absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP: tl.constexpr, QUANT: tl.constexpr,
-            visible, MASKED: tl.constexpr):  # fmt: skip
-    """One step of online softmax in base 2 over a tile of keys; a row that has seen nothing keeps m = -inf."""
-    s = tl.dot(q, k.to(q.dtype), input_precision="ieee")
-    if QUANT:
-        s = s * k_scale[None, :]
-    if CAP:
-        x = s * (qk_scale / softcap)
-        s = softcap * (1.0 - 2.0 / (tl.exp2(x * 2.885390081777927) + 1.0)) * 1.4426950408889634
-    else:
-        s = s * (qk_scale * 1.4426950408889634)
-    if MASKED:
-        s = tl.where(visible, s, float("-inf"))
-    m_new = tl.maximum(m, tl.max(s, 1))
-    base = m_new
-    if MASKED:
-        base = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s - base[:, None])
-    shrink = tl.exp2(m - base)
-    total = total * shrink + tl.sum(p, 1)
-    if QUANT:
-        p = p * v_scale[None, :]
-    acc = acc * shrink[:, None] + tl.dot(p.to(q.dtype), v.to(q.dtype), input_precision="ieee")
-    return acc, m_new, total
 
 
 @tuned(_CONFIGS, key=["HEAD_DIM", "PAGE", "BLOCK_M", "GROUP", "QUANT", "WINDOW", "TREE"])
@@ -113,8 +88,8 @@ def _in_pages_kernel(
     table = TABLES + seq.to(tl.int64) * stride_table
     k_at = offs_n[None, :] * HEAD_DIM + offs_d[:, None]
     v_at = offs_n[:, None] * HEAD_DIM + offs_d[None, :]
-    k_scale = 1.0
-    v_scale = 1.0
+    k_scale = tl.full([PAGE], 1.0, tl.float32)  # of the shape that the loops give them
+    v_scale = tl.full([PAGE], 1.0, tl.float32)
     # the frame comes from the iteration before: a load that another load waits for would take a stage of the pipeline
     frame = tl.load(table + begin, mask=begin < middle, other=0).to(tl.int64)
     for page in range(begin, middle):
@@ -129,7 +104,7 @@ def _in_pages_kernel(
         if QUANT:
             k_scale = tl.load(K_SCALE + tile // HEAD_DIM + offs_n).to(tl.float32)
             v_scale = tl.load(V_SCALE + tile // HEAD_DIM + offs_n).to(tl.float32)
-        acc, m, total = _absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP, QUANT, wanted, False)
+        acc, m, total = absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP, QUANT, wanted, False)
 
     for page in range(middle, end):
         tile = tl.load(table + page).to(tl.int64) * stride_page + kv_offset
@@ -154,7 +129,7 @@ def _in_pages_kernel(
             place = tl.load(POSITIONS + newer, mask=present & (new >= 0), other=0).to(tl.int32)
             place = tl.where(new >= 0, place, key)
             visible = visible & (place[None, :] > position[:, None] - window)
-        acc, m, total = _absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP, QUANT, visible, True)
+        acc, m, total = absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP, QUANT, visible, True)
 
     safe = tl.where(total > 0, total, 1.0)
     out = acc / safe[:, None]
@@ -208,7 +183,7 @@ def _join_kernel(
         tl.store(OUT + to + offs_d, out.to(OUT.dtype.element_ty), mask=in_head)
 
 
-def _packed(rows: Rows) -> TreeMasks | None:
+def packed_trees(rows: Rows) -> TreeMasks | None:
     """The tree masks in one tensor, made once for all layers."""
     if rows.tree_masks is None or isinstance(rows.tree_masks, TreeMasks):
         return rows.tree_masks
@@ -218,18 +193,26 @@ def _packed(rows: Rows) -> TreeMasks | None:
     return masks
 
 
-def _plan(rows: Rows, masks: TreeMasks | None, page_size: int) -> Launch:
-    """For the rows of a forward, from what the host knows of them."""
+def planned(rows: Rows, masks: TreeMasks | None, tiling: Callable[[], Tiling]) -> Launch:
+    """The launch for the rows of a forward, made once for all layers from what the host knows of them."""
+    at = (Launch, rows.k.shape[1])
+    if at not in rows.kept:
+        bounds, own = host_list(rows.cu_seqlens), tiling()
+        trees = [place for place, _ in masks.places] if masks is not None else [-1] * (len(bounds) - 1)
+        work = own.plan(bounds, host_list(rows.context_lens), trees)
+        items, joins = (to_device(torch.from_numpy(part), rows.q.device) for part in (work.items, work.joins))
+        rows.kept[at] = Launch(own, items, joins, work.parts)
+    launch: Launch = rows.kept[at]
+    return launch
+
+
+def _tiling(rows: Rows, page_size: int) -> Tiling:
     bounds = host_list(rows.cu_seqlens)
-    tiling = Tiling.of(
+    return Tiling.of(
         *(max((end - begin for begin, end in pairwise(bounds)), default=1), rows.q.shape[1], rows.k.shape[1]),
         page_size,
         narrow=rows.q.dtype == torch.float32 or rows.q.shape[2] > 128,
     )
-    trees = [place for place, _ in masks.places] if masks is not None else [-1] * (len(bounds) - 1)
-    work = make_work(bounds, host_list(rows.context_lens), trees, tiling)
-    items, joins = (to_device(torch.from_numpy(part), rows.q.device) for part in (work.items, work.joins))
-    return Launch(tiling, items, joins, work.parts)
 
 
 def in_pages(pages: Pages, rows: Rows) -> Tensor:
@@ -238,12 +221,8 @@ def in_pages(pages: Pages, rows: Rows) -> Tensor:
     Row i of a sequence sees its context and the new rows up to itself, or those that its tree mask names, less what
     lies outside the window. The block tables reach to the last new row.
     """
-    masks = _packed(rows)
-    kv_heads = rows.k.shape[1]
-    at = (Launch, kv_heads)
-    if at not in rows.kept:  # once for all layers
-        rows.kept[at] = _plan(rows, masks, pages.page_size)
-    launch: Launch = rows.kept[at]
+    masks, kv_heads = packed_trees(rows), rows.k.shape[1]
+    launch = planned(rows, masks, lambda: _tiling(rows, pages.page_size))
     tiling, (count, num_heads, dim) = launch.tiling, rows.q.shape
     out = torch.empty_like(rows.q, memory_format=torch.contiguous_format)
     if not len(launch.items):

@@ -61,3 +61,30 @@ def test_requests_run_to_their_ends_in_graphs_and_without(attention: str, temper
         engine.check_integrity()
         if graphs and attention == "dense":
             assert engine.stats()["cuda_graphs"]["replayed"] > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_no_token_depends_on_drafts_and_company_where_the_batch_is_invariant(temperature: float, kv_dtype: str) -> None:
+    expected = None
+    for drafter in ("none", "prompt_lookup", "suffix", "recycling:budget=16"):
+        engine = gpu_engine(batch_invariant=True, kv_dtype=kv_dtype)
+        params = SamplingParams(
+            max_tokens=48, ignore_eos=True, drafter=drafter, attention="dense", temperature=temperature
+        )
+        found = [answer.token_ids for answer in generate(engine, PROMPTS, params)]
+        assert any("invariant" in name for name in engine.stats()["kernels"])
+        alone = [generate(engine, [prompt], params)[0].token_ids for prompt in PROMPTS]
+        expected = expected or found
+        assert found == alone == expected, drafter
+
+
+def test_steps_that_are_read_late_bring_the_same_tokens() -> None:
+    params = SamplingParams(max_tokens=40, ignore_eos=True, drafter="none", attention="dense", temperature=0.8)
+    found = []
+    for late in (False, True):
+        engine = gpu_engine()
+        engine.overlaps = late
+        found.append([answer.token_ids for answer in generate(engine, PROMPTS, params)])
+        assert (engine.stats()["overlap"]["overlapped"] > 20) == late
+    assert found[0] == found[1]

@@ -61,7 +61,7 @@ def test_every_row_meets_every_page_once(rows: list[tuple[int, int]], heads: tup
             assert parts[row] == ({begin + i * step for i in range(count)} if count > 1 else {-1})
     every = [part for own in parts.values() for part in own if part >= 0]
     assert len(every) == len(set(every)) == work.parts
-    assert len(work.items) <= tiling.most_items(bounds[-1], len(rows))
+    assert len(work.items) <= tiling.most_items(bounds[-1], len(rows), 400)
 
 
 @pytest.mark.parametrize("heads", [(32, 8), (28, 4), (16, 8)])

@@ -109,10 +109,11 @@ def random_index(case, heads, block_q, block_k, density, generator):
     return BlockIndex.from_mask(mask, case.rows, case.contexts, block_q=block_q, block_k=block_k)
 
 
-def assert_same(actual, expected, absolute):
-    """Weights and results in bfloat16 are each off by 2⁻⁸ of themselves at most; all else is of float32."""
-    roundings = 2.0**-7 if actual[0].dtype == torch.bfloat16 else 0.0
-    assert ((actual[0].double() - expected[0]).abs() <= 2e-5 + roundings * absolute[0]).all()
+def assert_same(actual, expected, absolute=None):
+    """Weights and results in bfloat16 are each off by 2⁻⁸ of themselves at most, of the ``absolute``; all else is of
+    float32."""
+    rounded = 0.0 if actual[0].dtype == torch.float32 else 2.0**-7 * absolute[0]
+    assert ((actual[0].double() - expected[0]).abs() <= 2e-5 + rounded).all()
     torch.testing.assert_close(actual[1].double(), expected[1], rtol=0, atol=2e-5)
 
 
@@ -139,7 +140,8 @@ def test_attention_equals_the_reference(dtype, shape, batch, page_size, window, 
     g = torch.Generator().manual_seed(seed)
     masks = [random_tree(n, g) if trees and s != 1 else None for s, n in enumerate(rows)]
     options = {"softcap": softcap, "window": window, "positions": case.positions(masks), "tree_masks": masks}
-    assert_same(case.attend(**options), case.reference(**options), case.absolute().reference(**options))
+    absolute = case.absolute().reference(**options) if dtype == torch.bfloat16 else None
+    assert_same(case.attend(**options), case.reference(**options), absolute)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,18 +161,24 @@ def test_sparse_attention_equals_the_masked_reference(
 ):
     rows, contexts = [r for r, _ in batch], [c for _, c in batch]
     case = Case.random(shape, rows, contexts, 16, seed, dtype)
-    absolute = case.absolute()
     g = torch.Generator().manual_seed(seed)
     masks = [random_tree(n, g) if trees else None for n in rows]
     index = random_index(case, shape[0] if per_query_head else shape[1], *blocks, density, g)
     options = {"window": window, "positions": case.positions(masks), "tree_masks": masks}
-    assert_same(case.attend(index, **options), case.reference(index, **options), absolute.reference(index, **options))
-
     past, new = index.split()
-    exact = [(one.pages(torch.float64), one.new(torch.float64, **options)) for one in (case, absolute)]
-    rows = case.new(**options)
-    assert_same(cpu.paged_attention(case.pages(), rows, past), *(dense.paged_attention(*each, past) for each in exact))
-    assert_same(cpu.ragged_attention(rows, new), *(dense.ragged_attention(each, new) for _, each in exact))
+    every = []
+    for one in (case, case.absolute()) if dtype == torch.bfloat16 else (case,):
+        exact = one.new(torch.float64, **options)
+        parts = dense.paged_attention(one.pages(torch.float64), exact, past), dense.ragged_attention(exact, new)
+        every.append((*parts, dense.merge_states(*parts[0], *parts[1])))
+    got = case.new(**options)
+    kernels = (
+        cpu.paged_attention(case.pages(), got, past),
+        cpu.ragged_attention(got, new),
+        case.attend(index, **options),
+    )
+    for actual, *expected in zip(kernels, *every, strict=True):
+        assert_same(actual, *expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

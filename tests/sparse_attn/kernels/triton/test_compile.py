@@ -14,6 +14,10 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[4]
+MULTIPLYING = (
+    "_in_pages_kernel", "_paged_kernel", "_ragged_kernel", "_antidiagonal_kernel", "_invariant_kernel",
+    "_linear_kernel",
+)  # fmt: skip
 SHARED_LIMIT = 232448  # bytes of shared memory that one program may have on Hopper
 
 pytestmark = pytest.mark.slow  # minutes with an empty cache of Triton's
@@ -31,7 +35,7 @@ def compile_kernels(*arguments: str) -> list[dict[str, Any]]:
 def check(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert row["shared_bytes"] <= SHARED_LIMIT, row
-        if row["kernel"] in ("_in_pages_kernel", "_paged_kernel", "_ragged_kernel", "_antidiagonal_kernel"):
+        if row["kernel"] in MULTIPLYING:
             assert row["wgmma"] or row["mma"], row  # on the tensor cores
 
 
@@ -43,12 +47,24 @@ def test_kernels_of_an_8b_model_compile_without_spilling() -> None:
     assert {"dense prefill", "decode", "tree of 64 nodes", "decode of chosen int8 pages", "page bounds"} <= modes
     assert {row["dtype"] for row in rows} == {"bfloat16", "float16"}
     for row in rows:
-        hot = row["kernel"] in ("_paged_kernel", "_in_pages_kernel")
+        hot = row["kernel"] in ("_paged_kernel", "_in_pages_kernel", "_linear_kernel")
         if hot and "prefill" in row["mode"] and "int8" not in row["mode"]:
             assert row["wgmma"], row
         if hot:
             assert row["stack_bytes"] == 0, row
             assert row["buffers"] >= 2, row  # the next tiles are on their way while these are multiplied
+
+
+@pytest.mark.timeout(600)
+def test_invariant_kernels_multiply_alike_for_any_number_of_rows() -> None:
+    """The same instruction of the tensor cores in every mode, and nothing fused that might not be fused elsewhere."""
+    rows = compile_kernels("--only", "invariant")
+    for kernel, modes in (("_invariant_kernel", 4), ("_linear_kernel", 2)):
+        for dtype in ("bfloat16", "float16"):
+            own = [row for row in rows if row["kernel"] == kernel and row["dtype"] == dtype]
+            assert len(own) == modes
+            assert len({tuple(row["products"]) for row in own if "int8" not in row["mode"]}) == 1
+            assert all(row["products"] and row["fused"] == 0 for row in own), own
 
 
 @pytest.mark.timeout(3600)

@@ -10,8 +10,9 @@ import torch
 pytest.importorskip("triton")
 
 from sparse_attn.kernels import dense, work
+from sparse_attn.kernels.operands import InPages as InPagesKernel
 from sparse_attn.kernels.operands import Pages, Rows
-from sparse_attn.kernels.triton.in_pages import _plan, in_pages
+from sparse_attn.kernels.triton.in_pages import _tiling, in_pages, planned
 from sparse_attn.kernels.triton.launch import INTERPRETED
 from sparse_attn.kernels.work import Launch
 from sparse_attn.kv.quant import dequantize, quantize
@@ -49,12 +50,14 @@ class InPages:
         lengths = torch.tensor(self.contexts, dtype=torch.int32)
         return Rows(*new, self.bounds.to(device), lengths.to(device), self.scale, **moved)
 
-    def check(self, tolerance: float = 2e-6, **options: Any) -> Launch:
-        held = Pages(*(x.to(DEVICE) for x in self.pools), self.tables.to(DEVICE))
-        rows = self.rows(DEVICE, **options)
+    def held(self) -> Pages:
+        return Pages(*(x.to(DEVICE) for x in self.pools), self.tables.to(DEVICE))
+
+    def check(self, tolerance: float = 2e-6, attend: InPagesKernel = in_pages, **options: Any) -> Launch:
+        held, rows = self.held(), self.rows(DEVICE, **options)
         exact = Pages(*(x.double() for x in self.pools), self.tables)
         expected, _ = dense.attention(exact, self.rows("cpu", torch.float64, **options))
-        got = in_pages(held, rows)
+        got = attend(held, rows)
         assert got.dtype == self.dtype
         torch.testing.assert_close(got.cpu().double(), expected, atol=tolerance, rtol=tolerance)
         [launch] = [value for value in rows.kept.values() if isinstance(value, Launch)]
@@ -132,7 +135,7 @@ def test_rows_of_nobody_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "SHARE_KEYS", 32)
     batch = InPages([1, 1], [90, 60])
     rows = batch.rows(DEVICE)
-    launch = _plan(rows, None, PAGE)
+    launch = planned(rows, None, lambda: _tiling(rows, PAGE))
     launch.joins[1] = 0
     items = launch.items[launch.items[:, 2] == 0]
     padded = torch.cat([items, torch.zeros_like(items)])
