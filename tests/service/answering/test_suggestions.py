@@ -14,7 +14,7 @@ from ..api.conftest import make_engine, start_service  # noqa: F401
 TEXT = (
     "A page is a block of sixty tokens. It is the unit of the cache. The bridge at Hampton was built by Ada Miller in "
     "1862. The bridge at Hampton has seven arches. Limes were planted along the road in 1903. There is a mill. In this "
-    "chapter nothing is a surprise. Visitors may cross."
+    "chapter nothing is a surprise. The mill was sold by Tom Reed. Visitors may cross."
 )
 
 
@@ -26,6 +26,7 @@ def test_questions_are_of_sentences_that_define_date_name_or_count() -> None:
         "Who built the bridge at Hampton?",
         "How many arches does the bridge at Hampton have?",
         "When were Limes planted?",
+        "Who sold the mill?",
     ]
     assert all(TEXT[one.start : one.end].strip().endswith(".") for one in found)
 
@@ -43,6 +44,10 @@ def test_only_what_is_answered_with_its_own_sentence_is_suggested(
         question = prompt.rpartition("Question")[2] + prompt[-400:]
         if "Who built" in question:
             return "The bridge at Hampton was built by Ada Miller in 1862."
+        if "When was the bridge" in question:  # supported in part
+            return "The bridge at Hampton was built by Ada Miller in 1862. Unicorns cross it."
+        if "When were Limes" in question:  # what another sentence says
+            return "The bridge at Hampton has seven arches."
         if "How many" in question:
             return "The bridge at Hampton has nine arches."  # which the document does not say
         return "The documents do not say."

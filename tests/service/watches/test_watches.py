@@ -150,7 +150,7 @@ def test_nobody_else_sees_or_ends_it(start_service: Callable[..., Any], make_scr
     assert service.client.post("/v1/watches", json={**ASK, "documents": [document]}, headers=theirs).status_code == 404
     assert watched(service, theirs)["answer"]["refused"], "of his own documents, which are none"
     assert "secret" not in service.client.get(place, headers=mine).json()
-    inward = service.client.post("/v1/watches", json={**ASK, "webhook": "http://127.0.0.1/"}, headers=mine)
+    inward = service.client.post("/v1/watches", json={**ASK, "webhook": "https://127.0.0.1/"}, headers=mine)
     assert (inward.status_code, inward.json()["param"]) == (400, "webhook")
 
 
@@ -164,6 +164,9 @@ def test_one_process_looks_at_a_time(home: Path) -> None:
         assert store.claim("two") is None
         seen, touched = store.touched(watch)
         assert {one["name"] for one in touched} == {"bridge.txt", "trees.md"}
+        about = store.add("local", WatchSpec(question="What?", documents=[touched[0]["document"]]))
+        assert store.touched(about)[1] == touched[:1], "of what it is about alone"
+        store.delete("local", about.id)
         state = {"answer": "a", "refused": False, "verified": False, "citations": [], "read": []}
         assert store.keep(watch, "one", seen, state) is None
         assert store.claim("two") is None, "nothing has changed"
