@@ -342,7 +342,7 @@ class AsyncEngine:
             raise ModelError("There is no folder for warmed documents.", hint="Set warm_folder.")
         self.run(lambda engine: engine.blending.check_movable()).result()
         wanted = [(ids[: held.preface], ids[span.start : span.stop]) for ids, held in prompts for span in held.passages]
-        written = []
+        written: list[Path] = []
         for first in range(0, len(wanted), PASSAGES_A_FILE):
             found: dict[bytes, PassageKV] = {}
             for preface, ids in wanted[first : first + PASSAGES_A_FILE]:
