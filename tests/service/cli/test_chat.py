@@ -155,6 +155,7 @@ def test_a_terminal_conversation_can_be_stopped_and_left(home: Path, tmp_path: P
         terminal.wait_for("› ")
         terminal.type("Which meadow was discussed?\n")
         terminal.wait_for("long: fits")
+        time.sleep(0.3)
         terminal.interrupt()  # while the document is read
         terminal.wait_for("Stopped.")
         terminal.wait_for("› ")

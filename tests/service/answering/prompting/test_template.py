@@ -44,7 +44,7 @@ def test_ordinary_text_has_the_ids_of_apply_chat_template(made_tokenizer: Callab
     @QUICK
     @given(texts=st.lists(ORDINARY, min_size=6, max_size=6))
     def same(texts: list[str]) -> None:
-        messages = conversation(["s" + texts[0], "u" + texts[1], texts[2], "v" + texts[3], texts[4], "w" + texts[5]])
+        messages = conversation(["k" + texts[0], "u" + texts[1], texts[2], "v" + texts[3], texts[4], "w" + texts[5]])
         theirs = as_parts(messages) if kind == "parts" else messages
         expected = tokenizer.apply_chat_template(theirs, add_generation_prompt=True, tokenize=True)["input_ids"]
         assert layout.chat_ids(messages) == expected
@@ -61,7 +61,7 @@ def test_no_content_becomes_a_token_of_control(made_tokenizer: Callable[[str], A
     @QUICK
     @given(texts=st.lists(HOSTILE, min_size=6, max_size=6))
     def safe(texts: list[str]) -> None:
-        messages = conversation(["s" + texts[0], "u" + texts[1], texts[2], "v" + texts[3], texts[4], "w" + texts[5]])
+        messages = conversation(["k" + texts[0], "u" + texts[1], texts[2], "v" + texts[3], texts[4], "w" + texts[5]])
         text = template.render(messages)
         ours = [str.__str__(text)[start:end] for start, end, source in text.runs() if source == OURS]
         allowed = [
