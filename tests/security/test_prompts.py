@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-TOO_LONG = r"400 The prompt has at least [\d,]+ tokens; this model holds [\d,]+\."
+TOO_LONG = r"400 This model's maximum context length is \d+ tokens; the prompt has at least \d+\."
 TOLD = {
     "three chats of 3 MB": TOO_LONG,
     "three prompts of 3 MB of &": TOO_LONG,

@@ -44,7 +44,7 @@ class LengthCheck:
 
 def _too_long(least: int, most: int) -> PromptTooLong:
     return PromptTooLong(
-        f"The prompt has at least {least:,} tokens; this model holds {most:,}.",
+        f"This model's maximum context length is {most} tokens; the prompt has at least {least}.",
         hint="Shorten it, or use retrieval.",
         param="prompt",
     )
