@@ -238,11 +238,11 @@ export class Conversation {
   }
 }
 
-/** Which of its conversation a turn is, from 0. */
+/** Which of its conversation a turn is, from 0; what brought no answer is not kept, and so not counted. */
 function ordinalOf(turns, turn) {
   const at = turns.indexOf(turn);
   const first = turns.slice(0, at + 1).findLastIndex((each) => each.fresh);
-  return at - Math.max(first, 0);
+  return turns.slice(Math.max(first, 0), at).filter((each) => each.text && !each.error).length;
 }
 
 function spoken(turn) {
