@@ -80,6 +80,11 @@ class PromptTooLong(InvalidRequest):
     exit_code = Exit.FAILED
     openai_code = "context_length_exceeded"
 
+    @classmethod
+    def for_model(cls, most: int, asked: str, hint: str, param: str) -> PromptTooLong:
+        """For a model that holds `most` tokens, in the words that clients look for."""
+        return cls(f"This model's maximum context length is {most} tokens; {asked}.", hint=hint, param=param)
+
 
 class ModelError(FolioError):
     """A model that cannot be found, read or run by the engine."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drafters.heads.growing import KV, joined
+from drafters.heads.growing import KV, joined, latest
 from drafters.heads.head import (
     LAST,
     WINDOW,
@@ -88,11 +88,10 @@ class Clover(Head):
         count, behind = states.shape[-2], len(before[0][0]) if before else 0
         angles = self.rotary(torch.arange(first, first + count, device=states.device))
         mask = causal(count, behind, self.config.window, states.device)
-        x, kept = states, []
+        x, kept = states, list[KV]()
         for i, layer in enumerate(self.layers):
             normed = layer.input_layernorm(x)
-            new = layer.self_attn.keys_values(normed, angles)
-            kept.append(joined([before[i]], [new])[0] if before else new)
+            kept += joined(before[i : i + 1], [layer.self_attn.keys_values(normed, angles)])
             x = layer.after(x, layer.self_attn.attend(layer.self_attn.queries(normed, angles), *kept[i], mask))
         return x, kept
 
@@ -121,7 +120,7 @@ class _Regressive(Context):
         head, window = self._head, self._head.config.window
         cut = max(0, len(tokens) - window)
         augmented, kept = head.augment(states[cut:, 0], first + cut, self._pairs)
-        self._pairs = [(k[-window:], v[-window:]) for k, v in kept]
+        self._pairs = latest(kept, window)
         self._root = head.decoder(augmented[-1:], head.embed(tokens[-1:]))
         self.drop()
         return head.lm_head(head.heads[0](self._root))  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drafters.heads.growing import KV, GrowingHead
+from drafters.heads.growing import KV, GrowingHead, joined
 from drafters.heads.head import LAST, WINDOW, Guess, HeadConfig, configured, layer_config, member
 from drafters.heads.layers import MLP, DecoderLayer, RMSNorm, Rotary, Unrolled, distance, transformer_config
 from drafters.protocols import Target
@@ -55,10 +55,8 @@ class EagleLike(GrowingHead):
                 x = layer.input_layernorm(residual)
             attention = layer.self_attn
             new.append(attention.keys_values(x, angles))
-            keys, values = new[i]
-            if before:
-                keys, values = torch.cat((before[i][0], keys)), torch.cat((before[i][1], values))
-            attended = attention.attend(attention.queries(x, angles), keys, values, mask)
+            [seen] = joined(before[i : i + 1], new[i:])
+            attended = attention.attend(attention.queries(x, angles), *seen, mask)
             residual = layer.after(residual, attended)
         return self.leave(residual), new
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from drafters.heads.growing import KV, joined
+from drafters.heads.growing import KV, joined, latest
 from drafters.heads.head import (
     LAST,
     WINDOW,
@@ -165,7 +165,7 @@ class _Block:
     own: Tensor
     logits: Tensor
     carried: Tensor
-    path: KV | None
+    path: Sequence[KV]
     depth: int
 
 
@@ -189,10 +189,10 @@ class _Blocks(Context):
             self._carried, self._rows = states.new_zeros(2, head.hidden_size), states[:0]
         x, behind = head.enter(states, embedded, self._carried)
         new = head.keys_values(x, torch.arange(first, first + len(x), device=x.device))
-        self._pairs = [(k[-window:], v[-window:]) for k, v in (joined(self._pairs, [new]) if self._pairs else [new])]
+        self._pairs = latest(joined(self._pairs, [new]), window)
         self._rows, self._carried = torch.cat((self._rows, x))[-head.block :], behind[-1]
         self._last = first + len(x) - 1
-        self._root = self._made(self._rows, self._last, None, self._carried, 0)
+        self._root = self._made(self._rows, self._last, (), self._carried, 0)
         self.drop()
         return self._root.logits[:1]
 
@@ -216,15 +216,15 @@ class _Blocks(Context):
         depth = block.depth + len(path)
         return self._made(x, self._last + depth, block.path, behind[-1], depth)
 
-    def _made(self, x: Tensor, last: int, path: KV | None, carried: Tensor, depth: int) -> _Block:
+    def _made(self, x: Tensor, last: int, path: Sequence[KV], carried: Tensor, depth: int) -> _Block:
         """The block of rows x, the last of which is at the place `last`."""
         head = self._head
         positions = torch.arange(last - len(x) + 1, last + 1, device=x.device)
         seen = self._pairs
         if depth:
             new = head.keys_values(x, positions)
-            path = joined([path], [new])[0] if path is not None else new
-            seen = joined(seen, [path])
+            path = joined(path, [new])
+            seen = joined(seen, path)
         mask = torch.ones(len(x), len(seen[0][0]), dtype=torch.bool, device=x.device)
         own = head.attend(x, positions, seen[0], mask)
         return _Block(own, head.lm_head(own), carried, path, depth)

@@ -76,9 +76,7 @@ class GrowingContext(Context):
         positions = torch.arange(first, first + count, device=device)
         mask = causal(count, behind, self._window, device)
         own, new = self._head.run(self._head.features(states), tokens, positions, self._pairs, mask)
-        self._pairs = [
-            (k[-self._window :], v[-self._window :]) for k, v in (joined(self._pairs, new) if behind else new)
-        ]
+        self._pairs = latest(joined(self._pairs, new), self._window)
         self._last, self._root = first + count - 1, own[-1:]
         self.drop()
 
@@ -95,9 +93,9 @@ class GrowingContext(Context):
         self._depths += depths_below(parents, self._depths)
         self._parents += parents
         positions = torch.tensor(self._depths[known:], device=device) + self._last
-        before = joined(self._pairs, self._nodes) if self._nodes else self._pairs
+        before = joined(self._pairs, self._nodes)
         own, new = self._head.draft(features, tokens, positions, before, self._mask(known, device))
-        self._nodes = joined(self._nodes, new) if self._nodes else new
+        self._nodes = joined(self._nodes, new)
         self._own = torch.cat((self._own, own))
         return self._head.logits(own)
 
@@ -141,6 +139,13 @@ class RootedContext(Context):
         return self._inner.expand_from(self._states(tokens, parents), tokens, parents)
 
 
+def latest(rows: Sequence[KV], count: int) -> list[KV]:
+    """In each layer, the last rows, so many at most."""
+    return [(k[-count:], v[-count:]) for k, v in rows]
+
+
 def joined(some: Sequence[KV], more: Sequence[KV]) -> list[KV]:
-    """In each layer, the rows of both."""
+    """In each layer, the rows of both; either may have none, in no layer."""
+    if not some or not more:
+        return [*some, *more]
     return [(torch.cat((a, c), -3), torch.cat((b, d), -3)) for (a, b), (c, d) in zip(some, more, strict=True)]

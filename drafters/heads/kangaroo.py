@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drafters.errors import DrafterError
-from drafters.heads.growing import KV, GrowingHead, RootedContext
+from drafters.heads.growing import KV, GrowingHead, RootedContext, joined
 from drafters.heads.head import WINDOW, Context, Guess, HeadConfig, Shallow, configured, layer_config, member
 from drafters.heads.layers import Attention, RMSNorm, Rotary, causal, transformer_config
 from drafters.protocols import Target
@@ -48,11 +48,9 @@ class Kangaroo(GrowingHead):
         self, features: Tensor, tokens: Tensor, positions: Tensor, before: Sequence[KV], mask: Tensor
     ) -> tuple[Tensor, list[KV]]:
         angles, x = self.rotary(positions), self.input_norm(features)
-        new = self.self_attn.keys_values(x, angles)
-        keys, values = new
-        if before:
-            keys, values = torch.cat((before[0][0], keys)), torch.cat((before[0][1], values))
-        return features + self.self_attn.attend(self.self_attn.queries(x, angles), keys, values, mask), [new]
+        new = [self.self_attn.keys_values(x, angles)]
+        [seen] = joined(before, new)
+        return features + self.self_attn.attend(self.self_attn.queries(x, angles), *seen, mask), new
 
     def logits(self, own: Tensor) -> Tensor:
         return self.lm_head(self.norm(own))  # type: ignore[no-any-return]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from drafters.errors import DrafterError
+from drafters.training.descent import descended
 from drafters.training.fastdraft import pretrain, shortened, small
 
 DISTILLATION = "distillation.json"
@@ -99,10 +100,9 @@ def train(target: Any, draft: Any, text: Tensor, recipe: Recipe) -> Iterator[flo
     """
     _check(target, draft, text, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.AdamW(draft.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
     target.eval()
-    for _ in range(recipe.steps):
+
+    def loss() -> Tensor:
         own = float(torch.rand(1, generator=generator)) < recipe.on_policy
         ids = _continued(draft if own else target, _prompts(text, recipe, generator), recipe)
         with torch.no_grad():
@@ -110,14 +110,9 @@ def train(target: Any, draft: Any, text: Tensor, recipe: Recipe) -> Iterator[flo
         draft.train()
         given = torch.log_softmax(_logits(draft, ids).float(), -1)
         half = recipe.sequence // 2
-        loss = DIVERGENCES[recipe.divergence](wanted, given)[:, half - 1 :].mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        yield float(loss.detach())
-    draft.eval()
+        return DIVERGENCES[recipe.divergence](wanted, given)[:, half - 1 :].mean()
+
+    yield from descended(draft, loss, recipe.steps, recipe.learning_rate, weight_decay=0.01)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drafters.errors import DrafterError
+from drafters.training.descent import descended
 
 
 def small(target: Any, layers: int, hidden: int) -> Any:
@@ -51,18 +52,12 @@ def pretrain(draft: Any, text: Tensor, steps: int, recipe: Any) -> Iterator[floa
     """Train `draft` in place to go on as text int64 [n] does; yields each step's loss in nats a token. Of the `Recipe`
     it takes batch, sequence, learning rate and seed."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.AdamW(draft.parameters(), lr=recipe.learning_rate, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    draft.train()
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         starts = torch.randint(0, len(text) - recipe.sequence, (recipe.batch,), generator=generator)
         ids = torch.stack([text[start : start + recipe.sequence + 1] for start in starts.tolist()]).to(draft.device)
         logits = draft(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        yield float(loss.detach())
-    draft.eval()
+        return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    draft.train()
+    yield from descended(draft, loss, steps, recipe.learning_rate, weight_decay=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from retrieval.types import Document, Hit
@@ -13,31 +14,42 @@ from service.answering.question import Question
 from service.answering.support.citations import Citation, check
 
 
-class GivenDocuments(EvidenceFinder):
+class AtHand(EvidenceFinder, ABC):
     """Finds nothing: the evidence is there."""
 
-    def __init__(self, finder: EvidenceFinder, passages: Sequence[Passage]) -> None:
-        """passages: whole documents, each under an id of its own."""
+    def __init__(self, finder: EvidenceFinder) -> None:
+        """finder: in whose stead it stands."""
         super().__init__(finder.library, finder.layout, finder.window, finder.settings)
         self.turns = finder.turns
-        self._passages = passages
-        self._texts = {passage.document: passage.text for passage in passages}
 
     async def find(
         self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
     ) -> Evidence:
-        """All of them; earlier turns as far as there is room."""
-        return await self.turns.run(owner, lambda: self._read(question, self.window - answer_tokens))
+        return await self.turns.run(owner, lambda: self.read(question, self.window - answer_tokens))
+
+    @abstractmethod
+    def read(self, question: Question, room: int) -> Evidence:
+        """What there is, of at most `room` tokens. Raises PromptTooLong."""
 
     def nearest(self, question: Question, evidence: Evidence, owner: str) -> tuple[list[Hit], str]:
-        """None: they are in no index."""
+        """None: nothing was searched for."""
         return [], ""
+
+
+class GivenDocuments(AtHand):
+    """All documents that came with a question; earlier turns as far as there is room."""
+
+    def __init__(self, finder: EvidenceFinder, passages: Sequence[Passage]) -> None:
+        """passages: whole documents, each under an id of its own."""
+        super().__init__(finder)
+        self._passages = passages
+        self._texts = {passage.document: passage.text for passage in passages}
 
     def check(self, span: Span, owner: str) -> Citation:
         """A span compared with the document as it was given."""
         return check(span, self._texts[span.document][span.start : span.end], span.page)
 
-    def _read(self, question: Question, room: int) -> Evidence:
+    def read(self, question: Question, room: int) -> Evidence:
         if isinstance(self.layout, ChatLayout | PlainLayout):
             self.layout.encoder.check_length([passage.text for passage in self._passages], room)
         asked, prompt = fitted(question, lambda one: self._build(one, self._passages), room)

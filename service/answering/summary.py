@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from retrieval.parsing.sentences import units
-from retrieval.types import Document, Hit
+from retrieval.types import Document
 from service.answering.answer import Answer, Answerer, collect
 from service.answering.evidence import CHARS_PER_TOKEN_MAX, Evidence, EvidenceFinder
+from service.answering.given import AtHand
 from service.answering.passages import Passage, Span, canonical
 from service.answering.question import Question, Sampling
 from service.answering.support.attribution import Attributed
@@ -77,27 +78,17 @@ async def summary(answerer: Answerer, document: str, owner: str, wanted: int) ->
     return replace(own, left_out=written.left_out, note=own.note or NOTHING_SUPPORTED)
 
 
-class DocumentEvidence(EvidenceFinder):
+class DocumentEvidence(AtHand):
     """One document, whole where the model's window holds it; else the sentences that tell most of it."""
 
     def __init__(self, finder: EvidenceFinder, document: Document, parts: Sequence[Passage]) -> None:
         """parts: what is read of the document."""
-        super().__init__(finder.library, finder.layout, finder.window, finder.settings)
-        self.turns = finder.turns
+        super().__init__(finder)
         self._document = document
         self._parts = parts
 
-    async def find(
-        self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
-    ) -> Evidence:
+    def read(self, question: Question, room: int) -> Evidence:
         """Raises PromptTooLong: the window holds not even one sentence."""
-        return await self.turns.run(owner, lambda: self._read(question, self.window - answer_tokens))
-
-    def nearest(self, question: Question, evidence: Evidence, owner: str) -> tuple[list[Hit], str]:
-        """None: nothing was searched for."""
-        return [], ""
-
-    def _read(self, question: Question, room: int) -> Evidence:
         limit, why = self._whole_limit(room, "auto")
         passages, reason = list(self._parts), f"read whole{why}"
         shown = SHOWN

@@ -76,11 +76,8 @@ class Admission:
         asked = f"the prompt has {len(prompt_ids)} tokens and the answer may have {params.max_tokens}"
         whole = len(prompt_ids) + params.max_tokens
         if whole > engine.max_model_len:
-            raise PromptTooLong(
-                f"This model's maximum context length is {engine.max_model_len} tokens; {asked}.",
-                hint="Shorten the prompt, lower max_tokens, or use retrieval.",
-                param=param,
-            )
+            hint = "Shorten the prompt, lower max_tokens, or use retrieval."
+            raise PromptTooLong.for_model(engine.max_model_len, asked, hint, param)
         pages = engine.most_pages(len(prompt_ids), whole, params.attention)
         if pages > engine.num_pages:
             raise PromptTooLong(

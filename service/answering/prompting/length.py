@@ -43,11 +43,8 @@ class LengthCheck:
 
 
 def _too_long(least: int, most: int) -> PromptTooLong:
-    return PromptTooLong(
-        f"This model's maximum context length is {most} tokens; the prompt has at least {least}.",
-        hint="Shorten it, or use retrieval.",
-        param="prompt",
-    )
+    hint = "Shorten it, or use retrieval."
+    return PromptTooLong.for_model(most, f"the prompt has at least {least}", hint, "prompt")
 
 
 def _longest_token(tokenizer: Any) -> int | None:

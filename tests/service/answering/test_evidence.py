@@ -24,7 +24,7 @@ def test_one_owner_leaves_a_place_to_others(monkeypatch: pytest.MonkeyPatch, giv
         return Evidence("retrieval", "", None, [])
 
     monkeypatch.setattr(EvidenceFinder, "_find", look)
-    monkeypatch.setattr(GivenDocuments, "_read", look)
+    monkeypatch.setattr(GivenDocuments, "read", look)
     nothing = cast(Any, None)
     finder = EvidenceFinder(nothing, nothing, 100, nothing)
 
