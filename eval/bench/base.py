@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from eval.bench.timer import ceilings
 from eval.figures import RESULTS, command_line, save_result
@@ -29,6 +29,9 @@ Repeats = Annotated[int, Option(min=1, help="Runs of each, in turn; the medians 
 Rounds = Annotated[int, Option(min=1, help="Rounds in which all that is compared takes turns.")]
 Seed = Annotated[int, Option(help="Of everything that is drawn.")]
 Threads = Annotated[int, Option(min=0, help="CPU threads; 0 leaves it to torch.")]
+Squad = Annotated[
+    Path, Argument(help="Paragraphs and questions: a file of SQuAD's format.", exists=True, dir_okay=False)
+]
 Texts = Annotated[tuple[Path, ...], Option(help="Folder of texts, before the default ones; may be repeated.")]
 
 

@@ -23,9 +23,21 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from typer import Argument, Option
+from typer import Option
 
-from eval.bench.base import Figures, Model, NewTokens, Policies, Row, Seed, Texts, ThreadedOptions, Threads, bench
+from eval.bench.base import (
+    Figures,
+    Model,
+    NewTokens,
+    Policies,
+    Row,
+    Seed,
+    Squad,
+    Texts,
+    ThreadedOptions,
+    Threads,
+    bench,
+)
 from eval.bench.knowledge_base import default_folders, files, prose
 from eval.bench.runner import agreeing
 from eval.errors import EvalError
@@ -53,7 +65,7 @@ WORDS = 240
 class Options(ThreadedOptions):
     """Answers over passages that were read before, beside exact ones."""
 
-    data: Annotated[Path, Argument(help="Questions and paragraphs: a file of SQuAD's format.")]
+    data: Squad
     model: Model = "smollm2"
     threads: Threads = 2
     policies: Policies = ("blend:first=16",)

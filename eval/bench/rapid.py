@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import sqrt
-from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Annotated, Any
 
 import numpy as np
-from typer import Argument, Option
+from typer import Option
 
-from eval.bench.base import Figures, Model, NewTokens, Row, Seed, ThreadedOptions, Threads, bench
+from eval.bench.base import Figures, Model, NewTokens, Row, Seed, Squad, ThreadedOptions, Threads, bench
 from eval.errors import EvalError
 from eval.harness.prompting import LayoutPrompter, layout_question
 from eval.options import Separated
@@ -46,7 +45,7 @@ TASK = "qa_1-style"
 class Options(ThreadedOptions):
     """What RAPID's drafters save, and what its knowledge transfer changes."""
 
-    data: Annotated[Path, Argument(help="Questions and paragraphs: a file of SQuAD's format.")]
+    data: Squad
     model: Model = "smollm2"
     draft_model: Annotated[str | None, Option(help="A checkpoint that drafts too, weaker or stronger.")] = None
     threads: Threads = 2

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Option
 
-from eval.bench.base import Figures, Model, Row, ThreadedOptions, Threads, bench
+from eval.bench.base import Figures, Model, Row, Squad, ThreadedOptions, Threads, bench
 from eval.errors import EvalError
 from eval.qa.dataset import load
 from retrieval.types import DEFAULT_OWNER, Document, Upload
@@ -45,7 +45,7 @@ Cells = dict[tuple[str, int], Any]
 class Options(ThreadedOptions):
     """A table of documents and questions, beside the same questions asked one by one."""
 
-    data: Annotated[Path, Argument(help="Paragraphs: a file of SQuAD's format.")]
+    data: Squad
     model: Model = "smollm2"
     threads: Threads = 2
     documents: Annotated[int, Option(min=1, help="Rows.")] = 20
