@@ -91,8 +91,8 @@ def test_a_branch_knows_nothing_of_the_others(lab, name):
 
 @pytest.mark.parametrize("name", WINDOWED)
 def test_only_the_window_is_looked_at(lab, name):
-    """What lies before it changes nothing; what lies in it does."""
-    target, head = lab.Target(12), lab.head(name, window=6)
+    """What lies before it changes nothing, of one layer; what lies in it does. So too below the first guess."""
+    target, head = lab.Target(12), lab.head(name, window=6, **({"layers": 1} if name == "s2d" else {}))
 
     def last(changed: int) -> torch.Tensor:
         states = target.states(TEXT, head.config.reads)
@@ -101,11 +101,13 @@ def test_only_the_window_is_looked_at(lab, name):
         with torch.no_grad():
             for first in (0, 9):
                 rows = context.follow(states[first : first + 9], torch.tensor(TEXT[first + 1 : first + 10]), first)
-        return rows
+            return torch.cat((rows, context.expand(torch.tensor([5]), [-1])))
 
     untouched = last(19)  # behind the pairs that are read
-    assert torch.allclose(last(11), untouched, atol=1e-5)
-    assert not torch.allclose(last(13), untouched, atol=1e-4)
+    for outside in (5, 11):
+        assert torch.allclose(last(outside), untouched, atol=1e-5)
+    for inside, as_it_was in zip(last(13), untouched, strict=True):
+        assert not torch.allclose(inside, as_it_was, atol=1e-4)
 
 
 @pytest.mark.parametrize("draft_vocab", [0, 7])
