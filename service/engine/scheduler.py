@@ -13,6 +13,10 @@ they leave goes to what is read in the background. A chunk that must end on the 
 beside the others has the next step to itself, and never two in a row. So every admitted prompt is read in a number of
 steps that depends on the lengths of the prompts that run alone.
 
+Owners take turns: of those who wait the one is next whose owner has the fewest running. Where no place, or no page, is
+left for it, the youngest request of the owner who has the most makes room, unless it did so more often already: long
+answers of one owner keep no other waiting, and no two can displace one another for ever.
+
 When pages run out the youngest request of the least priority is preempted: its pages go back, its tokens stay, and it
 is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
 is admitted that the whole pool could not hold, so there is no deadlock; one that can have no pages though it runs alone
@@ -27,7 +31,7 @@ Lengths move and pages are freed in ``commit``, ``settle``, ``rollback`` and ``f
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,13 +107,15 @@ class Scheduler:
         """
         step = Step()
         budget = self.config.max_step_tokens if most_rows is None else most_rows
+        if self.waiting:
+            self._make_room(step, budget)
         alone, self._alone = self._alone, None
         if alone is not None and alone in self.running and not alone.parked and alone.num_pending > 1:
             self._schedule_chunk(step, alone, self._chunk(alone, budget))
             if step:
                 return step
         budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts())
-        self._admit(budget)
+        self._admit(step, budget)
         scheduled = {*(seq.request for seq in step.slices), *(request for request, _ in step.failed)}
         reading = [r for r in self.running if r.num_pending and not r.parked and r not in scheduled]
         for background in (False, True):
@@ -314,11 +320,42 @@ class Scheduler:
 
     def _candidates(self) -> list[Request]:
         """The waiting requests that may run, as far as others let them, in the order in which they are admitted."""
+        if not self.waiting:
+            return []
         full = sum(r.reading is None for r in self.running) >= self.config.max_running
         waiting = [r for r in self.waiting if not r.parked and not (full and r.reading is None)]
-        return sorted(waiting, key=lambda r: r.priority)
+        return self._in_turn(waiting)
 
-    def _admit(self, budget: int) -> None:
+    def _in_turn(self, waiting: Iterable[Request]) -> list[Request]:
+        """By priority, owners in turns, each owner's own in their order."""
+        places = Counter(r.params.owner for r in self.running if r.reading is None)
+        turns: list[tuple[Priority, int, Request]] = []
+        for request in waiting:
+            turns.append((request.priority, places[request.params.owner], request))
+            places[request.params.owner] += request.reading is None
+        return [request for *_, request in sorted(turns, key=lambda turn: turn[:2])]
+
+    def _make_room(self, step: Step, budget: int) -> None:
+        """Take a place, or pages, from the owner who has the most for one who has less and waits."""
+        answering = [r for r in self.running if r.reading is None]
+        first = next(iter(self._in_turn(r for r in self.waiting if r.reading is None and not r.parked)), None)
+        others = [r for r in answering if first is not None and r.params.owner != first.params.owner]
+        if first is None or not others:
+            return
+        if len(answering) >= self.config.max_running:
+            held, wanted = Counter(r.params.owner for r in answering), 1
+        elif self._was_refused(first):
+            held, wanted = Counter[str](), self.blocks.pages_for(min(len(first.token_ids), budget))
+            for request in answering:
+                held[request.params.owner] += len(request.pages)
+        else:
+            return
+        most = max(held[r.params.owner] for r in others)
+        victim = [r for r in others if held[r.params.owner] == most][-1]
+        if most > held[first.params.owner] + wanted and first.preemptions <= victim.preemptions:
+            self._preempt(step, victim)
+
+    def _admit(self, step: Step, budget: int) -> None:
         """Move waiting requests to the running ones while pages for their first chunks are there."""
         if budget <= 0:
             return
@@ -327,6 +364,8 @@ class Scheduler:
         answering = sum(r.reading is None for r in self.running)
         under_way = {page for request in self.running if (page := self._page_under_way(request))}
         for request in self._candidates():
+            if request in step.preempted:  # for those behind it
+                continue
             if request.reading is None and answering >= self.config.max_running:
                 continue
             if self._waits_for_prefix(request, under_way):
