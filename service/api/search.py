@@ -59,7 +59,7 @@ class SearchResponse(BaseModel):
 @router.post("/v1/search", response_model=SearchResponse, responses=problems(404))
 async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Response:
     """Find passages in the caller's documents."""
-    search = partial(
+    submit = partial(
         runtime.library.submit_search,
         body.query,
         k=body.limit,
@@ -70,9 +70,9 @@ async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Resp
         rerank=body.rerank,
     )
     if body.rerank:  # which takes seconds: in the owner's turn
-        found = await runtime.encoding.run(principal.owner, lambda: search().result())
+        found = await runtime.encoding.run(principal.owner, lambda: submit().result())
     else:
-        found = await asyncio.wrap_future(search())
+        found = await asyncio.wrap_future(submit())
     # A response of its own is sent as it is; FastAPI would build and check a model of every passage first.
     results = [hit_data(hit) for hit in found.hits]
     return JSONResponse({"results": results, "generation": found.generation, "note": found.note})

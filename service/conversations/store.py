@@ -161,15 +161,16 @@ class ConversationStore:
             if connection.execute(count).scalar_one() < ordinal:
                 raise InvalidRequest(f"There is no turn {ordinal - 1} that this one could follow.", param="turn")
             content = turn.model_dump(mode="json")
+            size = len(json.dumps(content))
+            if most_bytes is not None:
+                check_room(connection, owner, size, most_bytes)
             row = {"conversation_id": conversation, "ordinal": ordinal, "content": content}
             connection.execute(sa.insert(conversation_turns).values(row))
             mine = sa.update(conversations).where(*_CONVERSATIONS.mine(owner, conversation))
-            connection.execute(mine.values(size=conversations.c.size + len(json.dumps(content)), updated_at=now()))
+            connection.execute(mine.values(size=conversations.c.size + size, updated_at=now()))
             if said_bytes(connection, owner, conversations) > MOST_KEPT_BYTES:
                 most = MOST_KEPT_BYTES >> 20
                 raise TooLarge(f"{most} MiB of conversations are kept, which is the limit.", hint="Delete some.")
-            if most_bytes is not None:
-                check_room(connection, owner, 0, most_bytes)
         return self.get(owner, conversation)
 
     def delete(self, owner: str, conversation: str) -> None:
