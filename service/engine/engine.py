@@ -483,6 +483,7 @@ class Engine:
         self._collect(step, outcomes, forward)
         if flight is None:
             self.drafting.record(step, time.perf_counter() - forwarded)
+            self.scheduler.observe(step, time.perf_counter() - forwarded)
 
     def _verify(self, step: Step, forward: Forward, chosen: list[Verdict] | None = None) -> list[Outcome]:
         """Choose a token after every row, unless they are ``chosen``, walk the trees, end the outputs, and keep the KV

@@ -15,7 +15,9 @@ steps that depends on the lengths of the prompts that run alone.
 
 Owners take turns: of those who wait the one is next whose owner has the fewest running. Where no place, or no page, is
 left for it, the youngest request of the owner who has the most makes room, unless it did so more often already: long
-answers of one owner keep no other waiting, and no two can displace one another for ever.
+answers of one owner keep no other waiting, and no two can displace one another for ever. While there are several, a step
+does so much at most as takes a quarter of a second, by the pace of those before: two thousand rows far behind in a long
+prompt are many seconds, which everybody's next token would wait for.
 
 When pages run out the youngest request of the least priority is preempted: its pages go back, its tokens stay, and it
 is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
@@ -30,6 +32,7 @@ Lengths move and pages are freed in ``commit``, ``settle``, ``rollback`` and ``f
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +44,14 @@ from service.engine.finish import Emitted, FinishReason
 from service.engine.request import Priority, Request
 from service.engine.step import Slice, Step
 from sparse_attn.kv.lifetimes import PageLifetimes
+
+
+SHARED_STEP_S = 0.25
+"""of a step's prompts, and of its drafts, about, while there are several owners"""
+ROW = 2048
+"""tokens of context whose attention costs as much as the rest of a row, about"""
+TELLING = 256
+"""rows of a step whose time tells the pace"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Scheduler:
         self.running: list[Request] = []  # by priority, then in order of arrival
         self.num_preemptions = 0
         self._alone: Request | None = None  # whose chunk has the next step to itself
+        self._pace: float | None = None  # work a second, see `_work`
 
     @property
     def has_work(self) -> bool:
@@ -114,14 +126,26 @@ class Scheduler:
             self._schedule_chunk(step, alone, self._chunk(alone, budget))
             if step:
                 return step
-        budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts())
+        most_work = self._most_work()
+        budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts(), most_work)
         self._admit(step, budget)
         scheduled = {*(seq.request for seq in step.slices), *(request for request, _ in step.failed)}
         reading = [r for r in self.running if r.num_pending and not r.parked and r not in scheduled]
         for background in (False, True):
             some = [r for r in reading if (r.priority is Priority.BACKGROUND) == background]
-            budget -= self._schedule_prefill(step, some, budget)
+            budget -= self._schedule_prefill(step, some, budget, most_work)
         return step
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """Learn the pace from a step that has run."""
+        if sum(len(seq.token_ids) for seq in step.slices) >= TELLING:
+            pace = sum(_work(len(seq.token_ids), seq.start) for seq in step.slices) / seconds
+            self._pace = pace if self._pace is None else 0.7 * self._pace + 0.3 * pace
+
+    def _most_work(self) -> float:
+        """That a step may do."""
+        owners = {request.params.owner for request in (*self.running, *self.waiting)}
+        return math.inf if len(owners) < 2 or self._pace is None else SHARED_STEP_S * self._pace
 
     def follow(self, step: Step) -> Step | None:
         """The step behind one of plain decodes whose tokens are not known yet; it takes what they name as given.
@@ -235,9 +259,12 @@ class Scheduler:
         reading = [r for r in self.running if not (r.parked or r.decodes or r.priority is Priority.BACKGROUND)]
         return min(share, sum(r.num_rows_left for r in reading))
 
-    def _schedule_decodes(self, step: Step, rows: int) -> int:
+    def _schedule_decodes(self, step: Step, rows: int, most_work: float) -> int:
         """Reserve and add the pending tokens of all decoding requests and their drafts; returns the rows taken."""
         decoding = [request for request in self.running if request.decodes]
+        if decoding and most_work < math.inf:
+            longest = max(request.num_computed for request in decoding)
+            rows = min(rows, max(len(decoding), int(most_work / _work(1, longest))))
         wanted = [self._most_draft(request) for request in decoding]
         for request, draft in zip(decoding, _shared_out(rows - len(decoding), wanted), strict=True):
             if request in step.preempted:  # for an older one
@@ -261,8 +288,11 @@ class Scheduler:
         limit = _row_limit(request)
         return most if limit is None else min(most, limit - 1)
 
-    def _schedule_prefill(self, step: Step, requests: Sequence[Request], budget: int) -> int:
-        """Deal the budget out to these requests in equal shares; returns the rows that they take."""
+    def _schedule_prefill(self, step: Step, requests: Sequence[Request], budget: int, most_work: float) -> int:
+        """Deal the budget out to these requests in equal shares; returns the rows that they take.
+
+        most_work: of all together, but for a page of each and what must end on a grid.
+        """
         left = budget
         for i, request in enumerate(requests):
             if left <= 0:
@@ -271,11 +301,16 @@ class Scheduler:
                 continue
             behind = len(requests) - i - 1
             share = max(-(-left // (behind + 1)), self.blocks.page_size)
+            if most_work < math.inf:
+                within = int(most_work / (behind + 1) / _work(1, request.num_computed))
+                share = min(share, max(within, self.blocks.page_size))
             count = self._chunk(request, min(share, left))
             if request.prefill_grid and count + behind > left:
                 self._alone = self._alone or request
                 continue
-            left -= self._schedule_chunk(step, request, count)
+            taken = self._schedule_chunk(step, request, count)
+            left -= taken
+            most_work = max(0.0, most_work - _work(taken, request.num_computed))
         return budget - left
 
     def _schedule_chunk(self, step: Step, request: Request, count: int) -> int:
@@ -470,6 +505,11 @@ class Scheduler:
             last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
             first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
             self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
+
+
+def _work(rows: int, context: int) -> float:
+    """Of so many rows behind so many tokens, in pairs of tokens."""
+    return float(rows * (context + ROW))
 
 
 def _row_limit(request: Request) -> int | None:

@@ -329,6 +329,33 @@ def test_an_answer_that_holds_all_pages_makes_room_for_anothers_and_they_do_not_
     assert long.preemptions <= 2
 
 
+def test_a_step_is_short_while_another_waits_for_tokens_however_long_the_prompt_behind_which_it_stands() -> None:
+    sched = scheduler(pages=4000, max_step_tokens=512, max_running=6)
+    long = request("bob", [7] * 9000, 4, "bob")
+    sched.add(long)
+    step = step_once(sched)
+    assert len(step.slices[0].token_ids) == 512
+    sched.observe(step, 2.0)  # 512 rows behind nothing take two seconds
+    assert len(step_once(sched).slices[0].token_ids) == 512, "he is alone"
+    hers = request("ann", [8] * 9, 50, "ann")
+    sched.add(hers)
+    for _ in range(20):
+        step = step_once(sched)
+        work = sum(len(seq.token_ids) * (seq.start + 2048) for seq in step.slices if seq.request is long)
+        assert 0 < work <= 512 * 2048 / 2.0 * 0.25 + PAGE * (long.num_computed + 2048)
+        assert hers in [seq.request for seq in step.slices]
+    long.draft_budget = hers.draft_budget = 200
+    while not long.decodes:
+        long.num_computed += 1  # as if it were read
+    step = sched.schedule()
+    assert {seq.request.id: seq.draft_budget for seq in step.slices}["ann"] <= 11
+    sched.rollback(step)
+    sched.finish(hers, FinishReason.STOP)
+    hers = request("another", [9] * 600, 4, "bob")
+    sched.add(hers)
+    assert max(len(seq.token_ids) for seq in step_once(sched).slices) > 300
+
+
 def test_one_owner_alone_is_displaced_by_nothing() -> None:
     sched = scheduler(pages=4000, max_step_tokens=64, max_running=3)
     of_owners(sched, bob=9)
