@@ -67,7 +67,7 @@ class Sandbox:
             header["media_type"],
             header["notes"],
             places,
-            Unread(header["tables"], Table),
+            Unread(header["tables"], _table),
             header["unread_share"],
             headings=Unread(header["headings"], Heading),
         )
@@ -194,6 +194,10 @@ class Sandbox:
             kind = getattr(errors, result["error"], UnreadableFile)
             raise kind(result["message"])
         return result, payload
+
+
+def _table(header: str, rows: list[str]) -> Table:
+    return Table(header, [(start, end) for start, end in joined(rows)])
 
 
 class _Worker:

@@ -98,7 +98,7 @@ def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byte
         "media_type": parsed.media_type,
         "notes": shown_notes(parsed.notes),
         "places": sliced(parsed.places),
-        "tables": sliced([[table.header, table.rows] for table in parsed.tables]),
+        "tables": sliced([[table.header, sliced(table.rows)] for table in parsed.tables]),
         "headings": sliced(parsed.headings),
         "unread_share": parsed.unread_share,
     }
@@ -120,7 +120,7 @@ def _chunk(
         [Page(*page) for page in pages],
         _tokens.starts,
         ChunkingOptions(**options),
-        [Table(said, rows) for said, rows in joined(tables)],
+        [Table(said, [(start, end) for start, end in joined(rows)]) for said, rows in joined(tables)],
         [Heading(*heading) for heading in joined(headings)],
     )
     return {"chunks": [[one.start, one.end, one.page, one.tokens, one.context] for one in found]}, b""

@@ -1,6 +1,6 @@
 """A service under attack: how it answers others meanwhile, what it takes, and what the attacker is told.
 
-A service of its own with two keys and the embedded model. While each attack of `hostile_attacks` runs, three observers
+A service of its own with two keys and the embedded model. While each of `attacks` runs, three observers
 ask for its health over a connection of its own each time, complete four tokens for another tenant, and add up memory;
 during attacks with files the other tenant uploads one too.
 """
