@@ -310,7 +310,7 @@ class JobQueue:
 
 def _told(error: Exception) -> str:
     """What the owner of a job is told of a failure: of one that nobody foresaw, or of the store, not where it lies."""
-    own = isinstance(error, errors.RetrievalError) and not isinstance(error, errors.StoreUnavailable)
+    own = isinstance(error, errors.RetrievalError) and not isinstance(error, errors.StoreUnavailable | StoreBusy)
     return str(error) if own else "something went wrong here; the log says what"
 
 

@@ -207,7 +207,8 @@ def test_nothing_is_left_in_any_home(library: Library, tmp_path: Path) -> None:
 
     def holding() -> set[str]:
         with database.read() as connection:
-            return {home.name for home in homes if words in str(connection.execute(sa.select(home)).all())}
+            found = {home.name: connection.execute(sa.select(home)).all() for home in homes}
+        return {name for name, rows in found.items() if words in str([tuple(row) for row in rows])}
 
     assert holding() == {home.name for home in homes}
     settings = load_settings(home=library.home)

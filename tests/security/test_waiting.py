@@ -110,6 +110,7 @@ def test_a_name_that_nobody_answers_holds_no_thread_of_the_service(monkeypatch: 
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 443))]
 
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.0,))
     told = asyncio.run(webhooks.deliver("https://slow.example/", "s", 1, {}, private=False))
     assert told == "slow.example leads to an address that is not public"
     assert names
