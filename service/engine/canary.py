@@ -170,7 +170,8 @@ class Canary:
         return self._withdrawn(policy, owner) is not None
 
     def _withdrawn(self, policy: str, owner: str) -> float | None:
-        found = self._compared.get(owner, {}).get(policy)
+        theirs = self._compared.get(owner)
+        found = theirs.get(policy) if theirs is not None else None
         return None if found is None else found.withdrawn
 
     def reset(self) -> list[str]:
