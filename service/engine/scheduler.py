@@ -143,8 +143,9 @@ class Scheduler:
             self._pace = pace if self._pace is None else 0.7 * self._pace + 0.3 * pace
 
     def _most_work(self) -> float:
-        """That a step may do."""
-        owners = {request.params.owner for request in (*self.running, *self.waiting)}
+        """That a step may do. What is read for a request's own draft or blend is read in nobody's name."""
+        asked = (r for r in (*self.running, *self.waiting) if r.reading is None or r.priority is Priority.BACKGROUND)
+        owners = {request.params.owner for request in asked if request.reading is None or not request.parked}
         return math.inf if len(owners) < 2 or self._pace is None else SHARED_STEP_S * self._pace
 
     def follow(self, step: Step) -> Step | None:
