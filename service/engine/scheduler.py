@@ -15,9 +15,9 @@ steps that depends on the lengths of the prompts that run alone.
 
 Owners take turns: of those who wait the one is next whose owner has the fewest running. Where no place, or no page, is
 left for it, the youngest request of the owner who has the most makes room, unless it did so more often already: long
-answers of one owner keep no other waiting, and no two can displace one another for ever. While there are several, a step
-does so much at most as takes a quarter of a second, by the pace of those before: two thousand rows far behind in a long
-prompt are many seconds, which everybody's next token would wait for.
+answers of one owner keep no other waiting, and no two can displace one another for ever. While there are several owners
+a step does as much as takes about a quarter of a second, by the pace of those before: two thousand rows at the end of a
+long prompt are many seconds, which everybody's next token would wait for.
 
 When pages run out the youngest request of the least priority is preempted: its pages go back, its tokens stay, and it
 is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
@@ -44,7 +44,6 @@ from service.engine.finish import Emitted, FinishReason
 from service.engine.request import Priority, Request
 from service.engine.step import Slice, Step
 from sparse_attn.kv.lifetimes import PageLifetimes
-
 
 SHARED_STEP_S = 0.25
 """of a step's prompts, and of its drafts, about, while there are several owners"""
