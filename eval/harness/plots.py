@@ -81,7 +81,8 @@ def _score_against_speed(cells: Sequence[Cell], folder: Path) -> list[Picture]:
         for x, y, length in zip(times, scores, lengths, strict=True):
             axis.annotate(_short(length), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     best = [point for alike in placed.values() for point in front(alike)]
-    axis.scatter(*zip(*best, strict=True), s=110, facecolors="none", edgecolors="black", label="Pareto front")
+    x_best, y_best = zip(*best, strict=True)
+    axis.scatter(x_best, y_best, s=110, facecolors="none", edgecolors="black", label="Pareto front")
     axis.set(
         xlabel="end to end, s (median, mean of the tasks)", ylabel=f"{SHOWN} score, %", xscale="log", ylim=(-5, 105)
     )
