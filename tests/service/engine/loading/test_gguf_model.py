@@ -138,7 +138,7 @@ def test_the_hub_is_not_asked_about_a_large_vocabulary(gguf_file: Write, monkeyp
     monkeypatch.setattr(hub, "hf_api", lambda: pytest.fail("the hub is asked"))
     monkeypatch.setattr(tokenization_utils_tokenizers, "is_offline_mode", lambda: False)
     monkeypatch.setattr(GGUFModel, "config", SimpleNamespace(vocab_size=100_001))
-    tokens = [*map(chr, range(97, 123)), *(f"<|{n}|>" for n in range(99_975))]
+    tokens = [*map(chr, range(97, 123)), "ab", *(f"<|{n}|>" for n in range(99_974))]
     vocabulary = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.scores": None}
     special = dict.fromkeys(f"tokenizer.ggml.{key}_token_id" for key in ("bos", "eos", "unknown"))
     kind = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.token_type": None}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from eval.bench.turns import first_turns
+from eval.bench.drafting.turns import first_turns
 from eval.errors import EvalError
 from eval.tasks.quoting import QuoteMaker, read_folder
 from service.answering.passages import Passage
@@ -35,7 +35,7 @@ GROUPS = {
 WORKLOADS = ("quoting", "spec_bench", "nothing", "questions", *GROUPS)
 CATEGORY = "category:"
 """Before the name of any one category that the file of prompts has: SPEED-Bench's are others than Spec-Bench's."""
-ANSWERED = ("quoting", "questions")  # whose answers end by themselves
+ANSWERED = ("quoting", "questions", *GROUPS)  # whose answers end by themselves
 _SPEC_BENCH = ("rag", "summarization")
 _QUESTIONS, _RANDOM = 3, 6  # prompts tried for each one kept of `quoting` and of `nothing`
 

@@ -25,7 +25,7 @@ from typer import Option
 
 from eval.bench.base import Cells, Figures, NewTokens, Repeats, Result, Row, ThreadedOptions, bench
 from eval.bench.beside_transformers import random_llama
-from eval.bench.drafter_prompts import questions, quoted
+from eval.bench.drafting.prompts import questions, quoted
 from eval.bench.runner import HEADROOM, agreeing, random_ids
 from eval.errors import EvalError
 from eval.figures import command_line, git_sha
