@@ -64,7 +64,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test, and no pool is larger than a test needs: all of it is touched."""
     for name in [name for name in os.environ if name.startswith("FOLIO_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("FOLIO_KV_MEMORY", "64MiB")
+    monkeypatch.setenv("FOLIO_KV_MEMORY", "128MiB")
 
 
 @pytest.fixture(scope="session")
