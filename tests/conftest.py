@@ -1,29 +1,16 @@
 """Fixtures shared by every package's tests."""
 
-import contextlib
 import ctypes
 import gc
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
-from uuid import uuid4
+from typing import Any
 
 import hypothesis
 import pytest
 import structlog
 import torch
-
-from retrieval.parsing.limits import Limits
-from retrieval.parsing.sandbox import Sandbox
-from retrieval.store import database
-from retrieval.store.database import Database
-
-# processes are killed here, machines are not: a disk need not be waited for
-os.fsync = os.fstat  # type: ignore[assignment]
-database.SYNCHRONOUS = "OFF"
 
 if not torch.cuda.is_available():  # Triton reads it when it is first imported, by whichever test comes first
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -83,62 +70,6 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-
-
-class CopiedDatabase(Database):
-    """A new SQLite file is a copy of one at the newest schema: migrations take longer than most tests."""
-
-    template: ClassVar[Path]
-
-    def _migrate(self) -> None:
-        path = Path(self.url.database) if self.is_sqlite and self.url.database else None
-        if path is not None and not path.exists():
-            with contextlib.suppress(OSError):  # that nothing can be written there is told by what comes next
-                own = Path(shutil.copyfile(self.template, path.with_name(f".{uuid4()}")))
-                with contextlib.suppress(FileExistsError):
-                    os.link(own, path)
-                own.unlink()
-        super()._migrate()
-
-
-class KeptSandbox(Sandbox):
-    """Hands its idle process on when it closes: to start one takes longer than most tests."""
-
-    idle: ClassVar[list[subprocess.Popen[bytes]]] = []
-
-    def __init__(self, limits: Limits, workers: int = 1) -> None:
-        super().__init__(limits, workers)
-        if self.idle:
-            self._workers[-1]._process = self.idle.pop()  # the first that is asked
-
-    def close(self) -> None:
-        for worker in [self._free.get() for _ in self._workers]:
-            if worker._process is not None and worker._process.poll() is None:
-                self.idle.append(worker._process)
-                worker._process = None
-            self._free.put(worker)
-        super().close()
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file at the newest schema."""
-    path = tmp_path_factory.mktemp("schema") / "folio.db"
-    Database(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _libraries_open_quickly(empty_database: Path) -> Iterator[None]:
-    CopiedDatabase.template = empty_database
-    with pytest.MonkeyPatch.context() as patched:
-        for module in ("library", "store.shelf"):
-            patched.setattr(f"retrieval.{module}.Database", CopiedDatabase)
-            patched.setattr(f"retrieval.{module}.Sandbox", KeptSandbox)
-        yield
-    for process in KeptSandbox.idle:
-        process.kill()
-        process.wait()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -16,10 +15,6 @@ import numpy as np
 import pytest
 
 from retrieval.library import Library
-from retrieval.store.database import Database
-
-MIGRATED = "migrated"
-"""A database of the server at the newest schema; migrations take longer than most tests."""
 
 # Helpers here are imported by name, also in processes that the tests start.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -76,48 +71,36 @@ def postgres() -> Iterator[str]:
             pytest.skip(f"PostgreSQL does not start here: {error}")
         # Only our processes are killed, never the server: it need not wait for the disk.
         server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
-        server.psql(f"CREATE DATABASE {MIGRATED};")
-        Database(server.get_uri().replace("/postgres?", f"/{MIGRATED}?")).close()
         yield server.get_uri()
         os.kill(server.get_pid(), signal.SIGQUIT)  # "immediate": no checkpoint of what is thrown away
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest) -> Callable[..., str]:
-    """A function from a home to the address of its own database, on each kind of server in turn.
-
-    It is empty, or `like=MIGRATED`.
-    """
-
-    def sqlite(home: Path, like: str = "") -> str:
-        path = home / "folio.db"
-        if like and not path.exists():
-            shutil.copyfile(request.getfixturevalue("empty_database"), path)
-        return f"sqlite:///{path}"
-
+def database_url(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+    """A function from a home to the address of its own empty database, on each kind of server in turn."""
     if request.param == "sqlite":
-        return sqlite
+        return lambda home: f"sqlite:///{home / 'folio.db'}"
     uri = request.getfixturevalue("postgres")
 
-    def create(home: Path, like: str = "template1") -> str:
+    def create(home: Path) -> str:
         import psycopg
 
         name = "t" + hashlib.sha256(str(home).encode()).hexdigest()[:16]
         with psycopg.connect(uri, autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-                connection.execute(f'CREATE DATABASE "{name}" TEMPLATE {like}')
+                connection.execute(f'CREATE DATABASE "{name}"')
         return uri.replace("/postgres?", f"/{name}?")
 
     return create
 
 
 @pytest.fixture
-def open_library(database_url: Callable[..., str], embedder: WordEmbedder) -> Callable[..., Library]:
+def open_library(database_url: Callable[[Path], str], embedder: WordEmbedder) -> Callable[..., Library]:
     """``Library.open`` on the database of the home that is given."""
 
     def open_(home: Path, embedder: WordEmbedder = embedder) -> Library:
         home.mkdir(parents=True, exist_ok=True)
-        return Library.open(home, database_url(home, like=MIGRATED), embedder=embedder)
+        return Library.open(home, database_url(home), embedder=embedder)
 
     return open_
 

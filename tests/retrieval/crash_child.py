@@ -17,11 +17,7 @@ from conftest import WordEmbedder
 
 from retrieval.common import failpoints
 from retrieval.library import Library
-from retrieval.store import database
 from retrieval.types import Upload
-
-os.fsync = os.fstat  # type: ignore[assignment]  # as in tests/conftest.py: it is processes that are killed
-database.SYNCHRONOUS = "OFF"
 
 
 def content(name: str, seed: int) -> str:

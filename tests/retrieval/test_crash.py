@@ -16,7 +16,7 @@ from pathlib import Path
 import crash_child
 import numpy as np
 import pytest
-from conftest import MIGRATED, WordEmbedder
+from conftest import WordEmbedder
 
 import retrieval
 from retrieval.common.failpoints import EXIT_CODE
@@ -59,10 +59,10 @@ def processes():
 
 
 @pytest.fixture
-def place(tmp_path: Path, database_url: Callable[..., str]) -> tuple[Path, str, Path]:
+def place(tmp_path: Path, database_url: Callable[[Path], str]) -> tuple[Path, str, Path]:
     home = tmp_path / "home"
     home.mkdir()
-    return home, database_url(home, like=MIGRATED), tmp_path / "log"
+    return home, database_url(home), tmp_path / "log"
 
 
 def recover(home: Path, url: str, log: Path) -> None:
