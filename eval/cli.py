@@ -113,6 +113,24 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval ru
 
 
 @app.command()
+def instructions(
+    data: Annotated[Path, typer.Argument(help="Questions and their paragraphs, in SQuAD's format.")],
+    output: Annotated[Path, typer.Option(help="File of prompts, .jsonl, for `folio train --data`.")],
+    german: Annotated[Path | None, typer.Option(help="The same in German, to be translated.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 560,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+) -> None:
+    """Write prompts of many kinds, whose answers by a model teach its drafter."""
+    from eval.figures import write_atomically
+    from eval.qa.dataset import load
+    from eval.tasks.instructions import instructions as make
+
+    made = make(count, seed, load(data), load(german) if german else None)
+    write_atomically(output, "".join(json.dumps({"prompt": one}, ensure_ascii=False) + "\n" for one in made))
+    typer.echo(f"{len(made)} prompts in {output}", err=True)
+
+
+@app.command()
 def support(
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

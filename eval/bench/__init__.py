@@ -1,1 +1,1 @@
-"""Benchmarks: one file each, `folio bench NAME`."""
+"""Benchmarks: a room for what is measured, one file a benchmark, `folio bench NAME`."""

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from eval.bench.bare import carry, hidden
 from eval.bench.base import BenchOptions, Figures, Result, bench
+from eval.bench.gpu.bare import carry, hidden
 from eval.errors import EvalError
 from eval.figures import ROOT
 from eval.options import Separated
 
 if TYPE_CHECKING:
-    from eval.bench.gpu_kernels import Bench
+    from eval.bench.gpu.kernels import Bench
 
 KERNEL_TESTS = tuple(
     f"tests/sparse_attn/kernels/triton/test_{name}.py"
@@ -102,7 +102,7 @@ class Check:
         return {"processes": len(self.compiling), "failed": len(failed), "waited_s": time.monotonic() - began}
 
     def correct(self) -> list[dict[str, Any]]:
-        from eval.bench.gpu_correct import check
+        from eval.bench.gpu.correct import check
 
         return check(self.bench, scale=1 if not self.small else 1024)
 
@@ -112,7 +112,7 @@ class Check:
         return self.bench.sparse_prefill([128], "xattention:gate=0,block=32,stride=8,sink=16,local=32,p=0.5", chunk=32)
 
     def decode_steps(self) -> list[dict[str, Any]]:
-        from eval.bench.gpu_engine import TINY, decode_steps, random_model
+        from eval.bench.gpu.engine import TINY, decode_steps, random_model
 
         changes = TINY if self.small else {}
         loaded = random_model("Llama-3.1-8B", self.bench.device, self.bench.dtype, **changes)
@@ -124,7 +124,7 @@ class Check:
         return rows
 
     def first_token(self) -> list[dict[str, Any]]:
-        from eval.bench.gpu_engine import TINY, Ceilings, measure, random_model
+        from eval.bench.gpu.engine import TINY, Ceilings, measure, random_model
 
         ceilings = Ceilings(self.bench.copy_bytes_per_s, self.bench.flops_per_s)
         rows: list[dict[str, Any]] = []
@@ -137,28 +137,28 @@ class Check:
         return rows
 
     def invariant(self) -> dict[str, Any]:
-        from eval.bench import gpu_invariant
+        from eval.bench.gpu import invariant
 
         return {
-            "products": gpu_invariant.products(self.bench, *((ROWS, 1) if not self.small else ([1, 65], 64))),
-            "attention": gpu_invariant.attention(self.bench, self.sizes(FAR[:2]), 2048 if not self.small else 20),
+            "products": invariant.products(self.bench, *((ROWS, 1) if not self.small else ([1, 65], 64))),
+            "attention": invariant.attention(self.bench, self.sizes(FAR[:2]), 2048 if not self.small else 20),
         }
 
     def overlap(self) -> list[dict[str, Any]]:
-        from eval.bench.gpu_engine import TINY, overlap, random_model
+        from eval.bench.gpu.engine import TINY, overlap, random_model
 
         loaded = random_model("Qwen3-0.6B", self.bench.device, self.bench.dtype, **(TINY if self.small else {}))
         return overlap(loaded, *((16, 1024, 256) if not self.small else (2, 24, 6)))
 
     def batching(self) -> dict[str, Any]:
         """Prompts of different lengths at once, beside transformers' continuous batching on the same weights."""
-        from eval.bench.gpu_engine import TINY, batching, random_model
+        from eval.bench.gpu.engine import TINY, batching, random_model
 
         loaded = random_model("Qwen3-0.6B", self.bench.device, self.bench.dtype, **(TINY if self.small else {}))
         return batching(loaded, *((16, 1024, 128) if not self.small else (2, 24, 4)))
 
     def same_tokens(self) -> list[dict[str, Any]]:
-        from eval.bench.gpu_engine import divergences
+        from eval.bench.gpu.engine import divergences
 
         new_tokens = 256 if not self.small else 8
         rows = divergences(self.bench.device, self.bench.dtype, new_tokens)
@@ -197,7 +197,7 @@ def run(options: Options) -> Figures:
 def _prepare(options: Options, on_gpu: bool, figures: Figures) -> Check:
     import torch
 
-    from eval.bench.gpu_kernels import Bench, Shape
+    from eval.bench.gpu.kernels import Bench, Shape
 
     shape, device, dtype = Shape(), torch.device("cuda"), torch.bfloat16
     if not on_gpu:
@@ -258,7 +258,7 @@ def _kernels_of_a_gpu() -> Iterator[None]:
 
 def launches_of_a_layer() -> dict[str, int]:
     """What a decode step launches a layer, by kernel."""
-    from eval.bench.launches import layer_launches
+    from eval.bench.gpu.launches import layer_launches
 
     found = layer_launches()
     return {**found, "in all": sum(found.values())}
@@ -279,7 +279,7 @@ def _versions() -> dict[str, str]:
 def _start_compiling() -> list[subprocess.Popen[bytes]]:
     """Every kernel as production launches it, shared out over the cores, into Triton's cache."""
     count = len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "eval.bench.hopper", "--all", "--share"]
+    command = [sys.executable, "-m", "eval.bench.gpu.hopper", "--all", "--share"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return [subprocess.Popen([*command, f"{n}/{count}"], cwd=ROOT, **quiet) for n in range(count)]  # type: ignore[call-overload]
 

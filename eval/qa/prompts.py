@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from eval.bench.knowledge_base import cache_folder
+from eval.bench.retrieval.knowledge_base import cache_folder
 from eval.errors import EvalError
 from eval.figures import RESULTS, command_line, save_result
 from eval.qa.corpus import Corpus

@@ -68,11 +68,16 @@ class Rotation:
         if not distance:
             return keys
         angles = (self.frequencies * distance).to(keys.device)
-        cos, sin = (part.float()[:, None, None] for part in (angles.cos(), angles.sin()))
-        one, other = keys[..., self.first].float(), keys[..., self.second].float()
-        turned = keys.clone()
-        turned[..., self.first] = (one * cos - other * sin).to(keys.dtype)
-        turned[..., self.second] = (other * cos + one * sin).to(keys.dtype)
+        cos, sin = angles.cos().float(), angles.sin().float()
+        turned = torch.empty_like(keys)
+        for layer, of_layer in enumerate(keys):  # one at a time, which stays in a processor's cache
+            own = of_layer.to(torch.float32, copy=True)
+            one, other = own[..., self.first], own[..., self.second]
+            own[..., self.first], own[..., self.second] = (
+                one * cos[layer] - other * sin[layer],
+                other * cos[layer] + one * sin[layer],
+            )
+            turned[layer] = own
         return turned
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from eval.bench import accuracy
-from eval.bench.accuracy import PLANTED, TASKS, Options, make_example, run, summarise
+from eval.bench.attention import accuracy
+from eval.bench.attention.accuracy import PLANTED, TASKS, Options, make_example, run, summarise
 from eval.errors import EvalError
 from eval.reader.data import Maker
 

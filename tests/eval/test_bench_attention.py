@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from eval.bench import attention
-from eval.bench.paged_candidates import NumbaDecode
+from eval.bench.attention import attention
+from eval.bench.attention.paged_candidates import NumbaDecode
 from sparse_attn.kernels import dense
 
 

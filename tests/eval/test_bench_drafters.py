@@ -10,9 +10,9 @@ import pytest
 from drafters.heads.folder import HEADS, save_head
 from drafters.models.pacing import Pace
 from drafters.training.distill import DISTILLATION
-from eval.bench.drafter_prompts import make_prompts, quoted
-from eval.bench.drafter_timing import perturbed_gap
-from eval.bench.drafters import Options, beside, measure, run
+from eval.bench.drafting.drafters import Options, beside, measure, run
+from eval.bench.drafting.prompts import make_prompts, quoted
+from eval.bench.drafting.timing import perturbed_gap
 from eval.errors import EvalError
 from service.engine.async_engine import AsyncEngine
 from service.engine.drafting.target import TargetView
@@ -49,7 +49,7 @@ def engine(checkpoint):
 
 
 def test_cells_hold_every_drafter_to_plain_decoding(checkpoint, monkeypatch):
-    monkeypatch.setattr("eval.bench.drafters._CLOSE", 0.0)  # all are nearly as fast as the fastest
+    monkeypatch.setattr("eval.bench.drafting.drafters._CLOSE", 0.0)  # all are nearly as fast as the fastest
     figures = measured(checkpoint, rounds=1)
     assert len(figures["cells"]) == 2 * 2 * 3
     for cell in figures["cells"]:
@@ -165,8 +165,8 @@ def test_quoting_is_one_passage_word_for_word():
 def test_workloads_keep_the_prompts_that_suit_them(engine, monkeypatch, tmp_path):
     """Of answers made to measure, `quoting` and `nothing` keep opposite ones, in their order."""
     prompts = [[*range(3, 40), n] for n in range(6)]
-    monkeypatch.setattr("eval.bench.drafter_prompts._questions", lambda engine, context, count, text: prompts)
-    monkeypatch.setattr("eval.bench.drafter_prompts._random", lambda engine, context, count: prompts)
+    monkeypatch.setattr("eval.bench.drafting.prompts._questions", lambda engine, context, count, text: prompts)
+    monkeypatch.setattr("eval.bench.drafting.prompts._random", lambda engine, context, count: prompts)
     answers = {n: [5, 6, 7, 8] if n % 2 else [60, 62, 61, 63] for n in range(6)}
 
     def generate(asked, params):

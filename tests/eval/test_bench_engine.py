@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench import accuracy, batch, decode, kv_memory, prefill
+from eval.bench.attention import accuracy, decode, kv_memory, prefill
 from eval.bench.runner import Timing, agreeing, ask, build, plain, random_ids, text_ids
+from eval.bench.serving import batch
 from eval.errors import EvalError
 from service.engine.loading.checkpoint import LoadedModel, load_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench import bm25, knn, knowledge_base
+from eval.bench.retrieval import bm25, knn, knowledge_base
 from eval.errors import EvalError
 
 WORDS = ["the", "bridge", "mill", "ford", "gate", "river", "stone", "oak", "valley", "parish", "keeper", "arch"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.bench import linear, precision
+from eval.bench.weights import linear, precision
 from eval.errors import EvalError
 from sparse_attn.kernels import select_kernels
 

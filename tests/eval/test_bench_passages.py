@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from eval.bench import knowledge_base, passages, rapid
-from eval.bench.passages import Asked, Way
+from eval.bench.attention import passages
+from eval.bench.attention.passages import Asked, Way
+from eval.bench.drafting import rapid
+from eval.bench.retrieval import knowledge_base
 from eval.errors import EvalError
 from service.engine.kv.passage_store import PassageStore
 from service.errors import InvalidRequest

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.bench import knowledge_base
-from eval.bench.ralm import Record, Row, items_of, read_questions, ways, worth
+from eval.bench.retrieval import knowledge_base
+from eval.bench.retrieval.ralm import Record, Row, items_of, read_questions, ways, worth
 from eval.errors import EvalError
 from eval.qa.dataset import Dataset, Item
 

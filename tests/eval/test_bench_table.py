@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench.table import Options, run
+from eval.bench.serving.table import Options, run
 from eval.errors import EvalError
 
 PLACES = ("Avon", "Bude", "Cork", "Deal")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.bench.crossovers import Options, make_table, run, write_table
+from eval.bench.attention.crossovers import Options, make_table, run, write_table
 from eval.errors import EvalError
 from service.engine.options import parse_policy
 from sparse_attn.plan.policies import Auto

@@ -11,10 +11,11 @@ pytest.importorskip("triton")
 
 from sparse_attn.kernels.triton.launch import INTERPRETED  # isort: skip
 
-from eval.bench import gpu_check, gpu_correct, gpu_invariant
-from eval.bench.bare import CARRIED, carry, hidden
-from eval.bench.gpu_engine import SHAPES, TINY, Ceilings, batching, measure, overlap, random_model
-from eval.bench.gpu_kernels import Bench, Shape
+from eval.bench import gpu_check
+from eval.bench.gpu import correct, invariant
+from eval.bench.gpu.bare import CARRIED, carry, hidden
+from eval.bench.gpu.engine import SHAPES, TINY, Ceilings, batching, measure, overlap, random_model
+from eval.bench.gpu.kernels import Bench, Shape
 from eval.errors import EvalError
 
 
@@ -36,9 +37,9 @@ def test_decode_rows_say_fraction_of_bandwidth(bench):
 
 
 def test_every_case_is_right_and_a_wrong_one_is_seen(bench, monkeypatch):
-    few = [case for case in gpu_correct.cases(1024) if "tree of" in case.name or "chunk behind" in case.name]
-    monkeypatch.setattr(gpu_correct, "cases", lambda scale: few)
-    rows = gpu_correct.check(bench, 1024)
+    few = [case for case in correct.cases(1024) if "tree of" in case.name or "chunk behind" in case.name]
+    monkeypatch.setattr(correct, "cases", lambda scale: few)
+    rows = correct.check(bench, 1024)
     assert len(rows) == 4
     assert all(row["right"] for row in rows)
     assert gpu_check.verdict({"correct": rows})
@@ -93,11 +94,11 @@ def test_prefill_rows_have_index_kernel_and_density_apart(bench):
 
 
 def test_invariance_is_timed_and_its_bits_are_compared(bench):
-    products = gpu_invariant.products(bench, [1, 65], 64)
-    attention = gpu_invariant.attention(bench, [64], 20)
+    products = invariant.products(bench, [1, 65], 64)
+    attention = invariant.attention(bench, [64], 20)
     assert all(row["same_bits"] for row in products + attention)
     assert len(attention) == 2
-    assert {row["layer"] for row in products} == set(gpu_invariant.WEIGHTS)
+    assert {row["layer"] for row in products} == set(invariant.WEIGHTS)
     assert gpu_check.verdict({"invariant": {"products": products}})
     products[0]["same_bits"] = False
     assert not gpu_check.verdict({"invariant": {"products": products}})

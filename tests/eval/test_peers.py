@@ -8,10 +8,10 @@ import textwrap
 import numpy as np
 import pytest
 
-from eval.bench import peers
-from eval.bench.peers import Options
-from eval.bench.peers import run as run_bench
 from eval.bench.runner import random_ids
+from eval.bench.weights import peers
+from eval.bench.weights.peers import Options
+from eval.bench.weights.peers import run as run_bench
 from eval.errors import EvalError
 from eval.peers import client, setup
 from eval.peers.client import GGUF_PEERS, PEERS, Loading, Peer, Timing, Worker

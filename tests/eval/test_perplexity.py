@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.bench.perplexity import Options, largest, row, run
+from eval.bench.attention.perplexity import Options, largest, row, run
 from eval.errors import EvalError
 from eval.losses import Losses, cut, rise
 from service.reader import MODEL_DIR
@@ -49,7 +49,7 @@ def test_lambda_is_doubled_until_it_costs_too_much(monkeypatch: pytest.MonkeyPat
     def loses(engine: object, windows: object, scored: int, policy: str) -> Losses:
         return Losses([1 + 0.001 * float(policy.partition("lambda=")[2])] * 2, 0.5)
 
-    monkeypatch.setattr("eval.bench.perplexity.read", loses)
+    monkeypatch.setattr("eval.bench.attention.perplexity.read", loses)
     dense = Losses([1.0, 1.0], 1.0)
     found = largest(None, [], Options(most=0.003), dense)  # type: ignore[arg-type]
     assert next(iter(found)) == "skip:lambda=0.015625"

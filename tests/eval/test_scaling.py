@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.bench.scaling import predictions
+from eval.bench.serving.scaling import predictions
 from eval.scaling.cost import H200, LLAMA_8B, Machine, Shape, Work, decode, prefill, retrieval
 from eval.scaling.fit import Measurement, committed, fit, summary
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench.turns import PLACEHOLDER, first_turns
+from eval.bench.drafting.turns import PLACEHOLDER, first_turns
 from eval.errors import EvalError
 
 

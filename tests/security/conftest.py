@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eval.bench.hostile import House, house
-from eval.bench.hostile_attacks import ATTACKS
+from eval.bench.serving.attacks import ATTACKS
+from eval.bench.serving.hostile import House, house
 
 HEALTH_S, LATE_S, MEMORY_GB = 3.0, 8.0, 1.1
 """Beside other tests on two processors; `folio bench hostile` holds the stricter limits on a quiet machine."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from eval.bench.hostile import House
+from eval.bench.serving.hostile import House
 
 
 def test_a_file_holds_up_its_owner_alone(attack: Any, harmless: Callable[[Any], str]) -> None:

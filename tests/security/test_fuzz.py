@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench.hostile import House
-from eval.bench.hostile_attacks import Attack, Target
+from eval.bench.serving.attacks import Attack, Target
+from eval.bench.serving.hostile import House
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))  # make_files
 

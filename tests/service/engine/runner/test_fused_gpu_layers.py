@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from drafters.tree import DraftTree
-from eval.bench.launches import layer_launches
+from eval.bench.gpu.launches import layer_launches
 from service.engine.params import SamplingParams
 from service.engine.request import Request
 from service.engine.runner import fused_gpu_layers

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # minutes with an empty cache of Triton's
 def compile_kernels(*arguments: str) -> list[dict[str, Any]]:
     """In a process of its own: this one has Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-m", "eval.bench.hopper", *arguments]
+    command = [sys.executable, "-m", "eval.bench.gpu.hopper", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -23,8 +23,8 @@ import typer
 from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Row, bench
-from eval.bench.hostile_attacks import ATTACKS, Attack, Target
-from eval.bench.serve import Server, serving
+from eval.bench.serving.attacks import ATTACKS, Attack, Target
+from eval.bench.serving.serve import Server, serving
 from service.accounts.keys import KeyStore
 from service.libraries import open_library
 from service.settings import load_settings

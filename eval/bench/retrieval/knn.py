@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import numpy as np
 from typer import Option
 
-from eval.bench import knowledge_base
 from eval.bench.base import BenchOptions, Cells, Figures, NewTokens, Row, Texts, bench
+from eval.bench.retrieval import knowledge_base
 from eval.bench.timer import ratio, timed
 from eval.errors import EvalError
 from retrieval.iterative.strides import Experiences

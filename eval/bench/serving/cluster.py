@@ -27,7 +27,7 @@ from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Model, Seed, bench
 from eval.bench.runner import random_ids
-from eval.bench.serve import Endpoint, closed_loop, summarise
+from eval.bench.serving.serve import Endpoint, closed_loop, summarise
 from eval.errors import EvalError
 from service.cluster import deployment
 from service.cluster.options import ClusterOptions

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 from typer import Option
 
-from eval.bench import reader_attention
+from eval.bench.attention import reader_attention
+from eval.bench.attention.paged_candidates import FlexDecode, NumbaDecode
+from eval.bench.attention.reader_attention import CHUNK
 from eval.bench.base import Figures, Policies, ThreadedOptions, Threads, bench
-from eval.bench.paged_candidates import FlexDecode, NumbaDecode
-from eval.bench.reader_attention import CHUNK
 from eval.bench.timer import Marks, time_in_turn
 from sparse_attn.blocks import BlockIndex, query_blocks
 from sparse_attn.kernels import dense, select_kernels

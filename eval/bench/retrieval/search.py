@@ -22,7 +22,7 @@ import numpy as np
 from typer import Argument, Option
 
 from eval.bench.base import BenchOptions, Figures, Rounds, bench
-from eval.bench.serve import serving
+from eval.bench.serving.serve import serving
 from eval.bench.timer import seconds
 from retrieval.embedding.embedder import SentenceEmbedder
 from retrieval.library import Library

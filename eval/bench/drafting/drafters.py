@@ -39,9 +39,9 @@ from drafters.training.distill import DISTILLATION
 from drafters.training.run import FIGURES as TRAINING
 from eval.bench import beside_transformers
 from eval.bench.base import BenchOptions, Cells, Figures, Model, Result, Row, bench
-from eval.bench.drafter_forwards import tree_forwards
-from eval.bench.drafter_prompts import ANSWERED, CATEGORY, GROUPS, WORKLOADS, make_prompts
-from eval.bench.drafter_timing import PLAIN, Timing, divergences, timed
+from eval.bench.drafting.forwards import tree_forwards
+from eval.bench.drafting.prompts import ANSWERED, CATEGORY, GROUPS, WORKLOADS, make_prompts
+from eval.bench.drafting.timing import PLAIN, Timing, divergences, timed
 from eval.bench.timer import Times, in_turn, ratio
 from eval.errors import EvalError
 from eval.figures import command_line, git_sha

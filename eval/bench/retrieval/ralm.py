@@ -26,7 +26,7 @@ from typer import Option
 
 from eval.bench.base import BenchOptions, Figures, Result, Texts, bench
 from eval.bench.beside_transformers import random_llama
-from eval.bench.knowledge_base import KnowledgeBase, cache_folder, embed, knowledge_base
+from eval.bench.retrieval.knowledge_base import KnowledgeBase, cache_folder, embed, knowledge_base
 from eval.bench.runner import build
 from eval.errors import EvalError
 from eval.qa import dataset, scoring

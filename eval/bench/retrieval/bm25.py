@@ -17,8 +17,8 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 from typer import Option
 
-from eval.bench import knowledge_base
 from eval.bench.base import BenchOptions, Figures, Texts, bench
+from eval.bench.retrieval import knowledge_base
 from eval.bench.timer import Times, timed
 from eval.errors import EvalError
 from retrieval.analysis.terms import terms

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from eval.bench.gpu_kernels import Bench, Shape
+from eval.bench.gpu.kernels import Bench, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def _row(name: str, error: float, most: float = 0.0) -> dict[str, Any]:
 def _run_case(bench: Bench, case: Case) -> float:
     import torch
 
-    from eval.bench.gpu_kernels import in_int8
+    from eval.bench.gpu.kernels import in_int8
     from sparse_attn.kernels.triton import in_pages as by_load
     from sparse_attn.kernels.triton import invariant
 

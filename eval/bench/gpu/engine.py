@@ -135,7 +135,7 @@ def decode_steps(loaded: LoadedModel, length: int, batch: int, bytes_per_s: floa
     """
     import torch
 
-    from eval.bench.gpu_kernels import MOST_BYTES
+    from eval.bench.gpu.kernels import MOST_BYTES
     from service.engine.params import SamplingParams
     from service.engine.request import Request
     from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner, run_eagerly

@@ -38,7 +38,7 @@ from eval.bench.base import (
     Threads,
     bench,
 )
-from eval.bench.knowledge_base import default_folders, files, prose
+from eval.bench.retrieval.knowledge_base import default_folders, files, prose
 from eval.bench.runner import agreeing
 from eval.errors import EvalError
 from eval.options import Separated

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval.bench.gpu_kernels import Bench
+    from eval.bench.gpu.kernels import Bench
 
 WEIGHTS = {"q_proj": (4096, 4096), "gate_proj": (14336, 4096), "down_proj": (4096, 14336), "lm_head": (128256, 4096)}
 """Of Llama-3.1-8B: columns and depth."""

@@ -1,0 +1,1 @@
+"""Drafters beside plain decoding."""

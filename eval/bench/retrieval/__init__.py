@@ -1,0 +1,1 @@
+"""Indexes, ingesting, and retrieval in rounds."""

@@ -1,0 +1,1 @@
+"""A service under load and under attack, several of them, and what they answer with: tables, tools, batches."""

@@ -1,0 +1,1 @@
+"""Weights by kind: linear layers, precisions, and peers on the same file."""
