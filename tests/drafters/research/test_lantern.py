@@ -72,11 +72,11 @@ def test_the_draws_are_those_that_output_says():
     expected, accepted = output(p, q, near, 0.2)
     random = torch.Generator().manual_seed(0)
     seen = torch.zeros(8, dtype=torch.float64)
-    for guess in torch.multinomial(q, 20_000, replacement=True, generator=random).tolist():
+    for guess in torch.multinomial(q, 4000, replacement=True, generator=random).tolist():
         how = lantern(p, q, guess, near, 0.2)
         kept = float(torch.rand((), generator=random)) < how.accept[0]
         seen[guess if kept else int(torch.multinomial(how.residual, 1, generator=random))] += 1
-    assert apart(seen / seen.sum(), expected) < 0.02
+    assert apart(seen / seen.sum(), expected) < 0.04
     assert apart(expected, p) > 0.05  # lossy
     assert accepted > 1 - apart(p, q) + 0.05
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from drafters.errors import DrafterError
+from drafters.machine_profile import MachineProfile
 from drafters.training.tidar import DRAFTER, Recipe, agreement, made, save, train
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
@@ -36,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_commits_more_tokens_a_step_and_the_same_ones(folder: Path) -> None:
+@pytest.mark.slow
+def test_it_commits_more_tokens_a_step_and_the_same_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MachineProfile, "ready", False)  # else times decide how much is guessed
     config = EngineConfig(page_size=16, step_tokens=64, kv_memory=8 << 20, draft_model=str(folder / DRAFTER))
     engine = Engine(load_model(str(folder)), config)
     prompts = [TEXT[first : first + 30].tolist() for first in (0, 7)]

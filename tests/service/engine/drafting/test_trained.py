@@ -10,6 +10,7 @@ import torch
 
 from drafters.heads.folder import HEADS, load_head, save_head
 from drafters.heads.head import LAST
+from drafters.machine_profile import MachineProfile
 from drafters.models.riding import Riders
 from drafters.training.plain import PlainTarget
 from service.engine.async_engine import AsyncEngine
@@ -131,6 +132,7 @@ def test_prompt_tokens_are_run_as_they_were_trained(name: str, tmp_path: Path, m
         seen.append((state.tokens[:-1], riders.shallow((), (), 0)))
 
     monkeypatch.setattr(Riders, "observe", kept)
+    monkeypatch.setattr(MachineProfile, "ready", False)  # else times decide how many ride
     params = SamplingParams(max_tokens=12, drafter=ALONE, ignore_eos=True)
     found = generate(engine_with(folder), [prompt(0), prompt(1)], params)
     assert sum(r.stats["drafting"]["by_source"][name]["drafted"] for r in found) > 20
