@@ -129,7 +129,8 @@ def test_prompt_tokens_are_run_as_they_were_trained(name: str, tmp_path: Path, m
 
     def kept(riders: Riders, state: Any, tree: Any, verdict: Any) -> None:
         observe(riders, state, tree, verdict)
-        seen.append((state.tokens[:-1], riders.shallow((), (), 0)))
+        if len(verdict.tokens) > len(verdict.path):  # the last step may be cut short
+            seen.append((state.tokens[:-1], riders.shallow((), (), 0)))
 
     monkeypatch.setattr(Riders, "observe", kept)
     monkeypatch.setattr(MachineProfile, "ready", False)  # else times decide how many ride
