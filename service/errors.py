@@ -272,6 +272,14 @@ def translate(error: BaseException) -> FolioError | None:
     return None
 
 
+def outward(error: BaseException) -> FolioError | None:
+    """`translate` for whoever asks from elsewhere: where the database lies, and what ails it, is the operator's."""
+    known = translate(error)
+    if isinstance(known, StoreUnavailable):
+        return StoreUnavailable("The documents cannot be reached at this moment.", hint="Try again; the log says why.")
+    return known
+
+
 def _sentence(message: str) -> str:
     message = message.strip()
     return f"{message[:1].upper()}{message[1:]}{'' if message.endswith(('.', '!', '?')) else '.'}"

@@ -32,6 +32,13 @@ class Owned:
         """Raises NotFound: it is another owner's, deleted, or never was."""
         with database.read() as connection:
             found = connection.execute(self.query.where(*self.mine(owner, number))).one_or_none()
+        return self._known(found, number)
+
+    def check(self, connection: sa.Connection, owner: str, number: str) -> None:
+        """The same within a transaction."""
+        self._known(connection.execute(sa.select(self.table.c.id).where(*self.mine(owner, number))).first(), number)
+
+    def _known(self, found: sa.Row[Any] | None, number: str) -> sa.Row[Any]:
         if found is None:
             raise NotFound(f"There is no {self.kind} {number[:64]!r}.")
         return found

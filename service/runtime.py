@@ -83,7 +83,8 @@ class Runtime:
         """What a service does about a device that only a new process can use again."""
         self.encoding = Turns()
         self.viewing = Turns(VIEWERS)
-        """Of owners whose texts are encoded, or whose pages are drawn."""
+        self.exporting = Turns()
+        """Of owners whose texts are encoded, whose pages are drawn, or whose tables and conversations become files."""
         self.ended = asyncio.Event()
         """Set when loading has ended, well or not."""
         self._library = library

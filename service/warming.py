@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 WAITING = 1000
-"""documents that wait to be read; more are left to `folio docs warm`"""
+"""documents of one owner that wait to be read; more are left to `folio docs warm`"""
 LOOK_S = 0.5
 """between looks at who waits"""
 
@@ -65,13 +65,18 @@ class PassageWarmer:
         self._layout = layout
         self._most_bytes = most_bytes
         self._due: deque[_Due] = deque()
+        self._turns: dict[str, int] = {}
+        """By owner, the number of his last turn."""
+        self._lock = threading.Lock()
         self._stop = threading.Event()
 
     def take(self, job: str, owner: str, document: str) -> None:
         """A job has committed a document. Called by any thread; returns at once."""
-        if len(self._due) < WAITING:
-            self._due.append(_Due(job, owner, document))
-        else:
+        with self._lock:
+            room = sum(one.owner == owner for one in self._due) < WAITING
+            if room:
+                self._due.append(_Due(job, owner, document))
+        if not room:
             log.warning("too many documents wait for their passages to be read", document=document)
 
     async def serve(self) -> None:
@@ -89,17 +94,32 @@ class PassageWarmer:
         self._stop.set()
 
     def warm_next(self) -> None:
-        """Read the passages of the document that waits longest. What fails is logged: the document needs it not."""
-        due = self._due.popleft()
+        """Read the passages of the document that waits longest, of the owner whose turn was the longest ago.
+
+        What fails is logged: the document needs it not. Error: IndexError, where none waits.
+        """
+        due = self._next()
         try:
             chunks = self._library.chunks(due.document, due.owner)
             prompts = passage_prompts(self._layout, chunks)
             with in_the_name_of(due.owner):
-                self._engine.warm_passages(due.document, prompts, lambda: self._goes_on(due))
+                written = self._engine.warm_passages(due.document, prompts, lambda: self._goes_on(due))
+            if not self._library.existing([due.document]):  # deleted while the last file was written
+                for path in written:
+                    path.unlink(missing_ok=True)
         except NotFound:
             return  # deleted meanwhile
         except (FolioError, RetrievalError, OSError) as error:
             log.warning("passages are not read ahead", document=due.document, cause=str(error))
+
+    def _next(self) -> _Due:
+        with self._lock:
+            if not self._due:
+                raise IndexError("no document waits")
+            due = min(self._due, key=lambda one: self._turns.get(one.owner, 0))  # the first of equals
+            self._due.remove(due)
+            self._turns[due.owner] = max(self._turns.values(), default=0) + 1
+            return due
 
     def _goes_on(self, due: _Due) -> bool:
         """Whether the document is still wanted, and there is room for more of its passages."""

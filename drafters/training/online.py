@@ -25,7 +25,7 @@ from drafters.training.trainer import distilled
 _LESSON = 256  # tokens of an answer
 _LESSONS = 8
 _STEPS = 8  # of an update
-_MOST_S = 2.0  # seconds of an update
+_MOST_S = 1.0  # seconds of an update, in which nobody is answered
 _LEAST = 0.1  # how much a token counts that was guessed, beside one that was not
 _RATE = 1e-2  # of a weight's own size, a step
 

@@ -165,12 +165,12 @@ class JobQueue:
         self._turns[row.owner] = time.monotonic()
         try:
             self._run(row, me)
-        except StoreBusy as error:  # somebody else is writing: not this job's fault
+        except StoreBusy:  # somebody else is writing: not this job's fault
             with self._database.write() as connection:
-                store.requeue(connection, row.id, BUSY_RETRY_S, row.attempts - 1, str(error))
+                store.requeue(connection, row.id, BUSY_RETRY_S, row.attempts - 1, "others write to the library")
         except Exception as error:
             log.exception("job failed", job=row.id)
-            self._give_back(row, f"{type(error).__name__}: {error}")
+            self._give_back(row, _told(error))
         return True
 
     def _work(self) -> None:
@@ -306,6 +306,12 @@ class JobQueue:
     def _drop_uploads(self, job: str) -> None:
         for name in list(self._blobs.names(f"uploads/{job}")):
             self._blobs.remove(name)
+
+
+def _told(error: Exception) -> str:
+    """What the owner of a job is told of a failure: of one that nobody foresaw, or of the store, not where it lies."""
+    own = isinstance(error, errors.RetrievalError) and not isinstance(error, errors.StoreUnavailable | StoreBusy)
+    return str(error) if own else "something went wrong here; the log says what"
 
 
 class _Heartbeat:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +16,17 @@ PageProgress = Callable[[int, int], None]
 
 PARTIAL_ABOVE = 0.1
 """share of the pages (or parts) not read above which a document counts as partially read"""
+
+
+MOST_NOTES, NOTE_CHARS = 100, 300
+"""of one document, which a listing shows a hundred of"""
+
+
+def shown_notes(notes: Sequence[str]) -> list[str]:
+    """As many as are kept, none longer than a sentence should be: names of parts in them are the file's own."""
+    kept = [note if len(note) <= NOTE_CHARS else f"{note[: NOTE_CHARS - 1]}…" for note in notes[:MOST_NOTES]]
+    more = len(notes) - len(kept)
+    return [*kept, f"{more} more notes are left out"] if more else kept
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class ParsedDocument:
         pages: cover the text in order, without overlap.
         notes: sentences about what was not read, or read with doubt, page by page or part by part.
         places: in order of their starts, without overlap; they need not cover the text.
-        tables: in order, without overlap.
-        headings: in order, without overlap.
+        tables: in order, without overlap; for chunking alone.
+        headings: likewise.
         unread_share: pages (or parts) that were not read ÷ all of them, from 0 to 1.
     """
 
@@ -60,8 +71,8 @@ class ParsedDocument:
     media_type: str
     notes: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    headings: list[Heading] = field(default_factory=list, kw_only=True)
+    tables: Sequence[Table] = field(default_factory=list)
+    headings: Sequence[Heading] = field(default_factory=list, kw_only=True)
     unread_share: float = 0.0
 
     @property
@@ -69,9 +80,9 @@ class ParsedDocument:
         return self.unread_share > PARTIAL_ABOVE
 
 
-def page_at(pages: list[Page], offset: int) -> int:
+def page_at(pages: Sequence[Page], offset: int) -> int:
     """The number of the page on which the character at ``offset`` lies (a separator belongs to the page before)."""
-    index = bisect.bisect_right([page.start for page in pages], offset) - 1
+    index = bisect.bisect_right(pages, offset, key=lambda page: page.start) - 1
     return pages[max(index, 0)].number
 
 

@@ -33,7 +33,7 @@ from retrieval.parsing import check_size
 from retrieval.parsing.chunking import Chunk, ChunkingOptions
 from retrieval.parsing.document import Heading, PageProgress, ParsedDocument, Table
 from retrieval.parsing.limits import Limits
-from retrieval.parsing.slices import joined, sliced
+from retrieval.parsing.slices import Unread, joined, sliced
 from retrieval.types import Box, Page, Place
 
 log = structlog.get_logger(__name__)
@@ -61,16 +61,15 @@ class Sandbox:
         header, text = self._perform("parse", data, name, {}, progress)
         pages = [Page(*page) for page in header["pages"]]
         places = [Place(start, end, tuple(path)) for start, end, path in joined(header["places"])]
-        tables = [Table(said, [(start, end) for start, end in joined(rows)]) for said, rows in header["tables"]]
         return ParsedDocument(
             text.decode("utf-8"),
             pages,
             header["media_type"],
             header["notes"],
             places,
-            tables,
+            Unread(header["tables"], _table),
             header["unread_share"],
-            headings=[Heading(*heading) for heading in joined(header["headings"])],
+            headings=Unread(header["headings"], Heading),
         )
 
     def chunk(
@@ -84,7 +83,7 @@ class Sandbox:
         """``retrieval.parsing.chunking.chunk`` of what was parsed. Errors as of ``parse``."""
         arguments = {
             "pages": [[page.number, page.start, page.end] for page in parsed.pages],
-            "tables": [[table.header, sliced(table.rows)] for table in parsed.tables],
+            "tables": sliced(parsed.tables),
             "headings": sliced(parsed.headings),
             "options": asdict(options),
         }
@@ -195,6 +194,10 @@ class Sandbox:
             kind = getattr(errors, result["error"], UnreadableFile)
             raise kind(result["message"])
         return result, payload
+
+
+def _table(header: str, rows: list[str]) -> Table:
+    return Table(header, [(start, end) for start, end in joined(rows)])
 
 
 class _Worker:

@@ -24,7 +24,7 @@ from retrieval.embedding.tokens import Tokens
 from retrieval.errors import NotFound, UnreadableFile
 from retrieval.parsing import parse
 from retrieval.parsing.chunking import ChunkingOptions, chunk
-from retrieval.parsing.document import Heading, Table
+from retrieval.parsing.document import Heading, Table, shown_notes
 from retrieval.parsing.limits import Limits
 from retrieval.parsing.pdf import ocr
 from retrieval.parsing.slices import joined, sliced
@@ -96,9 +96,9 @@ def _parse(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byte
     header = {
         "pages": pages,
         "media_type": parsed.media_type,
-        "notes": parsed.notes,
+        "notes": shown_notes(parsed.notes),
         "places": sliced(parsed.places),
-        "tables": [[table.header, sliced(table.rows)] for table in parsed.tables],
+        "tables": sliced([[table.header, sliced(table.rows)] for table in parsed.tables]),
         "headings": sliced(parsed.headings),
         "unread_share": parsed.unread_share,
     }
@@ -110,7 +110,7 @@ def _chunk(
     name: str,
     limits: Limits,
     pages: list[list[int]],
-    tables: list[list[Any]],
+    tables: list[str],
     headings: list[str],
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], bytes]:
@@ -120,7 +120,7 @@ def _chunk(
         [Page(*page) for page in pages],
         _tokens.starts,
         ChunkingOptions(**options),
-        [Table(said, [(start, end) for start, end in joined(rows)]) for said, rows in tables],
+        [Table(said, [(start, end) for start, end in joined(rows)]) for said, rows in joined(tables)],
         [Heading(*heading) for heading in joined(headings)],
     )
     return {"chunks": [[one.start, one.end, one.page, one.tokens, one.context] for one in found]}, b""

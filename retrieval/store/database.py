@@ -66,26 +66,30 @@ class Database:
                 yield connection
 
     @contextlib.contextmanager
-    def write(self, scrub: bool = True) -> Iterator[sa.Connection]:
+    def write(self, scrub: bool = True, wait_s: float | None = None) -> Iterator[sa.Connection]:
         """A transaction that no other writing transaction overlaps; committed when the block ends without error.
 
-        scrub: overwrite what is deleted, on SQLite; without, it stays in the file's free pages until a `vacuum`.
+        Args:
+            scrub: overwrite what is deleted, on SQLite; without, it stays in the file's free pages until a `vacuum`.
+            wait_s: longest wait for others who write, on SQLite. Error: StoreBusy.
         """
-        with self._write_lock, self._in_words(), self.engine.connect() as connection:
+        with self._turn(wait_s), self._in_words(), self.engine.connect() as connection:
             connection.execution_options(folio_write=True)
-            with self._scrubbing(connection, scrub), connection.begin():
+            with self._scrubbing(connection, scrub), self._patient(connection, wait_s), connection.begin():
                 if not self.is_sqlite:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK_KEY)))
                 yield connection
 
     @contextlib.contextmanager
-    def write_aside(self) -> Iterator[sa.Connection]:
+    def write_aside(self, wait_s: float | None = None) -> Iterator[sa.Connection]:
         """A transaction on rows that the journal does not speak of.
 
         On PostgreSQL it takes no turn among the writers of documents, and has to lock its rows itself.
+
+        wait_s: as of `write`.
         """
         if self.is_sqlite:
-            with self.write() as connection:
+            with self.write(wait_s=wait_s) as connection:
                 yield connection
             return
         with self._in_words(), self.engine.connect() as connection, connection.begin():
@@ -111,6 +115,28 @@ class Database:
             finally:
                 raw.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
             return not busy
+
+    @contextlib.contextmanager
+    def _turn(self, wait_s: float | None) -> Iterator[None]:
+        """Among the writers of this process."""
+        if not self._write_lock.acquire(timeout=-1 if wait_s is None else wait_s):
+            raise StoreBusy(f"others write to {self.name} at this moment; try again")
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    @contextlib.contextmanager
+    def _patient(self, connection: sa.Connection, wait_s: float | None) -> Iterator[None]:
+        """Among those of all processes."""
+        if wait_s is None or not self.is_sqlite:
+            yield
+            return
+        _raw(connection).execute(f"PRAGMA busy_timeout={int(1000 * wait_s)}")
+        try:
+            yield
+        finally:
+            _raw(connection).execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
     @contextlib.contextmanager
     def _scrubbing(self, connection: sa.Connection, scrub: bool) -> Iterator[None]:

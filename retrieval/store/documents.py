@@ -15,7 +15,7 @@ from retrieval.common.failpoints import failpoint
 from retrieval.errors import NotFound
 from retrieval.parsing.chunking import Chunk
 from retrieval.parsing.document import ParsedDocument
-from retrieval.parsing.places import pack, place_of, unpack
+from retrieval.parsing.places import around, pack, place_of, unpack
 from retrieval.store.tables import (
     answer_rows,
     chunks,
@@ -197,8 +197,8 @@ def delete(connection: sa.Connection, owner: str, document: str) -> Document:
     connection.execute(sa.delete(documents).where(documents.c.id == document))
     failpoint("delete.document")
     _write_journal(connection, "delete", document, found.version, owner, found.chunks)
-    # answers that are kept for repeated requests may quote it
-    quoting = idempotency.c.owner == owner, idempotency.c.route == "answer", idempotency.c.status.is_not(None)
+    # answers that are kept for repeated requests may quote it, and those under way, which then are not kept
+    quoting = idempotency.c.owner == owner, idempotency.c.route == "answer"
     connection.execute(sa.delete(idempotency).where(*quoting))
     _forget_responses(connection, owner)
     connection.execute(sa.delete(answer_rows).where(answer_rows.c.document_id == document))
@@ -332,7 +332,7 @@ def read_place(connection: sa.Connection, owner: str, document: str, start: int,
     found = get(connection, owner, document)
     number = version or found.version
     packed = connection.execute(_of_version(document, number, versions.c.places)).scalar_one_or_none()
-    return place_of(unpack(packed) if packed else [], _pages(connection, document, number), start, end)
+    return place_of(around(packed, start, end) if packed else [], _pages(connection, document, number), start, end)
 
 
 def _forget_responses(connection: sa.Connection, owner: str) -> None:
@@ -367,8 +367,18 @@ def _forget_turns(connection: sa.Connection, owner: str, document: str) -> None:
         .group_by(turns.c.conversation_id)
     )
     for conversation, ordinal in connection.execute(first).all():
-        gone = turns.c.conversation_id == conversation, turns.c.ordinal >= ordinal
-        connection.execute(sa.delete(turns).where(*gone))
+        cut_conversation(connection, conversation, ordinal)
+
+
+def cut_conversation(connection: sa.Connection, conversation: str, ordinal: int) -> None:
+    """Remove the turns of a conversation from one on."""
+    turns = conversation_turns
+    gone = turns.c.conversation_id == conversation, turns.c.ordinal >= ordinal
+    length = sa.func.coalesce(sa.func.sum(sa.func.length(sa.cast(turns.c.content, sa.Text))), 0)
+    less = connection.execute(sa.select(length).where(*gone)).scalar_one()
+    connection.execute(sa.delete(turns).where(*gone))
+    of_it = sa.update(conversations).where(conversations.c.id == conversation)
+    connection.execute(of_it.values(size=conversations.c.size - less))
 
 
 def _names(column: sa.ColumnElement[Any], document: str) -> sa.ColumnElement[bool]:

@@ -24,6 +24,8 @@ LEASE = dt.timedelta(seconds=120)
 RECEIPT = dt.timedelta(hours=1)
 """Longest time in which the files of a job are stored."""
 MAX_ATTEMPTS = 3
+MOST_NOTES = 5
+"""of one of a job's files, which may be ten thousand; the document has more"""
 DIED = "its worker died; it is tried once more"
 RECEIVING = "receiving"
 """Its files are being stored; nobody was told of it yet."""
@@ -163,7 +165,8 @@ def heartbeat(connection: sa.Connection, job: str, me: str, progress: dict[str, 
 
 def add_result(connection: sa.Connection, job: str, result: IngestResult) -> None:
     results = connection.execute(sa.select(jobs.c.results).where(jobs.c.id == job)).scalar_one()
-    _update(connection, job, results=[*results, result.__dict__], error=None)
+    told = {**result.__dict__, "notes": result.notes[:MOST_NOTES]}
+    _update(connection, job, results=[*results, told], error=None)
 
 
 def replace_files(connection: sa.Connection, job: str, files: list[dict[str, Any]]) -> None:

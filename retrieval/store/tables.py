@@ -247,7 +247,8 @@ responses = sa.Table(
     sa.Column("input", sa.JSON, nullable=False),  # list of items, as the request had them
     sa.Column("body", sa.JSON, nullable=False),  # the response itself
     sa.Column("created_at", Time, nullable=False),
-    sa.Index(None, "owner", "created_at"),
+    sa.Column("size", sa.BigInteger, nullable=False, server_default="0"),  # bytes of input and body
+    sa.Index(None, "owner", "created_at", "size"),  # which are added up without reading either
     sa.Index(None, "created_at"),
 )
 
@@ -322,6 +323,7 @@ conversations = sa.Table(
     sa.Column("title", sa.String(255), nullable=False),
     sa.Column("created_at", Time, nullable=False),
     sa.Column("updated_at", Time, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False, server_default="0"),  # bytes of its turns
     sa.Index(None, "owner", "updated_at"),
 )
 conversation_turns = sa.Table(

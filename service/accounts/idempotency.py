@@ -41,21 +41,22 @@ class Idempotency:
         if not 1 <= len(key) <= 255 or not key.isprintable():
             raise InvalidRequest("An Idempotency-Key has 1 to 255 printable characters.", param="Idempotency-Key")
         fingerprint = hashlib.sha256(route.encode() + b"\0" + content).hexdigest()
-        earlier = await asyncio.to_thread(self._begin, owner, key, route, fingerprint)
+        begun = now()
+        earlier = await asyncio.to_thread(self._begin, owner, key, route, fingerprint, begun)
         if earlier is not None:
             return earlier
         try:
             response = await work()
         except BaseException:
             # shielded: a client that left must not leave the key taken
-            await asyncio.shield(asyncio.to_thread(self._forget, owner, key))
+            await asyncio.shield(asyncio.to_thread(self._forget, owner, key, begun))
             raise
-        await asyncio.to_thread(self._keep, owner, key, response)
+        await asyncio.to_thread(self._keep, owner, key, begun, response)
         return response
 
-    def _begin(self, owner: str, key: str, route: str, fingerprint: str) -> Response | None:
+    def _begin(self, owner: str, key: str, route: str, fingerprint: str, at: dt.datetime) -> Response | None:
         """The earlier response, or None: the key is now this request's."""
-        database, at = self._database(), now()
+        database = self._database()
         mine = idempotency.c.owner == owner, idempotency.c.key == key
         stale = sa.or_(
             idempotency.c.begun_at < at - LIFETIME,
@@ -74,13 +75,12 @@ class Idempotency:
             raise Unprocessable("This Idempotency-Key came with another request before.", param="Idempotency-Key")
         return earlier.status, earlier.body
 
-    def _keep(self, owner: str, key: str, response: Response) -> None:
+    def _keep(self, owner: str, key: str, begun: dt.datetime, response: Response) -> None:
+        """Nothing where the key is no longer this request's: a delete of a document takes it, which it may quote."""
         status, body = response
         theirs = idempotency.c.owner == owner
         with self._database().write_aside() as connection:
-            connection.execute(
-                sa.update(idempotency).where(theirs, idempotency.c.key == key).values(status=status, body=body)
-            )
+            connection.execute(sa.update(idempotency).where(*_mine(owner, key, begun)).values(status=status, body=body))
             newest = sa.select(idempotency.c.begun_at).where(theirs).order_by(idempotency.c.begun_at.desc())
             oldest_kept = connection.execute(newest.offset(KEPT).limit(1)).scalar()
             if oldest_kept is not None:
@@ -90,6 +90,10 @@ class Idempotency:
                     )
                 )
 
-    def _forget(self, owner: str, key: str) -> None:
+    def _forget(self, owner: str, key: str, begun: dt.datetime) -> None:
         with self._database().write_aside() as connection:
-            connection.execute(sa.delete(idempotency).where(idempotency.c.owner == owner, idempotency.c.key == key))
+            connection.execute(sa.delete(idempotency).where(*_mine(owner, key, begun)))
+
+
+def _mine(owner: str, key: str, begun: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return idempotency.c.owner == owner, idempotency.c.key == key, idempotency.c.begun_at == begun

@@ -24,6 +24,7 @@ from retrieval.errors import StoreBusy, StoreUnavailable
 from retrieval.store.database import Database
 from retrieval.store.tables import api_keys, audit, now
 from retrieval.types import DEFAULT_OWNER
+from service.accounts.rates import PATIENCE_S
 from service.errors import InvalidRequest, NotFound
 from service.settings import Settings
 
@@ -198,7 +199,7 @@ class KeyStore:
         if time.monotonic() - self._touched.get(key_id, -60.0) < 60:
             return
         self._touched[key_id] = time.monotonic()
-        with contextlib.suppress(StoreUnavailable, StoreBusy), self.database.write() as connection:
+        with contextlib.suppress(StoreUnavailable, StoreBusy), self.database.write_aside(PATIENCE_S) as connection:
             connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(last_used_at=now()))
 
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from retrieval.errors import DiskFull
+from retrieval.errors import DiskFull, StoreBusy
 from retrieval.store.database import Database
 from retrieval.store.tables import rate_buckets
+
+PATIENCE_S = 0.25
+"""for whoever writes to the database: one owner's large file must not keep another waiting at the door"""
 
 
 @dataclass
@@ -34,7 +37,7 @@ class RateLimiter:
         self._database = database
         self._shares: dict[str, _Share] = {}
         self._here: dict[str, tuple[float, float]] = {}
-        """key → (requests left, when): buckets of this process, while the database has no space"""
+        """key → (requests left, when): buckets of this process, while the database has no space or time"""
         self._lock = threading.Lock()
 
     def spend(self, key_id: str) -> float | None:
@@ -55,7 +58,7 @@ class RateLimiter:
         wanted = max(1, int(per_minute // 60))
         try:
             taken, wait = self._draw(key_id, per_minute, wanted)
-        except DiskFull:  # whoever would make room must not be kept out: each process counts by itself
+        except (DiskFull, StoreBusy):  # whoever would make room must not be kept out: each process counts by itself
             taken, wait = self._draw_here(key_id, per_minute, wanted)
         with self._lock:
             share = self._shares.setdefault(key_id, _Share())
@@ -67,7 +70,7 @@ class RateLimiter:
         """(requests taken from the bucket, seconds until there is one)."""
         mine = rate_buckets.c.key_id == key_id
         at = time.time()
-        with self._database.write_aside() as connection:
+        with self._database.write_aside(PATIENCE_S) as connection:
             full = {"key_id": key_id, "tokens": per_minute, "filled_at": at}
             connection.execute(self._database.insert_if_absent(rate_buckets).values(full))
             row = connection.execute(sa.select(rate_buckets).where(mine).with_for_update()).one()

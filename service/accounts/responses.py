@@ -10,13 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from retrieval.store.database import Database
-from retrieval.store.tables import now, responses
+from retrieval.store.tables import journal, now, responses
 from service.errors import InvalidRequest, NotFound
 
 KEPT = 2000
 """Responses kept for one owner, the newest."""
 LARGEST = 1 << 20
 """Of what a response repeats of its request and of the items that it was asked with, in bytes of JSON."""
+MOST_KEPT_BYTES = 256 << 20
+"""Of all responses of one owner, the newest: a delete of a document looks through them."""
 MOST_TURNS = 500
 MOST_ITEMS = 4000
 MOST_BYTES = 16 << 20
@@ -47,8 +49,18 @@ class ResponseStore:
                 param="store",
             )
 
-    def keep(self, owner: str, body: Mapping[str, Any], items: Items) -> None:
-        """Keep a response, which names the one before it, and the items of its own request; drop what is too old."""
+    def last_delete(self, owner: str) -> int:
+        """The number of an owner's last delete of a document; to be asked before a response begins."""
+        with self._database().read() as connection:
+            return _last_delete(connection, owner)
+
+    def keep(self, owner: str, body: Mapping[str, Any], items: Items, since: int | None = None) -> None:
+        """Keep a response, which names the one before it, and the items of its own request; drop what is too old.
+
+        Not one that may hold words of a document that was deleted meanwhile: the one before it has gone, or it is made
+        from documents and `since` is no longer the last delete.
+        """
+        before = responses.c.owner == owner, responses.c.id == body["previous_response_id"]
         row = {
             "id": body["id"],
             "owner": owner,
@@ -56,15 +68,26 @@ class ResponseStore:
             "input": items,
             "body": dict(body),
             "created_at": now(),
+            "size": len(json.dumps(items)) + len(json.dumps(dict(body))),
         }
         theirs = responses.c.owner == owner
-        with self._database().write_aside() as connection:
+        with self._database().write() as connection:  # in turn with deletes, which must not be overtaken
+            if since is not None and body.get("folio") is not None and _last_delete(connection, owner) != since:
+                return
+            if (
+                body["previous_response_id"]
+                and not connection.execute(sa.select(responses.c.id).where(*before)).first()
+            ):
+                return
             connection.execute(sa.delete(responses).where(self._expired()))
             connection.execute(responses.insert().values(row))
-            newest = sa.select(responses.c.created_at).where(theirs).order_by(responses.c.created_at.desc())
-            oldest_kept = connection.execute(newest.offset(KEPT).limit(1)).scalar()
-            if oldest_kept is not None:
-                connection.execute(sa.delete(responses).where(theirs, responses.c.created_at <= oldest_kept))
+            newest = sa.select(responses.c.created_at, responses.c.size).where(theirs)
+            total = 0
+            for number, one in enumerate(connection.execute(newest.order_by(responses.c.created_at.desc())).all()):
+                total += one.size
+                if number >= KEPT or total > MOST_KEPT_BYTES:
+                    connection.execute(sa.delete(responses).where(theirs, responses.c.created_at <= one.created_at))
+                    break
 
     def get(self, owner: str, number: str) -> dict[str, Any]:
         """One response. Raises NotFound, as those below do: it is another owner's, too old, deleted, or never was."""
@@ -114,6 +137,11 @@ class ResponseStore:
 
     def _expired(self) -> sa.ColumnElement[bool]:
         return responses.c.created_at < now() - self._lifetime
+
+
+def _last_delete(connection: sa.Connection, owner: str) -> int:
+    last = sa.select(sa.func.coalesce(sa.func.max(journal.c.seq), 0))
+    return int(connection.execute(last.where(journal.c.owner == owner, journal.c.op == "delete")).scalar_one())
 
 
 def _unknown(number: str, param: str) -> NotFound:

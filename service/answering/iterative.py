@@ -31,7 +31,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.detokenizer import Detokenizer
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
-from service.errors import translate
+from service.errors import outward
 
 
 def experience_kind(question: Question, owner: str) -> Hashable:
@@ -74,7 +74,7 @@ class IterativeAnswer:
         try:
             return await self._begin()
         except RetrievalError as error:
-            raise translate(error) or error from error
+            raise outward(error) or error from error
 
     async def _begin(self) -> Evidence:
         began = time.perf_counter()
@@ -153,7 +153,7 @@ class IterativeAnswer:
                         if finish:
                             return
         except RetrievalError as error:
-            raise translate(error) or error from error
+            raise outward(error) or error from error
 
     def _stats(self, count: int) -> dict[str, Any]:
         """What an engine tells of one request, of all strides; and the loop's own figures as ``iterative``."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Annotated, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
@@ -16,8 +17,12 @@ from service.api.errors import response_for
 from service.errors import Busy, FolioError, Forbidden, Unauthorized, Unavailable
 from service.owner import in_the_name_of
 
+T = TypeVar("T")
+
 OPEN = {"/", "/healthz", "/readyz", "/health", "/ping", "/version", "/docs", "/docs.css", "/openapi.json"}
 """Paths that need no key: they show nothing of anybody's."""
+THREADS = 8
+"""that look at keys alone: whatever else holds the service's threads, everybody is let in"""
 
 
 class AuthMiddleware:
@@ -29,6 +34,7 @@ class AuthMiddleware:
         self.open_paths = OPEN | set(open_paths)
         self._rates: RateLimiter | None = None
         self._active: dict[str, int] = {}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="folio-keys")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self.open_paths:
@@ -38,7 +44,7 @@ class AuthMiddleware:
             keys = self.keys()
             if keys is None:
                 raise Unavailable("The service is still starting.")
-            principal = await _principal(keys, Headers(scope=scope))
+            principal = await self._principal(keys, Headers(scope=scope))
             await self._admit(principal, keys)
         except FolioError as error:
             await response_for(scope["path"], error)(scope, receive, send)
@@ -61,29 +67,31 @@ class AuthMiddleware:
                 self._rates = RateLimiter(keys.database)
             wait = self._rates.spend(slot)
             if wait is None:
-                wait = await asyncio.to_thread(self._rates.take, slot, per_minute)
+                wait = await self._looked(self._rates.take, slot, per_minute)
             if wait:
                 raise Busy(f"This key may send {per_minute:.0f} requests a minute.", retry_after=wait)
         # last, so that nothing is awaited before the request is counted
         if "concurrency" in limits and self._active.get(slot, 0) >= limits["concurrency"]:
             raise Busy(f"This key has {self._active[slot]} requests under way, which is its limit.")
 
+    async def _principal(self, keys: KeyStore, headers: Headers) -> Principal:
+        """Whom the key of a request stands for. Raises Unauthorized."""
+        needed = keys.remembered_in_use()
+        if needed is None:
+            needed = await self._looked(keys.in_use)
+        if not needed:
+            return Principal()
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        secret = secret if scheme.lower() == "bearer" else headers.get("x-api-key", "")  # as Anthropic's clients do
+        if not secret:
+            raise Unauthorized("This service needs an API key.", hint="Send 'Authorization: Bearer KEY'.")
+        principal = await self._looked(keys.principal, secret.strip())
+        if principal is None:
+            raise Unauthorized("This API key is unknown, revoked or expired.")
+        return principal
 
-async def _principal(keys: KeyStore, headers: Headers) -> Principal:
-    """Whom the key of a request stands for. Raises Unauthorized."""
-    needed = keys.remembered_in_use()
-    if needed is None:
-        needed = await asyncio.to_thread(keys.in_use)
-    if not needed:
-        return Principal()
-    scheme, _, secret = headers.get("authorization", "").partition(" ")
-    secret = secret if scheme.lower() == "bearer" else headers.get("x-api-key", "")  # as Anthropic's clients send it
-    if not secret:
-        raise Unauthorized("This service needs an API key.", hint="Send 'Authorization: Bearer KEY'.")
-    principal = await asyncio.to_thread(keys.principal, secret.strip())
-    if principal is None:
-        raise Unauthorized("This API key is unknown, revoked or expired.")
-    return principal
+    async def _looked(self, look: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, look, *arguments)
 
 
 def require(scope: str) -> Any:

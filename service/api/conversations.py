@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from service.api.auth import Reader, Writer
@@ -63,9 +65,18 @@ def list_conversations(runtime: Parts, principal: Reader) -> dict[str, Any]:
 
 
 @router.get("/v1/conversations/{conversation}/turns", response_model=TurnList, responses=problems(404))
-def read_turns(conversation: ConversationPath, runtime: Parts, principal: Reader) -> dict[str, Any]:
+def read_turns(conversation: ConversationPath, runtime: Parts, principal: Reader) -> Response:
     """Questions and answers, as they were kept."""
-    return {"turns": runtime.conversations.turns(principal.owner, conversation)}
+    turns = runtime.conversations.written(principal.owner, conversation)
+
+    def pieces() -> Iterator[str]:
+        """A hundred megabytes at most, of which one turn at a time is held."""
+        yield '{"turns":['
+        for number, turn in enumerate(turns):
+            yield f",{turn}" if number else turn
+        yield "]}"
+
+    return StreamingResponse(pieces(), media_type="application/json")
 
 
 @router.put("/v1/conversations/{conversation}", response_model=ConversationModel, responses=problems(404))
@@ -89,7 +100,8 @@ def keep_turn(
     principal: Writer,
 ) -> dict[str, Any]:
     """Keep a turn in its place; those behind it go."""
-    return asdict(runtime.conversations.keep(principal.owner, conversation, ordinal, body))
+    most = principal.limits.get("storage_bytes")
+    return asdict(runtime.conversations.keep(principal.owner, conversation, ordinal, body, most))
 
 
 @router.get(
@@ -97,16 +109,21 @@ def keep_turn(
     response_class=Response,
     responses={**problems(404), 200: {"content": {"text/markdown": {}}}},
 )
-def export_conversation(
+async def export_conversation(
     conversation: ConversationPath,
     runtime: Parts,
     principal: Reader,
     references: Annotated[References, Query(description="How citations stand in it.")] = "footnotes",
 ) -> Response:
     """Markdown, with citations as footnotes, or as `[@key]` with BibTeX entries at the end."""
-    found = runtime.conversations.get(principal.owner, conversation)
-    text = exported(found.title, runtime.conversations.turns(principal.owner, conversation), references)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", found.title)[:60].strip("-") or "conversation"
+    store, owner = runtime.conversations, principal.owner
+
+    def export() -> tuple[str, str]:
+        title = store.get(owner, conversation).title
+        return title, exported(title, store.turns(owner, conversation), references)
+
+    title, text = await runtime.exporting.run(owner, export)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", title)[:60].strip("-") or "conversation"
     headers = {"Content-Disposition": f'attachment; filename="{name}.md"'}
     return Response(text, media_type="text/markdown; charset=utf-8", headers=headers)
 

@@ -21,7 +21,7 @@ from starlette.routing import Match
 
 from service.api.faults import faults
 from service.api.waiting import ClientLeft
-from service.errors import Busy, FolioError, MethodNotAllowed, NotFound, Unavailable, translate
+from service.errors import Busy, FolioError, MethodNotAllowed, NotFound, StoreUnavailable, Unavailable, outward
 
 log = structlog.get_logger(__name__)
 
@@ -187,7 +187,9 @@ def _said(
 
 def response_to(path: str, error: Exception) -> JSONResponse:
     """The response to any exception; what nobody foresaw is a 500 without its text, which goes to the log."""
-    known = translate(error)
+    known = outward(error)
+    if isinstance(known, StoreUnavailable):
+        log.warning("the store cannot be used", path=path, cause=str(error))
     return response_for(path, known) if known else _unforeseen(path, error)
 
 
@@ -206,7 +208,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(FolioError)
     async def _folio(request: Request, error: FolioError) -> JSONResponse:
-        return response_for(request.url.path, error)
+        return response_to(request.url.path, error)
 
     @app.exception_handler(ValueError)
     async def _value(request: Request, error: ValueError) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -58,7 +59,8 @@ class SearchResponse(BaseModel):
 @router.post("/v1/search", response_model=SearchResponse, responses=problems(404))
 async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Response:
     """Find passages in the caller's documents."""
-    searching = runtime.library.submit_search(
+    submit = partial(
+        runtime.library.submit_search,
         body.query,
         k=body.limit,
         mode=body.mode,
@@ -67,7 +69,10 @@ async def search(body: SearchRequest, runtime: Parts, principal: Reader) -> Resp
         documents=body.documents or None,
         rerank=body.rerank,
     )
-    found = await asyncio.wrap_future(searching)
+    if body.rerank:  # which takes seconds: in the owner's turn
+        found = await runtime.encoding.run(principal.owner, lambda: submit().result())
+    else:
+        found = await asyncio.wrap_future(submit())
     # A response of its own is sent as it is; FastAPI would build and check a model of every passage first.
     results = [hit_data(hit) for hit in found.hits]
     return JSONResponse({"results": results, "generation": found.generation, "note": found.note})

@@ -7,6 +7,7 @@ ended, or the time for it is over, the rest is aborted. A second signal ends it 
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -106,6 +107,8 @@ async def _watch(server: DrainingServer, runtime: Runtime) -> None:
     if runtime.failure is not None:
         server.should_exit = True
     else:
+        gc.collect()
+        gc.freeze()  # or the collector looks at a million objects that stay, in the midst of somebody's answer
         note(f"Ready: {runtime.model_name}, {runtime.engine.window} tokens")
 
 

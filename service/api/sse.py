@@ -14,7 +14,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from service.api.waiting import ClientLeft, end, unless_gone
-from service.errors import FolioError, translate
+from service.errors import FolioError, outward
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class EventStream(EventSourceResponse, Generic[T]):
         except Exception as error:
             if not self._started:
                 raise
-            known = translate(error)
+            known = outward(error)
             if known is None:
                 log.exception("answer broke off", exc_info=error)
                 known = FolioError("Something went wrong here; the log says what.")

@@ -95,9 +95,9 @@ async def create_table(body: TableSpec, runtime: Parts, principal: Writer) -> Re
 
 
 @router.get("/v1/tables", response_model=TableList, responses=problems())
-def list_tables(runtime: Parts, principal: Reader) -> dict[str, Any]:
+def list_tables(runtime: Parts, principal: Reader) -> Response:
     """The caller's tables."""
-    return {"tables": [table_data(head) for head in runtime.tables.all(principal.owner)]}
+    return JSONResponse({"tables": [table_data(head) for head in runtime.tables.all(principal.owner)]})
 
 
 @router.get("/v1/tables/{table}", response_model=TableModel, responses=problems(404))
@@ -113,11 +113,12 @@ def read_rows(
     principal: Reader,
     after: Annotated[int, Query(ge=-1, lt=2**31, description="Rows behind this one.")] = -1,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-) -> dict[str, Any]:
+) -> Response:
     """Rows in their order."""
     found = runtime.tables.rows(principal.owner, table, after, limit + 1)
     shown = [row_data(row) for row in found[:limit]]
-    return {"rows": shown, "next": found[limit - 1].ordinal if len(found) > limit else None}
+    # A response of its own is written here, in a thread, and not once more by the framework in its loop.
+    return JSONResponse({"rows": shown, "next": found[limit - 1].ordinal if len(found) > limit else None})
 
 
 @router.get(
@@ -125,16 +126,20 @@ def read_rows(
     response_class=Response,
     responses={**problems(404), 200: {"content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}},
 )
-def export_table(
+async def export_table(
     table: TablePath,
     runtime: Parts,
     principal: Reader,
     form: Annotated[Format, Query(alias="format")] = "csv",
 ) -> Response:
     """The whole table as a file, finished or not."""
-    head = runtime.tables.get(principal.owner, table)
-    data = exported(head, runtime.tables.rows(principal.owner, table), form)
-    headers = {"Content-Disposition": f'attachment; filename="table-{head.id}.{form}"'}
+    store, owner = runtime.tables, principal.owner
+
+    def export() -> bytes:
+        return exported(store.get(owner, table), store.rows(owner, table), form)
+
+    data = await runtime.exporting.run(owner, export)
+    headers = {"Content-Disposition": f'attachment; filename="table-{table}.{form}"'}
     return Response(data, media_type=MEDIA_TYPES[form], headers=headers)
 
 

@@ -112,11 +112,16 @@ def verify(
     """Check the index against its hashes and against the database; exit code 4 when it does not match.
 
     What opening the library found wrong and mended is told too, and is also a 4: the next check is clean."""
-    with library_of(settings_of(context)) as library, working("Verifying the index …"):
+    from service.answering.retention import made_of_deleted
+
+    settings = settings_of(context)
+    with library_of(settings) as library, working("Verifying the index …"):
         report = library.verify_index()
         mended = library.stats().notes
         traces = {path: library.traces(path.name, path.read_bytes()) for path in privacy or []}
-    left = [
+        made = [str(path) for path in made_of_deleted(library, settings)] if privacy else []
+    left = [f"{path} was made of a deleted document; `folio index compact` removes it" for path in made]
+    left += [
         f"{one.path} holds {one.pieces} pieces of {path.name}, the first at byte {one.offset}; "
         "`folio index compact` removes what deletes leave"
         for path, found in traces.items()
@@ -125,7 +130,7 @@ def verify(
     if as_json:
         traced = {str(path): [asdict(one) for one in found] for path, found in traces.items()}
         ok = report.ok and not left
-        emit_json(asdict(report) | {"ok": ok, "stale": report.stale, "mended": mended, "traces": traced})
+        emit_json(asdict(report) | {"ok": ok, "stale": report.stale, "mended": mended, "traces": traced, "made": made})
     else:
         emit_table(["field", "value"], [[k, v] for k, v in asdict(report).items() if k != "problems"])
     for problem in [*report.problems, *mended, *left]:

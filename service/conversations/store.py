@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +17,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.store.database import Database
+from retrieval.store.documents import cut_conversation
 from retrieval.store.tables import conversation_turns, conversations, documents, now
+from retrieval.store.usage import check_room, said_bytes
 from service.errors import Conflict, InvalidRequest, TooLarge
 from service.fields import DocumentId, Text
 from service.owned import Owned
@@ -27,6 +29,8 @@ MOST_CONVERSATIONS = 500
 MOST_TURNS = 200
 MOST_BYTES = 512 * 1024
 """of a turn, as JSON"""
+MOST_KEPT_BYTES = 256 << 20
+"""of all conversations of one owner: a delete of a document looks through them"""
 
 Title = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
@@ -109,10 +113,22 @@ class ConversationStore:
 
     def turns(self, owner: str, conversation: str) -> list[dict[str, Any]]:
         """In order, as they were kept."""
-        self.get(owner, conversation)
-        query = sa.select(conversation_turns.c.content).where(conversation_turns.c.conversation_id == conversation)
-        with self._database().read() as connection:
-            return list(connection.execute(query.order_by(conversation_turns.c.ordinal)).scalars())
+        return [json.loads(turn) for turn in self.written(owner, conversation)]
+
+    def written(self, owner: str, conversation: str) -> Iterator[str]:
+        """The JSON of each turn, one at a time, as it is stored."""
+        count = self.get(owner, conversation).turns
+        content = sa.select(sa.cast(conversation_turns.c.content, sa.Text))
+        of_it = content.where(conversation_turns.c.conversation_id == conversation)
+
+        def each() -> Iterator[str]:
+            for ordinal in range(count):
+                with self._database().read() as connection:
+                    turn = connection.execute(of_it.where(conversation_turns.c.ordinal == ordinal)).scalar()
+                if turn is not None:  # else deleted meanwhile
+                    yield turn
+
+        return each()
 
     def rename(self, owner: str, conversation: str, title: str) -> Conversation:
         self.get(owner, conversation)
@@ -122,28 +138,39 @@ class ConversationStore:
             )
         return self.get(owner, conversation)
 
-    def keep(self, owner: str, conversation: str, ordinal: int, turn: Turn) -> Conversation:
+    def keep(
+        self, owner: str, conversation: str, ordinal: int, turn: Turn, most_bytes: float | None = None
+    ) -> Conversation:
         """Keep a turn in its place; those behind it, which followed another, go.
 
+        most_bytes: that the owner may have stored, this turn included.
+
         Raises InvalidRequest: a turn before it is missing. Conflict: a document that it is made of has been deleted.
+        TooLarge, StorageFull (retrieval's): the owner keeps as much as he may.
         """
-        self.get(owner, conversation)
         of_it = conversation_turns.c.conversation_id == conversation
         with self._database().write() as connection:  # in turn with deletes, which must not be overtaken
+            _CONVERSATIONS.check(connection, owner, conversation)
             there = connection.execute(
                 sa.select(documents.c.id).where(documents.c.owner == owner, documents.c.id.in_(turn.made_of))
             ).scalars()
             if turn.made_of - set(there):
                 raise Conflict("A document that this answer was made of is deleted: the answer is not kept.")
-            connection.execute(sa.delete(conversation_turns).where(of_it, conversation_turns.c.ordinal >= ordinal))
+            cut_conversation(connection, conversation, ordinal)
             count = sa.select(sa.func.count()).select_from(conversation_turns).where(of_it)
             if connection.execute(count).scalar_one() < ordinal:
                 raise InvalidRequest(f"There is no turn {ordinal - 1} that this one could follow.", param="turn")
-            row = {"conversation_id": conversation, "ordinal": ordinal, "content": turn.model_dump(mode="json")}
+            content = turn.model_dump(mode="json")
+            size = len(json.dumps(content))
+            if most_bytes is not None:
+                check_room(connection, owner, size, most_bytes)
+            row = {"conversation_id": conversation, "ordinal": ordinal, "content": content}
             connection.execute(sa.insert(conversation_turns).values(row))
-            connection.execute(
-                sa.update(conversations).where(*_CONVERSATIONS.mine(owner, conversation)).values(updated_at=now())
-            )
+            mine = sa.update(conversations).where(*_CONVERSATIONS.mine(owner, conversation))
+            connection.execute(mine.values(size=conversations.c.size + size, updated_at=now()))
+            if said_bytes(connection, owner, conversations) > MOST_KEPT_BYTES:
+                most = MOST_KEPT_BYTES >> 20
+                raise TooLarge(f"{most} MiB of conversations are kept, which is the limit.", hint="Delete some.")
         return self.get(owner, conversation)
 
     def delete(self, owner: str, conversation: str) -> None:

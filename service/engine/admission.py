@@ -36,7 +36,7 @@ class Admission:
         engine = self._engine
         check_options(params.drafter, params.attention, None, lambda: engine.shape)
         if params.attention:
-            engine.canary.check(parse_policy(params.attention).cache_key())
+            engine.canary.check(parse_policy(params.attention).cache_key(), params.owner)
         if params.constraint is not None:
             engine.constraints.prepare(params.constraint)  # inspects it, unless it is kept
         if params.stop and engine.tokenizer is None:

@@ -11,6 +11,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,6 +35,7 @@ from service.engine.request import Reading, Request
 from service.engine.spans import PassageSpans
 from service.engine.ticket import Observer, Ticket
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, ModelError, Unavailable
+from service.owner import present_owner
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +63,8 @@ class AsyncEngine:
         """Called in the engine's thread when the device can serve nobody any longer, and those in flight know."""
         self.in_flight = 0
         """Answers under way, whose requests run or wait."""
+        self._of_owner: Counter[str] = Counter()
+        """The same of each owner who has any."""
         self.restarts = 0
         self._answer_s: float | None = None  # mean time of the last answers
         self._admission = Admission(engine)
@@ -159,12 +163,15 @@ class AsyncEngine:
     def admit(self, requests: int = 1) -> None:
         """Refuse when stopped, draining or lost, or when the queue has no room for that many more answers.
 
-        Raises Busy or Unavailable. Front ends call it before they start to answer.
+        A queue that others have filled has room for the owner's share of it. Raises Busy or Unavailable. Front ends
+        call it before they start to answer.
         """
         if not self.ready:
             raise Unavailable(SHUT)
         waiting = self.in_flight + requests - self.limits.max_running
-        if waiting > self.limits.queue_limit:
+        mine = present_owner()
+        share = (self.limits.max_running + self.limits.queue_limit) // len({mine, *self._of_owner})
+        if waiting > self.limits.queue_limit and self._of_owner[mine] + requests > share:
             raise Busy(
                 f"The queue is full: {self.in_flight} requests are in flight.",
                 retry_after=self._until_room(waiting - self.limits.queue_limit),
@@ -177,17 +184,25 @@ class AsyncEngine:
 
         Raises as `admit` does.
         """
+        owner = present_owner()
         with self._counting:
             self.admit()
-            self.in_flight += 1
+            self._count(owner, 1)
         began = time.monotonic()
         try:
             yield Ticket(self.limits, self.observers)
         finally:
             spent = time.monotonic() - began
             with self._counting:
-                self.in_flight -= 1
+                self._count(owner, -1)
                 self._answer_s = spent if self._answer_s is None else 0.8 * self._answer_s + 0.2 * spent
+
+    def _count(self, owner: str, answers: int) -> None:
+        """So many more answers of an owner are under way. Within `_counting`."""
+        self.in_flight += answers
+        self._of_owner[owner] += answers
+        if not self._of_owner[owner]:
+            del self._of_owner[owner]
 
     def _until_room(self, answers: int) -> float:
         """Seconds until so many answers will have ended, by the time that the last ones took from coming to end."""
@@ -276,13 +291,14 @@ class AsyncEngine:
             self.check(one)
             self.check_prompt(prompt, one, spans=own)
         release_team()  # this thread may have computed, and waits now
+        owner = present_owner()
         ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         takers = [_Collector(ended) for _ in prompts]
         ids: list[str] = []
         with self._counting:
             if not self.ready:
                 raise Unavailable(SHUT)
-            self.in_flight += len(takers)
+            self._count(owner, len(takers))
         try:
             for taker, prompt, one, source, own in zip(takers, prompts, each, sources, held, strict=True):
                 ids.append(self._submit(taker, prompt, one, source, mixture, reading, own))
@@ -292,7 +308,7 @@ class AsyncEngine:
                     raise error
         finally:
             with self._counting:
-                self.in_flight -= len(takers)
+                self._count(owner, -len(takers))
             for request_id, taker in zip(ids, takers, strict=False):
                 if not taker.finished:
                     self._commands.put(partial(self._abort, request_id))

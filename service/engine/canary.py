@@ -2,13 +2,14 @@
 
 What is read is the answer itself behind its prompt, when the engine has nothing else to do. At each of its tokens the
 exact model says what it would have chosen there; the first place where that is another token is where its own answer
-would have parted. A policy of which too few tokens are the exact model's is withdrawn until somebody takes it back.
+would have parted. A policy of which too few tokens are the exact model's is withdrawn until somebody takes it back,
+from the owner whose answers they were: nobody takes it from others by what he asks, nor hears of their answers.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,13 +34,15 @@ LEAST = 20
 """Answers without which nothing is withdrawn."""
 WAITING = 8
 """Answers that wait to be compared; the oldest gives way."""
+POLICIES = 32
+"""Of one owner, who may name any; the one compared the longest ago is forgotten."""
 ROWS = 64
 """Rows whose logits are held at once."""
 
 
 @dataclass
 class Compared:
-    """What came of the answers of one policy.
+    """What came of the answers of one policy, of one owner or of all.
 
     Attributes:
         answers: compared. same: those that exact decoding gives to the last token.
@@ -75,6 +78,22 @@ class Compared:
         if not all(agrees):
             self.parted.append(list(agrees).index(False))
 
+    @classmethod
+    def together(cls, each: Iterable[Compared]) -> Compared:
+        """Of several owners, the last answers of each."""
+        whole = cls(parted=deque(), last=deque())
+        for one in each:
+            whole.answers += one.answers
+            whole.same += one.same
+            whole.tokens += one.tokens
+            whole.agreeing += one.agreeing
+            whole.regret += one.regret
+            whole.parted.extend(one.parted)
+            whole.last.extend(one.last)
+            if one.withdrawn is not None:
+                whole.withdrawn = min(one.withdrawn, whole.withdrawn or 1.0)
+        return whole
+
     def figures(self) -> dict[str, Any]:
         """As statistics show them."""
         parted = sorted(self.parted)
@@ -102,7 +121,6 @@ class Canary:
     """Of one engine.
 
     Attributes:
-        compared: by the name of a policy with all its options.
         skipped: answers that were to be compared, but gave way to newer ones or could not be read.
     """
 
@@ -115,11 +133,12 @@ class Canary:
         """
         self.share = share
         self.bound = bound
-        self.compared: dict[str, Compared] = {}
         self.skipped = 0
+        self._compared: dict[str, OrderedDict[str, Compared]] = {}
+        """By owner, then by the name of a policy with all its options."""
         self._scheduler = scheduler
         self._logits_of = logits_of
-        self._due: dict[str, float] = {}
+        self._due: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._waiting: deque[_Answer] = deque()
         self._reading: Request | None = None
 
@@ -127,10 +146,19 @@ class Canary:
     def has_work(self) -> bool:
         return bool(self._waiting or self._reading)
 
-    def check(self, policy: str) -> None:
-        """Refuse a policy that was withdrawn. Raises InvalidRequest."""
-        if self.is_withdrawn(policy):
-            agreement = self.compared[policy].withdrawn
+    @property
+    def compared(self) -> dict[str, Compared]:
+        """By the name of a policy with all its options, of all owners together. For any thread."""
+        found: dict[str, list[Compared]] = {}
+        for own in list(self._compared.values()):
+            for policy, one in list(own.items()):
+                found.setdefault(policy, []).append(one)
+        return {policy: Compared.together(each) for policy, each in found.items()}
+
+    def check(self, policy: str, owner: str) -> None:
+        """Refuse a policy that was withdrawn from its owner. Raises InvalidRequest."""
+        agreement = self._withdrawn(policy, owner)
+        if agreement is not None:
             raise InvalidRequest(
                 f"The attention policy {policy} was withdrawn: the exact model would have chosen {agreement:.1%} of "
                 f"the tokens of its last answers, less than {self.bound:.1%}.",
@@ -138,14 +166,18 @@ class Canary:
                 param="attention",
             )
 
-    def is_withdrawn(self, policy: str) -> bool:
-        found = self.compared.get(policy)
-        return found is not None and found.withdrawn is not None
+    def is_withdrawn(self, policy: str, owner: str) -> bool:
+        return self._withdrawn(policy, owner) is not None
+
+    def _withdrawn(self, policy: str, owner: str) -> float | None:
+        theirs = self._compared.get(owner)
+        found = theirs.get(policy) if theirs is not None else None
+        return None if found is None else found.withdrawn
 
     def reset(self) -> list[str]:
         """Take back all policies that were withdrawn, and forget what was compared; returns their names."""
-        back = [policy for policy in self.compared if self.is_withdrawn(policy)]
-        self.compared.clear()
+        back = [policy for policy, found in self.compared.items() if found.withdrawn is not None]
+        self._compared.clear()
         return back
 
     def stop(self) -> None:
@@ -165,8 +197,10 @@ class Canary:
             return
         if request.mixture is not None or request.logits_processor is not None:
             return
-        due = self._due.get(policy, 0.0) + self.share
-        self._due[policy] = due % 1
+        due = self._due.pop(key := (request.params.owner, policy), 0.0) + self.share
+        self._due[key] = due % 1
+        if len(self._due) > 100 * POLICIES:
+            self._due.popitem(last=False)
         if due < 1:
             return
         self._waiting.append(_Answer(policy, request.token_ids, request.prompt_len, request.params))
@@ -221,7 +255,11 @@ class Canary:
             rows = torch.arange(len(own))
             regret += float((likely[rows, torch.tensor(chosen)] - likely[rows, torch.tensor(own)]).sum())
             choices += chosen
-        found = self.compared.setdefault(answer.policy, Compared())
+        theirs = self._compared.setdefault(answer.params.owner, OrderedDict())
+        found = theirs.setdefault(answer.policy, Compared())
+        theirs.move_to_end(answer.policy)
+        if len(theirs) > POLICIES:
+            theirs.popitem(last=False)
         found.add([one == other for one, other in zip(choices, given, strict=True)], regret)
         if found.withdrawn is None and len(found.last) >= LEAST and found.agreement < self.bound:
             found.withdrawn = found.agreement

@@ -312,7 +312,7 @@ class Engine:
             "passage_restored": self.blending.store.restored,
             "passage_evictions": self.blending.store.evictions,
             "passage_bytes_used": self.blending.store.num_bytes,
-            "canary": {policy: found.figures() for policy, found in list(self.canary.compared.items())},
+            "canary": {policy: found.figures() for policy, found in self.canary.compared.items()},
             "canary_skipped": self.canary.skipped,
             "preemptions": self.scheduler.num_preemptions,
             "kernels": sorted(self.kernels),
@@ -354,10 +354,10 @@ class Engine:
         """What its prompt's length makes of the policy that it names, or of the default, which may be withdrawn."""
         named = checked_policy(request.params.attention or self.config.attention, self.shape)
         policy = named.resolve(request.prompt_len, self.shape)
-        if not self.canary.is_withdrawn(policy.cache_key()):
+        if not self.canary.is_withdrawn(policy.cache_key(), request.params.owner):
             return policy
         if request.params.attention is not None and policy == named:
-            self.canary.check(policy.cache_key())
+            self.canary.check(policy.cache_key(), request.params.owner)
         return Policy()
 
     def _logits_processor(self, request: Request) -> LogitsProcessor | None:
@@ -483,6 +483,7 @@ class Engine:
         self._collect(step, outcomes, forward)
         if flight is None:
             self.drafting.record(step, time.perf_counter() - forwarded)
+            self.scheduler.observe(step, time.perf_counter() - forwarded)
 
     def _verify(self, step: Step, forward: Forward, chosen: list[Verdict] | None = None) -> list[Outcome]:
         """Choose a token after every row, unless they are ``chosen``, walk the trees, end the outputs, and keep the KV

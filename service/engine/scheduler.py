@@ -13,6 +13,12 @@ they leave goes to what is read in the background. A chunk that must end on the 
 beside the others has the next step to itself, and never two in a row. So every admitted prompt is read in a number of
 steps that depends on the lengths of the prompts that run alone.
 
+Owners take turns: of those who wait the one is next whose owner has the fewest running. Where no place, or no page, is
+left for it, the youngest request of the owner who has the most makes room, unless it did so more often already: long
+answers of one owner keep no other waiting, and no two can displace one another for ever. While there are several owners
+a step does as much as takes about a quarter of a second, by the pace of those before: two thousand rows at the end of a
+long prompt are many seconds, which everybody's next token would wait for.
+
 When pages run out the youngest request of the least priority is preempted: its pages go back, its tokens stay, and it
 is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
 is admitted that the whole pool could not hold, so there is no deadlock; one that can have no pages though it runs alone
@@ -26,8 +32,9 @@ Lengths move and pages are freed in ``commit``, ``settle``, ``rollback`` and ``f
 
 from __future__ import annotations
 
+import math
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +44,13 @@ from service.engine.finish import Emitted, FinishReason
 from service.engine.request import Priority, Request
 from service.engine.step import Slice, Step
 from sparse_attn.kv.lifetimes import PageLifetimes
+
+SHARED_STEP_S = 0.25
+"""of a step's prompts, and of its drafts, about, while there are several owners"""
+ROW = 2048
+"""tokens of context whose attention costs as much as the rest of a row, about"""
+TELLING = 256
+"""rows of a step whose time tells the pace"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class Scheduler:
         self.running: list[Request] = []  # by priority, then in order of arrival
         self.num_preemptions = 0
         self._alone: Request | None = None  # whose chunk has the next step to itself
+        self._pace: float | None = None  # work a second, see `_work`
 
     @property
     def has_work(self) -> bool:
@@ -103,19 +118,34 @@ class Scheduler:
         """
         step = Step()
         budget = self.config.max_step_tokens if most_rows is None else most_rows
+        if self.waiting:
+            self._make_room(step, budget)
         alone, self._alone = self._alone, None
         if alone is not None and alone in self.running and not alone.parked and alone.num_pending > 1:
             self._schedule_chunk(step, alone, self._chunk(alone, budget))
             if step:
                 return step
-        budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts())
-        self._admit(budget)
+        most_work = self._most_work()
+        budget -= self._schedule_decodes(step, budget - self._wanted_by_prompts(), most_work)
+        self._admit(step, budget)
         scheduled = {*(seq.request for seq in step.slices), *(request for request, _ in step.failed)}
         reading = [r for r in self.running if r.num_pending and not r.parked and r not in scheduled]
         for background in (False, True):
             some = [r for r in reading if (r.priority is Priority.BACKGROUND) == background]
-            budget -= self._schedule_prefill(step, some, budget)
+            budget -= self._schedule_prefill(step, some, budget, most_work)
         return step
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """Learn the pace from a step that has run."""
+        if sum(len(seq.token_ids) for seq in step.slices) >= TELLING:
+            pace = sum(_work(len(seq.token_ids), seq.start) for seq in step.slices) / seconds
+            self._pace = pace if self._pace is None else 0.7 * self._pace + 0.3 * pace
+
+    def _most_work(self) -> float:
+        """That a step may do. What is read for a request's own draft or blend is read in nobody's name."""
+        asked = (r for r in (*self.running, *self.waiting) if r.reading is None or r.priority is Priority.BACKGROUND)
+        owners = {request.params.owner for request in asked if request.reading is None or not request.parked}
+        return math.inf if len(owners) < 2 or self._pace is None else SHARED_STEP_S * self._pace
 
     def follow(self, step: Step) -> Step | None:
         """The step behind one of plain decodes whose tokens are not known yet; it takes what they name as given.
@@ -229,9 +259,12 @@ class Scheduler:
         reading = [r for r in self.running if not (r.parked or r.decodes or r.priority is Priority.BACKGROUND)]
         return min(share, sum(r.num_rows_left for r in reading))
 
-    def _schedule_decodes(self, step: Step, rows: int) -> int:
+    def _schedule_decodes(self, step: Step, rows: int, most_work: float) -> int:
         """Reserve and add the pending tokens of all decoding requests and their drafts; returns the rows taken."""
         decoding = [request for request in self.running if request.decodes]
+        if decoding and most_work < math.inf:
+            longest = max(request.num_computed for request in decoding)
+            rows = min(rows, max(len(decoding), int(most_work / _work(1, longest))))
         wanted = [self._most_draft(request) for request in decoding]
         for request, draft in zip(decoding, _shared_out(rows - len(decoding), wanted), strict=True):
             if request in step.preempted:  # for an older one
@@ -255,8 +288,11 @@ class Scheduler:
         limit = _row_limit(request)
         return most if limit is None else min(most, limit - 1)
 
-    def _schedule_prefill(self, step: Step, requests: Sequence[Request], budget: int) -> int:
-        """Deal the budget out to these requests in equal shares; returns the rows that they take."""
+    def _schedule_prefill(self, step: Step, requests: Sequence[Request], budget: int, most_work: float) -> int:
+        """Deal the budget out to these requests in equal shares; returns the rows that they take.
+
+        most_work: of all together, but for a page of each and what must end on a grid.
+        """
         left = budget
         for i, request in enumerate(requests):
             if left <= 0:
@@ -265,11 +301,16 @@ class Scheduler:
                 continue
             behind = len(requests) - i - 1
             share = max(-(-left // (behind + 1)), self.blocks.page_size)
+            if most_work < math.inf:
+                within = int(most_work / (behind + 1) / _work(1, request.num_computed))
+                share = min(share, max(within, self.blocks.page_size))
             count = self._chunk(request, min(share, left))
             if request.prefill_grid and count + behind > left:
                 self._alone = self._alone or request
                 continue
-            left -= self._schedule_chunk(step, request, count)
+            taken = self._schedule_chunk(step, request, count)
+            left -= taken
+            most_work = max(0.0, most_work - _work(taken, request.num_computed))
         return budget - left
 
     def _schedule_chunk(self, step: Step, request: Request, count: int) -> int:
@@ -314,11 +355,42 @@ class Scheduler:
 
     def _candidates(self) -> list[Request]:
         """The waiting requests that may run, as far as others let them, in the order in which they are admitted."""
+        if not self.waiting:
+            return []
         full = sum(r.reading is None for r in self.running) >= self.config.max_running
         waiting = [r for r in self.waiting if not r.parked and not (full and r.reading is None)]
-        return sorted(waiting, key=lambda r: r.priority)
+        return self._in_turn(waiting)
 
-    def _admit(self, budget: int) -> None:
+    def _in_turn(self, waiting: Iterable[Request]) -> list[Request]:
+        """By priority, owners in turns, each owner's own in their order."""
+        places = Counter(r.params.owner for r in self.running if r.reading is None)
+        turns: list[tuple[Priority, int, Request]] = []
+        for request in waiting:
+            turns.append((request.priority, places[request.params.owner], request))
+            places[request.params.owner] += request.reading is None
+        return [request for *_, request in sorted(turns, key=lambda turn: turn[:2])]
+
+    def _make_room(self, step: Step, budget: int) -> None:
+        """Take a place, or pages, from the owner who has the most for one who has less and waits."""
+        answering = [r for r in self.running if r.reading is None]
+        first = next(iter(self._in_turn(r for r in self.waiting if r.reading is None and not r.parked)), None)
+        others = [r for r in answering if first is not None and r.params.owner != first.params.owner]
+        if first is None or not others:
+            return
+        if len(answering) >= self.config.max_running:
+            held, wanted = Counter(r.params.owner for r in answering), 1
+        elif self._was_refused(first):
+            held, wanted = Counter[str](), self.blocks.pages_for(min(len(first.token_ids), budget))
+            for request in answering:
+                held[request.params.owner] += len(request.pages)
+        else:
+            return
+        most = max(held[r.params.owner] for r in others)
+        victim = [r for r in others if held[r.params.owner] == most][-1]
+        if most > held[first.params.owner] + wanted and first.preemptions <= victim.preemptions:
+            self._preempt(step, victim)
+
+    def _admit(self, step: Step, budget: int) -> None:
         """Move waiting requests to the running ones while pages for their first chunks are there."""
         if budget <= 0:
             return
@@ -327,6 +399,8 @@ class Scheduler:
         answering = sum(r.reading is None for r in self.running)
         under_way = {page for request in self.running if (page := self._page_under_way(request))}
         for request in self._candidates():
+            if request in step.preempted:  # for those behind it
+                continue
             if request.reading is None and answering >= self.config.max_running:
                 continue
             if self._waits_for_prefix(request, under_way):
@@ -431,6 +505,11 @@ class Scheduler:
             last = next((i for i in reversed(gone) if request.pages[i][group] == GONE), gone.start - 1)
             first = next((i for i in gone if request.pages[i][group] == GONE), gone.start)
             self.blocks.drop(request.pages, group, [*range(gone.start, first), *range(last + 1, gone.stop)])
+
+
+def _work(rows: int, context: int) -> float:
+    """Of so many rows behind so many tokens, in pairs of tokens."""
+    return float(rows * (context + ROW))
 
 
 def _row_limit(request: Request) -> int | None:

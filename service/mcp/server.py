@@ -14,7 +14,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import ToolAnnotations
 from starlette.types import Receive, Scope, Send
 
-from service.errors import translate
+from service.errors import outward
 from service.mcp.tools import CALLER, LibraryTools
 from service.runtime import Runtime
 
@@ -64,7 +64,7 @@ def _told(tool: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         try:
             return await tool(*args, **kwargs)
         except Exception as error:
-            known = translate(error)
+            known = outward(error)
             if known is None:
                 log.exception("a tool failed", tool=tool.__name__)
                 raise ToolError("Something went wrong here; the log says what.") from None

@@ -24,6 +24,8 @@ SENTENCE = r"[^\n]{1,400}"
 
 _NUMBER = r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|-?[0-9]+(?:\.[0-9]+)?"
 _NUMBERS = re.compile(rf"(?<![\w.,])(?:{_NUMBER})(?![\w]|[.,]\d)")
+_LONGEST = 40
+"""characters of a number; a longer one is no quantity, and beyond 308 digits none that JSON has"""
 _DATE = r"[0-9]{4}(?:-[0-9]{2}(?:-[0-9]{2})?)?"
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june"),
@@ -114,7 +116,7 @@ class Column(Frozen):
 
 def _numbers(text: str) -> list[int | float]:
     """Those of a text, each once."""
-    found = [match[0].replace(",", "") for match in _NUMBERS.finditer(text)]
+    found = [match[0].replace(",", "") for match in _NUMBERS.finditer(text) if len(match[0]) <= _LONGEST]
     return list(dict.fromkeys(float(one) if "." in one else int(one) for one in found))
 
 

@@ -17,7 +17,7 @@ import structlog
 from retrieval.errors import NotFound, RetrievalError
 from service.answering.answer import Answer, Answerer, collect
 from service.answering.question import Question, Sampling
-from service.errors import Busy, FolioError, Unavailable, translate
+from service.errors import Busy, FolioError, Unavailable, outward
 from service.owner import in_the_name_of
 from service.tables.columns import Column
 from service.tables.store import Row, TableHead, TableStore
@@ -31,6 +31,7 @@ LOOK_S = 2.0
 """between looks for tables of other processes"""
 PATIENCE = 30
 """tries of a question where the queue is full"""
+UNFORESEEN = "Something went wrong here; the log says what."
 
 
 class TableFiller:
@@ -92,6 +93,17 @@ class TableFiller:
             await asyncio.shield(asyncio.to_thread(self._store.finish, head.id, self.holder))
 
     async def _fill_row(self, head: TableHead, row: Row) -> None:
+        """What nobody foresaw fails the row, which would else be asked for ever. Errors: Unavailable, retrieval's."""
+        try:
+            await self._answer_row(head, row)
+        except (FolioError, RetrievalError):
+            raise
+        except Exception:
+            log.exception("a row cannot be answered", table=head.id, row=row.ordinal)
+            cells = [_failed(FolioError(UNFORESEEN))] * len(head.spec.columns)
+            await asyncio.to_thread(self._store.keep, head.id, row.ordinal, row.version, cells)
+
+    async def _answer_row(self, head: TableHead, row: Row) -> None:
         library = self._answerer.finder.library
         try:
             document = await asyncio.to_thread(library.document, row.document, head.owner)
@@ -121,10 +133,10 @@ class TableFiller:
                     return _failed(error)
                 await asyncio.sleep(error.retry_after)
             except Exception as error:
-                known = translate(error)
+                known = outward(error)
                 if known is None:
                     log.exception("a cell cannot be answered", table=head.id, row=row.ordinal)
-                    known = FolioError("Something went wrong here; the log says what.")
+                    known = FolioError(UNFORESEEN)
                 return _failed(known)
         raise AssertionError
 

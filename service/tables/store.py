@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retrieval.store.database import Database
 from retrieval.store.tables import answer_rows, answer_tables, now
@@ -21,6 +21,8 @@ from service.owned import Owned
 from service.tables.columns import Column
 
 MOST_ROWS = 10_000
+MOST_ASKED = 20_000
+"""characters of all questions and choices of a table: a list has those of all tables"""
 MOST_UNFINISHED = 10
 """tables of one owner that wait or are filled"""
 MOST_KEPT = 200
@@ -40,6 +42,14 @@ class TableSpec(Frozen):
     collection: CollectionName | None = Field(default=None, description="Whose documents; null for all.")
     documents: tuple[DocumentId, ...] = Field(default=(), max_length=1000, description="Or these alone.")
     mode: Literal["auto", "long", "retrieval"] = Field(default="auto", description="How each document is read.")
+
+    @field_validator("columns")
+    @classmethod
+    def _can_be_listed(cls, columns: tuple[Column, ...]) -> tuple[Column, ...]:
+        size = sum(len(text) for column in columns for text in (column.question, *column.choices))
+        if size > MOST_ASKED:
+            raise ValueError(f"questions and choices have {size:,} characters together, over {MOST_ASKED:,}")
+        return columns
 
 
 @dataclass(frozen=True)

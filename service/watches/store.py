@@ -135,15 +135,18 @@ class WatchStore:
             connection.execute(sa.delete(watch_changes).where(watch_changes.c.watch_id == watch))
             connection.execute(sa.delete(watches).where(*_WATCHES.mine(owner, watch)))
 
-    def claim(self, holder: str) -> Watch | None:
-        """A watch that was never asked, or whose owner's documents have changed since; now the holder's."""
+    def claim(self, holder: str, busy: Collection[str] = ()) -> Watch | None:
+        """A watch that was never asked, or whose owner's documents have changed since; now the holder's.
+
+        None of the owners who are `busy`.
+        """
         at = now()
         expired = watches.c.expires_at < at, watches.c.holder != holder
         free = sa.or_(watches.c.holder.is_(None), sa.and_(*expired))
         changed = sa.exists().where(journal.c.owner == watches.c.owner, journal.c.seq > watches.c.seen)
         due = sa.or_(watches.c.checked_at.is_(None), sa.and_(changed, watches.c.checked_at < at - PAUSE))
         with self._database().read() as connection:
-            waiting = sa.select(watches.c.id, watches.c.owner).where(free, due)
+            waiting = sa.select(watches.c.id, watches.c.owner).where(free, due, watches.c.owner.not_in(busy))
             longest_first = sa.func.coalesce(watches.c.checked_at, watches.c.created_at)
             found = connection.execute(waiting.order_by(longest_first).limit(16)).all()
         for one in found:

@@ -12,9 +12,8 @@ import structlog
 from retrieval.errors import RetrievalError
 from service.answering.answer import Answerer, collect
 from service.answering.question import Sampling
-from service.errors import Busy, FolioError, Unavailable, translate
+from service.errors import Busy, FolioError, Unavailable, outward
 from service.owner import in_the_name_of
-from service.turns import Turns
 from service.watches.changes import State, difference, state_of
 from service.watches.store import Change, Watch, WatchStore
 from service.watches.webhooks import deliver
@@ -24,7 +23,7 @@ log = structlog.get_logger(__name__)
 LOOK_S = 0.5
 """between looks at the journal"""
 CHECKS = 8
-"""questions claimed at once"""
+"""questions under way at once, of which one owner has one"""
 DELIVERIES = 8
 """under way at once, of which one owner has half"""
 
@@ -38,8 +37,9 @@ class Watcher:
         self._store = store
         self._answerer = answerer
         self._private = private
-        self._turns = Turns()
         self._running: set[asyncio.Task[Any]] = set()
+        self._asking: Counter[str] = Counter()
+        """Questions under way, by owner."""
         self._delivering: set[asyncio.Task[Any]] = set()
         self._telling: Counter[str] = Counter()
         """Deliveries under way, by owner."""
@@ -50,10 +50,11 @@ class Watcher:
             while True:
                 try:
                     while len(self._running) < CHECKS:
-                        watch = await asyncio.to_thread(self._store.claim, self.holder)
+                        watch = await asyncio.to_thread(self._store.claim, self.holder, list(self._asking))
                         if watch is None:
                             break
-                        self._start(self._running, self.check(watch))
+                        self._asking[watch.owner] += 1
+                        self._start(self._running, self._check_claimed(watch))
                     await self._deliver_some()
                 except RetrievalError as error:  # the database is busy or gone; it may come back
                     log.warning("watches wait", cause=str(error))
@@ -68,8 +69,7 @@ class Watcher:
         """Ask a claimed watch if what it is about has changed; returns what became different."""
         try:
             with in_the_name_of(watch.owner):
-                async with self._turns.of(watch.owner):
-                    return await self._check(watch)
+                return await self._check(watch)
         except (Busy, Unavailable) as error:
             log.warning("a watched question is left for later", watch=watch.id, cause=error.detail)
         except asyncio.CancelledError:
@@ -88,13 +88,21 @@ class Watcher:
                 return
             await asyncio.gather(*self._delivering)
 
+    async def _check_claimed(self, watch: Watch) -> None:
+        try:
+            await self.check(watch)
+        finally:
+            del self._asking[watch.owner]
+
     async def _check(self, watch: Watch) -> Change | None:
         seen, touched = await asyncio.to_thread(self._store.touched, watch)
         if not touched and watch.checked_at is not None:
             await asyncio.to_thread(self._store.keep, watch, self.holder, seen, None)
             return None
         state = await self._asked(watch)
-        differs = None if watch.checked_at is None else difference(watch.state, state)
+        differs = None
+        if watch.checked_at is not None:
+            differs = await asyncio.to_thread(difference, watch.state, state)
         return await asyncio.to_thread(self._store.keep, watch, self.holder, seen, state, touched, differs)
 
     async def _asked(self, watch: Watch) -> State:
@@ -104,9 +112,10 @@ class Watcher:
         except (Busy, Unavailable):
             raise
         except Exception as error:  # a document that it names is gone, say: that is what its answer has become
-            known = translate(error)
+            known = outward(error)
             if known is None:
-                raise
+                log.exception("a watched question cannot be answered", watch=watch.id)
+                known = FolioError("Something went wrong here; the log says what.")
             return _none(known)
 
     async def _deliver_some(self) -> None:

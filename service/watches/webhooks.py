@@ -13,6 +13,8 @@ import ipaddress
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +30,9 @@ PAUSES_S = (0.0, 2.0, 10.0)
 """before each try"""
 SIGNATURE = "Folio-Signature"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_LOOKING = ThreadPoolExecutor(16, thread_name_prefix="folio-names")
+"""Who names a host whose server does not answer holds a thread for as long as the system waits, whatever we do."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -100,7 +105,8 @@ async def _send(url: str, secret: str, number: int, body: bytes, private: bool) 
     check_url(url, private)
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_LOOKING, look)
     addresses = [ipaddress.ip_address(one[4][0]) for one in found]
     if not private and not all(is_public(address) for address in addresses):
         return f"{host} leads to an address that is not public"

@@ -17,7 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-PACKAGES = ("retrieval", "service.answering", "service.reader")
+PACKAGES = (
+    *("retrieval", "service.answering", "service.reader"),
+    *("service.conversations", "service.receipts", "service.tables", "service.watches"),
+)
 OF_OUR_OWN: set[str] = {
     "retrieval.parsing.sentences._ABBREVIATION",  # looked for in the last 12 characters
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import io
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +23,27 @@ from retrieval.common.failpoints import EXIT_CODE
 from retrieval.errors import OversizedFile, StorageFull, StoreUnavailable
 from retrieval.ingest import jobs as queue
 from retrieval.library import Library
+from retrieval.parsing import worker
 from retrieval.parsing.archives import check_archive
+from retrieval.parsing.document import ParsedDocument, shown_notes
 from retrieval.parsing.limits import Limits
 from retrieval.store.jobs import RECEIVING
+from retrieval.store.tables import conversation_turns as turns
+from retrieval.store.tables import conversations as conversation_table
 from retrieval.store.tables import jobs, now
+from retrieval.store.tables import responses as response_table
 from retrieval.store.usage import stored_bytes
-from retrieval.types import Upload
+from retrieval.types import Page, Upload
+from service.accounts import responses as response_store
+from service.accounts.keys import Principal
+from service.accounts.responses import ResponseStore
+from service.api.conversations import read_turns
+from service.conversations import store as conversation_store
+from service.conversations.store import ConversationStore, Source, Turn
+from service.errors import NotFound, TooLarge
+from service.tables.columns import Column
+from service.tables.filling import TableFiller
+from service.tables.store import TableSpec, TableStore
 
 from ..retrieval.conftest import WordEmbedder
 from ..service.api.conftest import make_engine, start_service  # noqa: F401
@@ -173,6 +191,163 @@ def test_a_job_is_unknown_while_it_is_received(library: Library) -> None:
     assert seen == [RECEIVING, False]
 
 
+def test_kept_conversations_and_responses_count(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = library.database
+    conversations, responses = ConversationStore(lambda: database), ResponseStore(lambda: database, 30)
+    kept = conversations.create("ada", "Bridges").id
+    for ordinal in range(3):
+        conversations.keep("ada", kept, ordinal, Turn(question="Who?", text="x" * 1000))
+    assert 3000 < used(library) < 3500
+    conversations.keep("ada", kept, 1, Turn(question="Who?", text="é" * 100))
+    with database.read() as connection:
+        [size] = connection.execute(sa.select(conversation_table.c.size)).scalars()
+        stored = sum(map(len, connection.execute(sa.select(sa.cast(turns.c.content, sa.Text))).scalars()))
+    assert used(library) == size == stored
+    with pytest.raises(StorageFull, match="earlier versions and what waits"):
+        conversations.keep("ada", kept, 2, Turn(question="Who?", text="x" * 1000), size + 500)
+    assert used(library) == size, "what is refused leaves all as it was"
+    monkeypatch.setattr(conversation_store, "MOST_KEPT_BYTES", size + 500)
+    with pytest.raises(TooLarge, match="conversations are kept, which is the limit"):
+        conversations.keep("ada", kept, 2, Turn(question="Who?", text="x" * 1000))
+    assert len(conversations.turns("ada", kept)) == 2
+    [hers] = library.ingest([Upload("a.txt", b"The bridge has seven arches.")], owner="ada")
+    before = used(library)
+    conversations.keep("ada", kept, 2, Turn(question="Who?", text="Ada.", citations=[Source(document=hers.id or "")]))
+    library.delete(hers.id or "", "ada")
+    assert used(library) == size < before, "a delete takes its turns out of the count"
+    conversations.delete("ada", kept)
+    assert used(library) == 0
+    monkeypatch.setattr(response_store, "MOST_KEPT_BYTES", 2500)
+    for number in range(4):
+        body = {"id": f"r{number}", "previous_response_id": None, "output": ["x" * 1000]}
+        responses.keep("ada", body, [{"asked": number}])
+    with database.read() as connection:
+        assert set(connection.execute(sa.select(response_table.c.id)).scalars()) == {"r2", "r3"}
+    assert 2000 < used(library) < 2500
+    assert used(library, "bob") == 0
+
+
+def test_what_a_document_notes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred documents are listed at once, and names of chapters, sheets and attachments are the file's own."""
+    long = [f"chapter {number} ({'x' * 60_000}) was not read" for number in range(10_000)]
+    kept = shown_notes(long)
+    assert sum(map(len, kept)) < 32_000
+    assert kept[-1] == "9900 more notes are left out"
+    assert shown_notes(long[:1])[0].startswith("chapter 0 (xxx")
+    assert shown_notes(["page 2 was not read"]) == ["page 2 was not read"]
+    monkeypatch.setattr(worker, "parse", lambda *_: ParsedDocument("x", [Page(1, 0, 1)], "text/plain", long))
+    assert worker._parse(b"x", "a.txt", Limits())[0]["notes"] == kept
+
+
+def test_a_long_conversation_is_told_a_turn_at_a_time(library: Library) -> None:
+    """And not read and written whole in the event loop."""
+    conversations = ConversationStore(lambda: library.database)
+    kept = conversations.create("ada", "Bridges").id
+    said = [Turn(question=f"{number}?", text="ä, \u2028 and ü", results=[]) for number in range(3)]
+    for ordinal, turn in enumerate(said):
+        conversations.keep("ada", kept, ordinal, turn)
+    runtime: Any = SimpleNamespace(conversations=conversations)
+    response = read_turns(kept, runtime, Principal("ada"))
+
+    async def pieces() -> list[str]:
+        return [piece async for piece in response.body_iterator]
+
+    found = asyncio.run(pieces())
+    assert len(found) == 2 + len(said)
+    assert json.loads("".join(found)) == {"turns": conversations.turns("ada", kept)}
+    assert [Turn.model_validate(one) for one in conversations.turns("ada", kept)] == said
+    with pytest.raises(NotFound):
+        read_turns(kept, runtime, Principal("bob"))
+
+
+def test_a_table_asks_so_much_at_most() -> None:
+    with pytest.raises(ValueError, match="over 20,000"):
+        TableSpec(columns=[Column(question="x" * 2000)] * 11)
+    assert TableSpec(columns=[Column(question="x" * 2000)] * 10)
+
+
+def test_a_conversation_that_is_gone_is_not_found(library: Library) -> None:
+    conversations = ConversationStore(lambda: library.database)
+    with pytest.raises(NotFound):
+        conversations.keep("ada", "0123", 0, Turn(question="Who?", text="Ada."))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": [5] * 2000, "prompt_logprobs": 20, "n": 16},
+        {"prompt": [[5] * 2000] * 60, "prompt_logprobs": 5},
+        {"prompt": [5] * 2000, "echo": True, "logprobs": 20, "n": 16, "max_tokens": 1},
+        {"prompt": [5] * 10, "logprobs": 20, "n": 16, "max_tokens": 1900},
+    ],
+)
+def test_a_response_of_millions_of_log_probabilities_is_refused(service: Any, asked: dict[str, Any]) -> None:
+    """Gigabytes of memory, and seconds of the event loop, for one small request."""
+    body = {"model": service.runtime.model_name, "max_tokens": 1, **asked}
+    told = service.client.post("/v1/completions", json=body)
+    assert told.status_code == 400, told.text[:200]
+    assert "log-probabilities; a response holds 500,000" in told.json()["error"]["message"]
+    few = {
+        "model": service.runtime.model_name,
+        "max_tokens": 2,
+        "prompt": [5] * 40,
+        "prompt_logprobs": 5,
+        "logprobs": 5,
+    }
+    [choice] = service.client.post("/v1/completions", json=few).json()["choices"]
+    assert len(choice["prompt_logprobs"]) == 40
+    assert len(choice["logprobs"]["tokens"]) == 2
+
+
+def test_a_chat_is_bounded_too(service: Any) -> None:
+    messages = [{"role": "user", "content": "word " * 1500}]
+    body = {"model": service.runtime.model_name, "messages": messages, "max_tokens": 1}
+    told = service.client.post("/v1/chat/completions", json={**body, "n": 16, "prompt_logprobs": 20})
+    assert told.status_code == 400, told.text[:200]
+    assert "log-probabilities" in told.json()["error"]["message"]
+    few = service.client.post("/v1/chat/completions", json={**body, "prompt_logprobs": 1, "logprobs": True})
+    assert few.json()["prompt_logprobs"][0] is None
+    assert few.json()["choices"][0]["logprobs"]["content"]
+
+
+@pytest.mark.parametrize("digits", ["1" * 400 + ".5", "9" * 5000, "7" * 41])
+def test_a_number_that_is_none_is_no_cell(digits: str) -> None:
+    """Beyond 308 digits it is infinite, which no JSON has: the rows of the table could never be read again."""
+    column = Column(question="How many?", type="number")
+    assert column.read(f"There are {digits} of them.", written=False) is None
+    assert column.read(f"{digits}\nThere are so many.", written=True) is None
+    assert column.read(f"There are {digits} of them, and 12 of those.", written=False) == 12
+    assert not column.stands_in(12, [f"There are {digits}."])
+
+
+def test_a_row_at_which_the_filler_breaks_is_failed_and_not_asked_for_ever(library: Library) -> None:
+    library.ingest([Upload("a.txt", b"The bridge has seven arches.")], owner="ada")
+    store = TableStore(lambda: library.database)
+    head = store.create("ada", TableSpec(columns=(Column(question="Who?"),) * 2), library.documents(owner="ada"))
+    filler = TableFiller(store, SimpleNamespace(finder=SimpleNamespace(library=library)))  # type: ignore[arg-type]
+    kept = store.keep
+    broken: list[Any] = []
+
+    def keep(table: str, ordinal: int, version: int, cells: Any) -> None:
+        if not broken:
+            broken.append(cells)
+            raise sa.exc.DataError("INSERT", {}, ValueError("no JSON"))
+        kept(table, ordinal, version, cells)
+
+    async def fill() -> None:
+        store.keep = keep  # type: ignore[method-assign]
+        claimed = store.claim(filler.holder)
+        assert claimed is not None
+        await filler.fill(claimed)
+
+    asyncio.run(fill())
+    assert broken
+    assert store.get("ada", head.id).status == "done"
+    [row] = store.rows("ada", head.id)
+    assert [cell["error"] for cell in row.cells or ()] == ["Something went wrong here; the log says what."] * 2
+    assert store.claim("another") is None
+
+
 def archive(size: int) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
@@ -190,6 +365,11 @@ def test_a_small_archive_may_be_as_dense_as_it_likes() -> None:
 def test_a_large_one_may_not(size: int, limits: Limits) -> None:
     with pytest.raises(OversizedFile, match="over the limit of"):
         check_archive(archive(size), "bomb.docx", limits)
+
+
+@pytest.fixture(scope="module")
+def service(start_service: Callable[..., Any]) -> Any:  # noqa: F811
+    return start_service()
 
 
 def test_over_http(start_service: Callable[..., Any]) -> None:  # noqa: F811

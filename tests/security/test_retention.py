@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import subprocess
@@ -18,11 +19,27 @@ import sqlalchemy as sa
 from retrieval.index.token_store import CorpusTokenizer
 from retrieval.knn.store import StoreBuilder, StoreIdentity
 from retrieval.library import Library
-from retrieval.store.tables import index_generations, now, responses
+from retrieval.store.tables import (
+    answer_rows,
+    conversation_turns,
+    idempotency,
+    index_generations,
+    now,
+    responses,
+    watch_changes,
+    watches,
+)
 from retrieval.traces import Needles, look_through, windows_of, windows_of_text
 from retrieval.types import Upload
-from service.answering.retention import forget_deleted
+from service.accounts.idempotency import Idempotency
+from service.accounts.responses import ResponseStore
+from service.answering.retention import forget_deleted, made_of_deleted
+from service.conversations.store import ConversationStore, Source, Turn
 from service.settings import load_settings
+from service.tables.columns import Column
+from service.tables.store import TableSpec, TableStore
+from service.watches.changes import difference
+from service.watches.store import WatchSpec, WatchStore
 
 from ..retrieval.conftest import WordEmbedder
 from ..service.api.conftest import make_engine, start_service  # noqa: F401
@@ -138,6 +155,78 @@ def test_kept_responses_made_from_documents_go_and_what_went_on_from_them(librar
     library.delete(library.documents()[0].id)
     with library.database.read() as connection:
         assert set(connection.execute(sa.select(responses.c.id)).scalars()) == {"d", "e"}
+
+
+def test_a_response_under_way_is_not_kept_where_it_may_repeat_what_was_deleted(library: Library) -> None:
+    store = ResponseStore(lambda: library.database, 30)
+
+    def body(number: str, previous: str | None = None, **more: Any) -> dict[str, Any]:
+        return {"id": number, "previous_response_id": previous, "output": [], **more}
+
+    library.ingest([Upload("gone.txt", b"The bridge has seven arches.")], owner="ada")
+    library.ingest([Upload("bobs.txt", b"The bridge has six arches.")], owner="bob")
+    before = {owner: store.last_delete(owner) for owner in ("ada", "bob")}
+    store.keep("ada", body("read", folio={"citations": []}), [], before["ada"])
+    [document] = library.documents(owner="ada")
+    library.delete(document.id, "ada")
+    store.keep("ada", body("late", folio={"citations": []}), [], before["ada"])
+    store.keep("ada", body("after", "read"), [], before["ada"])
+    store.keep("ada", body("plain"), [], before["ada"])
+    store.keep("bob", body("bobs", folio={"citations": []}), [], before["bob"])
+    with library.database.read() as connection:
+        assert set(connection.execute(sa.select(responses.c.id)).scalars()) == {"plain", "bobs"}
+
+
+def test_nothing_is_left_in_any_home(library: Library, tmp_path: Path) -> None:
+    """Each place where words of a document are kept is filled, seen to hold them, and empty after the delete."""
+    gone = secret(11)
+    [result] = library.ingest([Upload("gone.txt", gone.encode())])
+    [document] = [one for one in library.documents() if one.id == result.id]
+    words, database = gone.split("\n\n")[3], library.database
+    cited = {"document": document.id, "cited_text": words, "name": "gone.txt", "start": 0, "end": 9}
+    state = {"answer": words, "refused": False, "verified": True, "citations": [cited], "read": [document.id]}
+    tables, watched = TableStore(lambda: database), WatchStore(lambda: database)
+    conversations, kept = ConversationStore(lambda: database), ResponseStore(lambda: database, 30)
+    head = tables.create("local", TableSpec(columns=(Column(question="What?"),)), [document])
+    tables.keep(head.id, 0, 1, [{"value": words, "citations": [cited], "error": None}])
+    watched.add("local", WatchSpec(question="What?"))
+    claimed = watched.claim("me")
+    assert claimed is not None
+    assert watched.keep(claimed, "me", 99, state, [cited], difference(None, state)) is not None
+    conversation = conversations.create("local", "Talk")
+    conversations.keep("local", conversation.id, 0, Turn(question="What?", text=words, citations=[Source(**cited)]))
+    kept.keep("local", {"id": "r", "previous_response_id": None, "folio": {}, "output": [words]}, [{"asked": words}])
+    keeper = Idempotency(lambda: database)
+
+    async def answered() -> tuple[int, dict[str, Any]]:
+        return 200, {"answer": words}
+
+    asyncio.run(keeper.once("local", "key", "answer", b"", answered))
+    library.build_index()
+    homes = (answer_rows, watches, watch_changes, conversation_turns, responses, idempotency)
+
+    def holding() -> set[str]:
+        with database.read() as connection:
+            found = {home.name: connection.execute(sa.select(home)).all() for home in homes}
+        return {name for name, rows in found.items() if words in str([tuple(row) for row in rows])}
+
+    assert holding() == {home.name for home in homes}
+    settings = load_settings(home=library.home)
+    warmed, datastore = library.home / "kv" / f"{document.id}.kv.safetensors", library.home / "knn" / "aa-1"
+    warmed.parent.mkdir()
+    warmed.write_bytes(b"kv")
+    builder = StoreBuilder(datastore, StoreIdentity("model", "tokenizer", 4, 10))
+    builder.add((document.id, 1), np.zeros((2, 4), np.float32), np.array([1, 2]))
+    builder.finish()
+    builder.close()
+    assert made_of_deleted(library, settings) == []
+    library.delete(document.id)
+    assert holding() == set()
+    assert set(made_of_deleted(library, settings)) == {warmed, datastore}
+    forget_deleted(library, settings)
+    library.compact()
+    assert left(library, "gone.txt", gone) == set()
+    assert made_of_deleted(library, settings) == []
 
 
 def test_a_worker_tidies(library: Library) -> None:
@@ -273,6 +362,12 @@ def test_the_command_says_what_is_left(folio: Callable[..., tuple[int, str, str]
     assert {trace["path"] for trace in json.loads(said)["traces"][str(gone)]} >= {"copy"}
     assert "copy holds" in error
     (tmp_path / "home" / "copy").unlink()
+    warmed = tmp_path / "home" / "kv" / "0123456789ab.0000.passages.safetensors"
+    warmed.parent.mkdir()
+    warmed.write_bytes(b"kv")
+    code, said, error = folio(*home, "index", "verify", "--privacy", gone, "--json")
+    assert (code, json.loads(said)["made"]) == (4, [str(warmed)])
+    assert "was made of a deleted document" in error
     assert folio(*home, "index", "compact")[0] == 0
     code, said, error = folio(*home, "index", "verify", "--privacy", gone, "--json")
     assert (code, json.loads(said)["traces"]) == (0, {str(gone): []}), error

@@ -151,6 +151,39 @@ def test_disk_and_queue_are_bounded(library: Library, engine: AsyncEngine, monke
     ]
 
 
+def test_a_document_deleted_while_the_last_file_is_written_leaves_none(
+    library: Library, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmer = warmer_of(library, engine)
+    take_in(library, TEXT)
+    [document] = library.documents(owner="ann")
+    warm = engine.warm_passages
+
+    def deleted_meanwhile(*arguments: Any) -> list[Path]:
+        library.delete(document.id, "ann")
+        written = warm(arguments[0], arguments[1])
+        assert files(engine)
+        return written
+
+    monkeypatch.setattr(engine, "warm_passages", deleted_meanwhile)
+    warmer.warm_next()
+    assert files(engine) == []
+
+
+def test_owners_take_turns(library: Library, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.warming.WAITING", 3)
+    warmer = warmer_of(library, engine)
+    for number in range(5):
+        warmer.take("job", "bob", f"bob{number}")
+    for number in range(2):
+        warmer.take("job", "ann", f"ann{number}")
+    asked: list[str] = []
+    monkeypatch.setattr(library, "chunks", lambda document, owner: asked.append(document) or [])
+    for _ in range(5):
+        warmer.warm_next()
+    assert asked == ["bob0", "ann0", "bob1", "ann1", "bob2"]
+
+
 def test_what_cannot_be_read_leaves_the_others(
     library: Library, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import json
+import random
 import socket
 import time
 import zipfile
@@ -361,6 +362,62 @@ def _histories(target: Target) -> str:
     return said(target.post("/v1/answer", body))
 
 
+# -- answers
+
+
+def _for_a_while(target: Target, path: str, bodies: Sequence[Any], seconds: float = 12.0) -> str:
+    """Ask all at once, and leave after a while, whatever has come."""
+    seen: list[str] = []
+    deadline = time.monotonic() + seconds
+    headers = {"Authorization": f"Bearer {target.key}"}
+
+    def ask(body: Any) -> None:
+        patience = httpx.Timeout(PATIENCE_S, read=1.0)
+        with (
+            contextlib.suppress(httpx.TimeoutException),
+            httpx.stream("POST", f"{target.url}{path}", json=body, headers=headers, timeout=patience) as answer,
+        ):
+            if answer.status_code != 200:
+                answer.read()
+                seen.append(said(answer))
+                return
+            seen.append("200 begun")
+            for _ in answer.iter_raw():
+                if time.monotonic() > deadline:
+                    return
+        time.sleep(max(0.0, deadline - time.monotonic()))
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        list(pool.map(ask, bodies))
+    return "; ".join(f"{seen.count(one)} x {one[:60]}" for one in sorted(set(seen))) or "nothing came"
+
+
+def _endless_answers(target: Target) -> str:
+    """More than the engine has places for, and as many as its queue has."""
+    body = {"model": target.model, "prompt": "x", "max_tokens": 30_000, "ignore_eos": True, "n": 16, "stream": True}
+    return _for_a_while(target, "/v1/completions", [body] * 6)
+
+
+def _full_windows(target: Target) -> str:
+    chance = random.Random(1)
+    prompts = [[chance.randrange(20, 500) for _ in range(60_000)] for _ in range(8)]
+    more = {"model": target.model, "max_tokens": 4, "stream": True}
+    return _for_a_while(target, "/v1/completions", [{"prompt": prompt, **more} for prompt in prompts])
+
+
+def _scored_prompts(target: Target) -> str:
+    body = {"model": target.model, "prompt": [30] * 30_000, "max_tokens": 1, "prompt_logprobs": 20, "n": 16}
+    return said(target.post("/v1/completions", body))
+
+
+def _rankings(target: Target) -> str:
+    """Searches each of which has a hundred passages read."""
+    text = "".join(f"Bridge {n} has {n} arches, a toll and a keeper. " * 12 + "\n\n" for n in range(200))
+    target.ended(target.upload("bridges.txt", text.encode()))
+    bodies = [{"query": f"Which bridge has {n} arches?", "limit": 100, "rerank": True} for n in range(24)]
+    return _for_a_while(target, "/v1/search", bodies)
+
+
 # -- grammars
 
 
@@ -519,6 +576,10 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("prompts", "embeddings of 10 MB", _embeddings),
     Attack("prompts", "search queries of 20,000 characters", _queries),
     Attack("prompts", "a history of 800 turns", _histories),
+    Attack("answers", "96 answers of 30,000 tokens", _endless_answers, slow=True),
+    Attack("answers", "eight prompts that fill the window", _full_windows, slow=True),
+    Attack("answers", "millions of log-probabilities", _scored_prompts),
+    Attack("answers", "24 rankings of 100 passages", _rankings, slow=True),
     Attack("grammars", "a chain of 1,000 references", _chain_of_references),
     Attack("grammars", "5,000 rules", _many_rules),
     Attack("grammars", "an ambiguous grammar", _ambiguous_grammar),

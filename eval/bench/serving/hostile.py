@@ -1,6 +1,6 @@
 """A service under attack: how it answers others meanwhile, what it takes, and what the attacker is told.
 
-A service of its own with two keys and the embedded model. While each attack of `hostile_attacks` runs, three observers
+A service of its own with two keys and the embedded model. While each of `attacks` runs, three observers
 ask for its health over a connection of its own each time, complete four tokens for another tenant, and add up memory;
 during attacks with files the other tenant uploads one too.
 """
@@ -33,7 +33,7 @@ HEALTH_S = 1.0
 LATE_S = 2.0
 MEMORY_BYTES = 1 << 30
 LEAST_S = 2.0
-ALICE = "key-of-the-other-tenant-0123456789abcdef"
+OPERATOR = "key-of-the-operator-0123456789abcdef"
 
 
 @dataclass
@@ -59,11 +59,11 @@ class Rest:
 class House:
     """A service with two tenants."""
 
-    def __init__(self, server: Server, bob: str) -> None:
+    def __init__(self, server: Server, alice: str, bob: str) -> None:
         self._server = server
         self.url = server.endpoint.url
         self.target = Target(int(self.url.rpartition(":")[2]), bob, server.endpoint.model)
-        self._alice = {"Authorization": f"Bearer {ALICE}"}
+        self._alice = {"Authorization": f"Bearer {alice}"}
         self._uploads = 0
         self.upload()
         self.complete(structured_outputs={"regex": "a+"}, ignore_eos=False)  # its child stays, and is of rest
@@ -187,17 +187,17 @@ def _proportional_bytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def house() -> Iterator[House]:
-    """Start a service for two tenants; the attacker's key has no rate that would slow him down."""
+    """Start a service for two tenants; no rate of their keys slows them down."""
     with tempfile.TemporaryDirectory() as home:
         settings = load_settings(home=Path(home))
         library = open_library(settings)
         try:
-            limits = {"rate_per_minute": 1e6, "concurrency": 1000}
-            _, bob = KeyStore(library.database, settings).create("bob", limits=limits)
+            keys, limits = KeyStore(library.database, settings), {"rate_per_minute": 1e6, "concurrency": 1000}
+            alice, bob = (keys.create(owner, limits=limits)[1] for owner in ("alice", "bob"))
         finally:
             library.close()
-        with serving(HOME=home, API_KEY=ALICE) as server:
-            yield House(server, bob)
+        with serving(HOME=home, API_KEY=OPERATOR) as server:
+            yield House(server, alice, bob)
 
 
 def within(row: dict[str, Any]) -> bool:

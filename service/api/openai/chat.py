@@ -24,11 +24,13 @@ from service.api.openai.common import (
     STREAMED,
     Chunks,
     chat_logprobs,
+    check_logprobs,
     check_model,
     encoded,
     head,
     prompt_logprobs,
     usage,
+    written,
 )
 from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import ChatRequest
@@ -98,6 +100,12 @@ async def chat_completions(body: ChatRequest, request: Request, runtime: Parts, 
         streams = [choice.stream for choice in choices]
         return EventStream(streams, ChatChunks(body, runtime, choices), runtime.settings.ping_s)
     wholes = await unless_gone(request.receive, together([_whole(choice) for choice in choices]))
+    return await written(
+        lambda: _response(runtime, body, wholes), costly=body.logprobs or body.prompt_logprobs is not None
+    )
+
+
+def _response(runtime: Runtime, body: ChatRequest, wholes: Sequence[Delta]) -> Response:
     scored = wholes[0].prompt_logprobs
     return JSONResponse(
         head("chat.completion", "chatcmpl", runtime)
@@ -143,6 +151,7 @@ async def choices_of(
     said = [text_of(message) for message in messages]
     ids = await encoded(runtime, principal.owner, said, lambda: runtime.chat.chat_ids(messages, tools.shown))
     tokens = max(1, min(DEFAULT_TOKENS, runtime.engine.window - len(ids))) if wanted is None else wanted
+    check_logprobs(body, [len(ids)], tokens, logprobs, body.prompt_logprobs)
     params = [body.sampling(i, tokens, logprobs, defaults, body.prompt_logprobs) for i in range(body.n)]
     if constraint is not None:
         params = [replace(one, constraint=constraint) for one in params]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,15 @@ from service.api.openai.schemas import Sampled
 from service.api.openai.token_text import Offsets, TokenTexts, token_texts
 from service.api.sse import event
 from service.engine.outputs import TokenLogprobs
-from service.errors import FolioError, NotFound
+from service.errors import FolioError, InvalidRequest, NotFound
 from service.runtime import Runtime
 
 T = TypeVar("T")
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """What a route that can stream may answer, besides JSON."""
+MOST_LOGPROBS = 500_000
+"""Log-probabilities of one response, each of the likeliest tokens counted: about 40 MB of JSON."""
 
 
 def head(kind: str, prefix: str, runtime: Runtime) -> dict[str, Any]:
@@ -40,6 +43,31 @@ def check_model(runtime: Runtime, name: str) -> None:
             hint=f"This service has {runtime.model_name!r}.",
             param="model",
         )
+
+
+def check_logprobs(
+    body: Sampled, prompts: Sequence[int], tokens: int, likeliest: int | None, scored: int | None
+) -> None:
+    """Refuse more log-probabilities than are given at once. Raises InvalidRequest.
+
+    Args:
+        prompts: length of each prompt in tokens. tokens: of each choice, at most.
+        likeliest, scored: at each place of a choice, or of a prompt; None for none of them.
+    """
+    each = 0 if scored is None else sum(prompts) * max(1, scored)
+    if not body.stream and likeliest is not None:
+        each += len(prompts) * tokens * max(1, likeliest)
+    if each * body.n > MOST_LOGPROBS:
+        raise InvalidRequest(
+            f"These are up to {each * body.n:,} log-probabilities; a response holds {MOST_LOGPROBS:,}.",
+            hint="Ask for fewer of the likeliest tokens, fewer choices or less text at a time, or for a stream.",
+            param="logprobs" if scored is None else "prompt_logprobs",
+        )
+
+
+async def written(make: Callable[[], T], costly: bool) -> T:
+    """What `make` writes; not in the event loop where it may be long."""
+    return await asyncio.to_thread(make) if costly else make()
 
 
 async def encoded(

@@ -16,12 +16,14 @@ from service.api.health import Parts
 from service.api.openai.common import (
     STREAMED,
     Chunks,
+    check_logprobs,
     check_model,
     completion_logprobs,
     encoded,
     head,
     prompt_logprobs,
     usage,
+    written,
 )
 from service.api.openai.lenient import tell_unknown
 from service.api.openai.schemas import CompletionRequest
@@ -58,15 +60,20 @@ async def completions(body: CompletionRequest, request: Request, runtime: Parts,
     prompts = await unless_gone(request.receive, making)
     tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     defaults = runtime.engine.sampling_defaults
+    check_logprobs(body, [len(prompt.ids) for prompt in prompts], tokens, body.logprobs, body.scored)
     params = [body.sampling(i, tokens, body.logprobs, defaults, body.scored) for i in range(body.n)]
     streams = [runtime.engine.stream(prompt.ids, one) for prompt in prompts for one in params]
     chunks = CompletionChunks(body, runtime, prompts)
     if body.stream:
         return EventStream(streams, chunks, runtime.settings.ping_s)
     wholes = await unless_gone(request.receive, together([_whole(stream) for stream in streams]))
-    choices = [chunks.choice(number, whole) for number, whole in enumerate(wholes)]
-    figures = usage([whole.stats for whole in wholes], len(prompts))
-    return JSONResponse(head("text_completion", "cmpl", runtime) | {"choices": choices, "usage": figures})
+
+    def whole_response() -> Response:
+        choices = [chunks.choice(number, whole) for number, whole in enumerate(wholes)]
+        figures = usage([whole.stats for whole in wholes], len(prompts))
+        return JSONResponse(head("text_completion", "cmpl", runtime) | {"choices": choices, "usage": figures})
+
+    return await written(whole_response, costly=body.logprobs is not None or body.scored is not None)
 
 
 def _given(prompt: Any) -> list[str | list[int]]:

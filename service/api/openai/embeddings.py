@@ -6,7 +6,8 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from retrieval.embedding.encoding import Embedder
 from service.api.auth import Reader
@@ -23,7 +24,7 @@ MOST_CHARS = 2_000_000
 
 
 @router.post("/v1/embeddings", responses=openai_problems(404))
-async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, principal: Reader) -> dict[str, Any]:
+async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, principal: Reader) -> Response:
     """Embeddings of one or several texts, or of token ids, each of norm 1."""
     tell_unknown(request, body)
     served = runtime.settings.embedder
@@ -39,22 +40,22 @@ async def embeddings(body: EmbeddingRequest, request: Request, runtime: Parts, p
             f"{served!r} has {embedder.dim} dimensions and cannot be cut to {body.dimensions}.", param="dimensions"
         )
 
-    def embed() -> tuple[np.ndarray, int]:
+    def embed() -> Response:
         texts = _texts(embedder, body)
         chars = sum(map(len, texts))
         if chars > MOST_CHARS:
             raise InvalidRequest(
                 f"The texts have {chars:,} characters; {MOST_CHARS:,} are embedded at once.", param="input"
             )
-        return embedder.encode_documents(texts), sum(len(embedder.token_starts(text)) for text in texts)
+        tokens = sum(len(embedder.token_starts(text)) for text in texts)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
+            for i, vector in enumerate(embedder.encode_documents(texts))
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": served, "usage": usage})
 
-    vectors, tokens = await unless_gone(request.receive, runtime.encoding.run(principal.owner, embed))
-    data = [
-        {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
-        for i, vector in enumerate(vectors)
-    ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": served, "usage": usage}
+    return await unless_gone(request.receive, runtime.encoding.run(principal.owner, embed))
 
 
 def _texts(embedder: Embedder, body: EmbeddingRequest) -> list[str]:

@@ -201,8 +201,10 @@ async def create_response(body: ResponseRequest, request: Request, runtime: Part
     keeps = store.keeps and body.store is not False
     events = ResponseEvents(_echo(body, runtime.model_name, keeps))
     said = stored(body.input) if not isinstance(body.input, str) else _said(body.input)
+    since: int | None = None
     if keeps:
         await asyncio.to_thread(store.check, events.response, said)
+        since = await asyncio.to_thread(store.last_delete, principal.owner)
     runtime.engine.admit()
     try:
         system = "instructions" if body.instructions else "input"
@@ -212,7 +214,7 @@ async def create_response(body: ResponseRequest, request: Request, runtime: Part
 
     async def keep() -> None:
         if keeps:
-            await asyncio.to_thread(store.keep, principal.owner, events.response, said)
+            await asyncio.to_thread(store.keep, principal.owner, events.response, said, since)
 
     if body.stream:
         return EventStream([_told(choice, events, keep)], _Written(events), runtime.settings.ping_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -64,10 +64,13 @@ async def tokenize(body: TokenizeRequest, request: Request, runtime: Parts, prin
         text = body.prompt or ""
         return encoder.template(text) if body.add_special_tokens is False else encoder.plain(text)
 
+    def both() -> tuple[list[int], list[str] | None]:
+        found = ids()
+        texts = token_texts(runtime.tokenizer)
+        return found, [texts.text(token) for token in found] if body.return_token_strs else None
+
     said = [message.turn()["content"] for message in body.messages or []] or [body.prompt or ""]
-    found = await encoded(runtime, principal.owner, said, ids, most=MOST_TOKENS)
-    texts = token_texts(runtime.tokenizer)
-    strings = [texts.text(token) for token in found] if body.return_token_strs else None
+    found, strings = await encoded(runtime, principal.owner, said, both, most=MOST_TOKENS)
     return {"count": len(found), "max_model_len": runtime.engine.window, "tokens": found, "token_strs": strings}
 
 
@@ -80,5 +83,5 @@ async def detokenize(body: DetokenizeRequest, request: Request, runtime: Parts, 
     most = runtime.engine.engine.vocab_size
     if any(token >= most for token in body.tokens):
         raise InvalidRequest(f"The model knows token ids 0 to {most - 1}.", param="tokens")
-    text = await asyncio.to_thread(runtime.chat.encoder.decoded, body.tokens, special=True)
-    return {"prompt": text}
+    decode = partial(runtime.chat.encoder.decoded, body.tokens, special=True)
+    return {"prompt": await runtime.encoding.run(principal.owner, decode)}

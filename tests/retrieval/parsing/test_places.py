@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.parsing.places import pack, place_of, unpack
+from retrieval.parsing import places as module
+from retrieval.parsing.document import page_at
+from retrieval.parsing.places import around, pack, place_of, unpack
 from retrieval.types import Page, Place
 
 CELLS = [
@@ -44,3 +50,30 @@ def test_packing_loses_nothing(steps: list[tuple[int, int, list[str]]]) -> None:
         places.append(Place(at + gap, at + gap + length, tuple(path)))
         at += gap + length
     assert unpack(pack(places)) == places
+
+
+def test_a_citation_in_a_large_workbook_unpacks_what_lies_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [Place(10 * n, 10 * n + 7, ("Sales", f"A{n}")) for n in range(50_000)]
+    packed, opened = pack(cells), []
+    inflate = module.zlib.decompress
+    monkeypatch.setattr(module.zlib, "decompress", lambda data: opened.append(1) or inflate(data))
+    for start, end in ((0, 1), (9_995, 10_001), (10_000, 10_007), (123_457, 123_460), (499_990, 499_999), (7, 10)):
+        assert place_of(around(packed, start, end), [], start, end) == place_of(cells, [], start, end)
+    assert len(opened) <= 12
+
+
+def test_places_as_earlier_releases_packed_them() -> None:
+    old = zlib.compress(json.dumps([[0, 7, 3], [4, 2, 2], [list(cell.path) for cell in CELLS]]).encode())
+    assert unpack(old) == around(old, 8, 9) == CELLS
+
+
+def test_pages_are_not_gone_through_for_each_span() -> None:
+    """10,000 pages and 30,000 passages are placed within the transaction that stores them."""
+
+    class Pages(list[Page]):
+        def __iter__(self) -> Iterator[Page]:
+            raise AssertionError("all pages are looked at")
+
+    pages = Pages([Page(n + 1, 100 * n, 100 * n + 90) for n in range(1000)])
+    assert place_of([], pages, 250, 260) == "page 3"
+    assert page_at(pages, 99_950) == 1000

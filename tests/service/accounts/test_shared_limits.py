@@ -169,3 +169,23 @@ def test_deleting_a_document_forgets_the_answers_that_may_quote_it(tmp_path: Pat
         library.delete(str(result.id))
         assert once(keeper, b"a", work) == (200, {"number": 3})
         assert once(keeper, b"a", work, key="u", route="upload") == (200, {"number": 2})
+
+
+def test_an_answer_under_way_while_a_document_is_deleted_is_not_kept(tmp_path: Path) -> None:
+    """Nor does it come to whoever has taken the key meanwhile."""
+    with Library.open(tmp_path) as library:
+        [result] = library.ingest([Upload("a.txt", b"A secret.")])
+        keeper = Idempotency(lambda: library.database)
+
+        async def quoting() -> tuple[int, dict[str, Any]]:
+            library.delete(str(result.id))
+            if again:
+                await asyncio.to_thread(keeper._begin, "local", "k", "answer", "another", now())
+            return 200, {"answer": "A secret."}
+
+        for again in (False, True):
+            assert once(keeper, b"a", quoting) == (200, {"answer": "A secret."})
+            with library.database.read() as connection:
+                rows = connection.execute(sa.select(table.c.status, table.c.body)).all()
+            assert rows == ([(None, None)] if again else [])
+            [result] = library.ingest([Upload("a.txt", b"A secret once more.")])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from service.engine.config import EngineConfig
 from service.engine.outputs import TokenOutput
 from service.engine.params import SamplingParams
 from service.errors import Busy, DeviceLost, GenerationFailed, InvalidRequest, PromptTooLong, TimedOut, Unavailable
+from service.owner import in_the_name_of
 
 from .conftest import generate, make_engine
 
@@ -145,6 +147,29 @@ def test_a_full_queue_refuses_and_makes_room_again() -> None:
             await stream.aclose()
 
     with_engine(test, max_running=1, queue_limit=2)
+
+
+def test_a_queue_that_another_has_filled_has_room_for_ones_share() -> None:
+    async def test(door: AsyncEngine) -> None:
+        with ExitStack() as bobs:
+            with in_the_name_of("bob"):
+                for _ in range(8):
+                    bobs.enter_context(door.ticket())
+                with pytest.raises(Busy):
+                    door.admit()
+            with in_the_name_of("ann"):
+                door.admit(4)  # half of the places
+                with pytest.raises(Busy):
+                    door.admit(5)
+                with door.ticket(), pytest.raises(Busy):
+                    door.admit(4)
+            with in_the_name_of("cid"), pytest.raises(Busy):
+                door.admit(5)
+        with in_the_name_of("ann"):
+            door.admit(8)
+        assert not door._of_owner
+
+    with_engine(test, max_running=2, queue_limit=6)
 
 
 def test_whoever_is_refused_is_told_when_there_will_be_room() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from retrieval.types import DEFAULT_OWNER
 from service.engine import canary
 from service.engine.async_engine import AsyncEngine
 from service.engine.canary import Compared
@@ -115,20 +116,46 @@ def test_a_policy_that_differs_too_often_is_withdrawn_and_taken_back_by_hand(mon
         assert again.stats["attention"] == KEY
 
 
+def test_nobody_takes_a_policy_from_others_nor_hears_of_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary, "LEAST", 3)
+    engine = make_engine(canary=1.0, canary_bound=0.999, attention=SPARSE)
+    run(engine, 4, owner="bob")
+    assert engine.canary.is_withdrawn(KEY, "bob")
+    assert not engine.canary.is_withdrawn(KEY, "alice")
+    assert engine.stats()["canary"][KEY]["withdrawn"], "the operator is told"
+    with AsyncEngine(engine) as door:
+        asked = {"max_tokens": 4, "ignore_eos": True}
+        with pytest.raises(InvalidRequest, match="was withdrawn"):
+            door.generate([prompt(0)], SamplingParams(**asked, attention=SPARSE, owner="bob"))
+        for attention, owner, in_force in ((SPARSE, "alice", KEY), (None, "alice", KEY), (None, "bob", "dense")):
+            [answer] = door.generate([prompt(0)], SamplingParams(**asked, attention=attention, owner=owner))
+            assert answer.stats["attention"] == in_force
+
+
+def test_policies_that_one_owner_thinks_up_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary, "POLICIES", 2)
+    engine = make_engine(canary=1.0)
+    run(engine, 1, owner="alice")
+    for local in (32, 48, 64, 80):
+        run(engine, 1, f"streaming:sink=16,local={local},gate=0,block=16", owner="bob")
+    assert len(engine.canary.compared) == 3
+    assert KEY in engine.canary.compared
+
+
 def test_one_that_agrees_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary, "LEAST", 3)
     engine = make_engine(canary=1.0, canary_bound=0.5)
     run(engine, 4, "streaming:sink=16,local=112,gate=0,block=16")  # which leaves out a page at most
     ((policy, found),) = engine.canary.compared.items()
     assert found.agreement > 0.5
-    assert not engine.canary.is_withdrawn(policy)
+    assert not engine.canary.is_withdrawn(policy, DEFAULT_OWNER)
 
 
 def test_few_answers_withdraw_nothing() -> None:
     engine = make_engine(canary=1.0, canary_bound=1.0)
     run(engine, 4)
     assert engine.canary.compared[KEY].agreement < 1
-    assert not engine.canary.is_withdrawn(KEY)
+    assert not engine.canary.is_withdrawn(KEY, DEFAULT_OWNER)
 
 
 def test_agreement_is_of_the_last_answers() -> None:

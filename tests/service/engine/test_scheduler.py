@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from unittest.mock import Mock
 
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
 
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict, verify
+from retrieval.types import DEFAULT_OWNER
 from service.engine import block_manager
 from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDigests
 from service.engine.finish import Emitted, FinishReason, StopChecker
@@ -78,14 +80,16 @@ class EngineMachine(RuleBasedStateMachine):
         length=st.integers(1, 60),
         new=st.integers(1, 12),
         kind=st.sampled_from(["dense", "streams", "mixed", "read", "read for its states"]),
+        owner=st.sampled_from(["ann", "bob", "cid"]),
     )
-    def add(self, head: int, length: int, new: int, kind: str) -> None:
+    def add(self, head: int, length: int, new: int, kind: str, owner: str) -> None:
         """Prompts of the same head share a prefix of any length; some requests drop pages of the last head group, some
         are guessed on and cut back, some only read."""
         prompt = [(head + i * i) % 7 for i in range(length)]
         self.count += 1
         reading = {"read": Reading(priority=Priority.DRAFT), "read for its states": Reading(on_chunk=lambda *_: None)}
-        request = Request(f"r{self.count}", prompt, SamplingParams(max_tokens=new), reading=reading.get(kind))
+        params = SamplingParams(max_tokens=new, owner=owner)
+        request = Request(f"r{self.count}", prompt, params, reading=reading.get(kind))
         if kind == "streams":
             request.salt, last = "streams", self.blocks.num_groups - 1
             request.lifetimes = PageLifetimes(frozenset({last}), STREAMING, length, PAGE, PAGE)
@@ -244,8 +248,8 @@ def drive(scheduler: Scheduler, requests: list[Request], limit: int = 1000) -> l
     return order
 
 
-def request(name: str, prompt: list[int], new: int = 4) -> Request:
-    return Request(name, prompt, SamplingParams(max_tokens=new))
+def request(name: str, prompt: list[int], new: int = 4, owner: str = DEFAULT_OWNER) -> Request:
+    return Request(name, prompt, SamplingParams(max_tokens=new, owner=owner))
 
 
 def scheduler(pages: int = 64, **options: int) -> Scheduler:
@@ -260,6 +264,105 @@ def test_a_long_prompt_does_not_starve_a_short_one() -> None:
         sched.add(r)
     order = drive(sched, [long, short])
     assert any("short" in ids for ids in order[:2])
+
+
+def of_owners(sched: Scheduler, **counts: int) -> list[Request]:
+    """So many endless requests of each owner, in this order, each with a prompt of its own."""
+    made = []
+    for owner, count in counts.items():
+        for n in range(count):
+            made.append(request(f"{owner}{n}", [1000 + len(made) + len(sched.running)] * 5, 10_000, owner))
+            sched.add(made[-1])
+    return made
+
+
+def running(sched: Scheduler) -> dict[str, int]:
+    return Counter(one.params.owner for one in sched.running)
+
+
+def test_owners_take_turns_at_the_places_of_an_engine() -> None:
+    sched = scheduler(pages=4000, max_step_tokens=64, max_running=6)
+    of_owners(sched, bob=20, ann=2, cid=9)
+    step_once(sched)
+    assert running(sched) == {"bob": 2, "ann": 2, "cid": 2}
+    assert [one.id for one in sched.running if one.params.owner == "bob"] == ["bob0", "bob1"]
+    assert sched.num_preemptions == 0
+
+
+def test_endless_answers_of_one_owner_make_room_for_anothers() -> None:
+    sched = scheduler(pages=4000, max_step_tokens=64, max_running=6)
+    of_owners(sched, bob=20)
+    for _ in range(5):
+        step_once(sched)
+    assert running(sched) == {"bob": 6}
+    hers = request("ann", [7] * 9, 4, "ann")
+    sched.add(hers)
+    for _ in range(4):
+        step_once(sched)
+    assert hers.num_output == 4
+    assert hers.preemptions == 0
+    step_once(sched)
+    assert running(sched) == {"bob": 6}
+    assert sched.num_preemptions == 1
+    of_owners(sched, ann=20)
+    for _ in range(20):
+        step_once(sched)
+    assert running(sched) == {"bob": 3, "ann": 3}
+    assert sched.num_preemptions == 4, "nobody is displaced for what another has no more of"
+    sched.check_integrity()
+
+
+def test_an_answer_that_holds_all_pages_makes_room_for_anothers_and_they_do_not_displace_each_other_for_ever() -> None:
+    sched = scheduler(pages=16, max_step_tokens=64, max_running=6)
+    long = request("bob", [7] * 58, 3, "bob")
+    sched.add(long)
+    step_once(sched)
+    hers, again = (request(name, [token] * 20, 5, "ann") for name, token in (("ann", 8), ("again", 9)))
+    for one in (hers, again):
+        sched.add(one)
+    order = drive(sched, [long, hers, again], limit=60)
+    assert all(one.num_output for one in (long, hers, again))
+    assert all(one.finish_reason for one in (long, hers, again))
+    assert len(order) < 60
+    assert "bob" not in order[2]
+    assert hers.preemptions == 0
+    assert long.preemptions <= 2
+
+
+def test_a_step_is_short_while_another_waits_for_tokens_however_long_the_prompt_behind_which_it_stands() -> None:
+    sched = scheduler(pages=4000, max_step_tokens=512, max_running=6)
+    long = request("bob", [7] * 9000, 4, "bob")
+    sched.add(long)
+    step = step_once(sched)
+    assert len(step.slices[0].token_ids) == 512
+    sched.observe(step, 2.0)  # 512 rows behind nothing take two seconds
+    assert len(step_once(sched).slices[0].token_ids) == 512, "he is alone"
+    hers = request("ann", [8] * 9, 50, "ann")
+    sched.add(hers)
+    for _ in range(20):
+        step = step_once(sched)
+        work = sum(len(seq.token_ids) * (seq.start + 2048) for seq in step.slices if seq.request is long)
+        assert 0 < work <= 512 * 2048 / 2.0 * 0.25 + PAGE * (long.num_computed + 2048)
+        assert hers in [seq.request for seq in step.slices]
+    long.draft_budget = hers.draft_budget = 200
+    while not long.decodes:
+        long.num_computed += 1  # as if it were read
+    step = sched.schedule()
+    assert {seq.request.id: seq.draft_budget for seq in step.slices}["ann"] <= 11
+    sched.rollback(step)
+    sched.finish(hers, FinishReason.STOP)
+    hers = request("another", [9] * 600, 4, "bob")
+    sched.add(hers)
+    assert max(len(seq.token_ids) for seq in step_once(sched).slices) > 300
+
+
+def test_one_owner_alone_is_displaced_by_nothing() -> None:
+    sched = scheduler(pages=4000, max_step_tokens=64, max_running=3)
+    of_owners(sched, bob=9)
+    for _ in range(9):
+        step_once(sched)
+    assert [one.id for one in sched.running] == ["bob0", "bob1", "bob2"]
+    assert sched.num_preemptions == 0
 
 
 def test_the_second_of_two_equal_prompts_waits_for_the_first_and_reads_its_pages() -> None:

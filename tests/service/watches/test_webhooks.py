@@ -95,10 +95,7 @@ def test_a_name_that_leads_inward_is_never_connected_to(
     port = int(receiver.url.split(":")[2].split("/")[0])
     answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("1.1.1.1", "127.0.0.1")]
 
-    async def looked_up(*_: Any, **__: Any) -> Any:
-        return answers
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", looked_up)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
     assert told(f"https://inward.example:{port}/", private=False) == (
         "inward.example leads to an address that is not public"
     )
@@ -111,15 +108,15 @@ def test_it_is_looked_up_once_and_that_address_is_used(
 ) -> None:
     port = int(receiver.url.split(":")[2].split("/")[0])
     asked: list[str] = []
-    real = asyncio.BaseEventLoop.getaddrinfo
+    real = socket.getaddrinfo
 
-    async def looked_up(loop: Any, host: Any, *more: Any, **named: Any) -> Any:
+    def looked_up(host: Any, *more: Any, **named: Any) -> Any:
         asked.append(host)
         if host == "rebinding.example":
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
-        return await real(loop, host, *more, **named)
+        return real(host, *more, **named)
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", looked_up)
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     assert told(f"http://rebinding.example:{port}/told") is None
     [(headers, _)] = receiver.received
     assert headers["host"] == f"rebinding.example:{port}"
