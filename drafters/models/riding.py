@@ -93,6 +93,7 @@ class Riders:
                 rows.append(1 + node)
                 at = node
         self._seen = self._seen[:0] if self._states is None else self._states[rows, 0].float()
+        self._hung, self._states = EMPTY, None  # the coming step may have no room for any
         self._place = len(state.tokens) - 2
         guessed = np.arange(1, self.depth + 1) <= tree.depths.max()
         right = np.arange(1, self.depth + 1) <= len(verdict.path)

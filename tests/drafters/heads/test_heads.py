@@ -211,3 +211,24 @@ def test_the_description_is_whole(lab):
     assert HeadConfig.of(described).as_dict() == described
     with pytest.raises(DrafterError, match="no description"):
         HeadConfig.of({"name": "eagle3", "reads": [1]})
+
+
+@pytest.mark.parametrize("name", RIDING)
+def test_prompt_tokens_see_the_text_up_to_their_place_and_one_another(lab, name, monkeypatch):
+    """Those before them, or all of their block; none behind another place."""
+    head, given = lab.head(name), []
+
+    def through(target, embedded, positions, seen):
+        given.append((positions, seen))
+        return torch.zeros_like(embedded)
+
+    monkeypatch.setattr(lab.Target, "through", through)
+    at, text, rows = head.behind(torch.tensor([TEXT] * 2), torch.Generator().manual_seed(0))
+    [(positions, seen)] = given
+    assert (text.shape[1], rows.shape[1]) == (20, 3 * len(at))
+    assert positions.tolist() == [*range(20), *(int(i) + k for i in at for k in (1, 2, 3))]
+    assert torch.equal(seen[:20, :20], torch.ones(20, 20, dtype=torch.bool).tril())
+    assert not seen[:20, 20:].any()
+    assert seen[20:, :20].sum(1).tolist() == [int(i) + 1 for i in at for _ in range(3)]
+    one = torch.ones(3, 3, dtype=torch.bool)
+    assert torch.equal(seen[20:, 20:], torch.block_diag(*[one if name == "tidar" else one.tril()] * len(at)).bool())

@@ -99,7 +99,10 @@ def test_those_below_the_end_of_the_walk_guess(lab, path, row):
     assert riders.reach(state) == 3
     nodes = riders.shallow((), (), 0)[:, 0].int().tolist()
     assert parents[nodes].tolist() == [row, *nodes[:-1]]
-    state.tokens.append(7)  # a step that it was not asked in
+    state.tokens.append(7)  # a step without room for any
+    riders.observe(state, EMPTY, Verdict((), (7,)))
+    assert riders.reach(state) == 0
+    state.tokens.append(7)  # a step in which it was not asked
     assert riders.reach(state) == 0
 
 
@@ -132,6 +135,17 @@ def test_the_first_step_hangs_and_the_second_guesses(lab):
         best = head.lm_head(torch.stack(behind)).argmax(-1).tolist()
         assert tree.tokens[0] == best[0]
         assert best[1] in tree.tokens[tree.depths[1:] == 2].tolist()
+
+
+def test_a_step_has_no_more_rows_than_its_budget(lab):
+    """Where rows cost nothing, nodes and prompt tokens fill it (`speculate` counts)."""
+    resources = lab.resources(lab.Model(vocab_size=12, seed=1), head=lab.head("ppd"))
+    resources.profile = rows_cost(1e-6)
+    drafter = build(TrainedOptions(min_score=0, paced=False), resources)
+    state = RequestState("r", [3, 7, 1, 4, 4, 9], 6, Sampling())
+    lab.speculate(drafter, lab.Model(vocab_size=12, seed=1), state, 8, budget=7)
+    assert drafter.stats.failures == 0
+    assert drafter.stats.drafted > 7
 
 
 def test_it_cannot_learn_online(lab):

@@ -37,6 +37,13 @@ def test_a_guess_takes_its_neighbours_until_the_bound():
     assert relaxed(p, 1, near, 0.15).tolist() == pytest.approx([0, 0.3, 0.3, 0.4])
 
 
+def test_a_rejected_guess_is_replaced_from_what_the_relaxed_target_has_more():
+    p, q = (torch.tensor(row, dtype=torch.float64) for row in ([0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.3, 0.1]))
+    how = lantern(p, q, 0, torch.tensor([[1, 2, 3]] * 4), 0.25)
+    assert how.accept.tolist() == pytest.approx([0.6])
+    assert how.residual.tolist() == pytest.approx([0, 0, 0, 1])
+
+
 @given(seed=st.integers(0, 10**6), bound=st.floats(0, 1), k=st.integers(0, 7))
 def test_every_replacement_is_a_distribution_within_the_bound(seed, bound, k):
     p, near = spread(seed), nearest(codes(seed), k)
