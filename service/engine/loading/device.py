@@ -67,6 +67,22 @@ def check_memory(name: str, needed: int, dtype: str, device: str) -> None:
         )
 
 
+def check_room(name: str, weights: int | None, kv: int) -> None:
+    """Refuse a CPU's pages of ``kv`` bytes that do not go beside weights that do, before any of those is read.
+
+    Raises:
+        ModelError: says what both need and what is free.
+    """
+    free = available_memory("cpu")
+    if free is not None and (weights or 0) <= free < kv + (weights or 0):
+        beside = f" beside {gigabytes(weights)} of weights" if weights else ""
+        raise ModelError(
+            f"The model {name!r} would have {gigabytes(kv)} for KV{beside}; {gigabytes(free)} are free.",
+            hint="Lower FOLIO_KV_MEMORY.",
+            param="kv_memory",
+        )
+
+
 def available_memory(device: str = "cpu") -> int | None:
     """Bytes that a process can still take on the device; None where the system does not say."""
     if device.startswith("cuda"):
