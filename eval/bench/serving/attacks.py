@@ -372,7 +372,7 @@ def _for_a_while(target: Target, path: str, bodies: Sequence[Any], seconds: floa
     headers = {"Authorization": f"Bearer {target.key}"}
 
     def ask(body: Any) -> None:
-        patience = httpx.Timeout(PATIENCE_S, read=1.0)
+        patience = httpx.Timeout(PATIENCE_S, read=seconds)
         with (
             contextlib.suppress(httpx.TimeoutException),
             httpx.stream("POST", f"{target.url}{path}", json=body, headers=headers, timeout=patience) as answer,
@@ -418,7 +418,15 @@ def _rankings(target: Target) -> str:
     return _for_a_while(target, "/v1/search", bodies)
 
 
+def _token_texts(target: Target) -> str:
+    return said(target.post("/tokenize", {"prompt": "a b " * 500_000, "return_token_strs": True}))
+
+
 # -- grammars
+
+
+def _alternations(target: Target) -> str:
+    return _constrained(target, regex="(" + "|".join("a" * n for n in range(1, 60)) + "){400}")
 
 
 def _chain_of_references(target: Target) -> str:
@@ -580,6 +588,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("answers", "eight prompts that fill the window", _full_windows, slow=True),
     Attack("answers", "millions of log-probabilities", _scored_prompts),
     Attack("answers", "24 rankings of 100 passages", _rankings, slow=True),
+    Attack("answers", "a million tokens as texts", _token_texts, slow=True),
+    Attack("grammars", "a repetition of alternations", _alternations),
     Attack("grammars", "a chain of 1,000 references", _chain_of_references),
     Attack("grammars", "5,000 rules", _many_rules),
     Attack("grammars", "an ambiguous grammar", _ambiguous_grammar),
