@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
@@ -28,9 +27,6 @@ from service.runtime import Runtime
 from service.settings import Settings
 
 THREADS = 64
-SWITCH_S = 0.0005
-"""After which a thread that computes in Python lets another go on. A step of the engine asks a thousand times; at the
-interpreter's own 5 ms each, four tokens beside one busy thread took nine seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -100,8 +96,7 @@ async def _serve(config: uvicorn.Config, runtime: Runtime, listening: socket.soc
 
 
 def _make_threads() -> None:
-    """More than one key may have requests: none waits for a thread that others hold, nor long for one that computes."""
-    sys.setswitchinterval(SWITCH_S)
+    """More than one key may have requests: none waits for a thread that others hold."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="folio"))
     to_thread.current_default_thread_limiter().total_tokens = THREADS
 

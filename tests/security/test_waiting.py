@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from retrieval.store.database import Database
 from retrieval.store.shelf import make_home
 from retrieval.store.tables import watches
 from service.accounts.keys import KeyStore
-from service.api import server
 from service.api.auth import AuthMiddleware
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.settings import load_settings
@@ -211,19 +209,6 @@ def test_what_only_goes_to_the_next_child_is_not_read_here(monkeypatch: pytest.M
         assert set(texts) <= set(read)
     finally:
         sandbox.close()
-
-
-def test_a_thread_that_computes_gives_way_soon() -> None:
-    before = sys.getswitchinterval()
-
-    async def begin() -> None:
-        server._make_threads()
-
-    try:
-        asyncio.run(begin())
-        assert sys.getswitchinterval() <= 0.001
-    finally:
-        sys.setswitchinterval(before)
 
 
 def test_scoring_and_exporting_wait_for_their_owners_turn() -> None:

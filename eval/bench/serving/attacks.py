@@ -418,15 +418,7 @@ def _rankings(target: Target) -> str:
     return _for_a_while(target, "/v1/search", bodies)
 
 
-def _token_texts(target: Target) -> str:
-    return said(target.post("/tokenize", {"prompt": "a b " * 500_000, "return_token_strs": True}))
-
-
 # -- grammars
-
-
-def _alternations(target: Target) -> str:
-    return _constrained(target, regex="(" + "|".join("a" * n for n in range(1, 60)) + "){400}")
 
 
 def _chain_of_references(target: Target) -> str:
@@ -588,8 +580,6 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("answers", "eight prompts that fill the window", _full_windows, slow=True),
     Attack("answers", "millions of log-probabilities", _scored_prompts),
     Attack("answers", "24 rankings of 100 passages", _rankings, slow=True),
-    Attack("answers", "a million tokens as texts", _token_texts, slow=True),
-    Attack("grammars", "a repetition of alternations", _alternations),
     Attack("grammars", "a chain of 1,000 references", _chain_of_references),
     Attack("grammars", "5,000 rules", _many_rules),
     Attack("grammars", "an ambiguous grammar", _ambiguous_grammar),

@@ -24,7 +24,6 @@ class TokenTexts:
         self._special = frozenset(tokenizer.all_special_ids)
         self._added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
         self._decoder = _decoder(tokenizer)
-        self._texts: dict[int, str] = {}
 
     def data(self, token_id: int) -> bytes | None:
         """Bytes of the text that a token stands for; None for a token of control, which stands for none."""
@@ -45,11 +44,6 @@ class TokenTexts:
 
     def text(self, token_id: int) -> str:
         """A token as text; what is no text is written as OpenAI does, ``bytes:\\xe2\\x80``."""
-        if token_id not in self._texts:
-            self._texts[token_id] = self._text(token_id)
-        return self._texts[token_id]
-
-    def _text(self, token_id: int) -> str:
         data = self.data(token_id)
         if data is None:
             return str(self._added.get(token_id) or self._tokenizer.convert_ids_to_tokens(token_id))

@@ -63,10 +63,6 @@ class ConstraintCompiler:
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise refused(constraint, matcher.get_error())
-        first = matcher.deep_copy()
-        first.compute_bitmask()
-        if first.is_error():  # it meets a limit of its own at once
-            raise refused(constraint, first.get_error())
         with self._turn:
             self._compiled[digest] = matcher
             if len(self._compiled) > KEPT:
