@@ -136,7 +136,7 @@ class Engine:
         self.lent = DraftPages(self.blocks)
         limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
-        self.runner = make_runner(loaded, pool, config)
+        self.runner = make_runner(loaded, pool, config, self.shape)
         on_disk = PassageFiles(config.warm_folder) if config.warm_folder is not None else None
         store = PassageStore(config.passage_memory, config.passage_dtype == "int8", on_disk)
         self.blending = Blending(loaded, self.runner, self.scheduler, store, config.max_running)
@@ -174,7 +174,7 @@ class Engine:
         if ranks is not None:
             chosen = chosen.model_copy(update={"device": ranks.device})
             ranks.tell(Load(model, chosen))
-        kept = chosen.weights, chosen.activations
+        kept = chosen.weights, chosen.activations, chosen.kv_memory or 0
         return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks, *kept), chosen)
 
     def add_request(
