@@ -13,11 +13,11 @@ import structlog
 import torch
 from transformers import GenerationConfig
 
-from service.engine.loading.device import check_device
+from service.engine.loading.device import check_device, check_heads, check_room
 from service.engine.loading.folder import first_line, refuse_own_code
 from service.engine.loading.gguf_model import GGUFModel
 from service.engine.loading.precision import DTYPES as DTYPES
-from service.engine.loading.precision import Activations, Precision, Weights, choose
+from service.engine.loading.precision import Activations, Precision, Weights, choose, weight_bytes
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.loading.source import Source
 from service.engine.loading.sources import find_model
@@ -115,11 +115,13 @@ def load_model(
     ranks: Ranks | None = None,
     weights: Weights = "auto",
     activations: Activations = "auto",
+    kv_memory: int = 0,
 ) -> LoadedModel:
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
 
     ``dtype``, ``weights`` and ``activations`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all
-    of which must be in this call, each loads its share by transformers' tensor-parallel plan.
+    of which must be in this call, each loads its share by transformers' tensor-parallel plan. So many bytes of
+    ``kv_memory`` must be free beside the weights.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine
@@ -131,6 +133,11 @@ def load_model(
     precision = choose(source, dtype, weights, device, ranks is not None, activations)
     if ranks is not None:
         check_shares(name, source.config, ranks.size)
+    text = source.config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    check_heads(name, head_dim, DTYPES[precision.dtype], device)
+    if ranks is None and (needed := weight_bytes(source, precision)) is not None:
+        check_room(name, needed, kv_memory, device)
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
     aside = ThreadPoolExecutor(1)  # a file is hashed while the tokenizer, in Python, holds one core
     fingerprint = aside.submit(lambda: source.fingerprint)

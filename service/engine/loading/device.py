@@ -8,6 +8,8 @@ import torch
 
 from service.errors import ModelError
 
+WIDEST_KEY = 512  # bytes: 256 numbers of 16 bits, or 128 of float32
+
 
 def check_device(device: str) -> None:
     """Refuse a device that torch cannot use here.
@@ -51,6 +53,24 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     return version <= capability and (kind == "compute" or version[0] == capability[0])
 
 
+def check_heads(name: str, head_dim: int, dtype: torch.dtype, device: str) -> None:
+    """Refuse heads that the kernels of a GPU have no room for: a multiprocessor keeps two tiles of keys and values.
+
+    Raises:
+        ModelError: names the width and what would fit.
+    """
+    width = (1 << (head_dim - 1).bit_length()) * dtype.itemsize
+    if device == "cpu" or width <= WIDEST_KEY:
+        return
+    halved = dtype == torch.float32 and width // 2 <= WIDEST_KEY
+    kind = str(dtype).removeprefix("torch.")
+    raise ModelError(
+        f"The model {name!r} has heads of {head_dim} numbers, too many in {kind} for a GPU's attention kernels.",
+        hint="Use --dtype bfloat16." if halved else "Use --device cpu.",
+        param="dtype" if halved else "model",
+    )
+
+
 def check_memory(name: str, needed: int, dtype: str, device: str) -> None:
     """Refuse weights of ``needed`` bytes that the device has no room for, before any of them is read.
 
@@ -64,6 +84,22 @@ def check_memory(name: str, needed: int, dtype: str, device: str) -> None:
             f"The weights of the model {name!r} take {gigabytes(needed)} in {dtype}; {gigabytes(free)} are {where}.",
             hint="Take a smaller model" + ("." if dtype == "bfloat16" else " or --dtype bfloat16."),
             param="model",
+        )
+
+
+def check_room(name: str, weights: int, pool: int, device: str) -> None:
+    """Refuse ``pool`` bytes of KV that a GPU has no room for beside weights that it has, before these are read.
+
+    Raises:
+        ModelError: says what both take and what is free.
+    """
+    free = available_memory(device)
+    if device != "cpu" and free is not None and weights <= free < weights + pool:
+        raise ModelError(
+            f"The weights of the model {name!r} take {gigabytes(weights)} and FOLIO_KV_MEMORY asks for "
+            f"{gigabytes(pool)}; {gigabytes(free)} are free on {device}.",
+            hint="Lower it, or leave it out: then KV takes a share of what the weights leave.",
+            param="kv_memory",
         )
 
 
