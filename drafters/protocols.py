@@ -143,7 +143,7 @@ class Datastore(Protocol):
     """Continuations of a context suffix in a corpus (REST); retrieval's token store satisfies it."""
 
     tokenizer: str
-    """Names the tokenizer whose ids these are; `Resources.tokenizer` must be the same."""
+    """Names the tokenizer whose ids these are; `Resources.tokenizer` must tell the same."""
 
     def continuations(
         self, context: Sequence[int], max_match: int, min_match: int, max_occurrences: int, length: int

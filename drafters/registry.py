@@ -138,14 +138,14 @@ def _datastore(options: DatastoreOptions, resources: Resources) -> DatastoreDraf
     store = _needs(resources.datastore, "datastore", "a library with a token store in the target's tokens")
     if not _same_tokenizer(store, resources):
         raise DrafterError(
-            f"the datastore was built with the tokenizer {store.tokenizer}, the model has {resources.tokenizer}: "
+            f"the datastore was built with the tokenizer {store.tokenizer}, the model has {resources.tokenizer()}: "
             "build the index again for this model"
         )
     return DatastoreDrafter(resources.learned.calibration, store, options)
 
 
 def _same_tokenizer(store: Datastore, resources: Resources) -> bool:
-    return resources.tokenizer is None or store.tokenizer == resources.tokenizer
+    return resources.tokenizer() in (None, store.tokenizer)
 
 
 def _draft_model(options: DraftModelOptions, resources: Resources) -> Drafter:

@@ -17,7 +17,7 @@ from drafters.training.online import Allowance
 class Resources:
     """One per engine; each request has a copy (`dataclasses.replace`) with what is its owner's or its own.
 
-    tokenizer     names the target's tokenizer, as a datastore names its own; None: not known
+    tokenizer     tells the name of the target's tokenizer, as a datastore names its own; None: not known
     draft_model   another checkpoint; with `draft_codec` and `codec` its vocabulary may be another
     self_model    the target itself over a shorter prompt (`rag`, `cascade`)
     skippable     the target with layers skipped (`self_speculation`)
@@ -38,7 +38,7 @@ class Resources:
     judge: Judge | None = None
     plain_head: Callable[[], Head] | None = None
     datastore: Datastore | None = None
-    tokenizer: str | None = None
+    tokenizer: Callable[[], str | None] = lambda: None
     codec: TextCodec | None = None
     draft_codec: TextCodec | None = None
     learned: Learned = field(default_factory=Learned)

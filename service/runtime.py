@@ -265,7 +265,7 @@ class Runtime:
             self._working += [asyncio.create_task(self._filler.serve()), asyncio.create_task(watcher.serve())]
             if self.settings.warm_passages:
                 await self._warm_passages(engine, layout)
-        log.info("ready", model=self.model_name, window=engine.window)
+        log.info("ready", model=self.model_name, precision=loaded.arithmetic, window=engine.window)
 
     async def _warm_passages(self, engine: AsyncEngine, layout: PromptLayout) -> None:
         """Have the passages of documents read that are indexed from now on, if the model's KV can be moved."""

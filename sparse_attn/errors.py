@@ -19,5 +19,9 @@ class PatternFileError(SparseAttentionError):
     """A file of head patterns that cannot be read or belongs to another model."""
 
 
+class UnknownInstructions(SparseAttentionError):
+    """A family of a processor's instructions that was asked for and that the machine does not have."""
+
+
 class UnsupportedModelFeature(SparseAttentionError):
     """The model asks of attention something that the paged kernels do not compute; the message names it."""

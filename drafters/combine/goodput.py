@@ -15,7 +15,8 @@ from drafters.machine_profile import MachineProfile
 from drafters.tree import DraftTree
 from drafters.verify import Verdict
 
-_SLACK = 0.02  # the best size lies on a flat top; more nodes teach more and save steps. Set on SmolLM2, tried on Qwen2.5
+_SLACK = 0.02
+"""The best size lies on a flat top; more nodes teach more and save steps. Set on SmolLM2, tried on Qwen2.5."""
 _UNMEASURED = 4  # nodes verified while nothing is known of the machine: enough to learn what rows cost
 
 

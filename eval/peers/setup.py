@@ -7,6 +7,8 @@ need torch or transformers only to convert weights borrow torch from the environ
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,12 +29,13 @@ class Environment:
         packages: with their dependencies.
         bare: without theirs, which would pull in gigabytes.
         borrow: torch and what else is missing comes from the running environment.
-        cmake: flags for a package that is built here from its sources.
+        source: a package that is built here from its sources, with CMake's flags of ``cmake``.
     """
 
     packages: tuple[str, ...]
     bare: tuple[str, ...] = ()
     borrow: bool = False
+    source: str = ""
     cmake: Callable[[], str] = str
 
 
@@ -54,10 +57,9 @@ the processor."""
 def ggml_flags() -> str:
     """llama.cpp's build for the instructions of this machine."""
     present = features.processor_flags()
-    named = [option for flag, options in _GGML.items() if flag in present for option in options]
-    # Before `ldtilecfg` GCC 12 drops the stores of what it loads, so that the first product of tiles is illegal.
-    kept = "'-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse'"
-    return " ".join(["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", kept, *(f"-DGGML_{option}=ON" for option in named)])
+    named = [f"-DGGML_{option}=ON" for flag, options in _GGML.items() if flag in present for option in options]
+    mended = f"-DCMAKE_CXX_FLAGS=-include {shlex.quote(str(Path(__file__).with_name('amx_memory.h')))}"
+    return shlex.join(["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", mended, *named])
 
 
 ENVIRONMENTS = {
@@ -75,7 +77,11 @@ ENVIRONMENTS = {
         bare=("optimum-intel>=2.2,<2.3", "optimum>=2.3,<2.4", "transformers>=5.5,<5.6"),
         borrow=True,
     ),
-    "llama_cpp": Environment(("llama-cpp-python>=0.3.30", "gguf", "safetensors", "numpy>=2.0"), cmake=ggml_flags),
+    "llama_cpp": Environment(
+        ("gguf", "safetensors", "numpy>=2.0", "cmake", "ninja", "scikit-build-core>=0.11"),
+        source="llama-cpp-python>=0.3.30",
+        cmake=ggml_flags,
+    ),
     "ctranslate2": Environment(("ctranslate2>=4.7", "transformers<5", "numpy>=2.0"), borrow=True),
 }
 
@@ -114,7 +120,9 @@ def build(name: str) -> Path:
     python = folder / "bin" / "python"
     if wanted.bare:
         _pip(python, "--no-deps", *wanted.bare)
-    _pip(python, *wanted.packages, cmake=wanted.cmake())
+    _pip(python, *wanted.packages)
+    if wanted.source:
+        _compile(python, wanted, folder.with_name(f"{name}-build"))
     if wanted.borrow:
         site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
         (site / "zz_borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
@@ -122,12 +130,27 @@ def build(name: str) -> Path:
     return python
 
 
-def _pip(python: Path, *arguments: str, cmake: str = "") -> None:
+def _compile(python: Path, wanted: Environment, place: Path) -> None:
+    """Build a package in ``place``, where a build that was stopped goes on; it is gone once the package is there."""
+    sources, bare = place / "sources", ("--no-deps", "--no-build-isolation")
+    if not sources.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        _pip(python, *bare, "--no-binary", ":all:", "-d", str(place), wanted.source, command="download")
+        archive = next(place.glob("*.tar.gz"))
+        shutil.unpack_archive(archive, place / "unpacked", filter="data")
+        next((place / "unpacked").iterdir()).rename(sources)
+    objects = f"build-dir={place / 'objects'}"
+    _pip(python, "--no-build-isolation", "-C", objects, str(sources), cmake=wanted.cmake())
+    shutil.rmtree(place)
+
+
+def _pip(python: Path, *arguments: str, command: str = "install", cmake: str = "") -> None:
+    tools = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the environment's cmake and ninja
     done = subprocess.run(
-        [str(python), "-m", "pip", "install", "-q", *arguments],
+        [str(python), "-m", "pip", command, "-q", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "CMAKE_ARGS": cmake},
+        env={**os.environ, "CMAKE_ARGS": cmake, "PATH": tools},
     )
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])

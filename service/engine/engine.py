@@ -41,7 +41,7 @@ from service.engine.drafting.drafting import Drafting
 from service.engine.drafting.resources import draft_resources
 from service.engine.drafting.sessions import DraftPages
 from service.engine.finish import Emitted, FinishReason, StopChecker
-from service.engine.kv.layout import checked_policy, head_layout, make_pool
+from service.engine.kv.layout import checked_policy, head_layout, kv_memory, make_pool
 from service.engine.kv.passage_store import PassageFiles, PassageStore
 from service.engine.kv.tiers import HostTier, Tiers, WarmTier
 from service.engine.loading.checkpoint import DTYPES, EMBEDDED, LoadedModel, load_model
@@ -166,7 +166,8 @@ class Engine:
         """
         given = config.model_dump() if config is not None else {}
         chosen = EngineConfig.of(**{**given, **options}).resolved()
-        check_options(chosen.drafter, chosen.attention, None, lambda: shape_of(model, chosen))
+        named = chosen.attention if chosen.attention != "auto" else None  # which suits every model
+        check_options(chosen.drafter, named, None, lambda: shape_of(model, chosen))
         select_kernels(torch.device(chosen.device), DTYPES.get(chosen.dtype, torch.float32), chosen.backend)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
@@ -174,8 +175,17 @@ class Engine:
         if ranks is not None:
             chosen = chosen.model_copy(update={"device": ranks.device})
             ranks.tell(Load(model, chosen))
-        kept = chosen.weights, chosen.activations, chosen.kv_memory or 0
-        return cls(load_model(model, chosen.dtype, chosen.device, chosen.max_model_len, ranks, *kept), chosen)
+        loaded = load_model(
+            model,
+            chosen.dtype,
+            chosen.device,
+            chosen.max_model_len,
+            ranks,
+            chosen.weights,
+            chosen.activations,
+            kv_memory(chosen) if chosen.device == "cpu" else chosen.kv_memory or 0,
+        )
+        return cls(loaded, chosen)
 
     def add_request(
         self,

@@ -124,11 +124,11 @@ def test_overlap_goes_on_in_the_targets_vocabulary_only(lab):
 
 def test_a_datastore_of_another_tokenizer_is_refused(lab):
     resources = lab.resources(lab.Model(vocab_size=9), documents=[[1, 2, 3]])
-    resources.tokenizer = "another"
+    resources.tokenizer = lambda: "another"
     with pytest.raises(DrafterError, match="tokenizer table, the model has another"):
         build(DatastoreOptions(), resources)
     build(AutoOptions(), resources)  # goes without it
-    resources.tokenizer = "table"
+    resources.tokenizer = lambda: "table"
     build(DatastoreOptions(), resources)
 
 

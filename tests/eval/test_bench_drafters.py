@@ -163,7 +163,8 @@ def test_quoting_is_one_passage_word_for_word():
 def test_workloads_keep_the_prompts_that_suit_them(engine, monkeypatch, tmp_path):
     """Of answers made to measure, `quoting` and `nothing` keep opposite ones, in their order."""
     prompts = [[*range(3, 40), n] for n in range(6)]
-    monkeypatch.setattr("eval.bench.drafting.prompts._questions", lambda engine, context, count, text: prompts)
+    monkeypatch.setattr("eval.bench.drafting.prompts.questions", lambda layout, context, count, text: prompts)
+    monkeypatch.setattr("eval.bench.drafting.prompts.layout_for", lambda *_, **__: None)
     monkeypatch.setattr("eval.bench.drafting.prompts._random", lambda engine, context, count: prompts)
     answers = {n: [5, 6, 7, 8] if n % 2 else [60, 62, 61, 63] for n in range(6)}
 

@@ -1,9 +1,13 @@
 """Peers: the worker protocol, conversion to GGUF's row order, and greedy agreement of the workers at hand."""
 
+import platform
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +105,103 @@ def test_every_peer_names_an_environment_that_can_be_built():
     assert {peer.environment for peer in [*PEERS.values(), *GGUF_PEERS.values()]} <= {*ENVIRONMENTS, None}
 
 
+def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    said = []
+
+    def pip(python, *arguments, command="install", cmake=""):
+        said.append(command)
+        if command == "download":
+            (tmp_path / "llama-1").mkdir()
+            folder = Path(arguments[arguments.index("-d") + 1])
+            folder.mkdir()
+            with tarfile.open(folder / "llama-1.tar.gz", "w:gz") as archive:
+                archive.add(tmp_path / "llama-1", "llama-1")
+        elif len(said) == 2:
+            raise EvalError("stopped")
+
+    monkeypatch.setattr(setup, "_pip", pip)
+    place, wanted = tmp_path / "build", setup.ENVIRONMENTS["llama_cpp"]
+    with pytest.raises(EvalError, match="stopped"):
+        setup._compile(tmp_path, wanted, place)
+    assert (place / "sources").is_dir()
+    setup._compile(tmp_path, wanted, place)
+    assert said == ["download", "install", "install"]
+    assert not place.exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or platform.machine() != "x86_64", reason="no g++ for x86-64")
+def test_the_compiler_keeps_what_tiles_are_loaded_from(tmp_path):
+    """77 and 78 are stored before the instructions that read them, which GCC 12's own intrinsics do not say."""
+    source = tmp_path / "tiles.cpp"
+    source.write_text(
+        """
+        #include <immintrin.h>
+        void load() {
+            alignas(64) unsigned char shape[64] = {1};
+            shape[48] = 77;
+            _tile_loadconfig(shape);
+            alignas(64) unsigned char tile[64] = {};
+            tile[32] = 78;
+            _tile_loadd(0, tile, 64);
+        }
+        """
+    )
+    header = Path(setup.__file__).with_name("amx_memory.h")
+    flags = ["-O3", "-S", "-mamx-tile", "-mavx512f", "-include", header]
+    done = subprocess.run(["g++", *flags, source, "-o", tmp_path / "tiles.s"], capture_output=True, text=True)
+    if "-mamx-tile" in done.stderr:
+        pytest.skip("this compiler knows no tiles")
+    assert done.returncode == 0, done.stderr
+    code = (tmp_path / "tiles.s").read_text()
+    assert 0 < code.find("$77,") < code.find("ldtilecfg") < code.find("$78,") < code.find("tileloadd")
+
+
+def test_drafts_of_prompt_lookup_change_no_token():
+    """llama.cpp's worker over a stand-in that continues each text by a rule and drafts what is sometimes right."""
+    program = Path(client.__file__).parent / "workers"
+    sys.path.insert(0, str(program))
+    try:
+        from llama_cpp_worker import stream
+    finally:
+        sys.path.remove(str(program))
+
+    class Engine:
+        def __init__(self, drafts):
+            self.drafts, self.held, self.runs = drafts, [], 0
+
+        def forget(self):
+            self.held = []
+
+        def following(self, count):
+            return sum(self.held[:count]) * 7 % 5
+
+        def read(self, ids, sequence):
+            self.held = list(ids)
+            return self.following(len(ids))
+
+        def run(self, tokens):
+            self.runs += 1
+            self.first = tokens[0][1]
+            assert self.first == len(self.held), "what is held is what was kept"
+            self.held += [token for token, *_ in tokens]
+
+        def likeliest(self, row):
+            return self.following(self.first + row + 1)
+
+        def draft(self, text):
+            right = sum(text) * 7 % 5
+            return [right, (right + len(text)) % 5, 1][: self.drafts]
+
+        def keep(self, count):
+            del self.held[count:]
+
+    plain, drafted = Engine(0), Engine(3)
+    expected = list(stream(plain, [3, 1, 4], 20))
+    assert list(stream(drafted, [3, 1, 4], 20)) == expected
+    assert len(expected) == 20
+    assert drafted.runs < plain.runs == 19
+
+
 def test_llama_cpp_is_built_for_the_instructions_of_this_machine(monkeypatch):
     monkeypatch.setattr(setup.features, "processor_flags", lambda: frozenset({"avx2", "avx512f", "amx_tile"}))
     flags = shlex.split(setup.ggml_flags())
@@ -186,6 +287,36 @@ def test_a_table_of_one_file_is_made_in_pieces(tmp_path, monkeypatch):
     assert run_bench(Options(engines=("openvino-int8",), limit=1e-9, **asked), found) is None
     with pytest.raises(EvalError, match="made with threads 2, not 1"):
         run_bench(Options(threads=1, **asked), found)
+
+
+def test_answers_are_as_long_as_folios_and_quotations_count(tmp_path, monkeypatch):
+    class Source:
+        config = type("Config", (), {"vocab_size": 300, "max_position_embeddings": 1024})
+        num_parameters = None
+
+        def tokenizer(self):
+            return None
+
+        def generation(self):
+            return type("Generation", (), {"eos_token_id": [3]})
+
+    monkeypatch.setattr(peers, "Worker", CountingWorker)
+    monkeypatch.setattr(peers, "converted", lambda model, *kind: model)
+    monkeypatch.setattr(peers, "find_model", lambda name: Source())
+    monkeypatch.setattr(peers, "layout_for", lambda *_, **__: None)
+    monkeypatch.setattr(peers, "questions", lambda *_: [[0, 1, 2, 9], [7, 8, 9]])
+    asked = {"gguf": tmp_path / "a.gguf", "lengths": (16,), "questions": 2}
+    found = run_bench(Options(engines=("openvino",), **asked))
+    assert "folio has not answered yet" in found["failed"][0]["error"]
+    found = run_bench(Options(engines=("folio", "folio:dense+auto", "openvino"), **asked), found)
+    assert found["failed"] == []
+    assert [row["tokens"] for row in found["answers"]] == [3] * 6
+    assert [row["quoted"] for row in found["answers"] if row["engine"] == "folio"] == [1.0, 0.0]
+    rows = [{"questions": 1, "tokens": 3, "agreeing_tokens": 3, "tokens_per_s": pytest.approx(100)}] * 3
+    names = ["folio", "folio:dense+auto", "openvino"]
+    assert found["quoting"] == [{"engine": name, **row} for name, row in zip(names, rows, strict=True)]
+    with pytest.raises(EvalError, match="unknown or repeated part 'nothing'"):
+        run_bench(Options(engines=("folio:nothing",), **asked))
 
 
 @pytest.mark.slow

@@ -222,4 +222,7 @@ def test_a_service_that_is_told_to_reads_ahead(tiny_model: Path, tmp_path: Path)
         await runtime.stop()
         return found
 
-    assert asyncio.run(serve())
+    with capture_logs() as logs:
+        assert asyncio.run(serve())
+    ready = next(entry for entry in logs if entry["event"] == "ready")
+    assert ready["precision"] == "float32", "in which numbers it runs"

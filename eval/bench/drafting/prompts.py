@@ -17,6 +17,7 @@ from eval.bench.drafting.turns import first_turns
 from eval.errors import EvalError
 from eval.tasks.quoting import QuoteMaker, read_folder
 from service.answering.passages import Passage
+from service.answering.prompting.layouts import PromptLayout
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 from service.models import layout_for
@@ -49,10 +50,12 @@ class Prompts:
 
 def make_prompts(engine: AsyncEngine, workload: str, context: int, count: int, text: Path, spec_bench: Path) -> Prompts:
     """`count` prompts of about `context` tokens."""
-    if workload == "questions":
-        return Prompts(_questions(engine, context, count, text))
-    if workload == "quoting":
-        asked = _questions(engine, context, _QUESTIONS * count, text)
+    if workload in ANSWERED:
+        loaded = engine.engine.loaded
+        layout = layout_for(loaded.name, loaded.tokenizer, parameters=loaded.num_parameters)
+        if workload == "questions":
+            return Prompts(questions(layout, context, count, text))
+        asked = questions(layout, context, _QUESTIONS * count, text)
         return _choose(engine, asked, count, 64, False, quoted)
     if workload == "spec_bench":
         return Prompts(_spec_bench(engine, context, count, spec_bench))
@@ -91,10 +94,8 @@ def quoted(prompt: Sequence[int], answer: Sequence[int]) -> float:
     return longest / max(len(said), 1)
 
 
-def _questions(engine: AsyncEngine, context: int, count: int, text: Path) -> list[list[int]]:
+def questions(layout: PromptLayout, context: int, count: int, text: Path) -> list[list[int]]:
     """`count` questions about sentences from the text's beginning to its end, fewer where some are the same."""
-    loaded = engine.engine.loaded
-    layout = layout_for(loaded.name, loaded.tokenizer, parameters=loaded.num_parameters)
     maker = QuoteMaker(read_folder(text))
 
     def prompt(size: int, depth: float) -> list[int]:

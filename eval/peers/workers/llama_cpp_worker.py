@@ -1,6 +1,7 @@
 """llama.cpp, built for this machine's instructions: token ids in and out, flash attention on, KV in float16.
 
-In the precision "float32" KV is float32, as the weights of the file that goes with it.
+In the precision "float32" KV is float32, as the weights of the file that goes with it. The option "prompt_lookup"
+drafts by the package's own prompt lookup, ten tokens at a time.
 """
 
 from __future__ import annotations
@@ -37,9 +38,24 @@ class Model:
             raise ValueError("llama.cpp makes no context of this size")
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.batch = api.llama_batch_init(CHUNK, 0, 1)
+        self.lookup: Any = None
+        if request["option"] == "prompt_lookup":
+            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+            self.lookup = LlamaPromptLookupDecoding()
+
+    def draft(self, text: Sequence[int]) -> list[int]:
+        """What may follow a text; nothing without the option."""
+        import numpy
+
+        return [] if self.lookup is None else self.lookup(numpy.array(text, numpy.intc)).tolist()
 
     def forget(self) -> None:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first tokens of the first sequence."""
+        self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, count, -1)
 
     def run(self, tokens: Sequence[tuple[int, int, int, bool]]) -> None:
         """One forward of at most CHUNK tokens, each with its position, its sequence, and whether it has logits."""
@@ -69,12 +85,18 @@ class Model:
 
 def stream(engine: Model, ids: list[int], new_tokens: int) -> Iterator[int]:
     engine.forget()
-    token = engine.read(ids, 0)
-    yield token
-    for i in range(new_tokens - 1):
-        engine.run([(token, len(ids) + i, 0, True)])
-        token = engine.likeliest(-1)
-        yield token
+    text = [*ids, engine.read(ids, 0)]
+    yield text[-1]
+    while (left := len(ids) + new_tokens - len(text)) > 0:
+        drafts = engine.draft(text)[: left - 1]
+        engine.run([(token, len(text) - 1 + i, 0, True) for i, token in enumerate([text[-1], *drafts])])
+        for row, guess in enumerate([*drafts, None]):
+            text.append(engine.likeliest(row))
+            yield text[-1]
+            if text[-1] != guess:
+                break
+        if drafts:
+            engine.keep(len(text) - 1)
 
 
 def batch(engine: Model, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:

@@ -41,7 +41,7 @@ def draft_resources(
     """
     resources = Resources(
         vocab_size=loaded.vocab_size,
-        tokenizer=loaded.tokenizer_fingerprint,
+        tokenizer=lambda: loaded.tokenizer_fingerprint,
         codec=_codec(loaded.tokenizer),
         self_model=PagedDraftModel(runner, lent, scheduler, loaded.vocab_size, salt),
         # Other ranks would have to skip the same layers.

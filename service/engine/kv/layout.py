@@ -70,14 +70,14 @@ def head_layout(config: EngineConfig, shape: ModelShape) -> HeadLayout:
     return HeadLayout.split(heads.streaming, shape.num_kv_heads)
 
 
-def kv_memory(loaded: LoadedModel, config: EngineConfig) -> int:
+def kv_memory(config: EngineConfig, shared: bool = False) -> int:
     """Bytes for the pages of KV: as told, else a share of what a GPU has left once the weights are there.
 
     Ranks that share a model must have equally many pages, so there, as on a CPU, it is a fixed amount.
     """
     if config.kv_memory is not None:
         return config.kv_memory
-    if config.device == "cpu" or loaded.ranks is not None:
+    if config.device == "cpu" or shared:
         return KV_MEMORY
     return int((available_memory(config.device) or 0) * GPU_SHARE)
 
@@ -88,7 +88,7 @@ def make_pool(loaded: LoadedModel, config: EngineConfig, layout: HeadLayout | No
     Raises:
         ModelError: it does not hold one, or the device does not have it.
     """
-    dtype, memory = kv_dtype(config), kv_memory(loaded, config)
+    dtype, memory = kv_dtype(config), kv_memory(config, loaded.ranks is not None)
     per_page = bytes_per_page(loaded.kv_shape, config.page_size, dtype, layout)
     num_pages = memory // per_page
     if num_pages < 1:

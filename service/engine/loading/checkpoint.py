@@ -21,7 +21,7 @@ from service.engine.loading.precision import Activations, Precision, Weights, ch
 from service.engine.loading.sampling_defaults import SamplingDefaults
 from service.engine.loading.source import Source
 from service.engine.loading.sources import find_model
-from service.engine.loading.support import check_shares, refuse_by_config
+from service.engine.loading.support import check_shares, quantisation_of, refuse_by_config
 from service.engine.runner.fused_gpu_layers import fuse_gpu_layers
 from service.engine.runner.fused_layers import fuse_layers
 from service.engine.runner.fused_norms import fuse_norms
@@ -120,8 +120,8 @@ def load_model(
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
 
     ``dtype``, ``weights`` and ``activations`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all
-    of which must be in this call, each loads its share by transformers' tensor-parallel plan. So many bytes of
-    ``kv_memory`` must be free beside the weights.
+    of which must be in this call, each loads its share by transformers' tensor-parallel plan. There must be room
+    for ``kv_memory`` bytes beside the weights.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine
@@ -133,11 +133,12 @@ def load_model(
     precision = choose(source, dtype, weights, device, ranks is not None, activations)
     if ranks is not None:
         check_shares(name, source.config, ranks.size)
+    else:
+        quantised = quantisation_of(source.config) is not None  # by a library of its own, which knows their size
+        check_room(name, None if quantised else weight_bytes(source, precision), kv_memory, device)
     text = source.config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     check_heads(name, head_dim, DTYPES[precision.dtype], device)
-    if ranks is None and (needed := weight_bytes(source, precision)) is not None:
-        check_room(name, needed, kv_memory, device)
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
     aside = ThreadPoolExecutor(1)  # a file is hashed while the tokenizer, in Python, holds one core
     fingerprint = aside.submit(lambda: source.fingerprint)

@@ -87,18 +87,19 @@ def check_memory(name: str, needed: int, dtype: str, device: str) -> None:
         )
 
 
-def check_room(name: str, weights: int, pool: int, device: str) -> None:
-    """Refuse ``pool`` bytes of KV that a GPU has no room for beside weights that it has, before these are read.
+def check_room(name: str, weights: int | None, kv: int, device: str = "cpu") -> None:
+    """Refuse pages of ``kv`` bytes that do not go beside weights that do, before any of those is read.
 
     Raises:
-        ModelError: says what both take and what is free.
+        ModelError: says what both need and what is free.
     """
     free = available_memory(device)
-    if device != "cpu" and free is not None and weights <= free < weights + pool:
+    if free is not None and (weights or 0) <= free < kv + (weights or 0):
+        where = "free" if device == "cpu" else f"free on {device}"
+        beside = f" beside {gigabytes(weights)} of weights" if weights else ""
         raise ModelError(
-            f"The weights of the model {name!r} take {gigabytes(weights)} and FOLIO_KV_MEMORY asks for "
-            f"{gigabytes(pool)}; {gigabytes(free)} are free on {device}.",
-            hint="Lower it, or leave it out: then KV takes a share of what the weights leave.",
+            f"The model {name!r} would have {gigabytes(kv)} for KV{beside}; {gigabytes(free)} are {where}.",
+            hint="Lower FOLIO_KV_MEMORY.",
             param="kv_memory",
         )
 

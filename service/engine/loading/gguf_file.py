@@ -13,7 +13,7 @@ import mmap
 import re
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class GGUFFile:
     @cached_property
     def sha256(self) -> str:
         """Of the file; of the parts' digests where there are several."""
-        digests = [file_sha256(path) for path in self.paths]
+        digests = [file_sha256(path, path.stat().st_mtime_ns) for path in self.paths]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def own(self, key: str) -> Any:
@@ -84,8 +84,9 @@ class GGUFFile:
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
-def file_sha256(path: Path) -> str:
-    """The hex digest of a file's bytes."""
+@lru_cache
+def file_sha256(path: Path, _changed: int) -> str:
+    """The hex digest of a file's bytes, which were written at that time (``st_mtime_ns``)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -131,7 +132,7 @@ def gguf_models(folder: Path) -> list[Path]:
 
 def _parts(path: Path) -> list[Path]:
     part = _SPLIT.match(path.name)
-    if part is None:
+    if part is None or not 1 <= int(part["number"]) <= int(part["count"]):
         return [path]
     count = int(part["count"])
     return [path.with_name(f"{part['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]

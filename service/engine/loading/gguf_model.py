@@ -197,7 +197,7 @@ class GGUFModel:
                 f"{path.name} has {len(tokens)} tokens, and an embedding of {self.config.vocab_size}.", param="model"
             )
         try:
-            found = PreTrainedTokenizerFast(name_or_path=str(path.parent), gguf_file=path.name)
+            found = _tokenizer(self.file, tokens)
         except Exception as error:  # of the tokenizers' library too, which has no base of its own
             raise ModelError(
                 f"The tokenizer in {path.name} cannot be built: {first_line(error)}", param="model"
@@ -207,9 +207,8 @@ class GGUFModel:
 
     def _remark(self, tokenizer: Any) -> None:
         """Say in the log what the file leaves open."""
-        from transformers.integrations import gguf
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
 
-        known = getattr(getattr(gguf, "gguf_tokenizer_mapping", None), "GGUF_PRE_TOKENIZER_SPLITS", {})
         split = str(self.file.metadata.get("tokenizer.ggml.pre", "default"))
         if self.file.metadata["tokenizer.ggml.model"] == "gpt2" and split not in known and split not in _SPLITS:
             log.warning("words are split as GPT-2's: the file's pre-tokenizer is not known", pre=split, model=self.name)
@@ -347,6 +346,28 @@ class GGUFModel:
         shared = found.keys() & expected.keys()
         other = {key: (found[key], expected[key]) for key in shared if found[key] != expected[key]}
         refuse_unlike(self.name, expected.keys() - found.keys(), found.keys() - expected.keys(), other)
+
+
+def _tokenizer(file: GGUFFile, tokens: list[str]) -> Any:
+    """transformers' tokenizer of a file's metadata, which are not read again as by its own ``gguf_file``.
+
+    Nor is it given a name, by which transformers would ask the hub about a vocabulary as large as some of Mistral's.
+    """
+    from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
+
+    said = {key.removeprefix("tokenizer."): value for key, value in file.metadata.items()}
+    parts: dict[str, dict[str, Any]] = {
+        group: {name: said[key] for key, name in table.items() if key in said}
+        for group, table in GGUF_TOKENIZER_MAPPING.items()
+    }
+    numbers = {name: said.get(f"ggml.{key}") for key, name in _SPECIAL.items()}
+    special = {name.removesuffix("_id"): None if n is None else tokens[n] for name, n in numbers.items()}
+    adds_bos = {"add_bos_token": True} if said["ggml.model"] == "llama" else {}  # where it does not say
+    backend, more = convert_gguf_tokenizer(file.architecture, parts["tokenizer"])
+    found: Any = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
+    found._tokenizer = backend  # given as tokenizer_object it would be copied, through JSON
+    PreTrainedTokenizerFast.__init__(found, **{**adds_bos, **parts["tokenizer_config"], **special, **more})
+    return found
 
 
 def _names(architecture: str, model: Any) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def smollm2_file() -> Path:
             f"The model {SMOLLM2!r} is not installed.", hint=f"Get it by `{SMOLLM2_INSTALL}`.", param="model"
         ) from None
     files = [Path(str(package.locate_file(file))) for file in package.files or [] if file.suffix == ".gguf"]
-    found = next((path for path in files if path.is_file() and _is_smollm2(path, path.stat().st_mtime_ns)), None)
+    found = next((path for path in files if path.is_file() and _is_smollm2(path)), None)
     if found is None:
         raise ModelError(
             f"The package {_SMOLLM2_PACKAGE} {package.version} does not hold the published file of {SMOLLM2!r}.",
@@ -69,9 +68,8 @@ def smollm2_file() -> Path:
     return found
 
 
-@lru_cache
-def _is_smollm2(path: Path, _changed: int) -> bool:
-    return file_sha256(path) == _SMOLLM2_SHA256
+def _is_smollm2(path: Path) -> bool:
+    return file_sha256(path, path.stat().st_mtime_ns) == _SMOLLM2_SHA256
 
 
 def _in_folder(name: str, folder: Path) -> Source:

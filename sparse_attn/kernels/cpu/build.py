@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL:
 
     Raises:
         BuildError: no compiler, a compiler that fails, or a library that does not load.
-        ValueError: FOLIO_CPU_FEATURES asks for what the machine does not have.
+        UnknownInstructions: FOLIO_CPU_FEATURES asks for what the machine does not have.
     """
     compiler = _compiler()
     flags = (*features.compiler_flags(), *FLAGS)

@@ -13,6 +13,8 @@ import platform
 import sys
 from pathlib import Path
 
+from sparse_attn.errors import UnknownInstructions
+
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _BF16 = ("avx512_vnni", "avx512_bf16")
 _AMX = ("amx_tile", "amx_bf16", "amx_int8")
@@ -37,12 +39,12 @@ def family() -> str:
     """The family in use: a name of `FAMILIES`, or "native" on a processor that is not x86-64.
 
     Raises:
-        ValueError: FOLIO_CPU_FEATURES names none, or one that this machine does not have.
+        UnknownInstructions: FOLIO_CPU_FEATURES names none, or one that this machine does not have.
     """
     present = _present()
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted not in present:
-        raise ValueError(f"{VARIABLE}={wanted} is none of what this machine has: {', '.join(present)}")
+        raise UnknownInstructions(f"{VARIABLE}={wanted} is none of what this machine has: {', '.join(present)}")
     return wanted or present[-1]
 
 

@@ -1,5 +1,6 @@
 """Zeroed memory in huge pages."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,20 @@ def test_large_tensors_ask_for_huge_pages():
         pytest.skip("this system has no transparent huge pages")
     large = huge_pages.zeros((16 << 20,), torch.float32)
     assert "hg" in _flags(large.data_ptr() + large.numel() * 2)
+
+
+def test_memory_is_taken_when_it_is_first_used():
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell what a process holds")
+
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = held()
+    large = huge_pages.zeros((96 << 20,), torch.uint8)
+    assert held() - before < 16 << 20
+    large.fill_(1)
+    assert held() - before > 80 << 20
 
 
 def test_what_does_not_fit_raises():

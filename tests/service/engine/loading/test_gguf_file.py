@@ -131,6 +131,11 @@ def test_parts_are_one_model(gguf_file: Write) -> None:
     assert f"There is no file {parts[1].name}" in refusal(parts[0])
 
 
+@pytest.mark.parametrize("name", ["a-00001-of-00000.gguf", "a-00003-of-00002.gguf"])
+def test_a_name_that_counts_no_parts_is_a_name(gguf_file: Write, name: str) -> None:
+    assert open_gguf(gguf_file(name)).num_parameters > 0
+
+
 def test_a_folder_with_two(gguf_file: Write) -> None:
     one = gguf_file("one.gguf")
     assert load_model(str(one.parent)).max_len == 512

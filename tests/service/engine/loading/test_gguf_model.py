@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import structlog
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
@@ -117,6 +118,33 @@ def test_config_ids_template_and_sampling(gguf_file: Write) -> None:
     assert loaded.tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
 
 
+def test_the_tokenizer_is_the_one_that_transformers_reads(gguf_file: Write) -> None:
+    flags = {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_space_prefix": False}
+    for path in (gguf_file("plain.gguf"), gguf_file("flags.gguf", **flags)):
+        theirs: Any = PreTrainedTokenizerFast(name_or_path=str(path.parent), gguf_file=path.name)
+        ours = load_tokenizer(str(path))
+        assert type(ours) is type(theirs)
+        assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+        assert ours("ab cd</s>").input_ids == theirs("ab cd</s>").input_ids
+        assert ours.special_tokens_map == theirs.special_tokens_map
+        assert ours.chat_template == theirs.chat_template
+
+
+def test_the_hub_is_not_asked_about_a_large_vocabulary(gguf_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks it whether a tokenizer of more than 100,000 tokens with a name is one of Mistral's."""
+    from transformers import tokenization_utils_tokenizers
+    from transformers.utils import hub
+
+    monkeypatch.setattr(hub, "hf_api", lambda: pytest.fail("the hub is asked"))
+    monkeypatch.setattr(tokenization_utils_tokenizers, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(GGUFModel, "config", SimpleNamespace(vocab_size=100_001))
+    tokens = [*map(chr, range(97, 123)), "ab", *(f"<|{n}|>" for n in range(99_974))]
+    vocabulary = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.scores": None}
+    special = dict.fromkeys(f"tokenizer.ggml.{key}_token_id" for key in ("bos", "eos", "unknown"))
+    kind = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.token_type": None}
+    assert load_tokenizer(str(gguf_file(**vocabulary, **special, **kind))).vocab_size == 100_001
+
+
 def test_tokens_of_control_that_end_an_answer_are_known_by_their_names(gguf_file: Write) -> None:
     renamed = [*VOCABULARY[:1], "<|endoftext|>", *VOCABULARY[2:-1], "<|im_end|>"]  # the last is no token of control
     assert load_model(str(gguf_file(**{"tokenizer.ggml.tokens": renamed}))).eos_ids == {1, 2}
@@ -184,12 +212,8 @@ class TestSmolLM2:
 
     def test_another_file_in_its_package(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sources, "_SMOLLM2_SHA256", "0" * 64)
-        sources._is_smollm2.cache_clear()
-        try:
-            with pytest.raises(ModelError, match="does not hold the published file"):
-                read_config("smollm2")
-        finally:
-            sources._is_smollm2.cache_clear()
+        with pytest.raises(ModelError, match="does not hold the published file"):
+            read_config("smollm2")
 
     @pytest.fixture
     def path(self) -> Path:
