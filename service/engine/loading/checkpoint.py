@@ -36,6 +36,7 @@ from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels.cpu import features
 from sparse_attn.kernels.cpu.packed import products_with
 from sparse_attn.kv.pool import KVShape
+from sparse_attn.plan.policy import ModelShape
 
 log = structlog.get_logger(__name__)
 
@@ -136,9 +137,8 @@ def load_model(
     else:
         quantised = quantisation_of(source.config) is not None  # by a library of its own, which knows their size
         check_room(name, None if quantised else weight_bytes(source, precision), kv_memory, device)
-    text = source.config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    check_heads(name, head_dim, DTYPES[precision.dtype], device)
+    if device != "cpu":
+        check_heads(name, ModelShape.of_config(source.config.get_text_config()).head_dim, DTYPES[precision.dtype])
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
     aside = ThreadPoolExecutor(1)  # a file is hashed while the tokenizer, in Python, holds one core
     fingerprint = aside.submit(lambda: source.fingerprint)

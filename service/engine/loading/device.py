@@ -53,14 +53,14 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     return version <= capability and (kind == "compute" or version[0] == capability[0])
 
 
-def check_heads(name: str, head_dim: int, dtype: torch.dtype, device: str) -> None:
+def check_heads(name: str, head_dim: int, dtype: torch.dtype) -> None:
     """Refuse heads that the kernels of a GPU have no room for: a multiprocessor keeps two tiles of keys and values.
 
     Raises:
         ModelError: names the width and what would fit.
     """
     width = (1 << (head_dim - 1).bit_length()) * dtype.itemsize
-    if device == "cpu" or width <= WIDEST_KEY:
+    if width <= WIDEST_KEY:
         return
     halved = dtype == torch.float32 and width // 2 <= WIDEST_KEY
     kind = str(dtype).removeprefix("torch.")
