@@ -206,9 +206,9 @@ def run(options: Options) -> Figures:
         unknown = set(options.only) - set(check.sections())
         if unknown:
             raise EvalError(f"There is no section {min(unknown)!r}; there are {', '.join(check.sections())}.")
-        from eval.bench.gpu.tape import kernels_of_a_gpu
+        from eval.bench.gpu.tape import few_programs, kernels_of_a_gpu
 
-        with kernels_of_a_gpu() if not on_gpu else nullcontext():
+        with kernels_of_a_gpu() if not on_gpu else nullcontext(), few_programs() if not on_gpu else nullcontext():
             for name, section in check.sections().items():
                 _run_section(name, section, check, options, figures, result)
     if not on_gpu:

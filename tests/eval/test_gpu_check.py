@@ -26,7 +26,7 @@ from eval.bench.gpu.engine import (
     selecting_steps,
 )
 from eval.bench.gpu.kernels import Bench, Shape
-from eval.bench.gpu.tape import kernels_of_a_gpu
+from eval.bench.gpu.tape import few_programs, kernels_of_a_gpu
 from eval.errors import EvalError
 
 
@@ -120,12 +120,12 @@ def test_steps_in_pieces_and_with_selection_inside_are_captured_and_timed():
     if not INTERPRETED:
         pytest.skip("another test imported the kernels without the interpreter")
     loaded = random_model("Qwen3-0.6B", torch.device("cpu"), torch.float32, **TINY)
-    with kernels_of_a_gpu():
+    with kernels_of_a_gpu(), few_programs():
         (mixed,) = pieced_steps(loaded, 20, 2, 24)
         (selecting,) = selecting_steps(loaded, "quest:budget=384,sink=64,recent=64,dense_layers=1", 500, 1)
     assert (mixed["refused"], selecting["refused"]) == (None, None)
     assert (mixed["pieced"], mixed["kernels"]) == (2, ["triton+pieces"])
-    assert (selecting["replayed"], selecting["kernels"]) == (4, ["triton+fused"])
+    assert (selecting["replayed"], selecting["kernels"]) == (4, ["triton"])
 
 
 @pytest.mark.slow

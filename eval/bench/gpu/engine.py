@@ -12,7 +12,6 @@ import itertools
 import math
 import statistics
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -69,7 +68,6 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype, **changes:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from eval.bench.gpu.tape import layers_of_a_gpu
     from service.engine.loading.checkpoint import prepare
 
     shape = {**SHAPES[name], **changes}
@@ -77,8 +75,7 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype, **changes:
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with layers_of_a_gpu() if device.type == "cpu" else nullcontext():
-        return prepare(name, model.eval())
+    return prepare(name, model.eval())
 
 
 def measure(

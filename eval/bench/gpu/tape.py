@@ -153,16 +153,10 @@ def kernels_of_a_gpu() -> Iterator[None]:
 
 
 @contextmanager
-def layers_of_a_gpu() -> Iterator[None]:
-    """A model that is prepared meanwhile gets a GPU's fused layers and plain products, in place of a CPU's."""
-    from service.engine.loading import checkpoint
-    from service.engine.runner.fused_gpu_layers import fuse_gpu_layers
+def few_programs() -> Iterator[None]:
+    """Launches are cut into a handful of programs, which the interpreter runs one by one, and tuned at short contexts."""
+    from service.engine.runner import cuda_graphs
+    from sparse_attn.kernels import work
 
-    with ExitStack() as stack:
-        for name, stand_in in (
-            ("fuse_layers", fuse_gpu_layers),
-            ("fuse_norms", lambda model: None),
-            ("make_row_invariant", lambda model: 0),
-        ):
-            stack.enter_context(patch.object(checkpoint, name, stand_in))
+    with patch.object(work, "PROGRAMS", 8), patch.object(cuda_graphs, "TUNING_TOKENS", 64):
         yield
