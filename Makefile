@@ -19,7 +19,7 @@ serve: $(STAMP)  ## the same service, kept up
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
 # Two processes of one thread each: a file's tests stay together.

@@ -66,6 +66,11 @@ class Options:
         "draft_model"."""
         return frozenset()
 
+    @property
+    def reads(self) -> DraftPromptOptions | None:
+        """Of a drafter whose model reads retrieved passages in place of the prompt: which."""
+        return None
+
     @classmethod
     def describe(cls) -> dict[str, str]:
         """For help texts: option -> meaning and default."""
@@ -197,9 +202,16 @@ class DraftPromptOptions(GrowthOptions):
     """Of every drafter whose model reads a shorter prompt."""
 
     depth: int = option(16, "longest path", 1, 64)
-    context: int = option(0, "tokens of the prompt that the drafter puts together itself; 0: a 16th of the whole", 0)
-    chunk: int = option(256, "tokens of a chunk", 16)
-    question: int = option(64, "last tokens of the prompt: the question", 1)
+    context: int = option(
+        0, "tokens of the shorter prompt at most; 0: as many passages as an answer by retrieval has, or a 16th", 0
+    )
+    threshold: float = option(0.0, "least cosine of a retrieved passage and the question; 0: any", 0, 1)
+    chunk: int = option(256, "tokens of a chunk, where chunks of the prompt are taken", 16)
+    question: int = option(64, "last tokens of the prompt that are the question there", 1)
+
+    @property
+    def reads(self) -> DraftPromptOptions | None:
+        return self if "draft_prompt" in self.draws_on else None
 
 
 @dataclass(frozen=True)
@@ -263,6 +275,10 @@ class GoodputOptions(Options):
     def draws_on(self) -> frozenset[str]:
         return self.inner.draws_on
 
+    @property
+    def reads(self) -> DraftPromptOptions | None:
+        return self.inner.reads
+
 
 @dataclass(frozen=True)
 class OverlapOptions(Options):
@@ -278,6 +294,10 @@ class OverlapOptions(Options):
     @property
     def draws_on(self) -> frozenset[str]:
         return self.inner.draws_on
+
+    @property
+    def reads(self) -> DraftPromptOptions | None:
+        return self.inner.reads
 
 
 DRAFTERS: dict[str, type[Options]] = {

@@ -18,9 +18,12 @@ from eval.errors import EvalError
 from eval.figures import write_atomically
 from eval.losses import cut, read, rise
 from service.engine.async_engine import AsyncEngine
+from service.engine.loading.checkpoint import LoadedModel
 from service.engine.options import parse_policy
 from service.engine.params import SamplingParams
-from sparse_attn.plan.policies import as_data
+from service.models import shown_name
+from sparse_attn.plan.policies import as_data, shape_data
+from sparse_attn.plan.policy import ModelShape
 
 FASTER = 0.97
 """A candidate must take at most this share of dense time to be worth its error."""
@@ -70,9 +73,17 @@ def table_of(rows: Sequence[Row], most: float) -> list[Row]:
     return table
 
 
-def write_table(path: Path, device: str, table: Sequence[Row]) -> None:
-    """Put such rows into a file that `auto` reads; those of other devices stay."""
+def write_table(path: Path, device: str, table: Sequence[Row], loaded: LoadedModel) -> None:
+    """Put such rows into a file that `auto` reads, with the model that was measured; those of other devices stay.
+
+    Raises:
+        EvalError: the file is another model's.
+    """
+    shape = ModelShape.of_config(loaded.model.config.get_text_config())
+    measured = {"name": shown_name(loaded.name), **shape_data(shape)}
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if known.setdefault("model", measured) != measured:
+        raise EvalError(f"{path} is the table of {known['model'].get('name')}", hint="Give another file.")
     known[device] = [{**row, "policy": as_data(parse_policy(row["policy"]))} for row in table]
     write_atomically(path, json.dumps(known, indent=2) + "\n")
 

@@ -180,7 +180,7 @@ def make_table(
     with AsyncEngine(Engine(loaded, config)) as engine:
         rows = measure(engine, ids, lengths, policies or (*POLICIES, *files))
     table = table_of(rows, most)
-    write_table(output / "crossovers.json", torch.device(loaded.device).type, table)
+    write_table(output / "crossovers.json", torch.device(loaded.device).type, table, loaded)
     return {"most": most, "rows": rows, "table": table}
 
 

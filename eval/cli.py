@@ -37,13 +37,15 @@ def _run(flags: dict[str, Any]) -> None:
     config, as_json = flags.pop("config", None), flags.pop("as_json", False)
     with build_plan(RunOptions.load(config, flags), command_line()) as plan:
         summary = run_plan(plan, TextProgress())
+    for task, lacking in plan.left_out.items():
+        typer.echo(f"left out: {task} {lacking}", err=True)
     for problem in plan.problems[:20]:
         typer.echo(f"line {problem.line}: {problem.message}", err=True)
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
     else:
         _print_cells(summary["cells"])
-        typer.echo(f"results in {plan.options.output}", err=True)
+        typer.echo(f"results in {plan.options.folder}", err=True)
 
 
 app.command("run")(command(_RunCommand, _run, defaults=False))

@@ -13,6 +13,7 @@ import typer
 from typer import Argument, Option
 
 from eval.bench.timer import ceilings
+from eval.errors import EvalError
 from eval.figures import RESULTS, command_line, save_result
 from eval.options import Separated, command, read
 from service.cli.output import emit_json
@@ -69,9 +70,21 @@ class Result:
     output: Path | None = None
 
     def earlier(self) -> Figures | None:
-        """The figures that the file has, None where there is none."""
+        """The figures that the file has, None where there is none.
+
+        Raises:
+            EvalError: it is no file of this benchmark's.
+        """
         path = self.output or RESULTS / f"{self.name}.json"
-        return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["name"] != self.name:
+                raise EvalError(f"{path} holds figures of {record['name']}, not of {self.name}")
+            return record["figures"]  # type: ignore[no-any-return]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvalError(f"{path} holds no figures of {self.name}: {error!r}") from error
 
     def save(self, figures: Figures) -> Path:
         """Write the figures, with the command and the machine that made them."""

@@ -34,7 +34,12 @@ def tokens(text: Any) -> int:
 class RunOptions:
     """What a run was asked to do; every field is a flag of the command and a key of the YAML file."""
 
-    tasks: Annotated[tuple[str, ...], Separated(), Option(help="Tasks or groups, separated by commas.")] = ()
+    tasks: Annotated[tuple[str, ...], Separated(), Option(help="Tasks, separated by commas.")] = ()
+    suite: Annotated[
+        tuple[str, ...],
+        Separated(),
+        Option(help="All tasks of infinitebench, ruler, babilong or scbench that can be made of what is given."),
+    ] = ()
     engine: Annotated[
         tuple[str, ...],
         Option(help="What answers: dense, auto, lserve, fusion, rapid, lserve+fusion, retrieval, openai:URL:MODEL."),
@@ -45,10 +50,10 @@ class RunOptions:
         Option(help="Tokens of prompt and answer, separated by commas; by default what the engine's window holds."),
     ] = ()
     limit: Annotated[int | None, Option(min=1, help="Examples of each task.")] = None
-    output: Annotated[Path | None, Option(help="Folder of results; a run there is resumed.")] = None
-    data: Annotated[str | None, Option(help="Folder of official JSONL, hub, or a file of LongBench v2 or HELMET.")] = (
-        None
-    )
+    output: Annotated[
+        Path | None, Option(help="Folder of results; a run there is resumed. Default: results/MODEL.")
+    ] = None
+    data: Annotated[str | None, Option(help="Folder of official JSONL, hub, or a file of LongBench or HELMET.")] = None
     text: Annotated[
         Path | None, Option(help="Folder of text for quote; for qa_1 and qa_2 a file of SQuAD's format.")
     ] = None
@@ -71,7 +76,7 @@ class RunOptions:
         """Flags that were given override the file, which overrides the defaults.
 
         Raises:
-            EvalError: an unreadable file, an unknown key, a value of the wrong kind, or no tasks or output.
+            EvalError: an unreadable file, an unknown key, a value of the wrong kind, or no tasks.
         """
         values = _read_yaml(config) if config else {}
         known = {option.name for option in fields(cls)}
@@ -79,11 +84,14 @@ class RunOptions:
         if unknown:
             raise EvalError(f"{config} has an unknown key {unknown[0]!r}", hint=f"Keys are {', '.join(sorted(known))}.")
         options = read(cls, {key: value for key, value in {**values, **flags}.items() if value is not None})
-        if not options.tasks:
-            raise EvalError("no tasks", hint="Give --tasks passkey,kv_retrieval or the like.", param="tasks")
-        if options.output is None:
-            raise EvalError("no output folder", hint="Give --output DIR.", param="output")
+        if not options.tasks and not options.suite:
+            raise EvalError("no tasks", hint="Give --suite ruler, or --tasks passkey,quote or the like.", param="tasks")
         return options
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go: one folder a model unless another is named."""
+        return self.output or Path("results") / Path(shown_name(self.model)).name
 
     @property
     def prompt_kind(self) -> str:

@@ -14,7 +14,7 @@ from eval.harness.jsonl import Problem
 from eval.harness.options import RunOptions
 from eval.harness.prompting import LayoutPrompter, OfficialPrompter, OncePrompter, Prompter
 from eval.harness.retrieving import RetrievalPrompter
-from eval.tasks.sources import Source, sources
+from eval.tasks.sources import Source, sources, tasks_of_suites
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
@@ -42,6 +42,7 @@ class Plan:
         command: the command line, for the results.
         local: the engine of this process.
         problems: receives what was wrong with lines of the data.
+        left_out: tasks of the suites that cannot be made of what was given, each with what it lacks.
     """
 
     options: RunOptions
@@ -50,6 +51,7 @@ class Plan:
     command: str = ""
     local: AsyncEngine | None = None
     problems: list[Problem] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Plan:
         if self.local is not None:
@@ -65,10 +67,11 @@ def build_plan(options: RunOptions, command: str) -> Plan:
     """Resolve what the options name, and load it.
 
     Raises:
-        FolioError: an unknown task, engine or model; data that is not there.
+        FolioError: an unknown task, suite, engine or model; data that is not there.
     """
+    in_suites, left_out = tasks_of_suites(options.suite, data=options.data, text=options.text)
     named = sources(
-        options.tasks,
+        [*options.tasks, *in_suites],
         data=options.data,
         text=options.text,
         count=options.limit,
@@ -78,7 +81,7 @@ def build_plan(options: RunOptions, command: str) -> Plan:
     )
     points = {name: Point.parse(name) for name in options.engine if not name.startswith(OPENAI)}
     local = _load(options, any(source.shares for source in named)) if points else None
-    return Plan(options, _engines(options, points, local), named, command, local)
+    return Plan(options, _engines(options, points, local), named, command, local, left_out=left_out)
 
 
 def _engines(

@@ -172,6 +172,8 @@ def _facts(summary: dict[str, Any]) -> list[str]:
     failed = sum(cell["failed"] for cell in summary["cells"])
     if failed:
         facts.append(f"- {failed} examples failed; they count as 0, and their rows say why.")
+    if summary.get("left_out"):
+        facts += [f"- Left out of the suite: `{task}` {lacking}." for task, lacking in summary["left_out"].items()]
     if summary["problems"]:
         facts.append(f"- {len(summary['problems'])} lines of the data could not be used; results.json names them.")
     return facts

@@ -22,7 +22,7 @@ from eval.harness.engines import AnswerEngine, Reply, folder_name
 from eval.harness.plan import Plan
 from eval.harness.progress import TextProgress
 from eval.harness.prompting import ModelInput, Prompter
-from eval.harness.store import Cell, Rows, claim, read_rows, save_summary
+from eval.harness.store import FORMAT, Cell, Rows, claim, read_rows, save_summary
 from eval.harness.summary import summarise
 from eval.scoring import SCORERS, score_one
 from eval.tasks.example import Example
@@ -67,8 +67,7 @@ def run(plan: Plan, progress: TextProgress) -> dict[str, Any]:
         EvalError: the folder belongs to another run, the data cannot be read, or the disk is full. Rows
             written before are kept, and the same plan goes on after them.
     """
-    folder = plan.options.output
-    assert folder is not None
+    folder = plan.options.folder
     claim(folder, plan.options.arguments())
     cells: list[dict[str, Any]] = []
     for source in plan.sources:
@@ -210,7 +209,7 @@ def _speed(sample: dict[str, Any], reply: Reply | None, elapsed: float) -> dict[
 
 def _summary(plan: Plan, cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": FORMAT,
         "command": plan.command,
         "git": git_sha(),
         "machine": machine(),
@@ -218,6 +217,7 @@ def _summary(plan: Plan, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "limit": plan.options.limit,
         "engines": {e.name: {**e.describe(), "folder": folder_name(e.name)} for e, _ in plan.engines},
         "problems": [problem.as_json() for problem in plan.problems],
+        "left_out": dict(plan.left_out),
         "cells": cells,
     }
 

@@ -25,6 +25,8 @@ from eval.harness.engines import folder_name
 from eval.harness.jsonl import JsonlAppender, Problem, read_jsonl
 
 KINDS = ("speed", "samples", "preds")  # in the order in which a row is written
+FORMAT = 1
+"""Of results.json; raised when what it says is to be read otherwise."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ def claim(folder: Path, arguments: dict[str, Any]) -> None:
     """Make the folder this run's, or check that an earlier run there had the same arguments.
 
     Raises:
-        EvalError: it holds rows made with other arguments, which must not be mixed.
+        EvalError: it holds rows made with other arguments, or by another version, which must not be mixed.
     """
+    if (folder / "results.json").exists():
+        load_summary(folder)
     path = folder / "run.json"
     if path.exists():
         before = _read_json(path)
@@ -122,17 +126,27 @@ def claim(folder: Path, arguments: dict[str, Any]) -> None:
 def save_summary(folder: Path, summary: dict[str, Any]) -> Path:
     """Write results.json; the cells of engines, tasks and lengths that this run did not touch stay."""
     path = folder / "results.json"
-    cells = {cell_key(cell): cell for cell in _read_json(path)["cells"]} if path.exists() else {}
-    cells |= {cell_key(cell): cell for cell in summary["cells"]}
-    engines = (_read_json(path)["engines"] if path.exists() else {}) | summary["engines"]
-    whole = {**summary, "engines": engines, "cells": list(cells.values())}
+    before = load_summary(folder) if path.exists() else {"cells": [], "engines": {}}
+    cells = {cell_key(cell): cell for cell in (*before["cells"], *summary["cells"])}
+    whole = {**summary, "engines": before["engines"] | summary["engines"], "cells": list(cells.values())}
     write_atomically(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
-    """Read results.json."""
-    return _read_json(folder / "results.json")
+    """Read results.json.
+
+    Raises:
+        EvalError: it is not there, or of another version.
+    """
+    path = folder / "results.json"
+    summary = _read_json(path)
+    if summary.get("format") != FORMAT:
+        raise EvalError(
+            f"{path} is of format {summary.get('format')}, and this Folio reads {FORMAT}",
+            hint="Measure again into another --output.",
+        )
+    return summary
 
 
 def cell_key(cell: dict[str, Any]) -> tuple[str, str, int | None]:

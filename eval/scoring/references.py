@@ -1,4 +1,4 @@
-"""Scorers of tasks with one rule only: RULER's references, quoted sentences, LongBench v2's letters, and others'."""
+"""Scorers of tasks with one rule only: RULER's references, quoted sentences, LongBench's, and others'."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from difflib import SequenceMatcher
 from typing import Any
 
+from eval.scoring import longbench_pro
 from eval.scoring.official import Scorer
 from eval.tasks import babilong_style, shared_context
 from eval.tasks.helmet import holds_one
@@ -69,6 +70,7 @@ RULER_STYLE = (
 SINGLE: dict[str, Scorer] = {f"{name}-style": reference_share for name in RULER_STYLE} | {
     "quote": quote,
     "longbench_v2": longbench_v2,
+    "longbench_pro": longbench_pro.score,
     "qa_1-style": answered_share,
     "qa_2-style": answered_share,
     **dict.fromkeys(babilong_style.MAKERS, one_of_its_kind),

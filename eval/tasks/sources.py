@@ -22,13 +22,11 @@ from eval.tasks.shared_context import SharedSource
 GENERATED_VERSION = "1"
 """Raised when the same arguments would generate other examples."""
 
-GROUPS = {
-    "infinitebench-style": ["passkey", "number_string", "kv_retrieval", "math_find", "math_calc", "code_run"],
-    "ruler-style": list(references.RULER_STYLE),
-    "ruler": [*references.RULER_STYLE, *(name.removesuffix("-style") for name in paragraphs.QUESTIONS)],
-    "scbench": list(shared_context.TASKS),
-    "babilong-style": [name.removesuffix("-style") for name in babilong_style.MAKERS],
+SUITES = {
     "infinitebench": list(infinitebench.MAX_NEW_TOKENS),
+    "ruler": [name.removesuffix("-style") for name in (*references.RULER_STYLE, *paragraphs.QUESTIONS)],
+    "babilong": [name.removesuffix("-style") for name in babilong_style.MAKERS],
+    "scbench": list(shared_context.TASKS),
 }
 
 
@@ -132,12 +130,12 @@ def sources(
     new_tokens: int | None = None,
     least_new_tokens: int = 0,
 ) -> list[Source]:
-    """The sources of named tasks and groups.
+    """The sources of named tasks.
 
     Args:
-        names: tasks or groups. An InfiniteBench task is the original with `data`, else made in its style; a
-            name that ends in "-style" is always generated.
-        data: a folder of official files (InfiniteBench's, SCBench's), ``hub``, or the file of LongBench v2 or HELMET.
+        names: an InfiniteBench task is the original with `data`, else made in its style; a name that ends in "-style"
+            is always generated.
+        data: a folder of official files (InfiniteBench's, SCBench's), ``hub``, or the file of LongBench or HELMET.
         text: the folder that `quote` asks about; the file of SQuAD's format that `qa_1` and `qa_2` do.
         count: examples of generated tasks (100 by default).
         new_tokens: budget of new tokens in place of the tasks' own.
@@ -146,11 +144,34 @@ def sources(
     Raises:
         EvalError: an unknown name, or one that lacks its data.
     """
-    wanted = [task for name in names for task in GROUPS.get(name, [name])]
-    found = [_source(task, data, text, count or 100, seed) for task in dict.fromkeys(wanted)]
+    found = [_source(task, data, text, count or 100, seed) for task in dict.fromkeys(names)]
     for source in found:
         source.new_tokens = new_tokens or max(source.new_tokens, least_new_tokens)
     return list(found)
+
+
+def tasks_of_suites(names: Sequence[str], *, data: str | None, text: Path | None) -> tuple[list[str], dict[str, str]]:
+    """The tasks of named suites that can be asked or made, and those that cannot, each with what it lacks.
+
+    Raises:
+        EvalError: an unknown suite, or one of which no task can be made.
+    """
+    wanted: dict[str, None] = {}
+    for name in names:
+        if name not in SUITES:
+            raise EvalError(f"unknown suite {name!r}", hint=f"Choose from {', '.join(SUITES)}.", param="suite")
+        wanted |= dict.fromkeys(SUITES[name])
+    lacking = {task: needed for task in wanted if (needed := _lacks(task, data, text))}
+    return [task for task in wanted if task not in lacking], lacking
+
+
+def _lacks(task: str, data: str | None, text: Path | None) -> str | None:
+    """What a task of a suite needs and has not been given."""
+    if f"{task}-style" in paragraphs.QUESTIONS and text is None:
+        return "needs a file of SQuAD's format: give it with --text"
+    if task in infinitebench.MAX_NEW_TOKENS and f"{task}-style" not in generate.MAKERS and data is None:
+        return "needs its official file: give the folder with --data"
+    return None
 
 
 def _source(
@@ -158,8 +179,8 @@ def _source(
 ) -> OfficialSource | FileSource | GeneratedSource | SharedSource:
     if task in infinitebench.MAX_NEW_TOKENS and data is not None:
         return OfficialSource(task, data, infinitebench.MAX_NEW_TOKENS[task])
-    if task == "longbench_v2":
-        return FileSource(task, _file(task, data), "2", longbench.MAX_NEW_TOKENS, longbench.load)
+    if task in longbench.LOADERS:
+        return FileSource(task, _file(task, data), "1", longbench.NEW_TOKENS[task], longbench.LOADERS[task])
     if task in helmet.NEW_TOKENS:
         return FileSource(task, _file(task, data), "1", helmet.NEW_TOKENS[task], partial(helmet.load, task))
     if task.removesuffix("-style") in shared_context.TASKS:
@@ -182,8 +203,9 @@ def _source(
     if task in infinitebench.MAX_NEW_TOKENS:
         raise EvalError(f"{task} cannot be generated", hint="Give its official file with --data.", param="data")
     made = [*generate.MAKERS, *paragraphs.QUESTIONS, *shared_context.TASKS, "quote"]
-    known = ", ".join([*GROUPS, *infinitebench.MAX_NEW_TOKENS, *made, "longbench_v2", *helmet.NEW_TOKENS])
-    raise EvalError(f"unknown task {task!r}", hint=f"Choose from {known}.", param="tasks")
+    known = ", ".join([*infinitebench.MAX_NEW_TOKENS, *made, *longbench.LOADERS, *helmet.NEW_TOKENS])
+    hint = f"It is a suite: give --suite {task}." if task in SUITES else f"Choose from {known}."
+    raise EvalError(f"unknown task {task!r}", hint=hint, param="tasks")
 
 
 def _file(task: str, data: str | None) -> Path:

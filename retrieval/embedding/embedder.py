@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,13 @@ def _weights_hash(folder: Path) -> str:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UnknownEmbedder(f"{folder} has no model.safetensors; give a folder of a sentence-transformers model")
+    state = path.stat()
+    return _hash_of(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _hash_of(path: Path, mtime_ns: int, size: int) -> str:
+    """The SHA-256 of a file in one state: it is asked for several times, and reading 90 MB takes a while."""
     return sha256_of(path)
 
 

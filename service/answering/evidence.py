@@ -6,12 +6,14 @@ Mode `auto` chooses between the two and says why; mode iterative has its evidenc
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import structlog
 
+from drafters.options import DraftPromptOptions
 from retrieval.errors import NotFound as RetrievalNotFound
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
@@ -83,24 +85,28 @@ class EvidenceFinder:
         self.turns = Turns(PLACES)
 
     async def find(
-        self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
+        self,
+        question: Question,
+        owner: str,
+        named: Sequence[Document],
+        answer_tokens: int,
+        draft: DraftPromptOptions | None = None,
     ) -> Evidence:
         """Evidence for a question that has been checked, leaving room for an answer of `answer_tokens`.
 
         Args:
             named: the documents that it names.
-            for_draft: in mode long also make the shorter prompt of a drafter that reads passages.
+            draft: in mode long also make the shorter prompt of a drafter, over these passages.
 
         Raises PromptTooLong: mode long was asked for and the documents do not fit.
         """
         room = self.window - answer_tokens
         evidence = await self.turns.run(owner, lambda: self._find(question, owner, named, room))
-        if evidence.mode != "long" or not for_draft:
+        if evidence.mode != "long" or draft is None:
             return evidence
-        retrieved = await self.turns.run(owner, lambda: self._retrieve(question, owner, room, ""))
-        if retrieved.prompt is None:
-            return evidence
-        return replace(evidence, draft_ids=retrieved.prompt.ids, retrieval_ms=retrieved.retrieval_ms)
+        began = time.perf_counter()
+        ids = await self.turns.run(owner, lambda: self._shorter(question, owner, room, draft))
+        return replace(evidence, draft_ids=ids, retrieval_ms=(time.perf_counter() - began) * 1000)
 
     def nearest(self, question: Question, evidence: Evidence, owner: str) -> tuple[list[Hit], str]:
         """The passages that a search brings, the best first, and how it searches: of what was read, where that was
@@ -191,10 +197,36 @@ class EvidenceFinder:
                 limits.append((self.layout.limits.long_tokens, f", by its {self.layout.limits.source}"))
         return min(limits, key=lambda entry: entry[0])
 
+    def _shorter(self, question: Question, owner: str, room: int, draft: DraftPromptOptions) -> list[int] | None:
+        """The question over the passages nearest to it alone (RAPID, 2502.20330), the best that fit, or None.
+
+        They are chunks as the library has cut them, as many as `draft.context` tokens hold.
+        """
+        found = self.library.search(
+            question.query,
+            k=MOST_PASSAGES if draft.context else self._count(question),
+            owner=owner,
+            collection=question.collection,
+            documents=list(question.documents) or None,
+            mode="dense" if draft.threshold else "hybrid",  # whose scores are cosines
+        )
+        passages = [Passage.of(hit) for hit in found.hits if not draft.threshold or hit.score >= draft.threshold]
+
+        def ids(count: int) -> list[int]:
+            return self._build(question, passages[:count]).ids
+
+        most = min(room, draft.context or room)
+        fitting = bisect_right(range(1, len(passages) + 1), most, key=lambda count: len(ids(count)))
+        return ids(fitting) if fitting else None
+
+    def _count(self, question: Question) -> int:
+        """Passages of an answer by retrieval."""
+        measured = self.layout.limits.passages if self.layout.limits is not None else None
+        return question.passages or self.settings.passages or measured or PASSAGES
+
     def _retrieve(self, question: Question, owner: str, room: int, reason: str) -> Evidence:
         """The best passages that fit."""
-        measured = self.layout.limits.passages if self.layout.limits is not None else None
-        count = question.passages or self.settings.passages or measured or PASSAGES
+        count = self._count(question)
         if question.wider:
             count = min(count * WIDER, MOST_PASSAGES)
         began = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from drafters.options import DraftPromptOptions
 from retrieval.types import Document, Hit
 from service.answering.conversation.turns import fitted
 from service.answering.evidence import Evidence, EvidenceFinder
@@ -23,7 +24,12 @@ class AtHand(EvidenceFinder, ABC):
         self.turns = finder.turns
 
     async def find(
-        self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
+        self,
+        question: Question,
+        owner: str,
+        named: Sequence[Document],
+        answer_tokens: int,
+        draft: DraftPromptOptions | None = None,
     ) -> Evidence:
         return await self.turns.run(owner, lambda: self.read(question, self.window - answer_tokens))
 

@@ -50,15 +50,14 @@ class OneShotAnswer:
     async def begin(self) -> Evidence:
         """Gather the evidence and whatever the drafter draws on. Raises what a question can be refused for."""
         question, owner = self._question, self._owner
-        draws_on = parse_drafter(self._params.drafter or self._finder.settings.drafter).draws_on
+        drafter = parse_drafter(self._params.drafter or self._finder.settings.drafter)
+        draws_on, reads = drafter.draws_on, drafter.reads
         if question.knn is not None:
             options = KnnOptions(**question.knn.model_dump())
             loaded = self._engine.engine.loaded
             self._mixture = await self._datastores.prepare(loaded, owner, question.collection, options)
-            draws_on = frozenset()  # a mixture guesses with its own neighbours
-        self._evidence = await self._finder.find(
-            question, owner, self._named, self._params.max_tokens, "draft_prompt" in draws_on
-        )
+            draws_on, reads = frozenset(), None  # a mixture guesses with its own neighbours
+        self._evidence = await self._finder.find(question, owner, self._named, self._params.max_tokens, reads)
         if not self._params.constraint:
             await self._finder.turns.run(owner, self._settle)
         if "datastore" in draws_on and self._evidence.prompt is not None:

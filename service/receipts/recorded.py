@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from drafters.options import DraftPromptOptions
 from retrieval.errors import RetrievalError
 from retrieval.library import Library
 from retrieval.types import Document, Hit
@@ -24,7 +25,12 @@ class RecordedEvidence(EvidenceFinder):
         self._passages = passages
 
     async def find(
-        self, question: Question, owner: str, named: Sequence[Document], answer_tokens: int, for_draft: bool = False
+        self,
+        question: Question,
+        owner: str,
+        named: Sequence[Document],
+        answer_tokens: int,
+        draft: DraftPromptOptions | None = None,
     ) -> Evidence:
         """The prompt over the recorded passages, in their order."""
         receipt = self._receipt

@@ -380,6 +380,8 @@ class Auto(Policy):
 
     def check(self, model: ModelShape) -> None:
         super().check(model)
+        if self.table != SHIPPED:
+            _refuse_table_of_another(self.table, model)
         for _, policy in self._rows(model):
             policy.check(model)
 
@@ -502,6 +504,35 @@ def _read_crossovers(path: str, device: str) -> tuple[tuple[int, Policy], ...]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise PatternFileError(f"{path}: no table of crossovers for {device!r}: {error!r}") from error
     return tuple(sorted(rows, key=lambda row: row[0]))
+
+
+def shape_data(model: ModelShape) -> dict[str, int]:
+    """Of a model, what a table says of the one that it was measured for."""
+    return {
+        "layers": model.num_layers,
+        "query_heads": model.num_q_heads,
+        "kv_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+    }
+
+
+def _refuse_table_of_another(path: str, model: ModelShape) -> None:
+    """Refuse a table that says that it was measured for a model of another shape.
+
+    Raises:
+        PolicyError: names both.
+    """
+    try:
+        measured = json.loads(Path(path).read_text(encoding="utf-8")).get("model")
+    except (OSError, ValueError, AttributeError):
+        return  # what reads its rows says so
+    own = shape_data(model)
+    if measured is not None and {name: measured.get(name) for name in own} != own:
+        raise PolicyError(
+            f"auto: {path} was measured for {measured.get('name')} ({measured.get('layers')} layers of "
+            f"{measured.get('query_heads')} heads), the model has {model.num_layers} of {model.num_q_heads}: it "
+            "belongs to another model; `folio calibrate --auto` measures this one"
+        )
 
 
 def _of_json(options: dict[str, Any]) -> Policy:

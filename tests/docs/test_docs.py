@@ -44,9 +44,15 @@ def _of_folio(page: str, line: str) -> Iterator[tuple[str, list[str]]]:
         yield page, words[1:]
 
 
+@pytest.fixture(scope="module")
+def folio() -> Any:
+    """The command of all commands."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize(("page", "words"), [pytest.param(*one, id=" ".join(one[1])) for one in commands()])
-def test_commands_and_options_exist(page: str, words: list[str]) -> None:
-    command: Any = typer.main.get_command(app)
+def test_commands_and_options_exist(page: str, words: list[str], folio: Any) -> None:
+    command = folio
     for word in words:
         options = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
         if word in ("…", "|", ">"):

@@ -60,7 +60,7 @@ def prompt_of(seed: int, vocab: int, length: int = 90) -> list[int]:
     return part + generator.integers(0, vocab, length // 3).tolist() + part
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=str)
+@pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[2]], ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_every_drafter_equals_plain_decoding(lab, spec, sampling):
     target = lab.Model(vocab_size=12, seed=1, copying=3.0)

@@ -66,7 +66,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fake_engine() -> type[FakeEngine]:
     return FakeEngine
 

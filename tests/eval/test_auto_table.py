@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from eval.auto_table import DENSE, table_of, write_table
 from eval.calibrate import make_table
 from eval.errors import EvalError
-from service.engine.loading.checkpoint import load_model
+from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.options import parse_policy
+from sparse_attn.errors import PolicyError
 from sparse_attn.plan.policies import Auto
 from sparse_attn.plan.policy import ModelShape
 
@@ -43,17 +45,29 @@ def test_the_fastest_that_loses_little_is_a_lengths_policy() -> None:
     assert table_of(back, 0.01)[-1] == {"min_length": 16000, "policy": "dense"}
 
 
-def test_auto_reads_what_was_written(tmp_path: Path) -> None:
+def test_auto_reads_what_was_written(tmp_path: Path, random_llama: Callable[..., Any]) -> None:
     path = tmp_path / "table.json"
+    loaded = prepare("tiny", random_llama())
     path.write_text(json.dumps({"cuda": [{"min_length": 0, "policy": [{"name": "dense"}]}]}))
     table = [{"min_length": 0, "policy": "dense"}, {"min_length": 2000, "policy": f"{SPARSE}+dense"}]
-    write_table(path, "cpu", table)
-    shape = ModelShape(2, 4, 2, 16)
+    write_table(path, "cpu", table, loaded)
+    shape = ModelShape(2, 4, 2, 8)
     auto = Auto(table=str(path))
     auto.check(shape)
     assert auto.resolve(1999, shape) == parse_policy("dense")
     assert auto.resolve(2000, shape) == parse_policy(f"{SPARSE}+dense")
-    assert json.loads(path.read_text()).keys() == {"cpu", "cuda"}
+    assert json.loads(path.read_text()).keys() == {"model", "cpu", "cuda"}
+
+
+def test_a_table_of_another_model_is_neither_used_nor_written_to(
+    tmp_path: Path, random_llama: Callable[..., Any]
+) -> None:
+    path, table = tmp_path / "table.json", [{"min_length": 0, "policy": "dense"}]
+    write_table(path, "cpu", table, prepare("tiny", random_llama()))
+    with pytest.raises(PolicyError, match=r"measured for tiny \(2 layers of 4 heads\), the model has 3 of 4"):
+        Auto(table=str(path)).check(ModelShape(3, 4, 2, 8))
+    with pytest.raises(EvalError, match=r"table\.json is the table of tiny"):
+        write_table(path, "cpu", table, prepare("other", random_llama(num_hidden_layers=3)))
 
 
 def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from eval.errors import EvalError
 from eval.harness.compare import bootstrap, compare, divergence, mcnemar
 from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
+from eval.harness.plots import front
 from eval.harness.progress import TextProgress
 from eval.harness.prompting import OfficialPrompter
 from eval.harness.report import report
@@ -25,15 +27,22 @@ from eval.harness.run import run
 from eval.tasks.sources import sources
 
 
-@pytest.fixture
-def folder(tmp_path, tokenizer, fake_engine) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tokenizer, fake_engine) -> Path:
     """Three engines over two tasks and two lengths; `suffix` equals `dense`, `lossy` errs."""
+    folder = tmp_path_factory.mktemp("results")
     engines = [fake_engine("dense"), fake_engine("suffix", drafter="suffix"), fake_engine("lossy", wrong_every=2)]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey", "niah_single_1"], data=None, text=None, count=10, seed=0)
-    options = RunOptions(length=(1024, 2048), limit=10, model="fake", output=tmp_path)
+    options = RunOptions(length=(1024, 2048), limit=10, model="fake", output=folder)
     run(Plan(options, [(e, prompter) for e in engines], found), TextProgress(io.StringIO()))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path) -> Path:
+    """A copy that a test may write to."""
+    return Path(shutil.copytree(made, tmp_path / "results"))
 
 
 def test_a_lossless_pair_is_identical(folder):
@@ -95,7 +104,13 @@ def test_divergence_in_length_is_one():
 
 def test_report_writes_every_form(folder):
     written = {path.name for path in report(folder)}
-    pictures = {"score_speed.png", "ttft_length.png", "decode_length.png", "depth_passkey-style.png"}
+    pictures = {
+        "score_speed.png",
+        "score_length.png",
+        "ttft_length.png",
+        "decode_length.png",
+        "depth_passkey-style.png",
+    }
     assert {"report.md", "report.csv", "report.html"} | pictures <= written
     rows = list(csv.DictReader((folder / "report.csv").open()))
     assert len(rows) == 12
@@ -107,6 +122,10 @@ def test_report_writes_every_form(folder):
     report_text = (folder / "report.md").read_text()
     assert "| dense | 1024 | 10 (0) | 100.00 ± 0.00 |" in report_text
     assert re.search(r"Harness \(.*\): -?\d+\.\d\d% of the 2 s", report_text)
+
+
+def test_who_is_beaten_in_both_is_not_at_the_front():
+    assert front([(1, 50), (2, 80), (2, 60), (3, 80), (0.5, 10), (2, 80)]) == [(1, 50), (2, 80), (0.5, 10), (2, 80)]
 
 
 def test_report_escapes_what_it_shows(folder):

@@ -66,10 +66,12 @@ def test_the_table_takes_the_fastest_that_is_near_enough_from_where_it_stays_fas
     assert make_table(rows[:2], max_error=0.05) == [{"min_length": 0, "policy": "dense"}]
 
 
-def test_auto_reads_the_table_that_was_written(tmp_path):
+def test_auto_reads_the_table_that_was_written(tmp_path, loaded):
     shape, path = ModelShape(2, 4, 2, 16, page_size=16), tmp_path / "crossovers.json"
-    write_table(path, "cuda", [{"min_length": 0, "policy": "dense"}])
-    write_table(path, "cpu", [{"min_length": 0, "policy": "dense"}, {"min_length": 90, "policy": "xattention+quest"}])
+    write_table(path, "cuda", [{"min_length": 0, "policy": "dense"}], loaded)
+    rows = [{"min_length": 0, "policy": "dense"}, {"min_length": 90, "policy": "xattention+quest"}]
+    write_table(path, "cpu", rows, loaded)
+    Auto(table=str(path)).check(shape)
     assert Auto(table=str(path), device="cuda").resolve(100, shape) == parse_policy("dense")
     assert Auto(table=str(path)).resolve(89, shape) == parse_policy("dense")
     assert Auto(table=str(path)).resolve(90, shape) == parse_policy("xattention+quest")

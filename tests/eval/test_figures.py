@@ -9,9 +9,10 @@ import typer
 from typer.testing import CliRunner
 
 import eval.bench
-from eval.bench.base import Cells
+from eval.bench.base import Cells, Result
 from eval.bench.timer import Marks, Times, ceilings, ratio, time_in_turn, watch
 from eval.cli import bench
+from eval.errors import EvalError
 from eval.figures import machine, save_result, write_atomically
 
 BENCH = '''
@@ -166,3 +167,21 @@ def test_calls_are_watched_while_they_are():
     assert len(seen.seconds) == 2
     assert seen.since(first) == seen.seconds
     assert seen.since(seen.at[1]) == seen.seconds[1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"name": "knn", "figures": {}}', "figures of knn, not of ralm"),
+        ('{"name": "ralm"}', "holds no figures of ralm: KeyError"),
+        ("{", "holds no figures of ralm: JSONDecodeError"),
+    ],
+)
+def test_figures_of_another_benchmark_are_not_gone_on_with(tmp_path, text, said):
+    path = tmp_path / "figures.json"
+    assert Result("ralm", path).earlier() is None
+    path.write_text(text)
+    with pytest.raises(EvalError, match=said):
+        Result("ralm", path).earlier()
+    save_result("ralm", {"rows": [1]}, "folio", path)
+    assert Result("ralm", path).earlier() == {"rows": [1]}

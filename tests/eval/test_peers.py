@@ -136,10 +136,12 @@ def test_the_compiler_keeps_what_tiles_are_loaded_from(tmp_path):
     source.write_text(
         """
         #include <immintrin.h>
-        void load() {
+        void configure() {
             alignas(64) unsigned char shape[64] = {1};
             shape[48] = 77;
             _tile_loadconfig(shape);
+        }
+        void load() {
             alignas(64) unsigned char tile[64] = {};
             tile[32] = 78;
             _tile_loadd(0, tile, 64);

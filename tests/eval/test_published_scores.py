@@ -51,7 +51,13 @@ def test_score_is_the_published_one(shared, scorer, task, model, expected):
     assert round(scored.score, -int(Decimal(expected).as_tuple().exponent)) == float(expected)
 
 
-@pytest.mark.parametrize(("model", "expected"), zip(MODELS, ROUGE_LSUM, strict=True))
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] if pair[0] == "yarn-mistral" else [])
+        for pair in zip(MODELS, ROUGE_LSUM, strict=True)
+    ],
+)
 def test_summaries_score_by_rouge_lsum(shared, model, expected):
     scored = score_file(predictions(shared, model, "longbook_sum_eng"), "longbook_sum_eng", "official_v1")
     assert scored.n == 103

@@ -1,6 +1,7 @@
 """Scorers on the cases that tell them apart, and on input of odd types."""
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
@@ -62,6 +63,27 @@ def test_ruler_scores_the_share_of_references():
     assert score_one("vt-style", "official_v1", "abcde and FGHIJ", ["ABCDE", "FGHIJ", "KLMNO", "PQRST"]) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("task", "said", "right", "score"),
+    [
+        ("T3.2 Single-Hop Fact QA", "Reasons.\n[Answer]\n b  TWO\nmore", ["B two", "x"], 1),
+        ("T3.2 Single-Hop Fact QA", "[Answer] A [答案] B", ["B"], 0),  # the English mark comes first
+        ("T11.1 Long-Range Entity & Commitment Tracking", "[答案]\n甲", ["甲"], 1),
+        ("T8.2 Single-Source Targeted Aggregation", "1\n3\n4", ["1", "2", "3", "5"], 0.5),
+        ("T5.1 Full-Sentence Citation Alignment", "1\n3\n4\n4", ["1", "2", "3"], 2 / 3),
+        ("T2.1 Global Timeline Reconstruction", "a\nc\nb", ["a", "b", "c"], 2 / 3),
+        ("T2.1 Global Timeline Reconstruction", "a\nb\nc\nd", ["a", "b", "c"], 3 / 6),
+        ("T2.1 Global Timeline Reconstruction", "a", ["a", "b"], 0),
+        ("T1.1 Global Cohesive Retrieval", "a\nb", ["a", "b"], 1),
+        ("T1.1 Global Cohesive Retrieval", "b\na\nc", ["a", "b"], (1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3))),
+        ("T1.1 Global Cohesive Retrieval", "x\ny\na", ["a", "b"], 0),
+        ("T1.1 Global Cohesive Retrieval", " ", ["a", "b"], 0),
+    ],
+)
+def test_longbench_pro_holds_lines_to_lines(task, said, right, score):
+    assert score_one("longbench_pro", "fixed", said, {"task": task, "answer": right}) == pytest.approx(score)
+
+
 def test_longbench_v2_reads_its_own_sentence():
     assert score_one("longbench_v2", "official_v1", "**The correct answer is (B).**", "B") == 1
     assert score_one("longbench_v2", "official_v1", "B", "B") == 0
@@ -71,7 +93,8 @@ def test_longbench_v2_reads_its_own_sentence():
 @pytest.mark.parametrize("prediction", ["", None, 7, "é漢\x00" * 50, "A. B: C 1 -2 {\"x\": 'y'}"])
 def test_any_text_is_scored_between_zero_and_one(task, prediction):
     base = task.removesuffix("-style")
-    labels = {"math_find": 3, "code_run": 3, "math_calc": [1, 2], "coreference": "code text"}
+    of_pro = {"task": "T3.2 Single-Hop Fact QA", "answer": ["B"]}
+    labels = {"math_find": 3, "code_run": 3, "math_calc": [1, 2], "coreference": "code text", "longbench_pro": of_pro}
     label = "Mary" if base.startswith("babi_") else labels.get(base, ["name", "B"])
     for scorer in SCORERS:
         assert 0 <= score_one(task, scorer, prediction, label) <= 1

@@ -24,7 +24,7 @@ from eval.tasks import (
 )
 from eval.tasks.generate import MAKERS, generate, largest_fitting, max_new_tokens
 from eval.tasks.quoting import QuoteMaker, read_folder
-from eval.tasks.sources import sources
+from eval.tasks.sources import sources, tasks_of_suites
 
 
 @pytest.fixture
@@ -187,13 +187,13 @@ def test_longbench_reads_its_list_row_by_row(tmp_path, monkeypatch):
     path = tmp_path / "data.json"
     path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     problems: list = []
-    examples = list(longbench.load(path, problems))
+    examples = list(longbench.load_v2(path, problems))
     assert [example.id for example in examples] == ["0", "1", "2", "3", "4"]
     assert examples[0].options == ("1", "2", "3", "4")
     assert [problem.line for problem in problems] == [3]
     path.write_text(path.read_text(encoding="utf-8")[:-200], encoding="utf-8")
     with pytest.raises(EvalError, match="middle of a row"):
-        list(longbench.load(path, []))
+        list(longbench.load_v2(path, []))
 
 
 def test_longbench_refuses_a_list_of_something_else(tmp_path):
@@ -201,8 +201,36 @@ def test_longbench_refuses_a_list_of_something_else(tmp_path):
     path.write_text('[{"question": "?"}, 7]')
     problems: list = []
     with pytest.raises(EvalError, match=r"data\.json holds no row of LongBench v2"):
-        list(longbench.load(path, problems))
+        list(longbench.load_v2(path, problems))
     assert len(problems) == 2
+
+
+def test_rows_of_longbench_pro_are_read_but_its_summaries(tmp_path):
+    row = {
+        "id": "a1", "context": "…", "language": "English", "token_length": "8k", "difficulty": "Easy",
+        "primary_task": "T3. Evidence-Grounded QA", "secondary_task": "T3.2 Single-Hop Fact QA",
+        "contextual_requirement": "Partial", "question_nonthinking": "Which? [Answer]", "question_thinking": "Think.",
+        "answer": ["A"],
+    }  # fmt: skip
+    others = [
+        {**row, "secondary_task": "T4.2 Query-Focused Summary"},
+        {**row, "secondary_task": "T12.1 Chess"},
+        {**row, "answer": "A"},
+        {key: value for key, value in row.items() if key != "question_nonthinking"},
+    ]
+    path = tmp_path / "longbench_pro.json"
+    path.write_text(json.dumps([row, *others]), encoding="utf-8")
+    [source] = sources(["longbench_pro"], data=str(path), text=None, count=None, seed=0)
+    problems: list = []
+    [example] = source.examples(None, None, problems)
+    assert (example.id, example.input, example.groups["token_length"]) == ("a1", "Which? [Answer]", "8k")
+    assert official_text(example, "gpt4") == "…\n\n\n\nWhich? [Answer]"
+    assert score_one("longbench_pro", "fixed", "I think\n[Answer]\nA", example.answer) == 1
+    assert [problem.line for problem in problems] == [3, 4, 5]
+    assert "T12.1 Chess" in problems[0].message
+    path.write_text(json.dumps(others))
+    with pytest.raises(EvalError, match=r"longbench_pro\.json holds no row of LongBench Pro"):
+        list(longbench.load_pro(path, []))
 
 
 HELMET = {
@@ -345,7 +373,23 @@ def test_questions_over_paragraphs_have_their_answers_among_others(tmp_path):
             source.maker(random.Random(1), 9, 0.0)
     with pytest.raises(EvalError, match="needs a file of SQuAD's format"):
         sources(["qa_1"], data=None, text=None, count=4, seed=0)
-    assert len(sources(["ruler"], data=None, text=path, count=1, seed=0)) == 13
+
+
+def test_a_suite_is_what_can_be_made_of_what_is_given(tmp_path):
+    tasks, left_out = tasks_of_suites(["ruler"], data=None, text=None)
+    assert len(sources(tasks, data=None, text=None, count=1, seed=0)) == 11
+    assert left_out.keys() == {"qa_1", "qa_2"}
+    assert "--text" in left_out["qa_1"]
+    tasks, left_out = tasks_of_suites(["ruler", "babilong"], data=None, text=squad(tmp_path / "towns.en.json"))
+    assert (len(tasks), left_out) == (13 + 5, {})
+    tasks, left_out = tasks_of_suites(["infinitebench"], data=None, text=None)
+    assert (len(tasks), len(left_out)) == (6, 6)
+    assert len(tasks_of_suites(["infinitebench"], data="hub", text=None)[0]) == 12
+    with pytest.raises(EvalError, match="unknown suite 'rular'"):
+        tasks_of_suites(["rular"], data=None, text=None)
+    with pytest.raises(EvalError, match="unknown task 'ruler'") as error:
+        sources(["ruler"], data=None, text=None, count=1, seed=0)
+    assert "--suite ruler" in error.value.detail
 
 
 SHARED = [f"{task}-style" for task in shared_context.TASKS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -86,14 +87,21 @@ def test_the_manifest_of_an_older_folio(field: str, value: object, said: str, tm
         assert library.verify_index().problems == []
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, embedder) -> tuple[Path, list[str]]:
+    """A home over SQLite as ``filled`` makes it, of which each test damages a copy."""
+    home = tmp_path_factory.mktemp("sound")
+    return home, filled(home, lambda folder: Library.open(folder, embedder=embedder))
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_of_the_newest_generation(kind: str, damage, tmp_path: Path, open_library) -> None:
-    names = filled(tmp_path, open_library)
-    damaged = newest(tmp_path) / kind
+def test_a_damaged_file_of_the_newest_generation(kind: str, damage, tmp_path: Path, sound, embedder) -> None:
+    original, names = sound
+    home = Path(shutil.copytree(original, tmp_path / "home"))
+    damaged = newest(home) / kind
     damage(damaged)
-    with open_library(tmp_path) as library:
+    with Library.open(home, embedder=embedder) as library:
         notes = library.stats().notes
         assert any("was passed over" in note and kind in note for note in notes), notes
         assert library.verify_index().ok, "a sound one was built at once"

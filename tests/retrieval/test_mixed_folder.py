@@ -18,6 +18,7 @@ from openpyxl import Workbook
 
 from retrieval.embedding.encoding import Embedder
 from retrieval.library import Library
+from retrieval.parsing.limits import Limits
 from retrieval.types import IngestResult
 
 NAMES = ["Anna", "Bela", "Cora", "Dora", "Edda", "Fina", "Gerd", "Hana", "Ilse", "Jana"]
@@ -177,9 +178,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iterator[Library]:
-    """One for all: what is parsed does not depend on the database, and no test changes it."""
+    """One for all: what is parsed does not depend on the database, and no test changes it.
+
+    The pages of the scan hold no text; that they are looked at is for `test_ocr`.
+    """
     home = tmp_path_factory.mktemp("home")
-    with Library.open(home, f"sqlite:///{home / 'folio.db'}", embedder=embedder) as opened:
+    with Library.open(home, embedder=embedder, limits=Limits(ocr_seconds=0)) as opened:
         yield opened
 
 

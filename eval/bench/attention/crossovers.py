@@ -69,9 +69,10 @@ class Options(ThreadedOptions):
 
 def measure(options: Options) -> Figures:
     """The command: figures, and the table of `auto` if one is named."""
-    figures = run(load_model(options.model), options)
+    loaded = load_model(options.model)
+    figures = run(loaded, options)
     if options.table is not None:
-        write_table(options.table, figures["device"], figures["table"])
+        write_table(options.table, figures["device"], figures["table"], loaded)
     return figures
 
 

@@ -42,10 +42,17 @@ def test_a_wrong_file_is_named(tmp_path, text, said):
         RunOptions.load(config, NEEDED)
 
 
-@pytest.mark.parametrize("missing", ["tasks", "output"])
-def test_tasks_and_output_are_needed(missing):
-    with pytest.raises(EvalError, match=missing):
-        RunOptions.load(None, {key: value for key, value in NEEDED.items() if key != missing})
+def test_tasks_or_a_suite_are_needed():
+    with pytest.raises(EvalError, match="no tasks"):
+        RunOptions.load(None, {"output": Path("out")})
+    assert RunOptions.load(None, {"suite": "ruler,babilong"}).suite == ("ruler", "babilong")
+
+
+def test_results_go_to_a_folder_of_the_model_unless_another_is_named(tmp_path):
+    file = tmp_path / "qwen.gguf"
+    assert RunOptions.load(None, {"suite": "ruler", "model": str(file)}).folder == Path("results/qwen")
+    assert RunOptions.load(None, {"suite": "ruler", "model": "Qwen/Qwen3-4B"}).folder == Path("results/Qwen3-4B")
+    assert RunOptions.load(None, {**NEEDED, "model": str(file)}).folder == Path("out")
 
 
 def test_a_missing_file_is_named(tmp_path):

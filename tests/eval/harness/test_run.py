@@ -18,6 +18,7 @@ from eval.harness.options import RunOptions
 from eval.harness.plan import Plan
 from eval.harness.progress import TextProgress
 from eval.harness.prompting import OfficialPrompter, OncePrompter
+from eval.harness.report import report
 from eval.harness.run import run
 from eval.harness.store import load_summary
 from eval.harness.summary import speeds
@@ -246,6 +247,20 @@ def test_a_full_disk_stops_the_run_and_costs_no_row(tmp_path, tokenizer, fake_en
     assert any(path.stat().st_size for path in full.rglob("preds_*.jsonl"))
     run(plan(full, [fake_engine()], tokenizer), TextProgress(io.StringIO()))
     assert files(full, "preds", "samples") == files(whole, "preds", "samples")
+
+
+def test_results_of_another_version_are_named(tmp_path, tokenizer, fake_engine):
+    run(plan(tmp_path, [fake_engine()], tokenizer, limit=1), TextProgress(io.StringIO()))
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    again = fake_engine()
+    for use in (
+        lambda: run(plan(tmp_path, [again], tokenizer, limit=2), TextProgress(io.StringIO())),
+        lambda: report(tmp_path),
+    ):
+        with pytest.raises(EvalError, match=r"results\.json is of format 2, and this Folio reads 1"):
+            use()
+    assert again.asked == 0
 
 
 def test_rows_of_other_arguments_are_not_mixed(tmp_path, tokenizer, fake_engine):

@@ -29,7 +29,7 @@ READABLE = {
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    opened = Sandbox(Limits(parse_seconds=6, pdf_pages=2000))
+    opened = Sandbox(Limits(parse_seconds=3, pdf_pages=2000))
     yield opened
     opened.close()
 

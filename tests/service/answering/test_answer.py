@@ -263,6 +263,30 @@ def test_a_second_prompt_is_made_for_drafters_that_read_passages(
     assert (given[0].prompt is not None) == wanted
 
 
+def test_the_second_prompt_keeps_to_its_budget_and_its_threshold(
+    ask: Ask, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    add = scripted.add_request
+    monkeypatch.setattr(scripted, "add_request", lambda *request: given.append(request[3]) or add(*request))
+
+    def shorter(options: str) -> str | None:
+        ask("Who built the bridge at Hampton?", mode="long", flags={"drafter": f"rag:{options}"})
+        return None if given[-1].prompt is None else scripted.tokenizer.decode(given[-1].prompt)
+
+    both = shorter("depth=8")
+    assert both is not None
+    assert "Ada Miller" in both
+    assert "oldest oak" in both
+    nearest = shorter(f"context={len(given[-1].prompt) - 1}")
+    assert nearest is not None
+    assert "Ada Miller" in nearest
+    assert "oldest oak" not in nearest
+    assert shorter("threshold=0.4") == nearest
+    assert shorter("threshold=0.99") is None
+    assert shorter("context=20") is None
+
+
 def test_an_empty_question_is_refused(ask: Ask) -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         ask("  \n")

@@ -79,20 +79,31 @@ def test_without_weight_the_model_speaks_alone(
         assert found.text == plain.text
 
 
-@pytest.mark.parametrize("approximate", [False, True])
+SAMPLED = {"temperature": 0.9, "seed": 5}
+CUT = {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "seed": 1}
+
+
 @pytest.mark.parametrize(
-    "params",
-    [{}, {"temperature": 0.9, "seed": 5}, {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "seed": 1}],
-    ids=["greedy", "sampled", "cut"],
+    ("params", "stride", "approximate"),  # every two values of two of them together
+    [
+        ({}, None, False),
+        ({}, 3, True),
+        ({}, 8, False),
+        (SAMPLED, None, True),
+        (SAMPLED, 3, False),
+        (SAMPLED, 8, True),
+        (CUT, None, False),
+        (CUT, 3, True),
+        (CUT, 8, True),
+    ],
 )
-@pytest.mark.parametrize("stride", [None, 3, 8])
 def test_knn_speculation_changes_no_token(
     engine: AsyncEngine,
     store: Datastore,
     prompt: list[int],
     params: dict[str, float],
-    approximate: bool,
     stride: int | None,
+    approximate: bool,
 ) -> None:
     search: Search = ListSearch(store, 4) if approximate else ExactSearch(store)
     chosen = SamplingParams(max_tokens=48, ignore_eos=True, **params)  # type: ignore[arg-type]

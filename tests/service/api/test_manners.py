@@ -185,7 +185,7 @@ def test_sigterm_drains_then_ends(process: Callable[..., Any], tiny_model: Path)
     running, url = process()
     assert httpx.get(f"{url}/healthz").status_code == 200
     wait_ready(url)
-    sent = {"model": tiny_model.name, **PROMPT, "max_tokens": 700, "stream": True}
+    sent = {"model": tiny_model.name, **PROMPT, "max_tokens": 300, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=sent, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)

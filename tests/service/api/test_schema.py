@@ -32,7 +32,7 @@ def test_no_request_is_a_server_error(description: Any) -> None:
 
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=5,
+            max_examples=3,
             phases=[Phase.generate],
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,13 +35,25 @@ def prompts(count: int = 3) -> list[list[int]]:
 
 def run(engine: Engine, attention: str, **changes: Any) -> list[Any]:
     params = SamplingParams(
-        **{"max_tokens": 20, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
+        **{"max_tokens": 12, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
     )
     return generate(engine, prompts(), params)
 
 
 def ids(results: list[Any]) -> list[list[int]]:
     return [r.token_ids for r in results]
+
+
+@pytest.fixture(scope="module")
+def answered() -> Callable[..., tuple[Engine, list[Any]]]:
+    """An engine that has answered under a policy by plain decoding, and the answers; each once."""
+
+    @functools.cache
+    def made(attention: str, family: str = "llama") -> tuple[Engine, list[Any]]:
+        engine = make_engine(family)
+        return engine, run(engine, attention)
+
+    return made
 
 
 def test_a_budget_of_the_whole_length_is_dense() -> None:
@@ -50,34 +64,33 @@ def test_a_budget_of_the_whole_length_is_dense() -> None:
 
 
 @pytest.mark.parametrize("attention", SPARSE)
-def test_a_policy_is_sparse_and_its_density_is_told(attention: str) -> None:
-    stats = run(make_engine(), attention)[0].stats
+def test_a_policy_is_sparse_and_its_density_is_told(attention: str, answered: Any) -> None:
+    stats = answered(attention)[1][0].stats
     assert min(stats["prefill_density"], stats["decode_density"]) < 1
     assert stats["attention"].startswith(attention.partition(":")[0])
 
 
 @pytest.mark.parametrize("attention", SPARSE)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_speculation_is_lossless_under_a_policy(attention: str, family: str) -> None:
-    plain = ids(run(make_engine(family), attention))
+def test_speculation_is_lossless_under_a_policy(attention: str, family: str, answered: Any) -> None:
     drafted = run(make_engine(family), attention, drafter="recycling:budget=6")
-    assert ids(drafted) == plain
-    sampled = {"temperature": 0.8, "seed": 3}
-    assert ids(run(make_engine(family), attention, drafter="suffix", **sampled)) == ids(
-        run(make_engine(family), attention, **sampled)
-    )
+    assert ids(drafted) == ids(answered(attention, family)[1])
 
 
 @pytest.mark.parametrize("attention", SPARSE)
-def test_preemption_and_the_prefix_cache_change_nothing_under_a_policy(attention: str) -> None:
-    expected = [ids(run(make_engine(prefix_cache=False), attention))[i] for i in range(3)]
+def test_speculation_is_lossless_over_cached_pages_too(attention: str, answered: Any) -> None:
+    engine, sampled = answered(attention)[0], {"temperature": 0.8, "seed": 3}
+    assert ids(run(engine, attention, drafter="suffix", **sampled)) == ids(run(engine, attention, **sampled))
+
+
+@pytest.mark.parametrize("attention", SPARSE)
+def test_preemption_and_the_prefix_cache_change_nothing_under_a_policy(attention: str, answered: Any) -> None:
+    warm, first = answered(attention)
     tight = make_engine(pages=12 if attention.startswith("streaming") else 17)  # which frees pages
-    assert ids(run(tight, attention)) == expected
+    assert ids(run(tight, attention)) == ids(first)
     assert tight.scheduler.num_preemptions > 0
-    warm = make_engine()
-    run(warm, attention)
     again = run(warm, attention)
-    assert ids(again) == expected
+    assert ids(again) == ids(first)
     assert again[0].stats["cached_tokens"] > 0
 
 

@@ -39,7 +39,7 @@ def prompts() -> list[list[int]]:
 
 
 def run(engine: Engine, attention: str, **changes: Any) -> list[list[int]]:
-    params = {"max_tokens": 20, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
+    params = {"max_tokens": 12, "attention": attention, "drafter": "none", "ignore_eos": True, **changes}
     results = generate(engine, prompts(), SamplingParams(**params))
     engine.check_integrity()
     assert engine.blocks.num_owned == 0
@@ -86,18 +86,17 @@ def test_every_policy_runs_over_pages_in_groups(lserve: str, kv_dtype: str) -> N
 def test_trees_preemption_and_the_prefix_cache_change_nothing(lserve: str, policy: str, kv_dtype: str) -> None:
     name = {"dense": "dense", "lserve": lserve, "streaming": STREAMING}[policy]
     options = {"kv_groups": lserve, "kv_dtype": kv_dtype}
-    plain = run(make_engine(prefix_cache=False, **options), name)
+    warm = make_engine(**options)
+    plain = run(warm, name)
     assert run(make_engine(**options), name, drafter="recycling:budget=6") == plain
     assert run(make_engine(**options), name, drafter="self_speculation") == plain
 
-    # 210 + 20 tokens are 15 places; the pool has pages for the longest request and little more.
+    # 210 + 12 tokens are 14 places; the pool has pages for the longest request and little more.
     tight = make_engine(pages={"dense": 16, "lserve": 16, "streaming": 12}[policy], host_memory=1 << 22, **options)
     assert run(tight, name) == plain
     assert tight.scheduler.num_preemptions > 0
 
-    warm = make_engine(**options)
-    run(warm, name)
-    again = generate(warm, prompts(), SamplingParams(max_tokens=20, attention=name, drafter="none", ignore_eos=True))
+    again = generate(warm, prompts(), SamplingParams(max_tokens=12, attention=name, drafter="none", ignore_eos=True))
     assert [r.token_ids for r in again] == plain
     assert again[0].stats["cached_tokens"] == 208
 

@@ -87,19 +87,25 @@ def alone(prompt_ids: list[int], max_tokens: int = 40) -> list[int]:
     return tokens(run(engine, [name])[name])
 
 
+PROMPTS = [prompt(1, 70), prompt(1, 70) + [5, 6], prompt(2, 33)]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """Each alone, and plain decoding of another prompt."""
+    plain = make_engine()
+    other = plain.add_request(prompt(3, 50), SamplingParams(max_tokens=40, **DENSE))
+    return [*map(alone, PROMPTS), tokens(run(plain, [other])[other])]
+
+
 @pytest.mark.parametrize("stride", [2, 5, 24])
 @pytest.mark.parametrize("pages", [64, 13])
-def test_guesses_and_company_change_no_token(stride: int, pages: int) -> None:
+def test_guesses_and_company_change_no_token(stride: int, pages: int, expected: list[list[int]]) -> None:
     """Beside others, with guesses that reach over pages, in a pool that holds not all of them."""
-    prompts = [prompt(1, 70), prompt(1, 70) + [5, 6], prompt(2, 33)]
-    expected = [alone(ids) for ids in prompts]
     engine = make_engine(pages=pages)
     params = SamplingParams(max_tokens=40, **DENSE)
-    plain = make_engine()
-    other = plain.add_request(prompt(3, 50), params)
-    expected.append(tokens(run(plain, [other])[other]))
     mixtures = [Skewed(seed, stride) for seed in range(3)]
-    names = [engine.add_request(ids, params, mixture=m) for ids, m in zip(prompts, mixtures, strict=True)]
+    names = [engine.add_request(ids, params, mixture=m) for ids, m in zip(PROMPTS, mixtures, strict=True)]
     names.append(engine.add_request(prompt(3, 50), params))
     outputs = run(engine, names)
     assert [tokens(outputs[name]) for name in names] == expected

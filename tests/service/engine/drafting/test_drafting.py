@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from drafters.verify import Verdict
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loading.checkpoint import prepare
+from service.engine.outputs import Generation
 from service.engine.params import DraftSources, SamplingParams
 from service.engine.request import Request
 from service.engine.step import Slice
@@ -54,28 +57,56 @@ def drafting_engine(tmp_path: Any = None, **options: Any) -> Engine:
     return Engine(prepare("llama", repetitive_model()), EngineConfig(**{**config, **options}))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("drafter", HERE)
-def test_every_drafter_gives_the_tokens_of_plain_decoding(drafter: str, temperature: float, tmp_path: Any) -> None:
-    if drafter == "multi_round" and temperature:
-        pytest.skip("rejection keeps the distribution, not the tokens: see tests/drafters/test_exact.py")
-    engine = drafting_engine(tmp_path)
-    prompts = [prompt(i) for i in range(3)]
+Run = Callable[..., list[Generation]]
 
-    def run(name: str) -> list[list[int]]:
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One engine for all drafters: what one of them taught it, or left in its pages, changes no token of the next."""
+    return drafting_engine(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def run(shared: Engine) -> Run:
+    """Three prompts at once by a drafter; `changes` are of the parameters."""
+
+    def made(drafter: str, max_tokens: int, temperature: float, **changes: Any) -> list[Generation]:
         each = [
-            SamplingParams(max_tokens=24, temperature=temperature, top_p=0.9, seed=i, drafter=name, ignore_eos=True)
+            SamplingParams(
+                max_tokens=max_tokens, temperature=temperature, seed=i, drafter=drafter, ignore_eos=True, **changes
+            )
             for i in range(3)
         ]
-        results = generate(engine, prompts, each)
-        assert all(r.finish_reason == "length" for r in results)
-        assert all(len(r.sources) == len(r.token_ids) for r in results)
-        assert not any(r.stats["drafting"]["failures"] for r in results)
-        return [r.token_ids for r in results]
+        return generate(shared, [prompt(i) for i in range(3)], each)
 
-    assert run(drafter) == run("none")
-    engine.check_integrity()
-    assert not engine.lent.sessions
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(run: Run) -> Callable[..., list[list[int]]]:
+    """The tokens of plain decoding, made once for each set of parameters."""
+
+    @functools.cache
+    def made(max_tokens: int, temperature: float, **changes: Any) -> list[list[int]]:
+        return [r.token_ids for r in run("none", max_tokens, temperature, **changes)]
+
+    return made
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", HERE)
+def test_every_drafter_gives_the_tokens_of_plain_decoding(
+    drafter: str, temperature: float, shared: Engine, run: Run, plain: Callable[..., list[list[int]]]
+) -> None:
+    if drafter == "multi_round" and temperature:
+        pytest.skip("rejection keeps the distribution, not the tokens: see tests/drafters/test_exact.py")
+    results = run(drafter, 24, temperature, top_p=0.9)
+    assert [r.token_ids for r in results] == plain(24, temperature, top_p=0.9)
+    assert all(r.finish_reason == "length" for r in results)
+    assert all(len(r.sources) == len(r.token_ids) for r in results)
+    assert not any(r.stats["drafting"]["failures"] for r in results)
+    shared.check_integrity()
+    assert not shared.lent.sessions
 
 
 PENALTIES: dict[str, Any] = {
@@ -87,27 +118,35 @@ PENALTIES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("cut", [{}, {"top_k": 40}], ids=["whole", "cut"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("drafter", ["auto", "suffix", "draft_model", "self_speculation"])
-def test_penalties_keep_drafting_lossless(drafter: str, temperature: float, cut: dict[str, Any], tmp_path: Any) -> None:
-    engine = drafting_engine(tmp_path)
-
-    def run(name: str, changes: dict[str, Any]) -> list[Any]:
-        each = [
-            SamplingParams(max_tokens=40, temperature=temperature, seed=i, drafter=name, ignore_eos=True, **changes)
-            for i in range(3)
-        ]
-        return generate(engine, [prompt(i) for i in range(3)], each)
-
-    plain = run("none", PENALTIES | cut)
-    drafted = run(drafter, PENALTIES | cut)
-    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+@pytest.mark.parametrize(
+    ("drafter", "temperature", "cut"),
+    [
+        ("auto", 0.0, {}),
+        ("auto", 0.8, {"top_k": 40}),
+        ("suffix", 0.0, {"top_k": 40}),
+        ("suffix", 0.8, {}),
+        ("draft_model", 0.8, {"top_k": 40}),
+        ("draft_model", 0.0, {}),
+        ("self_speculation", 0.8, {}),
+        ("self_speculation", 0.0, {"top_k": 40}),
+    ],
+)
+def test_penalties_keep_drafting_lossless(
+    drafter: str,
+    temperature: float,
+    cut: dict[str, Any],
+    shared: Engine,
+    run: Run,
+    plain: Callable[..., list[list[int]]],
+) -> None:
+    expected = plain(32, temperature, **PENALTIES | cut)
+    drafted = run(drafter, 32, temperature, **PENALTIES | cut)
+    assert [r.token_ids for r in drafted] == expected
     if drafter == "suffix":  # the others guess where it pays on this machine
         assert sum(r.stats["drafting"]["accepted"] for r in drafted) > 0
-    assert [r.token_ids for r in plain] != [r.token_ids for r in run("none", cut)]
-    assert not any(9 in r.token_ids for r in plain)
-    engine.check_integrity()
+    assert expected != plain(32, temperature, **cut)
+    assert not any(9 in tokens for tokens in expected)
+    shared.check_integrity()
 
 
 def test_log_probabilities_are_the_models_own_under_penalties() -> None:

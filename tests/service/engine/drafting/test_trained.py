@@ -47,23 +47,30 @@ def engine_with(folder: str, family: str = "llama", dtype: torch.dtype = torch.f
 ALONE, FUSED = "trained:min_score=0,paced=false,forwards=3", "fusion:model=trained,always=true"
 
 
+def answers(engine: Engine, drafter: str) -> list[Any]:
+    """In a batch, greedy and sampled, under penalties and none, on prompts of several chunks."""
+    each = [
+        SamplingParams(max_tokens=16, temperature=t, seed=i, drafter=drafter, ignore_eos=True, **changes)
+        for i, (t, changes) in enumerate([(0.0, {}), (0.8, {}), (0.8, PENALTIES), (0.0, PENALTIES)])
+    ]
+    return generate(engine, [prompt(i) for i in range(4)], each)
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[list[int]]:
+    """The tokens of plain decoding."""
+    return [r.token_ids for r in answers(make_engine(), "none")]
+
+
 @pytest.mark.parametrize(
     ("name", "drafter"), [*((name, ALONE) for name in HEADS), *((name, FUSED) for name in HEADS), ("eagle3", "auto")]
 )
-def test_the_tokens_are_those_of_plain_decoding(name: str, drafter: str, tmp_path: Path) -> None:
-    """In a batch, greedy and sampled, under penalties and none, on prompts of several chunks."""
+def test_the_tokens_are_those_of_plain_decoding(
+    name: str, drafter: str, tmp_path: Path, plain: list[list[int]]
+) -> None:
     engine = engine_with(head_for(tmp_path, name))
-    prompts = [prompt(i) for i in range(4)]
-
-    def run(chosen: str) -> list[Any]:
-        each = [
-            SamplingParams(max_tokens=16, temperature=t, seed=i, drafter=chosen, ignore_eos=True, **changes)
-            for i, (t, changes) in enumerate([(0.0, {}), (0.8, {}), (0.8, PENALTIES), (0.0, PENALTIES)])
-        ]
-        return generate(engine, prompts, each)
-
-    plain, drafted = run("none"), run(drafter)
-    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+    drafted = answers(engine, drafter)
+    assert [r.token_ids for r in drafted] == plain
     assert not any(r.stats["drafting"]["failures"] for r in drafted)
     if drafter != "auto":  # which guesses where it pays on this machine
         assert sum(r.stats["drafting"]["by_source"].get(name, {"drafted": 0})["drafted"] for r in drafted) > 0
