@@ -154,7 +154,7 @@ def kernels_of_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def few_programs() -> Iterator[None]:
-    """Launches are cut into a handful of programs, which the interpreter runs one by one, and tuned at short contexts."""
+    """Launches are cut into few programs, as the interpreter runs them one by one, and tuned at short contexts."""
     from service.engine.runner import cuda_graphs
     from sparse_attn.kernels import work
 
