@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from drafters.sampling.choice import Sampling
-from drafters.tree import DraftTree
+from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
 
 
@@ -69,6 +69,7 @@ class Drafter:
     judges      `verify` has a rule of its own, in place of the keyed walk: its trees must stay as they were drawn
     looks       `look` wants the states behind a tree before it is verified
     needs_topk  how many top successors a reached row the coming `observe` wants; 0: none (its `top` is then None)
+    appends     rows that `append` wants at least; its trees are so much smaller
     layers      of the target whose states `read` wants (`heads.head.LAST` is the last one's); (): none
     window      of how many of the prompt's last tokens it wants them
     rest        set by `observe`: in so many steps to come it is not asked, and learns nothing of them
@@ -79,6 +80,7 @@ class Drafter:
     judges: bool = False
     looks: bool = False
     needs_topk: int = 0
+    appends: int = 0
     layers: tuple[int, ...] = ()
     window: int = 0
     rest: int = 0
@@ -105,12 +107,21 @@ class Drafter:
         """How many nodes of the proposed `tree` to verify, the best ones; all of them by default."""
         return len(tree)
 
+    def append(self, state: RequestState, tree: DraftTree, room: int) -> DraftTree:
+        """At most `room` rows to be run beside `tree`; nothing is chosen after them, their states come with the tree's.
+
+        Their ids lie beyond the vocabulary (`heads.head.Head.prompts`). Parents are nodes of `tree`, or rows before
+        them, numbered on from it.
+        """
+        return EMPTY
+
     def adjust(self, state: RequestState, tree: DraftTree, logits: Tensor) -> Tensor:
         """The logits [n + 1, V] of the distribution that a lossy drafter declares, for the rows of `tree`."""
         return logits
 
     def look(self, tree: DraftTree, states: Tensor) -> None:
-        """The target's states [n + 1, layers, hidden] after the rows of `tree`, which is about to be verified."""
+        """The target's states [n + 1, layers, hidden] after the rows of `tree`, which is about to be verified;
+        behind them those of the rows that were appended."""
 
     def verify(self, state: RequestState, tree: DraftTree, logits: Tensor, keyed: Verdict) -> Verdict:
         """The verdict on `tree`: `keyed`, that of the keyed walk, or one by the drafter's own rule.

@@ -12,6 +12,7 @@ FUSED = ("auto", "none", "trained", "rag", "draft_model")  # the draft models of
 READERS = ("self", "draft_model")  # the models of `rag`
 TRAINABLE = (
     "medusa", "hydra", "clover", "eagle", "fspad", "eagle3", "chimera", "falcon", "s2d", "dflash", "kangaroo",
+    "mtp", "ppd", "tidar",
 )  # fmt: skip
 """The members of the family of trained drafters, `heads.head.HEADS`."""
 _TEXTS = frozenset({"documents", "datastore"})  # what the free sources copy from

@@ -69,7 +69,18 @@ class DraftModel(Protocol):
         """
 
 
-class SkipSession(Protocol):
+class ShallowSession(Protocol):
+    """States of nodes behind a request's text, of the target's first layers."""
+
+    def shallow(self, tokens: Sequence[int], parents: Sequence[int], layers: int) -> Tensor:
+        """Add nodes; what the first layers make of them, [len(tokens), hidden]. The root is node 0 of every tree."""
+
+    def rollback(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SkipSession(ShallowSession, Protocol):
     """The target itself, drafting over a request's own KV with some layers skipped (SWIFT).
 
     The request's committed KV is used as it is; the root's KV is not yet written, so the root is node 0 of
@@ -79,13 +90,6 @@ class SkipSession(Protocol):
     def extend(self, tokens: Sequence[int], parents: Sequence[int], skipped: frozenset[int]) -> Tensor:
         """As DraftSession.extend, running only the layers not in `skipped` (a skipped layer passes its input
         on)."""
-
-    def shallow(self, tokens: Sequence[int], parents: Sequence[int], layers: int) -> Tensor:
-        """As `extend`, through the first `layers` layers alone; what they make of the nodes, [len(tokens), hidden]."""
-
-    def rollback(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class SkippableModel(Protocol):
@@ -137,6 +141,14 @@ class Teacher(Target, Protocol):
     def states(self, token_ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What the target makes of a text: states [n, layers, hidden_size] after each token, and the token that it
         would choose there, int64 [n]."""
+
+
+class Differentiable(Target, Protocol):
+    """The target as a gradient goes through it, to what a drafter puts into it."""
+
+    def through(self, embedded: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """The last layer's states [B, n, hidden] of rows that go into the first, [B, n, hidden], at their positions
+        int64 [n]; bool [n, n] says which a row sees."""
 
 
 class Datastore(Protocol):

@@ -24,6 +24,7 @@ from drafters.models.judge import Judged
 from drafters.models.pacing import Pace
 from drafters.models.rag import Rag, draft_prompt
 from drafters.models.reencoding import ReencodingDrafter
+from drafters.models.riding import Riders
 from drafters.models.trained import Trained
 from drafters.models.typical import Typical
 from drafters.options import (
@@ -179,6 +180,8 @@ def _trained(options: TrainedOptions, resources: Resources, paced: bool = False,
         _needs(resources.skippable, head.name, "an engine that can skip layers")
     pace = _pace(options, resources) if paced else None
     trained = _verified(options, resources)(head, growth, options.depth, pace, resources.skippable)
+    if head.prompts is not None:
+        trained.ride(Riders(head, resources.profile))
     if online is not None:
         trained.learn(online, resources.learning, options.online)
     return trained
@@ -197,6 +200,8 @@ def _verified(options: TrainedOptions, resources: Resources) -> Callable[..., Tr
 def _online(head: Head, resources: Resources) -> OnlineHead:
     if head.d2t.device.type != "cpu":
         raise DrafterError("drafter trained: online learns on a CPU, and this model is not on one: leave it out")
+    if head.prompts is not None:
+        raise DrafterError(f"drafter trained: {head.name} learns through the whole target and not online: leave it out")
     return resources.learned.online(head, resources.plain_head)
 
 

@@ -37,6 +37,7 @@ class TrackedDrafter:
         self.name = inner.name
         self.lossy = inner.lossy
         self._rest = 0
+        self._room = 0  # rows of the step, tree and appended
         self._resting = False
         self.stats = DraftingStats()
 
@@ -81,7 +82,7 @@ class TrackedDrafter:
 
     def propose(self, state: RequestState, budget: int) -> DraftTree:
         """At most min(budget, the drafter's own limit) nodes; the empty tree after a failure."""
-        budget = min(budget, self._budget)
+        self._room = budget = min(budget, self._budget)
         if self._inner is None or (budget < 1 and not self.lossy):
             return EMPTY
         self._resting = self._rest > 0
@@ -90,13 +91,27 @@ class TrackedDrafter:
             return EMPTY
         began = time.perf_counter()
         try:
-            tree = self._inner.propose(state, budget)
+            budget = max(0, budget - self._inner.appends)
+            tree = self._inner.propose(state, budget) if budget or self.lossy else EMPTY
             tree.validate(self._vocab_size)
             if not self._inner.judges:
                 tree = tree.ended_by(state.stops)
             return tree.trim(min(budget, self._inner.worth(state, tree)))
         except Exception as error:
             self._fail("propose", state, error)
+            return EMPTY
+        finally:
+            self.stats.drafting_seconds += time.perf_counter() - began
+
+    def append(self, state: RequestState, tree: DraftTree) -> DraftTree:
+        """As `Drafter.append`, below what `propose` gave; nothing where it was not asked."""
+        if self._inner is None or not self._inner.appends or self._resting:
+            return EMPTY
+        began = time.perf_counter()
+        try:
+            return self._inner.append(state, tree, self._room - len(tree))
+        except Exception as error:
+            self._fail("append", state, error)
             return EMPTY
         finally:
             self.stats.drafting_seconds += time.perf_counter() - began

@@ -58,6 +58,7 @@ class Fusion(Drafter):
         self._idle = 0
         if model is not None:
             self.layers, self.window = model.layers, model.window
+            self.looks, self.appends = model.looks, model.appends
 
     def read(self, start: int, states: Tensor) -> None:
         if self.model is not None:
@@ -82,6 +83,13 @@ class Fusion(Drafter):
         tree = fuse([self._pruned(retrieved), drafted]).trim(budget)
         self._gain = _mean(self._gain, max(0.0, float(tree.scores.sum() - retrieved.scores.sum())))
         return tree
+
+    def append(self, state: RequestState, tree: DraftTree, room: int) -> DraftTree:
+        return self.model.append(state, tree, room) if self.model is not None and self._started else EMPTY
+
+    def look(self, tree: DraftTree, states: Tensor) -> None:
+        if self.model is not None:
+            self.model.look(tree, states)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._rounds += 1

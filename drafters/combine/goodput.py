@@ -59,6 +59,7 @@ class Goodput(Drafter):
         self._inner = inner
         self._profile = profile
         self.layers, self.window = inner.layers, inner.window
+        self.looks, self.appends = inner.looks, inner.appends
 
     @property
     def ready(self) -> bool:
@@ -82,6 +83,12 @@ class Goodput(Drafter):
             return _UNMEASURED
         times = self._profile.step_times(state.batch_size, len(state.tokens), len(tree))
         return best_budget(tree.scores, times, slack=_SLACK)[0]
+
+    def append(self, state: RequestState, tree: DraftTree, room: int) -> DraftTree:
+        return self._inner.append(state, tree, room)
+
+    def look(self, tree: DraftTree, states: Tensor) -> None:
+        self._inner.look(tree, states)
 
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         self._inner.observe(state, tree, verdict, top)

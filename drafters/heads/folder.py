@@ -24,8 +24,11 @@ from drafters.heads import (  # noqa: F401 - members make themselves known
     hydra,
     kangaroo,
     medusa,
+    mtp,
+    ppd,
     s2d,
     speculators,
+    tidar,
 )
 from drafters.heads.head import HEADS as HEADS
 from drafters.heads.head import Head, HeadConfig
@@ -34,6 +37,8 @@ from drafters.protocols import Target
 log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+JUDGE = "judge.safetensors"
+"""Beside a drafter's own weights (`models.judge`)."""
 _OWN = "folio_drafter"
 _FORMAT = 1
 
@@ -120,7 +125,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     try:
         for file in sorted(folder.glob("*.safetensors")):
-            found |= load_file(file)
+            found |= load_file(file) if file.name != JUDGE else {}
         if not found and (file := folder / "pytorch_model.bin").is_file():
             found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -116,6 +116,7 @@ class Head(nn.Module, ABC):
     costly   whether a node costs a forward of the head; where not, a tree may try many
     bounded  whether it has no more guesses than `depth`
     exit     of how many of the target's first layers it has its guesses run through; 0: none
+    mutual   whether those of its `prompts` that stand behind one token see one another both ways
     """
 
     name: ClassVar[str]
@@ -124,6 +125,7 @@ class Head(nn.Module, ABC):
     d2t: Tensor
     t2d: Tensor
     bounded: ClassVar[bool] = True
+    mutual: ClassVar[bool] = False
     exit: int = 0
 
     def __init__(self, config: HeadConfig, target: Target) -> None:
@@ -136,7 +138,7 @@ class Head(nn.Module, ABC):
         # of guess i, the target's id is i + d2t[i]; t2d tells which of the target's ids can be guessed
         self.register_buffer("d2t", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("t2d", torch.ones(target.vocab_size, dtype=torch.bool))
-        self._lent: Callable[[Tensor], Tensor] = target.embed
+        self._target = target
         self.embed_tokens: nn.Module | None = None
         self.owns_output = False
 
@@ -183,8 +185,13 @@ class Head(nn.Module, ABC):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., hidden] of token ids: the target's, or its own where it has some."""
-        found: Tensor = self._lent(ids) if self.embed_tokens is None else self.embed_tokens(ids)
+        found: Tensor = self._target.embed(ids) if self.embed_tokens is None else self.embed_tokens(ids)
         return found
+
+    @property
+    def prompts(self) -> Tensor | None:
+        """Embeddings [depth, hidden] that it has run behind the text, to guess after them; None: none."""
+        return None
 
     @property
     def vocabulary(self) -> Tensor:
@@ -200,7 +207,7 @@ class Head(nn.Module, ABC):
 
     def copied(self) -> Head:
         """Another with the same weights, to be trained on; what the target lends is shared."""
-        shared = {id(part): part for part in (self._lent, self.lm_head, self.embed_tokens)}
+        shared = {id(part): part for part in (self._target, self.lm_head, self.embed_tokens)}
         return copy.deepcopy(self, shared)
 
     def trainable(self) -> list[nn.Parameter]:

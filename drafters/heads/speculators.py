@@ -1,5 +1,5 @@
-"""The formats in which others keep EAGLE-3 and DFlash drafters: the *speculators* library's, which is also written, and
-the raw ones of EAGLE-3's authors and of z-lab.
+"""The formats in which others keep EAGLE-3, DFlash and MTP drafters: the *speculators* library's, which is also
+written, and the raw ones of EAGLE-3's authors and of z-lab.
 
 In all of them a layer's number k names what goes into layer k, but for z-lab's, which name what comes out of it.
 """
@@ -17,6 +17,7 @@ from drafters.protocols import Target
 
 WRITTEN = ("eagle3", "dflash")
 """Members that are written in the *speculators* format."""
+_READ = (*WRITTEN, "mtp")
 
 _VERSION = "0.9.0"
 _WINDOW = 2048
@@ -38,10 +39,13 @@ def read(described: dict[str, Any], weights: dict[str, Tensor], target: Target) 
     weights = {name: tensor for name, tensor in weights.items() if name not in _LENT}
     kind = described.get("speculators_model_type")
     if kind is not None:
-        if kind not in WRITTEN:
+        if kind not in _READ:
             raise DrafterError(
-                f"this drafter is of the kind {kind!r} of the speculators format; Folio reads {', '.join(WRITTEN)}"
+                f"this drafter is of the kind {kind!r} of the speculators format; Folio reads {', '.join(_READ)}"
             )
+        if kind == "mtp":
+            weights = {name.replace("mtp_layers.", "layers."): tensor for name, tensor in weights.items()}
+            return _of_mtp(described, target), weights
         return _of_speculators(kind, described, weights, target), weights
     if _raw(described) == "eagle3":
         weights = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in weights.items()}
@@ -94,6 +98,18 @@ def _of_speculators(kind: str, described: dict[str, Any], weights: dict[str, Ten
         return HeadConfig("dflash", tuple(reads), int(described["block_size"]) - 1, options=options, **common)
     depth = ours.get("depth") or _speculative_tokens(described)
     return HeadConfig("eagle3", tuple(reads), depth, options=eagle3_options(**_flags(described)), **common)
+
+
+def _of_mtp(described: dict[str, Any], target: Target) -> HeadConfig:
+    """Its layer is described by the whole target's configuration."""
+    if described.get("num_nextn_predict_layers", 1) != 1:
+        raise DrafterError(f"this mtp drafter has {described['num_nextn_predict_layers']} layers, Folio knows one")
+    given = described["transformer_layer_config"]
+    layer = {key: value for key, value in given.items() if key != "layer_types"} | {"num_hidden_layers": 1}
+    about = {"vocab_size": given.get("vocab_size"), "hidden_size": given.get("hidden_size")}
+    about["num_layers"] = given.get("num_hidden_layers")
+    depth = _speculative_tokens(described)
+    return HeadConfig("mtp", (target.num_layers,), depth, _window(layer), layer, target=about)
 
 
 def _of_raw_eagle3(described: dict[str, Any], target: Target) -> HeadConfig:

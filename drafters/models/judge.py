@@ -17,13 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drafters.errors import DrafterError
+from drafters.heads.folder import JUDGE
 from drafters.heads.head import LAST, HeadConfig, check_fits, described
 from drafters.models.lenient import Lenient
 from drafters.protocols import Target
 from drafters.tree import DraftTree
-
-WEIGHTS = "judge.safetensors"
-"""In the folder of a trained drafter."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,13 @@ class Judge:
     def save(self, folder: Path, target: Target) -> None:
         """Write it beside the drafter of a folder."""
         about = {"target": json.dumps(described(target))}
-        save_file({"weight": self.weight, "bias": self.bias}, folder / WEIGHTS, about)
+        save_file({"weight": self.weight, "bias": self.bias}, folder / JUDGE, about)
 
 
 def load_judge(folder: str | Path, target: Target) -> Judge | None:
     """The judge in a drafter's folder; None where there is none. Raises DrafterError for one that is damaged, or was
     trained for another target."""
-    file = Path(folder) / WEIGHTS
+    file = Path(folder) / JUDGE
     if not file.is_file():
         return None
     try:
@@ -62,6 +60,7 @@ def load_judge(folder: str | Path, target: Target) -> Judge | None:
 class Judged(Lenient):
     """The drafter `trained` with judge > 0: what the judge finds right with that probability is kept."""
 
+    name = "trained:judge"
     looks = True
 
     def __init__(self, *how: Any, judge: Judge, least: float) -> None:
@@ -74,7 +73,8 @@ class Judged(Lenient):
         super().read(start, states[:, :-1])
 
     def look(self, tree: DraftTree, states: Tensor) -> None:
-        self._right = (self._judge.right(states[1:, -1]) > self._least).tolist()
+        super().look(tree, states)
+        self._right = (self._judge.right(states[1 : 1 + len(tree), -1]) > self._least).tolist()
 
     def keeps(self, log_p: Tensor, parents: Tensor, tokens: Tensor) -> Sequence[bool]:
         return self._right

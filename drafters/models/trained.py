@@ -12,7 +12,8 @@ from drafters.base import Drafter, RequestState, TopSuccessors
 from drafters.heads.head import LAST, Head
 from drafters.models.best_first import BestFirst, Candidates
 from drafters.models.pacing import Pace
-from drafters.protocols import SkippableModel, SkipSession
+from drafters.models.riding import Riders
+from drafters.protocols import ShallowSession, SkippableModel
 from drafters.training.online import Allowance, Notes, OnlineHead
 from drafters.tree import EMPTY, DraftTree
 from drafters.verify import Verdict
@@ -49,6 +50,13 @@ class Trained(Drafter):
         """The head's view of the coming token, as of the last `propose`."""
         self._online: tuple[OnlineHead, Allowance, float] | None = None
         self._notes = Notes()
+        self._riders: Riders | None = None
+        self._room = 0  # nodes and prompt tokens of the step
+
+    def ride(self, riders: Riders) -> None:
+        """Have the head's prompt tokens run in the verifications."""
+        self._riders, self._session.shallow = riders, riders
+        self.looks, self.appends = True, riders.depth
 
     def learn(self, online: OnlineHead, allowance: Allowance, share: float) -> None:
         """Have the owner's next version learn from the answer once it is finished, in this share of the engine's
@@ -81,22 +89,35 @@ class Trained(Drafter):
 
     @torch.inference_mode()
     def propose(self, state: RequestState, budget: int) -> DraftTree:
-        self._seconds = None
+        self._seconds, self._room = None, budget + self.appends
         if budget < 1 or (self._pace is not None and not self._pace.asks()):
             return EMPTY
         began = time.perf_counter()
-        logits = self._session.follow(state.tokens)
+        reach = self._depth if self._riders is None else self._riders.reach(state)
+        logits = self._session.follow(state.tokens) if reach else None
         if logits is None:
             return EMPTY
         self._builder.reset()
         self.root = self._builder.candidates(logits, state, [state.next_position])[0]
-        depth = min(self._depth, self._pace.depth) if self._pace is not None else self._depth
+        depth = min(self._depth, reach, self._pace.depth if self._pace is not None else reach)
         tree = self._builder.build(self._session, self.root, state, budget, depth=depth)
         self._seconds = time.perf_counter() - began
         return tree
 
+    def worth(self, state: RequestState, tree: DraftTree) -> int:
+        return len(tree) if self._riders is None else self._riders.worth(state, tree, self._room)
+
+    def append(self, state: RequestState, tree: DraftTree, room: int) -> DraftTree:
+        return EMPTY if self._riders is None else self._riders.hang(state, tree, room)
+
+    def look(self, tree: DraftTree, states: Tensor) -> None:
+        if self._riders is not None:
+            self._riders.look(states)
+
     def observe(self, state: RequestState, tree: DraftTree, verdict: Verdict, top: TopSuccessors | None) -> None:
         """Learn the pace; what was emitted comes with its states."""
+        if self._riders is not None:
+            self._riders.observe(state, tree, verdict)
         reached = verdict.path[-1] if verdict.path else -1
         if len(verdict.tokens) > len(verdict.path) and (tree.parents == reached).any():
             self._notes.miss(len(state.tokens) - 1)
@@ -111,7 +132,7 @@ class _Session:
         self._head = head
         self._ids = head.vocabulary if head.config.draft_vocab else None
         self._vocab_size = len(head.t2d)
-        self.shallow: SkipSession | None = None
+        self.shallow: ShallowSession | None = None
         self._waiting = torch.empty(0, len(head.config.reads), head.hidden_size)  # of the tokens from `_next` on
         self._begin(0)
 

@@ -26,6 +26,8 @@ def typical(log_p: Tensor, epsilon: float) -> Tensor:
 class Typical(Lenient):
     """The drafter `trained` with typical > 0."""
 
+    name = "trained:typical"
+
     def __init__(self, *how: Any, epsilon: float) -> None:
         super().__init__(*how)
         self._epsilon = epsilon

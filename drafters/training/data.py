@@ -39,7 +39,8 @@ def pieces(paths: Sequence[Path], teacher: Teacher, tokens: int, length: int, an
     """Sequences of at most `length` tokens, about `tokens` of them together, in an order that `seed` decides.
 
     A share `answers` of the tokens is for prompts: those of .jsonl files (a line's `prompt`, `question` or first of
-    `turns`), and where these are not enough, passages of the texts with something to do about them.
+    `turns`) that leave half of `length` for an answer, and where these are not enough, passages of the texts with
+    something to do about them.
 
     Raises:
         DrafterError: there is nothing to read, or too little of it.
@@ -48,16 +49,17 @@ def pieces(paths: Sequence[Path], teacher: Teacher, tokens: int, length: int, an
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.suffix in TEXTS]
     asked = [prompt for file in files if file.suffix in PROMPTS for prompt in _prompts(file)]
     ids = [token for text in texts for token in teacher.encode(text)]
-    if len(ids) < 2 * _SHORTEST and not asked:
-        named = ", ".join(map(str, paths))
-        raise DrafterError(
-            f"there is nothing to learn from in {named}: {len(ids)} tokens of {', '.join(TEXTS)} and no prompt in "
-            f"{', '.join(PROMPTS)}"
-        )
     order = random.Random(seed)
     order.shuffle(asked)
+    fitting = [prompt for prompt in map(teacher.ask, asked) if len(prompt) <= length // 2]
+    if len(ids) < 2 * _SHORTEST and not fitting:
+        named = ", ".join(map(str, paths))
+        raise DrafterError(
+            f"there is nothing to learn from in {named}: {len(ids)} tokens of {', '.join(TEXTS)} and no prompt of at "
+            f"most {length // 2} tokens in {', '.join(PROMPTS)}"
+        )
     wanted = int(tokens * answers)
-    made = [Piece(tuple(teacher.ask(text)[: length // 2]), asks=True) for text in asked[: 1 + wanted // length]]
+    made = [Piece(tuple(prompt), asks=True) for prompt in fitting[: 1 + wanted // length]]
     while ids and len(made) * length < wanted:
         passage = teacher.decode(_passage(ids, length // 3, order))
         made.append(Piece(tuple(teacher.ask(_asked(passage, order))[: length // 2]), asks=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from drafters.errors import DrafterError
 from drafters.heads.folder import CONFIG, HEADS, save_head
@@ -78,9 +79,15 @@ def train(
     trainer = Trainer(head, sequences, recipe, output)
     progress = trainer.run(lambda done: report(_line(done)))
     figures = _figures(head, sequences, material, recipe, progress)
-    save_head(head, output)
-    (output / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (output / CARD).write_text(_card(figures), encoding="utf-8")
+    try:
+        (output / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        (output / CARD).write_text(_card(figures), encoding="utf-8")
+        save_head(head, output)
+    except (OSError, SafetensorError) as error:
+        raise DrafterError(
+            f"the trained drafter cannot be written to {output}: {error}; give the command again when there is room, "
+            "the training is kept"
+        ) from error
     return figures
 
 

@@ -272,5 +272,5 @@ def _figures(stats: dict[str, Any]) -> str:
         parts.append(f"{stats['accepted_length']:.2f} tokens a step")
     parts.append(f"retrieval {stats['retrieval_ms']:.0f} ms")
     if stats.get("lossy"):
-        parts.append(f"lossy: {stats['attention']}")
+        parts.append(f"lossy: {stats['drafter'] if stats['attention'] == 'dense' else stats['attention']}")
     return "; ".join(parts)

@@ -698,4 +698,4 @@ def _keys(sampling: Sequence[Slice]) -> RowKeys:
 
 def _rows(seq: Slice, first: int) -> slice:
     """A sampling slice's rows of a step's logits: its pending token and its tree's nodes."""
-    return slice(first, first + seq.num_rows - len(seq.token_ids) + 1)
+    return slice(first, first + 1 + seq.num_nodes)

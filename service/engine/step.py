@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from drafters.tree import DraftTree
+import numpy as np
+
+from drafters.tree import EMPTY, DraftTree
 from service.engine.request import Request
 
 
@@ -18,7 +20,9 @@ class Slice:
         token_ids: a chunk of the prompt, or the one pending token of a decoding request.
         samples: whether the last of them reaches the end of the sequence, so that logits are wanted.
         tree: a draft below the pending token; None without one.
-        draft_budget: most nodes the tree may have; their pages are reserved.
+        appended: rows beside the tree that nothing is chosen after, below it and numbered on from its nodes.
+        mutual: whether rows of it that hang below one another see one another both ways.
+        draft_budget: most nodes that both may have; their pages are reserved.
         all_logits: logits of every token, not of the last alone.
         hidden_rows: of how many of its last rows the hidden states are wanted.
         state_rows: of how many of its last rows the states of ``layers`` are wanted (`runner.hidden_states`).
@@ -40,6 +44,8 @@ class Slice:
     state_rows: int = 0
     layers: tuple[int, ...] = ()
     fills: Sequence[range] = ()
+    appended: DraftTree | None = None
+    mutual: bool = False
 
     @property
     def end(self) -> int:
@@ -63,8 +69,30 @@ class Slice:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the forward: tokens and tree nodes."""
-        return len(self.token_ids) + (len(self.tree.tokens) if self.tree is not None else 0)
+        """Rows of the forward: tokens, tree nodes and what is appended."""
+        return len(self.token_ids) + self.num_nodes + (len(self.appended) if self.appended is not None else 0)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the tree, after which tokens are chosen."""
+        return len(self.tree.tokens) if self.tree is not None else 0
+
+    @property
+    def grown(self) -> DraftTree:
+        """The tree and what is appended to it, as the forward runs them."""
+        if self.appended is None or self.tree is None:
+            return self.tree or self.appended or EMPTY
+        parts = self.tree, self.appended
+        return DraftTree.of(np.concatenate([t.tokens for t in parts]), np.concatenate([t.parents for t in parts]))
+
+    @property
+    def sees(self) -> np.ndarray:
+        """bool [n + 1, n + 1]: which of the pending token and the n nodes of `grown` a row of these sees."""
+        mask = self.grown.ancestor_mask
+        if self.mutual:
+            mask, behind = mask.copy(), 1 + self.num_nodes
+            mask[behind:, behind:] |= mask[behind:, behind:].T
+        return mask
 
 
 @dataclass

@@ -194,16 +194,28 @@ def speculate(
             drafter.read(state, read, target.states(state.tokens[:-1], drafter.layers)[read:])
             read = len(state.tokens) - 1
         tree = drafter.propose(state, budget)
-        assert len(tree) <= budget
+        appended = drafter.append(state, tree)
+        assert len(tree) + len(appended) <= budget
         logits = drafter.adjust(state, tree, tree_logits(model, state.tokens, tree))
         positions = len(state.tokens) + tree.depths
         choices = keyed(logits, state.sampling, positions.tolist())
         verdict = verify(tree, choices.tolist())
+        if len(appended):
+            verdict = drafter.verify(
+                state, tree, logits, verdict, appended_states(target, state.tokens, tree, appended)
+            )
         top = top_successors(logits[verdict.rows], drafter.needs_topk) if drafter.needs_topk else None
         state.tokens.extend(verdict.tokens)
         drafter.observe(state, tree, verdict, top)
     drafter.finish(state)
     return state.tokens[prompt : prompt + count]
+
+
+def appended_states(target: TinyTarget, tokens: Sequence[int], tree: DraftTree, appended: DraftTree) -> torch.Tensor:
+    """The last layer's states [rows, 1, 16] of the root, of a tree and of what is appended to it."""
+    grown = DraftTree.of([*tree.tokens, *appended.tokens], [*tree.parents, *appended.parents])
+    paths = [[*tokens, *(int(grown.tokens[i]) for i in grown.path_to(node))] for node in range(-1, len(grown))]
+    return torch.stack([target._sum(tuple(path)).roll(-1)[None] for path in paths])
 
 
 def top_successors(logits: torch.Tensor, k: int) -> TopSuccessors:
@@ -229,6 +241,7 @@ class TinyTarget:
             "rms_norm_eps": 1e-5,
             "vocab_size": vocab_size,
         }
+        self.prompts = torch.empty(0, 16)  # embeddings of the ids behind the vocabulary
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self._in[ids]
@@ -243,9 +256,20 @@ class TinyTarget:
 
     def _sum(self, tokens: tuple[int, ...]) -> torch.Tensor:
         if tokens not in self._sums:
-            before = self._sum(tokens[:-1]) if len(tokens) > 1 else torch.zeros(16)
-            self._sums[tokens] = torch.tanh(0.5 * before + self._in[tokens[-1]])
+            before, last = self._sum(tokens[:-1]) if len(tokens) > 1 else torch.zeros(16), tokens[-1]
+            if last >= self.vocab_size:
+                return torch.tanh(0.5 * before + self.prompts[last - self.vocab_size])
+            self._sums[tokens] = torch.tanh(0.5 * before + self._in[last])
         return self._sums[tokens]
+
+    def through(self, embedded: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """States of the last layer, of rows whose last one that they see is what they come after."""
+        made: list[torch.Tensor] = []
+        for row in range(embedded.shape[1]):
+            before = [other for other in range(row) if seen[row, other]]
+            behind = made[before[-1]] if before else torch.zeros(len(embedded), 16)
+            made.append(torch.tanh(0.5 * behind + embedded[:, row]))
+        return torch.stack(made, 1).roll(-1, -1)
 
 
 @cache
@@ -299,13 +323,15 @@ def resources_around(
     model: TableModel, draft: TableModel | None = None, documents=(), head: Head | None = None
 ) -> Resources:
     """Resources in which a table model is every model: draft, self and skippable; the trained drafter knows nothing."""
+    head = head or tiny_head("eagle3", model.vocab_size)
+    tiny_target(model.vocab_size).prompts = head.prompts
     return Resources(
         vocab_size=model.vocab_size,
         draft_model=draft or model,
         self_model=model,
         skippable=model,
         datastore=TableStore(documents) if documents else None,
-        head=head or tiny_head("eagle3", model.vocab_size),
+        head=head,
     )
 
 

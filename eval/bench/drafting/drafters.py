@@ -36,6 +36,7 @@ from typer import Option
 from drafters.heads.folder import is_head
 from drafters.learned import LearnedByOwner
 from drafters.training.distill import DISTILLATION
+from drafters.training.run import FIGURES as TRAINING
 from eval.bench import beside_transformers
 from eval.bench.base import BenchOptions, Cells, Figures, Model, Result, Row, bench
 from eval.bench.drafting.forwards import tree_forwards
@@ -142,6 +143,8 @@ def run(
     figures: Figures = known or {"model": options.model, "device": options.device}
     if options.draft_model and (trained := Path(options.draft_model, DISTILLATION)).is_file():
         figures["distillation"] = json.loads(trained.read_text(encoding="utf-8"))
+    if options.draft_model and (trained := Path(options.draft_model, TRAINING)).is_file():
+        figures.setdefault("training", {})[Path(options.draft_model).name] = json.loads(trained.read_text("utf-8"))
     with AsyncEngine.from_pretrained(
         options.model,
         draft_model=options.draft_model,

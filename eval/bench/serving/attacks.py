@@ -372,7 +372,7 @@ def _for_a_while(target: Target, path: str, bodies: Sequence[Any], seconds: floa
     headers = {"Authorization": f"Bearer {target.key}"}
 
     def ask(body: Any) -> None:
-        patience = httpx.Timeout(PATIENCE_S, read=1.0)
+        patience = httpx.Timeout(PATIENCE_S, read=seconds)
         with (
             contextlib.suppress(httpx.TimeoutException),
             httpx.stream("POST", f"{target.url}{path}", json=body, headers=headers, timeout=patience) as answer,

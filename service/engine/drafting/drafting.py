@@ -107,7 +107,7 @@ class Drafting:
         if window and (layers := self._requests[part.request.id].drafter.layers):
             behind = part.request.num_pending - count  # tokens of the prompt that come after these
             part.layers = layers
-            part.state_rows = part.num_rows if part.tree is not None else max(0, min(count, window - behind))
+            part.state_rows = part.num_rows if part.num_rows > count else max(0, min(count, window - behind))
 
     def read(self, part: Slice, path: Sequence[int], states: Tensor) -> None:
         """Hand the drafter the states [state_rows, layers, d] of a slice's tokens and of the accepted nodes."""
@@ -135,6 +135,10 @@ class Drafting:
                 return
         tree = drafted.drafter.propose(drafted.state, part.draft_budget)
         part.tree = tree if len(tree) else None
+        appended = drafted.drafter.append(drafted.state, tree)
+        if len(appended):
+            part.appended = appended
+            part.mutual = self.resources.head is not None and self.resources.head.mutual
 
     def read_ahead(self, budget: int) -> None:
         """Let a draft model with pages of its own read prompts, at most so many rows of them."""
@@ -177,7 +181,8 @@ class Drafting:
         if not drafted.started:
             return keyed
         tree = part.tree or EMPTY
-        behind = None if states is None or part.tree is None else states[-len(tree) - 1 :]
+        nodes = part.num_rows - len(part.token_ids)
+        behind = states[-nodes - 1 :] if states is not None and nodes else None
         return drafted.drafter.verify(drafted.state, tree, logits, keyed, behind)
 
     def observe(self, part: Slice, verdict: Verdict, emitted: Sequence[int], logits: Tensor) -> list[str]:

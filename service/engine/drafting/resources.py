@@ -19,6 +19,7 @@ from service.engine.loading.checkpoint import DTYPES, LoadedModel, load_model
 from service.engine.request import Request
 from service.engine.runner.model_runner import ModelRunner
 from service.engine.runner.packed_layers import pack_model
+from service.engine.runner.prompt_tokens import lend_prompts
 from service.engine.scheduler import Scheduler
 from service.errors import ModelError
 from sparse_attn.kv.pool import KVPool
@@ -49,6 +50,8 @@ def draft_resources(
     )
     if config.draft_model is not None and is_head(config.draft_model):
         resources.head, resources.judge = _trained(config.draft_model, loaded)
+        if resources.head.prompts is not None:
+            lend_prompts(loaded.model, loaded.vocab_size, resources.head.prompts)
         resources.plain_head = partial(_plain, config.draft_model, loaded)
     elif config.draft_model is not None:
         draft = load_model(config.draft_model, config.dtype, config.device, weights=loaded.weights)

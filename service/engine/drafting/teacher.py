@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drafters.heads.head import LAST
+from drafters.training.plain import PlainTarget
 from service.engine.async_engine import AsyncEngine
 from service.engine.drafting.target import TargetView
+from service.engine.loading.sources import find_model
 from service.engine.params import SamplingParams
 from service.engine.request import Reading
 from service.engine.runner.hidden_states import logits_of
@@ -52,6 +56,15 @@ class EngineTeacher(TargetView):
             SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed + i) for i in range(len(prompts))
         ]
         return [one.token_ids for one in self._engine.generate(prompts, each)]
+
+    def through(self, embedded: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """As `drafters.protocols.Differentiable.through`, by the model as transformers has it, once more in memory."""
+        return self._plain.through(embedded, positions, seen)
+
+    @cached_property
+    def _plain(self) -> PlainTarget:
+        model: Any = find_model(self.name).build(torch.float32, "cpu", {"device_map": None})
+        return PlainTarget(self.name, model.eval().requires_grad_(False))
 
     def states(self, token_ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """float32 [n, layers, hidden_size], and int64 [n]."""

@@ -238,10 +238,10 @@ class ModelRunner:
             order = np.arange(part.start, part.start + part.num_rows)
             place = order.copy()
             token_ids += part.token_ids
-            if part.tree is not None and len(part.tree):
-                token_ids += part.tree.tokens.tolist()
-                place[count:] = part.start + count - 1 + part.tree.depths[1:]
-                masks.append(tree_mask(count, part.tree.ancestor_mask))
+            if len(grown := part.grown):
+                token_ids += grown.tokens.tolist()
+                place[count:] = part.start + count - 1 + grown.depths[1:]
+                masks.append(tree_mask(count, part.sees))
             else:
                 masks.append(None)
             positions.append(place)
@@ -249,7 +249,8 @@ class ModelRunner:
             end = cu_seqlens[-1] + part.num_rows
             first_row.append(len(wanted) if part.samples else -1)
             if part.samples:
-                wanted += range(cu_seqlens[-1] + (0 if part.all_logits else count - 1), end)
+                first = cu_seqlens[-1]
+                wanted += range(first + (0 if part.all_logits else count - 1), first + count + part.num_nodes)
             cu_seqlens.append(end)
         policies = [part.request.policy for part in slices]
         sequences = [part.request.pages for part in slices]

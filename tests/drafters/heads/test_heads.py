@@ -20,8 +20,9 @@ def begun(head, target, text):
             nodes.clear()
         for token, parent in zip(tokens.tolist(), parents, strict=True):
             nodes.append([*(text[:-1] if parent < 0 else nodes[parent]), token])
-        return torch.cat([target.states(path, [head.exit])[-1] for path in nodes[-len(parents) :]])
+        return torch.cat([target.states(path, [head.exit or LAST])[-1] for path in nodes[-len(parents) :]])
 
+    target.prompts = head.prompts
     return head.begin(shallow)
 
 
@@ -29,8 +30,11 @@ def test_the_family_is_named_without_torch():
     assert set(TRAINABLE) == set(HEADS)
 
 
+RIDING = ("ppd", "tidar")
 TEXT = [3, 7, 1, 4, 4, 9, 2, 6, 5, 3, 8, 1, 10, 2, 7, 5, 6, 1, 9, 3]
-WINDOWED = [name for name in HEADS if name not in ("medusa", "hydra", "falcon")]  # whose recurrence remembers more
+WINDOWED = [
+    name for name in HEADS if name not in ("medusa", "hydra", "falcon", *RIDING)
+]  # whose recurrence, or target, remembers more
 
 
 def trained_on(head, target, tokens):
@@ -67,7 +71,7 @@ def test_serving_guesses_what_was_trained(lab, name, pieces):
             if pair in guess:  # blocks are drawn
                 torch.testing.assert_close(row[0], guess[pair], atol=1e-5, rtol=1e-4)
                 seen += 1
-        assert seen == len(rows) or name in ("dflash", "falcon")
+        assert seen == len(rows) or name in ("dflash", "falcon", *RIDING)
         first += count
 
 
@@ -85,7 +89,7 @@ def test_a_branch_knows_nothing_of_the_others(lab, name):
     alone = below(([4], [-1]), ([6], [0]))[-1]
     among = below(([9, 4], [-1, -1]), ([2, 6, 1], [0, 1, 0]))
     torch.testing.assert_close(among[3], alone, atol=1e-5, rtol=1e-4)
-    if name not in ("medusa", "dflash", "falcon"):
+    if name not in ("medusa", "dflash", "falcon", *RIDING):
         assert not torch.allclose(among[0], among[1])
 
 
@@ -207,3 +211,24 @@ def test_the_description_is_whole(lab):
     assert HeadConfig.of(described).as_dict() == described
     with pytest.raises(DrafterError, match="no description"):
         HeadConfig.of({"name": "eagle3", "reads": [1]})
+
+
+@pytest.mark.parametrize("name", RIDING)
+def test_prompt_tokens_see_the_text_up_to_their_place_and_one_another(lab, name, monkeypatch):
+    """Those before them, or all of their block; none behind another place."""
+    head, given = lab.head(name), []
+
+    def through(target, embedded, positions, seen):
+        given.append((positions, seen))
+        return torch.zeros_like(embedded)
+
+    monkeypatch.setattr(lab.Target, "through", through)
+    at, text, rows = head.behind(torch.tensor([TEXT] * 2), torch.Generator().manual_seed(0))
+    [(positions, seen)] = given
+    assert (text.shape[1], rows.shape[1]) == (20, 3 * len(at))
+    assert positions.tolist() == [*range(20), *(int(i) + k for i in at for k in (1, 2, 3))]
+    assert torch.equal(seen[:20, :20], torch.ones(20, 20, dtype=torch.bool).tril())
+    assert not seen[:20, 20:].any()
+    assert seen[20:, :20].sum(1).tolist() == [int(i) + 1 for i in at for _ in range(3)]
+    one = torch.ones(3, 3, dtype=torch.bool)
+    assert torch.equal(seen[20:, 20:], torch.block_diag(*[one if name == "tidar" else one.tril()] * len(at)).bool())

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
 from drafters.errors import DrafterError
 from drafters.heads.folder import is_head, load_head, save_head
@@ -103,6 +104,53 @@ def test_a_z_lab_dflash_folder(lab, tmp_path):
     assert read.config.reads == (2, 4)
     assert (read.config.depth, read.config.window) == (5, 64)
     torch.testing.assert_close(below(read, target), below(head, target))
+
+
+def mtp_folder(head, tmp_path, **changes):
+    """As the *speculators* library writes it: the layer described by the whole target's configuration."""
+    weights = {name.replace("layers.", "mtp_layers."): t.contiguous() for name, t in head.own_state().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    config = {
+        "speculators_model_type": "mtp",
+        "speculators_config": {"algorithm": "mtp", "proposal_methods": [{"speculative_tokens": 3}]},
+        "transformer_layer_config": head.config.layer | {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_an_mtp_folder(lab, tmp_path):
+    """Its first guess is what transformers' own layer makes of the two parts, projected."""
+    target, head = lab.Target(12), lab.head("mtp")
+    mtp_folder(head, tmp_path)
+    read = load_head(tmp_path, target)
+    assert (read.config.reads, read.config.depth, read.config.window) == ((4,), 3, 2048)
+    torch.testing.assert_close(below(read, target), below(head, target))
+    layer, config = head.layers[0], head.layer_config
+    config._attn_implementation = "eager"
+    theirs = Qwen3DecoderLayer(config, 0)
+    theirs.load_state_dict({name: t for name, t in layer.state_dict().items() if name in theirs.state_dict()})
+    tokens, places = torch.tensor([*TEXT[1:], 2]), torch.arange(6)[None]
+    with torch.no_grad():
+        parts = layer.token_layernorm(target.embed(tokens)), layer.hidden_layernorm(target.states(TEXT, (4,))[:, 0])
+        x, unseen = layer.input_proj(torch.cat(parts, -1))[None], torch.full((6, 6), -torch.inf).triu(1)
+        angles = Qwen3RotaryEmbedding(config)(x, places)
+        out = theirs(x, attention_mask=unseen[None, None], position_ids=places, position_embeddings=angles)
+        expected = head.lm_head(layer.final_layernorm((out[0] if isinstance(out, tuple) else out)[0, -1:]))
+    torch.testing.assert_close(below(read, target), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_nextn_predict_layers": 2}, "has 2 layers, Folio knows one"),
+        ({"transformer_layer_config": {"model_type": "qwen3_next"}}, "layers of the kind 'qwen3_next'"),
+        ({"transformer_layer_config": {"num_hidden_layers": 9, "vocab_size": 12, "hidden_size": 16}}, "9 layers"),
+    ],
+)
+def test_an_mtp_folder_of_another_kind_is_told(lab, tmp_path, changes, said):
+    mtp_folder(lab.head("mtp"), tmp_path, **changes)
+    with pytest.raises(DrafterError, match=said):
+        load_head(tmp_path, lab.Target(12))
 
 
 def test_embeddings_of_its_own_are_used(lab, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from drafters.base import RequestState
 from drafters.errors import DrafterError
-from drafters.heads.folder import save_head
+from drafters.heads.folder import load_head, save_head
 from drafters.models.judge import Judge, load_judge
 from drafters.options import TrainedOptions
 from drafters.registry import build
@@ -66,6 +66,7 @@ def test_it_tells_right_from_wrong(lab, teacher, data, tmp_path):
     with pytest.raises(DrafterError, match="made for tiny, whose weights are others"):
         load_judge(tmp_path / "head", lab.Target(12, seed=5))
     assert load_judge(tmp_path, teacher) is None
+    assert load_head(tmp_path / "head", teacher).name == "eagle3"  # whose weights are not the judge's
     (tmp_path / "head" / "judge.safetensors").write_bytes(b"damaged")
     with pytest.raises(DrafterError, match="is damaged"):
         load_judge(tmp_path / "head", teacher)

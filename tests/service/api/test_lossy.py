@@ -65,7 +65,8 @@ def test_the_canary_shows_what_it_found_and_is_reset_by_an_administrator(lossy: 
     assert 'policy="blend:first=0"' in lossy.client.get("/metrics").text
 
     engine = lossy.runtime.engine
-    engine.run(lambda own: setattr(own.canary.compared["blend:first=0"], "withdrawn", 0.5)).result()
+    [by_policy] = engine.run(lambda own: list(own.canary._compared.values())).result()
+    by_policy["blend:first=0"].withdrawn = 0.5
     refused = ask(lossy, "When?", attention="blend:first=0")
     assert refused.status_code == 400
     assert "was withdrawn" in refused.json()["detail"]

@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from service.answering.answer import Answer
+from service.cli.answers import _figures
 from service.cli.explaining import SourceColours
 
 
@@ -51,3 +52,16 @@ def test_each_claim_is_shown_with_its_support_and_citations():
     answer = Answer(claims=claims, citations=[{"claim": 0}, {"claim": 0}])
     colours.claims(answer)
     assert sink.getvalue() == "attributed It is grey. [1] [2]\nnone       It is old.\n"
+
+
+def test_the_figures_name_what_is_lossy():
+    stats = {
+        "prompt_tokens": 9,
+        "output_tokens": 3,
+        "retrieval_ms": 1,
+        "drafter": "trained:judge",
+        "attention": "dense",
+    }
+    assert _figures(stats | {"lossy": True}).endswith("lossy: trained:judge")
+    assert _figures(stats | {"lossy": True, "attention": "stream"}).endswith("lossy: stream")
+    assert "lossy" not in _figures(stats | {"lossy": False})

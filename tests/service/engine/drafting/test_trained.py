@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from drafters.heads.folder import HEADS, save_head
+from drafters.heads.folder import HEADS, load_head, save_head
 from drafters.heads.head import LAST
+from drafters.machine_profile import MachineProfile
+from drafters.models.riding import Riders
+from drafters.training.plain import PlainTarget
 from service.engine.async_engine import AsyncEngine
 from service.engine.config import EngineConfig
 from service.engine.drafting.target import TargetView
@@ -123,6 +126,38 @@ def test_layers_in_one_call_show_the_states_of_the_modules() -> None:
     assert torch.equal(*(torch.cat(parts) for parts in seen.values()))
 
 
+@pytest.mark.parametrize("name", ["ppd", "tidar"])
+def test_prompt_tokens_are_run_as_they_were_trained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the text that was accepted, whatever ran beside them: what transformers makes of their embeddings
+    there."""
+    folder, plain = head_for(tmp_path, name), PlainTarget("llama", make_model())
+    seen: list[tuple[list[int], torch.Tensor]] = []
+    observe = Riders.observe
+
+    def kept(riders: Riders, state: Any, tree: Any, verdict: Any) -> None:
+        observe(riders, state, tree, verdict)
+        if len(verdict.tokens) > len(verdict.path):  # the last step may be cut short
+            seen.append((state.tokens[:-1], riders.shallow((), (), 0)))
+
+    monkeypatch.setattr(Riders, "observe", kept)
+    monkeypatch.setattr(MachineProfile, "ready", False)  # else times decide how many ride
+    params = SamplingParams(max_tokens=12, drafter=ALONE, ignore_eos=True)
+    found = generate(engine_with(folder), [prompt(0), prompt(1)], params)
+    assert sum(r.stats["drafting"]["by_source"][name]["drafted"] for r in found) > 20
+    prompts = load_head(folder, TargetView(prepare("llama", make_model()))).prompts
+    assert prompts is not None
+    assert sum(len(states) for _, states in seen) > 15
+    for tokens, states in seen:
+        behind = len(tokens)
+        sees = torch.ones(behind + 3, behind + 3, dtype=torch.bool).tril()
+        if name == "tidar":
+            sees[behind:, behind:] = True
+        with torch.inference_mode():
+            embedded = torch.cat((plain.embed(torch.tensor(tokens)), prompts.double()))[None]
+            out = plain.through(embedded, torch.arange(behind + 3), sees)[0, behind:]
+        torch.testing.assert_close(states, out[: len(states)].float(), atol=1e-4, rtol=1e-4)
+
+
 def test_the_window_of_a_cached_prompt_is_computed_again(tmp_path: Path) -> None:
     engine = engine_with(head_for(tmp_path, "eagle3", window=40))
     ids = prompt(0)
@@ -181,6 +216,13 @@ def test_a_head_of_another_model_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_a_model_that_is_shared_by_processes_is_refused() -> None:
+    loaded = prepare("llama", make_model())
+    loaded.ranks = object()  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="needs the whole model in one process"):
+        TargetView(loaded)
+
+
 def test_the_teacher_reads_and_answers() -> None:
     engine = Engine(load_model("embedded"), EngineConfig(kv_memory=64 << 20, drafter="none"))
     with AsyncEngine(engine) as door:
@@ -192,3 +234,12 @@ def test_the_teacher_reads_and_answers() -> None:
     assert choices[len(ids) - 1 : -1].tolist() == answer
     rows = teacher.output_rows(torch.arange(teacher.vocab_size))
     assert (states[:, 1] @ rows.T).argmax(-1).tolist() == choices.tolist()
+    text = torch.tensor([*ids, *answer])
+    embedded = teacher.embed(text)[None].requires_grad_()
+    through = teacher.through(
+        embedded, torch.arange(len(text)), torch.ones(len(text), len(text), dtype=torch.bool).tril()
+    )
+    torch.testing.assert_close(through[0], states[:, 1], atol=1e-3, rtol=1e-3)
+    through[0, 5].sum().backward()
+    assert embedded.grad is not None
+    assert (embedded.grad[0].abs().sum(-1) > 0).tolist() == [True] * 6 + [False] * (len(text) - 6)
