@@ -98,6 +98,8 @@ def why_not(slices: Sequence[Slice], pool: KVPool, rule: GraphRule | None = None
     for part in slices:
         if part.hidden_rows or part.state_rows:  # a replay shows none
             return "hidden_states"
+        if part.appended is not None:
+            return "appended"
         if not part.samples or len(part.token_ids) != 1 or part.fills or part.all_logits:
             return "prefill"
         state = sparse_state(part)

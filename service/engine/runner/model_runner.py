@@ -82,7 +82,8 @@ class ModelRunner:
             first_row = [every_first[i] for i in last]
             decoded = takewhile(lambda part: part.samples and len(part.token_ids) == 1, slices)
             with leading(sum(part.num_rows for part in decoded)):
-                if not any(part.hidden_rows or part.state_rows for part in slices):
+                # what is appended may have embeddings that are younger than a captured forward
+                if not any(part.hidden_rows or part.state_rows or part.appended is not None for part in slices):
                     logits = self._unwatched(batch, token_ids, wanted)
                     return Forward(logits, first_row, batch.kernels)
                 with watched(self.model, {layer for part in slices for layer in part.layers}) as seen:
