@@ -19,7 +19,7 @@ from sparse_attn.blocks import BlockIndex
 from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels import Kernels, select_kernels
 from sparse_attn.kernels.dense import merge_states
-from sparse_attn.kernels.operands import Rows, State
+from sparse_attn.kernels.operands import Pages, Rows, State
 from sparse_attn.kernels.whole import attend_whole
 from sparse_attn.kv.head_layout import query_heads
 from sparse_attn.kv.pool import KVShape
@@ -70,6 +70,26 @@ def paged_attention_forward(
     _refuse_unknown(other, attention_mask, dropout)
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    attend = attend_layer if attn.instead is None else attn.instead
+    return attend(attn, layer, q, k, v, scale, softcap or 0.0, sliding_window or 0).unsqueeze(0), None
+
+
+def attend_layer(
+    attn: AttnBatch,
+    layer: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> torch.Tensor:
+    """Write K and V [T, Hkv, D] of a layer into the pages and attend q [T, Hq, D] → [T, Hq, D].
+
+    Raises:
+        ForwardEnded: this was the last layer that the batch is for.
+    """
     kernels = select_kernels(q.device, q.dtype, attn.backend)
     attn.kernels.add(kernels.name)
     new = attn.pool.encode(k, v)
@@ -78,15 +98,14 @@ def paged_attention_forward(
     if layer == attn.ends_at:
         raise ForwardEnded
 
-    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    rows = attn.operands(q, new.k, new.v, scale, softcap or 0.0, sliding_window or 0)
+    rows = attn.operands(q, new.k, new.v, scale, softcap, window)
     parts = plan_forward(attn, layer, rows)
     if len(parts) == 1 and parts[0].rows is rows:
-        return _attend(kernels, parts[0], layer).unsqueeze(0), None
+        return _attend(kernels, parts[0], layer)
     out = torch.empty_like(q) if attn.needed is None else torch.zeros_like(q)  # some rows may be in no part
     for part in parts:
         out[part.at] = _attend(kernels, part, layer)
-    return out.unsqueeze(0), None
+    return out
 
 
 def _attend(kernels: Kernels, part: Part, layer: int) -> torch.Tensor:
@@ -109,6 +128,8 @@ def _attend_group(
 ) -> torch.Tensor:
     """As `_attend` for one head group, of whose heads rows and index are."""
     pages = part.batch.pool.groups[number].pages(layer, part.batch.tables[number].block_tables)
+    if part.batch.selection is not None:
+        return attend_in_pages(kernels, part.batch, layer, pages, rows)
     if part.batch.earlier is not None:
         rows = replace(rows, skip=None)  # guesses alone are attended in parts
         past = kernels.paged_attention(pages, rows, index.split()[0] if index is not None else None)
@@ -122,6 +143,15 @@ def _attend_group(
     if kernels.in_pages is not None and index is None:
         return kernels.in_pages(pages, rows)
     return kernels.attention(pages, rows, index)[0]
+
+
+def attend_in_pages(kernels: Kernels, batch: AttnBatch, layer: int, pages: Pages, rows: Rows) -> torch.Tensor:
+    """Rows of a batch of one head group over all pages, or over those that its captured step selects: [T, Hq, D]."""
+    assert kernels.in_pages is not None
+    selection = batch.selection
+    if selection is None or not selection.selects(layer, rows.window):
+        return kernels.in_pages(pages, rows)
+    return selection.attend(layer, pages, batch.pool.groups[0].stats, rows)
 
 
 def _attend_tree(kernels: Kernels, attn: AttnBatch, layer: int, number: int, rows: Rows) -> State:

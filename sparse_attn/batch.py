@@ -6,14 +6,15 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from sparse_attn.host_values import host_list, on_device, remember
-from sparse_attn.kernels.operands import Rows
+from sparse_attn.kernels.operands import Pages, Rows
 
 if TYPE_CHECKING:
+    from sparse_attn.kv.page_stats import PageStats
     from sparse_attn.kv.pool import KVPool
     from sparse_attn.plan.state import PolicyState
 
@@ -51,6 +52,16 @@ class EarlierNodes:
     visible: torch.Tensor
 
 
+class SelectsPages(Protocol):
+    """Page selection within a captured step (`sparse_attn.plan.graph_selection`)."""
+
+    def selects(self, layer: int, window: int) -> bool:
+        """Whether a layer of this window is sparse."""
+
+    def attend(self, layer: int, pages: Pages, stats: PageStats | None, rows: Rows) -> torch.Tensor:
+        """The rows of a sparse layer over the pages that they visit: [T, Hq, D]."""
+
+
 @dataclass
 class AttnBatch:
     """A ragged batch: S sequences, T new tokens in all, one paged context each.
@@ -76,6 +87,8 @@ class AttnBatch:
         needed: per sequence, of how many of its last rows the model's output is read; None for all rows of all.
         decode_only: every sequence decodes, densely: so nobody need look at lengths that change with each replay.
         ends_at: the layer whose keys and values are all that is wanted; the forward then ends in `ForwardEnded`.
+        selection: what sparse layers of a captured step visit; every layer is dense without.
+        instead: what each layer calls in place of `sparse_attn.backend.attend_layer`, with its arguments.
         kernels: names of the kernels that served this forward, for the statistics; layers add to it.
         kept: what kernels and policies prepare once for this forward.
     """
@@ -92,6 +105,8 @@ class AttnBatch:
     needed: Sequence[int] | None = None
     decode_only: bool = False
     ends_at: int | None = None
+    selection: SelectsPages | None = None
+    instead: Callable[..., torch.Tensor] | None = None
     kernels: set[str] = field(default_factory=set)
     kept: dict[Any, Any] = field(default_factory=dict, init=False)
 

@@ -15,8 +15,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 KERNEL_TESTS = tuple(
     f"tests/sparse_attn/kernels/triton/test_{name}.py"
-    for name in ("attention", "in_pages", "invariant", "layers", "score", "write")
+    for name in ("attention", "in_pages", "invariant", "layers", "score", "selection", "write")
 )
 FAR = [32768, 131072, 262144]
 ROWS = [1, 33, 64, 65, 2048]
@@ -68,7 +68,8 @@ class Check:
 
     def sections(self) -> dict[str, Callable[[], Any]]:
         """In the order in which they are run."""
-        counted = {"launches": launches_of_a_layer} if self.small else {}  # a profile of decode_steps says it on a GPU
+        # a profile of decode_steps says the first on a GPU, and the service itself waits for the second
+        counted = {"launches": launches_of_a_layer, "late_compilations": late_compilations} if self.small else {}
         return {
             "ceilings": self.ceilings,
             "compiled": self.compiled,
@@ -80,6 +81,8 @@ class Check:
             "dense_prefill": lambda: self.bench.dense_prefill(self.sizes([8192, 32768, 131072])),
             "sparse_prefill": self.sparse_prefill,
             "selected_decode": lambda: self.bench.selected_decode(*((262144, 4096) if not self.small else (256, 64))),
+            "pieces": self.pieces,
+            "selecting": self.selecting,
             **counted,
             "invariant": self.invariant,
             "overlap": self.overlap,
@@ -122,6 +125,23 @@ class Check:
                 if time.monotonic() < self.deadline:
                     rows += decode_steps(loaded, length, batch, self.bench.copy_bytes_per_s)
         return rows
+
+    def pieces(self) -> list[dict[str, Any]]:
+        """A chunk beside decodes, whose attention alone is launched by the host."""
+        from eval.bench.gpu.engine import TINY, pieced_steps, random_model
+
+        loaded = random_model("Qwen3-0.6B", self.bench.device, self.bench.dtype, **(TINY if self.small else {}))
+        sizes = [(240, 16, 4096), (2032, 16, 4096)] if not self.small else [(20, 2, 24)]
+        return [row for size in sizes for row in pieced_steps(loaded, *size)]
+
+    def selecting(self) -> list[dict[str, Any]]:
+        """Page selection within a replayed decode step."""
+        from eval.bench.gpu.engine import TINY, random_model, selecting_steps
+
+        loaded = random_model("Qwen3-0.6B", self.bench.device, self.bench.dtype, **(TINY if self.small else {}))
+        if self.small:
+            return selecting_steps(loaded, "quest:budget=384,sink=64,recent=64,dense_layers=1", 500, 2)
+        return [row for batch in (1, 8) for row in selecting_steps(loaded, "quest", 65536, batch)]
 
     def first_token(self) -> list[dict[str, Any]]:
         from eval.bench.gpu.engine import TINY, Ceilings, measure, random_model
@@ -186,7 +206,9 @@ def run(options: Options) -> Figures:
         unknown = set(options.only) - set(check.sections())
         if unknown:
             raise EvalError(f"There is no section {min(unknown)!r}; there are {', '.join(check.sections())}.")
-        with _kernels_of_a_gpu() if not on_gpu else nullcontext():
+        from eval.bench.gpu.tape import few_programs, kernels_of_a_gpu
+
+        with kernels_of_a_gpu() if not on_gpu else nullcontext(), few_programs() if not on_gpu else nullcontext():
             for name, section in check.sections().items():
                 _run_section(name, section, check, options, figures, result)
     if not on_gpu:
@@ -217,7 +239,8 @@ def _run_section(
     import torch
 
     kept = figures.get(name)
-    if (options.only and name not in options.only) or (kept is not None and not _failed(kept)):
+    wanted = not options.only or name in (*options.only, "ceilings")  # by which others are measured
+    if not wanted or (kept is not None and not _failed(kept)):
         return
     if time.monotonic() > check.deadline:
         figures.setdefault("out_of_time", []).append(name)
@@ -239,29 +262,23 @@ def _failed(section: Any) -> bool:
     return isinstance(section, dict) and ("error" in section or bool(section.get("failed")))
 
 
-@contextmanager
-def _kernels_of_a_gpu() -> Iterator[None]:
-    """The kernels of a GPU in place of the CPU's, under the interpreter."""
-    from service.engine.runner import fused_gpu_layers
-    from sparse_attn import backend
-    from sparse_attn.kernels import triton_kernels
-
-    chosen = backend.select_kernels
-    for module in (backend, fused_gpu_layers):
-        module.select_kernels = lambda *_: triton_kernels()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in (backend, fused_gpu_layers):
-            module.select_kernels = chosen  # type: ignore[attr-defined]
-
-
 def launches_of_a_layer() -> dict[str, int]:
     """What a decode step launches a layer, by kernel."""
     from eval.bench.gpu.launches import layer_launches
 
     found = layer_launches()
     return {**found, "in all": sum(found.values())}
+
+
+def late_compilations() -> dict[str, Any]:
+    """What would be compiled after the start of a service, which is nothing; in a process without the interpreter."""
+    command = [sys.executable, "-m", "eval.bench.gpu.late_compilations"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EvalError(done.stderr[-500:])
+    found = done.stdout.splitlines()
+    return {"failed": len(found), "said": found[:3]}
 
 
 def _versions() -> dict[str, str]:
@@ -318,6 +335,8 @@ def verdict(figures: Figures) -> bool:
         typer.echo(f"skipped: {words}", err=True)
     wrong = [name for name, section in figures.items() if _failed(section)]
     wrong += [row["case"] for row in _rows(figures.get("correct")) if not row["right"]]
+    for name in ("decode_steps", "pieces", "selecting"):
+        wrong += [f"{name}: {row['refused']}" for row in _rows(figures.get(name)) if row.get("refused")]
     parts = figures.get("invariant") or {}
     rows = [row for part in parts.values() for row in _rows(part)]
     wrong += [f"bits of {row}" for row in rows if not row["same_bits"]]

@@ -136,7 +136,7 @@ class Engine:
         self.lent = DraftPages(self.blocks)
         limits = SchedulerConfig(config.step_tokens, config.max_running)
         self.scheduler = Scheduler(limits, self.blocks, self.lent.reclaim)
-        self.runner = make_runner(loaded, pool, config)
+        self.runner = make_runner(loaded, pool, config, self.shape)
         on_disk = PassageFiles(config.warm_folder) if config.warm_folder is not None else None
         store = PassageStore(config.passage_memory, config.passage_dtype == "int8", on_disk)
         self.blending = Blending(loaded, self.runner, self.scheduler, store, config.max_running)
@@ -183,7 +183,7 @@ class Engine:
             ranks,
             chosen.weights,
             chosen.activations,
-            kv_memory(chosen) if chosen.device == "cpu" else 0,
+            kv_memory(chosen) if chosen.device == "cpu" else chosen.kv_memory or 0,
         )
         return cls(loaded, chosen)
 

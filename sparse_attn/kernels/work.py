@@ -30,6 +30,13 @@ the new ones; the first row's number among the sequence's `length` new ones; whe
 """
 
 
+LISTED_FIELDS = ("sequence", "source", "end", "recent", "streaming_recent")
+"""Of a run of rows whose pages are listed: its sequence; whose choice of pages it uses, a row's number or one of those
+below; behind which page its last row lies (0: a run of nobody); from which page on heads that select, and heads that
+stream, see everything."""
+OF_NOBODY, OF_EARLIER = -1, -2  # no page is chosen; those that the sequence chose in an earlier step
+
+
 @dataclass(frozen=True)
 class Tiling:
     """What programs of one launch are.

@@ -8,7 +8,7 @@ tensors: score, choose, compact. The selections are those of the states, which m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """A row of the batch that selects pages for its sequence.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Choice:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Consecutive rows that use one selection.
 
     Attributes:
@@ -74,8 +74,8 @@ class _Plan:
         width: most pages that a run visits.
     """
 
-    choices: list[_Choice]
-    runs: list[_Run]
+    choices: list[Choice]
+    runs: list[Run]
     rows: Tensor
     tables: list[Tensor]
     ends: Tensor
@@ -161,12 +161,12 @@ def plan_decode(attn: AttnBatch, layer: int, rows: Rows) -> BlockIndex:
     rule = states[0].rules[layer]
     assert rule is not None
     num_kv_heads = rows.k.shape[1]
-    late = tuple(_wants_late(state, layer, rule, first) for state, first in zip(states, _roots(attn), strict=True))
+    late = tuple(wants_late(state, layer, rule, first) for state, first in zip(states, _roots(attn), strict=True))
     plan: _Plan | None = attn.kept.get((rule, late))
     if plan is None:
         plan = attn.kept[rule, late] = _prepare(attn, states, rule, late, num_kv_heads)
     middle = _choose(attn, layer, rows, plan, rule, states[0].policy.name)
-    _remember(plan, states, layer, middle)
+    remember(plan.choices, dict(enumerate(states)), layer, middle, plan.first_recent)
     index = _index(attn, plan, rule, states, layer, middle, rows.window)
     _count(attn, plan, states, layer, index)
     return index
@@ -177,7 +177,7 @@ def _roots(attn: AttnBatch) -> list[int]:
     return [attn.host_positions[first] for first in attn.bounds[:-1]]
 
 
-def _wants_late(state: PolicyState, layer: int, rule: DecodeRule, root: int) -> bool:
+def wants_late(state: PolicyState, layer: int, rule: DecodeRule, root: int) -> bool:
     """Whether the interval that the root is in has no selection, as after a resumption."""
     start = state.interval_start(root, rule)
     held = state.selected.get(layer)
@@ -189,25 +189,39 @@ def _prepare(
 ) -> _Plan:
     """The host's part, for all layers of one rule."""
     bounds, positions = attn.bounds, attn.host_positions
-    choices: list[_Choice] = []
-    runs: list[_Run] = []
+    choices: list[Choice] = []
+    runs: list[Run] = []
     for s, state in enumerate(states):
         own = positions[bounds[s] : bounds[s + 1]]
-        mask = _host_mask(attn, s)
-        sources = [source_row(i, state.interval_start(p, rule), own, mask) for i, p in enumerate(own)]
-        made: dict[int | None, int | None] = {None: None}
-        for local in sorted({i for i in sources if i is not None}):
-            made[local] = len(choices)
-            choices.append(_Choice(s, bounds[s] + local, local, own[local], late=False))
-        if late[s]:
-            made[None] = len(choices)
-            choices.append(_Choice(s, bounds[s], 0, state.interval_start(own[0], rule), late=True))
-        for source in sources:
-            if runs and runs[-1].sequence == s and runs[-1].choice == made[source]:
-                runs[-1] = _Run(s, runs[-1].rows + 1, made[source])
-            else:
-                runs.append(_Run(s, 1, made[source]))
+        add_choices(choices, runs, s, bounds[s], state, rule, own, _host_mask(attn, s), late[s])
     return _place(attn, states, rule, choices, runs, num_kv_heads)
+
+
+def add_choices(
+    choices: list[Choice],
+    runs: list[Run],
+    s: int,
+    first_row: int,
+    state: PolicyState,
+    rule: DecodeRule,
+    positions: list[int],
+    mask: Tensor | None,
+    late: bool,
+) -> None:
+    """Add which rows of a sequence select pages, and which of its rows share a selection."""
+    sources = [source_row(i, state.interval_start(p, rule), positions, mask) for i, p in enumerate(positions)]
+    made: dict[int | None, int | None] = {None: None}
+    for local in sorted({i for i in sources if i is not None}):
+        made[local] = len(choices)
+        choices.append(Choice(s, first_row + local, local, positions[local], late=False))
+    if late:
+        made[None] = len(choices)
+        choices.append(Choice(s, first_row, 0, state.interval_start(positions[0], rule), late=True))
+    for source in sources:
+        if runs and runs[-1].sequence == s and runs[-1].choice == made[source]:
+            runs[-1] = Run(s, runs[-1].rows + 1, made[source])
+        else:
+            runs.append(Run(s, 1, made[source]))
 
 
 def _host_mask(attn: AttnBatch, s: int) -> Tensor | None:
@@ -221,8 +235,8 @@ def _place(
     attn: AttnBatch,
     states: list[PolicyState],
     rule: DecodeRule,
-    choices: list[_Choice],
-    runs: list[_Run],
+    choices: list[Choice],
+    runs: list[Run],
     num_kv_heads: int,
 ) -> _Plan:
     device, gate = attn.cu_seqlens.device, states[0].policy.decode_gate
@@ -298,13 +312,22 @@ def _bounds(stats: PageStats, layer: int, q: Tensor, tables: Tensor, ends: Tenso
     return bounds
 
 
-def _remember(plan: _Plan, states: list[PolicyState], layer: int, middle: Tensor | None) -> None:
-    """Give each state the selections of its rows, as `PolicyState.plan_decode` keeps them."""
-    for state in states:
+def remember(
+    choices: Sequence[Choice],
+    states: Mapping[int, PolicyState],
+    layer: int,
+    middle: Tensor | None,
+    first_recent: Tensor,
+) -> None:
+    """Give the states of sequences the selections of their rows in a layer, as `PolicyState.plan_decode` keeps them.
+
+    By choice: middle int32 [R, Hkv, k], first_recent int64 [R, Hkv].
+    """
+    for state in states.values():
         state.pending[layer] = {}
-    for i, choice in enumerate(plan.choices):
+    for i, choice in enumerate(choices):
         state = states[choice.sequence]
-        made = Selection(choice.position, None if middle is None else middle[i], plan.first_recent[i])
+        made = Selection(choice.position, None if middle is None else middle[i], first_recent[i])
         if choice.late:
             state.decode_stats.late_selections += 1
         else:
@@ -348,7 +371,7 @@ def _index(
     )
 
 
-def _used(run: _Run, plan: _Plan, states: list[PolicyState], layer: int, middle: Tensor | None) -> Selection:
+def _used(run: Run, plan: _Plan, states: list[PolicyState], layer: int, middle: Tensor | None) -> Selection:
     if run.choice is None:
         return states[run.sequence].selected[layer]
     choice = plan.choices[run.choice]

@@ -14,8 +14,19 @@ from sparse_attn.kernels.triton.launch import INTERPRETED  # isort: skip
 from eval.bench import gpu_check
 from eval.bench.gpu import correct, invariant
 from eval.bench.gpu.bare import CARRIED, carry, hidden
-from eval.bench.gpu.engine import SHAPES, TINY, Ceilings, batching, measure, overlap, random_model
+from eval.bench.gpu.engine import (
+    SHAPES,
+    TINY,
+    Ceilings,
+    batching,
+    measure,
+    overlap,
+    pieced_steps,
+    random_model,
+    selecting_steps,
+)
 from eval.bench.gpu.kernels import Bench, Shape
+from eval.bench.gpu.tape import few_programs, kernels_of_a_gpu
 from eval.errors import EvalError
 
 
@@ -102,6 +113,19 @@ def test_invariance_is_timed_and_its_bits_are_compared(bench):
     assert gpu_check.verdict({"invariant": {"products": products}})
     products[0]["same_bits"] = False
     assert not gpu_check.verdict({"invariant": {"products": products}})
+
+
+@pytest.mark.slow
+def test_steps_in_pieces_and_with_selection_inside_are_captured_and_timed():
+    if not INTERPRETED:
+        pytest.skip("another test imported the kernels without the interpreter")
+    loaded = random_model("Qwen3-0.6B", torch.device("cpu"), torch.float32, **TINY)
+    with kernels_of_a_gpu(), few_programs():
+        (mixed,) = pieced_steps(loaded, 20, 2, 24)
+        (selecting,) = selecting_steps(loaded, "quest:budget=384,sink=64,recent=64,dense_layers=1", 500, 1)
+    assert (mixed["refused"], selecting["refused"]) == (None, None)
+    assert (mixed["pieced"], mixed["kernels"]) == (2, ["triton+pieces"])
+    assert (selecting["replayed"], selecting["kernels"]) == (4, ["triton"])
 
 
 @pytest.mark.slow

@@ -129,6 +129,7 @@ class ScriptedEngine:
         self.vocab_size = len(tokenizer)
         self.config = EngineConfig(device="cpu")
         self.loaded = SimpleNamespace(
+            arithmetic="float32",
             tokenizer=tokenizer,
             name="scripted",
             model=SimpleNamespace(

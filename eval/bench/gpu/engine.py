@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     import torch
 
     from service.engine.loading.checkpoint import LoadedModel
+    from service.engine.request import Request
     from service.engine.runner.model_runner import ModelRunner
     from service.engine.step import Slice
+    from sparse_attn.kv.pool import KVPool
 
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B": {
@@ -136,25 +138,17 @@ def decode_steps(loaded: LoadedModel, length: int, batch: int, bytes_per_s: floa
     import torch
 
     from eval.bench.gpu.kernels import MOST_BYTES
-    from service.engine.params import SamplingParams
-    from service.engine.request import Request
-    from service.engine.runner.cuda_graphs import Bucket, GraphCapture, GraphedRunner, run_eagerly
+    from service.engine.runner.cuda_graphs import Bucket, GraphedRunner
     from service.engine.step import Slice
-    from sparse_attn.kv.pool import KVPool
 
-    parameter, size = next(loaded.model.parameters()), 64
-    each = length // size + 1
+    parameter = next(loaded.model.parameters())
     kv = loaded.kv_shape.bytes_per_token(parameter.dtype) * length * batch
     if kv > MOST_BYTES:
         return []
-    pool = KVPool(loaded.kv_shape, batch * each, size, parameter.dtype, parameter.device)
-    capture = GraphCapture() if parameter.is_cuda else run_eagerly
-    runner = GraphedRunner(loaded.model, pool, [Bucket(batch, batch)], each, capture)
-    slices = []
-    for n in range(batch):
-        request = Request(f"r{n}", [5], SamplingParams())
-        request.pages = [(page,) for page in range(n * each, (n + 1) * each)]
-        slices.append(Slice(request, length, [5], samples=True))
+    pool, requests = _decoding(loaded, batch, length)
+    pages = len(requests[0].pages)
+    runner = GraphedRunner(loaded.model, pool, [Bucket(batch, batch)], pages, _capture(parameter))
+    slices = [Slice(request, length, [5], samples=True) for request in requests]
     if not runner.steps:
         return [{"model": loaded.name, "length": length, "batch": batch, "refused": runner.graphs.refused}]
     _choose(runner, slices)
@@ -181,6 +175,89 @@ def decode_steps(loaded: LoadedModel, length: int, batch: int, bytes_per_s: floa
     del runner, pool
     gc.collect()
     return [row]
+
+
+def pieced_steps(loaded: LoadedModel, chunk: int, batch: int, length: int) -> list[Row]:
+    """A prompt's chunk beside so many decodes of ``length`` tokens: replayed in pieces, and launched one by one."""
+    import torch
+
+    from service.engine.runner.cuda_graphs import GraphedRunner
+    from service.engine.runner.model_runner import ModelRunner
+    from service.engine.step import Slice
+
+    parameter = next(loaded.model.parameters())
+    pool, requests = _decoding(loaded, batch + 1, max(length, chunk))
+    slices = [Slice(request, length, [5], samples=True) for request in requests[1:]]
+    slices.append(Slice(requests[0], 0, [5] * chunk, samples=True))
+    capture, rows = _capture(parameter), chunk + batch
+    pieced = GraphedRunner(loaded.model, pool, [], 1, capture, recorder=capture, sizes=[rows])
+    both = {"pieces": pieced, "apart": ModelRunner(loaded.model, pool)}
+    runs = {name: partial(_choose, runner, slices) for name, runner in both.items()}
+    with torch.inference_mode():
+        times = time_in_turn(runs, 5 if parameter.is_cuda else 1)
+    row: Row = {"model": loaded.name, "chunk": chunk, "batch": batch, "length": length}
+    row |= {"refused": pieced.graphs.refused, "pieced": pieced.graphs.pieced.total()}
+    row["kernels"] = sorted(pieced.run(slices).kernels)
+    return [row | {f"{name}_ms": spent.median * 1e3 for name, spent in times.items()}]
+
+
+def selecting_steps(loaded: LoadedModel, policy: str, length: int, batch: int) -> list[Row]:
+    """A decode step whose sequences select pages, replayed with the selection inside, beside one that reads all."""
+    import torch
+
+    from service.engine.options import parse_policy
+    from service.engine.runner.cuda_graphs import Bucket, GraphedRunner
+    from service.engine.step import Slice
+    from sparse_attn.plan.graph_selection import GraphRule
+    from sparse_attn.plan.policy import ModelShape
+    from sparse_attn.plan.state import PolicyState
+
+    parameter = next(loaded.model.parameters())
+    pool, requests = _decoding(loaded, batch, length)
+    pool.keep_stats()
+    shape = ModelShape.of_config(loaded.model.config, pool.page_size)
+    chosen = parse_policy(policy)
+    chosen.check(shape)
+    pages = len(requests[0].pages)
+    rule = GraphRule.of(chosen, shape)
+    runner = GraphedRunner(loaded.model, pool, [Bucket(batch, batch)], pages, _capture(parameter), rule=rule)
+    slices = [Slice(request, length, [5], samples=True) for request in requests]
+
+    def decode(sparse: bool) -> list[int]:
+        for request in requests:
+            request.policy = PolicyState(chosen, shape, length) if sparse else None
+        return _choose(runner, slices)
+
+    with torch.inference_mode():
+        runs = {"selecting": partial(decode, True), "dense": partial(decode, False)}
+        times = time_in_turn(runs, 10 if parameter.is_cuda else 1)
+    row: Row = {"model": loaded.name, "policy": policy, "length": length, "batch": batch}
+    row |= {"refused": runner.graphs.refused, "replayed": runner.graphs.replayed}
+    row["kernels"] = sorted({name for step, _ in runner.selecting.values() for name in step.batch.kernels})
+    return [row | {f"{name}_ms": spent.median * 1e3 for name, spent in times.items()}]
+
+
+def _capture(parameter: torch.Tensor) -> Any:
+    """Of steps and pieces; without a GPU what stands in for its graphs."""
+    from eval.bench.gpu.tape import Tape
+    from service.engine.runner.cuda_graphs import GraphCapture
+
+    return GraphCapture() if parameter.is_cuda else Tape()
+
+
+def _decoding(loaded: LoadedModel, count: int, length: int) -> tuple[KVPool, list[Request]]:
+    """A pool with room for so many requests of ``length`` tokens and a page, whose KV is zero."""
+    from service.engine.params import SamplingParams
+    from service.engine.request import Request
+    from sparse_attn.kv.pool import KVPool
+
+    parameter, size = next(loaded.model.parameters()), 64
+    each = length // size + 1
+    pool = KVPool(loaded.kv_shape, count * each, size, parameter.dtype, parameter.device)
+    requests = [Request(f"r{n}", [5], SamplingParams()) for n in range(count)]
+    for n, request in enumerate(requests):
+        request.pages = [(page,) for page in range(n * each, (n + 1) * each)]
+    return pool, requests
 
 
 def _choose(runner: ModelRunner, slices: list[Slice]) -> list[int]:

@@ -114,6 +114,35 @@ def compiling(every_config: bool) -> Iterator[list[dict[str, Any]]]:
             driver.reset_active()
 
 
+@contextmanager
+def keyed() -> Iterator[set[str]]:
+    """Launch nothing and compile nothing; gives the set of what Triton would have to compile for the launches."""
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    keys: set[str] = set()
+    run_kernel, run_tuned = JITFunction.run, Autotuner.run
+
+    def note(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kwargs.setdefault("debug", False)
+        *_, binder = self.device_caches[0]
+        _, specialization, options = binder(*args, **kwargs)
+        keys.add(f"{self.fn.__name__} {specialization} {options}")
+
+    def note_tuned(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
+
+    driver.set_active(_Absent())
+    JITFunction.run, Autotuner.run = note, note_tuned
+    try:
+        yield keys
+    finally:
+        JITFunction.run, Autotuner.run = run_kernel, run_tuned
+        with suppress(RuntimeError):
+            driver.reset_active()
+
+
 class _Absent:
     """What Triton asks of a driver before it compiles, for a GPU that is not here."""
 
@@ -142,7 +171,9 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     from sparse_attn.kernels.triton import linear as triton_linear
     from sparse_attn.kernels.triton import page_stats as triton_stats
     from sparse_attn.kernels.triton import score as triton_score
+    from sparse_attn.kernels.triton import selection as triton_selection
     from sparse_attn.kernels.triton import write as triton_write
+    from sparse_attn.kernels.work import FIELDS, LISTED_FIELDS, Launch, Tiling
     from sparse_attn.kv.quant import SCALE
     from sparse_attn.plan.grid import Grid
     from sparse_attn.rows import HeadPages, SequenceRows
@@ -182,6 +213,18 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         x, weight = (torch.zeros(n, 4096, dtype=dtype) for n in (count, 1024))
         return lambda: triton_linear.linear(x, weight)
 
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int32)
+
+    def listed(count: int, **options: Any) -> Callable[[], Any]:
+        """As a captured step attends the pages that it has listed."""
+        tiling = Tiling.of(count, h.query, h.kv, PAGE)
+        launch = Launch(tiling, zeros(count, len(FIELDS)), zeros(count, 3), 64)
+        held = Pages(caches[0], caches[1], zeros(count * h.kv, pages))
+        new = Rows(rows(count, h.query), rows(count, h.kv), rows(count, h.kv), ints(0, count), ints(0), h.dim**-0.5)
+        masks = options.get("masks")
+        return lambda: triton_in_pages.attend(held, new, masks, launch, zeros(count, h.kv))
+
     def flat(width: int) -> Tensor:
         return torch.zeros(33, width, dtype=dtype)
 
@@ -202,6 +245,18 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "decode over int8 pages": attend(1, quant=True),
         "decode of chosen int8 pages": attend(1, per_head=False, quant=True),
         "decode with a window": attend(1, window=4096),
+        "decode of listed pages": listed(1),
+        "tree of listed pages": listed(33, masks=trees),
+        "choice of pages": lambda: triton_selection.choose_pages(
+            torch.zeros(4, h.query, 4096), ints(9, 9, 9, 9), zeros(h.kv), zeros(4, h.kv, 58), 0.1, 1
+        ),
+        "choice of pages by mass": lambda: triton_selection.choose_pages(
+            torch.zeros(4, h.query, 2048), ints(9, 9, 9, 9), zeros(h.kv), zeros(4, h.kv, 58), 0.1, 1, 0.9
+        ),
+        "list of pages": lambda: triton_selection.list_pages(
+            zeros(4, len(LISTED_FIELDS)), zeros(4, h.kv, 58), zeros(4, h.kv, 58), zeros(h.kv), table.expand(4, -1),
+            ints(9, 9, 9, 9), (zeros(4, h.kv, pages), zeros(4, h.kv), zeros(4, h.kv)), (1, 1), PAGE,
+        ),
         "tree of 64 nodes": attend(64, tree_masks=trees),
         "invariant decode": attend(1, invariant=True),
         "invariant tree of 64 nodes": attend(64, invariant=True, tree_masks=trees),

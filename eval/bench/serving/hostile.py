@@ -74,6 +74,7 @@ class House:
     def attack(self, attack: Attack, least_s: float = LEAST_S) -> dict[str, Any]:
         """Run it under observation, for some seconds at least; a row of figures."""
         seen, stop = Seen(), threading.Event()
+        before = self.memory()  # with the pages of KV that were used so far: they are the service's, and stay
         watching = [
             threading.Thread(target=self._watch, args=(observe, seen, stop, pause), daemon=True)
             for observe, pause in (
@@ -103,7 +104,7 @@ class House:
             "health_s": max(seen.health, default=None),
             "late_s": max(seen.completions, default=0.0) - self.rest.completion_s if seen.completions else None,
             "upload_s": seen.upload,
-            "memory_gb": (max(seen.memory, default=0) - self.rest.memory) / 1e9,
+            "memory_gb": (max(seen.memory, default=before) - before) / 1e9,
             "alive": self.alive(),
             "told": told[:160],
             "faults": seen.faults[:5],

@@ -16,12 +16,15 @@ from service.api.openai.common import check_model, encoded
 from service.api.openai.lenient import Lenient, tell_unknown
 from service.api.openai.schemas import ChatMessage, TokenId
 from service.api.openai.token_text import token_texts
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, PromptTooLong
 from service.fields import Text
 
 router = APIRouter(tags=["openai"])
 
 MOST_TOKENS = 2**20
+"""that are made text at once"""
+MOST_OF_A_TEXT = 2**15
+"""tokens that a text may have, or as many as the model's window: what is longer keeps a core from others' answers"""
 
 
 class TokenizeRequest(Lenient):
@@ -70,7 +73,13 @@ async def tokenize(body: TokenizeRequest, request: Request, runtime: Parts, prin
         return found, [texts.text(token) for token in found] if body.return_token_strs else None
 
     said = [message.turn()["content"] for message in body.messages or []] or [body.prompt or ""]
-    found, strings = await encoded(runtime, principal.owner, said, both, most=MOST_TOKENS)
+    most = max(MOST_OF_A_TEXT, runtime.engine.window)
+    try:
+        found, strings = await encoded(runtime, principal.owner, said, both, most=most)
+    except PromptTooLong as error:
+        raise InvalidRequest(
+            f"The text has more than {most} tokens.", hint="Send it in parts.", param="prompt"
+        ) from error
     return {"count": len(found), "max_model_len": runtime.engine.window, "tokens": found, "token_strs": strings}
 
 

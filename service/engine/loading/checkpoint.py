@@ -13,7 +13,7 @@ import structlog
 import torch
 from transformers import GenerationConfig
 
-from service.engine.loading.device import check_device, check_room
+from service.engine.loading.device import check_device, check_heads, check_room
 from service.engine.loading.folder import first_line, refuse_own_code
 from service.engine.loading.gguf_model import GGUFModel
 from service.engine.loading.precision import DTYPES as DTYPES
@@ -36,6 +36,7 @@ from sparse_attn.errors import UnsupportedModelFeature
 from sparse_attn.kernels.cpu import features
 from sparse_attn.kernels.cpu.packed import products_with
 from sparse_attn.kv.pool import KVShape
+from sparse_attn.plan.policy import ModelShape
 
 log = structlog.get_logger(__name__)
 
@@ -120,8 +121,8 @@ def load_model(
     """Load a decoder-only model, weights straight to the device; ``max_model_len`` lowers its own length.
 
     ``dtype``, ``weights`` and ``activations`` are as in `service.engine.loading.precision.choose`. With ``ranks``, all
-    of which must be in this call, each loads its share by transformers' tensor-parallel plan. On a CPU there must be
-    room for ``kv_memory`` bytes beside the weights.
+    of which must be in this call, each loads its share by transformers' tensor-parallel plan. There must be room
+    for ``kv_memory`` bytes beside the weights.
 
     Raises:
         ModelError: it cannot be found or read, is not a decoder, lacks tensors or has others, or needs what the engine
@@ -133,9 +134,11 @@ def load_model(
     precision = choose(source, dtype, weights, device, ranks is not None, activations)
     if ranks is not None:
         check_shares(name, source.config, ranks.size)
-    elif device == "cpu":
+    else:
         quantised = quantisation_of(source.config) is not None  # by a library of its own, which knows their size
-        check_room(name, None if quantised else weight_bytes(source, precision), kv_memory)
+        check_room(name, None if quantised else weight_bytes(source, precision), kv_memory, device)
+    if device != "cpu":
+        check_heads(name, ModelShape.of_config(source.config.get_text_config()).head_dim, DTYPES[precision.dtype])
     placed = {"device_map": _device_map(device)} if ranks is None else {"distributed_config": _shared(ranks)}
     aside = ThreadPoolExecutor(1)  # a file is hashed while the tokenizer, in Python, holds one core
     fingerprint = aside.submit(lambda: source.fingerprint)

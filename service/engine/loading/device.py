@@ -8,6 +8,8 @@ import torch
 
 from service.errors import ModelError
 
+WIDEST_KEY = 512  # bytes: 256 numbers of 16 bits, or 128 of float32
+
 
 def check_device(device: str) -> None:
     """Refuse a device that torch cannot use here.
@@ -51,6 +53,24 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     return version <= capability and (kind == "compute" or version[0] == capability[0])
 
 
+def check_heads(name: str, head_dim: int, dtype: torch.dtype) -> None:
+    """Refuse heads that the kernels of a GPU have no room for: a multiprocessor keeps two tiles of keys and values.
+
+    Raises:
+        ModelError: names the width and what would fit.
+    """
+    width = (1 << (head_dim - 1).bit_length()) * dtype.itemsize
+    if width <= WIDEST_KEY:
+        return
+    halved = dtype == torch.float32 and width // 2 <= WIDEST_KEY
+    kind = str(dtype).removeprefix("torch.")
+    raise ModelError(
+        f"The model {name!r} has heads of {head_dim} numbers, too many in {kind} for a GPU's attention kernels.",
+        hint="Use --dtype bfloat16." if halved else "Use --device cpu.",
+        param="dtype" if halved else "model",
+    )
+
+
 def check_memory(name: str, needed: int, dtype: str, device: str) -> None:
     """Refuse weights of ``needed`` bytes that the device has no room for, before any of them is read.
 
@@ -67,17 +87,18 @@ def check_memory(name: str, needed: int, dtype: str, device: str) -> None:
         )
 
 
-def check_room(name: str, weights: int | None, kv: int) -> None:
-    """Refuse a CPU's pages of ``kv`` bytes that do not go beside weights that do, before any of those is read.
+def check_room(name: str, weights: int | None, kv: int, device: str = "cpu") -> None:
+    """Refuse pages of ``kv`` bytes that do not go beside weights that do, before any of those is read.
 
     Raises:
         ModelError: says what both need and what is free.
     """
-    free = available_memory("cpu")
+    free = available_memory(device)
     if free is not None and (weights or 0) <= free < kv + (weights or 0):
+        where = "free" if device == "cpu" else f"free on {device}"
         beside = f" beside {gigabytes(weights)} of weights" if weights else ""
         raise ModelError(
-            f"The model {name!r} would have {gigabytes(kv)} for KV{beside}; {gigabytes(free)} are free.",
+            f"The model {name!r} would have {gigabytes(kv)} for KV{beside}; {gigabytes(free)} are {where}.",
             hint="Lower FOLIO_KV_MEMORY.",
             param="kv_memory",
         )

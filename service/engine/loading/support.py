@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from service.errors import ModelError
+
+QUANTISERS = {
+    "awq": ("gptqmodel",), "gptq": ("gptqmodel", "optimum"), "torchao": ("torchao",),
+    "compressed-tensors": ("compressed-tensors",), "bitsandbytes": ("bitsandbytes",), "fbgemm_fp8": ("fbgemm-gpu",),
+}  # fmt: skip
+"""By quant_method, the packages by which transformers reads such weights; those of ``fp8`` it reads by itself."""
 
 
 def refuse_by_config(name: str, config: Any) -> None:
@@ -56,6 +63,14 @@ def _refuse_quantisation(name: str, said: dict[str, Any] | None) -> None:
         raise ModelError(
             f"The weights of the model {name!r} are quantised {what}.",
             hint="Take its unquantised checkpoint, or its GGUF file.",
+            param="model",
+        )
+    missing = [package for package in QUANTISERS.get(str(method), ()) if find_spec(package.replace("-", "_")) is None]
+    if missing:
+        raise ModelError(
+            f"The weights of the model {name!r} are quantised by {method!r}, which the package {missing[0]} reads, "
+            "and it is not installed.",
+            hint=f"`pip install {' '.join(missing)}`, or take its unquantised checkpoint or its GGUF file.",
             param="model",
         )
 

@@ -7,9 +7,13 @@ behind the other, so a long draft beside plain decodes needs no room for drafts 
 is cut into programs is planned on the host and copied in with the tokens (`sparse_attn.kernels.work`). What is left
 over is padding: rows of one more sequence without a context, written to slot -1, the pool's scratch page.
 
+Where the engine's default policy selects pages in decode, each bucket is captured a second time with the selection
+inside (`sparse_attn.plan.graph_selection`).
+
 Padded rows are finite, read nothing that is not there and are dropped from the logits. Buckets are captured when the
 engine starts, the largest first, so that the smaller ones find room in its memory. What no bucket holds (prefill,
-sparse decode, head groups) runs as before; `GraphStats` counts both and says why.
+sparse decode, head groups) is replayed in pieces around its attention (`pieces`), or runs as before; `GraphStats`
+counts all three and says why.
 
 The choice of the bucket and the padding need no GPU: with `run_eagerly` for `GraphCapture` a step runs from the same
 buffers on any device, which is how the tests hold it to the ordinary runner.
@@ -21,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -29,10 +33,13 @@ import structlog
 import torch
 from torch import Tensor
 
-from service.engine.block_manager import Place
+from drafters.tree import EMPTY, DraftTree
+from service.engine.block_manager import GONE, Place
 from service.engine.params import SamplingParams
 from service.engine.request import Request
 from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
+from service.engine.runner.pieces import PiecedForwards, Recorder
+from service.engine.sampling.sampler import RowKeys, choose_tokens
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, GroupTables
 from sparse_attn.host_values import changing
@@ -40,6 +47,9 @@ from sparse_attn.kernels import INVARIANT
 from sparse_attn.kernels.fixed_work import FixedTiling
 from sparse_attn.kernels.work import FIELDS, PREFILL_ROWS, Launch, Tiling
 from sparse_attn.kv.pool import KVPool
+from sparse_attn.plan.graph_selection import DecodedRows, GraphRule, GraphSelection
+from sparse_attn.plan.policy import ModelShape, Policy
+from sparse_attn.plan.state import PolicyState
 from sparse_attn.tree_masks import TreeMasks
 
 log = structlog.get_logger(__name__)
@@ -81,19 +91,27 @@ def choose_bucket(buckets: Sequence[Bucket], counts: Sequence[int]) -> Bucket | 
     return min(fitting, key=lambda b: (b.rows, b.sequences), default=None)
 
 
-def why_not(slices: Sequence[Slice], pool: KVPool) -> str | None:
-    """What keeps a step out of every bucket, in a word; None where nothing does."""
+def why_not(slices: Sequence[Slice], pool: KVPool, rule: GraphRule | None = None) -> str | None:
+    """What keeps a step out of every bucket, in a word; None where nothing does. ``rule``: what buckets select by."""
     if pool.layout.num_groups > 1:
         return "head_groups"
     for part in slices:
         if part.hidden_rows or part.state_rows:  # a replay shows none
             return "hidden_states"
+        if part.appended is not None:
+            return "appended"
         if not part.samples or len(part.token_ids) != 1 or part.fills or part.all_logits:
             return "prefill"
-        state = part.request.policy
-        if state is not None and not state.decodes_densely(part.start + part.num_rows):
+        state = sparse_state(part)
+        if state is not None and (rule is None or part.start < state.prompt_len or not rule.holds(state)):
             return "sparse_decode"
     return None
+
+
+def sparse_state(part: Slice) -> PolicyState | None:
+    """The policy by which a decoding slice leaves keys out; None where it sees all."""
+    state = part.request.policy
+    return None if state is None or state.decodes_densely(part.start + part.num_rows) else state
 
 
 @dataclass
@@ -101,12 +119,13 @@ class GraphStats:
     """Steps by how they ran.
 
     Attributes:
-        replayed: in a bucket. eager: by why not.
+        replayed: in a bucket. pieced: in pieces, by why not in a bucket. eager: in neither, by the same.
         rows, padded_rows: of the replayed steps, wanted and in all.
-        capture_s: what capturing took. refused: why there are no graphs at all, if so.
+        capture_s: what capturing took. refused: why there are no graphs at all, if so, or no pieces.
     """
 
     replayed: int = 0
+    pieced: Counter[str] = field(default_factory=Counter)
     eager: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     padded_rows: int = 0
@@ -114,7 +133,7 @@ class GraphStats:
     refused: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "eager": dict(self.eager)}
+        return {**vars(self), "pieced": dict(self.pieced), "eager": dict(self.eager)}
 
 
 class StaticStep:
@@ -122,9 +141,13 @@ class StaticStep:
 
     On a GPU every buffer has a pinned twin on the host; `fill` writes the twins and copies them without waiting. Before
     it writes them again it waits for that copy, which is done long since.
+
+    With a ``rule`` sequences may decode by it: each sparse layer selects their pages within the graph.
     """
 
-    def __init__(self, bucket: Bucket, model: Any, pool: KVPool, max_pages: int, backend: str) -> None:
+    def __init__(
+        self, bucket: Bucket, model: Any, pool: KVPool, max_pages: int, backend: str, rule: GraphRule | None = None
+    ) -> None:
         self.bucket, self.model, self.pool = bucket, model, pool
         count, rows = bucket.sequences, bucket.rows
         self._written: list[tuple[list[Place] | None, int]] = [(None, 0)] * count
@@ -146,6 +169,10 @@ class StaticStep:
             self._buffer("trees", (rows * bucket.widest,), torch.uint8)
             self._buffer("tree_offsets", (count + 1,), torch.int64)
         own = self._own
+        self.selection: GraphSelection | None = None
+        if rule is not None:
+            places = own["tables"], own["context_lens"]
+            self.selection = GraphSelection(rule, rows, self._tiling, *places, self._buffer, self._host, own)
         parts = self._tiling.most_parts(rows, count, max_pages)
         launch = Launch(self._tiling, own["items"], own["joins"], parts)
         self._kept = {(Launch, pool.shape.num_kv_heads): launch}
@@ -157,6 +184,7 @@ class StaticStep:
             positions=own["positions"],
             backend=backend,
             decode_only=True,
+            selection=self.selection,
         )
 
     def forward(self) -> Tensor:
@@ -199,6 +227,9 @@ class StaticStep:
             end += count
             bounds.append(end)
         self._set_lengths(bounds, [part.start for part in slices], places)
+        if self.selection is not None:
+            rows = [positions[begin:end].tolist() for begin, end in pairwise(bounds)]
+            self.selection.fill([_decoded(*of) for of in zip(slices, rows, (at for at, _ in places), strict=True)])
         self._copy_in()
         if pending is not None:
             self._own["token_ids"][: len(pending)].copy_(pending)
@@ -217,6 +248,10 @@ class StaticStep:
         context = max(0, min(TUNING_TOKENS, pages * self.pool.page_size - each))
         masks = [(0, each) if each > 1 else (-1, 0)] * count
         self._set_lengths(list(range(0, count * each + 1, each)), [context] * count, masks)
+        if self.selection is not None:
+            mask, state = torch.eye(each, dtype=torch.bool), self.selection.rule.state(context)
+            siblings = [context] * each  # each selects
+            self.selection.fill([DecodedRows(context, siblings, mask, first, state) for first, _ in masks])
         self._copy_in()
 
     def _set_lengths(self, bounds: list[int], contexts: list[int], places: list[tuple[int, int]]) -> None:
@@ -248,7 +283,7 @@ class StaticStep:
         row: np.ndarray = self._host["tables"].numpy()[s]
         before, known = self._written[s]
         first = min(known, num_full) if before is pages else 0
-        row[first : len(pages)] = [place[0] for place in pages[first:]]
+        row[first : len(pages)] = [place[0] if place[0] != GONE else self.pool.num_pages for place in pages[first:]]
         self._written[s] = pages, len(pages)
         return row
 
@@ -270,6 +305,11 @@ class StaticStep:
         self._own[name] = torch.zeros(shape, dtype=dtype, device=self.pool.device) if on_gpu else self._host[name]
 
 
+def _decoded(part: Slice, positions: list[int], tree: int) -> DecodedRows:
+    mask = torch.from_numpy(tree_mask(1, part.tree.ancestor_mask)) if part.tree is not None else None
+    return DecodedRows(part.start, positions, mask, tree, sparse_state(part))
+
+
 class GraphedRunner(ModelRunner):
     """`ModelRunner` that replays decode steps from buckets and runs the rest as before.
 
@@ -278,6 +318,8 @@ class GraphedRunner(ModelRunner):
     Args:
         max_pages: pages of the longest sequence.
         capture: turns a step into what replays it; a `GraphCapture`, or `run_eagerly` to prove the padding.
+        recorder, sizes: captures forwards in pieces, and of how many rows; None for no pieces.
+        rule: by which sequences may select pages within buckets.
     """
 
     def __init__(
@@ -288,53 +330,107 @@ class GraphedRunner(ModelRunner):
         max_pages: int,
         capture: Capture,
         backend: str = "auto",
+        recorder: Recorder | None = None,
+        sizes: Sequence[int] = (),
+        rule: GraphRule | None = None,
     ) -> None:
         super().__init__(model, pool, backend)
         self.graphs = GraphStats()
-        self.steps: dict[Bucket, tuple[StaticStep, Replay]] = {}
         self._buckets = sorted(buckets, key=lambda b: b.rows, reverse=True)
         self._max_pages, self._capture_one = max_pages, capture
-        self._capture()
-        self._read_a_prompt()
+        self._pieces: PiecedForwards | None = None
+        self._keep_stats_themselves = pool.keeps_stats
+        self.steps = self._capture()
+        self._rule = rule if backend != INVARIANT and pool.layout.num_groups == 1 else None
+        self.selecting = self._capture(self._rule) if self._rule is not None else {}
+        if recorder is not None and self.graphs.refused is None:
+            self._capture_pieces(recorder, sizes)
 
-    def _read_a_prompt(self) -> None:
-        """A chunk into the pool's scratch page, so that no request waits for a compilation."""
-        request = Request("first", [0] * PREFILL_ROWS, SamplingParams())
-        scratch = (self.pool.num_pages,) * self.pool.layout.num_groups
-        request.pages = [scratch] * -(-PREFILL_ROWS // self.pool.page_size)
-        super().run([Slice(request, 0, request.token_ids, samples=True)])
+    def run_the_rest(self, policy: Policy | None = None, shape: ModelShape | None = None) -> None:
+        """What is launched outside of buckets, once, in the pool's scratch page: no request waits for a compilation.
 
-    def _capture(self) -> None:
+        Chunks and drafts of each width that has tiles of its own, behind nothing and behind a long context, the end of
+        a prompt under the engine's default policy, and the choice of a token with and without cuts.
+        """
+        model: Any = self.model
+        group = model.config.get_text_config().num_attention_heads // self.pool.shape.num_kv_heads
+        size, most = self.pool.page_size, PREFILL_ROWS
+        long = max(0, min(TUNING_TOKENS, self._max_pages * size - most))
+        request = Request("first", [0], SamplingParams())
+        request.pages = [(self.pool.num_pages,) * self.pool.layout.num_groups] * self._max_pages
+        for width in sorted({1, max(1, 16 // group), max(1, 32 // group), most - 1, most}):
+            slices = [Slice(request, start, [0] * width, samples=True) for start in (0, long)]
+            if 1 < width < most:
+                tree = DraftTree.chain([0] * (width - 1))
+                slices += [Slice(request, start, [0], samples=True, tree=tree) for start in (0, long)]
+            for part in slices:
+                logits = super().run([part]).logits
+        if policy is not None and shape is not None:
+            gate = policy.prefill_gate // size * size
+            for start in (gate, gate + most):
+                if start + most <= min(self._max_pages * size, shape.max_length or start + most):
+                    request.policy = self.policy_state(policy, shape, start + most)
+                    super().run([Slice(request, start, [0] * most, samples=True)])
+        for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_p=0.5)):
+            choose_tokens(logits[:1], RowKeys([params], [EMPTY], [1]))
+
+    def _capture(self, rule: GraphRule | None = None) -> dict[Bucket, tuple[StaticStep, Replay]]:
+        """Every bucket; none where the model cannot be captured."""
         began = time.perf_counter()
-        self._keep_stats_themselves = self.pool.keeps_stats
+        steps: dict[Bucket, tuple[StaticStep, Replay]] = {}
         try:
             with torch.inference_mode(), self._on_its_device():
                 for bucket in self._buckets:
-                    step = StaticStep(bucket, self.model, self.pool, self._max_pages, self.backend)
+                    step = StaticStep(bucket, self.model, self.pool, self._max_pages, self.backend, rule)
                     step.fill_for_tuning()
-                    self.steps[bucket] = step, self._capture_one(step.forward)
+                    steps[bucket] = step, self._capture_one(step.forward)
         except RuntimeError as error:  # the model does something that a graph cannot hold, or memory is out
-            self.steps.clear()
+            steps.clear()
             self.graphs.refused = f"{type(error).__name__}: {error}".splitlines()[0]
-            log.warning("decode runs without CUDA graphs, which costs time", reason=self.graphs.refused)
+            log.warning(
+                "decode runs without CUDA graphs, which costs time; FOLIO_CUDA_GRAPHS=false spares the attempt",
+                reason=self.graphs.refused,
+            )
         self.graphs.capture_s += time.perf_counter() - began
+        return steps
+
+    def _capture_pieces(self, recorder: Recorder, sizes: Sequence[int]) -> None:
+        began = time.perf_counter()
+        try:
+            with torch.inference_mode(), self._on_its_device():
+                self._pieces = PiecedForwards(self.model, self.pool, sizes, recorder)
+        except RuntimeError as error:
+            self.graphs.refused = f"in pieces: {type(error).__name__}: {error}".splitlines()[0]
+            log.warning("prompts beside decodes run without CUDA graphs, which costs time", reason=self.graphs.refused)
+        self.graphs.capture_s += time.perf_counter() - began
+
+    def _unwatched(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
+        if self._pieces is not None and self._pieces.takes(len(token_ids), len(wanted)):
+            return self._pieces(batch, token_ids, wanted)
+        return super()._unwatched(batch, token_ids, wanted)
 
     @torch.inference_mode()
     def run(self, slices: Sequence[Slice], pending: Tensor | None = None) -> Forward:
-        reason = why_not(slices, self.pool)
+        reason = why_not(slices, self.pool, self._rule)
         bucket, counts = None, [part.num_rows for part in slices]
+        steps = self.steps
         if reason is None:
-            bucket = choose_bucket(list(self.steps), counts)
+            steps = self.selecting if any(map(sparse_state, slices)) else self.steps
+            bucket = choose_bucket(list(steps), counts)
             reason = "no_bucket" if bucket is None else None
         if bucket is None:
-            self.graphs.eager[reason or ""] += 1
-            return super().run(slices, pending)
-        step, replay = self.steps[bucket]
+            forward = super().run(slices, pending)
+            pieced = any(name.endswith("+pieces") for name in forward.kernels)
+            (self.graphs.pieced if pieced else self.graphs.eager)[reason or ""] += 1
+            return forward
+        step, replay = steps[bucket]
         with self._on_its_device():
             step.fill(slices, pending)
             logits = replay()[: sum(counts)].clone()  # the next step writes where they lie
             if self.pool.keeps_stats and not self._keep_stats_themselves:
                 self.pool.update_stats(step.batch.tables[0].slot_mapping)
+            if step.selection is not None:
+                step.selection.remember()
         self.graphs.replayed += 1
         self.graphs.rows += sum(counts)
         self.graphs.padded_rows += bucket.rows
@@ -346,10 +442,14 @@ class GraphedRunner(ModelRunner):
 
 
 class GraphCapture:
-    """Captures steps as CUDA graphs, which share one memory: they never run at the same time."""
+    """Captures steps, and pieces of them (a `Recorder`), as CUDA graphs.
+
+    They share one memory: they never run at the same time, and pieces run in the order of their capture.
+    """
 
     def __init__(self) -> None:
         self._memory: Any = torch.cuda.graph_pool_handle()
+        self._open: tuple[Any, Any] | None = None
 
     def __call__(self, step: Callable[[], Tensor]) -> Replay:
         """Run the step twice on a stream of its own, for tuning and lazy set-up, then record it."""
@@ -359,15 +459,32 @@ class GraphCapture:
             for _ in range(2):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # What other threads do with the GPU meanwhile (an embedder, say) is their own affair.
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+        self.begin()
+        try:
             out = step()
+        finally:
+            launch = self.end()
 
         def replay() -> Tensor:
-            graph.replay()
+            launch()
             return out
 
+        return replay
+
+    def begin(self) -> None:
+        """As `Recorder.begin`."""
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do with the GPU meanwhile (an embedder, say) is their own affair.
+        capture = torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local")
+        capture.__enter__()
+        self._open = graph, capture
+
+    def end(self) -> Callable[[], Any]:
+        """As `Recorder.end`."""
+        assert self._open is not None
+        (graph, capture), self._open = self._open, None
+        capture.__exit__(None, None, None)
+        replay: Callable[[], Any] = graph.replay
         return replay
 
 

@@ -19,6 +19,7 @@ from transformers.activations import SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from service.engine.runner.fused_layers import EXPECTED, pass_on
+from sparse_attn.backend import attend_in_pages
 from sparse_attn.batch import AttnBatch
 from sparse_attn.kernels import Kernels, select_kernels
 
@@ -101,6 +102,8 @@ def _takes(batch: AttnBatch, layers: list[_Layer], kwargs: dict[str, Any]) -> bo
     """Whether every row of the batch sees everything, in pages of all heads, and nobody watches a layer."""
     if batch.policies is not None or batch.earlier is not None or batch.needed is not None or len(batch.tables) > 1:
         return False
+    if batch.instead is not None:  # who needs to be called between the layers' products
+        return False
     if len(batch.positions) > MAX_ROWS or not (batch.decode_only or _no_chunk(batch)):
         return False
     if kwargs.get("use_cache") or any(v is not None for name, v in kwargs.items() if name not in EXPECTED):
@@ -118,7 +121,6 @@ def _run(body: Any, layers: list[_Layer], batch: AttnBatch, kernels: Kernels, x:
     """The hidden states [T, d] behind the last norm, of embeddings [T, d]."""
     from sparse_attn.kernels.triton.layers import add_rms_norm, place, silu_mul
 
-    assert kernels.in_pages is not None
     [group], [tables] = batch.pool.groups, batch.tables
     delta: Tensor | None = None
     for i, one in enumerate(layers):
@@ -138,7 +140,7 @@ def _run(body: Any, layers: list[_Layer], batch: AttnBatch, kernels: Kernels, x:
         rows = batch.operands(
             turned, k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1)), one.scale, 0.0, one.window
         )
-        attended = attention.o_proj(kernels.in_pages(pages, rows).flatten(1))
+        attended = attention.o_proj(attend_in_pages(kernels, batch, i, pages, rows).flatten(1))
         norm = layer.post_attention_layernorm
         x, h = add_rms_norm(x, attended, norm.weight, norm.variance_epsilon)
         delta = mlp.down_proj(silu_mul(mlp.gate_proj(h), mlp.up_proj(h)))

@@ -271,6 +271,6 @@ def _attends_alike(batch: AttnBatch) -> bool:
         return False
     if batch.needed is not None:  # a prompt's rows: most are spared the last layer's attention
         return False
-    if batch.ends_at is not None:
+    if batch.ends_at is not None or batch.instead is not None or batch.selection is not None:
         return False
     return batch.pool.dtype in (torch.float32, torch.bfloat16) and _kernels(batch.backend).whole is None

@@ -82,8 +82,10 @@ class ModelRunner:
             first_row = [every_first[i] for i in last]
             decoded = takewhile(lambda part: part.samples and len(part.token_ids) == 1, slices)
             with leading(sum(part.num_rows for part in decoded)):
-                if not any(part.hidden_rows or part.state_rows for part in slices):
-                    return Forward(self._forward(batch, token_ids, wanted), first_row, batch.kernels)
+                # what is appended may have embeddings that are younger than a captured forward
+                if not any(part.hidden_rows or part.state_rows or part.appended is not None for part in slices):
+                    logits = self._unwatched(batch, token_ids, wanted)
+                    return Forward(logits, first_row, batch.kernels)
                 with watched(self.model, {layer for part in slices for layer in part.layers}) as seen:
                     logits = self._forward(batch, token_ids, wanted)
             ends = list(zip(slices, accumulate(part.num_rows for part in slices), strict=True))
@@ -123,7 +125,7 @@ class ModelRunner:
         """
         batch, token_ids = self._grown(pages, length, tree, known)
         with self._on_its_device():
-            return self._forward(batch, token_ids, list(range(len(token_ids))))
+            return self._unwatched(batch, token_ids, list(range(len(token_ids))))
 
     @torch.inference_mode()
     def states_of_nodes(self, pages: Sequence[Place], length: int, tree: DraftTree, known: int, layer: int) -> Tensor:
@@ -197,7 +199,12 @@ class ModelRunner:
         device = self.pool.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
+    def _unwatched(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
+        """As ``_forward``, where nobody looks at a layer's states."""
+        return self._forward(batch, token_ids, wanted)
+
     def _forward(self, batch: AttnBatch, token_ids: Tensor, wanted: list[int]) -> Tensor:
+        """The logits [len(wanted), V] of some rows."""
         every = len(wanted) == len(token_ids)  # which the model knows as 0, and copies no hidden states for
         out = self.model(
             input_ids=token_ids[None],

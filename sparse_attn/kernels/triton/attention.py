@@ -30,8 +30,14 @@ PACKED_ROWS = 256  # rows times heads of a group up to which a query block takes
 SPLIT_PROGRAMS = 528  # programs wanted before splitting stops: 4 for each of a Hopper GPU's 132 multiprocessors
 SPLIT_KEYS = 512  # fewest keys worth a program of their own
 
+# Sizes that change with contexts and company, and views that may begin anywhere: nobody may wait for a compilation.
+_CHANGING = ["stride_table", "ids_width", "num_rows", "num_blocks", "num_pairs", "tiles", "splits"]
+_SLICED = ["ROW_START", "ROW_COUNT", "BLOCK_SEQ", "POSITIONS", "CU_SEQLENS", "CONTEXT_LENS", "TABLES", "COUNTS", "IDS",
+           "K_OFFSET", "TREE_OFFSETS"]  # fmt: skip
+
+# The page's number and its frame are loads that others wait for, which take two of the stages.
 _PAGED_CONFIGS = [
-    triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (4, 2), (8, 2))
+    triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 5), (8, 5), (4, 4), (8, 4))
 ]
 
 
@@ -47,21 +53,20 @@ def _store(OUT, LSE, acc, m, total, out_rows, lse_rows, offs_d, wanted, HEAD_DIM
 
 
 @tuned(_PAGED_CONFIGS, key=["HEAD_DIM", "PAGE", "BLOCK_M", "GROUP", "HAS_INDEX", "QUANT"])
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING, do_not_specialize_on_alignment=_SLICED)
 def _paged_kernel(
     Q, K, V, K_SCALE, V_SCALE, OUT, LSE,
     ROW_START, ROW_COUNT, BLOCK_SEQ, POSITIONS, CU_SEQLENS, CONTEXT_LENS, TABLES, COUNTS, IDS,
     qk_scale, softcap, window,
     stride_qt, stride_qh, stride_page, stride_kv_head, stride_table, ids_width, num_rows, num_heads,
-    num_blocks, index_group, kv_group,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr,
-    GROUP: tl.constexpr, TILES: tl.constexpr, SPLITS: tl.constexpr,
+    num_blocks, tiles, splits, index_group, kv_group,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_POSITIONS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
     QUANT: tl.constexpr,
 ):  # fmt: skip
     """Rows of one query block, of GROUP heads, over one share of its pages."""
-    block = num_blocks - 1 - tl.program_id(0) // TILES  # the longest first
-    tile = tl.program_id(0) % TILES
+    block = num_blocks - 1 - tl.program_id(0) // tiles  # the longest first
+    tile = tl.program_id(0) % tiles
     head0 = tl.program_id(1) * GROUP
     split = tl.program_id(2)
     seq = tl.load(BLOCK_SEQ + block)
@@ -94,7 +99,7 @@ def _paged_kernel(
             first_page = tl.minimum(first_page, count).to(tl.int32)
             count = count - first_page
     count = tl.where(row_count > tile * BLOCK_M // GROUP, count, 0)  # an empty tile reads nothing
-    share = (count + SPLITS - 1) // SPLITS
+    share = (count + splits - 1) // splits
     begin = split * share
     end = tl.minimum(begin + share, count)
 
@@ -138,21 +143,20 @@ def _paged_kernel(
     _store(OUT, LSE, acc, m, total, lse_rows * HEAD_DIM, lse_rows, offs_d, wanted, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def _join_kernel(
-    PART_OUT, PART_LSE, OUT, LSE, num_pairs,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
+    PART_OUT, PART_LSE, OUT, LSE, num_pairs, splits, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Join the SPLITS parts of one row and head by log-sum-exp."""
+    """Join the parts of one row and head by log-sum-exp."""
     pair = tl.program_id(0).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
     m = tl.load(PART_LSE + pair)
-    for i in range(1, SPLITS):
+    for i in range(1, splits):
         m = tl.maximum(m, tl.load(PART_LSE + i * num_pairs + pair))
     base = tl.where(m == float("-inf"), 0.0, m)
     total = 0.0
     acc = tl.zeros([BLOCK_D], tl.float32)
-    for i in range(SPLITS):
+    for i in range(splits):
         weight = tl.exp2((tl.load(PART_LSE + i * num_pairs + pair) - base) * 1.4426950408889634)
         part = tl.load(PART_OUT + (i * num_pairs + pair) * HEAD_DIM + offs_d, mask=offs_d < HEAD_DIM, other=0.0)
         total += weight
@@ -169,21 +173,21 @@ _RAGGED_CONFIGS = [
 
 
 @tuned(_RAGGED_CONFIGS, key=["HEAD_DIM", "BLOCK_M", "BLOCK_N", "GROUP", "HAS_INDEX", "TREE"])
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING, do_not_specialize_on_alignment=_SLICED)
 def _ragged_kernel(
     Q, K, V, OUT, LSE,
     ROW_START, ROW_COUNT, BLOCK_SEQ, POSITIONS, CU_SEQLENS, K_OFFSET, COUNTS, IDS, TREES, TREE_OFFSETS,
     qk_scale, softcap, window,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, ids_width, num_heads, num_blocks,
-    index_group, kv_group,
+    tiles, index_group, kv_group,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr, TILES: tl.constexpr,
+    GROUP: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_POSITIONS: tl.constexpr, TREE: tl.constexpr, WINDOW: tl.constexpr,
     CAP: tl.constexpr,
 ):  # fmt: skip
     """Rows of one query block, of GROUP heads, over the new keys of their own sequence."""
-    block = num_blocks - 1 - tl.program_id(0) // TILES  # the longest first
-    tile = tl.program_id(0) % TILES
+    block = num_blocks - 1 - tl.program_id(0) // tiles  # the longest first
+    tile = tl.program_id(0) % tiles
     head0 = tl.program_id(1) * GROUP
     seq = tl.load(BLOCK_SEQ + block)
     begin_seq = tl.load(CU_SEQLENS + seq)
@@ -340,9 +344,8 @@ class _Launch:
             *(float(rows.scale), float(rows.softcap), int(rows.window)),
             *(rows.q.stride(0), rows.q.stride(1), pages.k.stride(0), pages.k.stride(1), pages.block_tables.stride(0)),
             *(index.ids.shape[-1] if index is not None else 0, self.num_rows, self.num_heads),
-            *(len(self.starts), self._index_group(), self.num_heads // self.kv_heads),
+            *(len(self.starts), self.tiles, splits, self._index_group(), self.num_heads // self.kv_heads),
             PAGE=page_size,
-            SPLITS=splits,
             QUANT=pages.k_scale is not None,
             **self._constants(),
         )
@@ -360,7 +363,7 @@ class _Launch:
             *(rows.q.stride(0), rows.q.stride(1)),
             *(rows.k.stride(0), rows.k.stride(1), rows.v.stride(0), rows.v.stride(1)),
             *(index.ids.shape[-1] if index is not None else 0, self.num_heads, len(self.starts)),
-            *(self._index_group(), self.num_heads // self.kv_heads),
+            *(self.tiles, self._index_group(), self.num_heads // self.kv_heads),
             BLOCK_N=index.block_k if index is not None else 64,
             TREE=trees is not None,
             **self._constants(),
@@ -375,7 +378,6 @@ class _Launch:
             "BLOCK_D": _block_d(self.head_dim),
             "BLOCK_M": self.tile_rows,
             "GROUP": self.group,
-            "TILES": self.tiles,
             "HAS_INDEX": self.index is not None,
             "HAS_POSITIONS": self.rows.positions is not None,
             "WINDOW": self.rows.window > 0,
@@ -390,7 +392,7 @@ def _join(parts: Tensor, lses: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     pairs = lse.numel()
     if pairs:
         dim = q.shape[2]
-        _join_kernel[(pairs,)](parts, lses, out, lse, pairs, HEAD_DIM=dim, BLOCK_D=_block_d(dim), SPLITS=len(parts))
+        _join_kernel[(pairs,)](parts, lses, out, lse, pairs, len(parts), HEAD_DIM=dim, BLOCK_D=_block_d(dim))
     return out, lse
 
 

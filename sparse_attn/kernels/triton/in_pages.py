@@ -30,53 +30,85 @@ _CONFIGS = [
 ]
 
 
+@triton.jit
+def opened(
+    ITEMS, Q, stride_qt, stride_qh,
+    FIELDS: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The program's item and what every program reads of it, its first head, and its rows: number, head, whether it is
+    wanted, and query [BLOCK_M, BLOCK_D]."""
+    item = ITEMS + tl.program_id(0) * FIELDS
+    first_row = tl.load(item)
+    count = tl.load(item + 1)
+    head0 = tl.program_id(1) * GROUP
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    wanted = offs_m // GROUP < count
+    row = first_row + offs_m // GROUP
+    head = head0 + offs_m % GROUP
+    at = row.to(tl.int64) * stride_qt + head * stride_qh
+    q = tl.load(Q + at[:, None] + offs_d[None, :], mask=wanted[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+    seq, pages, share, shares = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
+    context, local0, length = tl.load(item + 7), tl.load(item + 8), tl.load(item + 9)
+    return item, first_row, count, seq, pages, share, shares, context, local0, length, head0, row, head, wanted, q
+
+
+@triton.jit
+def oldest_page(POSITIONS, row, wanted, window, PAGE: tl.constexpr):
+    """The rows' positions, and the first page that any of them sees through its window."""
+    position = tl.load(POSITIONS + row, mask=wanted, other=2147483647)
+    oldest = tl.min(position, 0).to(tl.int32) - window + 1
+    return position, tl.maximum(oldest, 0) // PAGE
+
+
+@triton.jit
+def of_a_page(PAGE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Where the keys [BLOCK_D, PAGE] and values [PAGE, BLOCK_D] of a page lie in it, and scales of 1, which the loops
+    replace by others of their shape."""
+    offs_n = tl.arange(0, PAGE)
+    offs_d = tl.arange(0, BLOCK_D)
+    ones = tl.full([PAGE], 1.0, tl.float32)
+    return offs_n[None, :] * HEAD_DIM + offs_d[:, None], offs_n[:, None] * HEAD_DIM + offs_d[None, :], ones, ones
+
+
 @tuned(_CONFIGS, key=["HEAD_DIM", "PAGE", "BLOCK_M", "GROUP", "QUANT", "WINDOW", "TREE"])
-@triton.jit(do_not_specialize=["stride_table"])  # it changes with the longest context: no compilation may
+@triton.jit(do_not_specialize=["stride_table"], do_not_specialize_on_alignment=["POSITIONS", "TABLES"])
 def _in_pages_kernel(
-    Q, K, V, K_SCALE, V_SCALE, OUT, PART_OUT, PART_LSE, ITEMS, POSITIONS, TABLES, TREES,
+    Q, K, V, K_SCALE, V_SCALE, OUT, PART_OUT, PART_LSE, ITEMS, POSITIONS, TABLES, TREES, CONTEXTS,
     qk_scale, softcap, window,
     stride_qt, stride_qh, stride_page, stride_kv_head, stride_table, num_heads, kv_group,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
     FIELDS: tl.constexpr, SPLIT: tl.constexpr, TREE: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    QUANT: tl.constexpr,
+    QUANT: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """The rows of one item, of GROUP heads."""
-    item = ITEMS + tl.program_id(0) * FIELDS
-    first_row = tl.load(item)
-    count = tl.load(item + 1)
-    seq = tl.load(item + 2)
-    last_page = tl.load(item + 3)
-    share = tl.load(item + 4)
-    shares = tl.load(item + 5)
-    context = tl.load(item + 7)
-    local0 = tl.load(item + 8)
-    head0 = tl.program_id(1) * GROUP
+    """The rows of one item, of GROUP heads. What changes with contexts and company is not specialized: nobody may wait
+    for a compilation. LISTED: a sequence has a page table and a context for each KV head.
+    """
+    item, first_row, count, seq, pages, share, shares, context, local0, length, head0, row, head, wanted, q = opened(
+        ITEMS, Q, stride_qt, stride_qh, FIELDS, BLOCK_M, GROUP, HEAD_DIM, BLOCK_D
+    )
+    if LISTED:
+        seq = seq * (num_heads // kv_group) + head0 // kv_group
+        context = tl.load(CONTEXTS + seq)
+        pages = tl.where(count > 0, (context + local0 + count + PAGE - 1) // PAGE, 0)
 
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, PAGE)
     offs_d = tl.arange(0, BLOCK_D)
     in_head = offs_d < HEAD_DIM
-    wanted = offs_m // GROUP < count
-    row = first_row + offs_m // GROUP
     local = local0 + offs_m // GROUP
-    head = head0 + offs_m % GROUP
-    q_rows = row.to(tl.int64) * stride_qt + head * stride_qh
-    q = tl.load(Q + q_rows[:, None] + offs_d[None, :], mask=wanted[:, None] & in_head[None, :], other=0.0)
-
     tree = -1
     clear = (context + local0 + 1) // PAGE  # pages that all rows see whole
     if TREE:
         tree = tl.load(item + 10)
         clear = tl.where(tree >= 0, context // PAGE, clear)
-    length = tl.load(item + 9)
     first_page = 0
     if WINDOW:
-        position = tl.load(POSITIONS + row, mask=wanted, other=2147483647)
-        oldest = tl.min(position, 0).to(tl.int32) - window + 1
-        first_page = tl.minimum(tl.maximum(oldest, 0) // PAGE, last_page)
-    size = (last_page - first_page + shares - 1) // tl.maximum(shares, 1)
-    begin = tl.minimum(first_page + share * size, last_page)
-    end = tl.minimum(begin + size, last_page)
+        position, oldest = oldest_page(POSITIONS, row, wanted, window, PAGE)
+        first_page = tl.minimum(oldest, pages)
+    size = (pages - first_page + shares - 1) // tl.maximum(shares, 1)
+    begin = tl.minimum(first_page + share * size, pages)
+    end = tl.minimum(begin + size, pages)
     middle = tl.maximum(tl.minimum(end, clear), begin)
     if WINDOW:
         middle = begin
@@ -86,10 +118,7 @@ def _in_pages_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     kv_offset = (head0 // kv_group) * stride_kv_head
     table = TABLES + seq.to(tl.int64) * stride_table
-    k_at = offs_n[None, :] * HEAD_DIM + offs_d[:, None]
-    v_at = offs_n[:, None] * HEAD_DIM + offs_d[None, :]
-    k_scale = tl.full([PAGE], 1.0, tl.float32)  # of the shape that the loops give them
-    v_scale = tl.full([PAGE], 1.0, tl.float32)
+    k_at, v_at, k_scale, v_scale = of_a_page(PAGE, HEAD_DIM, BLOCK_D)
     # the frame comes from the iteration before: a load that another load waits for would take a stage of the pipeline
     frame = tl.load(table + begin, mask=begin < middle, other=0).to(tl.int64)
     for page in range(begin, middle):
@@ -221,8 +250,17 @@ def in_pages(pages: Pages, rows: Rows) -> Tensor:
     Row i of a sequence sees its context and the new rows up to itself, or those that its tree mask names, less what
     lies outside the window. The block tables reach to the last new row.
     """
-    masks, kv_heads = packed_trees(rows), rows.k.shape[1]
-    launch = planned(rows, masks, lambda: _tiling(rows, pages.page_size))
+    masks = packed_trees(rows)
+    return attend(pages, rows, masks, planned(rows, masks, lambda: _tiling(rows, pages.page_size)))
+
+
+def attend(pages: Pages, rows: Rows, masks: TreeMasks | None, launch: Launch, contexts: Tensor | None = None) -> Tensor:
+    """As `in_pages`, by a launch that was planned.
+
+    With ``contexts`` int32 [N, Hkv] an item's sequence is one of N lists of pages, block_tables [N * Hkv, P], of which
+    each KV head has its own (`sparse_attn.kernels.triton.selection`); layers have no windows then.
+    """
+    kv_heads = rows.k.shape[1]
     tiling, (count, num_heads, dim) = launch.tiling, rows.q.shape
     out = torch.empty_like(rows.q, memory_format=torch.contiguous_format)
     if not len(launch.items):
@@ -234,7 +272,7 @@ def in_pages(pages: Pages, rows: Rows) -> Tensor:
     constants = {"HEAD_DIM": dim, "BLOCK_D": max(16, triton.next_power_of_2(dim))}
     _in_pages_kernel[(len(launch.items), tiling.heads)](
         *(rows.q, pages.k, pages.v, pages.k_scale, pages.v_scale, out, part_out, part_lse, launch.items),
-        *(rows.positions, pages.block_tables, masks.flat if masks is not None else None),
+        *(rows.positions, pages.block_tables, masks.flat if masks is not None else None, contexts),
         *(float(rows.scale), float(rows.softcap), int(rows.window)),
         *(rows.q.stride(0), rows.q.stride(1), pages.k.stride(0), pages.k.stride(1), pages.block_tables.stride(0)),
         *(num_heads, num_heads // kv_heads),
@@ -247,6 +285,7 @@ def in_pages(pages: Pages, rows: Rows) -> Tensor:
         WINDOW=rows.window > 0,
         CAP=rows.softcap > 0,
         QUANT=pages.k_scale is not None,
+        LISTED=contexts is not None,
         **constants,
     )
     if launch.parts:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from sparse_attn.kernels.fixed_work import MOST_OF_TREE, FixedTiling
 from sparse_attn.kernels.operands import Pages, Rows
-from sparse_attn.kernels.triton.in_pages import packed_trees, planned
+from sparse_attn.kernels.triton.in_pages import of_a_page, oldest_page, opened, packed_trees, planned
 from sparse_attn.kernels.triton.online_softmax import absorb
 from sparse_attn.kernels.work import FIELDS
 
-EXACTLY = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
-"""Of every launch: nothing is tuned, as two configurations may sum in two orders."""
+EXACTLY = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
+"""Of every launch: nothing is tuned, as two configurations may sum in two orders. With four warps two sums of 64 rows
+would not fit their registers."""
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def _merge(out, weight, top, part, part_weight, part_top):
     return out * before[:, None] + part * own[:, None], weight * before + part_weight * own, higher
 
 
-@triton.jit(do_not_specialize=["stride_table", "stride_qt"])
+@triton.jit(do_not_specialize=["stride_table", "stride_qt"], do_not_specialize_on_alignment=["POSITIONS", "TABLES"])
 def _invariant_kernel(
     Q, K, V, K_SCALE, V_SCALE, OUT, PART_OUT, PART_WEIGHT, PART_TOP, ITEMS, POSITIONS, TABLES, TREES,
     qk_scale, softcap, window,
@@ -42,29 +43,15 @@ def _invariant_kernel(
     QUANT: tl.constexpr,
 ):  # fmt: skip
     """The rows of one item, of GROUP heads, over its shares."""
-    item = ITEMS + tl.program_id(0) * FIELDS
-    first_row = tl.load(item)
-    count = tl.load(item + 1)
-    seq = tl.load(item + 2)
-    last_page = tl.load(item + 3)
-    first_share = tl.load(item + 4)
-    shares = tl.load(item + 5)
+    item, _, _, seq, last_page, first_share, shares, context, local0, length, head0, row, head, wanted, q = opened(
+        ITEMS, Q, stride_qt, stride_qh, FIELDS, BLOCK_M, GROUP, HEAD_DIM, BLOCK_D
+    )
     part_at = tl.load(item + 6)
-    context = tl.load(item + 7)
-    local0 = tl.load(item + 8)
-    length = tl.load(item + 9)
     tree = tl.load(item + 10)
-    head0 = tl.program_id(1) * GROUP
-
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, PAGE)
     offs_d = tl.arange(0, BLOCK_D)
     in_head = offs_d < HEAD_DIM
-    wanted = offs_m // GROUP < count
-    row = first_row + offs_m // GROUP
-    head = head0 + offs_m % GROUP
-    q_rows = row.to(tl.int64) * stride_qt + head * stride_qh
-    q = tl.load(Q + q_rows[:, None] + offs_d[None, :], mask=wanted[:, None] & in_head[None, :], other=0.0)
 
     # the keys of a node are numbered along its path: which of the new ones is the n-th
     nodes = tl.arange(0, NODES)
@@ -80,16 +67,11 @@ def _invariant_kernel(
         clear = context // PAGE
     first_page = 0
     if WINDOW:
-        position = tl.load(POSITIONS + row, mask=wanted, other=2147483647)
-        oldest = tl.min(position, 0).to(tl.int32) - window + 1
-        first_page = tl.maximum(oldest, 0) // PAGE
+        position, first_page = oldest_page(POSITIONS, row, wanted, window, PAGE)
 
     kv_offset = (head0 // kv_group) * stride_kv_head
     table = TABLES + seq.to(tl.int64) * stride_table
-    k_at = offs_n[None, :] * HEAD_DIM + offs_d[:, None]
-    v_at = offs_n[:, None] * HEAD_DIM + offs_d[None, :]
-    k_scale = tl.full([PAGE], 1.0, tl.float32)
-    v_scale = tl.full([PAGE], 1.0, tl.float32)
+    k_at, v_at, k_scale, v_scale = of_a_page(PAGE, HEAD_DIM, BLOCK_D)
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)

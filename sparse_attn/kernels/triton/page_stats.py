@@ -15,7 +15,7 @@ from sparse_attn.kernels.triton.launch import tuned
 from sparse_attn.kv.quant import HALF_STEP
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _page_stats_kernel(
     K, K_SCALE, KMIN, KMAX, SLOTS, num_rows, stride_page, stride_head, stride_bounds, half_step,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, LOGICAL: tl.constexpr, PARTS: tl.constexpr, QUANT: tl.constexpr,
@@ -82,7 +82,7 @@ _BOUND_CONFIGS = [triton.Config({}, num_warps=warps, num_stages=2) for warps in 
 
 
 @tuned(_BOUND_CONFIGS, key=["HEAD_DIM", "PAGES", "GROUP"])
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table", "width"], do_not_specialize_on_alignment=["TABLES", "NUM_PAGES"])
 def _bounds_kernel(
     Q, KMIN, KMAX, TABLES, NUM_PAGES, OUT, stride_qt, stride_qh, stride_table, stride_bounds, width,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr,
@@ -115,15 +115,16 @@ def _bounds_kernel(
             low = tl.load(KMIN + at, mask=mask, other=0.0)
             bound = tl.dot(above, high, input_precision="ieee") + tl.dot(below, low, input_precision="ieee")
             best = tl.maximum(best, bound)
-    best = tl.where(present[None, :], best, float("-inf"))
-    tl.store(OUT + to, best, mask=(offs_g < GROUP)[:, None] & (first + offs_p < width)[None, :])
+    if count >= 0:
+        best = tl.where(present[None, :], best, float("-inf"))
+        tl.store(OUT + to, best, mask=(offs_g < GROUP)[:, None] & (first + offs_p < width)[None, :])
 
 
 def page_bounds(q: Tensor, kmin: Tensor, kmax: Tensor, block_tables: Tensor, num_pages: Tensor) -> Tensor:
     """Bounds of q·k over pages, each row with a page table of its own.
 
     q [R, Hq, D]; kmin, kmax [pages, Hkv, parts, D]; block_tables int32 [R, P]; num_pages int32 [R]: candidates are
-    a row's first ``num_pages`` pages → float32 [R, Hq, P], -inf beyond.
+    a row's first ``num_pages`` pages → float32 [R, Hq, P], -inf beyond; of a row with -1 nothing is said.
     """
     num_rows, num_heads, head_dim = q.shape
     _, kv_heads, parts, _ = kmin.shape

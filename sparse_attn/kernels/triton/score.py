@@ -20,7 +20,10 @@ _DIAGONAL_CONFIGS = [
 
 
 @tuned(_DIAGONAL_CONFIGS, key=["HEAD_DIM", "STRIDE", "BLOCK_M", "BLOCK_N"])
-@triton.jit
+@triton.jit(
+    do_not_specialize=["begin", "context", "length", "num_tiles", "num_key_blocks"],
+    do_not_specialize_on_alignment=["TABLE"],
+)
 def _antidiagonal_kernel(
     Q, K_NEW, K_PAGES, TABLE, OUT,
     scale, begin, context, length, num_tiles, num_key_blocks,

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 from drafters.sampling import choice as sampling
 from drafters.sampling import device as on_device
 from drafters.verify import NO_TOKEN
+from eval.bench.gpu.launches import counted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -75,3 +76,14 @@ def test_a_row_without_a_choice_says_so():
     rows = [(0.0, 0, 1.0, 1)] * 2 + [(0.7, 0, 1.0, 1)] * 3
     got = choose(logits, rows, range(5), any_cut=False)
     assert got == [int(logits[0].argmax()), NO_TOKEN, NO_TOKEN, NO_TOKEN, 39]
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "kernels"), [(0, 1.0, 2), (20, 0.9, 3)])
+def test_the_choice_is_few_launches(top_k, top_p, kernels):
+    """Noise, temperature, cuts and argmax of all rows, with the copy of what they want: at most eight."""
+    logits = torch.randn(3, 70, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    packed = on_device.packed(columns([(0.7, top_k, top_p, 1)] * 3, range(3)))
+    with counted() as found:
+        on_device.choose(logits, packed.clone().to(DEVICE), any_cut=kernels == 3)
+    assert sum(count for name, count in found.items() if name.endswith("_kernel")) == kernels
+    assert found.total() <= 8, found

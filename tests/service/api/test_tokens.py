@@ -186,6 +186,15 @@ def test_tokenize_and_back(service: Any, tokenizer: Any) -> None:
         assert refused.json()["error"]["param"] == param
 
 
+def test_a_text_longer_than_any_window_is_sent_in_parts(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.api.openai.tokens.MOST_OF_A_TEXT", 100)
+    most = service.runtime.engine.window
+    refused = service.client.post("/tokenize", json={"prompt": "a " * 16 * most})
+    assert refused.status_code == 400
+    assert f"more than {most} tokens" in refused.json()["error"]["message"]
+    assert service.client.post("/tokenize", json={"prompt": "a " * 200}).status_code == 200
+
+
 def test_the_ranker_by_itself(service: Any) -> None:
     post = service.client.post
     texts = [

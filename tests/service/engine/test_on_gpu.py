@@ -63,6 +63,19 @@ def test_requests_run_to_their_ends_in_graphs_and_without(attention: str, temper
             assert engine.stats()["cuda_graphs"]["replayed"] > 0
 
 
+@pytest.mark.parametrize("attention", ["dense", "quest:budget=96,sink=16,recent=32,dense_layers=1"])
+def test_no_step_is_launched_kernel_by_kernel(attention: str) -> None:
+    """Prompts beside decodes run in pieces, decodes whole, with the selection of pages inside."""
+    engine = gpu_engine(attention=attention)
+    params = SamplingParams(max_tokens=24, ignore_eos=True, drafter="prompt_lookup")
+    assert [len(r.token_ids) for r in generate(engine, PROMPTS, params)] == [24, 24, 24]
+    figures = engine.stats()["cuda_graphs"]
+    assert figures["refused"] is None
+    assert not figures["eager"]
+    assert set(figures["pieced"]) == {"prefill"}
+    assert figures["replayed"] > 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_no_token_depends_on_drafts_and_company_where_the_batch_is_invariant(temperature: float, kv_dtype: str) -> None:

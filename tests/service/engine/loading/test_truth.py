@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,43 @@ def test_tied_weights_and_old_buffers_are_not_missing(tmp_path: Path) -> None:
 def test_a_quantisation_that_is_not_known(folder: Path, said: dict[str, Any]) -> None:
     change(folder / "config.json", quantization_config=said)
     assert "quant_method" in refusal(folder)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "torchao", "compressed-tensors", "fbgemm_fp8"])
+def test_a_quantisation_whose_library_is_not_there(folder: Path, method: str) -> None:
+    said = {"quant_method": method, "bits": 4, "quant_type": "int8_weight_only", "group_size": 128}
+    change(folder / "config.json", quantization_config=said)
+    assert re.search(r"reads, and it is not installed. `pip install [\w-]+", refusal(folder))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "remedy"),
+    [
+        (80, torch.bfloat16, None), (256, torch.bfloat16, None), (96, torch.float32, None),
+        (256, torch.float32, "Use --dtype bfloat16."), (512, torch.bfloat16, "Use --device cpu."),
+    ],
+)  # fmt: skip
+def test_heads_that_no_kernel_of_a_gpu_is_for(head_dim: int, dtype: torch.dtype, remedy: str | None) -> None:
+    from service.engine.loading.device import check_heads
+
+    if remedy is None:
+        check_heads("m", head_dim, dtype)
+        return
+    with pytest.raises(ModelError, match=f"heads of {head_dim} numbers") as refused:
+        check_heads("m", head_dim, dtype)
+    assert refused.value.detail.endswith(remedy)
+
+
+def test_pages_that_a_gpu_has_no_room_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the weights are read; without a number they take a share of what is left."""
+    from service.engine.loading import checkpoint, device
+
+    monkeypatch.setattr(device, "available_memory", lambda _: 50_000_000)
+    monkeypatch.setattr(checkpoint, "check_device", lambda _: None)
+    with pytest.raises(ModelError, match=r"1\.0 GB for KV beside .* of weights; 50 MB are free on cuda:0") as refused:
+        checkpoint.load_model(str(folder), "bfloat16", "cuda:0", kv_memory=1_000_000_000)
+    assert refused.value.param == "kv_memory"
+    device.check_room("m", 40_000_000, 0, "cuda:0")
 
 
 def test_git_lfs_pointers(folder: Path) -> None:

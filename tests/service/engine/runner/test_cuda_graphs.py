@@ -128,6 +128,9 @@ def test_what_no_bucket_holds_is_said() -> None:
     (part,) = decode([request], [3])
     part.hidden_rows = 1
     assert why_not([part], pool) == "hidden_states"
+    (part,) = decode([request], [3])
+    part.appended = chain_and_branch(2)
+    assert why_not([part], pool) == "appended"
 
 
 @given(max_running=st.integers(1, 200), counts=st.lists(st.integers(1, 80), min_size=1, max_size=70))
