@@ -247,6 +247,8 @@ class AsyncEngine:
                     finished = isinstance(output, Exception) or output.finished
                     if isinstance(output, Exception):
                         raise output
+                    if output.refusal is not None:
+                        raise output.refusal
                     if output.error is not None:
                         raise _failure(output.error)
                     if ticket is None:

@@ -678,6 +678,7 @@ class Engine:
         self.totals.failed += 1
         output = self._finish(request, FinishReason.ERROR)
         output.error = f"{type(error).__name__}: {error}"
+        output.refusal = error if isinstance(error, InvalidRequest) else None
         self._outputs.append(output)
 
 

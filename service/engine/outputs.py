@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.errors import InvalidRequest
+
 
 @dataclass
 class TokenLogprobs:
@@ -29,6 +31,7 @@ class TokenOutput:
         pieces: the text that each of ``token_ids`` added; some are empty. The list is empty without a tokenizer.
         sources: per token, who supplied it: a drafter's name or "target".
         prompt_logprobs: of the prompt's tokens but the first, with the first output; None where nobody asked.
+        error: why the engine gave up on the request; the refusal, where that is the request's own fault.
     """
 
     request_id: str
@@ -42,6 +45,7 @@ class TokenOutput:
     pieces: list[str] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    refusal: InvalidRequest | None = None
 
 
 @dataclass

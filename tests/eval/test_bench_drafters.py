@@ -184,5 +184,6 @@ def test_workloads_keep_the_prompts_that_suit_them(engine, monkeypatch, tmp_path
 def test_unknown_workloads_and_missing_files_are_named(engine, tmp_path):
     with pytest.raises(EvalError, match="unknown workload"):
         make_prompts(engine, "other", 128, 2, tmp_path, tmp_path)
-    with pytest.raises(EvalError, match="there is no"):
-        make_prompts(engine, "spec_bench", 128, 2, tmp_path, tmp_path / "none.jsonl")
+    for workload in ("spec_bench", "chat", "category:writing"):
+        with pytest.raises(EvalError, match="there is no"):
+            make_prompts(engine, workload, 128, 2, tmp_path, tmp_path / "none.jsonl")

@@ -35,7 +35,8 @@ GROUPS = {
 WORKLOADS = ("quoting", "spec_bench", "nothing", "questions", *GROUPS)
 CATEGORY = "category:"
 """Before the name of any one category that the file of prompts has: SPEED-Bench's are others than Spec-Bench's."""
-ANSWERED = ("quoting", "questions", *GROUPS)  # whose answers end by themselves
+_OVER_TEXT = ("quoting", "questions")
+ANSWERED = (*_OVER_TEXT, *GROUPS)  # whose answers end by themselves
 _SPEC_BENCH = ("rag", "summarization")
 _QUESTIONS, _RANDOM = 3, 6  # prompts tried for each one kept of `quoting` and of `nothing`
 
@@ -50,7 +51,7 @@ class Prompts:
 
 def make_prompts(engine: AsyncEngine, workload: str, context: int, count: int, text: Path, spec_bench: Path) -> Prompts:
     """`count` prompts of about `context` tokens."""
-    if workload in ANSWERED:
+    if workload in _OVER_TEXT:
         loaded = engine.engine.loaded
         layout = layout_for(loaded.name, loaded.tokenizer, parameters=loaded.num_parameters)
         if workload == "questions":

@@ -440,6 +440,10 @@ def _repetitions(target: Target) -> str:
     return _constrained(target, regex="((a{1,1000}){1,1000}){1,1000}")
 
 
+def _many_ways(target: Target) -> str:
+    return _constrained(target, regex=f"({'|'.join('a' * n for n in range(1, 400))}){{400}}")
+
+
 def _constrained(target: Target, **constraint: Any) -> str:
     body = {"model": target.model, "prompt": "x", "max_tokens": 4, "structured_outputs": constraint}
     return said(target.post("/v1/completions", body))
@@ -584,6 +588,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("grammars", "5,000 rules", _many_rules),
     Attack("grammars", "an ambiguous grammar", _ambiguous_grammar),
     Attack("grammars", "a repetition of repetitions", _repetitions),
+    Attack("grammars", "an expression of many ways", _many_ways),
     Attack("files", "448 bytes of <!---->", _comments),
     Attack("files", "4 MB of &", _ampersands, slow=True),
     Attack("files", "600,000 headings", _headings, slow=True),

@@ -101,7 +101,7 @@ class ConstrainedText:
     def adjust(self, logits: Tensor, tokens: Sequence[int], tree: DraftTree) -> Tensor:
         """Logits [n + 1, V] behind the text's last token and the tree's nodes, -inf where a token is not allowed.
 
-        `tokens` is the whole text, which only grows from call to call. Raises RuntimeError where the matcher meets a
+        `tokens` is the whole text, which only grows from call to call. Raises InvalidRequest where the matcher meets a
         limit of its own.
         """
         self._matcher.consume_tokens(list(tokens[self._consumed :]))  # an error stays, and is found below
@@ -130,5 +130,9 @@ class ConstrainedText:
         """bool [V]: the tokens that may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise RuntimeError(f"the output cannot be constrained further: {self._matcher.get_error()}")
+            raise InvalidRequest(
+                "The output cannot be constrained further: the matcher meets a limit of its own.",
+                hint="Ask for a simpler expression, grammar or schema.",
+                param="structured_outputs",
+            )
         return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)

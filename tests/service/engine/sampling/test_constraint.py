@@ -158,5 +158,6 @@ def test_a_matcher_at_its_limits_fails_its_own_request_alone(
     while engine.has_work:
         last |= {output.request_id: output for output in engine.step()}
     assert "cannot be constrained further" in last[names[0]].error
-    assert last[names[1]].error is None
+    assert isinstance(last[names[0]].refusal, InvalidRequest)
+    assert (last[names[1]].error, last[names[1]].refusal) == (None, None)
     engine.check_integrity()
