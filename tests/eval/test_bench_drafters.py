@@ -10,7 +10,7 @@ import pytest
 from drafters.heads.folder import HEADS, save_head
 from drafters.models.pacing import Pace
 from drafters.training.distill import DISTILLATION
-from eval.bench.drafting.drafters import Options, beside, measure, run
+from eval.bench.drafting.drafters import Options, beside, file_name, measure, run
 from eval.bench.drafting.prompts import make_prompts, quoted
 from eval.bench.drafting.timing import perturbed_gap
 from eval.errors import EvalError
@@ -101,6 +101,8 @@ def test_a_trained_drafter_is_named_in_its_cells(checkpoint, tmp_path):
     assert trained["identical"], trained
     assert trained["by_source"]["eagle3"]["drafted"] > 0
     assert trained["by_position"]["1"]["drafted"] >= trained["by_position"]["2"]["drafted"]
+    asked = Options(only="trained", draft_model=str(tmp_path))
+    assert file_name(asked, figures) == "drafters_trained", "the table of all drafters is another file"
 
 
 def test_the_table_of_trained_drafters_wants_one():

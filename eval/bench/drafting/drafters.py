@@ -400,4 +400,9 @@ def chart(figures: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-command = bench(Options, measure, lambda options, figures: options.name)
+def file_name(options: Options, figures: Figures) -> str:
+    """Of the file that `measure` writes to."""
+    return (_only(options) if options.only else options).name
+
+
+command = bench(Options, measure, file_name)
