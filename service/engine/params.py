@@ -74,7 +74,7 @@ class SamplingParams:
             "min_p must be between 0 and 1": 0 <= self.min_p <= 1,
             "frequency_penalty must be between -2 and 2": -2 <= self.frequency_penalty <= 2,
             "presence_penalty must be between -2 and 2": -2 <= self.presence_penalty <= 2,
-            "repetition_penalty must be above 0 and at most 100": 0 < self.repetition_penalty <= 100,
+            "repetition_penalty must be between 0.01 and 100": 0.01 <= self.repetition_penalty <= 100,
             "logit_bias takes token ids of 0 or more, each once, and numbers between -100 and 100": all(
                 token >= 0 and -100 <= bias <= 100 for token, bias in self.logit_bias
             )

@@ -152,7 +152,7 @@ class Sampled(Lenient):
     min_p: float | None = Field(None, ge=0, le=1, description="Extension, as vLLM's.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Extension, as vLLM's.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Extension, as vLLM's.")
     logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description="Extension, as vLLM's.")

@@ -22,7 +22,7 @@ class SamplingDefaults:
         top_p: in (0, 1].
         top_k: tokens kept; 0 keeps all.
         min_p: share of the likeliest token's probability that a token must have.
-        repetition_penalty: above 0; 1 is none.
+        repetition_penalty: at least 0.01; 1 is none.
     """
 
     temperature: float | None = None
@@ -48,7 +48,7 @@ class SamplingDefaults:
             top_p=_number(name, said, "top_p", 0.0, 1.0, open_below=True),
             top_k=None if top_k is None else int(top_k),
             min_p=_number(name, said, "min_p", 0.0, 1.0),
-            repetition_penalty=_number(name, said, "repetition_penalty", 0.0, MOST, open_below=True),
+            repetition_penalty=_number(name, said, "repetition_penalty", 0.01, MOST),
         )
 
     def as_dict(self) -> dict[str, Any]:

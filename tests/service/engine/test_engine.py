@@ -139,6 +139,7 @@ def test_stop_token_ids_end_the_sequence_with_that_token(engine: Engine) -> None
         {"frequency_penalty": 2.5},
         {"presence_penalty": float("nan")},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 5e-324},
         {"logit_bias": ((-1, 0.5),)},
         {"logit_bias": ((1, 101.0),)},
         {"logit_bias": ((1, 0.5), (1, 0.6))},
