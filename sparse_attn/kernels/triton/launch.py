@@ -11,10 +11,12 @@ import triton
 from torch import Tensor
 
 from sparse_attn.kernels.operands import Rows
+from sparse_attn.kernels.triton.cache import use_movable_cache
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 TUNING = os.environ.get("FOLIO_KERNEL_TUNING", "1") == "1"
 """Off, kernels take the first configuration that fits: for tests, where compiling takes longer than running."""
+use_movable_cache()
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
