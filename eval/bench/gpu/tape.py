@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from service.engine.runner.pieces import record_whole
+
 _READS = {"tolist", "item", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "cpu"}
 _SHAPED_BY_VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
 _ROOM = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -73,17 +75,7 @@ class Tape:
 
     def __call__(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         step()
-        self.begin()
-        try:
-            out = step()
-        finally:
-            launch = self.end()
-
-        def replay() -> Tensor:
-            launch()
-            return out
-
-        return replay
+        return record_whole(self, step)
 
     def begin(self) -> None:
         tape: list[Callable[[], None]] = []

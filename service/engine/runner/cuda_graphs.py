@@ -38,7 +38,7 @@ from service.engine.block_manager import GONE, Place
 from service.engine.params import SamplingParams
 from service.engine.request import Request
 from service.engine.runner.model_runner import Forward, ModelRunner, tree_mask
-from service.engine.runner.pieces import PiecedForwards, Recorder
+from service.engine.runner.pieces import PiecedForwards, Recorder, record_whole
 from service.engine.sampling.sampler import RowKeys, choose_tokens
 from service.engine.step import Slice
 from sparse_attn.batch import AttnBatch, GroupTables
@@ -459,17 +459,7 @@ class GraphCapture:
             for _ in range(2):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
-        self.begin()
-        try:
-            out = step()
-        finally:
-            launch = self.end()
-
-        def replay() -> Tensor:
-            launch()
-            return out
-
-        return replay
+        return record_whole(self, step)
 
     def begin(self) -> None:
         """As `Recorder.begin`."""

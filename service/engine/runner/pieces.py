@@ -41,6 +41,21 @@ class Recorder(Protocol):
         """What was captured since `begin`, to be launched again on the same addresses."""
 
 
+def record_whole(recorder: Recorder, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Capture a step in one piece; what replays it gives the captured result."""
+    recorder.begin()
+    try:
+        out = step()
+    finally:
+        launch = recorder.end()
+
+    def replay() -> Tensor:
+        launch()
+        return out
+
+    return replay
+
+
 def piece_sizes(step_tokens: int) -> list[int]:
     """Numbers of rows worth pieces where a step has up to ``step_tokens``, ascending; more are bound by computing."""
     sizes, at = [], 0
