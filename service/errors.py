@@ -49,7 +49,9 @@ class FolioError(Exception):
     @property
     def detail(self) -> str:
         """Message and remedy in one text."""
-        return f"{self.message} {self.hint}" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        return f"{self.message}{'' if self.message.endswith(('.', '?', '!')) else '.'} {self.hint}"
 
     def as_problem(self) -> dict[str, Any]:
         """As problem+json (RFC 9457)."""
