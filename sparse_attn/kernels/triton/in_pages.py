@@ -110,8 +110,10 @@ def _in_pages_kernel(
     begin = tl.minimum(first_page + share * size, pages)
     end = tl.minimum(begin + size, pages)
     middle = tl.maximum(tl.minimum(end, clear), begin)
+    front = begin  # pages from here to the middle are seen whole
     if WINDOW:
-        middle = begin
+        newest = tl.max(tl.where(wanted, position, 0), 0).to(tl.int32) - window + 1
+        front = tl.minimum(tl.maximum((newest + PAGE - 1) // PAGE, begin), middle)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -120,8 +122,8 @@ def _in_pages_kernel(
     table = TABLES + seq.to(tl.int64) * stride_table
     k_at, v_at, k_scale, v_scale = of_a_page(PAGE, HEAD_DIM, BLOCK_D)
     # the frame comes from the iteration before: a load that another load waits for would take a stage of the pipeline
-    frame = tl.load(table + begin, mask=begin < middle, other=0).to(tl.int64)
-    for page in range(begin, middle):
+    frame = tl.load(table + front, mask=front < middle, other=0).to(tl.int64)
+    for page in range(front, middle):
         tile = frame * stride_page + kv_offset
         frame = tl.load(table + page + 1, mask=page + 1 < middle, other=0).to(tl.int64)
         if BLOCK_D == HEAD_DIM:
@@ -135,7 +137,10 @@ def _in_pages_kernel(
             v_scale = tl.load(V_SCALE + tile // HEAD_DIM + offs_n).to(tl.float32)
         acc, m, total = absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP, QUANT, wanted, False)
 
-    for page in range(middle, end):
+    for step in range(middle - (front - begin), end):  # what is left before and behind
+        page = step
+        if WINDOW:
+            page = tl.where(step < middle, step - middle + front, step)
         tile = tl.load(table + page).to(tl.int64) * stride_page + kv_offset
         key = page * PAGE + offs_n
         new = key - context

@@ -109,6 +109,16 @@ def test_trees_beside_plain_rows(window: int, monkeypatch: pytest.MonkeyPatch) -
     batch.check(tree_masks=[mask, None, None], window=window, positions=positions(batch, depth, None, None))
 
 
+@pytest.mark.parametrize("share", [32, 1024])
+@pytest.mark.parametrize("window", [44, 49, 60])
+def test_pages_in_the_midst_of_a_window_have_no_mask(window: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "SHARE_KEYS", share)
+    mask, depth = tree()
+    batch = InPages([1, 5, 4], [110, 100, 63])
+    batch.check(window=window, positions=positions(batch, None, None, None))
+    batch.check(tree_masks=[None, mask, None], window=window, positions=positions(batch, None, depth, None))
+
+
 def test_soft_caps_and_windows_of_chains() -> None:
     batch = InPages([4, 1], [45, 30])
     batch.q *= 8
