@@ -37,7 +37,7 @@ def test_first_turns_of_some_categories_come_in_order(tmp_path: Path, shared: Pa
         ([row("rag", "a"), {"turns": ["a"]}], "row 2 of .* has no category or no turns"),
         ([row("rag", "a"), {"category": "rag", "turns": [7]}], "row 2 of .* has no category or no turns"),
         ([row("rag", "a"), '{"category": "ra'], "line 2 of .*: not JSON"),
-        ([row("qa", "a")], "has no prompts of rag It has qa"),
+        ([row("qa", "a")], "has no prompts of rag\\. It has qa"),
     ],
 )
 def test_what_is_malformed_is_refused_by_name(tmp_path: Path, rows: list[object], why: str) -> None:
