@@ -110,6 +110,7 @@ class Request:
         self.draft_budget = 0
         self.state_window = 0  # tokens at the end whose states its drafter reads, and that are therefore computed
         self.preemptions = 0
+        self.turn_began = 0  # tokens of its answer when it last got a place
         self.finish_reason: FinishReason | None = None
         self.steps = 0
         self.arrived = time.perf_counter()

@@ -15,9 +15,10 @@ steps that depends on the lengths of the prompts that run alone.
 
 Owners take turns: of those who wait the one is next whose owner has the fewest running. Where no place, or no page, is
 left for it, the youngest request of the owner who has the most makes room, unless it did so more often already: long
-answers of one owner keep no other waiting, and no two can displace one another for ever. While there are several owners
-a step does as much as takes about a quarter of a second, by the pace of those before: two thousand rows at the end of a
-long prompt are many seconds, which everybody's next token would wait for.
+answers of one owner keep no other waiting, and no two can displace one another for ever. Where every place has an owner
+of its own, they go round: after `TURN` tokens an answer gives its place to an owner who has none. While there are
+several owners a step does as much as takes about a quarter of a second, by the pace of those before: two thousand rows
+at the end of a long prompt are many seconds, which everybody's next token would wait for.
 
 When pages run out the youngest request of the least priority is preempted: its pages go back, its tokens stay, and it
 is computed anew later (mostly from the prefix cache). The oldest request can always take what it needs, and no request
@@ -47,6 +48,8 @@ from sparse_attn.kv.lifetimes import PageLifetimes
 
 SHARED_STEP_S = 0.25
 """of a step's prompts, and of its drafts, about, while there are several owners"""
+TURN = 64
+"""tokens that an answer has a place for, at least, while owners without one wait"""
 ROW = 2048
 """tokens of context whose attention costs as much as the rest of a row, about"""
 TELLING = 256
@@ -371,13 +374,15 @@ class Scheduler:
         return [request for *_, request in sorted(turns, key=lambda turn: turn[:2])]
 
     def _make_room(self, step: Step, budget: int) -> None:
-        """Take a place, or pages, from the owner who has the most for one who has less and waits."""
+        """Take a place, or pages, from the owner who has the most for one who has less and waits; where each
+        has one place, that of whoever has had it longest for an owner who has none."""
         answering = [r for r in self.running if r.reading is None]
         first = next(iter(self._in_turn(r for r in self.waiting if r.reading is None and not r.parked)), None)
         others = [r for r in answering if first is not None and r.params.owner != first.params.owner]
         if first is None or not others:
             return
-        if len(answering) >= self.config.max_running:
+        full = len(answering) >= self.config.max_running
+        if full:
             held, wanted = Counter(r.params.owner for r in answering), 1
         elif self._was_refused(first):
             held, wanted = Counter[str](), self.blocks.pages_for(min(len(first.token_ids), budget))
@@ -389,6 +394,11 @@ class Scheduler:
         victim = [r for r in others if held[r.params.owner] == most][-1]
         if most > held[first.params.owner] + wanted and first.preemptions <= victim.preemptions:
             self._preempt(step, victim)
+        elif full and not held[first.params.owner]:
+            longest = max(others, key=lambda r: r.num_output - r.turn_began)
+            if longest.num_output - longest.turn_began >= TURN:
+                self._preempt(step, longest)
+                self.waiting.rotate(-1)  # behind all who wait
 
     def _admit(self, step: Step, budget: int) -> None:
         """Move waiting requests to the running ones while pages for their first chunks are there."""
@@ -420,6 +430,7 @@ class Scheduler:
             request.pages = match.pages
             request.num_computed = cached
             request.num_published = len(match.pages)
+            request.turn_began = request.num_output
             if not request.preemptions:
                 request.cached_tokens, request.miss_reason = cached, match.miss_reason
             insort(self.running, request, key=lambda r: (r.priority, r.arrived))

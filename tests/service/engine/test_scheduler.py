@@ -26,7 +26,7 @@ from service.engine.block_manager import GONE, BlockManager, OutOfPages, PageDig
 from service.engine.finish import Emitted, FinishReason, StopChecker
 from service.engine.params import SamplingParams
 from service.engine.request import Priority, Reading, Request
-from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.scheduler import TURN, Scheduler, SchedulerConfig
 from service.engine.step import Step
 from sparse_attn.kv.head_groups import HeadGroups
 from sparse_attn.kv.lifetimes import PageLifetimes
@@ -309,6 +309,23 @@ def test_endless_answers_of_one_owner_make_room_for_anothers() -> None:
         step_once(sched)
     assert running(sched) == {"bob": 3, "ann": 3}
     assert sched.num_preemptions == 4, "nobody is displaced for what another has no more of"
+    sched.check_integrity()
+
+
+def test_where_every_place_has_an_owner_of_its_own_they_go_round() -> None:
+    sched = scheduler(pages=4000, max_step_tokens=64, max_running=3)
+    endless = of_owners(sched, ann=1, bob=1, cid=1, dan=1, eve=1)
+    for _ in range(TURN):
+        step_once(sched)
+    assert running(sched) == {"ann": 1, "bob": 1, "cid": 1}
+    short = request("fay", [7] * 9, 4, "fay")
+    sched.add(short)
+    for _ in range(4 * TURN):
+        step_once(sched)
+    assert short.num_output == 4
+    served = [one.num_output for one in endless]
+    assert min(served) >= 2 * TURN
+    assert max(served) - min(served) <= TURN + 4, "an equal share for each"
     sched.check_integrity()
 
 
