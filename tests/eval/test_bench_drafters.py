@@ -9,7 +9,9 @@ import pytest
 
 from drafters.heads.folder import HEADS, save_head
 from drafters.models.pacing import Pace
+from drafters.training import online
 from drafters.training.distill import DISTILLATION
+from eval.bench.drafting import online as bench_online
 from eval.bench.drafting.drafters import Options, beside, file_name, measure, run
 from eval.bench.drafting.prompts import make_prompts, quoted
 from eval.bench.drafting.timing import perturbed_gap
@@ -86,11 +88,17 @@ def test_drafters_of_a_draft_model_take_part(checkpoint, tmp_path, monkeypatch):
         assert cell["acceptance_rate"] > 0.5, cell  # the draft model is the target
 
 
-def test_a_trained_drafter_is_named_in_its_cells(checkpoint, tmp_path):
+@pytest.fixture
+def head(checkpoint, tmp_path):
+    """A drafter that was never trained, kept in `tmp_path`."""
     target = TargetView(load_model(str(checkpoint)))
     head = HEADS["eagle3"](HEADS["eagle3"].configure(target), target)
     head.share(target)
     save_head(head, tmp_path)
+    return head
+
+
+def test_a_trained_drafter_is_named_in_its_cells(checkpoint, head, tmp_path):
     (tmp_path / "training.json").write_text('{"minutes": 30}')
     names = ("trained:paced=false,min_score=0",)
     figures = measured(checkpoint, draft_model=str(tmp_path), drafter=names, temperature=(0.0,), batch=(1,), rounds=1)
@@ -103,6 +111,17 @@ def test_a_trained_drafter_is_named_in_its_cells(checkpoint, tmp_path):
     assert trained["by_position"]["1"]["drafted"] >= trained["by_position"]["2"]["drafted"]
     asked = Options(only="trained", draft_model=str(tmp_path))
     assert file_name(asked, figures) == "drafters_trained", "the table of all drafters is another file"
+
+
+def test_what_learns_while_it_serves_stands_beside_what_does_not(checkpoint, head, tmp_path, monkeypatch):
+    lessons = []
+    monkeypatch.setattr(online.OnlineHead, "take", lambda self, lesson, seconds: lessons.append(lesson) is not None)
+    groups = {"draft_model": tmp_path, "workload": ("nothing", "nothing"), "prompts": 4, "max_tokens": 24}
+    figures = bench_online.run(bench_online.Options(model=str(checkpoint), context=128, **groups))
+    assert [(row["half"], row["answers"]) for row in figures["rows"]] == [("first", 2), ("second", 2)] * 2
+    assert all(row["identical"] for row in figures["rows"])
+    assert figures["head"] == "eagle3"
+    assert len(lessons) == 8, "an answer of the one that learns is a lesson, no other"
 
 
 def test_the_table_of_trained_drafters_wants_one():
