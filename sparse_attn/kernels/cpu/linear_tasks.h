@@ -44,6 +44,10 @@ inline void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, c
   for (int r = 0; r < rows; ++r) {
     float* y = c.y + (row0 + r) * c.outer + n0;
     if (past && store_past_caches(y, sums[r])) continue;
+    if (as_is && columns == WIDTH) {
+      std::memcpy(y, sums[r], sizeof sums[r]);
+      continue;
+    }
     for (int n = 0; n < columns; ++n) {
       const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
       y[n] = as_is ? scaled : scaled + (c.bias ? c.bias[n0 + n] : 0.0f);

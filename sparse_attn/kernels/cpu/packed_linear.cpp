@@ -16,15 +16,16 @@ struct Input {
   int64_t width, steps;
 };
 
-// Tiles first … first + count - 1 of a panel. What lies AHEAD is brought in meanwhile: a panel goes on in the next, across
-// pages, where the processor's own guesses end.
+// Tiles first … first + count - 1 of a panel of `size` bytes. What lies AHEAD is brought in meanwhile: a panel goes on in
+// the one that lies `gap` bytes behind it, across pages, where the processor's own guesses end.
 template <int KIND, class Product>
-void unpack(const uint8_t* panel, int64_t first, int64_t count, typename Product::Value* out) {
+void unpack(const uint8_t* panel, int64_t size, int64_t gap, int64_t first, int64_t count, typename Product::Value* out) {
   using L = LayoutOf<KIND>;
   for (int64_t step = first; step < first + count; ++step, out += Product::values) {
     const uint8_t* head = panel + step / L::span * (L::head + L::span * L::tile);
-    for (int line = 0; line < L::tile + L::head / L::span; line += 64)
-      __builtin_prefetch(panel + L::offset(step) + AHEAD + line, 0, 3);
+    const int64_t ahead = L::offset(step) + AHEAD;
+    const uint8_t* soon = panel + ahead + (ahead < size ? 0 : gap);
+    for (int line = 0; line < L::tile + L::head / L::span; line += 64) __builtin_prefetch(soon + line, 0, 3);
     unpack_tile<KIND>(head, panel + L::offset(step), int(step % L::span),
                       [&](int j, const wide& low, const wide& high) { Product::put(out, j, low, high); });
   }
@@ -41,39 +42,50 @@ void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_
   const int64_t size = L::panel_bytes(steps);
   const uint8_t* const panel[] = {c.w + first * size, c.w + std::min(first + 1, last) * size};
   const Value* from = x.values + row0 * x.width;
-  alignas(64) float sums[BLOCK][WIDTH];
   if (rows <= BLOCK) {
-    Value* const room = as_is ? nullptr : kept.take(2 * Product::values);
+    alignas(64) float sums[BLOCK][WIDTH];
     product.begin(int(rows));
-    for (int64_t step = 0; step < steps; step += as_is ? steps : 1) {
-      const Value* w[2];
-      for (int i = 0; i < 2; ++i) {
-        if constexpr (as_is) {
-          w[i] = reinterpret_cast<const Value*>(panel[i]);
-        } else {
-          unpack<KIND, Product>(panel[i], step, 1, room + i * Product::values);
-          w[i] = room + i * Product::values;
-        }
+    if constexpr (as_is) {
+      product.add(from, x.width, reinterpret_cast<const Value*>(panel[0]), reinterpret_cast<const Value*>(panel[1]), int(steps));
+    } else {
+      Value* const room = kept.take(4 * Product::values);  // for a step's tiles and for the next one's
+      const auto tile = [&](int64_t step, int i) { return room + (2 * (step & 1) + i) * Product::values; };
+      const auto make = [&](int64_t step) {
+        for (int i = 0; i < 2; ++i) unpack<KIND, Product>(panel[i], size, size, step, 1, tile(step, i));  // side by side
+      };
+      make(0);
+      for (int64_t step = 0; step < steps; ++step) {
+        if (step + 1 < steps) make(step + 1);  // before: a tile that was just stored is long in coming
+        product.add(from + step * Product::step, x.width, tile(step, 0), tile(step, 1), 1);
       }
-      product.add(from + step * Product::step, x.width, w[0], w[1], as_is ? int(steps) : 1);
     }
     product.end(sums);
     return deliver(c, row0, int(rows), n0, sums);
   }
-  const Value* w[2];
-  if constexpr (as_is) {
-    for (int i = 0; i < 2; ++i) w[i] = reinterpret_cast<const Value*>(panel[i]);
-  } else {
-    Value* whole = kept.take(2 * steps * Product::values);
-    for (int i = 0; i < 2; ++i) unpack<KIND, Product>(panel[i], 0, steps, whole + i * steps * Product::values);
-    for (int i = 0; i < 2; ++i) w[i] = whole + i * steps * Product::values;
-  }
-  for (int64_t r = 0; r < rows; r += BLOCK) {
-    const int height = int(std::min<int64_t>(BLOCK, rows - r));
-    product.begin(height);
-    product.add(from + r * x.width, x.width, w[0], w[1], int(steps));
-    product.end(sums);
-    deliver(c, row0 + r, height, n0, sums);
+  alignas(64) static thread_local float all[TASK_ROWS / BLOCK][BLOCK][WIDTH];
+  for (int64_t k = 0; k < steps; k += Product::run) {
+    const int64_t count = std::min<int64_t>(Product::run, steps - k);
+    const Value* w[2];
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (as_is) {
+        w[i] = reinterpret_cast<const Value*>(panel[i]) + k * Product::values;
+      } else {
+        Value* const room = kept.take(2 * count * Product::values) + i * count * Product::values;
+        unpack<KIND, Product>(panel[i], size, size, k, count, room);
+        w[i] = room;
+      }
+    }
+    for (int64_t r = 0; r < rows; r += BLOCK) {
+      const int height = int(std::min<int64_t>(BLOCK, rows - r));
+      float(*const sums)[WIDTH] = all[r / BLOCK];
+      if (k == 0) product.begin(height);
+      if constexpr (Product::run < INT64_MAX) {
+        if (k) product.resume(height, sums);
+      }
+      product.add(from + r * x.width + k * Product::step, x.width, w[0], w[1], int(count));
+      product.end(sums);
+      if (k + count == steps) deliver(c, row0 + r, height, n0, sums);
+    }
   }
 }
 
@@ -127,7 +139,7 @@ void run(const PackedLinear* calls, int32_t count) {
     if (!few) convert();
     static thread_local Kept<Value> kept;
     Product product;
-#pragma omp for schedule(dynamic, share)
+#pragma omp for schedule(dynamic, share) nowait
     for (int64_t at = 0; at < first[count]; ++at) {
       const int64_t own = std::upper_bound(first.begin(), first.end(), at) - first.begin() - 1;
       const PackedLinear& c = calls[own];

@@ -50,6 +50,7 @@ class Float32 {
  public:
   using Value = float;
   static constexpr int values = TILE_ROWS * TILE_COLUMNS;  // of a tile
+  static constexpr int64_t run = INT64_MAX;                // most tiles along k between `begin` and `end`
   static constexpr bool reads_bfloat16 = false;
   static constexpr int64_t step = TILE_COLUMNS;  // from 32 columns of x to the next
 
@@ -89,6 +90,7 @@ class Float32 {
 struct Bfloat16 {
   using Value = uint16_t;
   static constexpr int values = TILE_ROWS * TILE_COLUMNS;
+  static constexpr int64_t run = INT64_MAX;
   static constexpr bool reads_bfloat16 = true;
   static constexpr int64_t step = TILE_COLUMNS;
 
@@ -115,6 +117,7 @@ class Rounded : public Bfloat16 {
 
  public:
   static constexpr int64_t step = values;  // x lies in tiles too, each in one piece
+  static constexpr int64_t run = 10;       // so many tiles of both panels and of 32 rows of x fit in the first cache
 
   static int64_t place(int64_t row, int64_t k, int64_t width) {
     const int64_t tile = row / TILE_ROWS * TILE_ROWS * width + k / TILE_COLUMNS * step;
@@ -124,6 +127,17 @@ class Rounded : public Bfloat16 {
     rows = count;
     tiles.shape(count < TILE_ROWS ? count : TILE_ROWS);
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  }
+  void resume(int count, const float (*y)[WIDTH]) {  // from what `end` delivered
+    rows = count;
+    tiles.shape(count < TILE_ROWS ? count : TILE_ROWS);
+    constexpr int64_t stride = sizeof *y;
+    tile_load<0>(y[0], stride);
+    tile_load<1>(y[0] + TILE_ROWS, stride);
+    if (rows > TILE_ROWS) {
+      tile_load<2>(y[TILE_ROWS], stride);
+      tile_load<3>(y[TILE_ROWS] + TILE_ROWS, stride);
+    }
   }
   void add(const uint16_t* x, int64_t width, const uint16_t* w0, const uint16_t* w1, int steps) {
     if (rows <= TILE_ROWS) {
