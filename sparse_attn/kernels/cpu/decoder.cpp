@@ -92,6 +92,12 @@ class Body {
     folio_rms_norm(&one);
   }
 
+  PackedLinear call(const PackedLinear& weight, const float* x, int64_t rows, int64_t inner, float* y) const {
+    PackedLinear one = weight;
+    one.x = x, one.y = y, one.x_row = inner, one.rows = rows, one.threads = c.threads;
+    return one;
+  }
+
   // Products of the same rows of x, in one meeting of the threads.
   void multiply(const float* x, int64_t rows, int64_t inner, std::initializer_list<Output> outputs) const {
     Linear plain[3];
@@ -100,9 +106,7 @@ class Body {
     for (const Output& out : outputs) {
       const Projection& p = out.of;
       if (p.packed) {
-        packed[count] = *p.packed;
-        packed[count].x = x, packed[count].y = out.y, packed[count].x_row = inner, packed[count].rows = rows;
-        packed[count].threads = c.threads;
+        packed[count] = call(*p.packed, x, rows, inner, out.y);
       } else {
         plain[count] = {x, p.w, p.bias, out.y, inner, inner, rows, inner, out.width, c.threads};
       }
@@ -112,6 +116,17 @@ class Body {
       folio_packed_linear(packed, count);
     else
       folio_linear(plain, count);
+  }
+
+  // up = activation(gate · x) · (up · x); `gate` is room.
+  void open_gate(const Layer& layer, const float* x, int64_t rows, float* gate, float* up) const {
+    if (layer.gate.packed) {
+      const PackedLinear both[] = {call(*layer.gate.packed, x, rows, c.hidden, gate),
+                                   call(*layer.up.packed, x, rows, c.hidden, up)};
+      if (folio_packed_gated(both, layer.activation)) return;
+    }
+    multiply(x, rows, c.hidden, {{layer.gate, gate, c.inner}, {layer.up, up, c.inner}});
+    folio_gate(layer.activation, gate, up, rows * c.inner, c.threads);
   }
 
   // Rotary position embedding by halves (RoFormer, arXiv 2104.09864), as transformers rounds it; x [rows, heads, dim].
@@ -171,8 +186,7 @@ class Body {
       if (layer.attended_norm) norm(added, layer.attended_norm, layer.attended_eps, added, rows, c.hidden);
       add(x, added, rows * c.hidden);
       norm(x, layer.mlp_norm, layer.mlp_eps, normed, rows, c.hidden);
-      multiply(normed, rows, c.hidden, {{layer.gate, gate, c.inner}, {layer.up, up, c.inner}});
-      folio_gate(layer.activation, gate, up, rows * c.inner, c.threads);
+      open_gate(layer, normed, rows, gate, up);
       multiply(up, rows, c.inner, {{layer.down, added, c.hidden}});
       if (layer.gated_norm) norm(added, layer.gated_norm, layer.gated_eps, added, rows, c.hidden);
       add(x, added, rows * c.hidden);

@@ -12,6 +12,7 @@ namespace folio {
 constexpr int AHEAD = 2048;               // bytes
 constexpr int64_t CACHED = 1 << 20;       // floats of results that whoever comes next may find in a cache
 constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
+constexpr int64_t SPAN = 64;              // tiles of that many rows along k whose numbers the second cache holds
 constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
 
 // Memory that begins at a cache line and is kept from call to call.
@@ -38,20 +39,22 @@ inline bool store_past_caches(float* y, const float* row) {
 #endif
 }
 
-inline void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, const float (*sums)[WIDTH]) {
+// Sums of columns n0 … n0 + columns - 1 of a row as results: scaled, and with their biases.
+inline void finish(const PackedLinear& c, int64_t n0, int columns, float* sums) {
+  if (!c.scale && !c.bias) return;
+  for (int n = 0; n < columns; ++n) {
+    const float scaled = c.scale ? sums[n] * c.scale[n0 + n] : sums[n];
+    sums[n] = scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
+  }
+}
+
+inline void deliver(const PackedLinear& c, int64_t row0, int rows, int64_t n0, float (*sums)[WIDTH]) {
   const int columns = int(std::min<int64_t>(WIDTH, c.outer - n0));
-  const bool as_is = !c.scale && !c.bias, past = as_is && columns == WIDTH && c.rows * c.outer > CACHED;
+  const bool past = columns == WIDTH && c.rows * c.outer > CACHED;
   for (int r = 0; r < rows; ++r) {
     float* y = c.y + (row0 + r) * c.outer + n0;
-    if (past && store_past_caches(y, sums[r])) continue;
-    if (as_is && columns == WIDTH) {
-      std::memcpy(y, sums[r], sizeof sums[r]);
-      continue;
-    }
-    for (int n = 0; n < columns; ++n) {
-      const float scaled = c.scale ? sums[r][n] * c.scale[n0 + n] : sums[r][n];
-      y[n] = as_is ? scaled : scaled + (c.bias ? c.bias[n0 + n] : 0.0f);
-    }
+    finish(c, n0, columns, sums[r]);
+    if (!past || !store_past_caches(y, sums[r])) std::memcpy(y, sums[r], columns * sizeof(float));
   }
 }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "calls.h"
+
 // Mirrored by `_Pack` in packed.py.
 struct Pack {
   const uint8_t* rows;   // [outer, row_bytes]: as the kind is stored: ggml's blocks, two bytes or one a number
@@ -43,4 +45,6 @@ int64_t folio_packed_bytes(int32_t kind, int64_t outer, int64_t inner);
 void folio_pack(const Pack* call);
 void folio_unpack_rows(const Unpack* call);
 void folio_packed_linear(const PackedLinear* calls, int32_t count);  // of as many rows each
+// activation(y of the first) · y of the second, in the second's place; false where that is to be done in three steps.
+bool folio_packed_gated(const PackedLinear* both, Activation activation);
 }

@@ -3,6 +3,7 @@
 // Two panels are a task. For few rows a tile of each is unpacked into the first cache and multiplied while the next is
 // unpacked, so that w is read from memory once, at its stored size; for many rows panels are unpacked whole, once for a
 // block of rows. The products are those of products.h: a row's bits do not depend on how many rows run together.
+#include "gate.h"
 #include "linear_tasks.h"
 
 using namespace folio;
@@ -31,27 +32,84 @@ void unpack(const uint8_t* panel, int64_t size, int64_t gap, int64_t first, int6
   }
 }
 
-// Columns of two panels from n0 on, for rows row0 … row0 + rows - 1.
-template <int KIND, class Product>
-void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_t row0, int64_t rows, int64_t n0,
+// 32 columns of a result, from n0 on: two panels side by side.
+struct Columns {
+  static constexpr int width = WIDTH;
+  static constexpr bool put_down_in_parts = true;
+  const PackedLinear& c;
+  const int64_t n0;
+
+  Columns(const PackedLinear* call, int64_t n0, Activation) : c(*call), n0(n0) {}
+
+  const uint8_t* panel(int i, int64_t size) const {
+    return c.w + std::min(n0 / TILE_ROWS + i, (c.outer - 1) / TILE_ROWS) * size;
+  }
+  static int64_t gap(int64_t size) { return size; }  // from a panel's end to where its reader goes on
+  void deliver(int64_t row0, int rows, float (*sums)[WIDTH]) const { folio::deliver(c, row0, rows, n0, sums); }
+
+  // Sums that are not whole lie in the place of the results.
+  void put_down(int64_t row0, int rows, const float (*sums)[WIDTH]) const {
+    for (int r = 0; r < rows; ++r) std::memcpy(at(row0 + r), sums[r], bytes());
+  }
+  void take_up(int64_t row0, int rows, float (*sums)[WIDTH]) const {
+    for (int r = 0; r < rows; ++r) std::memcpy(sums[r], at(row0 + r), bytes());
+  }
+
+ private:
+  float* at(int64_t row) const { return c.y + row * c.outer + n0; }
+  size_t bytes() const { return std::min<int64_t>(WIDTH, c.outer - n0) * sizeof(float); }
+};
+
+// 16 columns of a gate, which is the call, and of what it opens, which is the next one, in whose place the result goes.
+struct Gated {
+  static constexpr int width = TILE_ROWS;
+  static constexpr bool put_down_in_parts = false;
+  const PackedLinear &c, &up;
+  const int64_t n0;
+  const Activation activation;
+
+  Gated(const PackedLinear* calls, int64_t n0, Activation activation)
+      : c(calls[0]), up(calls[1]), n0(n0), activation(activation) {}
+
+  const uint8_t* panel(int i, int64_t size) const { return (i ? up : c).w + n0 / TILE_ROWS * size; }
+  static int64_t gap(int64_t) { return 0; }
+  void deliver(int64_t row0, int rows, float (*sums)[WIDTH]) const {
+    const int columns = int(std::min<int64_t>(TILE_ROWS, c.outer - n0));
+    for (int r = 0; r < rows; ++r) {
+      float *gate = sums[r], *opened = gate + TILE_ROWS;
+      finish(c, n0, columns, gate);
+      finish(up, n0, columns, opened);
+      for (int n = 0; n < TILE_ROWS; n += LANES) store(opened + n, gated(activation, load(gate + n), load(opened + n)));
+      std::memcpy(up.y + (row0 + r) * up.outer + n0, opened, columns * sizeof(float));
+    }
+  }
+  void put_down(int64_t, int, const float (*)[WIDTH]) const {}
+  void take_up(int64_t, int, float (*)[WIDTH]) const {}
+};
+
+// What `out` has two panels for, for rows row0 … row0 + rows - 1; of more than BLOCK rows tiles k0 … k1 - 1 alone, whose
+// sums go on from those that were put down.
+template <int KIND, class Product, class Out>
+void task(const Out& out, const Input<typename Product::Value>& x, int64_t row0, int64_t rows, int64_t k0, int64_t k1,
           Product& product, Kept<typename Product::Value>& kept) {
   using Value = typename Product::Value;
   using L = LayoutOf<KIND>;
   constexpr bool as_is = KIND == BF16 && Product::reads_bfloat16;
-  const int64_t first = n0 / TILE_ROWS, last = (c.outer - 1) / TILE_ROWS, steps = x.steps;
-  const int64_t size = L::panel_bytes(steps);
-  const uint8_t* const panel[] = {c.w + first * size, c.w + std::min(first + 1, last) * size};
+  const int64_t steps = x.steps, size = L::panel_bytes(steps), gap = Out::gap(size);
+  const uint8_t* const panel[] = {out.panel(0, size), out.panel(1, size)};
   const Value* from = x.values + row0 * x.width;
   if (rows <= BLOCK) {
+    if (k0) return;  // the whole was made at once
     alignas(64) float sums[BLOCK][WIDTH];
     product.begin(int(rows));
     if constexpr (as_is) {
-      product.add(from, x.width, reinterpret_cast<const Value*>(panel[0]), reinterpret_cast<const Value*>(panel[1]), int(steps));
+      const auto w = [&](int i) { return reinterpret_cast<const Value*>(panel[i]); };
+      product.add(from, x.width, w(0), w(1), int(steps));
     } else {
       Value* const room = kept.take(4 * Product::values);  // for a step's tiles and for the next one's
       const auto tile = [&](int64_t step, int i) { return room + (2 * (step & 1) + i) * Product::values; };
       const auto make = [&](int64_t step) {
-        for (int i = 0; i < 2; ++i) unpack<KIND, Product>(panel[i], size, size, step, 1, tile(step, i));  // side by side
+        for (int i = 0; i < 2; ++i) unpack<KIND, Product>(panel[i], size, gap, step, 1, tile(step, i));
       };
       make(0);
       for (int64_t step = 0; step < steps; ++step) {
@@ -60,18 +118,18 @@ void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_
       }
     }
     product.end(sums);
-    return deliver(c, row0, int(rows), n0, sums);
+    return out.deliver(row0, int(rows), sums);
   }
   alignas(64) static thread_local float all[TASK_ROWS / BLOCK][BLOCK][WIDTH];
-  for (int64_t k = 0; k < steps; k += Product::run) {
-    const int64_t count = std::min<int64_t>(Product::run, steps - k);
+  for (int64_t k = k0; k < k1; k += Product::run) {
+    const int64_t count = std::min<int64_t>(Product::run, k1 - k);
     const Value* w[2];
     for (int i = 0; i < 2; ++i) {
       if constexpr (as_is) {
         w[i] = reinterpret_cast<const Value*>(panel[i]) + k * Product::values;
       } else {
         Value* const room = kept.take(2 * count * Product::values) + i * count * Product::values;
-        unpack<KIND, Product>(panel[i], size, size, k, count, room);
+        unpack<KIND, Product>(panel[i], size, gap, k, count, room);
         w[i] = room;
       }
     }
@@ -80,11 +138,15 @@ void task(const PackedLinear& c, const Input<typename Product::Value>& x, int64_
       float(*const sums)[WIDTH] = all[r / BLOCK];
       if (k == 0) product.begin(height);
       if constexpr (Product::run < INT64_MAX) {
+        if (k && k == k0) out.take_up(row0 + r, height, sums);
         if (k) product.resume(height, sums);
       }
       product.add(from + r * x.width + k * Product::step, x.width, w[0], w[1], int(count));
       product.end(sums);
-      if (k + count == steps) deliver(c, row0 + r, height, n0, sums);
+      if (k + count == steps)
+        out.deliver(row0 + r, height, sums);
+      else if (k + count == k1)
+        out.put_down(row0 + r, height, sums);
     }
   }
 }
@@ -102,21 +164,23 @@ void convert_rows(const PackedLinear& c, const Input<typename Product::Value>& x
     }
 }
 
-template <class Product>
-void run(const PackedLinear* calls, int32_t count) {
+// A call for each of `count` results that `Out` describes; the second of a gate's two has the same x and kind.
+template <class Product, class Out>
+void run(const PackedLinear* calls, int32_t count, Activation activation = {}) {
   using Value = typename Product::Value;
   const int64_t rows = calls->rows, height = rows <= TASK_ROWS ? std::max<int64_t>(rows, 1) : TASK_ROWS;
   const int64_t blocks = (rows + height - 1) / height;
   std::vector<int64_t> first(count + 1);  // task of each product
   std::vector<Input<Value>> inputs(count);
-  int64_t products = 0, room = 0;
+  int64_t products = 0, room = 0, longest = 0;
   const auto same = [&](int i) { return i && calls[i].x == calls[i - 1].x && calls[i].inner == calls[i - 1].inner; };
   for (int i = 0; i < count; ++i) {
     const PackedLinear& c = calls[i];
-    first[i + 1] = first[i] + (c.outer + WIDTH - 1) / WIDTH * blocks;
-    products += rows * c.outer * c.inner;
+    first[i + 1] = first[i] + (c.outer + Out::width - 1) / Out::width * blocks;
+    products += rows * c.outer * c.inner * (WIDTH / Out::width);
     const int64_t steps = (c.inner + TILE_COLUMNS - 1) / TILE_COLUMNS;
     inputs[i] = {nullptr, (steps | 1) * TILE_COLUMNS, steps};  // an odd number of tiles: rows meet in no set of a cache
+    longest = std::max(longest, steps);
     if (!same(i)) room += (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * inputs[i].width;
   }
   static thread_local Kept<Value> converted;
@@ -131,6 +195,8 @@ void run(const PackedLinear* calls, int32_t count) {
     for (int i = 0; i < count; ++i)
       if (!same(i)) convert_rows<Product>(calls[i], inputs[i]);
   };
+  // What many rows have of x is read for every task: so much of it at a time as fits in a core's second cache.
+  const int64_t span = Out::put_down_in_parts && Product::run < INT64_MAX && rows > BLOCK ? SPAN : longest;
   const bool few = rows <= TILE_ROWS;  // to wait for one another would take the threads longer than that work
   if (few) convert();
 #pragma omp parallel num_threads(threads)
@@ -139,15 +205,21 @@ void run(const PackedLinear* calls, int32_t count) {
     if (!few) convert();
     static thread_local Kept<Value> kept;
     Product product;
+    for (int64_t k = 0; k < longest; k += span) {
 #pragma omp for schedule(dynamic, share) nowait
-    for (int64_t at = 0; at < first[count]; ++at) {
-      const int64_t own = std::upper_bound(first.begin(), first.end(), at) - first.begin() - 1;
-      const PackedLinear& c = calls[own];
-      const int64_t across = (c.outer + WIDTH - 1) / WIDTH, number = at - first[own];
-      const int64_t row0 = number / across * height, n0 = number % across * WIDTH;
-      for_kind(c.kind, [&](auto known) {
-        task<decltype(known)::value, Product>(c, inputs[own], row0, std::min(height, rows - row0), n0, product, kept);
-      });
+      for (int64_t at = 0; at < first[count]; ++at) {
+        const int64_t own = std::upper_bound(first.begin(), first.end(), at) - first.begin() - 1;
+        const PackedLinear& c = calls[own];
+        const int64_t across = (c.outer + Out::width - 1) / Out::width, number = at - first[own];
+        const int64_t row0 = number / across * height, end = std::min(k + span, inputs[own].steps);
+        const Out out(&c, number % across * Out::width, activation);
+        for_kind(c.kind, [&](auto known) {
+          task<decltype(known)::value>(out, inputs[own], row0, std::min(height, rows - row0), k, end, product, kept);
+        });
+      }
+      if (k + span < longest) {
+#pragma omp barrier
+      }
     }
 #if defined(__x86_64__)
     _mm_sfence();  // results that went past the caches
@@ -163,8 +235,18 @@ extern "C" void folio_packed_linear(const PackedLinear* calls, int32_t count) {
   const int32_t alike = int32_t(rest - calls);
   switch (calls->products) {
     case Products::INT8: run_int8(calls, alike); break;
-    case Products::BFLOAT16: run<Rounded>(calls, alike); break;
-    case Products::FLOAT32: run<Float32>(calls, alike); break;
+    case Products::BFLOAT16: run<Rounded, Columns>(calls, alike); break;
+    case Products::FLOAT32: run<Float32, Columns>(calls, alike); break;
   }
   if (alike < count) folio_packed_linear(rest, count - alike);
+}
+
+// Where both are of one kind and a row's numbers are few enough to be gone through at once.
+extern "C" bool folio_packed_gated(const PackedLinear* both, Activation activation) {
+  const PackedLinear &gate = both[0], &up = both[1];
+  const bool alike = gate.kind == up.kind && gate.products == up.products && gate.x == up.x;
+  if (!alike || gate.products == Products::INT8 || gate.inner > SPAN * TILE_COLUMNS) return false;
+  if (gate.rows == 0) return true;
+  gate.products == Products::BFLOAT16 ? run<Rounded, Gated>(both, 1, activation) : run<Float32, Gated>(both, 1, activation);
+  return true;
 }

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "calls.h"
-#include "simd.h"
+#include "gate.h"
 
 using namespace folio;
 
@@ -45,8 +45,7 @@ extern "C" void folio_write(const Write* call) {
   }
 }
 
-// up[i] *= activation(gate[i]): y · sigmoid(t), each rounded, where t is y for SiLU, and for GELU in its approximation by a
-// tanh twice what that is of, since 1 + tanh(t / 2) is 2 · sigmoid(t).
+// up[i] *= activation(gate[i]).
 extern "C" void folio_gate(Activation activation, const float* gate, float* up, int64_t count, int32_t most) {
   const int threads = int(std::clamp<int64_t>(count / THREAD_FLOATS, 1, most));
   const int64_t step = (count / threads / LANES + 1) * LANES;  // so that a value is always in the same kind of vector
@@ -58,12 +57,8 @@ extern "C" void folio_gate(Activation activation, const float* gate, float* up, 
       const int64_t width = std::min<int64_t>(LANES, end - i);
       const vec g = width == LANES ? load(gate + i) : load_some(gate + i, width);
       const vec u = width == LANES ? load(up + i) : load_some(up + i, width);
-      const vec inner = splat(0.79788456080286536f) * (g + splat(0.044715f) * (g * g * g));
-      const vec t = activation == SILU ? g : inner + inner;
-      const vec limit = splat(-79.0f);  // below it the sigmoid is 0 in all but name, and `exp` would overflow
-      const vec y = u * (g / (splat(1.0f) + exp(-(t < limit ? limit : t))));
       float lanes[LANES];
-      store(lanes, y);
+      store(lanes, gated(activation, g, u));
       std::memcpy(up + i, lanes, width * sizeof(float));
     }
   }
