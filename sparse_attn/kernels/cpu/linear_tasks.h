@@ -11,7 +11,7 @@ namespace folio {
 
 constexpr int AHEAD = 2048;               // bytes
 constexpr int64_t CACHED = 1 << 20;       // floats of results that whoever comes next may find in a cache
-constexpr int64_t TASK_ROWS = 256;        // rows that share an unpacked panel, where there are many
+constexpr int64_t TASK_ROWS = 512;        // rows that share an unpacked panel, where there are many
 constexpr int64_t SPAN = 64;              // tiles of that many rows along k whose numbers the second cache holds
 constexpr int THREAD_PRODUCTS = 1 << 17;  // least work for one more thread
 
