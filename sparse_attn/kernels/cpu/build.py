@@ -28,7 +28,18 @@ SOURCES = (
     "attention.cpp", "decoder.cpp", "int8_linear.cpp", "linear.cpp", "pack.cpp", "packed_linear.cpp", "rows.cpp",
     "score.cpp",
 )  # fmt: skip
-HEADERS = ("amx.h", "blocks.h", "calls.h", "columns.h", "gate.h", "linear_tasks.h", "packed.h", "products.h", "simd.h", "units.h")
+HEADERS = (
+    "amx.h",
+    "blocks.h",
+    "calls.h",
+    "columns.h",
+    "gate.h",
+    "linear_tasks.h",
+    "packed.h",
+    "products.h",
+    "simd.h",
+    "units.h",
+)
 # No contraction: fused multiply-adds are written out, so that every instantiation rounds alike.
 FLAGS = (
     "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",

@@ -88,6 +88,17 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(kind: str, products: P
         assert torch.equal(linear(x[first : first + count], [packed], [None])[0], together[first : first + count])
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("kind", ["Q4_K", "BF16"])
+def test_wide_rows_have_the_same_bits_though_their_sums_are_put_down_in_between(kind: str, products: Products) -> None:
+    inner = 4352  # 136 tiles: more than a core's second cache is given of a row at a time
+    packed, _ = weight_of(kind, products, OUTER, inner)
+    x = torch.randn(530, inner)  # a task of rows, and 18 beyond
+    [whole] = linear(x, [packed], [None])
+    for rows in (slice(0, 1), slice(100, 140), slice(515, 530)):
+        assert torch.equal(linear(x[rows], [packed], [None])[0], whole[rows])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_the_matrix(kind: str) -> None:
     packed, plain = weight_of(kind, False)
