@@ -55,7 +55,7 @@ namespace {
 
 constexpr int64_t ALIGN = 64;             // bytes: a vector across two cache lines costs two accesses
 constexpr int64_t THREAD_FLOATS = 1 << 16;  // least work for one more thread
-constexpr int64_t BLOCK_ROWS = 512;       // rows that go through an MLP together: what it makes of them stays in cache
+constexpr int64_t BLOCK_ROWS = 512;       // rows that go through an MLP together: weights are unpacked once for them
 
 // The buffers of a forward, kept from one to the next.
 class Scratch {
