@@ -1,8 +1,9 @@
 // y = x · wᵀ + bias with w as it is stored, packed in panels (blocks.h), on a CPU.
 //
-// Two panels are a task. For few rows a tile of each is unpacked into the first cache and multiplied while the next is
-// unpacked, so that w is read from memory once, at its stored size; for many rows panels are unpacked whole, once for a
-// block of rows. The products are those of products.h: a row's bits do not depend on how many rows run together.
+// Two panels are a task: of one w, or a gate's and what it opens. For few rows a tile of each is unpacked into the first
+// cache and multiplied while the next is unpacked, so that w is read from memory once, at its stored size; for many rows
+// they are unpacked in runs along k that stay in the first cache, once for a block of rows, whose sums are put down from
+// run to run. The products are those of products.h: a row's bits do not depend on how many rows run together.
 #include "gate.h"
 #include "linear_tasks.h"
 
@@ -35,7 +36,7 @@ void unpack(const uint8_t* panel, int64_t size, int64_t gap, int64_t first, int6
 // 32 columns of a result, from n0 on: two panels side by side.
 struct Columns {
   static constexpr int width = WIDTH;
-  static constexpr bool put_down_in_parts = true;
+  static constexpr bool in_parts = true;  // sums may be put down in the place of the results
   const PackedLinear& c;
   const int64_t n0;
 
@@ -47,7 +48,6 @@ struct Columns {
   static int64_t gap(int64_t size) { return size; }  // from a panel's end to where its reader goes on
   void deliver(int64_t row0, int rows, float (*sums)[WIDTH]) const { folio::deliver(c, row0, rows, n0, sums); }
 
-  // Sums that are not whole lie in the place of the results.
   void put_down(int64_t row0, int rows, const float (*sums)[WIDTH]) const {
     for (int r = 0; r < rows; ++r) std::memcpy(at(row0 + r), sums[r], bytes());
   }
@@ -63,7 +63,7 @@ struct Columns {
 // 16 columns of a gate, which is the call, and of what it opens, which is the next one, in whose place the result goes.
 struct Gated {
   static constexpr int width = TILE_ROWS;
-  static constexpr bool put_down_in_parts = false;
+  static constexpr bool in_parts = false;
   const PackedLinear &c, &up;
   const int64_t n0;
   const Activation activation;
@@ -83,8 +83,6 @@ struct Gated {
       std::memcpy(up.y + (row0 + r) * up.outer + n0, opened, columns * sizeof(float));
     }
   }
-  void put_down(int64_t, int, const float (*)[WIDTH]) const {}
-  void take_up(int64_t, int, float (*)[WIDTH]) const {}
 };
 
 // What `out` has two panels for, for rows row0 … row0 + rows - 1; of more than BLOCK rows tiles k0 … k1 - 1 alone, whose
@@ -137,16 +135,18 @@ void task(const Out& out, const Input<typename Product::Value>& x, int64_t row0,
       const int height = int(std::min<int64_t>(BLOCK, rows - r));
       float(*const sums)[WIDTH] = all[r / BLOCK];
       if (k == 0) product.begin(height);
-      if constexpr (Product::run < INT64_MAX) {
+      if constexpr (Out::in_parts) {
         if (k && k == k0) out.take_up(row0 + r, height, sums);
+      }
+      if constexpr (Product::run < INT64_MAX) {
         if (k) product.resume(height, sums);
       }
       product.add(from + r * x.width + k * Product::step, x.width, w[0], w[1], int(count));
       product.end(sums);
-      if (k + count == steps)
-        out.deliver(row0 + r, height, sums);
-      else if (k + count == k1)
-        out.put_down(row0 + r, height, sums);
+      if (k + count == steps) out.deliver(row0 + r, height, sums);
+      if constexpr (Out::in_parts) {
+        if (k + count == k1 && k1 < steps) out.put_down(row0 + r, height, sums);
+      }
     }
   }
 }
@@ -196,7 +196,7 @@ void run(const PackedLinear* calls, int32_t count, Activation activation = {}) {
       if (!same(i)) convert_rows<Product>(calls[i], inputs[i]);
   };
   // What many rows have of x is read for every task: so much of it at a time as fits in a core's second cache.
-  const int64_t span = Out::put_down_in_parts && Product::run < INT64_MAX && rows > BLOCK ? SPAN : longest;
+  const int64_t span = Out::in_parts && Product::run < INT64_MAX && rows > BLOCK ? SPAN : longest;
   const bool few = rows <= TILE_ROWS;  // to wait for one another would take the threads longer than that work
   if (few) convert();
 #pragma omp parallel num_threads(threads)

@@ -111,6 +111,7 @@ def test_rows_of_the_matrix(kind: str) -> None:
 @pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize(("outer", "inner", "rows"), [(1, 1, 1), (5, 33, 3), (33, 31, 70), (100, 65, 17), (16, 32, 0)])
 def test_odd_shapes(outer: int, inner: int, rows: int, products: Products) -> None:
+    torch.manual_seed(1)  # of a few numbers the mean error varies
     for kind in ("BF16", "F16", "INT8"):
         packed, plain = weight_of(kind, products, outer, inner)
         wide = torch.randn(rows, inner + 3)
