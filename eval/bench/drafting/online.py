@@ -15,10 +15,12 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from drafters.heads.folder import is_head
 from drafters.learned import LearnedByOwner
 from eval.bench.base import Figures, Model, Row, ThreadedOptions, Threads, bench
 from eval.bench.drafting.prompts import ANSWERED, GROUPS, make_prompts
 from eval.bench.drafting.timing import PLAIN, Timing, timed
+from eval.errors import EvalError
 from service.engine.async_engine import AsyncEngine
 from service.engine.params import SamplingParams
 
@@ -45,6 +47,8 @@ class Options(ThreadedOptions):
 
 def run(options: Options) -> Figures:
     """Two rows a group of prompts."""
+    if not is_head(str(options.draft_model)):
+        raise EvalError(f"{options.draft_model} is not the folder of a trained drafter", hint="Make one: folio train.")
     ways = {AS_IT_IS: "trained:paced=false", LEARNING: f"trained:paced=false,online={options.share:g}"}
     rows: list[Row] = []
     with AsyncEngine.from_pretrained(
