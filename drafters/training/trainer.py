@@ -128,7 +128,7 @@ class Trainer:
         self._rate = recipe.learning_rate or head.rate
         self._optimiser = torch.optim.AdamW(self._own, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.01)
         self._random = torch.Generator().manual_seed(recipe.seed)
-        self._half = _faster_in_bfloat16()
+        self._half = _multiplies_bfloat16()
 
     def run(self, report: Callable[[Progress], None]) -> Progress:
         """Train to the end; `report` is called at each look at the held-out texts."""
@@ -236,6 +236,7 @@ class Trainer:
             "weights": self.head.own_state(),
             "optimiser": self._optimiser.state_dict(),
             "random": self._random.get_state(),
+            "half": self._half,
         }
         part = self._checkpoint.with_suffix(".part")
         try:
@@ -259,19 +260,12 @@ class Trainer:
         self.head.load_state_dict(kept["weights"], strict=False)
         self._optimiser.load_state_dict(kept["optimiser"])
         self._random.set_state(kept["random"])
+        self._half = kept["half"]
         looks = {step: Acceptance(tuple(whole)) for step, whole in kept["progress"].pop("looks").items()}
         self.progress = Progress(**kept["progress"], looks=looks)
 
 
-def _faster_in_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32, by a short trial."""
-    a = torch.randn(512, 512)
-
-    def seconds(x: Tensor) -> float:
-        x @ x
-        began = time.perf_counter()
-        for _ in range(3):
-            x @ x
-        return time.perf_counter() - began
-
-    return seconds(a.bfloat16()) < seconds(a)
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it (AMX or AVX-512): its flags say, never a trial, or two trainings
+    of one seed would differ."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

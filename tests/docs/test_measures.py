@@ -38,6 +38,8 @@ def commits(record: Any) -> Iterator[str]:
 
 def oldest(name: str) -> str | None:
     found = set(commits(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))))
+    for commit in found:
+        assert git("cat-file", "-t", commit) == "commit", f"{name}.json was measured at {commit}, which is not here"
     return max(found, key=lambda commit: int(git("rev-list", "--count", f"{commit}..HEAD") or 0), default=None)
 
 
