@@ -1,9 +1,9 @@
-"""What each attention policy costs the reader in answers: pass keys, numbers, quotations and key–value pairs by length.
+"""What each attention policy costs a model in answers, by length: pass keys, numbers, key–value pairs; of the embedded
+reader quotations too.
 
-Contexts are consecutive sentences of a text the reader was not trained on, with statements planted at even depths. A
-context is read once a policy and serves all of its questions from the prefix cache. Answers are greedy; a question is
-*right* if the reference is that of the sentence asked for (or of one with the same words), *quoted* if the whole
-sentence follows word for word.
+Contexts are consecutive sentences of a text the model was not trained on, with statements planted at even depths. A
+context is read once a policy and serves all of its questions from the prefix cache. Answers are greedy; when one is
+right says `questions`.
 """
 
 from __future__ import annotations
@@ -19,35 +19,40 @@ from typing import Annotated, Any
 import structlog
 from typer import Option
 
-from eval.bench.base import Cells, Figures, Lengths, Policies, Result, Row, Seed, ThreadedOptions, bench
+from eval.bench.attention.questions import PLANTED, QUOTE, Asking, OfModel, OfReader
+from eval.bench.base import Cells, Figures, Lengths, Model, Policies, Result, Row, Seed, ThreadedOptions, bench
 from eval.bench.runner import ask, build
 from eval.errors import EvalError
 from eval.options import Separated
 from eval.reader.data import FRAMES, UNSEEN_FRAMES, Example, Maker, Question
-from eval.reader.packing import Packer
 from service.engine.async_engine import AsyncEngine
 from service.engine.loading.checkpoint import load_model
 from service.engine.params import SamplingParams
+from service.models import shown_name
 from service.reader.sentences import split
-from service.reader.tokenizer import REFERENCES
 
 log = structlog.get_logger(__name__)
 
 NAME = "sparse_accuracy"
-TASKS = ("passkey", "number", "quote", "kv")
+READER = "embedded"
 POLICIES = ("dense", "auto", "quest", "lserve", "trianglemix", "minference", "flexprefill", "xattention")
 ROOM = 256  # tokens for question and answer
-PLANTED = {"passkey": 1, "number": 1, "kv": 3}  # statements a question: pairs that nobody asks for distract
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ThreadedOptions):
-    """Count the reader's right answers under each attention policy; the first policy is the reference."""
+    """Count a model's right answers under each attention policy; the first policy is the reference."""
 
-    text: Annotated[Path, Option(help="A text the reader was not trained on.")]
+    text: Annotated[Path, Option(help="A text the model was not trained on.")]
+    model: Model = READER
     lengths: Lengths = (4096, 16384, 32768)
     policies: Policies = POLICIES
-    tasks: Annotated[tuple[str, ...], Separated(), Option(help="Tasks, separated by commas.")] = TASKS
+    tasks: Annotated[
+        tuple[str, ...],
+        Separated(),
+        Option(help="Of passkey, number, kv and, for the reader, quote; separated by commas. Default: all."),
+    ] = ()
+    dtype: Annotated[str, Option(help="Precision of the model.")] = "auto"
     questions: Annotated[int, Option(min=1, help="Questions a context.")] = 16
     contexts: Annotated[int, Option(min=1, help="Contexts of each length and task.")] = 1
     seed: Seed = 7
@@ -69,38 +74,49 @@ def run(
     again.
 
     Raises:
-        EvalError: an unknown task, or earlier figures of other questions.
+        EvalError: a task that the model cannot be asked, a length that it does not hold, no tokenizer, or earlier
+            figures of other questions.
     """
-    if unknown := set(options.tasks) - set(TASKS):
-        raise EvalError(f"unknown task {min(unknown)!r}", hint=f"There are {', '.join(TASKS)}.", param="tasks")
-    loaded = load_model("embedded")
-    packer = Packer(loaded.tokenizer)
+    kind = OfReader if options.model == READER else OfModel
+    if unknown := set(options.tasks) - set(kind.tasks):
+        raise EvalError(f"unknown task {min(unknown)!r}", hint=f"There are {', '.join(kind.tasks)}.", param="tasks")
+    loaded = load_model(options.model, options.dtype)
+    if loaded.tokenizer is None:
+        raise EvalError(f"The model {options.model!r} has no tokenizer, so it cannot be asked anything.")
+    if max(options.lengths) > loaded.max_len:
+        raise EvalError(f"The model holds {loaded.max_len} tokens: ask for lengths up to that.", param="lengths")
+    asking: Asking = kind(loaded.tokenizer)
     sentences = [s.words for s in split(options.text.read_text(encoding="utf-8"))]
-    maker = Maker([sentences], packer.length, frames=(*FRAMES, *UNSEEN_FRAMES))
-    asked = {"questions_a_context": options.questions, "contexts": options.contexts, "seed": options.seed}
+    maker = Maker([sentences], asking.length, frames=(*FRAMES, *UNSEEN_FRAMES))
+    asked = {
+        "model": shown_name(options.model),
+        "questions_a_context": options.questions,
+        "contexts": options.contexts,
+        "seed": options.seed,
+    }
     known = Cells(_known(earlier, asked))
     rows: list[Row] = []
 
     def figures() -> Figures:
-        return {"model": "embedded", **asked, "rows": rows, "policies": summarise(rows)}
+        return {**asked, "rows": rows, "policies": summarise(rows)}
 
     for length in sorted(options.lengths):
         with build(loaded, 2.5 * length, prefix_cache=True, attention="auto") as engine:
-            for task, number in product(options.tasks, range(options.contexts)):
+            for task, number in product(options.tasks or asking.tasks, range(options.contexts)):
                 rng = random.Random(f"{options.seed}:{task}:{length}:{number}")
                 example = make_example(maker, task, length - ROOM, options.questions, rng)
                 place = {"length": length, "task": task, "context": number}
                 for policy in options.policies:
                     row = next(iter(known.at(**place, policy=policy)), None)
                     if row is None:
-                        row = place | _answers(engine, packer, example, policy)
+                        row = place | _answers(engine, asking, example, policy)
                         log.info("answered", **row)
                     rows.append(row)
                 keep(figures())
     return figures()
 
 
-def _known(earlier: Figures | None, asked: dict[str, int]) -> list[Row]:
+def _known(earlier: Figures | None, asked: dict[str, Any]) -> list[Row]:
     """Rows of earlier figures, which must be of the same questions."""
     if earlier is None:
         return []
@@ -129,7 +145,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def make_example(maker: Maker, task: str, tokens: int, questions: int, rng: random.Random) -> Example:
     """One context of about ``tokens`` tokens with ``questions`` questions of a task."""
-    if task == "quote":
+    if task == QUOTE:
         sentences = maker.context(rng, tokens)
         index = [maker.stems(s) for s in sentences]
         asked: list[Question] = []
@@ -150,6 +166,12 @@ def _statements(maker: Maker, task: str, count: int, rng: random.Random) -> list
     if task == "kv":
         pairs = [[str(uuid.UUID(int=rng.getrandbits(128))) for _ in range(2)] for _ in range(count)]
         return [(f'"{key}": "{value}"', f'What is the value of the key "{key}"?') for key, value in pairs]
+    if count > len(maker.names):
+        raise EvalError(
+            f"the text has too few names for {count} questions: {len(maker.names)}",
+            hint="Ask fewer, or give a longer text.",
+            param="questions",
+        )
     names = rng.sample(sorted(maker.names), count)
     if task == "passkey":
         told = (
@@ -166,27 +188,21 @@ def _statements(maker: Maker, task: str, count: int, rng: random.Random) -> list
     return list(told)
 
 
-def _answers(engine: AsyncEngine, packer: Packer, example: Example, policy: str) -> Row:
+def _answers(engine: AsyncEngine, asking: Asking, example: Example, policy: str) -> Row:
     """How many questions of a context the engine answers under a policy."""
-    references = [packer.references[i % REFERENCES] for i in range(len(example.sentences))]
-    context = packer.context(example.sentences, references)
-    right, quoted, densities = 0, 0, []
+    verdicts, densities, tokens = [], [], []
     for question in example.questions:
-        truth = packer.answer_ids(example, references, question.answer)
-        ids = [*context, packer.question, *packer.encode(question.text), packer.answer]
-        found = ask(engine, ids, SamplingParams(max_tokens=len(truth), attention=policy))
-        said = found.token_ids
-        known = said[0] in references and example.sentences[references.index(said[0])]
-        is_right = known == example.sentences[question.answer]
-        right += is_right
-        quoted += is_right and said[1:] == truth[1:]
-        densities.append(found.stats.get("prefill_density", 1.0))
+        ids, most = asking.prompt(example, question)
+        reply = ask(engine, ids, SamplingParams(max_tokens=most, attention=policy))
+        verdicts.append(asking.judged(example, question, reply))
+        densities.append(reply.stats.get("prefill_density", 1.0))
+        tokens.append(len(ids))
     return {
         "policy": policy,
-        "tokens": len(context),
+        "tokens": tokens[0],
         "questions": len(example.questions),
-        "right": right,
-        "quoted": quoted,
+        "right": sum(right for right, _ in verdicts),
+        "quoted": sum(quoted for _, quoted in verdicts),
         "density": densities[0],  # of the question that read the context
     }
 
