@@ -38,8 +38,13 @@ def save_result(name: str, figures: Mapping[str, Any], command: str, output: Pat
 
 
 def command_line() -> str:
-    """The command as typed, program name without its folder."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as typed, but for folders of this machine: of the program and of absolute paths the name stays."""
+    return shlex.join([Path(sys.argv[0]).name, *map(named, sys.argv[1:])])
+
+
+def named(argument: str) -> str:
+    """An absolute path's own name; anything else as it is."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def machine() -> dict[str, Any]:

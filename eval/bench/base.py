@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from eval.bench.timer import ceilings
 from eval.errors import EvalError
-from eval.figures import RESULTS, command_line, save_result
+from eval.figures import RESULTS, command_line, named, save_result
 from eval.options import Separated, command, read
 from service.cli.output import emit_json
 
@@ -44,8 +44,9 @@ class BenchOptions:
     as_json: Annotated[bool, Option("--json", help="Print the figures as JSON.")] = False
 
     def told(self, *names: str) -> Figures:
-        """Some of the options, for the figures."""
-        return {name: getattr(self, name) for name in names}
+        """Some of the options, for the figures, without folders of this machine."""
+        given = {name: getattr(self, name) for name in names}
+        return {name: named(value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,12 @@ import typer
 from typer.testing import CliRunner
 
 import eval.bench
-from eval.bench.base import Cells, Result
+from eval.bench.attention.perplexity import Options as Reading
+from eval.bench.base import BenchOptions, Cells, Result
 from eval.bench.timer import Marks, Times, ceilings, ratio, time_in_turn, watch
 from eval.cli import bench
 from eval.errors import EvalError
-from eval.figures import machine, save_result, write_atomically
+from eval.figures import command_line, machine, save_result, write_atomically
 
 BENCH = '''
 """Measures nothing."""
@@ -185,3 +186,11 @@ def test_figures_of_another_benchmark_are_not_gone_on_with(tmp_path, text, said)
         Result("ralm", path).earlier()
     save_result("ralm", {"rows": [1]}, "folio", path)
     assert Result("ralm", path).earlier() == {"rows": [1]}
+
+
+def test_a_command_is_told_without_folders_of_this_machine(monkeypatch, tmp_path):
+    book = str(tmp_path / "a book.txt")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "folio"), "bench", "x", "--text", book, "--length", "4", "../up"])
+    assert command_line() == "folio bench x --text 'a book.txt' --length 4 ../up"
+    assert BenchOptions().told() == {}
+    assert Reading(model=book, windows=3).told("model", "windows") == {"model": "a book.txt", "windows": 3}

@@ -23,12 +23,12 @@ from eval.bench.attention.questions import PLANTED, QUOTE, Asking, OfModel, OfRe
 from eval.bench.base import Cells, Figures, Lengths, Model, Policies, Result, Row, Seed, ThreadedOptions, bench
 from eval.bench.runner import ask, build
 from eval.errors import EvalError
+from eval.figures import named
 from eval.options import Separated
 from eval.reader.data import FRAMES, UNSEEN_FRAMES, Example, Maker, Question
 from service.engine.async_engine import AsyncEngine
 from service.engine.loading.checkpoint import load_model
 from service.engine.params import SamplingParams
-from service.models import shown_name
 from service.reader.sentences import split
 
 log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ def run(
     sentences = [s.words for s in split(options.text.read_text(encoding="utf-8"))]
     maker = Maker([sentences], asking.length, frames=(*FRAMES, *UNSEEN_FRAMES))
     asked = {
-        "model": shown_name(options.model),
+        "model": named(options.model),
         "questions_a_context": options.questions,
         "contexts": options.contexts,
         "seed": options.seed,

@@ -44,7 +44,7 @@ from eval.bench.drafting.prompts import ANSWERED, CATEGORY, GROUPS, WORKLOADS, m
 from eval.bench.drafting.timing import PLAIN, Timing, divergences, timed
 from eval.bench.timer import Times, in_turn, ratio
 from eval.errors import EvalError
-from eval.figures import command_line, git_sha
+from eval.figures import command_line, git_sha, named
 from eval.tasks.quoting import read_folder
 from retrieval.index.token_store import TokenStore
 from service.engine.async_engine import AsyncEngine
@@ -140,7 +140,7 @@ def run(
     options: Options, known: Figures | None = None, save: Callable[[Figures], object] = lambda figures: None
 ) -> Figures:
     """Figures of every cell; those of `known` are kept, and `save` is called with all of them after each new one."""
-    figures: Figures = known or {"model": options.model, "device": options.device}
+    figures: Figures = known or {"model": named(options.model), "device": options.device}
     if options.draft_model and (trained := Path(options.draft_model, DISTILLATION)).is_file():
         figures["distillation"] = json.loads(trained.read_text(encoding="utf-8"))
     if options.draft_model and (trained := Path(options.draft_model, TRAINING)).is_file():
