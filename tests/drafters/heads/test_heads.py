@@ -69,7 +69,7 @@ def test_serving_guesses_what_was_trained(lab, name, pieces):
         seen = 0
         for guess, row in zip(wanted, rows, strict=True):
             if pair in guess:  # blocks are drawn
-                torch.testing.assert_close(row[0], guess[pair], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(row[0], guess[pair], atol=1e-4, rtol=1e-3)  # sums in another order
                 seen += 1
         assert seen == len(rows) or name in ("dflash", "falcon", *RIDING)
         first += count
