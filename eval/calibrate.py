@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eval.errors import EvalError
-from eval.figures import command_line, git_sha, machine, write_atomically
+from eval.figures import command_line, git_sha, machine, named, write_atomically
 
 if TYPE_CHECKING:
     from service.engine.loading.checkpoint import LoadedModel
@@ -135,7 +135,7 @@ def run(
     write_duo(output / "duo.tsv", [layer["alpha"] for layer in layers])
     _write_json(output / "config.json", {"sink_size": sink, "recent_size": local})
     report: dict[str, Any] = {
-        "model": loaded.name,
+        "model": named(loaded.name),
         "fingerprint": loaded.fingerprint,
         "command": command_line(),
         "git": git_sha(),

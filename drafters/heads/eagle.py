@@ -20,11 +20,16 @@ from drafters.heads.head import LAST, WINDOW, Guess, HeadConfig, configured, lay
 from drafters.heads.layers import MLP, DecoderLayer, RMSNorm, Rotary, Unrolled, distance, transformer_config
 from drafters.protocols import Target
 
+ALONE = 0.5
+"""Share of the training in which it has one pass, over the target's states: each costs as much as any other, and all
+guesses hang on the first."""
+
 
 class EagleLike(GrowingHead):
     """Decoder layers over pairs of a state and an embedded token; the first reads both."""
 
     passes: int  # of training
+    _share = 1.0  # of it that is done
 
     def __init__(self, config: HeadConfig, target: Target, inputs: int = 1, outputs: int = 1) -> None:
         super().__init__(config, target)
@@ -60,11 +65,15 @@ class EagleLike(GrowingHead):
             residual = layer.after(residual, attended)
         return self.leave(residual), new
 
+    def progressed(self, share: float) -> None:
+        self._share = share
+
     def guesses(self, states: Tensor, tokens: Tensor, generator: torch.Generator) -> Iterator[Guess]:
         features, embedded = self.features(states), self.embed(tokens)
+        passes = self.config.depth if not self.training else self.passes if self._share >= ALONE else 1
         memory = [Unrolled(layer.self_attn, self.config.window) for layer in self.layers]
         own = features
-        for k in range(1, (self.passes if self.training else self.config.depth) + 1):
+        for k in range(1, passes + 1):
             count = tokens.shape[1] - k
             residual, x = self.enter(own[:, :count], embedded[:, k : k + count])
             angles = self.rotary(torch.arange(k - 1, k - 1 + count, device=tokens.device))

@@ -152,6 +152,9 @@ class Head(nn.Module, ABC):
         """The first guess, the second and so on, of states [B, T, layers, hidden] and tokens [B, T]; what guess k needs
         of the tokens guessed before is taken from the text. `generator` is for pairs drawn at random."""
 
+    def progressed(self, share: float) -> None:
+        """Be told which share of its training is done, for what is learned later than the rest."""
+
     @abstractmethod
     def begin(self, shallow: Shallow | None = None) -> Context:
         """A context without a text; `shallow` runs the first `exit` layers, for a head that wants them run."""

@@ -167,6 +167,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = self._rate * falls * min(1.0, max(share, 0.01) / recipe.warm_up)
         self.head.train()
+        self.head.progressed(share)
         picked = torch.randint(len(self.taught), (recipe.batch,), generator=self._random).tolist()
         tokens, held, weights = self._batch([self.taught[i] for i in picked])
         with self._arithmetic():

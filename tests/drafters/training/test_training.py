@@ -10,7 +10,7 @@ import torch
 
 from drafters.errors import DrafterError
 from drafters.heads.folder import HEADS, load_head
-from drafters.heads.head import LAST
+from drafters.heads.head import LAST, Head
 from drafters.training import states as kept
 from drafters.training.data import pieces
 from drafters.training.run import Material, train
@@ -169,17 +169,17 @@ def test_a_damaged_file_is_made_anew_and_a_full_disk_is_told(teacher, corpus, tm
 @pytest.mark.parametrize("name", HEADS)
 def test_every_member_learns(name, teacher, corpus, tmp_path):
     rate = 0.1 if name in ("ppd", "tidar") else 1e-2
-    figures, lines = trained(name, teacher, corpus, tmp_path, steps=40, learning_rate=rate)
+    figures, lines = trained(name, teacher, corpus, tmp_path, steps=60, learning_rate=rate)
     least = 0.7 if name == "medusa" else 0.95  # which knows neither the root nor its guesses
     assert figures["held_out"][0] > least > figures["held_out_before"][0]
     assert figures["held_out_length"] > 1 + 2.5 * least
-    assert lines[-1].startswith("step 40")
+    assert lines[-1].startswith("step 60")
     head = load_head(tmp_path / "out", teacher)
     assert head.name == name
     assert set(head.vocabulary.tolist()) == set(PERIOD)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"# {name} for tiny" in card
-    assert json.loads((tmp_path / "out" / "training.json").read_text())["steps"] == 40
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["steps"] == 60
 
 
 def test_a_token_counts_as_much_as_its_weight(lab, teacher):
@@ -199,6 +199,32 @@ def test_a_token_counts_as_much_as_its_weight(lab, teacher):
     shares = [0.8**k for k in range(4)]
     assert loss(weights=weights) == pytest.approx(sum(map(mul, each, shares)) / sum(shares), rel=1e-4)
     assert loss(weights=torch.ones(1, 12)) == pytest.approx(loss(), rel=1e-4)
+
+
+def test_its_own_states_are_learned_from_in_the_second_half(lab, teacher):
+    head, generator = lab.head("eagle3"), torch.Generator()
+    tokens = torch.tensor([[PERIOD[i % 8] for i in range(12)]])
+    states = teacher.states(tokens[0].tolist(), head.config.reads)[0][None]
+
+    def guesses():
+        return len(list(head.guesses(states, tokens, generator)))
+
+    depth = head.config.depth
+    head.train()
+    assert guesses() == depth  # online learning has no halves
+    head.progressed(0.49)
+    assert guesses() == 1
+    head.eval()
+    assert guesses() == depth
+    head.train().progressed(0.5)
+    assert guesses() == depth
+
+
+def test_every_training_says_how_far_it_is(teacher, corpus, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Head, "progressed", lambda self, share: told.append(share))
+    trained("medusa", teacher, corpus, tmp_path, steps=4)
+    assert told == [0, 0.25, 0.5, 0.75]
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(teacher, corpus, tmp_path, monkeypatch):
