@@ -8,7 +8,6 @@ requests teach is used for another's. What is measured of the machine (`machine_
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 from drafters.calibration import Calibration
 from drafters.combine.auto import AcceptancePrior
@@ -16,7 +15,7 @@ from drafters.heads.head import Head
 from drafters.research.layer_search import LayerSearch
 from drafters.sources.recycling import SuccessorTable
 from drafters.sources.suffix import DocumentAutomata
-from drafters.training.online import OnlineHead
+from drafters.training.online import OnlineHead, Packing
 
 _TABLES = 2
 """successor tables of an owner; he may ask for others, of which the one unused longest is forgotten"""
@@ -48,10 +47,10 @@ class Learned:
             self._searches[num_layers] = LayerSearch(num_layers, ratio, every)
         return self._searches[num_layers]
 
-    def online(self, base: Head, plain: Callable[[], Head] | None) -> OnlineHead:
-        """The owner's version of a trained drafter; `plain` makes the base with weights that can be trained."""
+    def online(self, base: Head, packing: Packing | None) -> OnlineHead:
+        """The owner's version of a trained drafter."""
         if self._online is None:
-            self._online = OnlineHead(base, plain)
+            self._online = OnlineHead(base, packing)
         return self._online
 
     @property

@@ -202,7 +202,7 @@ def _online(head: Head, resources: Resources) -> OnlineHead:
         raise DrafterError("drafter trained: online learns on a CPU, and this model is not on one: leave it out")
     if head.prompts is not None:
         raise DrafterError(f"drafter trained: {head.name} learns through the whole target and not online: leave it out")
-    return resources.learned.online(head, resources.plain_head)
+    return resources.learned.online(head, resources.packing)
 
 
 def _trained_alone(options: TrainedOptions, resources: Resources) -> Trained:

@@ -10,7 +10,7 @@ from drafters.learned import Learned
 from drafters.machine_profile import MachineProfile
 from drafters.models.judge import Judge
 from drafters.protocols import Datastore, DraftModel, SkippableModel, TextCodec
-from drafters.training.online import Allowance
+from drafters.training.online import Allowance, Packing
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Resources:
     skippable     the target with layers skipped (`self_speculation`)
     head          a trained drafter of the target (`trained`)
     judge         of the target, beside the trained drafter (`trained:judge`)
-    plain_head    makes it anew with weights that can be trained, where the engine packed them
+    packing       of the head, where the engine packed its weights
     datastore     continuations in the corpus that the request may see (`datastore`), in the ids of `tokenizer`
     learned       what the owner's requests have taught
     profile       learns from every step
@@ -36,7 +36,7 @@ class Resources:
     skippable: SkippableModel | None = None
     head: Head | None = None
     judge: Judge | None = None
-    plain_head: Callable[[], Head] | None = None
+    packing: Packing | None = None
     datastore: Datastore | None = None
     tokenizer: Callable[[], str | None] = lambda: None
     codec: TextCodec | None = None

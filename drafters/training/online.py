@@ -90,14 +90,23 @@ class Allowance:
         self._since = time.perf_counter()
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Where heads guess with packed weights: `plain` makes the base anew with weights that can be trained, `pack` of
+    such a head one that guesses."""
+
+    plain: Callable[[], Head]
+    pack: Callable[[Head], Head]
+
+
 class OnlineHead:
     """One owner's version of a trained drafter."""
 
-    def __init__(self, base: Head, plain: Callable[[], Head] | None = None) -> None:
-        """`plain` makes the base anew with weights that can be trained, where its own are packed."""
+    def __init__(self, base: Head, packing: Packing | None = None) -> None:
         self.head, self.version = base, 0
-        self._plain = plain or base.copied
-        self._before = base
+        self._packing = packing
+        self._plain: Head | None = None  # the version with weights that can be trained, where it is not the base
+        self._before: tuple[Head, Head | None] = base, None
         self._lessons: deque[Lesson] = deque(maxlen=_LESSONS)
         self._step_s = 0.0  # that a step took lately
 
@@ -111,23 +120,24 @@ class OnlineHead:
         with torch.inference_mode(False), torch.enable_grad():
             better = self._learned(time.perf_counter() + seconds)
         if better is not None:
-            self._before, self.head, self.version = self.head, better, self.version + 1
+            self._before, self.version = (self.head, self._plain), self.version + 1
+            self._plain, self.head = better, self._packing.pack(better) if self._packing else better
         return True
 
     def restore(self) -> None:
         """Go back to the version before; answers that begin from now on use it."""
-        self.head, self.version = self._before, self.version + 1
+        (self.head, self._plain), self.version = self._before, self.version + 1
 
     @property
     def nbytes(self) -> int:
         """Bytes of lessons and versions."""
-        versions = min(self.version, 2) * 4 * self.head.num_parameters
+        versions = min(self.version, 2) * (6 if self._packing else 4) * self.head.num_parameters
         return versions + sum(lesson.nbytes for lesson in self._lessons)
 
     def _learned(self, until: float) -> Head | None:
         """A head that learned from all answers but the newest; None where it is no better at that one."""
         *taught, held = self._lessons
-        student = self.head.copied() if self.version else self._plain()
+        student = self._student()
         own = student.trainable()
         optimiser = torch.optim.Adafactor(own, lr=_RATE)
         random = torch.Generator().manual_seed(self.version)
@@ -145,6 +155,12 @@ class OnlineHead:
         with torch.no_grad():
             after = _loss(student, held, random)
         return student.eval().requires_grad_(False) if after < before else None
+
+    def _student(self) -> Head:
+        """The newest version, to be trained on."""
+        if self._plain is not None:
+            return self._plain.copied()
+        return self._packing.plain() if self._packing else self.head.copied()
 
 
 def _loss(head: Head, lesson: Lesson, random: torch.Generator) -> Tensor:

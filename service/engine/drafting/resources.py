@@ -11,6 +11,7 @@ from drafters.heads.folder import is_head, load_head
 from drafters.heads.head import Head
 from drafters.models.judge import Judge, load_judge
 from drafters.resources import Resources
+from drafters.training.online import Packing
 from service.engine.block_manager import BlockManager
 from service.engine.config import EngineConfig
 from service.engine.drafting.sessions import DraftPages, PagedDraftModel, SeparateDraftModel, SkippingModel
@@ -49,10 +50,9 @@ def draft_resources(
         skippable=SkippingModel(runner, requests, loaded.vocab_size) if loaded.ranks is None else None,
     )
     if config.draft_model is not None and is_head(config.draft_model):
-        resources.head, resources.judge = _trained(config.draft_model, loaded)
+        resources.head, resources.judge, resources.packing = _trained(config.draft_model, loaded)
         if resources.head.prompts is not None:
             lend_prompts(loaded.model, loaded.vocab_size, resources.head.prompts)
-        resources.plain_head = partial(_plain, config.draft_model, loaded)
     elif config.draft_model is not None:
         draft = load_model(config.draft_model, config.dtype, config.device, weights=loaded.weights)
         num_pages = lent.blocks.num_pages
@@ -70,20 +70,30 @@ def draft_resources(
     return resources
 
 
-def _trained(folder: str, loaded: LoadedModel) -> tuple[Head, Judge | None]:
-    """The trained drafter of a folder, its weights kept in 16 bits where the model's are kept packed, and the judge
-    beside it, if there is one.
+def _trained(folder: str, loaded: LoadedModel) -> tuple[Head, Judge | None, Packing | None]:
+    """The trained drafter of a folder, its weights kept in 16 bits where the model's are kept packed, the judge beside
+    it, if there is one, and how they were packed.
 
     Raises:
         ModelError: it is damaged, of a format that Folio does not know, or was made for another model.
     """
+    plain = partial(_plain, folder, loaded)
     try:
-        head, judge = _plain(folder, loaded), load_judge(folder, TargetView(loaded))
+        head, judge = plain(), load_judge(folder, TargetView(loaded))
     except DrafterError as error:
         raise ModelError(f"{str(error)[0].upper()}{str(error)[1:]}.", param="draft_model") from error
-    if loaded.precision is not None and loaded.weights != "plain":
-        pack_model(head, "BF16", loaded.precision.products)
-    return head, judge
+    if loaded.precision is None or loaded.weights == "plain":
+        return head, judge, None
+    products = loaded.precision.products
+    pack_model(head, "BF16", products)
+
+    def pack(version: Head) -> Head:
+        packed = version.copied()
+        packed.lm_head = head.lm_head
+        pack_model(packed, "BF16", products)
+        return packed
+
+    return head, judge, Packing(plain, pack)
 
 
 def _plain(folder: str, loaded: LoadedModel) -> Head:

@@ -12,7 +12,7 @@ from drafters.options import TrainedOptions
 from drafters.registry import build
 from drafters.sampling.choice import Sampling
 from drafters.training import online as module
-from drafters.training.online import Allowance, Lesson, Notes, OnlineHead
+from drafters.training.online import Allowance, Lesson, Notes, OnlineHead, Packing
 
 PERIOD = [3, 7, 1, 4, 9, 2, 6, 5]
 COUNTING = [PERIOD[i % 8] for i in range(65)]
@@ -91,6 +91,27 @@ def test_a_version_that_is_no_better_is_dropped_and_one_can_go_back(lab, lesson,
     version = online.version
     online.take(lesson(base), 2.0)
     assert online.version == version
+
+
+def test_what_guesses_is_packed_and_what_learns_is_not(lab, lesson):
+    base, made = lab.head("eagle3"), []
+
+    def pack(head):
+        made.append(head.copied().requires_grad_(False))
+        made[-1].layers[0].mlp.down_proj = None  # as an engine's layer, which nothing can be learned with
+        return made[-1]
+
+    online = OnlineHead(base, Packing(base.copied, pack))
+    for i in range(8):
+        online.take(lesson(base, i), 2.0)
+    assert online.version == len(made) > 2
+    assert online.head is made[-1]
+    before = online.nbytes
+    online.restore()
+    assert online.head is made[-2]
+    online.take(lesson(base), 2.0)
+    assert online.head is made[-1]
+    assert before > 12 * base.num_parameters
 
 
 def test_memory_is_bounded(lab, lesson, monkeypatch):

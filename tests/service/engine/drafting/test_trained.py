@@ -207,6 +207,26 @@ def test_a_constrained_answer(tmp_path: Path) -> None:
     assert found[1].stats["drafting"]["drafted"] > 0
 
 
+def test_a_version_that_learned_guesses_with_packed_weights(tmp_path: Path) -> None:
+    loaded = load_model("embedded", weights="int8")
+    target = TargetView(loaded)
+    made = HEADS["eagle3"](HEADS["eagle3"].configure(target), target)
+    made.share(target)
+    save_head(made, tmp_path / "head")
+    engine = Engine(loaded, EngineConfig(kv_memory=64 << 20, draft_model=str(tmp_path / "head")))
+    resources = engine.drafting.resources
+    assert resources.packing is not None
+    plain = resources.packing.plain()
+    version = resources.packing.pack(plain)
+    layers = [module for module in version.modules() if isinstance(module, torch.nn.Linear)]
+    assert (layers, version.lm_head) == ([], resources.head.lm_head)
+    assert isinstance(plain.lm_head, torch.nn.Linear)
+    states, tokens = torch.randn(5, len(made.config.reads), made.hidden_size), torch.arange(300, 305)
+    with torch.inference_mode():
+        guesses = [head.begin().follow(states, tokens, 0) for head in (resources.head, version)]
+    assert torch.equal(*guesses)
+
+
 def test_a_head_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = head_for(tmp_path, "medusa")
     with pytest.raises(ModelError, match="was made for llama, whose weights are others"):
