@@ -42,7 +42,7 @@ def command(
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("calibration"),
     pictures: Annotated[bool, typer.Option(help="Draw each head's attention.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the made text.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Precision of the model; gates are trained in float32.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     auto: Annotated[bool, typer.Option("--auto", help="Also make a table for the policy auto: needs --text.")] = False,
     lengths: Annotated[str, typer.Option(help="Prompt lengths of that table, separated by commas.")] = "2048,4096,8192",
@@ -52,7 +52,7 @@ def command(
     """Find each head's best sparse pattern at equal cost and how much each KV head needs the whole context."""
     from service.engine.loading.checkpoint import load_model
 
-    loaded = load_model(model, dtype, device)
+    loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     words = text.read_text(encoding="utf-8") if text is not None else None
     if auto and words is None:
         raise EvalError("--auto needs a text to try the policies on", hint="Give a long one with --text.", param="text")
@@ -70,6 +70,7 @@ def command(
     )
     if auto and words is not None:
         report["auto"] = make_table(loaded, words, [int(length) for length in lengths.split(",")], most, output)
+        _write_json(output / "report.json", report)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
         return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eval.auto_table import DENSE, table_of, write_table
-from eval.calibrate import make_table
+from eval.calibrate import command, make_table
 from eval.errors import EvalError
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.options import parse_policy
@@ -84,3 +84,14 @@ def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.
     assert parse_policy(f"auto:table={tmp_path / 'crossovers.json'}")
     with pytest.raises(EvalError, match="two windows of 4096 are needed"):
         make_table(loaded, text, [4096], 0.01, tmp_path, [SPARSE])
+
+
+def test_the_report_has_what_the_table_was_chosen_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.auto_table.WINDOWS", 2)
+    monkeypatch.setattr("eval.calibrate.POLICIES", (SPARSE,))
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"In {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90)))
+    command("embedded", text, length=512, output=tmp_path / "found", pictures=False, auto=True, lengths="256")
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    assert [row["policy"] for row in report["auto"]["rows"]][:2] == [DENSE, SPARSE]
+    assert report["model"] == "embedded"
