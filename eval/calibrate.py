@@ -54,8 +54,11 @@ def command(
 
     loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     words = text.read_text(encoding="utf-8") if text is not None else None
+    tried = [int(length) for length in lengths.split(",")]
     if auto and words is None:
         raise EvalError("--auto needs a text to try the policies on", hint="Give a long one with --text.", param="text")
+    if auto and max(tried) >= loaded.max_len:
+        raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
     report = run(
         loaded,
         text=words,
@@ -69,7 +72,7 @@ def command(
         seed=seed,
     )
     if auto and words is not None:
-        report["auto"] = make_table(loaded, words, [int(length) for length in lengths.split(",")], most, output)
+        report["auto"] = make_table(loaded, words, tried, most, output)
         _write_json(output / "report.json", report)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
@@ -162,7 +165,7 @@ def make_table(
         policies: by default those that need nothing, and those that read the files of `run` in ``output``.
 
     Raises:
-        EvalError: the model is shorter than a length, or the text than two windows of it.
+        EvalError: the text is shorter than two windows of a length.
     """
     import torch
 
@@ -172,8 +175,6 @@ def make_table(
     from service.engine.engine import Engine
 
     longest = max(lengths)
-    if longest + 1 > loaded.max_len:
-        raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
     files = (f"minference:file={output / 'minference.json'}", f"lserve:heads={output / 'duo.tsv'}")
     memory = int(2.5 * (longest + 2048) * loaded.kv_shape.bytes_per_token(torch.float32))
     config = EngineConfig.of(kv_memory=memory, prefix_cache=False, drafter="none", attention="dense")

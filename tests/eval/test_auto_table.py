@@ -95,3 +95,6 @@ def test_the_report_has_what_the_table_was_chosen_from(tmp_path: Path, monkeypat
     report = json.loads((tmp_path / "found" / "report.json").read_text())
     assert [row["policy"] for row in report["auto"]["rows"]][:2] == [DENSE, SPARSE]
     assert report["model"] == "embedded"
+    with pytest.raises(EvalError, match=r"The model holds \d+ tokens"):
+        command("embedded", text, length=512, output=tmp_path / "none", auto=True, lengths="256,9999999")
+    assert not (tmp_path / "none").exists(), "refused before anything is searched"
