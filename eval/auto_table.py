@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,8 +34,16 @@ SCORED = 1024
 Row = dict[str, Any]
 
 
-def measure(engine: AsyncEngine, ids: Sequence[int], lengths: Sequence[int], policies: Sequence[str]) -> list[Row]:
+def measure(
+    engine: AsyncEngine,
+    ids: Sequence[int],
+    lengths: Sequence[int],
+    policies: Sequence[str],
+    keep: Callable[[list[Row]], object] = lambda rows: None,
+) -> list[Row]:
     """A row a length and policy, dense first: seconds to the first token and the share by which perplexity rises.
+
+    ``keep`` is given the rows so far after each.
 
     Raises:
         EvalError: the text is too short for two windows of the longest.
@@ -56,6 +64,7 @@ def measure(engine: AsyncEngine, ids: Sequence[int], lengths: Sequence[int], pol
                     "density": losses.density,
                 }
             )
+            keep(rows)
     return rows
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,8 +72,12 @@ def command(
         seed=seed,
     )
     if auto and words is not None:
-        report["auto"] = make_table(loaded, words, tried, most, output)
-        _write_json(output / "report.json", report)
+
+        def keep(found: dict[str, Any]) -> None:
+            report["auto"] = found
+            _write_json(output / "report.json", report)
+
+        keep(make_table(loaded, words, tried, most, output, keep=keep))
     if as_json:
         typer.echo(json.dumps(report, indent=1))
         return
@@ -157,12 +161,19 @@ def run(
 
 
 def make_table(
-    loaded: LoadedModel, text: str, lengths: Sequence[int], most: float, output: Path, policies: Sequence[str] = ()
+    loaded: LoadedModel,
+    text: str,
+    lengths: Sequence[int],
+    most: float,
+    output: Path,
+    policies: Sequence[str] = (),
+    keep: Callable[[dict[str, Any]], object] = lambda found: None,
 ) -> dict[str, Any]:
     """Try policies on a text and write ``crossovers.json``; returns its rows, and what they were chosen from.
 
     Args:
         policies: by default those that need nothing, and those that read the files of `run` in ``output``.
+        keep: is given the rows so far after each.
 
     Raises:
         EvalError: the text is shorter than two windows of a length.
@@ -180,7 +191,8 @@ def make_table(
     config = EngineConfig.of(kv_memory=memory, prefix_cache=False, drafter="none", attention="dense")
     ids = _encoder(loaded)(text)
     with AsyncEngine(Engine(loaded, config)) as engine:
-        rows = measure(engine, ids, lengths, policies or (*POLICIES, *files))
+        tried = policies or (*POLICIES, *files)
+        rows = measure(engine, ids, lengths, tried, lambda rows: keep({"most": most, "rows": rows}))
     table = table_of(rows, most)
     write_table(output / "crossovers.json", torch.device(loaded.device).type, table, loaded)
     return {"most": most, "rows": rows, "table": table}

@@ -74,7 +74,11 @@ def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("eval.auto_table.WINDOWS", 2)
     loaded = load_model("embedded", "float32")
     text = " ".join(f"In the year {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90))
-    found = make_table(loaded, text, [320, 256], 0.01, tmp_path, [SPARSE])
+    kept: list[int] = []
+    found = make_table(
+        loaded, text, [320, 256], 0.01, tmp_path, [SPARSE], lambda found: kept.append(len(found["rows"]))
+    )
+    assert kept == [1, 2, 3, 4]
     assert [(row["length"], row["policy"]) for row in found["rows"]] == [
         (length, policy) for length in (256, 320) for policy in (DENSE, SPARSE)
     ]
