@@ -261,7 +261,7 @@ class Trainer:
         self.head.load_state_dict(kept["weights"], strict=False)
         self._optimiser.load_state_dict(kept["optimiser"])
         self._random.set_state(kept["random"])
-        self._half = kept["half"]
+        self._half = kept.get("half", self._half)  # an earlier version did not keep it
         looks = {step: Acceptance(tuple(whole)) for step, whole in kept["progress"].pop("looks").items()}
         self.progress = Progress(**kept["progress"], looks=looks)
 

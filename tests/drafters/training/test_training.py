@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from operator import mul
 
 import pytest
@@ -248,6 +249,23 @@ def test_a_stopped_training_goes_on_to_the_same_weights(teacher, corpus, tmp_pat
     assert again["held_out"] == through["held_out"]
     one, other = ((tmp_path / part / "out" / "model.safetensors").read_bytes() for part in "ab")
     assert one == other
+
+
+def test_a_stopped_training_keeps_its_arithmetic(teacher, corpus, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(Trainer, "_arithmetic", lambda self: used.append(self._half) or nullcontext())
+    monkeypatch.setattr("drafters.training.trainer._multiplies_bfloat16", lambda: True)
+    trained("medusa", teacher, corpus, tmp_path, steps=2)
+    monkeypatch.setattr("drafters.training.trainer._multiplies_bfloat16", lambda: False)
+    trained("medusa", teacher, corpus, tmp_path, steps=4)
+    assert set(used) == {True}
+    checkpoint = tmp_path / "out" / "training.pt"
+    kept = torch.load(checkpoint, weights_only=True)
+    del kept["half"]
+    torch.save(kept, checkpoint)
+    used.clear()
+    trained("medusa", teacher, corpus, tmp_path, steps=6)
+    assert set(used) == {False}
 
 
 def test_other_options_do_not_take_up_a_training(teacher, corpus, tmp_path):
