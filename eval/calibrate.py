@@ -33,7 +33,10 @@ PICTURE_BLOCKS = 96  # blocks a side of a head's picture, about
 
 def command(
     model: Annotated[str, typer.Option(help="embedded, a folder, or a hub id.")] = "embedded",
-    text: Annotated[Path | None, typer.Option(help="Text to look at; default: made text that asks for recall.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Text to look at; default: made text that asks for recall."),
+    ] = None,
     length: Annotated[int, typer.Option(min=512, help="Tokens of text.")] = 8192,
     budget: Annotated[int, typer.Option(min=256, help="Keys a row may visit in prefill, for the search.")] = 1024,
     sink: Annotated[int, typer.Option(min=1, help="First tokens that a streaming head sees.")] = 128,
@@ -52,11 +55,13 @@ def command(
     """Find each head's best sparse pattern at equal cost and how much each KV head needs the whole context."""
     from service.engine.loading.checkpoint import load_model
 
-    loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     words = text.read_text(encoding="utf-8") if text is not None else None
-    tried = [int(length) for length in lengths.split(",")]
     if auto and words is None:
         raise EvalError("--auto needs a text to try the policies on", hint="Give a long one with --text.", param="text")
+    if wrong := next((length for length in lengths.split(",") if not length.strip().isdigit()), None):
+        raise EvalError(f"{wrong!r} is no length", hint="Numbers, separated by commas.", param="lengths")
+    tried = [int(length) for length in lengths.split(",")]
+    loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     if auto and max(tried) >= loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
     report = run(

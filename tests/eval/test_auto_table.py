@@ -101,4 +101,6 @@ def test_the_report_has_what_the_table_was_chosen_from(tmp_path: Path, monkeypat
     assert report["model"] == "embedded"
     with pytest.raises(EvalError, match=r"The model holds \d+ tokens"):
         command("embedded", text, length=512, output=tmp_path / "none", auto=True, lengths="256,9999999")
+    with pytest.raises(EvalError, match="'many' is no length"):
+        command("nosuch", text, output=tmp_path / "none", auto=True, lengths="256,many")
     assert not (tmp_path / "none").exists(), "refused before anything is searched"

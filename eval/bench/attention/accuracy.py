@@ -43,7 +43,7 @@ ROOM = 256  # tokens for question and answer
 class Options(ThreadedOptions):
     """Count a model's right answers under each attention policy; the first policy is the reference."""
 
-    text: Annotated[Path, Option(help="A text the model was not trained on.")]
+    text: Annotated[Path, Option(exists=True, dir_okay=False, help="A text the model was not trained on.")]
     model: Model = READER
     lengths: Lengths = (4096, 16384, 32768)
     policies: Policies = POLICIES
