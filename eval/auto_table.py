@@ -8,15 +8,16 @@ dense attention there. Decode stays dense: what a policy loses there shows in no
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from eval.errors import EvalError
 from eval.figures import write_atomically
-from eval.losses import cut, read, rise
+from eval.losses import Losses, cut, read, rise
 from service.engine.async_engine import AsyncEngine
 from service.engine.loading.checkpoint import LoadedModel
 from service.engine.options import parse_policy
@@ -28,8 +29,9 @@ from sparse_attn.plan.policy import ModelShape
 FASTER = 0.97
 """A candidate must take at most this share of dense time to be worth its error."""
 DENSE = "dense"
-WINDOWS = 4
 SCORED = 1024
+HOPELESS = 5.0
+"""Times the bound: who loses so much in the first window is not given the others."""
 
 Row = dict[str, Any]
 
@@ -39,11 +41,19 @@ def measure(
     ids: Sequence[int],
     lengths: Sequence[int],
     policies: Sequence[str],
+    *,
+    most: float,
+    count: int,
+    known: Sequence[Row] = (),
     keep: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
     """A row a length and policy, dense first: seconds to the first token and the share by which perplexity rises.
 
-    ``keep`` is given the rows so far after each.
+    Args:
+        most: the share by which it may rise; a policy that loses many times that in one window is read in that alone.
+        count: windows of each length, or as many as the text has.
+        known: rows of an earlier run, which are not measured again.
+        keep: is given the rows so far after each.
 
     Raises:
         EvalError: the text is too short for two windows of the longest.
@@ -51,21 +61,33 @@ def measure(
     rows: list[Row] = []
     for length in sorted(lengths):
         scored = min(SCORED, length // 2)
-        windows = cut(ids, length, WINDOWS, scored)
-        dense = read(engine, windows, scored, DENSE)
+        windows = cut(ids, length, count, scored)
+        dense: list[Losses] = []
         for policy in (DENSE, *policies):
-            losses = read(engine, windows, scored, policy)
-            rows.append(
-                {
-                    "length": length,
-                    "policy": policy,
-                    "first_token_s": median(_first_token(engine, window, policy) for window in windows),
-                    "rise": rise(losses, dense),
-                    "density": losses.density,
-                }
-            )
+            row = next((row for row in known if (row["length"], row["policy"]) == (length, policy)), None)
+            if row is None:
+                dense = dense or [read(engine, [window], scored, DENSE) for window in windows]
+                row = {"length": length, "policy": policy, **_tried(engine, windows, scored, policy, dense, most)}
+            rows.append(row)
             keep(rows)
     return rows
+
+
+def _tried(
+    engine: AsyncEngine, windows: Sequence[list[int]], scored: int, policy: str, dense: Sequence[Losses], most: float
+) -> Row:
+    """The figures of a policy beside what dense attention made of the windows."""
+    own = list(dense) if policy == DENSE else [read(engine, windows[:1], scored, policy)]
+    if rise(own[0], dense[0]) <= HOPELESS * most:
+        own += [read(engine, [window], scored, policy) for window in windows[len(own) :]]
+    losses = Losses.of(own)
+    return {
+        "windows": len(own),
+        "first_token_s": median(_first_token(engine, window, policy) for window in windows[: len(own)]),
+        "perplexity": math.exp(fmean(losses.each)),
+        "rise": rise(losses, Losses.of(dense[: len(own)])),
+        "density": losses.density,
+    }
 
 
 def table_of(rows: Sequence[Row], most: float) -> list[Row]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("streaming", "trianglemix", "trianglemix:deep=1.0,last=256", "xattention", "flexprefill", "skip")
 """Tried for the table of `auto`, beside those that the other files were made for."""
+WINDOWS = 4
 PICTURE_BLOCKS = 96  # blocks a side of a head's picture, about
 
 
@@ -50,6 +51,10 @@ def command(
     auto: Annotated[bool, typer.Option("--auto", help="Also make a table for the policy auto: needs --text.")] = False,
     lengths: Annotated[str, typer.Option(help="Prompt lengths of that table, separated by commas.")] = "2048,4096,8192",
     most: Annotated[float, typer.Option(min=0.0, help="Share by which perplexity may rise in it.")] = 0.01,
+    windows: Annotated[int, typer.Option(min=2, help="Windows of the text for each length of it.")] = WINDOWS,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up the report in OUTPUT: measure what it lacks.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Find each head's best sparse pattern at equal cost and how much each KV head needs the whole context."""
@@ -64,25 +69,21 @@ def command(
     loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     if auto and max(tried) >= loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
-    report = run(
-        loaded,
-        text=words,
-        length=length,
-        budget=budget,
-        sink=sink,
-        local=local,
-        gates=gates,
-        output=output,
-        pictures=pictures,
-        seed=seed,
-    )
+    search = {"length": length, "budget": budget, "sink": sink, "local": local, "gates": gates, "seed": seed}
+    told = {"text": named(str(text)) if text is not None else None, **search}
+    bounds: dict[str, Any] = {"most": most, "windows": windows}
+    report = _earlier(output, loaded, told, bounds) if resume else None
+    if report is None:
+        report = {**run(loaded, text=words, output=output, pictures=pictures, **search), "settings": told}
+        _write_json(output / "report.json", report)
     if auto and words is not None:
+        known = report.get("auto", {}).get("rows", ())
 
         def keep(found: dict[str, Any]) -> None:
-            report["auto"] = found
+            report["auto"] = {**bounds, **found}
             _write_json(output / "report.json", report)
 
-        keep(make_table(loaded, words, tried, most, output, keep=keep))
+        keep(make_table(loaded, words, tried, output, **bounds, known=known, keep=keep))
     if as_json:
         typer.echo(json.dumps(report, indent=1))
         return
@@ -165,19 +166,39 @@ def run(
     return report
 
 
+def _earlier(
+    output: Path, loaded: LoadedModel, settings: dict[str, Any], bounds: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The report in a folder, which must be of the same model and settings; None where there is none."""
+    path = output / "report.json"
+    if not path.is_file():
+        return None
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    made = {"fingerprint": report.get("fingerprint"), **report.get("settings", {}), **report.get("auto", {})}
+    wanted = {"fingerprint": loaded.fingerprint, **settings} | {n: v for n, v in bounds.items() if n in made}
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise EvalError(f"{path} was made with {name}={made.get(name)}, not {value}", hint="Give another --output.")
+    return report
+
+
 def make_table(
     loaded: LoadedModel,
     text: str,
     lengths: Sequence[int],
-    most: float,
     output: Path,
     policies: Sequence[str] = (),
+    *,
+    most: float,
+    windows: int = WINDOWS,
+    known: Sequence[dict[str, Any]] = (),
     keep: Callable[[dict[str, Any]], object] = lambda found: None,
 ) -> dict[str, Any]:
     """Try policies on a text and write ``crossovers.json``; returns its rows, and what they were chosen from.
 
     Args:
         policies: by default those that need nothing, and those that read the files of `run` in ``output``.
+        most, windows, known: as `eval.auto_table.measure` has them; ``windows`` is its ``count``.
         keep: is given the rows so far after each.
 
     Raises:
@@ -197,10 +218,19 @@ def make_table(
     ids = _encoder(loaded)(text)
     with AsyncEngine(Engine(loaded, config)) as engine:
         tried = policies or (*POLICIES, *files)
-        rows = measure(engine, ids, lengths, tried, lambda rows: keep({"most": most, "rows": rows}))
+        rows = measure(
+            engine,
+            ids,
+            lengths,
+            tried,
+            most=most,
+            count=windows,
+            known=known,
+            keep=lambda rows: keep({"rows": rows}),
+        )
     table = table_of(rows, most)
     write_table(output / "crossovers.json", torch.device(loaded.device).type, table, loaded)
-    return {"most": most, "rows": rows, "table": table}
+    return {"rows": rows, "table": table}
 
 
 def _token_ids(loaded: LoadedModel, text: str | None, length: int, seed: int) -> list[int]:

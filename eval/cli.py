@@ -35,17 +35,18 @@ def _run(flags: dict[str, Any]) -> None:
     from eval.harness.run import run as run_plan
 
     config, as_json = flags.pop("config", None), flags.pop("as_json", False)
-    with build_plan(RunOptions.load(config, flags), command_line()) as plan:
-        summary = run_plan(plan, TextProgress())
-    for task, lacking in plan.left_out.items():
-        typer.echo(f"left out: {task} {lacking}", err=True)
-    for problem in plan.problems[:20]:
-        typer.echo(f"line {problem.line}: {problem.message}", err=True)
-    if as_json:
-        typer.echo(json.dumps(summary, ensure_ascii=False))
-    else:
-        _print_cells(summary["cells"])
-        typer.echo(f"results in {plan.options.folder}", err=True)
+    for options in RunOptions.load(config, flags).of_each_model():
+        with build_plan(options, command_line()) as plan:
+            summary = run_plan(plan, TextProgress())
+        for task, lacking in plan.left_out.items():
+            typer.echo(f"left out: {task} {lacking}", err=True)
+        for problem in plan.problems[:20]:
+            typer.echo(f"line {problem.line}: {problem.message}", err=True)
+        if as_json:
+            typer.echo(json.dumps(summary, ensure_ascii=False))
+        else:
+            _print_cells(summary["cells"])
+            typer.echo(f"results in {options.folder}", err=True)
 
 
 app.command("run")(command(_RunCommand, _run, defaults=False))
@@ -106,7 +107,9 @@ def compare(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of `folio eval run`.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of `folio eval run`, of one model or of several.")],
+) -> None:
     """Write the scoreboard: report.md, report.csv, pictures, and report.html."""
     from eval.harness.report import report as write_report
 

@@ -19,6 +19,11 @@ class Losses:
     each: list[float]
     density: float
 
+    @classmethod
+    def of(cls, parts: Sequence[Losses]) -> Losses:
+        """Those of windows that were read apart."""
+        return cls([loss for part in parts for loss in part.each], fmean(part.density for part in parts))
+
 
 def cut(ids: Sequence[int], length: int, count: int, scored: int) -> list[list[int]]:
     """Windows of the text, none of which share a token."""

@@ -134,8 +134,6 @@ def _attend_group(
         rows = replace(rows, skip=None)  # guesses alone are attended in parts
         past = kernels.paged_attention(pages, rows, index.split()[0] if index is not None else None)
         return merge_states(*past, *_attend_tree(kernels, part.batch, layer, number, rows))[0]
-    if rows.skip is not None and not kernels.skips:
-        raise UnsupportedModelFeature(f"the kernels {kernels.name} do not skip tiles: choose another policy than skip")
     if kernels.whole is not None and index is None and rows.tree_masks is None and rows.skip is None:
         out = attend_whole(kernels.whole, pages, rows)
         if out is not None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 KERNEL_TESTS = tuple(
     f"tests/sparse_attn/kernels/triton/test_{name}.py"
-    for name in ("attention", "in_pages", "invariant", "layers", "score", "selection", "write")
+    for name in ("attention", "in_pages", "invariant", "layers", "score", "selection", "skipping", "write")
 )
 FAR = [32768, 131072, 262144]
 ROWS = [1, 33, 64, 65, 2048]

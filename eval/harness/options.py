@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,18 @@ def tokens(text: Any) -> int:
     return number
 
 
+def positive(text: Any) -> int:
+    """A number of examples.
+
+    Raises:
+        ValueError: it is no number, or none.
+    """
+    number = int(str(text))
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What a run was asked to do; every field is a flag of the command and a key of the YAML file."""
@@ -49,15 +61,22 @@ class RunOptions:
         Separated(item=tokens),
         Option(help="Tokens of prompt and answer, separated by commas; by default what the engine's window holds."),
     ] = ()
-    limit: Annotated[int | None, Option(min=1, help="Examples of each task.")] = None
+    limit: Annotated[
+        tuple[int, ...],
+        Separated(item=positive),
+        Option(help="Examples of each task: one number, or one for each length, separated by commas."),
+    ] = ()
     output: Annotated[
-        Path | None, Option(help="Folder of results; a run there is resumed. Default: results/MODEL.")
+        Path | None,
+        Option(help="Folder of results; a run there is resumed. Several models have one each in it. Default: results."),
     ] = None
     data: Annotated[str | None, Option(help="Folder of official JSONL, hub, or a file of LongBench or HELMET.")] = None
     text: Annotated[
         Path | None, Option(help="Folder of text for quote; for qa_1 and qa_2 a file of SQuAD's format.")
     ] = None
-    model: Annotated[str, Option(help="embedded, a folder, or a hub id.")] = EMBEDDED
+    model: Annotated[
+        tuple[str, ...], Option(help="embedded, a folder, or a hub id; several are asked one after the other.")
+    ] = (EMBEDDED,)
     tokenizer: Annotated[str | None, Option(help="Tokenizer for endpoints: folder or hub id.")] = None
     prompt: Annotated[str | None, Option(help="layout, official, gpt4 or yarn.")] = None
     seed: Annotated[int, Option(min=0, help="Of the generated tasks.")] = 0
@@ -86,12 +105,37 @@ class RunOptions:
         options = read(cls, {key: value for key, value in {**values, **flags}.items() if value is not None})
         if not options.tasks and not options.suite:
             raise EvalError("no tasks", hint="Give --suite ruler, or --tasks passkey,quote or the like.", param="tasks")
+        if len(options.limit) > 1 and len(options.limit) != len(options.length):
+            raise EvalError(
+                f"{len(options.limit)} limits for {len(options.length)} lengths",
+                hint="Give one for all, or one for each.",
+                param="limit",
+            )
         return options
+
+    def of_each_model(self) -> list[RunOptions]:
+        """What each model is asked to do."""
+        if len(self.model) == 1:
+            return [self]
+        folder = self.output or Path("results")
+        return [replace(self, model=(model,), output=folder / _folder_of(model)) for model in self.model]
+
+    @property
+    def checkpoint(self) -> str:
+        """The only model."""
+        [model] = self.model
+        return model
 
     @property
     def folder(self) -> Path:
         """Where the results go: one folder a model unless another is named."""
-        return self.output or Path("results") / Path(shown_name(self.model)).name
+        return self.output or Path("results") / _folder_of(self.checkpoint)
+
+    def limit_at(self, length: int | None) -> int | None:
+        """Examples of each task at one of the lengths; None for all that there are."""
+        if len(self.limit) > 1 and length is not None:
+            return self.limit[self.length.index(length)]
+        return max(self.limit, default=None)
 
     @property
     def prompt_kind(self) -> str:
@@ -100,7 +144,7 @@ class RunOptions:
         Raises:
             EvalError: there is no such prompt.
         """
-        kind = self.prompt or ("layout" if self.model == EMBEDDED else "official")
+        kind = self.prompt or ("layout" if self.checkpoint == EMBEDDED else "official")
         if kind not in ("layout", "official", *PROMPT_SETS):
             raise EvalError(f"unknown prompt {kind!r}", hint="Choose layout, official, gpt4 or yarn.", param="prompt")
         return kind
@@ -108,8 +152,8 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """What every row of a folder shares; engines, tasks, lengths and the limit may grow from run to run."""
         return {
-            "model": shown_name(self.model),
-            "tokenizer": shown_name(self.tokenizer or self.model),
+            "model": shown_name(self.checkpoint),
+            "tokenizer": shown_name(self.tokenizer or self.checkpoint),
             "prompt": self.prompt_kind,
             "truncation": f"middle of the {'document' if self.prompt_kind == 'layout' else 'prompt'}",
             "data": Path(self.data).name if self.data else None,
@@ -119,6 +163,10 @@ class RunOptions:
             "dtype": self.dtype,
             "together": self.together,
         }
+
+
+def _folder_of(model: str) -> str:
+    return Path(shown_name(model)).name
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class Plan:
         command: the command line, for the results.
         local: the engine of this process.
         problems: receives what was wrong with lines of the data.
-        left_out: tasks of the suites that cannot be made of what was given, each with what it lacks.
+        left_out: tasks of the suites that cannot be made of what was given, each with what it lacks, and lengths that
+            an engine does not hold.
     """
 
     options: RunOptions
@@ -51,7 +52,23 @@ class Plan:
     command: str = ""
     local: AsyncEngine | None = None
     problems: list[Problem] = field(default_factory=list)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = self.options.length
+        for engine, _ in self.engines:
+            for length in lengths:
+                if length > engine.window:
+                    self.left_out[f"{engine.name} at {length}"] = f"of {engine.window} tokens at most"
+        if lengths and all(min(lengths) > engine.window for engine, _ in self.engines):
+            most = max(engine.window for engine, _ in self.engines)
+            raise EvalError(
+                f"nobody here holds {min(lengths)} tokens", hint=f"Ask for {most}, or less.", param="length"
+            )
+
+    def holds(self, engine: AnswerEngine, length: int | None) -> bool:
+        """Whether an engine is asked at a length."""
+        return length is None or length <= engine.window
 
     def __enter__(self) -> Plan:
         if self.local is not None:
@@ -74,14 +91,14 @@ def build_plan(options: RunOptions, command: str) -> Plan:
         [*options.tasks, *in_suites],
         data=options.data,
         text=options.text,
-        count=options.limit,
+        count=max(options.limit, default=None),
         seed=options.seed,
         new_tokens=options.new_tokens,
         least_new_tokens=LAYOUT_NEW_TOKENS if options.prompt_kind == "layout" else 0,
     )
     points = {name: Point.parse(name) for name in options.engine if not name.startswith(OPENAI)}
     local = _load(options, any(source.shares for source in named)) if points else None
-    return Plan(options, _engines(options, points, local), named, command, local, left_out=left_out)
+    return Plan(options, _engines(options, points, local), named, command, local, left_out=dict(left_out))
 
 
 def _engines(
@@ -117,9 +134,11 @@ def _load(options: RunOptions, keeps: bool) -> AsyncEngine:
         torch.set_num_threads(options.threads)
     cached = options.together or keeps
     config = EngineConfig.of(dtype=options.dtype, device=options.device, prefix_cache=cached).resolved()
-    loaded = load_model(options.model, config.dtype, config.device)
+    loaded = load_model(options.checkpoint, config.dtype, config.device)
     if loaded.tokenizer is None:
-        raise EvalError(f"the model {options.model!r} has no tokenizer", hint="Evaluations need text.", param="model")
+        raise EvalError(
+            f"the model {options.checkpoint!r} has no tokenizer", hint="Evaluations need text.", param="model"
+        )
     longest = min(max(options.length, default=loaded.max_len), loaded.max_len)
     prompts = 2 if cached else 1
     enough = prompts * (longest + KV_SLACK) * loaded.kv_shape.bytes_per_token(DTYPES[loaded.dtype])
@@ -130,16 +149,16 @@ def _load(options: RunOptions, keeps: bool) -> AsyncEngine:
 def _prompter(options: RunOptions, tokenizer: Any, parameters: int | None, *, retrieval: bool) -> Prompter:
     kind = options.prompt_kind
     if retrieval:
-        return RetrievalPrompter(tokenizer, layout_for(options.model, tokenizer, parameters=parameters))
+        return RetrievalPrompter(tokenizer, layout_for(options.checkpoint, tokenizer, parameters=parameters))
     if kind == "layout":
-        return LayoutPrompter(tokenizer, layout_for(options.model, tokenizer, parameters=parameters))
+        return LayoutPrompter(tokenizer, layout_for(options.checkpoint, tokenizer, parameters=parameters))
     if kind == "official":
         kind = "gpt4" if getattr(tokenizer, "chat_template", None) else "yarn"
     return OfficialPrompter(tokenizer, kind)
 
 
 def _endpoint_tokenizer(options: RunOptions) -> Any:
-    name = options.tokenizer or options.model
+    name = options.tokenizer or options.checkpoint
     if name == EMBEDDED:
         from service.reader import MODEL_DIR
 

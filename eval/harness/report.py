@@ -1,4 +1,7 @@
-"""`folio eval report`: the scoreboard of a folder of results as Markdown, CSV, PNG and one static HTML page."""
+"""`folio eval report`: the scoreboard of a folder of results as Markdown, CSV, PNG and one static HTML page.
+
+Of several models, each with its folder in one, an engine is called MODEL: ENGINE.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, NamedTuple
 
 from eval.figures import write_atomically
 from eval.harness import plots
-from eval.harness.store import load_summary
+from eval.harness.store import load_summaries
 from eval.scoring import SCORERS
 
 COLUMNS = (
@@ -54,14 +57,19 @@ def report(folder: Path) -> list[Path]:
     """Write report.md, report.csv, PNG pictures and report.html into the folder; returns what was written.
 
     Raises:
-        EvalError: the folder holds no results.json.
+        EvalError: the folder holds no results.json, and no folders that do.
     """
-    summary = load_summary(folder)
-    rows = [row_of(cell) for cell in _ordered(summary["cells"])]
-    pictures = plots.draw(summary["cells"], folder)
+    summaries = load_summaries(folder)
+    cells = [
+        {**cell, "engine": f"{name}: {cell['engine']}" if name else cell["engine"]}
+        for name, summary in summaries.items()
+        for cell in summary["cells"]
+    ]
+    rows = [row_of(cell) for cell in _ordered(cells)]
+    pictures = plots.draw(cells, folder)
     written = [folder / "report.csv", folder / "report.md", folder / "report.html"]
     write_atomically(written[0], _csv(rows))
-    told = "Scoreboard", _facts(summary), _tables(rows), pictures
+    told = "Scoreboard", _facts(list(summaries.values())), _tables(rows), pictures
     write_atomically(written[1], markdown(*told))
     write_atomically(written[2], page(*told))
     return [*written, *(path for path, _ in pictures)]
@@ -153,30 +161,38 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _facts(summary: dict[str, Any]) -> list[str]:
-    machine, arguments = summary["machine"], summary["arguments"]
-    shared = ", ".join(f"{key} {value}" for key, value in arguments.items() if value is not None)
-    facts = [
-        f"- Command: `{summary['command']}`",
-        f"- Code: `{summary['git'] or 'unknown'}`; arguments: {shared}",
-        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; "
-        + ", ".join(f"{name} {version}" for name, version in machine["libraries"].items()),
-        "- Scores in percent ± standard error; times are medians. Tasks named -style are generated, not the originals.",
-    ]
-    engine, harness = (sum(c["speed"].get(key, 0.0) for c in summary["cells"]) for key in ("engine_s", "harness_s"))
+def _facts(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """What the figures were made with; where runs differ in it, of each."""
+    facts = list(dict.fromkeys(fact for summary in summaries for fact in _made_with(summary)))
+    facts.append(
+        "- Scores in percent ± standard error; times are medians. Tasks named -style are generated, not the originals."
+    )
+    cells = [cell for summary in summaries for cell in summary["cells"]]
+    engine, harness = (sum(c["speed"].get(key, 0.0) for c in cells) for key in ("engine_s", "harness_s"))
     if engine:
         facts.append(
             f"- Harness (making and reading examples, prompts, scores, files): {100 * harness / engine:.2f}% of the "
             f"{engine:.0f} s that the engines took."
         )
-    failed = sum(cell["failed"] for cell in summary["cells"])
+    failed = sum(cell["failed"] for cell in cells)
     if failed:
         facts.append(f"- {failed} examples failed; they count as 0, and their rows say why.")
-    if summary.get("left_out"):
-        facts += [f"- Left out of the suite: `{task}` {lacking}." for task, lacking in summary["left_out"].items()]
-    if summary["problems"]:
-        facts.append(f"- {len(summary['problems'])} lines of the data could not be used; results.json names them.")
+    left_out = {task: lacking for summary in summaries for task, lacking in summary.get("left_out", {}).items()}
+    facts += [f"- Left out: `{task}` {lacking}." for task, lacking in left_out.items()]
+    if problems := sum(len(summary["problems"]) for summary in summaries):
+        facts.append(f"- {problems} lines of the data could not be used; results.json names them.")
     return facts
+
+
+def _made_with(summary: dict[str, Any]) -> list[str]:
+    machine, arguments = summary["machine"], summary["arguments"]
+    shared = ", ".join(f"{key} {value}" for key, value in arguments.items() if value is not None)
+    return [
+        f"- Command: `{summary['command']}`",
+        f"- Code: `{summary['git'] or 'unknown'}`; arguments: {shared}",
+        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in machine["libraries"].items()),
+    ]
 
 
 def _inline(text: str) -> str:

@@ -72,7 +72,11 @@ def run(plan: Plan, progress: TextProgress) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     for source in plan.sources:
         for length in plan.options.length or (None,):
-            found = [_run_cell(plan, *asked, source, length, folder, progress) for asked in plan.engines]
+            found = [
+                _run_cell(plan, *asked, source, length, folder, progress)
+                for asked in plan.engines
+                if plan.holds(asked[0], length)
+            ]
             for group in [found] if plan.options.together else [[cell] for cell in found]:
                 cells += _in_turn(group)
                 save_summary(folder, _summary(plan, cells))
@@ -105,7 +109,7 @@ def _run_cell(
     cell = Cell(engine.name, source.name, length)
     budget = Budget(engine.window, length, plan.options.new_tokens or source.new_tokens)
     with Rows(folder, cell) as rows:
-        limit = plan.options.limit
+        limit = plan.options.limit_at(length)
         shown = progress.begin(cell, limit, [sample["scores"][SHOWN] for sample in rows.samples()])
         began = time.perf_counter()
         for example in islice(_left(source, prompter, length, plan, rows.done), _less(limit, rows.done)):
@@ -214,7 +218,7 @@ def _summary(plan: Plan, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "git": git_sha(),
         "machine": machine(),
         "arguments": plan.options.arguments(),
-        "limit": plan.options.limit,
+        "limit": list(plan.options.limit),
         "engines": {e.name: {**e.describe(), "folder": folder_name(e.name)} for e, _ in plan.engines},
         "problems": [problem.as_json() for problem in plan.problems],
         "left_out": dict(plan.left_out),

@@ -149,6 +149,18 @@ def load_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def load_summaries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The summaries of a folder by the name of their models' folders; of one model's own folder, by none.
+
+    Raises:
+        EvalError: there is none, or one of another version.
+    """
+    own = sorted(path.parent for path in folder.glob("*/results.json"))
+    if (folder / "results.json").exists() or not own:
+        return {"": load_summary(folder)}
+    return {path.name: load_summary(path) for path in own}
+
+
 def cell_key(cell: dict[str, Any]) -> tuple[str, str, int | None]:
     """What identifies a cell of the summary."""
     return cell["engine"], cell["task"], cell["length"]

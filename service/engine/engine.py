@@ -124,7 +124,6 @@ class Engine:
             self.max_model_len,
             fingerprint=loaded.name if loaded.name == EMBEDDED else "",
             checkpoint=loaded.name,
-            skips=select_kernels(torch.device(config.device), DTYPES[config.dtype], config.backend).skips,
         )
         pool = make_pool(loaded, config, head_layout(config, self.shape) if loaded.ranks is None else None)
         num_pages = pool.num_pages

@@ -27,9 +27,9 @@ class Kernels:
 
     Attributes:
         name: what the statistics call it.
-        skips: ``attention`` heeds `Rows.skip`.
         row_invariant: the bits of a row do not depend on the rows, sequences and chunks beside it.
-        in_pages: what attends dense rows that lie in pages already, in place of ``attention``; None for nothing.
+        in_pages: what attends rows without an index that lie in pages already, in place of ``attention``; None for
+            nothing.
         whole: what attends long dense runs of rows in place of ``attention``; None for nothing.
         vertical_slash: what weighs blocks in place of `sparse_attn.plan.score.vertical_slash`'s torch, given how many
             last rows stand for all; it answers None for keys that it does not read. None for nothing.
@@ -43,7 +43,6 @@ class Kernels:
     attention: PagedAttention
     paged_attention: PagedAttention
     ragged_attention: RaggedAttention
-    skips: bool = False
     row_invariant: bool = False
     in_pages: InPages | None = None
     whole: Whole | None = None
@@ -58,7 +57,7 @@ BACKENDS = ("auto", "own", flash3.NAME, *WHOLE)
 INVARIANT = "batch-invariant"
 """This package's kernels, and of them those whose rows do not depend on one another where there are others too."""
 
-TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention, skips=True)
+TORCH = Kernels("torch", dense.attention, dense.paged_attention, dense.ragged_attention)
 
 
 def select_kernels(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Kernels:
@@ -94,8 +93,9 @@ def _with_flash3(own: Kernels, device: torch.device, dtype: torch.dtype) -> Kern
 def _made_invariant(own: Kernels) -> Kernels:
     if own.in_pages is None:
         return own
-    from sparse_attn.kernels.triton.invariant import in_pages
+    from sparse_attn.kernels.triton import invariant, skipping
 
+    in_pages = skipping.over(invariant.in_pages)
     return replace(own, name=f"{own.name}+invariant", in_pages=in_pages, row_invariant=True)
 
 
@@ -112,12 +112,13 @@ def triton_kernels() -> Kernels:
     """Those of a GPU; under Triton's interpreter they run anywhere."""
     try:
         from sparse_attn.kernels.triton import attention as triton
+        from sparse_attn.kernels.triton import skipping
         from sparse_attn.kernels.triton.in_pages import in_pages
     except ImportError as error:
         logger.warning("attention falls back to plain torch, which is many times slower: %s", error)
         return TORCH
     own = (triton.attention, triton.paged_attention, triton.ragged_attention)
-    return Kernels("triton", *own, in_pages=in_pages)
+    return Kernels("triton", *own, in_pages=skipping.over(in_pages))
 
 
 @functools.cache
@@ -137,7 +138,6 @@ def _cpu_kernels(dtype: torch.dtype) -> Kernels:
         cpu.attention,
         cpu.paged_attention,
         cpu.ragged_attention,
-        skips=True,
         row_invariant=True,
         vertical_slash=cpu_score.vertical_slash,
         scores=cpu_score.scores if dtype == torch.bfloat16 else None,

@@ -36,7 +36,7 @@ def over(own: InPages) -> InPages:
     from flash_attn_interface import flash_attn_with_kvcache
 
     def in_pages(pages: Pages, rows: Rows) -> Tensor:
-        if rows.tree_masks is not None or pages.k_scale is not None:
+        if rows.tree_masks is not None or pages.k_scale is not None or rows.skip is not None:
             return own(pages, rows)
         lengths = rows.context_lens + rows.cu_seqlens[1:] - rows.cu_seqlens[:-1]
         longest = (

@@ -97,7 +97,7 @@ class Rows:
             None where every sequence is causal.
         kept: what kernels prepare once for the rows of a forward; shared by its layers and head groups, whose sequences
             and masks are the same.
-        skip: tiles that may be left out, by the kernels of `attention`; None for none.
+        skip: tiles that may be left out, by the kernels of `attention` and of rows in pages; None for none.
     """
 
     q: Tensor

@@ -120,7 +120,7 @@ def plan_sequence(attn: AttnBatch, s: int, layer: int, rows: Rows) -> Part:
         rows = one.take(rows, at)
     policy = one.policies[0] if one.policies is not None else None
     index = policy.plan(_sequence_rows(one, layer, rows)) if policy is not None else None
-    if policy is not None and (skip := policy.skip(one.lengths[0])) is not None:
+    if policy is not None and (skip := policy.skip(one.lengths[0], rows.q.device)) is not None:
         rows = replace(rows, skip=skip)
     return Part(one, at, rows, index)
 

@@ -315,8 +315,6 @@ class SkipSoftmax(Policy):
 
     def check(self, model: ModelShape) -> None:
         super().check(model)
-        if not model.skips:
-            raise PolicyError("skip: the kernels of this device do not leave out tiles; choose another policy")
         if self.lambda_ < 0:
             raise PolicyError(f"skip: lambda={self.lambda_:g} must not be negative")
 

@@ -24,7 +24,6 @@ class ModelShape:
         max_length: longest sequence the engine will hold, 0 for unknown.
         fingerprint: names the weights, to find head files that ship with the package; "" for unknown.
         checkpoint: its hub id or folder, by whose name published files are known.
-        skips: whether the kernels of its device can leave out tiles.
     """
 
     num_layers: int
@@ -35,7 +34,6 @@ class ModelShape:
     max_length: int = 0
     fingerprint: str = ""
     checkpoint: str = ""
-    skips: bool = True
 
     @classmethod
     def of_config(
@@ -45,7 +43,6 @@ class ModelShape:
         max_length: int = 0,
         fingerprint: str = "",
         checkpoint: str = "",
-        skips: bool = True,
     ) -> ModelShape:
         """From a transformers configuration of a decoder."""
         heads = config.num_attention_heads
@@ -58,7 +55,6 @@ class ModelShape:
             max_length,
             fingerprint,
             checkpoint,
-            skips,
         )
 
 

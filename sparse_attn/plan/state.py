@@ -151,12 +151,15 @@ class PolicyState:
             )
         return self.plan_prefill(rows)
 
-    def skip(self, context_len: int) -> Skip | None:
-        """What tiles the rows behind so many tokens may leave out."""
+    def skip(self, context_len: int, device: torch.device | str = "cpu") -> Skip | None:
+        """What tiles the rows behind so many tokens may leave out; they are counted on the device of the rows."""
         prefill = context_len < self.prompt_len
         share, gate = self.policy.skips(prefill)
         stats = self.prefill_stats if prefill else self.decode_stats
-        return Skip(share, gate, stats.tiles) if share else None
+        if not share:
+            return None
+        stats.tiles = stats.tiles.to(device)
+        return Skip(share, gate, stats.tiles)
 
     def commit(self, accepted: Sequence[int]) -> None:
         """Tell which rows of the last forward stay, root first: their selections hold for what follows."""

@@ -70,13 +70,13 @@ def test_a_table_of_another_model_is_neither_used_nor_written_to(
         write_table(path, "cpu", table, prepare("other", random_llama(num_hidden_layers=3)))
 
 
-def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.auto_table.WINDOWS", 2)
+def test_a_model_gets_its_table_from_a_text(tmp_path: Path) -> None:
     loaded = load_model("embedded", "float32")
     text = " ".join(f"In the year {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90))
     kept: list[int] = []
+    bounds: dict[str, Any] = {"most": 10.0, "windows": 2}
     found = make_table(
-        loaded, text, [320, 256], 0.01, tmp_path, [SPARSE], lambda found: kept.append(len(found["rows"]))
+        loaded, text, [320, 256], tmp_path, [SPARSE], **bounds, keep=lambda found: kept.append(len(found["rows"]))
     )
     assert kept == [1, 2, 3, 4]
     assert [(row["length"], row["policy"]) for row in found["rows"]] == [
@@ -84,21 +84,36 @@ def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.
     ]
     assert [row["rise"] == 0 for row in found["rows"]] == [True, False] * 2
     assert all(row["first_token_s"] > 0 for row in found["rows"])
-    assert found["table"] == table_of(found["rows"], 0.01)
+    assert {row["windows"] for row in found["rows"]} == {2}
+    assert found["table"] == table_of(found["rows"], 10.0)
+    again = make_table(loaded, text, [320, 256], tmp_path, [SPARSE], **bounds, known=found["rows"])
+    assert again == found, "what is known is not measured again"
+    hopeless = make_table(loaded, text, [256], tmp_path, [SPARSE], most=-1.0, windows=2)["rows"]
+    assert [row["windows"] for row in hopeless] == [2, 1], "no second window for who loses much in the first"
     assert parse_policy(f"auto:table={tmp_path / 'crossovers.json'}")
     with pytest.raises(EvalError, match="two windows of 4096 are needed"):
-        make_table(loaded, text, [4096], 0.01, tmp_path, [SPARSE])
+        make_table(loaded, text, [4096], tmp_path, [SPARSE], most=0.01)
 
 
 def test_the_report_has_what_the_table_was_chosen_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.auto_table.WINDOWS", 2)
     monkeypatch.setattr("eval.calibrate.POLICIES", (SPARSE,))
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"In {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90)))
-    command("embedded", text, length=512, output=tmp_path / "found", pictures=False, auto=True, lengths="256")
-    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    folder = tmp_path / "found"
+    options: dict[str, Any] = {"length": 512, "output": folder, "pictures": False, "auto": True, "windows": 2}
+    command("embedded", text, lengths="256", **options)
+    report = json.loads((folder / "report.json").read_text())
     assert [row["policy"] for row in report["auto"]["rows"]][:2] == [DENSE, SPARSE]
     assert report["model"] == "embedded"
+    command("embedded", text, lengths="256,320", resume=True, **options)
+    longer = json.loads((folder / "report.json").read_text())
+    assert longer["seconds"] == report["seconds"], "the search is not made again"
+    assert longer["auto"]["rows"][: len(report["auto"]["rows"])] == report["auto"]["rows"]
+    assert {row["length"] for row in longer["auto"]["rows"]} == {256, 320}
+    with pytest.raises(EvalError, match=r"report\.json was made with windows=2, not 3"):
+        command("embedded", text, lengths="256", resume=True, **{**options, "windows": 3})
+    with pytest.raises(EvalError, match=r"report\.json was made with budget=1024, not 512"):
+        command("embedded", text, lengths="256", resume=True, budget=512, **options)
     with pytest.raises(EvalError, match=r"The model holds \d+ tokens"):
         command("embedded", text, length=512, output=tmp_path / "none", auto=True, lengths="256,9999999")
     with pytest.raises(EvalError, match="'many' is no length"):

@@ -34,7 +34,7 @@ def made(tmp_path_factory, tokenizer, fake_engine) -> Path:
     engines = [fake_engine("dense"), fake_engine("suffix", drafter="suffix"), fake_engine("lossy", wrong_every=2)]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey", "niah_single_1"], data=None, text=None, count=10, seed=0)
-    options = RunOptions(length=(1024, 2048), limit=10, model="fake", output=folder)
+    options = RunOptions(length=(1024, 2048), limit=(10,), model=("fake",), output=folder)
     run(Plan(options, [(e, prompter) for e in engines], found), TextProgress(io.StringIO()))
     return folder
 

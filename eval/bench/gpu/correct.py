@@ -32,6 +32,7 @@ class Case:
     int8: bool = False
     heads: tuple[int, int] = (32, 8)
     invariant: bool = False
+    skips: bool = False
 
 
 def cases(scale: int = 1) -> list[Case]:
@@ -52,6 +53,8 @@ def cases(scale: int = 1) -> list[Case]:
         Case("invariant decode, uneven", (n(LONG), n(1000), n(64)), 1, invariant=True),
         Case("an invariant tree of 33", (n(65_000),), 33 if scale == 1 else 5, tree=True, invariant=True),
         Case("an invariant chunk, groups of 7", (n(9_001),), 300 if scale == 1 else 20, heads=(28, 4), invariant=True),
+        Case("decode that skips next to nothing", (n(LONG), n(1000)), 1, skips=True),
+        Case("a chunk that skips next to nothing", (n(9_001),), 300 if scale == 1 else 20, skips=True),
     ]
 
 
@@ -76,8 +79,9 @@ def _run_case(bench: Bench, case: Case) -> float:
     import torch
 
     from eval.bench.gpu.kernels import in_int8
+    from sparse_attn.kernels.operands import Skip
     from sparse_attn.kernels.triton import in_pages as by_load
-    from sparse_attn.kernels.triton import invariant
+    from sparse_attn.kernels.triton import invariant, skipping
 
     shape = replace(bench.shape, heads=case.heads[0], kv_heads=case.heads[1])
     own = Bench(shape, bench.device, bench.dtype)
@@ -86,8 +90,10 @@ def _run_case(bench: Bench, case: Case) -> float:
     rows.window = case.window
     if case.tree:
         rows.tree_masks = [_tree(case.rows, bench.device) for _ in case.contexts]
+    if case.skips:  # what is left out then weighs less than a millionth of the largest
+        rows.skip = Skip(1e-6, 0, torch.zeros(2, dtype=torch.int64, device=bench.device))
     held = in_int8(pages) if case.int8 else pages
-    attend = invariant.in_pages if case.invariant else by_load.in_pages
+    attend = invariant.in_pages if case.invariant else skipping.over(by_load.in_pages)
     return _error(attend(held, rows), held, rows)
 
 

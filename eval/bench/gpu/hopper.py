@@ -163,7 +163,8 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     import torch
 
     from sparse_attn.blocks import BlockIndex
-    from sparse_attn.kernels.operands import Pages, Rows
+    from sparse_attn.kernels import triton_kernels
+    from sparse_attn.kernels.operands import Pages, Rows, Skip
     from sparse_attn.kernels.triton import attention as triton_attention
     from sparse_attn.kernels.triton import in_pages as triton_in_pages
     from sparse_attn.kernels.triton import invariant as triton_invariant
@@ -192,7 +193,7 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     table = torch.zeros(1, pages, dtype=torch.int32)
 
     def attend(
-        count: int, per_head: bool | None = None, quant: bool = False, invariant: bool = False, **options: Any
+        count: int, per_head: bool | None = None, quant: bool = False, kernel: Any = triton_in_pages, **options: Any
     ) -> Callable[[], Any]:
         context = (pages - 8) * PAGE
         index = None
@@ -206,8 +207,12 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
             positions=positions, **options,
         )  # fmt: skip
         if index is None:
-            return lambda: (triton_invariant if invariant else triton_in_pages).in_pages(held, new)
+            return lambda: kernel.in_pages(held, new)
         return lambda: triton_attention.attention(held, new, index)
+
+    def skips(count: int, **options: Any) -> Callable[[], Any]:
+        skip = Skip(1.0, 1024, torch.zeros(2, dtype=torch.int64))
+        return attend(count, kernel=triton_kernels(), skip=skip, **options)
 
     def product(count: int) -> Callable[[], Any]:
         x, weight = (torch.zeros(n, 4096, dtype=dtype) for n in (count, 1024))
@@ -258,10 +263,14 @@ def _modes(h: Heads, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
             ints(9, 9, 9, 9), (zeros(4, h.kv, pages), zeros(4, h.kv), zeros(4, h.kv)), (1, 1), PAGE,
         ),
         "tree of 64 nodes": attend(64, tree_masks=trees),
-        "invariant decode": attend(1, invariant=True),
-        "invariant tree of 64 nodes": attend(64, invariant=True, tree_masks=trees),
-        "invariant prefill": attend(512, invariant=True),
-        "invariant decode over int8 pages": attend(1, quant=True, invariant=True),
+        "invariant decode": attend(1, kernel=triton_invariant),
+        "invariant tree of 64 nodes": attend(64, kernel=triton_invariant, tree_masks=trees),
+        "invariant prefill": attend(512, kernel=triton_invariant),
+        "invariant decode over int8 pages": attend(1, quant=True, kernel=triton_invariant),
+        "decode that skips": skips(1),
+        "tree of 64 nodes that skips": skips(64, tree_masks=trees),
+        "prefill that skips": skips(512),
+        "prefill that skips, over int8 pages": skips(512, quant=True),
         "invariant product of few rows": product(33),
         "invariant product of many rows": product(300),
         "write": lambda: triton_write.write_rows(

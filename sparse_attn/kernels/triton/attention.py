@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_attn.blocks import BlockIndex
-from sparse_attn.errors import BlockIndexError
+from sparse_attn.errors import BlockIndexError, UnsupportedModelFeature
 from sparse_attn.kernels.operands import Pages, Rows, State
 from sparse_attn.kernels.triton.launch import query_tiles, tuned
 from sparse_attn.kernels.triton.online_softmax import absorb
@@ -290,7 +290,10 @@ def attention(pages: Pages, rows: Rows, index: BlockIndex | None = None) -> Stat
 
     Raises:
         BlockIndexError: the index has blocks that are no pages.
+        UnsupportedModelFeature: tiles may be left out, which only rows in pages do (`skipping`).
     """
+    if rows.skip is not None:
+        raise UnsupportedModelFeature("on a GPU skip leaves out tiles of dense attention alone: join it with no other")
     past_index, new_index = index.split() if index is not None else (None, None)
     past, new = _Launch(rows, past_index), _Launch(rows, new_index)
     splits = past.splits(pages)

@@ -13,8 +13,16 @@ def absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP: tl.
 
     q [M, D], k [D, N], v [N, D], the last two int8 with float32 scales [N] under QUANT; acc float32 [M, D], m and total
     float32 [M]. With MASKED only what is ``visible`` [M, N] counts; without, every row has seen a key.
-    tanh is by exponentials, of which 2 and 1 are exact.
     """
+    s = scores(q, k, k_scale, qk_scale, softcap, CAP, QUANT)
+    if MASKED:
+        s = tl.where(visible, s, float("-inf"))
+    return weigh(q, s, v, v_scale, acc, m, total, QUANT, MASKED)
+
+
+@triton.jit
+def scores(q, k, k_scale, qk_scale, softcap, CAP: tl.constexpr, QUANT: tl.constexpr):
+    """float32 [M, N], the logarithms to base 2 of the weights; tanh is by exponentials, of which 2 and 1 are exact."""
     s = tl.dot(q, k.to(q.dtype), input_precision="ieee")
     if QUANT:
         s = s * k_scale[None, :]
@@ -23,8 +31,12 @@ def absorb(q, k, v, k_scale, v_scale, acc, m, total, qk_scale, softcap, CAP: tl.
         s = softcap * (1.0 - 2.0 / (tl.exp2(x * 2.885390081777927) + 1.0)) * 1.4426950408889634
     else:
         s = s * (qk_scale * 1.4426950408889634)
-    if MASKED:
-        s = tl.where(visible, s, float("-inf"))
+    return s
+
+
+@triton.jit
+def weigh(q, s, v, v_scale, acc, m, total, QUANT: tl.constexpr, MASKED: tl.constexpr):
+    """The second half of `absorb`; of ``q`` its dtype alone, in which weights and values are multiplied."""
     m_new = tl.maximum(m, tl.max(s, 1))
     base = m_new
     if MASKED:

@@ -83,11 +83,13 @@ def test_the_engine_in_this_process_answers_with_its_figures(engine, tokenizer):
     assert local.answer(prompt, 9).token_ids == reply.token_ids
 
 
-def test_a_prompt_longer_than_the_window_is_refused_and_the_engine_goes_on(engine, tokenizer, tmp_path):
+def test_a_prompt_that_the_engine_refuses_fails_alone(engine, tokenizer, tmp_path):
     points = [LocalEngine(engine, Point.parse(name)) for name in ("dense", "suffix")]
     prompter = OfficialPrompter(tokenizer, "yarn")
     found = sources(["passkey"], data=None, text=None, count=2, seed=0)
-    options = RunOptions(length=(512, 8192), limit=2, output=tmp_path)
+    for point in points:
+        point.window = 1 << 20  # more than the engine will take
+    options = RunOptions(length=(512, 8192), limit=(2,), output=tmp_path)
     plan = Plan(options, [(p, prompter) for p in points], found)
     cells = {(c["engine"], c["length"]): c for c in run(plan, TextProgress(io.StringIO()))["cells"]}
     assert [cells[name, 512]["failed"] for name in ("dense", "suffix")] == [0, 0]
@@ -100,7 +102,7 @@ def test_a_point_finds_the_context_that_it_has_read_and_no_others(loaded, tokeni
     with AsyncEngine(Engine(loaded, EngineConfig(kv_memory=64 << 20, page_size=16))) as engine:
         points = [LocalEngine(engine, Point.parse(name), name) for name in ("dense", "suffix")]
         prompter = OfficialPrompter(tokenizer, "yarn")
-        options = RunOptions(length=(1500,), limit=10, output=tmp_path)
+        options = RunOptions(length=(1500,), limit=(10,), output=tmp_path)
         cells = run(Plan(options, [(p, prompter) for p in points], found), TextProgress(io.StringIO()))["cells"]
     for cell in cells:
         assert cell["failed"] == 0

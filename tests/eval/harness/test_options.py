@@ -22,7 +22,7 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
     assert options.tasks == ("passkey", "vt")
     assert options.length == (1024, 4096)
     assert options.engine == ("auto", "fusion")
-    assert (options.seed, options.kv_memory_mb, options.limit, options.model) == (9, 512, None, "embedded")
+    assert (options.seed, options.kv_memory_mb, options.limit, options.model) == (9, 512, (), ("embedded",))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,26 @@ def test_results_go_to_a_folder_of_the_model_unless_another_is_named(tmp_path):
     assert RunOptions.load(None, {"suite": "ruler", "model": str(file)}).folder == Path("results/qwen")
     assert RunOptions.load(None, {"suite": "ruler", "model": "Qwen/Qwen3-4B"}).folder == Path("results/Qwen3-4B")
     assert RunOptions.load(None, {**NEEDED, "model": str(file)}).folder == Path("out")
+
+
+def test_several_models_have_a_folder_each():
+    asked = RunOptions.load(None, {**NEEDED, "model": ["embedded", "models/qwen.gguf"]})
+    assert [(one.checkpoint, one.folder) for one in asked.of_each_model()] == [
+        ("embedded", Path("out/embedded")),
+        ("models/qwen.gguf", Path("out/qwen")),
+    ]
+    assert [one.folder for one in RunOptions.load(None, NEEDED).of_each_model()] == [Path("out")]
+
+
+def test_a_limit_is_one_for_all_lengths_or_one_for_each():
+    each = RunOptions.load(None, {**NEEDED, "length": "4K,32K", "limit": "20,10"})
+    assert [each.limit_at(length) for length in each.length] == [20, 10]
+    assert RunOptions.load(None, {**NEEDED, "length": "4K,32K", "limit": 7}).limit_at(32768) == 7
+    assert RunOptions.load(None, NEEDED).limit_at(None) is None
+    with pytest.raises(EvalError, match="2 limits for 3 lengths"):
+        RunOptions.load(None, {**NEEDED, "length": "1K,4K,32K", "limit": "20,10"})
+    with pytest.raises(EvalError, match="limit"):
+        RunOptions.load(None, {**NEEDED, "limit": "0"})
 
 
 def test_a_missing_file_is_named(tmp_path):

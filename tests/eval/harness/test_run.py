@@ -1,5 +1,6 @@
 """Runs: rows, resumption to the same bytes, failures as rows, full disks, wrong folders."""
 
+import csv
 import io
 import json
 import multiprocessing
@@ -28,9 +29,11 @@ from eval.tasks.sources import sources
 
 def plan(output, engines, tokenizer, *, prompter=None, data=None, **changes):
     tasks = changes.pop("tasks", ("passkey", "number_string"))
-    options = RunOptions(**{"length": (2048,), "limit": 6, "model": "fake", "output": output} | changes)
+    limit = changes.pop("limit", 6)
+    limits = limit if isinstance(limit, tuple) else (limit,)
+    options = RunOptions(**{"length": (2048,), "limit": limits, "model": ("fake",), "output": output} | changes)
     prompter = prompter or OfficialPrompter(tokenizer, "yarn")
-    found = sources(tasks, data=data, text=None, count=options.limit, seed=0)
+    found = sources(tasks, data=data, text=None, count=max(limits), seed=0)
     return Plan(options, [(engine, prompter) for engine in engines], found)
 
 
@@ -159,19 +162,6 @@ def test_a_killed_run_resumes_to_identical_files(tmp_path, tokenizer, fake_engin
     assert 3 <= watched.read_bytes().count(b"\n") < 12
     run(plan(tmp_path / "killed", [fake_engine()], tokenizer, limit=12), TextProgress(io.StringIO()))
     assert files(tmp_path / "killed", "preds", "samples") == files(tmp_path / "whole", "preds", "samples")
-
-
-def test_a_context_longer_than_the_model_is_a_named_counted_row(tmp_path, tokenizer, fake_engine):
-    small = fake_engine(window=1500)
-    summary = run(
-        plan(tmp_path, [small], tokenizer, tasks=["passkey"], length=(1024, 2048)), TextProgress(io.StringIO())
-    )
-    short, long = summary["cells"]
-    assert (short["failed"], short["scores"]["official_v1"]["score"]) == (0, 100)
-    assert (long["n"], long["failed"], long["scores"]["official_v1"]["score"]) == (6, 6, 0)
-    rows = [row for _, row in read_jsonl(tmp_path / "dense" / "samples_passkey-style_2048.jsonl", [])]
-    assert all("this model holds 1500" in row["error"] for row in rows)
-    assert all(row["prediction"] == "" for row in rows)
 
 
 def test_official_prompts_too_long_lose_their_middle(tmp_path, tokenizer, fake_engine):
@@ -320,3 +310,32 @@ def test_a_hundred_megabytes_stream_in_little_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert path.stat().st_size > 100e6
     assert int(done.stdout) * 1024 < 300e6
+
+
+def test_each_length_has_its_limit_and_who_does_not_hold_it_is_not_asked(tmp_path, tokenizer, fake_engine):
+    small = fake_engine(name="small", window=1024)
+    made = plan(tmp_path, [fake_engine(), small], tokenizer, tasks=["passkey"], length=(1024, 2048), limit=(4, 2))
+    cells = run(made, TextProgress(io.StringIO()))["cells"]
+    assert [(cell["engine"], cell["length"], cell["n"]) for cell in cells] == [
+        ("dense", 1024, 4),
+        ("small", 1024, 4),
+        ("dense", 2048, 2),
+    ]
+    assert made.left_out == {"small at 2048": "of 1024 tokens at most"}
+    with pytest.raises(EvalError, match="nobody here holds 2048 tokens"):
+        plan(tmp_path, [small], tokenizer, length=(2048, 4096))
+
+
+def test_several_models_are_reported_side_by_side(tmp_path, tokenizer, fake_engine):
+    for model, wrong in (("one", 0), ("two", 2)):
+        made = plan(tmp_path / model, [fake_engine(wrong_every=wrong)], tokenizer, tasks=["passkey"])
+        run(made, TextProgress(io.StringIO()))
+    report(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "report.csv").open()))
+    assert [row["engine"] for row in rows] == ["one: dense", "two: dense"]
+    assert float(rows[0]["official_v1"]) == 100 > float(rows[1]["official_v1"])
+    (tmp_path / "two" / "results.json").unlink()
+    report(tmp_path)
+    assert "two: dense" not in (tmp_path / "report.md").read_text()
+    with pytest.raises(EvalError, match=r"results\.json"):
+        report(tmp_path / "two")

@@ -130,8 +130,8 @@ def test_a_policy_of_tiles_is_dense_up_to_its_gate_and_may_be_of_one_phase_alone
     state = PolicyState(second, MODEL, 2000)
     assert state.skip(1000) is None
     assert state.skip(2000).counts is state.decode_stats.tiles
-    with pytest.raises(PolicyError, match="kernels of this device"):
-        skip.check(replace(MODEL, skips=False))
+    with pytest.raises(PolicyError, match="lambda=-1 must not be negative"):
+        parse_policy("skip:lambda=-1").check(MODEL)
 
 
 def test_three_policies_are_not_joined():

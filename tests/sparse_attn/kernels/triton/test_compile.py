@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[4]
 MULTIPLYING = (
     "_in_pages_kernel", "_paged_kernel", "_ragged_kernel", "_antidiagonal_kernel", "_invariant_kernel",
-    "_linear_kernel",
+    "_linear_kernel", "_skipping_kernel",
 )  # fmt: skip
 SHARED_LIMIT = 232448  # bytes of shared memory that one program may have on Hopper
 
@@ -45,6 +45,7 @@ def test_kernels_of_an_8b_model_compile_without_spilling() -> None:
     check(rows)
     modes = {row["mode"] for row in rows}
     assert {"dense prefill", "decode", "tree of 64 nodes", "decode of chosen int8 pages", "page bounds"} <= modes
+    assert {"prefill that skips", "tree of 64 nodes that skips"} <= modes
     assert {row["dtype"] for row in rows} == {"bfloat16", "float16"}
     for row in rows:
         hot = row["kernel"] in ("_paged_kernel", "_in_pages_kernel", "_linear_kernel")
