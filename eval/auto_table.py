@@ -50,7 +50,8 @@ def measure(
     """A row a length and policy, dense first: seconds to the first token and the share by which perplexity rises.
 
     Args:
-        most: the share by which it may rise; a policy that loses many times that in one window is read in that alone.
+        most: the share by which it may rise; a policy that loses many times that in one window is read in that alone,
+            and not tried at greater lengths.
         count: windows of each length, or as many as the text has.
         known: rows of an earlier run, which are not measured again.
         keep: is given the rows so far after each.
@@ -59,17 +60,20 @@ def measure(
         EvalError: the text is too short for two windows of the longest.
     """
     rows: list[Row] = []
+    tried = [DENSE, *policies]
     for length in sorted(lengths):
         scored = min(SCORED, length // 2)
         windows = cut(ids, length, count, scored)
         dense: list[Losses] = []
-        for policy in (DENSE, *policies):
+        for policy in tuple(tried):
             row = next((row for row in known if (row["length"], row["policy"]) == (length, policy)), None)
             if row is None:
                 dense = dense or [read(engine, [window], scored, DENSE) for window in windows]
                 row = {"length": length, "policy": policy, **_tried(engine, windows, scored, policy, dense, most)}
             rows.append(row)
             keep(rows)
+            if row["windows"] < len(windows):
+                tried.remove(policy)
     return rows
 
 

@@ -88,8 +88,12 @@ def test_a_model_gets_its_table_from_a_text(tmp_path: Path) -> None:
     assert found["table"] == table_of(found["rows"], 10.0)
     again = make_table(loaded, text, [320, 256], tmp_path, [SPARSE], **bounds, known=found["rows"])
     assert again == found, "what is known is not measured again"
-    hopeless = make_table(loaded, text, [256], tmp_path, [SPARSE], most=-1.0, windows=2)["rows"]
-    assert [row["windows"] for row in hopeless] == [2, 1], "no second window for who loses much in the first"
+    hopeless = make_table(loaded, text, [256, 320], tmp_path, [SPARSE], most=-1.0, windows=2)["rows"]
+    assert [(row["length"], row["policy"], row["windows"]) for row in hopeless] == [
+        (256, DENSE, 2),
+        (256, SPARSE, 1),  # who loses much in the first window is given no second
+        (320, DENSE, 2),
+    ]
     assert parse_policy(f"auto:table={tmp_path / 'crossovers.json'}")
     with pytest.raises(EvalError, match="two windows of 4096 are needed"):
         make_table(loaded, text, [4096], tmp_path, [SPARSE], most=0.01)
