@@ -53,13 +53,13 @@ def measure(
         most: the share by which it may rise; a policy that loses many times that in one window is read in that alone,
             and not tried at greater lengths.
         count: windows of each length, or as many as the text has.
-        known: rows of an earlier run, which are not measured again.
+        known: rows of an earlier run, which come first and are not measured again.
         keep: is given the rows so far after each.
 
     Raises:
         EvalError: the text is too short for two windows of the longest.
     """
-    rows: list[Row] = []
+    rows = [*known]
     tried = [DENSE, *policies]
     for length in sorted(lengths):
         scored = min(SCORED, length // 2)
@@ -70,8 +70,8 @@ def measure(
             if row is None:
                 dense = dense or [read(engine, [window], scored, DENSE) for window in windows]
                 row = {"length": length, "policy": policy, **_tried(engine, windows, scored, policy, dense, most)}
-            rows.append(row)
-            keep(rows)
+                rows.append(row)
+                keep(rows)
             if row["windows"] < len(windows):
                 tried.remove(policy)
     return rows

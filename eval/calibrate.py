@@ -50,6 +50,9 @@ def command(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     auto: Annotated[bool, typer.Option("--auto", help="Also make a table for the policy auto: needs --text.")] = False,
     lengths: Annotated[str, typer.Option(help="Prompt lengths of that table, separated by commas.")] = "2048,4096,8192",
+    policies: Annotated[
+        str, typer.Option(help="Policies tried for it, separated by semicolons; default: those of prefill.")
+    ] = "",
     most: Annotated[float, typer.Option(min=0.0, help="Share by which perplexity may rise in it.")] = 0.01,
     windows: Annotated[int, typer.Option(min=2, help="Windows of the text for each length of it.")] = WINDOWS,
     resume: Annotated[
@@ -59,6 +62,7 @@ def command(
 ) -> None:
     """Find each head's best sparse pattern at equal cost and how much each KV head needs the whole context."""
     from service.engine.loading.checkpoint import load_model
+    from service.engine.options import parse_policy
 
     words = text.read_text(encoding="utf-8") if text is not None else None
     if auto and words is None:
@@ -66,6 +70,9 @@ def command(
     if wrong := next((length for length in lengths.split(",") if not length.strip().isdigit()), None):
         raise EvalError(f"{wrong!r} is no length", hint="Numbers, separated by commas.", param="lengths")
     tried = [int(length) for length in lengths.split(",")]
+    candidates = [policy.strip() for policy in policies.split(";") if policy.strip()]
+    for policy in candidates:
+        parse_policy(policy, param="policies")
     loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     if auto and max(tried) >= loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
@@ -83,7 +90,7 @@ def command(
             report["auto"] = {**bounds, **found}
             _write_json(output / "report.json", report)
 
-        keep(make_table(loaded, words, tried, output, **bounds, known=known, keep=keep))
+        keep(make_table(loaded, words, tried, output, candidates, **bounds, known=known, keep=keep))
     if as_json:
         typer.echo(json.dumps(report, indent=1))
         return

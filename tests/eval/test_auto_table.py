@@ -14,6 +14,7 @@ from eval.calibrate import command, make_table
 from eval.errors import EvalError
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.options import parse_policy
+from service.errors import InvalidRequest
 from sparse_attn.errors import PolicyError
 from sparse_attn.plan.policies import Auto
 from sparse_attn.plan.policy import ModelShape
@@ -120,6 +121,8 @@ def test_the_report_has_what_the_table_was_chosen_from(tmp_path: Path, monkeypat
         command("embedded", text, lengths="256", resume=True, budget=512, **options)
     with pytest.raises(EvalError, match=r"The model holds \d+ tokens"):
         command("embedded", text, length=512, output=tmp_path / "none", auto=True, lengths="256,9999999")
+    with pytest.raises(InvalidRequest, match="nosuch"):
+        command("embedded", text, output=tmp_path / "none", auto=True, lengths="256", policies=f"{SPARSE};nosuch")
     with pytest.raises(EvalError, match="'many' is no length"):
         command("nosuch", text, output=tmp_path / "none", auto=True, lengths="256,many")
     assert not (tmp_path / "none").exists(), "refused before anything is searched"
