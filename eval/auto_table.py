@@ -31,7 +31,9 @@ FASTER = 0.97
 DENSE = "dense"
 SCORED = 1024
 HOPELESS = 5.0
-"""Times the bound: who loses so much in the first window is not given the others."""
+"""Times the bound: who loses so much in the first window is not given the others. A bound of 0 counts as one of
+`LEAST` here."""
+LEAST = 0.001
 
 Row = dict[str, Any]
 
@@ -72,7 +74,7 @@ def measure(
                 row = {"length": length, "policy": policy, **_tried(engine, windows, scored, policy, dense, most)}
                 rows.append(row)
                 keep(rows)
-            if row["windows"] < len(windows):
+            if policy != DENSE and row["windows"] < len(windows):
                 tried.remove(policy)
     return rows
 
@@ -82,7 +84,7 @@ def _tried(
 ) -> Row:
     """The figures of a policy beside what dense attention made of the windows."""
     own = list(dense) if policy == DENSE else [read(engine, windows[:1], scored, policy)]
-    if rise(own[0], dense[0]) <= HOPELESS * most:
+    if rise(own[0], dense[0]) <= HOPELESS * max(most, LEAST):
         own += [read(engine, [window], scored, policy) for window in windows[len(own) :]]
     losses = Losses.of(own)
     return {

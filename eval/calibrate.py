@@ -8,6 +8,7 @@ length on (`eval.auto_table`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -73,11 +74,14 @@ def command(
     candidates = [policy.strip() for policy in policies.split(";") if policy.strip()]
     for policy in candidates:
         parse_policy(policy, param="policies")
+        if "+" in policy:
+            raise EvalError(f"{policy!r} is two policies; the table is of prefill", hint="Give one.", param="policies")
     loaded = load_model(model, "float32" if gates and dtype == "auto" else dtype, device)
     if auto and max(tried) >= loaded.max_len:
         raise EvalError(f"The model holds {loaded.max_len} tokens; ask for --lengths below that.", param="lengths")
     search = {"length": length, "budget": budget, "sink": sink, "local": local, "gates": gates, "seed": seed}
-    told = {"text": named(str(text)) if text is not None else None, **search}
+    made = {"text_sha256": hashlib.sha256(words.encode()).hexdigest() if words is not None else None, **search}
+    told = {"device": device, "dtype": str(loaded.dtype), **made}
     bounds: dict[str, Any] = {"most": most, "windows": windows}
     report = _earlier(output, loaded, told, bounds) if resume else None
     if report is None:

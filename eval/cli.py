@@ -29,24 +29,31 @@ class _RunCommand(RunOptions):
 
 
 def _run(flags: dict[str, Any]) -> None:
+    config, as_json = flags.pop("config", None), flags.pop("as_json", False)
+    answered = [_run_one(options, as_json) for options in RunOptions.load(config, flags).of_each_model()]
+    if not any(answered):
+        raise EvalError("nothing was asked: no model holds so many tokens", hint="Ask for less.", param="length")
+
+
+def _run_one(options: RunOptions, as_json: bool) -> bool:
+    """One model's part, of which nothing stays in memory; whether it was asked anything."""
     from eval.figures import command_line
     from eval.harness.plan import build_plan
     from eval.harness.progress import TextProgress
     from eval.harness.run import run as run_plan
 
-    config, as_json = flags.pop("config", None), flags.pop("as_json", False)
-    for options in RunOptions.load(config, flags).of_each_model():
-        with build_plan(options, command_line()) as plan:
-            summary = run_plan(plan, TextProgress())
-        for task, lacking in plan.left_out.items():
-            typer.echo(f"left out: {task} {lacking}", err=True)
-        for problem in plan.problems[:20]:
-            typer.echo(f"line {problem.line}: {problem.message}", err=True)
-        if as_json:
-            typer.echo(json.dumps(summary, ensure_ascii=False))
-        else:
-            _print_cells(summary["cells"])
-            typer.echo(f"results in {options.folder}", err=True)
+    with build_plan(options, command_line()) as plan:
+        summary = run_plan(plan, TextProgress())
+    for task, lacking in plan.left_out.items():
+        typer.echo(f"{options.folder}: left out: {task} {lacking}", err=True)
+    for problem in plan.problems[:20]:
+        typer.echo(f"line {problem.line}: {problem.message}", err=True)
+    if as_json:
+        typer.echo(json.dumps(summary, ensure_ascii=False))
+    else:
+        _print_cells(summary["cells"])
+        typer.echo(f"results in {options.folder}", err=True)
+    return bool(summary["cells"])
 
 
 app.command("run")(command(_RunCommand, _run, defaults=False))

@@ -117,6 +117,9 @@ class RunOptions:
         """What each model is asked to do."""
         if len(self.model) == 1:
             return [self]
+        folders = [_folder_of(model) for model in self.model]
+        if twice := next((name for name in folders if folders.count(name) > 1), None):
+            raise EvalError(f"two models are called {twice!r}", hint="Ask them in two runs.", param="model")
         folder = self.output or Path("results")
         return [replace(self, model=(model,), output=folder / _folder_of(model)) for model in self.model]
 

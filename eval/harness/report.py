@@ -9,7 +9,7 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ def report(folder: Path) -> list[Path]:
     pictures = plots.draw(cells, folder)
     written = [folder / "report.csv", folder / "report.md", folder / "report.html"]
     write_atomically(written[0], _csv(rows))
-    told = "Scoreboard", _facts(list(summaries.values())), _tables(rows), pictures
+    told = "Scoreboard", _facts(summaries), _tables(rows), pictures
     write_atomically(written[1], markdown(*told))
     write_atomically(written[2], page(*told))
     return [*written, *(path for path, _ in pictures)]
@@ -161,8 +161,9 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _facts(summaries: Sequence[dict[str, Any]]) -> list[str]:
+def _facts(named: Mapping[str, dict[str, Any]]) -> list[str]:
     """What the figures were made with; where runs differ in it, of each."""
+    summaries = list(named.values())
     facts = list(dict.fromkeys(fact for summary in summaries for fact in _made_with(summary)))
     facts.append(
         "- Scores in percent ± standard error; times are medians. Tasks named -style are generated, not the originals."
@@ -177,8 +178,9 @@ def _facts(summaries: Sequence[dict[str, Any]]) -> list[str]:
     failed = sum(cell["failed"] for cell in cells)
     if failed:
         facts.append(f"- {failed} examples failed; they count as 0, and their rows say why.")
-    left_out = {task: lacking for summary in summaries for task, lacking in summary.get("left_out", {}).items()}
-    facts += [f"- Left out: `{task}` {lacking}." for task, lacking in left_out.items()]
+    for name, summary in named.items():
+        of = f" of `{name}`" if name else ""
+        facts += [f"- Left out{of}: `{task}` {lacking}." for task, lacking in summary.get("left_out", {}).items()]
     if problems := sum(len(summary["problems"]) for summary in summaries):
         facts.append(f"- {problems} lines of the data could not be used; results.json names them.")
     return facts

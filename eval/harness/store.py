@@ -155,10 +155,10 @@ def load_summaries(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         EvalError: there is none, or one of another version.
     """
-    own = sorted(path.parent for path in folder.glob("*/results.json"))
-    if (folder / "results.json").exists() or not own:
-        return {"": load_summary(folder)}
-    return {path.name: load_summary(path) for path in own}
+    found = {path.parent.name: load_summary(path.parent) for path in sorted(folder.glob("*/results.json"))}
+    if found and not (folder / "results.json").exists():
+        return found
+    return {"": load_summary(folder), **found}
 
 
 def cell_key(cell: dict[str, Any]) -> tuple[str, str, int | None]:

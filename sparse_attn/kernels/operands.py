@@ -66,7 +66,7 @@ class Skip:
     times the largest weight that is not.
 
     Attributes:
-        share: 0 leaves out nothing: dense attention, to the last bit.
+        share: 0 leaves out nothing: dense attention, on a CPU to the last bit.
         gate: rows of at most so many keys are dense.
         counts: int64 [2], tiles of rows that were looked at, and those of them that were left out; grows.
     """

@@ -99,6 +99,7 @@ class _Facts:
         blocks: key blocks times heads of its new rows, each seeing everything.
         decoding: all of them are past their prompts.
         alike: every sequence has a policy, and all the same.
+        skips: one of them leaves out tiles, which is a matter of its rows and of no index.
     """
 
     states: list[PolicyState]
@@ -106,6 +107,7 @@ class _Facts:
     blocks: list[int]
     decoding: bool
     alike: bool
+    skips: bool
 
     @classmethod
     def of(cls, attn: AttnBatch) -> _Facts:
@@ -128,13 +130,14 @@ class _Facts:
         ]
         decoding = all(attn.lengths[s] >= state.prompt_len for s, state in own)
         alike = len(states) == len(policies) and all(state.policy == states[0].policy for state in states)
-        return cls(states, ends, blocks, decoding, alike)
+        skips = any(state.policy.skips(prefill=False)[0] for state in states)
+        return cls(states, ends, blocks, decoding, alike, skips)
 
 
 def can_plan(attn: AttnBatch, layer: int, window: int) -> bool:
     """Whether every sequence decodes sparsely in this layer, all by one policy."""
     facts = _Facts.of(attn)
-    if not facts.states or not facts.alike or not facts.decoding:
+    if not facts.states or not facts.alike or not facts.decoding or facts.skips:
         return False
     return not any(state.sees_all(layer, n, window) for state, n in zip(facts.states, facts.lengths, strict=True))
 
@@ -142,7 +145,7 @@ def can_plan(attn: AttnBatch, layer: int, window: int) -> bool:
 def all_dense(attn: AttnBatch, layer: int, window: int) -> bool:
     """Whether every sequence decodes and sees everything; counts it in the states' statistics."""
     facts = _Facts.of(attn)
-    if not facts.decoding:
+    if not facts.decoding or facts.skips:
         return False
     if not all(state.sees_all(layer, n, window) for state, n in zip(facts.states, facts.lengths, strict=True)):
         return False

@@ -103,6 +103,8 @@ def _decodes_densely(attn: AttnBatch, s: int, layer: int, window: int) -> bool:
     count, state = attn.bounds[s + 1] - attn.bounds[s], _state(attn, s)
     if state is None:
         return count < PREFILL_ROWS
+    if state.policy.skips(prefill=False)[0]:
+        return False
     return attn.lengths[s] >= state.prompt_len and state.sees_all(layer, attn.lengths[s] + count, window)
 
 

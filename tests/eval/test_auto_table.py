@@ -71,7 +71,7 @@ def test_a_table_of_another_model_is_neither_used_nor_written_to(
         write_table(path, "cpu", table, prepare("other", random_llama(num_hidden_layers=3)))
 
 
-def test_a_model_gets_its_table_from_a_text(tmp_path: Path) -> None:
+def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model("embedded", "float32")
     text = " ".join(f"In the year {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90))
     kept: list[int] = []
@@ -89,6 +89,7 @@ def test_a_model_gets_its_table_from_a_text(tmp_path: Path) -> None:
     assert found["table"] == table_of(found["rows"], 10.0)
     again = make_table(loaded, text, [320, 256], tmp_path, [SPARSE], **bounds, known=found["rows"])
     assert again == found, "what is known is not measured again"
+    monkeypatch.setattr("eval.auto_table.LEAST", -1.0)
     hopeless = make_table(loaded, text, [256, 320], tmp_path, [SPARSE], most=-1.0, windows=2)["rows"]
     assert [(row["length"], row["policy"], row["windows"]) for row in hopeless] == [
         (256, DENSE, 2),
@@ -121,6 +122,11 @@ def test_the_report_has_what_the_table_was_chosen_from(tmp_path: Path, monkeypat
         command("embedded", text, lengths="256", resume=True, budget=512, **options)
     with pytest.raises(EvalError, match=r"The model holds \d+ tokens"):
         command("embedded", text, length=512, output=tmp_path / "none", auto=True, lengths="256,9999999")
+    with pytest.raises(EvalError, match="two policies"):
+        command("embedded", text, output=tmp_path / "none", auto=True, lengths="256", policies=f"{SPARSE}+quest")
+    text.write_text(text.read_text() + " The mill is still.")
+    with pytest.raises(EvalError, match=r"report\.json was made with text_sha256="):
+        command("embedded", text, lengths="256", resume=True, **options)
     with pytest.raises(InvalidRequest, match="nosuch"):
         command("embedded", text, output=tmp_path / "none", auto=True, lengths="256", policies=f"{SPARSE};nosuch")
     with pytest.raises(EvalError, match="'many' is no length"):

@@ -17,7 +17,7 @@ from sparse_attn.kernels import select_kernels
 from sparse_attn.kv.head_layout import HeadLayout
 from sparse_attn.kv.pool import KVPool, KVShape
 from sparse_attn.plan import forward_plan
-from sparse_attn.plan.policies import LServe, Quest
+from sparse_attn.plan.policies import LServe, Quest, SkipSoftmax
 from sparse_attn.plan.policy import ModelShape, Policy
 from sparse_attn.plan.state import PolicyState
 
@@ -206,3 +206,17 @@ def test_a_chunk_beside_decodes_attends_apart_with_the_same_result(monkeypatch: 
         expected, _ = kernels.attention(pool.kv.groups[0].pages(0, batch.tables[0].block_tables), rows)
         torch.testing.assert_close(torch.cat(got), expected)
     assert states[0].decode_stats.visited == states[0].decode_stats.causal > 0
+
+
+def test_a_sequence_that_leaves_out_tiles_is_apart_from_those_that_see_everything() -> None:
+    """As on a GPU, where decodes are attended together otherwise."""
+    pool = Pool([100, 37, 90], None, torch.float32)
+    skipping = PolicyState(SkipSoftmax(gate=0), MODEL, 37)
+    batch = pool.batch([1, 2, 1], policies=[None, skipping, None])
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in noise(4, torch.Generator().manual_seed(1)))
+    parts = forward_plan.chunks_apart(batch, 0, batch.operands(q, k, v, 0.25))
+    assert [(part.at, part.rows.skip is not None) for part in parts] == [
+        (slice(0, 1), False),
+        (slice(1, 3), True),
+        (slice(3, 4), False),
+    ]

@@ -38,8 +38,8 @@ def merge(out, weight, top, part, part_weight, part_top):
 
 @triton.jit
 def along_path(TREES, tree, context, local0, length, offs_m, GROUP: tl.constexpr, NODES: tl.constexpr):
-    """How rows number their keys, a node's those of its path: the new ones on it, their numbers, how many keys there
-    are, and how many of them each row sees [M]."""
+    """How rows number their keys, a node that is an item by itself those of its path: the new ones on it, their
+    numbers, how many keys there are, and how many of them each row sees [M]."""
     nodes = tl.arange(0, NODES)
     in_tree = (nodes < length) & (tree + 0 * nodes >= 0)
     of_path = tl.load(TREES + tree + local0 * length + nodes, mask=in_tree, other=0) != 0

@@ -7,26 +7,30 @@ a tile that all rows of a program leave out costs no exponentials, no product wi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_attn.host_values import host_list, to_device
 from sparse_attn.kernels.operands import SKIP_CHUNK, SKIP_MOST, SKIP_TILE, InPages, Pages, Rows, Skip
-from sparse_attn.kernels.triton.in_pages import opened
+from sparse_attn.kernels.triton.in_pages import opened, packed_trees
 from sparse_attn.kernels.triton.invariant import FixedLaunch, along_path, merge, slots_of, store_part
 from sparse_attn.kernels.triton.online_softmax import scores, weigh
 
 
 @triton.jit(do_not_specialize=["stride_table", "stride_qt"], do_not_specialize_on_alignment=["TABLES"])
 def _skipping_kernel(
-    Q, K, V, K_SCALE, V_SCALE, OUT, PART_OUT, PART_WEIGHT, PART_TOP, ITEMS, TABLES, TREES, COUNTS,
+    Q, K, V, K_SCALE, V_SCALE, OUT, PART_OUT, PART_WEIGHT, PART_TOP, ITEMS, TABLES, TREES, SEES, COUNTS,
     qk_scale, softcap, window, skip_share, skip_most, skip_gate,
     stride_qt, stride_qh, stride_page, stride_kv_head, stride_table, num_heads, kv_group,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
     FIELDS: tl.constexpr, SHARE: tl.constexpr, NODES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
     QUANT: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The rows of one item, of GROUP heads, over its shares."""
+    """The rows of one item, of GROUP heads, over its shares; SEES: how many keys each row has."""
     item, _, _, seq, last_page, first_share, shares, context, local0, length, head0, row, head, wanted, q = opened(
         ITEMS, Q, stride_qt, stride_qh, FIELDS, BLOCK_M, GROUP, HEAD_DIM, BLOCK_D
     )
@@ -36,7 +40,8 @@ def _skipping_kernel(
     offs_n = tl.arange(0, TILE)
     offs_d = tl.arange(0, BLOCK_D)
     in_head = offs_d < HEAD_DIM
-    of_path, number, there, sees = along_path(TREES, tree, context, local0, length, offs_m, GROUP, NODES)
+    of_path, number, there, _ = along_path(TREES, tree, context, local0, length, offs_m, GROUP, NODES)
+    sees = tl.load(SEES + row, mask=wanted, other=1)
     margin = -tl.log2(tl.minimum(skip_share / sees, skip_most))
     margin = tl.where(sees > skip_gate, margin, float("inf"))
     kv_offset = (head0 // kv_group) * stride_kv_head
@@ -116,9 +121,27 @@ def over(dense: InPages) -> InPages:
     """Rows that may leave out tiles, and ``dense`` for all others."""
 
     def in_pages(pages: Pages, rows: Rows) -> Tensor:
-        return dense(pages, rows) if rows.skip is None else _in_pages(pages, rows, rows.skip)
+        skip = rows.skip
+        return dense(pages, rows) if skip is None or not skip.share else _in_pages(pages, rows, skip)
 
     return in_pages
+
+
+def _numbers_of_keys(rows: Rows) -> Tensor:
+    """int32 [T], how many keys each row sees without its window: its context and the rows up to itself, or its path."""
+    if _numbers_of_keys not in rows.kept:
+        bounds, contexts = host_list(rows.cu_seqlens), host_list(rows.context_lens)
+        each = [
+            torch.arange(context + 1, context + 1 + end - begin, dtype=torch.int32)
+            for context, (begin, end) in zip(contexts, pairwise(bounds), strict=True)
+        ]
+        sees = to_device(torch.cat(each), rows.q.device)
+        for s, mask in enumerate(packed_trees(rows) or ()):
+            if mask is not None:
+                sees[bounds[s] : bounds[s + 1]] = contexts[s] + mask.sum(-1, dtype=torch.int32)
+        rows.kept[_numbers_of_keys] = sees
+    numbers: Tensor = rows.kept[_numbers_of_keys]
+    return numbers
 
 
 def _in_pages(pages: Pages, rows: Rows, skip: Skip) -> Tensor:
@@ -131,7 +154,7 @@ def _in_pages(pages: Pages, rows: Rows, skip: Skip) -> Tensor:
     num_heads = rows.q.shape[1]
     _skipping_kernel[fixed.grid](
         *(rows.q, pages.k, pages.v, pages.k_scale, pages.v_scale, *fixed.into, fixed.launch.items),
-        *(pages.block_tables, fixed.trees, skip.counts),
+        *(pages.block_tables, fixed.trees, _numbers_of_keys(rows), skip.counts),
         *(float(rows.scale), float(rows.softcap), int(rows.window), float(skip.share), SKIP_MOST, int(skip.gate)),
         *(rows.q.stride(0), rows.q.stride(1), pages.k.stride(0), pages.k.stride(1), pages.block_tables.stride(0)),
         *(num_heads, num_heads // rows.k.shape[1]),

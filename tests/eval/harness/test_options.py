@@ -62,6 +62,8 @@ def test_several_models_have_a_folder_each():
         ("models/qwen.gguf", Path("out/qwen")),
     ]
     assert [one.folder for one in RunOptions.load(None, NEEDED).of_each_model()] == [Path("out")]
+    with pytest.raises(EvalError, match="two models are called 'model'"):
+        RunOptions.load(None, {**NEEDED, "model": ["a/model", "b/model"]}).of_each_model()
 
 
 def test_a_limit_is_one_for_all_lengths_or_one_for_each():

@@ -151,3 +151,9 @@ def test_what_cannot_be_planned_together_is_planned_alone() -> None:
     in_prefill = PolicyState(parse_policy(QUEST), MODEL, 400)
     assert not can_plan(batch.step([states[0], in_prefill], [[0], [0]], masks), 0, 0)
     assert not can_plan(batch.step(states, [[0], [0]], masks), 0, window=64)
+    skipping = PolicyState(parse_policy("skip:gate=0"), MODEL, batch.prompts[0])
+    for company in ([skipping, skipping], [skipping, states[1]]):
+        for layer in range(LAYERS):  # its rows leave out tiles, of which a plan for all would know nothing
+            step = batch.step(company, [[0], [0]], masks)
+            assert not can_plan(step, layer, 0)
+            assert not all_dense(step, layer, 0)

@@ -66,12 +66,14 @@ def test_the_tiles_and_the_numbers_are_those_of_the_reference(
 def test_nodes_of_trees_leave_out_what_their_paths_would() -> None:
     """Beside a sequence without one; the first tile of a short context is no measure for a tree."""
     mask, depth = tree()
-    for contexts in ([1021, 300, 58], [60, 300, 70]):  # paths across the borders of a chunk and of a tile
+    # paths across the borders of a chunk and of a tile, and behind a share that all nodes read together
+    for contexts in ([1021, 300, 58], [60, 300, 70], [1100, 5, 2047]):
         batch = InPages([5, 3, 5], contexts, 4, 2, 16)
         batch.q *= 3
         own = positions(batch, depth, None, depth)
-        assert check(batch, 60.0, tree_masks=[mask, None, mask], positions=own) > 0
-        check(batch, 60.0, tree_masks=[mask, None, mask], positions=own, window=50)
+        assert check(batch, 300.0, tree_masks=[mask, None, mask], positions=own) > 0
+        check(batch, 300.0, tree_masks=[mask, None, mask], positions=own, window=80)
+        check(batch, 300.0, gate=contexts[0] + 3, tree_masks=[mask, None, mask], positions=own)
 
 
 def test_soft_caps_and_half_precision() -> None:
