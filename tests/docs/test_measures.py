@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "eval" / "results"
 MEASURES: dict[str, dict[str, list[str]]] = yaml.safe_load((RESULTS / "measures.yaml").read_text(encoding="utf-8"))
-QUOTED = sorted(set(re.findall(r"eval/results/([\w-]+)\.json", (ROOT / "README.md").read_text(encoding="utf-8"))))
+QUOTED = sorted(set(re.findall(r"eval/results/([\w/-]+)\.json", (ROOT / "README.md").read_text(encoding="utf-8"))))
 
 
 def git(*arguments: str) -> str:
