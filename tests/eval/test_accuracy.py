@@ -81,8 +81,8 @@ def test_a_run_goes_on_from_the_figures_of_an_earlier_one(monkeypatch, tmp_path)
     text.write_text(" ".join(f"The {' '.join(six)} was there in year {n}." for n, six in enumerate(words)))
     two = Options(text=text, lengths=(1024,), policies=("dense", "auto"), tasks=("kv",), questions=2, seed=0)
     kept = []
-    first = run(two, keep=kept.append)
-    assert [figures["rows"] for figures in kept] == [first["rows"]]
+    first = run(two, keep=lambda figures: kept.append(list(figures["rows"])))
+    assert kept == [first["rows"][:1], first["rows"]]
     counted.clear()
     both = run(replace(two, lengths=(1024, 2048), policies=("dense", "auto", "quest")), first)
     assert [policy for _, policy in counted] == ["quest", "dense", "auto", "quest"]

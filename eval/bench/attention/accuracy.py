@@ -70,7 +70,7 @@ def run(
 ) -> Figures:
     """Rows of right and quoted answers by length, task and policy, and each policy's loss against the first.
 
-    ``keep`` is given the figures so far after every context; ``earlier`` ones of the same questions are not asked for
+    ``keep`` is given the figures so far after every policy of a context; ``earlier`` ones of the same questions are not asked for
     again.
 
     Raises:
@@ -112,7 +112,7 @@ def run(
                         row = place | _answers(engine, asking, example, policy)
                         log.info("answered", **row)
                     rows.append(row)
-                keep(figures())
+                    keep(figures())
     return figures()
 
 
@@ -133,6 +133,8 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for policy in dict.fromkeys(r["policy"] for r in rows):
         for task in dict.fromkeys(r["task"] for r in rows):
             own = [r for r in rows if r["policy"] == policy and r["task"] == task]
+            if not own:  # not yet
+                continue
             asked = sum(r["questions"] for r in own)
             figures: dict[str, Any] = {"questions": asked, "density": sum(r["density"] for r in own) / len(own)}
             for score in ("right", "quoted"):
