@@ -192,13 +192,14 @@ def _statements(maker: Maker, task: str, count: int, rng: random.Random) -> list
 
 def _answers(engine: AsyncEngine, asking: Asking, example: Example, policy: str) -> Row:
     """How many questions of a context the engine answers under a policy."""
-    verdicts, densities, tokens = [], [], []
+    verdicts, densities, tokens, times = [], [], [], []
     for question in example.questions:
         ids, most = asking.prompt(example, question)
         reply = ask(engine, ids, SamplingParams(max_tokens=most, attention=policy))
         verdicts.append(asking.judged(example, question, reply))
         densities.append(reply.stats.get("prefill_density", 1.0))
         tokens.append(len(ids))
+        times.append(reply.times[0])
     return {
         "policy": policy,
         "tokens": tokens[0],
@@ -206,6 +207,7 @@ def _answers(engine: AsyncEngine, asking: Asking, example: Example, policy: str)
         "right": sum(right for right, _ in verdicts),
         "quoted": sum(quoted for _, quoted in verdicts),
         "density": densities[0],  # of the question that read the context
+        "first_token_s": times[0],  # of the same
     }
 
 
