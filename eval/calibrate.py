@@ -226,11 +226,13 @@ def make_table(
     files = (f"minference:file={output / 'minference.json'}", f"lserve:heads={output / 'duo.tsv'}")
     memory = int(2.5 * (longest + 2048) * loaded.kv_shape.bytes_per_token(torch.float32))
     config = EngineConfig.of(kv_memory=memory, prefix_cache=False, drafter="none", attention="dense")
-    ids = _encoder(loaded)(text)
+    encode = _encoder(loaded)
+    ids = encode(text)
     with AsyncEngine(Engine(loaded, config)) as engine:
         tried = policies or (*POLICIES, *files)
         rows = measure(
             engine,
+            encode,
             ids,
             lengths,
             tried,

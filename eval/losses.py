@@ -9,6 +9,7 @@ from statistics import fmean
 
 from eval.errors import EvalError
 from service.engine.async_engine import AsyncEngine
+from service.engine.outputs import TokenLogprobs
 from service.engine.params import SamplingParams
 
 
@@ -18,11 +19,6 @@ class Losses:
 
     each: list[float]
     density: float
-
-    @classmethod
-    def of(cls, parts: Sequence[Losses]) -> Losses:
-        """Those of windows that were read apart."""
-        return cls([loss for part in parts for loss in part.each], fmean(part.density for part in parts))
 
 
 def cut(ids: Sequence[int], length: int, count: int, scored: int) -> list[list[int]]:
@@ -39,15 +35,25 @@ def cut(ids: Sequence[int], length: int, count: int, scored: int) -> list[list[i
 
 def read(engine: AsyncEngine, windows: Sequence[Sequence[int]], scored: int, policy: str) -> Losses:
     """The windows, one after the other, under a policy."""
-    params = SamplingParams(max_tokens=0, prompt_logprobs=0, drafter="none", attention=policy)
     each, densities = [], []
     for window in windows:
-        [found] = engine.generate([window], params)
-        if found.error is not None:
-            raise EvalError(f"the engine failed: {found.error}")
-        each.append(-fmean(one.logprob for one in (found.prompt_logprobs or [])[-scored:]))
-        densities.append(found.stats.get("prefill_density", 1.0))
+        tokens, density = logprobs(engine, window, policy)
+        each.append(-fmean(one.logprob for one in tokens[-scored:]))
+        densities.append(density)
     return Losses(each, fmean(densities))
+
+
+def logprobs(engine: AsyncEngine, ids: Sequence[int], policy: str) -> tuple[list[TokenLogprobs], float]:
+    """Of all tokens but the first, read under a policy, and the density of attention.
+
+    Raises:
+        EvalError: the engine failed.
+    """
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0, drafter="none", attention=policy)
+    [found] = engine.generate([ids], params)
+    if found.error is not None:
+        raise EvalError(f"the engine failed under {policy}: {found.error}")
+    return found.prompt_logprobs or [], found.stats.get("prefill_density", 1.0)
 
 
 def rise(losses: Losses, dense: Losses) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from eval.auto_table import DENSE, table_of, write_table
 from eval.calibrate import command, make_table
 from eval.errors import EvalError
+from eval.planted import plant
 from service.engine.loading.checkpoint import load_model, prepare
 from service.engine.options import parse_policy
 from service.errors import InvalidRequest
@@ -23,8 +25,9 @@ SPARSE = "streaming:sink=64,local=64,gate=0,block=64"
 
 
 def tried(length: int, **policies: tuple[float, float]) -> list[dict[str, Any]]:
+    recall = {"numbers": 32, "recalled": 0.75, "recalled_by_dense": 0.75}
     return [
-        {"length": length, "policy": name, "first_token_s": seconds, "rise": rise}
+        {"length": length, "policy": name, "first_token_s": seconds, "rise": rise, **recall}
         for name, (seconds, rise) in {DENSE: (1.0, 0.0), **policies}.items()
     ]
 
@@ -44,6 +47,30 @@ def test_the_fastest_that_loses_little_is_a_lengths_policy() -> None:
     assert [row["policy"] for row in table_of(rows, 0.0)] == ["dense"]
     back = [*rows, *tried(16000, skip=(1.0, 0.0), streaming=(0.3, 0.5))]
     assert table_of(back, 0.01)[-1] == {"min_length": 16000, "policy": "dense"}
+
+
+@pytest.mark.parametrize(("dense", "own", "admitted"), [(0.75, 0.69, True), (0.75, 0.65, False), (1.0, 0.9, False)])
+def test_who_forgets_more_than_a_standard_error_is_not_in_the_table(dense: float, own: float, admitted: bool) -> None:
+    rows = tried(1000, streaming=(0.5, 0.0))
+    rows[1] |= {"recalled": own, "recalled_by_dense": dense}
+    assert (table_of(rows, 0.01)[-1]["policy"] == "streaming+dense") is admitted
+
+
+def test_numbers_are_told_at_even_depths_and_again_at_the_end() -> None:
+    def encode(text: str) -> list[int]:
+        return [int(word) if word.isdigit() else 7 for word in text.replace(".", " .").split()]
+
+    text = [0] * 1000
+    made = plant(encode, text, 300, seed=1)
+    told = [i for i, token in enumerate(made.ids) if token >= 10**4]
+    assert len(made.ids) == 1000
+    assert len(made.numbers) == 7 == len(told) / 2
+    assert [at.start for at in made.numbers] == told[7:]
+    assert {made.ids[i] for i in told[:7]} == {made.ids[i] for i in told[7:]}
+    assert [made.ids[i] for i in told[:7]] != [made.ids[i] for i in told[7:]]
+    gaps = [b - a for a, b in pairwise(told[:7])]
+    assert max(gaps) - min(gaps) <= 1
+    assert (made.scored.start, made.scored.stop) == (made.scored.stop - 300, told[6] + 2)
 
 
 def test_auto_reads_what_was_written(tmp_path: Path, random_llama: Callable[..., Any]) -> None:

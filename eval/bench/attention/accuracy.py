@@ -70,8 +70,8 @@ def run(
 ) -> Figures:
     """Rows of right and quoted answers by length, task and policy, and each policy's loss against the first.
 
-    ``keep`` is given the figures so far after every policy of a context; ``earlier`` ones of the same questions are not asked for
-    again.
+    ``keep`` is given the figures so far after every policy of a context; ``earlier`` ones of the same questions are not
+    asked for again.
 
     Raises:
         EvalError: a task that the model cannot be asked, a length that it does not hold, no tokenizer, or earlier
