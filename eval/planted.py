@@ -1,8 +1,8 @@
 """Windows of a text with numbers planted in it, each told once more at the end: what a policy forgets shows there.
 
 The perplexity of running text hardly depends on single words far back. So up to `MOST` statements, no more than one for
-every `TOKENS`, are put among the text at even depths, and all of them stand at the end again in another order; a number
-is *recalled* where each of its tokens is the likeliest.
+every `TOKENS`, are put at even depths before the text whose loss counts, and all of them stand behind it again in
+another order; a number is *recalled* where each of its tokens is the likeliest.
 """
 
 from __future__ import annotations
@@ -75,16 +75,19 @@ def plant(encode: Callable[[str], Sequence[int]], text: Sequence[int], scored: i
     ]
     stop = list(encode("."))
     room = len(text) - 2 * sum(len(head) + len(number) + len(stop) for head, number in told)
+    before = room - min(scored, room // 2)
     ids: list[int] = []
     for i, (head, number) in enumerate(told):
-        ids += [*text[i * room // count : (i + 1) * room // count], *head, *number, *stop]
+        ids += [*text[i * before // count : (i + 1) * before // count], *head, *number, *stop]
+    begin = len(ids)
+    ids += text[before:room]
     end = len(ids)
     numbers = []
     for head, number in rng.sample(told, count):
         ids += head
         numbers.append(slice(len(ids), len(ids) + len(number)))
         ids += [*number, *stop]
-    return Planted(ids, slice(max(1, end - min(scored, room // 2)), end), numbers)
+    return Planted(ids, slice(begin, end), numbers)
 
 
 def read(engine: AsyncEngine, window: Planted, policy: str) -> Reading:

@@ -70,7 +70,8 @@ def test_numbers_are_told_at_even_depths_and_again_at_the_end() -> None:
     assert [made.ids[i] for i in told[:7]] != [made.ids[i] for i in told[7:]]
     gaps = [b - a for a, b in pairwise(told[:7])]
     assert max(gaps) - min(gaps) <= 1
-    assert (made.scored.start, made.scored.stop) == (made.scored.stop - 300, told[6] + 2)
+    assert (made.scored.start, made.scored.stop) == (told[6] + 2, told[6] + 302)
+    assert set(made.ids[made.scored]) == {0}, "of the text alone"
 
 
 def test_auto_reads_what_was_written(tmp_path: Path, random_llama: Callable[..., Any]) -> None:
@@ -102,6 +103,7 @@ def test_a_model_gets_its_table_from_a_text(tmp_path: Path, monkeypatch: pytest.
     loaded = load_model("embedded", "float32")
     text = " ".join(f"In the year {1800 + n} the mill by the river ground corn for parish {n}." for n in range(90))
     kept: list[int] = []
+    monkeypatch.setattr("eval.auto_table.FORGETFUL", 1.0)
     bounds: dict[str, Any] = {"most": 10.0, "windows": 2}
     found = make_table(
         loaded, text, [320, 256], tmp_path, [SPARSE], **bounds, keep=lambda found: kept.append(len(found["rows"]))
