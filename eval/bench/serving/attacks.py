@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 CLOSED = "the connection was closed"
 
 
