@@ -99,7 +99,7 @@ class _Facts:
         blocks: key blocks times heads of its new rows, each seeing everything.
         decoding: all of them are past their prompts.
         alike: every sequence has a policy, and all the same.
-        skips: one of them leaves out tiles, which is a matter of its rows and of no index.
+        skips: one of them leaves out tiles (`PolicyState.skips_in_decode`).
     """
 
     states: list[PolicyState]
@@ -130,7 +130,7 @@ class _Facts:
         ]
         decoding = all(attn.lengths[s] >= state.prompt_len for s, state in own)
         alike = len(states) == len(policies) and all(state.policy == states[0].policy for state in states)
-        skips = any(state.policy.skips(prefill=False)[0] for state in states)
+        skips = any(state.skips_in_decode for state in states)
         return cls(states, ends, blocks, decoding, alike, skips)
 
 

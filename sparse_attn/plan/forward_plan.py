@@ -103,7 +103,7 @@ def _decodes_densely(attn: AttnBatch, s: int, layer: int, window: int) -> bool:
     count, state = attn.bounds[s + 1] - attn.bounds[s], _state(attn, s)
     if state is None:
         return count < PREFILL_ROWS
-    if state.policy.skips(prefill=False)[0]:
+    if state.skips_in_decode:
         return False
     return attn.lengths[s] >= state.prompt_len and state.sees_all(layer, attn.lengths[s] + count, window)
 

@@ -123,6 +123,11 @@ class PolicyState:
         """What each layer visits in decode."""
         return [self.policy.decode(layer, self.model) for layer in range(self.model.num_layers)]
 
+    @property
+    def skips_in_decode(self) -> bool:
+        """Whether decode rows may leave out tiles, which is a matter of the rows and of no index."""
+        return self.policy.skips(prefill=False)[0] > 0
+
     def decodes_densely(self, length: int) -> bool:
         """Whether decode rows of a sequence that has ``length`` tokens with them are dense in every layer."""
         share, gate = self.policy.skips(prefill=False)

@@ -21,6 +21,24 @@ from sparse_attn.kernels.triton.invariant import FixedLaunch, along_path, merge,
 from sparse_attn.kernels.triton.online_softmax import scores, weigh
 
 
+@triton.jit
+def _seen_scores(
+    q, K, K_SCALE, slot, key, present, sees, wanted, window, qk_scale, softcap,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, QUANT: tl.constexpr,
+):  # fmt: skip
+    """Scores [M, N] of the keys of these slots and numbers [N], -inf where a row does not see one."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = present[None, :] & (offs_d < HEAD_DIM)[:, None]
+    k = tl.load(K + slot[None, :] + offs_d[:, None], mask=mask, other=0.0)
+    k_scale = 1.0
+    if QUANT:
+        k_scale = tl.load(K_SCALE + slot // HEAD_DIM, mask=present, other=0.0).to(tl.float32)
+    visible = (key[None, :] < sees[:, None]) & wanted[:, None]
+    if WINDOW:
+        visible = visible & (key[None, :] >= sees[:, None] - window)
+    return tl.where(visible, scores(q, k, k_scale, qk_scale, softcap, CAP, QUANT), float("-inf"))
+
+
 @triton.jit(do_not_specialize=["stride_table", "stride_qt"], do_not_specialize_on_alignment=["TABLES"])
 def _skipping_kernel(
     Q, K, V, K_SCALE, V_SCALE, OUT, PART_OUT, PART_WEIGHT, PART_TOP, ITEMS, TABLES, TREES, SEES, COUNTS,
@@ -46,8 +64,7 @@ def _skipping_kernel(
     margin = tl.where(sees > skip_gate, margin, float("inf"))
     kv_offset = (head0 // kv_group) * stride_kv_head
     table = TABLES + seq.to(tl.int64) * stride_table
-    k_scale = tl.full([TILE], 1.0, tl.float32)
-    v_scale = k_scale
+    v_scale = tl.full([TILE], 1.0, tl.float32)
     oldest = 0
     if WINDOW:
         oldest = tl.maximum(tl.min(tl.where(wanted, sees, 2147483647), 0) - window, 0) // TILE
@@ -59,14 +76,11 @@ def _skipping_kernel(
         slot = slots_of(
             table, offs_n, present, -1, context, of_path, number, stride_page, kv_offset, PAGE, HEAD_DIM, NODES
         )
-        k = tl.load(K + slot[None, :] + offs_d[:, None], mask=present[None, :] & in_head[:, None], other=0.0)
-        if QUANT:
-            k_scale = tl.load(K_SCALE + slot // HEAD_DIM, mask=present, other=0.0).to(tl.float32)
-        visible = (offs_n[None, :] < sees[:, None]) & wanted[:, None]
-        if WINDOW:
-            visible = visible & (offs_n[None, :] >= sees[:, None] - window)
-        s = scores(q, k, k_scale, qk_scale, softcap, CAP, QUANT)
-        first = tl.max(tl.where(visible, s, float("-inf")), 1)
+        s = _seen_scores(
+            q, K, K_SCALE, slot, offs_n, present, sees, wanted, window, qk_scale, softcap, HEAD_DIM, BLOCK_D, WINDOW,
+            CAP, QUANT,
+        )  # fmt: skip
+        first = tl.max(s, 1)
 
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)
@@ -86,13 +100,10 @@ def _skipping_kernel(
             slot = slots_of(
                 table, key, present, tree, context, of_path, number, stride_page, kv_offset, PAGE, HEAD_DIM, NODES
             )
-            k = tl.load(K + slot[None, :] + offs_d[:, None], mask=present[None, :] & in_head[:, None], other=0.0)
-            if QUANT:
-                k_scale = tl.load(K_SCALE + slot // HEAD_DIM, mask=present, other=0.0).to(tl.float32)
-            visible = (key[None, :] < sees[:, None]) & wanted[:, None]
-            if WINDOW:
-                visible = visible & (key[None, :] >= sees[:, None] - window)
-            s = tl.where(visible, scores(q, k, k_scale, qk_scale, softcap, CAP, QUANT), float("-inf"))
+            s = _seen_scores(
+                q, K, K_SCALE, slot, key, present, sees, wanted, window, qk_scale, softcap, HEAD_DIM, BLOCK_D, WINDOW,
+                CAP, QUANT,
+            )  # fmt: skip
             tops = tl.max(s, 1)
             running = tl.maximum(tl.where(tile % (CHUNK // TILE) == 0, first, running), tops)
             seen = tops > float("-inf")
